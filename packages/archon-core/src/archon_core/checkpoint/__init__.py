@@ -1,0 +1,1 @@
+"""Checkpoints: Hugging Face folders for weights, distributed checkpoints to continue a run."""

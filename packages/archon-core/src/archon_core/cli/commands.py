@@ -1,0 +1,75 @@
+"""The subcommands of ``archon``: core's own and those of plugins, described without importing them.
+
+A command's target is imported when it is called, so that ``archon --help`` stays quick however much a command needs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import typer
+from rich.markup import escape
+from typer.core import TyperCommand, TyperGroup
+
+from archon_core.errors import PluginError
+from archon_core.plugins import CommandSpec, registry
+from archon_core.plugins.loader import load_core
+
+COMPLETION_OPTIONS = ("install_completion", "show_completion")
+
+
+class Commands(TyperGroup):
+    """Core's commands, then those of plugins. Core's work even when the plugins cannot be read."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        return list(known_commands())
+
+    def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
+        """What help and completion show of a command; ``resolve_command`` makes the one that runs."""
+        spec = known_commands().get(cmd_name)
+        if spec is None:
+            return None
+        panel = None if spec.name in core_commands() else f"Commands of {registry().origin(spec)}"
+        return TyperCommand(name=spec.name, help=escape(spec.summary), rich_help_panel=panel)
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str, Any, list[str]]:
+        name, *rest = args
+        spec = core_commands().get(name) or registry().get(CommandSpec, name)
+        return spec.name, build_command(spec), rest
+
+
+@functools.cache
+def core_commands() -> Mapping[str, CommandSpec]:
+    """The commands that are part of core, by name. A plugin cannot take them over."""
+    return {spec.name: spec for spec in load_core().specs if isinstance(spec, CommandSpec)}
+
+
+def known_commands() -> dict[str, CommandSpec]:
+    """All commands by name, except those of plugins that clash."""
+    core = core_commands()
+    return dict(core) | {spec.name: spec for spec in registry().all(CommandSpec) if spec.name not in core}
+
+
+def build_command(spec: CommandSpec) -> Any:
+    """Import a command and make it runnable.
+
+    Raises:
+        PluginError: the target does not import, or is neither a function nor a ``typer.Typer``.
+    """
+    target = spec.load()
+    if isinstance(target, typer.Typer):
+        command = typer.main.get_command(target)
+        command.params = [option for option in command.params if option.name not in COMPLETION_OPTIONS]
+    elif callable(target):
+        single = typer.Typer(add_completion=False)
+        single.command(help=target.__doc__ or escape(spec.summary))(target)
+        command = typer.main.get_command(single)
+    else:
+        raise PluginError(
+            f"command {spec.name!r} of {registry().origin(spec)}: target {spec.target!r} is a "
+            f"{type(target).__name__}; name a function or a typer.Typer"
+        )
+    command.name = spec.name
+    return command

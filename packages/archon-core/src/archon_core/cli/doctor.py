@@ -1,0 +1,175 @@
+"""``archon doctor``: Python, torch, devices, plugins and versions, each with what to do when it is not right."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.text import Text
+
+from archon_core import __version__
+from archon_core.cli.console import print_json, print_text
+from archon_core.plugins import PLUGIN_API, Registry, build_registry
+from archon_core.plugins.discovery import discover
+from archon_core.tested_versions import TESTED_VERSIONS
+
+State = Literal["ok", "note", "failure"]
+
+STYLES: Mapping[State, str] = {"ok": "green", "note": "yellow", "failure": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        subject: what was looked at.
+        state: ``note`` is worth knowing; ``failure`` means that something does not work.
+        found: what is there.
+        advice: what to do; empty when nothing is.
+    """
+
+    subject: str
+    state: State
+    found: str
+    advice: str = ""
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Check Python, torch, devices, plugins and versions. Exits with 1 when something does not work."""
+    # Strict mode would stop at the first broken plugin; here all of them are wanted.
+    environment = {name: value for name, value in os.environ.items() if name != "ARCHON_STRICT_PLUGINS"}
+    findings = [
+        *examine_python(),
+        *examine_torch(),
+        *examine_plugins(build_registry(discover(), environment)),
+        *examine_versions(TESTED_VERSIONS, installed_version),
+    ]
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            print_text(
+                Text.assemble(
+                    (f"{finding.state:<8}", STYLES[finding.state]),
+                    (f"{finding.subject:<14} ", "bold"),
+                    finding.found,
+                    f"\n        {finding.advice}" if finding.advice else "",
+                )
+            )
+    if any(finding.state == "failure" for finding in findings):
+        raise typer.Exit(1)
+
+
+def examine_python() -> Iterator[Finding]:
+    """The interpreter, Archon's own version, and what the host offers."""
+    yield Finding("Python", "ok", f"{platform.python_version()} ({platform.python_implementation()}, {sys.executable})")
+    yield Finding("archon-core", "ok", f"{__version__}, plugin API {'.'.join(map(str, PLUGIN_API))}")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = f", {_host_memory() / 2**30:.0f} GiB" if _host_memory() else ""
+    yield Finding("host", "ok", f"{platform.system()} {platform.machine()}, {cores} cores{memory}")
+
+
+def examine_torch() -> Iterator[Finding]:
+    """torch's build, its devices and its collective backends."""
+    try:
+        import torch
+    except Exception as error:  # a damaged installation may raise anything
+        advice = 'install it: pip install "torch>=2.11"'
+        yield Finding("torch", "failure", f"does not import: {type(error).__name__}: {error}", advice)
+        return
+    build = torch.version.cuda or torch.version.hip
+    yield Finding(
+        "torch", "ok", f"{torch.__version__} ({f'built for {build}' if build else 'no GPU support built in'})"
+    )
+    yield from _examine_devices(torch, build)
+    backends = [
+        name
+        for name, available in (
+            ("gloo", torch.distributed.is_available() and torch.distributed.is_gloo_available()),
+            ("nccl", torch.distributed.is_available() and torch.distributed.is_nccl_available()),
+        )
+        if available
+    ]
+    if backends:
+        yield Finding("collectives", "ok", ", ".join(backends))
+    else:
+        yield Finding(
+            "collectives", "note", "none in this build of torch", "one process works; for more, install another build"
+        )
+
+
+def _examine_devices(torch: Any, build: str | None) -> Iterator[Finding]:
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            device = torch.cuda.get_device_properties(index)
+            yield Finding(f"device {index}", "ok", f"{device.name}, {device.total_memory / 2**30:.0f} GiB")
+    elif torch.accelerator.is_available():
+        kind = torch.accelerator.current_accelerator().type
+        yield Finding(
+            "devices", "note", f"{torch.accelerator.device_count()} {kind}", "Archon is tested on CPU and CUDA"
+        )
+    elif build:
+        yield Finding(
+            "devices",
+            "note",
+            f"torch is built for {build}, but sees no device",
+            "check the driver (nvidia-smi) and CUDA_VISIBLE_DEVICES; runs take the CPU",
+        )
+    else:
+        yield Finding("devices", "ok", "CPU only")
+
+
+def examine_plugins(registry: Registry) -> Iterator[Finding]:
+    """Each plugin that is not loaded or has a problem; one line when there is none."""
+    for plugin in registry.plugins:
+        subject = f"plugin {plugin.name}"
+        if plugin.status == "disabled":
+            yield Finding(subject, "note", f"{plugin}: disabled", plugin.cause)
+        elif plugin.status != "loaded":
+            yield Finding(subject, "failure", f"{plugin}: {plugin.status}", plugin.cause)
+        for problem in plugin.problems:
+            yield Finding(subject, "failure", str(plugin), problem)
+    for problem in registry.problems:
+        yield Finding("plugins", "note", problem)
+    loaded = [plugin.name for plugin in registry.plugins if plugin.status == "loaded"]
+    yield Finding("plugins", "ok", f"loaded: {', '.join(loaded)}")
+
+
+def examine_versions(tested: Mapping[str, str], installed: Callable[[str], str | None]) -> Iterator[Finding]:
+    """Where the installation differs from the versions that this release was tested with.
+
+    Args:
+        tested: distribution -> version.
+        installed: gives a distribution's version, or ``None`` when it is not there.
+    """
+    differing = 0
+    for name, version in tested.items():
+        found = installed(name)
+        # 2.13.0+cpu and 2.13.0+cu130 are builds of one version.
+        if found is not None and found.partition("+")[0] != version:
+            differing += 1
+            yield Finding(name, "note", f"{found}, tested with {version}", f'pip install "{name}=={version}"')
+    if not differing:
+        yield Finding("versions", "ok", "those that this release was tested with")
+
+
+def installed_version(name: str) -> str | None:
+    """The version of a distribution, or ``None`` when it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _host_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not every system tells
+        return 0

@@ -1,0 +1,100 @@
+"""The program ``archon``: global options, dispatch to commands, and how errors reach the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback as tracebacks
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from archon_core import __version__
+from archon_core.cli.commands import Commands
+from archon_core.cli.console import print_error
+from archon_core.errors import ArchonError
+from archon_core.plugins import registry
+from archon_core.plugins.discovery import discover, distribution_name, normalise
+from archon_core.plugins.hints import nearest
+
+USER_ERROR = 2
+"""Exit code when the user has to change something; the same as for a wrong option."""
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        print(f"archon-core {__version__}")
+        raise typer.Exit
+
+
+def _disable_plugins(names: list[str] | None) -> list[str]:
+    """Put the names into ``ARCHON_DISABLE_PLUGINS``, where the ranks that a command starts find them too."""
+    if not names:
+        return []
+    entry_points = discover().entry_points
+    installed = {normalise(name) for point in entry_points for name in (point.name, distribution_name(point))}
+    for name in names:
+        if normalise(name) not in installed | {"all"}:
+            close = nearest(name, installed)
+            meant = f", did you mean {close!r}?" if close else ""
+            known = ", ".join(point.name for point in entry_points) or "none"
+            raise typer.BadParameter(f"no installed plugin is called {name!r}{meant}; allowed are all, {known}")
+    before = os.environ.get("ARCHON_DISABLE_PLUGINS", "")
+    os.environ["ARCHON_DISABLE_PLUGINS"] = ",".join([*([before] if before else []), *names])
+    registry.cache_clear()
+    return names
+
+
+def _show_tracebacks(requested: bool) -> None:
+    # Not in the group's callback: typer looks the command up, which may fail, before it calls that.
+    if requested:
+        os.environ["ARCHON_TRACEBACK"] = "1"
+
+
+@app.callback()
+def archon(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+    no_plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--no-plugin",
+            metavar="NAME",
+            # Before --help, which lists the commands of plugins.
+            is_eager=True,
+            callback=_disable_plugins,
+            help="Leave out this plugin, by its name or its package's; may be repeated; 'all' leaves out every one.",
+        ),
+    ] = None,
+    traceback: Annotated[
+        bool,
+        typer.Option(
+            "--traceback",
+            callback=_show_tracebacks,
+            help="Show where an error was raised, as ARCHON_TRACEBACK=1 does.",
+        ),
+    ] = False,
+) -> None:
+    """Train language models by reinforcement learning and fine-tuning, on one process or many."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the program; exits with 0, with 2 and a message when the user has to change something, or as a command does.
+
+    Args:
+        arguments: without the program's name; ``None`` for those of the process.
+    """
+    try:
+        typer.main.get_command(app).main(
+            args=None if arguments is None else list(arguments),
+            prog_name="archon",
+        )
+    except ArchonError as error:
+        if os.environ.get("ARCHON_TRACEBACK", "0") not in ("", "0"):
+            tracebacks.print_exception(error)
+        print_error(error)
+        sys.exit(USER_ERROR)

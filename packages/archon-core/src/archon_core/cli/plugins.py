@@ -1,0 +1,86 @@
+"""``archon plugins``: what is installed, what it provides, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from archon_core import __version__
+from archon_core.cli.console import print_json, print_table, print_text
+from archon_core.plugins import PLUGIN_API, PluginStatus, Registry, registry
+from archon_core.plugins.hints import label
+
+STYLES = {"loaded": "green", "failed": "bold red", "incompatible": "bold red", "disabled": "dim"}
+
+
+def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """List the installed plugins, what they provide and what is wrong with them."""
+    installed = registry()
+    if as_json:
+        print_json(describe_registry(installed))
+        return
+    print_table(
+        ("plugin", "package", "version", "status", "provides"),
+        (
+            (
+                plugin.name,
+                plugin.distribution,
+                plugin.version,
+                Text(plugin.status, STYLES[plugin.status]),
+                _summarise_specs(plugin),
+            )
+            for plugin in installed.plugins
+        ),
+    )
+    for plugin in installed.plugins:
+        for text in (plugin.cause, *plugin.problems):
+            if text:
+                print_text(f"\n{plugin.distribution} ({plugin.name}): {text}")
+    for problem in installed.problems:
+        print_text(f"\n{problem}")
+    if len(installed.plugins) == 1:
+        print_text(
+            "\nNo plugin is installed. Models: pip install archon-models-qwen. "
+            "Algorithms: pip install archon-rl. Rollout: pip install archon-rollout."
+        )
+
+
+def describe_registry(installed: Registry) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    return {
+        "archon_core": __version__,
+        "plugin_api": ".".join(map(str, PLUGIN_API)),
+        "problems": list(installed.problems),
+        "plugins": [
+            {
+                "name": plugin.name,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "module": plugin.module,
+                "status": plugin.status,
+                "cause": plugin.cause,
+                "problems": list(plugin.problems),
+                "specs": [
+                    {
+                        "kind": spec.kind,
+                        "name": spec.name,
+                        "aliases": list(spec.aliases),
+                        "target": spec.target,
+                        "summary": spec.summary,
+                    }
+                    for spec in plugin.specs
+                ],
+            }
+            for plugin in installed.plugins
+        ],
+    }
+
+
+def _summarise_specs(plugin: PluginStatus) -> str:
+    names: defaultdict[str, list[str]] = defaultdict(list)
+    for spec in plugin.specs:
+        names[spec.kind].append(spec.name)
+    return "\n".join(f"{label(kind)}: {', '.join(of_kind)}" for kind, of_kind in names.items())

@@ -1,0 +1,185 @@
+"""From a YAML file and overrides to typed options, in one pass and with all mistakes in one message.
+
+The steps: texts (``raw``, ``overrides``), AReaL's names (``areal``), plugins' sections for the names that the file
+uses (``sections``), types (``typed``), one merge with the schema by OmegaConf, which resolves ``${...}``, and the
+checks of ``validation``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archon_core.config.areal import Translation, fill_in, is_areal, rename, translate
+from archon_core.config.decisions import Decision
+from archon_core.config.leftovers import MissingOption, sort_leftovers
+from archon_core.config.overrides import parse_overrides
+from archon_core.config.raw import RawMapping, merge
+from archon_core.config.schema import ExperimentConfig
+from archon_core.config.sections import SectionChoice, build_schema, choose_sections
+from archon_core.config.typed import Converted, Problem, convert, knows
+from archon_core.config.validation import check_options
+from archon_core.config.yaml_file import read_yaml
+from archon_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from archon_core.plugins import Registry
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A configuration that was read and checked.
+
+    Attributes:
+        config: ``ExperimentConfig`` with the sections of the plugins that it uses.
+        decisions: what reading it changed or left without effect.
+        explicit: dotted names of the options that the file or an override writes, under our names.
+        sources: dotted name -> file and line, or override, of those.
+        missing: options that belong to packages that are not there; empty unless they were let through.
+        warnings: what is wrong with plugins' sections, as sentences.
+    """
+
+    config: Any
+    decisions: tuple[Decision, ...]
+    explicit: frozenset[str]
+    sources: dict[str, str]
+    missing: tuple[MissingOption, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults included, as a file that loads to the same."""
+        return to_yaml(self.config)
+
+
+def load_config(
+    path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None, *, allow_missing: bool = False
+) -> LoadedConfig:
+    """Read a YAML file, in Archon's form or AReaL's, and apply dotted overrides.
+
+    Args:
+        path: the file.
+        overrides: ``name.of.option=value``; a later one wins.
+        registry: where plugins' sections come from; ``None`` for the registry of this process.
+        allow_missing: let options of packages that are not installed pass, into ``missing``.
+
+    Raises:
+        ConfigError: naming everything that is wrong with the file or the overrides: syntax, unknown options, wrong
+            types, references to nothing, values that are not allowed, and options of packages that are not there.
+    """
+    if registry is None:
+        from archon_core.plugins import registry as installed
+
+        registry = installed()
+    written = read_yaml(Path(path))
+    return read_tree(written, parse_overrides(overrides), registry, allow_missing=allow_missing)
+
+
+def read_tree(
+    written: RawMapping, overrides: RawMapping, registry: Registry, *, allow_missing: bool = False
+) -> LoadedConfig:
+    """The same for trees of texts; see ``load_config``."""
+    areal = is_areal(written)
+    taken = _plugins_own_roots(registry) | (frozenset() if areal else {"model"})
+    tree = merge(rename(written, keep=taken), rename(overrides, keep=taken))
+    translation = translate(tree) if areal else Translation(tree)
+    choice = choose_sections(registry, translation.tree)
+    schema = build_schema(choice.used)
+    filled = fill_in(translation.tree, schema) if areal else Translation(translation.tree)
+    leftovers = sort_leftovers(filled.tree, schema, choice, registry)
+    converted = convert(leftovers.tree, schema)
+    problems = [*leftovers.problems, *converted.problems]
+    if not allow_missing:
+        problems += [Problem(option.source, str(option)) for option in leftovers.missing]
+    _raise_all(problems, choice)
+    config = _merge(schema, converted)
+    _raise_all([Problem(_source(option, converted), text) for option, text in check_options(config)], choice)
+    return LoadedConfig(
+        config=config,
+        decisions=(*translation.decisions, *filled.decisions, *leftovers.decisions),
+        explicit=frozenset(converted.written),
+        sources=converted.written,
+        missing=leftovers.missing,
+        warnings=choice.failures,
+    )
+
+
+def _plugins_own_roots(registry: Registry) -> frozenset[str]:
+    sections = (section for plugin in registry.plugins for spec in plugin.specs for section in spec.config)
+    roots = {section.path.partition(".")[0] for section in sections}
+    return frozenset(root for root in roots if not knows(ExperimentConfig, root))
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration, defaults included, as YAML that loads to the same."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(dataclasses.asdict(config))))
+
+
+def _merge(schema: type, converted: Converted) -> Any:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(schema), converted.values)
+    except OmegaConfBaseException as error:
+        option = getattr(error, "full_key", None) or "the configuration"
+        raise ConfigError(str(Problem(_source(option, converted), f"{option}: {_explain(error)}"))) from error
+    problems = []
+    for option, source in converted.written.items():
+        try:
+            OmegaConf.select(merged, option, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            problems.append(Problem(source, f"{option}: {_explain(error)}"))
+    _raise_all(problems)
+    try:
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        option = getattr(error, "full_key", None) or "the configuration"
+        raise ConfigError(f"{option}: {_explain(error)}") from error
+
+
+def _explain(error: Exception) -> str:
+    """OmegaConf's message as ours: without its trailer, and with what to do."""
+    message = str(error).partition("\n")[0]
+    if match := re.fullmatch(r"Interpolation key '(.*)' not found", message):
+        return f"found ${{{match[1]}}}, but there is no option {match[1]}; write that option, or the value itself"
+    if "Recursive interpolation" in message:
+        return "found a reference that leads back to itself; write the value itself"
+    if match := re.search(r"Environment variable '(\w+)' not found", message):
+        return f"found ${{oc.env:{match[1]}}}, but the environment has no {match[1]}; set it, or write the value itself"
+    if type(error).__name__ == "GrammarParseError":
+        return (
+            f"found a reference that cannot be read ({message}); write ${{name.of.option}}, or \\${{ for a plain text"
+        )
+    return message
+
+
+def _raise_all(problems: Iterable[Problem], choice: SectionChoice | None = None) -> None:
+    lines = list(dict.fromkeys(str(problem) for problem in problems))
+    if not lines:
+        return
+    if choice is not None and choice.failures:
+        lines += [f"(not read: {failure})" for failure in choice.failures]
+    if len(lines) == 1:
+        raise ConfigError(lines[0])
+    raise ConfigError(f"{len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines))
+
+
+def _source(option: str, converted: Converted) -> str:
+    """Where an option was written, or the section that holds it."""
+    while option and option not in converted.written:
+        option = option.rpartition(".")[0]
+    return converted.written.get(option, "")
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _escaped(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_escaped(child) for child in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value

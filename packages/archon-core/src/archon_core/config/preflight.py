@@ -1,0 +1,231 @@
+"""Everything that would stop a run, found before anything starts: layouts, the cluster, packages, paths.
+
+``plan_run`` is pure but for two looks at the file system (is there a checkpoint folder, a data file). It starts
+nothing and imports no torch, so that a layout for a hundred devices can be checked on a laptop.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archon_core.config.loading import LoadedConfig
+from archon_core.config.packages import MissingPackage, missing_package
+from archon_core.config.run_plan import Need, Obstacle, RunPlan
+from archon_core.config.sections import ROLES
+from archon_core.errors import ArchonError, LayoutError, PluginError
+from archon_core.layout import (
+    BUILTIN_BACKENDS,
+    Backend,
+    EngineShare,
+    Layout,
+    backend_table,
+    check_cluster,
+    cluster_shares,
+    engine_backends,
+    engine_layouts,
+    refuse_axes,
+)
+from archon_core.plugins.hints import PACKAGES, package_for
+from archon_core.plugins.specs import InferenceEngineSpec, ModelSpec, Spec, TrainEngineSpec, load_target
+
+if TYPE_CHECKING:
+    from archon_core.plugins import Registry
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
+    """Collect everything that stops a run of this configuration on this machine."""
+    planner = _Planner(loaded, registry)
+    planner.plan()
+    return RunPlan(
+        layouts=planner.layouts,
+        shares=planner.shares,
+        needs=tuple(Need(package, tuple(purposes)) for package, purposes in planner.needs.items()),
+        obstacles=tuple(dict.fromkeys(planner.obstacles)),
+        notes=tuple(planner.notes),
+    )
+
+
+class _Planner:
+    def __init__(self, loaded: LoadedConfig, registry: Registry) -> None:
+        self.config = loaded.config
+        self.loaded = loaded
+        self.registry = registry
+        self.layouts: dict[str, Layout] = {}
+        self.shares: tuple[EngineShare, ...] = ()
+        self.needs: dict[MissingPackage, list[str]] = {}
+        self.obstacles: list[Obstacle] = []
+        self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
+
+    def plan(self) -> None:
+        for option in self.loaded.missing:
+            self.need(option.package, option.option)
+        self.read_layouts()
+        self.check_algorithm()
+        if self.config.scheduler.type != "local":
+            self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
+        for role in ROLES:
+            if getattr(self.config, role) is not None:
+                self.check_engine(role)
+        self.check_paths()
+
+    def read_layouts(self) -> None:
+        table, backends = self.backends(), engine_backends(self.config)
+        for role in ["actor", *(other for other in backends if other != "actor")]:
+            if role != "actor" and "actor" not in self.layouts and not backends[role]:
+                continue  # it inherits the actor's, which is reported already
+            try:
+                # One by one, so that every mistake is found; an actor that cannot be read is reported already.
+                actor = str(self.layouts.get("actor", "archon:d1"))
+                self.layouts[role] = engine_layouts({"actor": actor, role: backends[role]}, backends=table)[role]
+            except ArchonError as error:
+                self.wrong(str(error))
+        if "actor" in self.layouts:
+            cluster = self.config.cluster
+            self.shares = cluster_shares(self.layouts)
+            try:
+                check_cluster(self.layouts, n_nodes=cluster.n_nodes, n_gpus_per_node=cluster.n_gpus_per_node)
+            except ArchonError as error:
+                self.wrong(str(error))
+
+    def backends(self) -> Mapping[str, Backend]:
+        """The engines that layouts may name: those that core knows of, and those that are installed."""
+        try:
+            return backend_table(self.registry.all(TrainEngineSpec), self.registry.all(InferenceEngineSpec))
+        except PluginError as error:
+            self.unable(str(error))
+            return BUILTIN_BACKENDS
+
+    def check_algorithm(self) -> None:
+        config = self.config
+        algorithm = self.look_up("algorithm", config.algorithm, "algorithm")
+        self.look_up("dataset", config.data.dataset, "data.dataset")
+        if config.reward is not None:
+            self.look_up("reward", config.reward, "reward")
+        rollout = self.layouts.get("rollout")
+        needed = algorithm is not None and "inference_engine" in getattr(algorithm, "needs", ())
+        if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
+            self.look_up("inference_engine", rollout.backend, "rollout.backend")
+
+    def check_engine(self, role: str) -> None:
+        config, layout = getattr(self.config, role), self.layouts.get(role)
+        if layout is None:
+            return
+        option = f"{role}.backend"
+        spec = self.look_up("train_engine", layout.backend, option)
+        model = self.check_model(role, config, layout)
+        if config.backend:  # an inherited layout is checked where it is written
+            if layout.dims["p"] > 1:
+                self.look_up("schedule", config.archon.pp_schedule, f"{role}.archon.pp_schedule")
+            if isinstance(spec, TrainEngineSpec):
+                try:
+                    refuse_axes(layout, spec.axes, option=option)
+                except LayoutError as error:
+                    self.unable(str(error))
+        if layout.ep > 1 or (layout.etp or 1) > 1 or (model is not None and "moe" in model.needs):
+            self.check_experts(role, config.archon.moe)
+        if isinstance(spec, TrainEngineSpec) and spec.check:
+            try:
+                check = load_target(spec.check, origin=spec.origin)
+            except PluginError as error:
+                self.unable(str(error))
+            else:
+                for text in check(config, role=role, explicit=self.loaded.explicit):
+                    self.unable(text)
+
+    def check_experts(self, role: str, name: str | None) -> None:
+        if name is not None:
+            self.look_up("moe", name, f"{role}.archon.moe")
+        elif not self.registry.all("moe"):
+            package = next(iter(PACKAGES["moe"]))
+            self.need(missing_package(package, self.registry), "the experts of " + str(self.layouts[role]))
+
+    def check_model(self, role: str, config: Any, layout: Layout) -> ModelSpec | None:
+        """The architecture, when the checkpoint is here to tell it."""
+        model_type = _model_type(config)
+        if model_type is None:
+            return None
+        option = f"{role}.path" if config.path else f"{role}.model_config"
+        try:
+            spec = self.registry.model_for(model_type, config.archon.model)
+        except ArchonError as error:
+            package = package_for("model", model_type)
+            if package is None:
+                self.unable(f"{option}: {error}")
+            else:
+                self.need(missing_package(package, self.registry), f"{option}: {model_type}")
+            return None
+        try:
+            layout.parallel_dims(moe="moe" in spec.needs, option=f"{role}.backend")
+        except LayoutError as error:
+            self.wrong(str(error))
+        return spec
+
+    def check_paths(self) -> None:
+        actor = self.config.actor
+        if not actor.path and actor.model_config is None:
+            self.wrong(
+                "actor: found neither a path nor a model_config; set actor.path to a checkpoint folder or a hub id, or "
+                "write the model's config.json into actor.model_config"
+            )
+        seen: set[str] = set()
+        for role in ROLES:
+            path = getattr(getattr(self.config, role), "path", None)
+            if not path or path in seen:
+                continue
+            seen.add(path)
+            if not Path(path).expanduser().is_dir():
+                self.not_here(f"{role}.path", path)
+        data = self.config.data.path
+        if data and _is_local(data) and not Path(data).expanduser().exists():
+            self.unable(f"data.path: found no file or folder {data!r}; give an existing one")
+
+    def not_here(self, option: str, path: str) -> None:
+        if _is_local(path) or not HUB_ID.fullmatch(path):
+            self.unable(f"{option}: found no folder {path!r}; give a checkpoint folder or a hub id (owner/name)")
+        else:
+            self.notes.append(
+                f"{option}: {path} is no folder here; it is fetched from the hub unless it is in its cache"
+            )
+
+    def look_up(self, kind: str, name: str, option: str) -> Spec | None:
+        try:
+            return self.registry.get(kind, name)
+        except ArchonError as error:
+            package = package_for(kind, name)
+            if package is None:
+                self.wrong(f"{option}: {error}")
+            else:
+                self.need(missing_package(package, self.registry), f"{option}: {name}")
+            return None
+
+    def need(self, package: MissingPackage, purpose: str) -> None:
+        purposes = self.needs.setdefault(package, [])
+        if purpose not in purposes:
+            purposes.append(purpose)
+
+    def wrong(self, text: str) -> None:
+        self.obstacles.append(Obstacle(text, "config"))
+
+    def unable(self, text: str) -> None:
+        self.obstacles.append(Obstacle(text, "environment"))
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or path.endswith((".jsonl", ".json"))
+
+
+def _model_type(config: Any) -> str | None:
+    entries = config.model_config
+    if entries is None and config.path:
+        try:
+            entries = json.loads((Path(config.path).expanduser() / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None  # not here, or damaged: whoever loads it says so
+    model_type = entries.get("model_type") if isinstance(entries, dict) else None
+    return model_type if isinstance(model_type, str) else None

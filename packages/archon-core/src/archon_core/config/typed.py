@@ -1,0 +1,268 @@
+"""From texts to the types that the schema asks for, and everything that is wrong with them at once.
+
+Each text is read as its option's type reads it: a text option keeps ``off`` and ``1e4`` as they stand, a number
+option reads them or refuses. Values with ``${...}`` pass through; OmegaConf resolves and checks them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import functools
+import math
+import re
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archon_core.config.raw import RawList, RawMapping, RawNode, RawScalar
+from archon_core.errors import did_you_mean
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_INTEGER = re.compile(r"[-+]?\d+(?:_\d+)*")
+_FLOAT = re.compile(r"[-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.?inf", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: where, and what as a found / allowed / fix sentence."""
+
+    source: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.text}" if self.source else self.text
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A tree in the schema's types.
+
+    Attributes:
+        values: what was written, as nested dicts.
+        written: dotted name -> source, of every option that was written.
+        problems: unknown options and wrong types, in the order of the file.
+    """
+
+    values: dict[str, Any]
+    written: dict[str, str]
+    problems: tuple[Problem, ...]
+
+
+def convert(tree: RawMapping, schema: type) -> Converted:
+    """Read ``tree`` as the dataclass ``schema``; options that are not written are left out."""
+    reader = _Reader()
+    values = reader.section(tree, schema, "")
+    return Converted(values, reader.written, tuple(reader.problems))
+
+
+def knows(schema: type, path: str) -> bool:
+    """Whether the schema has an option or a section of this dotted name. Free-form sections know every name."""
+    annotation: Any = schema
+    for key in path.split("."):
+        section = section_of(annotation)
+        if section is None:
+            return takes_anything(annotation)
+        hints = field_types(section)
+        if key not in hints:
+            return False
+        annotation = hints[key]
+    return True
+
+
+@functools.cache
+def field_types(schema: type) -> dict[str, Any]:
+    """Name -> type of the fields of a dataclass."""
+    hints = typing.get_type_hints(schema)
+    return {f.name: hints[f.name] for f in dataclasses.fields(schema)}
+
+
+def section_of(annotation: Any) -> type | None:
+    """The dataclass that an annotation holds, alone or beside ``None``."""
+    for member in _members(annotation):
+        if dataclasses.is_dataclass(member):
+            return typing.cast(type, member)
+    return None
+
+
+def takes_anything(annotation: Any) -> bool:
+    """Whether any names may stand below an option of this type."""
+    return any(m is Any or m is dict or typing.get_origin(m) is dict for m in _members(annotation))
+
+
+def describe(annotation: Any) -> str:
+    """What an option of this type takes, in words."""
+    return " or ".join(_describe_one(member) for member in _members(annotation))
+
+
+class _UnreadableError(Exception):
+    """A text that its type cannot read."""
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.written: dict[str, str] = {}
+        self.problems: list[Problem] = []
+
+    def section(self, tree: RawMapping, schema: type, path: str) -> dict[str, Any]:
+        hints = field_types(schema)
+        values: dict[str, Any] = {}
+        for key, node in tree.entries.items():
+            below = f"{path}.{key}" if path else key
+            if key not in hints:
+                self._unknown(key, below, node, path, list(hints))
+                continue
+            try:
+                values[key] = self.value(node, hints[key], below)
+            except _UnreadableError:
+                self._wrong(node, below, f"found {found(node)}; allowed is {describe(hints[key])}")
+        return values
+
+    def value(self, node: RawNode, annotation: Any, path: str) -> Any:
+        section = section_of(annotation)
+        if section is not None and isinstance(node, RawMapping):
+            # A section that is written and empty is still written: 'ref: {}' asks for a reference model.
+            self.written.setdefault(path, node.source)
+            return self.section(node, section, path)
+        self.written[path] = node.source
+        if section is not None and node == RawScalar("") and type(None) not in _members(annotation):
+            return {}  # 'rollout:' with nothing, or only comments, below it
+        if isinstance(node, RawScalar) and node.is_interpolated:
+            return node.text
+        if isinstance(node, RawScalar) and node.text.strip() == "???":
+            self._wrong(node, path, f"found '???', which stands for a value to give; give one, such as {path}=VALUE")
+            return None
+        return _read(node, annotation)
+
+    def _unknown(self, key: str, path: str, node: RawNode, section: str, known: list[str]) -> None:
+        where = f"in {section}" if section else "at the top"
+        hint = did_you_mean(key, known)
+        if not hint and "." in key:
+            hint = "; nest the names, or write it as an override on the command line"
+        elif not hint:
+            hint = f"; known {where}: {', '.join(sorted(known))}"
+        self.problems.append(Problem(node.source, f"unknown option {path}{hint}"))
+
+    def _wrong(self, node: RawNode, path: str, text: str) -> None:
+        self.problems.append(Problem(node.source, f"{path}: {text}"))
+
+
+def _read(node: RawNode, annotation: Any) -> Any:
+    """The value of one node; the first type of a union that can read it wins, null before all."""
+    members = _members(annotation)
+    if isinstance(node, RawScalar) and node.is_null and (type(None) in members or Any in members):
+        return None
+    for member in sorted(members, key=lambda m: m is str):
+        try:
+            return _read_one(node, member)
+        except _UnreadableError:
+            continue
+    raise _UnreadableError
+
+
+def _read_one(node: RawNode, kind: Any) -> Any:
+    origin = typing.get_origin(kind)
+    if kind is Any:
+        return untyped(node)
+    if origin in (list, tuple) or kind in (list, tuple):
+        if not isinstance(node, RawList):
+            raise _UnreadableError
+        item = (typing.get_args(kind) or (Any,))[0]
+        return [item_node.text if _passes(item_node) else _read(item_node, item) for item_node in node.items]
+    if origin is dict or kind is dict:
+        if not isinstance(node, RawMapping):
+            raise _UnreadableError
+        item = (typing.get_args(kind) or (str, Any))[1]
+        return {k: child.text if _passes(child) else _read(child, item) for k, child in node.entries.items()}
+    if dataclasses.is_dataclass(kind) or not isinstance(node, RawScalar):
+        raise _UnreadableError
+    return _read_scalar(node, kind, origin)
+
+
+def _read_scalar(node: RawScalar, kind: Any, origin: Any) -> Any:
+    text = node.text
+    if kind is str or kind is Path:
+        if node.is_null and text:
+            raise _UnreadableError  # 'null' for a text that cannot be null: the user means something that it cannot do
+        return text
+    if kind is bool and text.lower() in _BOOLEANS:
+        return _BOOLEANS[text.lower()]
+    if kind is int and _INTEGER.fullmatch(text):
+        return int(text)
+    if kind is float and _FLOAT.fullmatch(text):
+        return _float(text)
+    if origin is typing.Literal:
+        for choice in typing.get_args(kind):
+            if text == str(choice):
+                return choice
+    if isinstance(kind, type) and issubclass(kind, enum.Enum) and text in kind.__members__:
+        return kind[text]
+    raise _UnreadableError
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf"))
+
+
+def _passes(node: RawNode) -> typing.TypeGuard[RawScalar]:
+    return isinstance(node, RawScalar) and node.is_interpolated
+
+
+def untyped(node: RawNode) -> Any:
+    """A node of a free-form section, by the rules of JSON: null, true and false, numbers, else text."""
+    if isinstance(node, RawMapping):
+        return {key: untyped(child) for key, child in node.entries.items()}
+    if isinstance(node, RawList):
+        return [untyped(item) for item in node.items]
+    if not node.plain:
+        return node.text
+    if node.is_null:
+        return None
+    if node.text in ("true", "false"):
+        return node.text == "true"
+    if re.fullmatch(r"-?(0|[1-9]\d*)", node.text):
+        return int(node.text)
+    if _FLOAT.fullmatch(node.text) and math.isfinite(_float(node.text)) and re.search(r"[.eE]", node.text):
+        return _float(node.text)
+    return node.text
+
+
+def found(node: RawNode) -> str:
+    """A node as it is shown in messages."""
+    if isinstance(node, RawMapping):
+        return "a section"
+    if isinstance(node, RawList):
+        return "a list"
+    return "null" if node.is_null else repr(node.text)
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _describe_one(kind: Any) -> str:
+    if dataclasses.is_dataclass(kind):
+        return "a section"
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal:
+        return " or ".join(repr(choice) for choice in arguments)
+    if origin in (list, tuple):
+        return f"a list of {describe(arguments[0])}"
+    if origin is dict or kind is dict:
+        return "a section of any options"
+    if isinstance(kind, type) and issubclass(kind, enum.Enum):
+        return " or ".join(repr(name) for name in kind.__members__)
+    names = {
+        str: "a text (in quotes for 'null')",
+        Path: "a path",
+        bool: "true or false",
+        int: "a whole number, written in digits",
+        float: "a number",
+        type(None): "null",
+        Any: "anything",
+    }
+    return names.get(kind, str(kind))

@@ -1,0 +1,1 @@
+"""Batches of packed sequences and their split into micro-batches."""

@@ -1,0 +1,65 @@
+"""A micro-batch as a model runs it: padded token ids, where the sequences lie, and what the head computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from archon_core.data.batch import NO_TARGET, Batch
+from archon_core.nn.packed import HeadInputs, OutputName, PackedSequences
+from archon_core.protocols import OutputRequest
+
+PADDING_ID = 0
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass.
+
+    The padding, when there is any, is one sequence behind the others, so that no real token attends to it.
+
+    Attributes:
+        batch: the real sequences, without padding: what a loss sees.
+        indices: where they stood in the batch that was split.
+        input_ids: int64 [padded tokens].
+        packed: the sequences and the padding.
+    """
+
+    batch: Batch
+    indices: tuple[int, ...]
+    input_ids: Tensor
+    packed: PackedSequences
+
+    def without_padding(self, outputs: Mapping[OutputName, Tensor]) -> dict[OutputName, Tensor]:
+        """Per-token ``outputs`` of the real tokens."""
+        return {name: value[: self.batch.n_tokens] for name, value in outputs.items()}
+
+
+def build_micro_batch(
+    batch: Batch, indices: Sequence[int], request: OutputRequest, *, multiple: int = 1, at_least: int = 0
+) -> MicroBatch:
+    """Select ``indices`` of ``batch`` and pad them once.
+
+    Args:
+        batch: the whole batch, on the device where the model runs.
+        indices: the sequences of this micro-batch; none at all gives one of padding only.
+        request: the outputs that the head computes.
+        multiple: the padded length is a multiple of this.
+        at_least: and no shorter than this.
+    """
+    selected = batch.select(indices)
+    length = math.ceil(max(selected.n_tokens, at_least, 1) / multiple) * multiple
+    padding = length - selected.n_tokens
+    lengths = selected.lengths + ((padding,) if padding else ())
+    targets = torch.nn.functional.pad(selected.targets, (0, padding), value=NO_TARGET)
+    head = HeadInputs(outputs=request.names, targets=targets, temperature=request.temperature)
+    return MicroBatch(
+        batch=selected,
+        indices=tuple(indices),
+        input_ids=torch.nn.functional.pad(selected.input_ids, (0, padding), value=PADDING_ID),
+        packed=PackedSequences.from_lengths(lengths, batch.input_ids.device, head),
+    )

@@ -1,0 +1,132 @@
+"""Which sequences go into which micro-batch: pure functions over lengths.
+
+The split decides speed and memory, never the numbers, so any assignment is correct; these are the even ones.
+A *group* is ``granularity`` consecutive sequences that stay together.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from archon_core.errors import DataError
+
+PackingAlgorithm = Literal["ffd", "kk"]
+
+
+def plan_micro_batches(
+    lengths: Sequence[int],
+    *,
+    n_mbs: int = 1,
+    max_tokens_per_mb: int | None = None,
+    granularity: int = 1,
+    n_mbs_divisor: int = 1,
+    algorithm: PackingAlgorithm = "ffd",
+) -> list[list[int]]:
+    """Assign sequences to micro-batches.
+
+    Args:
+        lengths: tokens per sequence.
+        n_mbs: least number of micro-batches.
+        max_tokens_per_mb: most tokens in one.
+        granularity: consecutive sequences that stay together.
+        n_mbs_divisor: the number of micro-batches is a multiple of it.
+        algorithm: ``ffd``, first fit decreasing: fewest micro-batches. ``kk``, Karmarkar-Karp differencing
+            (k-way, doi:10.5555/892131): the most even ones.
+
+    Returns:
+        Indices into ``lengths`` per micro-batch, ascending. Micro-batches are empty where there are fewer groups than
+        ``n_mbs`` or the divisor ask for.
+
+    Raises:
+        DataError: a group alone exceeds ``max_tokens_per_mb``, or granularity does not divide the batch.
+    """
+    if len(lengths) % granularity:
+        raise DataError(
+            f"mb_spec.granularity={granularity}: found {len(lengths)} sequences in the batch; "
+            f"the batch must hold a multiple of {granularity}, or granularity be a divisor of {len(lengths)}"
+        )
+    groups = [range(start, start + granularity) for start in range(0, len(lengths), granularity)]
+    sizes = [sum(lengths[i] for i in group) for group in groups]
+    if max_tokens_per_mb is not None and sizes and max(sizes) > max_tokens_per_mb:
+        what = "a sequence" if granularity == 1 else f"a group of {granularity} sequences"
+        raise DataError(
+            f"mb_spec.max_tokens_per_mb={max_tokens_per_mb}: found {what} of {max(sizes)} tokens; "
+            "raise the limit to at least that, or shorten the sequences (data.max_length, gconfig.max_new_tokens)"
+        )
+    place = {"ffd": _first_fit_decreasing, "kk": _differencing}[algorithm]
+    bins = place(sizes, max_tokens_per_mb, n_mbs, n_mbs_divisor)
+    return [sorted(i for group in members for i in groups[group]) for members in bins]
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return math.ceil(value / multiple) * multiple
+
+
+def _first_fit_decreasing(sizes: list[int], capacity: int | None, least: int, divisor: int) -> list[list[int]]:
+    if capacity is None:
+        return _least_loaded(sizes, range(len(sizes)), _round_up(max(least, 1), divisor))
+    bins: list[list[int]] = []
+    loads: list[int] = []
+    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        fitting = next((b for b, load in enumerate(loads) if load + sizes[item] <= capacity), None)
+        if fitting is None:
+            bins.append([])
+            loads.append(0)
+            fitting = len(bins) - 1
+        bins[fitting].append(item)
+        loads[fitting] += sizes[item]
+    # More micro-batches than first fit opened: halve the fullest one that can be, which keeps the limit.
+    wanted = _round_up(max(least, len(bins), 1), divisor)
+    while len(bins) < wanted:
+        divisible = [b for b in range(len(bins)) if len(bins[b]) > 1]
+        if not divisible:
+            bins.extend([] for _ in range(wanted - len(bins)))
+            break
+        fullest = max(divisible, key=lambda b: sum(sizes[i] for i in bins[b]))
+        bins[fullest : fullest + 1] = _least_loaded(sizes, bins[fullest], 2)
+    return bins
+
+
+def _least_loaded(sizes: list[int], items: Sequence[int], n_bins: int) -> list[list[int]]:
+    """Largest first, each into the bin that holds least so far."""
+    bins: list[list[int]] = [[] for _ in range(n_bins)]
+    heap = [(0, b) for b in range(n_bins)]
+    for item in sorted(items, key=lambda i: -sizes[i]):
+        load, b = heapq.heappop(heap)
+        bins[b].append(item)
+        heapq.heappush(heap, (load + sizes[item], b))
+    return bins
+
+
+def _differencing(sizes: list[int], capacity: int | None, least: int, divisor: int) -> list[list[int]]:
+    fewest = 1 if capacity is None else max(1, math.ceil(sum(sizes) / capacity))
+    n_bins = _round_up(max(least, fewest), divisor)
+    while True:
+        bins = _karmarkar_karp(sizes, n_bins)
+        if capacity is None or all(sum(sizes[i] for i in members) <= capacity for members in bins):
+            return bins
+        n_bins += divisor
+
+
+def _karmarkar_karp(sizes: list[int], n_bins: int) -> list[list[int]]:
+    """Repeatedly merge the two partitions whose loads differ most, heaviest bin with lightest."""
+    if not sizes:
+        return [[] for _ in range(n_bins)]
+    heap = []
+    for item, size in enumerate(sizes):
+        partition = [(0, ())] * (n_bins - 1) + [(size, (item,))]
+        heapq.heappush(heap, (-size, item, partition))
+    ties = len(sizes)
+    while len(heap) > 1:
+        _, _, first = heapq.heappop(heap)
+        _, _, second = heapq.heappop(heap)
+        merged = sorted(
+            (load_a + load_b, items_a + items_b)
+            for (load_a, items_a), (load_b, items_b) in zip(first, reversed(second), strict=True)
+        )
+        ties += 1
+        heapq.heappush(heap, (merged[0][0] - merged[-1][0], ties, merged))
+    return [list(items) for _, items in heap[0][2]]

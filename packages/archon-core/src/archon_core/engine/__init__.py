@@ -1,0 +1,1 @@
+"""The Archon engine, composed of assembly, step, runner, optimizer and checkpoint."""

@@ -1,0 +1,196 @@
+"""The Archon engine: what trainers see of a model in training, composed from the parts beside this module."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from archon_core.checkpoint.dcp import load_training_state, save_training_state
+from archon_core.checkpoint.hf import load_hf_weights, save_hf_weights
+from archon_core.config.decisions import Decision
+from archon_core.config.schema import EngineConfig
+from archon_core.data.batch import Batch
+from archon_core.engine.assembly import Assembled, assemble
+from archon_core.engine.effective import EffectiveConfig, resolve_effective
+from archon_core.engine.optimizer import NamedOptimizer
+from archon_core.engine.runner import SequentialRunner
+from archon_core.engine.step import Splitter, eval_step, forward_step, train_step
+from archon_core.errors import TrainingError
+from archon_core.layout import Layout, refuse_axes
+from archon_core.models.hf_config import checkpoint_folder
+from archon_core.models.parameter_names import named_weights, owners
+from archon_core.nn.packed import OutputName
+from archon_core.plugins.registry import Registry, registry
+from archon_core.plugins.specs import TrainEngineSpec
+from archon_core.protocols import CausalModule, Loss, OutputRequest, StepStats
+
+logger = logging.getLogger(__name__)
+
+
+class ArchonEngine:
+    """A model with its optimizer, on this process's share of the layout (``protocols.TrainEngine``).
+
+    Args:
+        config: the section of the configuration that describes the model.
+        role: that section's name: ``actor``, ``critic``, ``ref`` or ``teacher``.
+        layout: parsed from ``config.backend``.
+        seed: the run's seed.
+        total_steps: optimizer steps of the run, for learning-rate schedules; ``None`` when unknown.
+        explicit: dotted names of the options that the user wrote.
+        plugins: where model specs come from; the process's registry by default.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        role: str,
+        layout: Layout,
+        seed: int,
+        total_steps: int | None,
+        explicit: frozenset[str] = frozenset(),
+        plugins: Registry | None = None,
+    ) -> None:
+        self._config = config
+        self._role = role
+        self._layout = layout
+        self._seed = seed
+        self._total_steps = total_steps
+        self._plugins = plugins or registry()
+        self._version = 0
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._effective, self._decisions = resolve_effective(config, role=role, device=device, explicit=explicit)
+        self._assembled: Assembled | None = None
+        self._optimizer: NamedOptimizer | None = None
+
+    def initialize(self) -> None:
+        """Build the module, load or initialise its weights, make the optimizer.
+
+        Raises:
+            ConfigError, LayoutError, WeightsError: as the parts do.
+        """
+        dims = self._layout.parallel_dims(moe=False)
+        axes = self._plugins.get(TrainEngineSpec, self._layout.backend).axes
+        refuse_axes(self._layout, axes, option=f"{self._role}.backend")
+        assembled = assemble(self._config, self._effective, registry=self._plugins, role=self._role, seed=self._seed)
+        self._assembled = assembled
+        self._decisions += assembled.decisions
+        self._runner = SequentialRunner(assembled.module)
+        self._split = Splitter(
+            self._config.mb_spec, multiple=self._effective.pad_multiple, at_least=self._effective.pad_at_least
+        )
+        if self._config.optimizer is not None:
+            self._optimizer = NamedOptimizer(self.parameters, self._config.optimizer, total_steps=self._total_steps)
+        else:
+            assembled.module.requires_grad_(False)
+        logger.info("Initialized Archon engine with parallel dims: %s", dims.describe())
+
+    @property
+    def module(self) -> CausalModule:
+        """The model."""
+        return self._built.module
+
+    @property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Global name -> parameter; a tied one once, under its first name."""
+        return {name: parameter for name, _, _, parameter in owners(self._built.module)}
+
+    @property
+    def hf_config(self) -> Any:
+        """The model's configuration, as ``transformers`` reads it."""
+        return self._built.hf_config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return torch.device(self._effective.device)
+
+    @property
+    def effective(self) -> EffectiveConfig:
+        """What the engine runs with."""
+        return self._effective
+
+    @property
+    def decisions(self) -> list[Decision]:
+        """What was done other than asked, with reasons."""
+        return list(self._decisions)
+
+    @property
+    def version(self) -> int:
+        """Calls of ``train_batch`` so far, in this and in resumed runs."""
+        return self._version
+
+    def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
+        """One optimizer step on ``batch``. Raises TrainingError for an engine without an optimizer."""
+        if self._optimizer is None:
+            raise TrainingError(
+                f"engine {self._role!r}: found no optimizer, so it cannot train; set {self._role}.optimizer and call "
+                "initialize() first"
+            )
+        self.module.train()
+        stats = train_step(
+            batch.to(self.device),
+            loss,
+            split=self._split,
+            runner=self._runner,
+            optimizer=self._optimizer,
+            step=self._version,
+            max_gradient_norm=self._config.optimizer.gradient_clipping,
+        )
+        self._version += 1
+        return stats
+
+    def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
+        """The loss and its metrics on ``batch``, without gradients and without dropout."""
+        self.module.eval()
+        return eval_step(batch.to(self.device), loss, split=self._split, runner=self._runner)
+
+    def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
+        """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients or dropout."""
+        self.module.eval()
+        return forward_step(batch.to(self.device), request, split=self._split, runner=self._runner)
+
+    def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
+        """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training."""
+        if format == "hf":
+            save_hf_weights(
+                named_weights(self.module),
+                self._built.weights,
+                path,
+                self.hf_config,
+                dtype=getattr(torch, self._effective.dtype),
+                critic=self._config.is_critic,
+                companions_from=self._companions(),
+            )
+            return
+        state: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
+        save_training_state(path, self.parameters, state, {"version": self._version})
+
+    def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
+        """Read what ``save`` wrote. Raises WeightsError when it does not fit the model."""
+        if format == "hf":
+            load_hf_weights(self.module, self._built.weights, path)
+            return
+        state, counters = load_training_state(path, self.parameters)
+        if self._optimizer is not None:
+            self._optimizer.load_state(state)
+        self._version = counters["version"]
+
+    def close(self) -> None:
+        """Free module and optimizer."""
+        self._assembled = self._optimizer = None
+
+    def _companions(self) -> Path | None:
+        """The folder whose tokenizer and generation settings belong to the weights, when there is one."""
+        return None if self._config.path is None else checkpoint_folder(self._config.path, weights=False)
+
+    @property
+    def _built(self) -> Assembled:
+        if self._assembled is None:
+            raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
+        return self._assembled

@@ -1,0 +1,102 @@
+"""Optimizers from torch.optim over named parameters, with state kept under the parameters' global names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archon_core.config.schema import OptimizerConfig
+from archon_core.engine.lr_schedule import lr_factor
+
+
+class NamedOptimizer:
+    """One or two torch optimizers that share the parameters of a module between them.
+
+    Attributes:
+        parameters: name -> parameter, each once.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, *, total_steps: int | None
+    ) -> None:
+        self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
+        self._config = config
+        self._total_steps = total_steps
+        self._optimizers = _build(self.parameters, config)
+        self._owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
+
+    def learning_rate(self, step: int) -> float:
+        """The rate that optimizer step number ``step`` uses, the first being 0."""
+        config, total = self._config, self._total_steps or 0
+        return config.lr * lr_factor(
+            step,
+            self._total_steps,
+            config.lr_scheduler_type,
+            warmup_steps=round(total * config.warmup_steps_proportion),
+            decay_steps=round(total * config.decay_steps_proportion),
+            min_ratio=config.min_lr_ratio,
+        )
+
+    def step(self, learning_rate: float) -> None:
+        """Update the parameters from their gradients."""
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Parameter name -> its state tensors, such as ``exp_avg``; empty before the first step."""
+        return {name: dict(self._owner[p].state[p]) for name, p in self.parameters.items() if p in self._owner[p].state}
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over what ``state`` returned for parameters of the same names and shapes."""
+        for name, tensors in state.items():
+            parameter = self.parameters[name]
+            self._owner[parameter].state[parameter] = dict(tensors)
+
+
+def is_decayed(parameter: nn.Parameter) -> bool:
+    """Weight decay applies to matrices; norms and biases are vectors."""
+    return parameter.ndim >= 2
+
+
+def _build(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    if config.type == "muon":
+        # Muon is for hidden matrices; embeddings, heads, norms and biases take AdamW
+        # (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+        hidden = {name: p for name, p in parameters.items() if p.ndim == 2 and name.startswith("layers.")}
+        others = {name: p for name, p in parameters.items() if name not in hidden}
+        muon = torch.optim.Muon(
+            hidden.values(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.beta1,
+            # Scales updates to AdamW's usual size, so that one learning rate fits both (arXiv:2502.16982).
+            adjust_lr_fn="match_rms_adamw",
+        )
+        return [muon, *_build(others, OptimizerConfig(**{**vars(config), "type": "adamw"}))]
+    groups = [
+        {"params": [p for p in parameters.values() if is_decayed(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters.values() if not is_decayed(p)], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    betas = (config.beta1, config.beta2)
+    fused = all(p.is_cuda for p in parameters.values())
+    match config.type:
+        case "adamw":
+            return [
+                torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused, foreach=not fused)
+            ]
+        case "adam":
+            return [torch.optim.Adam(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused, foreach=not fused)]
+        case "sgd":
+            return [torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1, foreach=True)]
+    raise AssertionError(f"optimizer type {config.type!r} passed validation")

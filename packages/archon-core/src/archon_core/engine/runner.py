@@ -1,0 +1,45 @@
+"""Runners execute the micro-batches of a step. The sequential one runs them one after the other on one module;
+a pipelined one comes with archon-pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from archon_core.data.micro_batch import MicroBatch
+from archon_core.nn.packed import OutputName
+from archon_core.protocols import CausalModule
+
+Objective = Callable[[Mapping[OutputName, Tensor], MicroBatch], Tensor]
+"""From a micro-batch's outputs, padding removed, to the scalar whose gradients are accumulated."""
+
+
+class Runner(Protocol):
+    """Runs all micro-batches of a step."""
+
+    def train(self, micro_batches: Sequence[MicroBatch], objective: Objective) -> None:
+        """Accumulate the gradients of the sum of ``objective`` over all micro-batches."""
+
+    def forward(self, micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, dict[OutputName, Tensor]]]:
+        """Each micro-batch with its outputs, padding removed, without gradients, as they come."""
+
+
+class SequentialRunner:
+    """Forward and backward of one micro-batch after the other."""
+
+    def __init__(self, module: CausalModule) -> None:
+        self._module = module
+
+    def train(self, micro_batches: Sequence[MicroBatch], objective: Objective) -> None:
+        for micro_batch in micro_batches:
+            outputs = self._module(micro_batch.input_ids, micro_batch.packed)
+            objective(micro_batch.without_padding(outputs), micro_batch).backward()
+
+    def forward(self, micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, dict[OutputName, Tensor]]]:
+        for micro_batch in micro_batches:
+            with torch.no_grad():
+                outputs = self._module(micro_batch.input_ids, micro_batch.packed)
+            yield micro_batch, micro_batch.without_padding(outputs)

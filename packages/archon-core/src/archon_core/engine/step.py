@@ -1,0 +1,176 @@
+"""One training step or evaluation over a batch: split, normalise, run, clip, update.
+
+The weights that normalise a loss are summed over the whole batch before the first forward pass, so that neither
+the split into micro-batches nor, later, the split over ranks can enter the numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from archon_core.config.schema import MicroBatchSpec
+from archon_core.data.batch import Batch
+from archon_core.data.micro_batch import MicroBatch, build_micro_batch
+from archon_core.data.packing import plan_micro_batches
+from archon_core.engine.grad_norm import clip_gradients, global_gradient_norm
+from archon_core.engine.optimizer import NamedOptimizer
+from archon_core.engine.runner import Runner
+from archon_core.errors import DataError
+from archon_core.nn.packed import OutputName
+from archon_core.protocols import Loss, LossSums, OutputRequest, StepStats, Unit
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """How this engine cuts a batch into micro-batches.
+
+    Attributes:
+        spec: the options ``mb_spec``.
+        multiple: every micro-batch's tokens are padded to a multiple of this.
+        at_least: and to no fewer than this.
+    """
+
+    spec: MicroBatchSpec
+    multiple: int = 1
+    at_least: int = 0
+
+    def __call__(self, batch: Batch, request: OutputRequest) -> list[MicroBatch]:
+        plan = plan_micro_batches(
+            batch.lengths,
+            n_mbs=self.spec.n_mbs,
+            max_tokens_per_mb=self.spec.max_tokens_per_mb,
+            granularity=self.spec.granularity,
+            n_mbs_divisor=self.spec.n_mbs_divisor,
+            algorithm=self.spec.packing_algorithm,
+        )
+        return [
+            build_micro_batch(batch, indices, request, multiple=self.multiple, at_least=self.at_least)
+            for indices in plan
+            if indices
+        ]
+
+
+class LossTotals:
+    """Applies a loss to micro-batches and adds up what it returns, normalised by the weights of the whole batch."""
+
+    def __init__(self, loss: Loss, batch: Batch) -> None:
+        self._loss = loss
+        self._weights: dict[Unit, float] = {unit: float(weight) for unit, weight in loss.weights(batch).items()}
+        for unit, weight in self._weights.items():
+            if not (math.isfinite(weight) and weight > 0):
+                raise DataError(
+                    f"loss weight of unit {unit!r}: found {weight} over a batch of {len(batch)} sequences; it must be "
+                    "positive; check that the batch's loss mask selects at least one token"
+                )
+        self._loss_sum: Tensor | None = None
+        self._metric_sums: dict[str, Tensor] = {}
+
+    def objective(self, outputs: Mapping[OutputName, Tensor], micro_batch: MicroBatch) -> Tensor:
+        """The scalar to back-propagate for this micro-batch; adds it to the totals."""
+        sums = self._loss(outputs, micro_batch.batch)
+        self._check_units(sums)
+        value = torch.stack([term / self._weights[unit] for unit, term in sums.terms.items()]).sum()
+        self._loss_sum = value.detach() if self._loss_sum is None else self._loss_sum + value.detach()
+        for name, (unit, metric) in sums.metrics.items():
+            share = metric.detach() / self._weights[unit]
+            self._metric_sums[name] = self._metric_sums.get(name, 0) + share
+        return value
+
+    @property
+    def loss(self) -> float:
+        """The objective summed over the micro-batches seen."""
+        return float(self._loss_sum)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The loss's metrics over the micro-batches seen."""
+        return {name: float(value) for name, value in self._metric_sums.items()}
+
+    def _check_units(self, sums: LossSums) -> None:
+        used = {*sums.terms, *(unit for unit, _ in sums.metrics.values())}
+        missing = used - set(self._weights)
+        if missing:
+            raise DataError(
+                f"loss {type(self._loss).__name__}: it returned sums in units {sorted(missing)}, its weights() declared "
+                f"{sorted(self._weights)}; declare a weight for every unit that it uses"
+            )
+
+
+def train_step(
+    batch: Batch,
+    loss: Loss,
+    *,
+    split: Splitter,
+    runner: Runner,
+    optimizer: NamedOptimizer,
+    step: int,
+    max_gradient_norm: float,
+) -> StepStats:
+    """Forward and backward over all micro-batches, then one optimizer update.
+
+    Args:
+        step: number of this optimizer step, the first being 0.
+        max_gradient_norm: clip to this global norm; 0 does not clip.
+
+    Returns:
+        Statistics; ``skipped`` when the norm was not finite, in which case no weight and no state changed.
+    """
+    totals = LossTotals(loss, batch)
+    micro_batches = split(batch, loss.request)
+    optimizer.zero_grad()
+    runner.train(micro_batches, totals.objective)
+    norm = global_gradient_norm(optimizer.parameters.values())
+    finite = bool(torch.isfinite(norm))
+    learning_rate = optimizer.learning_rate(step)
+    if finite:
+        if max_gradient_norm > 0:
+            clip_gradients(optimizer.parameters.values(), norm, max_gradient_norm)
+        optimizer.step(learning_rate)
+    return StepStats(
+        loss=totals.loss,
+        gradient_norm=float(norm),
+        learning_rate=learning_rate,
+        skipped=not finite,
+        n_micro_batches=len(micro_batches),
+        n_tokens=batch.n_tokens,
+        metrics=totals.metrics,
+    )
+
+
+def eval_step(batch: Batch, loss: Loss, *, split: Splitter, runner: Runner) -> StepStats:
+    """The loss and its metrics without gradients."""
+    totals = LossTotals(loss, batch)
+    micro_batches = split(batch, loss.request)
+    with torch.no_grad():
+        for micro_batch, outputs in runner.forward(micro_batches):
+            totals.objective(outputs, micro_batch)
+    return StepStats(
+        loss=totals.loss,
+        gradient_norm=None,
+        learning_rate=None,
+        skipped=False,
+        n_micro_batches=len(micro_batches),
+        n_tokens=batch.n_tokens,
+        metrics=totals.metrics,
+    )
+
+
+def forward_step(batch: Batch, request: OutputRequest, *, split: Splitter, runner: Runner) -> dict[OutputName, Tensor]:
+    """Per-token outputs [T] in the order of ``batch``."""
+    outputs: dict[OutputName, Tensor] = {}
+    for micro_batch, values in runner.forward(split(batch, request)):
+        places = _token_places(batch, micro_batch.indices)
+        for name, value in values.items():
+            whole = outputs.setdefault(name, value.new_zeros(batch.n_tokens, *value.shape[1:]))
+            whole[places] = value
+    return outputs
+
+
+def _token_places(batch: Batch, indices: Sequence[int]) -> Tensor:
+    spans = [torch.arange(batch.offsets[i], batch.offsets[i + 1]) for i in indices]
+    return torch.cat(spans).to(batch.input_ids.device)

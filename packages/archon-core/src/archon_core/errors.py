@@ -1,0 +1,50 @@
+"""The one error hierarchy. Every message a user sees states what was found, what is allowed and what to do.
+
+Raise the narrowest class. Users' mistakes are also ``ValueError``; a broken invariant of ours is an ``assert``.
+"""
+
+from __future__ import annotations
+
+
+class ArchonError(Exception):
+    """Root of all errors that Archon raises on purpose; the command line prints them without a traceback."""
+
+
+class PluginError(ArchonError):
+    """A plugin could not be loaded, is incompatible, or clashes with another one."""
+
+
+class UnknownNameError(ArchonError, ValueError):
+    """A name that no registered spec of its kind provides."""
+
+
+class LayoutError(ArchonError, ValueError):
+    """A layout string that is malformed, or that the model or the engine cannot run."""
+
+
+class ConfigError(ArchonError, ValueError):
+    """A configuration that is malformed, or that contains unknown or contradicting options."""
+
+
+class WeightsError(ArchonError, ValueError):
+    """A checkpoint whose keys or shapes do not fit the model, or whose files are damaged."""
+
+
+class ModelError(ArchonError, ValueError):
+    """A model configuration that the model package cannot express."""
+
+
+class DataError(ArchonError, ValueError):
+    """A dataset record or a batch that cannot be used for what was asked."""
+
+
+class TrainingError(ArchonError):
+    """A run that cannot go on."""
+
+
+def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest of ``known``, or an empty string when none is close."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""

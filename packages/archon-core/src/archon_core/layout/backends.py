@@ -1,0 +1,91 @@
+"""The engines that a layout can name, as data: which letters each knows, and whether it takes a hybrid layout.
+
+The table below lets a layout be read and explained whether or not its engine is installed. An installed
+engine's own spec takes precedence over it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from archon_core.errors import PluginError
+from archon_core.layout.axes import AXIS_NAMES, list_letters
+
+if TYPE_CHECKING:
+    from archon_core.plugins.specs import InferenceEngineSpec, TrainEngineSpec
+
+Kind = Literal["train", "inference"]
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What the grammar knows of an engine.
+
+    Attributes:
+        name: what stands before the colon.
+        kind: training, or inference, where ``d`` is the number of servers.
+        letters: axes that may have a size above 1. Empty for an engine that takes no sizes at all: in inference
+            it runs on the trainer's own ranks.
+        hybrid: whether ``(attn:...|ffn:...)`` is understood.
+
+    Raises:
+        PluginError: the name or a letter cannot stand in a layout.
+    """
+
+    name: str
+    kind: Kind
+    letters: str
+    hybrid: bool = False
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise PluginError(
+                f"engine name {self.name!r}: found characters that a layout cannot hold; allowed: a letter, then "
+                "letters, digits, '_' and '-'; fix: rename the engine's spec"
+            )
+        unknown = [letter for letter in self.letters if letter not in AXIS_NAMES]
+        if unknown or len(set(self.letters)) < len(self.letters):
+            raise PluginError(
+                f"engine {self.name!r}: found letters {self.letters!r}; allowed: each of "
+                f"{list_letters(''.join(AXIS_NAMES))} at most once; fix: correct 'letters' in the engine's spec"
+            )
+
+    def example(self) -> str:
+        """The smallest layout of this backend."""
+        return f"{self.name}:{self.letters[0]}1" if self.letters else self.name
+
+
+BUILTIN_BACKENDS: Mapping[str, Backend] = {
+    backend.name: backend
+    for backend in (
+        Backend("archon", "train", "dtpcer", hybrid=True),
+        Backend("megatron", "train", "dtpcer", hybrid=True),
+        Backend("fsdp", "train", "dtcr"),
+        Backend("local", "inference", ""),
+        Backend("sglang", "inference", "dt"),
+        Backend("vllm", "inference", "dtp"),
+    )
+}
+
+
+def backend_table(
+    train_engines: Iterable[TrainEngineSpec] = (), inference_engines: Iterable[InferenceEngineSpec] = ()
+) -> dict[str, Backend]:
+    """The built-in table with the installed engines added, under their names and aliases.
+
+    Raises:
+        PluginError: a spec's name, alias or letters cannot stand in a layout.
+    """
+    table = dict(BUILTIN_BACKENDS)
+    for spec in train_engines:
+        for name in (spec.name, *spec.aliases):
+            table[name] = Backend(name, "train", spec.letters, spec.hybrid)
+    for spec in inference_engines:
+        for name in (spec.name, *spec.aliases):
+            table[name] = Backend(name, "inference", spec.letters)
+    return table

@@ -1,0 +1,82 @@
+"""Comparing the tensors of a checkpoint with those a model expects, and saying so in a few lines.
+
+A wrong checkpoint of a large model has hundreds of wrong keys, nearly all of one form: keys that differ in numbers only
+are told together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from archon_core.models.box import Shape
+from archon_core.models.weight_map import ResolvedMap
+
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+@dataclass(frozen=True)
+class KeyReport:
+    """How the tensors found differ from those expected; all names are Hugging Face's.
+
+    Attributes:
+        missing: expected and not found.
+        unexpected: found, neither expected nor dropped.
+        misshapen: name -> (shape found, shape expected).
+        initialised: missing ones that may be, and are drawn at random.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: Mapping[str, tuple[Shape, Shape]]
+    initialised: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the checkpoint can be loaded."""
+        return not (self.missing or self.unexpected or self.misshapen)
+
+    def lines(self) -> list[str]:
+        """One line per kind of difference and form of name."""
+        by_shapes: dict[tuple[Shape, Shape], list[str]] = {}
+        for name, shapes in self.misshapen.items():
+            by_shapes.setdefault(shapes, []).append(name)
+        lines = [f"missing     {line}" for line in summarise_names(self.missing)]
+        lines += [f"unexpected  {line}" for line in summarise_names(self.unexpected)]
+        for (found, expected), names in by_shapes.items():
+            lines += [f"misshapen   {line}: found {found}, expected {expected}" for line in summarise_names(names)]
+        return lines
+
+
+def compare_keys(weights: ResolvedMap, found: Mapping[str, Shape]) -> KeyReport:
+    """Compare a checkpoint's tensor shapes with what ``weights`` expects."""
+    expected = dict(weights.hf_shapes)
+    copies = {name: weights.shapes[ours] for name, ours in weights.copies.items() if name in found}
+    known = {**expected, **copies}
+    absent = [name for name in expected if name not in found]
+    return KeyReport(
+        missing=tuple(name for name in absent if name not in weights.initialised_if_missing),
+        unexpected=tuple(name for name in found if name not in known and not weights.drops(name)),
+        misshapen={
+            name: (tuple(found[name]), shape)
+            for name, shape in known.items()
+            if name in found and tuple(found[name]) != shape
+        },
+        initialised=tuple(name for name in absent if name in weights.initialised_if_missing),
+    )
+
+
+def summarise_names(names: Iterable[str]) -> list[str]:
+    """Names, those that differ only in numbered segments in one line: ``layers.*.weight (28: 0 to 27)``."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_NUMBER.sub("*", name), []).append(name)
+    return [f"{form} ({len(group)}: {_span(group)})" if len(group) > 1 else group[0] for form, group in groups.items()]
+
+
+def _span(names: list[str]) -> str:
+    """Lowest and highest number per numbered segment."""
+    columns = zip(*([int(n) for n in _NUMBER.findall(name)] for name in names), strict=True)
+    ranges = [f"{min(column)} to {max(column)}" for column in map(list, columns)]
+    return ", ".join(ranges)

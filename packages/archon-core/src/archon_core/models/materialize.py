@@ -1,0 +1,21 @@
+"""Giving storage to a module that was built on the meta device."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+def materialize_empty(module: nn.Module, device: torch.device | str) -> None:
+    """Replace meta tensors by uninitialised ones on ``device``, in place; tied parameters stay one parameter.
+
+    ``nn.Module.to_empty`` visits a shared parameter once per owner and makes a new one each time, which unties them.
+    """
+    shared: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for owner in module.modules():
+        for attribute, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
+            shared.setdefault(parameter, []).append((owner, attribute))
+    module.to_empty(device=device)
+    for (first, first_attribute), *others in shared.values():
+        for owner, attribute in others:
+            setattr(owner, attribute, getattr(first, first_attribute))

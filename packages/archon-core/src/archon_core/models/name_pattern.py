@@ -1,0 +1,54 @@
+"""Patterns for dotted names: ``layers.{layer}.mlp.{part}.weight``. A placeholder stands for one segment.
+
+The same placeholders on both sides of a weight rule make it readable in both directions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+Bindings = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class NamePattern:
+    """A dotted name with placeholders.
+
+    Attributes:
+        text: the pattern as written. A placeholder that occurs twice must match the same text both times.
+    """
+
+    text: str
+
+    @cached_property
+    def placeholders(self) -> frozenset[str]:
+        """Names of the placeholders."""
+        return frozenset(_PLACEHOLDER.findall(self.text))
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        seen: set[str] = set()
+        parts: list[str] = []
+        end = 0
+        for match in _PLACEHOLDER.finditer(self.text):
+            parts.append(re.escape(self.text[end : match.start()]))
+            name = match[1]
+            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>[^.]+)")
+            seen.add(name)
+            end = match.end()
+        parts.append(re.escape(self.text[end:]))
+        return re.compile("".join(parts))
+
+    def match(self, name: str) -> dict[str, str] | None:
+        """What the placeholders stand for in ``name``, or ``None`` when it has another form."""
+        found = self._regex.fullmatch(name)
+        return found.groupdict() if found else None
+
+    def fill(self, bindings: Bindings) -> str:
+        """The name with its placeholders replaced."""
+        return _PLACEHOLDER.sub(lambda match: bindings[match[1]], self.text)

@@ -1,0 +1,121 @@
+"""The parallel plan: what a model's modules are, so that core can shard them. Data only; nothing here shards.
+
+Module names are patterns in which ``*`` stands for one segment, as in ``layers.*.attention.q_proj``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from archon_core.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
+"""What tensor parallelism does with a module's parameters.
+
+- ``vocabulary``: embedding or language-model head, sharded over vocabulary rows.
+- ``column``: a projection whose outputs are sharded; its bias too.
+- ``row``: a projection whose inputs are sharded and whose outputs are summed; its bias is added once.
+- ``sequence``: replicated weights on sequence-sharded activations (norms of the residual stream, a value head,
+  routers): their gradient is summed over the tensor ranks.
+- ``head_norm``: replicated weights on head-sharded activations, each rank seeing other heads: likewise summed.
+- ``expert``: stacked expert weights, sharded over expert and expert tensor ranks.
+"""
+
+
+@dataclass(frozen=True)
+class HeadCounts:
+    """What tensor and context sizes must divide.
+
+    Attributes:
+        query: attention heads.
+        key_value: key and value heads.
+    """
+
+    query: int
+    key_value: int
+
+
+@dataclass(frozen=True)
+class ParallelPlan:
+    """How a model's modules take part in each kind of parallelism.
+
+    Attributes:
+        roles: pattern of modules that own parameters -> their role. Every parameter has exactly one.
+        tensor_regions: modules whose input is gathered from, and whose output is scattered to, sequence shards.
+        attention: core attention modules, where context parallelism exchanges heads or keys.
+        experts: expert blocks, where tokens are dispatched.
+        units: the pipeline's units in order; one pattern may stand for many, such as ``layers.*``.
+        blocks: pattern of the repeated blocks: what FSDP wraps, checkpointing recomputes and compile compiles.
+        heads: head counts, for divisibility; ``None`` for a model without attention heads.
+    """
+
+    roles: Mapping[str, Role]
+    tensor_regions: tuple[str, ...] = ()
+    attention: tuple[str, ...] = ()
+    experts: tuple[str, ...] = ()
+    units: tuple[str, ...] = ("embed", "layers.*", "norm", "head")
+    blocks: str = "layers.*"
+    heads: HeadCounts | None = field(default=None)
+
+    def role_of(self, module_name: str) -> Role:
+        """The role of a parameter-owning module.
+
+        Raises:
+            ModelError: no pattern matches, or several.
+        """
+        found = [pattern for pattern in self.roles if matches(pattern, module_name)]
+        if len(found) != 1:
+            what = f"several patterns match it: {', '.join(found)}" if found else "no pattern matches it"
+            raise ModelError(
+                f"parallel plan: module {module_name!r} owns parameters and {what}; give it exactly one role"
+            )
+        return self.roles[found[0]]
+
+    def validate(self, module: nn.Module) -> None:
+        """Check the plan against a whole model, which may be on the meta device.
+
+        Raises:
+            ModelError: a parameter without exactly one role, outside every unit or in two, or a pattern that
+                matches nothing; all of these are listed.
+        """
+        names = [name for name, _ in module.named_modules()]
+        problems: list[str] = []
+        for name, owner in module.named_modules():
+            own = [attribute for attribute, _ in owner.named_parameters(recurse=False, remove_duplicate=False)]
+            if not own:
+                continue
+            shown = ", ".join(f"{name}.{attribute}" for attribute in own)
+            roles = [pattern for pattern in self.roles if matches(pattern, name)]
+            units = [pattern for pattern in self.units if any(matches(pattern, p) for p in _ancestors(name))]
+            if len(roles) != 1:
+                problems.append(f"{shown}: {len(roles)} roles ({', '.join(roles) or 'no pattern matches'})")
+            if len(units) != 1:
+                problems.append(f"{shown}: in {len(units)} pipeline units ({', '.join(units) or 'no pattern matches'})")
+        patterns = (*self.roles, *self.tensor_regions, *self.attention, *self.experts, *self.units, self.blocks)
+        problems += [f"pattern {pattern!r} matches no module" for pattern in patterns if not _any(pattern, names)]
+        if problems:
+            raise ModelError(
+                "the parallel plan does not fit the module: every parameter needs one role and one pipeline unit:\n  "
+                + "\n  ".join(problems)
+            )
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether a module name has the form of ``pattern``; ``*`` stands for one segment."""
+    return re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), name) is not None
+
+
+def _any(pattern: str, names: Iterable[str]) -> bool:
+    return any(matches(pattern, name) for name in names)
+
+
+def _ancestors(name: str) -> list[str]:
+    """``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
+    segments = name.split(".")
+    return [".".join(segments[: i + 1]) for i in range(len(segments))]

@@ -1,0 +1,173 @@
+"""The weight map: a list of rules between Hugging Face's tensors and ours, and what it means for a given model.
+
+One list serves loading, saving and publication. ``WeightMap`` is what a model package writes; ``resolve`` applies it to
+the shapes of a whole model and gives the links that everything else works with. No torch is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from archon_core.errors import WeightsError
+from archon_core.models.box import Box, Link, Shape
+from archon_core.models.name_pattern import NamePattern
+from archon_core.models.weight_rules import Drop, Fuse, Rename, Rule, Split, Stack, Tie
+
+__all__ = ["Drop", "Fuse", "Rename", "ResolvedMap", "Split", "Stack", "Tie", "WeightMap"]
+
+
+@dataclass(frozen=True)
+class ResolvedMap:
+    """A weight map applied to a model.
+
+    Attributes:
+        shapes: our name -> shape of the whole tensor.
+        hf_shapes: Hugging Face name -> shape, in the order of our tensors.
+        links_of_ours: our name -> links that cover it; for a tied tensor those of the one that is stored.
+        links_of_hf: Hugging Face name -> links that cover it, from stored tensors only.
+        ties: our name of a tied tensor -> our name of the stored one.
+        copies: Hugging Face name of a permitted second copy -> our name of the tensor that it must equal.
+        initialised_if_missing: Hugging Face names that a checkpoint may lack.
+        dropped: patterns of Hugging Face names that are ignored.
+    """
+
+    shapes: Mapping[str, Shape]
+    hf_shapes: Mapping[str, Shape]
+    links_of_ours: Mapping[str, tuple[Link, ...]]
+    links_of_hf: Mapping[str, tuple[Link, ...]]
+    ties: Mapping[str, str]
+    copies: Mapping[str, str]
+    initialised_if_missing: frozenset[str]
+    dropped: tuple[str, ...]
+
+    @cached_property
+    def _dropped(self) -> tuple[NamePattern, ...]:
+        return tuple(NamePattern(pattern) for pattern in self.dropped)
+
+    def drops(self, hf_name: str) -> bool:
+        """Whether a checkpoint's tensor of this name is ignored."""
+        return any(pattern.match(hf_name) is not None for pattern in self._dropped)
+
+    def links_in(self, ours: str, box: Box) -> list[Link]:
+        """Links that cover ``box`` of our tensor, clipped to it."""
+        clipped = [link.clipped_to_ours(box) for link in self.links_of_ours[ours]]
+        return [link for link in clipped if link is not None]
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """Rules that together cover every weight of a model.
+
+    Attributes:
+        rules: their order does not matter.
+    """
+
+    rules: tuple[Rename | Fuse | Split | Stack | Tie | Drop, ...]
+
+    def resolve(self, shapes: Mapping[str, Shape]) -> ResolvedMap:
+        """Apply the rules to a whole model, all pipeline stages together.
+
+        Args:
+            shapes: our name -> shape of the whole, unsharded tensor, in the order in which to save. A tied tensor
+                may be listed beside the one that it is tied to, or left out.
+
+        Raises:
+            WeightsError: a rule covers nothing, two rules claim the same tensor, or a tensor has no rule; all of
+                these are listed.
+        """
+        shapes = {name: tuple(shape) for name, shape in shapes.items()}
+        problems: list[str] = []
+        ties, copies = self._resolve_ties(shapes, problems)
+        claims: dict[str, list[Rule]] = {name: [] for name in shapes if name not in ties}
+        hf_claims: dict[str, Rule] = {}
+        links: list[Link] = []
+        optional: set[str] = set()
+        for rule in self.rules:
+            if isinstance(rule, Tie | Drop):
+                continue
+            made = list(rule.links(shapes))
+            if not made:
+                problems.append(f"{rule} covers no tensor of the model")
+            links += made
+            for name in dict.fromkeys(link.ours for link in made):
+                if name in ties:
+                    problems.append(f"{name!r} is claimed by {rule} and tied to {ties[name]!r}")
+                else:
+                    claims[name].append(rule)
+            for name in dict.fromkeys(link.hf for link in made):
+                if name in hf_claims:
+                    problems.append(f"Hugging Face tensor {name!r} is claimed by {hf_claims[name]} and {rule}")
+                hf_claims[name] = rule
+            if isinstance(rule, Rename) and rule.init_if_missing:
+                optional.update(link.hf for link in made)
+        problems += [f"{name!r} is claimed by {_listed(rules)}" for name, rules in claims.items() if len(rules) > 1]
+        problems += [f"{name!r} {shapes[name]} has no rule" for name, rules in claims.items() if not rules]
+        problems += [f"Hugging Face tensor {name!r} is claimed twice" for name in copies if name in hf_claims]
+        if problems:
+            raise WeightsError(
+                "the weight map does not fit the model: every tensor needs one rule, and every rule a tensor:\n  "
+                + "\n  ".join(problems)
+            )
+        return _build(shapes, links, ties, copies, frozenset(optional), self._dropped)
+
+    @property
+    def _dropped(self) -> tuple[str, ...]:
+        return tuple(rule.hf for rule in self.rules if isinstance(rule, Drop))
+
+    def _resolve_ties(self, shapes: Mapping[str, Shape], problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+        ties: dict[str, str] = {}
+        copies: dict[str, str] = {}
+        for rule in self.rules:
+            if not isinstance(rule, Tie):
+                continue
+            follower = NamePattern(rule.ours)
+            stored = [(name, found) for name in shapes if (found := NamePattern(rule.to).match(name)) is not None]
+            if not stored:
+                problems.append(f"{rule} covers no tensor of the model")
+            for name, bindings in stored:
+                tied = follower.fill(bindings)
+                if tied in shapes:
+                    ties[tied] = name
+                    if shapes[tied] != shapes[name]:
+                        problems.append(f"{tied!r} {shapes[tied]} is tied to {name!r} {shapes[name]}: shapes differ")
+                if rule.hf is not None:
+                    copies[NamePattern(rule.hf).fill(bindings)] = name
+        return ties, copies
+
+
+def _build(
+    shapes: Mapping[str, Shape],
+    links: Iterable[Link],
+    ties: Mapping[str, str],
+    copies: Mapping[str, str],
+    optional: frozenset[str],
+    dropped: tuple[str, ...],
+) -> ResolvedMap:
+    of_ours: dict[str, list[Link]] = {name: [] for name in shapes}
+    of_hf: dict[str, list[Link]] = {}
+    for link in links:
+        of_ours[link.ours].append(link)
+        of_hf.setdefault(link.hf, []).append(link)
+    hf_order = dict.fromkeys(link.hf for name in shapes for link in of_ours[name])
+    for tied, stored in ties.items():
+        of_ours[tied] = [Link(link.hf, link.hf_box, tied, link.our_box) for link in of_ours[stored]]
+    return ResolvedMap(
+        shapes=dict(shapes),
+        hf_shapes={name: _extent(of_hf[name]) for name in hf_order},
+        links_of_ours={name: tuple(found) for name, found in of_ours.items()},
+        links_of_hf={name: tuple(of_hf[name]) for name in hf_order},
+        ties=dict(ties),
+        copies=dict(copies),
+        initialised_if_missing=optional,
+        dropped=dropped,
+    )
+
+
+def _extent(links: Iterable[Link]) -> Shape:
+    return tuple(map(max, zip(*(link.hf_box.stop for link in links), strict=True)))
+
+
+def _listed(rules: Iterable[Rule]) -> str:
+    return " and ".join(map(str, rules))

@@ -1,0 +1,108 @@
+"""Causal attention over packed sequences: each token attends to earlier tokens of its own sequence.
+
+The module holds no weights. It stands apart from the projections so that context parallelism can wrap it and a backend
+can be chosen for the device. Every backend is one function of the same form, in a file of its own under
+``attention_backends``, imported when it is used.
+
+Legend: T tokens, Hq query heads, Hkv key and value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Literal, Protocol, cast, get_args
+
+import torch
+from torch import Tensor, nn
+
+from archon_core.errors import ConfigError, did_you_mean
+from archon_core.nn.packed import PackedSequences
+
+AttentionBackend = Literal["varlen", "flex", "sdpa"]
+
+
+class Attend(Protocol):
+    """The function ``attend`` of a backend."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+    ) -> Tensor:
+        """``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D] to [T, Hq, D]; see ``PackedAttention`` for the rest."""
+
+
+class PackedAttention(nn.Module):
+    """Softmax attention, causal within each packed sequence. Query head i reads key head i // (Hq / Hkv).
+
+    Attributes:
+        layer: the layer's id, under which a cache keeps its keys and values.
+        scale: factor on the scores.
+        window: keys that a token sees, its own included; ``None`` for all earlier ones.
+        backend: which implementation; ``None`` chooses by device and type at each call.
+    """
+
+    def __init__(self, layer: str, *, scale: float, window: int | None = None) -> None:
+        super().__init__()
+        self.layer = layer
+        self.scale = scale
+        self.window = window
+        self.backend: AttentionBackend | None = None
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
+        """Attend ``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D], or over what ``packed.cache`` holds: [T, Hq, D]."""
+        if packed.cache is not None:
+            return packed.cache.attend(self.layer, q, k, v, packed, scale=self.scale, window=self.window)
+        backend = self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1])
+        return _load(backend)(q, k, v, packed, scale=self.scale, window=self.window)
+
+    def extra_repr(self) -> str:
+        return f"layer={self.layer}, scale={self.scale:.4g}, window={self.window}, backend={self.backend or 'auto'}"
+
+
+def choose_attention_backend(device_type: str, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
+    """``varlen`` where it can run, which is CUDA in 16-bit types; else ``sdpa``, which computes everything."""
+    return "varlen" if not varlen_obstacles(device_type, dtype, head_dim) else "sdpa"
+
+
+def varlen_obstacles(device_type: str, dtype: torch.dtype, head_dim: int) -> list[str]:
+    """Why torch's variable-length kernel cannot run, as phrases; empty when it can."""
+    obstacles = []
+    if device_type != "cuda":
+        obstacles.append(f"it needs a CUDA device, found {device_type}")
+    if dtype not in (torch.bfloat16, torch.float16):
+        obstacles.append(f"it computes in bfloat16 and float16, found {dtype}".replace("torch.", ""))
+    if head_dim % 8 or head_dim > 256:
+        obstacles.append(f"it needs a head dimension that is a multiple of 8 and at most 256, found {head_dim}")
+    return obstacles
+
+
+def check_attention_backend(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
+    """``name`` as a backend that can run there.
+
+    Raises:
+        ConfigError: no backend has that name, or it cannot run on the device, in the type or with that head dimension.
+    """
+    allowed = get_args(AttentionBackend)
+    if name not in allowed:
+        raise ConfigError(f"attn_type: found {name!r}{did_you_mean(name, allowed)}; allowed are {', '.join(allowed)}")
+    obstacles: list[str] = []
+    if name == "varlen":
+        obstacles = varlen_obstacles(device_type, dtype, head_dim)
+    elif name == "flex" and device_type != "cuda":
+        # FlexAttention has no backward on the CPU (seen on torch 2.13).
+        obstacles = [f"it needs a CUDA device, found {device_type}"]
+    elif name == "flex" and dtype == torch.float64:
+        obstacles = ["it has no float64"]
+    if obstacles:
+        raise ConfigError(f"attn_type {name!r} cannot be used: {'; '.join(obstacles)}; use attn_type sdpa")
+    return cast(AttentionBackend, name)
+
+
+def set_attention_backend(module: nn.Module, name: AttentionBackend | None) -> None:
+    """Set the backend of every ``PackedAttention`` in ``module``; ``None`` chooses at each call."""
+    for part in module.modules():
+        if isinstance(part, PackedAttention):
+            part.backend = name
+
+
+def _load(backend: AttentionBackend) -> Attend:
+    return importlib.import_module(f"archon_core.nn.attention_backends.{backend}").attend

@@ -1,0 +1,78 @@
+"""What a model's forward receives beside the tokens: where the packed sequences lie and what its head shall return.
+
+Legend: T tokens, S sequences, P positions with outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+OutputName = Literal["logprobs", "entropy", "values", "logits"]
+
+
+class AttentionCache(Protocol):
+    """Keys and values of earlier tokens, kept by a generation loop."""
+
+    def attend(
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Store ``k`` and ``v`` [T, kv heads, head dim] for ``layer`` and attend ``q`` [T, heads, head dim] to all
+        that is stored of its own sequence. Returns [T, heads, head dim]."""
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    """What the last stage's head computes.
+
+    Attributes:
+        outputs: names of the per-token outputs wanted.
+        targets: int64 [T], the token that each position predicts, -1 for none. For ``logprobs``.
+        temperature: logits are divided by it.
+        positions: int64 [P], compute outputs there only; ``None`` for all T. ``targets`` stays [T].
+    """
+
+    outputs: tuple[OutputName, ...]
+    targets: Tensor | None = None
+    temperature: float = 1.0
+    positions: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Where the sequences lie that are packed into one token dimension.
+
+    Attributes:
+        cu_seqlens: int32 [S + 1], the start of each sequence, and T.
+        max_seqlen: length of the longest one.
+        positions: int64 [T], each token's place in its own sequence, from 0.
+        lengths: the same lengths on the host, so that per-sequence code needs no device synchronisation.
+        head: what the head returns; ``None`` on stages without one.
+        cache: keys and values of earlier tokens; ``None`` in training.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    positions: Tensor
+    lengths: tuple[int, ...]
+    head: HeadInputs | None = None
+    cache: AttentionCache | None = None
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: tuple[int, ...], device: torch.device | str = "cpu", head: HeadInputs | None = None
+    ) -> PackedSequences:
+        """Sequences of ``lengths`` tokens, end to end, each from position 0."""
+        starts = [0, *accumulate(lengths)]
+        positions = [torch.arange(length) for length in lengths]
+        return cls(
+            cu_seqlens=torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True),
+            max_seqlen=max(lengths, default=0),
+            positions=(torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)).to(device),
+            lengths=tuple(lengths),
+            head=head,
+        )

@@ -1,0 +1,57 @@
+"""Names that more than one plugin provides: found by counting, explained with a way out for each side."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from archon_core.plugins.hints import label
+from archon_core.plugins.loader import CORE_DISTRIBUTION
+from archon_core.plugins.status import IN_PROCESS, PluginStatus
+
+Claims = Mapping[tuple[str, str], Sequence[PluginStatus]]
+"""(kind, name or alias) -> the plugins that provide it, one entry for each time that they do."""
+
+
+def collect_claims(plugins: Sequence[PluginStatus]) -> Claims:
+    """Who provides which name."""
+    claims: defaultdict[tuple[str, str], list[PluginStatus]] = defaultdict(list)
+    for plugin in plugins:
+        for spec in plugin.specs:
+            for name in (spec.name, *spec.aliases):
+                claims[spec.kind, name].append(plugin)
+    return dict(claims)
+
+
+def clashes_of(plugin: PluginStatus, claims: Claims) -> list[str]:
+    """A message for each name of ``plugin`` that is provided more than once. Core has none: it was there first."""
+    if is_core(plugin):
+        return []
+    return [
+        explain_clash(kind, name, claimants)
+        for (kind, name), claimants in claims.items()
+        if len(claimants) > 1 and plugin in claimants
+    ]
+
+
+def explain_clash(kind: str, name: str, claimants: Sequence[PluginStatus]) -> str:
+    """Who provides the name, and how to leave either of them out."""
+    who = " and ".join(_describe(plugin) for plugin in claimants)
+    ways = dict.fromkeys(_way_out(kind, name, plugin, claimants) for plugin in claimants if not is_core(plugin))
+    return f"{label(kind)} {name!r} is provided by {who}; leave one of them out: {' or '.join(ways)}"
+
+
+def is_core(plugin: PluginStatus) -> bool:
+    """Whether these are core's own specs."""
+    return plugin.distribution == CORE_DISTRIBUTION
+
+
+def _describe(plugin: PluginStatus) -> str:
+    return str(plugin) if plugin.distribution in (CORE_DISTRIBUTION, IN_PROCESS) else f"{plugin} ({plugin.name})"
+
+
+def _way_out(kind: str, name: str, plugin: PluginStatus, claimants: Sequence[PluginStatus]) -> str:
+    if plugin.distribution == IN_PROCESS:
+        return f"archon_core.registry().remove({kind!r}, {name!r})"
+    namesakes = {other.distribution for other in claimants if other.name == plugin.name}
+    return f"ARCHON_DISABLE_PLUGINS={plugin.distribution if len(namesakes) > 1 else plugin.name}"

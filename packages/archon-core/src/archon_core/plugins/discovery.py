@@ -1,0 +1,93 @@
+"""Finds the installed plugins without importing any.
+
+``importlib.metadata.entry_points`` stops at the first distribution whose ``entry_points.txt`` is damaged, whoever
+it belongs to; here each distribution is read alone.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from archon_core.plugins.hookspecs import PROJECT_NAME
+from archon_core.plugins.status import PluginStatus, describe_error
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What is installed.
+
+    Attributes:
+        entry_points: those of the group ``archon``, sorted by distribution and name.
+        unreadable: distributions that have some, which cannot be read.
+    """
+
+    entry_points: tuple[importlib.metadata.EntryPoint, ...] = ()
+    unreadable: tuple[PluginStatus, ...] = ()
+
+
+def discover(path: Sequence[str] | None = None) -> Discovery:
+    """Find the installed plugins.
+
+    Args:
+        path: folders to look for distributions in; ``None`` for ``sys.path``.
+    """
+    search = {} if path is None else {"path": list(path)}
+    entry_points: list[importlib.metadata.EntryPoint] = []
+    unreadable: list[PluginStatus] = []
+    seen: set[str] = set()
+    for distribution in importlib.metadata.distributions(**search):
+        if not _mentions_plugins(distribution):
+            continue
+        name = _name_of(distribution)
+        if normalise(name) in seen:  # the first one on the path is the one whose modules are imported
+            continue
+        seen.add(normalise(name))
+        try:
+            entry_points += [point for point in distribution.entry_points if point.group == PROJECT_NAME]
+        except Exception as error:
+            cause = (
+                f"its entry_points.txt cannot be read ({describe_error(error)}); reinstall it: "
+                f"pip install --force-reinstall --no-deps {name}"
+            )
+            unreadable.append(PluginStatus(name, name, "", "", status="failed", cause=cause, error=error))
+    return Discovery(
+        entry_points=tuple(sorted(entry_points, key=lambda point: (distribution_name(point), point.name))),
+        unreadable=tuple(unreadable),
+    )
+
+
+def distribution_name(entry_point: importlib.metadata.EntryPoint) -> str:
+    """What pip calls the package that an entry point came with; empty for one made by hand."""
+    return _name_of(entry_point.dist) if entry_point.dist else ""
+
+
+def distribution_version(entry_point: importlib.metadata.EntryPoint) -> str:
+    """The version of that package; empty when it is not known."""
+    try:
+        return (entry_point.dist.version or "") if entry_point.dist else ""
+    except Exception:  # a distribution without METADATA: what is raised depends on the Python version
+        return ""
+
+
+def normalise(name: str) -> str:
+    """A distribution's or entry point's name in the form in which names are compared (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()
+
+
+def _name_of(distribution: importlib.metadata.Distribution) -> str:
+    try:
+        return distribution.metadata["Name"] or "(a distribution without a name)"
+    except Exception:  # see distribution_version
+        return "(a distribution without METADATA)"
+
+
+def _mentions_plugins(distribution: importlib.metadata.Distribution) -> bool:
+    # The text of a hundred distributions is read quickly; parsing the metadata of each is not quick.
+    try:
+        text = distribution.read_text("entry_points.txt") or ""
+    except (OSError, UnicodeDecodeError):  # nothing says that it is one of ours
+        return False
+    return re.search(rf"^\s*\[\s*{PROJECT_NAME}\s*\]", text, re.MULTILINE) is not None

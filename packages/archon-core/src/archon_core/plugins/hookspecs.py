@@ -1,0 +1,86 @@
+"""The hooks that a plugin may implement, one per kind of spec.
+
+A plugin is a light module named by an entry point of the group ``archon``. Its functions, marked with
+``hookimpl`` and named as here, return descriptions; nothing heavy is imported to make or to list them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from archon_core.plugins.specs import (
+    AlgorithmSpec,
+    CommandSpec,
+    DatasetSpec,
+    InferenceEngineSpec,
+    LauncherSpec,
+    ModelSpec,
+    MoESpec,
+    RewardSpec,
+    ScheduleSpec,
+    TrainEngineSpec,
+    WeightTransportSpec,
+)
+
+PROJECT_NAME = "archon"
+"""pluggy's project name, and the group of the entry points."""
+
+hookspec = pluggy.HookspecMarker(PROJECT_NAME)
+hookimpl = pluggy.HookimplMarker(PROJECT_NAME)
+
+
+@hookspec
+def archon_models() -> Iterable[ModelSpec]:
+    """Model architectures."""
+
+
+@hookspec
+def archon_schedules() -> Iterable[ScheduleSpec]:
+    """Pipeline schedules."""
+
+
+@hookspec
+def archon_moe() -> Iterable[MoESpec]:
+    """Mixture-of-experts blocks."""
+
+
+@hookspec
+def archon_train_engines() -> Iterable[TrainEngineSpec]:
+    """Training engines, named by the backend part of a layout."""
+
+
+@hookspec
+def archon_inference_engines() -> Iterable[InferenceEngineSpec]:
+    """Rollout engines, named by the backend part of a layout."""
+
+
+@hookspec
+def archon_weight_transports() -> Iterable[WeightTransportSpec]:
+    """Ways for weights to reach inference servers."""
+
+
+@hookspec
+def archon_launchers() -> Iterable[LauncherSpec]:
+    """Ways to start a run's processes."""
+
+
+@hookspec
+def archon_algorithms() -> Iterable[AlgorithmSpec]:
+    """Training algorithms."""
+
+
+@hookspec
+def archon_rewards() -> Iterable[RewardSpec]:
+    """Reward functions."""
+
+
+@hookspec
+def archon_datasets() -> Iterable[DatasetSpec]:
+    """Sources of training records."""
+
+
+@hookspec
+def archon_commands() -> Iterable[CommandSpec]:
+    """Subcommands of ``archon``."""

@@ -1,0 +1,259 @@
+"""Interfaces at the package borders: what the targets of specs must provide, and what the engine asks of a loss.
+
+No torch is imported at run time; the annotations name torch types for readers and type checkers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor, device, nn
+
+    from archon_core.config.decisions import Decision
+    from archon_core.data.batch import Batch
+    from archon_core.generation import Completion, GenerationRequest
+    from archon_core.nn.packed import OutputName, PackedSequences
+    from archon_core.run.context import RunContext
+
+Unit = Literal["token", "sequence", "constant"]
+"""What a loss term is normalised by: weighted tokens, weighted sequences, or a constant."""
+
+
+class CausalModule(Protocol):
+    """A decoder model. Parts that are not on this pipeline stage are ``None``.
+
+    ``embed`` maps ids [T] to hidden states [T, hidden]; ``layers`` is an ``nn.ModuleDict`` with string ids;
+    ``norm`` and ``head`` finish. Without ``embed`` the input is hidden states; without ``head`` the output is.
+    """
+
+    embed: nn.Module | None
+    layers: nn.ModuleDict
+    norm: nn.Module | None
+    head: nn.Module | None
+
+    def __call__(self, x: Tensor, packed: PackedSequences) -> Tensor | dict[OutputName, Tensor]: ...
+
+
+class ModelArguments(Protocol):
+    """A frozen dataclass with a model's own sizes and options."""
+
+    @classmethod
+    def from_hf_config(cls, config: Any, *, critic: bool) -> ModelArguments:
+        """Read a ``transformers`` config. Raises ``ModelError`` for what the architecture cannot express."""
+
+
+@dataclass(frozen=True)
+class OutputRequest:
+    """Per-token outputs of a forward pass.
+
+    Attributes:
+        names: which ones. ``logprobs`` and ``entropy`` of a language model, ``values`` of a critic.
+        temperature: logits are divided by it first.
+    """
+
+    names: tuple[OutputName, ...] = ("logprobs",)
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """What a loss returns for one micro-batch: sums, not means.
+
+    Attributes:
+        terms: unit -> scalar tensor; the objective is the sum over units of term / global weight.
+        metrics: name -> (unit, detached scalar tensor), reported as sum / global weight of that unit.
+    """
+
+    terms: Mapping[Unit, Tensor]
+    metrics: Mapping[str, tuple[Unit, Tensor]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A loss that cannot depend on how its batch is split into micro-batches or over ranks.
+
+    ``weights`` depends on the batch alone. The engine sums it over all micro-batches and ranks before any
+    forward pass, and back-propagates each term of ``__call__`` divided by that global weight.
+    """
+
+    request: OutputRequest
+
+    def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
+        """The batch's weight per unit that ``__call__`` uses; additive over any split of the batch."""
+
+    def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
+        """Sums over the micro-batch; ``outputs`` are [T] tensors aligned to predictions."""
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One optimizer step, or one evaluation pass.
+
+    Attributes:
+        loss: the objective, summed over units, of the whole batch.
+        gradient_norm: global L2 norm before clipping; ``None`` in evaluation.
+        learning_rate: that of the step; ``None`` in evaluation.
+        skipped: the update was left out because the norm was not finite.
+        n_micro_batches: micro-batches that the batch was split into.
+        n_tokens: tokens in the batch, over all ranks.
+        metrics: the loss's metrics, divided by their global weights.
+    """
+
+    loss: float
+    gradient_norm: float | None
+    learning_rate: float | None
+    skipped: bool
+    n_micro_batches: int
+    n_tokens: int
+    metrics: Mapping[str, float]
+
+
+class TrainEngine(Protocol):
+    """What trainers and RL code see of a training engine."""
+
+    @property
+    def module(self) -> CausalModule: ...
+
+    @property
+    def device(self) -> device: ...
+
+    @property
+    def version(self) -> int:
+        """Counts the optimizer steps whose weights this engine holds."""
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """What the engine does other than asked, with reasons; complete after ``initialize``."""
+
+    def initialize(self) -> None:
+        """Build the module, load or initialise its weights, make the optimizer."""
+
+    def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
+        """One optimizer step on ``batch``."""
+
+    def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
+        """The loss and its metrics on ``batch``, without gradients."""
+
+    def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
+        """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients."""
+
+    def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
+        """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training."""
+
+    def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
+        """Read what ``save`` wrote."""
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+
+class TrainEngineFactory(Protocol):
+    """``target`` of a ``TrainEngineSpec``. ``explicit`` are the dotted names of the options that the user wrote."""
+
+    def __call__(
+        self,
+        config: Any,
+        *,
+        role: str,
+        layout: Any,
+        seed: int,
+        total_steps: int | None,
+        explicit: frozenset[str] = frozenset(),
+    ) -> TrainEngine: ...
+
+
+class InferenceEngine(Protocol):
+    """Samples completions and tells which weights they came from."""
+
+    @property
+    def version(self) -> int:
+        """The version of the weights in use."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """Per request, its ``n_samples`` completions, in order."""
+
+    def health(self) -> bool:
+        """Whether requests would be answered now."""
+
+    def pause(self) -> None:
+        """Stop taking requests."""
+
+    def resume(self) -> None:
+        """Take requests again."""
+
+    def update_weights(self, version: int) -> None:
+        """Switch to the published weights of ``version``."""
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+
+class InferenceEngineFactory(Protocol):
+    """``target`` of an ``InferenceEngineSpec``. ``trainer`` is the engine whose weights are sampled from."""
+
+    def __call__(self, config: Any, *, trainer: TrainEngine) -> InferenceEngine: ...
+
+
+class Tokenizer(Protocol):
+    """The part of a ``transformers`` tokenizer that trainers use."""
+
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
+class Reward(Protocol):
+    """Scores a completion. ``record`` is the dataset record that the prompt was made from."""
+
+    def __call__(self, prompt: str, completion: str, record: Mapping[str, Any]) -> float: ...
+
+
+class Dataset(Protocol):
+    """Records of one split, by index; the same index always gives the same record."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+class DatasetFactory(Protocol):
+    """``target`` of a ``DatasetSpec``."""
+
+    def __call__(self, config: Any, *, split: Literal["train", "validation"], seed: int) -> Dataset: ...
+
+
+class Trainer(Protocol):
+    """Runs training to its end. ``fit`` returns normally when it is reached."""
+
+    def fit(self) -> None: ...
+
+
+class TrainerFactory(Protocol):
+    """``trainer`` of an ``AlgorithmSpec``; ``algorithm`` is what the spec's target loads."""
+
+    def __call__(self, run: RunContext, algorithm: Any) -> Trainer: ...
+
+
+class MoEBuilder(Protocol):
+    """``target`` of a ``MoESpec``: makes a mixture-of-experts block from a model's arguments."""
+
+    def __call__(self, arguments: Any) -> nn.Module: ...
+
+
+class WeightTransport(Protocol):
+    """Moves published weights to inference servers."""
+
+    def send(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None: ...
+
+
+class Launcher(Protocol):
+    """Starts the processes of a run and waits for them; returns the exit code."""
+
+    def __call__(self, config: Any, entry: Callable[[], None]) -> int: ...

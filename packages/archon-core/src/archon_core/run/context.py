@@ -1,0 +1,36 @@
+"""What a trainer is given: its configuration, where to write, whom to tell, and when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from archon_core.config.decisions import Decision
+    from archon_core.run.folder import RunFolder
+    from archon_core.run.interrupt import StopSignal
+    from archon_core.run.metrics import MetricsLog
+    from archon_core.run.progress import Progress
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run of a trainer.
+
+    Attributes:
+        config: the merged configuration (``ExperimentConfig`` with the sections of plugins).
+        folder: the run folder.
+        metrics: one row per step, to ``metrics.jsonl`` and TensorBoard.
+        progress: what the user watches.
+        stop: set by Ctrl-C; a trainer asks it between steps.
+        decisions: recorded so far; the engines add theirs.
+        explicit: dotted names of the options that the user wrote, as against defaults.
+    """
+
+    config: Any
+    folder: RunFolder
+    metrics: MetricsLog
+    progress: Progress
+    stop: StopSignal
+    decisions: list[Decision]
+    explicit: frozenset[str] = frozenset()

@@ -1,0 +1,92 @@
+"""Folders that appear whole or not at all.
+
+A folder is written under a hidden name beside its place, forced to disk, then renamed. Whatever moment the process
+dies at, the place holds the old folder or the new one, and ``remove_leftovers`` tidies up at the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_WRITING = ".writing"
+_REPLACED = ".replaced"
+
+
+@contextmanager
+def publish_folder(final: Path) -> Iterator[Path]:
+    """Give an empty folder to write into; it becomes ``final`` when the block ends without an exception.
+
+    An existing ``final`` is replaced. When the block raises, what it wrote is removed and ``final`` stays as it was.
+    """
+    final.parent.mkdir(parents=True, exist_ok=True)
+    writing = _hidden(final, _WRITING)
+    replaced = _hidden(final, _REPLACED)
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir()
+    try:
+        yield writing
+        _flush_tree(writing)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+    if final.exists():
+        # A folder that is not empty cannot be renamed over. Between these two renames the old one has another
+        # name, under which remove_leftovers finds it.
+        shutil.rmtree(replaced, ignore_errors=True)
+        final.rename(replaced)
+    writing.rename(final)
+    _flush(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def remove_leftovers(parent: Path) -> list[Path]:
+    """Remove what a process that died left in ``parent``; return the places that it had begun to write.
+
+    Only for folders in which no other process writes now.
+    """
+    if not parent.is_dir():
+        return []
+    for replaced in parent.glob(f".*{_REPLACED}"):
+        final = parent / replaced.name[1 : -len(_REPLACED)]
+        if final.exists():
+            shutil.rmtree(replaced)
+        else:
+            replaced.rename(final)
+    begun = []
+    for writing in sorted(parent.glob(f".*{_WRITING}")):
+        begun.append(parent / writing.name[1 : -len(_WRITING)])
+        shutil.rmtree(writing)
+    return begun
+
+
+def publish_text(final: Path, text: str) -> None:
+    """Write a text file that appears whole or not at all."""
+    writing = _hidden(final, _WRITING)
+    writing.write_text(text, encoding="utf-8")
+    _flush(writing)
+    writing.replace(final)
+    _flush(final.parent)
+
+
+def _hidden(final: Path, suffix: str) -> Path:
+    return final.with_name(f".{final.name}{suffix}")
+
+
+def _flush_tree(folder: Path) -> None:
+    for root, _, files in os.walk(folder):
+        for name in files:
+            _flush(Path(root) / name)
+        _flush(Path(root))
+
+
+def _flush(path: Path) -> None:
+    # A rename may reach the disk before the data of what was renamed; a power cut would then leave empty files.
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

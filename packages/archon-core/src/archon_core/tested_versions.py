@@ -1,0 +1,23 @@
+"""The versions of third-party packages that this release passed its tests with.
+
+A copy, for installed wheels, of the run-time part of the repository's constraints/tested.txt; a test compares them.
+``archon doctor`` reports where an installation differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+TESTED_VERSIONS: Mapping[str, str] = {
+    "datasets": "5.2.0",
+    "numpy": "2.4.6",
+    "omegaconf": "2.4.0",
+    "pluggy": "1.7.0",
+    "rich": "15.0.0",
+    "safetensors": "0.8.0",
+    "tensorboard": "2.21.0",
+    "tokenizers": "0.23.3",
+    "torch": "2.13.0",
+    "transformers": "5.23.0",
+    "typer": "0.24.2",
+}

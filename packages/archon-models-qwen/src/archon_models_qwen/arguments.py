@@ -1,0 +1,117 @@
+"""What the decoder is built from: the sizes and options that a Hugging Face configuration of the families gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from archon_core.errors import ModelError
+from archon_core.models.hf_config import refuse_unknown_entries
+from archon_core.nn.rotary import RopeArguments
+from archon_core.nn.swiglu import activation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class QwenArguments:
+    """A dense Qwen2 or Qwen3.
+
+    Attributes:
+        vocab_size: rows of the embedding.
+        hidden_size: width of the residual stream.
+        intermediate_size: width inside the feed-forward blocks.
+        n_heads: query heads.
+        n_kv_heads: key and value heads; divides ``n_heads``.
+        head_dim: size of a head; need not be ``hidden_size / n_heads``.
+        qkv_bias: biases on query, key and value projections.
+        output_bias: a bias on the attention's output projection.
+        qk_norm: normalise every query and key head.
+        hidden_act: activation by its ``transformers`` name.
+        norm_eps: added to mean squares.
+        windows: per layer the keys that a token sees, its own included; ``None`` for all.
+        rope: rotary frequencies.
+        tied: the head uses the embedding's weight.
+        critic: a value head instead of the language-model head.
+        attention_dropout: what the configuration asks for in training. The decoder applies none: an engine that is
+            told to keep dropout must refuse a value above 0.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    qkv_bias: bool
+    output_bias: bool
+    qk_norm: bool
+    hidden_act: str
+    norm_eps: float
+    windows: tuple[int | None, ...]
+    rope: RopeArguments
+    tied: bool
+    critic: bool
+    attention_dropout: float = 0.0
+
+    @property
+    def n_layers(self) -> int:
+        """Decoder layers."""
+        return len(self.windows)
+
+    @classmethod
+    def from_hf_config(cls, config: PreTrainedConfig, *, critic: bool) -> QwenArguments:
+        """Read a ``transformers`` configuration of model type qwen2 or qwen3.
+
+        Raises:
+            ModelError: another model type, or an entry that these architectures do not have.
+        """
+        if config.model_type not in ("qwen2", "qwen3"):
+            raise ModelError(f"found model_type {config.model_type!r}; this decoder is for qwen2 and qwen3")
+        is_qwen3 = config.model_type == "qwen3"
+        refuse_unknown_entries(config, honoured=("head_dim",))
+        n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
+        if n_kv_heads < 1 or n_heads % n_kv_heads:
+            raise ModelError(
+                f"{config.model_type} configuration: found num_attention_heads {n_heads} and num_key_value_heads "
+                f"{n_kv_heads}; the second must divide the first"
+            )
+        activation(config.hidden_act)
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+        bias = config.attention_bias if is_qwen3 else True
+        return cls(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            qkv_bias=bias,
+            output_bias=bias and is_qwen3,
+            qk_norm=is_qwen3,
+            hidden_act=config.hidden_act,
+            norm_eps=config.rms_norm_eps,
+            windows=_windows(config),
+            rope=RopeArguments.from_hf_config(config, head_dim),
+            tied=config.tie_word_embeddings and not critic,
+            critic=critic,
+            attention_dropout=config.attention_dropout,
+        )
+
+
+def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
+    where = f"{config.model_type} configuration"
+    kinds = tuple(config.layer_types)
+    if len(kinds) != config.num_hidden_layers:
+        raise ModelError(f"{where}: found {len(kinds)} layer_types for num_hidden_layers {config.num_hidden_layers}")
+    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+    if unknown:
+        raise ModelError(
+            f"{where}: found layer_types {', '.join(unknown)}; allowed are full_attention and sliding_attention"
+        )
+    if "sliding_attention" in kinds and not config.sliding_window:
+        raise ModelError(
+            f"{where}: found sliding_attention in layer_types but no window; set use_sliding_window and sliding_window"
+        )
+    return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds)

@@ -1,0 +1,100 @@
+"""The dense Qwen decoder, Qwen2 and Qwen3 in one: pre-norm blocks of grouped-query attention and SwiGLU.
+
+Legend: T packed tokens, Hq and Hkv heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from archon_core.models.stage import Stage
+from archon_core.nn.attention import PackedAttention
+from archon_core.nn.embedding import Embedding
+from archon_core.nn.head import LanguageModelHead, ValueHead
+from archon_core.nn.linear import Linear
+from archon_core.nn.norm import RMSNorm
+from archon_core.nn.packed import OutputName, PackedSequences
+from archon_core.nn.rotary import RotaryEmbedding, Rotation
+from archon_core.nn.swiglu import SwiGLU
+from archon_models_qwen.arguments import QwenArguments
+
+
+class QwenAttention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, arguments: QwenArguments, layer: int) -> None:
+        super().__init__()
+        a = arguments
+        self.head_dim = a.head_dim
+        self.q_proj = Linear(a.hidden_size, a.n_heads * a.head_dim, bias=a.qkv_bias)
+        self.k_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
+        self.v_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
+        self.o_proj = Linear(a.n_heads * a.head_dim, a.hidden_size, bias=a.output_bias)
+        self.q_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
+        self.k_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
+        self.core = PackedAttention(str(layer), scale=a.head_dim**-0.5, window=a.windows[layer])
+
+    def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
+        """[T, hidden] to [T, hidden]."""
+        # Head counts come from the projections, which hold fewer heads when they are sharded.
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        out = self.core(rotation.apply(q), rotation.apply(k), v, packed)
+        return self.o_proj(out.flatten(-2))
+
+
+class QwenBlock(nn.Module):
+    """One decoder layer."""
+
+    def __init__(self, arguments: QwenArguments, layer: int) -> None:
+        super().__init__()
+        a = arguments
+        self.attention = QwenAttention(a, layer)
+        self.mlp = SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act)
+        self.attention_norm = RMSNorm(a.hidden_size, a.norm_eps)
+        self.mlp_norm = RMSNorm(a.hidden_size, a.norm_eps)
+
+    def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
+        """[T, hidden] to [T, hidden]."""
+        x = x + self.attention(self.attention_norm(x), rotation, packed)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class QwenDecoder(nn.Module):
+    """A dense Qwen, or one pipeline stage of it. Implements ``archon_core.protocols.CausalModule``.
+
+    Attributes:
+        embed: token embedding; ``None`` on stages without it.
+        layers: the stage's layers by their number in the whole model.
+        norm: final norm; ``None`` on stages without a head.
+        head: language-model or value head; ``None`` on stages without it.
+    """
+
+    def __init__(self, arguments: QwenArguments, stage: Stage | None = None) -> None:
+        super().__init__()
+        a = arguments
+        stage = stage or Stage.whole(a.n_layers)
+        self.arguments = a
+        self.embed = Embedding(a.vocab_size, a.hidden_size) if stage.has_embed else None
+        self.layers = nn.ModuleDict({str(layer): QwenBlock(a, layer) for layer in stage.layers})
+        self.norm = RMSNorm(a.hidden_size, a.norm_eps) if stage.has_head else None
+        self.head: LanguageModelHead | ValueHead | None = None
+        if stage.has_head:
+            self.head = ValueHead(a.hidden_size) if a.critic else LanguageModelHead(a.hidden_size, a.vocab_size)
+        if a.tied and self.embed is not None and self.head is not None:
+            self.head.weight = self.embed.weight
+        self.rotary = RotaryEmbedding(a.rope)
+
+    def forward(self, x: Tensor, packed: PackedSequences) -> Tensor | dict[OutputName, Tensor]:
+        """Token ids [T] on the first stage, hidden states [T, hidden] after it, to what ``packed.head`` asks for on the
+        last stage, hidden states before it."""
+        if self.embed is not None:
+            x = self.embed(x)
+        rotation = self.rotary(packed, x.dtype)
+        for layer in self.layers.values():
+            x = layer(x, rotation, packed)
+        if self.norm is None or self.head is None:
+            return x
+        assert packed.head is not None, "the last stage's forward needs packed.head"
+        return self.head(self.norm(x), packed.head)

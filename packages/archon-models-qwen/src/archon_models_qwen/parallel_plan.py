@@ -1,0 +1,33 @@
+"""What the modules of the Qwen decoder are to tensor, context and pipeline parallelism."""
+
+from __future__ import annotations
+
+from archon_core.models.parallel_plan import HeadCounts, ParallelPlan, Role
+from archon_models_qwen.arguments import QwenArguments
+
+
+def parallel_plan(arguments: QwenArguments) -> ParallelPlan:
+    """The plan for a model of these arguments."""
+    roles: dict[str, Role] = {
+        "embed": "vocabulary",
+        "layers.*.attention.q_proj": "column",
+        "layers.*.attention.k_proj": "column",
+        "layers.*.attention.v_proj": "column",
+        "layers.*.attention.o_proj": "row",
+        "layers.*.mlp.gate_proj": "column",
+        "layers.*.mlp.up_proj": "column",
+        "layers.*.mlp.down_proj": "row",
+        "layers.*.attention_norm": "sequence",
+        "layers.*.mlp_norm": "sequence",
+        "norm": "sequence",
+        # A value head has one row: nothing to shard, so it works on each rank's own tokens as a norm does.
+        "head": "sequence" if arguments.critic else "vocabulary",
+    }
+    if arguments.qk_norm:
+        roles |= {"layers.*.attention.q_norm": "head_norm", "layers.*.attention.k_norm": "head_norm"}
+    return ParallelPlan(
+        roles=roles,
+        tensor_regions=("layers.*.attention", "layers.*.mlp"),
+        attention=("layers.*.attention.core",),
+        heads=HeadCounts(query=arguments.n_heads, key_value=arguments.n_kv_heads),
+    )

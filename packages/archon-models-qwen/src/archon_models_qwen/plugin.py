@@ -1,0 +1,29 @@
+"""Entry point: the architectures of this package. Imports no torch."""
+
+from __future__ import annotations
+
+from archon_core.plugins import hookimpl
+from archon_core.plugins.specs import ModelSpec
+
+ARCHON_PLUGIN_API = "1.0"
+
+
+@hookimpl
+def archon_models() -> list[ModelSpec]:
+    return [
+        ModelSpec(
+            name=family,
+            target="archon_models_qwen.decoder:QwenDecoder",
+            summary=summary,
+            model_types=(family,),
+            arguments="archon_models_qwen.arguments:QwenArguments",
+            weight_map="archon_models_qwen.weight_map:weight_map",
+            parallel_plan="archon_models_qwen.parallel_plan:parallel_plan",
+            tiny_config=f"archon_models_qwen.tiny_config:tiny_{family}",
+            capabilities=frozenset({"tp", "cp", "pp", "tied", "critic"}),
+        )
+        for family, summary in (
+            ("qwen2", "Qwen2 and Qwen2.5, dense: biased attention projections"),
+            ("qwen3", "Qwen3, dense: normalised query and key heads"),
+        )
+    ]

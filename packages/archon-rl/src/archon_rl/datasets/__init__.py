@@ -1,0 +1,1 @@
+"""Sources of records: files, Hugging Face data sets and a procedural task."""

@@ -1,0 +1,103 @@
+"""The clipped policy loss, with its asymmetric, dual and decoupled forms.
+
+Per token, with the ratio r = pi / pi_prox, advantage A and behaviour weight w = pi_prox / pi_behave:
+
+- PPO (arXiv:1707.06347, eq. 7): ``l = max(-r A, -clip(r, 1 - eps, 1 + eps) A)``.
+- Asymmetric bounds, "clip higher" (DAPO, arXiv:2503.14476, eq. 10): the upper bound is ``1 + eps_higher``.
+- Dual clip (arXiv:1912.09729, eq. 5): for A < 0, ``l = min(l, -c A)``, so that a large ratio cannot dominate.
+- Decoupled (arXiv:2110.00641; for asynchronous training, arXiv:2505.24298): pi_prox is the policy at the start of
+  the step, pi_behave the one that sampled, and ``l`` is multiplied by w. Otherwise pi_prox is pi_behave, w = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from archon_core.data.batch import Batch
+from archon_core.nn.packed import OutputName
+from archon_rl.losses.kl import kl_estimate
+from archon_rl.losses.objective import TermValues
+
+ADVANTAGES = "advantages"
+"""Token field [T]."""
+LOGPROBS = "logprobs"
+"""Token field [T]: log-probabilities of the sampled tokens under the policy that sampled them."""
+PROX_LOGPROBS = "prox_logprobs"
+"""Token field [T]: log-probabilities under the policy at the start of the step."""
+
+
+@dataclass(frozen=True)
+class BehaviourWeight:
+    """The decoupled loss's weight ``w = pi_prox / pi_behave``.
+
+    Attributes:
+        cap: limit of w; ``None`` for none.
+        mode: above the limit, ``token_mask`` sets w to 0 and ``token_truncate`` to the limit.
+    """
+
+    cap: float | None = 5.0
+    mode: Literal["token_mask", "token_truncate"] = "token_mask"
+
+    def __call__(self, proximal: Tensor, behaviour: Tensor) -> tuple[Tensor, Tensor]:
+        """w [T], and bool [T]: which were above the limit."""
+        weight = (proximal - behaviour).exp()
+        if self.cap is None:
+            return weight, torch.zeros_like(weight, dtype=torch.bool)
+        above = weight > self.cap
+        return weight.masked_fill(above, 0.0 if self.mode == "token_mask" else self.cap), above
+
+
+@dataclass(frozen=True)
+class ClippedPolicyTerm:
+    """The clipped surrogate.
+
+    Attributes:
+        eps_clip: lower bound's distance from 1.
+        eps_clip_higher: upper bound's; ``None`` for the same.
+        c_clip: bound of the dual clip, above 1; ``None`` for none.
+        behaviour: weights of the decoupled form; ``None`` for the plain one.
+    """
+
+    eps_clip: float = 0.2
+    eps_clip_higher: float | None = None
+    c_clip: float | None = None
+    behaviour: BehaviourWeight | None = None
+    name: str = "policy_loss"
+    outputs: tuple[OutputName, ...] = ("logprobs",)
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({ADVANTAGES, LOGPROBS} | ({PROX_LOGPROBS} if self.behaviour else set()))
+
+    def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> TermValues:
+        logprobs, fields = outputs["logprobs"], micro_batch.token_fields
+        advantages, sampled = fields[ADVANTAGES], fields[LOGPROBS]
+        proximal = fields[PROX_LOGPROBS] if self.behaviour else sampled
+
+        ratio = (logprobs - proximal).exp()
+        higher = self.eps_clip if self.eps_clip_higher is None else self.eps_clip_higher
+        unclipped = -ratio * advantages
+        clipped = -ratio.clamp(1 - self.eps_clip, 1 + higher) * advantages
+        loss = torch.maximum(unclipped, clipped)
+        metrics = {
+            "ratio": ratio.detach(),
+            "clip_fraction": (clipped > unclipped).to(ratio.dtype),
+            # KL(pi_prox || pi): the samples are the proximal policy's, so it takes the first place.
+            "approx_kl": kl_estimate(proximal, logprobs.detach(), "k3"),
+        }
+        if self.c_clip is not None:
+            bound = -self.c_clip * advantages
+            dual = (advantages < 0) & (loss > bound)
+            loss = torch.where(dual, bound, loss)
+            metrics["dual_clip_fraction"] = dual.to(ratio.dtype)
+        if self.behaviour is not None:
+            weight, above = self.behaviour(proximal, sampled)
+            loss = loss * weight
+            metrics["behave_weight"] = weight
+            metrics["behave_capped_fraction"] = above.to(ratio.dtype)
+        return TermValues(loss, metrics)

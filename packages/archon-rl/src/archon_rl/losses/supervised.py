@@ -1,0 +1,24 @@
+"""Cross entropy of the tokens that the data set wants."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from archon_core.data.batch import Batch
+from archon_core.nn.packed import OutputName
+from archon_rl.losses.objective import TermValues
+
+
+@dataclass(frozen=True)
+class NegativeLogLikelihood:
+    """``-log p(token)``, in nats; its token mean is the cross entropy of supervised fine-tuning."""
+
+    name: str = "cross_entropy"
+    outputs: tuple[OutputName, ...] = ("logprobs",)
+    fields: frozenset[str] = frozenset()
+
+    def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> TermValues:
+        return TermValues(-outputs["logprobs"])

@@ -1,0 +1,209 @@
+"""Named algorithms: from options to compositions.
+
+Everything that can be wrong with the options of an algorithm is found here, before any engine is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from archon_core.config.decisions import Decision
+from archon_core.errors import ConfigError
+from archon_rl.advantages import GroupAdvantages, Normalisation
+from archon_rl.algorithm import Algorithm, DropTruncated
+from archon_rl.config import (
+    AGGREGATIONS,
+    BEHAVE_WEIGHT_MODES,
+    KL_ESTIMATORS,
+    NORM_LEVELS,
+    NormConfig,
+    PolicyOptions,
+    check_choice,
+)
+from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
+from archon_rl.losses.entropy import EntropyTerm
+from archon_rl.losses.kl import KLTerm
+from archon_rl.losses.objective import TokenTerm
+from archon_rl.losses.policy import BehaviourWeight, ClippedPolicyTerm
+from archon_rl.losses.supervised import NegativeLogLikelihood
+from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
+
+
+def sft(config: Any, decisions: list[Decision]) -> Algorithm:
+    """Supervised fine-tuning: the cross entropy of answers, over all their tokens."""
+    return Algorithm(name="sft", loss=NegativeLogLikelihood(), temperature=config.actor.temperature)
+
+
+def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
+    """Group relative policy optimisation (arXiv:2402.03300) and what its options make of it.
+
+    Raises:
+        ConfigError: an option has no such value, or two of them contradict each other.
+    """
+    options, generation = config.actor, config.gconfig
+    _check(options)
+    changes: list[Decision] = []
+    kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
+    temperature = 1.0 if generation.greedy else generation.temperature
+    if options.temperature != temperature:
+        changes.append(
+            Decision(
+                option="actor.temperature",
+                requested=str(options.temperature),
+                effective=str(temperature),
+                reason="the policy that is trained is the one that gconfig samples from",
+            )
+        )
+    if changes and options.archon.strict:
+        lines = "\n  ".join(f"{d.option}: asked {d.requested}, would be {d.effective}: {d.reason}" for d in changes)
+        raise ConfigError(f"actor.archon.strict=true allows no change to what was asked; found\n  {lines}")
+    decisions.extend(changes)
+    regularisers: list[TokenTerm] = [EntropyTerm(options.entropy_coef)]
+    if kl_loss_coef:
+        regularisers.append(KLTerm(kl_loss_coef, options.kl_loss_estimator))
+    return Algorithm(
+        name="grpo",
+        loss=ClippedPolicyTerm(
+            eps_clip=options.eps_clip,
+            eps_clip_higher=options.eps_clip_higher,
+            c_clip=options.c_clip,
+            behaviour=_behaviour(options),
+        ),
+        regularisers=tuple(regularisers),
+        aggregation=_aggregation(options, generation),
+        temperature=temperature,
+        rewards=_reward_shaping(options, generation),
+        advantages=_group_advantages(options, generation, kl_ctl, decisions),
+        filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
+        replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
+        n_minibatches=options.ppo_n_minibatches,
+    )
+
+
+def _check(options: PolicyOptions) -> None:
+    check_choice("actor.kl_estimator", options.kl_estimator, KL_ESTIMATORS)
+    check_choice("actor.kl_loss_estimator", options.kl_loss_estimator, KL_ESTIMATORS)
+    check_choice("actor.loss_aggregation", options.loss_aggregation, AGGREGATIONS)
+    check_choice("actor.behave_imp_weight_mode", options.behave_imp_weight_mode, BEHAVE_WEIGHT_MODES)
+    limits = (
+        ("ppo_n_minibatches", options.ppo_n_minibatches, options.ppo_n_minibatches >= 1, "at least 1"),
+        ("eps_clip", options.eps_clip, 0 < options.eps_clip < 1, "between 0 and 1"),
+        ("eps_clip_higher", options.eps_clip_higher, _null_or_above(options.eps_clip_higher, 0), "above 0, or null"),
+        ("c_clip", options.c_clip, _null_or_above(options.c_clip, 1), "above 1, or null"),
+        (
+            "behave_imp_weight_cap",
+            options.behave_imp_weight_cap,
+            _null_or_above(options.behave_imp_weight_cap, 1),
+            "above 1, or null",
+        ),
+        ("reward_clip", options.reward_clip, options.reward_clip > 0, "above 0"),
+        ("discount", options.discount, 0 <= options.discount <= 1, "from 0 to 1"),
+        ("gae_lambda", options.gae_lambda, 0 <= options.gae_lambda <= 1, "from 0 to 1"),
+        ("kl_ctl", options.kl_ctl, options.kl_ctl >= 0, "0 or above"),
+        ("kl_loss_coef", options.kl_loss_coef, options.kl_loss_coef >= 0, "0 or above"),
+    )
+    for name, value, holds, allowed in limits:
+        if not holds:
+            raise ConfigError(f"actor.{name}: found {value}; it must be {allowed}")
+
+
+def _null_or_above(value: float | None, bound: float) -> bool:
+    return value is None or value > bound
+
+
+def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]) -> tuple[float, float]:
+    """``kl_ctl`` and ``kl_loss_coef``, both 0 without a reference."""
+    if ref is not None:
+        return options.kl_ctl, options.kl_loss_coef
+    if options.kl_loss_coef:
+        raise ConfigError(
+            f"actor.kl_loss_coef={options.kl_loss_coef} needs a reference model and there is no 'ref' section; "
+            "add one ('ref: {}' takes the actor's initial weights) or set it to 0"
+        )
+    if options.kl_ctl:
+        # AReaL's default is 0.1 and its files rely on a missing `ref` to switch the penalty off.
+        decisions.append(
+            Decision(
+                option="actor.kl_ctl",
+                requested=str(options.kl_ctl),
+                effective="0.0",
+                reason="there is no 'ref' section to measure the KL to; 'ref: {}' takes the actor's initial weights",
+            )
+        )
+    return 0.0, 0.0
+
+
+def _behaviour(options: PolicyOptions) -> BehaviourWeight | None:
+    if not options.use_decoupled_loss:
+        return None
+    return BehaviourWeight(cap=options.behave_imp_weight_cap, mode=options.behave_imp_weight_mode)
+
+
+def _aggregation(options: PolicyOptions, generation: Any) -> Aggregation:
+    match options.loss_aggregation:
+        case "token":
+            return TokenMean()
+        case "sequence":
+            return SequenceMean()
+        case _:
+            return ConstantLength(generation.max_new_tokens)
+
+
+def _reward_shaping(options: PolicyOptions, generation: Any) -> RewardShaping:
+    overlong = None
+    if options.overlong_reward_penalty:
+        tokens, factor = options.overlong_tokens, options.overlong_penalty_factor
+        if tokens is None or factor is None or not 0 < tokens <= generation.max_new_tokens:
+            raise ConfigError(
+                f"actor.overlong_reward_penalty: found overlong_tokens={tokens} and overlong_penalty_factor={factor}; "
+                f"both are needed, the tokens from 1 to gconfig.max_new_tokens={generation.max_new_tokens}"
+            )
+        overlong = OverlongPenalty(limit=generation.max_new_tokens, tokens=tokens, factor=factor)
+    return RewardShaping(options.reward_scaling, options.reward_bias, options.reward_clip, overlong)
+
+
+def _group_advantages(
+    options: PolicyOptions, generation: Any, kl_ctl: float, decisions: list[Decision]
+) -> GroupAdvantages:
+    reward_norm = options.reward_norm
+    if reward_norm is None and options.adv_norm is None:
+        reward_norm = NormConfig(mean_level="group", std_level="group")
+        decisions.append(
+            Decision(
+                option="actor.reward_norm",
+                requested="null",
+                effective="mean and deviation of the group",
+                reason="grpo's advantages are relative to the group, and adv_norm is null too",
+            )
+        )
+    return GroupAdvantages(
+        reward_norm=_normalisation("actor.reward_norm", reward_norm, generation.n_samples),
+        adv_norm=_normalisation("actor.adv_norm", options.adv_norm, generation.n_samples),
+        kl_ctl=kl_ctl,
+        kl_estimator=options.kl_estimator,
+        decay=options.discount * options.gae_lambda,
+    )
+
+
+def _normalisation(option: str, config: NormConfig | None, n_samples: int) -> Normalisation | None:
+    if config is None:
+        return None
+    check_choice(f"{option}.mean_level", config.mean_level, NORM_LEVELS)
+    check_choice(f"{option}.std_level", config.std_level, NORM_LEVELS)
+    if "group" in (config.mean_level, config.std_level):
+        if n_samples < 2:
+            raise ConfigError(
+                f"{option} compares a prompt's samples and gconfig.n_samples is {n_samples}; it must be 2 or more"
+            )
+        if config.group_size not in (None, n_samples):
+            raise ConfigError(
+                f"{option}.group_size: found {config.group_size}, a prompt has gconfig.n_samples={n_samples} samples; "
+                "leave it out or set it to '${gconfig.n_samples}'"
+            )
+    return Normalisation(
+        mean_level=config.mean_level,
+        std_level=config.std_level,
+        leave_one_out=config.mean_leave1out,
+        unbiased=config.std_unbiased,
+        eps=config.eps,
+    )

@@ -1,0 +1,132 @@
+"""Tokenizers: read from a checkpoint, or built from the training data.
+
+Both built kinds are ``transformers`` fast tokenizers: what ``save_pretrained`` writes, ``AutoTokenizer`` reads.
+They put a begin-of-text token before every text, so that an empty prompt still has something to condition on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archon_core.errors import ConfigError
+from archon_rl.config import TOKENIZER_KINDS, check_choice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
+SPECIAL_TOKENS = (PAD, BOS, EOS, UNKNOWN)
+BYTES = 256
+
+
+def characters_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token per character that occurs in ``texts``, in the order of their code points."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    characters = sorted(set().union(*(set(text) for text in texts)))
+    vocabulary = {token: i for i, token in enumerate((*SPECIAL_TOKENS, *characters))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return _finish(tokenizer)
+
+
+def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level byte-pair encoding trained on ``texts``: it encodes any text, and decodes it to the same.
+
+    The vocabulary is smaller than ``vocab_size`` when the texts have no more pairs that occur twice.
+
+    Raises:
+        ConfigError: ``vocab_size`` does not hold all bytes and the special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    least = BYTES + len(SPECIAL_TOKENS)
+    if vocab_size < least:
+        raise ConfigError(
+            f"tokenizer.vocab_size: found {vocab_size}; a byte-level vocabulary needs at least {least}: all bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _finish(tokenizer)
+
+
+def _finish(tokenizer: Any) -> PreTrainedTokenizerFast:
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        clean_up_tokenization_spaces=False,
+        # "<eos>" in a record is text, not the end of it.
+        split_special_tokens=True,
+    )
+
+
+def load_tokenizer(path: str | Path) -> Any:
+    """A tokenizer from a folder or hub id.
+
+    Raises:
+        ConfigError: there is none, or it has no end-of-text token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"tokenizer_path: no tokenizer could be read from {str(path)!r}: {error}; name a folder or hub id with "
+            "one, or build one with tokenizer.kind=bpe"
+        ) from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            f"tokenizer_path: the tokenizer of {str(path)!r} has no end-of-text token, which ends an answer; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def build_tokenizer(config: Any, texts: Iterable[str]) -> Any:
+    """The tokenizer that a configuration asks for; ``texts`` is what a built one learns from.
+
+    Raises:
+        ConfigError: an unknown kind, a pretrained one without a path, or a built one beside pretrained weights.
+    """
+    kind = config.tokenizer.kind
+    check_choice("tokenizer.kind", kind, TOKENIZER_KINDS)
+    actor = config.actor
+    if kind == "pretrained":
+        path = config.tokenizer_path or actor.path
+        if not path:
+            raise ConfigError(
+                "tokenizer.kind: found 'pretrained' and neither tokenizer_path nor actor.path; give one of them, or "
+                "build a tokenizer from the data with tokenizer.kind=characters or bpe"
+            )
+        return load_tokenizer(path)
+    if actor.path and not actor.init_from_scratch:
+        raise ConfigError(
+            f"tokenizer.kind: found {kind!r}, but the weights of actor.path={actor.path!r} were trained with another "
+            "tokenizer; set tokenizer.kind=pretrained, or actor.init_from_scratch=true"
+        )
+    if kind == "characters":
+        return characters_tokenizer(texts)
+    return bpe_tokenizer(texts, config.tokenizer.vocab_size)

@@ -1,0 +1,108 @@
+"""Building the engines of a run from its configuration, through the registry."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from archon_core.config.decisions import Decision
+from archon_core.errors import ConfigError
+from archon_core.layout import Layout, backend_table, engine_backends, engine_layouts
+from archon_core.models.hf_config import load_hf_config
+from archon_core.plugins import InferenceEngineSpec, TrainEngineSpec, registry
+from archon_core.protocols import InferenceEngine, TrainEngine
+from archon_core.run.context import RunContext
+from archon_rl.trainer.record import record_decisions
+
+SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+VOCABULARY_MULTIPLE = 64
+"""Vocabularies that we size are rounded up to this: matrix products prefer round sizes."""
+
+
+def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: int | None) -> TrainEngine:
+    """The engine that ``config.backend`` names, with its weights. Its decisions join those of the run."""
+    layout = _layout(run, role)
+    factory = registry().get("train_engine", layout.backend).load()
+    engine = factory(
+        config, role=role, layout=layout, seed=run.config.seed, total_steps=total_steps, explicit=run.explicit
+    )
+    engine.initialize()
+    record_decisions(run, engine.decisions)
+    return engine
+
+
+def build_inference_engine(run: RunContext, trainer: TrainEngine) -> InferenceEngine:
+    """The engine that ``rollout.backend`` names."""
+    factory = registry().get("inference_engine", _layout(run, "rollout").backend).load()
+    return factory(run.config.rollout, trainer=trainer)
+
+
+def _layout(run: RunContext, role: str) -> Layout:
+    """The layout of one engine of the run; reference models inherit the actor's."""
+    plugins = registry()
+    table = backend_table(plugins.all(TrainEngineSpec), plugins.all(InferenceEngineSpec))
+    return engine_layouts(engine_backends(run.config), backends=table)[role]
+
+
+def complete_model_config(run: RunContext, tokenizer: Any) -> Any:
+    """``actor`` with what its inline ``model_config`` leaves to the tokenizer: vocabulary size and special ids.
+
+    Raises:
+        ConfigError: the vocabulary that it writes is smaller than the tokenizer's.
+    """
+    actor = run.config.actor
+    if actor.model_config is None:
+        if actor.init_from_scratch and actor.path:
+            _check_vocabulary(
+                f"the model of actor.path={actor.path!r}", load_hf_config(actor.path).vocab_size, tokenizer
+            )
+        return actor
+    decisions: list[Decision] = []
+    model = dict(actor.model_config)
+    n_tokens = len(tokenizer)
+    if model.get("vocab_size") is None:
+        model["vocab_size"] = -(-n_tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        decisions.append(
+            Decision(
+                option="actor.model_config.vocab_size",
+                requested="not given",
+                effective=str(model["vocab_size"]),
+                reason=f"the tokenizer has {n_tokens} tokens; rounded up to a multiple of {VOCABULARY_MULTIPLE}",
+            )
+        )
+    else:
+        _check_vocabulary("actor.model_config", model["vocab_size"], tokenizer)
+    special = {name: getattr(tokenizer, name) for name in SPECIAL_IDS if model.get(name) is None}
+    if special:
+        model |= special
+        decisions.append(
+            Decision(
+                option="actor.model_config",
+                requested=f"no {', '.join(special)}",
+                effective=", ".join(f"{name}={value}" for name, value in special.items()),
+                reason="the tokenizer's, so that the exported model knows them",
+            )
+        )
+    record_decisions(run, decisions)
+    return replace(actor, model_config=model)
+
+
+def _check_vocabulary(where: str, vocab_size: int, tokenizer: Any) -> None:
+    if vocab_size < len(tokenizer):
+        raise ConfigError(
+            f"{where}: found vocab_size {vocab_size}, the tokenizer has {len(tokenizer)} tokens; it must be at least "
+            "that: change it, leave it out of model_config, or choose a smaller tokenizer"
+        )
+
+
+def starting_from(actor: Any, checkpoint: Path) -> Any:
+    """``actor`` with its weights from ``checkpoint`` instead of where they came from."""
+    return replace(actor, path=str(checkpoint), init_from_scratch=False, model_config=None)
+
+
+def reference_config(ref: Any, actor: Any) -> Any:
+    """The ``ref`` section with the actor's starting weights when it names none of its own, and without optimizer."""
+    if not ref.path and ref.model_config is None:
+        ref = replace(ref, path=actor.path, model_config=actor.model_config, init_from_scratch=actor.init_from_scratch)
+    return replace(ref, optimizer=None)

@@ -1,0 +1,65 @@
+"""Held-out records: mean reward of greedy completions, or mean loss of answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from archon_core.generation import GenerationConfig
+from archon_core.protocols import Dataset, InferenceEngine, Loss, Reward, TrainEngine
+from archon_rl.losses.aggregation import LOSS_MASK
+from archon_rl.text_encoding import TextEncoder, supervised_batch
+from archon_rl.trainer.rollout_batch import sample, score
+
+EVAL_REWARD = "eval/reward"
+EVAL_LOSS = "eval/loss"
+
+
+def evaluate_reward(
+    engine: InferenceEngine,
+    encoder: TextEncoder,
+    dataset: Dataset,
+    reward: Reward,
+    options: GenerationConfig,
+    *,
+    limit: int | None = None,
+) -> dict[str, float]:
+    """``eval/reward``: the mean raw reward of one greedy completion per record, of the first ``limit`` records.
+
+    Args:
+        options: greedy sampling options (``sampling_options(..., greedy=True)``).
+    """
+    records = [dataset[index] for index in range(_size(dataset, limit))]
+    # Greedy completions draw no random numbers; requests must have a seed all the same.
+    rollout = sample(engine, encoder, records, options, seed_of=lambda place, number: 0)
+    return {EVAL_REWARD: float(score(rollout, encoder, reward).double().mean())}
+
+
+def evaluate_loss(
+    engine: TrainEngine,
+    encoder: TextEncoder,
+    dataset: Dataset,
+    objective: Loss,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+) -> dict[str, float]:
+    """``eval/loss``: the mean loss per answer token of the first ``limit`` records, whatever the batch size."""
+    total, weight = 0.0, 0.0
+    for records in _batches(dataset, _size(dataset, limit), batch_size):
+        batch = supervised_batch(encoder, records)
+        n_tokens = float(batch.token_fields[LOSS_MASK].sum(dtype=torch.float64))
+        total += engine.eval_batch(batch, objective).loss * n_tokens
+        weight += n_tokens
+    return {EVAL_LOSS: total / weight}
+
+
+def _size(dataset: Dataset, limit: int | None) -> int:
+    return len(dataset) if limit is None else min(limit, len(dataset))
+
+
+def _batches(dataset: Dataset, size: int, batch_size: int) -> Iterator[list[Mapping[str, Any]]]:
+    for start in range(0, size, batch_size):
+        yield [dataset[index] for index in range(start, min(start + batch_size, size))]

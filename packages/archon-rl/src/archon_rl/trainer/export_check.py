@@ -1,0 +1,63 @@
+"""Does ``transformers`` compute with the exported model what the engine computes? A check from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from archon_core.data.batch import Batch
+from archon_core.errors import TrainingError
+from archon_core.protocols import OutputRequest, TrainEngine
+
+TOLERANCE = 1e-4
+"""Largest difference, as a share of the largest logit. Two correct fp32 implementations differ by about 1e-6."""
+
+
+def verify_export(engine: TrainEngine, export: Path, batch: Batch) -> float:
+    """Load ``export`` with ``AutoModelForCausalLM`` and compare its logits on ``batch`` with the engine's.
+
+    Returns:
+        The largest difference, as a share of the largest logit.
+
+    Raises:
+        TrainingError: it is above ``TOLERANCE``, or not a number.
+    """
+    ours = engine.forward_batch(batch, OutputRequest(("logits",)))["logits"]
+    theirs = _transformers_logits(export, batch.to(ours.device), ours.dtype)
+    difference = float((ours - theirs).abs().max() / theirs.abs().max())
+    if not difference <= TOLERANCE:
+        raise TrainingError(
+            f"export {export}: transformers computes logits that differ from the engine's by {difference:.2e} of the "
+            f"largest one; allowed is {TOLERANCE:g}; do not use this export, and report the model's configuration"
+        )
+    return difference
+
+
+def _transformers_logits(export: Path, batch: Batch, dtype: torch.dtype) -> Tensor:
+    """[T, V], one sequence at a time."""
+    from transformers import AutoModelForCausalLM
+
+    with _without_progress_bar():
+        model = AutoModelForCausalLM.from_pretrained(export, dtype=dtype)
+    model = model.to(batch.input_ids.device).eval()
+    with torch.no_grad():
+        rows = [model(input_ids=ids[None]).logits[0] for ids in batch.input_ids.split(list(batch.lengths))]
+    return torch.cat(rows)
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Keep the bar of ``transformers`` out of ours."""
+    from transformers.utils import logging
+
+    was_enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            logging.enable_progress_bar()

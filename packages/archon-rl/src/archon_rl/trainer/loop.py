@@ -1,0 +1,115 @@
+"""The loop that all trainers share: steps, evaluations, checkpoints, a request to stop, and the export at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from archon_core.protocols import TrainEngine
+from archon_core.run.context import RunContext
+from archon_rl.text_encoding import supervised_batch
+from archon_rl.trainer.checkpointing import export_model, load_checkpoint, save_checkpoint
+from archon_rl.trainer.export_check import verify_export
+from archon_rl.trainer.phase_clock import PhaseClock
+from archon_rl.trainer.task import Task
+
+EXPORT_CHECK_RECORDS = 4
+
+
+@dataclass
+class TrainingLoop:
+    """Runs ``run_step`` until ``total_steps`` are done.
+
+    Attributes:
+        run: the run.
+        task: its data.
+        engine: the model in training.
+        total_steps: training steps of the whole run.
+        run_step: does step number n, counted from 0, and returns its metrics, ``tokens`` among them.
+        evaluate: metrics of the held-out records; ``None`` when there are none.
+        shown: metrics for the progress line, as far as a step has them.
+    """
+
+    run: RunContext
+    task: Task
+    engine: TrainEngine
+    total_steps: int
+    run_step: Callable[[int], dict[str, float]]
+    evaluate: Callable[[], dict[str, float]] | None
+    shown: tuple[str, ...] = ("loss",)
+    _baseline: dict[str, float] = field(default_factory=dict, init=False)
+    _latest: dict[str, float] = field(default_factory=dict, init=False)
+
+    def resume(self) -> int:
+        """Give the engine the run's last checkpoint, if there is one; return the steps that are done."""
+        checkpoint = self.run.folder.latest_checkpoint() if self.run.config.trainer.resume else None
+        if checkpoint is None:
+            return 0
+        state = load_checkpoint(checkpoint, self.engine, self.task.cursor)
+        self._baseline = state.baseline
+        self.run.progress.note(f"Resuming after step {state.step} from {checkpoint}")
+        return state.step
+
+    def run_from(self, done: int) -> None:
+        """Train from ``done`` steps to the end, then export.
+
+        Raises:
+            KeyboardInterrupt: the user asked to stop; a checkpoint of the step that was done last is there.
+            TrainingError: the export is not what it should be.
+        """
+        if done == 0 and self.evaluate is not None:
+            self._baseline = self._latest = self.evaluate()
+            self.run.metrics.log(0, self._baseline)
+            self.run.progress.note(f"Held-out records before training: {_listed(self._baseline)}")
+        self.run.progress.start(self.total_steps, completed=done)
+        while done < self.total_steps:
+            row = self.run_step(done)
+            done += 1
+            self._finish_step(done, row)
+        self._finish_run()
+
+    def _finish_step(self, done: int, row: dict[str, float]) -> None:
+        trainer, last = self.run.config.trainer, done == self.total_steps
+        if row.get("skipped_updates"):
+            self.run.progress.note(
+                f"Step {done}: {row['skipped_updates']:.0f} of {row['updates']:.0f} updates were skipped, because "
+                "their gradient norm was not finite"
+            )
+        if row.get("left_out_updates"):
+            self.run.progress.note(
+                f"Step {done}: {row['left_out_updates']:.0f} mini-batches were left out, because the algorithm's "
+                "filters reject all of their completions"
+            )
+        clock = PhaseClock()
+        if self.evaluate is not None and (last or _is_due(done, trainer.eval_every)):
+            with clock("eval"):
+                self._latest = self.evaluate()
+            row = {**row, **self._latest, "time/eval": clock.metrics()["time/eval"]}
+        self.run.metrics.log(done, row)
+        shown = {name: row[name] for name in (*self.shown, *self._latest) if name in row}
+        self.run.progress.update(done, n_tokens=int(row["tokens"]), **shown)
+        stop = self.run.stop.requested and not last
+        if last or stop or _is_due(done, trainer.save_every):
+            save_checkpoint(self.run.folder, self.engine, self.task.cursor, done, self._baseline)
+        if stop:
+            raise KeyboardInterrupt(f"stopped after step {done}")
+
+    def _finish_run(self) -> None:
+        note, tokenizer = self.run.progress.note, self.task.encoder.tokenizer
+        export = export_model(self.run.folder, self.engine, tokenizer)
+        note(f"Model and tokenizer exported to {export}")
+        if self.run.config.trainer.verify_export:
+            records = self.task.validation if len(self.task.validation) else self.task.train
+            sample = [records[i] for i in range(min(EXPORT_CHECK_RECORDS, len(records)))]
+            difference = verify_export(self.engine, export, supervised_batch(self.task.encoder, sample))
+            note(f"Export verified: logits of transformers differ by at most {difference:.1e} of the largest one")
+        if self._latest:
+            note(f"Held-out records: {_listed(self._baseline)} before, {_listed(self._latest)} after training")
+
+
+def _is_due(done: int, every: int) -> bool:
+    return every > 0 and done % every == 0
+
+
+def _listed(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in metrics.items())

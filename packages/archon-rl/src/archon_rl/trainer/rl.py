@@ -1,0 +1,123 @@
+"""Reinforcement learning from verifiable rewards: builds the engines of a run and hands them to the loop."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+
+from archon_core.config.decisions import Decision
+from archon_core.errors import ConfigError
+from archon_core.plugins import registry
+from archon_core.protocols import Reward, TrainEngine
+from archon_core.run.context import RunContext
+from archon_rl.algorithm import AlgorithmFactory
+from archon_rl.losses.kl import REF_LOGPROBS
+from archon_rl.trainer.engines import (
+    build_inference_engine,
+    build_train_engine,
+    complete_model_config,
+    reference_config,
+    starting_from,
+)
+from archon_rl.trainer.evaluation import evaluate_reward
+from archon_rl.trainer.loop import TrainingLoop
+from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.rl_step import RLStep
+from archon_rl.trainer.rollout_batch import sampling_options
+from archon_rl.trainer.task import Task, build_task, prompt_length
+from archon_rl.trainer.warm_start import warm_start
+
+
+class RLTrainer:
+    """Rollout, reward, advantages, update, publication, over and over (``protocols.Trainer``).
+
+    Args:
+        run: the run.
+        algorithm: gives the composition that a step follows.
+
+    Raises:
+        ConfigError: there is no reward, or fewer completions than mini-batches.
+    """
+
+    def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
+        self._run = run
+        decisions: list[Decision] = []
+        self._algorithm = algorithm(run.config, decisions)
+        record_decisions(run, decisions)
+        self._reward = _load_reward(run.config.reward, self._algorithm.name)
+        completions = run.config.data.batch_size * run.config.gconfig.n_samples
+        if completions < self._algorithm.n_minibatches:
+            raise ConfigError(
+                f"actor.ppo_n_minibatches: found {self._algorithm.n_minibatches}, a step has data.batch_size x "
+                f"gconfig.n_samples = {completions} completions; it must be at most that"
+            )
+
+    def fit(self) -> None:
+        """Train to the end.
+
+        Raises:
+            KeyboardInterrupt: the user asked to stop.
+            ArchonError: as the parts do.
+        """
+        run, config = self._run, self._run.config
+        task = build_task(run, prompt_length)
+        total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        with ExitStack() as stack:
+            actor, reference = self._build_engines(task, total_steps, stack)
+            rollout = build_inference_engine(run, actor)
+            stack.callback(rollout.close)
+            eos = task.encoder.tokenizer.eos_token_id
+            step = RLStep(
+                task=task,
+                algorithm=self._algorithm,
+                actor=actor,
+                rollout=rollout,
+                reference=reference,
+                reward=self._reward,
+                options=sampling_options(config.gconfig, eos),
+                seed=config.seed,
+            )
+            evaluate = partial(
+                evaluate_reward,
+                rollout,
+                task.encoder,
+                task.validation,
+                self._reward,
+                sampling_options(config.gconfig, eos, greedy=True),
+                limit=config.trainer.eval_size,
+            )
+            loop = TrainingLoop(
+                run=run,
+                task=task,
+                engine=actor,
+                total_steps=total_steps,
+                run_step=step,
+                evaluate=evaluate if len(task.validation) else None,
+                shown=("reward", "loss"),
+            )
+            done = loop.resume()
+            rollout.update_weights(actor.version)
+            loop.run_from(done)
+
+    def _build_engines(self, task: Task, total_steps: int, stack: ExitStack) -> tuple[TrainEngine, TrainEngine | None]:
+        """The actor, after its warm start, and the reference if the algorithm reads one; ``stack`` closes them."""
+        run = self._run
+        config = complete_model_config(run, task.encoder.tokenizer)
+        checkpoint = warm_start(run, config, task)
+        if checkpoint is not None:
+            config = starting_from(config, checkpoint)
+        updates = total_steps * self._algorithm.n_minibatches
+        actor = build_train_engine(run, config, role="actor", total_steps=updates)
+        stack.callback(actor.close)
+        if REF_LOGPROBS not in self._algorithm.fields:
+            return actor, None
+        reference = build_train_engine(run, reference_config(run.config.ref, config), role="ref", total_steps=None)
+        stack.callback(reference.close)
+        return actor, reference
+
+
+def _load_reward(name: str | None, algorithm: str) -> Reward:
+    if name is None:
+        installed = ", ".join(spec.name for spec in registry().all("reward"))
+        raise ConfigError(f"reward: found none, and algorithm {algorithm!r} needs one; choose from {installed}")
+    return registry().get("reward", name).load()

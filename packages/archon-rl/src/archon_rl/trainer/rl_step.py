@@ -1,0 +1,145 @@
+"""One step of reinforcement learning: rollout, reward, log-probabilities, advantages, updates, publication."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from archon_core.data.batch import Batch
+from archon_core.generation import GenerationConfig
+from archon_core.protocols import InferenceEngine, OutputRequest, Reward, StepStats, TrainEngine
+from archon_core.seeding import derive_seed
+from archon_rl.algorithm import TRUNCATED, Algorithm
+from archon_rl.losses.aggregation import LOSS_MASK
+from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
+from archon_rl.losses.policy import ADVANTAGES, LOGPROBS, PROX_LOGPROBS
+from archon_rl.trainer.phase_clock import PhaseClock
+from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
+from archon_rl.trainer.task import Task
+from archon_rl.trainer.update_metrics import average
+
+
+@dataclass(frozen=True)
+class RLStep:
+    """Everything that a step needs; calling it with the step's number, counted from 0, does the step.
+
+    Attributes:
+        task: records and tokenizer.
+        algorithm: what to do with the completions.
+        actor: the model in training.
+        rollout: samples from the actor's weights.
+        reference: a fixed model; ``None`` when the algorithm needs none.
+        reward: scores completions.
+        options: sampling options with the end of text among the stop tokens.
+        seed: the run's seed.
+    """
+
+    task: Task
+    algorithm: Algorithm
+    actor: TrainEngine
+    rollout: InferenceEngine
+    reference: TrainEngine | None
+    reward: Reward
+    options: GenerationConfig
+    seed: int
+
+    def __call__(self, step: int) -> dict[str, float]:
+        """Do step number ``step`` and return its metrics."""
+        clock = PhaseClock()
+        records = self.task.records(step)
+        with clock("rollout"):
+            seeds = rollout_seeds(self.seed, step)
+            rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds)
+        with clock("reward"):
+            rewards = score(rollout, self.task.encoder, self.reward)
+            lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
+            batch = build_batch(rollout, self.algorithm.rewards(rewards, lengths))
+        with clock("logprobs"):
+            batch, distances = self.add_logprobs(batch)
+        with clock("advantage"):
+            batch = self.filter(self.add_advantages(batch))
+        with clock("update"):
+            updates = self.update(batch, step)
+        with clock("publish"):
+            self.rollout.update_weights(self.actor.version)
+        times = clock.metrics()
+        left_out = self.algorithm.n_minibatches - len(updates)
+        return {
+            **_rollout_metrics(batch, rewards),
+            **distances,
+            **average(updates),
+            **({"left_out_updates": left_out} if left_out else {}),
+            "version": self.actor.version,
+            "tokens_per_second": batch.n_tokens / times["time/step"],
+            **times,
+        }
+
+    def add_logprobs(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """The batch with the log-probabilities that the algorithm needs, and the rollout's distance from them.
+
+        The distances are means over completion tokens: ``rollout_logprob_gap``, the size of the difference to the
+        trainer's log-probabilities, and ``rollout_kl_ref``, the KL to the reference (k3).
+        """
+        needed, request = self.algorithm.fields, OutputRequest(("logprobs",), self.algorithm.temperature)
+        mask, sampled = batch.token_fields[LOSS_MASK], batch.token_fields[LOGPROBS]
+        fields: dict[str, Tensor] = {}
+        distances: dict[str, float] = {}
+        if PROX_LOGPROBS in needed or self.algorithm.replace_logprobs:
+            own = self.actor.forward_batch(batch, request)["logprobs"].to(sampled)
+            fields[PROX_LOGPROBS if PROX_LOGPROBS in needed else LOGPROBS] = own
+            distances["rollout_logprob_gap"] = _masked_mean((own - sampled).abs(), mask)
+        if REF_LOGPROBS in needed:
+            assert self.reference is not None, "the algorithm needs a reference; RLTrainer builds one"
+            reference = self.reference.forward_batch(batch, request)["logprobs"].to(sampled)
+            fields[REF_LOGPROBS] = reference
+            distances["rollout_kl_ref"] = _masked_mean(kl_estimate(sampled, reference, "k3"), mask)
+        return batch.with_fields(fields), distances
+
+    def add_advantages(self, batch: Batch) -> Batch:
+        """The batch with its advantages."""
+        assert self.algorithm.advantages is not None, f"{self.algorithm.name} has no advantage estimator"
+        return batch.with_fields({ADVANTAGES: self.algorithm.advantages(batch)})
+
+    def filter(self, batch: Batch) -> Batch:
+        """The batch with an empty loss mask on the sequences that a filter rejects."""
+        mask = batch.token_fields[LOSS_MASK]
+        for keep in self.algorithm.filters:
+            mask = mask & keep(batch)[batch.sequence_ids]
+        return batch.with_fields({LOSS_MASK: mask})
+
+    def update(self, batch: Batch, step: int) -> list[StepStats]:
+        """One optimizer step per mini-batch; those without a trained token are left out."""
+        minibatches = split_minibatches(
+            batch, self.algorithm.n_minibatches, derive_seed(self.seed, "minibatches", step)
+        )
+        objective = self.algorithm.objective
+        return [
+            self.actor.train_batch(minibatch, objective)
+            for minibatch in minibatches
+            if minibatch.token_fields[LOSS_MASK].any()
+        ]
+
+
+def split_minibatches(batch: Batch, n: int, seed: int) -> list[Batch]:
+    """``n`` parts of the batch whose numbers of sequences differ by at most one, drawn by ``seed``."""
+    if n == 1:
+        return [batch]
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
+    return [batch.select(part.tolist()) for part in order.tensor_split(n)]
+
+
+def _rollout_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
+    fields = batch.sequence_fields
+    return {
+        "reward": float(rewards.mean()),
+        "reward_std": float(rewards.std()) if len(rewards) > 1 else 0.0,
+        "completion_tokens": float(fields[COMPLETION_LENGTHS].double().mean()),
+        "truncated": float(fields[TRUNCATED].double().mean()),
+        "tokens": batch.n_tokens,
+    }
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> float:
+    return float(values[mask].mean()) if mask.any() else 0.0

@@ -1,0 +1,116 @@
+"""From completions to a packed batch with everything that the algorithm needs to know about each token.
+
+Legend: S sequences (prompts times samples), T tokens of all prompts and completions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from archon_core.data.batch import Batch
+from archon_core.generation import Completion, GenerationConfig, GenerationRequest
+from archon_core.protocols import InferenceEngine, Reward
+from archon_core.seeding import derive_seed
+from archon_rl.advantages import GROUPS, REWARDS
+from archon_rl.algorithm import TRUNCATED
+from archon_rl.losses.aggregation import LOSS_MASK
+from archon_rl.losses.policy import LOGPROBS
+from archon_rl.text_encoding import TextEncoder, continuation_mask
+
+COMPLETION_LENGTHS = "completion_lengths"
+"""Sequence field, int64 [S]."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Records with their prompts and completions.
+
+    Attributes:
+        records: what the prompts were made from.
+        prompts: ids per record.
+        completions: per record, its samples.
+    """
+
+    records: tuple[Mapping[str, Any], ...]
+    prompts: tuple[tuple[int, ...], ...]
+    completions: tuple[tuple[Completion, ...], ...]
+
+
+def sampling_options(generation: Any, eos_token_id: int, *, greedy: bool = False) -> GenerationConfig:
+    """``gconfig`` with the end of text among its stop tokens; ``greedy`` makes it one most probable completion."""
+    stops = [eos_token_id, *(i for i in generation.stop_token_ids if i != eos_token_id)]
+    options = replace(generation, stop_token_ids=stops)
+    return replace(options, greedy=True, n_samples=1) if greedy else options
+
+
+def sample(
+    engine: InferenceEngine,
+    encoder: TextEncoder,
+    records: Sequence[Mapping[str, Any]],
+    options: GenerationConfig,
+    seed_of: Callable[[int, int], int],
+) -> Rollout:
+    """Complete the prompt of every record ``options.n_samples`` times.
+
+    Args:
+        seed_of: (place of the record, number of the sample) -> seed.
+    """
+    prompts = tuple(encoder.encode_prompt(record) for record in records)
+    requests = [
+        GenerationRequest(prompt, options, tuple(seed_of(place, number) for number in range(options.n_samples)))
+        for place, prompt in enumerate(prompts)
+    ]
+    return Rollout(tuple(records), prompts, tuple(tuple(samples) for samples in engine.generate(requests)))
+
+
+def rollout_seeds(seed: int, step: int) -> Callable[[int, int], int]:
+    """Seeds for the samples of a training step: they depend on the run's seed, the step and the sample alone."""
+    return lambda place, number: derive_seed(seed, "rollout", step, place, number)
+
+
+def score(rollout: Rollout, encoder: TextEncoder, reward: Reward) -> torch.Tensor:
+    """float32 [S]: the reward of every completion. ``record["answer"]`` is the answer, whatever the data calls it."""
+    rewards: list[float] = []
+    for record, samples in zip(rollout.records, rollout.completions, strict=True):
+        known = {**record, "answer": record[encoder.answer_key]}
+        prompt = encoder.prompt(record)
+        rewards += [float(reward(prompt, encoder.decode(completion.token_ids), known)) for completion in samples]
+    return torch.tensor(rewards)
+
+
+def build_batch(rollout: Rollout, rewards: torch.Tensor) -> Batch:
+    """Prompts and completions, packed, with their fields.
+
+    Args:
+        rewards: [S], shaped.
+
+    Returns:
+        A batch with the token fields ``loss_mask`` (bool) and ``logprobs`` (of the rollout, 0 outside the mask), and
+        the sequence fields ``rewards``, ``group``, ``truncated`` and ``completion_lengths``.
+    """
+    rows = [
+        (group, prompt, completion)
+        for group, (prompt, samples) in enumerate(zip(rollout.prompts, rollout.completions, strict=True))
+        for completion in samples
+    ]
+    lengths = [len(completion.token_ids) for _, _, completion in rows]
+    return Batch.from_sequences(
+        [prompt + completion.token_ids for _, prompt, completion in rows],
+        token_fields={
+            LOSS_MASK: [continuation_mask(len(prompt), n) for (_, prompt, _), n in zip(rows, lengths, strict=True)],
+            LOGPROBS: [
+                torch.tensor([0.0] * (len(prompt) - 1) + [*completion.logprobs] + [0.0], dtype=torch.float64)
+                for _, prompt, completion in rows
+            ],
+        },
+        sequence_fields={
+            REWARDS: rewards,
+            GROUPS: torch.tensor([group for group, _, _ in rows]),
+            TRUNCATED: torch.tensor([completion.stop_reason == "length" for _, _, completion in rows]),
+            COMPLETION_LENGTHS: torch.tensor(lengths),
+        },
+    )

@@ -1,0 +1,80 @@
+"""Supervised fine-tuning on the answers of a data set."""
+
+from __future__ import annotations
+
+from archon_core.config.decisions import Decision
+from archon_core.data.batch import Batch
+from archon_core.protocols import Loss, TrainEngine
+from archon_core.run.context import RunContext
+from archon_rl.algorithm import AlgorithmFactory
+from archon_rl.text_encoding import supervised_batch
+from archon_rl.trainer.engines import build_train_engine, complete_model_config
+from archon_rl.trainer.evaluation import evaluate_loss
+from archon_rl.trainer.loop import TrainingLoop
+from archon_rl.trainer.phase_clock import PhaseClock
+from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.task import build_task, whole_length
+from archon_rl.trainer.update_metrics import average
+
+
+class SFTTrainer:
+    """Trains on prompt, answer and end of text, with the loss on the answer (``protocols.Trainer``).
+
+    Args:
+        run: the run.
+        algorithm: gives the objective.
+    """
+
+    def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
+        self._run = run
+        decisions: list[Decision] = []
+        self._algorithm = algorithm(run.config, decisions)
+        record_decisions(run, decisions)
+
+    def fit(self) -> None:
+        """Train to the end.
+
+        Raises:
+            KeyboardInterrupt: the user asked to stop.
+            ArchonError: as the parts do.
+        """
+        run, config = self._run, self._run.config
+        objective = self._algorithm.objective
+        task = build_task(run, whole_length)
+        total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        actor = complete_model_config(run, task.encoder.tokenizer)
+        engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)
+
+        def run_step(step: int) -> dict[str, float]:
+            return supervised_step(engine, supervised_batch(task.encoder, task.records(step)), objective)
+
+        def evaluate() -> dict[str, float]:
+            return evaluate_loss(
+                engine,
+                task.encoder,
+                task.validation,
+                objective,
+                batch_size=config.data.batch_size,
+                limit=config.trainer.eval_size,
+            )
+
+        try:
+            loop = TrainingLoop(run, task, engine, total_steps, run_step, evaluate if len(task.validation) else None)
+            loop.run_from(loop.resume())
+        finally:
+            engine.close()
+
+
+def supervised_step(engine: TrainEngine, batch: Batch, objective: Loss) -> dict[str, float]:
+    """One optimizer step, and its metrics."""
+    clock = PhaseClock()
+    with clock("update"):
+        updates = [engine.train_batch(batch, objective)]
+    times = clock.metrics()
+    return {
+        **average(updates),
+        "version": engine.version,
+        "tokens": batch.n_tokens,
+        "tokens_per_second": batch.n_tokens / times["time/step"],
+        **times,
+    }

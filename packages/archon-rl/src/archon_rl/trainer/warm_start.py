@@ -1,0 +1,62 @@
+"""A short supervised start before reinforcement learning.
+
+It has an engine of its own, with its own learning rate and optimizer state; what it leaves behind is a checkpoint in
+the run folder that the actor, and the reference when it has no other, start from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from archon_core.run.context import RunContext
+from archon_core.run.publication import publish_folder
+from archon_core.seeding import derive_seed
+from archon_rl.datasets.cursor import DataCursor
+from archon_rl.losses.objective import Objective
+from archon_rl.losses.supervised import NegativeLogLikelihood
+from archon_rl.text_encoding import supervised_batch
+from archon_rl.trainer.engines import build_train_engine
+from archon_rl.trainer.sft import supervised_step
+from archon_rl.trainer.task import Task
+
+WARMUP_PROPORTION = 0.1
+
+
+def warm_start(run: RunContext, actor: Any, task: Task) -> Path | None:
+    """Train ``actor`` as the section ``warm_start`` says; return the checkpoint, or ``None`` for no steps.
+
+    A resumed run takes the checkpoint that is there. Metrics are logged under ``warm_start/`` at the steps
+    ``1 - n`` to 0, since step 1 is the first of reinforcement learning.
+
+    Raises:
+        KeyboardInterrupt: the user asked to stop; nothing is kept, and a resumed run starts anew.
+    """
+    options, folder = run.config.warm_start, run.folder.path / "warm_start"
+    if options.steps == 0:
+        return None
+    if run.config.trainer.resume and run.folder.latest_step() is not None:
+        return folder
+    optimizer = replace(
+        actor.optimizer, lr=options.lr, lr_scheduler_type="linear", warmup_steps_proportion=WARMUP_PROPORTION
+    )
+    engine = build_train_engine(run, replace(actor, optimizer=optimizer), role="actor", total_steps=options.steps)
+    cursor = DataCursor(
+        len(task.train), options.batch_size or task.cursor.batch_size, derive_seed(run.config.seed, "warm_start")
+    )
+    objective = Objective((NegativeLogLikelihood(),))
+    run.progress.start(options.steps, label="warm start")
+    try:
+        for step in range(options.steps):
+            records = [task.train[index] for index in cursor.indices(step)]
+            row = supervised_step(engine, supervised_batch(task.encoder, records), objective)
+            run.metrics.log(step + 1 - options.steps, {f"warm_start/{name}": value for name, value in row.items()})
+            run.progress.update(step + 1, n_tokens=int(row["tokens"]), loss=row["loss"])
+            if run.stop.requested:
+                raise KeyboardInterrupt("stopped in the warm start")
+        with publish_folder(folder) as writing:
+            engine.save(writing, "hf")
+    finally:
+        engine.close()
+    return folder

@@ -1,0 +1,98 @@
+"""A run of a trainer on the stand-in engines of ``bigram_engine``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from archon_core.config.loading import load_config
+from archon_core.plugins import AlgorithmSpec, InferenceEngineSpec, TrainEngineSpec, registry
+from archon_core.run.context import RunContext
+from archon_core.run.folder import RunFolder
+from archon_core.run.interrupt import StopSignal
+from archon_core.run.metrics import MetricsLog
+from archon_core.run.progress import Progress
+
+# A spec's target is imported by name, and files of a tests folder are no modules otherwise.
+sys.path.insert(0, str(Path(__file__).parent))
+
+CONFIGURATION = """
+experiment_name: test
+trial_name: trial
+algorithm: grpo
+reward: arithmetic
+cluster: {n_gpus_per_node: 1, fileroot: ROOT}
+tokenizer: {kind: characters}
+data: {dataset: arithmetic, batch_size: 4, validation_size: 10, arithmetic: {max_operand: 4}}
+actor:
+  backend: bigram:d1
+  model_config: {model_type: qwen3}
+  ppo_n_minibatches: 1
+  kl_ctl: 0.0
+  optimizer: {lr: 0.05}
+rollout: {backend: bigram_rollout}
+gconfig: {n_samples: 4, max_new_tokens: 3}
+trainer: {max_steps: 6, save_every: 3, eval_every: 2}
+"""
+
+
+class Runner:
+    """Starts runs in a folder of the test."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.notes: list[str] = []
+        self.trainer = None
+        self.context = None
+
+    def folder(self, trial: str = "trial") -> RunFolder:
+        return RunFolder(self.root / "test" / trial)
+
+    def config(self, *overrides: str, text: str = CONFIGURATION):
+        file = self.root / "config.yaml"
+        file.write_text(text.replace("ROOT", str(self.root)), encoding="utf-8")
+        return load_config(file, overrides).config
+
+    def __call__(self, *overrides: str, stop_after: int | None = None, text: str = CONFIGURATION) -> RunFolder:
+        """One run to its end, or to a request to stop after a step."""
+        config = self.config(*overrides, text=text)
+        folder = RunFolder.open(
+            config.cluster.fileroot, config.experiment_name, config.trial_name, resume=config.trainer.resume
+        )
+        resume_step = folder.latest_step() if config.trainer.resume else None
+        stop, decisions = StopSignal(), []
+        with (folder.path / "output.txt").open("a", encoding="utf-8") as output:
+            progress = _StoppingProgress(Console(file=output), stop, stop_after)
+            with MetricsLog(folder, resume_step=resume_step, decisions=decisions) as metrics:
+                self.context = RunContext(config, folder, metrics, progress, stop, decisions)
+                spec = registry().get(AlgorithmSpec, config.algorithm)
+                self.trainer = spec.load_trainer()(self.context, spec.load())
+                self.trainer.fit()
+        return folder
+
+
+class _StoppingProgress(Progress):
+    def __init__(self, console: Console, stop: StopSignal, stop_after: int | None) -> None:
+        super().__init__(console)
+        self._stop, self._stop_after = stop, stop_after
+
+    def update(self, step: int, **values) -> None:
+        super().update(step, **values)
+        if step == self._stop_after:
+            self._stop.request()
+
+
+@pytest.fixture
+def run(tmp_path):
+    specs = (
+        TrainEngineSpec(name="bigram", target="bigram_engine:BigramEngine", letters="d", hybrid=False),
+        InferenceEngineSpec(name="bigram_rollout", target="bigram_engine:BigramRollout", letters=""),
+    )
+    for spec in specs:
+        registry().add(spec)
+    yield Runner(tmp_path)
+    for spec in specs:
+        registry().remove(spec.kind, spec.name)

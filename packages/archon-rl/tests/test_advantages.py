@@ -1,0 +1,135 @@
+"""Advantages against numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archon_core.data.batch import Batch
+from archon_rl.advantages import (
+    GroupAdvantages,
+    Normalisation,
+    discounted_sums,
+    normalise,
+    rewards_at_last_token,
+)
+from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
+
+GROUPS = torch.tensor([0, 0, 0, 1, 1, 1])
+VALUES = torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0], dtype=torch.float64)
+
+
+def sequences(masks: list[list[int]], rewards: list[float], groups: list[int], **token_fields: list[float]) -> Batch:
+    """A batch with the loss masks given, token by token."""
+    lengths = tuple(len(mask) for mask in masks)
+    fields = {name: torch.tensor(values, dtype=torch.float64) for name, values in token_fields.items()}
+    return Batch(
+        input_ids=torch.zeros(sum(lengths), dtype=torch.int64),
+        lengths=lengths,
+        token_fields={"loss_mask": torch.tensor([bool(m) for mask in masks for m in mask]), **fields},
+        sequence_fields={"rewards": torch.tensor(rewards, dtype=torch.float64), "group": torch.tensor(groups)},
+    )
+
+
+def test_group_mean_and_deviation_are_those_of_each_group():
+    how = Normalisation(mean_level="group", std_level="group", eps=0.0)
+    # Group 0: mean 3, squared deviations 4 + 1 + 9 = 14 over 2. Group 1: mean 1, 1 + 1 + 4 = 6 over 2.
+    a, b = math.sqrt(7), math.sqrt(3)
+    expected = [-2 / a, -1 / a, 3 / a, -1 / b, -1 / b, 2 / b]
+    torch.testing.assert_close(normalise(VALUES, GROUPS, how), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_batch_mean_and_biased_deviation_are_those_of_all_values():
+    how = Normalisation(unbiased=False, eps=0.0)
+    # Mean 2, squared deviations 1 + 0 + 16 + 4 + 4 + 1 = 26 over 6.
+    expected = (VALUES - 2) / math.sqrt(26 / 6)
+    torch.testing.assert_close(normalise(VALUES, GROUPS, how), expected)
+
+
+def test_a_group_mean_and_a_batch_deviation_combine():
+    how = Normalisation(mean_level="group", std_level="batch", eps=0.5)
+    expected = (VALUES - torch.tensor([3.0, 3, 3, 1, 1, 1])) / (math.sqrt(26 / 5) + 0.5)
+    torch.testing.assert_close(normalise(VALUES, GROUPS, how), expected)
+
+
+def test_leave_one_out_compares_each_value_with_the_mean_of_the_others():
+    how = Normalisation(mean_level="group", std_level=None, leave_one_out=True)
+    expected = torch.tensor([1 - 4, 2 - 3.5, 6 - 1.5, 0 - 1.5, 0 - 1.5, 3 - 0], dtype=torch.float64)
+    torch.testing.assert_close(normalise(VALUES, GROUPS, how), expected)
+
+
+def test_values_outside_the_mask_do_not_count():
+    mask = torch.tensor([True, True, False, True, False, True])
+    how = Normalisation(mean_level="group", std_level=None)
+    expected = torch.tensor([-0.5, 0.5, 0.0, -1.5, 0.0, 1.5], dtype=torch.float64)
+    torch.testing.assert_close(normalise(VALUES, GROUPS, how, mask), expected)
+
+
+def test_a_group_whose_rewards_are_equal_has_no_advantage():
+    how = Normalisation(mean_level="group", std_level="group")
+    values = torch.tensor([0.1] * 6, dtype=torch.float32)
+    assert normalise(values, GROUPS, how).abs().max() < 1e-6
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=8), st.integers(1, 3))
+def test_group_normalised_values_sum_to_zero_in_every_group(rewards, n_groups):
+    values = torch.tensor(rewards * n_groups, dtype=torch.float64)
+    groups = torch.arange(n_groups).repeat_interleave(len(rewards))
+    result = normalise(values, groups, Normalisation(mean_level="group", std_level="group"))
+    torch.testing.assert_close(
+        result.view(n_groups, -1).sum(1), torch.zeros(n_groups, dtype=torch.float64), atol=1e-8, rtol=0
+    )
+
+
+def test_no_level_at_all_changes_nothing():
+    torch.testing.assert_close(normalise(VALUES, GROUPS, Normalisation(None, None)), VALUES)
+
+
+def test_discounted_sums_stay_inside_their_sequence():
+    rewards = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+    expected = torch.tensor([1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4.0, 8 + 0.5 * 16, 16.0])
+    torch.testing.assert_close(discounted_sums(rewards, (3, 2), 0.5), expected)
+
+
+def test_a_reward_stands_at_the_last_trained_prediction():
+    batch = sequences([[0, 1, 1, 0], [0, 0], [1, 0, 0]], [5.0, 6.0, 7.0], [0, 0, 0])
+    expected = torch.tensor([0, 0, 5.0, 0, 0, 0, 7.0, 0, 0], dtype=torch.float64)
+    torch.testing.assert_close(rewards_at_last_token(batch, batch.sequence_fields["rewards"]), expected)
+
+
+def test_grpo_gives_every_token_of_a_completion_its_groups_normalised_reward():
+    batch = sequences([[0, 1, 1, 0], [0, 1, 0], [1, 0], [1, 1, 0]], [1.0, 0.0, 3.0, 1.0], [0, 0, 1, 1])
+    estimator = GroupAdvantages(reward_norm=Normalisation("group", None))
+    expected = torch.tensor([0, 0.5, 0.5, 0, 0, -0.5, 0, 1, 0, -1, -1, 0], dtype=torch.float64)
+    torch.testing.assert_close(estimator(batch), expected)
+
+
+def test_every_token_pays_for_its_own_and_all_later_kl():
+    batch = sequences([[0, 1, 1, 0]], [1.0], [0], logprobs=[9.0, -1.0, -2.0, 9.0], ref_logprobs=[0.0, -1.5, -1.0, 0.0])
+    # k1: +0.5 at the first trained token, -1 at the second; each is subtracted at 0.1.
+    second = 1.0 + 0.1
+    expected = torch.tensor([0.0, -0.05 + second, second, 0.0], dtype=torch.float64)
+    estimator = GroupAdvantages(kl_ctl=0.1)
+    torch.testing.assert_close(estimator(batch), expected)
+    assert estimator.fields == {"loss_mask", "logprobs", "ref_logprobs"}
+
+
+def test_advantage_normalisation_is_over_trained_tokens():
+    batch = sequences([[1, 1, 1, 0], [1, 0]], [1.0, -1.0], [0, 0])
+    # Three tokens with 1, one with -1: mean 0.5.
+    expected = torch.tensor([0.5, 0.5, 0.5, 0.0, -1.5, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(GroupAdvantages(adv_norm=Normalisation("batch", None))(batch), expected)
+
+
+def test_rewards_are_biased_then_scaled_then_clipped():
+    shaping = RewardShaping(scaling=10.0, bias=-0.5, clip=4.0)
+    result = shaping(torch.tensor([1.0, 0.0, 0.7]), torch.tensor([3, 3, 3]))
+    torch.testing.assert_close(result, torch.tensor([4.0, -4.0, 2.0]))
+
+
+@pytest.mark.parametrize(("length", "penalty"), [(5, 0.0), (6, 0.0), (8, -0.5), (10, -1.0)])
+def test_the_overlong_penalty_grows_linearly_to_the_limit(length, penalty):
+    overlong = OverlongPenalty(limit=10, tokens=4, factor=1.0)
+    assert overlong(torch.tensor([length])).item() == pytest.approx(penalty)

@@ -1,0 +1,183 @@
+"""Sources of records: what they give, what they hold out and how they complain."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from archon_core.config.schema import DataConfig
+from archon_core.errors import ConfigError, DataError
+from archon_rl.config import ArithmeticOptions, HuggingFaceOptions
+from archon_rl.datasets.arithmetic import arithmetic_dataset
+from archon_rl.datasets.cursor import DataCursor
+from archon_rl.datasets.hf import huggingface_dataset
+from archon_rl.datasets.jsonl import jsonl_dataset
+
+
+@dataclass
+class Data(DataConfig):
+    """``data`` with the sections of this package, as the merged configuration has it."""
+
+    arithmetic: ArithmeticOptions = field(default_factory=ArithmeticOptions)
+    hf: HuggingFaceOptions = field(default_factory=HuggingFaceOptions)
+
+
+def contents(dataset) -> list[dict]:
+    return [dict(dataset[i]) for i in range(len(dataset))]
+
+
+def write_lines(path, lines):
+    path.write_text("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines), encoding="utf-8")
+    return str(path)
+
+
+RECORDS = [{"question": f"é{i}", "answer": str(i), "id": i} for i in range(10)]
+
+
+def test_jsonl_gives_every_record_in_order_and_skips_empty_lines(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", [RECORDS[0], "", *RECORDS[1:], ""])
+    assert contents(jsonl_dataset(Data(path=path), split="train", seed=1)) == RECORDS
+
+
+def test_jsonl_holds_out_records_that_are_not_trained_on(tmp_path):
+    config = Data(path=write_lines(tmp_path / "a.jsonl", RECORDS), validation_size=3)
+    train = contents(jsonl_dataset(config, split="train", seed=1))
+    held_out = contents(jsonl_dataset(config, split="validation", seed=1))
+    assert len(held_out) == 3
+    assert sorted([*train, *held_out], key=lambda record: record["id"]) == RECORDS
+    assert contents(jsonl_dataset(config, split="validation", seed=1)) == held_out
+    assert contents(jsonl_dataset(config, split="validation", seed=2)) != held_out
+
+
+def test_jsonl_reads_the_held_out_records_from_their_own_file(tmp_path):
+    config = Data(
+        path=write_lines(tmp_path / "a.jsonl", RECORDS[:6]),
+        validation_path=write_lines(tmp_path / "b.jsonl", RECORDS[6:]),
+    )
+    assert contents(jsonl_dataset(config, split="train", seed=1)) == RECORDS[:6]
+    assert contents(jsonl_dataset(config, split="validation", seed=1)) == RECORDS[6:]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"question": "a", ', r"a\.jsonl:2: not JSON: .* at column \d+; every line must hold one JSON object"),
+        ("[1, 2]", r"a\.jsonl:2: found a list; every record must be an object"),
+        (
+            '{"question": "a", "answr": "b"}',
+            r"a\.jsonl:2: there is no field 'answer'; found 'question', 'answr'.*mean 'answr'",
+        ),
+    ],
+)
+def test_jsonl_names_file_and_line_of_a_bad_record(tmp_path, line, message):
+    path = write_lines(tmp_path / "a.jsonl", [RECORDS[0], line])
+    with pytest.raises(DataError, match=message):
+        jsonl_dataset(Data(path=path), split="train", seed=1)
+
+
+def test_jsonl_without_a_path_says_how_to_give_one():
+    with pytest.raises(ConfigError, match=r"data\.path: found none, .* add data\.path=train\.jsonl"):
+        jsonl_dataset(Data(), split="train", seed=1)
+
+
+def test_jsonl_names_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.path: found no file '.*none\.jsonl'"):
+        jsonl_dataset(Data(path=str(tmp_path / "none.jsonl")), split="train", seed=1)
+
+
+def test_holding_out_everything_is_an_error(tmp_path):
+    path = write_lines(tmp_path / "a.jsonl", RECORDS)
+    with pytest.raises(ConfigError, match=r"validation_size: found 10 and a data set of 10 records; .* from 0 to 9"):
+        jsonl_dataset(Data(path=path, validation_size=10), split="train", seed=1)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 12), st.sampled_from(["+", "-", "*", "+-", "+-*"]), st.integers(0, 2**31), st.data())
+def test_arithmetic_problems_are_right_complete_and_never_both_trained_on_and_held_out(limit, operators, seed, draw):
+    size = len(operators) * (limit + 1) ** 2
+    held_out_size = draw.draw(st.integers(0, size - 1))
+    config = Data(validation_size=held_out_size, arithmetic=ArithmeticOptions(limit, operators))
+    train = contents(arithmetic_dataset(config, split="train", seed=seed))
+    held_out = contents(arithmetic_dataset(config, split="validation", seed=seed))
+    prompts = {record["question"] for record in train} | {record["question"] for record in held_out}
+    assert len(held_out) == held_out_size
+    assert len(train) + len(held_out) == len(prompts) == size
+    for record in [*train, *held_out]:
+        assert record["question"].endswith("=")
+        assert eval(record["question"].rstrip("=")) == int(record["answer"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ArithmeticOptions(9, "+/"), r"operators: found '\+/'; allowed is any of"),
+        (ArithmeticOptions(9, "++"), r"operators: found '\+\+'; .* each once"),
+        (ArithmeticOptions(9, ""), r"operators: found ''"),
+        (ArithmeticOptions(0), r"max_operand: found 0; it must be 1 or more"),
+        (ArithmeticOptions(10**5), r"makes 10,000,200,001 problems; at most 20,000,000"),
+    ],
+)
+def test_arithmetic_refuses_a_size_it_cannot_enumerate(options, message):
+    with pytest.raises(ConfigError, match=message):
+        arithmetic_dataset(Data(arithmetic=options), split="train", seed=1)
+
+
+def test_huggingface_data_sets_are_read_and_cut(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="the optional dependency datasets is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    write_lines(folder / "train.jsonl", RECORDS)
+    write_lines(folder / "test.jsonl", RECORDS[:2])
+    path = str(folder)
+    assert contents(huggingface_dataset(Data(path=path), split="train", seed=1)) == RECORDS
+    named = Data(path=path, hf=HuggingFaceOptions(validation_split="test"))
+    assert contents(huggingface_dataset(named, split="validation", seed=1)) == RECORDS[:2]
+    other = Data(path=path, validation_path=str(tmp_path / "other"))
+    (tmp_path / "other").mkdir()
+    write_lines(tmp_path / "other" / "train.jsonl", RECORDS[3:6])
+    assert contents(huggingface_dataset(other, split="validation", seed=1)) == RECORDS[3:6]
+    assert contents(huggingface_dataset(other, split="train", seed=1)) == RECORDS
+    assert len(huggingface_dataset(Data(path=path, validation_size=4), split="validation", seed=1)) == 4
+    with pytest.raises(ConfigError, match=r"the held-out records are split 'train' of .* which is what is trained on"):
+        huggingface_dataset(Data(path=path, validation_path=path), split="validation", seed=1)
+    with pytest.raises(DataError, match=r"there is no field 'text'; found 'question', 'answer', 'id'"):
+        huggingface_dataset(Data(path=path, prompt_key="text"), split="train", seed=1)
+    with pytest.raises(ConfigError, match=r"split 'dev': datasets could not load it"):
+        huggingface_dataset(Data(path=path, hf=HuggingFaceOptions(split="dev")), split="train", seed=1)
+
+
+def test_a_missing_optional_dependency_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match=r"pip install 'archon-rl\[datasets\]'"):
+        huggingface_dataset(Data(path="openai/gsm8k"), split="train", seed=1)
+
+
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(0, 100))
+def test_every_record_is_seen_once_per_epoch_in_an_order_that_depends_on_the_step_alone(n_records, batch_size, seed):
+    batch_size = min(batch_size, n_records)
+    cursor = DataCursor(n_records, batch_size, seed)
+    steps = cursor.steps(epochs=3)
+    seen = [index for step in range(steps) for index in cursor.indices(step)]
+    for epoch in range(len(seen) // n_records):
+        assert sorted(seen[epoch * n_records : (epoch + 1) * n_records]) == list(range(n_records))
+    assert cursor.indices(steps // 2) == DataCursor(n_records, batch_size, seed).indices(steps // 2)
+    assert len(seen) > 3 * n_records - batch_size
+
+
+def test_epochs_have_different_orders_and_an_unshuffled_cursor_none():
+    cursor = DataCursor(20, 20, seed=3)
+    assert cursor.indices(0) != cursor.indices(1)
+    assert DataCursor(5, 3, seed=3, shuffle=False).indices(1) == [3, 4, 0]
+    assert DataCursor(5, 3, seed=3).position(2) == (1, 1)
+
+
+@pytest.mark.parametrize("batch_size", [0, 11])
+def test_a_batch_must_fit_into_the_data(batch_size):
+    with pytest.raises(ConfigError, match=rf"batch_size: found {batch_size} and 10 training records; .* from 1 to 10"):
+        DataCursor(10, batch_size, seed=1)

@@ -1,0 +1,181 @@
+"""From options to compositions, and what presets refuse."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, field, fields, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archon_core.config.decisions import Decision
+from archon_core.config.schema import ArchonOptions, EngineConfig
+from archon_core.errors import ConfigError
+from archon_core.generation import GenerationConfig
+from archon_rl import config as options_module
+from archon_rl import plugin
+from archon_rl.advantages import Normalisation
+from archon_rl.algorithm import Algorithm, DropTruncated
+from archon_rl.config import NormConfig, PolicyOptions
+from archon_rl.losses.aggregation import ConstantLength, SequenceMean, TokenMean
+from archon_rl.losses.kl import KLTerm
+from archon_rl.losses.policy import BehaviourWeight
+from archon_rl.presets import grpo, sft
+
+
+@dataclass
+class Actor(EngineConfig, PolicyOptions):
+    """``actor`` as the merged configuration has it."""
+
+
+@dataclass
+class Configuration:
+    actor: Actor
+    gconfig: GenerationConfig = field(default_factory=lambda: GenerationConfig(n_samples=4, max_new_tokens=16))
+    ref: EngineConfig | None = None
+
+
+def compose(*, ref: bool = False, gconfig: dict | None = None, **options) -> tuple[Algorithm, dict[str, Decision]]:
+    decisions: list[Decision] = []
+    base = Configuration(Actor(**options), ref=EngineConfig() if ref else None)
+    config = replace(base, gconfig=replace(base.gconfig, **(gconfig or {})))
+    algorithm = grpo(config, decisions)
+    return algorithm, {decision.option: decision for decision in decisions}
+
+
+def test_grpo_normalises_rewards_by_their_group_unless_a_norm_is_given():
+    algorithm, decisions = compose(kl_ctl=0.0)
+    assert algorithm.advantages.reward_norm == Normalisation("group", "group")
+    assert decisions["actor.reward_norm"].effective == "mean and deviation of the group"
+    given_norm, decisions = compose(kl_ctl=0.0, adv_norm=NormConfig(mean_level="group", std_level=None))
+    assert given_norm.advantages.reward_norm is None
+    assert given_norm.advantages.adv_norm == Normalisation("group", None)
+    assert not decisions
+
+
+def test_without_a_reference_the_default_penalty_is_off_and_recorded():
+    algorithm, decisions = compose()
+    assert algorithm.advantages.kl_ctl == 0.0
+    assert "ref_logprobs" not in algorithm.fields
+    assert decisions["actor.kl_ctl"].requested == "0.1"
+    with_ref, decisions = compose(ref=True)
+    assert with_ref.advantages.kl_ctl == 0.1
+    assert "ref_logprobs" in with_ref.fields
+    assert "actor.kl_ctl" not in decisions
+
+
+def test_a_kl_term_without_a_reference_is_an_error():
+    with pytest.raises(ConfigError, match=r"kl_loss_coef=0\.1 needs a reference model and there is no 'ref' section"):
+        compose(kl_loss_coef=0.1)
+    algorithm, _ = compose(kl_loss_coef=0.1, kl_ctl=0.0, ref=True, kl_loss_estimator="k2")
+    assert algorithm.regularisers[-1] == KLTerm(0.1, "k2")
+    assert "ref_logprobs" in algorithm.fields
+
+
+@pytest.mark.parametrize(
+    ("name", "aggregation"), [("token", TokenMean()), ("sequence", SequenceMean()), ("constant", ConstantLength(16))]
+)
+def test_aggregations_are_chosen_by_name(name, aggregation):
+    assert compose(loss_aggregation=name)[0].aggregation == aggregation
+
+
+def test_the_decoupled_loss_recomputes_and_the_plain_one_replaces():
+    decoupled, _ = compose(use_decoupled_loss=True, recompute_logprob=True, behave_imp_weight_cap=2.0)
+    assert decoupled.loss.behaviour == BehaviourWeight(2.0, "token_mask")
+    assert "prox_logprobs" in decoupled.fields
+    assert not decoupled.replace_logprobs
+    plain, _ = compose(recompute_logprob=True)
+    assert plain.replace_logprobs
+    assert "prox_logprobs" not in plain.fields
+
+
+def test_the_policy_is_trained_at_the_temperature_it_is_sampled_at():
+    algorithm, decisions = compose(gconfig={"temperature": 0.7})
+    assert algorithm.temperature == algorithm.objective.request.temperature == 0.7
+    assert decisions["actor.temperature"].effective == "0.7"
+    assert "actor.temperature" not in compose(temperature=0.7, gconfig={"temperature": 0.7})[1]
+
+
+def test_strict_turns_a_change_of_what_was_asked_into_an_error():
+    strict = ArchonOptions(strict=True)
+    with pytest.raises(
+        ConfigError, match=r"strict=true allows no change .*\n  actor\.kl_ctl: asked 0\.1, would be 0\.0"
+    ):
+        compose(archon=strict)
+    compose(archon=strict, kl_ctl=0.0)
+
+
+def test_truncated_completions_are_filtered_when_asked():
+    assert compose(mask_no_eos_with_zero=True)[0].filters == (DropTruncated(),)
+    assert compose()[0].filters == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kl_estimator": "k4"}, r"actor\.kl_estimator: found 'k4'; allowed are k1, k2, k3"),
+        ({"loss_aggregation": "tokn"}, r"found 'tokn'; allowed are token, sequence, constant; did you mean 'token'"),
+        ({"eps_clip": 1.5}, r"actor\.eps_clip: found 1\.5; it must be between 0 and 1"),
+        ({"c_clip": 0.5}, r"actor\.c_clip: found 0\.5; it must be above 1, or null"),
+        ({"behave_imp_weight_cap": 1.0}, r"behave_imp_weight_cap: found 1\.0; it must be above 1"),
+        ({"ppo_n_minibatches": 0}, r"ppo_n_minibatches: found 0; it must be at least 1"),
+        ({"overlong_reward_penalty": True}, r"found overlong_tokens=None .* both are needed"),
+        (
+            {"overlong_reward_penalty": True, "overlong_tokens": 20, "overlong_penalty_factor": 1.0},
+            r"overlong_tokens=20 .* from 1 to gconfig\.max_new_tokens=16",
+        ),
+        (
+            {"reward_norm": NormConfig(mean_level="groups")},
+            r"reward_norm\.mean_level: found 'groups'; .* batch, group, null",
+        ),
+        ({"adv_norm": NormConfig(std_level="group", group_size=8)}, r"group_size: found 8, .*n_samples=4"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        compose(**options)
+
+
+def test_a_group_of_one_is_refused():
+    with pytest.raises(ConfigError, match=r"compares a prompt's samples and gconfig\.n_samples is 1; it must be 2"):
+        compose(gconfig={"n_samples": 1})
+
+
+@given(st.sampled_from(["token", "sequence", "constant"]), st.booleans(), st.booleans(), st.booleans(), st.floats(0, 1))
+def test_an_algorithm_names_every_field_that_its_loss_reads(aggregation, decoupled, ref, recompute, kl_ctl):
+    algorithm, _ = compose(
+        loss_aggregation=aggregation, use_decoupled_loss=decoupled, ref=ref, recompute_logprob=recompute, kl_ctl=kl_ctl
+    )
+    assert {"loss_mask", "logprobs", "advantages"} <= algorithm.fields
+    assert ("prox_logprobs" in algorithm.fields) is decoupled
+    assert ("ref_logprobs" in algorithm.fields) is (ref and kl_ctl > 0)
+    assert set(algorithm.objective.request.names) == {"logprobs", "entropy"}
+
+
+def test_sft_needs_answers_only():
+    algorithm = sft(Configuration(Actor(temperature=2.0)), [])
+    assert algorithm.fields == {"loss_mask"}
+    assert algorithm.objective.request.names == ("logprobs",)
+    assert algorithm.objective.request.temperature == 2.0
+
+
+def test_every_option_is_documented():
+    for schema in vars(options_module).values():
+        if isinstance(schema, type) and schema.__module__ == options_module.__name__:
+            for option in fields(schema):
+                assert f"{option.name}:" in schema.__doc__, f"{schema.__name__}.{option.name}"
+
+
+def test_every_spec_loads():
+    for spec in (*plugin.archon_algorithms(), *plugin.archon_rewards(), *plugin.archon_datasets()):
+        assert callable(spec.load())
+        assert spec.summary
+        if hasattr(spec, "load_trainer"):
+            assert callable(spec.load_trainer())
+
+
+def test_the_plugin_and_its_options_import_no_torch():
+    code = "import sys, archon_rl.plugin, archon_rl.config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,101 @@
+"""From completions to a batch: alignment, groups, seeds and rewards."""
+
+from __future__ import annotations
+
+import torch
+
+from archon_core.config.schema import EngineConfig, OptimizerConfig
+from archon_core.data.batch import Batch
+from archon_core.generation import Completion, GenerationConfig
+from archon_rl.text_encoding import TextEncoder
+from archon_rl.tokenization import characters_tokenizer
+from archon_rl.trainer.engines import reference_config, starting_from
+from archon_rl.trainer.rl_step import split_minibatches
+from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample, sampling_options, score
+
+A = Completion((7, 8, 2), (-0.5, -0.25, -1.0), (3, 3, 3), "stop")
+B = Completion((9,), (-2.0,), (3,), "length")
+EMPTY = Completion((), (), (), "length")
+ROLLOUT = Rollout(records=({}, {}), prompts=((1, 5), (1,)), completions=((A, B), (B, EMPTY)))
+
+
+def test_masks_and_log_probabilities_stand_where_each_token_is_predicted():
+    batch = build_batch(ROLLOUT, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    assert batch.lengths == (5, 3, 2, 1)
+    first = batch.select([0])
+    assert first.input_ids.tolist() == [1, 5, 7, 8, 2]
+    assert first.token_fields["loss_mask"].tolist() == [False, True, True, True, False]
+    assert first.token_fields["logprobs"].tolist() == [0.0, -0.5, -0.25, -1.0, 0.0]
+    for i, completion in enumerate((A, B, B, EMPTY)):
+        row = batch.select([i])
+        mask = row.token_fields["loss_mask"]
+        assert tuple(row.targets[mask].tolist()) == completion.token_ids
+        assert tuple(row.token_fields["logprobs"][mask].tolist()) == completion.logprobs
+
+
+def test_sequences_know_their_group_reward_length_and_end():
+    fields = build_batch(ROLLOUT, torch.tensor([1.0, 2.0, 3.0, 4.0])).sequence_fields
+    assert fields["group"].tolist() == [0, 0, 1, 1]
+    assert fields["rewards"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert fields["completion_lengths"].tolist() == [3, 1, 1, 0]
+    assert fields["truncated"].tolist() == [False, True, True, True]
+
+
+def test_every_sample_has_a_seed_of_its_own_that_depends_on_nothing_else():
+    seeds = [rollout_seeds(1, step)(place, number) for step in range(3) for place in range(4) for number in range(5)]
+    assert len(set(seeds)) == len(seeds)
+    assert rollout_seeds(1, 2)(3, 4) == seeds[-1]
+    assert rollout_seeds(2, 2)(3, 4) != seeds[-1]
+
+
+class Echo:
+    """Completes every prompt with its own ids."""
+
+    def generate(self, requests):
+        self.requests = requests
+        return [
+            [Completion(r.prompt_ids, (0.0,) * len(r.prompt_ids), (0,) * len(r.prompt_ids), "stop") for _ in r.seeds]
+            for r in requests
+        ]
+
+
+def test_rewards_see_prompt_text_completion_text_and_the_answer_under_its_own_name():
+    encoder = TextEncoder(characters_tokenizer(["ab12"]), "prompt", "solution")
+    records = [{"prompt": "a1", "solution": "1", "level": 5}, {"prompt": "b2", "solution": "7", "level": 6}]
+    rollout = sample(Echo(), encoder, records, GenerationConfig(n_samples=2), rollout_seeds(1, 0))
+    seen = []
+
+    def reward(prompt, completion, record):
+        seen.append((prompt, completion, record["answer"], record["level"]))
+        return len(seen)
+
+    assert score(rollout, encoder, reward).tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert seen == [("a1", "a1", "1", 5)] * 2 + [("b2", "b2", "7", 6)] * 2
+
+
+def test_the_end_of_text_is_among_the_stop_tokens_once():
+    options = sampling_options(GenerationConfig(n_samples=4, stop_token_ids=[9, 2]), 2)
+    assert options.stop_token_ids == [2, 9]
+    greedy = sampling_options(GenerationConfig(n_samples=4, temperature=0.7), 2, greedy=True)
+    assert (greedy.greedy, greedy.n_samples, greedy.stop_token_ids) == (True, 1, [2])
+
+
+def test_minibatches_share_the_sequences_out_evenly_and_differently_each_step():
+    batch = Batch.from_sequences([[i] * (i + 1) for i in range(7)])
+    parts = split_minibatches(batch, 3, seed=1)
+    assert sorted(len(part) for part in parts) == [2, 2, 3]
+    taken = [int(part.input_ids[offset]) for part in parts for offset in part.offsets[:-1]]
+    assert sorted(taken) == list(range(7))
+    assert [p.lengths for p in split_minibatches(batch, 3, seed=2)] != [p.lengths for p in parts]
+    assert split_minibatches(batch, 1, seed=1) == [batch]
+
+
+def test_a_reference_without_weights_of_its_own_takes_the_actors_and_never_an_optimizer(tmp_path):
+    actor = EngineConfig(backend="archon:d1", model_config={"model_type": "qwen3"})
+    assert reference_config(EngineConfig(), actor).model_config == actor.model_config
+    started = starting_from(actor, tmp_path)
+    assert (started.path, started.model_config, started.init_from_scratch) == (str(tmp_path), None, False)
+    assert reference_config(EngineConfig(), started).path == str(tmp_path)
+    own = EngineConfig(path="other/model", optimizer=OptimizerConfig())
+    assert reference_config(own, started).path == "other/model"
+    assert reference_config(own, started).optimizer is None

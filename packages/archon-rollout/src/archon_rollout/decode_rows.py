@@ -1,0 +1,226 @@
+"""The rows that are decoded side by side: per-row options, counters and outputs as tensors, owners on the host.
+
+Active rows are the first ones. Rows are appended behind them, and when some finish, the last active ones are moved
+into their places, so that every step works on one slice and never on finished rows. What happens per token is a fixed
+number of tensor operations and one transfer of two flags; Python touches single rows only when they come and go.
+
+Legend: R active rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from archon_core.errors import TrainingError
+from archon_core.generation import Completion
+from archon_rollout.admission import Sample
+from archon_rollout.random_streams import seed_tensor, uniforms
+from archon_rollout.sampling import SamplingOptions, sample
+
+NO_STOP = -1
+"""Fills the table of stop ids; no token has this id."""
+
+
+@dataclass(frozen=True)
+class RowOwner:
+    """Whose tokens a row generates.
+
+    Attributes:
+        sample: the completion to make.
+        first_step: decode steps before its first token, which comes from the prefill; each later token takes one step.
+        first_version: version of the weights that computed the prefill.
+    """
+
+    sample: Sample
+    first_step: int
+    first_version: int
+
+
+@dataclass(frozen=True)
+class Moves:
+    """How the rows that go on close ranks: row ``sources[i]`` goes to ``destinations[i]``; ``n_left`` remain."""
+
+    sources: tuple[int, ...]
+    destinations: tuple[int, ...]
+    n_left: int
+
+
+def plan_moves(finished: Sequence[bool]) -> Moves:
+    """Fill the places of finished rows with the last rows that go on, moving as few rows as possible."""
+    n_left = len(finished) - sum(finished)
+    holes = tuple(row for row in range(n_left) if finished[row])
+    behind = tuple(row for row in range(n_left, len(finished)) if not finished[row])
+    return Moves(sources=behind, destinations=holes, n_left=n_left)
+
+
+class DecodeRows:
+    """State of up to ``max_rows`` rows on ``device``, wide enough for any of ``samples``."""
+
+    def __init__(self, samples: Sequence[Sample], *, max_rows: int, device: torch.device) -> None:
+        configs = [s.config for s in samples]
+        self._any_tempered = any(c.temperature != 1.0 and not c.greedy for c in configs)
+        self._any_filtered = any((c.top_p < 1 or c.top_k > 0) and not c.greedy for c in configs)
+        self._any_greedy = any(c.greedy for c in configs)
+
+        def column(dtype: torch.dtype, *width: int) -> Tensor:
+            return torch.zeros(max_rows, *width, dtype=dtype, device=device)
+
+        longest = max(s.limit for s in samples)
+        self._token_ids = column(torch.int64, longest)
+        self._logprobs = column(torch.float64, longest)
+        self._last_token = column(torch.int64)
+        self._n_generated = column(torch.int64)
+        self._prompt_length = column(torch.int64)
+        self._limit = column(torch.int64)
+        self._minimum = column(torch.int64)
+        self._seed = column(torch.int64)
+        self._temperature = column(torch.float64)
+        self._top_p = column(torch.float64)
+        self._top_k = column(torch.int64)
+        self._greedy = column(torch.bool)
+        self._stop_ids = column(torch.int64, max(len(c.stop_token_ids) for c in configs))
+        self._columns = tuple(value for value in vars(self).values() if isinstance(value, Tensor))
+        self._row_numbers = torch.arange(max_rows, device=device)
+
+        self._owners: list[RowOwner] = []
+        self._step_versions: list[int] = []
+        self._reach = 0
+        self._stop_banned_until = 0
+
+    @property
+    def n_active(self) -> int:
+        """Rows in use."""
+        return len(self._owners)
+
+    @property
+    def last_tokens(self) -> Tensor:
+        """The newest token of every active row, int64 [R]: the input of the next decode step."""
+        return self._last_token[: self.n_active]
+
+    @property
+    def positions(self) -> Tensor:
+        """The place of ``last_tokens`` in their sequences, int64 [R]."""
+        rows = slice(0, self.n_active)
+        return self._prompt_length[rows] + self._n_generated[rows] - 1
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest active row, the newest one included."""
+        return self._reach + self._step + 1
+
+    @property
+    def _step(self) -> int:
+        return len(self._step_versions)
+
+    def begin_step(self, version: int) -> None:
+        """Count a decode step, computed with weights of ``version``."""
+        self._step_versions.append(version)
+
+    def append(self, samples: Sequence[Sample], versions: Sequence[int]) -> None:
+        """Add rows without any token yet. Their prompts were prefilled with weights of ``versions``."""
+        rows = slice(self.n_active, self.n_active + len(samples))
+        configs = [s.config for s in samples]
+        width = self._stop_ids.shape[1]
+        stops = [[*c.stop_token_ids, *[NO_STOP] * (width - len(c.stop_token_ids))] for c in configs]
+        self._seed[rows] = seed_tensor((s.seed for s in samples), self._seed.device)
+        for column, values in (
+            (self._n_generated, [0] * len(samples)),
+            (self._prompt_length, [s.prompt_length for s in samples]),
+            (self._limit, [s.limit for s in samples]),
+            (self._minimum, [c.min_new_tokens for c in configs]),
+            (self._temperature, [1.0 if c.greedy else c.temperature for c in configs]),
+            (self._top_p, [1.0 if c.greedy else c.top_p for c in configs]),
+            (self._top_k, [0 if c.greedy else c.top_k for c in configs]),
+            (self._greedy, [c.greedy for c in configs]),
+            (self._stop_ids, stops),
+        ):
+            column[rows] = torch.tensor(values, dtype=column.dtype, device=column.device).view(column[rows].shape)
+        self._owners += [RowOwner(s, self._step, version) for s, version in zip(samples, versions, strict=True)]
+        self._stop_banned_until = max(self._stop_banned_until, *(self._step + c.min_new_tokens for c in configs))
+        self._update_reach()
+
+    def advance(self, logits: Tensor, start: int = 0) -> tuple[list[tuple[Sample, Completion]], Moves]:
+        """Draw the next token of the active rows from ``start`` on, and remove the rows that are done.
+
+        Args:
+            logits: [R - start, V].
+
+        Returns:
+            The completions that ended, and how the caller has to move what it keeps per row elsewhere.
+
+        Raises:
+            TrainingError: the logits are not finite.
+        """
+        rows = slice(start, self.n_active)
+        places = self._n_generated[rows].clone()
+        drawn = uniforms(self._seed[rows], places)
+        tokens, logprobs = sample(logits, drawn, self._options(rows), self._banned(rows, logits.shape[1]))
+        self._token_ids[self._row_numbers[rows], places] = tokens
+        self._logprobs[self._row_numbers[rows], places] = logprobs.double()
+        self._last_token[rows] = tokens
+        self._n_generated[rows] += 1
+        stopped = (tokens[:, None] == self._stop_ids[rows]).any(-1)
+        ended = stopped | (self._n_generated[rows] >= self._limit[rows])
+        any_ended, all_finite = torch.stack((ended.any(), logprobs.isfinite().all())).tolist()
+        if not all_finite:
+            raise TrainingError(
+                "generation: the model's logits are not finite; found NaN or infinity, allowed are finite numbers; "
+                "check the weights, and the learning rate if they come from training"
+            )
+        if not any_ended:
+            return [], Moves((), (), self.n_active)
+        ended_rows = [False] * start + ended.tolist()
+        stopped_rows = [False] * start + stopped.tolist()
+        finished = [self._output(row, stopped_rows[row]) for row, done in enumerate(ended_rows) if done]
+        moves = plan_moves(ended_rows)
+        self._close_ranks(moves)
+        return finished, moves
+
+    def _options(self, rows: slice) -> SamplingOptions:
+        return SamplingOptions(
+            temperature=self._temperature[rows],
+            top_p=self._top_p[rows],
+            top_k=self._top_k[rows],
+            greedy=self._greedy[rows],
+            any_tempered=self._any_tempered,
+            any_filtered=self._any_filtered,
+            any_greedy=self._any_greedy,
+        )
+
+    def _banned(self, rows: slice, vocabulary: int) -> Tensor | None:
+        """Stop tokens of rows below their minimum: bool [rows, vocabulary]; ``None`` when there can be none."""
+        if self._step >= self._stop_banned_until:
+            return None
+        ids = torch.arange(vocabulary, device=self._stop_ids.device)
+        is_stop = (ids[None, :, None] == self._stop_ids[rows][:, None, :]).any(-1)
+        return is_stop & (self._n_generated[rows] < self._minimum[rows])[:, None]
+
+    def _output(self, row: int, stopped: bool) -> tuple[Sample, Completion]:
+        owner = self._owners[row]
+        n_tokens = 1 + self._step - owner.first_step
+        completion = Completion(
+            token_ids=tuple(self._token_ids[row, :n_tokens].tolist()),
+            logprobs=tuple(self._logprobs[row, :n_tokens].tolist()),
+            versions=(owner.first_version, *self._step_versions[owner.first_step :]),
+            stop_reason="stop" if stopped else "length",
+        )
+        return owner.sample, completion
+
+    def _close_ranks(self, moves: Moves) -> None:
+        if moves.sources:
+            sources = torch.tensor(moves.sources, device=self._row_numbers.device)
+            destinations = torch.tensor(moves.destinations, device=self._row_numbers.device)
+            for column in self._columns:
+                column[destinations] = column[sources]
+            for source, destination in zip(moves.sources, moves.destinations, strict=True):
+                self._owners[destination] = self._owners[source]
+        del self._owners[moves.n_left :]
+        self._update_reach()
+
+    def _update_reach(self) -> None:
+        # All rows gain one token per step, so which is the longest changes only when rows come or go.
+        self._reach = max((o.sample.prompt_length - o.first_step for o in self._owners), default=0)

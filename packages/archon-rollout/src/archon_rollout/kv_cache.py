@@ -1,0 +1,154 @@
+"""Keys and values of earlier tokens: of prompts, packed as they come, and of rows being decoded, in padded buffers.
+
+Both are ``archon_core.nn.packed.AttentionCache``s. ``PromptCache`` lives for one prefill: it keeps what the layers
+compute. ``DecodeCache`` lives for a whole generation: prompts are copied in, once per sample, and every decode step
+adds one token to each row.
+
+Legend: T tokens, R active rows, K kv heads, G query heads per kv head, D head dim, N places per row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from archon_core.nn.attention import AttentionBackend, PackedAttention
+from archon_core.nn.packed import PackedSequences
+
+KeysValues = dict[str, tuple[Tensor, Tensor]]
+"""Layer -> keys and values, both [T, K, D], of one sequence or of packed ones."""
+
+PLACES_MULTIPLE = 8
+"""Row lengths are rounded up to this: fused CUDA attention wants masks with aligned rows."""
+
+SPARE_PLACES = 256
+"""Fewest places reserved beyond those in use. Longer rows make the buffers grow, by at least half each time."""
+
+
+class PromptCache:
+    """Attention within packed prompts that keeps their keys and values.
+
+    Args:
+        backend: implementation of the attention; ``None`` chooses by device and type.
+    """
+
+    def __init__(self, backend: AttentionBackend | None = None) -> None:
+        self._backend = backend
+        self._layers: KeysValues = {}
+
+    def attend(
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+    ) -> Tensor:
+        """See ``AttentionCache.attend``. Every sequence starts at position 0."""
+        self._layers[layer] = (k, v)
+        attention = PackedAttention(layer, scale=scale, window=window)
+        attention.backend = self._backend
+        return attention(q, k, v, replace(packed, cache=None))
+
+    def split(self, lengths: tuple[int, ...]) -> list[KeysValues]:
+        """Keys and values of each of the packed sequences, as views."""
+        prompts: list[KeysValues] = [{} for _ in lengths]
+        for layer, (keys, values) in self._layers.items():
+            for prompt, k, v in zip(prompts, keys.split(lengths), values.split(lengths), strict=True):
+                prompt[layer] = (k, v)
+        return prompts
+
+
+class DecodeCache:
+    """Keys and values of rows that grow by one token per step, in buffers of [rows, K, places, D] per layer.
+
+    Active rows are the first ones: ``append_rows`` adds behind them, ``move_rows`` fills the holes that finished rows
+    leave. Each layer's buffer is made when the first prompt arrives.
+    """
+
+    def __init__(self, *, max_rows: int, max_places: int) -> None:
+        self._max_rows = max_rows
+        self._max_places = _round_up(max_places)
+        self._layers: KeysValues = {}
+        self._places = 0
+        self._positions: Tensor | None = None
+        self._n_places = 0
+        self._masks: dict[int | None, Tensor] = {}
+
+    def append_rows(self, start: int, prompt: KeysValues, copies: int) -> None:
+        """Put ``copies`` rows with this prompt at ``start``."""
+        length = next(iter(prompt.values()))[0].shape[0]
+        self._reserve(length)
+        for layer, (k, v) in prompt.items():
+            if layer not in self._layers:
+                # Zeros, not empty memory: a masked place has weight 0, and 0 x NaN would be NaN.
+                shape = (self._max_rows, k.shape[1], self._places, k.shape[2])
+                self._layers[layer] = (k.new_zeros(shape), v.new_zeros(shape))
+            for buffer, new in zip(self._layers[layer], (k, v), strict=True):
+                buffer[start : start + copies, :, :length] = new.transpose(0, 1)
+
+    def move_rows(self, sources: Tensor, destinations: Tensor, longest: int) -> None:
+        """Copy rows ``sources`` over rows ``destinations``; both int64, the rows holding at most ``longest`` tokens."""
+        for buffers in self._layers.values():
+            for buffer in buffers:
+                buffer[destinations, :, :longest] = buffer[sources, :, :longest]
+
+    def begin_step(self, positions: Tensor, longest: int) -> None:
+        """Announce the next token of the active rows.
+
+        Args:
+            positions: int64 [R], the place of each row's new token.
+            longest: the largest of them plus 1, known to the host.
+        """
+        self._reserve(longest)
+        self._positions = positions
+        self._n_places = min(_round_up(longest), self._places)
+        self._rows = torch.arange(len(positions), device=positions.device)
+        self._masks = {}
+
+    def attend(
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+    ) -> Tensor:
+        """See ``AttentionCache.attend``. T is R: one token per active row, at the positions given to ``begin_step``."""
+        keys, values = self._layers[layer]
+        n_rows, n_heads, head_dim = q.shape
+        n_kv_heads = k.shape[1]
+        keys[self._rows, :, self._positions] = k
+        values[self._rows, :, self._positions] = v
+        # The query heads that share a kv head stand where a sequence's queries would: no key is copied per query head.
+        attended = scaled_dot_product_attention(
+            q.view(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim),
+            keys[:n_rows, :, : self._n_places],
+            values[:n_rows, :, : self._n_places],
+            attn_mask=self._mask(window, q.dtype),
+            scale=scale,
+        )
+        return attended.reshape(n_rows, n_heads, head_dim)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask [R, 1, 1, N], made once per step and window."""
+        if window not in self._masks:
+            places = torch.arange(self._n_places, device=self._positions.device)
+            seen = places <= self._positions[:, None]
+            if window is not None:
+                seen &= places > self._positions[:, None] - window
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+            self._masks[window] = mask[:, None, None, :]
+        return self._masks[window]
+
+    def _reserve(self, length: int) -> None:
+        """Make room for rows of ``length`` tokens and more to come, one layer after the other."""
+        if length <= self._places:
+            return
+        assert length <= self._max_places, (length, self._max_places)
+        wanted = max(length + SPARE_PLACES, self._places * 3 // 2)
+        self._places = min(_round_up(wanted), self._max_places)
+        for layer, buffers in self._layers.items():
+            self._layers[layer] = tuple(self._grown(buffer) for buffer in buffers)
+
+    def _grown(self, buffer: Tensor) -> Tensor:
+        grown = buffer.new_zeros(*buffer.shape[:2], self._places, buffer.shape[3])
+        grown[:, :, : buffer.shape[2]] = buffer
+        return grown
+
+
+def _round_up(length: int) -> int:
+    return -(-length // PLACES_MULTIPLE) * PLACES_MULTIPLE

@@ -1,0 +1,125 @@
+"""The ``local`` inference engine: generates on the trainer's own module, with its own weights and no server.
+
+A completion is decided by its prompt, the weights, the options and its seed. What else is in the batch enters only
+through rounding: matrix products over another number of rows may differ in their last bits, which moves a
+log-probability by about 1e-6 in fp32 and changes a token only where a random number, or the gap between the two best
+tokens, falls within that distance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+
+from archon_core.config.schema import RolloutConfig
+from archon_core.errors import ConfigError, TrainingError
+from archon_core.generation import Completion, GenerationRequest
+from archon_core.protocols import TrainEngine
+from archon_rollout.admission import Sample
+from archon_rollout.generation_loop import GenerationLoop
+from archon_rollout.model_limits import model_limits
+from archon_rollout.requests import check_requests, token_limit
+
+
+class LocalEngine:
+    """Samples from the weights that ``trainer`` holds; see ``protocols.InferenceEngine``.
+
+    More samples than ``config.max_batch_size`` wait and join as others end.
+
+    Raises:
+        ConfigError: ``max_batch_size`` is below 1.
+    """
+
+    def __init__(self, config: RolloutConfig, *, trainer: TrainEngine) -> None:
+        if config.max_batch_size < 1:
+            raise ConfigError(
+                f"rollout.max_batch_size: found {config.max_batch_size}, allowed is at least 1; "
+                "set it to the number of sequences to decode side by side"
+            )
+        self._max_batch_size = config.max_batch_size
+        self._trainer = trainer
+        self._paused = False
+        self._closed = False
+
+    @property
+    def version(self) -> int:
+        """The trainer's version: its weights are the ones in use."""
+        return self._trainer.version
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """Per request, its completions in the order of its seeds.
+
+        Completions end at ``config.stop_token_ids`` only: who knows the tokenizer adds its end of text there.
+
+        Raises:
+            TrainingError: the engine is paused or closed, or the model's logits are not finite.
+            ConfigError, DataError, ModelError: a request that cannot be served; nothing was generated.
+        """
+        if self._closed:
+            raise TrainingError("local engine: generate was called after close; make a new engine")
+        if self._paused:
+            raise TrainingError("local engine: generate was called while paused; call resume() first")
+        module = self._trainer.module
+        check_requests(requests, model_limits(module))
+        samples = [
+            Sample(index, number, seed, len(request.prompt_ids), token_limit(request), request.config)
+            for index, request in enumerate(requests)
+            for number, seed in enumerate(request.seeds)
+            if token_limit(request) > 0
+        ]
+        completions = [[Completion((), (), (), "length")] * len(request.seeds) for request in requests]
+        if samples:
+            loop = GenerationLoop(
+                module,
+                [request.prompt_ids for request in requests],
+                samples,
+                device=self._trainer.device,
+                max_rows=self._max_batch_size,
+                version=lambda: self._trainer.version,
+            )
+            with evaluation_mode(module):
+                for sample, completion in loop.run():
+                    completions[sample.request][sample.number] = completion
+        return completions
+
+    def health(self) -> bool:
+        """Whether ``generate`` would be answered now."""
+        return not (self._paused or self._closed)
+
+    def pause(self) -> None:
+        """Refuse requests until ``resume``."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Take requests again."""
+        self._paused = False
+
+    def update_weights(self, version: int) -> None:
+        """Check that the trainer holds ``version``; there is nothing to copy.
+
+        Raises:
+            TrainingError: it holds another one.
+        """
+        if version != self._trainer.version:
+            raise TrainingError(
+                f"local engine: asked for weights of version {version}, the trainer holds version "
+                f"{self._trainer.version}; the local engine samples from the trainer's own weights only"
+            )
+
+    def close(self) -> None:
+        """Refuse all further requests. The trainer stays open."""
+        self._closed = True
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Switch dropout and the like off inside the block, then restore the mode of every submodule."""
+    training = [submodule for submodule in module.modules() if submodule.training]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule in training:
+            submodule.training = True

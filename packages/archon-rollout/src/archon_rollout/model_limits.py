@@ -1,0 +1,56 @@
+"""What a model sets as limits for generation, read from its parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from archon_core.errors import ModelError
+from archon_core.nn.rotary import RopeArguments, RotaryEmbedding
+from archon_core.protocols import CausalModule
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """Limits that requests are checked against.
+
+    Attributes:
+        vocab_size: token ids lie below this.
+        max_positions: longest sequence that the model was made for; ``None`` for no limit.
+        length_dependent_above: above this length the rotary frequencies depend on the sequence's final length, so that
+            keys in a cache would be wrong; ``None`` if they never do.
+    """
+
+    vocab_size: int
+    max_positions: int | None = None
+    length_dependent_above: int | None = None
+
+
+def model_limits(module: CausalModule) -> ModelLimits:
+    """The limits of ``module``.
+
+    Raises:
+        ModelError: the module holds only some of the model's layers, so it cannot generate by itself.
+    """
+    if module.embed is None or module.head is None:
+        missing = "embedding" if module.embed is None else "head"
+        raise ModelError(
+            f"local engine: found a module without its {missing}, one stage of a pipeline; allowed is a whole model on "
+            "each rank; use a layout with p1"
+        )
+    rotations = [part.arguments for part in module.modules() if isinstance(part, RotaryEmbedding)]
+    thresholds = [a.length_dependent_above for a in rotations if a.length_dependent_above is not None]
+    return ModelLimits(
+        vocab_size=module.embed.weight.shape[0],
+        max_positions=min(map(_reach, rotations), default=None),
+        length_dependent_above=min(thresholds, default=None),
+    )
+
+
+def _reach(rope: RopeArguments) -> int:
+    """Positions that the rotation was made for: linear scaling and YaRN stretch what the configuration names."""
+    if rope.kind == "linear":
+        return int(rope.max_position_embeddings * rope.parameters["factor"])
+    if rope.kind == "yarn":
+        original = rope.parameters.get("original_max_position_embeddings") or rope.max_position_embeddings
+        return max(rope.max_position_embeddings, int(original * rope.parameters["factor"]))
+    return rope.max_position_embeddings

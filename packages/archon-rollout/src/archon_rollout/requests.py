@@ -1,0 +1,102 @@
+"""What may be asked of a generation loop: checks of requests, and how many tokens each may generate.
+
+Everything is checked before anything is generated, so that a bad request costs no work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from archon_core.errors import ConfigError, DataError, ModelError
+from archon_core.generation import GenerationConfig, GenerationRequest
+from archon_rollout.model_limits import ModelLimits
+
+
+def token_limit(request: GenerationRequest) -> int:
+    """How many tokens a completion of ``request`` may have, at least 0."""
+    config = request.config
+    if config.max_tokens is None:
+        return config.max_new_tokens
+    return min(config.max_new_tokens, config.max_tokens - len(request.prompt_ids))
+
+
+def check_requests(requests: Sequence[GenerationRequest], limits: ModelLimits) -> None:
+    """Raise for the first request that cannot be served.
+
+    Raises:
+        ConfigError: sampling options that are out of range or contradict one another.
+        DataError: a prompt that is empty, too long, or has ids outside the vocabulary.
+        ModelError: a sequence that could become too long for the model.
+    """
+    for index, request in enumerate(requests):
+        check_options(request.config)
+        where = f"request {index}"
+        if len(request.seeds) != request.config.n_samples:
+            raise DataError(
+                f"{where}: found {len(request.seeds)} seeds for n_samples={request.config.n_samples}; "
+                "give one seed per sample"
+            )
+        _check_ids(request, where, limits.vocab_size)
+        _check_length(request, where, limits)
+
+
+def check_options(config: GenerationConfig) -> None:
+    """Raise ConfigError for the first sampling option that is out of range."""
+    rules: tuple[tuple[str, bool, str], ...] = (
+        ("n_samples", config.n_samples >= 1, "at least 1; set it to 1 for one completion per prompt"),
+        ("max_new_tokens", config.max_new_tokens >= 0, "at least 0; set it to the most tokens wanted"),
+        ("min_new_tokens", config.min_new_tokens >= 0, "at least 0; set it to 0 to allow stopping at once"),
+        ("temperature", config.temperature > 0, "above 0; set greedy=true to take the most probable token"),
+        ("top_p", 0 < config.top_p <= 1, "above 0 and at most 1; set it to 1 to keep all tokens"),
+        ("top_k", config.top_k >= 0, "at least 0; set it to 0 to keep all tokens"),
+    )
+    for name, in_range, allowed in rules:
+        if not in_range:
+            raise ConfigError(f"sampling option {name}: found {getattr(config, name)}, allowed is {allowed}")
+    if config.min_new_tokens > config.max_new_tokens:
+        raise ConfigError(
+            f"sampling option min_new_tokens: found {config.min_new_tokens}, allowed is at most max_new_tokens "
+            f"({config.max_new_tokens}); lower it or raise max_new_tokens"
+        )
+
+
+def _check_ids(request: GenerationRequest, where: str, vocab_size: int) -> None:
+    if not request.prompt_ids:
+        raise DataError(f"{where}: found a prompt of 0 tokens; allowed is at least 1; start it with a token of its own")
+    for kind, ids in (("prompt", request.prompt_ids), ("stop", request.config.stop_token_ids)):
+        outside = [i for i in ids if not 0 <= i < vocab_size]
+        if outside:
+            raise DataError(
+                f"{where}: found {kind} token id {outside[0]}, allowed are 0 to {vocab_size - 1}; "
+                "use the tokenizer that belongs to the model"
+            )
+    if request.config.min_new_tokens > 0 and len(set(request.config.stop_token_ids)) == vocab_size:
+        raise DataError(
+            f"{where}: every token of the vocabulary is a stop token, and min_new_tokens="
+            f"{request.config.min_new_tokens} forbids them; leave some out of stop_token_ids"
+        )
+
+
+def _check_length(request: GenerationRequest, where: str, limits: ModelLimits) -> None:
+    length, n_new = len(request.prompt_ids), token_limit(request)
+    for limit, reason in (
+        (limits.max_positions, "max_position_embeddings"),
+        (
+            limits.length_dependent_above,
+            "above that its rotary embedding depends on the final length, and keys in a cache would be wrong",
+        ),
+    ):
+        if limit is not None and length > limit:
+            raise ModelError(
+                f"{where}: found a prompt of {length} tokens, the model allows {limit} ({reason}); shorten the prompt"
+            )
+        if limit is not None and length + n_new > limit:
+            raise ModelError(
+                f"{where}: found a prompt of {length} tokens and up to {n_new} new ones, the model allows {limit} "
+                f"together ({reason}); set max_tokens to {limit}, or max_new_tokens to at most {limit - length}"
+            )
+    if n_new < 0:
+        raise DataError(
+            f"{where}: found a prompt of {length} tokens, allowed are {request.config.max_tokens} with the completion "
+            "(max_tokens); shorten the prompt or raise max_tokens"
+        )

@@ -1,0 +1,179 @@
+"""Choosing the next token: temperature, top-k, top-p and an inverse-CDF draw, as pure functions of logits and uniforms.
+
+A row's token depends on that row alone: every function works row by row, draws in the order of the vocabulary whether
+or not the neighbours are filtered, and breaks ties by the lower token id.
+
+Legend: R rows, V vocabulary, B blocks of the vocabulary, W tokens in a block.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CANDIDATES = 1024
+"""Tokens that are ranked first; more, up to the whole vocabulary, only when these do not settle what is kept."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """Options of R rows.
+
+    Attributes:
+        temperature: float64 [R], positive; 1 for greedy rows.
+        top_p: float64 [R] in (0, 1]; 1 keeps all.
+        top_k: int64 [R]; 0 keeps all.
+        greedy: bool [R].
+        any_tempered, any_filtered, any_greedy: whether some row needs that work; known to the host, so that the
+            common case launches no kernels for it and waits for none.
+    """
+
+    temperature: Tensor
+    top_p: Tensor
+    top_k: Tensor
+    greedy: Tensor
+    any_tempered: bool
+    any_filtered: bool
+    any_greedy: bool
+
+
+def sample(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The next token of every row and its log-probability.
+
+    Args:
+        logits: [R, V], fp32 or wider.
+        uniforms: float64 [R] in [0, 1).
+        banned: bool [R, V], tokens that must not be drawn; ``None`` for none.
+
+    Returns:
+        Token ids, int64 [R], and their log-probabilities [R] under the tempered distribution, before any token was
+        banned or cut. They are not finite where the logits are not.
+    """
+    if options.any_tempered:
+        logits = logits / options.temperature[:, None].to(logits.dtype)
+    allowed = logits if banned is None else logits.masked_fill(banned, -torch.inf)
+    if options.any_filtered:
+        drawn, _ = draw(cut_improbable(allowed, options.top_k, options.top_p), uniforms)
+        log_normaliser = logits.logsumexp(-1)
+    else:
+        drawn, log_normaliser = draw(allowed, uniforms)
+        if banned is not None:
+            log_normaliser = logits.logsumexp(-1)
+    if options.any_greedy:
+        drawn = torch.where(options.greedy, allowed.argmax(-1), drawn)
+    return drawn, logits.gather(1, drawn[:, None])[:, 0] - log_normaliser
+
+
+def draw(logits: Tensor, uniforms: Tensor, *, block_width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Draw from softmax(logits) by inverting its cumulative distribution at ``uniforms``.
+
+    A running sum over a large vocabulary in fp32 would lose its rarest tokens and in float64 takes longer than the
+    softmax. So a block of the vocabulary is drawn first, from the blocks' masses, then a token inside it, with the
+    rest of the same uniform number.
+
+    Args:
+        block_width: tokens in a block; ``None`` for about as many as there are blocks. It does not change what is
+            drawn, beyond rounding.
+
+    Returns:
+        Token ids, int64 [R], and logsumexp(logits) [R]. A token with logit -inf is never drawn while another one has a
+        finite logit.
+    """
+    vocabulary = logits.shape[1]
+    width = min(block_width or 2 ** round(math.log2(vocabulary) / 2), vocabulary)
+    n_blocks = vocabulary // width
+    log_mass_RB = logits[:, : n_blocks * width].unflatten(1, (n_blocks, width)).logsumexp(-1)
+    if n_blocks * width < vocabulary:
+        rest = logits[:, n_blocks * width :].logsumexp(-1, keepdim=True)
+        log_mass_RB = torch.cat((log_mass_RB, rest), dim=1)
+    log_normaliser = log_mass_RB.logsumexp(-1)
+    mass_RB = (log_mass_RB.double() - log_normaliser[:, None].double()).exp()
+    block, inside = _invert(mass_RB, uniforms)
+
+    # A last, shorter block is filled up with places of no mass.
+    ids_RW = block[:, None] * width + torch.arange(width, device=logits.device)
+    within = ids_RW < vocabulary
+    logits_RW = logits.gather(1, ids_RW.clamp(max=vocabulary - 1)).masked_fill(~within, -torch.inf)
+    log_block_mass = log_mass_RB.gather(1, block[:, None])
+    mass_RW = (logits_RW.double() - log_block_mass.double()).exp()
+    place, _ = _invert(mass_RW, inside)
+    # Logits that are not finite lead anywhere, but not outside the vocabulary.
+    return (block * width + place).clamp_(max=vocabulary - 1), log_normaliser
+
+
+def _invert(mass: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The index in each row of ``mass`` (float64 [R, N], at least 0) where the cumulative share passes ``uniforms``.
+
+    Returns:
+        The indices, int64 [R], of positive mass, and how far into that entry's share the uniform number lies:
+        float64 [R] in [0, 1), itself uniform.
+    """
+    cumulative = mass.cumsum(-1)
+    total = cumulative[:, -1:]
+    # The product can round up to the total, where no entry is left.
+    target = torch.minimum(uniforms[:, None] * total, total * (1 - 2.0**-53))
+    index = torch.searchsorted(cumulative, target, right=True).clamp_(max=mass.shape[1] - 1)
+    chosen = mass.gather(1, index)
+    before = cumulative.gather(1, index) - chosen
+    inside = ((target - before) / chosen).clamp_(0, 1 - 2.0**-53)
+    return index[:, 0], inside[:, 0]
+
+
+def cut_improbable(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """``logits`` [R, V] with every token that top-k or top-p leaves out at -inf.
+
+    Top-k cuts first; top-p then applies to what is left, renormalised: the smallest number of most probable tokens
+    whose probability reaches ``top_p``, at least one. Of tokens with the same logit at the border those with lower ids
+    stay.
+
+    Args:
+        top_k: int64 [R]; 0 keeps all.
+        top_p: float64 [R]; 1 keeps all.
+    """
+    vocabulary = logits.shape[1]
+    limit = torch.where(top_k > 0, top_k, vocabulary).clamp(max=vocabulary)
+    cuts = (limit < vocabulary) | (top_p < 1)
+    needed = int(torch.where(cuts, limit, 1).max())
+    width = min(needed, CANDIDATES)
+    while True:
+        ranked = _most_probable(logits, width)
+        n_kept, settled = _count_kept(ranked, logits.logsumexp(-1, keepdim=True), limit, top_p, vocabulary)
+        if width == needed or bool((settled | ~cuts).all()):
+            break
+        width = needed
+    border = ranked.gather(1, n_kept.clamp(max=width)[:, None] - 1)
+    above = logits > border
+    at_border = logits == border
+    room = n_kept[:, None] - above.sum(-1, keepdim=True)
+    kept = above | (at_border & (at_border.cumsum(-1) <= room)) | ~cuts[:, None]
+    return logits.masked_fill(~kept, -torch.inf)
+
+
+def _most_probable(logits: Tensor, width: int) -> Tensor:
+    """The ``width`` largest values of each row, largest first."""
+    if width == logits.shape[1]:
+        return logits.sort(dim=-1, descending=True).values
+    return logits.topk(width, dim=-1).values
+
+
+def _count_kept(
+    ranked: Tensor, log_normaliser: Tensor, limit: Tensor, top_p: Tensor, vocabulary: int
+) -> tuple[Tensor, Tensor]:
+    """How many tokens each row keeps, as far as its most probable ones show, and whether they settle it: two [R].
+
+    Args:
+        ranked: [R, N], the N largest logits of each row, largest first.
+        log_normaliser: [R, 1], logsumexp over the whole vocabulary.
+        limit: int64 [R], the number that top-k leaves.
+    """
+    width = ranked.shape[1]
+    reach = (ranked.double() - log_normaliser.double()).exp().cumsum(-1)
+    share_of_k = reach.gather(1, limit.clamp(max=width)[:, None] - 1)
+    share = torch.where(limit[:, None] < vocabulary, share_of_k, 1.0)
+    enough = reach >= top_p[:, None] * share
+    n_nucleus = torch.where(top_p < 1, (~enough).sum(-1) + 1, vocabulary)
+    settled = (limit <= width) | ((limit == vocabulary) & enough[:, -1])
+    return torch.minimum(n_nucleus, limit), settled

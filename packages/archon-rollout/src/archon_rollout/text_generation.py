@@ -1,0 +1,164 @@
+"""From prompts as text to completions as text, with the model and tokenizer in a checkpoint folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from archon_core.config.schema import EngineConfig, RolloutConfig
+from archon_core.errors import ConfigError, DataError
+from archon_core.generation import Completion, GenerationConfig, GenerationRequest
+from archon_core.layout import parse_layout
+from archon_core.models.hf_config import checkpoint_folder
+from archon_core.plugins import TrainEngineSpec, registry
+from archon_core.protocols import InferenceEngine
+from archon_core.seeding import derive_seed
+from archon_rollout.local_engine import LocalEngine
+from archon_rollout.model_limits import ModelLimits, model_limits
+from archon_rollout.requests import check_options
+
+VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
+"""Files of which a tokenizer has at least one."""
+
+
+@dataclass(frozen=True)
+class TextCompletion:
+    """A completion with its text, special tokens left out."""
+
+    text: str
+    completion: Completion
+
+
+class TextGenerator:
+    """A model, its tokenizer and a local engine.
+
+    Args:
+        engine: generates.
+        tokenizer: a ``transformers`` tokenizer.
+        limits: the model's.
+        stop_token_ids: end a completion, beside those of the options.
+    """
+
+    def __init__(
+        self, engine: InferenceEngine, tokenizer: Any, limits: ModelLimits, stop_token_ids: Sequence[int]
+    ) -> None:
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._limits = limits
+        self._stop_token_ids = tuple(stop_token_ids)
+
+    @classmethod
+    def load(cls, model: str, *, max_batch_size: int = 256, dtype: str | None = None) -> TextGenerator:
+        """Read a checkpoint folder, or a hub id's files.
+
+        Raises:
+            ModelError: there is no such folder or configuration, or the model cannot generate.
+            UnknownNameError: no installed plugin serves the model type.
+            ConfigError: there is no tokenizer.
+            WeightsError: the weights do not fit the configuration.
+        """
+        folder = checkpoint_folder(model)
+        tokenizer = load_tokenizer(folder)
+        backend = "archon:d1"
+        trainer = (
+            registry()
+            .get(TrainEngineSpec, "archon")
+            .load()(
+                EngineConfig(backend=backend, path=str(folder), dtype=dtype, optimizer=None),
+                role="rollout",
+                layout=parse_layout(backend),
+                seed=0,
+                total_steps=None,
+            )
+        )
+        trainer.initialize()
+        engine = LocalEngine(RolloutConfig(max_batch_size=max_batch_size), trainer=trainer)
+        return cls(engine, tokenizer, model_limits(trainer.module), stop_token_ids(folder, tokenizer))
+
+    def complete(
+        self, prompts: Sequence[str], options: GenerationConfig, *, seed: int, chat: bool | None = None
+    ) -> list[list[TextCompletion]]:
+        """Per prompt its ``options.n_samples`` completions.
+
+        They end where the model's positions do, if that is before ``options`` says.
+
+        Args:
+            seed: with the prompt's and the sample's number it decides every draw.
+            chat: format prompts as a user's message; ``None`` when the tokenizer has a chat template, as in training.
+
+        Raises:
+            ConfigError, DataError, ModelError: see ``requests.check_requests``.
+        """
+        check_options(options)
+        reach = [options.max_tokens, self._limits.max_positions, self._limits.length_dependent_above]
+        options = replace(
+            options,
+            stop_token_ids=[*options.stop_token_ids, *self._stop_token_ids],
+            max_tokens=min((limit for limit in reach if limit is not None), default=None),
+        )
+        requests = [
+            GenerationRequest(
+                self._encode(prompt, chat),
+                options,
+                tuple(derive_seed(seed, "generate", number, sample) for sample in range(options.n_samples)),
+            )
+            for number, prompt in enumerate(prompts)
+        ]
+        return [
+            [TextCompletion(self._decode(completion.token_ids), completion) for completion in completions]
+            for completions in self._engine.generate(requests)
+        ]
+
+    def _encode(self, prompt: str, chat: bool | None) -> tuple[int, ...]:
+        template = self._tokenizer.chat_template
+        if chat and template is None:
+            raise ConfigError(
+                "chat: found a tokenizer without a chat template; leave --chat out to complete the prompt as it is"
+            )
+        if chat or (chat is None and template is not None):
+            message = [{"role": "user", "content": prompt}]
+            text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            # The template writes the special tokens itself.
+            ids = self._tokenizer.encode(text, add_special_tokens=False)
+        else:
+            ids = self._tokenizer.encode(prompt)
+        if not ids:
+            raise DataError(f"prompt {prompt!r}: found 0 tokens; allowed is at least 1; write some text")
+        if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in ids:
+            raise DataError(
+                f"prompt {prompt!r}: found characters that the tokenizer has no token for, so the model could not see "
+                "them; allowed is text like that which it was trained on; write the prompt without them"
+            )
+        return tuple(ids)
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The ``transformers`` tokenizer of a checkpoint folder. Raises ConfigError when there is none."""
+    from transformers import AutoTokenizer
+
+    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "no files"
+    fix = "copy the model's tokenizer.json and tokenizer_config.json into the folder"
+    # Without them transformers makes an empty tokenizer of the model's kind, which encodes any text to nothing.
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        raise ConfigError(
+            f"{folder}: found no tokenizer among {found}; allowed are {', '.join(VOCABULARY_FILES)}; {fix}"
+        )
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except Exception as error:  # transformers and tokenizers raise many types, plain Exception among them
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"{folder}: the tokenizer among {found} cannot be read ({reason}); {fix}") from error
+
+
+def stop_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end a completion: the tokenizer's end of text and those in ``generation_config.json``."""
+    file = folder / "generation_config.json"
+    listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    ids = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
+    return tuple(dict.fromkeys(i for i in ids if i is not None))

@@ -1,0 +1,19 @@
+"""Every example is a configuration that resolves with the packages of this repository."""
+
+from pathlib import Path
+
+import pytest
+
+from archon_core.config.loading import load_config
+from archon_core.config.preflight import plan_run
+from archon_core.plugins import registry
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_has_no_mistake_in_its_configuration(path: Path) -> None:
+    loaded = load_config(path, (), registry(), allow_missing=True)
+    plan = plan_run(loaded, registry())
+    assert not plan.is_wrong, [obstacle.text for obstacle in plan.obstacles]
+    assert not loaded.warnings
