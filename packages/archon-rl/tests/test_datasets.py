@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 
@@ -96,20 +97,49 @@ def test_holding_out_everything_is_an_error(tmp_path):
         jsonl_dataset(Data(path=path, validation_size=10), split="train", seed=1)
 
 
-@settings(max_examples=20)
-@given(st.integers(1, 12), st.sampled_from(["+", "-", "*", "+-", "+-*"]), st.integers(0, 2**31), st.data())
-def test_arithmetic_problems_are_right_complete_and_never_both_trained_on_and_held_out(limit, operators, seed, draw):
+def terms(record):
+    """``07+35=`` as ``("+", (7, 35))``."""
+    a, symbol, b = re.fullmatch(r"(\d+)([-+*])(\d+)=", record["question"]).groups()
+    return symbol, (int(a), int(b))
+
+
+@settings(max_examples=30)
+@given(
+    limit=st.integers(1, 12),
+    operators=st.sampled_from(["+", "-", "*", "+-", "+-*"]),
+    zero_pad=st.booleans(),
+    seed=st.integers(0, 2**31),
+    draw=st.data(),
+)
+def test_no_held_out_problem_nor_its_mirror_image_is_trained_on(limit, operators, zero_pad, seed, draw):
     size = len(operators) * (limit + 1) ** 2
-    held_out_size = draw.draw(st.integers(0, size - 1))
-    config = Data(validation_size=held_out_size, arithmetic=ArithmeticOptions(limit, operators))
+    held_out_size = draw.draw(st.integers(0, size // 3))
+    config = Data(validation_size=held_out_size, arithmetic=ArithmeticOptions(limit, operators, zero_pad))
     train = contents(arithmetic_dataset(config, split="train", seed=seed))
     held_out = contents(arithmetic_dataset(config, split="validation", seed=seed))
-    prompts = {record["question"] for record in train} | {record["question"] for record in held_out}
     assert len(held_out) == held_out_size
-    assert len(train) + len(held_out) == len(prompts) == size
+    evaluate = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
     for record in [*train, *held_out]:
-        assert record["question"].endswith("=")
-        assert eval(record["question"].rstrip("=")) == int(record["answer"])
+        symbol, (a, b) = terms(record)
+        assert evaluate[symbol](a, b) == int(record["answer"])
+    trained, kept = {terms(r) for r in train}, {terms(r) for r in held_out}
+    mirrored = {(symbol, (b, a)) for symbol, (a, b) in kept if symbol != "-"}
+    assert not trained & (kept | mirrored)
+    assert len(trained | kept | mirrored) == size
+
+
+def test_zero_padded_problems_all_have_the_same_width():
+    config = Data(arithmetic=ArithmeticOptions(99, "+", zero_pad=True))
+    dataset = arithmetic_dataset(config, split="train", seed=1)
+    assert dict(dataset[735]) == {"question": "07+35=", "answer": "042"}
+    assert {(len(r["question"]), len(r["answer"])) for r in contents(dataset)} == {(6, 3)}
+
+
+def test_holding_out_so_much_that_only_mirror_images_are_left_is_an_error():
+    config = Data(validation_size=3, arithmetic=ArithmeticOptions(1, "+"))
+    with pytest.raises(ConfigError, match="with their mirror images they leave none to train on"):
+        for seed in range(40):
+            arithmetic_dataset(config, split="train", seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,7 @@ class TinyDecoder(nn.Module):
         self.norm = nn.LayerNorm(HIDDEN)
         self.head = LanguageModelHead(HIDDEN, VOCABULARY)
         self.calls: list[int] = []
+        self.scale: Tensor | None = None
         generator = torch.Generator().manual_seed(seed)
         for parameter in self.parameters():
             nn.init.normal_(parameter, std=0.5, generator=generator)
@@ -81,7 +82,10 @@ class TinyDecoder(nn.Module):
 
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor | dict[str, Tensor]:
         self.calls.append(len(x))
-        hidden = self.embed(x) + self.places(packed.positions)
+        if self.scale is None:
+            # Made at the first use and kept, as models keep rotary tables: it must serve training afterwards.
+            self.scale = torch.ones(HIDDEN, dtype=self.embed.weight.dtype)
+        hidden = self.embed(x) * self.scale + self.places(packed.positions)
         for layer in self.layers.values():
             hidden = layer(hidden, packed)
         return self.head(self.norm(hidden), packed.head)

@@ -120,6 +120,28 @@ def test_samples_follow_the_models_distribution(tiny, make_engine):
     assert chi_square < 48.3
 
 
+def test_successive_tokens_of_a_sample_are_drawn_independently(tiny, make_engine):
+    module = tiny.Decoder(sharpness=0.0)  # every token is equally probable
+    [completions] = make_engine(module, 2000).generate([request((1,), seeds=range(2000))])
+    tokens = torch.tensor([completion.token_ids for completion in completions])
+    pairs = torch.bincount((tokens[:, :-1] * tiny.vocabulary + tokens[:, 1:]).flatten(), minlength=tiny.vocabulary**2)
+    expected = pairs.sum() / tiny.vocabulary**2
+    # 528 degrees of freedom: the 99.9% quantile.
+    assert ((pairs - expected) ** 2 / expected).sum() < 634
+
+
+@pytest.mark.parametrize("options", [{"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}], ids=str)
+def test_options_that_leave_one_token_give_the_greedy_completion_also_beside_other_options(
+    module, make_engine, options
+):
+    module.double()
+    requests = [request(p, seeds=(1,), **options) for p in PROMPTS] + [request(p, temperature=1.5) for p in PROMPTS]
+    results = make_engine(module).generate(requests)
+    greedy = make_engine(module).generate([request(p, greedy=True) for p in PROMPTS])
+    assert [c.token_ids for [c] in results[:5]] == [c.token_ids for [c] in greedy]
+    assert [c.token_ids for [c] in results[5:]] != [c.token_ids for [c] in greedy]
+
+
 @pytest.mark.parametrize("max_batch_size", [2, 3, 7])
 def test_samples_of_a_prompt_share_its_prefill_and_wait_when_the_batch_is_full(module, make_engine, max_batch_size):
     requests = [request(prompt, seeds=range(4), stop_token_ids=[2, 11]) for prompt in PROMPTS]

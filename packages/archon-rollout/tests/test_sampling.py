@@ -72,6 +72,26 @@ def test_the_ends_of_the_unit_interval_draw_the_first_and_last_possible_token(bl
     assert drawn.tolist() == [1, 4]
 
 
+def test_the_largest_uniform_number_never_draws_an_impossible_token():
+    # Its product with the total must not round up to the total, past which nothing is left.
+    logits = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[:, -2:] = -math.inf
+    drawn, _ = draw(logits, torch.full((5000,), 1 - 2.0**-53, dtype=torch.float64))
+    assert drawn.max() == 3
+
+
+def test_numbers_at_the_borders_of_blocks_never_draw_an_impossible_token():
+    # Where a uniform number meets a block's border, rounding must not leave the block's possible tokens.
+    logits = torch.randn(4000, 4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[:, :, [0, 2]] = -math.inf
+    masses = logits[:, :, 1].softmax(-1)
+    for border in range(1, 4):
+        for nudge in (-(2.0**-53), 0.0, 2.0**-53):
+            at_border = masses[:, :border].sum(-1) + nudge
+            drawn, _ = draw(logits.flatten(1), at_border, block_width=3)
+            assert bool(((drawn == 3 * border + 1) | (drawn == 3 * border - 2)).all())
+
+
 def test_a_rare_token_at_the_end_of_a_large_vocabulary_is_drawn_as_often_as_it_should_be():
     # In fp32 a running sum near 1 swallows masses below 6e-8: this tail of 100,000 tokens, 0.1% in all, would be lost.
     logits = torch.cat([torch.zeros(1), torch.full((100_000,), math.log(1e-8))])

@@ -128,10 +128,12 @@ class ArithmeticOptions:
     Attributes:
         max_operand: operands run from 0 to this number.
         operators: any of ``+``, ``-`` and ``*``, as one string.
+        zero_pad: write operands, and results, with leading zeros to one width, as ``07+35=042``.
     """
 
     max_operand: int = 99
     operators: str = "+"
+    zero_pad: bool = False
 
 
 @dataclass

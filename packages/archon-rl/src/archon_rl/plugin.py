@@ -30,6 +30,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             target="archon_rl.presets:grpo",
             trainer="archon_rl.trainer.rl:RLTrainer",
             summary="group relative policy optimisation (arXiv:2402.03300)",
+            needs=("inference_engine",),
             config=(_TOKENIZER, _POLICY, _WARM_START),
         ),
     ]

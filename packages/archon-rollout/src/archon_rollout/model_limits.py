@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from archon_core.errors import ModelError
+from archon_core.nn.head import ValueHead
 from archon_core.nn.rotary import RopeArguments, RotaryEmbedding
 from archon_core.protocols import CausalModule
 
@@ -29,13 +30,18 @@ def model_limits(module: CausalModule) -> ModelLimits:
     """The limits of ``module``.
 
     Raises:
-        ModelError: the module holds only some of the model's layers, so it cannot generate by itself.
+        ModelError: the module cannot generate: it holds only some of the model's layers, or is a critic.
     """
     if module.embed is None or module.head is None:
         missing = "embedding" if module.embed is None else "head"
         raise ModelError(
             f"local engine: found a module without its {missing}, one stage of a pipeline; allowed is a whole model on "
             "each rank; use a layout with p1"
+        )
+    if isinstance(module.head, ValueHead):
+        raise ModelError(
+            "local engine: found a critic, whose value head gives no tokens; allowed is a language-model head; "
+            "generate with the actor's engine"
         )
     rotations = [part.arguments for part in module.modules() if isinstance(part, RotaryEmbedding)]
     thresholds = [a.length_dependent_above for a in rotations if a.length_dependent_above is not None]

@@ -112,9 +112,8 @@ def _invert(mass: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
         float64 [R] in [0, 1), itself uniform.
     """
     cumulative = mass.cumsum(-1)
-    total = cumulative[:, -1:]
-    # The product can round up to the total, where no entry is left.
-    target = torch.minimum(uniforms[:, None] * total, total * (1 - 2.0**-53))
+    # A number below 1 times the total rounds to less than the total, so some entry is always left.
+    target = uniforms[:, None] * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, target, right=True).clamp_(max=mass.shape[1] - 1)
     chosen = mass.gather(1, index)
     before = cumulative.gather(1, index) - chosen

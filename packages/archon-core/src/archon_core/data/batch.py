@@ -52,7 +52,8 @@ class Batch:
             for name, value in fields.items():
                 if value.shape[:1] != (size,):
                     raise DataError(
-                        f"batch: {kind} field {name!r} has shape {tuple(value.shape)}, the first dimension must be {size}"
+                        f"batch: {kind} field {name!r} has shape {tuple(value.shape)}; "
+                        f"the first dimension must be {size}"
                     )
 
     @classmethod

@@ -90,8 +90,8 @@ def _check_source(config: EngineConfig, role: str) -> None:
     if (config.path is None) == (config.model_config is None):
         found = "neither" if config.path is None else "both"
         raise ConfigError(
-            f"{role}.path and {role}.model_config: found {found}; exactly one says what to build: a checkpoint's path, or "
-            "a Hugging Face configuration written in place (with random weights)"
+            f"{role}.path and {role}.model_config: found {found}; exactly one says what to build: a checkpoint's "
+            "path, or a Hugging Face configuration written in place (with random weights)"
         )
 
 

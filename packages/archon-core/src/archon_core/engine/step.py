@@ -96,8 +96,8 @@ class LossTotals:
         missing = used - set(self._weights)
         if missing:
             raise DataError(
-                f"loss {type(self._loss).__name__}: it returned sums in units {sorted(missing)}, its weights() declared "
-                f"{sorted(self._weights)}; declare a weight for every unit that it uses"
+                f"loss {type(self._loss).__name__}: it returned sums in units {sorted(missing)}, its weights() "
+                f"declared {sorted(self._weights)}; declare a weight for every unit that it uses"
             )
 
 
