@@ -137,9 +137,17 @@ def test_zero_padded_problems_all_have_the_same_width():
 
 def test_holding_out_so_much_that_only_mirror_images_are_left_is_an_error():
     config = Data(validation_size=3, arithmetic=ArithmeticOptions(1, "+"))
+    # Of 0+0, 0+1, 1+0 and 1+1, the one that is left is the mirror image of a held-out one for some seeds.
+    seeds = [seed for seed in range(40) if left_over(config, seed) in ("0+1=", "1+0=")]
     with pytest.raises(ConfigError, match="with their mirror images they leave none to train on"):
-        for seed in range(40):
-            arithmetic_dataset(config, split="train", seed=seed)
+        arithmetic_dataset(config, split="train", seed=seeds[0])
+
+
+def left_over(config, seed):
+    """The only problem that is not held out."""
+    held_out = {r["question"] for r in contents(arithmetic_dataset(config, split="validation", seed=seed))}
+    [question] = {f"{a}+{b}=" for a in (0, 1) for b in (0, 1)} - held_out
+    return question
 
 
 @pytest.mark.parametrize(

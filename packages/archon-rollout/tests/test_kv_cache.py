@@ -41,11 +41,11 @@ def decode_and_compare(cache: DecodeCache, reference: Reference, windows: dict[s
     new = [reference.tokens(1) for _ in reference.rows]
     for row, tokens in enumerate(new):
         reference.extend(row, tokens)
-    cache.begin_step(positions, int(positions.max()) + 1)
+    step = cache.begin_step(positions, int(positions.max()) + 1)
     packed = PackedSequences.from_lengths((1,) * len(new))
     for layer in LAYERS:
         q, k, v = (torch.cat([tokens[layer][part] for tokens in new]) for part in range(3))
-        got = cache.attend(layer, q, k, v, packed, scale=SCALE, window=windows[layer])
+        got = step.attend(layer, q, k, v, packed, scale=SCALE, window=windows[layer])
         torch.testing.assert_close(got, reference.attended(layer, windows[layer]))
 
 

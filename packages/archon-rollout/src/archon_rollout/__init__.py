@@ -1,3 +1,3 @@
-"""Rollout: inference engines that sample completions from the weights in training."""
+"""Inference engines that sample completions, and the command that does so for a checkpoint folder."""
 
 __version__ = "0.1.0"

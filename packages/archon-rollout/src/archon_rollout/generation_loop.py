@@ -119,14 +119,13 @@ class GenerationLoop:
         """One more token for every row."""
         rows = self._rows
         n_rows, positions = rows.n_active, rows.positions
-        self._cache.begin_step(positions, rows.longest)
         packed = PackedSequences(
             cu_seqlens=self._row_starts[: n_rows + 1],
             max_seqlen=1,
             positions=positions,
             lengths=(1,) * n_rows,
             head=HeadInputs(outputs=("logits",)),
-            cache=self._cache,
+            cache=self._cache.begin_step(positions, rows.longest),
         )
         rows.begin_step(self._version())
         self._advance(self._module(rows.last_tokens, packed)["logits"])

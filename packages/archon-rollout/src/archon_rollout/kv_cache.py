@@ -1,10 +1,10 @@
 """Keys and values of earlier tokens: of prompts, packed as they come, and of rows being decoded, in padded buffers.
 
-Both are ``archon_core.nn.packed.AttentionCache``s. ``PromptCache`` lives for one prefill: it keeps what the layers
-compute. ``DecodeCache`` lives for a whole generation: prompts are copied in, once per sample, and every decode step
-adds one token to each row.
+``PromptCache`` lives for one prefill: it keeps what the layers compute. ``DecodeCache`` lives for a whole generation:
+prompts are copied in, once per sample, and every ``DecodeStep`` adds one token to each row. The first and the last are
+what ``archon_core.nn.packed.AttentionCache`` describes.
 
-Legend: T tokens, R active rows, K kv heads, G query heads per kv head, D head dim, N places per row.
+Legend: T tokens, R active rows, K kv heads, D head dim, N places of a row in use.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class DecodeCache:
     """Keys and values of rows that grow by one token per step, in buffers of [rows, K, places, D] per layer.
 
     Active rows are the first ones: ``append_rows`` adds behind them, ``move_rows`` fills the holes that finished rows
-    leave. Each layer's buffer is made when the first prompt arrives.
+    leave. Each layer's buffers are made when the first prompt arrives.
     """
 
     def __init__(self, *, max_rows: int, max_places: int) -> None:
@@ -69,9 +69,6 @@ class DecodeCache:
         self._max_places = _round_up(max_places)
         self._layers: KeysValues = {}
         self._places = 0
-        self._positions: Tensor | None = None
-        self._n_places = 0
-        self._masks: dict[int | None, Tensor] = {}
 
     def append_rows(self, start: int, prompt: KeysValues, copies: int) -> None:
         """Put ``copies`` rows with this prompt at ``start``."""
@@ -91,48 +88,15 @@ class DecodeCache:
             for buffer in buffers:
                 buffer[destinations, :, :longest] = buffer[sources, :, :longest]
 
-    def begin_step(self, positions: Tensor, longest: int) -> None:
-        """Announce the next token of the active rows.
+    def begin_step(self, positions: Tensor, longest: int) -> DecodeStep:
+        """What the layers attend through when the active rows get their next token.
 
         Args:
             positions: int64 [R], the place of each row's new token.
             longest: the largest of them plus 1, known to the host.
         """
         self._reserve(longest)
-        self._positions = positions
-        self._n_places = min(_round_up(longest), self._places)
-        self._rows = torch.arange(len(positions), device=positions.device)
-        self._masks = {}
-
-    def attend(
-        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
-    ) -> Tensor:
-        """See ``AttentionCache.attend``. T is R: one token per active row, at the positions given to ``begin_step``."""
-        keys, values = self._layers[layer]
-        n_rows, n_heads, head_dim = q.shape
-        n_kv_heads = k.shape[1]
-        keys[self._rows, :, self._positions] = k
-        values[self._rows, :, self._positions] = v
-        # The query heads that share a kv head stand where a sequence's queries would: no key is copied per query head.
-        attended = scaled_dot_product_attention(
-            q.view(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim),
-            keys[:n_rows, :, : self._n_places],
-            values[:n_rows, :, : self._n_places],
-            attn_mask=self._mask(window, q.dtype),
-            scale=scale,
-        )
-        return attended.reshape(n_rows, n_heads, head_dim)
-
-    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [R, 1, 1, N], made once per step and window."""
-        if window not in self._masks:
-            places = torch.arange(self._n_places, device=self._positions.device)
-            seen = places <= self._positions[:, None]
-            if window is not None:
-                seen &= places > self._positions[:, None] - window
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
-            self._masks[window] = mask[:, None, None, :]
-        return self._masks[window]
+        return DecodeStep(self._layers, positions, n_places=min(_round_up(longest), self._places))
 
     def _reserve(self, length: int) -> None:
         """Make room for rows of ``length`` tokens and more to come, one layer after the other."""
@@ -141,13 +105,54 @@ class DecodeCache:
         assert length <= self._max_places, (length, self._max_places)
         wanted = max(length + SPARE_PLACES, self._places * 3 // 2)
         self._places = min(_round_up(wanted), self._max_places)
-        for layer, buffers in self._layers.items():
-            self._layers[layer] = tuple(self._grown(buffer) for buffer in buffers)
+        for layer, (keys, values) in self._layers.items():
+            self._layers[layer] = (self._grown(keys), self._grown(values))
 
     def _grown(self, buffer: Tensor) -> Tensor:
         grown = buffer.new_zeros(*buffer.shape[:2], self._places, buffer.shape[3])
         grown[:, :, : buffer.shape[2]] = buffer
         return grown
+
+
+class DecodeStep:
+    """Attention of one new token per active row, over the first ``n_places`` places of the rows in ``layers``."""
+
+    def __init__(self, layers: KeysValues, positions: Tensor, n_places: int) -> None:
+        self._layers = layers
+        self._positions = positions
+        self._n_places = n_places
+        self._rows = torch.arange(len(positions), device=positions.device)
+        self._masks: dict[int | None, Tensor] = {}
+
+    def attend(
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+    ) -> Tensor:
+        """See ``AttentionCache.attend``. T is R."""
+        keys, values = self._layers[layer]
+        n_rows, n_heads, head_dim = q.shape
+        n_kv_heads = k.shape[1]
+        keys[self._rows, :, self._positions] = k
+        values[self._rows, :, self._positions] = v
+        # The query heads that share a kv head stand where a sequence's queries would: no key is copied per query head.
+        attended = scaled_dot_product_attention(
+            q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim),
+            keys[:n_rows, :, : self._n_places],
+            values[:n_rows, :, : self._n_places],
+            attn_mask=self._mask(window, q.dtype),
+            scale=scale,
+        )
+        return attended.reshape(n_rows, n_heads, head_dim)
+
+    def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
+        """Additive mask [R, 1, 1, N], made once per step and window: the layers share it."""
+        if window not in self._masks:
+            places = torch.arange(self._n_places, device=self._positions.device)
+            seen = places <= self._positions[:, None]
+            if window is not None:
+                seen &= places > self._positions[:, None] - window
+            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+            self._masks[window] = mask[:, None, None, :]
+        return self._masks[window]
 
 
 def _round_up(length: int) -> int:

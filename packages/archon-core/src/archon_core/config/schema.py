@@ -185,7 +185,7 @@ class TokenizerConfig:
 
     Attributes:
         kind: ``pretrained`` reads ``tokenizer_path`` or ``actor.path``; ``characters`` has one token per character
-            that the training data contains; ``bpe`` is trained on the training data.
+            that the data contains, held-out records included; ``bpe`` is trained on the same text.
         vocab_size: size of a ``bpe`` vocabulary.
     """
 

@@ -85,9 +85,7 @@ def arithmetic_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
         )
     if options.max_operand < 1:
         raise ConfigError(f"data.arithmetic.max_operand: found {options.max_operand}; it must be 1 or more")
-    problems = Problems(
-        options.max_operand, options.operators, config.prompt_key, config.answer_key, options.zero_pad
-    )
+    problems = Problems(options.max_operand, options.operators, config.prompt_key, config.answer_key, options.zero_pad)
     if len(problems) > MOST_PROBLEMS:
         raise ConfigError(
             f"data.arithmetic.max_operand={options.max_operand} makes {len(problems):,} problems; at most "
@@ -101,7 +99,7 @@ def arithmetic_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
     kept = [index for index in train.indices if index not in given_away]
     if not kept:
         raise ConfigError(
-            f"data.validation_size: found {config.validation_size} of {len(problems)} problems; with their mirror images "
-            "they leave none to train on; hold out fewer"
+            f"data.validation_size: found {config.validation_size} of {len(problems)} problems; with their mirror "
+            "images they leave none to train on; hold out fewer"
         )
     return SubsetDataset(problems, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from archon_core.errors import DataError
@@ -55,7 +56,7 @@ def build_task(run: RunContext, measure: Measure) -> Task:
     load = registry().get("dataset", data.dataset).load()
     train = load(data, split="train", seed=config.seed)
     validation = load(data, split="validation", seed=config.seed)
-    tokenizer = _tokenizer(run, train)
+    tokenizer = _tokenizer(run, train, validation)
     encoder = TextEncoder(tokenizer, data.prompt_key, data.answer_key, config.tokenizer.use_chat_template)
     kept_train, kept_validation = (_keep_short(s, encoder, data.max_length, measure) for s in (train, validation))
     left_out = len(train) - len(kept_train), len(validation) - len(kept_validation)
@@ -72,11 +73,12 @@ def build_task(run: RunContext, measure: Measure) -> Task:
     return Task(encoder, kept_train, kept_validation, cursor)
 
 
-def _tokenizer(run: RunContext, train: Dataset) -> Any:
+def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
     folder = run.folder.path / "tokenizer"
     if run.config.trainer.resume and run.folder.latest_step() is not None:
         return load_tokenizer(folder)
-    texts = _texts(train, (run.config.data.prompt_key, run.config.data.answer_key))
+    keys = (run.config.data.prompt_key, run.config.data.answer_key)
+    texts = chain.from_iterable(_texts(dataset, keys) for dataset in datasets)
     tokenizer = build_tokenizer(run.config, texts)
     with publish_folder(folder) as writing:
         tokenizer.save_pretrained(writing)
