@@ -1,7 +1,9 @@
 """The Archon engine on a real model: checkpoints, resuming, refusals and what it says."""
 
+import gc
 import logging
 import math
+import weakref
 
 import pytest
 import torch
@@ -80,6 +82,28 @@ def test_a_resumed_engine_goes_on_with_the_same_numbers(tmp_path, batch, optimiz
         expected = straight.train_batch(batch, NegativeLogLikelihood())
         assert resumed.train_batch(batch, NegativeLogLikelihood()) == expected
     assert_equal_weights(weights_of(resumed), weights_of(straight))
+
+
+def test_a_step_moves_the_weights_by_the_scheduled_rate_times_the_clipped_gradient(batch):
+    options = OptimizerConfig(
+        type="sgd", lr=0.5, beta1=0.0, weight_decay=0.0, gradient_clipping=0.1, lr_scheduler_type="linear"
+    )
+    engine = make_engine(total_steps=3, dtype="float64", optimizer=options)
+    engine.initialize()
+    for rate in (0.5, 0.25, 0.0):
+        before = weights_of(engine)
+        stats = engine.train_batch(batch, NegativeLogLikelihood())
+        moved = math.hypot(*((w - before[name]).norm() for name, w in weights_of(engine).items()))
+        assert stats.gradient_norm > 0.1
+        assert stats.learning_rate == rate
+        assert moved == pytest.approx(rate * 0.1, rel=1e-9)
+
+
+def test_a_closed_engine_keeps_no_module(engine):
+    module = weakref.ref(engine.module)
+    engine.close()
+    gc.collect()
+    assert module() is None
 
 
 def test_a_training_state_of_another_model_is_refused_with_every_difference(tmp_path, engine):

@@ -7,11 +7,13 @@ import sys
 from dataclasses import dataclass, field, fields, replace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import ArchonOptions, EngineConfig
+from archon_core.data.batch import Batch
 from archon_core.errors import ConfigError
 from archon_core.generation import GenerationConfig
 from archon_rl import config as options_module
@@ -110,6 +112,15 @@ def test_strict_turns_a_change_of_what_was_asked_into_an_error():
 def test_truncated_completions_are_filtered_when_asked():
     assert compose(mask_no_eos_with_zero=True)[0].filters == (DropTruncated(),)
     assert compose()[0].filters == ()
+
+
+def test_groups_without_a_difference_leave_the_batch_when_asked():
+    rewards = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0])
+    groups = torch.tensor([0, 0, 1, 1, 2, 2])
+    batch = Batch.from_sequences([[1, 2]] * 6, sequence_fields={"rewards": rewards, "group": groups})
+    selection = compose(dynamic_sampling=True)[0].selection
+    assert selection(batch).tolist() == [False, False, True, True, False, False]
+    assert compose()[0].selection is None
 
 
 @pytest.mark.parametrize(

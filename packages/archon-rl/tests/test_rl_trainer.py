@@ -99,6 +99,16 @@ def test_a_resumed_run_continues_with_the_same_numbers(run, overrides):
     torch.testing.assert_close(table(parts), table(whole), rtol=0, atol=0)
 
 
+def test_a_step_whose_groups_teach_nothing_changes_no_weight_and_says_so(run):
+    mixed = run("actor.dynamic_sampling=true", "trial_name=mixed")
+    assert any(0 < row["selected"] < 1 for row in rows(mixed) if "reward" in row)
+    # Greedy samples of a prompt are equal, so are their rewards.
+    uniform = run("actor.dynamic_sampling=true", "gconfig.greedy=true", "trainer.max_steps=2", "trial_name=uniform")
+    [*_, last] = rows(uniform)
+    assert (last["selected"], last["updates"], last["version"]) == (0, 0, 0)
+    assert "Step 2: 1 mini-batches were left out" in output(uniform)
+
+
 @needs_qwen_and_rollout
 def test_a_real_model_resumes_exactly_and_samples_with_the_trainers_log_probabilities(run):
     whole = run("trial_name=whole", text=QWEN)

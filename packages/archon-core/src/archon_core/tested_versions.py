@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 TESTED_VERSIONS: Mapping[str, str] = {
+    "click": "8.4.2",
     "datasets": "5.2.0",
     "numpy": "2.4.6",
     "omegaconf": "2.4.0",

@@ -186,6 +186,13 @@ def test_allocation_mode_is_ignored_with_its_equivalent(load: Load) -> None:
     assert "actor.backend=archon:d4" in decision.reason
 
 
+def test_allocation_mode_as_an_override_is_ignored_whatever_the_form_of_the_file(load: Load) -> None:
+    loaded = load("experiment_name: e\n", ("allocation_mode=sglang:d4+fsdp:d2",))
+    (decision,) = loaded.decisions
+    assert (decision.option, decision.effective) == ("allocation_mode", "ignored")
+    assert "actor.backend=fsdp:d2" in decision.reason
+
+
 def test_a_data_set_that_areal_knows_gets_what_its_code_fills_in(load: Load) -> None:
     loaded = load("train_dataset: {path: openai/gsm8k}\nvalid_dataset: {path: '${train_dataset.path}'}\n")
     assert (loaded.config.data.dataset, loaded.config.data.validation_path) == ("hf", None)

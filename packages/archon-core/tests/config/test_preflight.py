@@ -7,7 +7,7 @@ import pytest
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.preflight import plan_run
 from archon_core.config.run_plan import RunPlan, install_commands
-from archon_core.plugins import LauncherSpec, ModelSpec, MoESpec, Registry, ScheduleSpec, TrainEngineSpec
+from archon_core.plugins import LauncherSpec, ModelSpec, MoESpec, Registry, RewardSpec, ScheduleSpec, TrainEngineSpec
 
 from .conftest import plugin, rl_plugin, rollout_plugin
 
@@ -209,3 +209,20 @@ def test_a_data_file_that_is_not_there_stops_the_run(load: Load, complete: Regis
     missing.write_text("")
     assert plan(load, complete, RUNNABLE, f"data.path={missing}").can_run
     assert plan(load, complete, RUNNABLE, "data.path=openai/gsm8k").can_run
+
+
+def test_a_name_of_ours_that_two_plugins_provide_asks_for_no_package(load: Load, make_registry: MakeRegistry) -> None:
+    # arithmetic is a reward that archon-rl is known to bring, qwen3 a model of archon-models-qwen
+    def both(name: str) -> tuple[RewardSpec, ModelSpec]:
+        return (
+            RewardSpec(name="arithmetic", target="json:loads"),
+            ModelSpec(name=name, target="json:loads", model_types=("qwen3",)),
+        )
+
+    registry = make_registry(rl_plugin(), rollout_plugin(), plugin("one", *both("a")), plugin("two", *both("b")))
+    found = plan(load, registry, "actor: {model_config: {model_type: qwen3}}\nreward: arithmetic\n")
+    assert not found.needs
+    reward, model = environment_errors(found)
+    assert reward.startswith("reward: reward 'arithmetic' is provided by ")
+    assert "leave one of them out" in reward
+    assert "is served by a (" in model

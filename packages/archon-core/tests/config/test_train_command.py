@@ -42,8 +42,10 @@ class Trainer:
         if what in ("stop", "checkpoint-then-stop"):
             os.kill(os.getpid(), signal.SIGINT)
             assert run.stop.requested
-        if what == "terminate":
+        if what.startswith("terminate"):
             os.kill(os.getpid(), signal.SIGTERM)
+        if what == "terminate-by-exception":
+            raise KeyboardInterrupt("stopped after step 4")
         if what == "interrupt-twice":
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -88,10 +90,12 @@ def train(
     """Run the command on a small configuration; returns the exit code."""
     from archon_core.plugins import RewardSpec
 
-    names = ("nothing", "checkpoint", "stop", "checkpoint-then-stop", "terminate", "interrupt-twice", "fail")
+    names = ("nothing", "checkpoint", "stop", "checkpoint-then-stop", "interrupt-twice", "fail")
+    names += ("terminate", "terminate-by-exception")
     provided: PluginStatus = plugin(
         "fake",
         AlgorithmSpec(name="fake", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer"),
+        AlgorithmSpec(name="other", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer"),
         DatasetSpec(name="jsonl", target="json:loads"),
         ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
         LauncherSpec(name="elsewhere", target=f"{MODULE}:launch"),
@@ -190,7 +194,9 @@ def test_a_run_that_fails_says_why_and_keeps_its_decisions(
     assert "the engine says so" in (run_folder / "decisions.json").read_text()
 
 
-@pytest.mark.parametrize(("how", "code"), [("stop", 130), ("terminate", 143), ("interrupt-twice", 130)])
+@pytest.mark.parametrize(
+    ("how", "code"), [("stop", 130), ("terminate", 143), ("terminate-by-exception", 143), ("interrupt-twice", 130)]
+)
 def test_an_interrupted_run_says_so_and_exits_as_the_signal_does(
     train: Train, how: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -219,9 +225,38 @@ def test_a_second_run_in_the_same_folder_is_refused(train: Train, capsys: pytest
     assert "already holds a run" in capsys.readouterr().err
 
 
-def test_resuming_nothing_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resuming_nothing_is_refused_and_makes_no_folder(
+    train: Train, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert train("--resume") == 2
     assert "trainer.resume: found no run in" in capsys.readouterr().err
+    assert not run_folder.exists()
+
+
+def test_resuming_with_other_options_names_each_of_them(
+    train: Train, trainer: object, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("reward=checkpoint") == 0
+    assert train("reward=checkpoint", "actor.optimizer.lr=0.5", "gconfig.stop_token_ids=[7]", "--resume") == 0
+    assert "until now the run had" in capsys.readouterr().out
+    changes = [
+        (decision["option"], decision["requested"], decision["effective"], decision["reason"])
+        for decision in json.loads((run_folder / "decisions.json").read_text())
+        if decision["option"] != "actor.dtype"
+    ]
+    assert changes == [
+        ("actor.optimizer.lr", "0.5", "0.5", "until now the run had 1.0e-05"),
+        ("gconfig.stop_token_ids", "[7]", "[7]", "until now the run had []"),
+    ]
+
+
+def test_resuming_with_another_algorithm_is_refused(
+    train: Train, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("reward=checkpoint") == 0
+    assert train("algorithm=other", "--resume") == 2
+    assert "begun with fake; go on with algorithm=fake" in capsys.readouterr().err
+    assert "algorithm: fake\n" in (run_folder / "config.yaml").read_text()
 
 
 def test_resuming_a_run_without_a_checkpoint_starts_again_and_says_so(

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from archon_core.data.batch import NO_TARGET, Batch, align_to_predictions, concatenate
+from archon_core.data.batch import NO_TARGET, Batch, align_to_predictions
 from archon_core.data.micro_batch import build_micro_batch
 from archon_core.errors import DataError
 from archon_core.protocols import OutputRequest
@@ -26,13 +26,6 @@ def test_select_takes_sequences_with_all_their_fields_in_the_order_asked(batch):
     assert picked.lengths == (2, 3)
     assert picked.token_fields["mask"].tolist() == [1, 0, 1, 1, 0]
     assert picked.sequence_fields["reward"].tolist() == pytest.approx([0.3, 0.1])
-
-
-def test_select_and_concatenate_are_inverse(batch):
-    again = concatenate([batch.select([0]), batch.select([1, 2])])
-    assert again.input_ids.tolist() == batch.input_ids.tolist()
-    assert again.lengths == batch.lengths
-    assert torch.equal(again.sequence_fields["reward"], batch.sequence_fields["reward"])
 
 
 def test_values_per_token_move_to_the_position_that_predicts_the_token():

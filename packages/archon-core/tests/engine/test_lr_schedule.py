@@ -26,7 +26,8 @@ def test_cosine_is_half_way_down_in_the_middle():
 
 
 def test_wsd_stays_at_the_peak_until_its_decay():
-    assert rates("wsd", total=10, decay_steps=3, warmup_steps=1) == pytest.approx([1] * 8 + [0.5, 0.0])
+    assert rates("wsd", total=10, decay_steps=2, warmup_steps=1) == pytest.approx([1] * 8 + [0.5, 0.0])
+    assert rates("wsd", total=3, decay_steps=1, min_ratio=0.1) == pytest.approx([1, 1, 0.1])
 
 
 def test_steps_beyond_the_end_keep_the_least_rate():

@@ -5,6 +5,7 @@ from torch import nn
 from archon_core.config.schema import OptimizerConfig
 from archon_core.engine.grad_norm import clip_gradients, global_gradient_norm
 from archon_core.engine.optimizer import NamedOptimizer
+from archon_core.errors import ConfigError, WeightsError
 
 
 def parameters(seed=0):
@@ -62,6 +63,29 @@ def test_state_moves_to_another_optimizer_under_its_names(kind):
         assert torch.equal(first[name], second[name])
 
 
+def test_loading_state_replaces_all_that_was_there():
+    config = OptimizerConfig(lr=0.1)
+    named = parameters()
+    optimizer = NamedOptimizer(named, config, total_steps=None)
+    fresh = optimizer.state()
+    set_gradients(named, seed=1)
+    optimizer.step(0.1)
+    optimizer.load_state(fresh)
+    assert optimizer.state() == {}
+
+
+@pytest.mark.parametrize(("saved", "kind"), [("adamw", "sgd"), ("sgd", "adamw"), ("adamw", "muon"), ("sgd", "muon")])
+def test_the_state_of_another_optimizer_is_refused(saved, kind):
+    named = parameters()
+    original = NamedOptimizer(named, OptimizerConfig(type=saved, lr=0.1), total_steps=None)
+    set_gradients(named, seed=1)
+    original.step(0.1)
+    other = NamedOptimizer(parameters(), OptimizerConfig(type=kind, lr=0.1), total_steps=None)
+    with pytest.raises(WeightsError, match=rf"(?s)found .*optimizer\.type='{kind}' keeps .*continue with the type"):
+        other.load_state(original.state())
+    assert other.state() == {}
+
+
 def test_muon_takes_hidden_matrices_and_adamw_the_rest():
     named = parameters()
     optimizer = NamedOptimizer(named, OptimizerConfig(type="muon", lr=0.1), total_steps=None)
@@ -78,6 +102,12 @@ def test_the_learning_rate_follows_the_schedule_in_steps_of_the_run():
     assert optimizer.learning_rate(0) == 1.0
     assert optimizer.learning_rate(2) == 2.0
     assert optimizer.learning_rate(9) == 0.0
+
+
+@pytest.mark.parametrize("options", [{"lr_scheduler_type": "cosine"}, {"warmup_steps_proportion": 0.1}])
+def test_a_rate_that_depends_on_the_number_of_steps_needs_one(options):
+    with pytest.raises(ConfigError, match=r"found no number of steps.*give total_steps"):
+        NamedOptimizer(parameters(), OptimizerConfig(**options), total_steps=None)
 
 
 def test_the_norm_is_that_of_all_gradients_as_one_vector():

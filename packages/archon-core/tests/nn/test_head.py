@@ -70,6 +70,16 @@ def test_bfloat16_inputs_give_float32_outputs_close_to_the_exact_ones(inputs):
     torch.testing.assert_close(logprobs.double(), exact, rtol=0, atol=0.05)
 
 
+def test_entropy_keeps_its_digits_when_all_logits_are_large():
+    # Multiples of 1/64 around 512 are exact in fp32, so that the head's own roundings are all there is. One rounding
+    # of log p, near 512, is 3e-5.
+    weight = 512 + torch.arange(-40, 40)[:, None] / 64
+    targets = torch.zeros(1, dtype=torch.int64)
+    _, entropy = linear_logprobs_and_entropy(torch.ones(1, 1), weight, targets, 1.0)
+    _, exact = formula(torch.ones(1, 1).double(), weight.double(), targets, 1.0)
+    torch.testing.assert_close(entropy.double(), exact, rtol=0, atol=2e-4)
+
+
 def test_no_tokens_give_no_outputs():
     empty = torch.empty(0, H, requires_grad=True)
     logprobs = linear_logprobs(empty, torch.randn(V, H, requires_grad=True), torch.empty(0, dtype=torch.int64), 1.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archon_core.errors import PluginError, UnknownNameError
-from archon_core.plugins import PLUGIN_API, RewardSpec
+from archon_core.plugins import PLUGIN_API, AlgorithmSpec, ModelSpec, RewardSpec
 from archon_core.plugins.hookspecs import PROJECT_NAME
 from archon_core.plugins.loader import explain_incompatible
 from archon_core.plugins.specs import SPEC_TYPES
@@ -273,3 +273,17 @@ def test_a_plugin_module_that_imports_torch_is_reported(site, build, monkeypatch
     registry = build()
     assert "imports torch" in status_of(registry, "heavy").problems[0]
     assert registry.get("reward", "length").name == "length"
+
+
+def test_what_a_plugin_prints_stays_out_of_the_output_of_commands(site, build, capsys):
+    site.install("archon-talkative", "print('hello')\n" + WORKING)
+    assert status_of(build(), "talkative").status == "loaded"
+    assert capsys.readouterr() == ("", "hello\n")
+
+
+def test_a_part_that_a_spec_leaves_empty_is_named_when_it_is_needed():
+    model = ModelSpec(name="own", target="json:loads", arguments="json:loads", origin="archon-own")
+    with pytest.raises(PluginError, match="model 'own' of archon-own: its weight_map is empty; the ModelSpec names"):
+        model.load()
+    with pytest.raises(PluginError, match="algorithm 'mine': its trainer is empty"):
+        AlgorithmSpec(name="mine", target="json:loads").load_trainer()

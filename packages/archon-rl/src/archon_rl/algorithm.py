@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from archon_core.config.decisions import Decision
 from archon_core.data.batch import Batch
+from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.losses.aggregation import Aggregation, TokenMean
 from archon_rl.losses.objective import Objective, TokenTerm
 from archon_rl.reward_shaping import RewardShaping
@@ -49,6 +51,22 @@ class DropTruncated:
 
 
 @dataclass(frozen=True)
+class MixedGroups:
+    """Keeps groups whose rewards differ: DAPO's dynamic sampling (arXiv:2503.14476, section 3.2) without new prompts.
+
+    Where all rewards are equal, advantages relative to the group are 0 and there is nothing to learn. A KL penalty in
+    the reward, or a mean over the batch, would teach something even there; these groups are left out all the same.
+    """
+
+    def __call__(self, batch: Batch) -> Tensor:
+        rewards, groups = batch.sequence_fields[REWARDS], batch.sequence_fields[GROUPS]
+        n_groups = int(groups.max()) + 1 if len(batch) else 0
+        highest = rewards.new_full((n_groups,), -torch.inf).scatter_reduce(0, groups, rewards, "amax")
+        lowest = rewards.new_full((n_groups,), torch.inf).scatter_reduce(0, groups, rewards, "amin")
+        return (highest > lowest)[groups]
+
+
+@dataclass(frozen=True)
 class Algorithm:
     """A training algorithm.
 
@@ -60,7 +78,8 @@ class Algorithm:
         temperature: that of the distribution that is trained.
         rewards: what becomes of raw rewards.
         advantages: ``None`` for supervised training.
-        filters: sequences that any of them rejects are not trained on.
+        selection: sequences that it rejects leave the batch before anything is computed for them; ``None`` keeps all.
+        filters: sequences that any of them rejects are not trained on, but stay in the batch and its statistics.
         replace_logprobs: the trainer's log-probabilities take the place of the rollout's.
         n_minibatches: optimizer steps per rollout batch.
     """
@@ -72,6 +91,7 @@ class Algorithm:
     temperature: float = 1.0
     rewards: RewardShaping = field(default_factory=RewardShaping)
     advantages: AdvantageEstimator | None = None
+    selection: SequenceFilter | None = None
     filters: tuple[SequenceFilter, ...] = ()
     replace_logprobs: bool = False
     n_minibatches: int = 1

@@ -59,6 +59,8 @@ class PolicyOptions:
         overlong_penalty_factor: the penalty at its end.
         mask_no_eos_with_zero: completions cut off at the length limit are not trained on. Their rewards still
             count in the statistics of their group.
+        dynamic_sampling: groups whose rewards are all equal leave the batch: relative to the group they teach nothing.
+            No other prompts are drawn in their place.
         discount: weight of a reward one token later.
         gae_lambda: decay of generalised advantage estimation; without a critic it multiplies ``discount``.
         adv_norm: normalises the advantages of all trained tokens of a batch; null for none.
@@ -89,6 +91,7 @@ class PolicyOptions:
     overlong_tokens: int | None = None
     overlong_penalty_factor: float | None = None
     mask_no_eos_with_zero: bool = False
+    dynamic_sampling: bool = False
     discount: float = 1.0
     gae_lambda: float = 1.0
     adv_norm: NormConfig | None = None

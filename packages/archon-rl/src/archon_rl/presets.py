@@ -10,7 +10,7 @@ from typing import Any
 from archon_core.config.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_rl.advantages import GroupAdvantages, Normalisation
-from archon_rl.algorithm import Algorithm, DropTruncated
+from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import (
     AGGREGATIONS,
     BEHAVE_WEIGHT_MODES,
@@ -74,6 +74,7 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
         temperature=temperature,
         rewards=_reward_shaping(options, generation),
         advantages=_group_advantages(options, generation, kl_ctl, decisions),
+        selection=MixedGroups() if options.dynamic_sampling else None,
         filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
         replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
         n_minibatches=options.ppo_n_minibatches,

@@ -55,7 +55,7 @@ def describe_obstacles(plan: RunPlan) -> list[str]:
             lines += _items([f"{need.package.name}, which {need.package.matter}; for {'; '.join(need.purposes)}"])
         lines += [f"  {command}" for command in install_commands(plan.needs)]
     if unable:
-        lines += ["what this installation cannot do:", *_items(unable)]
+        lines += ["what cannot run here as it is:", *_items(unable)]
     return lines
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,7 @@ from archon_core.config.loading import LoadedConfig, load_config, to_yaml
 from archon_core.config.preflight import plan_run
 from archon_core.errors import ConfigError
 from archon_core.plugins import AlgorithmSpec, LauncherSpec, registry
+from archon_core.run.changes import changes_since_start
 from archon_core.run.folder import RunFolder
 from archon_core.run.interrupt import StopSignal
 
@@ -76,47 +78,61 @@ def run_training(loaded: LoadedConfig, *, resume_command: str) -> int:
     Raises:
         ArchonError: as the trainer does.
     """
-    folder, resumed, decisions = open_folder(loaded)
-    config = replace(loaded.config, trainer=replace(loaded.config.trainer, resume=resumed, auto_resume=False))
-    folder.write_config(to_yaml(config))
-    folder.write_decisions(decisions)
-    print_remark(str(folder.path), label="run folder: ", style="bold")
-    stop = StopSignal()
-    try:
-        with stop:
-            _fit(config, folder, decisions, loaded.explicit, stop)
-    except KeyboardInterrupt:
-        stop.request()
-    finally:
+    with open_folder(loaded) as (folder, resumed, decisions):
+        config = replace(loaded.config, trainer=replace(loaded.config.trainer, resume=resumed, auto_resume=False))
+        if resumed:
+            changes = changes_since_start(folder, to_yaml(config))
+            print_decisions(changes)
+            decisions += changes
+        folder.write_config(to_yaml(config))
         folder.write_decisions(decisions)
-    if stop.requested:
-        print_remark(explain_interruption(folder, resume_command), label="interrupted: ", style="bold yellow")
-    return stop.exit_code
+        print_remark(str(folder.path), label="run folder: ", style="bold")
+        stop = StopSignal()
+        try:
+            with stop:
+                _fit(config, folder, decisions, loaded.explicit, stop)
+        except KeyboardInterrupt:
+            if not stop.requested:  # else the signal that asked first tells the exit code
+                stop.request()
+        finally:
+            folder.write_decisions(decisions)
+        if stop.requested:
+            print_remark(explain_interruption(folder, resume_command), label="interrupted: ", style="bold yellow")
+        return stop.exit_code
 
 
-def open_folder(loaded: LoadedConfig) -> tuple[RunFolder, bool, list[Decision]]:
+@contextmanager
+def open_folder(loaded: LoadedConfig) -> Iterator[tuple[RunFolder, bool, list[Decision]]]:
     """The run folder, whether there is a checkpoint in it to go on from, and the decisions so far.
 
     Raises:
-        ConfigError: the folder holds another run and this one does not resume it, or there is nothing to resume.
+        ConfigError: the folder holds another run and this one does not resume it, there is nothing to resume, or
+            another process is writing it.
     """
     config: ExperimentConfig = loaded.config
     decisions = list(loaded.decisions)
     asked = config.trainer.resume or config.trainer.auto_resume
-    folder = RunFolder.open(config.cluster.fileroot, config.experiment_name, config.trial_name, resume=asked)
-    resumed = asked and folder.latest_step() is not None
-    if config.trainer.resume and not resumed:
-        if not folder.metrics.is_file():
-            raise ConfigError(
-                f"trainer.resume: found no run in {folder.path}; leave --resume out to start one, or set "
-                "cluster.fileroot, experiment_name and trial_name to those of the run to go on with"
-            )
-        reason = "the run stopped before its first checkpoint, so it starts again"
-        decisions.append(Decision("trainer.resume", "true", "false", reason))
-    elif config.trainer.auto_resume:
-        found = f"step {folder.latest_step()}" if resumed else "no checkpoint"
-        decisions.append(Decision("trainer.auto_resume", "true", f"resume={resumed}".lower(), f"found {found}"))
-    return folder, resumed, decisions
+    place = (config.cluster.fileroot, config.experiment_name, config.trial_name)
+    if config.trainer.resume and not RunFolder.at(*place).path.is_dir():
+        raise _nothing_to_resume(RunFolder.at(*place))
+    with RunFolder.hold(*place, resume=asked) as folder:
+        resumed = asked and folder.latest_step() is not None
+        if config.trainer.resume and not resumed:
+            if not folder.metrics.is_file():
+                raise _nothing_to_resume(folder)
+            reason = "the run stopped before its first checkpoint, so it starts again"
+            decisions.append(Decision("trainer.resume", "true", "false", reason))
+        elif config.trainer.auto_resume:
+            found = f"step {folder.latest_step()}" if resumed else "no checkpoint"
+            decisions.append(Decision("trainer.auto_resume", "true", f"resume={resumed}".lower(), f"found {found}"))
+        yield folder, resumed, decisions
+
+
+def _nothing_to_resume(folder: RunFolder) -> ConfigError:
+    return ConfigError(
+        f"trainer.resume: found no run in {folder.path}; leave --resume out to start one, or set cluster.fileroot, "
+        "experiment_name and trial_name to those of the run to go on with"
+    )
 
 
 def explain_interruption(folder: RunFolder, resume_command: str) -> str:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archon_core.config.areal import Translation, fill_in, is_areal, rename, translate
+from archon_core.config.areal import Translation, fill_in, is_areal, rename, translate, translate_deprecated
 from archon_core.config.decisions import Decision
 from archon_core.config.leftovers import MissingOption, sort_leftovers
 from archon_core.config.overrides import parse_overrides
@@ -85,7 +85,7 @@ def read_tree(
     areal = is_areal(written)
     taken = _plugins_own_roots(registry) | (frozenset() if areal else {"model"})
     tree = merge(rename(written, keep=taken), rename(overrides, keep=taken))
-    translation = translate(tree) if areal else Translation(tree)
+    translation = translate(tree) if areal else translate_deprecated(tree)
     choice = choose_sections(registry, translation.tree)
     schema = build_schema(choice.used)
     filled = fill_in(translation.tree, schema) if areal else Translation(translation.tree)

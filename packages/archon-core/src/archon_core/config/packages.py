@@ -33,6 +33,8 @@ def missing_package(name: str, registry: Registry) -> MissingPackage:
 
     for plugin in registry.plugins:
         if normalise(plugin.distribution) == name:
+            if plugin.status == "disabled":
+                return MissingPackage(name, f"is installed but {plugin.cause}")
             if plugin.cause:
                 return MissingPackage(name, f"is installed but {plugin.status}: {plugin.cause}")
             matter = f"is installed ({plugin.version}) but does not have it; a newer version may"

@@ -155,7 +155,7 @@ class _Planner:
             spec = self.registry.model_for(model_type, config.archon.model)
         except ArchonError as error:
             package = package_for("model", model_type)
-            if package is None:
+            if package is None or isinstance(error, PluginError):
                 self.unable(f"{option}: {error}")
             else:
                 self.need(missing_package(package, self.registry), f"{option}: {model_type}")
@@ -196,6 +196,9 @@ class _Planner:
     def look_up(self, kind: str, name: str, option: str) -> Spec | None:
         try:
             return self.registry.get(kind, name)
+        except PluginError as error:  # two plugins provide it: no package is missing
+            self.unable(f"{option}: {error}")
+            return None
         except ArchonError as error:
             package = package_for(kind, name)
             if package is None:

@@ -139,17 +139,6 @@ class Batch:
         return torch.zeros(len(self), dtype=values.dtype, device=values.device).index_add(0, self.sequence_ids, values)
 
 
-def concatenate(batches: Sequence[Batch]) -> Batch:
-    """One batch with the sequences of all, in order. The batches must have the same fields."""
-    first = batches[0]
-    return Batch(
-        input_ids=torch.cat([b.input_ids for b in batches]),
-        lengths=tuple(length for b in batches for length in b.lengths),
-        token_fields={name: torch.cat([b.token_fields[name] for b in batches]) for name in first.token_fields},
-        sequence_fields={name: torch.cat([b.sequence_fields[name] for b in batches]) for name in first.sequence_fields},
-    )
-
-
 def align_to_predictions(values: Tensor, lengths: Sequence[int], fill: float = 0) -> Tensor:
     """Shift per-token ``values`` [T, ...] one place to the left inside each sequence; the last place gets ``fill``."""
     shifted = torch.roll(values, -1, 0)

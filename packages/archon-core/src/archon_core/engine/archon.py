@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.checkpoint.dcp import load_training_state, save_training_state
-from archon_core.checkpoint.hf import load_hf_weights, save_hf_weights
+from archon_core.checkpoint.hf import save_hf_weights
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.data.batch import Batch
-from archon_core.engine.assembly import Assembled, assemble
+from archon_core.engine.assembly import Assembled, assemble, load_weights
 from archon_core.engine.effective import EffectiveConfig, resolve_effective
 from archon_core.engine.optimizer import NamedOptimizer
-from archon_core.engine.runner import SequentialRunner
+from archon_core.engine.runner import Runner, SequentialRunner
 from archon_core.engine.step import Splitter, eval_step, forward_step, train_step
 from archon_core.errors import TrainingError
 from archon_core.layout import Layout, refuse_axes
@@ -67,6 +67,7 @@ class ArchonEngine:
         self._effective, self._decisions = resolve_effective(config, role=role, device=device, explicit=explicit)
         self._assembled: Assembled | None = None
         self._optimizer: NamedOptimizer | None = None
+        self._runner: Runner | None = None
 
     def initialize(self) -> None:
         """Build the module, load or initialise its weights, make the optimizer.
@@ -77,9 +78,11 @@ class ArchonEngine:
         dims = self._layout.parallel_dims(moe=False)
         axes = self._plugins.get(TrainEngineSpec, self._layout.backend).axes
         refuse_axes(self._layout, axes, option=f"{self._role}.backend")
-        assembled = assemble(self._config, self._effective, registry=self._plugins, role=self._role, seed=self._seed)
+        assembled, decisions = assemble(
+            self._config, self._effective, registry=self._plugins, role=self._role, seed=self._seed
+        )
         self._assembled = assembled
-        self._decisions += assembled.decisions
+        self._decisions += decisions
         self._runner = SequentialRunner(assembled.module)
         self._split = Splitter(
             self._config.mb_spec, multiple=self._effective.pad_multiple, at_least=self._effective.pad_at_least
@@ -174,7 +177,7 @@ class ArchonEngine:
     def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Read what ``save`` wrote. Raises WeightsError when it does not fit the model."""
         if format == "hf":
-            load_hf_weights(self.module, self._built.weights, path)
+            self._decisions += load_weights(self._built, path, role=self._role, seed=self._seed)
             return
         state, counters = load_training_state(path, self.parameters)
         if self._optimizer is not None:
@@ -183,7 +186,7 @@ class ArchonEngine:
 
     def close(self) -> None:
         """Free module and optimizer."""
-        self._assembled = self._optimizer = None
+        self._assembled = self._optimizer = self._runner = None
 
     def _companions(self) -> Path | None:
         """The folder whose tokenizer and generation settings belong to the weights, when there is one."""

@@ -6,6 +6,7 @@ What shards a module comes between building and materialising.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +37,6 @@ class Assembled:
         arguments: the model's own sizes and options.
         module: on its device, with its weights.
         weights: which Hugging Face tensor holds which of the module's parameters.
-        decisions: what was done other than asked.
     """
 
     spec: ModelSpec
@@ -44,13 +44,12 @@ class Assembled:
     arguments: ModelArguments
     module: CausalModule
     weights: ResolvedMap
-    decisions: tuple[Decision, ...]
 
 
 def assemble(
     config: EngineConfig, effective: EffectiveConfig, *, registry: Registry, role: str, seed: int
-) -> Assembled:
-    """Build the model that ``config`` names.
+) -> tuple[Assembled, list[Decision]]:
+    """Build the model that ``config`` names; what was done other than asked comes with it.
 
     Raises:
         ConfigError: not exactly one of ``path`` and ``model_config`` is given, or an option does not fit the model.
@@ -72,18 +71,25 @@ def assemble(
         backend = check_attention_backend(effective.attn_type, effective.device, dtype, arguments.head_dim)
         set_attention_backend(module, backend)
     materialize_empty(module, effective.device)
-    std = hf_config.initializer_range
-    decisions: list[Decision] = []
+    assembled = Assembled(spec, hf_config, arguments, module, weights)
     if config.path is None or config.init_from_scratch:
-        initialize_weights(module, seed, std)
-    else:
-        report = load_hf_weights(module, weights, checkpoint_folder(config.path))
-        initialize_weights(module, seed, std, only=report.initialised)
-        decisions += [
-            Decision(f"{role}.path", f"{name} of {config.path}", "random, from the seed", "the checkpoint has none")
-            for name in report.initialised
-        ]
-    return Assembled(spec, hf_config, arguments, module, weights, tuple(decisions))
+        initialize_weights(module, seed, hf_config.initializer_range)
+        return assembled, []
+    return assembled, load_weights(assembled, checkpoint_folder(config.path), role=role, seed=seed)
+
+
+def load_weights(assembled: Assembled, folder: Path, *, role: str, seed: int) -> list[Decision]:
+    """Fill the module from a Hugging Face folder; what a checkpoint may lack is drawn from the seed, as a decision.
+
+    Raises:
+        WeightsError: the checkpoint does not fit.
+    """
+    report = load_hf_weights(assembled.module, assembled.weights, folder)
+    initialize_weights(assembled.module, seed, assembled.hf_config.initializer_range, only=report.initialised)
+    return [
+        Decision(f"{role}.path", f"{name} of {folder}", "random, from the seed", "the checkpoint has none")
+        for name in report.initialised
+    ]
 
 
 def _check_source(config: EngineConfig, role: str) -> None:

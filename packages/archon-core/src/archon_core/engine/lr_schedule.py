@@ -36,8 +36,9 @@ def lr_factor(
         return 1.0
     if total_steps is None:
         raise ValueError(f"lr_scheduler_type={schedule!r} needs the number of steps; found none; set trainer.max_steps")
-    first = max(total_steps - decay_steps, warmup_steps) if schedule == "wsd" else warmup_steps
-    if step < first:
+    # The last step at the peak: all of wsd's decay steps are below it.
+    first = max(total_steps - 1 - decay_steps, warmup_steps) if schedule == "wsd" else warmup_steps
+    if step <= first:
         return 1.0
     progress = min(1.0, (step - first) / max(total_steps - 1 - first, 1))
     shape = (1 + math.cos(math.pi * progress)) / 2 if schedule == "cosine" else 1 - progress

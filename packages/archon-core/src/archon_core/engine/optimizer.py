@@ -10,6 +10,16 @@ from torch import Tensor, nn
 
 from archon_core.config.schema import OptimizerConfig
 from archon_core.engine.lr_schedule import lr_factor
+from archon_core.errors import ConfigError, WeightsError
+
+_ADAM_ENTRIES = frozenset({"step", "exp_avg", "exp_avg_sq"})
+_STATE_ENTRIES: Mapping[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.AdamW: _ADAM_ENTRIES,
+    torch.optim.Adam: _ADAM_ENTRIES,
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+    torch.optim.Muon: frozenset({"momentum_buffer"}),
+}
+"""What each optimizer keeps per parameter."""
 
 
 class NamedOptimizer:
@@ -22,6 +32,20 @@ class NamedOptimizer:
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, *, total_steps: int | None
     ) -> None:
+        """Args:
+            parameters: name -> parameter; those that need no gradient are left out.
+            config: the options.
+            total_steps: optimizer steps of the whole run.
+
+        Raises:
+            ConfigError: the learning rate depends on the number of steps, and there is none.
+        """
+        if total_steps is None and (config.lr_scheduler_type != "constant" or config.warmup_steps_proportion > 0):
+            raise ConfigError(
+                f"optimizer.lr_scheduler_type={config.lr_scheduler_type} with warmup_steps_proportion="
+                f"{config.warmup_steps_proportion}: found no number of steps, which warm-up and decay depend on; give "
+                "total_steps, or take constant without warm-up"
+            )
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         self._config = config
         self._total_steps = total_steps
@@ -57,10 +81,31 @@ class NamedOptimizer:
         return {name: dict(self._owner[p].state[p]) for name, p in self.parameters.items() if p in self._owner[p].state}
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what ``state`` returned for parameters of the same names and shapes."""
-        for name, tensors in state.items():
-            parameter = self.parameters[name]
-            self._owner[parameter].state[parameter] = dict(tensors)
+        """Take over what ``state`` returned for parameters of the same names and shapes, in place of all state so far.
+
+        Raises:
+            WeightsError: it is that of another type of optimizer; no state was changed.
+        """
+        names = {p: name for name, p in self.parameters.items()}
+        loads: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = []
+        for optimizer in self._optimizers:
+            ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]
+            entries = {place: dict(state[name]) for place, name in enumerate(ordered) if state.get(name)}
+            self._check_entries(optimizer, {ordered[place]: set(entry) for place, entry in entries.items()})
+            loads.append((optimizer, {"state": entries, "param_groups": optimizer.state_dict()["param_groups"]}))
+        # torch's own loading knows which entries live on the device: a fused optimizer reads its step there.
+        for optimizer, saved in loads:
+            optimizer.load_state_dict(saved)
+
+    def _check_entries(self, optimizer: torch.optim.Optimizer, entries: Mapping[str, set[str]]) -> None:
+        expected = _STATE_ENTRIES[type(optimizer)]
+        for name, found in entries.items():
+            if found != expected:
+                raise WeightsError(
+                    f"optimizer state of {name}: found {', '.join(sorted(found))}; optimizer.type="
+                    f"{self._config.type!r} keeps {', '.join(sorted(expected))}; continue with the type that the "
+                    "state was saved with"
+                )
 
 
 def is_decayed(parameter: nn.Parameter) -> bool:

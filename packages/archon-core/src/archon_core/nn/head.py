@@ -64,8 +64,9 @@ class _LinearLogSoftmax(torch.autograd.Function):
             log_normaliser_T[chunk] = log_normaliser_C
             logprobs_T[chunk] = target_logits_C - log_normaliser_C
             if entropy_T is not None:
-                probabilities_CV = torch.exp(logits_CV - log_normaliser_C[:, None])
-                entropy_T[chunk] = log_normaliser_C - (probabilities_CV * logits_CV).sum(-1)
+                # Not log Z - sum p logit: there a rounding of the sum of p counts as often as the logits are large.
+                logprobs_CV = logits_CV.sub_(log_normaliser_C[:, None])
+                entropy_T[chunk] = -logprobs_CV.exp().mul_(logprobs_CV).sum(-1)
         logprobs_T = torch.where(has_target_T, logprobs_T, 0)
         ctx.temperature = temperature
         ctx.save_for_backward(hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T)

@@ -62,6 +62,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.overlong_tokens",
         "actor.overlong_penalty_factor",
         "actor.mask_no_eos_with_zero",
+        "actor.dynamic_sampling",
         "actor.discount",
         "actor.gae_lambda",
         "actor.adv_norm",

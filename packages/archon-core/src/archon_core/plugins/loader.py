@@ -6,6 +6,7 @@ hooks stand alone: whatever goes wrong becomes the ``PluginStatus`` of that one 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import inspect
@@ -45,7 +46,9 @@ def load_plugin(entry_point: importlib.metadata.EntryPoint, *, disabled: bool = 
         return replace(about, status="disabled", cause=cause)
     torch_was_imported = "torch" in sys.modules
     try:
-        plugin = entry_point.load()
+        # What a plugin prints must not end up in the JSON that a command prints.
+        with contextlib.redirect_stdout(sys.stderr):
+            plugin = entry_point.load()
     except (Exception, SystemExit) as error:
         return _failed(about, f"importing {entry_point.value!r} raised {describe_error(error)}", error)
     incompatible = explain_incompatible(_declared_api(plugin, entry_point), about)

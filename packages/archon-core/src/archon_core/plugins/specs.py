@@ -85,6 +85,21 @@ class Spec:
         """Import and return what ``target`` names; see ``archon_core.protocols`` for its interface."""
         return load_target(self.target, origin=self.origin)
 
+    def load_part(self, part: str) -> Any:
+        """Import what another field names.
+
+        Raises:
+            PluginError: it is empty, or as ``load_target`` does.
+        """
+        target = getattr(self, part)
+        if not target:
+            origin = f" of {self.origin}" if self.origin else ""
+            raise PluginError(
+                f"{self.kind} {self.name!r}{origin}: its {part} is empty; the {type(self).__name__} names one as "
+                "'package.module:attribute'"
+            )
+        return load_target(target, origin=self.origin)
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -133,9 +148,9 @@ class ModelSpec(Spec):
         """Import module, arguments, weight map and parallel plan."""
         return LoadedModel(
             module=load_target(self.target, origin=self.origin),
-            arguments=load_target(self.arguments, origin=self.origin),
-            weight_map=load_target(self.weight_map, origin=self.origin),
-            parallel_plan=load_target(self.parallel_plan, origin=self.origin),
+            arguments=self.load_part("arguments"),
+            weight_map=self.load_part("weight_map"),
+            parallel_plan=self.load_part("parallel_plan"),
         )
 
 
@@ -234,7 +249,7 @@ class AlgorithmSpec(Spec):
 
     def load_trainer(self) -> Any:
         """Import the trainer factory."""
-        return load_target(self.trainer, origin=self.origin)
+        return self.load_part("trainer")
 
 
 @dataclass(frozen=True)

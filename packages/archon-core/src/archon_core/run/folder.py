@@ -15,6 +15,7 @@ from pathlib import Path
 
 from archon_core.config.decisions import Decision
 from archon_core.errors import ConfigError
+from archon_core.run.lock import sole_writer
 from archon_core.run.publication import publish_folder, publish_text, remove_leftovers
 
 _STEP = re.compile(r"step-(\d+)")
@@ -44,22 +45,40 @@ class RunFolder:
             ConfigError: a name cannot be a folder's, the folder cannot be made, or it holds a run already and
                 ``resume`` is false.
         """
-        for option, name in (("experiment_name", experiment_name), ("trial_name", trial_name)):
-            if not name or name in (".", "..") or re.search(r"[/\\\0]", name):
-                raise ConfigError(f"{option}: found {name!r}; allowed is the name of one folder; choose another name")
-        folder = cls(Path(fileroot).expanduser() / experiment_name / trial_name)
+        folder = cls.at(fileroot, experiment_name, trial_name)
         if not resume:
             folder._refuse_earlier_run()
-        try:
-            folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"run folder {folder.path}: it cannot be made ({error.strerror}); set cluster.fileroot to a folder "
-                "that you may write to"
-            ) from error
+        folder._make()
         remove_leftovers(folder.checkpoints)
         remove_leftovers(folder.path)
         return folder
+
+    @classmethod
+    def at(cls, fileroot: str | Path, experiment_name: str, trial_name: str) -> RunFolder:
+        """The folder of a run, whether or not it is there; nothing is made.
+
+        Raises:
+            ConfigError: a name cannot be a folder's.
+        """
+        for option, name in (("experiment_name", experiment_name), ("trial_name", trial_name)):
+            if not name or name in (".", "..") or re.search(r"[/\\\0]", name):
+                raise ConfigError(f"{option}: found {name!r}; allowed is the name of one folder; choose another name")
+        return cls(Path(fileroot).expanduser() / experiment_name / trial_name)
+
+    @classmethod
+    @contextmanager
+    def hold(
+        cls, fileroot: str | Path, experiment_name: str, trial_name: str, *, resume: bool = False
+    ) -> Iterator[RunFolder]:
+        """``open`` for the process that writes; no other can hold the folder until the block ends.
+
+        Raises:
+            ConfigError: as ``open`` does, and when another process holds the folder.
+        """
+        folder = cls.at(fileroot, experiment_name, trial_name)
+        folder._make()
+        with sole_writer(folder.path):
+            yield cls.open(fileroot, experiment_name, trial_name, resume=resume)
 
     @property
     def config(self) -> Path:
@@ -130,6 +149,15 @@ class RunFolder:
     def write_decisions(self, decisions: Iterable[Decision]) -> None:
         """Write the recorded decisions as a JSON list of objects."""
         publish_text(self.decisions, json.dumps([asdict(decision) for decision in decisions], indent=2) + "\n")
+
+    def _make(self) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run folder {self.path}: it cannot be made ({error.strerror}); set cluster.fileroot to a folder "
+                "that you may write to"
+            ) from error
 
     def _refuse_earlier_run(self) -> None:
         found = []

@@ -57,12 +57,16 @@ class TrainingLoop:
             KeyboardInterrupt: the user asked to stop; a checkpoint of the step that was done last is there.
             TrainingError: the export is not what it should be.
         """
+        if done >= self.total_steps:
+            self.run.progress.note(f"Nothing is left to train: {done} of {self.total_steps} steps are done")
         if done == 0 and self.evaluate is not None:
+            self._stop_if_asked("before the first step")
             self._baseline = self._latest = self.evaluate()
             self.run.metrics.log(0, self._baseline)
             self.run.progress.note(f"Held-out records before training: {_listed(self._baseline)}")
         self.run.progress.start(self.total_steps, completed=done)
         while done < self.total_steps:
+            self._stop_if_asked(f"after step {done}")
             row = self.run_step(done)
             done += 1
             self._finish_step(done, row)
@@ -77,8 +81,8 @@ class TrainingLoop:
             )
         if row.get("left_out_updates"):
             self.run.progress.note(
-                f"Step {done}: {row['left_out_updates']:.0f} mini-batches were left out, because the algorithm's "
-                "filters reject all of their completions"
+                f"Step {done}: {row['left_out_updates']:.0f} mini-batches were left out, because they hold no "
+                "completion to learn from"
             )
         clock = PhaseClock()
         if self.evaluate is not None and (last or _is_due(done, trainer.eval_every)):
@@ -93,6 +97,10 @@ class TrainingLoop:
             save_checkpoint(self.run.folder, self.engine, self.task.cursor, done, self._baseline)
         if stop:
             raise KeyboardInterrupt(f"stopped after step {done}")
+
+    def _stop_if_asked(self, where: str) -> None:
+        if self.run.stop.requested:
+            raise KeyboardInterrupt(f"stopped {where}")
 
     def _finish_run(self) -> None:
         note, tokenizer = self.run.progress.note, self.task.encoder.tokenizer

@@ -56,18 +56,23 @@ class RLStep:
             rewards = score(rollout, self.task.encoder, self.reward)
             lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
             batch = build_batch(rollout, self.algorithm.rewards(rewards, lengths))
-        with clock("logprobs"):
-            batch, distances = self.add_logprobs(batch)
-        with clock("advantage"):
-            batch = self.filter(self.add_advantages(batch))
-        with clock("update"):
-            updates = self.update(batch, step)
+            chosen = self.select(batch)
+        updates: list[StepStats] = []
+        distances: dict[str, float] = {}
+        if len(chosen):
+            with clock("logprobs"):
+                chosen, distances = self.add_logprobs(chosen)
+            with clock("advantage"):
+                chosen = self.filter(self.add_advantages(chosen))
+            with clock("update"):
+                updates = self.update(chosen, step)
         with clock("publish"):
             self.rollout.update_weights(self.actor.version)
         times = clock.metrics()
         left_out = self.algorithm.n_minibatches - len(updates)
         return {
             **_rollout_metrics(batch, rewards),
+            "selected": len(chosen) / len(batch),
             **distances,
             **average(updates),
             **({"left_out_updates": left_out} if left_out else {}),
@@ -101,6 +106,12 @@ class RLStep:
         """The batch with its advantages."""
         assert self.algorithm.advantages is not None, f"{self.algorithm.name} has no advantage estimator"
         return batch.with_fields({ADVANTAGES: self.algorithm.advantages(batch)})
+
+    def select(self, batch: Batch) -> Batch:
+        """The part of the batch that the algorithm goes on with."""
+        if self.algorithm.selection is None:
+            return batch
+        return batch.select(self.algorithm.selection(batch).nonzero()[:, 0].tolist())
 
     def filter(self, batch: Batch) -> Batch:
         """The batch with an empty loss mask on the sequences that a filter rejects."""

@@ -5,7 +5,7 @@ accepts without effect. What a plugin calls its own is left alone.
 """
 
 from archon_core.config.areal.ignored import Verdict, judge, names_below
-from archon_core.config.areal.meaning import Translation, fill_in, is_areal, translate
+from archon_core.config.areal.meaning import Translation, fill_in, is_areal, translate, translate_deprecated
 from archon_core.config.areal.names import new_name, rename
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "new_name",
     "rename",
     "translate",
+    "translate_deprecated",
 ]

@@ -194,7 +194,6 @@ IGNORED = (
     Ignored("*.group_size", "groups are the samples of one prompt", same_as="gconfig.n_samples"),
     Ignored("actor.group_adv_norm", "set actor.adv_norm.mean_level=group", ("false",), otherwise="error"),
     Ignored("*.max_new_tokens", "gconfig says how much is generated", same_as="gconfig.max_new_tokens"),
-    Ignored("actor.dynamic_sampling", "all groups of a batch are kept", ("false",), otherwise="error"),
     Ignored("actor.m2_threshold", "M2PO is not part of this version", ("null",), otherwise="error"),
     Ignored("actor.use_sapo_loss", "SAPO is not part of this version", ("false",), otherwise="error"),
     Ignored("actor.sapo_tau_pos", "SAPO is not part of this version"),

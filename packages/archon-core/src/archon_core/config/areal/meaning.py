@@ -43,6 +43,12 @@ def translate(tree: RawMapping) -> Translation:
     return Translation(tree, tuple(decisions))
 
 
+def translate_deprecated(tree: RawMapping) -> Translation:
+    """The same for a file in Archon's form, where only an override may still say ``allocation_mode``."""
+    decisions: list[Decision] = []
+    return Translation(_allocation_mode(tree, decisions), tuple(decisions))
+
+
 def fill_in(tree: RawMapping, schema: type) -> Translation:
     """Write what AReaL's code knows about a data set and its files leave out, where the schema has an option for it."""
     decisions = []

@@ -1,0 +1,64 @@
+"""The examples that the README tells a newcomer to run do run, here with fewer steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
+
+
+def archon(*arguments, cwd=ROOT):
+    command = [sys.executable, "-c", "from archon_core.cli.main import main; main()", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def short_demo(tmp_path_factory):
+    fileroot = tmp_path_factory.mktemp("demo")
+    short = ["warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=20", "data.batch_size=4"]
+    finished = archon("train", "examples/grpo_arithmetic.yaml", f"cluster.fileroot={fileroot}", *short)
+    assert finished.returncode == 0, finished.stderr
+    return finished, fileroot / "demo" / "grpo_arithmetic"
+
+
+def test_the_demo_warms_up_trains_evaluates_and_checks_its_export_with_transformers(short_demo):
+    finished, folder = short_demo
+    rows = metrics(folder)
+    assert [row["step"] for row in rows] == [-1, 0, 0, 1, 2]
+    assert "eval/reward" in rows[-1]
+    assert "Export verified: logits of transformers differ by at most" in finished.stdout
+    assert {"config.yaml", "decisions.json", "tensorboard", "checkpoints", "export"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_generate_answers_with_the_demos_model(short_demo):
+    _, folder = short_demo
+    finished = archon("generate", str(folder / "export"), "07+35=", "--n", "2", "--max-new-tokens", "3", "--json")
+    assert finished.returncode == 0, finished.stderr
+    [answer] = json.loads(finished.stdout)
+    assert answer["prompt"] == "07+35="
+    for completion in answer["completions"]:
+        assert 1 <= len(completion["token_ids"]) == len(completion["logprobs"]) <= 3
+        assert all(logprob < 0 for logprob in completion["logprobs"])
+    assert len(answer["completions"]) == 2
+
+
+def test_supervised_fine_tuning_on_real_text_lowers_the_loss(tmp_path):
+    if not GSM8K.is_file():
+        pytest.skip(f"needs GSM8K's train.jsonl at {GSM8K}, which is not part of the project")
+    finished = archon(
+        "train", "examples/sft_jsonl.yaml", f"data.path={GSM8K}", "trainer.max_steps=8", f"cluster.fileroot={tmp_path}"
+    )
+    assert finished.returncode == 0, finished.stderr
+    losses = [row["loss"] for row in metrics(tmp_path / "sft" / "jsonl") if "loss" in row]
+    assert len(losses) == 8
+    assert losses[-1] < losses[0] - 0.3
