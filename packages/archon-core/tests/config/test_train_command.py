@@ -225,6 +225,18 @@ def test_a_second_run_in_the_same_folder_is_refused(train: Train, capsys: pytest
     assert "already holds a run" in capsys.readouterr().err
 
 
+def test_a_restart_sets_the_earlier_run_aside_and_deletes_nothing(
+    train: Train, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [train("reward=checkpoint", "--restart") for _ in range(3)]
+    assert runs == [0, 0, 0]
+    for suffix in ("", ".1", ".2"):
+        assert (run_folder.with_name(run_folder.name + suffix) / "checkpoints" / "step-00000003" / "weights").is_file()
+    assert f"earlier run set aside: {run_folder}.2" in capsys.readouterr().err
+    assert train("--restart", "--resume") == 2
+    assert "found both" in capsys.readouterr().err
+
+
 def test_resuming_nothing_is_refused_and_makes_no_folder(
     train: Train, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,9 @@ def train(
         bool, typer.Option("--dry-run", help="Print what would run, and what stops it; start nothing.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew; an earlier run of this name is set aside, not deleted.")
+    ] = False,
 ) -> None:
     """Train a model as a YAML file describes."""
     given = [*(overrides or []), *(["trainer.resume=true"] if resume else [])]
@@ -56,7 +59,18 @@ def train(
     for note in plan.notes:
         print_remark(note, label="note: ")
     print_decisions(loaded.decisions)
+    if restart:
+        _set_aside(loaded.config)
     raise typer.Exit(_launch(loaded, resume_command=_resume_command(config, overrides or [])))
+
+
+def _set_aside(config: ExperimentConfig) -> None:
+    if config.trainer.resume:
+        raise ConfigError("--restart and resuming: found both; one begins anew, the other goes on; use one of them")
+    folder = RunFolder.at(config.cluster.fileroot, config.experiment_name, config.trial_name)
+    aside = folder.set_aside()
+    if aside is not None:
+        print_remark(str(aside), label="earlier run set aside: ", style="bold")
 
 
 def _launch(loaded: LoadedConfig, *, resume_command: str) -> int:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -159,14 +160,33 @@ class RunFolder:
                 "that you may write to"
             ) from error
 
-    def _refuse_earlier_run(self) -> None:
+    def set_aside(self) -> Path | None:
+        """Rename the folder to ``<name>.1``, or the next free number, when it holds a run; return the new path.
+
+        Raises:
+            ConfigError: another process is writing it.
+        """
+        if not self._traces():
+            return None
+        numbers = itertools.count(1)
+        aside = next(p for n in numbers if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
+        with sole_writer(self.path):
+            self.path.rename(aside)
+        return aside
+
+    def _traces(self) -> list[str]:
+        """What an earlier run left here, as phrases."""
         found = []
         if self.metrics.is_file() and self.metrics.stat().st_size:
             found.append(self.metrics.name)
         if (step := self.latest_step()) is not None:
             found.append(f"a checkpoint of step {step}")
+        return found
+
+    def _refuse_earlier_run(self) -> None:
+        found = self._traces()
         if found:
             raise ConfigError(
                 f"run folder {self.path}: it already holds a run ({' and '.join(found)}); go on with it by "
-                "trainer.resume=true, choose another trial_name, or delete the folder"
+                "--resume, set it aside by --restart, or choose another trial_name"
             )
