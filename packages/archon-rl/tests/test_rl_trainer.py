@@ -250,6 +250,18 @@ def test_prompts_above_the_limit_are_left_out_and_counted(run):
         run("data.arithmetic.max_operand=11", "data.validation_size=0", "data.max_length=4", "trial_name=none")
 
 
+def test_the_learning_rate_schedule_counts_every_update_of_a_step(run, monkeypatch):
+    from archon_rl.trainer import rl
+
+    totals = []
+    build = rl.build_train_engine
+    monkeypatch.setattr(
+        rl, "build_train_engine", lambda *args, **kwargs: totals.append(kwargs["total_steps"]) or build(*args, **kwargs)
+    )
+    run("trainer.max_steps=3", "actor.ppo_n_minibatches=2")
+    assert totals == [6]
+
+
 def test_epochs_decide_the_number_of_steps_when_no_maximum_is_given(run):
     folder = run("trainer.max_steps=null", "trainer.max_epochs=2", "trainer.eval_every=0")
     assert rows(folder)[-1]["step"] == 2 * 11 // 4

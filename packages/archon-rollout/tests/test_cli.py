@@ -11,7 +11,7 @@ from archon_core.generation import GenerationConfig
 from archon_rollout.cli import read_prompts
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.model_limits import ModelLimits
-from archon_rollout.text_generation import TextGenerator, load_tokenizer, stop_token_ids
+from archon_rollout.text_generation import TextGenerator, stop_token_ids
 
 LETTERS = "abcdefghijklmnopqrst"
 EOS = len(LETTERS)
@@ -121,15 +121,6 @@ def test_a_folder_that_does_not_exist_is_named(capsys, tmp_path):
         main(["generate", str(tmp_path / "missing"), "abc"])
     assert exit_.value.code == 2
     assert "found no such folder" in capsys.readouterr().err
-
-
-def test_a_folder_without_a_tokenizer_is_an_error_that_lists_what_it_has(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"found no tokenizer among config.json; .*copy the model's tokenizer.json"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"tokenizer among config.json, tokenizer.json cannot be read"):
-        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize(

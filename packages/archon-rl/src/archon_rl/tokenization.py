@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ConfigError
+from archon_core.models.hf_config import checkpoint_folder
+from archon_core.models.tokenizer import read_tokenizer
 from archon_rl.config import TOKENIZER_KINDS, check_choice
 
 if TYPE_CHECKING:
@@ -86,17 +88,10 @@ def load_tokenizer(path: str | Path) -> Any:
     """A tokenizer from a folder or hub id.
 
     Raises:
-        ConfigError: there is none, or it has no end-of-text token.
+        ModelError: there is no such folder, nor such a hub id.
+        ConfigError: there is no tokenizer in it, or it has no end-of-text token.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"tokenizer_path: no tokenizer could be read from {str(path)!r}: {error}; name a folder or hub id with "
-            "one, or build one with tokenizer.kind=bpe"
-        ) from error
+    tokenizer = read_tokenizer(checkpoint_folder(path, weights=False))
     if tokenizer.eos_token_id is None:
         raise ConfigError(
             f"tokenizer_path: the tokenizer of {str(path)!r} has no end-of-text token, which ends an answer; "

@@ -13,15 +13,13 @@ from archon_core.errors import ConfigError, DataError
 from archon_core.generation import Completion, GenerationConfig, GenerationRequest
 from archon_core.layout import parse_layout
 from archon_core.models.hf_config import checkpoint_folder
+from archon_core.models.tokenizer import read_tokenizer
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_core.protocols import InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.model_limits import ModelLimits, model_limits
 from archon_rollout.requests import check_options
-
-VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-"""Files of which a tokenizer has at least one."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +59,7 @@ class TextGenerator:
             WeightsError: the weights do not fit the configuration.
         """
         folder = checkpoint_folder(model)
-        tokenizer = load_tokenizer(folder)
+        tokenizer = read_tokenizer(folder)
         backend = "archon:d1"
         trainer = (
             registry()
@@ -136,24 +134,6 @@ class TextGenerator:
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """The ``transformers`` tokenizer of a checkpoint folder. Raises ConfigError when there is none."""
-    from transformers import AutoTokenizer
-
-    found = ", ".join(sorted(path.name for path in folder.iterdir())) or "no files"
-    fix = "copy the model's tokenizer.json and tokenizer_config.json into the folder"
-    # Without them transformers makes an empty tokenizer of the model's kind, which encodes any text to nothing.
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
-        raise ConfigError(
-            f"{folder}: found no tokenizer among {found}; allowed are {', '.join(VOCABULARY_FILES)}; {fix}"
-        )
-    try:
-        return AutoTokenizer.from_pretrained(str(folder))
-    except Exception as error:  # transformers and tokenizers raise many types, plain Exception among them
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{folder}: the tokenizer among {found} cannot be read ({reason}); {fix}") from error
 
 
 def stop_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
