@@ -160,6 +160,7 @@ def explain_interruption(folder: RunFolder, resume_command: str) -> str:
 def _fit(config: Any, folder: RunFolder, decisions: list[Decision], explicit: frozenset[str], stop: StopSignal) -> None:
     # These import numpy, TensorBoard and the trainer: seconds that a dry run does not need.
     from archon_core.run.context import RunContext
+    from archon_core.run.log import shown_log
     from archon_core.run.metrics import MetricsLog
     from archon_core.run.progress import Progress
 
@@ -169,6 +170,7 @@ def _fit(config: Any, folder: RunFolder, decisions: list[Decision], explicit: fr
     with ExitStack() as stack:
         metrics = stack.enter_context(MetricsLog(folder, resume_step=resume_step, decisions=decisions))
         progress = stack.enter_context(Progress())
+        stack.enter_context(shown_log(progress.note))
         run = RunContext(
             config=config,
             folder=folder,
