@@ -10,6 +10,7 @@ import pytest
 
 from archon_core.errors import ConfigError
 from archon_core.run.folder import RunFolder
+from archon_core.run.lock import sole_writer
 
 HOLD = """
 import sys, time
@@ -55,3 +56,15 @@ def test_a_folder_can_be_held_again_after_the_block(tmp_path):
     for _ in range(2):
         with RunFolder.hold(tmp_path, "e", "t") as folder:
             assert folder == RunFolder.at(tmp_path, "e", "t")
+
+
+def test_a_file_system_without_locks_is_said_and_stops_nothing(tmp_path, monkeypatch, caplog):
+    import fcntl
+
+    def flock(*_):
+        raise OSError("no locks")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with sole_writer(tmp_path):
+        pass
+    assert f"run folder {tmp_path}: nothing keeps a second process from writing to it" in caplog.text

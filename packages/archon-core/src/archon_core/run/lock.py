@@ -5,6 +5,7 @@ The lock is the kernel's: it ends with the process that holds it, however that d
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from archon_core.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+UNLOCKED = "run folder %s: nothing keeps a second process from writing to it, since there are no file locks here"
 
 NAME = ".lock"
 """The file, in the run folder; it says who holds or held it. Removing it at the end would let two processes in."""
@@ -26,7 +31,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """
     try:
         import fcntl
-    except ImportError:  # Windows has other locks; there two runs in one folder are not noticed
+    except ImportError:  # Windows has other locks
+        logger.warning(UNLOCKED, folder)
         yield
         return
     with (folder / NAME).open("a+", encoding="utf-8") as file:
@@ -39,7 +45,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
                 "or choose another trial_name"
             ) from error
         except OSError:  # some network file systems have no locks
-            pass
+            logger.warning(UNLOCKED, folder)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()

@@ -54,19 +54,19 @@ class TrainingLoop:
         """Train from ``done`` steps to the end, then export.
 
         Raises:
-            KeyboardInterrupt: the user asked to stop; a checkpoint of the step that was done last is there.
+            KeyboardInterrupt: the user asked to stop; a checkpoint of the step that was done last, if any, is there.
             TrainingError: the export is not what it should be.
         """
         if done >= self.total_steps:
             self.run.progress.note(f"Nothing is left to train: {done} of {self.total_steps} steps are done")
         if done == 0 and self.evaluate is not None:
-            self._stop_if_asked("before the first step")
+            self._stop_before_first_step()
             self._baseline = self._latest = self.evaluate()
             self.run.metrics.log(0, self._baseline)
             self.run.progress.note(f"Held-out records before training: {_listed(self._baseline)}")
+        self._stop_before_first_step()
         self.run.progress.start(self.total_steps, completed=done)
         while done < self.total_steps:
-            self._stop_if_asked(f"after step {done}")
             row = self.run_step(done)
             done += 1
             self._finish_step(done, row)
@@ -98,9 +98,9 @@ class TrainingLoop:
         if stop:
             raise KeyboardInterrupt(f"stopped after step {done}")
 
-    def _stop_if_asked(self, where: str) -> None:
+    def _stop_before_first_step(self) -> None:
         if self.run.stop.requested:
-            raise KeyboardInterrupt(f"stopped {where}")
+            raise KeyboardInterrupt("stopped before the first step")
 
     def _finish_run(self) -> None:
         note, tokenizer = self.run.progress.note, self.task.encoder.tokenizer
