@@ -20,6 +20,7 @@ from archon_rollout.local_engine import LocalEngine
 LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
+"""Shares of the largest log-probability: what one rounding of a logit costs grows with the logits."""
 
 WINDOWED = {
     "model_type": "qwen2",
@@ -65,7 +66,8 @@ def completed(requests, results):
 
 
 def largest_gap(trainer, pairs, temperature):
-    """Between the completions' log-probabilities and those that the trainer computes for the same tokens."""
+    """Between the completions' log-probabilities and those that the trainer computes for the same tokens, as a share
+    of the largest one."""
     batch = Batch.from_sequences([prompt + completion.token_ids for prompt, completion in pairs])
     expected = trainer.forward_batch(batch, OutputRequest(temperature=temperature))["logprobs"]
     gaps = []
@@ -73,7 +75,7 @@ def largest_gap(trainer, pairs, temperature):
         start = batch.offsets[sequence] + len(prompt) - 1
         of_trainer = expected[start : start + len(completion.token_ids)].double()
         gaps.append((of_trainer - torch.tensor(completion.logprobs, dtype=torch.float64)).abs().max().item())
-    return max(gaps)
+    return max(gaps) / expected.abs().max().item()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)

@@ -6,11 +6,13 @@ They keep the trainers' tests independent of any model, engine or rollout packag
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from archon_core.config.decisions import Decision
+from archon_core.distributed.ranks import DataRanks
 from archon_core.generation import Completion
 from archon_core.protocols import StepStats
 
@@ -24,6 +26,10 @@ class BigramEngine:
         self.version = 0
         self.device = torch.device("cpu")
         self.closed = False
+        self.data_ranks = DataRanks()
+
+    def generating(self):
+        return nullcontext()
 
     @property
     def module(self):

@@ -12,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from archon_core.distributed.ranks import DataRanks
+from archon_core.nn.evaluation import evaluation_mode
 from archon_core.nn.head import LanguageModelHead
 from archon_core.nn.packed import HeadInputs, PackedSequences
 
@@ -99,6 +101,10 @@ class TinyTrainer:
     def __init__(self, module: nn.Module, version: int = 0) -> None:
         self.module = module
         self.version = version
+        self.data_ranks = DataRanks()
+
+    def generating(self):
+        return evaluation_mode(self.module)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ No torch is imported at run time; the annotations name torch types for readers a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from archon_core.config.decisions import Decision
     from archon_core.data.batch import Batch
+    from archon_core.distributed.ranks import DataRanks
     from archon_core.generation import Completion, GenerationRequest
     from archon_core.nn.packed import OutputName, PackedSequences
     from archon_core.run.context import RunContext
@@ -113,13 +115,22 @@ class StepStats:
 
 
 class TrainEngine(Protocol):
-    """What trainers and RL code see of a training engine."""
+    """What trainers and RL code see of a training engine, on every process of it.
+
+    Methods must be called by all of the engine's processes, in the same order. A batch is the sequences of this
+    process's data rank: processes with the same ``data_ranks.rank`` pass equal batches, and a batch may be empty as
+    long as some rank's is not. Losses, norms and metrics in the result are those of all ranks together.
+    """
 
     @property
     def module(self) -> CausalModule: ...
 
     @property
     def device(self) -> device: ...
+
+    @property
+    def data_ranks(self) -> DataRanks:
+        """Which share of a batch is this process's."""
 
     @property
     def version(self) -> int:
@@ -140,6 +151,10 @@ class TrainEngine(Protocol):
 
     def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
         """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients."""
+
+    def generating(self) -> AbstractContextManager[None]:
+        """Ready ``module`` for generation: inside the block, forward passes take whole token ids without gradients,
+        give whole outputs, and need not be aligned between data ranks. Switches dropout off."""
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training."""

@@ -8,10 +8,7 @@ tokens, falls within that distance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-
-from torch import nn
+from collections.abc import Sequence
 
 from archon_core.config.schema import RolloutConfig
 from archon_core.errors import ConfigError, TrainingError
@@ -79,7 +76,7 @@ class LocalEngine:
                 max_rows=self._max_batch_size,
                 version=lambda: self._trainer.version,
             )
-            with evaluation_mode(module):
+            with self._trainer.generating():
                 for sample, completion in loop.run():
                     completions[sample.request][sample.number] = completion
         return completions
@@ -111,15 +108,3 @@ class LocalEngine:
     def close(self) -> None:
         """Refuse all further requests. The trainer stays open."""
         self._closed = True
-
-
-@contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off inside the block, then restore the mode of every submodule."""
-    training = [submodule for submodule in module.modules() if submodule.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule in training:
-            submodule.training = True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from archon_core.checkpoint.hf import save_hf_weights
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.data.batch import Batch
+from archon_core.distributed.ranks import DataRanks
 from archon_core.engine.assembly import Assembled, assemble, load_weights
 from archon_core.engine.effective import EffectiveConfig, resolve_effective
 from archon_core.engine.optimizer import NamedOptimizer
@@ -24,6 +26,7 @@ from archon_core.errors import TrainingError
 from archon_core.layout import Layout, refuse_axes
 from archon_core.models.hf_config import checkpoint_folder
 from archon_core.models.parameter_names import named_weights, owners
+from archon_core.nn.evaluation import evaluation_mode
 from archon_core.nn.packed import OutputName
 from archon_core.plugins.registry import Registry, registry
 from archon_core.plugins.specs import TrainEngineSpec
@@ -112,6 +115,17 @@ class ArchonEngine:
     def device(self) -> torch.device:
         """Where the model runs."""
         return torch.device(self._effective.device)
+
+    @property
+    def data_ranks(self) -> DataRanks:
+        """Which share of a batch is this process's."""
+        return DataRanks()
+
+    @contextmanager
+    def generating(self) -> Iterator[None]:
+        """Ready ``module`` for generation; see ``protocols.TrainEngine``."""
+        with evaluation_mode(self.module):
+            yield
 
     @property
     def effective(self) -> EffectiveConfig:

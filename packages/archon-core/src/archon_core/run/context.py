@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from archon_core.distributed.ranks import Ranks
 
 if TYPE_CHECKING:
     from archon_core.config.decisions import Decision
@@ -25,6 +27,7 @@ class RunContext:
         stop: set by Ctrl-C; a trainer asks it between steps.
         decisions: recorded so far; the engines add theirs.
         explicit: dotted names of the options that the user wrote, as against defaults.
+        ranks: all processes of the run. On others than the first, ``metrics`` and ``progress`` show and write nothing.
     """
 
     config: Any
@@ -34,3 +37,4 @@ class RunContext:
     stop: StopSignal
     decisions: list[Decision]
     explicit: frozenset[str] = frozenset()
+    ranks: Ranks = field(default_factory=Ranks)

@@ -1,0 +1,55 @@
+"""The place that a launcher gave this process: the environment variables of ``torchrun``, which ours sets too.
+
+Imports no torch, so that a command can tell whether it is a rank before anything heavy is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from archon_core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class RankEnvironment:
+    """One process of a launched run.
+
+    Attributes:
+        rank: this process, from 0.
+        world_size: how many there are.
+        local_rank: this process among those of its machine; its device.
+        local_world_size: how many there are on its machine.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+
+def rank_environment(environment: Mapping[str, str] = os.environ) -> RankEnvironment | None:
+    """What the launcher said, or ``None`` for a process that no launcher started.
+
+    Raises:
+        ConfigError: only some of the variables are there, or they contradict one another.
+    """
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return None
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    missing = [name for name in (*names, "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+    found = {name: environment[name] for name in names if name in environment}
+    try:
+        if missing:
+            raise ValueError(f"{', '.join(missing)} missing")
+        place = RankEnvironment(*(int(environment[name]) for name in names))
+        if not (0 <= place.rank < place.world_size and 0 <= place.local_rank < place.local_world_size):
+            raise ValueError("a rank is outside its world")
+    except ValueError as error:
+        listed = " ".join(f"{name}={value}" for name, value in found.items())
+        raise ConfigError(
+            f"environment: found {listed} ({error}); a launcher such as torchrun sets RANK, WORLD_SIZE, LOCAL_RANK, "
+            "LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT together; start with it, or unset them to run one process"
+        ) from error
+    return place
