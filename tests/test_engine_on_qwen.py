@@ -201,8 +201,6 @@ def test_the_log_says_which_parallel_dims_were_initialised(caplog):
 @pytest.mark.parametrize(
     ("layout", "name"),
     [
-        ("archon:d2", "data parallelism"),
-        ("archon:t2", "tensor parallelism"),
         ("archon:c2", "context parallelism"),
         ("archon:p2", "pipeline parallelism"),
         ("archon:r2d1", "HSDP"),

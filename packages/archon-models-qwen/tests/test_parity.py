@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from archon_core.models.stage import Stage
-from archon_core.models.weight_conversion import assemble_hf, read_from
+from archon_core.models.weight_conversion import assemble_hf, copy_from
 from archon_core.nn.packed import HeadInputs, PackedSequences
 from archon_core.nn.rotary import ROPE_KINDS
 from archon_models_qwen.decoder import QwenDecoder
@@ -105,7 +105,7 @@ def test_packed_logits_and_gradients_equal_those_of_transformers_one_sequence_at
     (expected * upstream).sum().backward()
     ours = {name: parameter.grad for name, parameter in pair.ours.named_parameters()}
     for name, parameter in pair.hf.named_parameters():
-        gradient = assemble_hf(name, pair.weights, read_from(ours))
+        gradient = assemble_hf(name, pair.weights, copy_from(ours), parameter.dtype)
         largest = parameter.grad.abs().max().clamp(min=1.0)
         # Gradients are sums over tokens and heads; each rounds in another order.
         torch.testing.assert_close(gradient / largest, parameter.grad / largest, rtol=0, atol=5e-5, msg=name)

@@ -102,7 +102,8 @@ def train(
         *(RewardSpec(name=name, target="json:loads") for name in names),
     )
     registry = make_registry(provided)
-    monkeypatch.setattr("archon_core.cli.train.registry", lambda: registry)
+    for module in ("train", "training"):
+        monkeypatch.setattr(f"archon_core.cli.{module}.registry", lambda: registry)
     monkeypatch.setattr("archon_core.plugins.registry", lambda: registry)
     config = write(
         f"""
@@ -172,10 +173,10 @@ def test_a_dry_run_of_a_wrong_configuration_fails(train: Train, capsys: pytest.C
 def test_a_run_that_something_stops_lists_everything_and_starts_nothing(
     train: Train, trainer: object, run_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("scheduler.type=ray", "actor.backend=archon:d16", "actor.path=/no/such") == 2
+    assert train("scheduler.type=ray", "actor.backend=archon:d8p2", "actor.path=/no/such") == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
-    for part in ("archon-ray", "16", "/no/such", "data parallelism (d16)"):
+    for part in ("archon-ray", "16", "/no/such", "pipeline parallelism (p2)"):
         assert part in printed
     assert not trainer.RUNS  # type: ignore[attr-defined]
     assert not run_folder.exists()

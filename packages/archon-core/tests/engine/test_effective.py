@@ -3,15 +3,16 @@ import pytest
 from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec
 from archon_core.engine.effective import resolve_effective
 from archon_core.errors import ConfigError
+from archon_core.layout import ParallelDims
 
 
-def resolve(config, explicit=(), device="cpu"):
-    return resolve_effective(config, role="actor", device=device, explicit=frozenset(explicit))
+def resolve(config, explicit=(), device="cpu", dims=None):
+    return resolve_effective(config, role="actor", device=device, dims=dims, explicit=frozenset(explicit))
 
 
 def test_defaults_on_a_cpu_are_recorded_with_their_reasons():
     effective, decisions = resolve(EngineConfig())
-    assert (effective.dtype, effective.compile) == ("float32", False)
+    assert (effective.compute_dtype, effective.compile) == ("float32", False)
     by_option = {decision.option: decision for decision in decisions}
     assert by_option["actor.archon.enable_compile"].requested == "true"
     assert by_option["actor.archon.enable_compile"].effective == "false"
@@ -22,7 +23,6 @@ def test_defaults_on_a_cpu_are_recorded_with_their_reasons():
 @pytest.mark.parametrize(
     ("config", "option"),
     [
-        (EngineConfig(dtype="bfloat16"), "actor.dtype: found bfloat16"),
         (EngineConfig(gradient_checkpointing=True), "actor.gradient_checkpointing: found true"),
         (EngineConfig(archon=ArchonOptions(offload_params=True)), "actor.archon.offload_params: found true"),
         (EngineConfig(archon=ArchonOptions(use_deterministic_algorithms=True)), "use_deterministic_algorithms"),
@@ -35,8 +35,8 @@ def test_an_option_that_cannot_be_honoured_is_refused_by_name(config, option):
 
 
 def test_all_refusals_come_in_one_message():
-    config = EngineConfig(dtype="bfloat16", gradient_checkpointing=True)
-    with pytest.raises(ConfigError, match=r"(?s)actor\.dtype.*actor\.gradient_checkpointing"):
+    config = EngineConfig(gradient_checkpointing=True, archon=ArchonOptions(offload_params=True))
+    with pytest.raises(ConfigError, match=r"(?s)actor\.gradient_checkpointing.*actor\.archon\.offload_params"):
         resolve(config)
 
 
@@ -49,7 +49,7 @@ def test_strict_turns_a_decision_into_an_error_and_defaults_by_device_do_not_cou
     with pytest.raises(ConfigError, match=r"(?s)strict=true.*enable_compile: asked true, would be false"):
         resolve(EngineConfig(archon=ArchonOptions(strict=True)))
     effective, _ = resolve(EngineConfig(archon=ArchonOptions(strict=True, enable_compile=False)))
-    assert effective.dtype == "float32"
+    assert effective.compute_dtype == "float32"
 
 
 def test_padding_to_the_maximum_needs_a_maximum():
@@ -58,3 +58,43 @@ def test_padding_to_the_maximum_needs_a_maximum():
     spec = MicroBatchSpec(max_tokens_per_mb=64)
     effective, _ = resolve(EngineConfig(pad_to_maximum=True, mb_spec=spec, batch_align_to=8))
     assert (effective.pad_at_least, effective.pad_multiple) == (64, 8)
+
+
+@pytest.mark.parametrize(
+    ("config", "device", "types"),
+    [
+        (EngineConfig(), "cpu", ("float32", "float32", "float32")),
+        (EngineConfig(), "cuda", ("bfloat16", "float32", "float32")),
+        (EngineConfig(dtype="bfloat16"), "cpu", ("bfloat16", "float32", "float32")),
+        (EngineConfig(dtype="bfloat16", optimizer=None), "cpu", ("bfloat16", "bfloat16", "float32")),
+        (EngineConfig(dtype="float64"), "cpu", ("float64", "float64", "float64")),
+        (EngineConfig(archon=ArchonOptions(master_dtype="float64")), "cpu", ("float32", "float64", "float64")),
+        (EngineConfig(dtype="bfloat16", grad_reduce_dtype="bfloat16"), "cpu", ("bfloat16", "float32", "bfloat16")),
+    ],
+)
+def test_weights_are_kept_and_gradients_summed_in_at_least_fp32_unless_asked(config, device, types):
+    effective, _ = resolve(config, device=device)
+    assert (effective.compute_dtype, effective.master_dtype, effective.reduce_dtype) == types
+
+
+def test_padding_joins_what_was_asked_with_what_the_layout_needs():
+    effective, decisions = resolve(EngineConfig(batch_align_to=6), dims=ParallelDims(tp=4))
+    assert effective.pad_multiple == 12
+    assert [d.effective for d in decisions if d.option == "actor.batch_align_to"] == ["12"]
+    effective, decisions = resolve(EngineConfig(), dims=ParallelDims(dp_shard=2, tp=4))
+    assert effective.pad_multiple == 4
+    assert "actor.batch_align_to" not in {d.option for d in decisions}
+
+
+@pytest.mark.parametrize(
+    ("policy", "dims", "expected"),
+    [
+        ("default", ParallelDims(dp_shard=2), True),
+        ("default", ParallelDims(dp_shard=2, pp=2), False),
+        ("always", ParallelDims(dp_shard=2, pp=2), True),
+        ("never", ParallelDims(dp_shard=2), False),
+    ],
+)
+def test_whole_weights_are_freed_after_forward_except_in_a_pipeline(policy, dims, expected):
+    options = ArchonOptions(reshard_after_forward_policy=policy)
+    assert resolve(EngineConfig(archon=options), dims=dims)[0].reshard_after_forward is expected

@@ -14,7 +14,7 @@ from torch import Tensor
 from archon_core.errors import WeightsError
 from archon_core.models.box import Box
 from archon_core.models.name_pattern import NamePattern
-from archon_core.models.weight_conversion import assemble_hf, fill_ours, read_from
+from archon_core.models.weight_conversion import assemble_hf, copy_from, fill_ours, read_from
 from archon_core.models.weight_map import Drop, Fuse, Rename, ResolvedMap, Split, Stack, Tie, WeightMap
 
 
@@ -100,7 +100,7 @@ def cases(draw: st.DrawFn) -> Case:
 @given(cases())
 def test_our_tensors_become_the_hugging_face_tensors_that_torch_would_make_of_them(case: Case) -> None:
     weights = case.resolve()
-    made = {name: assemble_hf(name, weights, read_from(case.ours)) for name in weights.hf_shapes}
+    made = {name: assemble_hf(name, weights, copy_from(case.ours), case.hf[name].dtype) for name in weights.hf_shapes}
     assert made.keys() == case.hf.keys()
     for name, tensor in made.items():
         torch.testing.assert_close(tensor, case.hf[name], rtol=0, atol=0)

@@ -24,7 +24,7 @@ from archon_core.models.box import Box, Shape
 from archon_core.models.hf_config import config_to_save
 from archon_core.models.key_report import compare_keys
 from archon_core.models.parameter_names import named_weights
-from archon_core.models.weight_conversion import BoxReader, assemble_hf, fill_ours, read_from
+from archon_core.models.weight_conversion import BoxCopier, assemble_hf, copy_from, fill_ours, give_hf
 from archon_core.models.weight_map import ResolvedMap
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ COMPANIONS = (
 """Files that make a checkpoint usable and hold no weights."""
 
 LocalBoxes = Callable[[str, Tensor], Iterable[tuple[Tensor, Box]]]
-"""For a weight's global name and the tensor itself: storage on this process, and the box of the whole that it holds."""
+"""For a weight's global name and the tensor itself: storage on this process, and the boxes of the whole that it
+holds."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def load_hf_weights(
             continue
         copies = [copy for copy, ours in weights.copies.items() if ours == stored and copy in checkpoint.shapes]
         for storage, box in local_boxes(name, weight):
+            if not box.numel:
+                continue
             fill_ours(storage, name, box, weights, checkpoint.read)
             for copy in copies:
                 _check_copy(copy, stored, box, weights, checkpoint)
@@ -113,7 +116,7 @@ def load_hf_weights(
 
 
 def save_hf_weights(
-    tensors: Mapping[str, Tensor] | BoxReader,
+    tensors: Mapping[str, Tensor] | BoxCopier,
     weights: ResolvedMap,
     folder: Path,
     config: PreTrainedConfig,
@@ -128,7 +131,7 @@ def save_hf_weights(
     """Write a checkpoint folder that ``transformers``, vLLM and SGLang load.
 
     Args:
-        tensors: our whole tensors by name, or a function that gives a box of one: it may gather from other ranks, and
+        tensors: our whole tensors by name, or a function that copies a box of one: it may gather from other ranks, and
             is called for the same boxes in the same order on every rank.
         weights: the map, resolved for the whole model.
         folder: where to write; created. It must not hold weights already, lest old shards stay beside new ones.
@@ -143,7 +146,7 @@ def save_hf_weights(
     Raises:
         WeightsError: the folder holds weights, or ``dtype`` is none that weights are stored in.
     """
-    read_ours = tensors if callable(tensors) else read_from(tensors)
+    copy_ours = tensors if callable(tensors) else copy_from(tensors)
     files = plan_shards(weights.hf_shapes, dtype, max_shard_bytes)
     if write:
         folder.mkdir(parents=True, exist_ok=True)
@@ -157,9 +160,10 @@ def save_hf_weights(
         with ExitStack() as stack:
             writer = stack.enter_context(SafetensorsWriter(folder / file, entries)) if write else None
             for name in names:
-                tensor = assemble_hf(name, weights, read_ours, dtype)
                 if writer is not None:
-                    writer.write(name, tensor)
+                    writer.write(name, assemble_hf(name, weights, copy_ours, dtype))
+                else:
+                    give_hf(name, weights, copy_ours)
     if not write:
         return
     if len(files) > 1:

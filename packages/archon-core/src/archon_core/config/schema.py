@@ -79,6 +79,8 @@ class ArchonOptions:
         use_deterministic_algorithms: bit-identical runs.
         attn_type: ``varlen``, ``flex`` or ``sdpa``; null chooses by device.
         moe_router_dtype: ``fp32``, or null for the compute type.
+        master_dtype: type in which weights are kept and updated; null takes float32 beside bfloat16 computation, and
+            ``dtype`` where nothing is trained.
         model: name of the model spec to use; null chooses by the checkpoint's ``model_type``.
         moe: name of the mixture-of-experts block; null takes the only one installed.
         strict: a decision that changes what was asked is an error.
@@ -95,6 +97,7 @@ class ArchonOptions:
     use_deterministic_algorithms: bool = False
     attn_type: str | None = None
     moe_router_dtype: str | None = "fp32"
+    master_dtype: str | None = None
     model: str | None = None
     moe: str | None = None
     strict: bool = False
@@ -111,6 +114,7 @@ class EngineConfig:
         model_config: a Hugging Face ``config.json`` written in place, instead of ``path``.
         is_critic: a value head instead of the language-model head.
         dtype: compute type: ``float32``, ``bfloat16`` or ``float64``; null takes float32 on CPU, bfloat16 elsewhere.
+        grad_reduce_dtype: type in which gradients are summed over ranks; null takes float32, float64 for float64.
         temperature: logits are divided by it before log-probabilities are taken.
         gradient_checkpointing: recompute activations in backward as ``archon.ac_mode`` says.
         disable_dropout: no dropout in training.
@@ -128,6 +132,7 @@ class EngineConfig:
     model_config: dict[str, Any] | None = None
     is_critic: bool = False
     dtype: str | None = None
+    grad_reduce_dtype: str | None = None
     temperature: float = 1.0
     gradient_checkpointing: bool = False
     disable_dropout: bool = True

@@ -104,9 +104,11 @@ RULES: dict[type, dict[str, Rule]] = {
         "reshard_after_forward_policy": one_of("default", "always", "never"),
         "attn_type": one_of("varlen", "flex", "sdpa"),
         "moe_router_dtype": one_of("fp32"),
+        "master_dtype": one_of("float32", "bfloat16", "float64"),
     },
     EngineConfig: {
         "dtype": one_of("float32", "bfloat16", "float64"),
+        "grad_reduce_dtype": one_of("float32", "bfloat16", "float64"),
         "temperature": number(above=0),
         "batch_align_to": POSITIVE,
     },

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.checkpoint.dcp import load_training_state, save_training_state
+from archon_core.checkpoint.gathering import WRITER, gather_to_writer
 from archon_core.checkpoint.hf import save_hf_weights
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
@@ -20,14 +21,15 @@ from archon_core.distributed.ranks import DataRanks
 from archon_core.engine.assembly import Assembled, assemble, load_weights
 from archon_core.engine.effective import EffectiveConfig, resolve_effective
 from archon_core.engine.optimizer import NamedOptimizer
-from archon_core.engine.runner import Runner, SequentialRunner
-from archon_core.engine.step import Splitter, eval_step, forward_step, train_step
+from archon_core.engine.runner import SequentialRunner
+from archon_core.engine.step import Parts, Splitter, eval_step, forward_step, train_step
 from archon_core.errors import TrainingError
 from archon_core.layout import Layout, refuse_axes
+from archon_core.mesh import data_ranks, device_of_rank
 from archon_core.models.hf_config import checkpoint_folder
-from archon_core.models.parameter_names import named_weights, owners
 from archon_core.nn.evaluation import evaluation_mode
 from archon_core.nn.packed import OutputName
+from archon_core.parallel.tensor import shard_sequences
 from archon_core.plugins.registry import Registry, registry
 from archon_core.plugins.specs import TrainEngineSpec
 from archon_core.protocols import CausalModule, Loss, OutputRequest, StepStats
@@ -67,34 +69,42 @@ class ArchonEngine:
         self._plugins = plugins or registry()
         self._version = 0
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._effective, self._decisions = resolve_effective(config, role=role, device=device, explicit=explicit)
+        self._dims = layout.parallel_dims(moe=False)
+        self._effective, self._decisions = resolve_effective(
+            config, role=role, device=device, dims=self._dims, explicit=explicit
+        )
         self._assembled: Assembled | None = None
         self._optimizer: NamedOptimizer | None = None
-        self._runner: Runner | None = None
+        self._parts: Parts | None = None
 
     def initialize(self) -> None:
-        """Build the module, load or initialise its weights, make the optimizer.
+        """Build the module, load or initialise its weights, make the optimizer. Collective.
 
         Raises:
             ConfigError, LayoutError, WeightsError: as the parts do.
         """
-        dims = self._layout.parallel_dims(moe=False)
-        axes = self._plugins.get(TrainEngineSpec, self._layout.backend).axes
-        refuse_axes(self._layout, axes, option=f"{self._role}.backend")
+        option = f"{self._role}.backend"
+        refuse_axes(self._layout, self._plugins.get(TrainEngineSpec, self._layout.backend).axes, option=option)
         assembled, decisions = assemble(
-            self._config, self._effective, registry=self._plugins, role=self._role, seed=self._seed
+            self._config,
+            self._effective,
+            layout=self._layout,
+            registry=self._plugins,
+            role=self._role,
+            seed=self._seed,
         )
         self._assembled = assembled
         self._decisions += decisions
-        self._runner = SequentialRunner(assembled.module)
-        self._split = Splitter(
+        split = Splitter(
             self._config.mb_spec, multiple=self._effective.pad_multiple, at_least=self._effective.pad_at_least
         )
+        self._parts = Parts(split, SequentialRunner(assembled.module, assembled.groups), data_ranks(self._dims))
         if self._config.optimizer is not None:
             self._optimizer = NamedOptimizer(self.parameters, self._config.optimizer, total_steps=self._total_steps)
         else:
-            assembled.module.requires_grad_(False)
-        logger.info("Initialized Archon engine with parallel dims: %s", dims.describe())
+            for parameter in assembled.parameters.values():
+                parameter.requires_grad_(False)
+        logger.info("Initialized Archon engine with parallel dims: %s", self._dims.describe())
 
     @property
     def module(self) -> CausalModule:
@@ -103,8 +113,8 @@ class ArchonEngine:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Global name -> parameter; a tied one once, under its first name."""
-        return {name: parameter for name, _, _, parameter in owners(self._built.module)}
+        """Global name -> parameter, a DTensor where it is sharded; a tied one once, under its first name."""
+        return dict(self._built.parameters)
 
     @property
     def hf_config(self) -> Any:
@@ -114,17 +124,25 @@ class ArchonEngine:
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return torch.device(self._effective.device)
+        return device_of_rank()
 
     @property
     def data_ranks(self) -> DataRanks:
         """Which share of a batch is this process's."""
-        return DataRanks()
+        return self._built_parts.ranks
 
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Ready ``module`` for generation; see ``protocols.TrainEngine``."""
-        with evaluation_mode(self.module):
+        built = self._built
+        with ExitStack() as stack:
+            stack.enter_context(evaluation_mode(built.module))
+            if built.groups is not None:
+                stack.enter_context(built.groups.whole_weights())
+            if self._dims.tp > 1:
+                # Rows being decoded need not be a multiple of the tensor ranks.
+                shard_sequences(built.module, False)
+                stack.callback(shard_sequences, built.module, True)
             yield
 
     @property
@@ -153,8 +171,7 @@ class ArchonEngine:
         stats = train_step(
             batch.to(self.device),
             loss,
-            split=self._split,
-            runner=self._runner,
+            self._built_parts,
             optimizer=self._optimizer,
             step=self._version,
             max_gradient_norm=self._config.optimizer.gradient_clipping,
@@ -165,28 +182,34 @@ class ArchonEngine:
     def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """The loss and its metrics on ``batch``, without gradients and without dropout."""
         self.module.eval()
-        return eval_step(batch.to(self.device), loss, split=self._split, runner=self._runner)
+        return eval_step(batch.to(self.device), loss, self._built_parts)
 
     def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
         """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients or dropout."""
         self.module.eval()
-        return forward_step(batch.to(self.device), request, split=self._split, runner=self._runner)
+        return forward_step(batch.to(self.device), request, self._built_parts)
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
-        """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training."""
+        """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training.
+
+        Collective; returns when the folder is complete.
+        """
+        everyone = self.data_ranks.everyone
         if format == "hf":
             save_hf_weights(
-                named_weights(self.module),
+                gather_to_writer(self._built.named_weights),
                 self._built.weights,
                 path,
                 self.hf_config,
-                dtype=getattr(torch, self._effective.dtype),
+                dtype=getattr(torch, self._effective.compute_dtype),
                 critic=self._config.is_critic,
                 companions_from=self._companions(),
+                write=everyone.rank == WRITER,
             )
-            return
-        state: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
-        save_training_state(path, self.parameters, state, {"version": self._version})
+        else:
+            state: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
+            save_training_state(path, self.parameters, state, {"version": self._version})
+        everyone.barrier()
 
     def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Read what ``save`` wrote. Raises WeightsError when it does not fit the model."""
@@ -200,7 +223,7 @@ class ArchonEngine:
 
     def close(self) -> None:
         """Free module and optimizer."""
-        self._assembled = self._optimizer = self._runner = None
+        self._assembled = self._optimizer = self._parts = None
 
     def _companions(self) -> Path | None:
         """The folder whose tokenizer and generation settings belong to the weights, when there is one."""
@@ -211,3 +234,9 @@ class ArchonEngine:
         if self._assembled is None:
             raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
         return self._assembled
+
+    @property
+    def _built_parts(self) -> Parts:
+        if self._parts is None:
+            raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
+        return self._parts

@@ -1,27 +1,35 @@
-"""From a configuration to a module with weights: find the spec, build on the meta device, materialise, fill.
+"""From a configuration to a module with weights: find the spec, build on the meta device, shard, materialise, fill.
 
-What shards a module comes between building and materialising.
+Everything before the last two steps works on shapes alone, so that no process ever holds more than its part.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from archon_core.checkpoint.hf import load_hf_weights
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.engine.effective import EffectiveConfig
 from archon_core.errors import ConfigError
+from archon_core.layout import Layout
+from archon_core.mesh import build_meshes, check_world, device_of_rank
 from archon_core.models.hf_config import checkpoint_folder, load_hf_config
 from archon_core.models.initialize import initialize_weights
 from archon_core.models.materialize import materialize_empty
-from archon_core.models.parameter_names import weight_shapes
+from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.models.parameter_names import named_weights, owners, weight_shapes
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.nn.attention import check_attention_backend, set_attention_backend
+from archon_core.parallel.fsdp import FsdpGroups, apply_fsdp
+from archon_core.parallel.shards import local_part
+from archon_core.parallel.tensor import apply_tensor_parallel, check_tensor_size
 from archon_core.plugins.registry import Registry
 from archon_core.plugins.specs import ModelSpec
 from archon_core.protocols import CausalModule, ModelArguments
@@ -36,6 +44,9 @@ class Assembled:
         hf_config: the checkpoint's configuration, as ``transformers`` reads it.
         arguments: the model's own sizes and options.
         module: on its device, with its weights.
+        parameters: global name -> parameter, sharded; a tied one once, under its first name. Fixed here, because FSDP
+            puts others in their place while a forward pass runs.
+        groups: how FSDP2 shards the module; ``None`` for a module that is whole and needs no cast.
         weights: which Hugging Face tensor holds which of the module's parameters.
     """
 
@@ -43,18 +54,32 @@ class Assembled:
     hf_config: Any
     arguments: ModelArguments
     module: CausalModule
+    parameters: Mapping[str, nn.Parameter]
+    named_weights: Mapping[str, Tensor]
+    groups: FsdpGroups | None
     weights: ResolvedMap
 
 
 def assemble(
-    config: EngineConfig, effective: EffectiveConfig, *, registry: Registry, role: str, seed: int
+    config: EngineConfig, effective: EffectiveConfig, *, layout: Layout, registry: Registry, role: str, seed: int
 ) -> tuple[Assembled, list[Decision]]:
     """Build the model that ``config`` names; what was done other than asked comes with it.
+
+    Collective when the layout has more than one rank.
+
+    Args:
+        config: the section of the configuration that describes the model.
+        effective: what was made of its options.
+        layout: how the model is sharded.
+        registry: where model specs come from.
+        role: the section's name, for messages.
+        seed: the run's seed, for weights that no checkpoint gives.
 
     Raises:
         ConfigError: not exactly one of ``path`` and ``model_config`` is given, or an option does not fit the model.
         ModelError: the model's configuration cannot be read or expressed.
         UnknownNameError: no installed plugin serves the model type.
+        LayoutError: the model cannot be sharded like that, or another number of processes runs.
         WeightsError: the checkpoint does not fit.
     """
     _check_source(config, role)
@@ -63,19 +88,52 @@ def assemble(
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)
     _refuse_dropout(config, arguments, role)
-    dtype = getattr(torch, effective.dtype)
+    compute_dtype = getattr(torch, effective.compute_dtype)
     with torch.device("meta"):
-        module = model.module(arguments).to(dtype)
+        module = model.module(arguments).to(getattr(torch, effective.master_dtype))
     weights = model.weight_map(arguments).resolve(weight_shapes(module))
     if effective.attn_type is not None:
-        backend = check_attention_backend(effective.attn_type, effective.device, dtype, arguments.head_dim)
+        backend = check_attention_backend(effective.attn_type, effective.device, compute_dtype, arguments.head_dim)
         set_attention_backend(module, backend)
-    materialize_empty(module, effective.device)
-    assembled = Assembled(spec, hf_config, arguments, module, weights)
+    groups = _shard(module, model.parallel_plan(arguments), effective, layout=layout, option=f"{role}.backend")
+    materialize_empty(module, device_of_rank())
+    assembled = Assembled(
+        spec=spec,
+        hf_config=hf_config,
+        arguments=arguments,
+        module=module,
+        parameters={name: parameter for name, _, _, parameter in owners(module)},
+        named_weights=named_weights(module),
+        groups=groups,
+        weights=weights,
+    )
     if config.path is None or config.init_from_scratch:
-        initialize_weights(module, seed, hf_config.initializer_range)
+        initialize_weights(module, seed, hf_config.initializer_range, local_part=local_part)
         return assembled, []
     return assembled, load_weights(assembled, checkpoint_folder(config.path), role=role, seed=seed)
+
+
+def _shard(
+    module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, *, layout: Layout, option: str
+) -> FsdpGroups | None:
+    """Shard the module, on the meta device, in place."""
+    dims = layout.parallel_dims(moe=False)
+    if dims.tp > 1:
+        check_tensor_size(module, plan, layout, option=option)
+    check_world(dims, option=option)
+    if dims.world_size == 1 and effective.compute_dtype == effective.master_dtype:
+        return None
+    meshes = build_meshes(dims, effective.device, option=option)
+    if meshes.tp is not None:
+        apply_tensor_parallel(module, plan, meshes.tp)
+    return apply_fsdp(
+        module,
+        plan,
+        meshes.fsdp,
+        compute_dtype=getattr(torch, effective.compute_dtype),
+        reduce_dtype=getattr(torch, effective.reduce_dtype),
+        reshard_after_forward=effective.reshard_after_forward,
+    )
 
 
 def load_weights(assembled: Assembled, folder: Path, *, role: str, seed: int) -> list[Decision]:
@@ -84,8 +142,16 @@ def load_weights(assembled: Assembled, folder: Path, *, role: str, seed: int) ->
     Raises:
         WeightsError: the checkpoint does not fit.
     """
-    report = load_hf_weights(assembled.module, assembled.weights, folder)
-    initialize_weights(assembled.module, seed, assembled.hf_config.initializer_range, only=report.initialised)
+    report = load_hf_weights(
+        assembled.module, assembled.weights, folder, local_boxes=lambda _name, weight: [local_part(weight)]
+    )
+    initialize_weights(
+        assembled.module,
+        seed,
+        assembled.hf_config.initializer_range,
+        only=report.initialised,
+        local_part=local_part,
+    )
     return [
         Decision(f"{role}.path", f"{name} of {folder}", "random, from the seed", "the checkpoint has none")
         for name in report.initialised

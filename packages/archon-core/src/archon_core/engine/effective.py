@@ -6,14 +6,16 @@ an error that names the option.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.errors import ConfigError
+from archon_core.layout import ParallelDims
 
-DtypeName = Literal["float32", "float64"]
+DtypeName = Literal["float32", "float64", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,10 @@ class EffectiveConfig:
 
     Attributes:
         device: ``cpu`` or ``cuda``.
-        dtype: type of weights and computation.
+        compute_dtype: type of forward and backward, and of exported weights.
+        master_dtype: type in which weights are kept and updated.
+        reduce_dtype: type in which gradients are summed over ranks.
+        reshard_after_forward: whether FSDP frees whole weights between forward and backward.
         attn_type: attention backend; ``None`` takes the fastest that runs the model on the device.
         compile: whether blocks are compiled.
         pad_multiple: micro-batches are padded to a multiple of this many tokens.
@@ -30,7 +35,10 @@ class EffectiveConfig:
     """
 
     device: str
-    dtype: DtypeName
+    compute_dtype: DtypeName
+    master_dtype: DtypeName
+    reduce_dtype: DtypeName
+    reshard_after_forward: bool
     attn_type: str | None
     compile: bool
     pad_multiple: int
@@ -38,18 +46,25 @@ class EffectiveConfig:
 
 
 def resolve_effective(
-    config: EngineConfig, *, role: str, device: str, explicit: frozenset[str] = frozenset()
+    config: EngineConfig,
+    *,
+    role: str,
+    device: str,
+    dims: ParallelDims | None = None,
+    explicit: frozenset[str] = frozenset(),
 ) -> tuple[EffectiveConfig, list[Decision]]:
     """Decide everything that depends on more than one option, or on the device.
 
     Args:
         role: ``actor``, ``critic``, ``ref`` or ``teacher``: the prefix of option names in messages.
         device: ``cpu`` or ``cuda``.
+        dims: sizes of the engine's axes; ``None`` for one process.
         explicit: dotted names of the options that the user wrote, as against defaults.
 
     Raises:
         ConfigError: an option asks for what this engine cannot do, or ``strict`` is set and a decision was needed.
     """
+    dims = dims or ParallelDims()
     decisions: list[Decision] = []
 
     def decide(option: str, requested: object, effective: object, reason: str) -> None:
@@ -58,8 +73,19 @@ def resolve_effective(
     refusals = unsupported_options(config, role=role, explicit=explicit)
     if refusals:
         raise ConfigError("\n".join(refusals))
+    compute: DtypeName = config.dtype or ("bfloat16" if device == "cuda" else "float32")  # type: ignore[assignment]
     if config.dtype is None:
-        decide("dtype", None, "float32", f"weights and computation are float32 by default on {device}")
+        decide("dtype", None, compute, f"computation is in {compute} by default on {device}")
+    # A model that is not trained has no small updates to keep: its weights are held as they are computed with.
+    kept = "float32" if compute == "bfloat16" and config.optimizer is not None else compute
+    master: DtypeName = config.archon.master_dtype or kept  # type: ignore[assignment]
+    exact = "float64" if "float64" in (compute, master) else "float32"
+    reduce: DtypeName = config.grad_reduce_dtype or exact  # type: ignore[assignment]
+    alignment = dims.cp * dims.tp
+    multiple = math.lcm(config.batch_align_to, alignment)
+    if multiple != config.batch_align_to and config.batch_align_to > 1:
+        reason = f"tokens are sharded over {alignment} ranks (cp x tp), so the padded length must be a multiple of both"
+        decide("batch_align_to", config.batch_align_to, multiple, reason)
     if config.archon.enable_compile:
         decide("archon.enable_compile", True, False, "this version runs eager")
     if config.enable_tree_training:
@@ -71,10 +97,13 @@ def resolve_effective(
             raise ConfigError(f"{role}.archon.strict=true allows no change to what was asked; found\n  {lines}")
     effective = EffectiveConfig(
         device=device,
-        dtype=config.dtype or "float32",
+        compute_dtype=compute,
+        master_dtype=master,
+        reduce_dtype=reduce,
+        reshard_after_forward=_reshard_after_forward(config.archon.reshard_after_forward_policy, dims),
         attn_type=config.archon.attn_type,
         compile=False,
-        pad_multiple=config.batch_align_to,
+        pad_multiple=multiple,
         pad_at_least=_pad_at_least(config, role),
     )
     return effective, decisions
@@ -82,6 +111,11 @@ def resolve_effective(
 
 def _text(value: object) -> str:
     return {None: "default", True: "true", False: "false"}.get(value, str(value))  # type: ignore[call-overload]
+
+
+def _reshard_after_forward(policy: str, dims: ParallelDims) -> bool:
+    """Pipelined stages run many micro-batches at once: freeing weights after each would gather them again and again."""
+    return {"always": True, "never": False}.get(policy, dims.pp == 1)
 
 
 def _pad_at_least(config: EngineConfig, role: str) -> int:
@@ -99,7 +133,6 @@ def unsupported_options(config: EngineConfig, *, role: str, explicit: frozenset[
     """What ``config`` asks for and this version cannot do: one found / allowed / fix sentence each."""
     options = config.archon
     requests = [
-        (config.dtype == "bfloat16", "dtype", "bfloat16", "computes in float32 or float64", "float32"),
         (config.gradient_checkpointing, "gradient_checkpointing", "true", "keeps all activations", "false"),
         (options.offload_params, "archon.offload_params", "true", "keeps parameters on the device", "false"),
         (

@@ -1,22 +1,42 @@
-"""The global gradient norm: every logical element of every parameter counted once."""
+"""The global gradient norm: every logical element of every parameter counted once, whatever it is sharded over.
+
+Which ranks hold different parts of a gradient, and which hold copies, is read from its placements; no list of axes
+could be forgotten here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 
 def global_gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """L2 norm over all gradients, a scalar in at least fp32. Parameters without a gradient count as zero."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if not gradients:
+    """L2 norm over all gradients, a scalar in at least fp32, the same on every rank.
+
+    Parameters without a gradient count as zero. Collective over every axis along which some gradient is sharded.
+    """
+    local_norms: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            gradient = _local(parameter.grad)
+            norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
+            local_norms.setdefault(_sharded_axes(parameter.grad), []).append(norm)
+    if not local_norms:
         return torch.zeros(())
-    norms = [
-        torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
-        for gradient in gradients
-    ]
+    norms = []
+    for (mesh, axes), parts in local_norms.items():
+        norm = torch.linalg.vector_norm(torch.stack(parts))
+        if mesh is not None and axes:
+            square = norm.square()
+            for axis in axes:
+                dist.all_reduce(square, group=mesh.get_group(axis))
+            norm = square.sqrt()
+        norms.append(norm)
     return torch.linalg.vector_norm(torch.stack(norms))
 
 
@@ -26,4 +46,21 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: f
         return
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad.mul_((max_norm / norm).to(parameter.grad.dtype))
+            gradient = _local(parameter.grad)
+            gradient.mul_((max_norm / norm).to(gradient.dtype))
+
+
+def _local(gradient: Tensor) -> Tensor:
+    """This rank's part of a gradient, sharing its storage."""
+    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
+
+
+def _sharded_axes(gradient: Tensor) -> tuple[DeviceMesh | None, tuple[int, ...]]:
+    """The mesh, and its axes along which ranks hold different parts of the gradient."""
+    if not isinstance(gradient, DTensor):
+        return None, ()
+    assert not any(placement.is_partial() for placement in gradient.placements), (
+        f"a gradient of shape {tuple(gradient.shape)} was never summed over ranks: {gradient.placements}"
+    )
+    axes = tuple(axis for axis, placement in enumerate(gradient.placements) if not placement.is_replicate())
+    return gradient.device_mesh, axes

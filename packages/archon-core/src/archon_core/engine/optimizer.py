@@ -1,4 +1,4 @@
-"""Optimizers from torch.optim over named parameters, with state kept under the parameters' global names."""
+"""Optimizers over named parameters, all but Muon torch's own, with state kept under the parameters' global names."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from archon_core.config.schema import OptimizerConfig
 from archon_core.engine.lr_schedule import lr_factor
+from archon_core.engine.muon import Muon
 from archon_core.errors import ConfigError, WeightsError
 
 _ADAM_ENTRIES = frozenset({"step", "exp_avg", "exp_avg_sq"})
@@ -17,13 +18,13 @@ _STATE_ENTRIES: Mapping[type[torch.optim.Optimizer], frozenset[str]] = {
     torch.optim.AdamW: _ADAM_ENTRIES,
     torch.optim.Adam: _ADAM_ENTRIES,
     torch.optim.SGD: frozenset({"momentum_buffer"}),
-    torch.optim.Muon: frozenset({"momentum_buffer"}),
+    Muon: frozenset({"momentum_buffer"}),
 }
 """What each optimizer keeps per parameter."""
 
 
 class NamedOptimizer:
-    """One or two torch optimizers that share the parameters of a module between them.
+    """One or two optimizers that share the parameters of a module between them.
 
     Attributes:
         parameters: name -> parameter, each once.
@@ -119,14 +120,7 @@ def _build(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> l
         # (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
         hidden = {name: p for name, p in parameters.items() if p.ndim == 2 and name.startswith("layers.")}
         others = {name: p for name, p in parameters.items() if name not in hidden}
-        muon = torch.optim.Muon(
-            hidden.values(),
-            lr=config.lr,
-            weight_decay=config.weight_decay,
-            momentum=config.beta1,
-            # Scales updates to AdamW's usual size, so that one learning rate fits both (arXiv:2502.16982).
-            adjust_lr_fn="match_rms_adamw",
-        )
+        muon = Muon(hidden.values(), lr=config.lr, weight_decay=config.weight_decay, momentum=config.beta1)
         return [muon, *_build(others, OptimizerConfig(**{**vars(config), "type": "adamw"}))]
     groups = [
         {"params": [p for p in parameters.values() if is_decayed(p)], "weight_decay": config.weight_decay},

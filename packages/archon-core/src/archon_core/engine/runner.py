@@ -11,6 +11,7 @@ from torch import Tensor
 
 from archon_core.data.micro_batch import MicroBatch
 from archon_core.nn.packed import OutputName
+from archon_core.parallel.fsdp import FsdpGroups
 from archon_core.protocols import CausalModule
 
 Objective = Callable[[Mapping[OutputName, Tensor], MicroBatch], Tensor]
@@ -30,8 +31,9 @@ class Runner(Protocol):
 class SequentialRunner:
     """Forward and backward of one micro-batch after the other."""
 
-    def __init__(self, module: CausalModule) -> None:
+    def __init__(self, module: CausalModule, groups: FsdpGroups | None = None) -> None:
         self._module = module
+        self._groups = groups
 
     def train(self, micro_batches: Sequence[MicroBatch], objective: Objective) -> None:
         for micro_batch in micro_batches:
@@ -43,3 +45,5 @@ class SequentialRunner:
             with torch.no_grad():
                 outputs = self._module(micro_batch.input_ids, micro_batch.packed)
             yield micro_batch, micro_batch.without_padding(outputs)
+        if self._groups is not None:
+            self._groups.reshard()

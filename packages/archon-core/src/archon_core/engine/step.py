@@ -1,14 +1,14 @@
 """One training step or evaluation over a batch: split, normalise, run, clip, update.
 
-The weights that normalise a loss are summed over the whole batch before the first forward pass, so that neither
-the split into micro-batches nor, later, the split over ranks can enter the numbers.
+The weights that normalise a loss are summed over the whole batch, all ranks together, before the first forward pass,
+so that neither the split into micro-batches nor that over ranks can enter the numbers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,12 +17,14 @@ from archon_core.config.schema import MicroBatchSpec
 from archon_core.data.batch import Batch
 from archon_core.data.micro_batch import MicroBatch, build_micro_batch
 from archon_core.data.packing import plan_micro_batches
+from archon_core.distributed.ranks import DataRanks
+from archon_core.engine.agreement import Share, agree
 from archon_core.engine.grad_norm import clip_gradients, global_gradient_norm
 from archon_core.engine.optimizer import NamedOptimizer
 from archon_core.engine.runner import Runner
 from archon_core.errors import DataError
 from archon_core.nn.packed import OutputName
-from archon_core.protocols import Loss, LossSums, OutputRequest, StepStats, Unit
+from archon_core.protocols import Loss, LossSums, OutputRequest, StepStats
 
 
 @dataclass(frozen=True)
@@ -54,24 +56,54 @@ class Splitter:
             if indices
         ]
 
+    def padding_only(self, batch: Batch, request: OutputRequest) -> MicroBatch:
+        """A micro-batch without sequences: what a rank runs while others still have some."""
+        return build_micro_batch(batch, [], request, multiple=self.multiple, at_least=self.at_least)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that a step is made of, the same for every step of an engine.
+
+    Attributes:
+        split: cuts this rank's batch.
+        runner: executes micro-batches.
+        ranks: who has other sequences of the batch.
+    """
+
+    split: Splitter
+    runner: Runner
+    ranks: DataRanks = field(default_factory=DataRanks)
+
+    def prepare(self, batch: Batch, request: OutputRequest, loss: Loss | None = None) -> tuple[list[MicroBatch], Share]:
+        """This rank's micro-batches, as many on every rank, and the whole batch that they are part of."""
+        own = self.split(batch, request) if len(batch) else []
+        whole = agree(Share.of(batch, len(own), loss), self.ranks)
+        padding = whole.n_micro_batches - len(own)
+        return own + [self.split.padding_only(batch, request) for _ in range(padding)], whole
+
 
 class LossTotals:
     """Applies a loss to micro-batches and adds up what it returns, normalised by the weights of the whole batch."""
 
-    def __init__(self, loss: Loss, batch: Batch) -> None:
+    def __init__(self, loss: Loss, whole: Share, ranks: DataRanks) -> None:
         self._loss = loss
-        self._weights: dict[Unit, float] = {unit: float(weight) for unit, weight in loss.weights(batch).items()}
+        self._weights = whole.weights
+        self._ranks = ranks
         for unit, weight in self._weights.items():
             if not (math.isfinite(weight) and weight > 0):
                 raise DataError(
-                    f"loss weight of unit {unit!r}: found {weight} over a batch of {len(batch)} sequences; it must be "
-                    "positive; check that the batch's loss mask selects at least one token"
+                    f"loss weight of unit {unit!r}: found {weight} over a batch of {whole.n_sequences} sequences; it "
+                    "must be positive; check that the batch's loss mask selects at least one token"
                 )
         self._loss_sum: Tensor | None = None
         self._metric_sums: dict[str, Tensor] = {}
 
     def objective(self, outputs: Mapping[OutputName, Tensor], micro_batch: MicroBatch) -> Tensor:
         """The scalar to back-propagate for this micro-batch; adds it to the totals."""
+        if not micro_batch.indices:
+            # Zero, but with a graph: backward must run on every rank, and gradients of zero join the others' sum.
+            return torch.stack([output.sum() for output in outputs.values()]).sum()
         sums = self._loss(outputs, micro_batch.batch)
         self._check_units(sums)
         value = torch.stack([term / self._weights[unit] for unit, term in sums.terms.items()]).sum()
@@ -81,15 +113,15 @@ class LossTotals:
             self._metric_sums[name] = self._metric_sums.get(name, 0) + share
         return value
 
-    @property
-    def loss(self) -> float:
-        """The objective summed over the micro-batches seen."""
-        return float(self._loss_sum)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The loss's metrics over the micro-batches seen."""
-        return {name: float(value) for name, value in self._metric_sums.items()}
+    def gather(self) -> tuple[float, dict[str, float]]:
+        """The objective and the loss's metrics over the micro-batches seen, of all ranks together."""
+        own = 0.0 if self._loss_sum is None else float(self._loss_sum)
+        parts = self._ranks.gather((own, {name: float(value) for name, value in self._metric_sums.items()}))
+        metrics: dict[str, float] = {}
+        for _, values in parts:
+            for name, value in values.items():
+                metrics[name] = metrics.get(name, 0.0) + value
+        return sum(loss for loss, _ in parts), metrics
 
     def _check_units(self, sums: LossSums) -> None:
         used = {*sums.terms, *(unit for unit, _ in sums.metrics.values())}
@@ -102,28 +134,25 @@ class LossTotals:
 
 
 def train_step(
-    batch: Batch,
-    loss: Loss,
-    *,
-    split: Splitter,
-    runner: Runner,
-    optimizer: NamedOptimizer,
-    step: int,
-    max_gradient_norm: float,
+    batch: Batch, loss: Loss, parts: Parts, *, optimizer: NamedOptimizer, step: int, max_gradient_norm: float
 ) -> StepStats:
     """Forward and backward over all micro-batches, then one optimizer update.
 
     Args:
+        batch: this rank's sequences.
+        loss: what to minimise.
+        parts: how.
+        optimizer: holds the parameters.
         step: number of this optimizer step, the first being 0.
         max_gradient_norm: clip to this global norm; 0 does not clip.
 
     Returns:
-        Statistics; ``skipped`` when the norm was not finite, in which case no weight and no state changed.
+        Statistics of all ranks; ``skipped`` when the norm was not finite, in which case no weight and no state changed.
     """
-    totals = LossTotals(loss, batch)
-    micro_batches = split(batch, loss.request)
+    micro_batches, whole = parts.prepare(batch, loss.request, loss)
+    totals = LossTotals(loss, whole, parts.ranks)
     optimizer.zero_grad()
-    runner.train(micro_batches, totals.objective)
+    parts.runner.train(micro_batches, totals.objective)
     norm = global_gradient_norm(optimizer.parameters.values())
     finite = bool(torch.isfinite(norm))
     learning_rate = optimizer.learning_rate(step)
@@ -131,39 +160,42 @@ def train_step(
         if max_gradient_norm > 0:
             clip_gradients(optimizer.parameters.values(), norm, max_gradient_norm)
         optimizer.step(learning_rate)
+    objective, metrics = totals.gather()
     return StepStats(
-        loss=totals.loss,
+        loss=objective,
         gradient_norm=float(norm),
         learning_rate=learning_rate,
         skipped=not finite,
-        n_micro_batches=len(micro_batches),
-        n_tokens=batch.n_tokens,
-        metrics=totals.metrics,
+        n_micro_batches=whole.n_micro_batches,
+        n_tokens=whole.n_tokens,
+        metrics=metrics,
     )
 
 
-def eval_step(batch: Batch, loss: Loss, *, split: Splitter, runner: Runner) -> StepStats:
+def eval_step(batch: Batch, loss: Loss, parts: Parts) -> StepStats:
     """The loss and its metrics without gradients."""
-    totals = LossTotals(loss, batch)
-    micro_batches = split(batch, loss.request)
+    micro_batches, whole = parts.prepare(batch, loss.request, loss)
+    totals = LossTotals(loss, whole, parts.ranks)
     with torch.no_grad():
-        for micro_batch, outputs in runner.forward(micro_batches):
+        for micro_batch, outputs in parts.runner.forward(micro_batches):
             totals.objective(outputs, micro_batch)
+    objective, metrics = totals.gather()
     return StepStats(
-        loss=totals.loss,
+        loss=objective,
         gradient_norm=None,
         learning_rate=None,
         skipped=False,
-        n_micro_batches=len(micro_batches),
-        n_tokens=batch.n_tokens,
-        metrics=totals.metrics,
+        n_micro_batches=whole.n_micro_batches,
+        n_tokens=whole.n_tokens,
+        metrics=metrics,
     )
 
 
-def forward_step(batch: Batch, request: OutputRequest, *, split: Splitter, runner: Runner) -> dict[OutputName, Tensor]:
-    """Per-token outputs [T] in the order of ``batch``."""
+def forward_step(batch: Batch, request: OutputRequest, parts: Parts) -> dict[OutputName, Tensor]:
+    """Per-token outputs [T] of this rank's ``batch``, in its order."""
     outputs: dict[OutputName, Tensor] = {}
-    for micro_batch, values in runner.forward(split(batch, request)):
+    micro_batches, _ = parts.prepare(batch, request)
+    for micro_batch, values in parts.runner.forward(micro_batches):
         places = _token_places(batch, micro_batch.indices)
         for name, value in values.items():
             whole = outputs.setdefault(name, value.new_zeros(batch.n_tokens, *value.shape[1:]))
@@ -173,4 +205,4 @@ def forward_step(batch: Batch, request: OutputRequest, *, split: Splitter, runne
 
 def _token_places(batch: Batch, indices: Sequence[int]) -> Tensor:
     spans = [torch.arange(batch.offsets[i], batch.offsets[i + 1]) for i in indices]
-    return torch.cat(spans).to(batch.input_ids.device)
+    return torch.cat([torch.empty(0, dtype=torch.int64), *spans]).to(batch.input_ids.device)

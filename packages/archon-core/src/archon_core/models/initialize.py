@@ -6,13 +6,13 @@ global name. So it depends neither on the other parameters nor on device, dtype,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from archon_core.models.box import Shape
+from archon_core.models.box import Box, Shape
 from archon_core.models.parameter_names import owners
 from archon_core.seeding import derive_seed
 
@@ -57,6 +57,7 @@ def initialize_weights(
     *,
     only: Collection[str] | None = None,
     ties: Mapping[str, str] | None = None,
+    local_part: Callable[[Tensor], tuple[Tensor, Box]] | None = None,
 ) -> None:
     """Fill the parameters of ``module`` in place. They must have storage, not be on the meta device.
 
@@ -66,10 +67,16 @@ def initialize_weights(
         only: global names of the parameters to fill; ``None`` for all.
         ties: name of a tied parameter -> name of the one that it is tied to (``ResolvedMap.ties``): a copy that
             stands alone, such as a head on the last pipeline stage, starts as its original does.
+        local_part: gives a sharded parameter's storage on this process and the box of the whole that it holds.
     """
     for name, owner, attribute, parameter in owners(module):
         if only is not None and name not in only:
             continue
         drawn_as = (ties or {}).get(name, name)
         kind = initial_value(owner, attribute, parameter)
-        parameter.copy_(draw_weight(drawn_as, tuple(parameter.shape), kind, seed, std))
+        whole = draw_weight(drawn_as, tuple(parameter.shape), kind, seed, std)
+        if local_part is None:
+            parameter.copy_(whole)
+        else:
+            storage, box = local_part(parameter)
+            storage.copy_(whole[box.slices])

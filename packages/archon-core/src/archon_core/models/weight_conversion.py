@@ -1,7 +1,7 @@
 """Moving weights through a resolved map, in both directions, a box at a time.
 
-Where the bytes come from is the caller's: a ``BoxReader`` may read a file, slice a tensor or gather shards from other
-ranks. Nothing here holds more than the tensor it was asked for and one slice.
+Where the bytes come from is the caller's: a ``BoxReader`` may read a file or slice a tensor, a ``BoxCopier`` may gather
+shards from other ranks. Nothing here holds more than the tensor it was asked for and one slice.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from archon_core.models.weight_map import ResolvedMap
 
 BoxReader = Callable[[str, Box], Tensor]
 """Gives the elements of a named tensor inside a box, shaped like the box."""
+
+BoxCopier = Callable[[str, Box, Tensor | None], None]
+"""Copies the elements of a named tensor inside a box into a tensor of the box's shape, casting to its type; ``None`` on
+ranks that only give theirs to another one."""
 
 
 def read_from(tensors: Mapping[str, Tensor]) -> BoxReader:
@@ -37,17 +41,25 @@ def fill_ours(destination: Tensor, name: str, box: Box, weights: ResolvedMap, re
     assert filled == box.numel, f"{name}: the links cover {filled} of {box.numel} elements"
 
 
-def assemble_hf(hf_name: str, weights: ResolvedMap, read_ours: BoxReader, dtype: torch.dtype | None = None) -> Tensor:
-    """One Hugging Face tensor, on the CPU, made from boxes of ours.
+def copy_from(tensors: Mapping[str, Tensor]) -> BoxCopier:
+    """A copier of whole tensors that are in memory."""
 
-    Args:
-        dtype: the type to cast to; ``None`` keeps that of our tensors.
-    """
-    result: Tensor | None = None
+    def copy(name: str, box: Box, destination: Tensor | None) -> None:
+        if destination is not None:
+            destination.copy_(tensors[name].detach()[box.slices])
+
+    return copy
+
+
+def assemble_hf(hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier, dtype: torch.dtype) -> Tensor:
+    """One Hugging Face tensor of ``dtype``, on the CPU, made from boxes of ours."""
+    result = torch.empty(weights.hf_shapes[hf_name], dtype=dtype)
     for link in weights.links_of_hf[hf_name]:
-        part = read_ours(link.ours, link.our_box).detach()
-        if result is None:
-            result = torch.empty(weights.hf_shapes[hf_name], dtype=dtype or part.dtype)
-        result[link.hf_box.slices].copy_(part.reshape(link.hf_box.shape))
-    assert result is not None, f"{hf_name} has no links"
+        copy_ours(link.ours, link.our_box, result[link.hf_box.slices].view(link.our_box.shape))
     return result
+
+
+def give_hf(hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier) -> None:
+    """Take part in another rank's ``assemble_hf``."""
+    for link in weights.links_of_hf[hf_name]:
+        copy_ours(link.ours, link.our_box, None)

@@ -2,9 +2,10 @@
 
 ``linear_logprobs`` fuses the output projection with log-softmax. It walks over chunks of tokens, keeps two numbers
 per token and recomputes a chunk's logits in backward, so that peak memory holds a few chunks instead of several
-[T, V] matrices.
+[T, V] matrices. Under tensor parallelism each rank does that for its rows of the vocabulary, and the ranks exchange
+two or three numbers per token, once, after the loop.
 
-Legend: T tokens, H hidden size, V vocabulary, C tokens in a chunk.
+Legend: T tokens, H hidden size, V vocabulary (this rank's part of it), C tokens in a chunk.
 """
 
 from __future__ import annotations
@@ -16,22 +17,42 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from archon_core import compat
 from archon_core.nn.packed import HeadInputs, OutputName
+from archon_core.nn.tensor_parallel import TensorParallel, local_weight
 
 CHUNK_BYTES = 64 * 2**20
 """Size of one [C, V] buffer. Backward holds two; larger chunks gain no speed that could be measured."""
 
 
-def linear_logprobs(hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, temperature: float) -> Tensor:
-    """``log_softmax(hidden @ weight.T / temperature)`` at the targets: [T], at least fp32, 0 where the target is -1."""
-    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, False)[0]
+def linear_logprobs(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    temperature: float,
+    parallel: TensorParallel | None = None,
+) -> Tensor:
+    """``log_softmax(hidden @ weight.T / temperature)`` at the targets: [T], at least fp32, 0 where the target is -1.
+
+    Args:
+        hidden_TH: of all tokens, on every tensor rank. Its gradient is this rank's part of a sum over them.
+        weight_VH: this rank's rows, an equal number on each.
+        targets_T: int64, rows of the whole vocabulary.
+        temperature: logits are divided by it.
+        parallel: the tensor ranks that hold the other rows.
+    """
+    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, False, parallel)[0]
 
 
 def linear_logprobs_and_entropy(
-    hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, temperature: float
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    targets_T: Tensor,
+    temperature: float,
+    parallel: TensorParallel | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As ``linear_logprobs``, with the entropy of each position's distribution in nats: two [T] tensors."""
-    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, True)
+    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, True, parallel)
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -46,29 +67,63 @@ def _token_chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slic
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, max(size, 1))]
 
 
+def _local_rows(targets_T: Tensor, n_rows: int, parallel: TensorParallel | None) -> tuple[Tensor, Tensor]:
+    """Each target's place among this rank's rows, 0 when it is elsewhere, and whether it is here: [T], bool [T]."""
+    rows_T = targets_T if parallel is None else targets_T - parallel.rank * n_rows
+    is_here_T = (targets_T >= 0) & (rows_T >= 0) & (rows_T < n_rows)
+    return rows_T.masked_fill(~is_here_T, 0), is_here_T
+
+
+def _combine(
+    log_normaliser_T: Tensor, target_logits_T: Tensor, entropy_T: Tensor | None, parallel: TensorParallel
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same three for the whole vocabulary, from those of each rank's rows.
+
+    With w the share of a rank's rows in the whole distribution, its entropy is the sum of w (own entropy - log w).
+    """
+    own = [log_normaliser_T, target_logits_T, *([] if entropy_T is None else [entropy_T])]
+    statistics = compat.all_gather(torch.stack(own)[None], 0, parallel.group)
+    log_normalisers_RT, target_logits_RT = statistics[:, 0], statistics[:, 1]
+    log_normaliser_T = torch.logsumexp(log_normalisers_RT, 0)
+    if entropy_T is not None:
+        log_shares_RT = log_normalisers_RT - log_normaliser_T
+        entropy_T = (log_shares_RT.exp() * (statistics[:, 2] - log_shares_RT)).sum(0)
+    return log_normaliser_T, target_logits_RT.sum(0), entropy_T
+
+
 class _LinearLogSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_TH: Tensor, weight_VH: Tensor, targets_T: Tensor, temperature: float, with_entropy: bool
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        targets_T: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        parallel: TensorParallel | None,
     ) -> tuple[Tensor, Tensor | None]:
         dtype = _accumulation_dtype(hidden_TH.dtype)
         tokens, vocabulary = hidden_TH.shape[0], weight_VH.shape[0]
         has_target_T = targets_T >= 0
+        rows_T, is_here_T = _local_rows(targets_T, vocabulary, parallel)
         log_normaliser_T = hidden_TH.new_empty(tokens, dtype=dtype)
-        logprobs_T = hidden_TH.new_empty(tokens, dtype=dtype)
+        target_logits_T = hidden_TH.new_empty(tokens, dtype=dtype)
         entropy_T = hidden_TH.new_empty(tokens, dtype=dtype) if with_entropy else None
         for chunk in _token_chunks(tokens, vocabulary, dtype):
             logits_CV = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, dtype)
             log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
-            target_logits_C = logits_CV.gather(1, targets_T[chunk].clamp(min=0)[:, None])[:, 0]
             log_normaliser_T[chunk] = log_normaliser_C
-            logprobs_T[chunk] = target_logits_C - log_normaliser_C
+            target_logits_T[chunk] = logits_CV.gather(1, rows_T[chunk, None])[:, 0]
             if entropy_T is not None:
                 # Not log Z - sum p logit: there a rounding of the sum of p counts as often as the logits are large.
                 logprobs_CV = logits_CV.sub_(log_normaliser_C[:, None])
                 entropy_T[chunk] = -logprobs_CV.exp().mul_(logprobs_CV).sum(-1)
-        logprobs_T = torch.where(has_target_T, logprobs_T, 0)
-        ctx.temperature = temperature
+        if parallel is not None:
+            log_normaliser_T, target_logits_T, entropy_T = _combine(
+                log_normaliser_T, target_logits_T.masked_fill_(~is_here_T, 0), entropy_T, parallel
+            )
+        logprobs_T = torch.where(has_target_T, target_logits_T - log_normaliser_T, 0)
+        ctx.temperature, ctx.parallel = temperature, parallel
         ctx.save_for_backward(hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T)
         if entropy_T is None:
             return logprobs_T, None
@@ -80,7 +135,9 @@ class _LinearLogSoftmax(torch.autograd.Function):
         hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T = ctx.saved_tensors
         dtype = log_normaliser_T.dtype
         has_target_T = targets_T >= 0
+        rows_T, is_here_T = _local_rows(targets_T, weight_VH.shape[0], ctx.parallel)
         grad_logprobs_T = torch.where(has_target_T, grad_logprobs_T, 0)
+        grad_at_target_T = torch.where(is_here_T, grad_logprobs_T, 0)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden_TH = torch.empty_like(hidden_TH) if needs_hidden else None
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
@@ -97,7 +154,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
                 grad_logits_CV = logprobs_CV.add_(entropy_T[chunk, None]).mul_(grad_entropy_C[:, None])
                 grad_logits_CV.add_(grad_C[:, None]).mul_(probabilities_CV).neg_()
                 del probabilities_CV
-            grad_logits_CV.scatter_add_(1, targets_T[chunk].clamp(min=0)[:, None], grad_C[:, None])
+            grad_logits_CV.scatter_add_(1, rows_T[chunk, None], grad_at_target_T[chunk, None])
             grad_logits_CV /= ctx.temperature
             grad_logits_CV = grad_logits_CV.to(hidden_TH.dtype)
             if grad_hidden_TH is not None:
@@ -109,7 +166,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
                     grad_weight_VH += grad_logits_CV.T @ hidden_TH[chunk]
         if grad_weight_VH is not None:
             grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
-        return grad_hidden_TH, grad_weight_VH, None, None, None
+        return grad_hidden_TH, grad_weight_VH, None, None, None, None
 
 
 def _tempered_logits(hidden_CH: Tensor, weight_VH: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
@@ -122,34 +179,39 @@ class LanguageModelHead(nn.Module):
 
     Attributes:
         weight: [V, H]; the embedding's own parameter when the model ties them.
+        parallel: the tensor ranks over which rows are sharded; ``None`` for all of them here.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.parallel: TensorParallel | None = None
 
     def forward(self, hidden: Tensor, inputs: HeadInputs) -> dict[OutputName, Tensor]:
-        """Outputs for ``hidden`` [T, H]: ``logprobs`` and ``entropy`` [P], ``logits`` [P, V].
+        """Outputs for ``hidden``, [T, H] or this rank's tokens of it: ``logprobs`` and ``entropy`` [P], ``logits``
+        [P, vocabulary], each whole on every rank.
 
         Raises:
             ValueError: ``values`` was asked for, or ``logprobs`` or ``entropy`` without targets.
         """
         _check_outputs(inputs, allowed=("logprobs", "entropy", "logits"), head="a language-model head")
-        targets = inputs.targets
+        targets, weight, temperature = inputs.targets, local_weight(self.weight), inputs.temperature
+        if self.parallel is not None:
+            hidden = self.parallel.gather_tokens(hidden)
         if inputs.positions is not None:
             hidden = hidden[inputs.positions]
             targets = targets[inputs.positions] if targets is not None else None
         outputs: dict[OutputName, Tensor] = {}
         if "logits" in inputs.outputs:
-            dtype = _accumulation_dtype(hidden.dtype)
-            outputs["logits"] = (hidden @ self.weight.T).to(dtype) / inputs.temperature
+            logits = (hidden @ weight.T).to(_accumulation_dtype(hidden.dtype)) / temperature
+            outputs["logits"] = logits if self.parallel is None else self.parallel.gather_results(logits, 1)
         if "entropy" in inputs.outputs:
-            logprobs, entropy = linear_logprobs_and_entropy(hidden, self.weight, targets, inputs.temperature)
+            logprobs, entropy = linear_logprobs_and_entropy(hidden, weight, targets, temperature, self.parallel)
             outputs["entropy"] = entropy
             if "logprobs" in inputs.outputs:
                 outputs["logprobs"] = logprobs
         elif "logprobs" in inputs.outputs:
-            outputs["logprobs"] = linear_logprobs(hidden, self.weight, targets, inputs.temperature)
+            outputs["logprobs"] = linear_logprobs(hidden, weight, targets, temperature, self.parallel)
         return outputs
 
 
@@ -158,18 +220,25 @@ class ValueHead(nn.Module):
 
     Attributes:
         weight: [1, H].
+        parallel: the tensor ranks, each with tokens of its own; ``None`` when all are here.
     """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(1, hidden_size))
+        self.parallel: TensorParallel | None = None
 
     def forward(self, hidden: Tensor, inputs: HeadInputs) -> dict[OutputName, Tensor]:
-        """``values`` [P] for ``hidden`` [T, H], at least fp32. Raises ValueError for any other output."""
+        """``values`` [P], at least fp32 and whole on every rank, for ``hidden``, [T, H] or this rank's tokens of it.
+
+        Raises:
+            ValueError: another output was asked for.
+        """
         _check_outputs(inputs, allowed=("values",), head="a critic's value head")
-        if inputs.positions is not None:
-            hidden = hidden[inputs.positions]
-        return {"values": (hidden @ self.weight.T)[:, 0].to(_accumulation_dtype(hidden.dtype))}
+        values = (hidden @ local_weight(self.weight).T)[:, 0].to(_accumulation_dtype(hidden.dtype))
+        if self.parallel is not None and self.parallel.sequence_sharded:
+            values = self.parallel.gather_results(values, 0)
+        return {"values": values if inputs.positions is None else values[inputs.positions]}
 
 
 def _check_outputs(inputs: HeadInputs, *, allowed: tuple[OutputName, ...], head: str) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from archon_core.nn.tensor_parallel import local_weight
+
 
 class RMSNorm(nn.Module):
     """``weight * x / sqrt(mean(x^2) + eps)`` over the last dim.
@@ -26,7 +28,7 @@ class RMSNorm(nn.Module):
         """Normalise ``x`` [..., size]."""
         upcast = x.to(torch.promote_types(x.dtype, torch.float32))
         normalised = upcast * torch.rsqrt(upcast.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normalised.to(x.dtype)
+        return local_weight(self.weight) * normalised.to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.weight.shape[0]}, eps={self.eps}"

@@ -166,7 +166,6 @@ IGNORED = (
     Ignored("gconfig.lora_name", _NO_LORA),
     # Engines
     Ignored("*.attn_impl", "attention is chosen by archon.attn_type", ("flash_attention_2",)),
-    Ignored("*.grad_reduce_dtype", "gradients are summed in float32", ("float32",), otherwise="error"),
     Ignored("*.weight_update_mode", "the rollout engine says how weights reach it"),
     Ignored("*.fsdp.wrap_policy", "every layer is a unit", ("null",)),
     Ignored("*.fsdp.memory_efficient_load", "every rank reads only its own slices"),

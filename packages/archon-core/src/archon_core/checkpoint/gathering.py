@@ -1,0 +1,50 @@
+"""Bringing sharded weights to the rank that writes them, a box at a time.
+
+Parts travel point to point over gloo, straight into the tensor that is being put together: the writing rank holds that
+tensor and one part, the others nothing beyond their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from archon_core.models.box import Box
+from archon_core.models.weight_conversion import BoxCopier
+from archon_core.parallel.shards import holders, own_box
+
+WRITER = 0
+"""The global rank that writes."""
+
+
+def gather_to_writer(weights: Mapping[str, Tensor]) -> BoxCopier:
+    """A copier of ``weights``, DTensors or plain; every rank must call it for the same boxes in the same order."""
+    rank = dist.get_rank() if dist.is_initialized() else WRITER
+
+    @torch.no_grad()
+    def copy(name: str, box: Box, destination: Tensor | None) -> None:
+        weight = weights[name].detach()
+        if not isinstance(weight, DTensor):
+            if destination is not None:
+                destination.copy_(weight[box.slices])
+            return
+        for holder, held in holders(weight).items():
+            part = held.intersect(box)
+            if part is None or rank not in (holder, WRITER):
+                continue
+            if rank == holder:
+                values = weight.to_local()[part.relative_to(own_box(weight).start).slices]
+                if rank != WRITER:
+                    dist.send(values.cpu().contiguous(), WRITER)
+                    continue
+            else:
+                values = torch.empty(part.shape, dtype=weight.dtype)
+                dist.recv(values, holder)
+            assert destination is not None, "the writing rank has a destination"
+            destination[part.relative_to(box.start).slices].copy_(values)
+
+    return copy

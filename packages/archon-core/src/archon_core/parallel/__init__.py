@@ -1,0 +1,1 @@
+"""Sharding a module by its parallel plan. Model packages know nothing of it."""

@@ -1,0 +1,109 @@
+"""FSDP2 over any module that has a parallel plan: one group per block, one per unit outside the blocks.
+
+Losses arrive divided by global weights, so every group sums gradients and divides by nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from archon_core.models.parallel_plan import ParallelPlan, matches
+
+
+@dataclass(frozen=True)
+class FsdpGroups:
+    """A module that FSDP2 shards.
+
+    Attributes:
+        module: the root.
+        resharding: parts whose whole weights are freed between forward and backward.
+    """
+
+    module: nn.Module
+    resharding: tuple[FSDPModule, ...]
+
+    def reshard(self) -> None:
+        """Free the whole weights that forward passes without a backward pass left behind."""
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Gather all weights for the length of the block: forward passes inside need no other data rank.
+
+        Entering is collective. Tensor-parallel weights stay sharded over their axis.
+        """
+        for part in self.module.modules():
+            if isinstance(part, FSDPModule):
+                part.unshard()
+                part.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in self.resharding:
+                part.set_reshard_after_forward(True, recurse=False)
+            self.reshard()
+
+
+def apply_fsdp(
+    module: nn.Module,
+    plan: ParallelPlan,
+    mesh: DeviceMesh,
+    *,
+    compute_dtype: torch.dtype,
+    reduce_dtype: torch.dtype,
+    reshard_after_forward: bool,
+) -> FsdpGroups:
+    """Shard the parameters of ``module`` over ``mesh``, in place.
+
+    Args:
+        plan: names the blocks and the units before and after them.
+        mesh: where to shard.
+        compute_dtype: what parameters are cast to for forward and backward; they keep their own type otherwise.
+        reduce_dtype: in which gradients are summed over ranks.
+        reshard_after_forward: free whole weights between forward and backward.
+    """
+    # Inputs keep their type: rotary angles and the like are computed in the type that the model chose for them.
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    early, last = _groups(module, plan)
+    for part in early:
+        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    if last:
+        # Backward begins with these: freed after forward, they would be gathered again at once.
+        fully_shard(last, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            # With any other factor gloo cannot reduce, and a group of one rank would divide twice.
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+    return FsdpGroups(module, tuple(early) if reshard_after_forward else ())
+
+
+def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Units before the blocks and the blocks, one group each, and the units after them, which make one together.
+
+    Units that share a parameter are in neither: they belong to the root's group.
+    """
+
+    def found(pattern: str) -> list[nn.Module]:
+        return [part for name, part in module.named_modules() if matches(pattern, name)]
+
+    first_block = plan.units.index(plan.blocks)
+    before = [part for pattern in plan.units[:first_block] for part in found(pattern)]
+    after = [part for pattern in plan.units[first_block + 1 :] for part in found(pattern)]
+    users = Counter(parameter for part in (*before, *after) for parameter in part.parameters())
+    early, last = (
+        [part for part in parts if all(users[parameter] == 1 for parameter in part.parameters())]
+        for parts in (before, after)
+    )
+    return [*early, *found(plan.blocks)], last

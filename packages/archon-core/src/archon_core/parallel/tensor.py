@@ -1,0 +1,152 @@
+"""Tensor parallelism with sequence parallelism, applied to any module that has a parallel plan.
+
+Parameters become DTensors over the ``tp`` axis. Layers that exchange tokens are told their place in the group, and
+tensor regions get a hook before, which gathers tokens, and one after, which scatters the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
+
+from archon_core.errors import LayoutError, ModelError
+from archon_core.layout import Layout
+from archon_core.models.parallel_plan import ParallelPlan, Role, matches
+from archon_core.nn.linear import Linear
+from archon_core.nn.tensor_parallel import TensorParallel
+
+SHARDED_DIM: dict[tuple[Role, str], int] = {
+    ("vocabulary", "weight"): 0,
+    ("column", "weight"): 0,
+    ("column", "bias"): 0,
+    ("row", "weight"): 1,
+}
+"""(role, parameter) -> the tensor dim that is cut; all others are replicated."""
+
+_PARALLEL = "parallel"
+"""The attribute under which layers and tensor regions keep their ``TensorParallel``."""
+
+
+def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMesh) -> None:
+    """Shard ``module``, which is on the meta device, in place.
+
+    Args:
+        plan: what its modules are.
+        mesh: the one-dimensional mesh of the tensor ranks.
+
+    Raises:
+        ModelError: the plan does not say enough of the module.
+    """
+    _check_plan(module, plan)
+    parallel = TensorParallel(mesh.get_group(), mesh.get_local_rank(), mesh.size())
+    sharded: dict[nn.Parameter, nn.Parameter] = {}
+    for name, owner in module.named_modules():
+        own = dict(owner.named_parameters(recurse=False, remove_duplicate=False))
+        if not own:
+            continue
+        role = plan.role_of(name)
+        for attribute, parameter in own.items():
+            # A tied parameter is one parameter before and after.
+            if parameter not in sharded:
+                sharded[parameter] = _distribute(parameter, _placement(role, attribute), mesh)
+            setattr(owner, attribute, sharded[parameter])
+        if role == "row" and isinstance(owner, Linear):
+            owner.adds_bias = parallel.rank == 0
+        if hasattr(owner, _PARALLEL):
+            owner.parallel = parallel
+    for name, region in module.named_modules():
+        if any(matches(pattern, name) for pattern in plan.tensor_regions):
+            region.parallel = parallel
+            region.register_forward_pre_hook(_gather_tokens)
+            region.register_forward_hook(_scatter_sum)
+
+
+def shard_sequences(module: nn.Module, enabled: bool) -> None:
+    """Switch sequence sharding of all layers on or off; it must be on wherever gradients are computed."""
+    for part in module.modules():
+        parallel = getattr(part, _PARALLEL, None)
+        if isinstance(parallel, TensorParallel):
+            part.parallel = replace(parallel, sequence_sharded=enabled)
+
+
+def check_tensor_size(module: nn.Module, plan: ParallelPlan, layout: Layout, *, option: str) -> None:
+    """Refuse a tensor size that does not divide everything that is sharded.
+
+    Raises:
+        LayoutError: naming what does not divide, and the largest size that does.
+    """
+    size = layout.dims["t"]
+    extents = dict(_sharded_extents(module, plan))
+    if not [what for what, extent in extents.items() if extent % size]:
+        return
+    works = max(t for t in range(1, size) if all(extent % t == 0 for extent in extents.values()))
+    broken = ", ".join(f"{what} ({extent})" for what, extent in extents.items() if extent % size)
+    fix = f"the largest t below {size} that works is t{works}" if works > 1 else "no t from 2 on works"
+    raise LayoutError(f"{option} {str(layout)!r}: found t{size}; it must divide the model's {broken}; {fix}")
+
+
+def _sharded_extents(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, int]]:
+    """What tensor parallelism cuts, described once per kind, with its extent."""
+    if plan.heads is not None:
+        yield "attention heads", plan.heads.query
+        yield "key and value heads", plan.heads.key_value
+    for pattern, role in plan.roles.items():
+        for name, owner in module.named_modules():
+            dim = SHARDED_DIM.get((role, "weight"))
+            if dim is not None and matches(pattern, name):
+                yield f"{pattern} {'outputs' if dim == 0 else 'inputs'}", owner.weight.shape[dim]
+                break
+
+
+def _check_plan(module: nn.Module, plan: ParallelPlan) -> None:
+    """Every sharded projection lies in a region, and everything else outside of it, or the sums would be wrong."""
+    plan.validate(module)
+    problems = []
+    for name, owner in module.named_modules():
+        if not any(True for _ in owner.parameters(recurse=False)):
+            continue
+        role = plan.role_of(name)
+        ancestors = [name[:end] for end in range(len(name) + 1) if name[end : end + 1] in (".", "")]
+        in_region = any(matches(pattern, ancestor) for pattern in plan.tensor_regions for ancestor in ancestors)
+        if role == "expert":
+            problems.append(f"{name}: expert weights are sharded by the mixture-of-experts package")
+        elif in_region != (role in ("column", "row", "head_norm")):
+            where = "in a tensor region" if in_region else "outside every tensor region"
+            problems.append(f"{name}: role {role!r} {where}")
+        if role == "vocabulary" and not hasattr(owner, _PARALLEL):
+            problems.append(f"{name}: {type(owner).__name__} cannot hold part of a vocabulary; use archon_core.nn's")
+        if role == "row" and not isinstance(owner, Linear):
+            problems.append(f"{name}: {type(owner).__name__} sums no partial outputs; use archon_core.nn's Linear")
+    if problems:
+        raise ModelError("parallel plan: it cannot be used for tensor parallelism:\n  " + "\n  ".join(problems))
+
+
+def _placement(role: Role, attribute: str) -> Placement:
+    dim = SHARDED_DIM.get((role, attribute))
+    return Replicate() if dim is None else Shard(dim)
+
+
+def _distribute(parameter: nn.Parameter, placement: Placement, mesh: DeviceMesh) -> nn.Parameter:
+    """A parameter on the meta device with the shape of the whole and the storage, later, of a part."""
+    assert parameter.is_meta, "sharding comes before weights"
+    shape = list(parameter.shape)
+    if isinstance(placement, Shard):
+        shape[placement.dim] //= mesh.size()
+    local = torch.empty(shape, dtype=parameter.dtype, device="meta")
+    return nn.Parameter(DTensor.from_local(local, mesh, [placement], run_check=False))
+
+
+def _gather_tokens(region: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    x, *rest = args
+    return (region.parallel.gather_tokens(x), *rest)
+
+
+def _scatter_sum(region: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return region.parallel.scatter_sum(output)
