@@ -65,6 +65,21 @@ def test_engines_inherit_the_actors_layout_and_share_its_ranks(load: Load, compl
     assert {share.role: share.ranks for share in found.shares} == {"actor": 4, "rollout": 0, "critic": 2, "ref": 0}
 
 
+def test_a_model_on_another_number_of_ranks_than_the_actor_is_refused(load: Load, complete: Registry) -> None:
+    found = plan(load, complete, RUNNABLE + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
+    assert environment_errors(found) == [
+        "critic.backend: found able:d2, on 2 ranks; this version runs every model on the ranks of the actor, which "
+        "able:d4 has 4 of; choose a layout of 4 ranks, or leave critic.backend out to take the actor's"
+    ]
+    assert plan(load, complete, RUNNABLE + "critic: {backend: 'able:d2t2'}\n", "actor.backend=able:d4").can_run
+
+
+def test_the_archon_engine_runs_data_and_tensor_axes(load: Load, complete: Registry) -> None:
+    assert plan(load, complete, RUNNABLE, "actor.backend=archon:d4t2").can_run
+    (text,) = environment_errors(plan(load, complete, RUNNABLE, "actor.backend=archon:d2c2"))
+    assert "context parallelism (c2)" in text
+
+
 def test_every_malformed_layout_is_reported_not_only_the_first(load: Load, complete: Registry) -> None:
     found = plan(load, complete, RUNNABLE + "ref: {backend: 'able:d0'}\nrollout: {backend: 'sglang:p2'}\n")
     texts = "\n".join(config_errors(found))

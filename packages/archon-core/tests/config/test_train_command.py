@@ -298,6 +298,27 @@ def test_a_launcher_is_handed_the_run_and_its_exit_code_is_ours(train: Train, tr
     assert dataclasses.is_dataclass(run)
 
 
+def test_ranks_that_one_machine_does_not_hold_are_started_by_the_command_that_is_shown(
+    train: Train, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several = ("actor.backend=archon:d8", "cluster.n_nodes=2", "cluster.n_gpus_per_node=4")
+    assert train(*several) == 2
+    command = "torchrun --nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 --rdzv-id=archon --nproc-per-node=4 "
+    assert command + "-m archon_core.cli train " in capsys.readouterr().err
+    assert not run_folder.exists()
+    assert train(*several, "--dry-run") == 0
+    assert command in capsys.readouterr().out
+
+
+def test_a_launcher_that_says_half_of_what_it_should_is_refused(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert train() == 2
+    assert "LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT missing" in capsys.readouterr().err
+
+
 def test_a_file_that_is_not_there_is_a_users_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["train", "nowhere.yaml"])

@@ -67,3 +67,27 @@ def test_outside_the_main_thread_no_handler_is_touched_and_requests_work():
     thread.start()
     thread.join()
     assert seen == [before, 143]
+
+
+def test_the_same_signal_within_a_moment_is_one_signal_and_another_is_not():
+    now = 0.0
+    with StopSignal(same_within=0.5, clock=lambda: now) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        now = 0.4
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not stop.insisted
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        now = 0.6
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert stop.exit_code == 130
+
+
+def test_the_second_signal_can_be_kept_instead_of_raised(capfd):
+    with StopSignal(announce=False, raises=False) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (stop.number, stop.insisted) == (signal.SIGTERM, False)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (stop.number, stop.insisted) == (signal.SIGTERM, True)
+    assert capfd.readouterr().err == ""

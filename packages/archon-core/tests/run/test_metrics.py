@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from archon_core.errors import DataError
 from archon_core.run.folder import RunFolder
-from archon_core.run.metrics import MetricsLog, read_metrics
+from archon_core.run.metrics import MetricsLog, NoMetrics, read_metrics
 
 
 @pytest.fixture
@@ -135,3 +135,10 @@ def test_tensorboard_shows_the_numbers_of_a_resumed_run_once(folder):
     events = accumulator.EventAccumulator(str(folder.tensorboard))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 12.0)]
+
+
+def test_the_metrics_of_other_ranks_write_nothing(folder):
+    before = sorted(folder.path.iterdir())
+    with NoMetrics() as metrics:
+        metrics.log(1, {"loss": 0.5})
+    assert sorted(folder.path.iterdir()) == before

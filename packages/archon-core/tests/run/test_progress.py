@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from archon_core.run.progress import Progress, format_step
+from archon_core.run.progress import NoProgress, Progress, format_step
 
 
 class Clock:
@@ -106,3 +106,13 @@ def test_in_a_terminal_one_line_is_redrawn(clock):
     assert "step 3/3  reward 0.5" in text
     assert "a [remark]" in text
     assert "\x1b[2K" in text  # erase line: the earlier one was overwritten
+
+
+def test_the_progress_of_other_ranks_shows_nothing(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any output for a terminal
+    with NoProgress() as progress:
+        progress.start(3)
+        progress.note("a note")
+        progress.update(1, n_tokens=10, loss=0.5)
+        progress.update(3)
+    assert capsys.readouterr() == ("", "")

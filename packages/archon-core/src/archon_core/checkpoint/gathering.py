@@ -24,6 +24,7 @@ WRITER = 0
 def gather_to_writer(weights: Mapping[str, Tensor]) -> BoxCopier:
     """A copier of ``weights``, DTensors or plain; every rank must call it for the same boxes in the same order."""
     rank = dist.get_rank() if dist.is_initialized() else WRITER
+    inbox = _Inbox()
 
     @torch.no_grad()
     def copy(name: str, box: Box, destination: Tensor | None) -> None:
@@ -38,13 +39,27 @@ def gather_to_writer(weights: Mapping[str, Tensor]) -> BoxCopier:
                 continue
             if rank == holder:
                 values = weight.to_local()[part.relative_to(own_box(weight).start).slices]
-                if rank != WRITER:
-                    dist.send(values.cpu().contiguous(), WRITER)
-                    continue
             else:
-                values = torch.empty(part.shape, dtype=weight.dtype)
-                dist.recv(values, holder)
-            assert destination is not None, "the writing rank has a destination"
-            destination[part.relative_to(box.start).slices].copy_(values)
+                values = inbox.receive(part, weight.dtype, holder)
+            if destination is not None:
+                destination[part.relative_to(box.start).slices].copy_(values)
+            else:
+                dist.send(values.cpu().contiguous(), WRITER)
 
     return copy
+
+
+class _Inbox:
+    """One buffer for all parts that arrive: freed ones would not all go back to the system at once."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def receive(self, part: Box, dtype: torch.dtype, sender: int) -> Tensor:
+        """The part that ``sender`` sends, valid until the next one."""
+        size = part.numel * dtype.itemsize
+        if self._bytes.numel() < size:
+            self._bytes = torch.empty(size, dtype=torch.uint8)
+        values = self._bytes[:size].view(dtype).view(part.shape)
+        dist.recv(values, sender)
+        return values

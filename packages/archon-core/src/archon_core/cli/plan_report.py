@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archon_core.cli.console import print_remark, print_table, print_text
+from archon_core.cli.console import print_table, print_text
 from archon_core.config.decisions import Decision
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.run_plan import RunPlan, install_commands
@@ -33,13 +33,9 @@ def print_decisions(decisions: Sequence[Decision]) -> None:
         print_text("")
 
 
-def print_obstacles(plan: RunPlan, *, dry_run: bool) -> None:
-    """Everything that stops the run: on standard output in a dry run, which was asked for it, else as an error."""
-    lines = list(describe_obstacles(plan))
-    if dry_run:
-        print_text("\n".join(lines))
-    else:
-        print_remark("\n".join(lines), label="error: ", style="bold red")
+def print_obstacles(plan: RunPlan) -> None:
+    """Everything that stops the run, on standard output: for a dry run, which was asked for it."""
+    print_text("\n".join(describe_obstacles(plan)))
 
 
 def describe_obstacles(plan: RunPlan) -> list[str]:

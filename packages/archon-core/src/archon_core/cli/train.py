@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from archon_core.cli.console import print_remark, print_text
-from archon_core.cli.plan_report import print_decisions, print_obstacles, print_plan
-from archon_core.config.decisions import Decision
-from archon_core.config.loading import LoadedConfig, load_config, to_yaml
+from archon_core.cli.launching import launch_ranks
+from archon_core.cli.plan_report import describe_obstacles, print_decisions, print_obstacles, print_plan
+from archon_core.cli.training import run_training, set_aside
+from archon_core.config.loading import LoadedConfig, load_config
 from archon_core.config.preflight import plan_run
+from archon_core.config.run_plan import RunPlan
+from archon_core.distributed.environment import RankEnvironment, rank_environment
 from archon_core.errors import ConfigError
-from archon_core.plugins import AlgorithmSpec, LauncherSpec, registry
-from archon_core.run.changes import changes_since_start
-from archon_core.run.folder import RunFolder
-from archon_core.run.interrupt import StopSignal
-
-if TYPE_CHECKING:
-    from archon_core.config.schema import ExperimentConfig
+from archon_core.launch.rank import run_as_rank, started_by_archon
+from archon_core.launch.world import check_started, explain_machines, ranks_needed
+from archon_core.plugins import LauncherSpec, registry
 
 USER_ERROR = 2
 
@@ -43,148 +41,92 @@ def train(
     ] = False,
 ) -> None:
     """Train a model as a YAML file describes."""
+    command = ["train", str(config), *(overrides or [])]
     given = [*(overrides or []), *(["trainer.resume=true"] if resume else [])]
-    loaded = load_config(config, given, allow_missing=True)
+    if dry_run:
+        raise typer.Exit(_print_dry_run(config, given, command))
+    place = rank_environment()
+    if place is None:
+        raise typer.Exit(_start(_read(config, given), command, resume=resume, restart=restart))
+
+    def work() -> int:
+        loaded, plan = read = _read(config, given)
+        check_started(place, plan.layouts, command)
+        if place.rank == 0 and not started_by_archon():
+            _print_preliminaries(*read)
+        return run_training(loaded, resume_command=_resume_command(command), place=place, restart=restart)
+
+    raise typer.Exit(run_as_rank(place, work))
+
+
+def _print_dry_run(config: Path, overrides: list[str], command: list[str]) -> int:
+    loaded = load_config(config, overrides, allow_missing=True)
     plan = plan_run(loaded, registry())
-    if dry_run:
-        print_text(loaded.to_yaml())
-        print_plan(plan, loaded)
-        print_decisions(loaded.decisions)
+    print_text(loaded.to_yaml())
+    print_plan(plan, loaded)
+    if "actor" in plan.layouts and loaded.config.scheduler.type == "local":
+        elsewhere = explain_machines(plan.layouts, loaded.config.cluster, command)
+        if elsewhere:
+            print_text(f"note: {elsewhere}\n")
+    print_decisions(loaded.decisions)
     if not plan.can_run:
-        print_obstacles(plan, dry_run=dry_run)
-    if dry_run:
-        raise typer.Exit(USER_ERROR if plan.is_wrong else 0)
+        print_obstacles(plan)
+    return USER_ERROR if plan.is_wrong else 0
+
+
+def _read(config: Path, overrides: list[str]) -> tuple[LoadedConfig, RunPlan]:
+    """The configuration and its plan.
+
+    Raises:
+        ConfigError: naming everything that stops the run.
+    """
+    loaded = load_config(config, overrides, allow_missing=True)
+    plan = plan_run(loaded, registry())
     if not plan.can_run:
-        raise typer.Exit(USER_ERROR)
+        raise ConfigError("\n".join(describe_obstacles(plan)))
+    return loaded, plan
+
+
+def _print_preliminaries(loaded: LoadedConfig, plan: RunPlan) -> None:
     for note in plan.notes:
         print_remark(note, label="note: ")
     print_decisions(loaded.decisions)
-    if restart:
-        _set_aside(loaded.config)
-    raise typer.Exit(_launch(loaded, resume_command=_resume_command(config, overrides or [])))
 
 
-def _set_aside(config: ExperimentConfig) -> None:
-    if config.trainer.resume:
-        raise ConfigError("--restart and resuming: found both; one begins anew, the other goes on; use one of them")
-    folder = RunFolder.at(config.cluster.fileroot, config.experiment_name, config.trial_name)
-    aside = folder.set_aside()
-    if aside is not None:
-        print_remark(str(aside), label="earlier run set aside: ", style="bold")
-
-
-def _launch(loaded: LoadedConfig, *, resume_command: str) -> int:
-    """Run here, or hand over to the launcher that ``scheduler.type`` names; returns the exit code."""
+def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bool, restart: bool) -> int:
+    """Run here, start ranks here, or hand over to the launcher that ``scheduler.type`` names; returns the exit code."""
+    loaded, plan = read
     kind = loaded.config.scheduler.type
-    if kind == "local":
+    if kind == "local" and (elsewhere := explain_machines(plan.layouts, loaded.config.cluster, command)):
+        raise ConfigError(elsewhere)
+    _print_preliminaries(loaded, plan)
+    if restart:
+        set_aside(loaded.config)
+    resume_command = _resume_command(command)
+    if kind != "local":
+        launcher = registry().get(LauncherSpec, kind).load()
+        return int(launcher(loaded.config, _entry(loaded, resume_command)))
+    n_ranks = ranks_needed(plan.layouts)
+    if n_ranks == 1:
         return run_training(loaded, resume_command=resume_command)
-    launcher = registry().get(LauncherSpec, kind).load()
-    return int(launcher(loaded.config, lambda: sys.exit(run_training(loaded, resume_command=resume_command))))
+    arguments = [*command, *(["--resume"] if resume else [])]
+    return launch_ranks(loaded, arguments, n_ranks=n_ranks, resume_command=resume_command)
 
 
-def run_training(loaded: LoadedConfig, *, resume_command: str) -> int:
-    """Train to the end, or to the step in which Ctrl-C falls; returns the exit code.
+def _entry(loaded: LoadedConfig, resume_command: str) -> Callable[[], None]:
+    """What a launcher's process runs: a rank, when the environment says so by then."""
 
-    Args:
-        loaded: a configuration that nothing stops.
-        resume_command: what to tell a user who interrupts the run.
+    def entry() -> None:
+        place: RankEnvironment | None = rank_environment()
 
-    Raises:
-        ArchonError: as the trainer does.
-    """
-    with open_folder(loaded) as (folder, resumed, decisions):
-        config = replace(loaded.config, trainer=replace(loaded.config.trainer, resume=resumed, auto_resume=False))
-        if resumed:
-            changes = changes_since_start(folder, to_yaml(config))
-            print_decisions(changes)
-            decisions += changes
-        folder.write_config(to_yaml(config))
-        folder.write_decisions(decisions)
-        print_remark(str(folder.path), label="run folder: ", style="bold")
-        stop = StopSignal()
-        try:
-            with stop:
-                _fit(config, folder, decisions, loaded.explicit, stop)
-        except KeyboardInterrupt:
-            if not stop.requested:  # else the signal that asked first tells the exit code
-                stop.request()
-        finally:
-            folder.write_decisions(decisions)
-        if stop.requested:
-            print_remark(explain_interruption(folder, resume_command), label="interrupted: ", style="bold yellow")
-        return stop.exit_code
+        def work() -> int:
+            return run_training(loaded, resume_command=resume_command, place=place)
+
+        sys.exit(work() if place is None else run_as_rank(place, work))
+
+    return entry
 
 
-@contextmanager
-def open_folder(loaded: LoadedConfig) -> Iterator[tuple[RunFolder, bool, list[Decision]]]:
-    """The run folder, whether there is a checkpoint in it to go on from, and the decisions so far.
-
-    Raises:
-        ConfigError: the folder holds another run and this one does not resume it, there is nothing to resume, or
-            another process is writing it.
-    """
-    config: ExperimentConfig = loaded.config
-    decisions = list(loaded.decisions)
-    asked = config.trainer.resume or config.trainer.auto_resume
-    place = (config.cluster.fileroot, config.experiment_name, config.trial_name)
-    if config.trainer.resume and not RunFolder.at(*place).path.is_dir():
-        raise _nothing_to_resume(RunFolder.at(*place))
-    with RunFolder.hold(*place, resume=asked) as folder:
-        resumed = asked and folder.latest_step() is not None
-        if config.trainer.resume and not resumed:
-            if not folder.metrics.is_file():
-                raise _nothing_to_resume(folder)
-            reason = "the run stopped before its first checkpoint, so it starts again"
-            decisions.append(Decision("trainer.resume", "true", "false", reason))
-        elif config.trainer.auto_resume:
-            found = f"step {folder.latest_step()}" if resumed else "no checkpoint"
-            decisions.append(Decision("trainer.auto_resume", "true", f"resume={resumed}".lower(), f"found {found}"))
-        yield folder, resumed, decisions
-
-
-def _nothing_to_resume(folder: RunFolder) -> ConfigError:
-    return ConfigError(
-        f"trainer.resume: found no run in {folder.path}; leave --resume out to start one, or set cluster.fileroot, "
-        "experiment_name and trial_name to those of the run to go on with"
-    )
-
-
-def explain_interruption(folder: RunFolder, resume_command: str) -> str:
-    """What is left of a run that was interrupted, and how to go on with it."""
-    step = folder.latest_step()
-    if step is None:
-        return f"there was no checkpoint yet (trainer.save_every says how often); to start again: {resume_command}"
-    return f"the last checkpoint, {folder.checkpoint_path(step)}, is whole; to go on from step {step}: {resume_command}"
-
-
-def _fit(config: Any, folder: RunFolder, decisions: list[Decision], explicit: frozenset[str], stop: StopSignal) -> None:
-    # These import numpy, TensorBoard and the trainer: seconds that a dry run does not need.
-    from archon_core.run.context import RunContext
-    from archon_core.run.log import shown_log
-    from archon_core.run.metrics import MetricsLog
-    from archon_core.run.progress import Progress
-
-    spec = registry().get(AlgorithmSpec, config.algorithm)
-    trainer, algorithm = spec.load_trainer(), spec.load()
-    resume_step = folder.latest_step() if config.trainer.resume else None
-    with ExitStack() as stack:
-        metrics = stack.enter_context(MetricsLog(folder, resume_step=resume_step, decisions=decisions))
-        progress = stack.enter_context(Progress())
-        stack.enter_context(shown_log(progress.note))
-        run = RunContext(
-            config=config,
-            folder=folder,
-            metrics=metrics,
-            progress=progress,
-            stop=stop,
-            decisions=decisions,
-            explicit=explicit,
-        )
-        trainer(run, algorithm).fit()
-
-
-def _resume_command(config: Path, overrides: list[str]) -> str:
-    import shlex
-
-    kept = [override for override in overrides if not override.startswith("trainer.resume=")]
-    return shlex.join(["archon", "train", str(config), *kept, "--resume"])
+def _resume_command(command: list[str]) -> str:
+    kept = [part for part in command if not part.startswith("trainer.resume=")]
+    return shlex.join(["archon", *kept, "--resume"])

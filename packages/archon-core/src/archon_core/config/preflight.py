@@ -29,6 +29,7 @@ from archon_core.layout import (
     engine_layouts,
     refuse_axes,
 )
+from archon_core.layout.diagnostics import count
 from archon_core.plugins.hints import PACKAGES, package_for
 from archon_core.plugins.specs import InferenceEngineSpec, ModelSpec, Spec, TrainEngineSpec, load_target
 
@@ -127,6 +128,7 @@ class _Planner:
                     refuse_axes(layout, spec.axes, option=option)
                 except LayoutError as error:
                     self.unable(str(error))
+            self.check_shares_ranks(role, layout)
         if layout.ep > 1 or (layout.etp or 1) > 1 or (model is not None and "moe" in model.needs):
             self.check_experts(role, config.archon.moe)
         if isinstance(spec, TrainEngineSpec) and spec.check:
@@ -137,6 +139,15 @@ class _Planner:
             else:
                 for text in check(config, role=role, explicit=self.loaded.explicit):
                     self.unable(text)
+
+    def check_shares_ranks(self, role: str, layout: Layout) -> None:
+        actor = self.layouts.get("actor")
+        if actor is not None and layout.world_size != actor.world_size:
+            self.unable(
+                f"{role}.backend: found {layout}, on {count(layout.world_size, 'rank')}; this version runs every model "
+                f"on the ranks of the actor, which {actor} has {actor.world_size} of; choose a layout of "
+                f"{count(actor.world_size, 'rank')}, or leave {role}.backend out to take the actor's"
+            )
 
     def check_experts(self, role: str, name: str | None) -> None:
         if name is not None:

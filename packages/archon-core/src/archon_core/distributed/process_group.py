@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from archon_core.distributed.environment import RankEnvironment
 from archon_core.distributed.ranks import Ranks
+from archon_core.errors import ConfigError
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
 """How long a rank waits for the others. A collective may wait for a rank that generates or writes a checkpoint."""
@@ -26,8 +27,17 @@ def process_group(place: RankEnvironment, *, timeout: timedelta = DEFAULT_TIMEOU
     """Join the other processes of a launched run until the block ends.
 
     The address comes from the environment, as ``torchrun`` sets it.
+
+    Raises:
+        ConfigError: there are fewer CUDA devices than processes on this machine.
     """
     if torch.cuda.is_available():
+        devices = torch.cuda.device_count()
+        if devices < place.local_world_size:
+            raise ConfigError(
+                f"devices: found {devices} CUDA devices for {place.local_world_size} ranks on this machine; every rank "
+                "needs one of its own; choose a smaller layout, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+            )
         torch.cuda.set_device(place.local_rank)
     dist.init_process_group(device_backends(), timeout=timeout)
     yield Ranks.of_process_group()

@@ -101,6 +101,19 @@ class MetricsLog:
         return SummaryWriter(str(self._tensorboard_folder), purge_step=purge_step)
 
 
+class NoMetrics(MetricsLog):
+    """Writes nothing: the metrics of a rank that is not the first."""
+
+    def __init__(self) -> None:
+        """Open no file."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Pass over the row; the first rank writes it."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Read the rows of a ``metrics.jsonl``; an unfinished last line, as a crash leaves it, is passed over.
 

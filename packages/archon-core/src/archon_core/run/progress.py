@@ -115,6 +115,13 @@ class Progress:
         return max(0, self._total - step) * sum(self._recent) / len(self._recent)
 
 
+class NoProgress(Progress):
+    """Shows nothing: the progress of a rank that is not the first."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(quiet=True, force_terminal=False))
+
+
 def format_step(
     step: int,
     total: int | None,
