@@ -34,7 +34,7 @@ def test_the_demo_warms_up_trains_evaluates_and_checks_its_export_with_transform
     rows = metrics(folder)
     assert [row["step"] for row in rows] == [-1, 0, 0, 1, 2]
     assert "eval/reward" in rows[-1]
-    dims = "Initialized Archon engine with parallel dims: pp=1, dp_shard=1, tp=1, cp=1, ep=1, etp=1"
+    dims = "Initialized Archon engine with parallel dims: pp=1, dp_shard=2, tp=1, cp=1, ep=1, etp=1"
     assert finished.stdout.count(dims) == 2, "the warm start's engine and the actor"
     assert "Export verified: logits of transformers differ by at most" in finished.stdout
     assert {"config.yaml", "decisions.json", "tensorboard", "checkpoints", "export"} <= {

@@ -1,15 +1,17 @@
 """Stand-ins for the engines: a table of next-token logits with Adam, and a sampler that reads it.
 
-They keep the trainers' tests independent of any model, engine or rollout package.
+They keep the trainers' tests independent of any model, engine or rollout package. On many ranks (``thread_ranks``)
+they demand of their callers what real engines demand: collective calls, and equal batches on tensor ranks.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from thread_ranks import ranks_here
 
 from archon_core.config.decisions import Decision
 from archon_core.distributed.ranks import DataRanks
@@ -26,10 +28,31 @@ class BigramEngine:
         self.version = 0
         self.device = torch.device("cpu")
         self.closed = False
-        self.data_ranks = DataRanks()
+        everyone = ranks_here()
+        # Data ranks outside, tensor ranks inside, as in a layout.
+        tensor_ranks = layout.dims["t"] if layout else 1
+        self.data_ranks = DataRanks(
+            rank=everyone.rank // tensor_ranks,
+            size=everyone.size // tensor_ranks,
+            everyone=everyone,
+            members=tuple(range(0, everyone.size, tensor_ranks)),
+        )
 
+    @contextmanager
     def generating(self):
-        return nullcontext()
+        self._together("generating")
+        yield
+        self._together("generated")
+
+    def _together(self, what, value=None):
+        """``value`` of every data rank; tensor ranks must have the same."""
+        said = self.data_ranks.everyone.gather((what, value))
+        assert {name for name, _ in said} == {what}
+        values = [value for _, value in said]
+        for rank, value in enumerate(values):
+            representative = values[max(m for m in self.data_ranks.members if m <= rank)]
+            assert value == representative, "tensor ranks differ"
+        return [values[member] for member in self.data_ranks.members]
 
     @property
     def module(self):
@@ -58,38 +81,53 @@ class BigramEngine:
         return {name: values[name] for name in request.names}
 
     def _stats(self, batch, loss):
-        weights = loss.weights(batch)
+        """This rank's part of the objective, and the loss, metrics and tokens of all data ranks."""
+        self._together("batch", (batch.input_ids.tolist(), batch.lengths))
+        shares = self._together("weights", {unit: float(weight) for unit, weight in loss.weights(batch).items()})
+        weights = {unit: sum(share[unit] for share in shares) for unit in shares[0]}
+        assert all(weight > 0 for weight in weights.values())
         sums = loss(self.outputs(batch, loss.request), batch)
         objective = sum(term / weights[unit] for unit, term in sums.terms.items())
         metrics = {name: float(value / weights[unit]) for name, (unit, value) in sums.metrics.items()}
-        return objective, metrics
+        parts = self._together("sums", (float(objective.detach()), metrics, batch.n_tokens))
+        total = {name: sum(metrics[name] for _, metrics, _ in parts) for name in metrics}
+        return objective, sum(loss for loss, _, _ in parts), total, sum(n_tokens for *_, n_tokens in parts)
 
     def train_batch(self, batch, loss):
-        objective, metrics = self._stats(batch, loss)
+        objective, value, metrics, n_tokens = self._stats(batch, loss)
         self.optimizer.zero_grad()
         objective.backward()
+        self.table.grad = torch.tensor(self._together("gradients", self.table.grad.tolist()), dtype=torch.float64).sum(
+            0
+        )
         norm = float(self.table.grad.norm())
         self.optimizer.step()
         self.version += 1
-        return StepStats(float(objective.detach()), norm, self.config.optimizer.lr, False, 1, batch.n_tokens, metrics)
+        return StepStats(value, norm, self.config.optimizer.lr, False, 1, n_tokens, metrics)
 
     @torch.no_grad()
     def eval_batch(self, batch, loss):
-        objective, metrics = self._stats(batch, loss)
-        return StepStats(float(objective), None, None, False, 1, batch.n_tokens, metrics)
+        _, value, metrics, n_tokens = self._stats(batch, loss)
+        return StepStats(value, None, None, False, 1, n_tokens, metrics)
 
     @torch.no_grad()
     def forward_batch(self, batch, request):
-        return self.outputs(batch, request)
+        self._together("forward", (batch.input_ids.tolist(), batch.lengths))
+        # As the engine does: a rank without sequences computes nothing.
+        return self.outputs(batch, request) if len(batch) else {}
 
     def save(self, path, format):
-        path.mkdir(parents=True, exist_ok=True)
-        torch.save(self.table.detach(), path / "table.pt")
-        if format == "dcp":
-            torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
-            (path / "version.json").write_text(json.dumps(self.version))
+        assert len(set(self.data_ranks.everyone.gather(path))) == 1
+        if self.data_ranks.everyone.is_first:
+            path.mkdir(parents=True, exist_ok=True)
+            torch.save(self.table.detach(), path / "table.pt")
+            if format == "dcp":
+                torch.save(self.optimizer.state_dict(), path / "optimizer.pt")
+                (path / "version.json").write_text(json.dumps(self.version))
+        self.data_ranks.everyone.barrier()
 
     def load(self, path, format):
+        assert len(set(self.data_ranks.everyone.gather(path))) == 1
         with torch.no_grad():
             self.table.copy_(torch.load(path / "table.pt"))
         self.optimizer.load_state_dict(torch.load(path / "optimizer.pt"))
@@ -115,7 +153,8 @@ class BigramRollout:
 
     def generate(self, requests):
         self.requests += requests
-        return [[self._complete(request, seed) for seed in request.seeds] for request in requests]
+        with self.trainer.generating():
+            return [[self._complete(request, seed) for seed in request.seeds] for request in requests]
 
     def _complete(self, request, seed):
         options, generator = request.config, torch.Generator().manual_seed(seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from archon_core.config.loading import load_config
+from archon_core.distributed.ranks import Ranks
 from archon_core.plugins import AlgorithmSpec, InferenceEngineSpec, TrainEngineSpec, registry
 from archon_core.run.context import RunContext
 from archon_core.run.folder import RunFolder
@@ -18,6 +20,8 @@ from archon_core.run.progress import Progress
 
 # A spec's target is imported by name, and files of a tests folder are no modules otherwise.
 sys.path.insert(0, str(Path(__file__).parent))
+
+from thread_ranks import run_on_ranks
 
 CONFIGURATION = """
 experiment_name: test
@@ -56,21 +60,46 @@ class Runner:
         file.write_text(text.replace("ROOT", str(self.root)), encoding="utf-8")
         return load_config(file, overrides).config
 
-    def __call__(self, *overrides: str, stop_after: int | None = None, text: str = CONFIGURATION) -> RunFolder:
-        """One run to its end, or to a request to stop after a step."""
+    def other_rank(self, rank: int, trial: str = "trial") -> RunFolder:
+        """Where the metrics of a rank other than the first are: a run has none, tests compare them."""
+        return RunFolder(self.root / f"rank_{rank}" / trial)
+
+    def __call__(
+        self,
+        *overrides: str,
+        stop_after: int | None = None,
+        stopped_rank: int = 0,
+        ranks: int = 1,
+        text: str = CONFIGURATION,
+    ) -> RunFolder:
+        """One run to its end, or to a request to stop after a step, which ``stopped_rank`` alone hears."""
+        if ranks > 1:
+            overrides = (f"cluster.n_gpus_per_node={ranks}", *overrides)
         config = self.config(*overrides, text=text)
         folder = RunFolder.open(
             config.cluster.fileroot, config.experiment_name, config.trial_name, resume=config.trainer.resume
         )
         resume_step = folder.latest_step() if config.trainer.resume else None
-        stop, decisions = StopSignal(), []
-        with (folder.path / "output.txt").open("a", encoding="utf-8") as output:
-            progress = _StoppingProgress(Console(file=output), stop, stop_after)
-            with MetricsLog(folder, resume_step=resume_step, decisions=decisions) as metrics:
-                self.context = RunContext(config, folder, metrics, progress, stop, decisions)
-                spec = registry().get(AlgorithmSpec, config.algorithm)
-                self.trainer = spec.load_trainer()(self.context, spec.load())
-                self.trainer.fit()
+
+        def fit(here: Ranks) -> None:
+            stop, decisions = StopSignal(), []
+            with (folder.path / "output.txt").open("a", encoding="utf-8") if here.is_first else io.StringIO() as output:
+                last = stop_after if here.rank == stopped_rank else None
+                progress = _StoppingProgress(Console(file=output), stop, last)
+                rows = folder if here.is_first else self.other_rank(here.rank, config.trial_name)
+                rows.path.mkdir(parents=True, exist_ok=True)
+                with MetricsLog(rows, resume_step=resume_step, decisions=decisions) as metrics:
+                    context = RunContext(config, folder, metrics, progress, stop, decisions, ranks=here)
+                    spec = registry().get(AlgorithmSpec, config.algorithm)
+                    trainer = spec.load_trainer()(context, spec.load())
+                    if here.is_first:
+                        self.context, self.trainer = context, trainer
+                    trainer.fit()
+
+        if ranks == 1:
+            fit(Ranks())
+        else:
+            run_on_ranks(ranks, fit)
         return folder
 
 
@@ -88,7 +117,7 @@ class _StoppingProgress(Progress):
 @pytest.fixture
 def run(tmp_path):
     specs = (
-        TrainEngineSpec(name="bigram", target="bigram_engine:BigramEngine", letters="d", hybrid=False),
+        TrainEngineSpec(name="bigram", target="bigram_engine:BigramEngine", letters="dt", hybrid=False),
         InferenceEngineSpec(name="bigram_rollout", target="bigram_engine:BigramRollout", letters=""),
     )
     for spec in specs:

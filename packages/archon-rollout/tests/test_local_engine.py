@@ -1,4 +1,5 @@
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -194,6 +195,23 @@ def test_nothing_asked_is_nothing_computed(module, make_engine):
         [Completion((), (), (), "length")] * 2
     ]
     assert module.calls == []
+
+
+@pytest.mark.parametrize("requests", [[], [request(PROMPTS[0], max_new_tokens=0)], [request(PROMPTS[0])]])
+def test_a_rank_with_nothing_to_generate_gets_its_weights_ready_for_the_others_all_the_same(
+    module, tiny, monkeypatch, requests
+):
+    trainer, entered = tiny.Trainer(module), []
+
+    @contextmanager
+    def generating():
+        entered.append("enter")
+        yield
+        entered.append("leave")
+
+    monkeypatch.setattr(trainer, "generating", generating)
+    LocalEngine(RolloutConfig(), trainer=trainer).generate(requests)
+    assert entered == ["enter", "leave"]
 
 
 def test_every_token_carries_the_version_of_its_weights(module, make_engine, tiny):

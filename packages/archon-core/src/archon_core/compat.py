@@ -9,6 +9,7 @@ from typing import Any
 
 import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 
@@ -48,3 +49,22 @@ def strided_shard_dim(placement: Placement) -> int | None:
     2.13, a subclass of ``Shard``. Remove when placements can be asked for their order.
     """
     return placement.dim if isinstance(placement, _StridedShard) else None
+
+
+def forget_forward_passes(root: FSDPModule) -> None:
+    """Make FSDP2 forget passes that no backward pass will follow.
+
+    It records every forward pass, also without gradients, until a backward pass ends, and prefetches by that record
+    (2.11 to 2.13). After ranks have run different numbers of such passes, one would gather weights for a pass of long
+    ago and the others would not: a hang. 2.13 has ``reset_iter_state``, which also throws away gradients on their way.
+    Remove when passes without gradients are not recorded.
+    """
+    root._get_fsdp_state()._comm_ctx.post_forward_order.clear()
+    for part in root.modules():
+        if isinstance(part, FSDPModule):
+            state = part._get_fsdp_state()
+            # One group per module until 2.12.
+            groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+            for group in groups:
+                if group is not None:
+                    group._post_forward_indices.clear()

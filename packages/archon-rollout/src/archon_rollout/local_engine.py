@@ -50,6 +50,9 @@ class LocalEngine:
 
         Completions end at ``config.stop_token_ids`` only: who knows the tokenizer adds its end of text there.
 
+        When the trainer has many ranks, all of them call this together: data ranks with requests of their own, which
+        may be none, and ranks that share their sequences with the same requests.
+
         Raises:
             TrainingError: the engine is paused or closed, or the model's logits are not finite.
             ConfigError, DataError, ModelError: a request that cannot be served; nothing was generated.
@@ -67,16 +70,17 @@ class LocalEngine:
             if token_limit(request) > 0
         ]
         completions = [[Completion((), (), (), "length")] * len(request.seeds) for request in requests]
-        if samples:
-            loop = GenerationLoop(
-                module,
-                [request.prompt_ids for request in requests],
-                samples,
-                device=self._trainer.device,
-                max_rows=self._max_batch_size,
-                version=lambda: self._trainer.version,
-            )
-            with self._trainer.generating():
+        # Also with nothing to generate: other ranks may have something, and need this one's part of the weights.
+        with self._trainer.generating():
+            if samples:
+                loop = GenerationLoop(
+                    module,
+                    [request.prompt_ids for request in requests],
+                    samples,
+                    device=self._trainer.device,
+                    max_rows=self._max_batch_size,
+                    version=lambda: self._trainer.version,
+                )
                 for sample, completion in loop.run():
                     completions[sample.request][sample.number] = completion
         return completions

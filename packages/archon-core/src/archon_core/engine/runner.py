@@ -41,9 +41,11 @@ class SequentialRunner:
             objective(micro_batch.without_padding(outputs), micro_batch).backward()
 
     def forward(self, micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, dict[OutputName, Tensor]]]:
-        for micro_batch in micro_batches:
-            with torch.no_grad():
-                outputs = self._module(micro_batch.input_ids, micro_batch.packed)
-            yield micro_batch, micro_batch.without_padding(outputs)
-        if self._groups is not None:
-            self._groups.reshard()
+        try:
+            for micro_batch in micro_batches:
+                with torch.no_grad():
+                    outputs = self._module(micro_batch.input_ids, micro_batch.packed)
+                yield micro_batch, micro_batch.without_padding(outputs)
+        finally:
+            if self._groups is not None:
+                self._groups.end_forward_passes()

@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from archon_core.compat import forget_forward_passes
 from archon_core.models.parallel_plan import ParallelPlan, matches
 
 
@@ -30,11 +31,12 @@ class FsdpGroups:
     module: nn.Module
     resharding: tuple[FSDPModule, ...]
 
-    def reshard(self) -> None:
-        """Free the whole weights that forward passes without a backward pass left behind."""
+    def end_forward_passes(self) -> None:
+        """Free the whole weights, and the records, that forward passes without a backward pass left behind."""
         for part in self.module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
+        forget_forward_passes(self.module)
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
@@ -51,7 +53,7 @@ class FsdpGroups:
         finally:
             for part in self.resharding:
                 part.set_reshard_after_forward(True, recurse=False)
-            self.reshard()
+            self.end_forward_passes()
 
 
 def apply_fsdp(

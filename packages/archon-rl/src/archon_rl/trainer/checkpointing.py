@@ -13,8 +13,9 @@ from typing import Any
 
 from archon_core.errors import WeightsError
 from archon_core.protocols import TrainEngine
-from archon_core.run.folder import RunFolder
+from archon_core.run.context import RunContext
 from archon_rl.datasets.cursor import DataCursor
+from archon_rl.trainer.sharing import written_together
 
 STATE_FILE = "trainer.json"
 ENGINE_FOLDER = "dcp"
@@ -43,15 +44,25 @@ class TrainerState:
     baseline: dict[str, float]
 
 
+def resumed_checkpoint(run: RunContext) -> Path | None:
+    """The checkpoint that ``run`` goes on from, or ``None`` when it begins at its beginning.
+
+    The first rank looks: on a shared disk, others may see a folder later than it was written.
+    """
+    found = run.folder.latest_checkpoint() if run.config.trainer.resume and run.ranks.is_first else None
+    return run.ranks.broadcast(found)
+
+
 def save_checkpoint(
-    folder: RunFolder, engine: TrainEngine, cursor: DataCursor, step: int, baseline: dict[str, float]
+    run: RunContext, engine: TrainEngine, cursor: DataCursor, step: int, baseline: dict[str, float]
 ) -> None:
-    """Write the checkpoint after ``step`` training steps. It appears whole or not at all."""
+    """Write the checkpoint after ``step`` training steps. It appears whole or not at all. All ranks call this."""
     epoch, position = cursor.position(step)
     state = TrainerState(step, engine.version, epoch, position, cursor.n_records, cursor.batch_size, baseline)
-    with folder.writing(step) as checkpoint:
+    with written_together(run.ranks, run.folder.writing(step)) as checkpoint:
         engine.save(checkpoint / ENGINE_FOLDER, "dcp")
-        (checkpoint / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        if run.ranks.is_first:
+            (checkpoint / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
 
 
 def load_checkpoint(checkpoint: Path, engine: TrainEngine, cursor: DataCursor) -> TrainerState:
@@ -79,9 +90,10 @@ def load_checkpoint(checkpoint: Path, engine: TrainEngine, cursor: DataCursor) -
     return state
 
 
-def export_model(folder: RunFolder, engine: TrainEngine, tokenizer: Any) -> Path:
-    """Write the model with its tokenizer to the run's ``export`` folder, in Hugging Face's form."""
-    with folder.exporting() as export:
+def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any) -> Path:
+    """Write model and tokenizer to the run's ``export`` folder, in Hugging Face's form. All ranks call this."""
+    with written_together(run.ranks, run.folder.exporting()) as export:
         engine.save(export, "hf")
-        tokenizer.save_pretrained(export)
-    return folder.export
+        if run.ranks.is_first:
+            tokenizer.save_pretrained(export)
+    return run.folder.export

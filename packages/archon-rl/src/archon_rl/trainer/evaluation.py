@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 
+from archon_core.distributed.ranks import DataRanks
 from archon_core.generation import GenerationConfig
-from archon_core.protocols import Dataset, InferenceEngine, Loss, Reward, TrainEngine
+from archon_core.protocols import Dataset, InferenceEngine, Loss, Reward
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.text_encoding import TextEncoder, supervised_batch
 from archon_rl.trainer.rollout_batch import sample, score
+from archon_rl.trainer.sharing import ONE_RANK, SharedEngine
 
 EVAL_REWARD = "eval/reward"
 EVAL_LOSS = "eval/loss"
@@ -25,20 +27,22 @@ def evaluate_reward(
     options: GenerationConfig,
     *,
     limit: int | None = None,
+    data_ranks: DataRanks = ONE_RANK,
 ) -> dict[str, float]:
     """``eval/reward``: the mean raw reward of one greedy completion per record, of the first ``limit`` records.
 
     Args:
         options: greedy sampling options (``sampling_options(..., greedy=True)``).
+        data_ranks: share the records.
     """
     records = [dataset[index] for index in range(_size(dataset, limit))]
     # Greedy completions draw no random numbers; requests must have a seed all the same.
-    rollout = sample(engine, encoder, records, options, seed_of=lambda place, number: 0)
-    return {EVAL_REWARD: float(score(rollout, encoder, reward).double().mean())}
+    rollout = sample(engine, encoder, records, options, seed_of=lambda place, number: 0, data_ranks=data_ranks)
+    return {EVAL_REWARD: float(score(rollout, encoder, reward, data_ranks).double().mean())}
 
 
 def evaluate_loss(
-    engine: TrainEngine,
+    engine: SharedEngine,
     encoder: TextEncoder,
     dataset: Dataset,
     objective: Loss,

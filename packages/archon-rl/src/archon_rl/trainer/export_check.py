@@ -10,25 +10,34 @@ import torch
 from torch import Tensor
 
 from archon_core.data.batch import Batch
+from archon_core.distributed.ranks import Ranks
 from archon_core.errors import TrainingError
 from archon_core.protocols import OutputRequest, TrainEngine
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest logit. Two correct fp32 implementations differ by about 1e-6."""
 
+ONE_PROCESS = Ranks()
 
-def verify_export(engine: TrainEngine, export: Path, batch: Batch) -> float:
+
+def verify_export(engine: TrainEngine, export: Path, batch: Batch, ranks: Ranks = ONE_PROCESS) -> float:
     """Load ``export`` with ``AutoModelForCausalLM`` and compare its logits on ``batch`` with the engine's.
+
+    Every rank's engine computes the whole batch: it is small, and its logits are too large to be sent around.
+    ``transformers`` computes on the first rank alone, and all ranks hear the verdict.
 
     Returns:
         The largest difference, as a share of the largest logit.
 
     Raises:
-        TrainingError: it is above ``TOLERANCE``, or not a number.
+        TrainingError: it is above ``TOLERANCE``, or not a number; on all ranks.
     """
     ours = engine.forward_batch(batch, OutputRequest(("logits",)))["logits"]
-    theirs = _transformers_logits(export, batch.to(ours.device), ours.dtype)
-    difference = float((ours - theirs).abs().max() / theirs.abs().max())
+    difference = 0.0
+    if ranks.is_first:
+        theirs = _transformers_logits(export, batch.to(ours.device), ours.dtype)
+        difference = float((ours - theirs).abs().max() / theirs.abs().max())
+    difference = ranks.broadcast(difference)
     if not difference <= TOLERANCE:
         raise TrainingError(
             f"export {export}: transformers computes logits that differ from the engine's by {difference:.2e} of the "

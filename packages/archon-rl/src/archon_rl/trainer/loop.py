@@ -1,4 +1,7 @@
-"""The loop that all trainers share: steps, evaluations, checkpoints, a request to stop, and the export at the end."""
+"""The loop that all trainers share: steps, evaluations, checkpoints, a request to stop, and the export at the end.
+
+All ranks run it in step: what decides where it goes is the same for all of them, or agreed on.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from dataclasses import dataclass, field
 from archon_core.protocols import TrainEngine
 from archon_core.run.context import RunContext
 from archon_rl.text_encoding import supervised_batch
-from archon_rl.trainer.checkpointing import export_model, load_checkpoint, save_checkpoint
+from archon_rl.trainer.checkpointing import export_model, load_checkpoint, resumed_checkpoint, save_checkpoint
 from archon_rl.trainer.export_check import verify_export
 from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.task import Task
@@ -42,7 +45,7 @@ class TrainingLoop:
 
     def resume(self) -> int:
         """Give the engine the run's last checkpoint, if there is one; return the steps that are done."""
-        checkpoint = self.run.folder.latest_checkpoint() if self.run.config.trainer.resume else None
+        checkpoint = resumed_checkpoint(self.run)
         if checkpoint is None:
             return 0
         state = load_checkpoint(checkpoint, self.engine, self.task.cursor)
@@ -92,24 +95,29 @@ class TrainingLoop:
         self.run.metrics.log(done, row)
         shown = {name: row[name] for name in (*self.shown, *self._latest) if name in row}
         self.run.progress.update(done, n_tokens=int(row["tokens"]), **shown)
-        stop = self.run.stop.requested and not last
+        stop = not last and self._stop_requested()
         if last or stop or _is_due(done, trainer.save_every):
-            save_checkpoint(self.run.folder, self.engine, self.task.cursor, done, self._baseline)
+            save_checkpoint(self.run, self.engine, self.task.cursor, done, self._baseline)
         if stop:
             raise KeyboardInterrupt(f"stopped after step {done}")
 
     def _stop_before_first_step(self) -> None:
-        if self.run.stop.requested:
+        if self._stop_requested():
             raise KeyboardInterrupt("stopped before the first step")
+
+    def _stop_requested(self) -> bool:
+        # A signal may have reached some ranks only, or some later than others: they must stop after the same step.
+        return self.run.ranks.any(self.run.stop.requested)
 
     def _finish_run(self) -> None:
         note, tokenizer = self.run.progress.note, self.task.encoder.tokenizer
-        export = export_model(self.run.folder, self.engine, tokenizer)
+        export = export_model(self.run, self.engine, tokenizer)
         note(f"Model and tokenizer exported to {export}")
         if self.run.config.trainer.verify_export:
             records = self.task.validation if len(self.task.validation) else self.task.train
             sample = [records[i] for i in range(min(EXPORT_CHECK_RECORDS, len(records)))]
-            difference = verify_export(self.engine, export, supervised_batch(self.task.encoder, sample))
+            batch = supervised_batch(self.task.encoder, sample)
+            difference = verify_export(self.engine, export, batch, self.run.ranks)
             note(f"Export verified: logits of transformers differ by at most {difference:.1e} of the largest one")
         if self._latest:
             note(f"Held-out records: {_listed(self._baseline)} before, {_listed(self._latest)} after training")

@@ -24,6 +24,7 @@ from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.rollout_batch import sampling_options
+from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task, prompt_length
 from archon_rl.trainer.warm_start import warm_start
 
@@ -70,9 +71,9 @@ class RLTrainer:
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
-                actor=actor,
+                actor=SharedEngine(actor, config.actor.mb_spec.granularity),
                 rollout=rollout,
-                reference=reference,
+                reference=reference and SharedEngine(reference, config.ref.mb_spec.granularity),
                 reward=self._reward,
                 options=sampling_options(config.gconfig, eos),
                 seed=config.seed,
@@ -85,6 +86,7 @@ class RLTrainer:
                 self._reward,
                 sampling_options(config.gconfig, eos, greedy=True),
                 limit=config.trainer.eval_size,
+                data_ranks=actor.data_ranks,
             )
             loop = TrainingLoop(
                 run=run,

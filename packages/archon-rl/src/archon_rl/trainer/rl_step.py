@@ -1,4 +1,8 @@
-"""One step of reinforcement learning: rollout, reward, log-probabilities, advantages, updates, publication."""
+"""One step of reinforcement learning: rollout, reward, log-probabilities, advantages, updates, publication.
+
+Every rank does the step on the whole batch. Generation, rewards, log-probabilities and updates are shared out inside
+the functions that do them; the rest is computed by all.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from torch import Tensor
 
 from archon_core.data.batch import Batch
 from archon_core.generation import GenerationConfig
-from archon_core.protocols import InferenceEngine, OutputRequest, Reward, StepStats, TrainEngine
+from archon_core.protocols import InferenceEngine, OutputRequest, Reward, StepStats
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import TRUNCATED, Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
@@ -17,6 +21,7 @@ from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy import ADVANTAGES, LOGPROBS, PROX_LOGPROBS
 from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
+from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task
 from archon_rl.trainer.update_metrics import average
 
@@ -38,22 +43,22 @@ class RLStep:
 
     task: Task
     algorithm: Algorithm
-    actor: TrainEngine
+    actor: SharedEngine
     rollout: InferenceEngine
-    reference: TrainEngine | None
+    reference: SharedEngine | None
     reward: Reward
     options: GenerationConfig
     seed: int
 
     def __call__(self, step: int) -> dict[str, float]:
         """Do step number ``step`` and return its metrics."""
-        clock = PhaseClock()
+        clock, ranks = PhaseClock(), self.actor.data_ranks
         records = self.task.records(step)
         with clock("rollout"):
             seeds = rollout_seeds(self.seed, step)
-            rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds)
+            rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds, ranks)
         with clock("reward"):
-            rewards = score(rollout, self.task.encoder, self.reward)
+            rewards = score(rollout, self.task.encoder, self.reward, ranks)
             lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
             batch = build_batch(rollout, self.algorithm.rewards(rewards, lengths))
             chosen = self.select(batch)
@@ -121,7 +126,7 @@ class RLStep:
         return batch.with_fields({LOSS_MASK: mask})
 
     def update(self, batch: Batch, step: int) -> list[StepStats]:
-        """One optimizer step per mini-batch; those without a trained token are left out."""
+        """One optimizer step per mini-batch; those without a trained token, on any rank, are left out."""
         minibatches = split_minibatches(
             batch, self.algorithm.n_minibatches, derive_seed(self.seed, "minibatches", step)
         )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from archon_core.data.batch import Batch
+from archon_core.distributed.ranks import DataRanks
 from archon_core.generation import Completion, GenerationConfig, GenerationRequest
 from archon_core.protocols import InferenceEngine, Reward
 from archon_core.seeding import derive_seed
@@ -20,6 +21,7 @@ from archon_rl.algorithm import TRUNCATED
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.policy import LOGPROBS
 from archon_rl.text_encoding import TextEncoder, continuation_mask
+from archon_rl.trainer.sharing import ONE_RANK, in_shares
 
 COMPLETION_LENGTHS = "completion_lengths"
 """Sequence field, int64 [S]."""
@@ -53,18 +55,26 @@ def sample(
     records: Sequence[Mapping[str, Any]],
     options: GenerationConfig,
     seed_of: Callable[[int, int], int],
+    data_ranks: DataRanks = ONE_RANK,
 ) -> Rollout:
     """Complete the prompt of every record ``options.n_samples`` times.
 
     Args:
         seed_of: (place of the record, number of the sample) -> seed.
+        data_ranks: each completes the prompts of some records, and knows all completions afterwards.
     """
     prompts = tuple(encoder.encode_prompt(record) for record in records)
-    requests = [
-        GenerationRequest(prompt, options, tuple(seed_of(place, number) for number in range(options.n_samples)))
-        for place, prompt in enumerate(prompts)
-    ]
-    return Rollout(tuple(records), prompts, tuple(tuple(samples) for samples in engine.generate(requests)))
+
+    def generate(places: list[int]) -> list[tuple[Completion, ...]]:
+        requests = [
+            GenerationRequest(
+                prompts[place], options, tuple(seed_of(place, number) for number in range(options.n_samples))
+            )
+            for place in places
+        ]
+        return [tuple(samples) for samples in engine.generate(requests)]
+
+    return Rollout(tuple(records), prompts, tuple(in_shares(len(prompts), generate, data_ranks)))
 
 
 def rollout_seeds(seed: int, step: int) -> Callable[[int, int], int]:
@@ -72,14 +82,21 @@ def rollout_seeds(seed: int, step: int) -> Callable[[int, int], int]:
     return lambda place, number: derive_seed(seed, "rollout", step, place, number)
 
 
-def score(rollout: Rollout, encoder: TextEncoder, reward: Reward) -> torch.Tensor:
-    """float32 [S]: the reward of every completion. ``record["answer"]`` is the answer, whatever the data calls it."""
-    rewards: list[float] = []
-    for record, samples in zip(rollout.records, rollout.completions, strict=True):
+def score(rollout: Rollout, encoder: TextEncoder, reward: Reward, data_ranks: DataRanks = ONE_RANK) -> torch.Tensor:
+    """float32 [S]: the reward of every completion. ``record["answer"]`` is the answer, whatever the data calls it.
+
+    Args:
+        data_ranks: each scores the completions of some records, and knows all rewards afterwards.
+    """
+
+    def rewards_of(place: int) -> list[float]:
+        record = rollout.records[place]
         known = {**record, "answer": record[encoder.answer_key]}
         prompt = encoder.prompt(record)
-        rewards += [float(reward(prompt, encoder.decode(completion.token_ids), known)) for completion in samples]
-    return torch.tensor(rewards)
+        return [float(reward(prompt, encoder.decode(c.token_ids), known)) for c in rollout.completions[place]]
+
+    rewards = in_shares(len(rollout.records), lambda places: [rewards_of(place) for place in places], data_ranks)
+    return torch.tensor([value for samples in rewards for value in samples])
 
 
 def build_batch(rollout: Rollout, rewards: torch.Tensor) -> Batch:

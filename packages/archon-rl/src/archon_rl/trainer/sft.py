@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from archon_core.config.decisions import Decision
 from archon_core.data.batch import Batch
-from archon_core.protocols import Loss, TrainEngine
+from archon_core.protocols import Loss
 from archon_core.run.context import RunContext
 from archon_rl.algorithm import AlgorithmFactory
 from archon_rl.text_encoding import supervised_batch
@@ -13,6 +13,7 @@ from archon_rl.trainer.evaluation import evaluate_loss
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import build_task, whole_length
 from archon_rl.trainer.update_metrics import average
 
@@ -44,13 +45,14 @@ class SFTTrainer:
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         actor = complete_model_config(run, task.encoder.tokenizer)
         engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)
+        shared = SharedEngine(engine, actor.mb_spec.granularity)
 
         def run_step(step: int) -> dict[str, float]:
-            return supervised_step(engine, supervised_batch(task.encoder, task.records(step)), objective)
+            return supervised_step(shared, supervised_batch(task.encoder, task.records(step)), objective)
 
         def evaluate() -> dict[str, float]:
             return evaluate_loss(
-                engine,
+                shared,
                 task.encoder,
                 task.validation,
                 objective,
@@ -65,7 +67,7 @@ class SFTTrainer:
             engine.close()
 
 
-def supervised_step(engine: TrainEngine, batch: Batch, objective: Loss) -> dict[str, float]:
+def supervised_step(engine: SharedEngine, batch: Batch, objective: Loss) -> dict[str, float]:
     """One optimizer step, and its metrics."""
     clock = PhaseClock()
     with clock("update"):

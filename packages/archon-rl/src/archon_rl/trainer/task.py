@@ -16,6 +16,7 @@ from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.records import SubsetDataset
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
+from archon_rl.trainer.checkpointing import resumed_checkpoint
 
 Measure = Callable[[TextEncoder, Mapping[str, Any]], int]
 """Tokens of a record, as ``data.max_length`` counts them."""
@@ -74,15 +75,19 @@ def build_task(run: RunContext, measure: Measure) -> Task:
 
 
 def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
+    """Built by the first rank and read by the others, so that all have the same."""
     folder = run.folder.path / "tokenizer"
-    if run.config.trainer.resume and run.folder.latest_step() is not None:
+    if resumed_checkpoint(run) is not None:
         return load_tokenizer(folder)
-    keys = (run.config.data.prompt_key, run.config.data.answer_key)
-    texts = chain.from_iterable(_texts(dataset, keys) for dataset in datasets)
-    tokenizer = build_tokenizer(run.config, texts)
-    with publish_folder(folder) as writing:
-        tokenizer.save_pretrained(writing)
-    return tokenizer
+    tokenizer = None
+    if run.ranks.is_first:
+        keys = (run.config.data.prompt_key, run.config.data.answer_key)
+        texts = chain.from_iterable(_texts(dataset, keys) for dataset in datasets)
+        tokenizer = build_tokenizer(run.config, texts)
+        with publish_folder(folder) as writing:
+            tokenizer.save_pretrained(writing)
+    run.ranks.barrier()
+    return load_tokenizer(folder) if tokenizer is None else tokenizer
 
 
 def _texts(dataset: Dataset, keys: tuple[str, ...]) -> Iterator[str]:

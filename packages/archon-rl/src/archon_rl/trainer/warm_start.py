@@ -17,8 +17,10 @@ from archon_rl.datasets.cursor import DataCursor
 from archon_rl.losses.objective import Objective
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.text_encoding import supervised_batch
+from archon_rl.trainer.checkpointing import resumed_checkpoint
 from archon_rl.trainer.engines import build_train_engine
 from archon_rl.trainer.sft import supervised_step
+from archon_rl.trainer.sharing import SharedEngine, written_together
 from archon_rl.trainer.task import Task
 
 WARMUP_PROPORTION = 0.1
@@ -36,12 +38,13 @@ def warm_start(run: RunContext, actor: Any, task: Task) -> Path | None:
     options, folder = run.config.warm_start, run.folder.path / "warm_start"
     if options.steps == 0:
         return None
-    if run.config.trainer.resume and run.folder.latest_step() is not None:
+    if resumed_checkpoint(run) is not None:
         return folder
     optimizer = replace(
         actor.optimizer, lr=options.lr, lr_scheduler_type="linear", warmup_steps_proportion=WARMUP_PROPORTION
     )
     engine = build_train_engine(run, replace(actor, optimizer=optimizer), role="actor", total_steps=options.steps)
+    shared = SharedEngine(engine, actor.mb_spec.granularity)
     cursor = DataCursor(
         len(task.train), options.batch_size or task.cursor.batch_size, derive_seed(run.config.seed, "warm_start")
     )
@@ -50,12 +53,12 @@ def warm_start(run: RunContext, actor: Any, task: Task) -> Path | None:
     try:
         for step in range(options.steps):
             records = [task.train[index] for index in cursor.indices(step)]
-            row = supervised_step(engine, supervised_batch(task.encoder, records), objective)
+            row = supervised_step(shared, supervised_batch(task.encoder, records), objective)
             run.metrics.log(step + 1 - options.steps, {f"warm_start/{name}": value for name, value in row.items()})
             run.progress.update(step + 1, n_tokens=int(row["tokens"]), loss=row["loss"])
-            if run.stop.requested:
+            if run.ranks.any(run.stop.requested):
                 raise KeyboardInterrupt("stopped in the warm start")
-        with publish_folder(folder) as writing:
+        with written_together(run.ranks, publish_folder(folder)) as writing:
             engine.save(writing, "hf")
     finally:
         engine.close()
