@@ -47,7 +47,8 @@ class ParallelPlan:
 
     Attributes:
         roles: pattern of modules that own parameters -> their role. Every parameter has exactly one.
-        tensor_regions: modules whose input is gathered from, and whose output is scattered to, sequence shards.
+        tensor_regions: modules whose input is gathered from, and whose output is scattered to, sequence shards: the
+            first positional argument, and the only result. Column, row and head_norm modules lie in one, no others do.
         attention: core attention modules, where context parallelism exchanges heads or keys.
         experts: expert blocks, where tokens are dispatched.
         units: the pipeline's units in order; one pattern may stand for many, such as ``layers.*``.
