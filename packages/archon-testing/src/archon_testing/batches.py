@@ -1,0 +1,81 @@
+"""The batches of the oracle: ragged, different at every step, and unevenly dealt over data ranks.
+
+They aim at what goes wrong with many ranks: sequences of one token, which predict nothing; one that is longer than all
+others; ranks without any sequence, and with none that predicts something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from archon_core.data.batch import Batch
+from archon_core.seeding import derive_seed
+
+STEP_LENGTHS: tuple[tuple[int, ...], ...] = (
+    (1, 19, 4, 1, 57, 9, 2, 26, 6, 13, 1),
+    (23,),
+    (3, 31, 1, 8, 15, 1, 40),
+)
+"""Tokens per sequence, for each optimizer step. The second step has fewer sequences than data ranks."""
+
+MASK = "mask"
+"""Token field [T]: 1 for predictions that the loss counts, 0 for others."""
+PULL = "pull"
+"""Token field [T], positive: how much a token counts, or where a critic's value should be."""
+SCALE = "scale"
+"""Sequence field [S], positive."""
+
+
+def make_batch(step: int, *, vocab_size: int, longest: int, dtype: torch.dtype, seed: int) -> Batch:
+    """The whole batch of optimizer step number ``step``, the first being 0.
+
+    Args:
+        step: which one.
+        vocab_size: ids are below it.
+        longest: sequences are cut to this many tokens.
+        dtype: of the fields.
+        seed: of the case.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "verify batch", step))
+    lengths = [min(length, longest) for length in STEP_LENGTHS[step]]
+
+    def positive(n: int) -> Tensor:
+        return (0.5 + torch.rand(n, dtype=torch.float64, generator=generator)).to(dtype)
+
+    def mask(n: int) -> Tensor:
+        counted = torch.rand(n, generator=generator) < 0.8
+        counted[0], counted[-1] = True, False
+        return counted.to(dtype)
+
+    return Batch.from_sequences(
+        [torch.randint(0, vocab_size, (n,), generator=generator) for n in lengths],
+        {MASK: [mask(n) for n in lengths], PULL: [positive(n) for n in lengths]},
+        {SCALE: positive(len(lengths))},
+    )
+
+
+def deal(n_sequences: int, n_ranks: int) -> list[list[int]]:
+    """Which sequences each data rank gets: half of what is left, every other one of it; the last takes the rest.
+
+    So shares are as uneven as they can sensibly be, later ranks may have none, and no rank's sequences are neighbours.
+    """
+    left = list(range(n_sequences))
+    shares = []
+    for _ in range(n_ranks - 1):
+        shares.append(left[0::2])
+        left = left[1::2]
+    return [*shares, left]
+
+
+def undeal(shares: Sequence[tuple[Batch, Tensor]], whole: Batch) -> Tensor:
+    """Put the per-token outputs [T of the share] of all data ranks, in order, where they belong in ``whole``: [T]."""
+    outputs = torch.empty(whole.n_tokens, dtype=shares[0][1].dtype)
+    for indices, (share, values) in zip(deal(len(whole), len(shares)), shares, strict=True):
+        for position, sequence in enumerate(indices):
+            outputs[whole.offsets[sequence] : whole.offsets[sequence + 1]] = values[
+                share.offsets[position] : share.offsets[position + 1]
+            ]
+    return outputs

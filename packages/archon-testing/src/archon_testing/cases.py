@@ -1,0 +1,72 @@
+"""What is held against one process: a model, a layout, a number of micro-batches, a type of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from archon_core.errors import UnknownNameError, did_you_mean
+from archon_core.plugins.specs import ModelSpec
+
+DtypeName = Literal["float64", "float32"]
+Variant = Literal["untied", "tied", "critic"]
+
+DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
+ONE_PROCESS = "archon:d1"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run of the oracle.
+
+    Attributes:
+        model_config: the content of a Hugging Face ``config.json``.
+        critic: a value head instead of the language-model head.
+        layout: with its backend, such as ``archon:d2t2``.
+        n_mbs: least number of micro-batches per data rank.
+        dtype: of weights and computation.
+        seed: of weights and batches.
+        schedule: pipeline schedule; ``None`` for the engine's default.
+        model: name of the model spec; ``None`` for the one that serves the model type.
+    """
+
+    model_config: Mapping[str, Any]
+    critic: bool = False
+    layout: str = ONE_PROCESS
+    n_mbs: int = 1
+    dtype: DtypeName = "float64"
+    seed: int = 1
+    schedule: str | None = None
+    model: str | None = None
+
+    @property
+    def reference(self) -> Case:
+        """The same numbers from one process and one micro-batch."""
+        return replace(self, layout=ONE_PROCESS, n_mbs=1, schedule=None)
+
+
+def declared_variants(spec: ModelSpec) -> tuple[Variant, ...]:
+    """The variants of a model that its capabilities declare."""
+    return tuple(variant for variant in get_args(Variant) if variant == "untied" or variant in spec.capabilities)
+
+
+def choose_variants(spec: ModelSpec, names: list[str]) -> tuple[Variant, ...]:
+    """The variants called ``names``, each once; all declared ones when there are none.
+
+    Raises:
+        UnknownNameError: the model declares no such variant.
+    """
+    declared = declared_variants(spec)
+    for name in names:
+        if name not in declared:
+            raise UnknownNameError(
+                f"variant {name!r}: model {spec.name!r} declares {', '.join(declared)}{did_you_mean(name, declared)}"
+            )
+    return tuple(variant for variant in declared if variant in names) or declared
+
+
+def variant_case(model_config: Mapping[str, Any], variant: Variant, **fields: Any) -> Case:
+    """The ``Case`` of a variant; ``fields`` are the others of ``Case``."""
+    entries = {**model_config, "tie_word_embeddings": variant == "tied"}
+    return Case(entries, critic=variant == "critic", **fields)

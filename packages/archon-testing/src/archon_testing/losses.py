@@ -1,0 +1,68 @@
+"""The losses of the oracle: two units each, every output of the head, and a metric.
+
+All terms have one sign and none comes near zero, so that nothing cancels and relative errors mean something in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from archon_core.data.batch import Batch
+from archon_core.nn.packed import OutputName
+from archon_core.protocols import Loss, LossSums, OutputRequest, Unit
+from archon_testing.batches import MASK, PULL, SCALE
+
+
+class LanguageModelLoss:
+    """Weighted likelihood and entropy per token; mean likelihood per sequence, over those that predict something."""
+
+    request = OutputRequest(("logprobs", "entropy"), temperature=0.8)
+
+    def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
+        return _weights(batch)
+
+    def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
+        mask, pull = micro_batch.token_fields[MASK], micro_batch.token_fields[PULL]
+        entropy = mask * outputs["entropy"]
+        token = (pull * (entropy - 2 * mask * outputs["logprobs"])).sum()
+        sequence = -_sum_of_means(mask * outputs["logprobs"], micro_batch)
+        return LossSums({"token": token, "sequence": sequence}, {"entropy": ("token", entropy.detach().sum())})
+
+
+class ValueLoss:
+    """Squared error of the values per token, and its mean per sequence, with targets that values do not reach."""
+
+    offset = 4.0
+
+    request = OutputRequest(("values",))
+
+    def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
+        return _weights(batch)
+
+    def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
+        mask, pull = micro_batch.token_fields[MASK], micro_batch.token_fields[PULL]
+        error = mask * (outputs["values"] - pull - self.offset).square()
+        sums = {"token": error.sum(), "sequence": _sum_of_means(error, micro_batch)}
+        return LossSums(sums, {"error": ("token", error.detach().sum())})
+
+
+def oracle_loss(*, critic: bool) -> Loss:
+    """The loss for a critic or a language model."""
+    return ValueLoss() if critic else LanguageModelLoss()
+
+
+def _weights(batch: Batch) -> Mapping[Unit, Tensor | float]:
+    return {"token": batch.token_fields[MASK].sum(), "sequence": (_counted(batch) > 0).sum()}
+
+
+def _counted(batch: Batch) -> Tensor:
+    """[S]: tokens of each sequence that the mask counts."""
+    return batch.sum_per_sequence(batch.token_fields[MASK])
+
+
+def _sum_of_means(values: Tensor, batch: Batch) -> Tensor:
+    """The scaled sum over sequences of the mean of ``values`` [T], which are 0 outside the mask."""
+    means = batch.sum_per_sequence(values) / _counted(batch).clamp(min=1)
+    return (batch.sequence_fields[SCALE] * means).sum()

@@ -1,0 +1,105 @@
+"""How far a layout's numbers are from those of one process, and how far they may be. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from archon_testing.cases import Case, DtypeName
+
+Quantity = Literal["loss", "gradient norm", "gradients", "weights", "outputs"]
+
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+LIMITS: Mapping[DtypeName, float] = {"float64": 1e-9, "float32": 1e-5}
+"""In float64 rounding cannot hide a bug; float32 takes other paths, such as grouped matrix products."""
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """The worst error of a quantity.
+
+    Attributes:
+        error: relative; infinite where a number is not finite or a tensor is missing.
+        name: of the parameter, output or metric.
+        step: the optimizer step, from 1; ``None`` for outputs.
+    """
+
+    error: float
+    name: str
+    step: int | None = None
+
+    def __str__(self) -> str:
+        where = "" if self.step is None else f" (step {self.step})"
+        return f"{self.error:.1e} {self.name}{where}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A record held against that of one process.
+
+    Attributes:
+        dtype: of both.
+        worst: the worst error of each quantity.
+        problems: what is wrong whatever the numbers are, such as ranks that report different losses.
+    """
+
+    dtype: DtypeName
+    worst: Mapping[Quantity, Deviation]
+    problems: tuple[str, ...] = ()
+
+    @property
+    def limit(self) -> float:
+        """The largest error that is allowed."""
+        return LIMITS[self.dtype]
+
+    @property
+    def judged(self) -> tuple[Quantity, ...]:
+        """The quantities that decide: all in float64. Adam divides nearly zero gradients by their own size, so fp32
+        weights may differ; their error is told and not judged."""
+        return tuple(q for q in QUANTITIES if q != "weights" or self.dtype == "float64")
+
+    @property
+    def failed(self) -> tuple[Quantity, ...]:
+        """The quantities whose error is above the limit."""
+        return tuple(quantity for quantity in self.judged if not self.worst[quantity].error <= self.limit)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every quantity is within its limit and nothing else is wrong."""
+        return not self.failed and not self.problems
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the oracle says about a case.
+
+    Attributes:
+        case: which one.
+        comparison: with one process, the worst of all ranks; ``None`` when the layout was refused.
+        refusal: why the engine cannot run the model on this layout; empty when it can.
+    """
+
+    case: Case
+    comparison: Comparison | None
+    refusal: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the layout ran and changed no number."""
+        return self.comparison is not None and self.comparison.passed
+
+
+def worst_deviation(deviations: Iterable[Deviation]) -> Deviation:
+    """The one with the largest error, the first of them among equals."""
+    return max(deviations, key=lambda deviation: deviation.error, default=Deviation(0.0, "nothing was recorded"))
+
+
+def worst_of(comparisons: Iterable[Comparison]) -> Comparison:
+    """The worst of every quantity over several comparisons of one type, with all their problems, each once."""
+    everything = list(comparisons)
+    dtypes = {comparison.dtype for comparison in everything}
+    assert len(dtypes) == 1, f"comparisons in {sorted(dtypes)} have no common limit"
+    worst = {quantity: worst_deviation(c.worst[quantity] for c in everything) for quantity in QUANTITIES}
+    problems = dict.fromkeys(problem for comparison in everything for problem in comparison.problems)
+    return Comparison(everything[0].dtype, worst, tuple(problems))

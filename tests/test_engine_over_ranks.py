@@ -1,0 +1,227 @@
+"""The engine on many ranks, beyond what ``archon verify`` compares: refusals, precision, several engines, Muon, and
+generation."""
+
+from itertools import chain
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from archon_core import parse_layout, registry
+from archon_core.config.schema import EngineConfig, MicroBatchSpec, OptimizerConfig, RolloutConfig
+from archon_core.data.batch import Batch
+from archon_core.engine.archon import ArchonEngine
+from archon_core.errors import DataError, LayoutError
+from archon_core.generation import GenerationConfig, GenerationRequest
+from archon_core.plugins.specs import load_target
+from archon_core.protocols import LossSums, OutputRequest
+from archon_rollout.local_engine import LocalEngine
+from archon_testing.worlds import run_world
+
+VOCABULARY = 128
+
+
+class NegativeLogLikelihood:
+    request = OutputRequest()
+
+    def weights(self, batch):
+        return {"token": float(batch.n_tokens)}
+
+    def __call__(self, outputs, micro_batch):
+        return LossSums({"token": -outputs["logprobs"].sum()})
+
+
+def make_engine(layout, *, optimizer="adamw", lr=1e-2, role="actor", seed=5, changes=None, n_mbs=1, **options):
+    config = {
+        **load_target(registry().get("model", "qwen3").tiny_config)(),
+        "initializer_range": 0.3,
+        **(changes or {}),
+    }
+    engine = ArchonEngine(
+        EngineConfig(
+            **{
+                "model_config": config,
+                "dtype": "float64",
+                "optimizer": OptimizerConfig(type=optimizer, lr=lr),
+                "mb_spec": MicroBatchSpec(n_mbs=n_mbs),
+                **options,
+            }
+        ),
+        role=role,
+        layout=parse_layout(f"archon:{layout}"),
+        seed=seed,
+        total_steps=None,
+    )
+    engine.initialize()
+    return engine
+
+
+def world_size(layout):
+    return parse_layout(f"archon:{layout}").world_size
+
+
+def sequences(seed, lengths=(4, 9, 1, 6, 3)):
+    generator = torch.Generator().manual_seed(seed)
+    return Batch.from_sequences([torch.randint(0, VOCABULARY, (n,), generator=generator) for n in lengths])
+
+
+def share(engine, batch):
+    ranks = engine.data_ranks
+    return batch.select(range(ranks.rank, len(batch), ranks.size))
+
+
+def whole(tensor):
+    with torch.no_grad():
+        return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().clone()
+
+
+def train(engine, n_steps=3):
+    """Statistics of steps on the same batches, whatever the layout."""
+    return [engine.train_batch(share(engine, sequences(step)), NegativeLogLikelihood()) for step in range(n_steps)]
+
+
+def weights_after_training(layout, options):
+    engine = make_engine(layout, **options)
+    train(engine)
+    return {name: whole(parameter) for name, parameter in engine.parameters.items()}
+
+
+@pytest.mark.parametrize("layout", ["d2", "t2", "d3", "d2t2"])
+def test_muon_moves_sharded_matrices_as_one_process_does(layout):
+    options = {"optimizer": "muon", "n_mbs": 2}
+    expected = weights_after_training("d1", options)
+    for found in run_world(weights_after_training, world_size(layout), (layout, options)):
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-9 * float(weight.abs().max()), msg=name)
+
+
+def refusal(layout, changes):
+    with pytest.raises(LayoutError) as refused:
+        make_engine(layout, changes=changes)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("layout", "changes", "what", "fix"),
+    [
+        ("t3", {}, "attention heads (8), key and value heads (4)", "the largest t below 3 that works is t2"),
+        ("t8", {}, "key and value heads (4)", "the largest t below 8 that works is t4"),
+        ("t4", {"vocab_size": 130}, "embed outputs (130)", "the largest t below 4 that works is t2"),
+        ("t2", {"intermediate_size": 47}, "layers.*.mlp.down_proj inputs (47)", "no t from 2 on works"),
+    ],
+)
+def test_a_tensor_size_that_does_not_divide_is_refused_with_the_largest_that_does(layout, changes, what, fix):
+    message = refusal(layout, changes)
+    assert f"actor.backend 'archon:{layout}': found {layout}" in message
+    assert what in message
+    assert fix in message
+
+
+def test_a_layout_for_another_number_of_processes_is_refused():
+    assert "found 1 running process, the layout needs 4" in refusal("d4", {})
+    (message, _) = run_world(refusal, 2, ("d4", {}))
+    assert "found 2 running processes, the layout needs 4" in message
+
+
+def mismatched_batches():
+    engine = make_engine("t2")
+    with pytest.raises(DataError) as refused:
+        engine.train_batch(sequences(dist.get_rank()), NegativeLogLikelihood())
+    return str(refused.value)
+
+
+def test_tensor_ranks_that_were_given_different_sequences_are_told():
+    for message in run_world(mismatched_batches, 2):
+        assert "found different sequences on processes of data rank 0" in message
+
+
+def empty_batches():
+    engine = make_engine("d2")
+    batch = sequences(0)
+    with pytest.raises(DataError, match="found no sequence on any data rank"):
+        engine.train_batch(batch.select([]), NegativeLogLikelihood())
+    first = dist.get_rank() == 0
+    outputs = engine.forward_batch(batch if first else batch.select([]), OutputRequest())
+    return outputs["logprobs"], engine.eval_batch(batch if first else batch.select([]), NegativeLogLikelihood())
+
+
+def test_a_rank_without_sequences_joins_in_and_no_sequence_anywhere_is_an_error():
+    (everything, stats), (nothing, same_stats) = run_world(empty_batches, 2)
+    single = make_engine("d1")
+    torch.testing.assert_close(everything, single.forward_batch(sequences(0), OutputRequest())["logprobs"])
+    assert nothing.shape == (0,)
+    assert stats == same_stats
+    assert stats.loss == pytest.approx(single.eval_batch(sequences(0), NegativeLogLikelihood()).loss, rel=1e-12)
+    assert stats.n_tokens == 23
+
+
+def actor_and_reference(layout):
+    actor, reference = make_engine(layout), make_engine(layout, role="ref", seed=6, optimizer="adamw")
+    outputs = []
+    for step in range(2):
+        train(actor, 1)
+        own = reference.forward_batch(share(reference, sequences(step)), OutputRequest())["logprobs"]
+        outputs.append(reference.data_ranks.gather(own))
+    reference.close()
+    return [stats.loss for stats in train(actor)], outputs
+
+
+def test_two_engines_in_one_process_keep_out_of_each_others_way():
+    (expected, _) = actor_and_reference("d1")
+    for losses, (first, second) in run_world(actor_and_reference, 4, ("d2t2",)):
+        assert losses == pytest.approx(expected, rel=1e-9)
+        assert [o.shape for o in first] == [o.shape for o in second]
+        single = make_engine("d1", role="ref", seed=6).forward_batch(sequences(1), OutputRequest())["logprobs"]
+        torch.testing.assert_close(torch.cat(second).sort().values, single.sort().values)
+
+
+def precision(layout):
+    engine = make_engine(layout, dtype="bfloat16", lr=1e-5)
+    before = {name: whole(parameter) for name, parameter in engine.parameters.items()}
+    first = train(engine, 1)[0]
+    after = {name: whole(parameter) for name, parameter in engine.parameters.items()}
+    types = {(parameter.dtype, parameter.grad.dtype) for parameter in engine.parameters.values()}
+    name = "layers.0.mlp.up_proj.weight"
+    kept = (after[name] != before[name]).double().mean().item()
+    seen = (after[name].bfloat16() != before[name].bfloat16()).double().mean().item()
+    return types, kept, seen, first
+
+
+@pytest.mark.parametrize("layout", ["d1", "d2", "d2t2"])
+def test_bfloat16_computes_beside_fp32_weights_which_keep_what_it_could_not(layout):
+    exact = make_engine("d1", dtype="float32")
+    expected = train(exact, 1)[0]
+    for types, kept, seen, stats in run_world(precision, world_size(layout), (layout,)):
+        assert types == {(torch.float32, torch.float32)}
+        assert kept > 0.99
+        assert seen < 0.05
+        # bfloat16 has 8 bits: rounding, not another computation.
+        assert stats.loss == pytest.approx(expected.loss, rel=0.02)
+        assert stats.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.1)
+
+
+def generate(layout):
+    engine = make_engine(layout)
+    train(engine, 1)
+    rollout = LocalEngine(RolloutConfig(max_batch_size=3), trainer=engine)
+    config = GenerationConfig(n_samples=2, max_new_tokens=7, stop_token_ids=[3, 40, 90])
+    prompts = [tuple(ids.tolist()) for ids in sequences(9).input_ids.split(sequences(9).lengths)]
+    requests = [GenerationRequest(prompt, config, (2 * i, 2 * i + 1)) for i, prompt in enumerate(prompts)]
+    ranks = engine.data_ranks
+    places = range(ranks.rank, len(requests), ranks.size)
+    completions = rollout.generate([requests[i] for i in places])
+    gathered = ranks.gather(dict(zip(places, completions, strict=True)))
+    after = train(engine, 1)[0]
+    return [part[i] for i in range(len(requests)) for part in gathered if i in part], after.loss
+
+
+@pytest.mark.parametrize("layout", ["d2", "t2", "t4", "d2t2", "d6"])
+def test_ranks_generate_their_shares_and_all_together_what_one_process_does(layout):
+    expected, loss = generate("d1")
+    for completions, loss_afterwards in run_world(generate, world_size(layout), (layout,)):
+        assert [[c.token_ids for c in samples] for samples in completions] == [
+            [c.token_ids for c in samples] for samples in expected
+        ]
+        for found, wanted in zip(chain(*completions), chain(*expected), strict=True):
+            assert found.logprobs == pytest.approx(wanted.logprobs, abs=1e-9)
+        assert loss_afterwards == pytest.approx(loss, rel=1e-9)

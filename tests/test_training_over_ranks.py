@@ -1,0 +1,159 @@
+"""Whole training runs of a small Qwen on ranks that are processes: every layout gives the numbers of one process.
+
+In float64 logits of different layouts agree so closely that the same tokens are sampled, so the runs can be compared
+to their end: completions, rewards, metrics and weights.
+"""
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from archon_core import registry
+from archon_core.config.loading import load_config
+from archon_core.distributed.ranks import Ranks
+from archon_core.plugins import AlgorithmSpec
+from archon_core.run.context import RunContext
+from archon_core.run.folder import RunFolder
+from archon_core.run.interrupt import StopSignal
+from archon_core.run.metrics import MetricsLog, NoMetrics, read_metrics
+from archon_core.run.progress import NoProgress, Progress
+from archon_testing.worlds import run_world
+
+LAYOUTS = {"d2": 2, "t2": 2, "d2t2": 4}
+TOLERANCE = 1e-9
+"""Of what metrics and weights differ by, relative to 1 or to the largest of them: sums in another order."""
+TIMING = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
+
+COMMON = """
+experiment_name: layouts
+seed: 1
+tokenizer: {kind: characters}
+actor:
+  dtype: float64
+  model_config:
+    model_type: qwen3
+    hidden_size: 16
+    intermediate_size: 32
+    num_hidden_layers: 2
+    num_attention_heads: 4
+    num_key_value_heads: 2
+    head_dim: 8
+    tie_word_embeddings: true
+  mb_spec: {n_mbs: 2}
+  optimizer: {lr: 0.01, lr_scheduler_type: linear}
+  archon: {enable_compile: false}
+  POLICY
+trainer: {max_steps: 4, save_every: 2, eval_every: 2, verify_export: true}
+"""
+GRPO = """
+algorithm: grpo
+reward: arithmetic
+data: {dataset: arithmetic, batch_size: 5, validation_size: 7, arithmetic: {max_operand: 4}}
+ref: {dtype: float64, archon: {enable_compile: false}}
+warm_start: {steps: 8}
+rollout: {backend: local}
+gconfig: {n_samples: 3, max_new_tokens: 3, temperature: 0.8}
+"""
+POLICY = """ppo_n_minibatches: 2
+  use_decoupled_loss: true
+  kl_ctl: 0.1
+  entropy_coef: 0.01
+  temperature: 0.8
+"""
+SFT = """
+algorithm: sft
+data: {dataset: arithmetic, batch_size: 3, validation_size: 5, arithmetic: {max_operand: 4}}
+"""
+
+
+def train(file: Path, layout: str, trial: str, overrides: tuple[str, ...] = (), stop_after: int | None = None) -> bool:
+    """A run on this world's ranks; whether it was asked to stop before its end."""
+    ranks = Ranks.of_process_group()
+    given = [f"trial_name={trial}", f"actor.backend=archon:{layout}", f"cluster.n_gpus_per_node={ranks.size}"]
+    config = load_config(file, [*given, *overrides]).config
+    folder = RunFolder.at(config.cluster.fileroot, config.experiment_name, config.trial_name)
+    stop = StopSignal()
+    with ExitStack() as stack:
+        if ranks.is_first:
+            RunFolder.open(
+                config.cluster.fileroot, config.experiment_name, config.trial_name, resume=config.trainer.resume
+            )
+            output = stack.enter_context((folder.path / "output.txt").open("a"))
+            metrics = stack.enter_context(MetricsLog(folder, resume_step=folder.latest_step(), decisions=[]))
+            progress = Progress(Console(file=output))
+        else:
+            metrics, progress = NoMetrics(), NoProgress()
+        log = metrics.log
+
+        def log_and_stop(step, row):
+            log(step, row)
+            # The last rank alone hears it.
+            if step == stop_after and ranks.rank == ranks.size - 1:
+                stop.request()
+
+        metrics.log = log_and_stop
+        spec = registry().get(AlgorithmSpec, config.algorithm)
+        run = RunContext(config, folder, metrics, progress, stop, [], ranks=ranks)
+        try:
+            spec.load_trainer()(run, spec.load()).fit()
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+def rows(folder):
+    return [
+        {name: value for name, value in row.items() if not name.startswith(TIMING)}
+        for row in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+def assert_equal_runs(found: Path, expected: Path):
+    assert [list(row) for row in rows(found)] == [list(row) for row in rows(expected)]
+    for row, other in zip(rows(found), rows(expected), strict=True):
+        assert row == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE)
+    weights, others = (load_file(folder / "export" / "model.safetensors") for folder in (found, expected))
+    assert weights.keys() == others.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(weight, others[name], rtol=0, atol=TOLERANCE * float(others[name].abs().max()))
+    assert "Export verified" in (found / "output.txt").read_text()
+
+
+@pytest.fixture(scope="module", params=["grpo", "sft"])
+def alone(request, tmp_path_factory):
+    """A configuration file and the folder of its run in one process."""
+    root = tmp_path_factory.mktemp(request.param)
+    text = COMMON.replace("POLICY", POLICY) + GRPO if request.param == "grpo" else COMMON.replace("POLICY", "") + SFT
+    file = root / "config.yaml"
+    file.write_text(f"{text}cluster: {{fileroot: {root}}}\n")
+    run_world(train, 1, (file, "d1", "alone"), time_limit=120)
+    return file, root / "layouts" / "alone"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout):
+    file, expected = alone
+    run_world(train, LAYOUTS[layout], (file, layout, layout), time_limit=120)
+    assert_equal_runs(expected.parent / layout, expected)
+
+
+def test_a_run_that_stops_on_one_layout_goes_on_upon_another(alone):
+    file, expected = alone
+    stopped = run_world(train, 4, (file, "d2t2", "parts", (), 3), time_limit=120)
+    assert stopped == [True] * 4
+    run_world(train, 2, (file, "d2", "parts", ("trainer.resume=true",)), time_limit=120)
+    assert_equal_runs(expected.parent / "parts", expected)
+
+
+def test_the_runs_that_are_compared_have_something_to_learn(alone):
+    _, expected = alone
+    trained = [row for row in rows(expected) if "loss" in row]
+    assert len(trained) == 4
+    assert all(row["gradient_norm"] > 1e-3 for row in trained)
+    if "reward" in trained[0]:
+        assert any(row["reward_std"] > 0 for row in trained)
+        assert trained[-1]["rollout_kl_ref"] > 1e-6
