@@ -235,7 +235,8 @@ class ValueHead(nn.Module):
             ValueError: another output was asked for.
         """
         _check_outputs(inputs, allowed=("values",), head="a critic's value head")
-        values = (hidden @ local_weight(self.weight).T)[:, 0].to(_accumulation_dtype(hidden.dtype))
+        # Not a column of a product with the matrix: FSDP hooks outputs, and warns about views.
+        values = (hidden @ local_weight(self.weight)[0]).to(_accumulation_dtype(hidden.dtype))
         if self.parallel is not None and self.parallel.sequence_sharded:
             values = self.parallel.gather_results(values, 0)
         return {"values": values if inputs.positions is None else values[inputs.positions]}
