@@ -1,6 +1,7 @@
 """The engine on many ranks, beyond what ``archon verify`` compares: refusals, precision, several engines, Muon, and
 generation."""
 
+import math
 from itertools import chain
 
 import pytest
@@ -133,6 +134,119 @@ def mismatched_batches():
 def test_tensor_ranks_that_were_given_different_sequences_are_told():
     for message in run_world(mismatched_batches, 2):
         assert "found different sequences on processes of data rank 0" in message
+
+
+class WithoutGraph(NegativeLogLikelihood):
+    """Gives a plain zero for micro-batches that begin with a long sequence, or always."""
+
+    def __init__(self, *, always=False):
+        self.always = always
+
+    def __call__(self, outputs, micro_batch):
+        if self.always or micro_batch.lengths[0] > 4:
+            return LossSums({"token": torch.zeros((), dtype=torch.float64)})
+        return super().__call__(outputs, micro_batch)
+
+
+class Scaled(NegativeLogLikelihood):
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, outputs, micro_batch):
+        return LossSums({"token": self.factor * super().__call__(outputs, micro_batch).terms["token"]})
+
+
+class Failing(NegativeLogLikelihood):
+    """Fails in the second micro-batch, or on weighing."""
+
+    def __init__(self, *, on_weighing=False):
+        self.on_weighing = on_weighing
+        self.calls = 0
+
+    def weights(self, batch):
+        if self.on_weighing:
+            raise ValueError("cannot weigh")
+        return super().weights(batch)
+
+    def __call__(self, outputs, micro_batch):
+        self.calls += 1
+        if self.calls == 2:
+            raise ValueError("cannot score")
+        return super().__call__(outputs, micro_batch)
+
+
+def message_of(call, *arguments):
+    try:
+        call(*arguments)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("nothing was raised")
+
+
+def misfortunes(layout, folder):
+    """Numbers and messages of an engine whose micro-batches are single sequences, when something goes wrong."""
+    engine = make_engine(layout, mb_spec=MicroBatchSpec(max_tokens_per_mb=9, n_mbs=5))
+    engine.save(folder / layout, "hf")
+    is_first = engine.data_ranks.rank == 0
+    batch = share(engine, sequences(0))
+    numbers = [engine.train_batch(batch, WithoutGraph()).gradient_norm]
+    messages = [message_of(engine.train_batch, batch, WithoutGraph(always=True))]
+
+    before = {name: whole(parameter) for name, parameter in engine.parameters.items()}
+    stats = engine.train_batch(batch, Scaled(torch.inf if is_first else 1))
+    assert stats.skipped
+    assert not math.isfinite(stats.gradient_norm)
+    assert all(torch.equal(whole(parameter), before[name]) for name, parameter in engine.parameters.items())
+    numbers.append(engine.train_batch(batch, NegativeLogLikelihood()).gradient_norm)
+
+    too_long = Batch.from_sequences([torch.arange(10)])
+    messages.append(message_of(engine.train_batch, too_long if is_first else batch, NegativeLogLikelihood()))
+    unknown = Batch.from_sequences([[1, VOCABULARY]])
+    messages.append(message_of(engine.forward_batch, unknown if is_first else batch, OutputRequest()))
+    messages.append(message_of(engine.train_batch, batch, Failing(on_weighing=is_first)))
+    numbers.append(engine.train_batch(batch, NegativeLogLikelihood()).gradient_norm)
+
+    # What a failed pass left behind must not hide the weights that are loaded next.
+    messages.append(message_of(engine.train_batch, share(engine, sequences(0, (3,) * 8)), Failing()))
+    engine.load(folder / layout, "hf")
+    numbers.append(engine.eval_batch(batch, NegativeLogLikelihood()).loss)
+    numbers.append(engine.train_batch(batch, NegativeLogLikelihood()).gradient_norm)
+    return numbers, messages
+
+
+def test_what_goes_wrong_on_one_rank_goes_wrong_on_all_and_training_can_go_on(tmp_path):
+    expected, messages_of_one = misfortunes("d1", tmp_path)
+    no_gradient, too_long, unknown_id, cannot_weigh, cannot_score = messages_of_one
+    assert no_gradient.startswith("TrainingError: loss WithoutGraph: found no term with a gradient")
+    assert too_long.startswith("DataError: mb_spec.max_tokens_per_mb=9: found a sequence of 10 tokens")
+    assert unknown_id.startswith("DataError: batch: found token id 128; the model's vocabulary has ids 0 to 127")
+    assert cannot_weigh == "ValueError: cannot weigh"
+    assert cannot_score == "ValueError: cannot score"
+    for layout in ("d3", "d2t2"):
+        for rank, (numbers, messages) in enumerate(run_world(misfortunes, world_size(layout), (layout, tmp_path))):
+            assert numbers == pytest.approx(expected, rel=1e-9), layout
+            if rank < world_size(layout) / parse_layout(f"archon:{layout}").dims["d"]:
+                assert messages == messages_of_one
+            else:
+                assert messages[0] == no_gradient
+                assert messages[1] == too_long.replace("DataError: ", "DataError: rank 0 failed: ")
+                assert messages[2] == unknown_id.replace("DataError: ", "DataError: rank 0 failed: ")
+                assert messages[3] == "TrainingError: rank 0 failed: ValueError: cannot weigh"
+                assert messages[4] == cannot_score
+
+
+def mismatched_fields():
+    engine = make_engine("t2")
+    advantages = torch.full((23,), float(dist.get_rank()), dtype=torch.bfloat16)
+    with pytest.raises(DataError) as refused:
+        engine.train_batch(sequences(0).with_fields({"advantages": advantages}), NegativeLogLikelihood())
+    return str(refused.value)
+
+
+def test_tensor_ranks_that_were_given_different_fields_are_told():
+    for message in run_world(mismatched_fields, 2):
+        assert "data rank 0" in message
+        assert "fields included" in message
 
 
 def empty_batches():

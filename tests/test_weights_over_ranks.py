@@ -1,16 +1,19 @@
 """Weights on many ranks: each reads its own slices, saves stream, and every layout writes and reads the same bits."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from archon_core import parse_layout, registry
 from archon_core.checkpoint.hf import load_hf_weights
 from archon_core.config.schema import EngineConfig, OptimizerConfig
 from archon_core.data.batch import Batch
 from archon_core.engine.archon import ArchonEngine
+from archon_core.errors import WeightsError
 from archon_core.parallel.shards import local_part
 from archon_core.plugins.specs import load_target
 from archon_core.protocols import LossSums, OutputRequest
@@ -79,47 +82,106 @@ def world_size(layout):
     return parse_layout(f"archon:{layout}").world_size
 
 
-def bytes_read_and_owned(layout, checkpoint):
-    """Per rank: bytes that loading reads, and bytes of the parameters that it holds."""
-    engine = make_engine(layout, path=checkpoint)
-    report = load_hf_weights(
-        engine.module, engine._built.weights, checkpoint, local_boxes=lambda _name, weight: [local_part(weight)]
-    )
-    owned = sum(local_part(parameter)[0].numel() for parameter in engine.parameters.values())
-    return report.bytes_read, 4 * owned
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """A folder with a checkpoint of each model, written by one process."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for model in MODELS:
+        make_engine("d1", model).save(folder / model, "hf")
+    return folder
+
+
+def round_trips(layout, checkpoints, folder):
+    """Per model: bytes that loading reads, bytes of the parameters that this rank holds, and which weights a
+    distributed checkpoint has changed."""
+    results = []
+    for model in MODELS:
+        path = checkpoints / model
+        engine = make_engine(layout, path=path)
+        report = load_hf_weights(
+            engine.module, engine._built.weights, path, local_boxes=lambda _name, weight: [local_part(weight)]
+        )
+        owned = sum(local_part(parameter)[0].numel() for parameter in engine.parameters.values())
+        engine.save(folder / model / "hf", "hf")
+        train(engine, 1)
+        engine.save(folder / model / "dcp", "dcp")
+        before = whole_weights(engine)
+        # Back to the beginning, so that nothing but the checkpoint can bring the trained weights.
+        engine.load(path, "hf")
+        assert not torch.equal(whole_weights(engine)["embed.weight"], before["embed.weight"])
+        engine.load(folder / model / "dcp", "dcp")
+        after = whole_weights(engine)
+        changed = [name for name in before if not torch.equal(before[name], after[name])]
+        results.append((report.bytes_read, 4 * owned, changed))
+    return results
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_rank_reads_the_slices_that_it_owns_and_nothing_else(tmp_path, layout):
-    make_engine("d1", "qwen2 untied").save(tmp_path / "hf", "hf")
-    whole = (tmp_path / "hf" / WEIGHTS).stat().st_size
-    read = run_world(bytes_read_and_owned, world_size(layout), (layout, tmp_path / "hf"))
-    for bytes_read, bytes_owned in read:
-        assert bytes_read == bytes_owned
-        # Norms and the biases of row-wise layers are on every tensor rank; everything else is divided.
-        assert bytes_read < 1.2 * whole / world_size(layout)
+def test_every_layout_reads_its_own_slices_and_writes_the_same_bits(checkpoints, tmp_path, layout):
+    ranks = run_world(round_trips, world_size(layout), (layout, checkpoints, tmp_path))
+    for model, of_ranks in zip(MODELS, zip(*ranks, strict=True), strict=True):
+        original = (checkpoints / model / WEIGHTS).read_bytes()
+        assert (tmp_path / model / "hf" / WEIGHTS).read_bytes() == original, model
+        for bytes_read, bytes_owned, changed in of_ranks:
+            assert changed == [], model
+            assert bytes_read == bytes_owned, model
+            if model == "qwen2 untied":
+                # Norms and the biases of row-wise layers are on every tensor rank; everything else is divided.
+                assert bytes_read < 1.2 * len(original) / world_size(layout)
 
 
-def round_trip(layout, folder):
-    engine = make_engine(layout, path=folder / "hf")
-    engine.save(folder / layout / "hf", "hf")
-    train(engine, 1)
-    engine.save(folder / layout / "dcp", "dcp")
-    before = whole_weights(engine)
-    other = make_engine(layout, path=folder / "hf")
-    other.load(folder / layout / "dcp", "dcp")
-    after = whole_weights(other)
-    return other.version, [name for name in before if not torch.equal(before[name], after[name])]
+def damaged(folder, original, change):
+    """A copy of a checkpoint whose tensors ``change`` has altered."""
+    shutil.copytree(original, folder)
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_every_layout_writes_and_reads_the_same_bits(tmp_path, model):
-    make_engine("d1", model).save(tmp_path / "hf", "hf")
-    original = (tmp_path / "hf" / WEIGHTS).read_bytes()
-    for layout in LAYOUTS:
-        for version, changed in run_world(round_trip, world_size(layout), (layout, tmp_path)):
-            assert (version, changed) == (1, []), layout
-        assert (tmp_path / layout / "hf" / WEIGHTS).read_bytes() == original, layout
+def add_copy_of_the_head(tensors, *, wrong_row=None):
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    if wrong_row is not None:
+        tensors["lm_head.weight"][wrong_row, 0] += 1
+
+
+def refusals(layout, folder):
+    """Messages of loads and of a save that fail, by what is wrong."""
+    engine = make_engine(layout, "qwen3 tied")
+    messages = {}
+    for what, format in (("copy", "hf"), ("quantised", "hf"), ("metadata", "dcp"), ("part", "dcp")):
+        with pytest.raises(WeightsError) as refused:
+            engine.load(folder / what, format)
+        messages[what] = str(refused.value)
+    with pytest.raises(WeightsError) as refused:
+        engine.save(folder / "tied", "hf")
+    messages["save"] = str(refused.value)
+    # A right copy is none the worse, and the engine is of use after all that.
+    engine.load(folder / "tied", "hf")
+    return messages, train(engine, 1)
+
+
+def test_a_checkpoint_that_is_damaged_where_one_rank_looks_is_refused_by_all(tmp_path):
+    make_engine("d1", "qwen3 tied").save(tmp_path / "original", "hf")
+    damaged(tmp_path / "tied", tmp_path / "original", add_copy_of_the_head)
+    damaged(tmp_path / "copy", tmp_path / "original", lambda t: add_copy_of_the_head(t, wrong_row=127))
+    # The last of five ranks holds no part of this vector of 8.
+    norm = "model.layers.0.self_attn.q_norm.weight"
+    damaged(tmp_path / "quantised", tmp_path / "original", lambda t: t.update({norm: t[norm].to(torch.int8)}))
+    state = make_engine("d1", "qwen3 tied")
+    state.save(tmp_path / "metadata", "dcp")
+    state.save(tmp_path / "part", "dcp")
+    (tmp_path / "metadata" / ".metadata").write_bytes(b"damaged")
+    for file in (tmp_path / "part").glob("*.distcp"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    state.load(tmp_path / "tied", "hf")
+    expected = train(state, 1)
+    for messages, losses in run_world(refusals, 5, ("d5", tmp_path)):
+        assert "'lm_head.weight' differs from 'model.embed_tokens.weight'" in messages["copy"]
+        assert f"tensor {norm!r} has type I8" in messages["quantised"]
+        assert "its description is damaged" in messages["metadata"]
+        assert "its files are damaged or incomplete" in messages["part"]
+        assert "found weights there already" in messages["save"]
+        assert losses == pytest.approx(expected, rel=1e-5)
 
 
 def resume(layout, folder, model, optimizer):

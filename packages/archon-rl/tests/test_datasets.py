@@ -217,5 +217,7 @@ def test_epochs_have_different_orders_and_an_unshuffled_cursor_none():
 
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_a_batch_must_fit_into_the_data(batch_size):
-    with pytest.raises(ConfigError, match=rf"batch_size: found {batch_size} and 10 training records; .* from 1 to 10"):
+    with pytest.raises(
+        ConfigError, match=rf"batch_size: found {batch_size}, with 10 training records; allowed is 1 to 10;"
+    ):
         DataCursor(10, batch_size, seed=1)

@@ -7,12 +7,10 @@ import threading
 import pytest
 import torch
 from bigram_engine import BigramEngine, BigramRollout
-
-from archon_core.run.metrics import read_metrics
+from run_results import rows, table
 
 TOLERANCE = 1e-9
 """Of float64 sums in another order, over a few steps of Adam."""
-TIMING = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
 
 VARIANTS = {
     "plain": (),
@@ -37,18 +35,6 @@ VARIANTS = {
         "actor.loss_aggregation=constant",
     ),
 }
-
-
-def rows(folder) -> list[dict[str, float]]:
-    """The metrics of a run, without those that a clock decides."""
-    return [
-        {name: value for name, value in row.items() if not name.startswith(TIMING)}
-        for row in read_metrics(folder.metrics)
-    ]
-
-
-def table(folder) -> torch.Tensor:
-    return torch.load(folder.export / "table.pt")
 
 
 def assert_equal_runs(found, expected) -> None:

@@ -7,12 +7,11 @@ import json
 
 import pytest
 import torch
+from run_results import rows, table
 
 from archon_core.errors import ConfigError, DataError, WeightsError
-from archon_core.run.metrics import read_metrics
 
 EXPORT_NAMES = {"table.pt", "tokenizer.json", "tokenizer_config.json"}
-TIMING = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
 
 
 QWEN = """
@@ -50,18 +49,6 @@ needs_qwen_and_rollout = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("archon_models_qwen", "archon_rollout")),
     reason="archon-models-qwen or archon-rollout is not installed",
 )
-
-
-def rows(folder) -> list[dict[str, float]]:
-    """The metrics of a run, without those that a clock decides."""
-    return [
-        {name: value for name, value in row.items() if not name.startswith(TIMING)}
-        for row in read_metrics(folder.metrics)
-    ]
-
-
-def table(folder) -> torch.Tensor:
-    return torch.load(folder.export / "table.pt")
 
 
 def output(folder) -> str:

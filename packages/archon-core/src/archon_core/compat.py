@@ -59,7 +59,8 @@ def forget_forward_passes(root: FSDPModule) -> None:
     ago and the others would not: a hang. 2.13 has ``reset_iter_state``, which also throws away gradients on their way.
     Remove when passes without gradients are not recorded.
     """
-    root._get_fsdp_state()._comm_ctx.post_forward_order.clear()
+    # The first forward pass makes the list; a rank that has only lent its weights to others ran none.
+    getattr(root._get_fsdp_state()._comm_ctx, "post_forward_order", []).clear()
     for part in root.modules():
         if isinstance(part, FSDPModule):
             state = part._get_fsdp_state()

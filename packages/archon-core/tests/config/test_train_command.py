@@ -272,14 +272,19 @@ def test_resuming_with_another_algorithm_is_refused(
     assert "algorithm: fake\n" in (run_folder / "config.yaml").read_text()
 
 
+@pytest.mark.parametrize("stopped", ["in its first step", "while it started"])
 def test_resuming_a_run_without_a_checkpoint_starts_again_and_says_so(
-    train: Train, trainer: object, run_folder: Path
+    train: Train, trainer: object, run_folder: Path, stopped: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train("reward=stop") == 130
+    if stopped == "in its first step":
+        assert train("reward=stop") == 130
+    else:
+        (run_folder / "logs" / "start-1").mkdir(parents=True)
     assert train("reward=nothing", "--resume") == 0
     assert trainer.RUNS[-1].config.trainer.resume is False  # type: ignore[attr-defined]
-    reasons = [decision["reason"] for decision in json.loads((run_folder / "decisions.json").read_text())]
-    assert "the run stopped before its first checkpoint, so it starts again" in reasons
+    reason = "the run stopped before its first checkpoint, so it starts again"
+    assert reason in [decision["reason"] for decision in json.loads((run_folder / "decisions.json").read_text())]
+    assert reason in " ".join(capsys.readouterr().out.split())
 
 
 def test_automatic_resumption_goes_on_when_it_can_and_starts_when_it_cannot(train: Train, trainer: object) -> None:

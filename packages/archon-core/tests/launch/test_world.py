@@ -58,6 +58,7 @@ def test_ranks_of_several_machines_are_explained_and_those_of_one_are_not() -> N
     assert text is not None
     assert "needs 8 on 2 machines" in text
     assert torchrun_command(ARGUMENTS, 8, 2) in text
+    assert "cluster.n_gpus_per_node=8" in text
 
 
 def test_ranks_share_the_cores_and_each_has_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,10 @@ from typing import Any
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 
+from archon_core.distributed.failing_together import failing_together
+from archon_core.distributed.ranks import Ranks
 from archon_core.errors import WeightsError
 
 _WEIGHT = "weights."
@@ -29,14 +32,19 @@ def save_training_state(
     optimizer_state: Mapping[str, Mapping[str, Any]],
     counters: Mapping[str, int],
 ) -> None:
-    """Write weights, optimizer state and counters into ``folder``, which is created."""
+    """Write weights, optimizer state and counters into ``folder``, which is created. Collective.
+
+    Raises:
+        WeightsError: on every rank, a part could not be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, Any] = {_WEIGHT + name: parameter.detach() for name, parameter in parameters.items()}
     for name, state in optimizer_state.items():
         tensors.update({f"{_STATE}{name}.{key}": value for key, value in state.items()})
-    with _quiet():
+    with _in_our_terms(f"training state {folder}: it could not be written; see to the disk's space and permissions"):
         dcp.save(tensors, checkpoint_id=folder, no_dist=not torch.distributed.is_initialized())
-    (folder / _COUNTERS).write_text(json.dumps(dict(counters)))
+    if Ranks.of_process_group().is_first:
+        (folder / _COUNTERS).write_text(json.dumps(dict(counters)))
 
 
 def load_training_state(
@@ -44,13 +52,15 @@ def load_training_state(
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, int]]:
     """Read weights into ``parameters`` in place; return the optimizer state by parameter name, and the counters.
 
+    Collective.
+
     Raises:
-        WeightsError: the folder holds no training state, or its names and shapes are not those of ``parameters``.
+        WeightsError: on every rank, the folder holds no training state, a damaged one, or one whose names and shapes
+            are not those of ``parameters``.
     """
-    if not (folder / ".metadata").is_file() or not (folder / _COUNTERS).is_file():
-        raise WeightsError(f"training state {folder}: found no complete one there; name a folder written by a dcp save")
-    saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
-    _check_names_and_shapes(folder, parameters, saved)
+    with failing_together(Ranks.of_process_group()):
+        saved, counters = _read_metadata(folder)
+        _check_names_and_shapes(folder, parameters, saved)
     tensors: dict[str, Any] = {_WEIGHT + name: parameter.detach() for name, parameter in parameters.items()}
     optimizer_state: dict[str, dict[str, Tensor]] = {}
     for key, metadata in saved.items():
@@ -61,17 +71,35 @@ def load_training_state(
         like = torch.empty_like(parameter) if metadata.size == parameter.shape else torch.empty(metadata.size)
         tensors[key] = like.to(metadata.properties.dtype)
         optimizer_state.setdefault(name, {})[entry] = tensors[key]
-    with _quiet():
+    with _in_our_terms(f"training state {folder}: its files are damaged or incomplete; copy it anew"):
         dcp.load(tensors, checkpoint_id=folder, no_dist=not torch.distributed.is_initialized())
-    return optimizer_state, json.loads((folder / _COUNTERS).read_text())
+    return optimizer_state, counters
+
+
+def _read_metadata(folder: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """What is saved there under which name, and the counters."""
+    if not (folder / ".metadata").is_file() or not (folder / _COUNTERS).is_file():
+        raise WeightsError(f"training state {folder}: found no complete one there; name a folder written by a dcp save")
+    try:
+        saved = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        return saved, json.loads((folder / _COUNTERS).read_text())
+    except Exception as error:  # what unpickling raises depends on the damage
+        raise WeightsError(f"training state {folder}: its description is damaged ({error!r}); copy it anew") from error
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep torch from warning that one process without a process group is one process."""
+def _in_our_terms(message: str) -> Iterator[None]:
+    """Around torch's saving and loading, which tells all ranks when one fails.
+
+    Its error is no ``Exception``. It warns that one process without a process group is one process.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
-        yield
+        try:
+            yield
+        except CheckpointException as error:
+            causes = "; ".join(f"rank {rank}: {cause!r}" for rank, (cause, _) in sorted(error.failures.items()))
+            raise WeightsError(f"{message} ({causes})") from error
 
 
 def _check_names_and_shapes(folder: Path, parameters: Mapping[str, nn.Parameter], saved: Mapping[str, Any]) -> None:

@@ -149,12 +149,7 @@ def save_hf_weights(
     copy_ours = tensors if callable(tensors) else copy_from(tensors)
     files = plan_shards(weights.hf_shapes, dtype, max_shard_bytes)
     if write:
-        folder.mkdir(parents=True, exist_ok=True)
-        present = sorted(path.name for path in folder.glob("*.safetensors*"))
-        if present:
-            raise WeightsError(
-                f"{folder}: found weights there already ({', '.join(present[:3])}); save to a new or an empty folder"
-            )
+        prepare_folder(folder)
     for file, names in files.items():
         entries = {name: (dtype, weights.hf_shapes[name]) for name in names}
         with ExitStack() as stack:
@@ -175,6 +170,16 @@ def save_hf_weights(
                 shutil.copyfile(companions_from / name, folder / name)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create ``folder`` unless it is there. Raises WeightsError when it holds weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    present = sorted(path.name for path in folder.glob("*.safetensors*"))
+    if present:
+        raise WeightsError(
+            f"{folder}: found weights there already ({', '.join(present[:3])}); save to a new or an empty folder"
+        )
 
 
 def plan_shards(shapes: Mapping[str, Shape], dtype: torch.dtype, max_shard_bytes: int) -> dict[str, list[str]]:

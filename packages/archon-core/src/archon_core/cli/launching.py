@@ -14,6 +14,7 @@ from archon_core.cli.console import print_remark
 from archon_core.cli.training import explain_interruption, open_folder
 from archon_core.config.loading import LoadedConfig
 from archon_core.launch.blame import RankExit, explain, first_to_fail, shared_error
+from archon_core.launch.rank import USER_ERROR
 from archon_core.run.folder import RunFolder
 from archon_core.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
 
@@ -104,4 +105,4 @@ def _report_failure(first: RankExit, exits: Sequence[RankExit], n_ranks: int) ->
         print_remark(error.traceback, label=f"rank {first.rank}: ", style="bold")
     shared = shared_error(exits, n_ranks)
     print_remark(shared.message if shared else explain(first, n_ranks), label="error: ", style="bold red")
-    return 2 if error is not None and error.kind == "user" else 1
+    return USER_ERROR if error is not None and error.kind == "user" else 1

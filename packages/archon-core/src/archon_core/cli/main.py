@@ -14,12 +14,10 @@ from archon_core import __version__
 from archon_core.cli.commands import Commands
 from archon_core.cli.console import print_error
 from archon_core.errors import ArchonError
+from archon_core.launch.rank import USER_ERROR
 from archon_core.plugins import registry
 from archon_core.plugins.discovery import discover, distribution_name, normalise
 from archon_core.plugins.hints import nearest
-
-USER_ERROR = 2
-"""Exit code when the user has to change something; the same as for a wrong option."""
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
 

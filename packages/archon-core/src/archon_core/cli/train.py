@@ -19,11 +19,9 @@ from archon_core.config.preflight import plan_run
 from archon_core.config.run_plan import RunPlan
 from archon_core.distributed.environment import RankEnvironment, rank_environment
 from archon_core.errors import ConfigError
-from archon_core.launch.rank import run_as_rank, started_by_archon
+from archon_core.launch.rank import USER_ERROR, run_as_rank, started_by_archon
 from archon_core.launch.world import check_started, explain_machines, ranks_needed
 from archon_core.plugins import LauncherSpec, registry
-
-USER_ERROR = 2
 
 
 def train(

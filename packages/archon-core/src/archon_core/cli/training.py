@@ -108,7 +108,8 @@ def open_run(loaded: LoadedConfig, ranks: Ranks, *, restart: bool = False) -> It
                     set_aside(loaded.config)
                 opened = stack.enter_context(open_folder(loaded))
                 if opened.resumed:
-                    print_decisions(_record_changes(loaded, opened))
+                    _record_changes(loaded, opened)
+                print_decisions(opened.decisions[len(loaded.decisions) :])
             except ArchonError as error:
                 opened = error
         opened = ranks.broadcast(opened)
@@ -118,11 +119,9 @@ def open_run(loaded: LoadedConfig, ranks: Ranks, *, restart: bool = False) -> It
         yield opened
 
 
-def _record_changes(loaded: LoadedConfig, run: OpenRun) -> list[Decision]:
+def _record_changes(loaded: LoadedConfig, run: OpenRun) -> None:
     trainer = replace(loaded.config.trainer, resume=True, auto_resume=False)
-    changes = changes_since_start(run.folder, to_yaml(replace(loaded.config, trainer=trainer)))
-    run.decisions.extend(changes)
-    return changes
+    run.decisions.extend(changes_since_start(run.folder, to_yaml(replace(loaded.config, trainer=trainer))))
 
 
 @contextmanager
@@ -138,12 +137,13 @@ def open_folder(loaded: LoadedConfig) -> Iterator[OpenRun]:
     asked = config.trainer.resume or config.trainer.auto_resume
     place = (config.cluster.fileroot, config.experiment_name, config.trial_name)
     if config.trainer.resume and not RunFolder.at(*place).path.is_dir():
-        raise _nothing_to_resume(RunFolder.at(*place))
+        raise ConfigError(
+            f"trainer.resume: found no run in {RunFolder.at(*place).path}; leave --resume out to start one, or set "
+            "cluster.fileroot, experiment_name and trial_name to those of the run to go on with"
+        )
     with RunFolder.hold(*place, resume=asked) as folder:
         resumed = asked and folder.latest_step() is not None
         if config.trainer.resume and not resumed:
-            if not folder.metrics.is_file():
-                raise _nothing_to_resume(folder)
             reason = "the run stopped before its first checkpoint, so it starts again"
             decisions.append(Decision("trainer.resume", "true", "false", reason))
         elif config.trainer.auto_resume:
@@ -164,13 +164,6 @@ def set_aside(config: ExperimentConfig) -> None:
     aside = folder.set_aside()
     if aside is not None:
         print_remark(str(aside), label="earlier run set aside: ", style="bold")
-
-
-def _nothing_to_resume(folder: RunFolder) -> ConfigError:
-    return ConfigError(
-        f"trainer.resume: found no run in {folder.path}; leave --resume out to start one, or set cluster.fileroot, "
-        "experiment_name and trial_name to those of the run to go on with"
-    )
 
 
 def explain_interruption(folder: RunFolder, resume_command: str) -> str:

@@ -10,7 +10,11 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from archon_core.data.batch import Batch
+from archon_core.distributed.failing_together import Failure, raise_on_every_rank
 from archon_core.distributed.ranks import DataRanks
 from archon_core.errors import DataError
 from archon_core.protocols import Loss, Unit
@@ -38,29 +42,36 @@ class Share:
     def of(cls, batch: Batch, n_micro_batches: int, loss: Loss | None = None) -> Share:
         """Describe ``batch``; an empty one weighs nothing, whatever the loss."""
         weights = loss.weights(batch) if loss is not None and len(batch) else {}
-        content = batch.input_ids.cpu().numpy().tobytes() + repr(batch.lengths).encode()
         return cls(
             n_sequences=len(batch),
             n_tokens=batch.n_tokens,
             n_micro_batches=n_micro_batches,
             weights={unit: float(weight) for unit, weight in weights.items()},
-            fingerprint=zlib.crc32(content),
+            fingerprint=_fingerprint(batch),
         )
 
 
-def agree(share: Share, ranks: DataRanks) -> Share:
-    """The whole batch: sums over all shares, and the largest number of micro-batches.
+def agree(share: Share | Exception, ranks: DataRanks) -> Share:
+    """The whole batch: sums over all shares, and the largest number of micro-batches. Collective.
+
+    Args:
+        share: this rank's, or why there is none.
+        ranks: who has the others.
 
     Raises:
         DataError: there is no sequence at all, or ranks of one data rank were given different ones.
+        Exception: some rank has no share; as ``raise_on_every_rank`` does.
     """
-    answers = ranks.everyone.gather((ranks.rank, share))
+    own = share if isinstance(share, Exception) else None
+    answers = ranks.everyone.gather((ranks.rank, share if own is None else Failure.of(own)))
+    raise_on_every_rank(own, [answer if isinstance(answer, Failure) else None for _, answer in answers])
     shares: dict[int, Share] = {}
     for data_rank, answer in answers:
-        if shares.setdefault(data_rank, answer) != answer:
+        # By their text: a weight that is not a number equals nothing, and is reported as one later.
+        if repr(shares.setdefault(data_rank, answer)) != repr(answer):
             raise DataError(
                 f"batch: found different sequences on processes of data rank {data_rank}; processes with the same "
-                "data_ranks.rank must be given equal batches"
+                "data_ranks.rank must be given equal batches, fields included"
             )
     whole = [shares[data_rank] for data_rank in sorted(shares)]
     if not any(part.n_sequences for part in whole):
@@ -75,3 +86,17 @@ def agree(share: Share, ranks: DataRanks) -> Share:
         n_micro_batches=max(part.n_micro_batches for part in whole),
         weights=weights,
     )
+
+
+def _fingerprint(batch: Batch) -> int:
+    """A checksum of tokens, lengths and fields: losses that see other fields would pull tensor ranks apart."""
+    checksum = zlib.crc32(repr(batch.lengths).encode())
+    fields = {"input_ids": batch.input_ids, **batch.token_fields, **batch.sequence_fields}
+    for name in sorted(fields):
+        checksum = zlib.crc32(name.encode() + _bytes(fields[name]), checksum)
+    return checksum
+
+
+def _bytes(values: Tensor) -> bytes:
+    # numpy has no bfloat16.
+    return values.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

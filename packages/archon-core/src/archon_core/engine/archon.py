@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from archon_core.checkpoint.dcp import load_training_state, save_training_state
 from archon_core.checkpoint.gathering import WRITER, gather_to_writer
-from archon_core.checkpoint.hf import save_hf_weights
+from archon_core.checkpoint.hf import prepare_folder, save_hf_weights
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.data.batch import Batch
+from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import DataRanks
 from archon_core.engine.assembly import Assembled, assemble, load_weights
 from archon_core.engine.effective import EffectiveConfig, resolve_effective
@@ -98,7 +99,12 @@ class ArchonEngine:
         split = Splitter(
             self._config.mb_spec, multiple=self._effective.pad_multiple, at_least=self._effective.pad_at_least
         )
-        self._parts = Parts(split, SequentialRunner(assembled.module, assembled.groups), data_ranks(self._dims))
+        self._parts = Parts(
+            split,
+            SequentialRunner(assembled.module, assembled.groups),
+            data_ranks(self._dims),
+            getattr(assembled.hf_config, "vocab_size", None),
+        )
         if self._config.optimizer is not None:
             self._optimizer = NamedOptimizer(self.parameters, self._config.optimizer, total_steps=self._total_steps)
         else:
@@ -193,9 +199,15 @@ class ArchonEngine:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training.
 
         Collective; returns when the folder is complete.
+
+        Raises:
+            WeightsError: on every rank, ``hf`` weights are there already.
         """
         everyone = self.data_ranks.everyone
         if format == "hf":
+            with failing_together(everyone):
+                if everyone.rank == WRITER:
+                    prepare_folder(path)
             save_hf_weights(
                 gather_to_writer(self._built.named_weights),
                 self._built.weights,
@@ -212,7 +224,7 @@ class ArchonEngine:
         everyone.barrier()
 
     def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
-        """Read what ``save`` wrote. Raises WeightsError when it does not fit the model."""
+        """Read what ``save`` wrote. Collective. Raises WeightsError, on every rank, when it does not fit the model."""
         if format == "hf":
             self._decisions += load_weights(self._built, path, role=self._role, seed=self._seed)
             return

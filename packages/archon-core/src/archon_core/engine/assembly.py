@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from archon_core.checkpoint.hf import load_hf_weights
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
+from archon_core.distributed.failing_together import failing_together
+from archon_core.distributed.ranks import Ranks
 from archon_core.engine.effective import EffectiveConfig
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
@@ -83,7 +85,8 @@ def assemble(
         WeightsError: the checkpoint does not fit.
     """
     _check_source(config, role)
-    hf_config = load_hf_config(config.model_config if config.model_config is not None else config.path)
+    with failing_together(Ranks.of_process_group()):
+        hf_config = load_hf_config(config.model_config if config.model_config is not None else config.path)
     spec = registry.model_for(hf_config.model_type, config.archon.model)
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)
@@ -139,12 +142,15 @@ def _shard(
 def load_weights(assembled: Assembled, folder: Path, *, role: str, seed: int) -> list[Decision]:
     """Fill the module from a Hugging Face folder; what a checkpoint may lack is drawn from the seed, as a decision.
 
+    Collective: a slice that is damaged is read by some ranks only.
+
     Raises:
-        WeightsError: the checkpoint does not fit.
+        WeightsError: on every rank, the checkpoint does not fit.
     """
-    report = load_hf_weights(
-        assembled.module, assembled.weights, folder, local_boxes=lambda _name, weight: [local_part(weight)]
-    )
+    with failing_together(Ranks.of_process_group()):
+        report = load_hf_weights(
+            assembled.module, assembled.weights, folder, local_boxes=lambda _name, weight: [local_part(weight)]
+        )
     initialize_weights(
         assembled.module,
         seed,

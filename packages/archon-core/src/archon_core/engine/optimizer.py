@@ -1,4 +1,8 @@
-"""Optimizers over named parameters, all but Muon torch's own, with state kept under the parameters' global names."""
+"""Optimizers over named parameters, all but Muon torch's own, with state kept under the parameters' global names.
+
+All but Muon work element by element, so they are given each rank's part of a sharded parameter as a plain tensor:
+DTensor's dispatch would take longer than the update, and seconds in a first step.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from archon_core.config.schema import OptimizerConfig
 from archon_core.engine.lr_schedule import lr_factor
@@ -50,7 +55,13 @@ class NamedOptimizer:
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         self._config = config
         self._total_steps = total_steps
-        self._optimizers = _build(self.parameters, config)
+        # What the optimizers hold: the parameters themselves, or parameters around their local parts.
+        whole = _hidden_matrices(self.parameters) if config.type == "muon" else {}
+        self._updated = {
+            name: nn.Parameter(_local(p)) if isinstance(p, DTensor) and name not in whole else p
+            for name, p in self.parameters.items()
+        }
+        self._optimizers = _build(self._updated, config)
         self._owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
 
     def learning_rate(self, step: int) -> float:
@@ -67,10 +78,17 @@ class NamedOptimizer:
 
     def step(self, learning_rate: float) -> None:
         """Update the parameters from their gradients."""
+        parts = [(p, self._updated[name]) for name, p in self.parameters.items() if self._updated[name] is not p]
+        for parameter, part in parts:
+            # Anew each time: FSDP2 may move a parameter's storage when its first forward pass begins.
+            part.data = _local(parameter)
+            part.grad = None if parameter.grad is None else _local(parameter.grad)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.step()
+        for _, part in parts:
+            part.grad = None
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -78,8 +96,12 @@ class NamedOptimizer:
             parameter.grad = None
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Parameter name -> its state tensors, such as ``exp_avg``; empty before the first step."""
-        return {name: dict(self._owner[p].state[p]) for name, p in self.parameters.items() if p in self._owner[p].state}
+        """Parameter name -> its state tensors, such as ``exp_avg``, sharded as it is; empty before the first step."""
+        states = {name: self._owner[p].state[p] for name, p in self._updated.items() if p in self._owner[p].state}
+        return {
+            name: {key: _sharded_like(value, self.parameters[name]) for key, value in state.items()}
+            for name, state in states.items()
+        }
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over what ``state`` returned for parameters of the same names and shapes, in place of all state so far.
@@ -87,16 +109,24 @@ class NamedOptimizer:
         Raises:
             WeightsError: it is that of another type of optimizer; no state was changed.
         """
-        names = {p: name for name, p in self.parameters.items()}
+        names = {p: name for name, p in self._updated.items()}
         loads: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = []
         for optimizer in self._optimizers:
             ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]
-            entries = {place: dict(state[name]) for place, name in enumerate(ordered) if state.get(name)}
+            entries = {
+                place: {key: self._as_updated(value, name) for key, value in state[name].items()}
+                for place, name in enumerate(ordered)
+                if state.get(name)
+            }
             self._check_entries(optimizer, {ordered[place]: set(entry) for place, entry in entries.items()})
             loads.append((optimizer, {"state": entries, "param_groups": optimizer.state_dict()["param_groups"]}))
         # torch's own loading knows which entries live on the device: a fused optimizer reads its step there.
         for optimizer, saved in loads:
             optimizer.load_state_dict(saved)
+
+    def _as_updated(self, value: Tensor, name: str) -> Tensor:
+        """A state tensor as the optimizer that updates the parameter keeps it."""
+        return value if isinstance(self._updated[name], DTensor) else _local(value)
 
     def _check_entries(self, optimizer: torch.optim.Optimizer, entries: Mapping[str, set[str]]) -> None:
         expected = _STATE_ENTRIES[type(optimizer)]
@@ -114,11 +144,36 @@ def is_decayed(parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2
 
 
+def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """What Muon updates."""
+    return {name: p for name, p in parameters.items() if p.ndim == 2 and name.startswith("layers.")}
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, sharing its storage."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """State of a parameter's local part as a DTensor; what is not per element, such as a step count, as it is."""
+    if not isinstance(parameter, DTensor) or isinstance(value, DTensor) or value.ndim != parameter.ndim:
+        return value
+    return DTensor.from_local(
+        value,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
 def _build(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     if config.type == "muon":
         # Muon is for hidden matrices; embeddings, heads, norms and biases take AdamW
         # (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
-        hidden = {name: p for name, p in parameters.items() if p.ndim == 2 and name.startswith("layers.")}
+        hidden = _hidden_matrices(parameters)
         others = {name: p for name, p in parameters.items() if name not in hidden}
         muon = Muon(hidden.values(), lr=config.lr, weight_decay=config.weight_decay, momentum=config.beta1)
         return [muon, *_build(others, OptimizerConfig(**{**vars(config), "type": "adamw"}))]

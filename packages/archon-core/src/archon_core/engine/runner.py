@@ -36,9 +36,14 @@ class SequentialRunner:
         self._groups = groups
 
     def train(self, micro_batches: Sequence[MicroBatch], objective: Objective) -> None:
-        for micro_batch in micro_batches:
-            outputs = self._module(micro_batch.input_ids, micro_batch.packed)
-            objective(micro_batch.without_padding(outputs), micro_batch).backward()
+        try:
+            for micro_batch in micro_batches:
+                outputs = self._module(micro_batch.input_ids, micro_batch.packed)
+                objective(micro_batch.without_padding(outputs), micro_batch).backward()
+        except BaseException:
+            # Whoever catches this may load other weights; whole ones that stayed behind would hide them.
+            self._end_forward_passes()
+            raise
 
     def forward(self, micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, dict[OutputName, Tensor]]]:
         try:
@@ -47,5 +52,8 @@ class SequentialRunner:
                     outputs = self._module(micro_batch.input_ids, micro_batch.packed)
                 yield micro_batch, micro_batch.without_padding(outputs)
         finally:
-            if self._groups is not None:
-                self._groups.end_forward_passes()
+            self._end_forward_passes()
+
+    def _end_forward_passes(self) -> None:
+        if self._groups is not None:
+            self._groups.end_forward_passes()

@@ -22,7 +22,7 @@ from archon_core.engine.agreement import Share, agree
 from archon_core.engine.grad_norm import clip_gradients, global_gradient_norm
 from archon_core.engine.optimizer import NamedOptimizer
 from archon_core.engine.runner import Runner
-from archon_core.errors import DataError
+from archon_core.errors import DataError, TrainingError
 from archon_core.nn.packed import OutputName
 from archon_core.protocols import Loss, LossSums, OutputRequest, StepStats
 
@@ -69,18 +69,43 @@ class Parts:
         split: cuts this rank's batch.
         runner: executes micro-batches.
         ranks: who has other sequences of the batch.
+        vocab_size: ids that the model knows; ``None`` leaves them unchecked.
     """
 
     split: Splitter
     runner: Runner
     ranks: DataRanks = field(default_factory=DataRanks)
+    vocab_size: int | None = None
 
     def prepare(self, batch: Batch, request: OutputRequest, loss: Loss | None = None) -> tuple[list[MicroBatch], Share]:
-        """This rank's micro-batches, as many on every rank, and the whole batch that they are part of."""
-        own = self.split(batch, request) if len(batch) else []
-        whole = agree(Share.of(batch, len(own), loss), self.ranks)
+        """This rank's micro-batches, as many on every rank, and the whole batch that they are part of. Collective.
+
+        Raises:
+            DataError: on every rank, when the batch of one cannot be split or has ids that the model does not know.
+            Exception: on every rank, what the loss raises on one while it weighs its batch.
+        """
+        own: list[MicroBatch] = []
+        share: Share | Exception
+        try:
+            self._check_ids(batch)
+            own = self.split(batch, request) if len(batch) else []
+            share = Share.of(batch, len(own), loss)
+        except Exception as error:
+            share = error
+        whole = agree(share, self.ranks)
         padding = whole.n_micro_batches - len(own)
         return own + [self.split.padding_only(batch, request) for _ in range(padding)], whole
+
+    def _check_ids(self, batch: Batch) -> None:
+        """One process would fail at such an id somewhere inside the model; vocabulary shards would take it for zero."""
+        if self.vocab_size is None or not batch.n_tokens:
+            return
+        least, most = (int(bound) for bound in batch.input_ids.aminmax())
+        if least < 0 or most >= self.vocab_size:
+            raise DataError(
+                f"batch: found token id {least if least < 0 else most}; the model's vocabulary has ids 0 to "
+                f"{self.vocab_size - 1}; tokenize with the tokenizer that belongs to the model"
+            )
 
 
 class LossTotals:
@@ -98,30 +123,47 @@ class LossTotals:
                 )
         self._loss_sum: Tensor | None = None
         self._metric_sums: dict[str, Tensor] = {}
+        self._has_graph = False
 
     def objective(self, outputs: Mapping[OutputName, Tensor], micro_batch: MicroBatch) -> Tensor:
         """The scalar to back-propagate for this micro-batch; adds it to the totals."""
+        # Zero, but with a graph: backward must run on every rank, and gradients of zero join the others' sum.
+        nothing = torch.stack([output[:0].sum() for output in outputs.values()]).sum()
         if not micro_batch.indices:
-            # Zero, but with a graph: backward must run on every rank, and gradients of zero join the others' sum.
-            return torch.stack([output.sum() for output in outputs.values()]).sum()
+            return nothing
         sums = self._loss(outputs, micro_batch.batch)
         self._check_units(sums)
         value = torch.stack([term / self._weights[unit] for unit, term in sums.terms.items()]).sum()
+        self._has_graph |= value.requires_grad
         self._loss_sum = value.detach() if self._loss_sum is None else self._loss_sum + value.detach()
         for name, (unit, metric) in sums.metrics.items():
             share = metric.detach() / self._weights[unit]
             self._metric_sums[name] = self._metric_sums.get(name, 0) + share
-        return value
+        # A loss may give a plain zero for tokens that it does not count.
+        return value if value.requires_grad else value + nothing
 
-    def gather(self) -> tuple[float, dict[str, float]]:
-        """The objective and the loss's metrics over the micro-batches seen, of all ranks together."""
+    def gather(self, *, differentiated: bool = False) -> tuple[float, dict[str, float]]:
+        """The objective and the loss's metrics over the micro-batches seen, of all ranks together. Collective.
+
+        Args:
+            differentiated: gradients of the objective were computed.
+
+        Raises:
+            TrainingError: they were, and nothing that the loss returned on any rank depends on the outputs.
+        """
         own = 0.0 if self._loss_sum is None else float(self._loss_sum)
-        parts = self._ranks.gather((own, {name: float(value) for name, value in self._metric_sums.items()}))
+        metrics_here = {name: float(value) for name, value in self._metric_sums.items()}
+        parts = self._ranks.gather((own, metrics_here, self._has_graph))
+        if differentiated and not any(has_graph for _, _, has_graph in parts):
+            raise TrainingError(
+                f"loss {type(self._loss).__name__}: found no term with a gradient on any rank; at least one term must "
+                "be computed from the outputs; do not detach them"
+            )
         metrics: dict[str, float] = {}
-        for _, values in parts:
+        for _, values, _ in parts:
             for name, value in values.items():
                 metrics[name] = metrics.get(name, 0.0) + value
-        return sum(loss for loss, _ in parts), metrics
+        return sum(loss for loss, _, _ in parts), metrics
 
     def _check_units(self, sums: LossSums) -> None:
         used = {*sums.terms, *(unit for unit, _ in sums.metrics.values())}
@@ -148,11 +190,16 @@ def train_step(
 
     Returns:
         Statistics of all ranks; ``skipped`` when the norm was not finite, in which case no weight and no state changed.
+
+    Raises:
+        DataError, TrainingError: the batch does not fit the options or the model, or the loss gives no gradient; on
+            every rank alike.
     """
     micro_batches, whole = parts.prepare(batch, loss.request, loss)
     totals = LossTotals(loss, whole, parts.ranks)
     optimizer.zero_grad()
     parts.runner.train(micro_batches, totals.objective)
+    objective, metrics = totals.gather(differentiated=True)
     norm = global_gradient_norm(optimizer.parameters.values())
     finite = bool(torch.isfinite(norm))
     learning_rate = optimizer.learning_rate(step)
@@ -160,7 +207,6 @@ def train_step(
         if max_gradient_norm > 0:
             clip_gradients(optimizer.parameters.values(), norm, max_gradient_norm)
         optimizer.step(learning_rate)
-    objective, metrics = totals.gather()
     return StepStats(
         loss=objective,
         gradient_norm=float(norm),

@@ -28,7 +28,7 @@ from torch.distributed.elastic.multiprocessing import (
 
 from archon_core.launch.blame import RankExit
 from archon_core.launch.error_file import ERROR_FILE, read_error
-from archon_core.launch.rank import LAUNCHER_PID
+from archon_core.launch.rank import LAUNCHER_PID, USER_ERROR
 from archon_core.launch.world import threads_per_rank
 from archon_core.run.interrupt import StopSignal
 
@@ -36,6 +36,9 @@ POLL_SECONDS = 0.05
 
 GRACE_SECONDS = 1.5
 """How long the other ranks may take to leave their errors after one has died; then they are killed."""
+
+MISTAKE_GRACE_SECONDS = 5
+"""The same after a user's mistake: the others are about to find it too, but may still be importing what they need."""
 
 REAP_SECONDS = 10
 """How long a killed process is waited for. One that hangs inside a device driver cannot be reaped at all."""
@@ -182,7 +185,7 @@ def _watch(context: SubprocessContext, logs: Path, stop: StopSignal) -> list[Ran
                 exit = RankExit(rank, running.pop(rank).pid, code, time.time(), log=log)
                 ended.append(exit)
                 if exit.failed and deadline is None:
-                    deadline = time.monotonic() + GRACE_SECONDS
+                    deadline = time.monotonic() + (MISTAKE_GRACE_SECONDS if code == USER_ERROR else GRACE_SECONDS)
         time.sleep(POLL_SECONDS)
     return [replace(exit, error=read_error(_error_path(logs, exit.rank))) for exit in ended]
 

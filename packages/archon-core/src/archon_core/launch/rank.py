@@ -13,6 +13,9 @@ from archon_core.errors import ArchonError
 from archon_core.launch.error_file import ERROR_FILE, describe_error, write_error
 from archon_core.launch.watchdog import end_with_parent
 
+USER_ERROR = 2
+"""Exit code of a process that ends with an ``ArchonError``, a rank or not; wrong options of a command give it too."""
+
 LAUNCHER_PID = "ARCHON_LAUNCHER_PID"
 """The environment variable by which our own launcher says that it started a rank."""
 
@@ -45,7 +48,7 @@ def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> int:
     try:
         code = body()
     except Exception as error:
-        code = 2 if isinstance(error, ArchonError) else 1
+        code = USER_ERROR if isinstance(error, ArchonError) else 1
         _leave(error, place)
     if code != 0:
         sys.stdout.flush()

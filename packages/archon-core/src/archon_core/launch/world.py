@@ -51,7 +51,8 @@ def explain_machines(layouts: Mapping[str, Layout], cluster: ClusterConfig, argu
     return (
         f"scheduler.type: found local, which starts processes on this machine; actor.backend={layouts['actor']} needs "
         f"{needed} on {nodes} machines (cluster.n_gpus_per_node={cluster.n_gpus_per_node}); start this on each of "
-        f"them, HOST being one of them:\n  {torchrun_command(arguments, needed, nodes)}"
+        f"them, HOST being one of them:\n  {torchrun_command(arguments, needed, nodes)}\n"
+        f"or set cluster.n_gpus_per_node={needed} where one machine is to run them all, which a CPU can"
     )
 
 

@@ -149,6 +149,7 @@ def check_cluster(layouts: Mapping[str, Layout], *, n_nodes: int, n_gpus_per_nod
             f"  sum: {total} = {needed}; "
             f"cluster.n_nodes {n_nodes} x cluster.n_gpus_per_node {n_gpus_per_node} = {available}\n"
             f"allowed: a sum of at most {available}\n"
-            f"fix: cluster.n_nodes={-(-needed // n_gpus_per_node)}, or smaller sizes in {options}"
+            f"fix: cluster.n_nodes={-(-needed // n_gpus_per_node)}, cluster.n_gpus_per_node={-(-needed // n_nodes)} "
+            f"where a machine can run as many (a CPU can), or smaller sizes in {options}"
         )
     return shares

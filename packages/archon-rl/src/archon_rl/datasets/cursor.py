@@ -37,8 +37,8 @@ class DataCursor:
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.n_records:
             raise ConfigError(
-                f"data.batch_size: found {self.batch_size} and {self.n_records} training records; "
-                f"it must be from 1 to {self.n_records}"
+                f"data.batch_size: found {self.batch_size}, with {self.n_records} training records; allowed is 1 to "
+                f"{self.n_records}; choose another size, or give more records"
             )
 
     def steps(self, epochs: int) -> int:

@@ -1,0 +1,62 @@
+"""One rank's error raised on all of them, so that none goes on alone into a collective and waits there for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from archon_core.distributed.ranks import Ranks
+from archon_core.errors import ArchonError, TrainingError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong on a rank, as the others are told.
+
+    Attributes:
+        kind: the class that they raise.
+        text: the message, or the error's own name and message when it is not one of ours.
+    """
+
+    kind: type[ArchonError]
+    text: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        """Describe ``error``."""
+        if isinstance(error, ArchonError):
+            return cls(type(error), str(error))
+        return cls(TrainingError, f"{type(error).__name__}: {error}")
+
+
+def raise_on_every_rank(own: Exception | None, failures: Sequence[Failure | None]) -> None:
+    """Raise if any rank has failed.
+
+    Args:
+        own: what happened on this rank.
+        failures: what happened on each.
+
+    Raises:
+        Exception: ``own``, or on a rank without one an error of the same class as the first failed rank's.
+    """
+    if own is not None:
+        raise own
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            raise failure.kind(f"rank {rank} failed: {failure.text}")
+
+
+@contextmanager
+def failing_together(ranks: Ranks) -> Iterator[None]:
+    """Raise on every rank when the block has failed on one. Collective; inside the block there may be no collective.
+
+    Raises:
+        Exception: as ``raise_on_every_rank`` does.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    raise_on_every_rank(own, ranks.gather(None if own is None else Failure.of(own)))

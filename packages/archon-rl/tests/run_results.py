@@ -1,0 +1,23 @@
+"""What a run on the stand-in engines leaves behind, as tests compare it."""
+
+from __future__ import annotations
+
+import torch
+
+from archon_core.run.folder import RunFolder
+from archon_core.run.metrics import read_metrics
+
+TIMING = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
+
+
+def rows(folder: RunFolder) -> list[dict[str, float]]:
+    """The metrics of a run, without those that a clock decides."""
+    return [
+        {name: value for name, value in row.items() if not name.startswith(TIMING)}
+        for row in read_metrics(folder.metrics)
+    ]
+
+
+def table(folder: RunFolder) -> torch.Tensor:
+    """The weights of the exported model."""
+    return torch.load(folder.export / "table.pt")
