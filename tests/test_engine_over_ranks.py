@@ -17,19 +17,10 @@ from archon_core.generation import GenerationConfig, GenerationRequest
 from archon_core.plugins.specs import load_target
 from archon_core.protocols import LossSums, OutputRequest
 from archon_rollout.local_engine import LocalEngine
+from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
 VOCABULARY = 128
-
-
-class NegativeLogLikelihood:
-    request = OutputRequest()
-
-    def weights(self, batch):
-        return {"token": float(batch.n_tokens)}
-
-    def __call__(self, outputs, micro_batch):
-        return LossSums({"token": -outputs["logprobs"].sum()})
 
 
 def make_engine(layout, *, optimizer="adamw", lr=1e-2, role="actor", seed=5, changes=None, n_mbs=1, **options):

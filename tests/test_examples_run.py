@@ -26,7 +26,7 @@ def short_demo(tmp_path_factory):
     short = ["warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=20", "data.batch_size=4"]
     finished = archon("train", "examples/grpo_arithmetic.yaml", f"cluster.fileroot={fileroot}", *short)
     assert finished.returncode == 0, finished.stderr
-    return finished, fileroot / "demo" / "grpo_arithmetic"
+    return finished, fileroot / "arithmetic" / "grpo"
 
 
 def test_the_demo_warms_up_trains_evaluates_and_checks_its_export_with_transformers(short_demo):

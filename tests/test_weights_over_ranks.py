@@ -16,7 +16,7 @@ from archon_core.engine.archon import ArchonEngine
 from archon_core.errors import WeightsError
 from archon_core.parallel.shards import local_part
 from archon_core.plugins.specs import load_target
-from archon_core.protocols import LossSums, OutputRequest
+from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
 LAYOUTS = ("d2", "d4", "t2", "t4", "d2t2", "d4t2")
@@ -27,16 +27,6 @@ MODELS = {
     "qwen3 odd": ("qwen3", {"hidden_size": 36, "intermediate_size": 44, "vocab_size": 132}),
 }
 WEIGHTS = "model.safetensors"
-
-
-class NegativeLogLikelihood:
-    request = OutputRequest()
-
-    def weights(self, batch):
-        return {"token": float(batch.n_tokens)}
-
-    def __call__(self, outputs, micro_batch):
-        return LossSums({"token": -outputs["logprobs"].sum()})
 
 
 def make_engine(layout, model=None, *, path=None, optimizer="adamw"):

@@ -1,6 +1,6 @@
-"""The losses of the oracle: two units each, every output of the head, and a metric.
+"""The losses of the oracle, and a plain one. The oracle's have two units, every output of the head, and a metric.
 
-All terms have one sign and none comes near zero, so that nothing cancels and relative errors mean something in fp32.
+Their terms have one sign and none comes near zero, so that nothing cancels and relative errors mean something in fp32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,18 @@ from archon_core.data.batch import Batch
 from archon_core.nn.packed import OutputName
 from archon_core.protocols import Loss, LossSums, OutputRequest, Unit
 from archon_testing.batches import MASK, PULL, SCALE
+
+
+class NegativeLogLikelihood:
+    """Minus the log-likelihood of every next token, per token: for tests that need some loss."""
+
+    request = OutputRequest()
+
+    def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
+        return {"token": float(batch.n_tokens)}
+
+    def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
+        return LossSums({"token": -outputs["logprobs"].sum()})
 
 
 class LanguageModelLoss:
