@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +12,6 @@ from archon_core.distributed.process_group import device_backends
 from archon_core.distributed.ranks import DataRanks, Ranks
 from archon_core.errors import LayoutError
 from archon_core.layout import ParallelDims
-
-_ONE_RANK_GROUP = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ def build_meshes(dims: ParallelDims, device_type: str, *, option: str) -> Meshes
         LayoutError: another number of processes runs than the layout needs.
     """
     if not dist.is_initialized() and dims.world_size == 1:
-        with _ONE_RANK_GROUP:
-            dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)
     check_world(dims, option=option)
     names = ("dp_shard", "tp") if dims.tp > 1 else ("dp_shard",)
     sizes = tuple(getattr(dims, name) for name in names)

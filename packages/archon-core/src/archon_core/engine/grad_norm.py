@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from archon_core.parallel.shards import local_values
+
 
 def global_gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """L2 norm over all gradients, a scalar in at least fp32, the same on every rank.
@@ -23,7 +25,7 @@ def global_gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     local_norms: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            gradient = _local(parameter.grad)
+            gradient = local_values(parameter.grad)
             norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
             local_norms.setdefault(_sharded_axes(parameter.grad), []).append(norm)
     if not local_norms:
@@ -46,13 +48,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: f
         return
     for parameter in parameters:
         if parameter.grad is not None:
-            gradient = _local(parameter.grad)
+            gradient = local_values(parameter.grad)
             gradient.mul_((max_norm / norm).to(gradient.dtype))
-
-
-def _local(gradient: Tensor) -> Tensor:
-    """This rank's part of a gradient, sharing its storage."""
-    return gradient.to_local() if isinstance(gradient, DTensor) else gradient
 
 
 def _sharded_axes(gradient: Tensor) -> tuple[DeviceMesh | None, tuple[int, ...]]:

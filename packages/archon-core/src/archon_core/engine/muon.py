@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from archon_core.models.box import Box
-from archon_core.parallel.shards import box_of_each_rank, holders
+from archon_core.parallel.shards import box_of_each_rank, holders, local_values
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration, from the same source."""
@@ -53,7 +53,7 @@ class Muon(torch.optim.Optimizer):
         directions = orthogonalise_all([update for _, _, update in updates])
         for (parameter, group, _), direction in zip(updates, directions, strict=True):
             rate = group["lr"]
-            weight = _local(parameter)
+            weight = local_values(parameter)
             weight.mul_(1 - rate * group["weight_decay"])
             weight.add_(direction.to(weight.dtype), alpha=-rate * 0.2 * math.sqrt(max(parameter.shape)))
 
@@ -63,9 +63,9 @@ class Muon(torch.optim.Optimizer):
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
         mean, gradient = state["momentum_buffer"], parameter.grad
-        _local(mean).lerp_(_local(gradient), 1 - momentum)
+        local_values(mean).lerp_(local_values(gradient), 1 - momentum)
         update = torch.empty_like(gradient)
-        _local(update).copy_(_local(gradient).lerp(_local(mean), momentum))
+        local_values(update).copy_(local_values(gradient).lerp(local_values(mean), momentum))
         return update
 
 
@@ -101,17 +101,17 @@ def orthogonalise_all(updates: Sequence[Tensor]) -> list[Tensor]:
     expected = [0] * size
     for update, owner, (parts, _) in zip(updates, owners, boxes, strict=True):
         if rank in parts:
-            outgoing[owner].append(_local(update).reshape(-1))
+            outgoing[owner].append(local_values(update).reshape(-1))
         if owner == rank:
             for source, box in parts.items():
                 expected[source] += box.numel
-    incoming = _exchange(outgoing, expected, _local(updates[0]))
+    incoming = _exchange(outgoing, expected, local_values(updates[0]))
 
     # Owners put the matrices together, and send every rank, copies included, its part of the result.
     outgoing, expected = [[] for _ in range(size)], [0] * size
     for update, owner, (parts, everyone) in zip(updates, owners, boxes, strict=True):
         if owner == rank:
-            whole = _local(update).new_empty(update.shape)
+            whole = local_values(update).new_empty(update.shape)
             for source, box in parts.items():
                 whole[box.slices] = incoming[source].take(box.numel).view(box.shape)
             direction = orthogonalise(whole)
@@ -119,7 +119,7 @@ def orthogonalise_all(updates: Sequence[Tensor]) -> list[Tensor]:
                 outgoing[destination].append(direction[box.slices].reshape(-1))
         if rank in everyone:
             expected[owner] += everyone[rank].numel
-    incoming = _exchange(outgoing, expected, _local(updates[0]))
+    incoming = _exchange(outgoing, expected, local_values(updates[0]))
     return [
         incoming[owner].take(everyone[rank].numel).view(everyone[rank].shape)
         for owner, (_, everyone) in zip(owners, boxes, strict=True)
@@ -163,7 +163,3 @@ def _exchange(outgoing: Sequence[Sequence[Tensor]], expected: Sequence[int], lik
     received = like.new_empty(sum(expected))
     dist.all_to_all_single(received, source, output_split_sizes=list(expected), input_split_sizes=sent)
     return [_Stream(values) for values in received.split(list(expected))]
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

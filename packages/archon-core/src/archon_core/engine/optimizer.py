@@ -17,6 +17,7 @@ from archon_core.config.schema import OptimizerConfig
 from archon_core.engine.lr_schedule import lr_factor
 from archon_core.engine.muon import Muon
 from archon_core.errors import ConfigError, WeightsError
+from archon_core.parallel.shards import local_values
 
 _ADAM_ENTRIES = frozenset({"step", "exp_avg", "exp_avg_sq"})
 _STATE_ENTRIES: Mapping[type[torch.optim.Optimizer], frozenset[str]] = {
@@ -58,7 +59,7 @@ class NamedOptimizer:
         # What the optimizers hold: the parameters themselves, or parameters around their local parts.
         whole = _hidden_matrices(self.parameters) if config.type == "muon" else {}
         self._updated = {
-            name: nn.Parameter(_local(p)) if isinstance(p, DTensor) and name not in whole else p
+            name: nn.Parameter(local_values(p)) if isinstance(p, DTensor) and name not in whole else p
             for name, p in self.parameters.items()
         }
         self._optimizers = _build(self._updated, config)
@@ -81,8 +82,8 @@ class NamedOptimizer:
         parts = [(p, self._updated[name]) for name, p in self.parameters.items() if self._updated[name] is not p]
         for parameter, part in parts:
             # Anew each time: FSDP2 may move a parameter's storage when its first forward pass begins.
-            part.data = _local(parameter)
-            part.grad = None if parameter.grad is None else _local(parameter.grad)
+            part.data = local_values(parameter)
+            part.grad = None if parameter.grad is None else local_values(parameter.grad)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
@@ -126,7 +127,7 @@ class NamedOptimizer:
 
     def _as_updated(self, value: Tensor, name: str) -> Tensor:
         """A state tensor as the optimizer that updates the parameter keeps it."""
-        return value if isinstance(self._updated[name], DTensor) else _local(value)
+        return value if isinstance(self._updated[name], DTensor) else local_values(value)
 
     def _check_entries(self, optimizer: torch.optim.Optimizer, entries: Mapping[str, set[str]]) -> None:
         expected = _STATE_ENTRIES[type(optimizer)]
@@ -147,12 +148,6 @@ def is_decayed(parameter: nn.Parameter) -> bool:
 def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """What Muon updates."""
     return {name: p for name, p in parameters.items() if p.ndim == 2 and name.startswith("layers.")}
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, sharing its storage."""
-    tensor = tensor.detach()
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _sharded_like(value: Tensor, parameter: Tensor) -> Tensor:

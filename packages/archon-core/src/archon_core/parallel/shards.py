@@ -74,11 +74,17 @@ def holders(tensor: DTensor) -> dict[int, Box]:
     return {rank: box for box, rank in reversed(first.items())}
 
 
+def local_values(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, sharing its storage and outside of any graph; all of a plain tensor."""
+    tensor = tensor.detach()
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def local_part(weight: Tensor) -> tuple[Tensor, Box]:
     """This process's storage of a weight, and the box of the whole that it holds; all of a plain tensor."""
     if not isinstance(weight, DTensor):
         return weight.detach(), Box.whole(tuple(weight.shape))
-    local, box = weight.detach().to_local(), own_box(weight)
+    local, box = local_values(weight), own_box(weight)
     assert tuple(local.shape) == box.shape, f"storage of {tuple(local.shape)} for a box of {box.shape}"
     return local, box
 
