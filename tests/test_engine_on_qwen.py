@@ -201,9 +201,8 @@ def test_the_log_says_which_parallel_dims_were_initialised(caplog):
 @pytest.mark.parametrize(
     ("layout", "name"),
     [
-        ("archon:c2", "context parallelism"),
         ("archon:p2", "pipeline parallelism"),
-        ("archon:r2d1", "HSDP"),
+        ("archon:p2d2", "pipeline parallelism"),
     ],
 )
 def test_an_axis_that_the_engine_cannot_run_is_refused_by_name(layout, name):

@@ -78,9 +78,43 @@ def weights_after_training(layout, options):
     return {name: whole(parameter) for name, parameter in engine.parameters.items()}
 
 
-@pytest.mark.parametrize("layout", ["d2", "t2", "d3", "d2t2"])
+@pytest.mark.parametrize("layout", ["d2", "t2", "d3", "d2t2", "r2c2"])
 def test_muon_moves_sharded_matrices_as_one_process_does(layout):
     options = {"optimizer": "muon", "n_mbs": 2}
+    expected = weights_after_training("d1", options)
+    for found in run_world(weights_after_training, world_size(layout), (layout, options)):
+        for name, weight in expected.items():
+            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-9 * float(weight.abs().max()), msg=name)
+
+
+ARCHITECTURES = {
+    "odd numbers of heads": {"num_attention_heads": 12, "num_key_value_heads": 6, "hidden_size": 36},
+    "one key head": {"num_key_value_heads": 1},
+    "sliding windows": {
+        "use_sliding_window": True,
+        "sliding_window": 3,
+        "max_window_layers": 1,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "rotation by each sequence's length": {
+        "max_position_embeddings": 4,
+        "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("layout", "architecture"),
+    [
+        ("c3", "odd numbers of heads"),
+        ("c2t2", "odd numbers of heads"),
+        ("c4", "one key head"),
+        ("r2c2", "sliding windows"),
+        ("d2c2", "rotation by each sequence's length"),
+    ],
+)
+def test_context_ranks_attend_as_one_process_does_in_any_architecture(layout, architecture):
+    options = {"changes": {"num_hidden_layers": 2, **ARCHITECTURES[architecture]}}
     expected = weights_after_training("d1", options)
     for found in run_world(weights_after_training, world_size(layout), (layout, options)):
         for name, weight in expected.items():
@@ -99,12 +133,16 @@ def refusal(layout, changes):
         ("t3", {}, "attention heads (8), key and value heads (4)", "the largest t below 3 that works is t2"),
         ("t8", {}, "key and value heads (4)", "the largest t below 8 that works is t4"),
         ("t4", {"vocab_size": 130}, "embed outputs (130)", "the largest t below 4 that works is t2"),
-        ("t2", {"intermediate_size": 47}, "layers.*.mlp.down_proj inputs (47)", "no t from 2 on works"),
+        ("t2", {"intermediate_size": 47}, "layers.*.mlp.down_proj inputs (47)", "no t from 2 to 2 works"),
+        ("c3", {}, "attention heads, so it must divide the model's 8", "the largest c below 3 that works is c2"),
+        ("c7", {}, "the model's 8 attention heads", "the largest c below 7 that works is c4"),
+        ("t4c4", {}, "8 attention heads, of which each of 4 tensor ranks has 2", "that works is c2"),
+        ("t4c3", {"num_attention_heads": 4}, "of which each of 4 tensor ranks has 1", "no c from 2 to 3 works"),
     ],
 )
-def test_a_tensor_size_that_does_not_divide_is_refused_with_the_largest_that_does(layout, changes, what, fix):
+def test_a_size_that_does_not_divide_is_refused_with_the_largest_that_does(layout, changes, what, fix):
     message = refusal(layout, changes)
-    assert f"actor.backend 'archon:{layout}': found {layout}" in message
+    assert f"actor.backend 'archon:{layout}': found {layout if len(layout) == 2 else layout[-2:]};" in message
     assert what in message
     assert fix in message
 
@@ -320,7 +358,7 @@ def generate(layout):
     return [part[i] for i in range(len(requests)) for part in gathered if i in part], after.loss
 
 
-@pytest.mark.parametrize("layout", ["d2", "t2", "t4", "d2t2", "d6"])
+@pytest.mark.parametrize("layout", ["d2", "t4", "d6", "c2t2", "r2c2"])
 def test_ranks_generate_their_shares_and_all_together_what_one_process_does(layout):
     expected, loss = generate("d1")
     for completions, loss_afterwards in run_world(generate, world_size(layout), (layout,)):

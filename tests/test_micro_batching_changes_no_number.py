@@ -1,4 +1,5 @@
-"""Loss, every gradient, the norm and the weights after steps do not depend on how a batch is split, packed or padded.
+"""Loss, every gradient, the norm and the weights after steps do not depend on how a batch is split, packed or padded,
+on one process and on many.
 
 The oracle is the same batch in one micro-batch without padding, in float64, where rounding cannot hide a bug.
 """
@@ -11,9 +12,12 @@ import torch
 from archon_core import parse_layout, registry
 from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
 from archon_core.data.batch import Batch
+from archon_core.distributed.ranks import Ranks
 from archon_core.engine.archon import ArchonEngine
+from archon_core.parallel.shards import local_part
 from archon_core.plugins.specs import load_target
 from archon_core.protocols import LossSums, OutputRequest
+from archon_testing.worlds import run_world
 
 TOLERANCE = 1e-9
 N_STEPS = 3
@@ -64,9 +68,9 @@ def make_batch(vocab_size):
     return Batch.from_sequences(rows, {"mask": masks, "advantage": advantages}, {"scale": scale})
 
 
-def run(family, *, critic, **options):
-    """Per step: loss, norm, gradients and weights; and the forward outputs before the first step."""
-    model_config = load_target(registry().get("model", family).tiny_config)()
+def run(family, *, critic, layout="d1", n_layers=4, **options):
+    """Per step: loss, norm, gradients and weights; and the forward outputs of this rank's share before the first."""
+    model_config = {**load_target(registry().get("model", family).tiny_config)(), "num_hidden_layers": n_layers}
     config = EngineConfig(
         model_config=model_config,
         is_critic=critic,
@@ -75,41 +79,59 @@ def run(family, *, critic, **options):
         archon=ArchonOptions(enable_compile=False),
     )
     config = replace(config, **options)
-    engine = ArchonEngine(config, role="actor", layout=parse_layout("archon:d1"), seed=3, total_steps=N_STEPS)
+    layout = parse_layout(f"archon:{layout}")
+    engine = ArchonEngine(config, role="actor", layout=layout, seed=3, total_steps=N_STEPS)
     engine.initialize()
-    batch = make_batch(model_config["vocab_size"])
+    batch, ranks = make_batch(model_config["vocab_size"]), engine.data_ranks
+    batch = batch.select(share_of(ranks.rank, ranks.size, len(batch)))
     loss = ValueRegression() if critic else ThreeUnits()
     outputs = engine.forward_batch(batch, loss.request)
     evaluation = engine.eval_batch(batch, loss)
     steps = []
     for _ in range(N_STEPS):
         stats = engine.train_batch(batch, loss)
-        gradients = {name: p.grad.clone() for name, p in engine.parameters.items()}
-        weights = {name: p.detach().clone() for name, p in engine.parameters.items()}
+        gradients = {name: part_of(p.grad) for name, p in engine.parameters.items()}
+        weights = {name: part_of(p) for name, p in engine.parameters.items()}
         steps.append((stats, gradients, weights))
     assert evaluation.loss == pytest.approx(steps[0][0].loss, rel=TOLERANCE)
     return outputs, steps
 
 
-def assert_close(actual, expected, largest):
-    # A tensor's error is measured against its own largest entry, or a millionth of the largest of all where that is
-    # more: some true gradients are zero.
-    scale = max(float(expected.abs().max()), 1e-6 * largest)
-    assert float((actual - expected).abs().max()) <= TOLERANCE * scale
+def share_of(rank, n_ranks, n_sequences):
+    """Neighbours, so that outputs of one share after the other are those of the whole batch."""
+    return range(rank * n_sequences // n_ranks, (rank + 1) * n_sequences // n_ranks)
+
+
+def part_of(tensor):
+    """What this rank holds of it, and which box of the whole that is."""
+    values, box = local_part(tensor)
+    return values.clone(), box
+
+
+def assert_close(actual, expected, scale):
+    assert actual.shape == expected.shape
+    assert (actual - expected).abs().le(TOLERANCE * scale).all()
+
+
+def magnitude(tensor):
+    return float(tensor.abs().max())
 
 
 def assert_same_numbers(actual, expected):
     for name, value in expected[0].items():
-        assert_close(actual[0][name], value, float(value.abs().max()))
+        assert_close(actual[0][name], value, magnitude(value))
     for (stats, gradients, weights), (want, want_gradients, want_weights) in zip(actual[1], expected[1], strict=True):
         assert stats.loss == pytest.approx(want.loss, rel=TOLERANCE)
         assert stats.gradient_norm == pytest.approx(want.gradient_norm, rel=TOLERANCE)
         for name, metric in want.metrics.items():
             assert stats.metrics[name] == pytest.approx(metric, rel=TOLERANCE)
         for found, wanted in ((gradients, want_gradients), (weights, want_weights)):
-            largest = max(float(tensor.abs().max()) for tensor in wanted.values())
-            for name, tensor in wanted.items():
-                assert_close(found[name], tensor, largest)
+            # A tensor's error is measured against its own largest entry, or a millionth of the largest of all where
+            # that is more: some true gradients are zero.
+            least = 1e-6 * max(magnitude(tensor) for tensor, _ in wanted.values())
+            for name, (tensor, _) in wanted.items():
+                part, box = found[name]
+                assert_close(part, tensor[box.slices], max(magnitude(tensor), least))
 
 
 CASES = {
@@ -121,6 +143,7 @@ CASES = {
     "pairs kept together": {"mb_spec": MicroBatchSpec(n_mbs=2, granularity=2)},
     "padding to a multiple": {"mb_spec": MicroBatchSpec(n_mbs=2), "batch_align_to": 16},
     "padding to the maximum": {"mb_spec": MicroBatchSpec(max_tokens_per_mb=64), "pad_to_maximum": True},
+    "padding joined with the layout's": {"batch_align_to": 6},
 }
 
 
@@ -134,6 +157,33 @@ def family(request):
 def test_numbers_do_not_depend_on_the_split(family, case):
     name, critic, expected = family
     assert_same_numbers(run(name, critic=critic, **CASES[case]), expected)
+
+
+def compare_all_cases(layout, reference):
+    """The cases in which this rank finds another number in its share or its parts, with the first of them."""
+    outputs, steps = torch.load(reference, weights_only=False)
+    ranks = Ranks.of_process_group()
+    dims = parse_layout(f"archon:{layout}").parallel_dims(moe=False)
+    n_shares = dims.dp_replicate * dims.dp_shard
+    offsets = make_batch(128).offsets
+    own = share_of(ranks.rank * n_shares // ranks.size, n_shares, len(offsets) - 1)
+    own_outputs = {name: value[offsets[own[0]] : offsets[own[-1] + 1]] for name, value in outputs.items()}
+    different = {}
+    for name, options in CASES.items():
+        found = run("qwen3", critic=False, layout=layout, n_layers=2, **options)
+        try:
+            assert_same_numbers(found, (own_outputs, steps))
+        except AssertionError as error:
+            different[name] = str(error)
+    return different
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["c2t2", "r2d2c2"])
+def test_numbers_do_not_depend_on_the_split_on_ranks_that_share_sequences(layout, tmp_path):
+    torch.save(run("qwen3", critic=False, n_layers=2), tmp_path / "reference")
+    size = parse_layout(f"archon:{layout}").world_size
+    assert run_world(compare_all_cases, size, (layout, tmp_path / "reference"), time_limit=300) == [{}] * size
 
 
 def test_the_comparison_notices_a_micro_batch_that_is_left_out(family, monkeypatch):

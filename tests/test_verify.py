@@ -78,7 +78,7 @@ def take_the_norm_over_data_ranks_only():
 
     def of_data_ranks(gradient):
         mesh, axes = sharded_axes(gradient)
-        return mesh, tuple(axis for axis in axes if mesh.mesh_dim_names[axis] == "dp_shard")
+        return mesh, tuple(axis for axis in axes if mesh.mesh_dim_names[axis] == "dp_shard_cp")
 
     grad_norm._sharded_axes = of_data_ranks
 

@@ -95,8 +95,8 @@ def test_a_layout_that_cannot_be_verified_says_what_is_allowed(text, message):
 
 def test_axes_that_the_engine_cannot_run_are_refused():
     read_layout("d2t2").check_runnable()
-    with pytest.raises(LayoutError, match="--layout 'archon:c2': found context parallelism"):
-        read_layout("c2").check_runnable()
+    with pytest.raises(LayoutError, match="--layout 'archon:p2': found pipeline parallelism"):
+        read_layout("p2").check_runnable()
 
 
 def test_a_registered_model_is_taken_in_its_tiny_size(house):

@@ -29,6 +29,14 @@ def reduce_scatter_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:
     return (scatter or functional_collectives.reduce_scatter_tensor_autograd)(x, "sum", dim, group)
 
 
+def all_to_all_with_grad(x: Tensor, group: Any) -> Tensor:
+    """Part i of ``x`` along dim 0, cut evenly, to rank i; parts come in order of ranks. Backward sends gradients back.
+
+    See ``all_gather_with_grad``; this name has not changed.
+    """
+    return functional_collectives.all_to_all_single_autograd(x.contiguous(), None, None, group)
+
+
 def all_gather(x: Tensor, dim: int, group: Any) -> Tensor:
     """``all_gather_with_grad`` without gradients."""
     gather = getattr(functional_collectives, "all_gather_single", None)

@@ -1,4 +1,8 @@
-"""Device meshes of an engine, from the sizes of its axes."""
+"""Device meshes of an engine, from the sizes of its axes.
+
+Ranks are numbered as ``ParallelDims.dense_grid`` lays them out, tensor ranks innermost. Every mesh here is that same
+order, folded into fewer axes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,11 @@ from archon_core.distributed.process_group import device_backends
 from archon_core.distributed.ranks import DataRanks, Ranks
 from archon_core.errors import LayoutError
 from archon_core.layout import ParallelDims
+from archon_core.nn.ulysses import ContextParallel
+
+REPLICATE, SHARD, TENSOR = "dp_replicate", "dp_shard_cp", "tp"
+"""Axes of the mesh of dense parameters. Context ranks hold different tokens and so take part in sharding parameters as
+data ranks do."""
 
 
 @dataclass(frozen=True)
@@ -20,21 +29,23 @@ class Meshes:
 
     Attributes:
         dims: sizes of the axes.
-        dense: root mesh of dense parameters, with the axes ``dp_shard`` and ``tp``.
+        dense: root mesh of dense parameters; see ``REPLICATE``, ``SHARD``, ``TENSOR``. Only the second is always there.
+        context: this rank's place among those that share its sequences; ``None`` without context parallelism.
     """
 
     dims: ParallelDims
     dense: DeviceMesh
+    context: ContextParallel | None = None
 
     @property
     def fsdp(self) -> DeviceMesh:
-        """Where FSDP shards dense parameters."""
-        return self.dense["dp_shard"]
+        """Where FSDP shards dense parameters: one axis, or a replicating one before it."""
+        return self.dense[REPLICATE, SHARD] if self.dims.dp_replicate > 1 else self.dense[SHARD]
 
     @property
     def tp(self) -> DeviceMesh | None:
         """Tensor ranks; ``None`` without tensor parallelism."""
-        return self.dense["tp"] if self.dims.tp > 1 else None
+        return self.dense[TENSOR] if self.dims.tp > 1 else None
 
 
 def build_meshes(dims: ParallelDims, device_type: str, *, option: str) -> Meshes:
@@ -51,9 +62,18 @@ def build_meshes(dims: ParallelDims, device_type: str, *, option: str) -> Meshes
     if not dist.is_initialized() and dims.world_size == 1:
         dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)
     check_world(dims, option=option)
-    names = ("dp_shard", "tp") if dims.tp > 1 else ("dp_shard",)
-    sizes = tuple(getattr(dims, name) for name in names)
-    return Meshes(dims, init_device_mesh(device_type, sizes, mesh_dim_names=names))
+    sizes = {REPLICATE: dims.dp_replicate, SHARD: dims.dp_shard * dims.cp, TENSOR: dims.tp}
+    axes = {name: size for name, size in sizes.items() if size > 1 or name == SHARD}
+    dense = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+    return Meshes(dims, dense, _context(dims, device_type))
+
+
+def _context(dims: ParallelDims, device_type: str) -> ContextParallel | None:
+    if dims.cp == 1:
+        return None
+    sizes = (dims.dp_replicate * dims.dp_shard, dims.cp, dims.tp)
+    mesh = init_device_mesh(device_type, sizes, mesh_dim_names=("data", "cp", "tp"))["cp"]
+    return ContextParallel(mesh.get_group(), mesh.get_local_rank(), mesh.size())
 
 
 def check_world(dims: ParallelDims, *, option: str) -> None:

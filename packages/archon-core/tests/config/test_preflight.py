@@ -74,10 +74,10 @@ def test_a_model_on_another_number_of_ranks_than_the_actor_is_refused(load: Load
     assert plan(load, complete, RUNNABLE + "critic: {backend: 'able:d2t2'}\n", "actor.backend=able:d4").can_run
 
 
-def test_the_archon_engine_runs_data_and_tensor_axes(load: Load, complete: Registry) -> None:
-    assert plan(load, complete, RUNNABLE, "actor.backend=archon:d4t2").can_run
-    (text,) = environment_errors(plan(load, complete, RUNNABLE, "actor.backend=archon:d2c2"))
-    assert "context parallelism (c2)" in text
+def test_the_archon_engine_runs_all_dense_axes_but_the_pipeline(load: Load, complete: Registry) -> None:
+    assert plan(load, complete, RUNNABLE, "actor.backend=archon:r2d2c2t2", "cluster.n_gpus_per_node=16").can_run
+    (text,) = environment_errors(plan(load, complete, RUNNABLE, "actor.backend=archon:d2p2"))
+    assert "pipeline parallelism (p2)" in text
 
 
 def test_every_malformed_layout_is_reported_not_only_the_first(load: Load, complete: Registry) -> None:

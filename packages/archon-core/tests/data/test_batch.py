@@ -56,7 +56,7 @@ def test_padding_is_a_sequence_of_its_own_that_predicts_nothing(batch):
     assert micro_batch.packed.cu_seqlens.tolist() == [0, 3, 5, 8]
     assert micro_batch.packed.positions.tolist() == [0, 1, 2, 0, 1, 0, 1, 2]
     assert micro_batch.packed.head.targets.tolist() == [2, 3, -1, 6, -1, -1, -1, -1]
-    assert micro_batch.without_padding({"logprobs": torch.arange(8.0)})["logprobs"].tolist() == [0, 1, 2, 3, 4]
+    assert micro_batch.whole_outputs({"logprobs": torch.arange(8.0)})["logprobs"].tolist() == [0, 1, 2, 3, 4]
 
 
 def test_a_micro_batch_without_sequences_is_padding_only(batch):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from archon_core.data.batch import NO_TARGET, Batch
 from archon_core.nn.packed import HeadInputs, OutputName, PackedSequences
+from archon_core.nn.ulysses import ContextParallel
 from archon_core.protocols import OutputRequest
 
 PADDING_ID = 0
@@ -25,7 +26,7 @@ class MicroBatch:
     Attributes:
         batch: the real sequences, without padding: what a loss sees.
         indices: where they stood in the batch that was split.
-        input_ids: int64 [padded tokens].
+        input_ids: int64 [padded tokens]; of this rank's tokens where ``packed.context`` cuts them.
         packed: the sequences and the padding.
     """
 
@@ -34,15 +35,23 @@ class MicroBatch:
     input_ids: Tensor
     packed: PackedSequences
 
-    def without_padding(self, outputs: Mapping[OutputName, Tensor]) -> dict[OutputName, Tensor]:
-        """Per-token ``outputs`` of the real tokens."""
-        return {name: value[: self.batch.n_tokens] for name, value in outputs.items()}
+    def whole_outputs(self, outputs: Mapping[OutputName, Tensor]) -> dict[OutputName, Tensor]:
+        """Per-token ``outputs`` of the real tokens, those of other context ranks included. Collective over these."""
+        context = self.packed.context
+        whole = outputs if context is None else {name: context.gather_outputs(v) for name, v in outputs.items()}
+        return {name: value[: self.batch.n_tokens] for name, value in whole.items()}
 
 
 def build_micro_batch(
-    batch: Batch, indices: Sequence[int], request: OutputRequest, *, multiple: int = 1, at_least: int = 0
+    batch: Batch,
+    indices: Sequence[int],
+    request: OutputRequest,
+    *,
+    multiple: int = 1,
+    at_least: int = 0,
+    context: ContextParallel | None = None,
 ) -> MicroBatch:
-    """Select ``indices`` of ``batch`` and pad them once.
+    """Select ``indices`` of ``batch``, pad them once, and take this rank's part of their tokens.
 
     Args:
         batch: the whole batch, on the device where the model runs.
@@ -50,6 +59,7 @@ def build_micro_batch(
         request: the outputs that the head computes.
         multiple: the padded length is a multiple of this.
         at_least: and no shorter than this.
+        context: the ranks over which tokens are cut; ``multiple`` must be one of their number. ``None`` for one.
     """
     selected = batch.select(indices)
     length = math.ceil(max(selected.n_tokens, at_least, 1) / multiple) * multiple
@@ -57,9 +67,8 @@ def build_micro_batch(
     lengths = selected.lengths + ((padding,) if padding else ())
     targets = torch.nn.functional.pad(selected.targets, (0, padding), value=NO_TARGET)
     head = HeadInputs(outputs=request.names, targets=targets, temperature=request.temperature)
-    return MicroBatch(
-        batch=selected,
-        indices=tuple(indices),
-        input_ids=torch.nn.functional.pad(selected.input_ids, (0, padding), value=PADDING_ID),
-        packed=PackedSequences.from_lengths(lengths, batch.input_ids.device, head),
-    )
+    input_ids = torch.nn.functional.pad(selected.input_ids, (0, padding), value=PADDING_ID)
+    packed = PackedSequences.from_lengths(lengths, batch.input_ids.device, head)
+    if context is not None:
+        input_ids, packed = context.own_tokens(input_ids), packed.cut(context)
+    return MicroBatch(batch=selected, indices=tuple(indices), input_ids=input_ids, packed=packed)

@@ -97,7 +97,10 @@ class ArchonEngine:
         self._assembled = assembled
         self._decisions += decisions
         split = Splitter(
-            self._config.mb_spec, multiple=self._effective.pad_multiple, at_least=self._effective.pad_at_least
+            self._config.mb_spec,
+            multiple=self._effective.pad_multiple,
+            at_least=self._effective.pad_at_least,
+            context=assembled.context,
         )
         self._parts = Parts(
             split,

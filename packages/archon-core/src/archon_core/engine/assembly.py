@@ -21,7 +21,8 @@ from archon_core.distributed.ranks import Ranks
 from archon_core.engine.effective import EffectiveConfig
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
-from archon_core.mesh import build_meshes, check_world, device_of_rank
+from archon_core.mesh import Meshes, build_meshes, check_world, device_of_rank
+from archon_core.models.capabilities import check_capabilities
 from archon_core.models.hf_config import checkpoint_folder, load_hf_config
 from archon_core.models.initialize import initialize_weights
 from archon_core.models.materialize import materialize_empty
@@ -29,9 +30,12 @@ from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.models.parameter_names import named_weights, owners, weight_shapes
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.nn.attention import check_attention_backend, set_attention_backend
+from archon_core.nn.ulysses import ContextParallel
+from archon_core.parallel.context import check_context_plan
 from archon_core.parallel.fsdp import FsdpGroups, apply_fsdp
 from archon_core.parallel.shards import local_part
-from archon_core.parallel.tensor import apply_tensor_parallel, check_tensor_size
+from archon_core.parallel.sizes import check_sizes, sharded_extents
+from archon_core.parallel.tensor import apply_tensor_parallel
 from archon_core.plugins.registry import Registry
 from archon_core.plugins.specs import ModelSpec
 from archon_core.protocols import CausalModule, ModelArguments
@@ -49,6 +53,7 @@ class Assembled:
         parameters: global name -> parameter, sharded; a tied one once, under its first name. Fixed here, because FSDP
             puts others in their place while a forward pass runs.
         groups: how FSDP2 shards the module; ``None`` for a module that is whole and needs no cast.
+        context: this rank's place among those that share its sequences; ``None`` when sequences are not cut.
         weights: which Hugging Face tensor holds which of the module's parameters.
     """
 
@@ -59,6 +64,7 @@ class Assembled:
     parameters: Mapping[str, nn.Parameter]
     named_weights: Mapping[str, Tensor]
     groups: FsdpGroups | None
+    context: ContextParallel | None
     weights: ResolvedMap
 
 
@@ -79,7 +85,7 @@ def assemble(
 
     Raises:
         ConfigError: not exactly one of ``path`` and ``model_config`` is given, or an option does not fit the model.
-        ModelError: the model's configuration cannot be read or expressed.
+        ModelError: the model's configuration cannot be read or expressed, or its architecture has no value head.
         UnknownNameError: no installed plugin serves the model type.
         LayoutError: the model cannot be sharded like that, or another number of processes runs.
         WeightsError: the checkpoint does not fit.
@@ -88,6 +94,7 @@ def assemble(
     with failing_together(Ranks.of_process_group()):
         hf_config = load_hf_config(config.model_config if config.model_config is not None else config.path)
     spec = registry.model_for(hf_config.model_type, config.archon.model)
+    check_capabilities(spec, layout, critic=config.is_critic, role=role)
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)
     _refuse_dropout(config, arguments, role)
@@ -98,7 +105,10 @@ def assemble(
     if effective.attn_type is not None:
         backend = check_attention_backend(effective.attn_type, effective.device, compute_dtype, arguments.head_dim)
         set_attention_backend(module, backend)
-    groups = _shard(module, model.parallel_plan(arguments), effective, layout=layout, option=f"{role}.backend")
+    plan = model.parallel_plan(arguments)
+    check_sizes(sharded_extents(module, plan), layout, option=f"{role}.backend")
+    meshes = _meshes(effective, layout, option=f"{role}.backend")
+    groups = None if meshes is None else _shard(module, plan, effective, meshes)
     materialize_empty(module, device_of_rank())
     assembled = Assembled(
         spec=spec,
@@ -108,6 +118,7 @@ def assemble(
         parameters={name: parameter for name, _, _, parameter in owners(module)},
         named_weights=named_weights(module),
         groups=groups,
+        context=None if meshes is None else meshes.context,
         weights=weights,
     )
     if config.path is None or config.init_from_scratch:
@@ -116,17 +127,19 @@ def assemble(
     return assembled, load_weights(assembled, checkpoint_folder(config.path), role=role, seed=seed)
 
 
-def _shard(
-    module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, *, layout: Layout, option: str
-) -> FsdpGroups | None:
-    """Shard the module, on the meta device, in place."""
+def _meshes(effective: EffectiveConfig, layout: Layout, *, option: str) -> Meshes | None:
+    """The engine's meshes; ``None`` for one process that keeps its module whole."""
     dims = layout.parallel_dims(moe=False)
-    if dims.tp > 1:
-        check_tensor_size(module, plan, layout, option=option)
     check_world(dims, option=option)
     if dims.world_size == 1 and effective.compute_dtype == effective.master_dtype:
         return None
-    meshes = build_meshes(dims, effective.device, option=option)
+    return build_meshes(dims, effective.device, option=option)
+
+
+def _shard(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, meshes: Meshes) -> FsdpGroups:
+    """Shard the module, on the meta device, in place."""
+    if meshes.context is not None:
+        check_context_plan(module, plan)
     if meshes.tp is not None:
         apply_tensor_parallel(module, plan, meshes.tp)
     return apply_fsdp(

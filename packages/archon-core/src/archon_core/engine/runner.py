@@ -39,7 +39,7 @@ class SequentialRunner:
         try:
             for micro_batch in micro_batches:
                 outputs = self._module(micro_batch.input_ids, micro_batch.packed)
-                objective(micro_batch.without_padding(outputs), micro_batch).backward()
+                objective(micro_batch.whole_outputs(outputs), micro_batch).backward()
         except BaseException:
             # Whoever catches this may load other weights; whole ones that stayed behind would hide them.
             self._end_forward_passes()
@@ -50,7 +50,7 @@ class SequentialRunner:
             for micro_batch in micro_batches:
                 with torch.no_grad():
                     outputs = self._module(micro_batch.input_ids, micro_batch.packed)
-                yield micro_batch, micro_batch.without_padding(outputs)
+                yield micro_batch, micro_batch.whole_outputs(outputs)
         finally:
             self._end_forward_passes()
 

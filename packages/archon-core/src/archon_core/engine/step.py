@@ -24,6 +24,7 @@ from archon_core.engine.optimizer import NamedOptimizer
 from archon_core.engine.runner import Runner
 from archon_core.errors import DataError, TrainingError
 from archon_core.nn.packed import OutputName
+from archon_core.nn.ulysses import ContextParallel
 from archon_core.protocols import Loss, LossSums, OutputRequest, StepStats
 
 
@@ -35,11 +36,13 @@ class Splitter:
         spec: the options ``mb_spec``.
         multiple: every micro-batch's tokens are padded to a multiple of this.
         at_least: and to no fewer than this.
+        context: the ranks over which its tokens are cut; ``None`` when all stay here.
     """
 
     spec: MicroBatchSpec
     multiple: int = 1
     at_least: int = 0
+    context: ContextParallel | None = None
 
     def __call__(self, batch: Batch, request: OutputRequest) -> list[MicroBatch]:
         plan = plan_micro_batches(
@@ -50,15 +53,16 @@ class Splitter:
             n_mbs_divisor=self.spec.n_mbs_divisor,
             algorithm=self.spec.packing_algorithm,
         )
-        return [
-            build_micro_batch(batch, indices, request, multiple=self.multiple, at_least=self.at_least)
-            for indices in plan
-            if indices
-        ]
+        return [self._build(batch, indices, request) for indices in plan if indices]
 
     def padding_only(self, batch: Batch, request: OutputRequest) -> MicroBatch:
         """A micro-batch without sequences: what a rank runs while others still have some."""
-        return build_micro_batch(batch, [], request, multiple=self.multiple, at_least=self.at_least)
+        return self._build(batch, [], request)
+
+    def _build(self, batch: Batch, indices: Sequence[int], request: OutputRequest) -> MicroBatch:
+        return build_micro_batch(
+            batch, indices, request, multiple=self.multiple, at_least=self.at_least, context=self.context
+        )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Causal attention over packed sequences: each token attends to earlier tokens of its own sequence.
 
-The module holds no weights. It stands apart from the projections so that context parallelism can wrap it and a backend
-can be chosen for the device. Every backend is one function of the same form, in a file of its own under
-``attention_backends``, imported when it is used.
+The module holds no weights. It stands apart from the projections because it alone needs whole sequences, which context
+parallelism gives it, and because a backend can be chosen for the device. Every backend is one function of the same
+form, in a file of its own under ``attention_backends``, imported when it is used.
 
 Legend: T tokens, Hq query heads, Hkv key and value heads, D head dimension.
 """
@@ -40,6 +40,8 @@ class PackedAttention(nn.Module):
         backend: which implementation; ``None`` chooses by device and type at each call.
     """
 
+    takes_cut_tokens = True
+
     def __init__(self, layer: str, *, scale: float, window: int | None = None) -> None:
         super().__init__()
         self.layer = layer
@@ -48,11 +50,17 @@ class PackedAttention(nn.Module):
         self.backend: AttentionBackend | None = None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
-        """Attend ``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D], or over what ``packed.cache`` holds: [T, Hq, D]."""
+        """Attend ``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D], or over what ``packed.cache`` holds: [T, Hq, D].
+
+        Where ``packed.context`` cuts the tokens, arguments and result are those of this rank's.
+        """
         if packed.cache is not None:
             return packed.cache.attend(self.layer, q, k, v, packed, scale=self.scale, window=self.window)
-        backend = self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1])
-        return _load(backend)(q, k, v, packed, scale=self.scale, window=self.window)
+        attend = _load(self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1]))
+        if packed.context is None:
+            return attend(q, k, v, packed, scale=self.scale, window=self.window)
+        q, k, v = packed.context.gather_sequences(q, k, v)
+        return packed.context.scatter_sequences(attend(q, k, v, packed, scale=self.scale, window=self.window))
 
     def extra_repr(self) -> str:
         return f"layer={self.layer}, scale={self.scale:.4g}, window={self.window}, backend={self.backend or 'auto'}"

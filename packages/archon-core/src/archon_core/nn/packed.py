@@ -5,12 +5,14 @@ Legend: T tokens, S sequences, P positions with outputs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from archon_core.nn.ulysses import ContextParallel
 
 OutputName = Literal["logprobs", "entropy", "values", "logits"]
 
@@ -47,12 +49,14 @@ class PackedSequences:
     """Where the sequences lie that are packed into one token dimension.
 
     Attributes:
-        cu_seqlens: int32 [S + 1], the start of each sequence, and T.
+        cu_seqlens: int32 [S + 1], the start of each sequence, and T. Of the whole pack, also where ``context`` cuts it.
         max_seqlen: length of the longest one.
-        positions: int64 [T], each token's place in its own sequence, from 0.
-        lengths: the same lengths on the host, so that per-sequence code needs no device synchronisation.
-        head: what the head returns; ``None`` on stages without one.
+        positions: int64 [T], each token's place in its own sequence, from 0; of this rank's tokens [T / c] where
+            ``context`` cuts the pack.
+        lengths: the sequences' lengths on the host, so that per-sequence code needs no device synchronisation.
+        head: what the head returns, its targets for the tokens of ``positions``; ``None`` on stages without one.
         cache: keys and values of earlier tokens; ``None`` in training.
+        context: the c ranks over which the pack's tokens are cut; ``None`` when all are here.
     """
 
     cu_seqlens: Tensor
@@ -61,6 +65,7 @@ class PackedSequences:
     lengths: tuple[int, ...]
     head: HeadInputs | None = None
     cache: AttentionCache | None = None
+    context: ContextParallel | None = None
 
     @classmethod
     def from_lengths(
@@ -76,3 +81,15 @@ class PackedSequences:
             lengths=tuple(lengths),
             head=head,
         )
+
+    def cut(self, context: ContextParallel) -> PackedSequences:
+        """The same pack with the part of its tokens that is this rank's. T must be a multiple of the ranks."""
+        head = self.head
+        if head is not None:
+            assert head.positions is None, "outputs at chosen positions are for whole packs"
+            head = replace(head, targets=None if head.targets is None else context.own_tokens(head.targets))
+        return replace(self, positions=context.own_tokens(self.positions), head=head, context=context)
+
+    def of_own_tokens(self, x: Tensor) -> Tensor:
+        """The rows of ``x`` [T, ...] that belong to the tokens held here."""
+        return x if self.context is None else self.context.own_tokens(x)

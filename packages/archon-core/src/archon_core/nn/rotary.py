@@ -161,7 +161,7 @@ class RotaryEmbedding(nn.Module):
         return Rotation(cos.to(dtype)[:, None], sin.to(dtype)[:, None])
 
     def _frequencies_of(self, packed: PackedSequences) -> Tensor:
-        """Frequencies [D/2] for all tokens, or [T, D/2] when sequences differ."""
+        """Frequencies [D/2] for all tokens, or [T, D/2], those of this rank's tokens, when sequences differ."""
         device = packed.positions.device
         limit = self.length_dependent_above
         if limit is not None and packed.cache is not None:
@@ -180,4 +180,4 @@ class RotaryEmbedding(nn.Module):
             [self._frequencies if key is None else self.arguments.frequencies(key)[0] for key in rows]
         )
         row_of_token = torch.repeat_interleave(torch.tensor([rows[key] for key in keys]), torch.tensor(packed.lengths))
-        return table_UD[row_of_token].to(device)
+        return table_UD[packed.of_own_tokens(row_of_token)].to(device)

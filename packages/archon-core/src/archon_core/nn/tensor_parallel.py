@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 
 from archon_core import compat
+from archon_core.nn.collectives import gather_results
 
 MESH_AXIS = "tp"
 
@@ -50,22 +51,8 @@ class TensorParallel:
         return compat.all_reduce(x, self.group)
 
     def gather_results(self, x: Tensor, dim: int) -> Tensor:
-        """The ranks' ``x`` along ``dim``, for what every rank goes on to use in the same way.
-
-        Backward takes the rank's own part of the gradient, which is the same on every rank, instead of summing it.
-        """
-        return _GatherResults.apply(x, dim, self)
-
-
-class _GatherResults(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, dim: int, parallel: TensorParallel) -> Tensor:
-        ctx.dim, ctx.parallel = dim, parallel
-        return compat.all_gather(x, dim, parallel.group)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return grad.chunk(ctx.parallel.size, ctx.dim)[ctx.parallel.rank].contiguous(), None, None
+        """The ranks' ``x`` along ``dim``, for what every rank goes on to use in the same way."""
+        return gather_results(x, dim, group=self.group, rank=self.rank, size=self.size)
 
 
 def local_weight(parameter: Tensor) -> Tensor:

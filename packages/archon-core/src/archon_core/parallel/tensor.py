@@ -6,7 +6,6 @@ tensor regions get a hook before, which gathers tokens, and one after, which sca
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
-from archon_core.errors import LayoutError, ModelError
-from archon_core.layout import Layout
+from archon_core.errors import ModelError
 from archon_core.models.parallel_plan import ParallelPlan, Role, matches
 from archon_core.nn.linear import Linear
 from archon_core.nn.tensor_parallel import TensorParallel
@@ -74,35 +72,6 @@ def shard_sequences(module: nn.Module, enabled: bool) -> None:
         parallel = getattr(part, _PARALLEL, None)
         if isinstance(parallel, TensorParallel):
             part.parallel = replace(parallel, sequence_sharded=enabled)
-
-
-def check_tensor_size(module: nn.Module, plan: ParallelPlan, layout: Layout, *, option: str) -> None:
-    """Refuse a tensor size that does not divide everything that is sharded.
-
-    Raises:
-        LayoutError: naming what does not divide, and the largest size that does.
-    """
-    size = layout.dims["t"]
-    extents = dict(_sharded_extents(module, plan))
-    if not [what for what, extent in extents.items() if extent % size]:
-        return
-    works = max(t for t in range(1, size) if all(extent % t == 0 for extent in extents.values()))
-    broken = ", ".join(f"{what} ({extent})" for what, extent in extents.items() if extent % size)
-    fix = f"the largest t below {size} that works is t{works}" if works > 1 else "no t from 2 on works"
-    raise LayoutError(f"{option} {str(layout)!r}: found t{size}; it must divide the model's {broken}; {fix}")
-
-
-def _sharded_extents(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, int]]:
-    """What tensor parallelism cuts, described once per kind, with its extent."""
-    if plan.heads is not None:
-        yield "attention heads", plan.heads.query
-        yield "key and value heads", plan.heads.key_value
-    for pattern, role in plan.roles.items():
-        for name, owner in module.named_modules():
-            dim = SHARDED_DIM.get((role, "weight"))
-            if dim is not None and matches(pattern, name):
-                yield f"{pattern} {'outputs' if dim == 0 else 'inputs'}", owner.weight.shape[dim]
-                break
 
 
 def _check_plan(module: nn.Module, plan: ParallelPlan) -> None:
