@@ -58,6 +58,7 @@ TRAINER = '''
 """Counts steps together; on the third, does what the reward is called."""
 
 import os
+import signal
 import sys
 import time
 
@@ -91,7 +92,8 @@ class Trainer:
             if step == 3:
                 self.act(what, rank)
             stop = run.ranks.any(run.stop.requested)
-            if (stop or step == last) and run.ranks.is_first:
+            save_every = run.config.trainer.save_every
+            if (stop or step == last or (save_every and step % save_every == 0)) and run.ranks.is_first:
                 with run.folder.writing(step) as folder:
                     (folder / "weights").write_text("w")
             run.ranks.barrier()
@@ -111,9 +113,13 @@ class Trainer:
             raise TrainingError("found no gold; dig elsewhere")
         if what == "hang" and rank == 1:
             sleep()
+        death = self.run.folder.path / "death"
+        if what == "die-once" and rank == self.run.ranks.size - 1 and not death.exists():
+            death.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
 '''
 
-WHATS = ("fine", "raise-on-1", "raise-on-0", "mistake-on-0", "mistake-on-all", "hang")
+WHATS = ("fine", "raise-on-1", "raise-on-0", "mistake-on-0", "mistake-on-all", "hang", "die-once")
 
 
 @dataclass

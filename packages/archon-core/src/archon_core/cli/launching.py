@@ -13,7 +13,7 @@ from rich.console import Console
 from archon_core.cli.console import print_remark
 from archon_core.cli.training import explain_interruption, open_folder
 from archon_core.config.loading import LoadedConfig
-from archon_core.launch.blame import RankExit, explain, first_to_fail, shared_error
+from archon_core.launch.blame import RankExit, explain, first_to_fail, is_worth_another_try, shared_error
 from archon_core.launch.rank import USER_ERROR
 from archon_core.run.folder import RunFolder
 from archon_core.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
@@ -21,6 +21,8 @@ from archon_core.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
 
 def launch_ranks(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int, resume_command: str) -> int:
     """Start the ranks on this machine and wait for them; returns the exit code.
+
+    When a rank dies, all of them are started again from the run's last checkpoint, ``trainer.max_restarts`` times.
 
     Args:
         loaded: a configuration that nothing stops.
@@ -33,11 +35,21 @@ def launch_ranks(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int
     """
     with open_folder(loaded) as run:  # mistakes are told before seconds go by; the first rank will hold it
         folder, logs = run.folder, _new_log_folder(run.folder)
-    print_remark(f"{n_ranks}; the output of all but the first goes to {logs}", label="ranks: ", style="bold")
+    where = f"; the output of all but the first goes to {logs}" if n_ranks > 1 else ""
+    print_remark(f"{n_ranks}{where}", label="ranks: ", style="bold")
+    most, arguments = loaded.config.trainer.max_restarts, list(arguments)
     with StopSignal(raises=False, same_within=SAME_SIGNAL_SECONDS) as stop:
         from archon_core.launch.local import run_ranks  # imports torch
 
-        exits = run_ranks(arguments, n_ranks=n_ranks, logs=logs, stop=stop) if not stop.requested else []
+        for n_restarts in itertools.count():
+            exits = run_ranks(arguments, n_ranks=n_ranks, logs=logs, stop=stop) if not stop.requested else []
+            failed = _failure(exits, stop)
+            if failed is None or n_restarts == most or stop.requested or not is_worth_another_try(failed):
+                break
+            _report_restart(failed, n_ranks, folder, n_restarts + 1, most)
+            logs = _new_log_folder(folder)
+            if "--resume" not in arguments:
+                arguments.append("--resume")
         return _report(exits, stop, n_ranks, folder, resume_command)
 
 
@@ -70,6 +82,18 @@ def _leave_progress_line() -> None:
     if console.is_terminal:
         console.show_cursor()
         console.line()
+
+
+def _report_restart(failed: RankExit, n_ranks: int, folder: RunFolder, number: int, most: int) -> None:
+    """Say which rank died, and from where all of them go on."""
+    _leave_progress_line()
+    step = folder.latest_step()
+    start = "from the beginning, since there is no checkpoint yet" if step is None else f"from step {step}"
+    print_remark(
+        f"{explain(failed, n_ranks)}\nall ranks start again {start}",
+        label=f"restart {number} of {most}: ",
+        style="bold",
+    )
 
 
 def _failure(exits: Sequence[RankExit], stop: StopSignal) -> RankExit | None:

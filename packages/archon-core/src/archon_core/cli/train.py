@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from archon_core.cli.console import print_remark, print_text
 from archon_core.cli.launching import launch_ranks
 from archon_core.cli.plan_report import describe_obstacles, print_decisions, print_obstacles, print_plan
 from archon_core.cli.training import run_training, set_aside
+from archon_core.config.decisions import Decision
 from archon_core.config.loading import LoadedConfig, load_config
 from archon_core.config.preflight import plan_run
 from archon_core.config.run_plan import RunPlan
@@ -48,10 +50,12 @@ def train(
         raise typer.Exit(_start(_read(config, given), command, resume=resume, restart=restart))
 
     def work() -> int:
-        loaded, plan = read = _read(config, given)
+        loaded, plan = _read(config, given)
         check_started(place, plan.layouts, command)
-        if place.rank == 0 and not started_by_archon():
-            _print_preliminaries(*read)
+        if not started_by_archon():
+            loaded = _restarted_by_launcher(loaded)
+            if place.rank == 0:
+                _print_preliminaries(loaded, plan)
         return run_training(loaded, resume_command=_resume_command(command), place=place, restart=restart)
 
     raise typer.Exit(run_as_rank(place, work))
@@ -91,6 +95,16 @@ def _print_preliminaries(loaded: LoadedConfig, plan: RunPlan) -> None:
     print_decisions(loaded.decisions)
 
 
+def _restarted_by_launcher(loaded: LoadedConfig) -> LoadedConfig:
+    """``loaded`` with the decision that ``trainer.max_restarts`` has no effect, when it asks for some."""
+    asked = loaded.config.trainer.max_restarts
+    if asked == 0:
+        return loaded
+    reason = "another launcher started the ranks and restarts them; torchrun takes --max-restarts, which needs"
+    decision = Decision("trainer.max_restarts", str(asked), "0", f"{reason} trainer.auto_resume=true")
+    return replace(loaded, decisions=(*loaded.decisions, decision))
+
+
 def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bool, restart: bool) -> int:
     """Run here, start ranks here, or hand over to the launcher that ``scheduler.type`` names; returns the exit code."""
     loaded, plan = read
@@ -105,7 +119,8 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
         launcher = registry().get(LauncherSpec, kind).load()
         return int(launcher(loaded.config, _entry(loaded, resume_command)))
     n_ranks = ranks_needed(plan.layouts)
-    if n_ranks == 1:
+    # A process cannot start itself again after it was killed: a single rank that may be restarted is launched too.
+    if n_ranks == 1 and loaded.config.trainer.max_restarts == 0:
         return run_training(loaded, resume_command=resume_command)
     arguments = [*command, *(["--resume"] if resume else [])]
     return launch_ranks(loaded, arguments, n_ranks=n_ranks, resume_command=resume_command)

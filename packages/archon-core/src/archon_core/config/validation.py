@@ -120,6 +120,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "max_steps": POSITIVE,
         "max_epochs": POSITIVE,
         "save_every": NOT_NEGATIVE,
+        "max_restarts": NOT_NEGATIVE,
         "eval_every": NOT_NEGATIVE,
         "eval_size": POSITIVE,
     },

@@ -61,6 +61,11 @@ def _order(exit: RankExit) -> int:
     return {-signal.SIGABRT: 2, -signal.SIGINT: 3, -signal.SIGTERM: 3}.get(exit.code, 0 if exit.code < 0 else 1)
 
 
+def is_worth_another_try(first: RankExit) -> bool:
+    """Whether a run that failed on this rank may do better when it is started again: not after a user's mistake."""
+    return first.error is None or first.error.kind != "user"
+
+
 def shared_error(exits: Sequence[RankExit], n_ranks: int) -> RankError | None:
     """The user's error that all ranks raised alike, if they did."""
     errors = [exit.error for exit in exits if exit.error is not None and exit.error.kind == "user"]

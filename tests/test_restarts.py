@@ -1,0 +1,97 @@
+"""A rank that is killed costs time and no number: the run that was started again ends with the weights of one that
+was never disturbed.
+
+``ARCHON_RESTART_ROUNDS=20 pytest -n0 tests/test_restarts.py`` tries as many ranks and moments.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROUNDS = int(os.environ.get("ARCHON_RESTART_ROUNDS", "2"))
+DEADLINE = 300.0
+
+CONFIG = """
+experiment_name: restarts
+seed: 1
+algorithm: sft
+tokenizer: {kind: characters}
+cluster: {n_gpus_per_node: 2}
+actor:
+  backend: archon:d2
+  dtype: float64
+  model_config:
+    model_type: qwen3
+    hidden_size: 16
+    intermediate_size: 32
+    num_hidden_layers: 2
+    num_attention_heads: 4
+    num_key_value_heads: 2
+    head_dim: 8
+  optimizer: {lr: 0.01, lr_scheduler_type: cosine, warmup_steps_proportion: 0.2}
+  archon: {enable_compile: false}
+data: {dataset: arithmetic, batch_size: 4, validation_size: 5, arithmetic: {max_operand: 6}}
+trainer: {max_steps: 24, save_every: 2, eval_every: 8, max_restarts: 1}
+"""
+
+
+def start(folder: Path, trial: str) -> tuple[subprocess.Popen[str], Path]:
+    file = folder / "run.yaml"
+    file.write_text(CONFIG)
+    given = [f"trial_name={trial}", f"cluster.fileroot={folder}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "archon_core.cli", "train", str(file), *given],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return process, folder / "restarts" / trial
+
+
+def finish(process: subprocess.Popen[str], run: Path) -> tuple[str, dict[str, torch.Tensor]]:
+    """What the run printed, and the weights that it exported."""
+    printed, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, printed
+    return printed, load_file(run / "export" / "model.safetensors")
+
+
+def kill_a_rank(process: subprocess.Popen[str], run: Path, seed: int) -> None:
+    """At a moment and on a rank that depend on the seed, long before the run's end."""
+    draw = random.Random(seed)
+    rows, metrics = draw.randint(1, 8), run / "metrics.jsonl"
+    end = time.monotonic() + DEADLINE
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < rows:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, "the run does not begin"
+        time.sleep(0.001)
+    time.sleep(draw.uniform(0, 0.02))
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    os.kill(int(draw.choice(ranks)), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return finish(*start(tmp_path_factory.mktemp("undisturbed"), "run"))[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(ROUNDS))
+def test_a_run_with_a_killed_rank_ends_with_the_weights_of_one_without(undisturbed, tmp_path, seed):
+    process, run = start(tmp_path, "run")
+    kill_a_rank(process, run, seed)
+    printed, weights = finish(process, run)
+    assert printed.count("restart 1 of 1: rank") == 1
+    assert "was killed first, by SIGKILL" in printed
+    assert weights.keys() == undisturbed.keys()
+    assert [name for name in weights if not torch.equal(weights[name], undisturbed[name])] == []
