@@ -133,11 +133,16 @@ def refusal(layout, changes):
         ("t3", {}, "attention heads (8), key and value heads (4)", "the largest t below 3 that works is t2"),
         ("t8", {}, "key and value heads (4)", "the largest t below 8 that works is t4"),
         ("t4", {"vocab_size": 130}, "embed outputs (130)", "the largest t below 4 that works is t2"),
-        ("t2", {"intermediate_size": 47}, "layers.*.mlp.down_proj inputs (47)", "no t from 2 to 2 works"),
+        ("t2", {"intermediate_size": 47}, "layers.*.mlp.down_proj inputs (47)", "no smaller one does; leave t out"),
         ("c3", {}, "attention heads, so it must divide the model's 8", "the largest c below 3 that works is c2"),
         ("c7", {}, "the model's 8 attention heads", "the largest c below 7 that works is c4"),
         ("t4c4", {}, "8 attention heads, of which each of 4 tensor ranks has 2", "that works is c2"),
-        ("t4c3", {"num_attention_heads": 4}, "of which each of 4 tensor ranks has 1", "no c from 2 to 3 works"),
+        (
+            "t4c3",
+            {"num_attention_heads": 4},
+            "of which each of 4 tensor ranks has 1",
+            "no smaller one does; leave c out",
+        ),
     ],
 )
 def test_a_size_that_does_not_divide_is_refused_with_the_largest_that_does(layout, changes, what, fix):

@@ -45,10 +45,10 @@ trainer: {max_steps: 24, save_every: 2, eval_every: 8, max_restarts: 1}
 """
 
 
-def start(folder: Path, trial: str) -> tuple[subprocess.Popen[str], Path]:
+def start(folder: Path, trial: str, *overrides: str) -> tuple[subprocess.Popen[str], Path]:
     file = folder / "run.yaml"
     file.write_text(CONFIG)
-    given = [f"trial_name={trial}", f"cluster.fileroot={folder}"]
+    given = [f"trial_name={trial}", f"cluster.fileroot={folder}", *overrides]
     process = subprocess.Popen(
         [sys.executable, "-m", "archon_core.cli", "train", str(file), *given],
         stdout=subprocess.PIPE,
@@ -88,7 +88,8 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_run_with_a_killed_rank_ends_with_the_weights_of_one_without(undisturbed, tmp_path, seed):
-    process, run = start(tmp_path, "run")
+    saving = ("trainer.async_save=true", "trainer.keep_last=1") if seed % 2 else ()
+    process, run = start(tmp_path, "run", *saving)
     kill_a_rank(process, run, seed)
     printed, weights = finish(process, run)
     assert printed.count("restart 1 of 1: rank") == 1

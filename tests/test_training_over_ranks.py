@@ -38,12 +38,12 @@ actor:
     hidden_size: 16
     intermediate_size: 32
     num_hidden_layers: 2
-    num_attention_heads: 4
-    num_key_value_heads: 2
+    num_attention_heads: 8
+    num_key_value_heads: 4
     head_dim: 8
     tie_word_embeddings: true
   mb_spec: {n_mbs: 2}
-  optimizer: {lr: 0.01, lr_scheduler_type: linear}
+  optimizer: {lr: 0.01, lr_scheduler_type: SCHEDULE, warmup_steps_proportion: 0.25, decay_steps_proportion: 0.5}
   archon: {enable_compile: false}
   POLICY
 trainer: {max_steps: 4, save_every: 2, eval_every: 2, verify_export: true}
@@ -126,7 +126,8 @@ def assert_equal_runs(found: Path, expected: Path):
 def alone(request, tmp_path_factory):
     """A configuration file and the folder of its run in one process."""
     root = tmp_path_factory.mktemp(request.param)
-    text = COMMON.replace("POLICY", POLICY) + GRPO if request.param == "grpo" else COMMON.replace("POLICY", "") + SFT
+    policy, schedule, task = (POLICY, "cosine", GRPO) if request.param == "grpo" else ("", "wsd", SFT)
+    text = COMMON.replace("POLICY", policy).replace("SCHEDULE", schedule) + task
     file = root / "config.yaml"
     file.write_text(f"{text}cluster: {{fileroot: {root}}}\n")
     run_world(train, 1, (file, "d1", "alone"), time_limit=120)
@@ -140,12 +141,17 @@ def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout, n_r
     assert_equal_runs(expected.parent / layout, expected)
 
 
-def test_a_run_that_stops_on_one_layout_goes_on_upon_another(alone):
+def test_a_run_goes_on_from_layout_to_layout_with_the_numbers_of_an_uninterrupted_one(alone):
     file, expected = alone
-    stopped = run_world(train, 4, (file, "d2t2", "parts", (), 3), time_limit=120)
-    assert stopped == [True] * 4
-    run_world(train, 2, (file, "d2", "parts", ("trainer.resume=true",)), time_limit=120)
-    assert_equal_runs(expected.parent / "parts", expected)
+    overrides = ("trainer.async_save=true", "trainer.keep_last=1")
+    for place, layout in enumerate(("d4", "d2t2", "t4")):
+        resume = ("trainer.resume=true",) if place else ()
+        stopped = run_world(train, 4, (file, layout, "parts", (*overrides, *resume), place + 1), time_limit=120)
+        assert stopped == [True] * 4
+    run_world(train, 1, (file, "d1", "parts", (*overrides, "trainer.resume=true")), time_limit=120)
+    parts = expected.parent / "parts"
+    assert_equal_runs(parts, expected)
+    assert [checkpoint.name for checkpoint in (parts / "checkpoints").iterdir()] == ["step-00000004"]
 
 
 def test_the_runs_that_are_compared_have_something_to_learn(alone):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from archon_core import parse_layout, registry
 from archon_core.checkpoint.hf import load_hf_weights
+from archon_core.checkpoint.seal import SEAL
 from archon_core.config.schema import EngineConfig, OptimizerConfig
 from archon_core.data.batch import Batch
 from archon_core.engine.archon import ArchonEngine
@@ -123,8 +124,9 @@ def test_every_layout_reads_its_own_slices_and_writes_the_same_bits(checkpoints,
 
 
 def damaged(folder, original, change):
-    """A copy of a checkpoint whose tensors ``change`` has altered."""
+    """A copy of a checkpoint whose tensors ``change`` has altered, as another program would have written it."""
     shutil.copytree(original, folder)
+    (folder / SEAL).unlink()
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -170,8 +172,8 @@ def test_a_checkpoint_that_is_damaged_where_one_rank_looks_is_refused_by_all(tmp
     for messages, losses in run_world(refusals, 5, ("d5", tmp_path)):
         assert "'lm_head.weight' differs from 'model.embed_tokens.weight'" in messages["copy"]
         assert f"tensor {norm!r} has type I8" in messages["quantised"]
-        assert "its description is damaged" in messages["metadata"]
-        assert "its files are damaged or incomplete" in messages["part"]
+        assert "metadata/.metadata: it is damaged: found 7 bytes" in messages["metadata"]
+        assert "part/__0_0.distcp: it is damaged: found" in messages["part"]
         assert "found weights there already" in messages["save"]
         assert losses == pytest.approx(expected, rel=1e-5)
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from archon_core.config.combinations import render_rules
 from archon_core.config.raw import RawMapping
 from archon_core.config.reference import render_reference
 from archon_core.config.sections import choose_sections
 from archon_core.plugins import registry
 
 ROOT = Path(__file__).resolve().parents[1]
+BEGIN = "<!-- made from archon_core.config.combinations by tooling/docs.py -->\n"
+END = "<!-- end -->\n"
 OURS = "archon-"
 """Only packages of this repository are documented, whatever else is installed."""
 
@@ -21,7 +24,18 @@ def generated_pages() -> dict[Path, str]:
     if choice.failures:
         raise SystemExit("\n".join(choice.failures))
     sections = [section for section in (*choice.used, *choice.unused) if section.owner.startswith(OURS)]
-    return {ROOT / "docs/reference/options.md": render_reference(sections)}
+    options = ROOT / "docs/engine-options.md"
+    return {
+        ROOT / "docs/reference/options.md": render_reference(sections),
+        options: with_table(options.read_text(encoding="utf-8"), render_rules()),
+    }
+
+
+def with_table(page: str, table: str) -> str:
+    """``page`` with ``table`` between its two marks."""
+    before, rest = page.split(BEGIN)
+    _, after = rest.split(END)
+    return f"{before}{BEGIN}{table}{END}{after}"
 
 
 def main() -> int:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification
 
-from archon_core.checkpoint.hf import INDEX_FILE, load_hf_weights, save_hf_weights
+from archon_core.checkpoint.hf import INDEX_FILE, load_hf_weights
+from archon_core.checkpoint.hf_saving import save_hf_weights
 from archon_core.errors import WeightsError
 from archon_core.models.hf_config import load_hf_config
 from archon_core.models.initialize import initialize_weights
@@ -64,20 +65,6 @@ def test_files_written_are_those_read_byte_for_byte_shards_and_index_included(
     assert json.loads((ours / INDEX_FILE).read_text()) == json.loads((tmp_path / "theirs" / INDEX_FILE).read_text())
     saved, original = (json.loads((f / "config.json").read_text()) for f in (ours, tmp_path / "theirs"))
     assert saved == original
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_saved_model_loads_in_transformers_with_the_same_logits(
-    make_pair: MakePair, case: str, tmp_path: Path
-) -> None:
-    pair = make_pair(CASES[case])
-    save(pair, tmp_path)
-    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"]
-    assert not info["unexpected_keys"]
-    ids = torch.randint(0, 128, (11,))
-    expected = loaded(ids[None]).logits[0]
-    torch.testing.assert_close(pair.logits(ids, (11,)), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
 
 
 def save(pair: Any, folder: Path, *, critic: bool = False) -> None:

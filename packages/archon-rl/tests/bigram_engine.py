@@ -6,8 +6,10 @@ they demand of their callers what real engines demand: collective calls, and equ
 
 from __future__ import annotations
 
+import copy
 import json
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -126,6 +128,10 @@ class BigramEngine:
                 (path / "version.json").write_text(json.dumps(self.version))
         self.data_ranks.everyone.barrier()
 
+    def stage(self):
+        self._together("stage")
+        return StagedTable(self.table.detach().clone(), copy.deepcopy(self.optimizer.state_dict()), self.version)
+
     def load(self, path, format):
         assert len(set(self.data_ranks.everyone.gather(path))) == 1
         with torch.no_grad():
@@ -135,6 +141,24 @@ class BigramEngine:
 
     def close(self):
         self.closed = True
+
+
+@dataclass
+class StagedTable:
+    """``protocols.StagedState``."""
+
+    table: torch.Tensor
+    optimizer: dict
+    version: int
+
+    def write(self, folder, ranks):
+        assert len(set(ranks.gather(folder))) == 1
+        if ranks.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(self.table, folder / "table.pt")
+            torch.save(self.optimizer, folder / "optimizer.pt")
+            (folder / "version.json").write_text(json.dumps(self.version))
+        ranks.barrier()
 
 
 class BigramRollout:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from archon_core.distributed.ranks import Ranks
@@ -27,7 +27,8 @@ def ranks_here() -> Ranks:
 class Meeting:
     """Where the ranks exchange values."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, with_other: bool = True) -> None:
+        self.other = Meeting(size, with_other=False) if with_other else None  # for threads that meet beside the ranks
         self.barrier = threading.Barrier(size, timeout=TIMEOUT)
         self.slots: list[tuple[str, bytes]] = [("", b"")] * size
 
@@ -49,6 +50,10 @@ class ThreadRanks(Ranks):
 
     def broadcast(self, value: Any) -> Any:
         return self.group.exchange(self.rank, "broadcast", value)[0]
+
+    def apart(self) -> Ranks:
+        self.group.exchange(self.rank, "apart", None)
+        return replace(self, group=self.group.other)
 
 
 def run_on_ranks(size: int, body: Callable[[Ranks], None]) -> None:

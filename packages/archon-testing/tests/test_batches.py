@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from archon_testing.batches import MASK, STEP_LENGTHS, deal, make_batch, undeal
+from archon_testing.batches import MASK, STEP_LENGTHS, deal, make_batch, token_places
 from archon_testing.losses import oracle_loss
 
 
@@ -25,10 +25,12 @@ def test_shares_are_uneven_and_some_are_empty():
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 4, 8])
-def test_outputs_of_all_ranks_come_back_in_the_order_of_the_batch(n_ranks):
+def test_a_shares_tokens_are_found_in_the_whole_batch(n_ranks):
     batch = batch_of(0)
-    shares = [batch.select(indices) for indices in deal(len(batch), n_ranks)]
-    assert torch.equal(undeal([(share, share.input_ids) for share in shares], batch), batch.input_ids)
+    places = [token_places(batch, indices) for indices in deal(len(batch), n_ranks)]
+    for indices, own in zip(deal(len(batch), n_ranks), places, strict=True):
+        assert torch.equal(batch.input_ids[own], batch.select(indices).input_ids)
+    assert sorted(torch.cat(places).tolist()) == list(range(batch.n_tokens))
 
 
 def test_steps_have_short_and_long_sequences_and_fewer_than_data_ranks():
@@ -70,7 +72,7 @@ def test_losses_and_weights_add_up_over_any_split(critic):
     assert set(whole.terms) == set(weights) == {"token", "sequence"}
     parts = []
     for indices in deal(len(batch), 3):
-        places = torch.cat([torch.arange(batch.offsets[i], batch.offsets[i + 1]) for i in indices])
+        places = token_places(batch, indices)
         share = batch.select(indices)
         parts.append((loss({name: value[places] for name, value in outputs.items()}, share), loss.weights(share)))
     for unit, term in whole.terms.items():

@@ -6,21 +6,32 @@ from dataclasses import replace
 import pytest
 import torch
 
+from archon_core.models.box import Box
 from archon_testing.cases import Case
 from archon_testing.compare import compare, relative_error
+from archon_testing.pieces import Piece
 from archon_testing.record import Record, StepRecord
-from archon_testing.verdicts import QUANTITIES, Deviation, Verdict, worst_of
+from archon_testing.verdicts import QUANTITIES, Deviation, RankReport, Verdict, joint_verdict, worst_of
 
 
 def tensor(*numbers):
     return torch.tensor(numbers, dtype=torch.float64)
 
 
+def whole(*numbers):
+    return Piece.whole(tensor(*numbers))
+
+
+def part(start, extent, *numbers):
+    """What a rank holds of a vector of ``extent`` elements, from ``start`` on."""
+    return Piece(tensor(*numbers), Box((start,), (len(numbers),)), (extent,))
+
+
 STEP = StepRecord(
     loss={"loss": 2.0, "entropy": 4.0},
     gradient_norm=5.0,
-    gradients={"big.weight": tensor(-100.0, 50.0), "zero.bias": tensor(0.0, 0.0)},
-    weights={"big.weight": tensor(1.0, -2.0), "zero.bias": tensor(0.1, 0.2)},
+    gradients={"big.weight": whole(-100.0, 50.0), "zero.bias": whole(0.0, 0.0)},
+    weights={"big.weight": whole(1.0, -2.0), "zero.bias": whole(0.1, 0.2)},
 )
 REFERENCE = Record((STEP, STEP, STEP), {"logprobs before training": tensor(-1.0, -4.0)})
 
@@ -37,25 +48,33 @@ def test_a_record_equals_itself():
 
 
 def test_errors_are_relative_to_the_tensors_largest_magnitude():
-    assert relative_error(tensor(-8.0, 1.5), tensor(-8.0, 1.0), largest=1000.0) == 0.5 / 8
-    assert relative_error(tensor(-4.0, 1.0), tensor(-8.0, 1.0), largest=1.0) == 0.5
+    assert relative_error(whole(-8.0, 1.5), whole(-8.0, 1.0), largest=1000.0) == 0.5 / 8
+    assert relative_error(whole(-4.0, 1.0), whole(-8.0, 1.0), largest=1.0) == 0.5
+
+
+def test_a_piece_is_held_against_its_place_and_the_whole_tensors_magnitude():
+    expected = whole(-8.0, 1.0, 2.0)
+    assert relative_error(part(1, 3, 1.0, 2.0), expected, largest=1.0) == 0.0
+    assert relative_error(part(1, 3, 1.5, 2.0), expected, largest=1.0) == 0.5 / 8
+    assert relative_error(part(3, 3), expected, largest=1.0) == 0.0
 
 
 def test_a_millionth_of_the_largest_tensor_is_the_least_scale():
-    assert relative_error(tensor(1e-9), tensor(0.0), largest=100.0) == pytest.approx(1e-9 / 1e-4)
-    assert relative_error(tensor(0.0), tensor(0.0), largest=0.0) == 0.0
-    assert relative_error(tensor(1e-30), tensor(0.0), largest=0.0) == math.inf
+    assert relative_error(whole(1e-9), whole(0.0), largest=100.0) == pytest.approx(1e-9 / 1e-4)
+    assert relative_error(whole(0.0), whole(0.0), largest=0.0) == 0.0
+    assert relative_error(whole(1e-30), whole(0.0), largest=0.0) == math.inf
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_what_is_not_finite_is_never_equal(wrong):
-    assert relative_error(tensor(wrong), tensor(1.0), largest=1.0) == math.inf
-    assert relative_error(tensor(wrong), tensor(wrong), largest=1.0) == math.inf
+    assert relative_error(whole(wrong), whole(1.0), largest=1.0) == math.inf
+    assert relative_error(whole(wrong), whole(wrong), largest=1.0) == math.inf
     assert "loss" in compare(changed(loss={"loss": wrong, "entropy": 4.0}), REFERENCE, "float32").failed
 
 
 def test_another_shape_is_never_equal():
-    assert relative_error(tensor(1.0, 1.0), tensor(1.0), largest=1.0) == math.inf
+    assert relative_error(whole(1.0, 1.0), whole(1.0), largest=1.0) == math.inf
+    assert relative_error(Piece(tensor(1.0), Box((0,), (2,)), (2,)), whole(1.0, 1.0), largest=1.0) == math.inf
 
 
 @pytest.mark.parametrize(
@@ -66,11 +85,11 @@ def test_another_shape_is_never_equal():
         ({"loss": {"loss": 2.0}}, "loss", Deviation(math.inf, "entropy", 2)),
         ({"gradient_norm": 5.005}, "gradient norm", Deviation(1e-3, "global norm", 2)),
         (
-            {"gradients": {**STEP.gradients, "zero.bias": tensor(0.0, 1e-7)}},
+            {"gradients": {**STEP.gradients, "zero.bias": whole(0.0, 1e-7)}},
             "gradients",
             Deviation(1e-3, "zero.bias", 2),
         ),
-        ({"weights": {**STEP.weights, "more.weight": tensor(1.0)}}, "weights", Deviation(math.inf, "more.weight", 2)),
+        ({"weights": {**STEP.weights, "more.weight": whole(1.0)}}, "weights", Deviation(math.inf, "more.weight", 2)),
     ],
 )
 def test_a_changed_number_is_told_with_its_quantity_name_and_step(fields, quantity, deviation):
@@ -89,6 +108,28 @@ def test_a_changed_output_is_told_with_its_name():
     assert str(comparison.worst["outputs"]) == "1.0e-01 logprobs before training"
 
 
+def test_a_ranks_outputs_are_held_against_those_of_its_own_tokens():
+    mine = Record(outputs={"logprobs before training": tensor(-4.0)}, tokens=torch.tensor([1]))
+    assert compare(mine, REFERENCE, "float64").passed
+    assert compare(replace(mine, tokens=torch.tensor([0])), REFERENCE, "float64").failed == ("outputs",)
+    assert compare(replace(mine, tokens=torch.tensor([0, 1])), REFERENCE, "float64").worst["outputs"].error == math.inf
+
+
+def test_initial_and_gathered_weights_are_held_against_those_of_one_process():
+    reference = replace(REFERENCE, initial={"head.weight": whole(0.5)})
+    assert compare(Record(initial={"head.weight": whole(0.5)}), reference, "float64").passed
+    drawn_anew = compare(Record(initial={"head.weight": whole(0.7)}), reference, "float64")
+    assert str(drawn_anew.worst["weights"]) == "4.0e-01 head.weight"
+    stale = {**STEP.weights, "zero.bias": whole(0.1, 0.3)}
+    assert (
+        compare(replace(reference, final=stale), reference, "float64").worst["weights"].name == "zero.bias (gathered)"
+    )
+
+
+def test_a_record_of_nothing_has_not_passed():
+    assert compare(Record(), REFERENCE, "float64").problems == ("nothing was recorded",)
+
+
 @pytest.mark.parametrize(("dtype", "limit"), [("float64", 1e-9), ("float32", 1e-5)])
 def test_the_limits_are_those_of_the_type(dtype, limit):
     assert compare(changed(gradient_norm=5.0 * (1 + 0.5 * limit)), REFERENCE, dtype).passed
@@ -96,7 +137,7 @@ def test_the_limits_are_those_of_the_type(dtype, limit):
 
 
 def test_weights_are_judged_in_float64_only():
-    moved = changed(weights={**STEP.weights, "big.weight": tensor(1.0, -2.1)})
+    moved = changed(weights={**STEP.weights, "big.weight": whole(1.0, -2.1)})
     assert compare(moved, REFERENCE, "float64").failed == ("weights",)
     in_float32 = compare(moved, REFERENCE, "float32")
     assert in_float32.passed
@@ -120,3 +161,23 @@ def test_the_worst_of_comparisons_keeps_every_problem_once():
 
 def test_a_refused_case_has_not_passed():
     assert not Verdict(Case({}), None, "it does not fit").passed
+
+
+def reports(*numbers, outputs=(1, 1), data_ranks=(0, 0)):
+    """What two ranks say that tell the same errors and different numbers."""
+    verdict = Verdict(Case({}), compare(REFERENCE, REFERENCE, "float64"))
+    pairs = zip(numbers, data_ranks, outputs, strict=True)
+    return [RankReport(verdict, {"loss (step 1)": number}, rank, checksum) for number, rank, checksum in pairs]
+
+
+def test_ranks_must_tell_the_same_numbers_to_the_last_bit():
+    assert joint_verdict(reports(0.1, 0.1)).passed
+    found = joint_verdict(reports(0.3, 0.1 + 0.2))
+    assert not found.passed
+    assert found.comparison.problems[0].startswith("ranks report different values of loss (step 1): 0.3, 0.300")
+
+
+def test_ranks_of_one_data_rank_must_compute_the_same_outputs():
+    assert joint_verdict(reports(1.0, 1.0, outputs=(1, 2), data_ranks=(0, 1))).passed
+    found = joint_verdict(reports(1.0, 1.0, outputs=(1, 2)))
+    assert found.comparison.problems == ("ranks of data rank 0 compute different outputs",)

@@ -1,8 +1,10 @@
 """What ``archon verify`` makes of what users write. No rank is started here."""
 
 import json
+import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -11,9 +13,14 @@ from archon_core.errors import LayoutError, ModelError, UnknownNameError
 from archon_core.plugins import ModelSpec, ScheduleSpec, registry
 from archon_testing.cases import Case, choose_variants, variant_case
 from archon_testing.cli import exit_code
-from archon_testing.report import LayoutReport, print_report, print_summary
-from archon_testing.requested import read_layout, read_layouts, read_model
+from archon_testing.diagnosis import Cause, Diagnosis, Finding
+from archon_testing.enumeration import Design
+from archon_testing.json_report import json_report
+from archon_testing.report import print_line, print_report, print_summary
+from archon_testing.requested import read_layout, read_layouts
+from archon_testing.requested_model import RequestedModel, read_model
 from archon_testing.verdicts import QUANTITIES, Comparison, Deviation, Verdict
+from archon_testing.verification import LayoutReport, Plan
 
 
 def tiny():
@@ -51,7 +58,7 @@ def report(layout, error=0.0, *, refusal="", crash="", problems=()):
     worst = {quantity: Deviation(0.0, "none", 1) for quantity in QUANTITIES}
     worst["gradients"] = Deviation(error, "norm.weight", 2)
     verdict = Verdict(Case({}), Comparison("float64", worst, problems))
-    return LayoutReport(read_layout(layout), [] if refusal else [("untied", verdict)], refusal, crash)
+    return LayoutReport(read_layout(layout), [] if refusal else [verdict], refusal, crash)
 
 
 @pytest.mark.parametrize(
@@ -95,18 +102,28 @@ def test_a_layout_that_cannot_be_verified_says_what_is_allowed(text, message):
 
 def test_axes_that_the_engine_cannot_run_are_refused():
     read_layout("d2t2").check_runnable()
-    with pytest.raises(LayoutError, match="--layout 'archon:p2': found pipeline parallelism"):
-        read_layout("p2").check_runnable()
+    with pytest.raises(LayoutError, match="--layout 'archon:e2d2': found expert parallelism"):
+        read_layout("e2d2").check_runnable()
 
 
 def test_a_registered_model_is_taken_in_its_tiny_size(house):
-    assert read_model("house") == (house, tiny())
+    assert read_model("house") == RequestedModel(house, tiny())
 
 
 def test_a_config_file_or_its_folder_is_a_model(house, tmp_path):
     entries = {**tiny(), "hidden_size": 4}
     (tmp_path / "config.json").write_text(json.dumps(entries))
-    assert read_model(str(tmp_path)) == read_model(str(tmp_path / "config.json")) == (house, entries)
+    as_given = RequestedModel(house, entries, as_given=True)
+    assert read_model(str(tmp_path)) == read_model(str(tmp_path / "config.json")) == as_given
+
+
+def test_a_large_config_file_is_made_small_unless_it_shall_stay_as_it_is(house, tmp_path):
+    large = {**tiny(), "vocab_size": 128_000, "hidden_size": 4096, "attention_bias": True}
+    (tmp_path / "config.json").write_text(json.dumps(large))
+    found = read_model(str(tmp_path))
+    assert found.changes == ("vocab_size 128000 -> 40", "hidden_size 4096 -> 4")
+    assert (found.entries["attention_bias"], found.as_given) == (True, False)
+    assert read_model(str(tmp_path), as_is=True).entries == large
 
 
 def test_what_is_no_model_says_why(house, tmp_path):
@@ -166,17 +183,74 @@ def test_a_table_names_the_worst_gradient_and_what_failed(capsys):
     assert "FAIL float64 untied: step 1: ranks report different values of loss" in printed
 
 
+def test_a_layout_that_agrees_takes_one_line(capsys):
+    print_line(report("d2t2"))
+    assert capsys.readouterr().out.strip() == "PASS archon:d2t2        4 ranks   1 cases  worst in float64 0.0e+00"
+
+
+FOUND = Diagnosis(
+    Case({}),
+    n_modules=7,
+    n_parameters=3,
+    n_wrong=2,
+    parameter=Finding("norm.weight", 0.5, Cause("factor", ("tp",), 0.5), (1, 3), {"tp": 1}),
+)
+
+
+def test_a_diagnosis_says_where_a_mistake_shows_first_and_by_what_factor(capsys):
+    print_report(replace(report("d2t2", 1e-3), diagnoses=[FOUND]))
+    printed = capsys.readouterr().out
+    assert "DIAGNOSIS float64 untied, 1 micro-batch" in printed
+    assert "forward agrees in all 7 modules" in printed
+    assert (
+        "first parameter that backward reaches whose gradient differs (step 1; 2 of 3 differ): norm.weight: off by "
+        "5.0e-01; on ranks 1, 3 (tp 1); 0.5 times the right value, cleanly: a missing reduction, or a mean instead of "
+        "a sum over tp"
+    ) in printed
+
+
 def test_the_last_line_counts_layouts_and_names_those_that_differ(capsys):
-    print_summary([report("d2"), report("t2", 1e-3), report("d4", crash="hung"), report("c2", refusal="no")])
-    line = capsys.readouterr().out
+    reports = [report("d2"), report("t2", 1e-3), report("d4", crash="hung"), report("c2", refusal="no")]
+    print_summary(reports, {"t3": "found t3; no", "r2t3": "found t3; no"})
+    left_out, line = capsys.readouterr().out.splitlines()
+    assert left_out == "2 layouts left out, which cannot cut this model, such as t3: found t3; no"
     assert line.startswith("FAIL: 1 of 4 layouts give the numbers of one process (3 cases;")
     assert line.rstrip().endswith("different: archon:t2; crashed: archon:d4; refused: archon:c2")
+
+
+def test_json_holds_everything_and_no_infinity(house):
+    design = Design(("float64",), ("untied",), (1,), full=True)
+    plan = Plan(RequestedModel(house, tiny()), [], {"t3": "no"}, design, seed=1)
+    reports = [replace(report("d2", math.inf), diagnoses=[FOUND]), report("c2", refusal="no")]
+    content = json.loads(json.dumps(json_report(plan, reports, seconds=1.23456), allow_nan=False))
+    assert (content["schema"], content["passed"], content["seconds"]) == (1, False, 1.235)
+    assert content["left_out"] == [{"layout": "t3", "reason": "no"}]
+    differs, refused = content["layouts"]
+    assert (differs["outcome"], refused["outcome"], refused["refusal"]) == ("different", "refused", "no")
+    assert differs["cases"][0]["errors"]["gradients"] == {"error": "inf", "name": "norm.weight", "step": 2}
+    [diagnosis] = differs["diagnoses"]
+    assert diagnosis["parameter"] == {
+        "name": "norm.weight",
+        "error": 0.5,
+        "cause": "factor",
+        "axes": ["tp"],
+        "factor": 0.5,
+        "candidates": [],
+        "ranks": [1, 3],
+        "where": {"tp": 1},
+    }
+    assert diagnosis["text"] == FOUND.lines
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["house"], "found neither --layout nor --all"),
         (["house", "--layout", "d9"], "at most 8"),
+        (["house", "--layout", "d2", "--world", "4"], "--world: found it without --all"),
+        (["house", "--layout", "d2", "--full"], "--full: found it without --all"),
+        (["house", "--layout", "d2", "--json", "no/such/folder.json"], "name a file in a folder that exists"),
+        (["house", "--layout", "d2", "--json", "."], "--json '.': it cannot be written"),
         (["nosuch", "--layout", "d2"], "no installed plugin provides it"),
         (["house", "--layout", "d2", "--dtype", "bf16"], "allowed are float64 and float32"),
         (["house", "--layout", "d2", "--variant", "tied"], "declares untied, critic"),
@@ -190,5 +264,6 @@ def test_mistakes_of_the_user_exit_with_2_and_a_message(house, arguments, messag
 
 
 def test_nothing_that_a_user_waits_for_imports_torch():
-    program = "import sys, archon_testing.cli, archon_testing.plugin; sys.exit('torch' in sys.modules)"
+    imports = "import archon_testing.cli, archon_testing.plugin; from archon_testing import ModelPluginSuite"
+    program = f"import sys; {imports}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

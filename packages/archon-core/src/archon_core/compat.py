@@ -5,12 +5,21 @@ Each entry says on which versions it was seen, where upstream stands, and when i
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
+
+# What watches every operation, and what finds the tensors in any structure: used by torch's own documentation, and in
+# modules with private names in 2.11 to 2.13. To be imported from elsewhere once they have public ones.
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_leaves as tree_leaves
 
 
 def all_gather_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:
@@ -20,13 +29,13 @@ def all_gather_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:
     this function and warns about the old name. Remove when a public functional API exists (pytorch/pytorch RFC 93173).
     """
     gather = getattr(functional_collectives, "all_gather_single_autograd", None)
-    return (gather or functional_collectives.all_gather_tensor_autograd)(x, dim, group)
+    return _waited((gather or functional_collectives.all_gather_tensor_autograd)(x, dim, group))
 
 
 def reduce_scatter_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:
     """Each rank's part along ``dim`` of the sum of the ranks' ``x``; backward gathers. See ``all_gather_with_grad``."""
     scatter = getattr(functional_collectives, "reduce_scatter_single_autograd", None)
-    return (scatter or functional_collectives.reduce_scatter_tensor_autograd)(x, "sum", dim, group)
+    return _waited((scatter or functional_collectives.reduce_scatter_tensor_autograd)(x, "sum", dim, group))
 
 
 def all_to_all_with_grad(x: Tensor, group: Any) -> Tensor:
@@ -34,7 +43,27 @@ def all_to_all_with_grad(x: Tensor, group: Any) -> Tensor:
 
     See ``all_gather_with_grad``; this name has not changed.
     """
-    return functional_collectives.all_to_all_single_autograd(x.contiguous(), None, None, group)
+    return _waited(functional_collectives.all_to_all_single_autograd(x.contiguous(), None, None, group))
+
+
+def _waited(x: Tensor) -> Tensor:
+    """A collective's result as a plain tensor of the same graph.
+
+    Outside of a compiled graph it is an ``AsyncCollectiveTensor``, which waits when it is first used. As an input of a
+    compiled graph it loses its gradient without a word (2.13): what is computed before the graph is not trained.
+    Remove when such inputs keep their gradient, and waiting late is worth something.
+    """
+    return _Wait.apply(x) if isinstance(x, functional_collectives.AsyncCollectiveTensor) else x
+
+
+class _Wait(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.trigger_wait().detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 def all_gather(x: Tensor, dim: int, group: Any) -> Tensor:
@@ -77,3 +106,95 @@ def forget_forward_passes(root: FSDPModule) -> None:
             for group in groups:
                 if group is not None:
                     group._post_forward_indices.clear()
+
+
+def storage_info(file: str, start: int, size: int) -> Any:
+    """Where torch's own reader of distributed checkpoints finds an archive: what ``.metadata`` holds for each tensor.
+
+    The class is private in 2.11 to 2.13 and part of the format on disk. Remove when a writer can be told where its
+    data go.
+    """
+    return _StorageInfo(file, start, size)
+
+
+def save_around(tensor: Tensor, file: Any) -> None:
+    """``torch.save`` without the tensor's bytes: ``file.seek(n, 1)`` is called where they belong.
+
+    ``skip_data`` is public and called a prototype (2.11 to 2.13). What ``file`` sees is checked by the caller.
+    """
+    with torch.serialization.skip_data():
+        torch.save(tensor, file)
+
+
+def inductor(
+    settings: Mapping[str, Any],
+    *,
+    kept: Callable[[Any], bool] | None = None,
+    inner_compile: Callable[..., Any] | None = None,
+) -> Callable[..., Any]:
+    """Inductor as a backend of ``torch.compile``, with settings of AOTAutograd for the graphs compiled by it alone.
+
+    The settings are those of ``torch._functorch.config``, which ``torch.compile`` takes for the whole process only;
+    what a graph keeps for backward is said by marks on its nodes, as selective checkpointing makes them (2.11 to 2.13).
+    Remove when its ``options`` take both.
+
+    Args:
+        settings: such as ``activation_memory_budget``.
+        kept: tells by its operation whether a result is kept for backward; what is not may be computed again.
+        inner_compile: in place of Inductor's own compilation of each forward and backward graph.
+    """
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        from torch._functorch import config
+        from torch._inductor.compile_fx import compile_fx
+
+        chosen = {} if inner_compile is None else {"inner_compile": inner_compile}
+        passes = {} if kept is None else {"joint_custom_post_pass": _keeping(kept)}
+        with config.patch(dict(settings)):
+            return compile_fx(graph, inputs, config_patches=passes, **chosen)
+
+    return compile_graph
+
+
+def _keeping(kept: Callable[[Any], bool]) -> Any:
+    """A pass over joint graphs that marks the results to be kept."""
+    from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+    from torch.utils.checkpoint import CheckpointPolicy
+
+    class Keeping(CustomGraphPass):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            for node in graph.nodes:
+                if isinstance(node.target, torch._ops.OpOverload) and kept(node.target):
+                    node.meta["recompute"] = CheckpointPolicy.MUST_SAVE
+
+        def uuid(self) -> Any:  # part of the key under which compiled graphs are cached on disk
+            return kept.__qualname__, get_hash_for_files((inspect.getfile(kept), __file__))
+
+    return Keeping()
+
+
+def is_random(operation: Any) -> bool:
+    """Whether an operation draws random numbers. Tags are public, this one's meaning is not documented."""
+    return torch.Tag.nondeterministic_seeded in operation.tags
+
+
+def compile_apart(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compile`` for any number of tokens, whose graphs do not count towards the limit of other engines'.
+
+    ``isolate_recompiles`` exists since 2.13; before, dynamo's limit of graphs per function is shared.
+    """
+    isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    apart: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
+    return torch.compile(function, backend=backend, dynamic=True, **apart)
+
+
+def compile_graph_alone(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
+    """What Inductor does with a graph that AOTAutograd has made; to be called by an ``inner_compile``. See above."""
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    return compile_fx_inner(graph, inputs, **options)
+
+
+def size_hint(size: int | torch.SymInt) -> int:
+    """A size as it was when a graph was traced (``SymNode.hint``; 2.11 to 2.13)."""
+    return size if isinstance(size, int) else int(size.node.hint)

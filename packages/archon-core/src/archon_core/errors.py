@@ -7,7 +7,13 @@ from __future__ import annotations
 
 
 class ArchonError(Exception):
-    """Root of all errors that Archon raises on purpose; the command line prints them without a traceback."""
+    """Root of all errors that Archon raises on purpose; the command line prints them without a traceback.
+
+    Attributes:
+        is_told: whether something went wrong on another rank, which told this one (``distributed.failing_together``).
+    """
+
+    is_told = False
 
 
 class PluginError(ArchonError):
@@ -28,6 +34,10 @@ class ConfigError(ArchonError, ValueError):
 
 class WeightsError(ArchonError, ValueError):
     """A checkpoint whose keys or shapes do not fit the model, or whose files are damaged."""
+
+
+class DamagedError(WeightsError):
+    """A checkpoint one of whose files is not as it was written."""
 
 
 class ModelError(ArchonError, ValueError):

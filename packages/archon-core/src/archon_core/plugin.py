@@ -18,7 +18,6 @@ def archon_train_engines() -> list[TrainEngineSpec]:
             letters="dtpcer",
             hybrid=True,
             axes="dtcr",
-            check="archon_core.engine.effective:unsupported_options",
         )
     ]
 
@@ -28,6 +27,11 @@ def archon_commands() -> list[CommandSpec]:
     return [
         CommandSpec(
             name="train", target="archon_core.cli.train:train", summary="Train a model as a YAML file describes."
+        ),
+        CommandSpec(
+            name="convert",
+            target="archon_core.cli.convert:convert",
+            summary="Convert a checkpoint: a training state to a Hugging Face folder, or back.",
         ),
         CommandSpec(
             name="plugins",

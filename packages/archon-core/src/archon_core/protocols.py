@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from archon_core.config.decisions import Decision
     from archon_core.data.batch import Batch
-    from archon_core.distributed.ranks import DataRanks
+    from archon_core.distributed.ranks import DataRanks, Ranks
     from archon_core.generation import Completion, GenerationRequest
     from archon_core.nn.packed import OutputName, PackedSequences
     from archon_core.run.context import RunContext
@@ -114,6 +114,13 @@ class StepStats:
     metrics: Mapping[str, float]
 
 
+class StagedState(Protocol):
+    """A training state apart from the engine that it was taken of."""
+
+    def write(self, folder: Path, ranks: Ranks) -> None:
+        """Write a ``dcp`` folder. ``ranks`` are the engine's processes, with a group that nothing else uses now."""
+
+
 class TrainEngine(Protocol):
     """What trainers and RL code see of a training engine, on every process of it.
 
@@ -159,8 +166,21 @@ class TrainEngine(Protocol):
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training."""
 
+    def stage(self) -> StagedState:
+        """What ``save`` would write as ``dcp``, copied: training may go on while it is written. Until the next call."""
+
     def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Read what ``save`` wrote."""
+
+    def offload(self) -> None:
+        """Move weights and optimizer state to host memory and drop gradients, so that the device is free for others.
+
+        Nothing else may be asked of the engine until ``onload``: TrainingError. On a CPU nothing moves, and the rest
+        holds. Calling it twice is calling it once.
+        """
+
+    def onload(self) -> None:
+        """Move back what ``offload`` moved; the numbers are those of an engine that stayed. Twice is once."""
 
     def close(self) -> None:
         """Free what the engine holds."""

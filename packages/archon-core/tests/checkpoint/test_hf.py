@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, Qwen3Config
 
-from archon_core.checkpoint.hf import INDEX_FILE, load_hf_weights, plan_shards, save_hf_weights
+from archon_core.checkpoint.hf import INDEX_FILE, load_hf_weights
+from archon_core.checkpoint.hf_saving import plan_shards, save_hf_weights
 from archon_core.errors import WeightsError
 from archon_core.models.box import Box
 from archon_core.models.materialize import materialize_empty

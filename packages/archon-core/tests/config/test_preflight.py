@@ -54,6 +54,19 @@ def test_nothing_stops_a_configuration_that_can_run(load: Load, complete: Regist
     assert [str(share) for share in found.shares] == ["actor archon:d1: 1", "rollout local: 0, on the ranks of actor"]
 
 
+def test_what_engines_do_other_than_asked_on_any_device_is_known_and_strict_refuses_it(
+    load: Load, complete: Registry
+) -> None:
+    options = ("actor.archon.ac_mode=full", "actor.enable_tree_training=true", "actor.archon.enable_compile=true")
+    found = plan(load, complete, RUNNABLE, *options)
+    assert found.can_run
+    changed = {("actor.archon.ac_mode", "none"), ("actor.enable_tree_training", "false")}
+    assert {(decision.option, decision.effective) for decision in found.decisions} == changed
+    [refusal] = config_errors(plan(load, complete, RUNNABLE, *options, "actor.archon.strict=true"))
+    assert refusal.startswith("actor.archon.strict=true allows no change to what was asked; write what")
+    assert all(option in refusal for option, _ in changed)
+
+
 def test_engines_inherit_the_actors_layout_and_share_its_ranks(load: Load, complete: Registry) -> None:
     found = plan(load, complete, RUNNABLE + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
     assert {role: str(layout) for role, layout in found.layouts.items()} == {

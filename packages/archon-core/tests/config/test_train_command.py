@@ -12,11 +12,20 @@ from pathlib import Path
 import pytest
 
 from archon_core.cli.main import main
-from archon_core.plugins import AlgorithmSpec, DatasetSpec, LauncherSpec, ModelSpec, PluginStatus, Registry
+from archon_core.plugins import (
+    AlgorithmSpec,
+    DatasetSpec,
+    LauncherSpec,
+    ModelSpec,
+    PluginStatus,
+    Registry,
+    TrainEngineSpec,
+)
 
 from .conftest import plugin
 
 TRAINER_SOURCE = """
+import logging
 import os
 import signal
 
@@ -49,11 +58,19 @@ class Trainer:
         if what == "interrupt-twice":
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
+        if what == "report":
+            logging.getLogger("archon_core.recomputation").info("layers.0: kept all")
+            logging.getLogger("archon_core.elsewhere").info("nothing of it")
         if what == "fail":
             raise TrainingError("step 2: found no gold; dig elsewhere")
 
 
 algorithm = "the algorithm"
+
+
+def check(config, *, role, explicit):
+    option = f"{role}.archon.ac_debug"
+    return [f"{option}: found true; this engine measures nothing; set it to false"] if option in explicit else []
 
 
 def launch(config, entry):
@@ -91,7 +108,7 @@ def train(
     from archon_core.plugins import RewardSpec
 
     names = ("nothing", "checkpoint", "stop", "checkpoint-then-stop", "interrupt-twice", "fail")
-    names += ("terminate", "terminate-by-exception")
+    names += ("terminate", "terminate-by-exception", "report")
     provided: PluginStatus = plugin(
         "fake",
         AlgorithmSpec(name="fake", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer"),
@@ -99,6 +116,7 @@ def train(
         DatasetSpec(name="jsonl", target="json:loads"),
         ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
         LauncherSpec(name="elsewhere", target=f"{MODULE}:launch"),
+        TrainEngineSpec(name="plain", target="json:loads", letters="d", hybrid=False, check=f"{MODULE}:check"),
         *(RewardSpec(name=name, target="json:loads") for name in names),
     )
     registry = make_registry(provided)
@@ -183,8 +201,34 @@ def test_a_run_that_something_stops_lists_everything_and_starts_nothing(
 
 
 def test_what_the_engine_cannot_do_stops_a_run_too(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("actor.archon.ac_debug=true") == 2
-    assert "actor.archon.ac_debug: found true" in capsys.readouterr().err
+    assert train("actor.backend=plain:d1", "actor.archon.ac_debug=true") == 2
+    assert "actor.archon.ac_debug: found true; this engine measures nothing" in capsys.readouterr().err
+    assert train("actor.backend=plain:d1") == 0
+
+
+def test_what_recomputation_did_is_written_into_the_run_folder(train: Train, run_folder: Path) -> None:
+    assert train("reward=report", "trial_name=without") == 0
+    assert not (run_folder.parent / "without/ac_debug-rank0.txt").exists()
+    assert train("reward=report", "actor.archon.ac_debug=true") == 0
+    assert (run_folder / "ac_debug-rank0.txt").read_text() == "layers.0: kept all\n"
+
+
+def test_deterministic_mode_is_set_before_any_process_group_exists(
+    train: Train, trainer: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from archon_core.cli.training import _joined
+    from archon_core.distributed.environment import RankEnvironment
+
+    order: list[str] = []
+    monkeypatch.setattr("archon_core.distributed.determinism.set_deterministic", lambda: order.append("flags"))
+    monkeypatch.setattr("archon_core.distributed.process_group.process_group", lambda place: order.append("group"))
+    assert train() == 0
+    assert order == []
+    assert train("trial_name=other", "ref={archon: {use_deterministic_algorithms: true}}") == 0
+    assert order == ["flags"]
+    (_, run) = trainer.RUNS  # type: ignore[attr-defined]
+    _joined(RankEnvironment(0, 2, 0, 2), run.config)
+    assert order == ["flags", "flags", "group"]
 
 
 def test_a_run_that_fails_says_why_and_keeps_its_decisions(

@@ -53,6 +53,7 @@ def test_the_defaults_are_allowed() -> None:
         ("tokenizer.kind", "words", "pretrained, characters, bpe"),
         ("data.batch_size", 0, "numbers from 1"),
         ("trainer.save_every", -1, "numbers from 0"),
+        ("trainer.keep_last", 0, "numbers from 1; null keeps all checkpoints"),
         ("gconfig.top_p", 0.0, "numbers above 0 up to 1"),
         ("gconfig.top_k", -1, "numbers from 0; 0 keeps all tokens"),
         ("gconfig.temperature", 0.0, "for the most probable token, set gconfig.greedy=true"),
@@ -73,6 +74,12 @@ def test_a_value_that_is_not_allowed_is_found_with_what_is(option: str, value: A
 @pytest.mark.parametrize("value", ["op", "1", "12"])
 def test_every_nth_layer_is_a_number_from_one(value: str) -> None:
     assert check_options(with_option("actor.archon.selective_ac_option", value)) == []
+
+
+def test_every_nth_checkpoint_is_kept_beside_the_last_ones() -> None:
+    ((option, text),) = check_options(with_option("trainer.keep_every", 5))
+    assert option == "trainer.keep_every"
+    assert text.startswith("trainer.keep_every: found 5 without trainer.keep_last, which keeps all checkpoints; set")
 
 
 def test_rules_hold_for_every_model_of_an_experiment() -> None:
@@ -96,7 +103,7 @@ def test_options_that_need_one_another_are_checked_together() -> None:
         "actor.optimizer.decay_steps_proportion",
         "gconfig.min_new_tokens",
     }
-    assert "set that, or pad_to_maximum=false" in found["actor.pad_to_maximum"]
+    assert "set mb_spec.max_tokens_per_mb, or pad_to_maximum=false" in found["actor.pad_to_maximum"]
     assert "archon.enable_compile=true" in found["actor.archon.ac_mode"]
 
 

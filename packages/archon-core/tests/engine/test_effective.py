@@ -20,31 +20,6 @@ def test_defaults_on_a_cpu_are_recorded_with_their_reasons():
     assert all(decision.reason for decision in decisions)
 
 
-@pytest.mark.parametrize(
-    ("config", "option"),
-    [
-        (EngineConfig(gradient_checkpointing=True), "actor.gradient_checkpointing: found true"),
-        (EngineConfig(archon=ArchonOptions(offload_params=True)), "actor.archon.offload_params: found true"),
-        (EngineConfig(archon=ArchonOptions(use_deterministic_algorithms=True)), "use_deterministic_algorithms"),
-        (EngineConfig(archon=ArchonOptions(ac_debug=True)), "actor.archon.ac_debug"),
-    ],
-)
-def test_an_option_that_cannot_be_honoured_is_refused_by_name(config, option):
-    with pytest.raises(ConfigError, match=option):
-        resolve(config)
-
-
-def test_all_refusals_come_in_one_message():
-    config = EngineConfig(gradient_checkpointing=True, archon=ArchonOptions(offload_params=True))
-    with pytest.raises(ConfigError, match=r"(?s)actor\.gradient_checkpointing.*actor\.archon\.offload_params"):
-        resolve(config)
-
-
-def test_compile_written_by_the_user_is_refused_where_the_default_is_a_decision():
-    with pytest.raises(ConfigError, match=r"actor\.archon\.enable_compile: found true"):
-        resolve(EngineConfig(), explicit={"actor.archon.enable_compile"})
-
-
 def test_strict_turns_a_decision_into_an_error_and_defaults_by_device_do_not_count():
     with pytest.raises(ConfigError, match=r"(?s)strict=true.*enable_compile: asked true, would be false"):
         resolve(EngineConfig(archon=ArchonOptions(strict=True)))
@@ -53,11 +28,31 @@ def test_strict_turns_a_decision_into_an_error_and_defaults_by_device_do_not_cou
 
 
 def test_padding_to_the_maximum_needs_a_maximum():
-    with pytest.raises(ConfigError, match=r"actor\.pad_to_maximum: found true without a maximum"):
+    with pytest.raises(ConfigError, match=r"actor\.pad_to_maximum: found true with mb_spec\.max_tokens_per_mb=null"):
         resolve(EngineConfig(pad_to_maximum=True))
     spec = MicroBatchSpec(max_tokens_per_mb=64)
     effective, _ = resolve(EngineConfig(pad_to_maximum=True, mb_spec=spec, batch_align_to=8))
     assert (effective.pad_at_least, effective.pad_multiple) == (64, 8)
+
+
+def test_checkpointing_takes_effect_through_its_global_switch():
+    options = ArchonOptions(ac_mode="full", enable_compile=False)
+    assert resolve(EngineConfig(archon=options))[0].ac_mode == "none"
+    assert resolve(EngineConfig(archon=options, gradient_checkpointing=True))[0].ac_mode == "full"
+    assert resolve(EngineConfig(archon=options, gradient_checkpointing=True, optimizer=None))[0].ac_mode == "none"
+
+
+@pytest.mark.parametrize(("option", "every"), [("op", None), ("1", 1), ("3", 3)])
+def test_selective_checkpointing_is_by_operation_or_every_nth_block(option, every):
+    config = EngineConfig(gradient_checkpointing=True, archon=ArchonOptions(selective_ac_option=option))
+    effective, _ = resolve(config)
+    assert (effective.ac_mode, effective.ac_every) == ("selective", every)
+
+
+def test_compilation_on_a_cpu_is_what_the_user_wrote():
+    assert resolve(EngineConfig(), explicit={"actor.archon.enable_compile"})[0].compile
+    assert not resolve(EngineConfig(), explicit={"critic.archon.enable_compile"})[0].compile
+    assert resolve(EngineConfig(), device="cuda")[0].compile
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from archon_core.launch.blame import RankExit, explain, first_to_fail, shared_error
+from archon_core.launch.blame import RankExit, explain, first_to_fail, is_worth_another_try, shared_error
 from archon_core.launch.error_file import Kind, RankError
 
 
@@ -23,12 +23,13 @@ def ended(rank: int, code: int, *, time: float = 0.0, error: RankError | None = 
 KILLED = ended(1, -signal.SIGKILL, time=9)
 RAISED = ended(2, 1, error=left("error", 8))
 SILENT = ended(3, 7, time=8.5)
+TOLD = ended(8, 2, error=left("told", 1))
 ABORTED = ended(4, -signal.SIGABRT, time=7)
 STOPPED = ended(5, 130, time=6)
 LOST = ended(6, 1, error=left("connection", 5))
 WELL = ended(7, 0, time=4)
 
-MOST_TELLING_FIRST = (KILLED, RAISED, SILENT, ABORTED, STOPPED, LOST, WELL)
+MOST_TELLING_FIRST = (KILLED, RAISED, SILENT, TOLD, ABORTED, STOPPED, LOST, WELL)
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(MOST_TELLING_FIRST, 2)))
@@ -37,11 +38,19 @@ def test_the_rank_that_tells_most_is_named_however_late_it_was_seen(pair: tuple[
     assert first_to_fail(pair[::-1]) is pair[0]
 
 
-@pytest.mark.parametrize("kind", ["user", "error", "connection"])
+@pytest.mark.parametrize("kind", ["user", "told", "error", "connection"])
 def test_among_equals_the_earliest_is_named_by_the_time_that_it_wrote_itself(kind: Kind) -> None:
     early = ended(3, 1, time=20, error=left(kind, 1))
     late = ended(2, 1, time=10, error=left(kind, 2))
     assert first_to_fail([late, early]) is early
+
+
+def test_a_rank_that_was_told_first_does_not_make_an_accident_a_mistake_of_the_user() -> None:
+    told, own = ended(0, 2, error=left("told", 1)), ended(1, 1, error=left("error", 2))
+    assert first_to_fail([told, own]) is own
+    assert is_worth_another_try(own)
+    assert is_worth_another_try(told), "the rank that told it may be gone without a word"
+    assert not is_worth_another_try(ended(0, 2, error=left("user")))
 
 
 def test_the_first_of_two_killed_ranks_is_named() -> None:
@@ -86,4 +95,5 @@ def test_an_error_is_explained_by_its_message_and_the_rank() -> None:
         "why\nrank 0 of 8 (process 1000) failed first; its output is above"
     )
     assert "lost a connection, and no rank says why" in explain(LOST, 8)
+    assert explain(TOLD, 9).startswith("why\nrank 8 of 9 (process 1008) was told so; ")
     assert "it ended with exit code 7 and left no message" in explain(SILENT, 8)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from archon_core.errors import ConfigError
+from archon_core.distributed.failing_together import Failure, raise_on_every_rank
+from archon_core.errors import ArchonError, ConfigError
 from archon_core.launch.error_file import describe_error, is_connection_loss, read_error, write_error
 
 GLOO_CLOSED = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4242")
@@ -30,6 +31,16 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert read_error(tmp_path / "error.json") == told
     assert (told.kind, told.name, told.message) == ("user", "ConfigError", "found a; write b\nin c.yaml")
     assert "raise error" in told.traceback
+
+
+def test_an_error_that_another_rank_told_is_known_for_that() -> None:
+    for own in (OSError("found no space"), ConfigError("found a; write b")):
+        assert describe_error(own).kind != "told"
+        with pytest.raises(ArchonError) as raised_here:
+            raise_on_every_rank(None, [None, Failure.of(own)])
+        told = describe_error(raised_here.value)
+        assert told.kind == "told"
+        assert told.message.startswith("rank 1 failed: ")
 
 
 def test_torchs_own_launcher_reads_the_file(tmp_path: Path) -> None:

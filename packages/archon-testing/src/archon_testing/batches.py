@@ -70,12 +70,7 @@ def deal(n_sequences: int, n_ranks: int) -> list[list[int]]:
     return [*shares, left]
 
 
-def undeal(shares: Sequence[tuple[Batch, Tensor]], whole: Batch) -> Tensor:
-    """Put the per-token outputs [T of the share] of all data ranks, in order, where they belong in ``whole``: [T]."""
-    outputs = torch.empty(whole.n_tokens, dtype=shares[0][1].dtype)
-    for indices, (share, values) in zip(deal(len(whole), len(shares)), shares, strict=True):
-        for position, sequence in enumerate(indices):
-            outputs[whole.offsets[sequence] : whole.offsets[sequence + 1]] = values[
-                share.offsets[position] : share.offsets[position + 1]
-            ]
-    return outputs
+def token_places(batch: Batch, indices: Sequence[int]) -> Tensor:
+    """int64: the tokens of sequences number ``indices``, in that order, as places in the packed ``batch``."""
+    spans = [torch.arange(batch.offsets[i], batch.offsets[i + 1]) for i in indices]
+    return torch.cat([torch.empty(0, dtype=torch.int64), *spans])

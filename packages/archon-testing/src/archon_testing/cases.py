@@ -11,6 +11,8 @@ from archon_core.plugins.specs import ModelSpec
 
 DtypeName = Literal["float64", "float32"]
 Variant = Literal["untied", "tied", "critic"]
+Check = Literal["training", "resume", "initial"]
+"""What a case looks at: a run; a run that a new engine takes up from a checkpoint; weights that no checkpoint gives."""
 
 DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
 ONE_PROCESS = "archon:d1"
@@ -29,6 +31,8 @@ class Case:
         seed: of weights and batches.
         schedule: pipeline schedule; ``None`` for the engine's default.
         model: name of the model spec; ``None`` for the one that serves the model type.
+        check: what is looked at.
+        gathers: whether weights are also gathered whole, at the end, as a checkpoint would.
     """
 
     model_config: Mapping[str, Any]
@@ -39,11 +43,20 @@ class Case:
     seed: int = 1
     schedule: str | None = None
     model: str | None = None
+    check: Check = "training"
+    gathers: bool = False
 
     @property
     def reference(self) -> Case:
         """The same numbers from one process and one micro-batch."""
-        return replace(self, layout=ONE_PROCESS, n_mbs=1, schedule=None)
+        return replace(self, layout=ONE_PROCESS, n_mbs=1, schedule=None, check="training", gathers=False)
+
+    @property
+    def variant(self) -> Variant:
+        """By what the configuration says."""
+        if self.critic:
+            return "critic"
+        return "tied" if self.model_config.get("tie_word_embeddings") else "untied"
 
 
 def declared_variants(spec: ModelSpec) -> tuple[Variant, ...]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,16 +18,30 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from archon_core.errors import ConfigError, LayoutError, did_you_mean
-from archon_testing.cases import DTYPES, Case, DtypeName, Variant, choose_variants, variant_case
-from archon_testing.failures import WorldError
+from archon_core.cli.console import print_json, print_remark
+from archon_core.errors import ConfigError, did_you_mean
+from archon_testing.cases import DTYPES, DtypeName, choose_variants
+from archon_testing.enumeration import Design
+from archon_testing.json_report import json_report
 from archon_testing.oracle import Oracle
-from archon_testing.report import LayoutReport, print_report, print_summary
-from archon_testing.requested import RequestedLayout, read_layouts, read_model
-from archon_testing.verdicts import Verdict
+from archon_testing.report import print_line, print_report, print_summary
+from archon_testing.requested import read_layouts
+from archon_testing.requested_model import RequestedModel, read_model
+from archon_testing.verification import (
+    LayoutReport,
+    Plan,
+    all_layouts,
+    count_steps,
+    layouts_of_all,
+    requested_layouts,
+    run_plan,
+)
+from archon_testing.worlds import MOST_RANKS
 
 FAILED = 1
 USER_ERROR = 2
+RANKS_PER_CORE = 4
+"""Ranks wait for each other most of the time, so a core serves several."""
 
 
 def verify(
@@ -30,11 +49,24 @@ def verify(
         str, typer.Argument(metavar="MODEL", help="Name of an installed model (archon models), or a config.json.")
     ],
     layouts: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "--layout", "-l", metavar="[archon:]DIMS[-SCHEDULE]", help="What to verify, such as d2t2; may be repeated."
         ),
-    ],
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every layout of up to --world ranks that the model and the engine allow.")
+    ] = False,
+    world: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MOST_RANKS, help=f"Most ranks of a layout of --all; {MOST_RANKS} by default.", show_default=False
+        ),
+    ] = None,
+    full: Annotated[
+        bool,
+        typer.Option("--full", help="With --all: every product of types, variants and micro-batches, as for --layout."),
+    ] = False,
     dtypes: Annotated[
         list[str] | None, typer.Option("--dtype", help="float64 or float32; may be repeated; both by default.")
     ] = None,
@@ -47,6 +79,17 @@ def verify(
         typer.Option("--variant", help="untied, tied or critic; may be repeated; all that the model declares."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 1,
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="Keep the sizes of a config.json, however large it is.")
+    ] = False,
+    json_file: Annotated[
+        str | None,
+        typer.Option("--json", metavar="FILE|-", help="Write all results there as JSON; - prints nothing else."),
+    ] = None,
+    ranks_at_once: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ranks that run beside each other; four per core by default.", show_default=False),
+    ] = None,
     time_limit: Annotated[
         float, typer.Option(min=1.0, help="Seconds that a case may take before its ranks count as hung.")
     ] = 120.0,
@@ -54,23 +97,46 @@ def verify(
     """Hold layouts of MODEL against one process: loss, gradient norm, every gradient, weights, log-probabilities.
 
     For every layout, type, variant and number of micro-batches, a small model takes three AdamW steps on as many
-    processes as the layout needs, on the CPU. The worst relative errors are printed; the limits are 1e-9 in float64
-    and 1e-5 in float32, where weights are not judged. Exit code 1: a number differs, or a rank fails. 2: the engine
-    cannot run a layout or a model.
+    processes as the layout needs, on the CPU; --all runs a few cases per layout in which all of these occur. The limits
+    are 1e-9 in float64 and 1e-5 in float32, where weights are not judged. A layout that differs is run again, to say
+    where its mistake shows first. Exit code 1: a number differs, or a rank fails. 2: the engine cannot run a layout or
+    a model.
     """
-    requested = read_layouts(layouts)
-    spec, model_config = read_model(model)
-    chosen = choose_variants(spec, variants or [])
-    counts = sorted(set(micro_batches or (1, 2, 4)))
-    jobs = [
-        (variant, variant_case(model_config, variant, n_mbs=count, dtype=dtype, seed=seed, model=spec.name))
-        for dtype in choose_dtypes(dtypes or [])
-        for variant in chosen
-        for count in counts
-    ]
-    with tempfile.TemporaryDirectory(prefix="archon-verify-") as folder:
-        reports = _verify(jobs, requested, Oracle(Path(folder), time_limit=time_limit))
-    print_summary(reports)
+    if not layouts and not every:
+        raise ConfigError("archon verify: found neither --layout nor --all; write --layout d2t2, say, or --all")
+    if not every and (full or world is not None):
+        option = "--full" if full else "--world"
+        raise ConfigError(f"{option}: found it without --all, which it is for; add --all, or leave {option} out")
+    if json_file is not None:
+        _check_writable(json_file)
+    started = time.monotonic()
+    asked = requested_layouts(read_layouts(layouts or []))
+    found = read_model(model, as_is=as_is)
+    design = Design(
+        choose_dtypes(dtypes or []),
+        choose_variants(found.spec, variants or []),
+        sorted(set(micro_batches or (1, 2, 4))),
+        full=full or not every,
+    )
+    left_out: dict[str, str] = {}
+    if every:
+        texts, left_out = all_layouts(found, design.variants, world or MOST_RANKS)
+        known = {str(layout) for layout, _ in asked}
+        asked += [(layout, refusal) for layout, refusal in layouts_of_all(texts) if str(layout) not in known]
+    plan = Plan(found, asked, left_out, design, seed)
+    quiet = json_file == "-"
+    _say_what_was_made_small(found, model)
+    with (
+        _leaving_at_sigterm(),
+        tempfile.TemporaryDirectory(prefix="archon-verify-", ignore_cleanup_errors=True) as folder,
+    ):
+        at_once = ranks_at_once or RANKS_PER_CORE * _cores()
+        oracle = Oracle(Path(folder), time_limit=time_limit, ranks_at_once=at_once)
+        reports = _run(plan, oracle, brief=every, quiet=quiet)
+    if not quiet:
+        print_summary(reports, left_out)
+    if json_file is not None:
+        _write_json(json_report(plan, reports, seconds=time.monotonic() - started), json_file)
     raise typer.Exit(exit_code(reports))
 
 
@@ -91,46 +157,70 @@ def exit_code(reports: Sequence[LayoutReport]) -> int:
     return USER_ERROR if any(report.refusal for report in reports) else 0
 
 
-def _verify(
-    jobs: Sequence[tuple[Variant, Case]], layouts: Sequence[RequestedLayout], oracle: Oracle
-) -> list[LayoutReport]:
-    cases = [case for _, case in jobs]
-    with _progress("one process", total=oracle.count_missing(cases)) as advance:
-        oracle.prepare(cases, on_reference=advance)
+def _run(plan: Plan, oracle: Oracle, *, brief: bool, quiet: bool) -> list[LayoutReport]:
     reports = []
-    for layout in layouts:
-        reports.append(_verify_layout(jobs, layout, oracle))
-        print_report(reports[-1])
+    with (
+        _progress(total=count_steps(plan, oracle)) as advance,
+        # Closed at once, whatever is raised here: ranks must not outlive the command.
+        closing(run_plan(plan, oracle, advance)) as found,
+    ):
+        for report in found:
+            reports.append(report)
+            if quiet:
+                continue
+            if brief and report.passed:
+                print_line(report)
+            else:
+                print_report(report)
     return reports
 
 
-def _verify_layout(jobs: Sequence[tuple[Variant, Case]], layout: RequestedLayout, oracle: Oracle) -> LayoutReport:
+def _say_what_was_made_small(model: RequestedModel, name: str) -> None:
+    if model.changes:
+        print_remark(f"{name} was made small, its structure kept: {', '.join(model.changes)} (--as-is keeps its sizes)")
+
+
+def _check_writable(file: str) -> None:
+    """Before minutes of work, not after; nothing is created yet. Raises ConfigError."""
+    path = Path(file)
+    if file != "-" and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise ConfigError(
+            f"--json {file!r}: it cannot be written; name a file in a folder that exists and that you may write to"
+        )
+
+
+def _write_json(content: object, file: str) -> None:
+    if file == "-":
+        print_json(content)
+        return
     try:
-        layout.check_runnable()
-    except LayoutError as error:
-        return LayoutReport(layout, (), refusal=str(error))
-    cases = [replace(case, layout=str(layout.layout), schedule=layout.schedule) for _, case in jobs]
-    verdicts: list[Verdict] = []
-    crash = ""
-    with _progress(str(layout), total=len(cases)) as advance:
+        Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--json {file!r}: it cannot be written ({error}); name a file in a folder that exists"
+        ) from error
 
-        def take(verdict: Verdict) -> None:
-            verdicts.append(verdict)
-            advance(verdict)
 
-        try:
-            oracle.verify(cases, on_verdict=take)
-        except WorldError as error:
-            crash = str(error)
-    refusals = [verdict.refusal for verdict in verdicts if verdict.refusal]
-    if refusals:
-        return LayoutReport(layout, (), refusal=refusals[0])
-    ran = [(variant, verdict) for (variant, _), verdict in zip(jobs, verdicts, strict=False)]
-    return LayoutReport(layout, ran, crash=crash)
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
-def _progress(description: str, *, total: int) -> Iterator[Callable[[object], None]]:
+def _leaving_at_sigterm() -> Iterator[None]:
+    """SIGTERM ends the command as Ctrl-C does, ranks and temporary folders with it: Python would leave the folders."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
+
+
+@contextmanager
+def _progress(*, total: int) -> Iterator[Callable[[], None]]:
     """A bar on the terminal, gone afterwards; nothing where there is no terminal. Gives what advances it."""
     columns = (
         SpinnerColumn(),
@@ -141,5 +231,5 @@ def _progress(description: str, *, total: int) -> Iterator[Callable[[object], No
     )
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=total)
-        yield lambda _: progress.advance(task)
+        task = progress.add_task("cases", total=total)
+        yield lambda: progress.advance(task)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from archon_testing.cases import DtypeName
+from archon_testing.pieces import Piece
 from archon_testing.record import Record
 from archon_testing.verdicts import QUANTITIES, Comparison, Deviation, Quantity, worst_deviation
 
@@ -20,55 +21,81 @@ FLOOR = 1e-6
 
 
 def compare(record: Record, reference: Record, dtype: DtypeName) -> Comparison:
-    """Hold ``record`` against ``reference``."""
+    """Hold a rank's ``record`` against the whole ``reference``. What was not recorded is not compared."""
     problems = list(record.problems)
-    if len(record.steps) != len(reference.steps):
-        problems.append(f"{len(record.steps)} steps were recorded, the reference has {len(reference.steps)}")
     found: dict[Quantity, list[Deviation]] = {quantity: [] for quantity in QUANTITIES}
+    if record.steps and len(record.steps) != len(reference.steps):
+        problems.append(f"{len(record.steps)} steps were recorded, the reference has {len(reference.steps)}")
     for step, (own, expected) in enumerate(zip(record.steps, reference.steps, strict=False), start=1):
         norm, expected_norm = ({"global norm": r.gradient_norm} for r in (own, expected))
-        found["loss"] += _deviations(_tensors(own.loss), _tensors(expected.loss), step)
-        found["gradient norm"] += _deviations(_tensors(norm), _tensors(expected_norm), step)
+        found["loss"] += _deviations(_pieces(own.loss), _pieces(expected.loss), step)
+        found["gradient norm"] += _deviations(_pieces(norm), _pieces(expected_norm), step)
         found["gradients"] += _deviations(own.gradients, expected.gradients, step)
         found["weights"] += _deviations(own.weights, expected.weights, step)
-    found["outputs"] += _deviations(record.outputs, reference.outputs, None)
+    if record.final:
+        expected_weights = {f"{name} (gathered)": piece for name, piece in reference.steps[-1].weights.items()}
+        gathered = {f"{name} (gathered)": piece for name, piece in record.final.items()}
+        found["weights"] += _deviations(gathered, expected_weights, len(record.steps))
+    if record.initial:
+        found["weights"] += _deviations(record.initial, reference.initial, None)
+    if record.outputs:
+        outputs = {
+            name: _placed(record, values, reference.outputs.get(name)) for name, values in record.outputs.items()
+        }
+        found["outputs"] += _deviations(_wholes(outputs), _wholes(reference.outputs), None)
+    if not any(found.values()):
+        problems.append("nothing was recorded")
     worst = {quantity: worst_deviation(deviations) for quantity, deviations in found.items()}
     return Comparison(dtype, worst, tuple(problems))
 
 
-def relative_error(found: Tensor, expected: Tensor, largest: float) -> float:
-    """The largest difference, relative to the largest magnitude of ``expected``.
+def relative_error(found: Piece, expected: Piece, largest: float) -> float:
+    """The largest difference between a piece and its place in the whole, relative to the whole's largest magnitude.
 
     Args:
-        found: any shape.
-        expected: of the same shape.
+        found: what a rank holds.
+        expected: the whole tensor.
         largest: the largest magnitude in all tensors of this kind; a millionth of it is the least scale.
 
     Returns:
         Infinity when the shapes differ, or a number of either is not finite.
     """
-    if found.shape != expected.shape:
+    if found.shape != expected.shape or tuple(found.values.shape) != found.box.shape:
         return math.inf
-    found, expected = found.double(), expected.double()
-    if not (torch.isfinite(found).all() and torch.isfinite(expected).all()):
+    own, whole = found.values.double(), expected.values.double()
+    if not (torch.isfinite(own).all() and torch.isfinite(whole).all()):
         return math.inf
-    difference = _magnitude(found - expected)
-    scale = max(_magnitude(expected), FLOOR * largest)
+    difference = magnitude(own - whole[found.box.slices])
+    scale = max(magnitude(whole), FLOOR * largest)
     if difference == 0.0:
         return 0.0
     return difference / scale if scale > 0.0 else math.inf
 
 
-def _deviations(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], step: int | None) -> Iterator[Deviation]:
-    largest = max(map(_magnitude, expected.values()), default=0.0)
+def magnitude(tensor: Tensor) -> float:
+    """The largest absolute value; 0 for an empty tensor."""
+    return float(tensor.abs().max()) if tensor.numel() else 0.0
+
+
+def _deviations(found: Mapping[str, Piece], expected: Mapping[str, Piece], step: int | None) -> Iterator[Deviation]:
+    largest = max((magnitude(piece.values) for piece in expected.values()), default=0.0)
     for name in dict.fromkeys((*expected, *found)):
         missing = name not in found or name not in expected
         yield Deviation(math.inf if missing else relative_error(found[name], expected[name], largest), name, step)
 
 
-def _tensors(numbers: Mapping[str, float]) -> dict[str, Tensor]:
-    return {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+def _pieces(numbers: Mapping[str, float]) -> dict[str, Piece]:
+    return _wholes({name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()})
 
 
-def _magnitude(tensor: Tensor) -> float:
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
+def _wholes(tensors: Mapping[str, Tensor]) -> dict[str, Piece]:
+    return {name: Piece.whole(tensor) for name, tensor in tensors.items()}
+
+
+def _placed(record: Record, values: Tensor, whole: Tensor | None) -> Tensor:
+    """The reference's outputs with those of the record in their places."""
+    if record.tokens is None or whole is None or values.shape[:1] != record.tokens.shape:
+        return values
+    placed = whole.clone()
+    placed[record.tokens] = values
+    return placed

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
 from archon_core.layout import backend_table, parse_layout
+from archon_core.models.parameter_names import weight_shapes
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_core.seeding import derive_seed
 from archon_testing.batches import STEP_LENGTHS
@@ -20,10 +22,22 @@ from archon_testing.cases import Case
 CLIP_TO = 0.05
 """Far below every norm that occurs, so that all gradients are clipped and a wrong norm acts on the weights."""
 
-OPTIMIZER = OptimizerConfig(type="adamw", lr=1e-2, weight_decay=0.1, eps=1e-3, gradient_clipping=CLIP_TO)
+OPTIMIZER = OptimizerConfig(
+    type="adamw",
+    lr=1e-2,
+    weight_decay=0.1,
+    eps=1e-3,
+    gradient_clipping=CLIP_TO,
+    lr_scheduler_type="linear",
+    min_lr_ratio=0.5,
+)
 """AdamW with an epsilon above most clipped gradients. With a small one, its update would not depend on the scale of the
 gradients, which would hide a wrong norm; and where gradients are nearly zero it would turn their rounding into whole
-steps, so that fp32 runs would part ways after the first one."""
+steps, so that fp32 runs would part ways after the first one. Every step has a rate of its own: a step counter that is
+not resumed shows."""
+
+CHECKPOINT = "checkpoint"
+HEADLESS = "checkpoint-without-head"
 
 
 def build_engine(case: Case, checkpoint: Path | None) -> Any:
@@ -55,16 +69,37 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
     return engine
 
 
-def write_checkpoint(case: Case, folder: Path) -> None:
+def write_checkpoints(case: Case, folder: Path) -> None:
     """Save weights of which none is zero or one, in Hugging Face's form, from one process.
 
-    Fresh weights would hide mistakes: biases of zero that are added twice, norms of one that are not applied.
+    Fresh weights would hide mistakes: biases of zero that are added twice, norms of one that are not applied. A model
+    that can start without some of its weights, as a critic can, gets a second checkpoint that lacks them.
     """
     engine = build_engine(case.reference, None)
     fill_weights(engine.parameters, case.seed)
     shutil.rmtree(folder, ignore_errors=True)
-    engine.save(folder, "hf")
+    engine.save(folder / CHECKPOINT, "hf")
+    loaded = registry().model_for(engine.hf_config.model_type, case.model).load()
+    arguments = loaded.arguments.from_hf_config(engine.hf_config, critic=case.critic)
+    missing = loaded.weight_map(arguments).resolve(weight_shapes(engine.module)).initialised_if_missing
     engine.close()
+    if missing:
+        _copy_without(folder / CHECKPOINT, folder / HEADLESS, missing)
+
+
+def headless(folder: Path) -> Path | None:
+    """The checkpoint in a reference's folder that lacks what a model may draw; ``None`` where it may draw nothing."""
+    path = folder / HEADLESS
+    return path if path.is_dir() else None
+
+
+def _copy_without(source: Path, target: Path, names: Collection[str]) -> None:
+    """Weights and configuration alone: checksums and an index would still speak of what is left out."""
+    target.mkdir()
+    tensors = {name: t for file in source.glob("*.safetensors") for name, t in load_file(file).items()}
+    kept = {name: tensor for name, tensor in tensors.items() if name not in names}
+    save_file(kept, target / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(source / "config.json", target / "config.json")
 
 
 @torch.no_grad()

@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +25,38 @@ from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_testing.cases import Case
+from archon_testing.diagnosis import Diagnosis
 from archon_testing.functions import FunctionReference
-from archon_testing.verdicts import Verdict, worst_of
-from archon_testing.worlds import run_world
+from archon_testing.verdicts import RankReport, Verdict, joint_verdict
+from archon_testing.worlds import MOST_RANKS, World, WorldError, run_world, run_worlds
+
+MOST_REFERENCES_AT_ONCE = 4
+"""Processes that compute references; each is forked for a second's work."""
 
 _RANKS = "archon_testing.oracle_ranks"
 _COMPUTE = FunctionReference(_RANKS, "compute_references")
 _HOLD = FunctionReference(_RANKS, "hold_against_references")
 
+_DIAGNOSING = "archon_testing.diagnosing"
+_OUTPUTS = FunctionReference(_DIAGNOSING, "write_outputs")
+_DIAGNOSE = FunctionReference(_DIAGNOSING, "diagnose")
+_ALONE = FunctionReference(_DIAGNOSING, "differs_on_one_process")
+
 OnCase = Callable[[Case], None]
 OnVerdict = Callable[[Verdict], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the cases of one layout went.
+
+    Attributes:
+        verdicts: of the cases that ran, in their order, each the worst of all ranks.
+        crash: what ended the layout's world before they were through; ``None`` when nothing did.
+    """
+
+    verdicts: Sequence[Verdict]
+    crash: WorldError | None = None
 
 
 class Oracle:
@@ -40,11 +65,13 @@ class Oracle:
     Args:
         folder: for weights and records of references.
         time_limit: seconds that a case may take.
+        ranks_at_once: that may run beside each other when there are several layouts.
     """
 
-    def __init__(self, folder: Path, *, time_limit: float = 120.0) -> None:
+    def __init__(self, folder: Path, *, time_limit: float = 120.0, ranks_at_once: int = MOST_RANKS) -> None:
         self._folder = folder
         self._time_limit = time_limit
+        self._ranks_at_once = ranks_at_once
         self._prepared: set[Path] = set()
 
     def count_missing(self, cases: Sequence[Case]) -> int:
@@ -63,21 +90,12 @@ class Oracle:
             WorldError: the process failed.
         """
         missing = self._missing(cases)
-        if not missing:
-            return
-        for _, folder in missing:
-            folder.mkdir(parents=True, exist_ok=True)
-        left = iter(missing)
-
-        def done(rank: int, error: ArchonError | None) -> None:
-            case, folder = next(left)
-            if error is not None:
-                raise error
-            self._prepared.add(folder)
-            if on_reference is not None:
-                on_reference(case)
-
-        run_world(_COMPUTE, 1, (missing,), time_limit=self._time_limit, on_value=done, show_output=False)
+        n_worlds = min(len(missing), self._ranks_at_once, MOST_REFERENCES_AT_ONCE)
+        worlds = [self._world_of_references(missing[first::n_worlds], on_reference) for first in range(n_worlds)]
+        with closing(run_worlds(worlds, ranks_at_once=self._ranks_at_once)) as ended:
+            for _, outcome in ended:
+                if isinstance(outcome, WorldError):
+                    raise outcome
 
     def verify(
         self, cases: Sequence[Case], *, before: Callable[[], Any] | None = None, on_verdict: OnVerdict | None = None
@@ -97,26 +115,110 @@ class Oracle:
             ArchonError: the model cannot be built, or the layout is malformed.
             WorldError: a rank failed or hung.
         """
-        layouts = {(case.layout, case.schedule) for case in cases}
-        if len(layouts) != 1:
-            raise ConfigError(f"verify: found cases of {len(layouts)} layouts; give those of one layout at a time")
-        self.prepare(cases)
-        backends = backend_table(registry().all(TrainEngineSpec))
-        n_ranks = parse_layout(cases[0].layout, backends=backends).world_size
-        seen: list[list[Verdict]] = [[] for _ in range(n_ranks)]
-        verdicts: list[Verdict] = []
+        [(_, outcome)] = self.verify_layouts([cases], before=before, on_verdict=on_verdict)
+        if outcome.crash is not None:
+            raise outcome.crash
+        return list(outcome.verdicts)
 
-        def collect(rank: int, verdict: Verdict) -> None:
-            seen[rank].append(verdict)
+    def verify_layouts(
+        self,
+        groups: Sequence[Sequence[Case]],
+        *,
+        before: Callable[[], Any] | None = None,
+        on_verdict: OnVerdict | None = None,
+    ) -> Iterator[tuple[int, Outcome]]:
+        """``verify`` for several layouts beside each other.
+
+        Args:
+            groups: the cases of each layout.
+            before: as in ``verify``.
+            on_verdict: as in ``verify``, for all of them.
+
+        Yields:
+            The place of a group, once its world has ended, and how it went.
+        """
+        self.prepare([case for cases in groups for case in cases])
+        verdicts: list[list[Verdict]] = [[] for _ in groups]
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix="cases-", ignore_cleanup_errors=True) as scratch:
+            worlds = []
+            for place, cases in enumerate(groups):
+                (own := Path(scratch, str(place))).mkdir()
+                worlds.append(self._world_of_cases(cases, verdicts[place], own, before, on_verdict))
+            with closing(run_worlds(worlds, ranks_at_once=self._ranks_at_once)) as ended:
+                for place, outcome in ended:
+                    yield place, Outcome(verdicts[place], outcome if isinstance(outcome, WorldError) else None)
+
+    def diagnose(self, outcome: Outcome, *, before: Callable[[], Any] | None = None) -> list[Diagnosis]:
+        """Run failing cases of a layout once more, and find where their mistakes show first.
+
+        One case is looked at for every check that fails, in float64 where it fails there; runs that are resumed only
+        when others pass.
+
+        Raises:
+            WorldError: a rank failed or hung while it looked.
+        """
+        failing = [
+            verdict.case for verdict in outcome.verdicts if verdict.comparison is not None and not verdict.passed
+        ]
+        chosen = {case.check: case for case in sorted(failing, key=lambda case: case.dtype == "float64")}
+        if "training" in chosen:
+            chosen.pop("resume", None)
+        return [self._diagnose(case, before) for case in chosen.values()]
+
+    def _diagnose(self, case: Case, before: Callable[[], Any] | None) -> Diagnosis:
+        patch = None if before is None else FunctionReference.of(before)
+        folder, options = self._place(case), {"time_limit": self._time_limit, "show_output": False}
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix="diagnosis-", ignore_cleanup_errors=True) as scratch:
+            own, alone = Path(scratch, "own"), Path(scratch, "alone")
+            own.mkdir()
+            run_world(_OUTPUTS, 1, (case, folder), **options)
+            diagnosis = run_world(_DIAGNOSE, n_ranks_of([case]), (case, folder, own, patch), **options)[0]
+            if case.check == "training" and case.n_mbs > 1 and diagnosis.parameter is not None:
+                [differs] = run_world(_ALONE, 1, (case, folder, alone, patch), **options)
+                if differs:
+                    remark = (
+                        f"one process with {case.n_mbs} micro-batches differs likewise: it is no matter of the layout"
+                    )
+                    diagnosis = replace(diagnosis, remarks=(*diagnosis.remarks, remark))
+        return diagnosis
+
+    def _world_of_references(self, missing: Sequence[tuple[Case, Path]], on_reference: OnCase | None) -> World:
+        left = iter(missing)
+        for _, folder in missing:
+            folder.mkdir(parents=True, exist_ok=True)
+
+        def done(rank: int, error: ArchonError | None) -> None:
+            case, folder = next(left)
+            if error is not None:
+                raise error
+            self._prepared.add(folder)
+            if on_reference is not None:
+                on_reference(case)
+
+        return World(_COMPUTE, 1, (missing,), self._time_limit, done, show_output=False)
+
+    def _world_of_cases(
+        self,
+        cases: Sequence[Case],
+        verdicts: list[Verdict],
+        scratch: Path,
+        before: Callable[[], Any] | None,
+        on_verdict: OnVerdict | None,
+    ) -> World:
+        """A world that adds to ``verdicts``."""
+        n_ranks = n_ranks_of(cases)
+        seen: list[list[RankReport]] = [[] for _ in range(n_ranks)]
+
+        def collect(rank: int, report: RankReport) -> None:
+            seen[rank].append(report)
             while len(verdicts) < min(map(len, seen)):
-                verdicts.append(_of_all_ranks([of_rank[len(verdicts)] for of_rank in seen]))
+                verdicts.append(joint_verdict([of_rank[len(verdicts)] for of_rank in seen]))
                 if on_verdict is not None:
                     on_verdict(verdicts[-1])
 
         jobs = [(case, self._place(case)) for case in cases]
         patch = None if before is None else FunctionReference.of(before)
-        run_world(_HOLD, n_ranks, (jobs, patch), time_limit=self._time_limit, on_value=collect, show_output=False)
-        return verdicts
+        return World(_HOLD, n_ranks, (jobs, scratch, patch), self._time_limit, collect, show_output=False)
 
     def _missing(self, cases: Sequence[Case]) -> list[tuple[Case, Path]]:
         places = {self._place(case): case.reference for case in cases}
@@ -128,9 +230,10 @@ class Oracle:
         return self._folder / hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
-def _of_all_ranks(verdicts: Sequence[Verdict]) -> Verdict:
-    case = verdicts[0].case
-    refusals = [verdict.refusal for verdict in verdicts if verdict.refusal]
-    if refusals:
-        return Verdict(case, None, refusals[0])
-    return Verdict(case, worst_of(verdict.comparison for verdict in verdicts if verdict.comparison is not None))
+def n_ranks_of(cases: Sequence[Case]) -> int:
+    """Ranks of the layout that all ``cases`` have. Raises ConfigError where they have several, or there are none."""
+    layouts = {(case.layout, case.schedule) for case in cases}
+    if len(layouts) != 1:
+        raise ConfigError(f"verify: found cases of {len(layouts)} layouts; give those of one layout at a time")
+    backends = backend_table(registry().all(TrainEngineSpec))
+    return parse_layout(cases[0].layout, backends=backends).world_size

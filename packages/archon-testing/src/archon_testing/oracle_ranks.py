@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
 
 from archon_core.errors import ArchonError, ConfigError, LayoutError
+from archon_core.seeding import derive_seed
 from archon_testing.cases import Case
 from archon_testing.compare import compare
-from archon_testing.engines import CLIP_TO, write_checkpoint
+from archon_testing.engines import CLIP_TO, write_checkpoints
 from archon_testing.functions import FunctionReference
-from archon_testing.record import Record, measure
-from archon_testing.verdicts import Verdict
+from archon_testing.record import Record, initial_weights, measure
+from archon_testing.verdicts import RankReport, Verdict
 
-CHECKPOINT = "checkpoint"
 RECORD = "record.pt"
 
 
@@ -25,42 +29,77 @@ def compute_references(jobs: Sequence[tuple[Case, Path]]) -> Iterator[ArchonErro
     Yields:
         ``None`` for a case that is done, or why it cannot be, which ends the run.
     """
+    draw_apart()
     for case, folder in jobs:
         try:
-            write_checkpoint(case, folder / CHECKPOINT)
-            record = measure(case.reference, folder / CHECKPOINT)
+            write_checkpoints(case, folder)
+            record = replace(
+                measure(case.reference, folder, folder / "unused"), initial=initial_weights(case.reference, folder)
+            )
             _check_clipped(record)
         except ArchonError as error:
             yield error
             return
-        torch.save(record, folder / RECORD)
+        torch.save(replace(record, tokens=None), folder / RECORD)
         yield None
 
 
 def hold_against_references(
-    jobs: Sequence[tuple[Case, Path]], before: FunctionReference | None = None
-) -> Iterator[Verdict]:
+    jobs: Sequence[tuple[Case, Path]], scratch: Path, before: FunctionReference | None = None
+) -> Iterator[RankReport]:
     """Run each case, in a world of its layout's size, and compare with the record in its folder.
 
     Args:
         jobs: cases, and the folders of their references.
+        scratch: an empty folder of this world.
         before: called once on every rank before the first engine is built.
 
     Yields:
         What this rank has seen of each case.
     """
+    draw_apart()
     if before is not None:
         before.load()()
-    for case, folder in jobs:
+    for number, (case, folder) in enumerate(jobs):
         try:
-            record = measure(case, folder / CHECKPOINT)
+            record = measure(case, folder, scratch / str(number))
         except LayoutError as error:
             # Raised on every rank alike, before the first collective: the next case may run.
-            yield Verdict(case, None, str(error))
+            yield RankReport(Verdict(case, None, str(error)))
             continue
-        # A file of our own, holding more than tensors.
-        reference: Record = torch.load(folder / RECORD, weights_only=False)
-        yield Verdict(case, compare(record, reference, case.dtype))
+        verdict = Verdict(case, compare(record, load_record(folder), case.dtype))
+        yield RankReport(verdict, _told(record), record.data_rank, _checksum(record.outputs))
+
+
+def load_record(folder: Path) -> Record:
+    """The reference that was written there."""
+    # A file of our own, holding more than tensors.
+    return torch.load(folder / RECORD, weights_only=False)
+
+
+def draw_apart() -> None:
+    """Give torch's own generator another state on every rank of every world.
+
+    Ranks are forked from one process, so a draw that no seed of the run governs would be the same on all of them, and
+    nobody would see it.
+    """
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    torch.manual_seed(derive_seed(0, "verify rank", size, rank))
+
+
+def _told(record: Record) -> dict[str, float]:
+    return {
+        f"{name} (step {number})": value
+        for number, step in enumerate(record.steps, start=1)
+        for name, value in {**step.loss, "gradient norm": step.gradient_norm}.items()
+    }
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> int:
+    checksum = 0
+    for name in sorted(tensors):
+        checksum = zlib.crc32(name.encode() + tensors[name].contiguous().view(torch.uint8).numpy().tobytes(), checksum)
+    return checksum
 
 
 def _check_clipped(record: Record) -> None:

@@ -1,13 +1,13 @@
 """What the oracle writes down of a run, and how it makes an engine do the run.
 
-``measure`` works on every rank of a world, and every rank has a record of its own: gathered tensors that only one rank
-looked at would not show copies that have drifted apart.
+``measure`` works on every rank of a world, and every rank has a record of its own, of the pieces that it holds. Beside
+the engine's own there is no collective in it: ranks tell the parent what they saw, which is where they are compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,14 @@ from torch.distributed.tensor import DTensor
 
 from archon_core.data.batch import Batch
 from archon_core.protocols import Loss, StepStats
-from archon_testing.batches import STEP_LENGTHS, deal, make_batch, undeal
+from archon_testing.batches import STEP_LENGTHS, deal, make_batch, token_places
 from archon_testing.cases import Case
-from archon_testing.engines import CLIP_TO, build_engine
+from archon_testing.engines import CHECKPOINT, CLIP_TO, build_engine, headless
 from archon_testing.losses import oracle_loss
+from archon_testing.pieces import Piece, own_gradient, own_piece
+
+RESUMED_AFTER = 1
+"""Steps before a run that is resumed goes on in a new engine."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,16 @@ class StepRecord:
     """One optimizer step.
 
     Attributes:
-        loss: the loss under that name, and each of its metrics.
+        loss: the loss under that name, the learning rate, and each of the loss's metrics.
         gradient_norm: before clipping.
-        gradients: parameter -> its whole gradient, before clipping.
-        weights: parameter -> the whole parameter after the step.
+        gradients: parameter -> its gradient, before clipping.
+        weights: parameter -> itself after the step.
     """
 
     loss: Mapping[str, float]
     gradient_norm: float
-    gradients: Mapping[str, Tensor]
-    weights: Mapping[str, Tensor]
+    gradients: Mapping[str, Piece]
+    weights: Mapping[str, Piece]
 
 
 @dataclass(frozen=True)
@@ -46,70 +50,135 @@ class Record:
 
     Attributes:
         steps: one per batch.
-        outputs: name and time, such as ``logprobs after training`` -> [T] in the order of the whole batch.
-        problems: what is wrong whatever the numbers are, such as ranks that report different losses.
+        outputs: name and time, such as ``logprobs after training`` -> values of ``tokens``.
+        initial: parameter -> itself in an engine without a checkpoint, or with one that lacks what may be missing.
+        tokens: [T] places of this rank's tokens in the whole first batch; ``None`` for all.
+        final: parameter -> itself at the end, gathered whole; looked at in some cases only.
+        data_rank: the share of the batch that this rank worked on.
+        saved: parameter -> itself when a run that is resumed was saved.
+        loaded: the same in the new engine, after loading.
+        problems: what is wrong whatever the numbers are, such as a gradient that is still a partial sum.
     """
 
-    steps: tuple[StepRecord, ...]
-    outputs: Mapping[str, Tensor]
+    steps: tuple[StepRecord, ...] = ()
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    initial: Mapping[str, Piece] = field(default_factory=dict)
+    tokens: Tensor | None = None
+    final: Mapping[str, Piece] = field(default_factory=dict)
+    data_rank: int = 0
+    saved: Mapping[str, Piece] = field(default_factory=dict)
+    loaded: Mapping[str, Piece] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
 
-def measure(case: Case, checkpoint: Path) -> Record:
-    """Train on every batch of the oracle, from the weights in ``checkpoint``. Collective.
+def measure(case: Case, folder: Path, scratch: Path) -> Record:
+    """Do what ``case.check`` says, from the weights in the reference's ``folder``. Collective.
+
+    Args:
+        case: what to run.
+        folder: of the reference.
+        scratch: a path for what a case that is resumed saves; nothing is there yet.
 
     Raises:
         ArchonError: as the engine does.
     """
-    engine = build_engine(case, checkpoint)
+    if case.check == "initial":
+        return Record(initial=initial_weights(case, folder))
+    engine = build_engine(case, folder / CHECKPOINT)
     try:
-        problems: list[str] = []
         loss = oracle_loss(critic=case.critic)
-        batches = [_batch(case, engine.hf_config, step) for step in range(len(STEP_LENGTHS))]
-        before = _outputs(engine, batches[0], loss, problems)
-        steps = tuple(_train(engine, batch, loss, step, problems) for step, batch in enumerate(batches))
-        after = _outputs(engine, batches[0], loss, problems)
+        batches = oracle_batches(case, engine.hf_config)
+        tokens, data_rank = token_places(batches[0], share_of(engine, batches[0])), engine.data_ranks.rank
+        before = _outputs(engine, batches[0], loss)
+        problems: list[str] = []
+        steps: list[StepRecord] = []
+        saved: dict[str, Piece] = {}
+        loaded: dict[str, Piece] = {}
+        for step, batch in enumerate(batches):
+            if case.check == "resume" and step == RESUMED_AFTER:
+                saved = own_pieces(engine)
+                engine = resumed(engine, case, folder, scratch)
+                loaded = own_pieces(engine)
+                stale = [n for n, piece in saved.items() if not torch.equal(piece.values, loaded[n].values)]
+                problems += [f"after loading, {name} is not what was saved" for name in stale]
+            steps.append(_train(engine, batch, loss, step, problems))
+        after = _outputs(engine, batches[0], loss)
+        final = {n: Piece.whole(_whole(weight)) for n, weight in engine.parameters.items()} if case.gathers else {}
     finally:
         engine.close()
     outputs = {f"{name} before training": values for name, values in before.items()}
     outputs |= {f"{name} after training": values for name, values in after.items()}
-    return Record(steps, outputs, tuple(problems))
+    return Record(
+        tuple(steps),
+        outputs,
+        tokens=tokens,
+        final=final,
+        data_rank=data_rank,
+        saved=saved,
+        loaded=loaded,
+        problems=tuple(problems),
+    )
 
 
-def _batch(case: Case, hf_config: Any, step: int) -> Batch:
-    longest = getattr(hf_config, "max_position_embeddings", None) or max(STEP_LENGTHS[step])
+def initial_weights(case: Case, folder: Path) -> dict[str, Piece]:
+    """What an engine starts with when no checkpoint gives it, by parameter name. Collective."""
+    found = _weights_of_new_engine(case, None)
+    checkpoint = headless(folder)
+    if checkpoint is not None:
+        pieces = _weights_of_new_engine(case, checkpoint)
+        found |= {f"{name} (from a checkpoint that lacks the head)": piece for name, piece in pieces.items()}
+    return found
+
+
+def resumed(engine: Any, case: Case, folder: Path, scratch: Path) -> Any:
+    """A new engine that goes on where ``engine``, which is closed, stands. Collective.
+
+    Args:
+        engine: has trained.
+        case: what it runs.
+        folder: of the reference. The new engine starts from weights of before the first step, so that one that is not
+            loaded shows.
+        scratch: where to save; another one for each call.
+    """
+    engine.save(scratch, "dcp")
+    engine.close()
+    fresh = build_engine(case, folder / CHECKPOINT)
+    fresh.load(scratch, "dcp")
+    return fresh
+
+
+def own_pieces(engine: Any) -> dict[str, Piece]:
+    """Parameter -> what this rank holds of it."""
+    return {name: own_piece(parameter) for name, parameter in engine.parameters.items()}
+
+
+def oracle_batches(case: Case, hf_config: Any) -> list[Batch]:
+    """The whole batch of every step."""
+    longest = getattr(hf_config, "max_position_embeddings", None) or max(map(max, STEP_LENGTHS))
     dtype = getattr(torch, case.dtype)
-    return make_batch(step, vocab_size=hf_config.vocab_size, longest=longest, dtype=dtype, seed=case.seed)
+    sizes = {"vocab_size": hf_config.vocab_size, "longest": longest}
+    return [make_batch(step, **sizes, dtype=dtype, seed=case.seed) for step in range(len(STEP_LENGTHS))]
 
 
-def _share(engine: Any, batch: Batch) -> Batch:
-    return batch.select(deal(len(batch), engine.data_ranks.size)[engine.data_ranks.rank])
+def share_of(engine: Any, batch: Batch) -> Sequence[int]:
+    """The sequences of ``batch`` that are this data rank's."""
+    return deal(len(batch), engine.data_ranks.size)[engine.data_ranks.rank]
 
 
 def _train(engine: Any, batch: Batch, loss: Loss, step: int, problems: list[str]) -> StepRecord:
-    stats: StepStats = engine.train_batch(_share(engine, batch), loss)
+    stats: StepStats = engine.train_batch(batch.select(share_of(engine, batch)), loss)
     norm = stats.gradient_norm
     assert norm is not None, "a training step has a norm"
-    reported = {"loss": stats.loss, "gradient norm": norm, "tokens": stats.n_tokens, **stats.metrics}
-    problems += _disagreements(engine, reported, step)
     if stats.n_tokens != batch.n_tokens:
         problems.append(f"step {step + 1} reports {stats.n_tokens} tokens of {batch.n_tokens}")
     parameters: Mapping[str, nn.Parameter] = engine.parameters
     problems += [f"step {step + 1} leaves the gradient of {name} a partial sum" for name in _partial(parameters)]
     # The engine clips in place; what it divided by is its own norm, right or wrong.
     unclip = max(norm / CLIP_TO, 1.0)
-    gradients = {name: _whole_gradient(parameter) * unclip for name, parameter in parameters.items()}
-    weights = {name: _whole(parameter.detach()).clone() for name, parameter in parameters.items()}
-    return StepRecord({"loss": stats.loss, **stats.metrics}, norm, gradients, weights)
-
-
-def _disagreements(engine: Any, reported: Mapping[str, float], step: int) -> Iterator[str]:
-    """Numbers that are not the same, to the last bit, on every rank."""
-    everywhere = engine.data_ranks.everyone.gather(dict(reported))
-    for name in reported:
-        values = [report[name] for report in everywhere]
-        if len({value.hex() if isinstance(value, float) else value for value in values}) > 1:
-            yield f"step {step + 1}: ranks report different values of {name}: {', '.join(map(repr, values))}"
+    gradients = {name: own_gradient(parameter).scaled(unclip) for name, parameter in parameters.items()}
+    weights = own_pieces(engine)
+    told = {"loss": stats.loss, "learning rate": stats.learning_rate or 0.0, **stats.metrics}
+    return StepRecord(told, norm, gradients, weights)
 
 
 def _partial(parameters: Mapping[str, nn.Parameter]) -> Iterator[str]:
@@ -119,25 +188,19 @@ def _partial(parameters: Mapping[str, nn.Parameter]) -> Iterator[str]:
             yield name
 
 
-def _whole_gradient(parameter: nn.Parameter) -> Tensor:
-    if parameter.grad is None:
-        return torch.zeros(parameter.shape, dtype=parameter.dtype)
-    return _whole(parameter.grad)
+def _outputs(engine: Any, batch: Batch, loss: Loss) -> Mapping[str, Tensor]:
+    """Per-token outputs of this rank's share of ``batch``."""
+    return engine.forward_batch(batch.select(share_of(engine, batch)), loss.request)
+
+
+def _weights_of_new_engine(case: Case, checkpoint: Path | None) -> dict[str, Piece]:
+    engine = build_engine(case, checkpoint)
+    try:
+        return own_pieces(engine)
+    finally:
+        engine.close()
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _outputs(engine: Any, batch: Batch, loss: Loss, problems: list[str]) -> dict[str, Tensor]:
-    """Per-token outputs [T] of the whole batch; those of this rank's own data rank are its own."""
-    share, ranks = _share(engine, batch), engine.data_ranks
-    own = engine.forward_batch(share, loss.request)
-    everyone = ranks.everyone.gather((ranks.rank, share, own))
-    shares: list[tuple[Batch, Mapping[str, Tensor]]] = [(share, own)] * ranks.size
-    for data_rank, other, values in everyone:
-        if data_rank != ranks.rank:
-            shares[data_rank] = (other, values)
-        elif any(not torch.equal(values[name], own[name]) for name in own):
-            problems.append(f"ranks of data rank {data_rank} compute different {' and '.join(own)}")
-    return {name: undeal([(part, values[name]) for part, values in shares], batch) for name in own}
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()

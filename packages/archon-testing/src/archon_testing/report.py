@@ -1,18 +1,16 @@
-"""What ``archon verify`` prints: a table per layout, and one line at the end."""
+"""What ``archon verify`` prints: a line per layout that agrees, a table and a diagnosis per layout that does not."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from archon_core.cli.console import print_text
-from archon_testing.cases import Variant
-from archon_testing.requested import RequestedLayout
-from archon_testing.verdicts import LIMITS, Comparison, Quantity, Verdict, worst_of
+from archon_testing.verdicts import LIMITS, NOTHING, Comparison, Quantity, worst_deviation, worst_of
+from archon_testing.verification import LayoutReport
 
 COLUMNS: dict[Quantity, str] = {
     "loss": "loss",
@@ -23,32 +21,31 @@ COLUMNS: dict[Quantity, str] = {
 }
 PIPE_WIDTH = 120
 """Columns of a table that goes to a file, where nothing need be folded."""
+CHECKS = {"training": "", "resume": " resumed", "initial": " initial"}
 
 
-@dataclass(frozen=True)
-class LayoutReport:
-    """What was found on one layout.
-
-    Attributes:
-        layout: which one.
-        verdicts: with the name of each case's variant; of those that ran.
-        refusal: why it cannot run; empty when it can.
-        crash: what ended its ranks before they were through; empty when nothing did.
-    """
-
-    layout: RequestedLayout
-    verdicts: Sequence[tuple[Variant, Verdict]]
-    refusal: str = ""
-    crash: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether all cases did."""
-        return not (self.refusal or self.crash) and all(verdict.passed for _, verdict in self.verdicts)
+def print_line(report: LayoutReport) -> None:
+    """Print one line: a layout that agrees with one process, and its worst relative error."""
+    judged = [
+        c.worst[quantity]
+        for v in report.verdicts
+        if (c := v.comparison) is not None
+        for quantity in c.judged
+        if c.dtype == _strictest(report)
+    ]
+    worst = worst_deviation(judged)
+    ranks = report.layout.layout.world_size
+    print_text(
+        Text.assemble(
+            ("PASS ", "bold green"),
+            f"{report.layout!s:<18} {ranks} rank{'s' * (ranks > 1):<1} {len(report.verdicts):>3} cases  worst in "
+            f"{_strictest(report)} {worst.error:.1e}",
+        )
+    )
 
 
 def print_report(report: LayoutReport) -> None:
-    """Print a layout's table: a line per type and variant, the worst over micro-batch counts."""
+    """Print a layout's table: a line per type and variant, the worst over micro-batch counts; and what went wrong."""
     ranks = report.layout.layout.world_size
     print_text(Text(f"{report.layout}, {ranks} rank{'s' * (ranks > 1)}", style="bold"))
     if report.refusal:
@@ -69,11 +66,21 @@ def print_report(report: LayoutReport) -> None:
             print_text(Text.assemble(("FAIL ", "bold red"), f"{comparison.dtype} {variant}: {problem}"))
     if report.crash:
         print_text(Text.assemble(("FAIL ", "bold red"), report.crash))
+    _print_diagnoses(report)
     print_text("")
 
 
-def print_summary(reports: Sequence[LayoutReport]) -> None:
-    """Print the last line: how many layouts agree with one process, and which do not."""
+def print_summary(reports: Sequence[LayoutReport], left_out: Mapping[str, str]) -> None:
+    """Print the last lines: how many layouts agree with one process, which do not, and which were not tried.
+
+    Args:
+        reports: of all layouts.
+        left_out: layouts of ``--all`` that do not fit the model -> why.
+    """
+    if left_out:
+        layout, reason = next(iter(left_out.items()))
+        what = f"{len(left_out)} layout{'s' * (len(left_out) > 1)}"
+        print_text(f"{what} left out, which cannot cut this model, such as {layout}: {reason}")
     passed = [report for report in reports if report.passed]
     n_cases = sum(len(report.verdicts) for report in reports)
     limits = ", ".join(f"{limit:g} in {dtype}" for dtype, limit in LIMITS.items())
@@ -83,33 +90,47 @@ def print_summary(reports: Sequence[LayoutReport]) -> None:
         f"up to {limits})",
     )
     for what in ("different", "crashed", "refused"):
-        if chosen := [str(report.layout) for report in reports if _outcome(report) == what]:
+        if chosen := [str(report.layout) for report in reports if report.outcome == what]:
             line.append(f"; {what}: {', '.join(chosen)}")
     print_text(line)
 
 
-def _outcome(report: LayoutReport) -> str:
-    if report.refusal:
-        return "refused"
-    return "crashed" if report.crash else "passed" if report.passed else "different"
+def _print_diagnoses(report: LayoutReport) -> None:
+    for diagnosis in report.diagnoses:
+        case = diagnosis.case
+        of = f"{case.dtype} {case.variant}{CHECKS[case.check]}, {case.n_mbs} micro-batch{'es' * (case.n_mbs > 1)}"
+        print_text(Text.assemble(("DIAGNOSIS ", "bold cyan"), of))
+        for line in diagnosis.lines:
+            print_text(f"  {line}")
+    if report.undiagnosed:
+        print_text(Text.assemble(("DIAGNOSIS ", "bold cyan"), f"failed: {report.undiagnosed}"))
 
 
-def _lines(report: LayoutReport) -> list[tuple[Variant, Comparison]]:
+def _strictest(report: LayoutReport) -> str:
+    """The type with the lowest limit of those that ran."""
+    return min({v.case.dtype for v in report.verdicts}, key=LIMITS.__getitem__, default="float64")
+
+
+def _lines(report: LayoutReport) -> list[tuple[str, Comparison]]:
     """Per type and variant, in the order in which they ran, the worst of all cases."""
-    groups: dict[tuple[str, Variant], list[Comparison]] = {}
-    for variant, verdict in report.verdicts:
+    groups: dict[tuple[str, str], list[Comparison]] = {}
+    for verdict in report.verdicts:
         if verdict.comparison is not None:
+            variant = f"{verdict.case.variant}{CHECKS[verdict.case.check]}"
             groups.setdefault((verdict.case.dtype, variant), []).append(verdict.comparison)
     return [(variant, worst_of(comparisons)) for (_, variant), comparisons in groups.items()]
 
 
-def _row(variant: Variant, comparison: Comparison) -> list[Text]:
+def _row(variant: str, comparison: Comparison) -> list[Text]:
     verdict = Text("PASS", "green") if comparison.passed else Text("FAIL", "bold red")
     errors = [_error(comparison, quantity) for quantity in COLUMNS]
-    return [Text(comparison.dtype), Text(variant), *errors, verdict, Text(comparison.worst["gradients"].name)]
+    gradient = comparison.worst["gradients"].name
+    return [Text(comparison.dtype), Text(variant), *errors, verdict, Text("" if gradient == NOTHING else gradient)]
 
 
 def _error(comparison: Comparison, quantity: Quantity) -> Text:
-    """Red above the limit, dim where there is none."""
+    """Red above the limit, dim where there is none, a dash where nothing of the kind was looked at."""
+    if comparison.worst[quantity].name == NOTHING:
+        return Text("-", "dim")
     style = "red" if quantity in comparison.failed else "" if quantity in comparison.judged else "dim"
     return Text(f"{comparison.worst[quantity].error:.1e}", style)

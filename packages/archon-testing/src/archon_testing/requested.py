@@ -1,17 +1,13 @@
-"""What ``archon verify`` was asked to do: models and layouts as users write them. Imports no torch."""
+"""Layouts as users of ``archon verify`` write them. Imports no torch."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
-from archon_core.errors import LayoutError, ModelError, UnknownNameError
+from archon_core.errors import LayoutError
 from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
-from archon_core.plugins import InferenceEngineSpec, ModelSpec, ScheduleSpec, TrainEngineSpec, registry
-from archon_core.plugins.specs import load_target
+from archon_core.plugins import InferenceEngineSpec, ScheduleSpec, TrainEngineSpec, registry
 from archon_testing.worlds import MOST_RANKS
 
 DEFAULT_BACKEND = "archon"
@@ -81,42 +77,3 @@ def read_layout(text: str) -> RequestedLayout:
             f"of at least 2; write {dims}, or p2-{schedule or 'ZBV'}"
         )
     return RequestedLayout(layout, plugins.get(ScheduleSpec, schedule).name)
-
-
-def read_model(name: str) -> tuple[ModelSpec, Mapping[str, Any]]:
-    """The spec and the configuration for MODEL: a registered model's tiny one, or a ``config.json``'s content.
-
-    Args:
-        name: of a registered model, or the path of a ``config.json`` or of a folder that holds one.
-
-    Raises:
-        UnknownNameError: nothing of this name is installed or exists, or nothing serves the file's model type.
-        ModelError: the file is no configuration, or the model has no configuration for tests.
-    """
-    path = Path(name).expanduser()
-    file = path / "config.json" if path.is_dir() else path
-    known = [spec.name for spec in registry().all(ModelSpec)]
-    if name not in known and file.is_file():
-        entries = _read_entries(file)
-        return registry().model_for(entries["model_type"]), entries
-    if "/" in name or name.endswith(".json"):
-        raise UnknownNameError(
-            f"model {name!r}: found no such file; give the path of a config.json, or one of {', '.join(known)}"
-        )
-    spec = registry().get(ModelSpec, name)
-    if not spec.tiny_config:
-        raise ModelError(
-            f"model {name!r}: its spec names no configuration for tests (tiny_config); give the path of a small "
-            "config.json of this architecture"
-        )
-    return spec, load_target(spec.tiny_config, origin=spec.origin)()
-
-
-def _read_entries(file: Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: found no readable JSON ({error}); give a Hugging Face config.json") from error
-    if not isinstance(entries, dict) or not isinstance(entries.get("model_type"), str):
-        raise ModelError(f"{file}: found no model_type; give a Hugging Face config.json")
-    return entries

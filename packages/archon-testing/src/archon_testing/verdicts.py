@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from archon_testing.cases import Case, DtypeName
@@ -11,6 +12,8 @@ from archon_testing.cases import Case, DtypeName
 Quantity = Literal["loss", "gradient norm", "gradients", "weights", "outputs"]
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
+NOTHING = "nothing was recorded"
+"""The name of a deviation of which nothing was looked at."""
 LIMITS: Mapping[DtypeName, float] = {"float64": 1e-9, "float32": 1e-5}
 """In float64 rounding cannot hide a bug; float32 takes other paths, such as grouped matrix products."""
 
@@ -90,9 +93,46 @@ class Verdict:
         return self.comparison is not None and self.comparison.passed
 
 
+@dataclass(frozen=True)
+class RankReport:
+    """What one rank says of a case.
+
+    Attributes:
+        verdict: of its own pieces.
+        told: numbers that every rank must have alike to the last bit, by what they are.
+        data_rank: the share of the batch that it worked on.
+        outputs: a checksum of its per-token outputs, which ranks of one data rank must have alike.
+    """
+
+    verdict: Verdict
+    told: Mapping[str, float] = field(default_factory=dict)
+    data_rank: int = 0
+    outputs: int = 0
+
+
+def joint_verdict(reports: Sequence[RankReport]) -> Verdict:
+    """The worst of all ranks' verdicts, with what they do not agree upon."""
+    case = reports[0].verdict.case
+    refusals = [report.verdict.refusal for report in reports if report.verdict.refusal]
+    if refusals:
+        return Verdict(case, None, refusals[0])
+    worst = worst_of(report.verdict.comparison for report in reports if report.verdict.comparison is not None)
+    return Verdict(case, replace(worst, problems=(*_disagreements(reports), *worst.problems)))
+
+
+def _disagreements(reports: Sequence[RankReport]) -> Iterator[str]:
+    for name in reports[0].told:
+        values = [report.told.get(name, math.nan) for report in reports]
+        if len({value.hex() for value in values}) > 1:
+            yield f"ranks report different values of {name}: {', '.join(map(repr, values))}"
+    for data_rank in sorted({report.data_rank for report in reports}):
+        if len({report.outputs for report in reports if report.data_rank == data_rank}) > 1:
+            yield f"ranks of data rank {data_rank} compute different outputs"
+
+
 def worst_deviation(deviations: Iterable[Deviation]) -> Deviation:
     """The one with the largest error, the first of them among equals."""
-    return max(deviations, key=lambda deviation: deviation.error, default=Deviation(0.0, "nothing was recorded"))
+    return max(deviations, key=lambda deviation: deviation.error, default=Deviation(0.0, NOTHING))
 
 
 def worst_of(comparisons: Iterable[Comparison]) -> Comparison:

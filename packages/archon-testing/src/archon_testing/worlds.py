@@ -1,7 +1,8 @@
 """Worlds: a function on several ranks of a gloo process group, started in a fraction of a second.
 
 A forkserver has torch and the engine loaded; every rank is forked from it. ``run_world`` returns what the ranks
-return, or raises ``WorldError`` with the rank where it went wrong. Either way no rank is left.
+return, or raises ``WorldError`` with the rank where it went wrong. ``run_worlds`` runs several at a time. Either way no
+rank is left.
 
 ::
 
@@ -15,62 +16,48 @@ return, or raises ``WorldError`` with the rank where it went wrong. Either way n
 
 from __future__ import annotations
 
-import contextlib
 import math
-import multiprocessing
-import multiprocessing.forkserver
-import multiprocessing.resource_tracker
 import os
 import pickle
-import signal
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from archon_core.errors import ConfigError
-from archon_testing.failures import RankFailure, describe_exit, failed_world, hung_world
+from archon_testing.failures import WorldError
 from archon_testing.functions import FunctionReference
-from archon_testing.rank_process import (
-    STACK_SIGNAL,
-    Message,
-    RankStart,
-    output_file,
-    own_stacks,
-    run_rank,
-    stack_file,
-)
+from archon_testing.rank_process import RankStart
+from archon_testing.running_world import PRELOADED, OnValue, RunningWorld
+
+__all__ = ["MOST_RANKS", "PRELOADED", "World", "WorldError", "run_world", "run_worlds"]
 
 MOST_RANKS = 8
-PRELOADED = (
-    "torch",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor",
-    "torch._dynamo",
-    "transformers.modeling_utils",
-    "transformers.models.auto.modeling_auto",
-    "archon_core.engine.archon",
-    "archon_testing.oracle_ranks",
-    "archon_testing.rank_process",
-)
-"""What the forkserver imports, once, before the first rank: what an engine would otherwise import in every rank. It
-passes over what cannot be imported."""
 
-GRACE = 1.0
-"""Seconds after a failure in which the other ranks may say what happened to them."""
-STACK_WAIT = 3.0
-"""Most seconds for hung ranks to write their stacks."""
-LEAVE_WAIT = 5.0
-"""Most seconds for ranks to leave by themselves after all have returned."""
-_OUTPUT_LINES = 30
 
-OnValue = Callable[[int, Any], None]
-"""Called with the rank and what its generator yielded."""
+@dataclass(frozen=True)
+class World:
+    """A function to run on ranks.
+
+    Attributes:
+        function: at the top level of a module or test file. A generator function's values go to ``on_value`` as they
+            come, and its result is ``None``.
+        n_ranks: 1 to 8.
+        args: the same for all ranks; they must be picklable, as must what the function gives.
+        time_limit: seconds that a rank may take until it returns, or until its next value.
+        on_value: receives what generators yield.
+        show_output: print what the ranks have printed, each line with its rank, when the world has ended.
+    """
+
+    function: Callable[..., Any] | FunctionReference
+    n_ranks: int
+    args: Sequence[Any] = ()
+    time_limit: float = 60.0
+    on_value: OnValue | None = None
+    show_output: bool = True
 
 
 def run_world(
@@ -84,16 +71,8 @@ def run_world(
 ) -> list[Any]:
     """Run ``function(*args)`` on every rank of a world, each a process of one thread, and return all results.
 
-    Two ranks or more have a default gloo process group when the function starts; a single one has none.
-
-    Args:
-        function: at the top level of a module or test file. A generator function's values go to ``on_value`` as they
-            come, and its result is ``None``.
-        n_ranks: 1 to 8.
-        args: the same for all ranks; they must be picklable, as must what the function gives.
-        time_limit: seconds that a rank may take until it returns, or until its next value.
-        on_value: receives what generators yield.
-        show_output: print what the ranks have printed, each line with its rank, when the world has ended.
+    Two ranks or more have a default gloo process group when the function starts; a single one has none. Arguments are
+    those of ``World``.
 
     Returns:
         What each rank returned, in order.
@@ -102,197 +81,105 @@ def run_world(
         ConfigError: an argument is none of the above.
         WorldError: a rank raised, died, or passed the time limit, in which case its stack is shown.
     """
+    [(_, outcome)] = run_worlds([World(function, n_ranks, args, time_limit, on_value, show_output)])
+    if isinstance(outcome, WorldError):
+        raise outcome
+    return outcome
+
+
+def run_worlds(
+    worlds: Sequence[World], *, ranks_at_once: int = MOST_RANKS
+) -> Iterator[tuple[int, list[Any] | WorldError]]:
+    """Run worlds beside each other, as many as have ``ranks_at_once`` ranks together; the first that fits is next.
+
+    An exception that is raised while this waits, from ``on_value`` or by Ctrl-C, ends all of them, as does leaving the
+    loop over it early, once the generator is closed.
+
+    Args:
+        worlds: what to run.
+        ranks_at_once: more than that are never running, but for a single world that has more.
+
+    Yields:
+        The place of a world in ``worlds``, as soon as it has ended, and its results or why it has none.
+
+    Raises:
+        ConfigError: before any starts, a world is not what ``World`` says.
+    """
+    prepared = [_prepare(world) for world in worlds]
+    waiting = list(range(len(worlds)))
+    running: dict[int, tuple[RunningWorld, ExitStack]] = {}
+    try:
+        while waiting or running:
+            free = ranks_at_once - sum(worlds[place].n_ranks for place in running)
+            while (place := _next(worlds, waiting, free, alone=not running)) is not None:
+                waiting.remove(place)
+                running[place] = _start(worlds[place], *prepared[place])
+                free -= worlds[place].n_ranks
+            _hear([world for world, _ in running.values()])
+            for place in [place for place, (world, _) in running.items() if world.has_ended]:
+                world, stack = running.pop(place)
+                with stack:
+                    outcome = _outcome(world, show_output=worlds[place].show_output)
+                yield place, outcome
+    finally:
+        with ExitStack() as everything:
+            for _, stack in running.values():
+                everything.push(stack)
+
+
+def _prepare(world: World) -> tuple[FunctionReference, bytes]:
+    n_ranks, time_limit, function = world.n_ranks, world.time_limit, world.function
     if not isinstance(n_ranks, int) or isinstance(n_ranks, bool) or not 1 <= n_ranks <= MOST_RANKS:
         raise ConfigError(f"n_ranks of a world: found {n_ranks!r}; allowed are 1 to {MOST_RANKS}")
     if not (isinstance(time_limit, (int, float)) and math.isfinite(time_limit) and time_limit > 0):
         raise ConfigError(f"time_limit of a world: found {time_limit!r}; allowed is a positive number of seconds")
     reference = function if isinstance(function, FunctionReference) else FunctionReference.of(function)
     try:
-        arguments = pickle.dumps(tuple(args))
+        return reference, pickle.dumps(tuple(world.args))
     except Exception as error:  # pickle raises PicklingError, TypeError, AttributeError and what __reduce__ raises
         raise ConfigError(
             f"args of a world: found values that cannot be pickled ({error}); pass plain values, tensors, or "
             "dataclasses of them"
         ) from error
-    with tempfile.TemporaryDirectory(prefix="archon-world-", ignore_cleanup_errors=True) as folder:
+
+
+def _start(world: World, function: FunctionReference, arguments: bytes) -> tuple[RunningWorld, ExitStack]:
+    """The world, and what ends it."""
+    with ExitStack() as stack:
+        folder = tempfile.TemporaryDirectory(prefix="archon-world-", ignore_cleanup_errors=True)
+        place, n_ranks = Path(stack.enter_context(folder)), world.n_ranks
         starts = [
             # Collectives outlive the world's own limit, so that a hang is reported as one, with stacks.
-            RankStart(rank, n_ranks, Path(folder), dict(os.environ), reference, arguments, 2 * time_limit + 60)
+            RankStart(rank, n_ranks, place, dict(os.environ), function, arguments, 2 * world.time_limit + 60)
             for rank in range(n_ranks)
         ]
-        with _World(starts, time_limit, on_value or (lambda rank, value: None)) as world:
-            try:
-                return world.results()
-            finally:
-                if show_output:
-                    world.show_output()
+        on_value = world.on_value or (lambda rank, value: None)
+        running = stack.enter_context(RunningWorld(starts, world.time_limit, on_value))
+        return running, stack.pop_all()
+    raise AssertionError("an exit stack swallows nothing")
 
 
-class _World:
-    """The processes of a running world; leaving the ``with`` block ends them."""
-
-    def __init__(self, starts: Sequence[RankStart], time_limit: float, on_value: OnValue) -> None:
-        self._starts = starts
-        self._time_limit = time_limit
-        self._on_value = on_value
-        self._processes: dict[int, BaseProcess] = {}
-        self._connections: dict[int, Connection] = {}
-        self._results: dict[int, Any] = {}
-        self._failures: dict[int, RankFailure] = {}
-        self._deadlines: dict[int, float] = {}
-
-    def __enter__(self) -> _World:
-        try:
-            _ensure_forkserver()
-            for start in self._starts:
-                self._start(start)
-        except BaseException:
-            self._end()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end()
-
-    def results(self) -> list[Any]:
-        """Wait for all ranks; their results in order. Raises WorldError."""
-        self._deadlines = {start.rank: time.monotonic() + self._time_limit for start in self._starts}
-        grace_ends = math.inf
-        while self._running:
-            deadline = min(grace_ends, *(self._deadlines[rank] for rank in self._running))
-            seconds = deadline - time.monotonic()
-            if seconds <= 0:
-                break
-            self._hear(seconds)
-            if self._failures and grace_ends == math.inf:
-                grace_ends = time.monotonic() + GRACE
-        n_ranks = len(self._starts)
-        if self._failures:
-            raise failed_world(n_ranks, self._failures.values())
-        if self._running:
-            raise hung_world(n_ranks, self._time_limit, self._stacks(self._running))
-        return [self._results[start.rank] for start in self._starts]
-
-    def show_output(self) -> None:
-        """Print what the ranks have printed, each line with its rank."""
-        for start in self._starts:
-            for line in self._output(start.rank):
-                print(f"[rank {start.rank}] {line}")
-        sys.stdout.flush()
-
-    @property
-    def _running(self) -> list[int]:
-        return [s.rank for s in self._starts if s.rank not in self._results and s.rank not in self._failures]
-
-    def _start(self, start: RankStart) -> None:
-        ours, theirs = multiprocessing.Pipe()
-        self._connections[start.rank] = ours
-        with theirs:
-            context = multiprocessing.get_context("forkserver")
-            process = context.Process(target=run_rank, args=(start, theirs), name=f"rank {start.rank}", daemon=True)
-            process.start()
-        self._processes[start.rank] = process
-
-    def _hear(self, seconds: float) -> None:
-        """Wait for word from a rank, or for its end, and take in everything that there is."""
-        sources = {self._connections[rank]: rank for rank in self._running}
-        sources |= {self._processes[rank].sentinel: rank for rank in self._running}
-        for rank in dict.fromkeys(sources[source] for source in wait(list(sources), timeout=seconds)):
-            self._read(rank)
-
-    def _read(self, rank: int) -> None:
-        connection = self._connections[rank]
-        try:
-            while rank in self._running and connection.poll():
-                self._take(rank, connection.recv())
-        except (EOFError, OSError):
-            pass
-        else:
-            if rank not in self._running or self._processes[rank].is_alive():
-                return
-        self._processes[rank].join(LEAVE_WAIT)
-        code = self._processes[rank].exitcode
-        cause, summary = describe_exit(code if code is not None else 0)
-        self._failures[rank] = RankFailure(rank, cause, summary, output=self._last_output(rank))
-
-    def _take(self, rank: int, message: Message) -> None:
-        content = pickle.loads(message.payload)
-        match message.kind:
-            case "value":
-                self._deadlines[rank] = time.monotonic() + self._time_limit
-                self._on_value(rank, content)
-            case "result":
-                self._results[rank] = content
-            case "failure":
-                self._failures[rank] = content
-
-    def _stacks(self, ranks: Sequence[int]) -> list[RankFailure]:
-        """Have hung ranks write down where they are."""
-        folder = self._starts[0].folder
-        for rank in ranks:
-            pid = self._processes[rank].pid
-            assert pid is not None, "it was started"
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, STACK_SIGNAL)
-        sizes: list[int] = []
-        ends = time.monotonic() + STACK_WAIT
-        while time.monotonic() < ends:
-            time.sleep(0.1)
-            before, sizes = sizes, [len(_read_text(stack_file(folder, rank))) for rank in ranks]
-            if all(sizes) and sizes == before:
-                break
-        return [
-            RankFailure(
-                rank,
-                "hang",
-                f"no result within {self._time_limit:g} s",
-                details=own_stacks(_read_text(stack_file(folder, rank))) or "(none: it answers no signal)",
-                output=self._last_output(rank),
-            )
-            for rank in ranks
-        ]
-
-    def _output(self, rank: int) -> list[str]:
-        return _read_text(output_file(self._starts[0].folder, rank)).splitlines()
-
-    def _last_output(self, rank: int) -> str:
-        return "\n".join(self._output(rank)[-_OUTPUT_LINES:])
-
-    def _end(self) -> None:
-        """Let ranks that have returned leave, kill the others, and wait until all are gone."""
-        running = self._running
-        for connection in self._connections.values():
-            connection.close()
-        ends = time.monotonic() + LEAVE_WAIT
-        for rank, process in self._processes.items():
-            if rank not in running:
-                process.join(max(0.0, ends - time.monotonic()))
-            if process.is_alive():
-                process.kill()
-        for process in self._processes.values():
-            process.join()
-            process.close()
+def _hear(worlds: Sequence[RunningWorld]) -> None:
+    """Wait until something is heard of a world, or one must be looked at."""
+    sources = {source: (world, rank) for world in worlds for source, rank in world.waits_for.items()}
+    seconds = min(world.seconds_left for world in worlds)
+    heard = [sources[source] for source in wait(list(sources), timeout=None if seconds == math.inf else seconds)]
+    for world in worlds:
+        world.hear([rank for of_world, rank in heard if of_world is world])
 
 
-def _ensure_forkserver() -> None:
-    """Start the forkserver of this process, deaf to Ctrl-C: while it imports torch it would answer with a traceback."""
-    multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
-    # Before the signal is held: starting the tracker, which the forkserver needs, lets it through again.
-    multiprocessing.resource_tracker.ensure_running()
-    with _interrupts_held():
-        multiprocessing.forkserver.ensure_running()
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _outcome(world: RunningWorld, *, show_output: bool) -> list[Any] | WorldError:
     try:
-        yield
+        return world.results()
+    except WorldError as error:
+        return error
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if show_output:
+            world.show_output()
 
 
-def _read_text(file: Path) -> str:
-    return file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+def _next(worlds: Sequence[World], waiting: Sequence[int], free: int, *, alone: bool) -> int | None:
+    """The place of the first world that fits; of the first of all when nothing else runs."""
+    if alone and waiting:
+        return waiting[0]
+    return next((place for place in waiting if worlds[place].n_ranks <= free), None)

@@ -1,51 +1,29 @@
-"""Hugging Face checkpoints: safetensors files with index, configuration and tokenizer, read and written in slices.
+"""Loading Hugging Face checkpoints: safetensors files with an index, read in slices.
 
-Loading asks a resolved weight map which parts of which stored tensors make up the boxes that a process owns, and
-reads those alone. Saving assembles one stored tensor at a time. Which boxes are owned, and how boxes of ours are
-gathered, are functions given by the caller, so that sharded modules use the same code.
+A resolved weight map says which parts of which stored tensors make up the boxes that a process owns, and those alone
+are read. Which boxes are owned is a function given by the caller, so that sharded modules use the same code.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from archon_core.checkpoint.safetensors_file import SafetensorsReader, SafetensorsWriter
-from archon_core.errors import WeightsError
-from archon_core.models.box import Box, Shape
-from archon_core.models.hf_config import config_to_save
+from archon_core.checkpoint.safetensors_file import SafetensorsReader
+from archon_core.errors import DamagedError, WeightsError
+from archon_core.models.box import Box
 from archon_core.models.key_report import compare_keys
 from archon_core.models.parameter_names import named_weights
-from archon_core.models.weight_conversion import BoxCopier, assemble_hf, copy_from, fill_ours, give_hf
+from archon_core.models.weight_conversion import fill_ours
 from archon_core.models.weight_map import ResolvedMap
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-COMPANIONS = (
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Files that make a checkpoint usable and hold no weights."""
-
 LocalBoxes = Callable[[str, Tensor], Iterable[tuple[Tensor, Box]]]
 """For a weight's global name and the tensor itself: storage on this process, and the boxes of the whole that it
 holds."""
@@ -115,96 +93,6 @@ def load_hf_weights(
     return LoadReport(tuple(initialised), checkpoint.bytes_read)
 
 
-def save_hf_weights(
-    tensors: Mapping[str, Tensor] | BoxCopier,
-    weights: ResolvedMap,
-    folder: Path,
-    config: PreTrainedConfig,
-    *,
-    dtype: torch.dtype,
-    critic: bool = False,
-    max_shard_bytes: int = 5 * 10**9,
-    tokenizer: Any = None,
-    companions_from: Path | None = None,
-    write: bool = True,
-) -> None:
-    """Write a checkpoint folder that ``transformers``, vLLM and SGLang load.
-
-    Args:
-        tensors: our whole tensors by name, or a function that copies a box of one: it may gather from other ranks, and
-            is called for the same boxes in the same order on every rank.
-        weights: the map, resolved for the whole model.
-        folder: where to write; created. It must not hold weights already, lest old shards stay beside new ones.
-        config: the model's ``transformers`` configuration.
-        dtype: the type to store.
-        critic: the head is a value head.
-        max_shard_bytes: tensor bytes per file at most; one larger tensor gets a file of its own.
-        tokenizer: something with ``save_pretrained``; written beside the weights.
-        companions_from: a checkpoint folder whose tokenizer and generation files are copied.
-        write: false on ranks that only take part in gathering.
-
-    Raises:
-        WeightsError: the folder holds weights, or ``dtype`` is none that weights are stored in.
-    """
-    copy_ours = tensors if callable(tensors) else copy_from(tensors)
-    files = plan_shards(weights.hf_shapes, dtype, max_shard_bytes)
-    if write:
-        prepare_folder(folder)
-    for file, names in files.items():
-        entries = {name: (dtype, weights.hf_shapes[name]) for name in names}
-        with ExitStack() as stack:
-            writer = stack.enter_context(SafetensorsWriter(folder / file, entries)) if write else None
-            for name in names:
-                if writer is not None:
-                    writer.write(name, assemble_hf(name, weights, copy_ours, dtype))
-                else:
-                    give_hf(name, weights, copy_ours)
-    if not write:
-        return
-    if len(files) > 1:
-        _write_index(folder, files, weights.hf_shapes, dtype)
-    config_to_save(config, critic=critic, dtype=str(dtype).removeprefix("torch.")).save_pretrained(folder)
-    if companions_from is not None:
-        for name in COMPANIONS:
-            if (companions_from / name).is_file():
-                shutil.copyfile(companions_from / name, folder / name)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-
-
-def prepare_folder(folder: Path) -> None:
-    """Create ``folder`` unless it is there. Raises WeightsError when it holds weights."""
-    folder.mkdir(parents=True, exist_ok=True)
-    present = sorted(path.name for path in folder.glob("*.safetensors*"))
-    if present:
-        raise WeightsError(
-            f"{folder}: found weights there already ({', '.join(present[:3])}); save to a new or an empty folder"
-        )
-
-
-def plan_shards(shapes: Mapping[str, Shape], dtype: torch.dtype, max_shard_bytes: int) -> dict[str, list[str]]:
-    """File name -> names of its tensors, in order: the split that ``transformers`` makes for the same limit."""
-    from huggingface_hub import split_state_dict_into_shards_factory
-
-    sizes = {name: Box.whole(shape).numel * dtype.itemsize for name, shape in shapes.items()}
-    split = split_state_dict_into_shards_factory(
-        sizes,
-        get_storage_size=lambda size: size,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_bytes,
-    )
-    return split.filename_to_tensors
-
-
-def _write_index(folder: Path, files: Mapping[str, list[str]], shapes: Mapping[str, Shape], dtype: torch.dtype) -> None:
-    elements = sum(Box.whole(shape).numel for shape in shapes.values())
-    index = {
-        "metadata": {"total_parameters": elements, "total_size": elements * dtype.itemsize},
-        "weight_map": {name: file for file, names in files.items() for name in names},
-    }
-    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
 class OpenCheckpoint:
     """The weight files of a folder as one set of tensors.
 
@@ -224,6 +112,10 @@ class OpenCheckpoint:
     def path_of(self, name: str) -> Path:
         """The file that holds a tensor."""
         return self._file_of[name].path
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The stored type of a tensor. Raises WeightsError when it is none that weights are computed in."""
+        return self._file_of[name].dtype(name)
 
     def read(self, name: str, box: Box) -> Tensor:
         """A ``BoxReader`` of the stored tensors."""
@@ -249,7 +141,7 @@ def open_checkpoint(folder: Path) -> OpenCheckpoint:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         file_names = sorted(set(weight_map.values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{index}: found no readable index ({error!r}); copy the file anew") from error
+        raise DamagedError(f"{index}: found no readable index ({error!r}); copy the file anew") from error
     files = {name: SafetensorsReader(folder / name) for name in file_names}
     wrong = [name for name, file in weight_map.items() if name not in files[file].shapes]
     if wrong:

@@ -18,7 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from archon_core.errors import WeightsError
+from archon_core.checkpoint.checksum import Checksum, blocks, bytes_of
+from archon_core.checkpoint.seal import Region, SealedFile, frame_checksum, map_bytes
+from archon_core.errors import DamagedError, WeightsError
 from archon_core.models.box import Box, Shape
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -46,20 +48,26 @@ class SafetensorsReader:
         """Open and check the header.
 
         Raises:
-            WeightsError: the file is absent, damaged or cut off, or holds a type that is not a floating-point weight.
+            DamagedError: the file is absent, damaged or cut off.
         """
         self.path = path
         self.bytes_read = 0
         try:
-            self._file = safe_open(path, framework="pt", device="cpu")
-            self._slices = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+            with safe_open(path, framework="pt", device="cpu"):  # checks the header against the file's size
+                pass
+            with path.open("rb") as file:
+                length = int.from_bytes(file.read(8), "little")
+                header = json.loads(file.read(length))
         except (SafetensorError, OSError) as error:
-            raise WeightsError(
+            raise DamagedError(
                 f"{path}: found no readable safetensors file ({error}); it is damaged or incomplete: copy it anew"
             ) from error
-        self.shapes: dict[str, Shape] = {name: tuple(part.get_shape()) for name, part in self._slices.items()}
-        foreign = {name: part.get_dtype() for name, part in self._slices.items() if part.get_dtype() not in DTYPES}
-        self._foreign = foreign
+        header.pop("__metadata__", None)
+        self._spans = {name: tuple(8 + length + end for end in entry["data_offsets"]) for name, entry in header.items()}
+        self._types = {name: entry["dtype"] for name, entry in header.items()}
+        self._content = map_bytes(path, path.stat().st_size)
+        self.shapes: dict[str, Shape] = {name: tuple(entry["shape"]) for name, entry in header.items()}
+        self._foreign = {name: kind for name, kind in self._types.items() if kind not in DTYPES}
 
     def dtype(self, name: str) -> torch.dtype:
         """The stored type of a tensor.
@@ -72,15 +80,16 @@ class SafetensorsReader:
                 f"{self.path}: tensor {name!r} has type {self._foreign[name]}; allowed are {', '.join(DTYPES)}: "
                 "quantised checkpoints must be converted first"
             )
-        return DTYPES[self._slices[name].get_dtype()]
+        return DTYPES[self._types[name]]
 
     def read(self, name: str, box: Box) -> Tensor:
-        """The elements inside ``box``, in the stored type; nothing else of the tensor is read."""
-        dtype = self.dtype(name)
-        # A 0-dim tensor has no slice to take; it is read whole.
-        part = self._slices[name][box.slices] if box.shape else self._file.get_tensor(name)
+        """The elements inside ``box``, in the stored type, as they lie in the mapped file: not to be written to."""
+        dtype, (start, end) = self.dtype(name), self._spans[name]
+        content = self._content[start:end]
+        if start % dtype.itemsize:
+            content = content.clone()  # old writers do not align
         self.bytes_read += box.numel * dtype.itemsize
-        return part
+        return content.view(dtype).view(self.shapes[name])[box.slices]
 
 
 class SafetensorsWriter:
@@ -107,6 +116,7 @@ class SafetensorsWriter:
         self._size = end
         self._pending = set(self._spans)
         self._file: BinaryIO | None = None
+        self._regions: list[Region] = []
 
     def __enter__(self) -> SafetensorsWriter:
         self._file = open(self.path, "wb")
@@ -118,11 +128,21 @@ class SafetensorsWriter:
         """Write one tensor, which must have the type and size announced."""
         assert self._file is not None, "the writer is not open"
         start, end = self._spans[name]
-        content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        content = bytes_of(tensor.detach().cpu().contiguous())
         assert content.numel() == end - start, f"{name}: {content.numel()} bytes for a place of {end - start}"
-        self._file.seek(8 + len(self._header) + start)
-        self._file.write(content.numpy().data)
+        place, checksum = 8 + len(self._header) + start, Checksum()
+        self._file.seek(place)
+        for block in blocks(content):
+            checksum.update(block)
+            self._file.write(block.numpy().data)
+        self._regions.append(Region(place, content.numel(), checksum.text()))
         self._pending.discard(name)
+
+    def sealed(self) -> SealedFile:
+        """What was written; for the time after the last ``write``."""
+        regions = sorted((region for region in self._regions if region.size), key=lambda region: region.start)
+        length = len(self._header).to_bytes(8, "little")
+        return SealedFile(8 + len(self._header) + self._size, frame_checksum([length, self._header]), tuple(regions))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -70,7 +70,7 @@ def _print_dry_run(config: Path, overrides: list[str], command: list[str]) -> in
         elsewhere = explain_machines(plan.layouts, loaded.config.cluster, command)
         if elsewhere:
             print_text(f"note: {elsewhere}\n")
-    print_decisions(loaded.decisions)
+    print_decisions((*loaded.decisions, *plan.decisions))
     if not plan.can_run:
         print_obstacles(plan)
     return USER_ERROR if plan.is_wrong else 0

@@ -11,6 +11,7 @@ from archon_core.cli.console import print_remark
 from archon_core.cli.plan_report import print_decisions
 from archon_core.config.decisions import Decision
 from archon_core.config.loading import LoadedConfig, to_yaml
+from archon_core.config.sections import ROLES
 from archon_core.distributed.environment import RankEnvironment
 from archon_core.distributed.ranks import Ranks
 from archon_core.errors import ArchonError, ConfigError
@@ -21,7 +22,11 @@ from archon_core.run.folder import RunFolder
 from archon_core.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
 
 if TYPE_CHECKING:
-    from archon_core.config.schema import ExperimentConfig
+    from archon_core.config.schema import EngineConfig, ExperimentConfig
+
+
+RECOMPUTE_FILE = "ac_debug-rank0.txt"
+"""In the run folder: what activation checkpointing kept and recomputed on the first rank (``ac_debug``)."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def run_training(
     run: OpenRun | None = None
     is_first = place is None or place.rank == 0
     try:
-        with stop, _joined(place) as ranks, open_run(loaded, ranks, restart=restart) as run:
+        with stop, _joined(place, loaded.config) as ranks, open_run(loaded, ranks, restart=restart) as run:
             config = replace(
                 loaded.config, trainer=replace(loaded.config.trainer, resume=run.resumed, auto_resume=False)
             )
@@ -85,12 +90,20 @@ def _rank_stop(place: RankEnvironment) -> StopSignal:
     return StopSignal(announce=place.rank == 0 and not started_by_archon(), same_within=SAME_SIGNAL_SECONDS)
 
 
-def _joined(place: RankEnvironment | None) -> AbstractContextManager[Ranks]:
+def _joined(place: RankEnvironment | None, config: ExperimentConfig) -> AbstractContextManager[Ranks]:
+    if any(engine.archon.use_deterministic_algorithms for engine in _engines(config)):
+        from archon_core.distributed.determinism import set_deterministic
+
+        set_deterministic()  # no process group may be there before it
     if place is None:
         return nullcontext(Ranks())
     from archon_core.distributed.process_group import process_group
 
     return process_group(place)
+
+
+def _engines(config: ExperimentConfig) -> list[EngineConfig]:
+    return [engine for role in ROLES if (engine := getattr(config, role)) is not None]
 
 
 @contextmanager
@@ -177,7 +190,7 @@ def explain_interruption(folder: RunFolder, resume_command: str) -> str:
 def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, ranks: Ranks) -> None:
     # These import numpy, TensorBoard and the trainer: seconds that a dry run does not need.
     from archon_core.run.context import RunContext
-    from archon_core.run.log import shown_log
+    from archon_core.run.log import shown_log, written_log
     from archon_core.run.metrics import MetricsLog, NoMetrics
     from archon_core.run.progress import NoProgress, Progress
 
@@ -189,6 +202,10 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
             metrics = stack.enter_context(MetricsLog(run.folder, resume_step=step, decisions=run.decisions))
             progress = stack.enter_context(Progress())
             stack.enter_context(shown_log(progress.note))
+            if any(engine.archon.ac_debug for engine in _engines(config)):
+                from archon_core.parallel.recompute_log import REPORT_LOGGER
+
+                stack.enter_context(written_log(run.folder.path / RECOMPUTE_FILE, REPORT_LOGGER))
         else:
             metrics, progress = NoMetrics(), NoProgress()
             if started_by_archon():  # its output is a log file of its own

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from archon_core.config.combinations import Situation, changes, refuse_when_strict
+from archon_core.config.decisions import Decision
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.packages import MissingPackage, missing_package
 from archon_core.config.run_plan import Need, Obstacle, RunPlan
@@ -49,6 +51,7 @@ def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
         needs=tuple(Need(package, tuple(purposes)) for package, purposes in planner.needs.items()),
         obstacles=tuple(dict.fromkeys(planner.obstacles)),
         notes=tuple(planner.notes),
+        decisions=tuple(planner.decisions),
     )
 
 
@@ -61,6 +64,7 @@ class _Planner:
         self.shares: tuple[EngineShare, ...] = ()
         self.needs: dict[MissingPackage, list[str]] = {}
         self.obstacles: list[Obstacle] = []
+        self.decisions: list[Decision] = []
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
     def plan(self) -> None:
@@ -73,6 +77,7 @@ class _Planner:
         for role in ROLES:
             if getattr(self.config, role) is not None:
                 self.check_engine(role)
+                self.check_options(role)
         self.check_paths()
 
     def read_layouts(self) -> None:
@@ -139,6 +144,13 @@ class _Planner:
             else:
                 for text in check(config, role=role, explicit=self.loaded.explicit):
                     self.unable(text)
+
+    def check_options(self, role: str) -> None:
+        config = getattr(self.config, role)
+        _, decisions = changes(Situation.of(config, role, self.loaded.explicit), role=role)
+        self.decisions += decisions
+        if config.archon.strict and (refusal := refuse_when_strict(decisions, role=role)):
+            self.wrong(refusal)
 
     def check_shares_ranks(self, role: str, layout: Layout) -> None:
         actor = self.layouts.get("actor")

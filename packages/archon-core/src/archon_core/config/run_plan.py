@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from archon_core.config.decisions import Decision
 from archon_core.config.packages import MissingPackage
 from archon_core.layout import EngineShare, Layout
 
@@ -42,6 +43,8 @@ class RunPlan:
         needs: packages to install first.
         obstacles: everything else to mend first.
         notes: what is worth knowing and stops nothing.
+        decisions: what the engines will do other than asked, as far as that does not depend on the device; a run
+            records these and the others when it makes them.
     """
 
     layouts: Mapping[str, Layout] = field(default_factory=dict)
@@ -49,6 +52,7 @@ class RunPlan:
     needs: tuple[Need, ...] = ()
     obstacles: tuple[Obstacle, ...] = ()
     notes: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
 
     @property
     def is_wrong(self) -> bool:

@@ -68,14 +68,18 @@ class ArchonOptions:
 
     Attributes:
         pp_schedule: pipeline schedule; used when the layout has p above 1.
-        enable_compile: torch.compile per block.
-        ac_mode: activation checkpointing: ``none``, ``selective``, ``full`` or ``memory_budget``. Takes effect
-            when ``gradient_checkpointing`` is true.
-        selective_ac_option: ``op``, or N to checkpoint every Nth layer.
-        ac_memory_budget: 0.0 recomputes everything, 1.0 nothing.
-        ac_debug: write what was saved and recomputed.
-        offload_params: keep parameters in host memory between uses.
-        reshard_after_forward_policy: ``default``, ``always`` or ``never``.
+        enable_compile: torch.compile of every block; on a CPU only when it is written.
+        ac_mode: activation checkpointing: ``none``, ``selective``, ``full`` or ``memory_budget`` (needs
+            ``enable_compile``). Takes effect when ``gradient_checkpointing`` is true.
+        selective_ac_option: ``op`` keeps what matrix products, attention and collectives gave and recomputes the rest;
+            N recomputes every Nth block as a whole.
+        ac_memory_budget: share of activations that ``memory_budget`` keeps: 0.0 recomputes everything, 1.0 nothing.
+        ac_debug: measure in the first step what every block keeps and recomputes, and write it to
+            ``ac_debug-rank0.txt`` in the run folder.
+        offload_params: keep parameters, gradients and optimizer state in host memory; a block's parameters are on the
+            device while it runs.
+        reshard_after_forward_policy: ``always`` frees whole weights between forward and backward, ``never`` keeps
+            them; ``default`` keeps those of the last units, and all of them in a pipeline.
         use_deterministic_algorithms: bit-identical runs.
         attn_type: ``varlen``, ``flex`` or ``sdpa``; null chooses by device.
         moe_router_dtype: ``fp32``, or null for the compute type.
@@ -233,6 +237,9 @@ class TrainerConfig:
         max_steps: optimizer steps; null for ``max_epochs`` epochs.
         max_epochs: passes over the training data when ``max_steps`` is null.
         save_every: steps between checkpoints; 0 writes only the last.
+        async_save: write checkpoints while training goes on, from a copy of the state on the host.
+        keep_last: how many of the last checkpoints are kept; null keeps all.
+        keep_every: with ``keep_last``, checkpoints of steps that this divides are kept as well.
         eval_every: steps between evaluations on held-out data; 0 for none but the last.
         eval_size: most held-out records per evaluation; null for all.
         resume: continue from the run folder's last checkpoint; an error when there is none.
@@ -245,6 +252,9 @@ class TrainerConfig:
     max_steps: int | None = None
     max_epochs: int = 1
     save_every: int = 0
+    async_save: bool = False
+    keep_last: int | None = None
+    keep_every: int | None = None
     eval_every: int = 0
     eval_size: int | None = None
     resume: bool = False

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from archon_core.config.combinations import Situation, refusals
 from archon_core.config.schema import (
     ArchonOptions,
     ClusterConfig,
@@ -120,6 +121,8 @@ RULES: dict[type, dict[str, Rule]] = {
         "max_steps": POSITIVE,
         "max_epochs": POSITIVE,
         "save_every": NOT_NEGATIVE,
+        "keep_last": POSITIVE,
+        "keep_every": POSITIVE,
         "max_restarts": NOT_NEGATIVE,
         "eval_every": NOT_NEGATIVE,
         "eval_size": POSITIVE,
@@ -143,6 +146,7 @@ FIXES = {
     "top_k": "0 keeps all tokens",
     "gradient_clipping": "0 switches it off",
     "moe_router_dtype": "null takes the compute type",
+    "keep_last": "null keeps all checkpoints",
 }
 """Option -> what to say beside the allowed values."""
 
@@ -182,15 +186,7 @@ def _check(section: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _engine(engine: EngineConfig) -> Iterator[tuple[str, str]]:
-    if engine.pad_to_maximum and engine.mb_spec.max_tokens_per_mb is None:
-        yield "pad_to_maximum", "found true without mb_spec.max_tokens_per_mb; set that, or pad_to_maximum=false"
-    options = engine.archon
-    if engine.gradient_checkpointing and options.ac_mode == "memory_budget" and not options.enable_compile:
-        yield (
-            "archon.ac_mode",
-            "found memory_budget with enable_compile=false; the budget is kept by the compiler: set "
-            "archon.enable_compile=true, or ac_mode to none, selective or full",
-        )
+    yield from refusals(Situation(engine))
 
 
 def _optimizer(optimizer: OptimizerConfig) -> Iterator[tuple[str, str]]:
@@ -210,10 +206,20 @@ def _generation(generation: GenerationConfig) -> Iterator[tuple[str, str]]:
         )
 
 
+def _trainer(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:
+    if trainer.keep_every is not None and trainer.keep_last is None:
+        yield (
+            "keep_every",
+            f"found {trainer.keep_every} without trainer.keep_last, which keeps all checkpoints; set keep_last, or "
+            "leave keep_every out",
+        )
+
+
 _TOGETHER: dict[type, Callable[[Any], Iterator[tuple[str, str]]]] = {
     EngineConfig: _engine,
     OptimizerConfig: _optimizer,
     GenerationConfig: _generation,
+    TrainerConfig: _trainer,
 }
 
 

@@ -44,12 +44,19 @@ def raise_on_every_rank(own: Exception | None, failures: Sequence[Failure | None
         raise own
     for rank, failure in enumerate(failures):
         if failure is not None:
-            raise failure.kind(f"rank {rank} failed: {failure.text}")
+            error = failure.kind(f"rank {rank} failed: {failure.text}")
+            error.is_told = True
+            raise error
 
 
 @contextmanager
-def failing_together(ranks: Ranks) -> Iterator[None]:
+def failing_together(ranks: Ranks, *, kind: type[Exception] = Exception) -> Iterator[None]:
     """Raise on every rank when the block has failed on one. Collective; inside the block there may be no collective.
+
+    Args:
+        ranks: which.
+        kind: the errors that the ranks share. Any other is raised on this rank at once, which ends the run: for a
+            block in which ranks do meet, and which raises this kind only when none waits inside any more.
 
     Raises:
         Exception: as ``raise_on_every_rank`` does.
@@ -57,6 +64,6 @@ def failing_together(ranks: Ranks) -> Iterator[None]:
     own: Exception | None = None
     try:
         yield
-    except Exception as error:
+    except kind as error:
         own = error
     raise_on_every_rank(own, ranks.gather(None if own is None else Failure.of(own)))

@@ -68,6 +68,19 @@ class Ranks:
         """Wait until all ranks are here."""
         self.gather(None)
 
+    def apart(self) -> Ranks:
+        """The same processes with a gloo group of their own, for a thread that meets while the main one does, too."""
+        if self.size == 1:
+            return self
+        import torch.distributed as dist
+
+        return Ranks(self.rank, self.size, dist.new_group(self._members(), backend="gloo"))
+
+    def _members(self) -> list[int]:
+        import torch.distributed as dist
+
+        return dist.get_process_group_ranks(self.group or dist.group.WORLD)
+
 
 @dataclass(frozen=True)
 class DataRanks:

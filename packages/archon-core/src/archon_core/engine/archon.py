@@ -5,37 +5,43 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from archon_core.checkpoint.dcp import load_training_state, save_training_state
+from archon_core.checkpoint.dcp import TrainingState, describe_model, load_training_state
 from archon_core.checkpoint.gathering import WRITER, gather_to_writer
-from archon_core.checkpoint.hf import prepare_folder, save_hf_weights
+from archon_core.checkpoint.hf_saving import prepare_folder, save_hf_weights
+from archon_core.checkpoint.parts import HostCopies
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.data.batch import Batch
+from archon_core.distributed.determinism import deterministic_effects, ensure_deterministic
 from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import DataRanks
 from archon_core.engine.assembly import Assembled, assemble, load_weights
 from archon_core.engine.effective import EffectiveConfig, resolve_effective
+from archon_core.engine.offloading import Residence
 from archon_core.engine.optimizer import NamedOptimizer
 from archon_core.engine.runner import SequentialRunner
 from archon_core.engine.step import Parts, Splitter, eval_step, forward_step, train_step
-from archon_core.errors import TrainingError
+from archon_core.errors import TrainingError, WeightsError
 from archon_core.layout import Layout, refuse_axes
 from archon_core.mesh import data_ranks, device_of_rank
 from archon_core.models.hf_config import checkpoint_folder
 from archon_core.nn.evaluation import evaluation_mode
 from archon_core.nn.packed import OutputName
+from archon_core.parallel.recompute_log import REPORT_LOGGER, RecomputeLog
 from archon_core.parallel.tensor import shard_sequences
 from archon_core.plugins.registry import Registry, registry
 from archon_core.plugins.specs import TrainEngineSpec
 from archon_core.protocols import CausalModule, Loss, OutputRequest, StepStats
 
 logger = logging.getLogger(__name__)
+report_logger = logging.getLogger(REPORT_LOGGER)
 
 
 class ArchonEngine:
@@ -74,9 +80,16 @@ class ArchonEngine:
         self._effective, self._decisions = resolve_effective(
             config, role=role, device=device, dims=self._dims, explicit=explicit
         )
+        if self._effective.deterministic:
+            option = f"{role}.archon.use_deterministic_algorithms"
+            ensure_deterministic(option=option)
+            self._decisions += deterministic_effects(option)
         self._assembled: Assembled | None = None
         self._optimizer: NamedOptimizer | None = None
         self._parts: Parts | None = None
+        self._residence: Residence | None = None
+        self._host_copies = HostCopies()
+        self._has_reported = False
 
     def initialize(self) -> None:
         """Build the module, load or initialise its weights, make the optimizer. Collective.
@@ -113,6 +126,7 @@ class ArchonEngine:
         else:
             for parameter in assembled.parameters.values():
                 parameter.requires_grad_(False)
+        self._residence = Residence(assembled.module, assembled.groups, self._optimizer, role=self._role)
         logger.info("Initialized Archon engine with parallel dims: %s", self._dims.describe())
 
     @property
@@ -143,9 +157,10 @@ class ArchonEngine:
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Ready ``module`` for generation; see ``protocols.TrainEngine``."""
-        built = self._built
+        built = self._ready
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(built.module))
+            stack.enter_context(built.blocks.eager())
             if built.groups is not None:
                 stack.enter_context(built.groups.whole_weights())
             if self._dims.tp > 1:
@@ -176,7 +191,7 @@ class ArchonEngine:
                 f"engine {self._role!r}: found no optimizer, so it cannot train; set {self._role}.optimizer and call "
                 "initialize() first"
             )
-        self.module.train()
+        self._ready.module.train()
         stats = train_step(
             batch.to(self.device),
             loss,
@@ -186,16 +201,17 @@ class ArchonEngine:
             max_gradient_norm=self._config.optimizer.gradient_clipping,
         )
         self._version += 1
+        self._report_recomputation()
         return stats
 
     def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """The loss and its metrics on ``batch``, without gradients and without dropout."""
-        self.module.eval()
+        self._ready.module.eval()
         return eval_step(batch.to(self.device), loss, self._built_parts)
 
     def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
         """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients or dropout."""
-        self.module.eval()
+        self._ready.module.eval()
         return forward_step(batch.to(self.device), request, self._built_parts)
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
@@ -206,43 +222,95 @@ class ArchonEngine:
         Raises:
             WeightsError: on every rank, ``hf`` weights are there already.
         """
+        self._at_home.require_onload()
         everyone = self.data_ranks.everyone
         if format == "hf":
             with failing_together(everyone):
                 if everyone.rank == WRITER:
                     prepare_folder(path)
-            save_hf_weights(
-                gather_to_writer(self._built.named_weights),
-                self._built.weights,
-                path,
-                self.hf_config,
-                dtype=getattr(torch, self._effective.compute_dtype),
-                critic=self._config.is_critic,
-                companions_from=self._companions(),
-                write=everyone.rank == WRITER,
-            )
+            # Ranks send and receive inside. This kind is raised when all has been sent; another, by a rank that others
+            # wait for: it has to end.
+            with failing_together(everyone, kind=WeightsError):
+                save_hf_weights(
+                    gather_to_writer(self._built.named_weights),
+                    self._built.weights,
+                    path,
+                    self.hf_config,
+                    dtype=getattr(torch, self._effective.compute_dtype),
+                    critic=self._config.is_critic,
+                    companions_from=self._companions(),
+                    write=everyone.rank == WRITER,
+                )
         else:
-            state: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
-            save_training_state(path, self.parameters, state, {"version": self._version})
+            self._training_state().write(path, everyone)
         everyone.barrier()
+
+    def stage(self) -> TrainingState:
+        """What ``save`` would write as ``dcp`` now, copied to the host; training may go on while it is written.
+
+        The copies last until the next call.
+        """
+        self._at_home.require_onload()
+        state = self._training_state()
+        return replace(state, parts=self._host_copies.of(state.parts))
+
+    def _training_state(self) -> TrainingState:
+        optimizer: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
+        model = describe_model(self.hf_config, critic=self._config.is_critic, name=self._built.spec.name)
+        return TrainingState.of(self.parameters, optimizer, {"version": self._version}, model)
 
     def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Read what ``save`` wrote. Collective. Raises WeightsError, on every rank, when it does not fit the model."""
+        self._at_home.require_onload()
         if format == "hf":
             self._decisions += load_weights(self._built, path, role=self._role, seed=self._seed)
             return
-        state, counters = load_training_state(path, self.parameters)
+        if self._optimizer is not None:
+            self._optimizer.clear_state()  # or there would be memory for two for a while
+        state, counters, decisions = load_training_state(path, self.parameters)
+        self._decisions += decisions
         if self._optimizer is not None:
             self._optimizer.load_state(state)
         self._version = counters["version"]
 
+    def offload(self) -> None:
+        """Move weights and optimizer state to host memory; see ``protocols.TrainEngine``."""
+        self._at_home.offload()
+
+    def onload(self) -> None:
+        """Move them back; see ``protocols.TrainEngine``."""
+        self._at_home.onload()
+
+    @property
+    def recomputation(self) -> RecomputeLog | None:
+        """What activation checkpointing keeps and recomputes, from the first step on; ``None`` without ``ac_debug``."""
+        return self._built.blocks.log
+
     def close(self) -> None:
         """Free module and optimizer."""
-        self._assembled = self._optimizer = self._parts = None
+        self._assembled = self._optimizer = self._parts = self._residence = None
+        self._host_copies = HostCopies()
 
     def _companions(self) -> Path | None:
         """The folder whose tokenizer and generation settings belong to the weights, when there is one."""
         return None if self._config.path is None else checkpoint_folder(self._config.path, weights=False)
+
+    def _report_recomputation(self) -> None:
+        if self.recomputation is not None and not self._has_reported:
+            self._has_reported = True
+            report_logger.info("%s: %s", self._role, self.recomputation.report())
+
+    @property
+    def _ready(self) -> Assembled:
+        """What was built, where it can be used."""
+        self._at_home.require_onload()
+        return self._built
+
+    @property
+    def _at_home(self) -> Residence:
+        if self._residence is None:
+            raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
+        return self._residence
 
     @property
     def _built(self) -> Assembled:

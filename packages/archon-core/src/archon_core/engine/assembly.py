@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.checkpoint.hf import load_hf_weights
+from archon_core.checkpoint.seal import check_share
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import Ranks
+from archon_core.engine.blocks import Blocks, prepare_blocks
 from archon_core.engine.effective import EffectiveConfig
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
@@ -53,6 +55,7 @@ class Assembled:
         parameters: global name -> parameter, sharded; a tied one once, under its first name. Fixed here, because FSDP
             puts others in their place while a forward pass runs.
         groups: how FSDP2 shards the module; ``None`` for a module that is whole and needs no cast.
+        blocks: what was done to its blocks beside sharding.
         context: this rank's place among those that share its sequences; ``None`` when sequences are not cut.
         weights: which Hugging Face tensor holds which of the module's parameters.
     """
@@ -64,6 +67,7 @@ class Assembled:
     parameters: Mapping[str, nn.Parameter]
     named_weights: Mapping[str, Tensor]
     groups: FsdpGroups | None
+    blocks: Blocks
     context: ContextParallel | None
     weights: ResolvedMap
 
@@ -108,8 +112,11 @@ def assemble(
     plan = model.parallel_plan(arguments)
     check_sizes(sharded_extents(module, plan), layout, option=f"{role}.backend")
     meshes = _meshes(effective, layout, option=f"{role}.backend")
-    groups = None if meshes is None else _shard(module, plan, effective, meshes)
-    materialize_empty(module, device_of_rank())
+    if meshes is not None:
+        _shard_computation(module, plan, meshes)
+    blocks = prepare_blocks(module, plan, effective, option=f"{role}.archon.enable_compile")
+    groups = None if meshes is None else _shard_parameters(module, plan, effective, meshes)
+    materialize_empty(module, "cpu" if effective.offload_params else device_of_rank())
     assembled = Assembled(
         spec=spec,
         hf_config=hf_config,
@@ -118,6 +125,7 @@ def assemble(
         parameters={name: parameter for name, _, _, parameter in owners(module)},
         named_weights=named_weights(module),
         groups=groups,
+        blocks=blocks,
         context=None if meshes is None else meshes.context,
         weights=weights,
     )
@@ -131,17 +139,21 @@ def _meshes(effective: EffectiveConfig, layout: Layout, *, option: str) -> Meshe
     """The engine's meshes; ``None`` for one process that keeps its module whole."""
     dims = layout.parallel_dims(moe=False)
     check_world(dims, option=option)
-    if dims.world_size == 1 and effective.compute_dtype == effective.master_dtype:
+    if dims.world_size == 1 and effective.compute_dtype == effective.master_dtype and not effective.offload_params:
         return None
     return build_meshes(dims, effective.device, option=option)
 
 
-def _shard(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, meshes: Meshes) -> FsdpGroups:
-    """Shard the module, on the meta device, in place."""
+def _shard_computation(module: nn.Module, plan: ParallelPlan, meshes: Meshes) -> None:
+    """Divide the work of each pack of tokens, on the meta device, in place."""
     if meshes.context is not None:
         check_context_plan(module, plan)
     if meshes.tp is not None:
         apply_tensor_parallel(module, plan, meshes.tp)
+
+
+def _shard_parameters(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, meshes: Meshes) -> FsdpGroups:
+    """Shard the parameters over ranks with other tokens, on the meta device, in place."""
     return apply_fsdp(
         module,
         plan,
@@ -149,6 +161,8 @@ def _shard(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, me
         compute_dtype=getattr(torch, effective.compute_dtype),
         reduce_dtype=getattr(torch, effective.reduce_dtype),
         reshard_after_forward=effective.reshard_after_forward,
+        reshard_last=effective.reshard_last,
+        offload=effective.offload_params,
     )
 
 
@@ -160,7 +174,10 @@ def load_weights(assembled: Assembled, folder: Path, *, role: str, seed: int) ->
     Raises:
         WeightsError: on every rank, the checkpoint does not fit.
     """
-    with failing_together(Ranks.of_process_group()):
+    ranks = Ranks.of_process_group()
+    with failing_together(ranks):
+        check_share(folder, ranks)  # of a folder that we wrote; others have no checksums
+    with failing_together(ranks):
         report = load_hf_weights(
             assembled.module, assembled.weights, folder, local_boxes=lambda _name, weight: [local_part(weight)]
         )

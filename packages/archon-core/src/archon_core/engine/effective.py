@@ -10,12 +10,14 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from archon_core.config.combinations import Situation, changes, refusals, refuse_when_strict, shown
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.errors import ConfigError
 from archon_core.layout import ParallelDims
 
 DtypeName = Literal["float32", "float64", "bfloat16"]
+AcMode = Literal["none", "selective", "full", "memory_budget"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,16 @@ class EffectiveConfig:
         master_dtype: type in which weights are kept and updated.
         reduce_dtype: type in which gradients are summed over ranks.
         reshard_after_forward: whether FSDP frees whole weights between forward and backward.
+        reshard_last: whether it does so for the last units too, whose backward comes first.
+        offload_params: whether parameters, gradients and optimizer state live in host memory, and the device holds the
+            parameters of a block while it runs.
         attn_type: attention backend; ``None`` takes the fastest that runs the model on the device.
         compile: whether blocks are compiled.
+        ac_mode: what is recomputed in backward.
+        ac_every: with ``selective``, every Nth block is recomputed; ``None`` recomputes by operation, in all blocks.
+        ac_memory_budget: with ``memory_budget``, the share of activations that is kept.
+        ac_debug: whether the first step measures what is kept and recomputed.
+        deterministic: whether runs are bit-identical.
         pad_multiple: micro-batches are padded to a multiple of this many tokens.
         pad_at_least: and to no fewer than this.
     """
@@ -39,8 +49,15 @@ class EffectiveConfig:
     master_dtype: DtypeName
     reduce_dtype: DtypeName
     reshard_after_forward: bool
+    reshard_last: bool
+    offload_params: bool
     attn_type: str | None
     compile: bool
+    ac_mode: AcMode
+    ac_every: int | None
+    ac_memory_budget: float
+    ac_debug: bool
+    deterministic: bool
     pad_multiple: int
     pad_at_least: int
 
@@ -62,97 +79,54 @@ def resolve_effective(
         explicit: dotted names of the options that the user wrote, as against defaults.
 
     Raises:
-        ConfigError: an option asks for what this engine cannot do, or ``strict`` is set and a decision was needed.
+        ConfigError: options that do not go together (``config.combinations``), or ``strict`` is set and a decision
+            was needed.
     """
     dims = dims or ParallelDims()
-    decisions: list[Decision] = []
-
-    def decide(option: str, requested: object, effective: object, reason: str) -> None:
-        decisions.append(Decision(f"{role}.{option}", _text(requested), _text(effective), reason))
-
-    refusals = unsupported_options(config, role=role, explicit=explicit)
-    if refusals:
-        raise ConfigError("\n".join(refusals))
-    compute: DtypeName = config.dtype or ("bfloat16" if device == "cuda" else "float32")  # type: ignore[assignment]
-    if config.dtype is None:
-        decide("dtype", None, compute, f"computation is in {compute} by default on {device}")
-    # A model that is not trained has no small updates to keep: its weights are held as they are computed with.
-    kept = "float32" if compute == "bfloat16" and config.optimizer is not None else compute
-    master: DtypeName = config.archon.master_dtype or kept  # type: ignore[assignment]
-    exact = "float64" if "float64" in (compute, master) else "float32"
-    reduce: DtypeName = config.grad_reduce_dtype or exact  # type: ignore[assignment]
+    options = config.archon
+    situation = Situation.of(config, role, explicit, device=device)
+    wrong = [f"{role}.{option}: {text}" for option, text in refusals(situation)]
+    if wrong:
+        raise ConfigError("\n".join(wrong))
+    used, decisions = changes(situation, role=role)
     alignment = dims.cp * dims.tp
     multiple = math.lcm(config.batch_align_to, alignment)
     if multiple != config.batch_align_to and config.batch_align_to > 1:
         reason = f"tokens are sharded over {alignment} ranks (cp x tp), so the padded length must be a multiple of both"
-        decide("batch_align_to", config.batch_align_to, multiple, reason)
-    if config.archon.enable_compile:
-        decide("archon.enable_compile", True, False, "this version runs eager")
-    if config.enable_tree_training:
-        decide("enable_tree_training", True, False, "sequences are packed one by one; prefixes are not shared yet")
-    if config.archon.strict:
-        changed = [d for d in decisions if d.requested != _text(None)]
-        if changed:
-            lines = "\n  ".join(f"{d.option}: asked {d.requested}, would be {d.effective}: {d.reason}" for d in changed)
-            raise ConfigError(f"{role}.archon.strict=true allows no change to what was asked; found\n  {lines}")
+        decisions.append(Decision(f"{role}.batch_align_to", shown(config.batch_align_to), shown(multiple), reason))
+    if options.strict and (refusal := refuse_when_strict(decisions, role=role)):
+        raise ConfigError(refusal)
+    compute: DtypeName = config.dtype or ("bfloat16" if device == "cuda" else "float32")  # type: ignore[assignment]
+    if config.dtype is None:
+        reason = f"computation is in {compute} by default on {device}"
+        decisions.insert(0, Decision(f"{role}.dtype", shown(None), compute, reason))
+    # A model that is not trained has no small updates to keep: its weights are held as they are computed with.
+    kept = "float32" if compute == "bfloat16" and config.optimizer is not None else compute
+    master: DtypeName = options.master_dtype or kept  # type: ignore[assignment]
+    exact = "float64" if "float64" in (compute, master) else "float32"
+    reduce: DtypeName = config.grad_reduce_dtype or exact  # type: ignore[assignment]
+    every_nth = situation.ac_mode == "selective" and options.selective_ac_option != "op"
     effective = EffectiveConfig(
         device=device,
         compute_dtype=compute,
         master_dtype=master,
         reduce_dtype=reduce,
-        reshard_after_forward=_reshard_after_forward(config.archon.reshard_after_forward_policy, dims),
-        attn_type=config.archon.attn_type,
-        compile=False,
+        reshard_after_forward=_reshard_after_forward(options.reshard_after_forward_policy, dims),
+        reshard_last=options.reshard_after_forward_policy == "always",
+        offload_params=used.get("archon.offload_params", options.offload_params),
+        attn_type=options.attn_type,
+        compile=used.get("archon.enable_compile", options.enable_compile),
+        ac_mode=situation.ac_mode,  # type: ignore[arg-type]
+        ac_every=int(options.selective_ac_option) if every_nth else None,
+        ac_memory_budget=options.ac_memory_budget,
+        ac_debug=options.ac_debug,
+        deterministic=options.use_deterministic_algorithms,
         pad_multiple=multiple,
-        pad_at_least=_pad_at_least(config, role),
+        pad_at_least=config.mb_spec.max_tokens_per_mb or 0 if config.pad_to_maximum else 0,
     )
     return effective, decisions
-
-
-def _text(value: object) -> str:
-    return {None: "default", True: "true", False: "false"}.get(value, str(value))  # type: ignore[call-overload]
 
 
 def _reshard_after_forward(policy: str, dims: ParallelDims) -> bool:
     """Pipelined stages run many micro-batches at once: freeing weights after each would gather them again and again."""
     return {"always": True, "never": False}.get(policy, dims.pp == 1)
-
-
-def _pad_at_least(config: EngineConfig, role: str) -> int:
-    if not config.pad_to_maximum:
-        return 0
-    if config.mb_spec.max_tokens_per_mb is None:
-        raise ConfigError(
-            f"{role}.pad_to_maximum: found true without a maximum; set {role}.mb_spec.max_tokens_per_mb, or "
-            "pad_to_maximum=false"
-        )
-    return config.mb_spec.max_tokens_per_mb
-
-
-def unsupported_options(config: EngineConfig, *, role: str, explicit: frozenset[str]) -> list[str]:
-    """What ``config`` asks for and this version cannot do: one found / allowed / fix sentence each."""
-    options = config.archon
-    requests = [
-        (config.gradient_checkpointing, "gradient_checkpointing", "true", "keeps all activations", "false"),
-        (options.offload_params, "archon.offload_params", "true", "keeps parameters on the device", "false"),
-        (
-            options.use_deterministic_algorithms,
-            "archon.use_deterministic_algorithms",
-            "true",
-            "has no deterministic mode",
-            "false",
-        ),
-        (options.ac_debug, "archon.ac_debug", "true", "recomputes no activations", "false"),
-        (
-            options.enable_compile and f"{role}.archon.enable_compile" in explicit,
-            "archon.enable_compile",
-            "true",
-            "runs eager",
-            "false",
-        ),
-    ]
-    return [
-        f"{role}.{option}: found {value}; this version {what}; set it to {fix}"
-        for asked, option, value, what, fix in requests
-        if asked
-    ]

@@ -6,7 +6,7 @@ DTensor's dispatch would take longer than the update, and seconds in a first ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -79,10 +79,10 @@ class NamedOptimizer:
 
     def step(self, learning_rate: float) -> None:
         """Update the parameters from their gradients."""
-        parts = [(p, self._updated[name]) for name, p in self.parameters.items() if self._updated[name] is not p]
+        # Anew each time: FSDP2 may move a parameter's storage when its first forward pass begins.
+        self.follow_parameters()
+        parts = self._parts()
         for parameter, part in parts:
-            # Anew each time: FSDP2 may move a parameter's storage when its first forward pass begins.
-            part.data = local_values(parameter)
             part.grad = None if parameter.grad is None else local_values(parameter.grad)
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
@@ -90,6 +90,20 @@ class NamedOptimizer:
             optimizer.step()
         for _, part in parts:
             part.grad = None
+
+    def follow_parameters(self) -> None:
+        """Hold the parameters' storage as it is now, and nothing of what it was before."""
+        for parameter, part in self._parts():
+            part.data = local_values(parameter)
+
+    def states(self) -> Iterator[dict[str, Any]]:
+        """The state of every parameter that has one, as the optimizers hold it: for moving it between devices."""
+        for optimizer in self._optimizers:
+            yield from optimizer.state.values()
+
+    def _parts(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Parameters with what is updated in their place."""
+        return [(p, self._updated[name]) for name, p in self.parameters.items() if self._updated[name] is not p]
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
@@ -103,6 +117,11 @@ class NamedOptimizer:
             name: {key: _sharded_like(value, self.parameters[name]) for key, value in state.items()}
             for name, state in states.items()
         }
+
+    def clear_state(self) -> None:
+        """Forget all state, as before the first step."""
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Take over what ``state`` returned for parameters of the same names and shapes, in place of all state so far.

@@ -46,7 +46,8 @@ def first_to_fail(exits: Sequence[RankExit]) -> RankExit | None:
     """The rank on which the run failed, or ``None`` when none ended with an error.
 
     First come ranks that a signal killed, since they tell nothing themselves, then those with an error of their own,
-    then those that gave up, and last those that lost a connection; among equals the earliest.
+    then those that were told of it, those that gave up, and last those that lost a connection; among equals the
+    earliest.
     """
     ended = [exit for exit in exits if exit.code != 0]
     return min(ended, key=lambda exit: (_order(exit), exit.error.time if exit.error else exit.time), default=None)
@@ -54,11 +55,11 @@ def first_to_fail(exits: Sequence[RankExit]) -> RankExit | None:
 
 def _order(exit: RankExit) -> int:
     if exit.error is not None:
-        return 4 if exit.error.kind == "connection" else 1
+        return {"told": 2, "connection": 5}.get(exit.error.kind, 1)
     if exit.code in _STOPPED:
-        return 3
+        return 4
     # NCCL's watchdog aborts a rank whose peers are gone; and SIGINT and SIGTERM reach all of them.
-    return {-signal.SIGABRT: 2, -signal.SIGINT: 3, -signal.SIGTERM: 3}.get(exit.code, 0 if exit.code < 0 else 1)
+    return {-signal.SIGABRT: 3, -signal.SIGINT: 4, -signal.SIGTERM: 4}.get(exit.code, 0 if exit.code < 0 else 1)
 
 
 def is_worth_another_try(first: RankExit) -> bool:
@@ -78,9 +79,10 @@ def explain(exit: RankExit, n_ranks: int) -> str:
     place = f"its output is in {exit.log}" if exit.log else "its output is above"
     who = f"rank {exit.rank} of {n_ranks} (process {exit.pid})"
     if exit.error is not None:
-        why = exit.error.message if exit.error.kind == "user" else f"{exit.error.name}: {exit.error.message}"
-        lost = " lost a connection, and no rank says why;" if exit.error.kind == "connection" else " failed first;"
-        return f"{why}\n{who}{lost} {place}"
+        named = exit.error.kind in ("error", "connection")
+        why = f"{exit.error.name}: {exit.error.message}" if named else exit.error.message
+        how = {"connection": "lost a connection, and no rank says why", "told": "was told so"}
+        return f"{why}\n{who} {how.get(exit.error.kind, 'failed first')}; {place}"
     if exit.code < 0:
         return f"{who} was killed first, by {_signal_name(-exit.code)}{_likely_cause(-exit.code)}; {place}"
     return f"{who} failed first: it ended with exit code {exit.code} and left no message; {place}"

@@ -22,7 +22,7 @@ from archon_core.errors import ArchonError
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """The environment variable that holds the file's path."""
 
-Kind = Literal["user", "connection", "error"]
+Kind = Literal["user", "told", "connection", "error"]
 
 _CONNECTION_TYPES = ("DistNetworkError", "DistBackendError", "DistStoreError")
 _CONNECTION_TEXTS = re.compile(
@@ -37,8 +37,9 @@ class RankError:
     """Why a rank failed.
 
     Attributes:
-        kind: ``user`` for an ``ArchonError``; ``connection`` when it lost the connection to another rank, which
-            therefore failed before; ``error`` for everything else.
+        kind: ``user`` for an ``ArchonError``; ``told`` for one that only repeats what another rank said of itself;
+            ``connection`` when it lost the connection to another rank, which therefore failed before; ``error`` for
+            everything else.
         name: class of the exception.
         message: its text and notes.
         traceback: where it was raised.
@@ -54,7 +55,11 @@ class RankError:
 
 def describe_error(error: BaseException) -> RankError:
     """An exception as what is kept of it."""
-    kind: Kind = "connection" if is_connection_loss(error) else "user" if isinstance(error, ArchonError) else "error"
+    kind: Kind = "error"
+    if is_connection_loss(error):
+        kind = "connection"
+    elif isinstance(error, ArchonError):
+        kind = "told" if error.is_told else "user"
     lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
     return RankError(
         kind, type(error).__name__, "\n".join(lines), "".join(traceback.format_exception(error)), time.time()
@@ -71,7 +76,7 @@ def write_error(error: RankError, path: str | None = None) -> None:
     path = os.environ.get(ERROR_FILE) if path is None else path
     if not path:
         return
-    shown = error.message if error.kind == "user" else error.traceback
+    shown = error.message if error.kind in ("user", "told") else error.traceback
     extra = {"py_callstack": shown, "timestamp": str(int(error.time))}
     ours = {"kind": error.kind, "name": error.name, "text": error.message, "traceback": error.traceback}
     message = {"message": f"{error.name}: {error.message}", "extraInfo": extra, "archon": {**ours, "time": error.time}}

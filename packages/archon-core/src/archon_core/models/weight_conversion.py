@@ -6,6 +6,7 @@ shards from other ranks. Nothing here holds more than the tensor it was asked fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -51,9 +52,16 @@ def copy_from(tensors: Mapping[str, Tensor]) -> BoxCopier:
     return copy
 
 
-def assemble_hf(hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier, dtype: torch.dtype) -> Tensor:
-    """One Hugging Face tensor of ``dtype``, on the CPU, made from boxes of ours."""
-    result = torch.empty(weights.hf_shapes[hf_name], dtype=dtype)
+def assemble_hf(
+    hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier, dtype: torch.dtype, scratch: Tensor | None = None
+) -> Tensor:
+    """One Hugging Face tensor of ``dtype``, on the CPU, made from boxes of ours.
+
+    Args:
+        scratch: memory to make it in, of at least its size; ``None`` for new memory, which is slower to touch.
+    """
+    shape = weights.hf_shapes[hf_name]
+    result = torch.empty(shape, dtype=dtype) if scratch is None else scratch[: math.prod(shape)].view(shape)
     for link in weights.links_of_hf[hf_name]:
         copy_ours(link.ours, link.our_box, result[link.hf_box.slices].view(link.our_box.shape))
     return result

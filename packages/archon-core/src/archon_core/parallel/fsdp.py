@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 
 from archon_core.compat import forget_forward_passes
 from archon_core.models.parallel_plan import ParallelPlan, matches
@@ -64,6 +70,8 @@ def apply_fsdp(
     compute_dtype: torch.dtype,
     reduce_dtype: torch.dtype,
     reshard_after_forward: bool,
+    reshard_last: bool = False,
+    offload: bool = False,
 ) -> FsdpGroups:
     """Shard the parameters of ``module`` over ``mesh``, in place.
 
@@ -73,22 +81,31 @@ def apply_fsdp(
         compute_dtype: what parameters are cast to for forward and backward; they keep their own type otherwise.
         reduce_dtype: in which gradients are summed over ranks.
         reshard_after_forward: free whole weights between forward and backward.
+        reshard_last: also those of the last units, and of parameters that units share, with which backward begins.
+        offload: keep parameters and gradients in host memory. The module must be given its storage there.
     """
     # Inputs keep their type: rotary angles and the like are computed in the type that the model chose for them.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    # Pages that cannot be swapped out are what copies to a CUDA device run beside computation from.
+    offloading = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
+
+    def shard(parts: nn.Module | list[nn.Module], *, reshard: bool) -> None:
+        fully_shard(parts, mesh=mesh, mp_policy=policy, offload_policy=offloading, reshard_after_forward=reshard)
+
     early, last = _groups(module, plan)
     for part in early:
-        fully_shard(part, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+        shard(part, reshard=reshard_after_forward)
     if last:
         # Backward begins with these: freed after forward, they would be gathered again at once.
-        fully_shard(last, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
-    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+        shard(last, reshard=reshard_last)
+    shard(module, reshard=reshard_last)
     for part in module.modules():
         if isinstance(part, FSDPModule):
             # With any other factor gloo cannot reduce, and a group of one rank would divide twice.
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-    return FsdpGroups(module, tuple(early) if reshard_after_forward else ())
+    resharding = [*(early if reshard_after_forward else []), *([*last, module] if reshard_last else [])]
+    return FsdpGroups(module, tuple(resharding))
 
 
 def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], list[nn.Module]]:

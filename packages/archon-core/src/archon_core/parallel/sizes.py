@@ -65,7 +65,7 @@ def check_sizes(extents: ShardedExtents, layout: Layout, *, option: str) -> None
 def _largest(letter: str, size: int, works: Callable[[int], bool]) -> str:
     largest = max(smaller for smaller in range(1, size) if works(smaller))
     if largest == 1:
-        return f"no {letter} from 2 to {size} works; leave {letter} out"
+        return f"no smaller one does; leave {letter} out"
     return f"the largest {letter} below {size} that works is {letter}{largest}"
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from archon_core.config.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_core.run.lock import sole_writer
-from archon_core.run.publication import publish_folder, publish_text, remove_leftovers
+from archon_core.run.publication import publish_folder, publish_text, remove_folder, remove_leftovers
+from archon_core.run.retention import superseded
 
 _STEP = re.compile(r"step-(\d+)")
 
@@ -136,6 +137,13 @@ class RunFolder:
         """Give an empty folder to write a checkpoint into; see ``publish_folder`` for when it takes its place."""
         with publish_folder(self.checkpoint_path(step)) as folder:
             yield folder
+
+    def remove_superseded(self, *, keep_last: int | None, keep_every: int | None) -> list[int]:
+        """Remove the checkpoints that ``superseded`` names; returns their steps. Call it when a new one is there."""
+        steps = superseded(self.checkpoint_steps(), keep_last=keep_last, keep_every=keep_every)
+        for step in steps:
+            remove_folder(self.checkpoint_path(step))
+        return steps
 
     @contextmanager
     def exporting(self) -> Iterator[Path]:

@@ -1,10 +1,11 @@
-"""Shows what core logs at level INFO and above where the user watches a run."""
+"""Brings what core logs at level INFO and above to where the user watches a run, or into a file of it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 LOGGER = "archon_core"
 
@@ -30,3 +31,16 @@ def shown_log(note: Callable[[str], None]) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def written_log(file: Path, name: str) -> Iterator[None]:
+    """Append what the logger ``name`` says, and nothing beside it, to ``file`` until the block ends."""
+    logger, handler = logging.getLogger(name), logging.FileHandler(file, encoding="utf-8", delay=True)
+    handler.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 _WRITING = ".writing"
 _REPLACED = ".replaced"
+_REMOVED = ".removed"
 
 
 @contextmanager
@@ -56,11 +57,25 @@ def remove_leftovers(parent: Path) -> list[Path]:
             shutil.rmtree(replaced)
         else:
             replaced.rename(final)
+    for removed in parent.glob(f".*{_REMOVED}"):
+        shutil.rmtree(removed)
     begun = []
     for writing in sorted(parent.glob(f".*{_WRITING}")):
         begun.append(parent / writing.name[1 : -len(_WRITING)])
-        shutil.rmtree(writing)
+        if writing.is_dir():
+            shutil.rmtree(writing)
+        else:  # of publish_text
+            writing.unlink()
     return begun
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder that is whole until it is gone: a crash leaves no half of it under its name."""
+    removed = _hidden(folder, _REMOVED)
+    shutil.rmtree(removed, ignore_errors=True)
+    folder.rename(removed)
+    _flush(folder.parent)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def publish_text(final: Path, text: str) -> None:

@@ -7,11 +7,19 @@ what is drawn in a step depends on the run's seed and the step.
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from archon_core.errors import WeightsError
+from archon_core.checkpoint.seal import check_file, read_seal, seal_whole, write_seal
+from archon_core.config.decisions import Decision
+from archon_core.distributed.failing_together import failing_together
+from archon_core.distributed.ranks import Ranks
+from archon_core.errors import DamagedError, WeightsError
 from archon_core.protocols import TrainEngine
 from archon_core.run.context import RunContext
 from archon_rl.datasets.cursor import DataCursor
@@ -53,32 +61,125 @@ def resumed_checkpoint(run: RunContext) -> Path | None:
     return run.ranks.broadcast(found)
 
 
-def save_checkpoint(
-    run: RunContext, engine: TrainEngine, cursor: DataCursor, step: int, baseline: dict[str, float]
-) -> None:
-    """Write the checkpoint after ``step`` training steps. It appears whole or not at all. All ranks call this."""
-    epoch, position = cursor.position(step)
-    state = TrainerState(step, engine.version, epoch, position, cursor.n_records, cursor.batch_size, baseline)
-    with written_together(run.ranks, run.folder.writing(step)) as checkpoint:
-        engine.save(checkpoint / ENGINE_FOLDER, "dcp")
-        if run.ranks.is_first:
-            (checkpoint / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+class Checkpoints:
+    """Writes a run's checkpoints, in turn with training or beside it, and removes those that are not kept.
+
+    All ranks call the same methods in the same order.
+
+    Args:
+        run: the run; ``trainer.async_save``, ``keep_last`` and ``keep_every`` say how.
+        engine: the model in training.
+        cursor: where its data stand.
+    """
+
+    def __init__(self, run: RunContext, engine: TrainEngine, cursor: DataCursor) -> None:
+        self._run = run
+        self._engine = engine
+        self._cursor = cursor
+        self._pending: Future[None] | None = None
+        self._apart: Ranks | None = None
+
+    def save(self, step: int, baseline: dict[str, float]) -> None:
+        """Write the checkpoint after ``step`` training steps, or begin to. It appears whole or not at all.
+
+        Raises:
+            WeightsError: this one, or the one before, could not be written.
+        """
+        self.finish()
+        epoch, position = self._cursor.position(step)
+        n_records, batch_size = self._cursor.n_records, self._cursor.batch_size
+        state = TrainerState(step, self._engine.version, epoch, position, n_records, batch_size, baseline)
+        if not self._run.config.trainer.async_save:
+            ranks = self._run.ranks
+            self._write(state, lambda folder: self._engine.save(folder, "dcp"), ranks)
+            return
+        if self._apart is None:
+            self._apart = self._run.ranks.apart()
+        ranks, staged = self._apart, self._engine.stage()
+        self._pending = _in_background(lambda: self._write(state, lambda folder: staged.write(folder, ranks), ranks))
+
+    def look(self) -> None:
+        """Between steps: notice that the write in the background has ended, on all ranks at once.
+
+        Raises:
+            WeightsError: it could not be written.
+        """
+        # Some ranks may see its end before others do; all must raise at the same place.
+        if self._pending is not None and all(self._run.ranks.gather(self._pending.done())):
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait for the write in the background, if there is one.
+
+        Raises:
+            WeightsError: it could not be written.
+        """
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def leave(self) -> None:
+        """After an error: let a single process end its write; with others, which may be gone, leave it."""
+        if self._pending is not None and self._run.ranks.size == 1:
+            wait([self._pending])
+
+    def _write(self, state: TrainerState, write_engine: Callable[[Path], None], ranks: Ranks) -> None:
+        folder, trainer = self._run.folder, self._run.config.trainer
+        with written_together(ranks, folder.writing(state.step)) as checkpoint:
+            write_engine(checkpoint / ENGINE_FOLDER)
+            with failing_together(ranks):
+                if ranks.is_first:
+                    (checkpoint / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+                    write_seal(checkpoint, {STATE_FILE: seal_whole(checkpoint / STATE_FILE)})
+        with failing_together(ranks):
+            if ranks.is_first:
+                folder.remove_superseded(keep_last=trainer.keep_last, keep_every=trainer.keep_every)
 
 
-def load_checkpoint(checkpoint: Path, engine: TrainEngine, cursor: DataCursor) -> TrainerState:
-    """Give ``engine`` the checkpoint's weights and optimizer state.
+def _in_background(work: Callable[[], None]) -> Future[None]:
+    """Run ``work`` in a thread that does not keep the process alive: a second Ctrl-C ends it at once."""
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
+
+    threading.Thread(target=run, name="archon-checkpoint", daemon=True).start()
+    return future
+
+
+def load_checkpoint(run: RunContext, checkpoint: Path, engine: TrainEngine, cursor: DataCursor) -> TrainerState:
+    """Give ``engine`` the checkpoint's weights and optimizer state. All ranks call this.
 
     Raises:
-        WeightsError: the checkpoint is damaged, or was written for other data.
+        WeightsError: on every rank, the checkpoint is damaged, or was written for other data.
     """
-    file = checkpoint / STATE_FILE
+    with _way_out(checkpoint):
+        with failing_together(run.ranks):
+            state = _read_state(run, checkpoint)
+            _check_data(checkpoint, state, cursor)
+        engine.load(checkpoint / ENGINE_FOLDER, "dcp")
+    return state
+
+
+def _read_state(run: RunContext, checkpoint: Path) -> TrainerState:
+    file, seal = checkpoint / STATE_FILE, read_seal(checkpoint)
+    if seal is None:
+        reason = "it has no checksums: an earlier version of archon-rl wrote it, or they were removed"
+        run.decisions.append(Decision("trainer.resume", f"{file}, checked", "not checked for damage", reason))
+    else:
+        check_file(file, seal[STATE_FILE])
     try:
-        state = TrainerState(**json.loads(file.read_text(encoding="utf-8")))
+        return TrainerState(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise WeightsError(
-            f"checkpoint {checkpoint}: {STATE_FILE} cannot be read ({error}); delete this checkpoint to continue from "
-            "the one before"
-        ) from error
+        raise DamagedError(f"{file}: it cannot be read ({error})") from error
+
+
+def _check_data(checkpoint: Path, state: TrainerState, cursor: DataCursor) -> None:
     found, expected = (cursor.n_records, cursor.batch_size), (state.n_records, state.batch_size)
     if found != expected:
         raise WeightsError(
@@ -86,8 +187,16 @@ def load_checkpoint(checkpoint: Path, engine: TrainEngine, cursor: DataCursor) -
             f"{expected[0]} in batches of {expected[1]}; the same order of records needs the same data and "
             "data.batch_size: restore them, or begin a new run with another trial_name"
         )
-    engine.load(checkpoint / ENGINE_FOLDER, "dcp")
-    return state
+
+
+@contextmanager
+def _way_out(checkpoint: Path) -> Iterator[None]:
+    """Say how to go on without a damaged checkpoint; that is never done unasked."""
+    try:
+        yield
+    except DamagedError as error:
+        error.add_note(f"to go on from the checkpoint before, if there is one, move {checkpoint} away and resume again")
+        raise
 
 
 def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any) -> Path:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from archon_core.protocols import TrainEngine
 from archon_core.run.context import RunContext
 from archon_rl.text_encoding import supervised_batch
-from archon_rl.trainer.checkpointing import export_model, load_checkpoint, resumed_checkpoint, save_checkpoint
+from archon_rl.trainer.checkpointing import Checkpoints, export_model, load_checkpoint, resumed_checkpoint
 from archon_rl.trainer.export_check import verify_export
 from archon_rl.trainer.phase_clock import PhaseClock
+from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.task import Task
 
 EXPORT_CHECK_RECORDS = 4
@@ -42,13 +43,18 @@ class TrainingLoop:
     shown: tuple[str, ...] = ("loss",)
     _baseline: dict[str, float] = field(default_factory=dict, init=False)
     _latest: dict[str, float] = field(default_factory=dict, init=False)
+    _checkpoints: Checkpoints = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._checkpoints = Checkpoints(self.run, self.engine, self.task.cursor)
 
     def resume(self) -> int:
         """Give the engine the run's last checkpoint, if there is one; return the steps that are done."""
         checkpoint = resumed_checkpoint(self.run)
         if checkpoint is None:
             return 0
-        state = load_checkpoint(checkpoint, self.engine, self.task.cursor)
+        state = load_checkpoint(self.run, checkpoint, self.engine, self.task.cursor)
+        record_decisions(self.run, self.engine.decisions)
         self._baseline = state.baseline
         self.run.progress.note(f"Resuming after step {state.step} from {checkpoint}")
         return state.step
@@ -69,11 +75,15 @@ class TrainingLoop:
             self.run.progress.note(f"Held-out records before training: {_listed(self._baseline)}")
         self._stop_before_first_step()
         self.run.progress.start(self.total_steps, completed=done)
-        while done < self.total_steps:
-            row = self.run_step(done)
-            done += 1
-            self._finish_step(done, row)
-        self._finish_run()
+        try:
+            while done < self.total_steps:
+                row = self.run_step(done)
+                done += 1
+                self._finish_step(done, row)
+            self._finish_run()
+        except Exception:
+            self._checkpoints.leave()
+            raise
 
     def _finish_step(self, done: int, row: dict[str, float]) -> None:
         trainer, last = self.run.config.trainer, done == self.total_steps
@@ -95,10 +105,12 @@ class TrainingLoop:
         self.run.metrics.log(done, row)
         shown = {name: row[name] for name in (*self.shown, *self._latest) if name in row}
         self.run.progress.update(done, n_tokens=int(row["tokens"]), **shown)
+        self._checkpoints.look()
         stop = not last and self._stop_requested()
         if last or stop or _is_due(done, trainer.save_every):
-            save_checkpoint(self.run, self.engine, self.task.cursor, done, self._baseline)
+            self._checkpoints.save(done, self._baseline)
         if stop:
+            self._checkpoints.finish()
             raise KeyboardInterrupt(f"stopped after step {done}")
 
     def _stop_before_first_step(self) -> None:
@@ -111,6 +123,7 @@ class TrainingLoop:
 
     def _finish_run(self) -> None:
         note, tokenizer = self.run.progress.note, self.task.encoder.tokenizer
+        self._checkpoints.finish()
         export = export_model(self.run, self.engine, tokenizer)
         note(f"Model and tokenizer exported to {export}")
         if self.run.config.trainer.verify_export:

@@ -10,7 +10,7 @@ The plans are pure functions of what all ranks know; ``SharedEngine`` and ``in_s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from archon_core.data.batch import Batch
 from archon_core.data.packing import plan_micro_batches
+from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import DataRanks, Ranks
+from archon_core.errors import WeightsError
 from archon_core.nn.packed import OutputName
 from archon_core.protocols import Loss, OutputRequest, StepStats, TrainEngine
 
@@ -142,12 +144,30 @@ def _join(batch: Batch, parts: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor
 def written_together(ranks: Ranks, publication: AbstractContextManager[Path]) -> Iterator[Path]:
     """A folder that all ranks write: the first rank opens and publishes it, and none goes on before it is there.
 
+    What goes wrong inside the block must go wrong on all ranks.
+
     Args:
         publication: gives the folder to write into (``run.publication.publish_folder``); only the first rank enters.
+
+    Raises:
+        WeightsError: on every rank, the first could not open or publish the folder.
     """
-    if ranks.is_first:
-        with publication as folder:
-            yield ranks.broadcast(folder)
-    else:
-        yield ranks.broadcast(Path())
-    ranks.barrier()
+    with ExitStack() as stack:
+        folder = Path()
+        with failing_together(ranks), _disk_errors():
+            if ranks.is_first:
+                folder = stack.enter_context(publication)
+        # The block ends inside the stack, so that what it raises reaches the publication.
+        yield ranks.broadcast(folder)
+        with failing_together(ranks), _disk_errors():
+            stack.pop_all().close()
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise WeightsError(
+            f"checkpoint: it could not be written ({error}); see to the disk's space and rights"
+        ) from error

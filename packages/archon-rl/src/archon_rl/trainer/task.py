@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from archon_core.distributed.failing_together import failing_together
 from archon_core.errors import DataError
 from archon_core.plugins import registry
 from archon_core.protocols import Dataset
@@ -80,13 +81,13 @@ def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
     if resumed_checkpoint(run) is not None:
         return load_tokenizer(folder)
     tokenizer = None
-    if run.ranks.is_first:
-        keys = (run.config.data.prompt_key, run.config.data.answer_key)
-        texts = chain.from_iterable(_texts(dataset, keys) for dataset in datasets)
-        tokenizer = build_tokenizer(run.config, texts)
-        with publish_folder(folder) as writing:
-            tokenizer.save_pretrained(writing)
-    run.ranks.barrier()
+    with failing_together(run.ranks):
+        if run.ranks.is_first:
+            keys = (run.config.data.prompt_key, run.config.data.answer_key)
+            texts = chain.from_iterable(_texts(dataset, keys) for dataset in datasets)
+            tokenizer = build_tokenizer(run.config, texts)
+            with publish_folder(folder) as writing:
+                tokenizer.save_pretrained(writing)
     return load_tokenizer(folder) if tokenizer is None else tokenizer
 
 

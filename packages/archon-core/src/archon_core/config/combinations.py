@@ -1,0 +1,204 @@
+"""Options that depend on one another, on the device or on what was written: one table of rules.
+
+``engine.effective`` applies it, ``validation`` applies what needs no device, and docs/engine-options.md is generated
+from it, so that none of them can say something else. Imports no torch: dry runs read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from archon_core.config.decisions import Decision
+from archon_core.config.schema import EngineConfig
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What the rules look at.
+
+    Attributes:
+        engine: the section of the configuration that describes the model.
+        device: ``cpu`` or ``cuda``; ``None`` before it is known.
+        written: options of the section that the user wrote, as against defaults, such as ``archon.ac_mode``.
+    """
+
+    engine: EngineConfig
+    device: str | None = None
+    written: frozenset[str] = field(default_factory=frozenset)
+
+    @classmethod
+    def of(cls, engine: EngineConfig, role: str, explicit: Iterable[str], *, device: str | None = None) -> Situation:
+        """That of ``role``, with the dotted names of all options that the user wrote."""
+        written = (name.removeprefix(f"{role}.") for name in explicit if name.startswith(f"{role}."))
+        return cls(engine, device, frozenset(written))
+
+    @property
+    def is_default_compile_on_cpu(self) -> bool:
+        """Whether compilation is only switched on by default, and the device is a CPU."""
+        asked = self.engine.archon.enable_compile
+        return asked and self.device == "cpu" and "archon.enable_compile" not in self.written
+
+    @property
+    def ac_mode(self) -> str:
+        """The mode of activation checkpointing that ``gradient_checkpointing`` lets through."""
+        recomputes = self.engine.gradient_checkpointing and self.engine.optimizer is not None
+        return self.engine.archon.ac_mode if recomputes else "none"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Two things that do not go together as they were asked.
+
+    Attributes:
+        option: the option that gives way.
+        asked: the value that was asked for.
+        beside: what stands against it.
+        effect: ``error`` refuses it; ``decision`` records that ``becomes`` is used in its place.
+        becomes: the value that is used.
+        reason: why, as a sentence without a full stop.
+        fix: for an error, what to write.
+        applies: whether the situation is this one.
+    """
+
+    option: str
+    asked: Any
+    beside: str
+    effect: Literal["error", "decision"]
+    reason: str
+    applies: Callable[[Situation], bool]
+    becomes: Any = None
+    fix: str = ""
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "archon.enable_compile",
+        True,
+        "a CPU, when it is true by default only",
+        "decision",
+        "compiling takes longer than most runs on a CPU; write it to have it",
+        lambda s: s.is_default_compile_on_cpu,
+        becomes=False,
+    ),
+    Rule(
+        "archon.ac_mode",
+        "memory_budget",
+        "enable_compile=false",
+        "error",
+        "the budget is kept by the compiler",
+        lambda s: s.ac_mode == "memory_budget" and not s.engine.archon.enable_compile,
+        fix="set archon.enable_compile=true, or ac_mode to none, selective or full",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "memory_budget",
+        "a CPU, without enable_compile written",
+        "error",
+        "the budget is kept by the compiler, which is off on a CPU by default",
+        lambda s: s.ac_mode == "memory_budget" and s.is_default_compile_on_cpu,
+        fix="write archon.enable_compile=true, or set ac_mode to none, selective or full",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "selective, full or memory_budget, when written",
+        "gradient_checkpointing=false",
+        "decision",
+        "ac_mode takes effect when gradient_checkpointing is true",
+        lambda s: (
+            not s.engine.gradient_checkpointing and s.engine.archon.ac_mode != "none" and "archon.ac_mode" in s.written
+        ),
+        becomes="none",
+    ),
+    Rule(
+        "gradient_checkpointing",
+        True,
+        "optimizer=null",
+        "decision",
+        "a model that is not trained keeps no activations",
+        lambda s: s.engine.gradient_checkpointing and s.engine.optimizer is None,
+        becomes=False,
+    ),
+    Rule(
+        "archon.offload_params",
+        True,
+        "a CPU",
+        "decision",
+        "parameters are in host memory already",
+        lambda s: s.engine.archon.offload_params and s.device == "cpu",
+        becomes=False,
+    ),
+    Rule(
+        "pad_to_maximum",
+        True,
+        "mb_spec.max_tokens_per_mb=null",
+        "error",
+        "there is no maximum",
+        lambda s: s.engine.pad_to_maximum and s.engine.mb_spec.max_tokens_per_mb is None,
+        fix="set mb_spec.max_tokens_per_mb, or pad_to_maximum=false",
+    ),
+    Rule(
+        "enable_tree_training",
+        True,
+        "this version",
+        "decision",
+        "sequences are packed one by one; prefixes are not shared yet",
+        lambda s: s.engine.enable_tree_training,
+        becomes=False,
+    ),
+)
+
+
+def refusals(situation: Situation) -> Iterator[tuple[str, str]]:
+    """The errors that apply: the option, and a found / allowed / fix sentence without the option's name."""
+    for rule in RULES:
+        if rule.effect == "error" and rule.applies(situation):
+            yield rule.option, f"found {shown(rule.asked)} with {rule.beside}; {rule.reason}: {rule.fix}"
+
+
+def changes(situation: Situation, *, role: str) -> tuple[dict[str, Any], list[Decision]]:
+    """What is used in place of what was asked: option -> value, and the decisions, prefixed with ``role``."""
+    values: dict[str, Any] = {}
+    decisions = []
+    for rule in RULES:
+        if rule.effect == "decision" and rule.applies(situation):
+            values[rule.option] = rule.becomes
+            asked = asked_value(situation.engine, rule.option)
+            decisions.append(Decision(f"{role}.{rule.option}", shown(asked), shown(rule.becomes), rule.reason))
+    return values, decisions
+
+
+def refuse_when_strict(decisions: Iterable[Decision], *, role: str) -> str | None:
+    """Why ``strict`` stands against these decisions, as an error's text; ``None`` when there are none."""
+    lines = [f"\n  {d.option}: asked {d.requested}, would be {d.effective}: {d.reason}" for d in decisions]
+    if not lines:
+        return None
+    return (
+        f"{role}.archon.strict=true allows no change to what was asked; write what would be used, or set it to false; "
+        f"found{''.join(lines)}"
+    )
+
+
+def asked_value(engine: EngineConfig, option: str) -> Any:
+    """The value of a dotted option of the section."""
+    value: Any = engine
+    for name in option.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def shown(value: object) -> str:
+    """A value as it is written in YAML; ``default`` for null."""
+    if value is None:
+        return "default"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def render_rules() -> str:
+    """The rules as a Markdown table."""
+    lines = ["| option | asked | together with | then | because |", "|---|---|---|---|---|"]
+    for rule in RULES:
+        then = f"`{shown(rule.becomes)}`, a recorded decision" if rule.effect == "decision" else f"error: {rule.fix}"
+        lines.append(f"| `{rule.option}` | {shown(rule.asked)} | {rule.beside} | {then} | {rule.reason} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,78 @@
+"""What is done to a model's blocks between tensor parallelism and FSDP2: compile, then checkpoint, then measure.
+
+Each step replaces ``forward`` by one that calls the one before, so the order is that from the inside out: a checkpoint
+recomputes compiled code, and what is measured is all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from archon_core.engine.effective import EffectiveConfig
+from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.parallel.activation_checkpointing import (
+    apply_full_checkpointing,
+    apply_selective_checkpointing,
+    blocks_of,
+)
+from archon_core.parallel.compilation import CompiledBlocks, Keeping, check_compiler
+from archon_core.parallel.recompute_log import RecomputeLog
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What was done to a module's blocks.
+
+    Attributes:
+        compiled: the compiled blocks; ``None`` when they run eagerly.
+        log: measures the first step; ``None`` without ``ac_debug``.
+    """
+
+    compiled: CompiledBlocks | None = None
+    log: RecomputeLog | None = None
+
+    @contextmanager
+    def eager(self) -> Iterator[None]:
+        """Run no compiled code inside."""
+        if self.compiled is None:
+            yield
+        else:
+            with self.compiled.suspended():
+                yield
+
+
+def prepare_blocks(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, *, option: str) -> Blocks:
+    """Compile and checkpoint the blocks of ``module`` in place, as ``effective`` says.
+
+    Args:
+        option: where compilation is asked for, for the message.
+
+    Raises:
+        ConfigError: there is no compiler.
+    """
+    log = RecomputeLog(compiled=effective.compile) if effective.ac_debug else None
+    compiled = None
+    by_operation = effective.ac_mode == "selective" and effective.ac_every is None
+    if effective.compile:
+        check_compiler(effective.device, option=option)
+        # The compiler's own recomputation: operations inside of a graph are not seen by torch's checkpoint.
+        keeping = None
+        if effective.ac_mode == "memory_budget":
+            keeping = Keeping.within(effective.ac_memory_budget)
+        elif by_operation:
+            keeping = Keeping.by_operation()
+        compiled = CompiledBlocks(module, plan, keeping=keeping, log=log)
+    elif by_operation:
+        apply_selective_checkpointing(module, plan, log=log)
+    if effective.ac_mode == "full":
+        apply_full_checkpointing(module, plan, log=log)
+    elif effective.ac_every is not None:
+        apply_full_checkpointing(module, plan, every=effective.ac_every, log=log)
+    if log is not None:
+        for name, block in blocks_of(module, plan):
+            log.watch(name, block)
+    return Blocks(compiled, log)

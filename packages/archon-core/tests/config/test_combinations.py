@@ -1,0 +1,111 @@
+"""Each rule of options that do not go together: that it applies, that it is recorded, and that strict refuses it."""
+
+import dataclasses
+
+import pytest
+
+from archon_core.config.combinations import RULES, Situation, asked_value, changes, refusals, render_rules, shown
+from archon_core.config.schema import ArchonOptions, EngineConfig
+from archon_core.engine.effective import resolve_effective
+from archon_core.errors import ConfigError
+from archon_core.layout import ParallelDims
+
+
+def engine(**options):
+    own = {name: options.pop(name) for name in list(options) if name in EngineConfig.__dataclass_fields__}
+    return EngineConfig(**own, archon=ArchonOptions(**{"enable_compile": False, **options}))
+
+
+DECISIONS = {
+    ("archon.enable_compile", True): (engine(enable_compile=True), "false"),
+    ("archon.ac_mode", "selective, full or memory_budget, when written"): (engine(ac_mode="full"), "none"),
+    ("gradient_checkpointing", True): (engine(gradient_checkpointing=True, optimizer=None), "false"),
+    ("archon.offload_params", True): (engine(offload_params=True), "false"),
+    ("enable_tree_training", True): (engine(enable_tree_training=True), "false"),
+}
+"""(option, asked) of a rule -> a configuration to which it applies on a CPU, and what is used."""
+
+ERRORS = {
+    ("archon.ac_mode", "enable_compile=false"): engine(gradient_checkpointing=True, ac_mode="memory_budget"),
+    ("archon.ac_mode", "a CPU, without enable_compile written"): engine(
+        gradient_checkpointing=True, ac_mode="memory_budget", enable_compile=True
+    ),
+    ("pad_to_maximum", "mb_spec.max_tokens_per_mb=null"): engine(pad_to_maximum=True),
+}
+"""(option, beside) of a rule -> a configuration to which it applies on a CPU."""
+
+WRITTEN = frozenset({"actor.archon.ac_mode"})
+
+
+def resolve(config, *, device="cpu", explicit=WRITTEN, dims=None):
+    return resolve_effective(config, role="actor", device=device, explicit=explicit, dims=dims)
+
+
+def test_every_rule_has_a_case_here():
+    assert {(rule.option, rule.asked) for rule in RULES if rule.effect == "decision"} == set(DECISIONS)
+    assert {(rule.option, rule.beside) for rule in RULES if rule.effect == "error"} == set(ERRORS)
+    for rule in RULES:
+        asked_value(EngineConfig(), rule.option)
+        assert rule.reason
+        assert rule.fix or rule.effect == "decision"
+
+
+@pytest.mark.parametrize(("option", "asked"), DECISIONS, ids=lambda value: str(value).split(",")[0])
+def test_a_decision_is_recorded_with_what_was_asked_and_what_is_used(option, asked):
+    config, used = DECISIONS[option, asked]
+    _, decisions = resolve(config)
+    [decision] = [d for d in decisions if d.option == f"actor.{option}"]
+    assert (decision.requested, decision.effective) == (shown(asked_value(config, option)), used)
+    assert decision.reason
+
+
+@pytest.mark.parametrize(("option", "asked"), DECISIONS, ids=lambda value: str(value).split(",")[0])
+def test_strict_makes_a_decision_an_error_that_names_the_option(option, asked):
+    config, used = DECISIONS[option, asked]
+    strict = dataclasses.replace(config, archon=dataclasses.replace(config.archon, strict=True))
+    with pytest.raises(ConfigError, match=rf"(?s)actor\.archon\.strict=true.*actor\.{option}: asked .*would be {used}"):
+        resolve(strict)
+
+
+def test_strict_refuses_a_padding_that_the_layout_changes_and_nothing_that_was_not_asked():
+    with pytest.raises(ConfigError, match=r"(?s)strict=true.*actor\.batch_align_to: asked 6, would be 12"):
+        resolve(engine(strict=True, batch_align_to=6), dims=ParallelDims(tp=4), explicit=frozenset())
+    effective, _ = resolve(engine(strict=True), dims=ParallelDims(tp=4), explicit=frozenset())
+    assert (effective.compute_dtype, effective.pad_multiple) == ("float32", 4)
+    # What a default device cannot do was asked by nobody in particular, but it is asked.
+    with pytest.raises(ConfigError, match=r"(?s)strict=true.*enable_compile: asked true, would be false"):
+        resolve(engine(strict=True, enable_compile=True), explicit=frozenset())
+
+
+@pytest.mark.parametrize(("option", "beside"), ERRORS, ids=lambda value: str(value).split(",")[0])
+def test_an_error_says_what_was_found_and_what_to_write(option, beside):
+    [rule] = [rule for rule in RULES if (rule.option, rule.beside) == (option, beside)]
+    with pytest.raises(ConfigError) as refused:
+        resolve(ERRORS[option, beside])
+    assert f"actor.{option}: found {shown(rule.asked)} with {beside}; {rule.reason}: {rule.fix}" in str(refused.value)
+
+
+def test_all_refusals_come_in_one_message():
+    config = engine(pad_to_maximum=True, gradient_checkpointing=True, ac_mode="memory_budget")
+    with pytest.raises(ConfigError, match=r"(?s)actor\.archon\.ac_mode.*actor\.pad_to_maximum"):
+        resolve(config)
+
+
+def test_what_a_cuda_device_can_do_is_not_changed_there():
+    config = engine(gradient_checkpointing=True, ac_mode="memory_budget", enable_compile=True, offload_params=True)
+    effective, decisions = resolve(config, device="cuda")
+    assert (effective.ac_mode, effective.compile, effective.offload_params) == ("memory_budget", True, True)
+    assert {decision.option for decision in decisions} == {"actor.dtype"}
+
+
+def test_before_the_device_is_known_only_what_no_device_can_do_is_refused():
+    on_any, on_cpu = (ERRORS["archon.ac_mode", beside] for _, beside in list(ERRORS)[:2])
+    assert [option for option, _ in refusals(Situation(on_any))] == ["archon.ac_mode"]
+    assert list(refusals(Situation(on_cpu))) == []
+    assert changes(Situation(engine(enable_compile=True)), role="actor") == ({}, [])
+
+
+def test_the_table_in_the_documentation_has_a_row_per_rule():
+    table = render_rules()
+    assert table.count("\n") == len(RULES) + 2
+    assert "| `archon.ac_mode` | memory_budget | enable_compile=false | error: set archon.enable_compile=true" in table

@@ -1,0 +1,167 @@
+"""From what every rank holds of a wrong tensor to the likely mistake: which multiple, which axis.
+
+Pure functions over the pieces of all ranks of a world, so that they can be tried on numbers written by hand.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from archon_core.models.box import Box
+from archon_testing.diagnosis import Cause
+from archon_testing.pieces import Piece
+
+CLEAN = 1e-5
+"""Largest relative distance at which a value counts as a multiple, a sum or a mean of others."""
+
+LOOSE = 0.5
+"""Largest relative distance from a multiple at which the multiple is worth telling."""
+
+Coordinates = Sequence[Mapping[str, int]]
+"""Of every rank of the world, axis -> place."""
+
+
+def cause_of_tensor(pieces: Sequence[Piece], expected: Tensor, coordinates: Coordinates) -> Cause:
+    """What a wrong tensor is to the right one.
+
+    Args:
+        pieces: of every rank.
+        expected: the whole, right tensor.
+        coordinates: of every rank.
+    """
+    for axes in _axis_sets(coordinates):
+        sums = [_sum_along(axes, rank, pieces, coordinates) for rank in range(len(pieces))]
+        if all(total is None for total in sums):
+            continue
+        size = math.prod(_size(axis, coordinates) for axis in axes)
+        if all(total is None or _equal(total / size, pieces[rank].values) for rank, total in enumerate(sums)):
+            # They are alike, so they were reduced, rightly or not: their multiple says more.
+            continue
+        totals = [(total, expected[pieces[rank].box.slices]) for rank, total in enumerate(sums)]
+        if all(total is not None and _equal(total, right) for total, right in totals):
+            return Cause("missing reduction", axes)
+        if all(total is not None and _equal(total / size, right) for total, right in totals):
+            return Cause("averaged", axes)
+    pairs = [(piece.values.double(), expected[piece.box.slices].double()) for piece in pieces]
+    return cause_of_factor(pairs, coordinates)
+
+
+def cause_of_factor(pairs: Iterable[tuple[Tensor, Tensor]], coordinates: Coordinates) -> Cause:
+    """The least-squares ratio of found to right values, and whether that is all that is wrong with them."""
+    square, product, found_square = 0.0, 0.0, 0.0
+    for found, right in pairs:
+        square += float((right * right).sum())
+        product += float((found * right).sum())
+        found_square += float((found * found).sum())
+    if not (math.isfinite(found_square) and math.isfinite(square) and square > 0):
+        return Cause()
+    factor = product / square
+    residual = math.sqrt(max(0.0, found_square - factor * factor * square) / square)
+    if residual > CLEAN or abs(factor - 1) <= CLEAN or factor <= 0:
+        return Cause(factor=factor if residual <= LOOSE else None)
+    return _clean_factor(factor, coordinates)
+
+
+def cause_of_number(found: float, right: float, coordinates: Coordinates) -> Cause:
+    """What a wrong number is to the right one. One number is always a multiple: whole ones and inverses count."""
+    if not (math.isfinite(found) and right):
+        return Cause()
+    factor = found / right
+    size = max(factor, 1 / factor) if factor > 0 else 0.0
+    if round(size) >= 2 and _near(size, round(size)):
+        return _clean_factor(factor, coordinates)
+    return Cause(factor=factor)
+
+
+def cause_of_norm(
+    norms: Sequence[float], right: float, gradients: Sequence[Mapping[str, Piece]], coordinates: Coordinates
+) -> Cause:
+    """What a wrong norm over right gradients is.
+
+    Args:
+        norms: as every rank reports it.
+        right: of one process.
+        gradients: parameter -> piece, of every rank.
+        coordinates: of every rank.
+    """
+    for axes in _axis_sets(coordinates):
+        if all(_near(norm, _norm_without(axes, rank, gradients, coordinates)) for rank, norm in enumerate(norms)):
+            return Cause("forgotten axis", axes, norms[0] / right)
+        if all(_near(norm, _norm_with_copies(axes, gradients, coordinates)) for norm in norms):
+            return Cause("copies counted", axes, norms[0] / right)
+    return cause_of_number(norms[0], right, coordinates) if len(set(norms)) == 1 else Cause()
+
+
+def _axis_sets(coordinates: Coordinates) -> Iterator[tuple[str, ...]]:
+    """Single axes with several places, then pairs of them, and so on."""
+    axes = [axis for axis in coordinates[0] if _size(axis, coordinates) > 1]
+    for n in range(1, len(axes) + 1):
+        yield from itertools.combinations(axes, n)
+
+
+def _size(axis: str, coordinates: Coordinates) -> int:
+    return len({own[axis] for own in coordinates})
+
+
+def _sum_along(axes: Sequence[str], rank: int, pieces: Sequence[Piece], coordinates: Coordinates) -> Tensor | None:
+    """The sum of what ranks that differ from ``rank`` along ``axes`` alone hold; ``None`` if they hold other places."""
+    line = [
+        pieces[other]
+        for other, place in enumerate(coordinates)
+        if all(place[axis] == coordinates[rank][axis] for axis in place if axis not in axes)
+    ]
+    if any(piece.box != pieces[rank].box for piece in line):
+        return None
+    return torch.stack([piece.values.double() for piece in line]).sum(0)
+
+
+def _norm_without(
+    axes: Sequence[str], rank: int, gradients: Sequence[Mapping[str, Piece]], coordinates: Coordinates
+) -> float:
+    """The norm over the parts that ranks with the place of ``rank`` on ``axes`` hold."""
+    own = coordinates[rank]
+    alike = [r for r, place in enumerate(coordinates) if all(place[axis] == own[axis] for axis in axes)]
+    square = 0.0
+    for name in gradients[rank]:
+        parts: dict[Box, float] = {gradients[r][name].box: _square(gradients[r][name]) for r in alike}
+        square += sum(parts.values())
+    return math.sqrt(square)
+
+
+def _norm_with_copies(axes: Sequence[str], gradients: Sequence[Mapping[str, Piece]], coordinates: Coordinates) -> float:
+    """The norm over all parts, those that ranks along ``axes`` hold counted each time."""
+    square = 0.0
+    for name in gradients[0]:
+        parts = {
+            (of_rank[name].box, *(place[axis] for axis in axes)): _square(of_rank[name])
+            for of_rank, place in zip(gradients, coordinates, strict=True)
+        }
+        square += sum(parts.values())
+    return math.sqrt(square)
+
+
+def _square(piece: Piece) -> float:
+    return float(piece.values.double().square().sum())
+
+
+def _clean_factor(factor: float, coordinates: Coordinates) -> Cause:
+    """With the axes whose sizes multiply to it, or to its inverse."""
+    size = max(factor, 1 / factor)
+    found = tuple(
+        axes for axes in _axis_sets(coordinates) if _near(size, math.prod(_size(axis, coordinates) for axis in axes))
+    )
+    return Cause("factor", found[0], factor) if len(found) == 1 else Cause("factor", (), factor, found)
+
+
+def _equal(found: Tensor, right: Tensor) -> bool:
+    scale = float(right.abs().max()) if right.numel() else 0.0
+    return not right.numel() or float((found.double() - right.double()).abs().max()) <= CLEAN * scale
+
+
+def _near(found: float, right: float) -> bool:
+    return math.isclose(found, right, rel_tol=CLEAN)

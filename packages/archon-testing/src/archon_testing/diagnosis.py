@@ -1,0 +1,159 @@
+"""What a failing case says about where its mistake is. Data and wording; imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from archon_testing.cases import Case
+
+CauseKind = Literal["factor", "missing reduction", "averaged", "forgotten axis", "copies counted", "unknown"]
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What a wrong number is to the right one.
+
+    Attributes:
+        kind: ``factor``: a clean multiple. ``missing reduction``: the ranks along ``axes`` hold parts of the right
+            value. ``averaged``: their values average to it. ``forgotten axis``: a norm without the parts that other
+            ranks along ``axes`` hold. ``copies counted``: a norm that counts copies along ``axes`` more than once.
+        axes: names of mesh axes: ``dp_replicate``, ``dp_shard``, ``cp``, ``tp``; of ``factor``, those of that size, if
+            no others have it.
+        factor: least-squares ratio of the wrong value to the right one; ``None`` where it says nothing.
+        candidates: of ``factor``, all sets of axes of that size, when there are several.
+    """
+
+    kind: CauseKind = "unknown"
+    axes: tuple[str, ...] = ()
+    factor: float | None = None
+    candidates: tuple[tuple[str, ...], ...] = ()
+
+    def __str__(self) -> str:
+        axes = " x ".join(self.axes)
+        match self.kind:
+            case "missing reduction":
+                return f"the ranks along {axes} hold parts that sum to the right value: a missing reduction over {axes}"
+            case "averaged":
+                return f"the ranks along {axes} differ, and their mean is right: they were never averaged over {axes}"
+            case "forgotten axis":
+                return f"it is that of one {axes} rank's parts: the norm forgets {axes}"
+            case "copies counted":
+                return f"it counts the copies along {axes} as parts"
+            case "factor":
+                either = " or ".join(" x ".join(candidate) for candidate in self.candidates)
+                return _of_factor(self.factor or 0.0, axes or either)
+        if self.factor == 0.0:
+            return "it is zero throughout"
+        # A ratio that rounds to 1 says nothing.
+        about = "1" if self.factor is None else f"{self.factor:.4g}"
+        return "" if about == "1" else f"about {about} times the right value"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A wrong number.
+
+    Attributes:
+        name: of a module, parameter or quantity.
+        error: relative, the worst of all ranks.
+        cause: what it is to the right one.
+        ranks: which ranks have it wrong; empty for all.
+        where: the coordinates that these ranks share, such as ``{"cp": 1}``.
+    """
+
+    name: str
+    error: float
+    cause: Cause = Cause()
+    ranks: tuple[int, ...] = ()
+    where: Mapping[str, int] | None = None
+
+    def __str__(self) -> str:
+        parts = [f"off by {self.error:.1e}"]
+        if self.ranks:
+            shared = ", ".join(f"{axis} {place}" for axis, place in (self.where or {}).items())
+            one = len(self.ranks) == 1
+            parts.append(
+                f"on rank{'s' * (not one)} {', '.join(map(str, self.ranks))}{f' ({shared})' if shared else ''}"
+            )
+        if cause := str(self.cause):
+            parts.append(cause)
+        return f"{self.name}: {'; '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """Where the mistake of a failing case shows first.
+
+    Attributes:
+        case: which was looked at.
+        n_modules: modules whose outputs could be held against one process; 0 when none was looked at.
+        module: the first in forward order whose output differs; ``None`` when all agree.
+        n_parameters: all of them; 0 when gradients were not looked at.
+        n_wrong: parameters whose gradient differs.
+        parameter: the first that backward reaches whose gradient differs.
+        step: the optimizer step at which gradients, loss and norm are looked at: the first with a wrong one.
+        loss: the loss, when it is wrong.
+        norm: the gradient norm, when it is wrong although the gradients are right.
+        weight: a weight that is wrong: after loading, at the start, or after a step with right gradients and norm.
+        remarks: what else was found, as sentences.
+    """
+
+    case: Case
+    n_modules: int = 0
+    module: Finding | None = None
+    n_parameters: int = 0
+    n_wrong: int = 0
+    parameter: Finding | None = None
+    step: int = 1
+    loss: Finding | None = None
+    norm: Finding | None = None
+    weight: Finding | None = None
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def lines(self) -> list[str]:
+        """What to print."""
+        lines = []
+        if self.module is not None:
+            lines.append(f"first module in forward order whose output differs: {self.module}")
+        elif self.n_modules:
+            lines.append(
+                f"forward agrees in all {self.n_modules} modules that can be compared: the mistake is in backward, in "
+                "a reduction or in the step"
+            )
+        if self.parameter is not None:
+            lines.append(
+                f"first parameter that backward reaches whose gradient differs (step {self.step}; {self.n_wrong} of "
+                f"{self.n_parameters} differ): {self.parameter}"
+            )
+        elif self.n_parameters:
+            lines.append(f"all {self.n_parameters} gradients agree (step {self.step})")
+        for what, finding in (("loss", self.loss), ("gradient norm", self.norm), ("weight", self.weight)):
+            if finding is not None:
+                lines.append(f"{what} (step {self.step}): {finding}" if self.n_parameters else f"{what}: {finding}")
+        return [*lines, *self.remarks]
+
+
+def shared_place(ranks: Sequence[int], coordinates: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    """The coordinates that ``ranks`` share along axes on which not all ranks of the world have the same.
+
+    Args:
+        ranks: some of the world's.
+        coordinates: of every rank, axis -> place.
+    """
+    varying = [axis for axis in coordinates[0] if len({own[axis] for own in coordinates}) > 1]
+    return {
+        axis: coordinates[ranks[0]][axis] for axis in varying if len({coordinates[rank][axis] for rank in ranks}) == 1
+    }
+
+
+def _of_factor(factor: float, axes: str) -> str:
+    over = f" over {axes}" if axes else ""
+    size = max(factor, 1 / factor)
+    if abs(size - round(size)) > 1e-4 * size:
+        return f"{factor:.6g} times the right value throughout"
+    if factor > 1:
+        return f"{factor:.6g} times the right value, cleanly: a doubled reduction, or copies that are summed{over}"
+    return f"{factor:.6g} times the right value, cleanly: a missing reduction, or a mean instead of a sum{over}"

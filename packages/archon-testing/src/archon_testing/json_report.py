@@ -1,0 +1,118 @@
+"""The results of ``archon verify`` for programs. docs/verify.md describes the form; ``SCHEMA`` counts its changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from archon_testing.cases import Case
+from archon_testing.diagnosis import Diagnosis, Finding
+from archon_testing.verdicts import LIMITS, NOTHING, Deviation, Verdict
+from archon_testing.verification import LayoutReport, Plan
+
+SCHEMA = 1
+"""Raised when a field changes its meaning or goes away; new fields may come without."""
+
+
+def json_report(plan: Plan, reports: Sequence[LayoutReport], *, seconds: float) -> dict[str, Any]:
+    """Everything that was found, of JSON's own types only.
+
+    Args:
+        plan: what was asked.
+        reports: what became of it.
+        seconds: how long it took.
+    """
+    return {
+        "schema": SCHEMA,
+        "versions": {name: _version(name) for name in ("archon-core", "archon-testing", "torch")},
+        "model": {
+            "name": plan.model.spec.name,
+            "config": dict(plan.model.entries),
+            "made_small": list(plan.model.changes),
+        },
+        "seed": plan.seed,
+        "design": "full" if plan.design.full else "covering",
+        "limits": dict(LIMITS),
+        "passed": all(report.passed for report in reports),
+        "seconds": round(seconds, 3),
+        "left_out": [{"layout": layout, "reason": reason} for layout, reason in plan.left_out.items()],
+        "layouts": [_layout(report) for report in reports],
+    }
+
+
+def _layout(report: LayoutReport) -> dict[str, Any]:
+    return {
+        "layout": str(report.layout),
+        "ranks": report.layout.layout.world_size,
+        "outcome": report.outcome,
+        "refusal": report.refusal or None,
+        "crash": report.crash or None,
+        "cases": [_verdict(verdict) for verdict in report.verdicts],
+        "diagnoses": [_diagnosis(diagnosis) for diagnosis in report.diagnoses],
+        "undiagnosed": report.undiagnosed or None,
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    comparison = verdict.comparison
+    return {
+        **_case(verdict.case),
+        "passed": verdict.passed,
+        "errors": {} if comparison is None else {q: _deviation(d) for q, d in comparison.worst.items()},
+        "failed": [] if comparison is None else list(comparison.failed),
+        "problems": [] if comparison is None else list(comparison.problems),
+    }
+
+
+def _case(case: Case) -> dict[str, Any]:
+    return {"check": case.check, "dtype": case.dtype, "variant": case.variant, "n_mbs": case.n_mbs}
+
+
+def _deviation(deviation: Deviation) -> dict[str, Any] | None:
+    if deviation.name == NOTHING:
+        return None
+    return {"error": _number(deviation.error), "name": deviation.name, "step": deviation.step}
+
+
+def _diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
+    findings = {
+        name: _finding(finding)
+        for name in ("module", "parameter", "loss", "norm", "weight")
+        if (finding := getattr(diagnosis, name)) is not None
+    }
+    return {
+        **_case(diagnosis.case),
+        **{name: findings.get(name) for name in ("module", "parameter", "loss", "norm", "weight")},
+        "step": diagnosis.step,
+        "modules_compared": diagnosis.n_modules,
+        "parameters": diagnosis.n_parameters,
+        "parameters_wrong": diagnosis.n_wrong,
+        "text": diagnosis.lines,
+    }
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    return {
+        "name": finding.name,
+        "error": _number(finding.error),
+        "cause": finding.cause.kind,
+        "axes": list(finding.cause.axes),
+        "factor": None if finding.cause.factor is None else _number(finding.cause.factor),
+        "candidates": [list(axes) for axes in finding.cause.candidates],
+        "ranks": list(finding.ranks),
+        "where": dict(finding.where or {}),
+    }
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinity."""
+    return value if math.isfinite(value) else "inf"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None

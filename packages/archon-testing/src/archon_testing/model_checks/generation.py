@@ -1,0 +1,76 @@
+"""Decoding token by token through a cache must give the log-probabilities that training computes in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from archon_core.nn.packed import HeadInputs, PackedSequences
+from archon_testing.model_checks.built import BuiltModel, distance, require
+
+N_PROMPT = 5
+N_TOKENS = 18
+LIMIT = 1e-9
+"""Both in float64."""
+
+
+class PlainCache:
+    """Keys and values of one sequence; the plainest implementation of ``archon_core.nn.packed.AttentionCache``."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def attend(
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+    ) -> Tensor:
+        """Store ``k`` and ``v`` [T, kv heads, D] behind those that are there; attend ``q`` [T, heads, D] to all."""
+        if layer in self.layers:
+            k, v = (torch.cat(pair) for pair in zip(self.layers[layer], (k, v), strict=True))
+        self.layers[layer] = (k, v)
+        group = q.shape[1] // k.shape[1]
+        scores = scale * torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1))
+        places = torch.arange(k.shape[0])
+        seen = places <= packed.positions[:, None]
+        if window is not None:
+            seen &= places > packed.positions[:, None] - window
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        return torch.einsum("hqk,khd->qhd", weights, v.repeat_interleave(group, 1))
+
+
+@torch.no_grad()
+def check_generation(model: BuiltModel) -> None:
+    """Compare the distributions of a prompt and of every token after it with those of one pass."""
+    ids = model.ids(N_TOKENS)
+    whole = model.run(ids, (N_TOKENS,), "logits")["logits"].log_softmax(-1)
+    cache, rows, start = PlainCache(), [], 0
+    for end in (N_PROMPT, *range(N_PROMPT + 1, N_TOKENS + 1)):
+        rows.append(_step(model, ids, start, end, cache))
+        start = end
+    n_layers = len(model.module.layers)
+    require(
+        len(cache.layers) == n_layers,
+        f"attention of {len(cache.layers)} of {n_layers} layers goes through the cache: hand queries, keys and values "
+        "to packed.cache, under a name for every layer, as archon_core.nn.attention.PackedAttention does",
+    )
+    stepwise = torch.cat(rows).log_softmax(-1)
+    errors = [distance(found, right) for found, right in zip(stepwise, whole, strict=True)]
+    first = next((place for place, error in enumerate(errors) if not error <= LIMIT), None)
+    require(
+        first is None,
+        f"log-probabilities at place {first} differ by {errors[first or 0]:.1e} between decoding through a cache and "
+        f"one pass (the prompt has {N_PROMPT} tokens): do rotations follow packed.positions, and do keys go into the "
+        "cache rotated?",
+    )
+
+
+def _step(model: BuiltModel, ids: Tensor, start: int, end: int, cache: PlainCache) -> Tensor:
+    """Logits of tokens ``start`` to ``end``, when those before are in the cache."""
+    packed = PackedSequences(
+        cu_seqlens=torch.tensor([0, end - start], dtype=torch.int32),
+        max_seqlen=end - start,
+        positions=torch.arange(start, end),
+        lengths=(end - start,),
+        head=HeadInputs(outputs=("logits",)),
+        cache=cache,
+    )
+    return model.module(ids[start:end], packed)["logits"]

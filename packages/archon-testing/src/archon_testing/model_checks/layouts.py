@@ -1,0 +1,30 @@
+"""The model on a layout, held against one process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from archon_testing.cases import Case
+from archon_testing.model_checks.built import require
+from archon_testing.oracle import Oracle, Outcome
+
+
+def check_layout(cases: Sequence[Case], folder: Path) -> None:
+    """Run the cases, all of one layout; what fails is told with its diagnosis."""
+    oracle = Oracle(folder, time_limit=300)
+    verdicts = oracle.verify(cases)
+    refused = [verdict.refusal for verdict in verdicts if verdict.refusal]
+    require(not refused, f"the engine refuses a layout that the model declares: {refused[0] if refused else ''}")
+    failed = [verdict for verdict in verdicts if not verdict.passed]
+    if not failed:
+        return
+    lines = []
+    for verdict in failed:
+        case, comparison = verdict.case, verdict.comparison
+        assert comparison is not None, "what is not refused was compared"
+        wrong = [f"{quantity} {comparison.worst[quantity]}" for quantity in comparison.failed]
+        lines.append(f"{case.check} {case.dtype} {case.variant}: {'; '.join([*wrong, *comparison.problems])}")
+    for diagnosis in oracle.diagnose(Outcome(verdicts)):
+        lines += diagnosis.lines
+    raise AssertionError(f"{cases[0].layout} does not give the numbers of one process:\n  " + "\n  ".join(lines))

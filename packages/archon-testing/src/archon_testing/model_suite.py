@@ -1,0 +1,129 @@
+"""``ModelPluginSuite``: what a model package must keep, as tests that its author inherits.
+
+::
+
+    from archon_testing import ModelPluginSuite
+
+
+    class TestMyModel(ModelPluginSuite):
+        model = "mymodel"
+
+What takes torch is imported by the tests, so that collecting them stays cheap.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from archon_core.plugins import ModelSpec, TrainEngineSpec, registry
+from archon_core.plugins.specs import load_target
+from archon_testing.cases import Case, Variant, declared_variants, variant_case
+from archon_testing.enumeration import Design, candidate_layouts
+from archon_testing.requested import DEFAULT_BACKEND
+from archon_testing.requested_model import ENOUGH_LAYERS
+from archon_testing.small_config import with_layers
+
+if TYPE_CHECKING:
+    from archon_testing.model_checks.built import BuiltModel
+
+
+class ModelPluginSuite:
+    """Tests of one model of a plugin, for pytest. Subclass it, name the class ``Test...`` and set ``model``.
+
+    Attributes:
+        model: name of the model's spec.
+        plugin: the module that its entry point names; ``None`` for what the installed package says.
+        config: a Hugging Face configuration, as a ``config.json`` has it; ``None`` for the spec's ``tiny_config``.
+        hf_class: ``transformers``' class for the language model; ``None`` for ``AutoModelForCausalLM``'s choice.
+        tolerance: largest difference from ``transformers`` in logits, values and gradients, relative to the largest
+            magnitude of each. Its modules round to fp32 inside, whatever the type.
+        layouts: on which the model is verified; ``None`` for two ranks along every axis that it declares.
+    """
+
+    model: ClassVar[str]
+    plugin: ClassVar[str | None] = None
+    config: ClassVar[Mapping[str, Any] | None] = None
+    hf_class: ClassVar[Any] = None
+    tolerance: ClassVar[float] = 1e-5
+    layouts: ClassVar[tuple[str, ...] | None] = None
+
+    def pytest_generate_tests(self, metafunc: Any) -> None:
+        """Give tests the variants and layouts of the model."""
+        if "variant" in metafunc.fixturenames:
+            metafunc.parametrize("variant", declared_variants(self.spec()))
+        if "layout" in metafunc.fixturenames:
+            metafunc.parametrize("layout", self.layouts or self.declared_layouts())
+
+    @classmethod
+    def spec(cls) -> ModelSpec:
+        """The spec of ``model``."""
+        if not getattr(cls, "model", ""):
+            raise TypeError(f'{cls.__name__}: found no `model`; write `model = "..."`, the name that the spec has')
+        return registry().get(ModelSpec, cls.model)
+
+    @classmethod
+    def entries(cls) -> dict[str, Any]:
+        """The configuration under test."""
+        return dict(cls.config or load_target(cls.spec().tiny_config, origin=cls.spec().origin)())
+
+    @classmethod
+    def declared_layouts(cls) -> tuple[str, ...]:
+        """``d2``, and two ranks along each other axis that the model declares and the installed engine runs."""
+        axes = registry().get(TrainEngineSpec, DEFAULT_BACKEND).axes
+        of_two_ranks = candidate_layouts(axes, cls.spec().capabilities, 2)
+        # Replicas ask nothing of a model that d does not.
+        return tuple(text for text in of_two_ranks if text != "d1" and "r" not in text)
+
+    def build(self, variant: Variant) -> BuiltModel:
+        """The model in float64, with random weights of which none is zero or one."""
+        from archon_testing.model_checks.built import build_model
+
+        return build_model(self.spec(), self.case(variant))
+
+    def case(self, variant: Variant, **fields: Any) -> Case:
+        """A ``Case`` of the variant."""
+        return variant_case(self.entries(), variant, model=self.model, **fields)
+
+    def test_the_plugin_module_imports_no_torch(self) -> None:
+        from archon_testing.model_checks.spec_parts import IMPORT_CHECK, plugin_module
+
+        module = self.plugin or plugin_module(self.spec())
+        done = subprocess.run([sys.executable, "-c", IMPORT_CHECK, module], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr.strip() or done.stdout.strip()
+
+    def test_the_spec_is_complete_and_its_parts_fit_each_other(self, variant: Variant) -> None:
+        from archon_testing.model_checks.spec_parts import check_spec_parts
+
+        check_spec_parts(self.spec(), self.case(variant), needs_tiny=self.config is None)
+
+    def test_outputs_and_gradients_equal_those_of_transformers(self, variant: Variant) -> None:
+        from archon_testing.model_checks.transformers_parity import check_parity
+
+        check_parity(self.build(variant), hf_class=self.hf_class, tolerance=self.tolerance)
+
+    def test_checkpoints_keep_every_bit_and_load_in_transformers(self, variant: Variant, tmp_path: Path) -> None:
+        from archon_testing.model_checks.checkpoints import check_round_trip
+
+        check_round_trip(self.build(variant), tmp_path, hf_class=self.hf_class, tolerance=self.tolerance)
+
+    def test_packing_changes_no_number(self, variant: Variant) -> None:
+        from archon_testing.model_checks.packing import check_packing
+
+        check_packing(self.build(variant))
+
+    def test_generation_gives_the_log_probabilities_of_training(self) -> None:
+        from archon_testing.model_checks.generation import check_generation
+
+        check_generation(self.build("untied"))
+
+    def test_a_layout_gives_the_numbers_of_one_process(self, layout: str, tmp_path: Path) -> None:
+        from archon_testing.model_checks.layouts import check_layout
+
+        entries = self.entries() if "p" in layout else with_layers(self.entries(), ENOUGH_LAYERS)
+        variants = declared_variants(self.spec())
+        of_variant = {v: variant_case(entries, v, model=self.model, layout=f"archon:{layout}") for v in variants}
+        check_layout(Design(("float64", "float32"), variants, (2,), full=False).cases(of_variant), tmp_path)

@@ -1,0 +1,111 @@
+"""Outputs of every module in one forward pass, and how a rank's share of one is held against one process's.
+
+Every data rank runs the same whole batch as one micro-batch, so that all that differs between ranks is how context and
+tensor parallelism cut it. Legend: T tokens, c context ranks, t tensor ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.parameter_names import global_name
+from archon_core.plugins import registry
+from archon_testing.cases import Case
+from archon_testing.losses import oracle_loss
+from archon_testing.record import oracle_batches
+
+Outputs = Mapping[str, tuple[Tensor, ...]]
+"""Module -> its outputs, in the order in which modules finish."""
+
+
+def record_outputs(engine: Any, case: Case) -> tuple[Outputs, int]:
+    """Outputs of all modules for the oracle's first batch, whole on every data rank, and its tokens. Collective."""
+    found: dict[str, tuple[Tensor, ...]] = {}
+    batch = oracle_batches(case, engine.hf_config)[0]
+
+    def hook(name: str) -> Any:
+        def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found.setdefault(name, tuple(tensor.detach().clone() for tensor in _tensors(output)))
+
+        return keep
+
+    # Behind the hooks of the engine, which exchange tokens.
+    handles = [
+        module.register_forward_hook(hook(global_name(name))) for name, module in engine.module.named_modules() if name
+    ]
+    try:
+        engine.forward_batch(batch, oracle_loss(critic=case.critic).request)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found, batch.n_tokens
+
+
+def plan_of(engine: Any, case: Case) -> ParallelPlan:
+    """The parallel plan of the engine's model."""
+    model = registry().model_for(engine.hf_config.model_type, case.model).load()
+    return model.parallel_plan(model.arguments.from_hf_config(engine.hf_config, critic=case.critic))
+
+
+def is_partial_sum(name: str, plan: ParallelPlan, tensor_ranks: int) -> bool:
+    """Whether the module's output is summed over tensor ranks by the region that it lies in."""
+    return tensor_ranks > 1 and any(role == "row" and matches(p, name) for p, role in plan.roles.items())
+
+
+def own_and_expected(
+    own: Tensor, whole: Tensor, n_tokens: int, place: Mapping[str, int], sizes: Mapping[str, int]
+) -> tuple[Tensor, Tensor] | None:
+    """A rank's output without padding, and the same part of one process's.
+
+    Rows are tokens: cut over c and, outside of tensor regions, over t within; other dims, over t.
+
+    Args:
+        own: this rank's.
+        whole: one process's.
+        n_tokens: T, without padding.
+        place: this rank's, by axis (``cp``, ``tp``).
+        sizes: of these axes.
+
+    Returns:
+        ``None`` when the shapes fit no such cut.
+    """
+    if own.ndim != whole.ndim or not own.ndim or whole.shape[0] != n_tokens:
+        return (own, whole) if own.shape == whole.shape else None
+    c, t = sizes["cp"], sizes["tp"]
+    rows, padded = own.shape[0], -(-n_tokens // (c * t)) * c * t
+    first = {padded // (c * t): place["cp"] * t + place["tp"], padded // c: place["cp"], padded: 0, n_tokens: 0}.get(
+        rows
+    )
+    if first is None:
+        return None
+    start = first * rows
+    end = min(start + rows, n_tokens)
+    cut = [slice(start, max(start, end))]
+    for extent, whole_extent in zip(own.shape[1:], whole.shape[1:], strict=True):
+        if extent == whole_extent:
+            cut.append(slice(None))
+        elif extent * t == whole_extent:
+            cut.append(slice(place["tp"] * extent, (place["tp"] + 1) * extent))
+        else:
+            return None
+    return own[: max(0, end - start)], whole[tuple(cut)]
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, Mapping):
+        for name in sorted(output):
+            yield from _tensors(output[name])
+    elif isinstance(output, (tuple, list)):
+        for part in output:
+            yield from _tensors(part)
+    elif is_dataclass(output) and not isinstance(output, type):
+        for field in fields(output):
+            yield from _tensors(getattr(output, field.name))

@@ -1,0 +1,55 @@
+"""Pieces of tensors: what one rank holds, and where it lies in the whole. So records need no gathering.
+
+A layout's rank compares its own piece with the same box of the reference's whole tensor. All ranks together cover every
+element, and copies are looked at one by one, which a gathered tensor would not show when they have drifted apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from archon_core.models.box import Box
+from archon_core.parallel.shards import local_part
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a tensor.
+
+    Attributes:
+        values: a copy of its own.
+        box: where it lies.
+        shape: of the whole.
+    """
+
+    values: Tensor
+    box: Box
+    shape: tuple[int, ...]
+
+    @classmethod
+    def whole(cls, tensor: Tensor) -> Piece:
+        """All of a tensor."""
+        shape = tuple(tensor.shape)
+        return cls(tensor, Box.whole(shape), shape)
+
+    def scaled(self, factor: float) -> Piece:
+        """The same place, the values times ``factor``."""
+        return Piece(self.values * factor, self.box, self.shape)
+
+
+def own_piece(tensor: Tensor) -> Piece:
+    """A copy of what this rank holds of ``tensor``; of a partial sum, which is no rank's to hold, the whole sum."""
+    tensor = tensor.detach()
+    if isinstance(tensor, DTensor) and any(placement.is_partial() for placement in tensor.placements):
+        return Piece.whole(tensor.full_tensor())
+    values, box = local_part(tensor)
+    return Piece(values.clone(), box, tuple(tensor.shape))
+
+
+def own_gradient(parameter: Tensor) -> Piece:
+    """``own_piece`` of a parameter's gradient; zeros where there is none."""
+    return own_piece(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)

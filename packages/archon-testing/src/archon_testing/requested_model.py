@@ -1,0 +1,91 @@
+"""MODEL as users write it: a registered model's name, or a ``config.json``, made small where it must be. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archon_core.errors import ModelError, UnknownNameError
+from archon_core.plugins import ModelSpec, registry
+from archon_core.plugins.specs import load_target
+from archon_testing.small_config import LARGE, changes, estimated_parameters, shrink, with_layers
+
+ENOUGH_LAYERS = 2
+"""A first and a last layer, and a next one of each: all that sharding within layers can get wrong."""
+
+
+@dataclass(frozen=True)
+class RequestedModel:
+    """A model to verify.
+
+    Attributes:
+        spec: what builds it.
+        entries: of its ``config.json``.
+        as_given: whether the user chose the sizes; otherwise layouts may run it with fewer layers.
+        changes: what was made smaller, as ``hidden_size 4096 -> 32``.
+    """
+
+    spec: ModelSpec
+    entries: Mapping[str, Any]
+    as_given: bool = False
+    changes: tuple[str, ...] = ()
+
+    def entries_for(self, pipeline_ranks: int) -> Mapping[str, Any]:
+        """The configuration that a layout runs with."""
+        if self.as_given or pipeline_ranks > 1 or "num_hidden_layers" not in self.entries:
+            return self.entries
+        return with_layers(self.entries, ENOUGH_LAYERS)
+
+
+def read_model(name: str, *, as_is: bool = False) -> RequestedModel:
+    """The model that ``name`` stands for: a registered one in its size for tests, or that of a ``config.json``.
+
+    A configuration of more than 20 million parameters, by estimate, keeps its structure and gets the sizes for tests.
+
+    Args:
+        name: of a registered model, or the path of a ``config.json`` or of a folder that holds one.
+        as_is: keep the sizes of a file, however large.
+
+    Raises:
+        UnknownNameError: nothing of this name is installed or exists, or nothing serves the file's model type.
+        ModelError: the file is no configuration, or the model has no configuration for tests.
+    """
+    path = Path(name).expanduser()
+    file = path / "config.json" if path.is_dir() else path
+    known = [spec.name for spec in registry().all(ModelSpec)]
+    if name not in known and file.is_file():
+        entries = _read_entries(file)
+        spec = registry().model_for(entries["model_type"])
+        parameters = estimated_parameters(entries)
+        if as_is or parameters <= LARGE:
+            return RequestedModel(spec, entries, as_given=True)
+        small = shrink(entries, _tiny(spec, f"{file} describes some {parameters / 1e6:,.0f} million parameters"))
+        return RequestedModel(spec, small, changes=changes(entries, small))
+    if "/" in name or name.endswith(".json"):
+        raise UnknownNameError(
+            f"model {name!r}: found no such file; give the path of a config.json, or one of {', '.join(known)}"
+        )
+    spec = registry().get(ModelSpec, name)
+    return RequestedModel(spec, _tiny(spec, f"model {name!r}"))
+
+
+def _tiny(spec: ModelSpec, what: str) -> dict[str, Any]:
+    if not spec.tiny_config:
+        raise ModelError(
+            f"{what}: the spec of {spec.name!r} names no configuration for tests (tiny_config), from which small sizes "
+            "could be taken; give a small config.json of this architecture, or a large one with --as-is"
+        )
+    return load_target(spec.tiny_config, origin=spec.origin)()
+
+
+def _read_entries(file: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: found no readable JSON ({error}); give a Hugging Face config.json") from error
+    if not isinstance(entries, dict) or not isinstance(entries.get("model_type"), str):
+        raise ModelError(f"{file}: found no model_type; give a Hugging Face config.json")
+    return entries

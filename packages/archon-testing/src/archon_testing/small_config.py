@@ -1,0 +1,110 @@
+"""A small model of the same structure: what ``archon verify`` makes of a ``config.json`` that no laptop can train.
+
+Kept is what decides how the model computes and how it can be cut: head counts, biases, norms, ties, rotation, kinds of
+layers, and by which numbers up to 8 a size can be divided. Sizes become those of the family's configuration for tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+LARGE = 20_000_000
+"""Parameters above which a model is made small: three steps of some twenty cases take seconds below, minutes above."""
+
+Entries = Mapping[str, Any]
+
+_HEADS = ("num_attention_heads", "num_key_value_heads")
+_LAYERS = "num_hidden_layers"
+_DIVISORS = math.lcm(*range(1, 9))
+_WINDOW = 8
+_ROPE_LENGTH = 16
+"""Below the longest sequence of the oracle, which is what windows and rotations that look at lengths are made for."""
+
+
+def estimated_parameters(entries: Entries) -> int:
+    """About how many parameters a decoder of these sizes has, by the usual names; 0 for sizes of other names."""
+    size = {name: value for name, value in entries.items() if isinstance(value, int)}
+    hidden, vocabulary = size.get("hidden_size", 0), size.get("vocab_size", 0)
+    attention = 4 * hidden * hidden
+    dense = 3 * hidden * size.get("intermediate_size", 0)
+    experts = 3 * hidden * size.get("moe_intermediate_size", 0) * size.get("num_experts", 0)
+    return size.get(_LAYERS, 0) * (attention + max(dense, experts)) + 2 * vocabulary * hidden
+
+
+def shrink(entries: Entries, tiny: Entries) -> dict[str, Any]:
+    """``entries`` with the sizes of ``tiny``.
+
+    Args:
+        entries: a ``config.json`` of the family.
+        tiny: its plugin's configuration for tests. Every integer in both is a size, but for the head counts.
+    """
+    small = dict(entries)
+    for name, size in tiny.items():
+        if _is_size(size) and _is_size(entries.get(name)) and name not in _HEADS and entries[name] > size:
+            small[name] = size if name == _LAYERS else smallest_alike(entries[name], least=size)
+    if "hidden_size" in small and not entries.get("head_dim"):
+        per_head = max(4, tiny.get("hidden_size", 0) // max(tiny.get("num_attention_heads", 1), 1))
+        heads = entries.get("num_attention_heads", 1)
+        small["hidden_size"] = min(entries["hidden_size"], heads * (per_head + per_head % 2))
+    _shorten(small)
+    vocabulary = small.get("vocab_size", 0)
+    small = {name: value for name, value in small.items() if not (name.endswith("_token_id") and vocabulary)}
+    return with_layers(small, small[_LAYERS]) if _LAYERS in small else small
+
+
+def with_layers(entries: Entries, n_layers: int) -> dict[str, Any]:
+    """``entries`` with at most ``n_layers`` layers, but one of every kind that ``layer_types`` lists."""
+    kept = min(n_layers, entries.get(_LAYERS, n_layers))
+    changed = dict(entries)
+    kinds = entries.get("layer_types")
+    if kinds:
+        first_of_each = sorted({kind: place for place, kind in reversed(list(enumerate(kinds)))}.values())
+        others = [place for place in range(len(kinds)) if place not in first_of_each]
+        places = sorted([*first_of_each, *others[: max(0, kept - len(first_of_each))]])
+        changed["layer_types"] = [kinds[place] for place in places]
+        kept = len(places)
+    windows_from = entries.get("max_window_layers")
+    if isinstance(windows_from, int) and windows_from > 0 and entries.get("use_sliding_window"):
+        changed["max_window_layers"] = max(1, min(windows_from, kept - 1))
+    return {**changed, _LAYERS: kept}
+
+
+def smallest_alike(extent: int, *, least: int) -> int:
+    """The smallest number from ``least``, at most ``extent``, that the same numbers up to 8 divide as ``extent``."""
+    common = math.gcd(extent, _DIVISORS)
+    number = -(-least // common) * common
+    while math.gcd(number, _DIVISORS) != common:
+        number += common
+    return min(number, extent)
+
+
+def changes(before: Entries, after: Entries) -> tuple[str, ...]:
+    """What was changed, as ``hidden_size 4096 -> 32``."""
+    shown = [
+        (name, value, after.get(name)) for name, value in before.items() if after.get(name) != value and _is_size(value)
+    ]
+    return tuple(f"{name} {value} -> {new}" for name, value, new in shown if new is not None)
+
+
+def _shorten(small: dict[str, Any]) -> None:
+    """Windows and rotations, so that the oracle's sequences go beyond them; in place."""
+    if _is_size(small.get("sliding_window")):
+        small["sliding_window"] = min(small["sliding_window"], _WINDOW)
+    per_head = small.get("head_dim") or small.get("hidden_size", 0) // max(small.get("num_attention_heads", 1), 1)
+    for name in ("rope_parameters", "rope_scaling"):
+        if isinstance(small.get(name), Mapping):
+            small[name] = {key: _shortened(key, value, per_head // 2) for key, value in small[name].items()}
+    if _is_size(small.get("original_max_position_embeddings")):
+        small["original_max_position_embeddings"] = _ROPE_LENGTH
+
+
+def _shortened(key: str, value: Any, n_frequencies: int) -> Any:
+    if key == "original_max_position_embeddings":
+        return _ROPE_LENGTH
+    return value[:n_frequencies] if isinstance(value, list) else value
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,180 @@
+"""The work of ``archon verify``: which layouts run which cases, beside each other, and what became of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+
+from archon_core.errors import ArchonError, LayoutError
+from archon_core.plugins import ScheduleSpec, TrainEngineSpec, registry
+from archon_testing.cases import Case, Variant, variant_case
+from archon_testing.diagnosis import Diagnosis
+from archon_testing.enumeration import Design, candidate_layouts
+from archon_testing.failures import WorldError
+from archon_testing.functions import FunctionReference
+from archon_testing.oracle import Oracle, Outcome
+from archon_testing.requested import DEFAULT_BACKEND, RequestedLayout, read_layout
+from archon_testing.requested_model import RequestedModel
+from archon_testing.verdicts import Verdict
+from archon_testing.worlds import run_world
+
+_REASONS_AGAINST = FunctionReference("archon_testing.fitting", "reasons_against")
+
+Advance = Callable[[], None]
+"""Called whenever a reference or a case is done."""
+
+
+@dataclass(frozen=True)
+class LayoutReport:
+    """What was found on one layout.
+
+    Attributes:
+        layout: which one.
+        verdicts: of the cases that ran.
+        refusal: why it cannot run; empty when it can.
+        crash: what ended its ranks before they were through; empty when nothing did.
+        diagnoses: where its mistakes show first; of layouts whose numbers differ.
+        undiagnosed: why there is none, should looking for one fail.
+    """
+
+    layout: RequestedLayout
+    verdicts: Sequence[Verdict]
+    refusal: str = ""
+    crash: str = ""
+    diagnoses: Sequence[Diagnosis] = ()
+    undiagnosed: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all cases did."""
+        return not (self.refusal or self.crash) and all(verdict.passed for verdict in self.verdicts)
+
+    @property
+    def outcome(self) -> str:
+        """``passed``, ``different``, ``crashed`` or ``refused``."""
+        if self.refusal:
+            return "refused"
+        return "crashed" if self.crash else "passed" if self.passed else "different"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be verified.
+
+    Attributes:
+        model: which model.
+        layouts: those that run, and those that were asked for by name and cannot, with the reason.
+        left_out: layouts of ``--all`` that do not fit the model -> why.
+        design: which cases each runs.
+        seed: of weights and batches.
+    """
+
+    model: RequestedModel
+    layouts: Sequence[tuple[RequestedLayout, str]]
+    left_out: dict[str, str]
+    design: Design
+    seed: int
+
+    @property
+    def groups(self) -> list[list[Case]]:
+        """The cases of every layout that runs."""
+        return [self._cases(layout, number) for number, (layout, refusal) in enumerate(self.layouts) if not refusal]
+
+    def _cases(self, layout: RequestedLayout, number: int) -> list[Case]:
+        entries = self.model.entries_for(layout.layout.dims["p"])
+        of_variant = {
+            variant: variant_case(
+                entries,
+                variant,
+                layout=str(layout.layout),
+                schedule=layout.schedule,
+                seed=self.seed,
+                model=self.model.spec.name,
+            )
+            for variant in self.design.variants
+        }
+        return self.design.cases(of_variant, number)
+
+
+def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) -> tuple[list[str], dict[str, str]]:
+    """The layouts of ``--all``, and those that do not fit the model, with the reasons.
+
+    Raises:
+        ArchonError: the model cannot be built.
+        WorldError: the process that builds it failed.
+    """
+    axes = registry().get(TrainEngineSpec, DEFAULT_BACKEND).axes
+    schedules = [spec.name for spec in registry().all(ScheduleSpec)]
+    texts = candidate_layouts(axes, model.spec.capabilities, world, schedules=schedules)
+    cases = [variant_case(model.entries, variant, model=model.spec.name) for variant in variants]
+    plain = [f"{DEFAULT_BACKEND}:{text}" for text in texts if "-" not in text]
+    [found] = run_world(_REASONS_AGAINST, 1, (cases, plain), time_limit=120, show_output=False)
+    if isinstance(found, ArchonError):
+        raise found
+    reasons = {text.partition(":")[2]: reason for text, reason in found.items()}
+    return [text for text in texts if text.partition("-")[0] not in reasons], reasons
+
+
+def requested_layouts(layouts: Sequence[RequestedLayout]) -> list[tuple[RequestedLayout, str]]:
+    """Layouts that were asked for by name, each with why the engine cannot run it, or nothing."""
+
+    def refusal(layout: RequestedLayout) -> str:
+        try:
+            layout.check_runnable()
+        except LayoutError as error:
+            return str(error)
+        return ""
+
+    return [(layout, refusal(layout)) for layout in layouts]
+
+
+def layouts_of_all(texts: Sequence[str]) -> list[tuple[RequestedLayout, str]]:
+    """``all_layouts`` in the form of ``requested_layouts``."""
+    return [(read_layout(text), "") for text in texts]
+
+
+def count_steps(plan: Plan, oracle: Oracle) -> int:
+    """How often ``run_plan`` advances."""
+    cases = [case for group in plan.groups for case in group]
+    return oracle.count_missing(cases) + len(cases)
+
+
+def run_plan(plan: Plan, oracle: Oracle, advance: Advance) -> Iterator[LayoutReport]:
+    """Verify the layouts beside each other, those with most ranks first.
+
+    Yields:
+        A report of each layout, in the order of the plan, as soon as it and all before it are done.
+
+    Raises:
+        ArchonError: the model cannot be built or trained on one process.
+    """
+    ready = {i: LayoutReport(layout, (), refusal) for i, (layout, refusal) in enumerate(plan.layouts) if refusal}
+    places = [i for i in range(len(plan.layouts)) if i not in ready]
+    groups = dict(zip(places, plan.groups, strict=True))
+    oracle.prepare([case for group in groups.values() for case in group], on_reference=lambda _: advance())
+    places.sort(key=lambda i: -plan.layouts[i][0].layout.world_size)
+    shown = 0
+    with closing(oracle.verify_layouts([groups[i] for i in places], on_verdict=lambda _: advance())) as ended:
+        for place, outcome in ended:
+            i = places[place]
+            ready[i] = _report(plan.layouts[i][0], outcome, oracle)
+            while shown in ready:
+                yield ready.pop(shown)
+                shown += 1
+    while shown in ready:
+        yield ready.pop(shown)
+        shown += 1
+
+
+def _report(layout: RequestedLayout, outcome: Outcome, oracle: Oracle) -> LayoutReport:
+    refusals = [verdict.refusal for verdict in outcome.verdicts if verdict.refusal]
+    if refusals:
+        return LayoutReport(layout, (), refusal=refusals[0])
+    report = LayoutReport(layout, outcome.verdicts, crash="" if outcome.crash is None else str(outcome.crash))
+    if report.passed:
+        return report
+    try:
+        return replace(report, diagnoses=oracle.diagnose(outcome))
+    except WorldError as error:
+        return replace(report, undiagnosed=str(error))

@@ -1,0 +1,158 @@
+"""From what the ranks hold of a wrong tensor to the mistake: numbers written by hand, four ranks of dp_shard x tp."""
+
+import math
+
+import pytest
+import torch
+
+from archon_core.models.box import Box
+from archon_testing.causes import cause_of_factor, cause_of_norm, cause_of_number, cause_of_tensor
+from archon_testing.diagnosis import Cause, Diagnosis, Finding, shared_place
+from archon_testing.module_outputs import own_and_expected
+from archon_testing.pieces import Piece
+
+RANKS = [{"dp_shard": d, "tp": t, "cp": 1} for d in range(2) for t in range(2)]
+RIGHT = torch.tensor([1.0, -2.0, 3.0, 5.0], dtype=torch.float64)
+
+
+def rows_of_data_ranks(values_of_rank):
+    """Pieces of a vector that data ranks share and tensor ranks have copies of."""
+    return [
+        Piece(values_of_rank(rank, RIGHT[2 * place["dp_shard"] :][:2]), Box((2 * place["dp_shard"],), (2,)), (4,))
+        for rank, place in enumerate(RANKS)
+    ]
+
+
+def test_parts_that_sum_to_the_right_value_miss_a_reduction():
+    pieces = rows_of_data_ranks(lambda rank, right: right * (0.25 if RANKS[rank]["tp"] else 0.75))
+    assert cause_of_tensor(pieces, RIGHT, RANKS) == Cause("missing reduction", ("tp",))
+
+
+def test_values_whose_mean_is_right_were_never_averaged():
+    pieces = rows_of_data_ranks(lambda rank, right: right + (0.5 if RANKS[rank]["tp"] else -0.5))
+    assert cause_of_tensor(pieces, RIGHT, RANKS) == Cause("averaged", ("tp",))
+
+
+def test_a_reduction_may_be_missing_over_two_axes():
+    shares = [0.1, 0.2, 0.3, 0.4]
+    pieces = [Piece.whole(RIGHT * share) for share in shares]
+    assert cause_of_tensor(pieces, RIGHT, RANKS) == Cause("missing reduction", ("dp_shard", "tp"))
+
+
+BOTH = (("dp_shard",), ("tp",))
+
+
+@pytest.mark.parametrize(
+    ("factor", "axes", "candidates"),
+    [
+        (2.0, (), BOTH),
+        # Every copy has half of it, so they sum to the right value: but they were reduced, or they would differ.
+        (0.5, (), BOTH),
+        (4.0, ("dp_shard", "tp"), ()),
+        (0.25, ("dp_shard", "tp"), ()),
+        (3.0, (), ()),
+    ],
+)
+def test_a_clean_multiple_is_named_with_the_axes_of_that_size(factor, axes, candidates):
+    pieces = rows_of_data_ranks(lambda rank, right: factor * right)
+    cause = cause_of_tensor(pieces, RIGHT, RANKS)
+    assert (cause.kind, cause.axes, cause.candidates) == ("factor", axes, candidates)
+    assert cause.factor == pytest.approx(factor)
+
+
+def test_all_axes_that_could_have_been_reduced_twice_are_told():
+    assert str(Cause("factor", (), 2.0, BOTH)).endswith(
+        "a doubled reduction, or copies that are summed over dp_shard or tp"
+    )
+    assert str(Cause("factor", ("cp", "tp"), 4.0)).endswith("over cp x tp")
+
+
+def test_a_ratio_is_told_only_where_it_says_something():
+    assert str(Cause(factor=0.0)) == "it is zero throughout"
+    assert str(Cause(factor=1.00001)) == ""
+    assert str(Cause(factor=0.755)) == "about 0.755 times the right value"
+
+
+def test_what_is_no_multiple_is_not_called_one():
+    pieces = rows_of_data_ranks(lambda rank, right: right + torch.tensor([1.0, 0.0]))
+    cause = cause_of_tensor(pieces, RIGHT, RANKS)
+    assert (cause.kind, cause.factor) == ("unknown", pytest.approx(1.1, abs=0.2))
+    assert cause_of_factor([(torch.full((4,), math.nan), RIGHT)], RANKS) == Cause()
+    assert cause_of_factor([(RIGHT, torch.zeros(4))], RANKS) == Cause()
+
+
+def test_only_whole_ratios_of_single_numbers_are_clean():
+    assert cause_of_number(6.0, 1.5, RANKS) == Cause("factor", ("dp_shard", "tp"), 4.0)
+    assert cause_of_number(3.0, 1.5, RANKS) == Cause("factor", (), 2.0, BOTH)
+    assert cause_of_number(1.5, 1.0, RANKS) == Cause("unknown", factor=1.5)
+    assert cause_of_number(math.nan, 1.0, RANKS) == Cause()
+
+
+def gradients(sharded_over):
+    """One vector, cut over some of the axes."""
+    pieces = []
+    for place in RANKS:
+        start, extent = 0, 4
+        for axis in sharded_over:
+            extent //= 2
+            start += place[axis] * extent
+        pieces.append({"weight": Piece(RIGHT[start : start + extent], Box((start,), (extent,)), (4,))})
+    return pieces
+
+
+def test_a_norm_that_forgets_an_axis_is_recognised():
+    held = gradients(["dp_shard", "tp"])
+    right = float(RIGHT.norm())
+    forgetful = [float(RIGHT[[t, 2 + t]].norm()) for t in (0, 1)] * 2
+    cause = cause_of_norm(forgetful, right, held, RANKS)
+    assert (cause.kind, cause.axes) == ("forgotten axis", ("tp",))
+
+
+def test_a_norm_that_counts_copies_is_recognised():
+    held = gradients(["dp_shard"])
+    right = float(RIGHT.norm())
+    cause = cause_of_norm([right * math.sqrt(2)] * 4, right, held, RANKS)
+    assert (cause.kind, cause.axes) == ("copies counted", ("tp",))
+
+
+def test_any_other_norm_is_told_as_a_ratio():
+    held, right = gradients(["dp_shard"]), float(RIGHT.norm())
+    assert cause_of_norm([3 * right] * 4, right, held, RANKS).kind == "factor"
+    assert cause_of_norm([1.1 * right] * 4, right, held, RANKS) == Cause(factor=pytest.approx(1.1))
+
+
+def test_wrong_ranks_are_told_by_what_they_share():
+    assert shared_place((1, 3), RANKS) == {"tp": 1}
+    assert shared_place((2,), RANKS) == {"dp_shard": 1, "tp": 0}
+    assert shared_place((0, 3), RANKS) == {}
+
+
+def test_a_diagnosis_reads_as_sentences():
+    found = Diagnosis(None, n_modules=9, module=Finding("rotary", 1.0, Cause(factor=0.755), (1,), {"cp": 1}))
+    assert found.lines == [
+        "first module in forward order whose output differs: rotary: off by 1.0e+00; on rank 1 (cp 1); about 0.755 "
+        "times the right value"
+    ]
+
+
+TOKENS = 10
+WHOLE = torch.arange(TOKENS * 6, dtype=torch.float64).view(TOKENS, 6)
+
+
+@pytest.mark.parametrize("c", [1, 2, 3])
+@pytest.mark.parametrize("t", [1, 2])
+def test_a_ranks_share_of_an_output_is_found_by_its_shape(c, t):
+    padded = -(-TOKENS // (c * t)) * c * t
+    rows = torch.cat([WHOLE, torch.full((padded - TOKENS, 6), math.nan)])
+    for i in range(c):
+        for j in range(t):
+            place, sizes = {"cp": i, "tp": j}, {"cp": c, "tp": t}
+            shares = [
+                rows.chunk(c * t)[i * t + j],  # between tensor regions
+                rows.chunk(c)[i].chunk(t, 1)[j],  # inside of one
+                rows.chunk(c)[i],
+            ]
+            for share in shares:
+                own, expected = own_and_expected(share, WHOLE, TOKENS, place, sizes)
+                assert torch.equal(own, expected)
+            assert own_and_expected(rows[:1, :5], WHOLE, TOKENS, place, sizes) is None

@@ -1,0 +1,97 @@
+"""A large configuration in a small size still computes, and can be cut, in the same ways."""
+
+import math
+
+import pytest
+
+from archon_testing.small_config import LARGE, changes, estimated_parameters, shrink, smallest_alike, with_layers
+
+TINY = {
+    "model_type": "house",
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+QWEN3_8B = {
+    "model_type": "house",
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40960,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "rms_norm_eps": 1e-6,
+    "eos_token_id": 151645,
+}
+
+
+def test_an_8b_model_is_large_and_its_small_form_is_not():
+    assert estimated_parameters(QWEN3_8B) == pytest.approx(8.2e9, rel=0.15)
+    assert estimated_parameters(shrink(QWEN3_8B, TINY)) < LARGE / 100
+
+
+def test_head_counts_and_options_stay_and_sizes_become_small():
+    small = shrink(QWEN3_8B, TINY)
+    kept = ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings", "attention_bias", "rms_norm_eps")
+    assert {name: small[name] for name in kept} == {name: QWEN3_8B[name] for name in kept}
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim")
+    assert [small[name] for name in sizes] == [128, 32, 48, 4, 8]
+    assert "eos_token_id" not in small
+
+
+@pytest.mark.parametrize("extent", [151936, 18944, 8960, 4864, 12288, 5000, 3 * 5 * 7 * 8, 13])
+@pytest.mark.parametrize("least", [1, 48, 128])
+def test_the_same_numbers_of_ranks_divide_a_small_size(extent, least):
+    small = smallest_alike(extent, least=least)
+    assert [small % n == 0 for n in range(1, 9)] == [extent % n == 0 for n in range(1, 9)]
+    assert small <= extent
+    assert small < max(least, math.gcd(extent, 840)) + 840 or small == extent
+
+
+def test_without_a_head_size_the_width_follows_the_heads():
+    entries = {name: value for name, value in QWEN3_8B.items() if name != "head_dim"} | {"num_attention_heads": 28}
+    assert shrink(entries, TINY)["hidden_size"] == 28 * 4
+
+
+def test_windows_and_rotations_are_shorter_than_the_oracles_sequences():
+    rope = {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 64,
+        "original_max_position_embeddings": 4096,
+        "factor": 4.0,
+    }
+    entries = {**QWEN3_8B, "use_sliding_window": True, "sliding_window": 4096, "rope_parameters": rope}
+    small = shrink({**entries, "max_window_layers": 30}, TINY)
+    assert (small["sliding_window"], small["max_window_layers"]) == (8, 3)
+    assert small["rope_parameters"] == {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "original_max_position_embeddings": 16,
+        "factor": 4.0,
+    }
+
+
+def test_one_layer_of_every_kind_stays():
+    kinds = ["sliding"] * 5 + ["full"] + ["sliding"] * 5 + ["linear"]
+    found = with_layers({"num_hidden_layers": 12, "layer_types": kinds}, 2)
+    assert found == {"num_hidden_layers": 3, "layer_types": ["sliding", "full", "linear"]}
+    assert with_layers({"num_hidden_layers": 12, "layer_types": kinds[:6]}, 4)["layer_types"] == ["sliding"] * 3 + [
+        "full"
+    ]
+    assert with_layers({"num_hidden_layers": 1}, 2) == {"num_hidden_layers": 1}
+
+
+def test_what_was_changed_is_told():
+    assert changes({"hidden_size": 4096, "tie": True, "gone_token_id": 5}, {"hidden_size": 32, "tie": True}) == (
+        "hidden_size 4096 -> 32",
+    )
