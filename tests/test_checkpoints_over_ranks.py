@@ -65,8 +65,8 @@ def write(layout, folder):
     train(engine)
     engine.save(folder / "dcp", "dcp")
     save_hf_weights(
-        gather_to_writer(engine._built.named_weights),
-        engine._built.weights,
+        gather_to_writer(engine._running.assembled.named_weights),
+        engine._running.assembled.weights,
         folder / "hf",
         engine.hf_config,
         dtype=torch.float32,

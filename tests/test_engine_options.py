@@ -257,7 +257,7 @@ def offload_between_steps(layout, optimizer):
         assert all(parameter.grad is None for parameter in engine.module.parameters())
         # On a CPU nothing moves: give every weight another place, as another device would.
         engine.module._apply(torch.clone)
-        for state in engine._optimizer.states():
+        for state in engine._running.optimizer.states():
             state.update({key: value.clone() for key, value in state.items()})
         batch = share(engine, 0)
         for use in (

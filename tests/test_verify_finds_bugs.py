@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from archon_core import mesh
-from archon_core.engine import archon, grad_norm, runner, step
+from archon_core.engine import checkpoints, grad_norm, runner, step
 from archon_core.models import initialize
 from archon_core.nn import collectives, norm, packed, ulysses
 from archon_testing.cases import variant_case
@@ -88,7 +88,7 @@ def drop_the_last_micro_batch():
 
 
 def leave_the_final_norm_stale_after_resuming():
-    load = archon.load_training_state
+    load = checkpoints.load_training_state
 
     def all_but_one(folder, parameters):
         stale = parameters["norm.weight"].detach().clone()
@@ -97,17 +97,17 @@ def leave_the_final_norm_stale_after_resuming():
             parameters["norm.weight"].copy_(stale)
         return loaded
 
-    archon.load_training_state = all_but_one
+    checkpoints.load_training_state = all_but_one
 
 
 def forget_the_step_when_resuming():
-    load = archon.load_training_state
+    load = checkpoints.load_training_state
 
     def from_zero(folder, parameters):
         state, counters, *rest = load(folder, parameters)
         return state, {**counters, "version": 0}, *rest
 
-    archon.load_training_state = from_zero
+    checkpoints.load_training_state = from_zero
 
 
 def draw_the_value_head_without_a_seed():

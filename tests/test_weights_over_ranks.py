@@ -90,7 +90,10 @@ def round_trips(layout, checkpoints, folder):
         path = checkpoints / model
         engine = make_engine(layout, path=path)
         report = load_hf_weights(
-            engine.module, engine._built.weights, path, local_boxes=lambda _name, weight: [local_part(weight)]
+            engine.module,
+            engine._running.assembled.weights,
+            path,
+            local_boxes=lambda _name, weight: [local_part(weight)],
         )
         owned = sum(local_part(parameter)[0].numel() for parameter in engine.parameters.values())
         engine.save(folder / model / "hf", "hf")

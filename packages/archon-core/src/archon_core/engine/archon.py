@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from archon_core.checkpoint.dcp import TrainingState, describe_model, load_training_state
-from archon_core.checkpoint.gathering import WRITER, gather_to_writer
-from archon_core.checkpoint.hf_saving import prepare_folder, save_hf_weights
-from archon_core.checkpoint.parts import HostCopies
+from archon_core.checkpoint.dcp import TrainingState
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.data.batch import Batch
 from archon_core.distributed.determinism import deterministic_effects, ensure_deterministic
-from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import DataRanks
-from archon_core.engine.assembly import Assembled, assemble, load_weights
+from archon_core.engine.assembly import Assembled, assemble
+from archon_core.engine.checkpoints import EngineCheckpoints
 from archon_core.engine.effective import EffectiveConfig, resolve_effective
 from archon_core.engine.offloading import Residence
 from archon_core.engine.optimizer import NamedOptimizer
 from archon_core.engine.runner import SequentialRunner
 from archon_core.engine.step import Parts, Splitter, eval_step, forward_step, train_step
-from archon_core.errors import TrainingError, WeightsError
+from archon_core.errors import TrainingError
 from archon_core.layout import Layout, refuse_axes
 from archon_core.mesh import data_ranks, device_of_rank
-from archon_core.models.hf_config import checkpoint_folder
 from archon_core.nn.evaluation import evaluation_mode
 from archon_core.nn.packed import OutputName
 from archon_core.parallel.recompute_log import REPORT_LOGGER, RecomputeLog
@@ -42,6 +38,25 @@ from archon_core.protocols import CausalModule, Loss, OutputRequest, StepStats
 
 logger = logging.getLogger(__name__)
 report_logger = logging.getLogger(REPORT_LOGGER)
+
+
+@dataclass(frozen=True)
+class _Running:
+    """What ``initialize`` makes.
+
+    Attributes:
+        assembled: the model.
+        parts: what its steps are made of.
+        optimizer: ``None`` for a model that is not trained.
+        residence: whether it is on its device.
+        checkpoints: saves and loads it.
+    """
+
+    assembled: Assembled
+    parts: Parts
+    optimizer: NamedOptimizer | None
+    residence: Residence
+    checkpoints: EngineCheckpoints
 
 
 class ArchonEngine:
@@ -84,11 +99,7 @@ class ArchonEngine:
             option = f"{role}.archon.use_deterministic_algorithms"
             ensure_deterministic(option=option)
             self._decisions += deterministic_effects(option)
-        self._assembled: Assembled | None = None
-        self._optimizer: NamedOptimizer | None = None
-        self._parts: Parts | None = None
-        self._residence: Residence | None = None
-        self._host_copies = HostCopies()
+        self._running_or_none: _Running | None = None
         self._has_reported = False
 
     def initialize(self) -> None:
@@ -107,42 +118,54 @@ class ArchonEngine:
             role=self._role,
             seed=self._seed,
         )
-        self._assembled = assembled
         self._decisions += decisions
+        ranks = data_ranks(self._dims)
         split = Splitter(
             self._config.mb_spec,
             multiple=self._effective.pad_multiple,
             at_least=self._effective.pad_at_least,
             context=assembled.context,
         )
-        self._parts = Parts(
-            split,
-            SequentialRunner(assembled.module, assembled.groups),
-            data_ranks(self._dims),
-            getattr(assembled.hf_config, "vocab_size", None),
+        runner = SequentialRunner(assembled.module, assembled.groups)
+        optimizer = self._build_optimizer(assembled)
+        self._running_or_none = _Running(
+            assembled,
+            Parts(split, runner, ranks, getattr(assembled.hf_config, "vocab_size", None)),
+            optimizer,
+            Residence(assembled.module, assembled.groups, optimizer, role=self._role),
+            EngineCheckpoints(
+                self._config,
+                self._effective,
+                assembled,
+                optimizer,
+                ranks.everyone,
+                role=self._role,
+                seed=self._seed,
+            ),
         )
-        if self._config.optimizer is not None:
-            self._optimizer = NamedOptimizer(self.parameters, self._config.optimizer, total_steps=self._total_steps)
-        else:
-            for parameter in assembled.parameters.values():
-                parameter.requires_grad_(False)
-        self._residence = Residence(assembled.module, assembled.groups, self._optimizer, role=self._role)
         logger.info("Initialized Archon engine with parallel dims: %s", self._dims.describe())
+
+    def _build_optimizer(self, assembled: Assembled) -> NamedOptimizer | None:
+        if self._config.optimizer is not None:
+            return NamedOptimizer(assembled.parameters, self._config.optimizer, total_steps=self._total_steps)
+        for parameter in assembled.parameters.values():
+            parameter.requires_grad_(False)
+        return None
 
     @property
     def module(self) -> CausalModule:
         """The model."""
-        return self._built.module
+        return self._running.assembled.module
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """Global name -> parameter, a DTensor where it is sharded; a tied one once, under its first name."""
-        return dict(self._built.parameters)
+        return dict(self._running.assembled.parameters)
 
     @property
     def hf_config(self) -> Any:
         """The model's configuration, as ``transformers`` reads it."""
-        return self._built.hf_config
+        return self._running.assembled.hf_config
 
     @property
     def device(self) -> torch.device:
@@ -152,12 +175,12 @@ class ArchonEngine:
     @property
     def data_ranks(self) -> DataRanks:
         """Which share of a batch is this process's."""
-        return self._built_parts.ranks
+        return self._running.parts.ranks
 
     @contextmanager
     def generating(self) -> Iterator[None]:
         """Ready ``module`` for generation; see ``protocols.TrainEngine``."""
-        built = self._ready
+        built = self._ready.assembled
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(built.module))
             stack.enter_context(built.blocks.eager())
@@ -186,17 +209,17 @@ class ArchonEngine:
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """One optimizer step on ``batch``. Raises TrainingError for an engine without an optimizer."""
-        if self._optimizer is None:
+        running = self._ready
+        if running.optimizer is None:
             raise TrainingError(
-                f"engine {self._role!r}: found no optimizer, so it cannot train; set {self._role}.optimizer and call "
-                "initialize() first"
+                f"engine {self._role!r}: found no optimizer, so it cannot train; set {self._role}.optimizer"
             )
-        self._ready.module.train()
+        running.assembled.module.train()
         stats = train_step(
             batch.to(self.device),
             loss,
-            self._built_parts,
-            optimizer=self._optimizer,
+            running.parts,
+            optimizer=running.optimizer,
             step=self._version,
             max_gradient_norm=self._config.optimizer.gradient_clipping,
         )
@@ -206,13 +229,15 @@ class ArchonEngine:
 
     def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """The loss and its metrics on ``batch``, without gradients and without dropout."""
-        self._ready.module.eval()
-        return eval_step(batch.to(self.device), loss, self._built_parts)
+        running = self._ready
+        running.assembled.module.eval()
+        return eval_step(batch.to(self.device), loss, running.parts)
 
     def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
         """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients or dropout."""
-        self._ready.module.eval()
-        return forward_step(batch.to(self.device), request, self._built_parts)
+        running = self._ready
+        running.assembled.module.eval()
+        return forward_step(batch.to(self.device), request, running.parts)
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training.
@@ -222,78 +247,49 @@ class ArchonEngine:
         Raises:
             WeightsError: on every rank, ``hf`` weights are there already.
         """
-        self._at_home.require_onload()
-        everyone = self.data_ranks.everyone
+        checkpoints = self._ready.checkpoints
         if format == "hf":
-            with failing_together(everyone):
-                if everyone.rank == WRITER:
-                    prepare_folder(path)
-            # Ranks send and receive inside. This kind is raised when all has been sent; another, by a rank that others
-            # wait for: it has to end.
-            with failing_together(everyone, kind=WeightsError):
-                save_hf_weights(
-                    gather_to_writer(self._built.named_weights),
-                    self._built.weights,
-                    path,
-                    self.hf_config,
-                    dtype=getattr(torch, self._effective.compute_dtype),
-                    critic=self._config.is_critic,
-                    companions_from=self._companions(),
-                    write=everyone.rank == WRITER,
-                )
+            checkpoints.save_hf(path)
         else:
-            self._training_state().write(path, everyone)
-        everyone.barrier()
+            checkpoints.save_dcp(path, version=self._version)
+        self.data_ranks.everyone.barrier()
 
     def stage(self) -> TrainingState:
         """What ``save`` would write as ``dcp`` now, copied to the host; training may go on while it is written.
 
         The copies last until the next call.
         """
-        self._at_home.require_onload()
-        state = self._training_state()
-        return replace(state, parts=self._host_copies.of(state.parts))
-
-    def _training_state(self) -> TrainingState:
-        optimizer: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
-        model = describe_model(self.hf_config, critic=self._config.is_critic, name=self._built.spec.name)
-        return TrainingState.of(self.parameters, optimizer, {"version": self._version}, model)
+        return self._ready.checkpoints.stage(version=self._version)
 
     def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
-        """Read what ``save`` wrote. Collective. Raises WeightsError, on every rank, when it does not fit the model."""
-        self._at_home.require_onload()
+        """Read what ``save`` wrote. Collective.
+
+        Raises:
+            WeightsError: on every rank, it is damaged or does not fit the model; load something whole before going on.
+        """
+        checkpoints = self._ready.checkpoints
         if format == "hf":
-            self._decisions += load_weights(self._built, path, role=self._role, seed=self._seed)
-            return
-        if self._optimizer is not None:
-            self._optimizer.clear_state()  # or there would be memory for two for a while
-        state, counters, decisions = load_training_state(path, self.parameters)
+            decisions = checkpoints.load_hf(path)
+        else:
+            self._version, decisions = checkpoints.load_dcp(path)
         self._decisions += decisions
-        if self._optimizer is not None:
-            self._optimizer.load_state(state)
-        self._version = counters["version"]
 
     def offload(self) -> None:
         """Move weights and optimizer state to host memory; see ``protocols.TrainEngine``."""
-        self._at_home.offload()
+        self._running.residence.offload()
 
     def onload(self) -> None:
         """Move them back; see ``protocols.TrainEngine``."""
-        self._at_home.onload()
+        self._running.residence.onload()
 
     @property
     def recomputation(self) -> RecomputeLog | None:
         """What activation checkpointing keeps and recomputes, from the first step on; ``None`` without ``ac_debug``."""
-        return self._built.blocks.log
+        return self._running.assembled.blocks.log
 
     def close(self) -> None:
         """Free module and optimizer."""
-        self._assembled = self._optimizer = self._parts = self._residence = None
-        self._host_copies = HostCopies()
-
-    def _companions(self) -> Path | None:
-        """The folder whose tokenizer and generation settings belong to the weights, when there is one."""
-        return None if self._config.path is None else checkpoint_folder(self._config.path, weights=False)
+        self._running_or_none = None
 
     def _report_recomputation(self) -> None:
         if self.recomputation is not None and not self._has_reported:
@@ -301,25 +297,14 @@ class ArchonEngine:
             report_logger.info("%s: %s", self._role, self.recomputation.report())
 
     @property
-    def _ready(self) -> Assembled:
-        """What was built, where it can be used."""
-        self._at_home.require_onload()
-        return self._built
+    def _ready(self) -> _Running:
+        """What runs, where it can be used."""
+        running = self._running
+        running.residence.require_onload()
+        return running
 
     @property
-    def _at_home(self) -> Residence:
-        if self._residence is None:
+    def _running(self) -> _Running:
+        if self._running_or_none is None:
             raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
-        return self._residence
-
-    @property
-    def _built(self) -> Assembled:
-        if self._assembled is None:
-            raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
-        return self._assembled
-
-    @property
-    def _built_parts(self) -> Parts:
-        if self._parts is None:
-            raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
-        return self._parts
+        return self._running_or_none
