@@ -155,6 +155,9 @@ def test_a_critic_starts_from_a_language_model_and_says_that_its_head_is_new(tmp
     assert "head.weight" in decision.requested
     values = critics[0].forward_batch(batch, OutputRequest(("values",)))["values"]
     assert values.shape == (batch.n_tokens,)
+    strict = ArchonOptions(enable_compile=False, strict=True)
+    with pytest.raises(ConfigError, match=r"(?s)strict=true allows no change.*actor\.path: asked head\.weight"):
+        make_engine(model_config=None, path=str(tmp_path / "hf"), is_critic=True, archon=strict).initialize()
 
 
 def test_random_weights_depend_on_the_seed_alone(engine):

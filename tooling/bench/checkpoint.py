@@ -2,7 +2,7 @@
 
     hatch run bench-checkpoint
 
-The engine's training state (weights and AdamW's moments, fp32) as `dcp`, in turn and in the background, and its weights
+A training state (weights and AdamW's moments, fp32) as `dcp`, in turn and in the background, and a model's weights
 as `hf`, beside `save_file`, and beside `load_file` that leaves what resuming leaves: weights in the parameters, which
 are there, and moments in new memory. Both sides have one thread, as ranks that share a machine's cores have, and are
 repeated by turns; the best of each counts, since a virtual machine may take seconds for memory that it has not touched
@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,13 +28,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from archon_core import parse_layout
+from archon_core.checkpoint.dcp import TrainingState, load_training_state
+from archon_core.checkpoint.parts import HostCopies
 from archon_core.checkpoint.seal import SEAL
-from archon_core.config.schema import EngineConfig, OptimizerConfig
-from archon_core.data.batch import Batch
+from archon_core.config.schema import EngineConfig
 from archon_core.distributed.ranks import Ranks
 from archon_core.engine.archon import ArchonEngine
 from archon_core.run.publication import publish_folder
-from archon_testing.losses import NegativeLogLikelihood
 
 BAR = 0.8
 PLAIN = "plain.safetensors"
@@ -51,7 +52,7 @@ MODEL = {
 
 
 class Bench:
-    """An engine after its first step, so that there is optimizer state, and plain copies of what it saves.
+    """An engine, and optimizer state as AdamW has it.
 
     Args:
         folder: where to write.
@@ -62,18 +63,22 @@ class Bench:
         self.folder = folder
         self.rounds = rounds
         self.engine = ArchonEngine(
-            EngineConfig(model_config=MODEL, dtype="float32", optimizer=OptimizerConfig(lr=1e-5)),
+            EngineConfig(model_config=MODEL, dtype="float32", optimizer=None),
             role="actor",
             layout=parse_layout("archon:d1"),
             seed=1,
             total_steps=None,
         )
         self.engine.initialize()
-        self.engine.train_batch(Batch.from_sequences([torch.arange(4)]), NegativeLogLikelihood())
-        state = self.engine.stage()
-        self.state = {part.name: part.values() for part in state.parts}
-        self.kept: dict[str, Tensor] = {}
         self.weights = {name: parameter.detach() for name, parameter in self.engine.parameters.items()}
+        moments = {
+            name: {"step": torch.tensor(1.0), "exp_avg": weight / 2, "exp_avg_sq": weight / 3}
+            for name, weight in self.weights.items()
+        }
+        training = TrainingState.of(self.engine.parameters, moments, {"version": 1}, {})
+        self.training = training
+        self.state = {part.name: part.values() for part in training.parts}
+        self.kept: object = None
 
     def compare(
         self, label: str, ours: Callable[[], object], plain: Callable[[], object], size: int, *, written: str = ""
@@ -116,12 +121,21 @@ class Bench:
 
     def load_plain(self, tensors: dict[str, Tensor]) -> None:
         """The same."""
-        self.kept = {}
+        self.kept = kept = []
         for name, value in load_file(self.folder / PLAIN).items():
             if name.startswith("optimizer."):
-                self.kept[name] = value.clone()
+                kept.append(value.clone())
             else:
                 tensors[name].copy_(value)
+
+    def save_state(self) -> None:
+        """What an engine does for ``dcp``."""
+        self.training.write(self.folder / "dcp", Ranks())
+
+    def load_state(self) -> None:
+        """The same."""
+        self.kept = None
+        self.kept = load_training_state(self.folder / "dcp", self.engine.parameters)
 
     def save_torch(self) -> None:
         """The same state by ``torch.distributed.checkpoint`` as it comes."""
@@ -130,75 +144,78 @@ class Bench:
 
     def load_torch(self) -> None:
         """The same, with new memory for moments."""
-        self.kept = {
+        self.kept = None
+        self.kept = tensors = {
             name: torch.empty_like(value) if name.startswith("optimizer.") else value
             for name, value in self.state.items()
         }
-        dcp.load(self.kept, checkpoint_id=self.folder / "torch", no_dist=True)
+        dcp.load(tensors, checkpoint_id=self.folder / "torch", no_dist=True)
 
     def publish(self) -> None:
         """A checkpoint as a run writes it: forced to disk, then renamed."""
         with publish_folder(self.folder / "published") as folder:
-            self.engine.save(folder, "dcp")
+            self.training.write(folder, Ranks())
 
 
 def measure(bench: Bench) -> dict[str, float]:
     """Print everything; the ratios that have a bar."""
     engine, state, weights = bench.engine, bench.state, bench.weights
     of_state, of_weights = (sum(tensor.nbytes for tensor in tensors.values()) for tensors in (state, weights))
-    print(f"training state {of_state / 2**20:.0f} MiB in {len(state)} tensors, weights {of_weights / 2**20:.0f} MiB\n")
-    ratios = {}
+    print(f"training state {of_state / 2**20:.0f} MiB in {len(state)} tensors; weights {of_weights / 2**20:.0f} MiB\n")
 
-    def save(format: str) -> Callable[[], None]:
-        return lambda: engine.save(bench.folder / format, format)
+    def save_hf() -> None:
+        engine.save(bench.folder / "hf", "hf")
 
-    def load(format: str) -> Callable[[], None]:
-        return lambda: engine.load(bench.folder / format, format)
+    def load_hf() -> None:
+        engine.load(bench.folder / "hf", "hf")
 
     def plain(tensors: dict[str, Tensor], **options: bool) -> Callable[[], None]:
         return lambda: bench.save_plain(tensors, **options)
 
-    ratios["dcp save"] = bench.compare("save dcp", save("dcp"), plain(state), of_state, written="dcp")
-    _both(bench, save("dcp"), plain(state), "dcp")
-    ratios["dcp load"] = bench.compare(
-        "load dcp, all bytes checked", load("dcp"), lambda: bench.load_plain(state), of_state
-    )
+    def load_plain(tensors: dict[str, Tensor]) -> Callable[[], None]:
+        return lambda: bench.load_plain(tensors)
+
+    def there(ours: Callable[[], None], tensors: dict[str, Tensor], written: str) -> None:
+        bench.remove(written)
+        ours()
+        bench.save_plain(tensors)
+
+    ratios = {}
+    ratios["dcp save"] = bench.compare("save dcp", bench.save_state, plain(state), of_state, written="dcp")
+    there(bench.save_state, state, "dcp")
+    ratios["dcp load"] = bench.compare("load dcp, all bytes checked", bench.load_state, load_plain(state), of_state)
     bench.compare("save dcp, forced to disk", bench.publish, plain(state, flushed=True), of_state, written="published")
     bench.compare("save, torch's own writer", bench.save_torch, plain(state), of_state, written="torch")
-    _both(bench, bench.save_torch, plain(state), "torch")
-    bench.compare("load, torch's own reader", bench.load_torch, lambda: bench.load_plain(state), of_state)
-    bench.compare("save hf", save("hf"), plain(weights), of_weights, written="hf")
-    _both(bench, save("hf"), plain(weights), "hf")
-    bench.compare("load hf, all bytes checked", load("hf"), lambda: bench.load_plain(weights), of_weights)
+    there(bench.save_torch, state, "torch")
+    bench.compare("load, torch's own reader", bench.load_torch, load_plain(state), of_state)
+    bench.compare("save hf", save_hf, plain(weights), of_weights, written="hf")
+    there(save_hf, weights, "hf")
+    bench.compare("load hf, all bytes checked", load_hf, load_plain(weights), of_weights)
     (bench.folder / "hf" / SEAL).unlink()
-    bench.compare("load hf, as from the hub", load("hf"), lambda: bench.load_plain(weights), of_weights)
-    blocking, whole = [], []
-    for _ in range(bench.rounds):
-        bench.remove("staged")
-        began = time.perf_counter()
-        staged = engine.stage()
-        blocking.append(time.perf_counter() - began)
-        staged.write(bench.folder / "staged", Ranks())
-        whole.append(time.perf_counter() - began)
-    print(
-        f"\nin the background: training waits {min(blocking) * 1e3:.0f} ms "
-        f"({of_state / min(blocking) / 1e9:.1f} GB/s) of {min(whole) * 1e3:.0f} ms"
-    )
+    bench.compare("load hf, as from the hub", load_hf, load_plain(weights), of_weights)
+    _measure_background(bench, of_state)
     print("\nmemory beyond the engine's, at most:")
-    for format in ("dcp", "hf"):
-        bench.remove(format)
-        print(f"  save {format:14s} {_memory_of(save(format)) / 2**20:6.0f} MiB")
-    largest = max(tensor.nbytes for tensor in state.values())
-    print(f"  background       {of_state / 2**20:6.0f} MiB, kept for the next time")
-    print(f"  (the largest tensor: {largest / 2**20:.0f} MiB)")
+    for name, work in (("dcp", bench.save_state), ("hf", save_hf)):
+        bench.remove(name)
+        print(f"  save {name:14s} {_memory_of(work) / 2**20:6.0f} MiB")
+    print(f"  background       {of_state / 2**20:8.0f} MiB, kept for the next time")
+    print(f"  (the largest tensor: {max(tensor.nbytes for tensor in state.values()) / 2**20:.0f} MiB)")
     return ratios
 
 
-def _both(bench: Bench, ours: Callable[[], None], plain: Callable[[], None], written: str) -> None:
-    """Have both there, to be read."""
-    bench.remove(written)
-    ours()
-    plain()
+def _measure_background(bench: Bench, size: int) -> None:
+    copies, waiting, whole = HostCopies(), [], []
+    for _ in range(bench.rounds):
+        bench.remove("staged")
+        began = time.perf_counter()
+        staged = replace(bench.training, parts=copies.of(bench.training.parts))
+        waiting.append(time.perf_counter() - began)
+        staged.write(bench.folder / "staged", Ranks())
+        whole.append(time.perf_counter() - began)
+    print(
+        f"\nin the background: training waits {min(waiting) * 1e3:.0f} ms ({size / min(waiting) / 1e9:.1f} GB/s) of "
+        f"{min(whole) * 1e3:.0f} ms"
+    )
 
 
 def _memory_of(work: Callable[[], object]) -> int:
@@ -225,7 +242,7 @@ def _own_memory() -> int:
 def main() -> int:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; a temporary one by default")
     options = parser.parse_args()
     torch.set_num_threads(1)

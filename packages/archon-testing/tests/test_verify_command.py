@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from archon_core.cli.main import main
-from archon_core.errors import LayoutError, ModelError, UnknownNameError
+from archon_core.errors import ConfigError, LayoutError, ModelError, UnknownNameError
 from archon_core.plugins import ModelSpec, ScheduleSpec, registry
 from archon_testing.cases import Case, choose_variants, variant_case
 from archon_testing.cli import exit_code
@@ -108,6 +108,13 @@ def test_axes_that_the_engine_cannot_run_are_refused():
 
 def test_a_registered_model_is_taken_in_its_tiny_size(house):
     assert read_model("house") == RequestedModel(house, tiny())
+
+
+def test_a_folder_without_a_configuration_and_as_is_without_a_file_are_refused(house, tmp_path):
+    with pytest.raises(UnknownNameError, match=r"found no config\.json in that folder; give the path"):
+        read_model(str(tmp_path))
+    with pytest.raises(ConfigError, match="--as-is: found it with the registered model 'house'"):
+        read_model("house", as_is=True)
 
 
 def test_a_config_file_or_its_folder_is_a_model(house, tmp_path):

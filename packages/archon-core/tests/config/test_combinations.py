@@ -19,6 +19,14 @@ def engine(**options):
 DECISIONS = {
     ("archon.enable_compile", True): (engine(enable_compile=True), "false"),
     ("archon.ac_mode", "selective, full or memory_budget, when written"): (engine(ac_mode="full"), "none"),
+    ("archon.selective_ac_option", "N"): (
+        engine(gradient_checkpointing=True, ac_mode="full", selective_ac_option="2"),
+        "op",
+    ),
+    ("archon.ac_memory_budget", "another one than 0.5"): (
+        engine(gradient_checkpointing=True, ac_mode="full", ac_memory_budget=0.3),
+        "0.5",
+    ),
     ("gradient_checkpointing", True): (engine(gradient_checkpointing=True, optimizer=None), "false"),
     ("archon.offload_params", True): (engine(offload_params=True), "false"),
     ("enable_tree_training", True): (engine(enable_tree_training=True), "false"),

@@ -41,6 +41,7 @@ def test_restarts_end_when_they_are_used_up_and_a_users_mistake_is_not_tried_aga
     raised = start("reward=raise-on-1", "trainer.max_restarts=1")
     assert raised.wait() == 1
     assert raised.err.count("restart 1 of 1: ValueError: found no gold") == 1
+    assert "rank 1: Traceback" in raised.err.partition("restart 1 of 1")[0]
     assert raised.last_lines.startswith("error: ValueError: found no gold\n")
     assert raised.leaves_no_process()
     mistaken = start("--restart", "reward=mistake-on-all", "trainer.max_restarts=1")

@@ -54,7 +54,12 @@ def build(ac_mode, *, compiled=False, **options):
     options = ArchonOptions(ac_mode=ac_mode, enable_compile=compiled, ac_debug=True, **options)
     config = EngineConfig(gradient_checkpointing=True, archon=options)
     effective, _ = resolve_effective(config, role="actor", device="cpu", explicit=frozenset({COMPILE}))
-    return module, prepare_blocks(module, PLAN, effective, option=COMPILE).log
+    return module, prepare_blocks(module, PLAN, effective, role="actor").log
+
+
+def test_every_nth_block_of_fewer_blocks_is_refused():
+    with pytest.raises(ConfigError, match=r"selective_ac_option: found 4; the model has 3 blocks.*allowed are 1 to 3"):
+        build("selective", selective_ac_option="4")
 
 
 def gradients(module, *, n_tokens=6):

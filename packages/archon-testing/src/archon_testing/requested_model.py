@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from archon_core.errors import ModelError, UnknownNameError
+from archon_core.errors import ConfigError, ModelError, UnknownNameError
 from archon_core.plugins import ModelSpec, registry
 from archon_core.plugins.specs import load_target
 from archon_testing.small_config import LARGE, changes, estimated_parameters, shrink, with_layers
@@ -52,6 +52,7 @@ def read_model(name: str, *, as_is: bool = False) -> RequestedModel:
     Raises:
         UnknownNameError: nothing of this name is installed or exists, or nothing serves the file's model type.
         ModelError: the file is no configuration, or the model has no configuration for tests.
+        ConfigError: ``as_is`` with a registered model.
     """
     path = Path(name).expanduser()
     file = path / "config.json" if path.is_dir() else path
@@ -64,11 +65,17 @@ def read_model(name: str, *, as_is: bool = False) -> RequestedModel:
             return RequestedModel(spec, entries, as_given=True)
         small = shrink(entries, _tiny(spec, f"{file} describes some {parameters / 1e6:,.0f} million parameters"))
         return RequestedModel(spec, small, changes=changes(entries, small))
-    if "/" in name or name.endswith(".json"):
+    if name not in known and (path.is_dir() or "/" in name or name.endswith(".json")):
+        found = "no config.json in that folder" if path.is_dir() else "no such file"
         raise UnknownNameError(
-            f"model {name!r}: found no such file; give the path of a config.json, or one of {', '.join(known)}"
+            f"model {name!r}: found {found}; give the path of a config.json, or one of {', '.join(known)}"
         )
     spec = registry().get(ModelSpec, name)
+    if as_is:
+        raise ConfigError(
+            f"--as-is: found it with the registered model {name!r}, which has sizes for tests only; give the path of a "
+            "config.json, or leave --as-is out"
+        )
     return RequestedModel(spec, _tiny(spec, f"model {name!r}"))
 
 

@@ -87,6 +87,7 @@ def _leave_progress_line() -> None:
 def _report_restart(failed: RankExit, n_ranks: int, folder: RunFolder, number: int, most: int) -> None:
     """Say which rank died, and from where all of them go on."""
     _leave_progress_line()
+    _show_traceback(failed)
     step = folder.latest_step()
     start = "from the beginning, since there is no checkpoint yet" if step is None else f"from step {step}"
     print_remark(
@@ -121,12 +122,14 @@ def _report_stop(exits: Sequence[RankExit], stop: StopSignal, folder: RunFolder,
 
 def _report_failure(first: RankExit, exits: Sequence[RankExit], n_ranks: int) -> int:
     """Say which rank failed first, and why, as the last thing that is printed; returns the exit code."""
-    error = first.error
-    with_traceback = error is not None and (
-        error.kind != "user" or os.environ.get("ARCHON_TRACEBACK", "0") not in ("", "0")
-    )
-    if error is not None and with_traceback:
-        print_remark(error.traceback, label=f"rank {first.rank}: ", style="bold")
+    _show_traceback(first)
     shared = shared_error(exits, n_ranks)
     print_remark(shared.message if shared else explain(first, n_ranks), label="error: ", style="bold red")
-    return USER_ERROR if error is not None and error.kind == "user" else 1
+    return USER_ERROR if first.error is not None and first.error.kind == "user" else 1
+
+
+def _show_traceback(failed: RankExit) -> None:
+    """Print where a rank failed, unless it was a user's mistake, whose message says it all."""
+    error, asked = failed.error, os.environ.get("ARCHON_TRACEBACK", "0") not in ("", "0")
+    if error is not None and (error.kind != "user" or asked):
+        print_remark(error.traceback, label=f"rank {failed.rank}: ", style="bold")

@@ -46,6 +46,10 @@ class Situation:
         recomputes = self.engine.gradient_checkpointing and self.engine.optimizer is not None
         return self.engine.archon.ac_mode if recomputes else "none"
 
+    def recomputes_otherwise_than(self, mode: str) -> bool:
+        """Whether activation checkpointing is on, in another mode."""
+        return self.ac_mode not in ("none", mode)
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -110,6 +114,24 @@ RULES: tuple[Rule, ...] = (
             not s.engine.gradient_checkpointing and s.engine.archon.ac_mode != "none" and "archon.ac_mode" in s.written
         ),
         becomes="none",
+    ),
+    Rule(
+        "archon.selective_ac_option",
+        "N",
+        "another ac_mode than selective",
+        "decision",
+        "it says which blocks ac_mode selective recomputes",
+        lambda s: s.recomputes_otherwise_than("selective") and s.engine.archon.selective_ac_option != "op",
+        becomes="op",
+    ),
+    Rule(
+        "archon.ac_memory_budget",
+        "another one than 0.5",
+        "another ac_mode than memory_budget",
+        "decision",
+        "it is the budget of ac_mode memory_budget",
+        lambda s: s.recomputes_otherwise_than("memory_budget") and s.engine.archon.ac_memory_budget != 0.5,
+        becomes=0.5,
     ),
     Rule(
         "gradient_checkpointing",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.checkpoint.dcp import TrainingState
+from archon_core.config.combinations import refuse_when_strict
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.data.batch import Batch
@@ -25,7 +26,7 @@ from archon_core.engine.offloading import Residence
 from archon_core.engine.optimizer import NamedOptimizer
 from archon_core.engine.runner import SequentialRunner
 from archon_core.engine.step import Parts, Splitter, eval_step, forward_step, train_step
-from archon_core.errors import TrainingError
+from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout, refuse_axes
 from archon_core.mesh import data_ranks, device_of_rank
 from archon_core.nn.evaluation import evaluation_mode
@@ -118,7 +119,7 @@ class ArchonEngine:
             role=self._role,
             seed=self._seed,
         )
-        self._decisions += decisions
+        self._record(decisions)
         ranks = data_ranks(self._dims)
         split = Splitter(
             self._config.mb_spec,
@@ -272,7 +273,7 @@ class ArchonEngine:
             decisions = checkpoints.load_hf(path)
         else:
             self._version, decisions = checkpoints.load_dcp(path)
-        self._decisions += decisions
+        self._record(decisions)
 
     def offload(self) -> None:
         """Move weights and optimizer state to host memory; see ``protocols.TrainEngine``."""
@@ -290,6 +291,12 @@ class ArchonEngine:
     def close(self) -> None:
         """Free module and optimizer."""
         self._running_or_none = None
+
+    def _record(self, decisions: list[Decision]) -> None:
+        """Add to the decisions. Raises ConfigError when ``strict`` allows none."""
+        self._decisions += decisions
+        if self._config.archon.strict and (refusal := refuse_when_strict(decisions, role=self._role)):
+            raise ConfigError(refusal)
 
     def _report_recomputation(self) -> None:
         if self.recomputation is not None and not self._has_reported:

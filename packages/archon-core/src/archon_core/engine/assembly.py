@@ -114,7 +114,7 @@ def assemble(
     meshes = _meshes(effective, layout, option=f"{role}.backend")
     if meshes is not None:
         _shard_computation(module, plan, meshes)
-    blocks = prepare_blocks(module, plan, effective, option=f"{role}.archon.enable_compile")
+    blocks = prepare_blocks(module, plan, effective, role=role)
     groups = None if meshes is None else _shard_parameters(module, plan, effective, meshes)
     materialize_empty(module, "cpu" if effective.offload_params else device_of_rank())
     assembled = Assembled(

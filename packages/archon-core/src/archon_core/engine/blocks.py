@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from archon_core.engine.effective import EffectiveConfig
+from archon_core.errors import ConfigError
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.parallel.activation_checkpointing import (
     apply_full_checkpointing,
@@ -45,20 +46,22 @@ class Blocks:
                 yield
 
 
-def prepare_blocks(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, *, option: str) -> Blocks:
+def prepare_blocks(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, *, role: str) -> Blocks:
     """Compile and checkpoint the blocks of ``module`` in place, as ``effective`` says.
 
     Args:
-        option: where compilation is asked for, for the message.
+        role: the name of the section that asks for it, for messages.
 
     Raises:
-        ConfigError: there is no compiler.
+        ConfigError: there is no compiler, or the model has too few blocks to recompute every Nth.
     """
+    if effective.ac_every is not None:
+        _check_every_nth(effective.ac_every, sum(1 for _ in blocks_of(module, plan)), role=role)
     log = RecomputeLog(compiled=effective.compile) if effective.ac_debug else None
     compiled = None
     by_operation = effective.ac_mode == "selective" and effective.ac_every is None
     if effective.compile:
-        check_compiler(effective.device, option=option)
+        check_compiler(effective.device, option=f"{role}.archon.enable_compile")
         # The compiler's own recomputation: operations inside of a graph are not seen by torch's checkpoint.
         keeping = None
         if effective.ac_mode == "memory_budget":
@@ -76,3 +79,11 @@ def prepare_blocks(module: nn.Module, plan: ParallelPlan, effective: EffectiveCo
         for name, block in blocks_of(module, plan):
             log.watch(name, block)
     return Blocks(compiled, log)
+
+
+def _check_every_nth(every: int, n_blocks: int, *, role: str) -> None:
+    if every > n_blocks:
+        raise ConfigError(
+            f"{role}.archon.selective_ac_option: found {every}; the model has {n_blocks} blocks, so none would be "
+            f"recomputed; allowed are 1 to {n_blocks}, and op"
+        )

@@ -55,6 +55,7 @@ class PackedAttention(nn.Module):
         Where ``packed.context`` cuts the tokens, arguments and result are those of this rank's.
         """
         if packed.cache is not None:
+            assert packed.context is None, "a cache holds whole sequences"
             return packed.cache.attend(self.layer, q, k, v, packed, scale=self.scale, window=self.window)
         attend = _load(self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1]))
         if packed.context is None:
