@@ -2,7 +2,7 @@
 
 The bytes are summed as 64-bit words within pages of 32 KiB, and a hash goes over the sums and over what is left after
 the last whole page. A flipped bit, zeros in the place of data, a stale or a misplaced page change the result, but for
-one case in 2^64; words that only change places inside one page do not show. It reads 30 to 40 GB/s on one core where
+one case in 2^64; words that only change places inside one page do not show. It reads 25 to 50 GB/s on one core where
 CRC-32 reads 6 and SHA-256 2 (docs/performance.md).
 """
 

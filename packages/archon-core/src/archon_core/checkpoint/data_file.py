@@ -8,6 +8,7 @@ they are straight into the file. torch's readers read the result.
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +17,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from archon_core.checkpoint.checksum import Checksum, blocks, bytes_of
+from archon_core.checkpoint.checksum import bytes_of, checksum_of
 from archon_core.checkpoint.seal import Region, SealedFile
 from archon_core.compat import save_around
 
@@ -53,11 +54,14 @@ class DataFile:
 
     def __enter__(self) -> DataFile:
         self._file: BinaryIO = self._path.open("wb")
+        # Checksums are added up while the kernel copies: both take about as long as memory needs.
+        self._checker = ThreadPoolExecutor(1, "archon-checksum")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._checker.shutdown()
         self._file.close()
 
     def append(self, values: Tensor) -> Archive:
@@ -83,11 +87,9 @@ class DataFile:
         self._place += len(piece)
 
     def _write_region(self, content: Tensor) -> None:
-        checksum = Checksum()
-        for block in blocks(content):
-            checksum.update(block)  # which leaves it in the processor's cache
-            self._file.write(block.numpy().data)
-        self._regions.append(Region(self._place, content.numel(), checksum.text()))
+        checksum = self._checker.submit(checksum_of, content)
+        self._file.write(content.numpy().data)
+        self._regions.append(Region(self._place, content.numel(), checksum.result()))
         self._place += content.numel()
 
 
