@@ -8,7 +8,6 @@ they are straight into the file. torch's readers read the result.
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +16,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from archon_core.checkpoint.checksum import bytes_of, checksum_of
+from archon_core.checkpoint.checksum import bytes_of
+from archon_core.checkpoint.region_writer import RegionWriter
 from archon_core.checkpoint.seal import Region, SealedFile
 from archon_core.compat import save_around
 
@@ -54,14 +54,13 @@ class DataFile:
 
     def __enter__(self) -> DataFile:
         self._file: BinaryIO = self._path.open("wb")
-        # Checksums are added up while the kernel copies: both take about as long as memory needs.
-        self._checker = ThreadPoolExecutor(1, "archon-checksum")
+        self._writer = RegionWriter(self._file)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._checker.shutdown()
+        self._writer.close()
         self._file.close()
 
     def append(self, values: Tensor) -> Archive:
@@ -87,9 +86,7 @@ class DataFile:
         self._place += len(piece)
 
     def _write_region(self, content: Tensor) -> None:
-        checksum = self._checker.submit(checksum_of, content)
-        self._file.write(content.numpy().data)
-        self._regions.append(Region(self._place, content.numel(), checksum.result()))
+        self._regions.append(self._writer.write(content, self._place))
         self._place += content.numel()
 
 

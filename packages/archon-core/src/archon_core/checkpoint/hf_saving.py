@@ -9,7 +9,8 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +82,8 @@ def save_hf_weights(
         for name in itertools.chain.from_iterable(files.values()):
             give_hf(name, weights, copy_ours)
         return
-    scratch = torch.empty(max(math.prod(shape) for shape in weights.hf_shapes.values()), dtype=dtype)
-    assembled = (assemble_hf(name, weights, copy_ours, dtype, scratch) for names in files.values() for name in names)
+    lend = (lambda name: None) if callable(tensors) else partial(_lend, tensors=tensors, weights=weights, dtype=dtype)
+    assembled = _assembled(itertools.chain.from_iterable(files.values()), weights, copy_ours, lend, dtype)
     try:
         prepare_folder(folder)
         sealed = {
@@ -104,6 +105,32 @@ def save_hf_weights(
         raise
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+
+
+def _assembled(
+    names: Iterable[str],
+    weights: ResolvedMap,
+    copy_ours: BoxCopier,
+    lend: Callable[[str], Tensor | None],
+    dtype: torch.dtype,
+) -> Iterator[Tensor]:
+    """Stored tensors in turn, each valid until the next: those that cannot be lent are put together."""
+    scratch: Tensor | None = None
+    for name in names:
+        lent = lend(name)
+        if lent is None and scratch is None:
+            scratch = torch.empty(max(math.prod(shape) for shape in weights.hf_shapes.values()), dtype=dtype)
+        yield assemble_hf(name, weights, copy_ours, dtype, scratch) if lent is None else lent
+
+
+def _lend(name: str, *, tensors: Mapping[str, Tensor], weights: ResolvedMap, dtype: torch.dtype) -> Tensor | None:
+    """Our own tensor, where its bytes are those of the stored one."""
+    shape, links = weights.hf_shapes[name], weights.links_of_hf[name]
+    if len(links) != 1 or links[0].hf_box != Box.whole(shape):
+        return None
+    ours = tensors[links[0].ours].detach()
+    is_whole = links[0].our_box == Box.whole(tuple(ours.shape))
+    return ours.view(shape) if is_whole and ours.dtype == dtype and ours.is_contiguous() else None
 
 
 def _write_file(path: Path, entries: Mapping[str, tuple[torch.dtype, Shape]], tensors: Iterator[Tensor]) -> SealedFile:

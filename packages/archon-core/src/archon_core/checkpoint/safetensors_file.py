@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from archon_core.checkpoint.checksum import Checksum, blocks, bytes_of
+from archon_core.checkpoint.checksum import bytes_of
+from archon_core.checkpoint.region_writer import RegionWriter
 from archon_core.checkpoint.seal import Region, SealedFile, frame_checksum, map_bytes
 from archon_core.errors import DamagedError, WeightsError
 from archon_core.models.box import Box, Shape
@@ -122,6 +123,7 @@ class SafetensorsWriter:
         self._file = open(self.path, "wb")
         self._file.write(len(self._header).to_bytes(8, "little"))
         self._file.write(self._header)
+        self._writer = RegionWriter(self._file)
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
@@ -130,12 +132,9 @@ class SafetensorsWriter:
         start, end = self._spans[name]
         content = bytes_of(tensor.detach().cpu().contiguous())
         assert content.numel() == end - start, f"{name}: {content.numel()} bytes for a place of {end - start}"
-        place, checksum = 8 + len(self._header) + start, Checksum()
+        place = 8 + len(self._header) + start
         self._file.seek(place)
-        for block in blocks(content):
-            checksum.update(block)
-            self._file.write(block.numpy().data)
-        self._regions.append(Region(place, content.numel(), checksum.text()))
+        self._regions.append(self._writer.write(content, place))
         self._pending.discard(name)
 
     def sealed(self) -> SealedFile:
@@ -148,6 +147,7 @@ class SafetensorsWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._file is not None
+        self._writer.close()
         self._file.close()
         assert error is not None or not self._pending, f"{self.path}: never written: {sorted(self._pending)}"
 

@@ -71,7 +71,7 @@ class EngineCheckpoints:
         # wait for: it has to end.
         with failing_together(self._ranks, kind=WeightsError):
             save_hf_weights(
-                gather_to_writer(assembled.named_weights),
+                assembled.named_weights if assembled.groups is None else gather_to_writer(assembled.named_weights),
                 assembled.weights,
                 folder,
                 assembled.hf_config,
