@@ -6,6 +6,7 @@ Everything before the last two steps works on shapes alone, so that no process e
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -175,12 +176,20 @@ def load_weights(assembled: Assembled, folder: Path, *, role: str, seed: int) ->
         WeightsError: on every rank, the checkpoint does not fit.
     """
     ranks = Ranks.of_process_group()
+    failure: Exception | None = None
+    with ThreadPoolExecutor(1, "archon-check") as pool:
+        checking = pool.submit(check_share, folder, ranks)  # of a folder that we wrote; others have no checksums
+        try:
+            report = load_hf_weights(
+                assembled.module, assembled.weights, folder, local_boxes=lambda _name, weight: [local_part(weight)]
+            )
+        except Exception as error:
+            failure = error
     with failing_together(ranks):
-        check_share(folder, ranks)  # of a folder that we wrote; others have no checksums
+        checking.result()  # first: damage is named as such on all ranks, whatever it made of loading on one
     with failing_together(ranks):
-        report = load_hf_weights(
-            assembled.module, assembled.weights, folder, local_boxes=lambda _name, weight: [local_part(weight)]
-        )
+        if failure is not None:
+            raise failure
     initialize_weights(
         assembled.module,
         seed,
