@@ -58,7 +58,7 @@ def train(
                 _print_preliminaries(loaded, plan)
         return run_training(loaded, resume_command=_resume_command(command), place=place, restart=restart)
 
-    raise typer.Exit(run_as_rank(place, work))
+    run_as_rank(place, work)
 
 
 def _print_dry_run(config: Path, overrides: list[str], command: list[str]) -> int:
@@ -135,7 +135,9 @@ def _entry(loaded: LoadedConfig, resume_command: str) -> Callable[[], None]:
         def work() -> int:
             return run_training(loaded, resume_command=resume_command, place=place)
 
-        sys.exit(work() if place is None else run_as_rank(place, work))
+        if place is not None:
+            run_as_rank(place, work)
+        sys.exit(work())
 
     return entry
 

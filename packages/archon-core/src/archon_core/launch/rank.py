@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 from archon_core.distributed.environment import RankEnvironment
 from archon_core.errors import ArchonError
@@ -28,11 +30,12 @@ def started_by_archon(environment: Mapping[str, str] = os.environ) -> bool:
     return LAUNCHER_PID in environment
 
 
-def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> int:
-    """Run ``body`` as a rank and return its exit code, when that is 0; otherwise the process ends here.
+def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> NoReturn:
+    """Run ``body`` as a rank; the process ends here, with its exit code and without the interpreter's clean-up.
 
-    A rank that fails ends without the interpreter's clean-up, which would wait for threads of collectives that no
-    other rank will ever enter.
+    That would wait for threads of collectives that no other rank will ever enter, when one fails. When all is well, it
+    takes down torch while threads of it are at work, which aborts the process now and then ("terminate called without
+    an active exception", 2.13 with gloo).
 
     Args:
         place: which rank this is.
@@ -50,11 +53,10 @@ def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> int:
     except Exception as error:
         code = USER_ERROR if isinstance(error, ArchonError) else 1
         _leave(error, place)
-    if code != 0:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    return code
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _leave(error: Exception, place: RankEnvironment) -> None:
