@@ -134,17 +134,25 @@ def alone(request, tmp_path_factory):
     return file, root / "layouts" / "alone"
 
 
-@pytest.mark.parametrize(("alone", "layout", "n_ranks"), [("grpo", "t2", 2), ("grpo", "d2t2", 4)], indirect=["alone"])
+@pytest.mark.parametrize(
+    ("alone", "layout", "n_ranks"), [("grpo", "t2", 2), ("grpo", "d2t2", 4), ("grpo", "d2p2", 4)], indirect=["alone"]
+)
 def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout, n_ranks):
     file, expected = alone
     run_world(train, n_ranks, (file, layout, layout), time_limit=120)
     assert_equal_runs(expected.parent / layout, expected)
 
 
-def test_a_run_goes_on_from_layout_to_layout_with_the_numbers_of_an_uninterrupted_one(alone):
+@pytest.mark.parametrize(
+    ("alone", "layouts"),
+    [("grpo", ("d4", "d2t2", "t4")), ("sft", ("d4", "p2t2", "t4"))],
+    indirect=["alone"],
+    ids=["grpo", "sft"],
+)
+def test_a_run_goes_on_from_layout_to_layout_with_the_numbers_of_an_uninterrupted_one(alone, layouts):
     file, expected = alone
-    overrides = ("trainer.async_save=true", "trainer.keep_last=1")
-    for place, layout in enumerate(("d4", "d2t2", "t4")):
+    overrides = ("trainer.async_save=true", "trainer.keep_last=1", "actor.archon.pp_schedule=ZBV")
+    for place, layout in enumerate(layouts):
         resume = ("trainer.resume=true",) if place else ()
         stopped = run_world(train, 4, (file, layout, "parts", (*overrides, *resume), place + 1), time_limit=120)
         assert stopped == [True] * 4

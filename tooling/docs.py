@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from archon_core.config.combinations import render_rules
@@ -10,9 +11,17 @@ from archon_core.config.raw import RawMapping
 from archon_core.config.reference import render_reference
 from archon_core.config.sections import choose_sections
 from archon_core.plugins import registry
+from pipeline_pages import (
+    pictures,
+    render_bubbles,
+    render_peaks,
+    render_peaks_by_rank,
+    render_splits,
+    render_warm_up,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN = "<!-- made from archon_core.config.combinations by tooling/docs.py -->\n"
+BEGIN = "<!-- made from {source} by tooling/docs.py -->\n"
 END = "<!-- end -->\n"
 OURS = "archon-"
 """Only packages of this repository are documented, whatever else is installed."""
@@ -24,18 +33,34 @@ def generated_pages() -> dict[Path, str]:
     if choice.failures:
         raise SystemExit("\n".join(choice.failures))
     sections = [section for section in (*choice.used, *choice.unused) if section.owner.startswith(OURS)]
-    options = ROOT / "docs/engine-options.md"
+    tables = {
+        "docs/engine-options.md": {"archon_core.config.combinations": render_rules()},
+        "docs/pipeline.md": {
+            "archon_pipeline.schedules (bubble)": render_bubbles(),
+            "archon_pipeline.schedules (peak)": render_peaks(),
+            "archon_pipeline.schedules (split)": render_splits(),
+        },
+        "docs/memory.md": {
+            "archon_pipeline.schedules (warm-up)": render_warm_up(),
+            "archon_pipeline.schedules (by rank)": render_peaks_by_rank(),
+        },
+    }
     return {
         ROOT / "docs/reference/options.md": render_reference(sections),
-        options: with_table(options.read_text(encoding="utf-8"), render_rules()),
+        **{ROOT / page: with_tables(ROOT / page, by_source) for page, by_source in tables.items()},
+        **{ROOT / "docs/images" / name: picture for name, picture in pictures().items()},
     }
 
 
-def with_table(page: str, table: str) -> str:
-    """``page`` with ``table`` between its two marks."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}{table}{END}{after}"
+def with_tables(path: Path, tables: Mapping[str, str]) -> str:
+    """The page with each table between its two marks."""
+    page = path.read_text(encoding="utf-8")
+    for source, table in tables.items():
+        begin = BEGIN.format(source=source)
+        before, rest = page.split(begin)
+        _, after = rest.split(END, maxsplit=1)
+        page = f"{before}{begin}{table}{END}{after}"
+    return page
 
 
 def main() -> int:

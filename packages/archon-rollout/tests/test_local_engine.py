@@ -282,7 +282,7 @@ def test_updating_weights_checks_that_the_trainer_holds_them(module, make_engine
 
 def test_a_pipeline_stage_is_refused(module, make_engine):
     module.head = None
-    with pytest.raises(ModelError, match=r"without its head.*use a layout with p1"):
+    with pytest.raises(ModelError, match=r"without its head.*give the engine's own module"):
         make_engine(module).generate([request(PROMPTS[0])])
 
 

@@ -14,6 +14,11 @@ import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.fsdp import FSDPModule
+
+# The two halves of a backward pass, as torch's own pipeline stages compute them: private, unchanged in 2.11 to 2.13. To
+# be imported from elsewhere once they are public.
+from torch.distributed.pipelining._backward import stage_backward_input as stage_backward_input
+from torch.distributed.pipelining._backward import stage_backward_weight as stage_backward_weight
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 # What watches every operation, and what finds the tensors in any structure: used by torch's own documentation, and in
@@ -100,12 +105,43 @@ def forget_forward_passes(root: FSDPModule) -> None:
     getattr(root._get_fsdp_state()._comm_ctx, "post_forward_order", []).clear()
     for part in root.modules():
         if isinstance(part, FSDPModule):
-            state = part._get_fsdp_state()
-            # One group per module until 2.12.
-            groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
-            for group in groups:
-                if group is not None:
-                    group._post_forward_indices.clear()
+            for group in _parameter_groups(part._get_fsdp_state()):
+                group._post_forward_indices.clear()
+
+
+def reduce_gradients(root: FSDPModule) -> None:
+    """Have FSDP2 reduce the gradients that were added up without being reduced, as at the end of a backward pass.
+
+    Outside of one: a pipeline's micro-batches end stage by stage, and split backward passes run no hook at their end.
+    The state's methods are private; torch's own pipeline stages call them like this (2.11 to 2.13). Remove when
+    FSDP2 can be asked to reduce.
+    """
+    state = root._get_fsdp_state()
+    for part in state._state_ctx.all_states:
+        for group in _parameter_groups(part):
+            group.post_backward()
+    state._root_post_backward_final_callback()
+
+
+def whole_parameters(root: FSDPModule) -> list[torch.nn.Parameter]:
+    """The parameters that FSDP2 puts in the place of sharded ones while a module runs: those that its graphs lead to.
+
+    Between passes the module may show the sharded ones again. There are none before the first pass (2.11 to 2.13).
+    Remove when FSDP2 gives them.
+    """
+    return [
+        sharded._unsharded_param
+        for part in root._get_fsdp_state()._state_ctx.all_states
+        for group in _parameter_groups(part)
+        for sharded in group.fsdp_params
+        if hasattr(sharded, "_unsharded_param")
+    ]
+
+
+def _parameter_groups(state: Any) -> list[Any]:
+    # One group per module until 2.12.
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
+    return [group for group in groups if group is not None]
 
 
 def storage_info(file: str, start: int, size: int) -> Any:

@@ -18,9 +18,9 @@ from archon_core.errors import LayoutError
 from archon_core.layout import ParallelDims
 from archon_core.nn.ulysses import ContextParallel
 
-REPLICATE, SHARD, TENSOR = "dp_replicate", "dp_shard_cp", "tp"
+PIPELINE, REPLICATE, SHARD, TENSOR = "pp", "dp_replicate", "dp_shard_cp", "tp"
 """Axes of the mesh of dense parameters. Context ranks hold different tokens and so take part in sharding parameters as
-data ranks do."""
+data ranks do. No parameter is placed along the first: pipeline ranks hold different ones."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,16 @@ class Meshes:
 
     Attributes:
         dims: sizes of the axes.
-        dense: root mesh of dense parameters; see ``REPLICATE``, ``SHARD``, ``TENSOR``. Only the second is always there.
+        dense: root mesh of dense parameters; see ``PIPELINE``, ``REPLICATE``, ``SHARD``, ``TENSOR``. Only the third is
+            always there.
         context: this rank's place among those that share its sequences; ``None`` without context parallelism.
+        holders: the processes that hold the same stages as this one; ``None`` for all.
     """
 
     dims: ParallelDims
     dense: DeviceMesh
     context: ContextParallel | None = None
+    holders: dist.ProcessGroup | None = None
 
     @property
     def fsdp(self) -> DeviceMesh:
@@ -46,6 +49,16 @@ class Meshes:
     def tp(self) -> DeviceMesh | None:
         """Tensor ranks; ``None`` without tensor parallelism."""
         return self.dense[TENSOR] if self.dims.tp > 1 else None
+
+    @property
+    def pipeline(self) -> dist.ProcessGroup | None:
+        """The processes with this one's tokens on other stages, in order; ``None`` without pipeline parallelism."""
+        return self.dense.get_group(PIPELINE) if self.dims.pp > 1 else None
+
+    @property
+    def pipeline_rank(self) -> int:
+        """This process's place among them."""
+        return self.dense.get_local_rank(PIPELINE) if self.dims.pp > 1 else 0
 
 
 def build_meshes(dims: ParallelDims, device_type: str, *, option: str) -> Meshes:
@@ -62,16 +75,22 @@ def build_meshes(dims: ParallelDims, device_type: str, *, option: str) -> Meshes
     if not dist.is_initialized() and dims.world_size == 1:
         dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)
     check_world(dims, option=option)
-    sizes = {REPLICATE: dims.dp_replicate, SHARD: dims.dp_shard * dims.cp, TENSOR: dims.tp}
+    sizes = {PIPELINE: dims.pp, REPLICATE: dims.dp_replicate, SHARD: dims.dp_shard * dims.cp, TENSOR: dims.tp}
     axes = {name: size for name, size in sizes.items() if size > 1 or name == SHARD}
     dense = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
-    return Meshes(dims, dense, _context(dims, device_type))
+    return Meshes(dims, dense, _context(dims, device_type), _holders(dims, device_type))
+
+
+def _holders(dims: ParallelDims, device_type: str) -> dist.ProcessGroup | None:
+    if dims.pp == 1:
+        return None
+    return init_device_mesh(device_type, (dims.pp, dims.stage_size), mesh_dim_names=("pp", "stage")).get_group("stage")
 
 
 def _context(dims: ParallelDims, device_type: str) -> ContextParallel | None:
     if dims.cp == 1:
         return None
-    sizes = (dims.dp_replicate * dims.dp_shard, dims.cp, dims.tp)
+    sizes = (dims.pp * dims.dp_replicate * dims.dp_shard, dims.cp, dims.tp)
     mesh = init_device_mesh(device_type, sizes, mesh_dim_names=("data", "cp", "tp"))["cp"]
     return ContextParallel(mesh.get_group(), mesh.get_local_rank(), mesh.size())
 
@@ -87,13 +106,17 @@ def check_world(dims: ParallelDims, *, option: str) -> None:
         )
 
 
-def data_ranks(dims: ParallelDims) -> DataRanks:
-    """Which sequences are this process's: one share per dp_replicate x dp_shard place."""
+def data_ranks(dims: ParallelDims, *, losses_on: int = 0) -> DataRanks:
+    """Which sequences are this process's: one share per dp_replicate x dp_shard place.
+
+    Args:
+        losses_on: the pipeline rank that sees outputs in training, and so speaks for the others.
+    """
     if dims.world_size == 1:
         return DataRanks()
     everyone = Ranks.of_process_group()
     place = dims.dense_grid.coordinates(everyone.rank)
-    first_of_each = {"pp": 0, "cp": 0, "tp": 0}
+    first_of_each = {"pp": losses_on, "cp": 0, "tp": 0}
     members = tuple(
         dims.dense_grid.rank({"dp_replicate": replica, "dp_shard": shard, **first_of_each})
         for replica in range(dims.dp_replicate)

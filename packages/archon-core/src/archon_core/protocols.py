@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from torch import Tensor, device, nn
 
     from archon_core.config.decisions import Decision
+    from archon_core.config.schema import ArchonOptions
     from archon_core.data.batch import Batch
     from archon_core.distributed.ranks import DataRanks, Ranks
+    from archon_core.engine.pipeline_parts import PipelineParts
     from archon_core.generation import Completion, GenerationRequest
     from archon_core.nn.packed import OutputName, PackedSequences
+    from archon_core.pipeline import StagePlan
+    from archon_core.plugins.specs import ScheduleSpec
     from archon_core.run.context import RunContext
 
 Unit = Literal["token", "sequence", "constant"]
@@ -274,6 +278,43 @@ class TrainerFactory(Protocol):
     """``trainer`` of an ``AlgorithmSpec``; ``algorithm`` is what the spec's target loads."""
 
     def __call__(self, run: RunContext, algorithm: Any) -> Trainer: ...
+
+
+class StageSplit(Protocol):
+    """``split`` of a ``PipelineSpec``: a pure function."""
+
+    def __call__(
+        self,
+        layer_costs: Sequence[float],
+        *,
+        embed_cost: float,
+        head_cost: float,
+        schedule: ScheduleSpec,
+        n_ranks: int,
+        options: ArchonOptions,
+        role: str,
+    ) -> StagePlan:
+        """Cut a decoder into stages and lay them over ``n_ranks`` pipeline ranks.
+
+        Args:
+            layer_costs: time of each layer, in any unit.
+            embed_cost: of the embedding, in the same.
+            head_cost: of final norm and head.
+            schedule: says how many stages a rank has, and where they lie.
+            n_ranks: pipeline ranks, at least 2.
+            options: ``pp_layers_per_stage`` and the like.
+            role: the name of their section, for messages.
+
+        Raises:
+            LayoutError: a stage would be empty.
+            ConfigError: the options fit neither the schedule nor the model.
+        """
+
+
+class PipelinedRunnerFactory(Protocol):
+    """``target`` of a ``PipelineSpec``; the result is an ``archon_core.engine.runner.Runner``."""
+
+    def __call__(self, pipeline: PipelineParts) -> Any: ...
 
 
 class MoEBuilder(Protocol):

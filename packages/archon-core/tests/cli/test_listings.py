@@ -93,7 +93,7 @@ def test_schedules_lists_stages_placement_and_package(archon, site):
 
 def test_without_plugins_the_listings_say_what_to_install(archon, site, alone):
     alone()
-    assert "pip install archon-pipeline" in archon("schedules").out
+    assert "archon-pipeline" in archon("schedules").out
     assert json.loads(archon("schedules", "--json").out) == []
 
 

@@ -93,6 +93,12 @@ class Puzzle:
 not_a_dataclass = 3
 
 
+def split(layer_costs, *, embed_cost, head_cost, schedule, n_ranks, options, role):
+    """A pipeline's, which wants ten layers."""
+    if len(layer_costs) < 10:
+        raise ConfigError(f"{role}: {len(layer_costs)} layers on {n_ranks} ranks, {schedule.name}: too few")
+
+
 def refuse_all(config, *, role, explicit):
     """An engine's check."""
     written = sorted(option for option in explicit if option.startswith(role) and role == "actor")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archon_core.config.areal import judge, new_name, rename
-from archon_core.config.areal.keys import DEFAULTS, IGNORED, NULL_MEANS, RENAMED, SECTIONS
+from archon_core.config.areal.keys import DEFAULTS, IGNORED, NULL_MEANS, PIPELINE_DEFAULTS, RENAMED, SECTIONS
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.raw import merge, nested, shown
 from archon_core.config.schema import ExperimentConfig
@@ -68,9 +68,9 @@ def test_the_tables_agree_with_the_schema() -> None:
     plugins_own = {"actor.behave_imp_weight_cap"}
     for new in RENAMED.values():
         assert new in plugins_own or knows(ExperimentConfig, new.replace("*", "actor")), new
-    for option in (*DEFAULTS, *(pattern.replace("*", "actor") for pattern in NULL_MEANS)):
+    for option in (*DEFAULTS, *PIPELINE_DEFAULTS, *(pattern.replace("*", "actor") for pattern in NULL_MEANS)):
         assert knows(ExperimentConfig, option), option
-    for option, default in DEFAULTS.items():
+    for option, default in (DEFAULTS | PIPELINE_DEFAULTS).items():
         assert default_text(option) != default, f"{option}: the defaults agree, so the row says nothing"
     for rule in IGNORED:
         path = rule.path.replace("*_dataset", "train_dataset").replace("*", "actor")
@@ -142,6 +142,15 @@ def test_defaults_that_differ_from_areals_are_told_in_its_files_only(load: Load)
         "1e-05",
     )
     assert not load("seed: 1\n").decisions
+
+
+def test_lengths_of_the_outer_stages_are_told_where_there_are_stages(load: Load) -> None:
+    text = "total_train_epochs: 1\nactor: {backend: 'archon:d2p2', archon: {pp_last_stage_less_layers: 1}}\n"
+    loaded = load(text)
+    assert loaded.config.actor.archon.pp_last_stage_less_layers == 1
+    told = {d.option: (d.requested, d.effective) for d in loaded.decisions}
+    assert set(told) == {*DEFAULTS, "actor.archon.pp_first_stage_less_layers"}
+    assert told["actor.archon.pp_first_stage_less_layers"] == ("left out (1 in AReaL)", "null")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from archon_core.config.schema import ArchonOptions, EngineConfig
 from archon_core.engine.effective import resolve_effective
 from archon_core.errors import ConfigError
 from archon_core.layout import ParallelDims
+from archon_core.plugins import ScheduleSpec
 
 
 def engine(**options):
@@ -27,6 +28,9 @@ DECISIONS = {
         engine(gradient_checkpointing=True, ac_mode="full", ac_memory_budget=0.3),
         "0.5",
     ),
+    ("archon.pp_layers_per_stage", "a number"): (engine(pp_layers_per_stage=3), "default"),
+    ("archon.pp_first_stage_less_layers", "a number"): (engine(pp_first_stage_less_layers=0), "default"),
+    ("archon.pp_last_stage_less_layers", "a number"): (engine(pp_last_stage_less_layers=1), "default"),
     ("gradient_checkpointing", True): (engine(gradient_checkpointing=True, optimizer=None), "false"),
     ("archon.offload_params", True): (engine(offload_params=True), "false"),
     ("enable_tree_training", True): (engine(enable_tree_training=True), "false"),
@@ -42,16 +46,33 @@ ERRORS = {
 }
 """(option, beside) of a rule -> a configuration to which it applies on a CPU."""
 
+SPLIT = ScheduleSpec(name="ZBV", target="", splits_backward=True)
+SPLIT_OPTIONS = {
+    ("archon.enable_compile", True): (engine(enable_compile=True), "false"),
+    ("archon.ac_mode", "selective by operation"): (engine(gradient_checkpointing=True), "full"),
+    ("archon.ac_mode", "memory_budget"): (engine(gradient_checkpointing=True, ac_mode="memory_budget"), "full"),
+}
+"""(option, asked) of a rule about a schedule that splits the backward pass -> the same; an error when it is written."""
+
 WRITTEN = frozenset({"actor.archon.ac_mode"})
 
 
-def resolve(config, *, device="cpu", explicit=WRITTEN, dims=None):
-    return resolve_effective(config, role="actor", device=device, explicit=explicit, dims=dims)
+def resolve(config, *, device="cpu", explicit=WRITTEN, dims=None, schedule=None):
+    return resolve_effective(config, role="actor", device=device, explicit=explicit, dims=dims, schedule=schedule)
+
+
+def resolve_split(config, *, device="cpu", written=()):
+    explicit = frozenset(f"actor.{option}" for option in written)
+    return resolve(config, device=device, explicit=explicit, dims=ParallelDims(pp=2), schedule=SPLIT)
 
 
 def test_every_rule_has_a_case_here():
-    assert {(rule.option, rule.asked) for rule in RULES if rule.effect == "decision"} == set(DECISIONS)
-    assert {(rule.option, rule.beside) for rule in RULES if rule.effect == "error"} == set(ERRORS)
+    of_schedules = [rule for rule in RULES if "splits the backward pass" in rule.beside]
+    others = [rule for rule in RULES if rule not in of_schedules]
+    assert {(rule.option, rule.asked) for rule in others if rule.effect == "decision"} == set(DECISIONS)
+    assert {(rule.option, rule.beside) for rule in others if rule.effect == "error"} == set(ERRORS)
+    for effect in ("decision", "error"):
+        assert {(rule.option, rule.asked) for rule in of_schedules if rule.effect == effect} == set(SPLIT_OPTIONS)
     for rule in RULES:
         asked_value(EngineConfig(), rule.option)
         assert rule.reason
@@ -91,6 +112,65 @@ def test_an_error_says_what_was_found_and_what_to_write(option, beside):
     with pytest.raises(ConfigError) as refused:
         resolve(ERRORS[option, beside])
     assert f"actor.{option}: found {shown(rule.asked)} with {beside}; {rule.reason}: {rule.fix}" in str(refused.value)
+
+
+@pytest.mark.parametrize(("option", "asked"), SPLIT_OPTIONS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_a_split_backward_cannot_have_is_a_decision_by_default_and_an_error_when_written(option, asked, device):
+    config, used = SPLIT_OPTIONS[option, asked]
+    _, decisions = resolve_split(config, device=device)
+    [decision] = [d for d in decisions if d.option == f"actor.{option}"]
+    assert (decision.requested, decision.effective) == (shown(asked_value(config, option)), used)
+    assert "goes through each stage's graph twice" in decision.reason or asked == "memory_budget"
+    with pytest.raises(ConfigError) as refused:
+        resolve_split(config, device=device, written=[option])
+    assert f"actor.{option}: found {shown(asked)} with a schedule that splits the backward pass; " in str(refused.value)
+    strict = dataclasses.replace(config, archon=dataclasses.replace(config.archon, strict=True))
+    with pytest.raises(ConfigError, match=rf"(?s)actor\.archon\.strict=true.*actor\.{option}: asked .*would be {used}"):
+        resolve_split(strict, device=device)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_schedule_that_splits_the_backward_runs_with_default_settings(device, recomputes):
+    effective, decisions = resolve_split(EngineConfig(gradient_checkpointing=recomputes), device=device)
+    assert (effective.compile, effective.ac_mode, effective.ac_every) == (False, "full" if recomputes else "none", None)
+    by_option = [decision.option for decision in decisions]
+    expected = ["actor.dtype", "actor.archon.enable_compile", *["actor.archon.ac_mode"] * recomputes]
+    assert by_option == expected
+
+
+def test_what_a_split_backward_can_have_stays():
+    every_second = engine(gradient_checkpointing=True, ac_mode="selective", selective_ac_option="2")
+    options = ["archon.ac_mode", "archon.selective_ac_option", "archon.enable_compile"]
+    effective, decisions = resolve_split(every_second, written=options)
+    assert (effective.ac_mode, effective.ac_every) == ("selective", 2)
+    effective, more = resolve_split(engine(gradient_checkpointing=True, ac_mode="full"), written=options)
+    assert effective.ac_mode == "full"
+    assert {d.option for d in (*decisions, *more)} == {"actor.dtype"}
+
+
+def test_selective_by_operation_counts_as_written_when_either_of_its_options_is():
+    with pytest.raises(ConfigError, match=r"actor\.archon\.ac_mode: found selective by operation"):
+        resolve_split(engine(gradient_checkpointing=True), written=["archon.selective_ac_option"])
+
+
+def test_a_model_that_is_not_trained_has_no_backward_to_split():
+    config = EngineConfig(optimizer=None)
+    effective, _ = resolve_split(config, device="cuda", written=["archon.enable_compile"])
+    assert effective.compile
+
+
+def test_gradients_are_reduced_each_time_when_asked():
+    assert resolve_split(engine(pp_reduce_grad_per_microbatch=True))[0].reduce_each_micro_batch
+    assert not resolve_split(engine())[0].reduce_each_micro_batch
+
+
+def test_options_of_stages_are_used_in_a_pipeline():
+    config = engine(pp_layers_per_stage=3, pp_first_stage_less_layers=0, pp_last_stage_less_layers=1)
+    _, decisions = resolve(config, dims=ParallelDims(pp=2), explicit=frozenset())
+    assert {decision.option for decision in decisions} == {"actor.dtype"}
+    assert changes(Situation(config), role="actor") == ({}, []), "before the layout is known"
 
 
 def test_all_refusals_come_in_one_message():

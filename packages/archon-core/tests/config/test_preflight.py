@@ -7,7 +7,16 @@ import pytest
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.preflight import plan_run
 from archon_core.config.run_plan import RunPlan, install_commands
-from archon_core.plugins import LauncherSpec, ModelSpec, MoESpec, Registry, RewardSpec, ScheduleSpec, TrainEngineSpec
+from archon_core.plugins import (
+    LauncherSpec,
+    ModelSpec,
+    MoESpec,
+    PipelineSpec,
+    Registry,
+    RewardSpec,
+    ScheduleSpec,
+    TrainEngineSpec,
+)
 
 from .conftest import plugin, rl_plugin, rollout_plugin
 
@@ -29,7 +38,9 @@ def complete(make_registry: MakeRegistry) -> Registry:
             TrainEngineSpec(name="careful", target="json:loads", axes="", check="archon_fake_options:refuse_all"),
             ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
             ModelSpec(name="tiny_moe", target="json:loads", model_types=("tiny_moe",), needs=("moe",)),
-            ScheduleSpec(name="Interleaved1F1B", target="json:loads"),
+            ScheduleSpec(name="Interleaved1F1B", target="json:loads", stages_per_rank=None),
+            ScheduleSpec(name="ZeroBubble", target="json:loads", splits_backward=True),
+            PipelineSpec(name="pipeline", target="json:loads", split="archon_fake_options:split"),
             LauncherSpec(name="ray", target="json:loads"),
         ),
     )
@@ -87,10 +98,8 @@ def test_a_model_on_another_number_of_ranks_than_the_actor_is_refused(load: Load
     assert plan(load, complete, RUNNABLE + "critic: {backend: 'able:d2t2'}\n", "actor.backend=able:d4").can_run
 
 
-def test_the_archon_engine_runs_all_dense_axes_but_the_pipeline(load: Load, complete: Registry) -> None:
-    assert plan(load, complete, RUNNABLE, "actor.backend=archon:r2d2c2t2", "cluster.n_gpus_per_node=16").can_run
-    (text,) = environment_errors(plan(load, complete, RUNNABLE, "actor.backend=archon:d2p2"))
-    assert "pipeline parallelism (p2)" in text
+def test_the_archon_engine_runs_all_axes_of_a_dense_model(load: Load, complete: Registry) -> None:
+    assert plan(load, complete, RUNNABLE, "actor.backend=archon:r2d2p2c2t2", "cluster.n_gpus_per_node=32").can_run
 
 
 def test_every_malformed_layout_is_reported_not_only_the_first(load: Load, complete: Registry) -> None:
@@ -180,9 +189,61 @@ def test_what_an_engine_says_it_cannot_do_is_reported_per_model(load: Load, comp
 
 
 def test_a_schedule_is_needed_only_with_several_stages(load: Load, complete: Registry) -> None:
-    assert plan(load, complete, RUNNABLE, "actor.archon.pp_schedule=Nothing").can_run
-    (text,) = config_errors(plan(load, complete, RUNNABLE, "actor.backend=able:p2", "actor.archon.pp_schedule=Nothing"))
+    nothing = "actor.archon.pp_schedule=Nothing"
+    assert plan(load, complete, RUNNABLE, nothing).can_run
+    (text,) = config_errors(plan(load, complete, RUNNABLE, nothing, "actor.backend=archon:p2"))
     assert text.startswith("actor.archon.pp_schedule: ")
+    assert plan(load, complete, RUNNABLE, nothing, "actor.backend=able:p2").can_run, "it has pipelines of its own"
+
+
+def test_a_model_that_inherits_a_pipeline_has_a_schedule_of_its_own(load: Load, complete: Registry) -> None:
+    nothing = "ref: {archon: {pp_schedule: Nothing}}\n"
+    (text,) = config_errors(plan(load, complete, RUNNABLE + nothing, "actor.backend=archon:p2"))
+    assert text.startswith("ref.archon.pp_schedule: ")
+
+
+def test_somebody_elses_schedule_needs_what_runs_schedules(load: Load, make_registry: MakeRegistry) -> None:
+    model = ModelSpec(name="tiny", target="json:loads", model_types=("tiny",))
+    spiral = ScheduleSpec(name="Spiral", target="json:loads")
+    registry = make_registry(rl_plugin(), rollout_plugin(), plugin("all", model, spiral))
+    found = plan(load, registry, RUNNABLE, "actor.backend=archon:p2", "actor.archon.pp_schedule=Spiral")
+    assert [(n.package.name, n.purposes) for n in found.needs] == [
+        ("archon-pipeline", ("the stages of archon:p2",)),
+    ]
+    assert list(install_commands(found.needs)) == ["pip install archon-pipeline"]
+
+
+def test_what_cuts_models_is_asked_whether_there_are_layers_enough(
+    load: Load, complete: Registry, tmp_path: Path
+) -> None:
+    deep = "actor: {backend: 'archon:p2', model_config: {model_type: tiny, num_hidden_layers: 9}}\n"
+    (text,) = config_errors(plan(load, complete, deep))
+    assert text == "actor: 9 layers on 2 ranks, Interleaved1F1B: too few"
+    assert plan(load, complete, deep, "actor.model_config.num_hidden_layers=10").can_run
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "tiny", "num_hidden_layers": 9}))
+    inherits = f"ref: {{path: '{tmp_path}'}}\n"
+    (text,) = config_errors(plan(load, complete, RUNNABLE + inherits, "actor.backend=archon:p2"))
+    assert text == "ref: 9 layers on 2 ranks, Interleaved1F1B: too few"
+
+
+def test_what_a_schedule_that_splits_backward_changes_is_known_before_a_run(load: Load, complete: Registry) -> None:
+    options = ("actor.backend=archon:p2", "actor.archon.pp_schedule=ZeroBubble", "actor.gradient_checkpointing=true")
+    found = plan(load, complete, RUNNABLE, *options)
+    assert found.can_run
+    changed = {("actor.archon.enable_compile", "false"), ("actor.archon.ac_mode", "full")}
+    assert {(decision.option, decision.effective) for decision in found.decisions} == changed
+    (text,) = config_errors(plan(load, complete, RUNNABLE, *options, "actor.archon.enable_compile=true"))
+    assert text.startswith("actor.archon.enable_compile: found true with a schedule that splits the backward pass")
+    assert "strict" in "".join(config_errors(plan(load, complete, RUNNABLE, *options, "actor.archon.strict=true")))
+
+
+def test_stages_without_a_pipeline_are_told_and_change_nothing(load: Load, complete: Registry) -> None:
+    found = plan(load, complete, RUNNABLE, "actor.archon.pp_layers_per_stage=2")
+    assert found.can_run
+    assert [(d.option, d.requested, d.effective) for d in found.decisions] == [
+        ("actor.archon.pp_layers_per_stage", "2", "default")
+    ]
+    assert not plan(load, complete, RUNNABLE, "actor.backend=archon:p2", "actor.archon.pp_layers_per_stage=2").decisions
 
 
 def test_experts_are_known_from_the_models_own_configuration(

@@ -194,7 +194,7 @@ def test_a_run_that_something_stops_lists_everything_and_starts_nothing(
     assert train("scheduler.type=ray", "actor.backend=archon:d8p2", "actor.path=/no/such") == 2
     printed = capsys.readouterr().err
     assert printed.startswith("error: ")
-    for part in ("archon-ray", "16", "/no/such", "pipeline parallelism (p2)"):
+    for part in ("archon-ray", "archon-pipeline", "16", "/no/such"):
         assert part in printed
     assert not trainer.RUNS  # type: ignore[attr-defined]
     assert not run_folder.exists()

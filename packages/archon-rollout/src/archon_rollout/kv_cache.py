@@ -71,7 +71,9 @@ class DecodeCache:
         self._places = 0
 
     def append_rows(self, start: int, prompt: KeysValues, copies: int) -> None:
-        """Put ``copies`` rows with this prompt at ``start``."""
+        """Put ``copies`` rows with this prompt at ``start``. There is nothing to put where there is no layer."""
+        if not prompt:
+            return
         length = next(iter(prompt.values()))[0].shape[0]
         self._reserve(length)
         for layer, (k, v) in prompt.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from archon_core.errors import ModelError
+from archon_core.models.staged import outline_of
 from archon_core.nn.head import ValueHead
 from archon_core.nn.rotary import RopeArguments, RotaryEmbedding
 from archon_core.protocols import CausalModule
@@ -32,11 +33,12 @@ def model_limits(module: CausalModule) -> ModelLimits:
     Raises:
         ModelError: the module cannot generate: it holds only some of the model's layers, or is a critic.
     """
+    module = outline_of(module)
     if module.embed is None or module.head is None:
         missing = "embedding" if module.embed is None else "head"
         raise ModelError(
-            f"local engine: found a module without its {missing}, one stage of a pipeline; allowed is a whole model on "
-            "each rank; use a layout with p1"
+            f"local engine: found a module without its {missing}; allowed is a whole model, or an engine's module that "
+            "holds stages of one; give the engine's own module"
         )
     if isinstance(module.head, ValueHead):
         raise ModelError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,12 +156,17 @@ class SavedState:
 
 
 def load_training_state(
-    folder: Path, parameters: Mapping[str, nn.Parameter]
+    folder: Path, parameters: Mapping[str, nn.Parameter], whole: Collection[str] | None = None
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, int], list[Decision]]:
     """Read weights into ``parameters`` in place; return the optimizer state by parameter name, the counters, and what
     was done otherwise than usual.
 
     Collective.
+
+    Args:
+        folder: written by ``TrainingState.write``.
+        parameters: those that this process holds a part of.
+        whole: names of all parameters of the model, on all processes; ``None`` where all are here.
 
     Raises:
         WeightsError: on every rank, the folder holds no training state, a damaged one, or one whose names, shapes and
@@ -170,13 +175,15 @@ def load_training_state(
     ranks = Ranks.of_process_group()
     with failing_together(ranks):
         saved = SavedState.open(folder)
-        _check_fit(saved, parameters)
+        _check_fit(saved, parameters, parameters.keys() if whole is None else whole)
     tensors: dict[str, Any] = {WEIGHT + name: parameter.detach() for name, parameter in parameters.items()}
     optimizer_state: dict[str, dict[str, Tensor]] = {}
     for key, metadata in saved.metadata.state_dict_metadata.items():
         if not key.startswith(_STATE):
             continue
         name, _, entry = key.removeprefix(_STATE).rpartition(".")
+        if name not in parameters:
+            continue
         parameter = parameters[name].detach()
         like = torch.empty_like(parameter) if metadata.size == parameter.shape else torch.empty(metadata.size)
         tensors[key] = like.to(metadata.properties.dtype)
@@ -208,11 +215,11 @@ def _in_our_terms(message: str) -> Iterator[None]:
         raise WeightsError(f"{message} ({causes})") from error
 
 
-def _check_fit(saved: SavedState, parameters: Mapping[str, nn.Parameter]) -> None:
+def _check_fit(saved: SavedState, parameters: Mapping[str, nn.Parameter], whole: Collection[str]) -> None:
     found = {name: (tuple(entry.size), entry.properties.dtype) for name, entry in saved.weights.items()}
     wanted = {name: (tuple(parameter.shape), parameter.dtype) for name, parameter in parameters.items()}
     problems = [f"missing {name} {wanted[name][0]}" for name in wanted.keys() - found.keys()]
-    problems += [f"unexpected {name} {found[name][0]}" for name in found.keys() - wanted.keys()]
+    problems += [f"unexpected {name} {found[name][0]}" for name in found.keys() - set(whole)]
     shared = wanted.keys() & found.keys()
     problems += [
         f"{name}: found {found[name][0]}, the model has {wanted[name][0]}"

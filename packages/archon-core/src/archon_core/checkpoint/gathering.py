@@ -7,12 +7,14 @@ tensor and one part, the others nothing beyond their own.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from archon_core.distributed.ranks import Ranks
 from archon_core.models.box import Box
 from archon_core.models.weight_conversion import BoxCopier
 from archon_core.parallel.shards import holders, own_box
@@ -21,32 +23,66 @@ WRITER = 0
 """The global rank that writes."""
 
 
-def gather_to_writer(weights: Mapping[str, Tensor]) -> BoxCopier:
-    """A copier of ``weights``, DTensors or plain; every rank must call it for the same boxes in the same order."""
+@dataclass(frozen=True)
+class Whereabouts:
+    """Where a weight is.
+
+    Attributes:
+        dtype: of its elements.
+        parts: global rank -> box, for one rank per part.
+    """
+
+    dtype: torch.dtype
+    parts: Mapping[int, Box]
+
+
+def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None) -> BoxCopier:
+    """A copier of ``weights``, DTensors or plain; every rank must call it for the same boxes in the same order.
+
+    Args:
+        weights: what this process holds, by global name.
+        ranks: all processes, where they hold weights of other names, as pipeline stages do. Collective then.
+    """
     rank = dist.get_rank() if dist.is_initialized() else WRITER
     inbox = _Inbox()
+    elsewhere = {} if ranks is None else _tell_whereabouts(weights, ranks)
 
     @torch.no_grad()
     def copy(name: str, box: Box, destination: Tensor | None) -> None:
-        weight = weights[name].detach()
-        if not isinstance(weight, DTensor):
+        weight = weights[name].detach() if name in weights else None
+        if weight is not None and not isinstance(weight, DTensor):
             if destination is not None:
                 destination.copy_(weight[box.slices])
             return
-        for holder, held in holders(weight).items():
+        there = elsewhere[name] if weight is None else _whereabouts(weight)
+        for holder, held in there.parts.items():
             part = held.intersect(box)
             if part is None or rank not in (holder, WRITER):
                 continue
             if rank == holder:
                 values = weight.to_local()[part.relative_to(own_box(weight).start).slices]
             else:
-                values = inbox.receive(part, weight.dtype, holder)
+                values = inbox.receive(part, there.dtype, holder)
             if destination is not None:
                 destination[part.relative_to(box.start).slices].copy_(values)
             else:
                 dist.send(values.cpu().contiguous(), WRITER)
 
     return copy
+
+
+def _whereabouts(weight: DTensor) -> Whereabouts:
+    return Whereabouts(weight.dtype, holders(weight))
+
+
+def _tell_whereabouts(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Whereabouts]:
+    """Of the weights of all processes. One process speaks for those that share a mesh."""
+    own = {}
+    for name, weight in weights.items():
+        assert isinstance(weight, DTensor), f"{name} lies on one pipeline stage and is not sharded"
+        if int(weight.device_mesh.mesh.flatten()[0]) == ranks.rank:
+            own[name] = _whereabouts(weight)
+    return {name: place for part in ranks.gather(own) for name, place in part.items()}
 
 
 class _Inbox:

@@ -190,7 +190,7 @@ def explain_interruption(folder: RunFolder, resume_command: str) -> str:
 def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, ranks: Ranks) -> None:
     # These import numpy, TensorBoard and the trainer: seconds that a dry run does not need.
     from archon_core.run.context import RunContext
-    from archon_core.run.log import shown_log, written_log
+    from archon_core.run.log import recorded_pipelines, shown_log, written_log
     from archon_core.run.metrics import MetricsLog, NoMetrics
     from archon_core.run.progress import NoProgress, Progress
 
@@ -202,6 +202,7 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
             metrics = stack.enter_context(MetricsLog(run.folder, resume_step=step, decisions=run.decisions))
             progress = stack.enter_context(Progress())
             stack.enter_context(shown_log(progress.note))
+            stack.enter_context(recorded_pipelines(run.folder.path))
             if any(engine.archon.ac_debug for engine in _engines(config)):
                 from archon_core.parallel.recompute_log import REPORT_LOGGER
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
+from archon_core.plugins.specs import ScheduleSpec
 
 
 @dataclass(frozen=True)
@@ -22,23 +23,50 @@ class Situation:
         engine: the section of the configuration that describes the model.
         device: ``cpu`` or ``cuda``; ``None`` before it is known.
         written: options of the section that the user wrote, as against defaults, such as ``archon.ac_mode``.
+        pipeline_ranks: of the layout; ``None`` before it is known.
+        schedule: of a pipeline; ``None`` before it is known, and without one.
     """
 
     engine: EngineConfig
     device: str | None = None
     written: frozenset[str] = field(default_factory=frozenset)
+    pipeline_ranks: int | None = None
+    schedule: ScheduleSpec | None = None
 
     @classmethod
-    def of(cls, engine: EngineConfig, role: str, explicit: Iterable[str], *, device: str | None = None) -> Situation:
+    def of(
+        cls,
+        engine: EngineConfig,
+        role: str,
+        explicit: Iterable[str],
+        *,
+        device: str | None = None,
+        pipeline_ranks: int | None = None,
+        schedule: ScheduleSpec | None = None,
+    ) -> Situation:
         """That of ``role``, with the dotted names of all options that the user wrote."""
         written = (name.removeprefix(f"{role}.") for name in explicit if name.startswith(f"{role}."))
-        return cls(engine, device, frozenset(written))
+        return cls(engine, device, frozenset(written), pipeline_ranks, schedule)
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether a schedule computes gradients of inputs and of weights apart."""
+        return self.schedule is not None and self.schedule.splits_backward and self.engine.optimizer is not None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the model is known not to be cut into stages."""
+        return self.pipeline_ranks == 1
+
+    def has_written(self, *options: str) -> bool:
+        """Whether the user wrote one of these options of ``archon``."""
+        return any(f"archon.{option}" in self.written for option in options)
 
     @property
     def is_default_compile_on_cpu(self) -> bool:
         """Whether compilation is only switched on by default, and the device is a CPU."""
         asked = self.engine.archon.enable_compile
-        return asked and self.device == "cpu" and "archon.enable_compile" not in self.written
+        return asked and self.device == "cpu" and not self.has_written("enable_compile")
 
     @property
     def ac_mode(self) -> str:
@@ -49,6 +77,11 @@ class Situation:
     def recomputes_otherwise_than(self, mode: str) -> bool:
         """Whether activation checkpointing is on, in another mode."""
         return self.ac_mode not in ("none", mode)
+
+    @property
+    def recomputes_by_operation(self) -> bool:
+        """Whether activation checkpointing chooses by operation what to keep."""
+        return self.ac_mode == "selective" and self.engine.archon.selective_ac_option == "op"
 
 
 @dataclass(frozen=True)
@@ -76,6 +109,13 @@ class Rule:
     fix: str = ""
 
 
+_SPLIT = "a schedule that splits the backward pass"
+_SPLIT_BY_DEFAULT = f"{_SPLIT}, when it is a default"
+_TWICE = "such a schedule goes through each stage's graph twice, first for inputs and then for weights"
+_OTHER_SCHEDULE = "a schedule that does not split it, such as Interleaved1F1B"
+_NO_STAGES = "a layout without p"
+_NOT_CUT = "the model is not cut into stages"
+
 RULES: tuple[Rule, ...] = (
     Rule(
         "archon.enable_compile",
@@ -83,8 +123,64 @@ RULES: tuple[Rule, ...] = (
         "a CPU, when it is true by default only",
         "decision",
         "compiling takes longer than most runs on a CPU; write it to have it",
-        lambda s: s.is_default_compile_on_cpu,
+        lambda s: s.is_default_compile_on_cpu and not s.splits_backward,
         becomes=False,
+    ),
+    Rule(
+        "archon.enable_compile",
+        True,
+        _SPLIT_BY_DEFAULT,
+        "decision",
+        f"{_TWICE}, and compiled graphs free theirs on the first pass",
+        lambda s: s.splits_backward and s.engine.archon.enable_compile and not s.has_written("enable_compile"),
+        becomes=False,
+    ),
+    Rule(
+        "archon.enable_compile",
+        True,
+        _SPLIT,
+        "error",
+        f"{_TWICE}, and compiled graphs free theirs on the first pass",
+        lambda s: s.splits_backward and s.engine.archon.enable_compile and s.has_written("enable_compile"),
+        fix=f"set archon.enable_compile=false, or take {_OTHER_SCHEDULE}",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "selective by operation",
+        _SPLIT_BY_DEFAULT,
+        "decision",
+        f"{_TWICE}; what is chosen by operation is kept for one",
+        lambda s: (
+            s.splits_backward and s.recomputes_by_operation and not s.has_written("ac_mode", "selective_ac_option")
+        ),
+        becomes="full",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "selective by operation",
+        _SPLIT,
+        "error",
+        f"{_TWICE}; what is chosen by operation is kept for one",
+        lambda s: s.splits_backward and s.recomputes_by_operation and s.has_written("ac_mode", "selective_ac_option"),
+        fix=f"set archon.ac_mode=full, or archon.selective_ac_option to a number, or take {_OTHER_SCHEDULE}",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "memory_budget",
+        _SPLIT_BY_DEFAULT,
+        "decision",
+        "the budget is kept by the compiler, which such a schedule does without",
+        lambda s: s.splits_backward and s.ac_mode == "memory_budget" and not s.has_written("ac_mode"),
+        becomes="full",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "memory_budget",
+        _SPLIT,
+        "error",
+        "the budget is kept by the compiler, which such a schedule does without",
+        lambda s: s.splits_backward and s.ac_mode == "memory_budget" and s.has_written("ac_mode"),
+        fix=f"set archon.ac_mode=full, or take {_OTHER_SCHEDULE}",
     ),
     Rule(
         "archon.ac_mode",
@@ -92,7 +188,7 @@ RULES: tuple[Rule, ...] = (
         "enable_compile=false",
         "error",
         "the budget is kept by the compiler",
-        lambda s: s.ac_mode == "memory_budget" and not s.engine.archon.enable_compile,
+        lambda s: s.ac_mode == "memory_budget" and not s.engine.archon.enable_compile and not s.splits_backward,
         fix="set archon.enable_compile=true, or ac_mode to none, selective or full",
     ),
     Rule(
@@ -101,7 +197,7 @@ RULES: tuple[Rule, ...] = (
         "a CPU, without enable_compile written",
         "error",
         "the budget is kept by the compiler, which is off on a CPU by default",
-        lambda s: s.ac_mode == "memory_budget" and s.is_default_compile_on_cpu,
+        lambda s: s.ac_mode == "memory_budget" and s.is_default_compile_on_cpu and not s.splits_backward,
         fix="write archon.enable_compile=true, or set ac_mode to none, selective or full",
     ),
     Rule(
@@ -111,7 +207,7 @@ RULES: tuple[Rule, ...] = (
         "decision",
         "ac_mode takes effect when gradient_checkpointing is true",
         lambda s: (
-            not s.engine.gradient_checkpointing and s.engine.archon.ac_mode != "none" and "archon.ac_mode" in s.written
+            not s.engine.gradient_checkpointing and s.engine.archon.ac_mode != "none" and s.has_written("ac_mode")
         ),
         becomes="none",
     ),
@@ -159,6 +255,30 @@ RULES: tuple[Rule, ...] = (
         "there is no maximum",
         lambda s: s.engine.pad_to_maximum and s.engine.mb_spec.max_tokens_per_mb is None,
         fix="set mb_spec.max_tokens_per_mb, or pad_to_maximum=false",
+    ),
+    Rule(
+        "archon.pp_layers_per_stage",
+        "a number",
+        _NO_STAGES,
+        "decision",
+        _NOT_CUT,
+        lambda s: s.is_alone and s.engine.archon.pp_layers_per_stage is not None,
+    ),
+    Rule(
+        "archon.pp_first_stage_less_layers",
+        "a number",
+        _NO_STAGES,
+        "decision",
+        _NOT_CUT,
+        lambda s: s.is_alone and s.engine.archon.pp_first_stage_less_layers is not None,
+    ),
+    Rule(
+        "archon.pp_last_stage_less_layers",
+        "a number",
+        _NO_STAGES,
+        "decision",
+        _NOT_CUT,
+        lambda s: s.is_alone and s.engine.archon.pp_last_stage_less_layers is not None,
     ),
     Rule(
         "enable_tree_training",

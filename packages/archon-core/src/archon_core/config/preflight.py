@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archon_core.config.combinations import Situation, changes, refuse_when_strict
+from archon_core.config.combinations import Situation, changes, refusals, refuse_when_strict
 from archon_core.config.decisions import Decision
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.packages import MissingPackage, missing_package
 from archon_core.config.run_plan import Need, Obstacle, RunPlan
+from archon_core.config.schema import EngineConfig
 from archon_core.config.sections import ROLES
-from archon_core.errors import ArchonError, LayoutError, PluginError
+from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
 from archon_core.layout import (
     BUILTIN_BACKENDS,
     Backend,
@@ -32,11 +33,23 @@ from archon_core.layout import (
     refuse_axes,
 )
 from archon_core.layout.diagnostics import count
+from archon_core.pipeline import PIPELINE
 from archon_core.plugins.hints import PACKAGES, package_for
-from archon_core.plugins.specs import InferenceEngineSpec, ModelSpec, Spec, TrainEngineSpec, load_target
+from archon_core.plugins.specs import (
+    InferenceEngineSpec,
+    ModelSpec,
+    PipelineSpec,
+    ScheduleSpec,
+    Spec,
+    TrainEngineSpec,
+    load_target,
+)
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
+
+OUR_ENGINE = "archon"
+"""Engines of plugins have pipelines of their own."""
 
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
@@ -65,6 +78,7 @@ class _Planner:
         self.needs: dict[MissingPackage, list[str]] = {}
         self.obstacles: list[Obstacle] = []
         self.decisions: list[Decision] = []
+        self.schedules: dict[str, ScheduleSpec] = {}
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
     def plan(self) -> None:
@@ -125,9 +139,9 @@ class _Planner:
         option = f"{role}.backend"
         spec = self.look_up("train_engine", layout.backend, option)
         model = self.check_model(role, config, layout)
+        if layout.dims["p"] > 1 and layout.backend == OUR_ENGINE:
+            self.check_pipeline(role, config, layout)
         if config.backend:  # an inherited layout is checked where it is written
-            if layout.dims["p"] > 1:
-                self.look_up("schedule", config.archon.pp_schedule, f"{role}.archon.pp_schedule")
             if isinstance(spec, TrainEngineSpec):
                 try:
                     refuse_axes(layout, spec.axes, option=option)
@@ -145,9 +159,51 @@ class _Planner:
                 for text in check(config, role=role, explicit=self.loaded.explicit):
                     self.unable(text)
 
+    def check_pipeline(self, role: str, config: EngineConfig, layout: Layout) -> None:
+        """That there are a schedule and what runs it, and as many layers as stages need."""
+        schedule = self.look_up("schedule", config.archon.pp_schedule, f"{role}.archon.pp_schedule")
+        if not isinstance(schedule, ScheduleSpec):
+            return
+        self.schedules[role] = schedule
+        try:
+            pipeline = self.registry.get(PipelineSpec, PIPELINE)
+            split = pipeline.load_part("split")
+        except PluginError as error:
+            self.unable(f"{role}.backend: {error}")
+            return
+        except UnknownNameError:
+            package = next(iter(PACKAGES["pipeline"]))
+            self.need(missing_package(package, self.registry), f"the stages of {layout}")
+            return
+        n_layers = _model_entries(config).get("num_hidden_layers")
+        if not isinstance(n_layers, int):
+            return
+        try:
+            # Costs take a module to know; what is refused whatever they are is refused here.
+            split(
+                [1.0] * n_layers,
+                embed_cost=0.0,
+                head_cost=0.0,
+                schedule=schedule,
+                n_ranks=layout.dims["p"],
+                options=config.archon,
+                role=role,
+            )
+        except (ConfigError, LayoutError) as error:
+            self.wrong(str(error))
+
     def check_options(self, role: str) -> None:
-        config = getattr(self.config, role)
-        _, decisions = changes(Situation.of(config, role, self.loaded.explicit), role=role)
+        config, layout = getattr(self.config, role), self.layouts.get(role)
+        situation = Situation.of(
+            config,
+            role,
+            self.loaded.explicit,
+            pipeline_ranks=None if layout is None else layout.dims["p"],
+            schedule=self.schedules.get(role),
+        )
+        for option, text in refusals(situation):
+            self.wrong(f"{role}.{option}: {text}")
+        _, decisions = changes(situation, role=role)
         self.decisions += decisions
         if config.archon.strict and (refusal := refuse_when_strict(decisions, role=role)):
             self.wrong(refusal)
@@ -246,12 +302,17 @@ def _is_local(path: str) -> bool:
     return path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or path.endswith((".jsonl", ".json"))
 
 
-def _model_type(config: Any) -> str | None:
+def _model_entries(config: EngineConfig) -> Mapping[str, Any]:
+    """The model's ``config.json``, as far as it is here."""
     entries = config.model_config
     if entries is None and config.path:
         try:
             entries = json.loads((Path(config.path).expanduser() / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None  # not here, or damaged: whoever loads it says so
-    model_type = entries.get("model_type") if isinstance(entries, dict) else None
+            return {}  # not here, or damaged: whoever loads it says so
+    return entries if isinstance(entries, dict) else {}
+
+
+def _model_type(config: EngineConfig) -> str | None:
+    model_type = _model_entries(config).get("model_type")
     return model_type if isinstance(model_type, str) else None

@@ -68,6 +68,15 @@ class ArchonOptions:
 
     Attributes:
         pp_schedule: pipeline schedule; used when the layout has p above 1.
+        pp_layers_per_stage: most layers of a stage, from which the number of stages follows; null takes as many stages
+            as the schedule needs, two per rank where it takes any number.
+        pp_first_stage_less_layers: by how many layers the first stage is shorter, which also has the embedding; null
+            balances by cost.
+        pp_last_stage_less_layers: the same of the last stage, which also has the head.
+        pp_reduce_grad_per_microbatch: sum gradients over data ranks after every micro-batch, which keeps them sharded
+            in between; false sums them once, at the end of the step.
+        pp_record_step: number of the optimizer step, from 1, whose pipeline actions are timed and written to
+            ``pipeline-<role>.json`` in the run folder, for ``archon pipeline show --run``; null times none.
         enable_compile: torch.compile of every block; on a CPU only when it is written.
         ac_mode: activation checkpointing: ``none``, ``selective``, ``full`` or ``memory_budget`` (needs
             ``enable_compile``). Takes effect when ``gradient_checkpointing`` is true.
@@ -91,6 +100,11 @@ class ArchonOptions:
     """
 
     pp_schedule: str = "Interleaved1F1B"
+    pp_layers_per_stage: int | None = None
+    pp_first_stage_less_layers: int | None = None
+    pp_last_stage_less_layers: int | None = None
+    pp_reduce_grad_per_microbatch: bool = False
+    pp_record_step: int | None = None
     enable_compile: bool = True
     ac_mode: str = "selective"
     selective_ac_option: str = "op"

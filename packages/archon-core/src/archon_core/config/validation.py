@@ -99,6 +99,10 @@ RULES: dict[type, dict[str, Rule]] = {
         "min_lr_ratio": SHARE,
     },
     ArchonOptions: {
+        "pp_layers_per_stage": POSITIVE,
+        "pp_first_stage_less_layers": NOT_NEGATIVE,
+        "pp_last_stage_less_layers": NOT_NEGATIVE,
+        "pp_record_step": POSITIVE,
         "ac_mode": one_of("none", "selective", "full", "memory_budget"),
         "selective_ac_option": _every_or_op,
         "ac_memory_budget": SHARE,
@@ -146,6 +150,8 @@ FIXES = {
     "top_k": "0 keeps all tokens",
     "gradient_clipping": "0 switches it off",
     "moe_router_dtype": "null takes the compute type",
+    "pp_first_stage_less_layers": "null balances stages by cost",
+    "pp_last_stage_less_layers": "null balances stages by cost",
     "keep_last": "null keeps all checkpoints",
 }
 """Option -> what to say beside the allowed values."""

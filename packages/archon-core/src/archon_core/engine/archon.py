@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,10 @@ from archon_core.engine.checkpoints import EngineCheckpoints
 from archon_core.engine.effective import EffectiveConfig, resolve_effective
 from archon_core.engine.offloading import Residence
 from archon_core.engine.optimizer import NamedOptimizer
-from archon_core.engine.runner import SequentialRunner
-from archon_core.engine.step import Parts, Splitter, eval_step, forward_step, train_step
+from archon_core.engine.pipeline_parts import PipelineParts
+from archon_core.engine.runner import PipelinedRunner, SequentialRunner
+from archon_core.engine.stages import PIPELINE
+from archon_core.engine.step import Parts, PipelineNeeds, Splitter, eval_step, forward_step, train_step
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout, refuse_axes
 from archon_core.mesh import data_ranks, device_of_rank
@@ -34,11 +37,14 @@ from archon_core.nn.packed import OutputName
 from archon_core.parallel.recompute_log import REPORT_LOGGER, RecomputeLog
 from archon_core.parallel.tensor import shard_sequences
 from archon_core.plugins.registry import Registry, registry
-from archon_core.plugins.specs import TrainEngineSpec
+from archon_core.plugins.specs import PipelineSpec, ScheduleSpec, TrainEngineSpec
 from archon_core.protocols import CausalModule, Loss, OutputRequest, StepStats
+from archon_core.run.log import RECORD_LOGGER
 
 logger = logging.getLogger(__name__)
 report_logger = logging.getLogger(REPORT_LOGGER)
+record_logger = logging.getLogger(RECORD_LOGGER)
+record_logger.propagate = False  # a file, not something to read
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class _Running:
     Attributes:
         assembled: the model.
         parts: what its steps are made of.
+        pipelined: their runner, where the model is cut into stages.
         optimizer: ``None`` for a model that is not trained.
         residence: whether it is on its device.
         checkpoints: saves and loads it.
@@ -55,6 +62,7 @@ class _Running:
 
     assembled: Assembled
     parts: Parts
+    pipelined: PipelinedRunner | None
     optimizer: NamedOptimizer | None
     residence: Residence
     checkpoints: EngineCheckpoints
@@ -93,8 +101,11 @@ class ArchonEngine:
         self._version = 0
         device = "cuda" if torch.cuda.is_available() else "cpu"
         self._dims = layout.parallel_dims(moe=False)
+        self._schedule: ScheduleSpec | None = None
+        if self._dims.pp > 1:
+            self._schedule = self._plugins.get(ScheduleSpec, config.archon.pp_schedule)
         self._effective, self._decisions = resolve_effective(
-            config, role=role, device=device, dims=self._dims, explicit=explicit
+            config, role=role, device=device, dims=self._dims, explicit=explicit, schedule=self._schedule
         )
         if self._effective.deterministic:
             option = f"{role}.archon.use_deterministic_algorithms"
@@ -120,18 +131,29 @@ class ArchonEngine:
             seed=self._seed,
         )
         self._record(decisions)
-        ranks = data_ranks(self._dims)
+        meshes, pipeline = assembled.meshes, assembled.pipeline
+        ranks = data_ranks(self._dims, losses_on=0 if pipeline is None else pipeline.plan.last_rank)
         split = Splitter(
             self._config.mb_spec,
             multiple=self._effective.pad_multiple,
             at_least=self._effective.pad_at_least,
-            context=assembled.context,
+            context=None if meshes is None else meshes.context,
+            pipeline=None if pipeline is None else self._pipeline_needs(pipeline),
         )
-        runner = SequentialRunner(assembled.module, assembled.groups)
+        pipelined = self._build_pipeline(assembled)
+        parts = Parts(
+            split,
+            SequentialRunner(assembled.module, assembled.groups) if pipelined is None else pipelined,
+            ranks,
+            getattr(assembled.hf_config, "vocab_size", None),
+            pipeline=None if meshes is None else meshes.pipeline,
+            tied=assembled.tied,
+        )
         optimizer = self._build_optimizer(assembled)
         self._running_or_none = _Running(
             assembled,
-            Parts(split, runner, ranks, getattr(assembled.hf_config, "vocab_size", None)),
+            parts,
+            pipelined,
             optimizer,
             Residence(assembled.module, assembled.groups, optimizer, role=self._role),
             EngineCheckpoints(
@@ -146,9 +168,40 @@ class ArchonEngine:
         )
         logger.info("Initialized Archon engine with parallel dims: %s", self._dims.describe())
 
+    def _pipeline_needs(self, pipeline: PipelineParts) -> PipelineNeeds:
+        """What the pipeline asks of micro-batches; what that changes is a decision."""
+        spec, n_stages = self._config.mb_spec, len(pipeline.plan)
+        divisor = pipeline.group.size() if pipeline.schedule.multiple_of_ranks else 1
+        decisions = []
+        if spec.n_mbs < n_stages:
+            reason = f"{n_stages} pipeline stages work at once only on as many micro-batches"
+            decisions.append(Decision(f"{self._role}.mb_spec.n_mbs", f"{spec.n_mbs}", f"{n_stages}", reason))
+        if spec.n_mbs_divisor % divisor:
+            multiple = math.lcm(spec.n_mbs_divisor, divisor)
+            reason = f"{pipeline.schedule.name} needs a multiple of its {divisor} pipeline ranks"
+            option = f"{self._role}.mb_spec.n_mbs_divisor"
+            decisions.append(Decision(option, f"{spec.n_mbs_divisor}", f"{multiple}", reason))
+        for decision in decisions:
+            logger.warning("%s: %s is used, not %s: %s", *astuple(decision))
+        self._record(decisions)
+        return PipelineNeeds(n_stages, divisor)
+
+    def _build_pipeline(self, assembled: Assembled) -> PipelinedRunner | None:
+        if assembled.pipeline is None:
+            return None
+        runner = self._plugins.get(PipelineSpec, PIPELINE).load()(assembled.pipeline)
+        assembled.module.connect(runner.pass_through)
+        return runner
+
     def _build_optimizer(self, assembled: Assembled) -> NamedOptimizer | None:
         if self._config.optimizer is not None:
-            return NamedOptimizer(assembled.parameters, self._config.optimizer, total_steps=self._total_steps)
+            meshes = assembled.meshes
+            return NamedOptimizer(
+                assembled.parameters,
+                self._config.optimizer,
+                total_steps=self._total_steps,
+                holders=None if meshes is None else meshes.holders,
+            )
         for parameter in assembled.parameters.values():
             parameter.requires_grad_(False)
         return None
@@ -216,6 +269,9 @@ class ArchonEngine:
                 f"engine {self._role!r}: found no optimizer, so it cannot train; set {self._role}.optimizer"
             )
         running.assembled.module.train()
+        records = running.pipelined is not None and self._config.archon.pp_record_step == self._version + 1
+        if records:
+            running.pipelined.record_next()
         stats = train_step(
             batch.to(self.device),
             loss,
@@ -225,6 +281,8 @@ class ArchonEngine:
             max_gradient_norm=self._config.optimizer.gradient_clipping,
         )
         self._version += 1
+        if records and (recording := running.pipelined.recorded(step=self._version)) is not None:
+            record_logger.info("%s", recording, extra={"role": self._role})
         self._report_recomputation()
         return stats
 

@@ -5,9 +5,9 @@ Everything before the last two steps works on shapes alone, so that no process e
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,11 @@ from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import Ranks
 from archon_core.engine.blocks import Blocks, prepare_blocks
 from archon_core.engine.effective import EffectiveConfig
+from archon_core.engine.pipeline_parts import PipelineParts
+from archon_core.engine.stages import plan_stages
+from archon_core.engine.tied_copies import TiedCopies
 from archon_core.errors import ConfigError
-from archon_core.layout import Layout
+from archon_core.layout import Layout, ParallelDims
 from archon_core.mesh import Meshes, build_meshes, check_world, device_of_rank
 from archon_core.models.capabilities import check_capabilities
 from archon_core.models.hf_config import checkpoint_folder, load_hf_config
@@ -31,16 +34,19 @@ from archon_core.models.initialize import initialize_weights
 from archon_core.models.materialize import materialize_empty
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.models.parameter_names import named_weights, owners, weight_shapes
+from archon_core.models.stage import Stage
+from archon_core.models.staged import StagedModule, stages_of
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.nn.attention import check_attention_backend, set_attention_backend
-from archon_core.nn.ulysses import ContextParallel
+from archon_core.parallel.activation_checkpointing import blocks_of
 from archon_core.parallel.context import check_context_plan
 from archon_core.parallel.fsdp import FsdpGroups, apply_fsdp
 from archon_core.parallel.shards import local_part
 from archon_core.parallel.sizes import check_sizes, sharded_extents
-from archon_core.parallel.tensor import apply_tensor_parallel
+from archon_core.parallel.tensor import apply_tensor_parallel, check_tensor_plan
+from archon_core.pipeline import StagePlan
 from archon_core.plugins.registry import Registry
-from archon_core.plugins.specs import ModelSpec
+from archon_core.plugins.specs import ModelSpec, ScheduleSpec
 from archon_core.protocols import CausalModule, ModelArguments
 
 
@@ -57,8 +63,10 @@ class Assembled:
             puts others in their place while a forward pass runs.
         groups: how FSDP2 shards the module; ``None`` for a module that is whole and needs no cast.
         blocks: what was done to its blocks beside sharding.
-        context: this rank's place among those that share its sequences; ``None`` when sequences are not cut.
+        meshes: the ranks that it is sharded over; ``None`` for a module that is whole and needs no cast.
         weights: which Hugging Face tensor holds which of the module's parameters.
+        pipeline: this process's part of a pipeline; ``None`` where the model is not cut into stages.
+        tied: weights of which two stages have a copy; ``None`` where none has.
     """
 
     spec: ModelSpec
@@ -69,8 +77,20 @@ class Assembled:
     named_weights: Mapping[str, Tensor]
     groups: FsdpGroups | None
     blocks: Blocks
-    context: ContextParallel | None
+    meshes: Meshes | None
     weights: ResolvedMap
+    pipeline: PipelineParts | None = None
+    tied: TiedCopies | None = None
+
+    @property
+    def copies(self) -> Mapping[str, str]:
+        """Names of parameters here that are copies of another -> that one's name."""
+        return {} if self.tied is None else self.tied.held
+
+    @property
+    def logical_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters without copies: over all processes of a pipeline, each of the model's once."""
+        return {name: parameter for name, parameter in self.parameters.items() if name not in self.copies}
 
 
 def assemble(
@@ -103,54 +123,110 @@ def assemble(
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)
     _refuse_dropout(config, arguments, role)
-    compute_dtype = getattr(torch, effective.compute_dtype)
-    with torch.device("meta"):
-        module = model.module(arguments).to(getattr(torch, effective.master_dtype))
-    weights = model.weight_map(arguments).resolve(weight_shapes(module))
+
+    def build(stage: Stage | None = None) -> nn.Module:
+        with torch.device("meta"):
+            return model.module(arguments, stage).to(getattr(torch, effective.master_dtype))
+
+    whole = build()
+    weights = model.weight_map(arguments).resolve(weight_shapes(whole))
+    plan = model.parallel_plan(arguments)
+    dims = layout.parallel_dims(moe=False)
+    _check_plan(whole, plan, layout, option=f"{role}.backend")
+    stages: StagePlan | None = None
+    schedule: ScheduleSpec | None = None
+    if dims.pp > 1:
+        schedule = registry.get(ScheduleSpec, config.archon.pp_schedule)
+        stages = plan_stages(
+            whole, plan, n_ranks=dims.pp, schedule=schedule, options=config.archon, registry=registry, role=role
+        )
+    meshes = _meshes(effective, dims, option=f"{role}.backend")
+    module = whole
+    if stages is not None and meshes is not None:
+        module = StagedModule({n: build(stages.stages[n]) for n in stages.held_by(meshes.pipeline_rank)}, whole)
     if effective.attn_type is not None:
+        compute_dtype = getattr(torch, effective.compute_dtype)
         backend = check_attention_backend(effective.attn_type, effective.device, compute_dtype, arguments.head_dim)
         set_attention_backend(module, backend)
-    plan = model.parallel_plan(arguments)
-    check_sizes(sharded_extents(module, plan), layout, option=f"{role}.backend")
-    meshes = _meshes(effective, layout, option=f"{role}.backend")
-    if meshes is not None:
-        _shard_computation(module, plan, meshes)
-    blocks = prepare_blocks(module, plan, effective, role=role)
-    groups = None if meshes is None else _shard_parameters(module, plan, effective, meshes)
+    if meshes is not None and meshes.tp is not None:
+        for stage in stages_of(module):
+            apply_tensor_parallel(stage, plan, meshes.tp)
+    blocks = prepare_blocks(module, plan, effective, role=role, among=[name for name, _ in blocks_of(whole, plan)])
+    groups = [] if meshes is None else [_shard_parameters(s, plan, effective, meshes) for s in stages_of(module)]
     materialize_empty(module, "cpu" if effective.offload_params else device_of_rank())
+    parameters = {name: parameter for name, _, _, parameter in owners(module)}
     assembled = Assembled(
         spec=spec,
         hf_config=hf_config,
         arguments=arguments,
         module=module,
-        parameters={name: parameter for name, _, _, parameter in owners(module)},
+        parameters=parameters,
         named_weights=named_weights(module),
-        groups=groups,
+        groups=FsdpGroups.joined(groups) if groups else None,
         blocks=blocks,
-        context=None if meshes is None else meshes.context,
+        meshes=meshes,
         weights=weights,
     )
+    if stages is not None and schedule is not None and meshes is not None:
+        assembled = _pipelined(assembled, stages, schedule, groups, effective)
     if config.path is None or config.init_from_scratch:
-        initialize_weights(module, seed, hf_config.initializer_range, local_part=local_part)
+        initialize_weights(module, seed, hf_config.initializer_range, ties=weights.ties, local_part=local_part)
         return assembled, []
     return assembled, load_weights(assembled, checkpoint_folder(config.path), role=role, seed=seed)
 
 
-def _meshes(effective: EffectiveConfig, layout: Layout, *, option: str) -> Meshes | None:
+def _check_plan(whole: nn.Module, plan: ParallelPlan, layout: Layout, *, option: str) -> None:
+    """Check that a whole module can be sharded as ``layout`` says. Raises LayoutError, ModelError."""
+    check_sizes(sharded_extents(whole, plan), layout, option=option)
+    if layout.dims["c"] > 1:
+        check_context_plan(whole, plan)
+    if layout.dims["t"] > 1:
+        check_tensor_plan(whole, plan)
+
+
+def _pipelined(
+    assembled: Assembled,
+    stages: StagePlan,
+    schedule: ScheduleSpec,
+    groups: Sequence[FsdpGroups],
+    effective: EffectiveConfig,
+) -> Assembled:
+    """The same with what a pipeline needs to know of it."""
+    meshes = assembled.meshes
+    assert meshes is not None, "a pipeline has a mesh"
+    assert meshes.pipeline is not None, "and an axis of it"
+    held = stages.held_by(meshes.pipeline_rank)
+    parts = PipelineParts(
+        plan=stages,
+        schedule=schedule,
+        stages=dict(zip(held, stages_of(assembled.module), strict=True)),
+        groups=dict(zip(held, groups, strict=True)),
+        rank=meshes.pipeline_rank,
+        group=meshes.pipeline,
+        width=assembled.hf_config.get_text_config().hidden_size,
+        tensor_ranks=meshes.dims.tp,
+        dtype=getattr(torch, effective.compute_dtype),
+        device=device_of_rank(),
+        reduce_each=effective.reduce_each_micro_batch,
+    )
+    ties = {name: original for name, original in assembled.weights.ties.items() if len(stages) > 1}
+    tied = TiedCopies(
+        originals=ties,
+        parameters=assembled.parameters,
+        group=meshes.pipeline,
+        rank=meshes.pipeline_rank,
+        copies_on=stages.last_rank,
+        originals_on=stages.rank_of[0],
+    )
+    return replace(assembled, pipeline=parts, tied=tied if ties else None)
+
+
+def _meshes(effective: EffectiveConfig, dims: ParallelDims, *, option: str) -> Meshes | None:
     """The engine's meshes; ``None`` for one process that keeps its module whole."""
-    dims = layout.parallel_dims(moe=False)
     check_world(dims, option=option)
     if dims.world_size == 1 and effective.compute_dtype == effective.master_dtype and not effective.offload_params:
         return None
     return build_meshes(dims, effective.device, option=option)
-
-
-def _shard_computation(module: nn.Module, plan: ParallelPlan, meshes: Meshes) -> None:
-    """Divide the work of each pack of tokens, on the meta device, in place."""
-    if meshes.context is not None:
-        check_context_plan(module, plan)
-    if meshes.tp is not None:
-        apply_tensor_parallel(module, plan, meshes.tp)
 
 
 def _shard_parameters(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, meshes: Meshes) -> FsdpGroups:
@@ -195,6 +271,7 @@ def load_weights(assembled: Assembled, folder: Path, *, role: str, seed: int) ->
         seed,
         assembled.hf_config.initializer_range,
         only=report.initialised,
+        ties=assembled.weights.ties,
         local_part=local_part,
     )
     return [

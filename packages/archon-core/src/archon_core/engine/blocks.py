@@ -6,8 +6,8 @@ recomputes compiled code, and what is measured is all of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,6 +15,7 @@ from torch import nn
 from archon_core.engine.effective import EffectiveConfig
 from archon_core.errors import ConfigError
 from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.models.staged import stages_of
 from archon_core.parallel.activation_checkpointing import (
     apply_full_checkpointing,
     apply_selective_checkpointing,
@@ -29,39 +30,54 @@ class Blocks:
     """What was done to a module's blocks.
 
     Attributes:
-        compiled: the compiled blocks; ``None`` when they run eagerly.
+        compiled: the compiled blocks of each stage; none when they run eagerly.
         log: measures the first step; ``None`` without ``ac_debug``.
     """
 
-    compiled: CompiledBlocks | None = None
+    compiled: tuple[CompiledBlocks, ...] = ()
     log: RecomputeLog | None = None
 
     @contextmanager
     def eager(self) -> Iterator[None]:
         """Run no compiled code inside."""
-        if self.compiled is None:
+        with ExitStack() as stack:
+            for blocks in self.compiled:
+                stack.enter_context(blocks.suspended())
             yield
-        else:
-            with self.compiled.suspended():
-                yield
 
 
-def prepare_blocks(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, *, role: str) -> Blocks:
+def prepare_blocks(
+    module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, *, role: str, among: Sequence[str] | None = None
+) -> Blocks:
     """Compile and checkpoint the blocks of ``module`` in place, as ``effective`` says.
 
     Args:
         role: the name of the section that asks for it, for messages.
+        among: names of all blocks of the model, where ``module`` holds stages of it.
 
     Raises:
         ConfigError: there is no compiler, or the model has too few blocks to recompute every Nth.
     """
     if effective.ac_every is not None:
-        _check_every_nth(effective.ac_every, sum(1 for _ in blocks_of(module, plan)), role=role)
+        n_blocks = sum(1 for _ in blocks_of(module, plan)) if among is None else len(among)
+        _check_every_nth(effective.ac_every, n_blocks, role=role)
+    if effective.compile:
+        check_compiler(effective.device, option=f"{role}.archon.enable_compile")
     log = RecomputeLog(compiled=effective.compile) if effective.ac_debug else None
+    compiled = [_prepare_stage(stage, plan, effective, among, log) for stage in stages_of(module)]
+    return Blocks(tuple(blocks for blocks in compiled if blocks is not None), log)
+
+
+def _prepare_stage(
+    module: nn.Module,
+    plan: ParallelPlan,
+    effective: EffectiveConfig,
+    among: Sequence[str] | None,
+    log: RecomputeLog | None,
+) -> CompiledBlocks | None:
     compiled = None
     by_operation = effective.ac_mode == "selective" and effective.ac_every is None
     if effective.compile:
-        check_compiler(effective.device, option=f"{role}.archon.enable_compile")
         # The compiler's own recomputation: operations inside of a graph are not seen by torch's checkpoint.
         keeping = None
         if effective.ac_mode == "memory_budget":
@@ -74,11 +90,11 @@ def prepare_blocks(module: nn.Module, plan: ParallelPlan, effective: EffectiveCo
     if effective.ac_mode == "full":
         apply_full_checkpointing(module, plan, log=log)
     elif effective.ac_every is not None:
-        apply_full_checkpointing(module, plan, every=effective.ac_every, log=log)
+        apply_full_checkpointing(module, plan, every=effective.ac_every, among=among, log=log)
     if log is not None:
         for name, block in blocks_of(module, plan):
             log.watch(name, block)
-    return Blocks(compiled, log)
+    return compiled
 
 
 def _check_every_nth(every: int, n_blocks: int, *, role: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from archon_core.checkpoint.dcp import TrainingState, describe_model, load_training_state
 from archon_core.checkpoint.gathering import WRITER, gather_to_writer
@@ -22,6 +23,7 @@ from archon_core.engine.effective import EffectiveConfig
 from archon_core.engine.optimizer import NamedOptimizer
 from archon_core.errors import WeightsError
 from archon_core.models.hf_config import checkpoint_folder
+from archon_core.models.weight_conversion import BoxCopier
 
 
 class EngineCheckpoints:
@@ -71,7 +73,7 @@ class EngineCheckpoints:
         # wait for: it has to end.
         with failing_together(self._ranks, kind=WeightsError):
             save_hf_weights(
-                assembled.named_weights if assembled.groups is None else gather_to_writer(assembled.named_weights),
+                self._reader(),
                 assembled.weights,
                 folder,
                 assembled.hf_config,
@@ -107,16 +109,36 @@ class EngineCheckpoints:
         """
         if self._optimizer is not None:
             self._optimizer.clear_state()  # or there would be memory for two for a while
-        state, counters, decisions = load_training_state(folder, self._assembled.parameters)
+        copies = self._assembled.copies
+        parameters = self._assembled.parameters
+        # A copy is filled from its original's entry. Where both are here, the original is, and copied afterwards.
+        stored = {
+            copies.get(name, name): parameters[name] for name in sorted(parameters, key=lambda n: n not in copies)
+        }
+        state, counters, decisions = load_training_state(folder, stored, self._assembled.weights.stored)
+        if self._assembled.tied is not None:
+            self._assembled.tied.copy_originals()
         if self._optimizer is not None:
-            self._optimizer.load_state(state)
+            own = {name: state.get(copies.get(name, name), {}) for name in parameters}
+            self._optimizer.load_state(
+                {n: {k: v.clone() if n in copies else v for k, v in entry.items()} for n, entry in own.items() if entry}
+            )
         return counters["version"], decisions
+
+    def _reader(self) -> Mapping[str, Tensor] | BoxCopier:
+        """What gives the writing rank the values of weights."""
+        assembled = self._assembled
+        if assembled.groups is None:
+            return assembled.named_weights
+        return gather_to_writer(assembled.named_weights, None if assembled.pipeline is None else self._ranks)
 
     def _state(self, version: int) -> TrainingState:
         assembled = self._assembled
         optimizer: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
         model = describe_model(assembled.hf_config, critic=self._config.is_critic, name=assembled.spec.name)
-        return TrainingState.of(assembled.parameters, optimizer, {"version": version}, model)
+        originals = assembled.logical_parameters
+        own_state = {name: state for name, state in optimizer.items() if name in originals}
+        return TrainingState.of(originals, own_state, {"version": version}, model)
 
     def _companions(self) -> Path | None:
         """The folder whose tokenizer and generation settings belong to the weights, when there is one."""

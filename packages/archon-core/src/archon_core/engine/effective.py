@@ -15,6 +15,7 @@ from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.errors import ConfigError
 from archon_core.layout import ParallelDims
+from archon_core.plugins.specs import ScheduleSpec
 
 DtypeName = Literal["float32", "float64", "bfloat16"]
 AcMode = Literal["none", "selective", "full", "memory_budget"]
@@ -40,6 +41,7 @@ class EffectiveConfig:
         ac_memory_budget: with ``memory_budget``, the share of activations that is kept.
         ac_debug: whether the first step measures what is kept and recomputed.
         deterministic: whether runs are bit-identical.
+        reduce_each_micro_batch: whether a pipeline sums gradients over data ranks after every micro-batch.
         pad_multiple: micro-batches are padded to a multiple of this many tokens.
         pad_at_least: and to no fewer than this.
     """
@@ -58,6 +60,7 @@ class EffectiveConfig:
     ac_memory_budget: float
     ac_debug: bool
     deterministic: bool
+    reduce_each_micro_batch: bool
     pad_multiple: int
     pad_at_least: int
 
@@ -69,6 +72,7 @@ def resolve_effective(
     device: str,
     dims: ParallelDims | None = None,
     explicit: frozenset[str] = frozenset(),
+    schedule: ScheduleSpec | None = None,
 ) -> tuple[EffectiveConfig, list[Decision]]:
     """Decide everything that depends on more than one option, or on the device.
 
@@ -77,6 +81,7 @@ def resolve_effective(
         device: ``cpu`` or ``cuda``.
         dims: sizes of the engine's axes; ``None`` for one process.
         explicit: dotted names of the options that the user wrote, as against defaults.
+        schedule: the pipeline schedule; ``None`` without a pipeline.
 
     Raises:
         ConfigError: options that do not go together (``config.combinations``), or ``strict`` is set and a decision
@@ -84,7 +89,7 @@ def resolve_effective(
     """
     dims = dims or ParallelDims()
     options = config.archon
-    situation = Situation.of(config, role, explicit, device=device)
+    situation = Situation.of(config, role, explicit, device=device, pipeline_ranks=dims.pp, schedule=schedule)
     wrong = [f"{role}.{option}: {text}" for option, text in refusals(situation)]
     if wrong:
         raise ConfigError("\n".join(wrong))
@@ -116,11 +121,12 @@ def resolve_effective(
         offload_params=used.get("archon.offload_params", options.offload_params),
         attn_type=options.attn_type,
         compile=used.get("archon.enable_compile", options.enable_compile),
-        ac_mode=situation.ac_mode,  # type: ignore[arg-type]
+        ac_mode=used.get("archon.ac_mode", situation.ac_mode),  # type: ignore[arg-type]
         ac_every=int(options.selective_ac_option) if every_nth else None,
         ac_memory_budget=options.ac_memory_budget,
         ac_debug=options.ac_debug,
         deterministic=options.use_deterministic_algorithms,
+        reduce_each_micro_batch=options.pp_reduce_grad_per_microbatch,
         pad_multiple=multiple,
         pad_at_least=config.mb_spec.max_tokens_per_mb or 0 if config.pad_to_maximum else 0,
     )

@@ -6,7 +6,7 @@ could be forgotten here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -17,11 +17,26 @@ from torch.distributed.tensor import DTensor
 from archon_core.parallel.shards import local_values
 
 
-def global_gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+def global_gradient_norm(parameters: Iterable[nn.Parameter], pipeline: dist.ProcessGroup | None = None) -> Tensor:
     """L2 norm over all gradients, a scalar in at least fp32, the same on every rank.
 
-    Parameters without a gradient count as zero. Collective over every axis along which some gradient is sharded.
+    Parameters without a gradient count as zero. Collective over every axis along which some gradient is sharded, and
+    over the pipeline.
+
+    Args:
+        parameters: those of this process, each logical one once.
+        pipeline: processes that hold other parameters; ``None`` where all are here.
     """
+    norm = _norm_here(list(parameters))
+    if pipeline is None:
+        return norm
+    # One type everywhere: a process may have no gradient that would tell.
+    square = norm.to(torch.float64).square()
+    dist.all_reduce(square, group=pipeline)
+    return square.sqrt()
+
+
+def _norm_here(parameters: Sequence[nn.Parameter]) -> Tensor:
     local_norms: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
@@ -29,7 +44,7 @@ def global_gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
             norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
             local_norms.setdefault(_sharded_axes(parameter.grad), []).append(norm)
     if not local_norms:
-        return torch.zeros(())
+        return torch.zeros((), device=parameters[0].device if parameters else None)
     norms = []
     for (mesh, axes), parts in local_norms.items():
         norm = torch.linalg.vector_norm(torch.stack(parts))

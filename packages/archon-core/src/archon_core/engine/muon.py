@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from archon_core.models.box import Box
-from archon_core.parallel.shards import box_of_each_rank, holders, local_values
+from archon_core.parallel.shards import box_of_each_rank, local_values
+from archon_core.parallel.shards import holders as holders_of_parts
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration, from the same source."""
@@ -36,10 +37,20 @@ class Muon(torch.optim.Optimizer):
             fits both (arXiv:2502.16982).
         weight_decay: decoupled.
         momentum: of the running mean of gradients; Nesterov's form.
+        holders: the processes that hold parts of these matrices; ``None`` for all.
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], *, lr: float, weight_decay: float, momentum: float) -> None:
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        holders: dist.ProcessGroup | None = None,
+    ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        self._holders = holders
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -50,7 +61,7 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     updates.append((parameter, group, self._momentum_update(parameter, group["momentum"])))
-        directions = orthogonalise_all([update for _, _, update in updates])
+        directions = orthogonalise_all([update for _, _, update in updates], self._holders)
         for (parameter, group, _), direction in zip(updates, directions, strict=True):
             rate = group["lr"]
             weight = local_values(parameter)
@@ -88,13 +99,18 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     return (x.T if is_tall else x).to(matrix.dtype)
 
 
-def orthogonalise_all(updates: Sequence[Tensor]) -> list[Tensor]:
-    """The local part of each update, orthogonalised as a whole matrix. Collective when any of them is a DTensor."""
+def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | None = None) -> list[Tensor]:
+    """The local part of each update, orthogonalised as a whole matrix.
+
+    Collective over ``holders``, the processes that hold parts of them, when any of them is a DTensor.
+    """
     if not any(isinstance(update, DTensor) for update in updates):
         return [orthogonalise(update) for update in updates]
-    rank, size = dist.get_rank(), dist.get_world_size()
+    members = dist.get_process_group_ranks(holders or dist.group.WORLD)
+    place = {member: number for number, member in enumerate(members)}
+    rank, size = place[dist.get_rank()], len(members)
     owners = deal([math.prod(update.shape) for update in updates], size)
-    boxes = [_boxes(update, rank) for update in updates]
+    boxes = [_boxes(update, place) for update in updates]
 
     # Every rank sends each matrix's owner the part that it speaks for.
     outgoing: list[list[Tensor]] = [[] for _ in range(size)]
@@ -105,7 +121,7 @@ def orthogonalise_all(updates: Sequence[Tensor]) -> list[Tensor]:
         if owner == rank:
             for source, box in parts.items():
                 expected[source] += box.numel
-    incoming = _exchange(outgoing, expected, local_values(updates[0]))
+    incoming = _exchange(outgoing, expected, local_values(updates[0]), holders)
 
     # Owners put the matrices together, and send every rank, copies included, its part of the result.
     outgoing, expected = [[] for _ in range(size)], [0] * size
@@ -119,7 +135,7 @@ def orthogonalise_all(updates: Sequence[Tensor]) -> list[Tensor]:
                 outgoing[destination].append(direction[box.slices].reshape(-1))
         if rank in everyone:
             expected[owner] += everyone[rank].numel
-    incoming = _exchange(outgoing, expected, local_values(updates[0]))
+    incoming = _exchange(outgoing, expected, local_values(updates[0]), holders)
     return [
         incoming[owner].take(everyone[rank].numel).view(everyone[rank].shape)
         for owner, (_, everyone) in zip(owners, boxes, strict=True)
@@ -137,10 +153,11 @@ def deal(costs: Sequence[int], n_ranks: int) -> list[int]:
     return owners
 
 
-def _boxes(update: Tensor, rank: int) -> tuple[dict[int, Box], dict[int, Box]]:
-    """Rank -> box of the ranks that speak for a part, and of all ranks that hold one."""
+def _boxes(update: Tensor, place: Mapping[int, int]) -> tuple[dict[int, Box], dict[int, Box]]:
+    """Rank within the group -> box, of those that speak for a part, and of all that hold one."""
     assert isinstance(update, DTensor), "either all matrices are sharded or none is"
-    return holders(update), box_of_each_rank(update)
+    speakers, everyone = holders_of_parts(update), box_of_each_rank(update)
+    return {place[r]: box for r, box in speakers.items()}, {place[r]: box for r, box in everyone.items()}
 
 
 class _Stream:
@@ -155,11 +172,13 @@ class _Stream:
         return self._values[self._taken - count : self._taken]
 
 
-def _exchange(outgoing: Sequence[Sequence[Tensor]], expected: Sequence[int], like: Tensor) -> list[_Stream]:
+def _exchange(
+    outgoing: Sequence[Sequence[Tensor]], expected: Sequence[int], like: Tensor, group: dist.ProcessGroup | None
+) -> list[_Stream]:
     """Send ``outgoing[r]`` to each rank r, one after the other; from each rank r ``expected[r]`` elements come."""
     sent = [sum(part.numel() for part in parts) for parts in outgoing]
     flat = [part for parts in outgoing for part in parts]
     source = torch.cat(flat) if flat else like.new_empty(0)
     received = like.new_empty(sum(expected))
-    dist.all_to_all_single(received, source, output_split_sizes=list(expected), input_split_sizes=sent)
+    dist.all_to_all_single(received, source, list(expected), sent, group=group)
     return [_Stream(values) for values in received.split(list(expected))]

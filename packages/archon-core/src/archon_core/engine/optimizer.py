@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
 from archon_core.config.schema import OptimizerConfig
@@ -37,12 +38,18 @@ class NamedOptimizer:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, *, total_steps: int | None
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimizerConfig,
+        *,
+        total_steps: int | None,
+        holders: ProcessGroup | None = None,
     ) -> None:
         """Args:
             parameters: name -> parameter; those that need no gradient are left out.
             config: the options.
             total_steps: optimizer steps of the whole run.
+            holders: the processes that hold parts of the same parameters; ``None`` for all.
 
         Raises:
             ConfigError: the learning rate depends on the number of steps, and there is none.
@@ -62,7 +69,7 @@ class NamedOptimizer:
             name: nn.Parameter(local_values(p)) if isinstance(p, DTensor) and name not in whole else p
             for name, p in self.parameters.items()
         }
-        self._optimizers = _build(self._updated, config)
+        self._optimizers = _build(self._updated, config, holders)
         self._owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
 
     def learning_rate(self, step: int) -> float:
@@ -183,19 +190,28 @@ def _sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
     )
 
 
-def _build(parameters: Mapping[str, nn.Parameter], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+def _build(
+    parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, holders: ProcessGroup | None = None
+) -> list[torch.optim.Optimizer]:
     if config.type == "muon":
         # Muon is for hidden matrices; embeddings, heads, norms and biases take AdamW
         # (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
         hidden = _hidden_matrices(parameters)
-        others = {name: p for name, p in parameters.items() if name not in hidden}
-        muon = Muon(hidden.values(), lr=config.lr, weight_decay=config.weight_decay, momentum=config.beta1)
-        return [muon, *_build(others, OptimizerConfig(**{**vars(config), "type": "adamw"}))]
+        others = _build(
+            {name: p for name, p in parameters.items() if name not in hidden},
+            OptimizerConfig(**{**vars(config), "type": "adamw"}),
+        )
+        if not hidden:  # a pipeline stage of an embedding alone
+            return others
+        decay, momentum = config.weight_decay, config.beta1
+        return [Muon(hidden.values(), lr=config.lr, weight_decay=decay, momentum=momentum, holders=holders), *others]
     groups = [
         {"params": [p for p in parameters.values() if is_decayed(p)], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters.values() if not is_decayed(p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if not groups:
+        return []
     betas = (config.beta1, config.beta2)
     fused = all(p.is_cuda for p in parameters.values())
     match config.type:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from archon_core.data.micro_batch import MicroBatch
-from archon_core.nn.packed import OutputName
+from archon_core.nn.packed import OutputName, PackedSequences
 from archon_core.parallel.fsdp import FsdpGroups
 from archon_core.protocols import CausalModule
 
@@ -26,6 +26,19 @@ class Runner(Protocol):
 
     def forward(self, micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, dict[OutputName, Tensor]]]:
         """Each micro-batch with its outputs, padding removed, without gradients, as they come."""
+
+
+class PipelinedRunner(Runner, Protocol):
+    """Runs them through the stages of a pipeline, and can tell when it did what."""
+
+    def pass_through(self, x: Tensor, packed: PackedSequences) -> dict[OutputName, Tensor]:
+        """One forward pass of whole token ids [T] through all stages; the outputs on every rank."""
+
+    def record_next(self) -> None:
+        """Time the actions of the next call of ``train``."""
+
+    def recorded(self, *, step: int) -> str | None:
+        """What was timed, as the content of a file; ``None`` on all but the first pipeline rank. Collective."""
 
 
 class SequentialRunner:

@@ -6,11 +6,13 @@ so that neither the split into micro-batches nor that over ranks can enter the n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from archon_core.config.schema import MicroBatchSpec
 from archon_core.data.batch import Batch
@@ -22,10 +24,28 @@ from archon_core.engine.grad_norm import clip_gradients, global_gradient_norm
 from archon_core.engine.loss_totals import LossTotals
 from archon_core.engine.optimizer import NamedOptimizer
 from archon_core.engine.runner import Runner
+from archon_core.engine.tied_copies import TiedCopies
 from archon_core.errors import DataError
 from archon_core.nn.packed import OutputName
 from archon_core.nn.ulysses import ContextParallel
 from archon_core.protocols import Loss, OutputRequest, StepStats
+
+
+@dataclass(frozen=True)
+class PipelineNeeds:
+    """What a pipeline asks of the number of micro-batches.
+
+    Attributes:
+        at_least: with fewer, stages would never all work at once.
+        divisor: it must be a multiple of this.
+    """
+
+    at_least: int
+    divisor: int = 1
+
+    def number_for(self, planned: int) -> int:
+        """The least number that satisfies both, and is no less than ``planned``."""
+        return math.ceil(max(planned, self.at_least) / self.divisor) * self.divisor
 
 
 @dataclass(frozen=True)
@@ -37,32 +57,49 @@ class Splitter:
         multiple: every micro-batch's tokens are padded to a multiple of this.
         at_least: and to no fewer than this.
         context: the ranks over which its tokens are cut; ``None`` when all stay here.
+        pipeline: what a pipeline asks of the split; ``None`` without one.
     """
 
     spec: MicroBatchSpec
     multiple: int = 1
     at_least: int = 0
     context: ContextParallel | None = None
+    pipeline: PipelineNeeds | None = None
 
-    def __call__(self, batch: Batch, request: OutputRequest) -> list[MicroBatch]:
+    def plan(self, batch: Batch) -> list[Sequence[int]]:
+        """Which sequences of ``batch`` stand in which micro-batch; none is empty.
+
+        Raises:
+            DataError: the options do not allow it.
+        """
+        if not len(batch):
+            return []
         plan = plan_micro_batches(
             batch.lengths,
-            n_mbs=self.spec.n_mbs,
+            n_mbs=max(self.spec.n_mbs, self.pipeline.at_least if self.pipeline else 1),
             max_tokens_per_mb=self.spec.max_tokens_per_mb,
             granularity=self.spec.granularity,
-            n_mbs_divisor=self.spec.n_mbs_divisor,
+            n_mbs_divisor=math.lcm(self.spec.n_mbs_divisor, self.pipeline.divisor if self.pipeline else 1),
             algorithm=self.spec.packing_algorithm,
         )
-        return [self._build(batch, indices, request) for indices in plan if indices]
+        return [indices for indices in plan if indices]
 
-    def padding_only(self, batch: Batch, request: OutputRequest) -> MicroBatch:
-        """A micro-batch without sequences: what a rank runs while others still have some."""
-        return self._build(batch, [], request)
+    def number_for(self, planned: int) -> int:
+        """How many micro-batches all ranks run when none has planned more than ``planned``."""
+        return planned if self.pipeline is None else self.pipeline.number_for(planned)
 
-    def _build(self, batch: Batch, indices: Sequence[int], request: OutputRequest) -> MicroBatch:
-        return build_micro_batch(
-            batch, indices, request, multiple=self.multiple, at_least=self.at_least, context=self.context
-        )
+    def build(
+        self, batch: Batch, plan: Sequence[Sequence[int]], request: OutputRequest, number: int
+    ) -> list[MicroBatch]:
+        """The micro-batches of ``plan``, and as many without sequences as make up ``number``: what a rank runs while
+        others still have some. In a pipeline all of a step have one length."""
+        at_least = self.at_least
+        if self.pipeline is not None:
+            at_least = max(at_least, *(sum(batch.lengths[i] for i in indices) for indices in plan), 0)
+        return [
+            build_micro_batch(batch, indices, request, multiple=self.multiple, at_least=at_least, context=self.context)
+            for indices in [*plan, *([()] * (number - len(plan)))]
+        ]
 
 
 @dataclass(frozen=True)
@@ -74,12 +111,16 @@ class Parts:
         runner: executes micro-batches.
         ranks: who has other sequences of the batch.
         vocab_size: ids that the model knows; ``None`` leaves them unchecked.
+        pipeline: the processes that hold other parameters; ``None`` where all are here.
+        tied: weights that two stages of a pipeline have a copy of; ``None`` where none has.
     """
 
     split: Splitter
     runner: Runner
     ranks: DataRanks = field(default_factory=DataRanks)
     vocab_size: int | None = None
+    pipeline: ProcessGroup | None = None
+    tied: TiedCopies | None = None
 
     def prepare(self, batch: Batch, request: OutputRequest, loss: Loss | None = None) -> tuple[list[MicroBatch], Share]:
         """This rank's micro-batches, as many on every rank, and the whole batch that they are part of. Collective.
@@ -88,17 +129,17 @@ class Parts:
             DataError: on every rank, when the batch of one cannot be split or has ids that the model does not know.
             Exception: on every rank, what the loss raises on one while it weighs its batch.
         """
-        own: list[MicroBatch] = []
+        plan: list[Sequence[int]] = []
         share: Share | Exception
         try:
             self._check_ids(batch)
-            own = self.split(batch, request) if len(batch) else []
-            share = Share.of(batch, len(own), loss)
+            plan = self.split.plan(batch)
+            share = Share.of(batch, len(plan), loss)
         except Exception as error:
             share = error
         whole = agree(share, self.ranks)
-        padding = whole.n_micro_batches - len(own)
-        return own + [self.split.padding_only(batch, request) for _ in range(padding)], whole
+        whole = replace(whole, n_micro_batches=self.split.number_for(whole.n_micro_batches))
+        return self.split.build(batch, plan, request, whole.n_micro_batches), whole
 
     def _check_ids(self, batch: Batch) -> None:
         """One process would fail at such an id somewhere inside the model; vocabulary shards would take it for zero."""
@@ -136,8 +177,12 @@ def train_step(
     totals = LossTotals(loss, whole, parts.ranks)
     optimizer.zero_grad()
     parts.runner.train(micro_batches, totals.objective)
+    if parts.tied is not None:
+        parts.tied.sum_gradients()
     objective, metrics = totals.gather(differentiated=True)
-    norm = global_gradient_norm(optimizer.parameters.values())
+    copies = {} if parts.tied is None else parts.tied.held
+    logical = [parameter for name, parameter in optimizer.parameters.items() if name not in copies]
+    norm = global_gradient_norm(logical, parts.pipeline)
     finite = bool(torch.isfinite(norm))
     learning_rate = optimizer.learning_rate(step)
     if finite:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from archon_core.models.box import Shape
+from archon_core.models.staged import stages_of
 
 _WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
 
@@ -22,7 +23,8 @@ def global_name(name: str) -> str:
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers by global name; a tied one under each of its names."""
-    return {global_name(name): weight for name, weight in module.state_dict(keep_vars=True).items()}
+    states = [stage.state_dict(keep_vars=True) for stage in stages_of(module)]
+    return {global_name(name): weight for state in states for name, weight in state.items()}
 
 
 def weight_shapes(module: nn.Module) -> dict[str, Shape]:
@@ -33,7 +35,7 @@ def weight_shapes(module: nn.Module) -> dict[str, Shape]:
 def owners(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
     """Every parameter once: its global name, the module that it is an attribute of, the attribute's name, itself."""
     seen: set[nn.Parameter] = set()
-    for prefix, owner in module.named_modules():
+    for prefix, owner in (found for stage in stages_of(module) for found in stage.named_modules()):
         for attribute, parameter in owner.named_parameters(recurse=False):
             if parameter not in seen:
                 seen.add(parameter)

@@ -46,6 +46,11 @@ class ResolvedMap:
     def _dropped(self) -> tuple[NamePattern, ...]:
         return tuple(NamePattern(pattern) for pattern in self.dropped)
 
+    @cached_property
+    def stored(self) -> frozenset[str]:
+        """Our names of the tensors that are stored: all but tied ones."""
+        return frozenset(self.shapes) - frozenset(self.ties)
+
     def drops(self, hf_name: str) -> bool:
         """Whether a checkpoint's tensor of this name is ignored."""
         return any(pattern.match(hf_name) is not None for pattern in self._dropped)

@@ -6,7 +6,7 @@ is computed again from the weights that FSDP2 has gathered for its backward pass
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,7 +57,12 @@ def blocks_of(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, nn.M
 
 
 def apply_full_checkpointing(
-    module: nn.Module, plan: ParallelPlan, *, every: int = 1, log: RecomputeLog | None = None
+    module: nn.Module,
+    plan: ParallelPlan,
+    *,
+    every: int = 1,
+    among: Sequence[str] | None = None,
+    log: RecomputeLog | None = None,
 ) -> None:
     """Have every Nth block, the Nth first, recomputed as a whole.
 
@@ -65,10 +70,13 @@ def apply_full_checkpointing(
         module: changed in place.
         plan: names the blocks.
         every: N.
+        among: names of all blocks of the model that ``module`` is a stage of; ``None`` for a whole model.
         log: told what is kept and recomputed.
     """
-    for number, (name, block) in enumerate(blocks_of(module, plan), 1):
-        if number % every == 0:
+    counted = list(among) if among is not None else [name for name, _ in blocks_of(module, plan)]
+    recomputed = set(counted[every - 1 :: every])
+    for name, block in blocks_of(module, plan):
+        if name in recomputed:
             contexts = None if log is None else partial(log.around, name)
             _checkpoint(block, contexts)
 

@@ -6,7 +6,7 @@ Losses arrive divided by global weights, so every group sums gradients and divid
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from torch.distributed.fsdp import (
     fully_shard,
 )
 
-from archon_core.compat import forget_forward_passes
+from archon_core.compat import forget_forward_passes, reduce_gradients, whole_parameters
 from archon_core.models.parallel_plan import ParallelPlan, matches
 
 
@@ -30,19 +30,59 @@ class FsdpGroups:
     """A module that FSDP2 shards.
 
     Attributes:
-        module: the root.
+        roots: the module, or every pipeline stage that is here.
         resharding: parts whose whole weights are freed between forward and backward.
     """
 
-    module: nn.Module
+    roots: tuple[FSDPModule, ...]
     resharding: tuple[FSDPModule, ...]
+
+    @classmethod
+    def joined(cls, groups: Iterable[FsdpGroups]) -> FsdpGroups:
+        """Those of several modules as one."""
+        parts = tuple(groups)
+        return cls(
+            tuple(root for part in parts for root in part.roots),
+            tuple(module for part in parts for module in part.resharding),
+        )
+
+    @property
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """What autograd graphs of the modules lead to; there must have been a forward pass."""
+        return [parameter for root in self.roots for parameter in whole_parameters(root)]
+
+    @property
+    def _parts(self) -> Iterator[FSDPModule]:
+        return (part for root in self.roots for part in root.modules() if isinstance(part, FSDPModule))
 
     def end_forward_passes(self) -> None:
         """Free the whole weights, and the records, that forward passes without a backward pass left behind."""
-        for part in self.module.modules():
-            if isinstance(part, FSDPModule):
-                part.reshard()
-        forget_forward_passes(self.module)
+        for part in self._parts:
+            part.reshard()
+        for root in self.roots:
+            forget_forward_passes(root)
+
+    def accumulate(self) -> None:
+        """From now on, have backward passes add up whole gradients and reduce none.
+
+        Whole weights stay, where they stay after forward passes.
+        """
+        for root in self.roots:
+            root.set_is_last_backward(False)
+            root.set_reshard_after_backward(bool(self.resharding))
+            root.set_requires_gradient_sync(False)
+
+    def reduce(self, *, free: bool = True) -> None:
+        """Sum over ranks what has been added up since ``accumulate``, and add it to the sharded gradients. Collective.
+
+        Args:
+            free: free whole weights afterwards.
+        """
+        for root in self.roots:
+            root.set_is_last_backward(True)
+            root.set_reshard_after_backward(free)
+            root.set_requires_gradient_sync(True)
+            reduce_gradients(root)
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
@@ -50,10 +90,9 @@ class FsdpGroups:
 
         Entering is collective. Tensor-parallel weights stay sharded over their axis.
         """
-        for part in self.module.modules():
-            if isinstance(part, FSDPModule):
-                part.unshard()
-                part.set_reshard_after_forward(False, recurse=False)
+        for part in self._parts:
+            part.unshard()
+            part.set_reshard_after_forward(False, recurse=False)
         try:
             yield
         finally:
@@ -105,7 +144,7 @@ def apply_fsdp(
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
     resharding = [*(early if reshard_after_forward else []), *([*last, module] if reshard_last else [])]
-    return FsdpGroups(module, tuple(resharding))
+    return FsdpGroups((module,), tuple(resharding))
 
 
 def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], list[nn.Module]]:

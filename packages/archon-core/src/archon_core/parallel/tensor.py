@@ -33,16 +33,12 @@ _PARALLEL = "parallel"
 
 
 def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMesh) -> None:
-    """Shard ``module``, which is on the meta device, in place.
+    """Shard ``module``, a model or a stage of one that is on the meta device, in place.
 
     Args:
-        plan: what its modules are.
+        plan: what its modules are; ``check_tensor_plan`` has been called for the whole model.
         mesh: the one-dimensional mesh of the tensor ranks.
-
-    Raises:
-        ModelError: the plan does not say enough of the module.
     """
-    _check_plan(module, plan)
     parallel = TensorParallel(mesh.get_group(), mesh.get_local_rank(), mesh.size())
     sharded: dict[nn.Parameter, nn.Parameter] = {}
     for name, owner in module.named_modules():
@@ -74,8 +70,13 @@ def shard_sequences(module: nn.Module, enabled: bool) -> None:
             part.parallel = replace(parallel, sequence_sharded=enabled)
 
 
-def _check_plan(module: nn.Module, plan: ParallelPlan) -> None:
-    """Every sharded projection lies in a region, and everything else outside of it, or the sums would be wrong."""
+def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
+    """Check a whole model: every sharded projection lies in a region, and everything else outside of it, or the sums
+    would be wrong.
+
+    Raises:
+        ModelError: the plan does not say enough of the module.
+    """
     plan.validate(module)
     problems = []
     for name, owner in module.named_modules():

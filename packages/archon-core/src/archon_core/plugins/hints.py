@@ -27,6 +27,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "ZBV",
         )
     },
+    "pipeline": {"archon-pipeline": ("pipeline",)},
     "moe": {"archon-moe": ("moe",)},
     "train_engine": {"archon-models-hf": ("fsdp",)},
     "inference_engine": {"archon-rollout": ("local", "sglang", "vllm")},

@@ -18,6 +18,7 @@ from archon_core.plugins.specs import (
     LauncherSpec,
     ModelSpec,
     MoESpec,
+    PipelineSpec,
     RewardSpec,
     ScheduleSpec,
     TrainEngineSpec,
@@ -39,6 +40,11 @@ def archon_models() -> Iterable[ModelSpec]:
 @hookspec
 def archon_schedules() -> Iterable[ScheduleSpec]:
     """Pipeline schedules."""
+
+
+@hookspec
+def archon_pipelines() -> Iterable[PipelineSpec]:
+    """What cuts models into pipeline stages and runs schedules."""
 
 
 @hookspec

@@ -156,12 +156,13 @@ class ModelSpec(Spec):
 
 @dataclass(frozen=True)
 class ScheduleSpec(Spec):
-    """A pipeline schedule. ``target`` names a function that gives each rank's action list.
+    """A pipeline schedule. ``target`` names an ``archon_core.pipeline.ScheduleActions``.
 
     Attributes:
         stages_per_rank: how many stages each rank holds; ``None`` when any number from 2 works.
         placement: how stages are laid over ranks: round-robin (``loop``) or down and up again (``v``).
         splits_backward: whether input and weight gradients are separate actions.
+        multiple_of_ranks: whether the number of micro-batches must be a multiple of that of pipeline ranks.
     """
 
     kind: ClassVar[str] = "schedule"
@@ -170,6 +171,21 @@ class ScheduleSpec(Spec):
     stages_per_rank: int | None = 1
     placement: Literal["loop", "v"] = "loop"
     splits_backward: bool = False
+    multiple_of_ranks: bool = False
+
+
+@dataclass(frozen=True)
+class PipelineSpec(Spec):
+    """What cuts models into stages and runs schedules. ``target`` names a ``protocols.PipelinedRunnerFactory``.
+
+    Attributes:
+        split: target of a ``protocols.StageSplit``. The module that holds it must not import torch.
+    """
+
+    kind: ClassVar[str] = "pipeline"
+    hook: ClassVar[str] = "archon_pipelines"
+
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -279,6 +295,7 @@ class CommandSpec(Spec):
 SPEC_TYPES: tuple[type[Spec], ...] = (
     ModelSpec,
     ScheduleSpec,
+    PipelineSpec,
     MoESpec,
     TrainEngineSpec,
     InferenceEngineSpec,

@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from archon_core.run.publication import publish_text
+
 LOGGER = "archon_core"
+RECORD_LOGGER = "archon_core.pipeline_record"
+"""What engines say on it is the content of a file; ``role`` is whose."""
 
 
 class _Notes(logging.Handler):
@@ -31,6 +35,26 @@ def shown_log(note: Callable[[str], None]) -> Iterator[None]:
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextmanager
+def recorded_pipelines(folder: Path) -> Iterator[None]:
+    """Write the timed steps that engines give out as ``pipeline-<role>.json`` until the block ends."""
+    logger, handler = logging.getLogger(RECORD_LOGGER), _Recordings(folder)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+class _Recordings(logging.Handler):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(logging.INFO)
+        self._folder = folder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        publish_text(self._folder / f"pipeline-{record.role}.json", record.getMessage())  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -74,6 +74,12 @@ DEFAULTS = {
 }
 """Options whose default in AReaL is not ours: leaving them out of an AReaL file is worth a line."""
 
+PIPELINE_DEFAULTS = {
+    "actor.archon.pp_first_stage_less_layers": "1",
+    "actor.archon.pp_last_stage_less_layers": "1",
+}
+"""The same where the actor's layout has a pipeline."""
+
 
 @dataclass(frozen=True)
 class Ignored:
@@ -101,7 +107,6 @@ _SYNCHRONOUS = "rollout and training take turns in this version, so nothing wait
 _SERVERS = "options of server engines; rollout runs on the trainer's own ranks"
 _STEPS_ONLY = "trainer.save_every and trainer.eval_every count steps"
 _NO_LORA = "there is no LoRA training"
-_STAGES = "stages are balanced by cost"
 
 IGNORED = (
     Ignored("*.experiment_name", _ONE_NAME, same_as="experiment_name"),
@@ -181,9 +186,6 @@ IGNORED = (
     Ignored("*.target_modules", _NO_LORA),
     Ignored("*.peft_type", _NO_LORA),
     Ignored("*.archon.ac_preserve_rng_state", "nothing that is recomputed draws random numbers"),
-    Ignored("*.archon.pp_layers_per_stage", _STAGES, ("null",)),
-    Ignored("*.archon.pp_first_stage_less_layers", _STAGES),
-    Ignored("*.archon.pp_last_stage_less_layers", _STAGES),
     Ignored("*.optimizer.offload", "optimizer state stays on the device", ("false",), otherwise="error"),
     Ignored("*.optimizer.initial_loss_scale", "bfloat16 and float32 need no loss scale"),
     Ignored("*.optimizer.min_loss_scale", "bfloat16 and float32 need no loss scale"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archon_core.config.areal.keys import DATASETS, DEFAULTS, NULL_MEANS, SECTIONS, fits
+from archon_core.config.areal.keys import DATASETS, DEFAULTS, NULL_MEANS, PIPELINE_DEFAULTS, SECTIONS, fits
 from archon_core.config.decisions import Decision
 from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, merge, nested, prune, shown, walk
 from archon_core.config.sections import ROLES, default_text
 from archon_core.config.typed import knows
-from archon_core.errors import ConfigError
-from archon_core.layout import allocation_mode_decision
+from archon_core.errors import ConfigError, LayoutError
+from archon_core.layout import allocation_mode_decision, parse_layout
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def translate(tree: RawMapping) -> Translation:
     decisions: list[Decision] = []
     for step in (_nulls, _scheduler, _optimizers, _algorithm, _dataset, _recover, _allocation_mode):
         tree = step(tree, decisions)
-    for option, default in DEFAULTS.items():
+    defaults = DEFAULTS | PIPELINE_DEFAULTS if _is_pipelined(tree) else DEFAULTS
+    for option, default in defaults.items():
         if tree.get(option) is None:
             ours = default_text(option) or "null"
             decisions.append(Decision(option, f"left out ({default} in AReaL)", ours, "Archon's default is used"))
@@ -145,6 +146,13 @@ def _text(tree: RawMapping, option: str) -> str:
     """What an option or the one that it refers to says; empty when it is not written."""
     _, node = follow(tree, option)
     return node.text if isinstance(node, RawScalar) and not node.is_null else ""
+
+
+def _is_pipelined(tree: RawMapping) -> bool:
+    try:
+        return parse_layout(_text(tree, "actor.backend")).dims["p"] > 1
+    except LayoutError:
+        return False  # preflight says what is wrong with it
 
 
 def _is_zero(node: RawNode | None) -> bool:

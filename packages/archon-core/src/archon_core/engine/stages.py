@@ -1,0 +1,57 @@
+"""How a model is cut into pipeline stages: what its units cost, and what the pipeline's package makes of that."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from archon_core.config.schema import ArchonOptions
+from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.parallel.activation_checkpointing import blocks_of
+from archon_core.pipeline import PIPELINE, StagePlan
+from archon_core.plugins.registry import Registry
+from archon_core.plugins.specs import PipelineSpec, ScheduleSpec
+
+HEAD_RECOMPUTES = 4 / 3
+"""A head's matrix product is computed once more in backward than others' are: its logits are not kept."""
+
+
+def plan_stages(
+    whole: nn.Module,
+    plan: ParallelPlan,
+    *,
+    n_ranks: int,
+    schedule: ScheduleSpec,
+    options: ArchonOptions,
+    registry: Registry,
+    role: str,
+) -> StagePlan:
+    """Cut ``whole``, which may be on the meta device, into stages for ``n_ranks`` pipeline ranks.
+
+    Costs are multiplications per token: what the matrices of a unit hold. An embedding multiplies nothing; it counts
+    as one row. Attention's products of tokens with tokens are left out: they are the same in every layer.
+
+    Raises:
+        UnknownNameError: no installed package runs pipelines.
+        LayoutError, ConfigError: as the split does.
+    """
+    split = registry.get(PipelineSpec, PIPELINE).load_part("split")
+    first_block = plan.units.index(plan.blocks)
+    after = [part for pattern in plan.units[first_block + 1 :] for part in _found(whole, pattern)]
+    before = [part for pattern in plan.units[:first_block] for part in _found(whole, pattern)]
+    return split(
+        [_products(block) for _, block in blocks_of(whole, plan)],
+        embed_cost=sum(parameter.shape[-1] for part in before for parameter in part.parameters()),
+        head_cost=HEAD_RECOMPUTES * sum(_products(part) for part in after),
+        schedule=schedule,
+        n_ranks=n_ranks,
+        options=options,
+        role=role,
+    )
+
+
+def _found(whole: nn.Module, pattern: str) -> list[nn.Module]:
+    return [part for name, part in whole.named_modules() if matches(pattern, name)]
+
+
+def _products(part: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters() if parameter.ndim >= 2)

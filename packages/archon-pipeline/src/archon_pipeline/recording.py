@@ -1,0 +1,151 @@
+"""A recorded step of a pipeline: when each action really ran. Written by the engine, read by ``archon pipeline show``.
+
+``<run folder>/pipeline-<role>.json``. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from archon_core.errors import ConfigError, PluginError
+from archon_core.pipeline import Action, ActionKind
+from archon_core.run.publication import publish_text
+from archon_pipeline.costs import Costs, StageCosts
+from archon_pipeline.timeline import TimedAction, Timeline
+
+_FORMAT = 1
+_PREFIX = "pipeline-"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One step, as it ran.
+
+    Attributes:
+        schedule: name of the schedule.
+        n_micro_batches: of the step.
+        step: number of the optimizer step.
+        timeline: of every pipeline rank, in seconds since the step began.
+    """
+
+    schedule: str
+    n_micro_batches: int
+    step: int
+    timeline: Timeline
+
+    def mean_costs(self) -> Costs:
+        """The mean time of each kind of action on each stage; a kind that did not occur on a stage takes nothing."""
+        times: defaultdict[tuple[int, ActionKind], list[float]] = defaultdict(list)
+        for rank in self.timeline.ranks:
+            for timed in rank:
+                times[timed.action.stage, timed.action.kind].append(timed.end - timed.start)
+        means = {key: fmean(found) for key, found in times.items()}
+
+        def mean(stage: int, kind: ActionKind) -> float:
+            return means.get((stage, kind), 0.0)
+
+        return Costs(
+            tuple(
+                StageCosts(
+                    forward=mean(stage, ActionKind.FORWARD),
+                    backward_input=mean(stage, ActionKind.BACKWARD_INPUT),
+                    backward_weight=mean(stage, ActionKind.BACKWARD_WEIGHT),
+                    backward=mean(stage, ActionKind.BACKWARD),
+                )
+                for stage in range(len(self.timeline.rank_of))
+            )
+        )
+
+
+def recording_path(run_folder: Path, role: str) -> Path:
+    """Where the recording of an engine stands."""
+    return run_folder / f"{_PREFIX}{role}.json"
+
+
+def find_recordings(run_folder: Path) -> dict[str, Path]:
+    """Role -> recording, of all in a run folder."""
+    paths = sorted(run_folder.glob(f"{_PREFIX}*.json"))
+    return {path.stem.removeprefix(_PREFIX): path for path in paths}
+
+
+def write_recording(path: Path, recording: Recording) -> None:
+    """Write a recording, replacing an earlier one at once."""
+    publish_text(path, render_recording(recording))
+
+
+def render_recording(recording: Recording) -> str:
+    """The content of a recording's file."""
+    content = {
+        "format": _FORMAT,
+        "schedule": recording.schedule,
+        "rank_of": list(recording.timeline.rank_of),
+        "n_micro_batches": recording.n_micro_batches,
+        "step": recording.step,
+        "ranks": [
+            [[str(timed.action), round(timed.start, 9), round(timed.end, 9)] for timed in rank]
+            for rank in recording.timeline.ranks
+        ],
+    }
+    return json.dumps(content) + "\n"
+
+
+def read_recording(path: Path) -> Recording:
+    """Read what ``write_recording`` wrote.
+
+    Raises:
+        ConfigError: the file is not there, or is something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: found no readable recording ({error}); record the run again") from error
+    return parse_recording(text, source=str(path))
+
+
+def parse_recording(text: str, *, source: str) -> Recording:
+    """What ``render_recording`` made.
+
+    Args:
+        text: the content of a recording's file.
+        source: where it is from, for messages.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    try:
+        content = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{source}: found no readable recording ({error}); record the run again") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        found = f"format {content.get('format')!r}" if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise ConfigError(
+            f"{source}: found {found}; allowed is a recording of format {_FORMAT}; record the run again with this "
+            "version"
+        )
+    try:
+        return _from_content(content)
+    except (KeyError, TypeError, ValueError, PluginError) as error:
+        raise ConfigError(
+            f"{source}: found a recording that is not whole ({type(error).__name__}: {error}); record the run again"
+        ) from error
+
+
+def _from_content(content: dict[str, Any]) -> Recording:
+    rank_of = tuple(int(rank) for rank in content["rank_of"])
+    ranks = tuple(
+        tuple(TimedAction(Action.parse(text), float(start), float(end)) for text, start, end in rank)
+        for rank in content["ranks"]
+    )
+    if any(timed.action.stage >= len(rank_of) for rank in ranks for timed in rank) or not any(ranks):
+        raise ValueError("actions and stages do not fit together")
+    return Recording(
+        schedule=str(content["schedule"]),
+        n_micro_batches=int(content["n_micro_batches"]),
+        step=int(content["step"]),
+        timeline=Timeline(ranks, rank_of),
+    )

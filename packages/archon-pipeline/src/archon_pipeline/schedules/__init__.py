@@ -1,0 +1,1 @@
+"""Action lists, one schedule per module. Pure functions; no torch."""

@@ -1,0 +1,19 @@
+"""GPipe: all forward passes, then all backward passes. Simple, and every micro-batch's activations live at once."""
+
+from __future__ import annotations
+
+from archon_core.pipeline import Action, ActionKind, RankActions
+from archon_pipeline.schedules.sizes import count_stages_per_rank
+
+
+def gpipe(n_ranks: int, n_stages: int, n_micro_batches: int) -> RankActions:
+    """The actions of GPipe (arXiv:1811.06965). Raises ConfigError when a rank has not one stage."""
+    count_stages_per_rank("GPipe", n_ranks, n_stages, n_micro_batches, exactly=1)
+    return tuple(
+        tuple(
+            Action(rank, kind, micro_batch)
+            for kind in (ActionKind.FORWARD, ActionKind.BACKWARD)
+            for micro_batch in range(n_micro_batches)
+        )
+        for rank in range(n_ranks)
+    )

@@ -1,0 +1,107 @@
+"""Replays the action lists of a schedule with given costs. Pure: no processes, no torch.
+
+Each rank does its actions in order, each as soon as what it needs is there. Messages take time, but nobody's: ranks go
+on while they travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from archon_core.errors import PluginError
+from archon_core.pipeline import Action, ActionKind, RankActions
+from archon_pipeline.costs import Costs
+from archon_pipeline.timeline import TimedAction, Timeline
+
+_Result = tuple[int, int, int]
+"""What an action gives: which of the three below, stage, micro-batch."""
+
+_OUTPUT, _INPUT_GRADIENT, _WEIGHT_GRADIENT = range(3)
+
+
+def simulate(actions: RankActions, rank_of: Sequence[int], costs: Costs | None = None) -> Timeline:
+    """When each action starts and ends.
+
+    Args:
+        actions: of each rank, in order.
+        rank_of: for each stage, the rank that holds it.
+        costs: how long actions and messages take; one unit for F, I and W, two for B, none for messages by default.
+
+    Raises:
+        PluginError: ranks wait for one another, or for an action that is nowhere in the list.
+    """
+    costs = costs or Costs.alike(len(rank_of))
+    last = len(rank_of) - 1
+    finished: dict[_Result, float] = {}
+    waiting: dict[_Result, list[int]] = {}
+    done: list[list[TimedAction]] = [[] for _ in actions]
+    ready = list(range(len(actions)))
+    while ready:
+        rank = ready.pop()
+        own, timed = actions[rank], done[rank]
+        while len(timed) < len(own):
+            action = own[len(timed)]
+            start = timed[-1].end if timed else 0.0
+            missing = None
+            for result in needs(action, last):
+                if result not in finished:
+                    missing = result
+                    break
+                arrival = finished[result] + (0.0 if rank_of[result[1]] == rank else costs.message)
+                start = max(start, arrival)
+            if missing is not None:
+                waiting.setdefault(missing, []).append(rank)
+                break
+            end = start + costs.stages[action.stage].of(action.kind)
+            timed.append(TimedAction(action, start, end))
+            for result in gives(action):
+                finished[result] = end
+                ready += waiting.pop(result, ())
+    _refuse_deadlock(actions, done, last)
+    return Timeline(tuple(map(tuple, done)), tuple(rank_of))
+
+
+def needs(action: Action, last_stage: int) -> tuple[_Result, ...]:
+    """What must be there before an action can start."""
+    stage, micro_batch = action.stage, action.micro_batch
+    if action.kind is ActionKind.FORWARD:
+        return ((_OUTPUT, stage - 1, micro_batch),) if stage else ()
+    if action.kind is ActionKind.BACKWARD_WEIGHT:
+        return ((_INPUT_GRADIENT, stage, micro_batch),)
+    own = (_OUTPUT, stage, micro_batch)
+    return (own,) if stage == last_stage else (own, (_INPUT_GRADIENT, stage + 1, micro_batch))
+
+
+def gives(action: Action) -> tuple[_Result, ...]:
+    """What is there when an action has ended."""
+    stage, micro_batch = action.stage, action.micro_batch
+    if action.kind is ActionKind.FORWARD:
+        return ((_OUTPUT, stage, micro_batch),)
+    if action.kind is ActionKind.BACKWARD_INPUT:
+        return ((_INPUT_GRADIENT, stage, micro_batch),)
+    if action.kind is ActionKind.BACKWARD_WEIGHT:
+        return ((_WEIGHT_GRADIENT, stage, micro_batch),)
+    return ((_INPUT_GRADIENT, stage, micro_batch), (_WEIGHT_GRADIENT, stage, micro_batch))
+
+
+def _refuse_deadlock(actions: RankActions, done: Sequence[Sequence[TimedAction]], last_stage: int) -> None:
+    """Raises PluginError when a rank has actions left, saying what each such rank waits for."""
+    given = {result for rank in done for timed in rank for result in gives(timed.action)}
+    stuck = []
+    for rank, own in enumerate(actions):
+        if len(done[rank]) < len(own):
+            action = own[len(done[rank])]
+            missing = next(result for result in needs(action, last_stage) if result not in given)
+            stuck.append(f"rank {rank} at its action {len(done[rank])}, {action}, waits for {_describe(missing)}")
+    if stuck:
+        raise PluginError(
+            f"pipeline actions: found ranks that wait for ever ({'; '.join(stuck)}); allowed is an order in which "
+            "every action comes after what it needs; move these actions back, or what they need forward"
+        )
+
+
+def _describe(result: _Result) -> str:
+    what, stage, micro_batch = result
+    if what == _OUTPUT:
+        return f"{stage}F{micro_batch}"
+    return f"{stage}B{micro_batch} or {stage}I{micro_batch}"

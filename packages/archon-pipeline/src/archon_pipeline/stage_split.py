@@ -1,0 +1,242 @@
+"""How a decoder is cut into pipeline stages, and which rank gets which.
+
+Stages are contiguous. The costliest one is made as cheap as it can be, since a pipeline runs at its pace; of the cuts
+that achieve this the most even one is taken, and of those the one whose earlier stages are shorter, because they keep
+the activations of more micro-batches at a time. Imports no torch: dry runs call it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import accumulate
+from typing import Literal
+
+from archon_core.config.schema import ArchonOptions
+from archon_core.errors import ConfigError, LayoutError
+from archon_core.models.stage import Stage
+from archon_core.pipeline import StagePlan
+from archon_core.plugins.specs import ScheduleSpec
+from archon_pipeline.placement import place_stages
+
+DEFAULT_STAGES_PER_RANK = 2
+"""For schedules that take any number: the fewest, since more of them send more and fill fewer layers each."""
+
+
+def split_into_stages(
+    layer_costs: Sequence[float],
+    *,
+    embed_cost: float,
+    head_cost: float,
+    schedule: ScheduleSpec,
+    n_ranks: int,
+    options: ArchonOptions,
+    role: str,
+) -> StagePlan:
+    """Cut a decoder into stages and lay them over ``n_ranks`` pipeline ranks (``protocols.StageSplit``).
+
+    The embedding counts as ``pp_first_stage_less_layers`` layers of mean cost where that is written, and as
+    ``embed_cost`` where it is null; so does the head with ``pp_last_stage_less_layers``. Every stage has a layer
+    whenever there are enough of them.
+
+    Raises:
+        LayoutError: there are fewer layers than stages between the embedding's and the head's.
+        ConfigError: the options fit neither the schedule nor the model.
+    """
+    n_layers = len(layer_costs)
+    request = _Request(n_layers, schedule, n_ranks, options, role)
+    n_stages = request.count_stages()
+    request.check_less_layers(n_stages)
+    mean = sum(map(Fraction, layer_costs), Fraction(0)) / max(n_layers, 1)
+    first, last = options.pp_first_stage_less_layers, options.pp_last_stage_less_layers
+    sizes = _balance(
+        list(map(Fraction, layer_costs)),
+        before=Fraction(embed_cost) if first is None else first * mean,
+        after=Fraction(head_cost) if last is None else last * mean,
+        bounds=request.bounds(n_stages),
+    )
+    ends = list(accumulate(sizes))
+    stages = tuple(
+        Stage(tuple(range(end - size, end)), has_embed=number == 0, has_head=number == n_stages - 1)
+        for number, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    )
+    return StagePlan(stages, place_stages(schedule.placement, n_ranks, n_stages))
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What decides how many stages there are, and how many layers each may have."""
+
+    n_layers: int
+    schedule: ScheduleSpec
+    n_ranks: int
+    options: ArchonOptions
+    role: str
+
+    @property
+    def less_layers(self) -> tuple[int, int]:
+        """By how many layers the first and the last stage are shorter, as far as that is written."""
+        return self.options.pp_first_stage_less_layers or 0, self.options.pp_last_stage_less_layers or 0
+
+    def count_stages(self) -> int:
+        """Raises ConfigError, LayoutError."""
+        per_stage = self.options.pp_layers_per_stage
+        if per_stage is None:
+            return self._count_by_schedule()
+        n_stages = self._made_by(per_stage)
+        if self._fits(n_stages):
+            return n_stages
+        per_rank = self.schedule.stages_per_rank
+        takes = "two or more stages" if per_rank is None else _count(per_rank, "stage")
+        allowed = [number for number in range(1, self._counted() + 1) if self._fits(self._made_by(number))]
+        fix = f"write {_ranges(allowed)}, or null" if allowed else "no other number does: write null"
+        empty = self.n_layers + 2 < n_stages
+        raise ConfigError(
+            f"{self.role}.archon.pp_layers_per_stage: found {per_stage}, which cuts {_count(self.n_layers, 'layer')}"
+            f"{self._shown_less_layers()} into {_count(n_stages, 'stage')}{', some of them empty' if empty else ''}; "
+            f"{self.schedule.name} takes {takes} on each of {_count(self.n_ranks, 'rank')}; {fix} to take "
+            f"{_count((per_rank or DEFAULT_STAGES_PER_RANK) * self.n_ranks, 'stage')}"
+        )
+
+    def _count_by_schedule(self) -> int:
+        per_rank = self.schedule.stages_per_rank or DEFAULT_STAGES_PER_RANK
+        n_stages = per_rank * self.n_ranks
+        if self._has_no_empty_stage(n_stages):
+            return n_stages
+        largest = (self.n_layers + 2) // per_rank
+        fix = f"use at most p{largest}" if largest > 1 else "leave p out"
+        if per_rank > 1:
+            fix += ", or a schedule with fewer stages per rank"
+        raise LayoutError(
+            f"{self.role}.backend: found p{self.n_ranks}, which with {self.schedule.name} makes {n_stages} stages of "
+            f"{_count(self.n_layers, 'layer')}; every stage holds a layer, the embedding or the head, so there are at "
+            f"most {self.n_layers + 2}; {fix}"
+        )
+
+    def check_less_layers(self, n_stages: int) -> None:
+        """Raises ConfigError for a first or last stage that cannot be so much shorter than the others."""
+        for place in ("first", "last"):
+            option = f"pp_{place}_stage_less_layers"
+            asked = getattr(self.options, option)
+            if not asked or self._leaves_room(n_stages, place, asked):
+                continue
+            most = next(less for less in range(asked - 1, -1, -1) if self._leaves_room(n_stages, place, less))
+            raise ConfigError(
+                f"{self.role}.archon.{option}: found {asked}, with {_count(self.n_layers, 'layer')} in {n_stages} "
+                f"stages, of which the {place} would have none; allowed is up to {most}, or null; lower it"
+            )
+
+    def bounds(self, n_stages: int) -> list[tuple[int, int]]:
+        """Fewest and most layers of each stage."""
+        enough = self.n_layers >= n_stages
+        most = self.options.pp_layers_per_stage or self.n_layers
+        bounds = [(1, most)] * n_stages
+        for place, less in zip((0, -1), self.less_layers, strict=True):
+            least = 1 if enough else 0
+            capped = max(most - less, least) if self.options.pp_layers_per_stage else most
+            bounds[place] = (least, capped)
+        return bounds
+
+    def _leaves_room(self, n_stages: int, place: Literal["first", "last"], less: int) -> bool:
+        """Whether a stage of the mean length, rounded up, still has a layer when it is so much shorter."""
+        first, last = self.less_layers
+        counted = self.n_layers + (less + last if place == "first" else first + less)
+        least = 1 if self.n_layers >= n_stages else 0
+        return less == 0 or less + least <= math.ceil(counted / n_stages)
+
+    def _counted(self) -> int:
+        """Layers, the embedding and the head included as far as they count as some."""
+        return self.n_layers + sum(self.less_layers)
+
+    def _made_by(self, per_stage: int) -> int:
+        return math.ceil(self._counted() / per_stage)
+
+    def _fits(self, n_stages: int) -> bool:
+        per_rank, rest = divmod(n_stages, self.n_ranks)
+        allowed = per_rank >= 2 if self.schedule.stages_per_rank is None else per_rank == self.schedule.stages_per_rank
+        return allowed and rest == 0 and self._has_no_empty_stage(n_stages)
+
+    def _has_no_empty_stage(self, n_stages: int) -> bool:
+        return n_stages <= self.n_layers + 2
+
+    def _shown_less_layers(self) -> str:
+        less = sum(self.less_layers)
+        return f" and {less} that the first and last stage have less" if less else ""
+
+
+def _balance(
+    layers: Sequence[Fraction], *, before: Fraction, after: Fraction, bounds: Sequence[tuple[int, int]]
+) -> list[int]:
+    """The number of layers of each stage.
+
+    Args:
+        layers: cost of each.
+        before: what the first stage costs beside its layers.
+        after: the same of the last.
+        bounds: fewest and most layers of each stage; some sizes within them add up to all layers.
+    """
+    # Whole numbers of a common unit: sums are exact, so that equal costs are equal, and fast.
+    unit = math.lcm(before.denominator, after.denominator, *(cost.denominator for cost in layers))
+    upto = [0, *accumulate(int(cost * unit) for cost in layers)]
+    extra = [0] * len(bounds)
+    extra[0] += int(before * unit)
+    extra[-1] += int(after * unit)
+
+    def cost(stage: int, start: int, size: int) -> int:
+        return upto[start + size] - upto[start] + extra[stage]
+
+    def best(combine: Callable[[int, int], int], limit: int | None) -> list[list[int | None]]:
+        """For every stage and its first layer, the least combined cost of that and all later stages."""
+        n_layers = len(layers)
+        table: list[list[int | None]] = [[None] * (n_layers + 1) for _ in range(len(bounds) + 1)]
+        table[len(bounds)][n_layers] = 0
+        for stage in reversed(range(len(bounds))):
+            fewest, most = bounds[stage]
+            for start in range(n_layers + 1):
+                for size in range(fewest, min(most, n_layers - start) + 1):
+                    own, rest = cost(stage, start, size), table[stage + 1][start + size]
+                    if limit is not None and own > limit:
+                        break
+                    if rest is not None:
+                        found, total = table[stage][start], combine(own, rest)
+                        table[stage][start] = total if found is None else min(found, total)
+        return table
+
+    limit = best(max, None)[0][0]
+    assert limit is not None, f"no sizes within {bounds} add up to {len(layers)} layers"
+    squares = best(_add_square, limit)
+    sizes: list[int] = []
+    start = 0
+    for stage, (fewest, _) in enumerate(bounds):
+        size = fewest
+        while not _is_next(squares[stage][start], cost(stage, start, size), limit, squares[stage + 1][start + size]):
+            size += 1
+        sizes.append(size)
+        start += size
+    return sizes
+
+
+def _add_square(own: int, rest: int) -> int:
+    """Least, for costs of one sum, where they are most even."""
+    return own * own + rest
+
+
+def _is_next(total: int | None, own: int, limit: int, rest: int | None) -> bool:
+    return rest is not None and own <= limit and _add_square(own, rest) == total
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``2, 4 to 7`` for 2, 4, 5, 6, 7."""
+    parts: list[list[int]] = []
+    for number in numbers:
+        if parts and parts[-1][-1] == number - 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]} to {p[-1]}" for p in parts)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,75 @@
+"""The file of a recorded step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from archon_core.errors import ConfigError
+from archon_core.pipeline import Action
+from archon_pipeline.recording import Recording, find_recordings, read_recording, recording_path, write_recording
+from archon_pipeline.timeline import TimedAction, Timeline
+
+
+def timed(text: str, start: float, end: float) -> TimedAction:
+    return TimedAction(Action.parse(text), start, end)
+
+
+STEP = Recording(
+    "1F1B",
+    2,
+    7,
+    Timeline(
+        (
+            (timed("0F0", 0, 1), timed("0F1", 1, 4), timed("0B0", 6, 8), timed("0B1", 9, 11)),
+            (timed("1F0", 1.5, 2), timed("1I0", 2, 3), timed("1W0", 3, 4), timed("1F1", 4, 5), timed("1B1", 5, 8)),
+        ),
+        (0, 1),
+    ),
+)
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = recording_path(tmp_path, "actor")
+    write_recording(path, STEP)
+    assert find_recordings(tmp_path) == {"actor": path}
+    assert read_recording(path) == STEP
+
+
+def test_mean_costs_are_those_of_each_kind_on_each_stage() -> None:
+    first, second = STEP.mean_costs().stages
+    assert (first.forward, first.backward) == (2.0, 2.0)
+    assert (second.forward, second.backward_input, second.backward_weight, second.backward) == (0.75, 1.0, 1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "no readable recording"),
+        ("[]", "found a list; allowed is a recording of format 1"),
+        ('{"format": 2}', "found format 2; allowed is a recording of format 1"),
+        ('{"format": 1}', "not whole .*; record the run again"),
+    ],
+)
+def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "pipeline-actor.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_recording(path)
+
+
+def test_a_recording_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pipeline-actor.json"
+    write_recording(path, STEP)
+    content = json.loads(path.read_text())
+    for change in ({"rank_of": [0]}, {"ranks": []}, {"ranks": [[["0X0", 0, 1]], []]}):
+        path.write_text(json.dumps(content | change))
+        with pytest.raises(ConfigError, match="not whole"):
+            read_recording(path)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no readable recording"):
+        read_recording(tmp_path / "pipeline-actor.json")

@@ -1,0 +1,80 @@
+"""Replaying lists: times by hand, what is counted, and ranks that wait for one another."""
+
+from __future__ import annotations
+
+import pytest
+
+from archon_core.errors import PluginError
+from archon_core.pipeline import Action, RankActions
+from archon_pipeline.costs import Costs, StageCosts
+from archon_pipeline.simulator import simulate
+from archon_pipeline.timeline import count_peak_activations, count_sends, weigh_peak_activations
+
+
+def parse(*ranks: str) -> RankActions:
+    return tuple(tuple(Action.parse(text) for text in rank.split()) for rank in ranks)
+
+
+def times(actions: RankActions, rank_of: tuple[int, ...], costs: Costs | None = None) -> dict[str, tuple[float, float]]:
+    timeline = simulate(actions, rank_of, costs)
+    return {str(timed.action): (timed.start, timed.end) for rank in timeline.ranks for timed in rank}
+
+
+TWO = parse("0F0 0F1 0B0 0B1", "1F0 1B0 1F1 1I1 1W1")
+
+
+def test_unit_costs_by_hand() -> None:
+    assert times(TWO, (0, 1)) == {
+        "0F0": (0, 1),
+        "0F1": (1, 2),
+        "1F0": (1, 2),
+        "1B0": (2, 4),
+        "1F1": (4, 5),
+        "1I1": (5, 6),
+        "1W1": (6, 7),
+        "0B0": (4, 6),
+        "0B1": (6, 8),
+    }
+    assert simulate(TWO, (0, 1)).bubble == pytest.approx((2 * 8 - 12) / 12)
+
+
+def test_messages_take_time_between_ranks_only() -> None:
+    found = times(TWO, (0, 1), Costs.alike(2, message=0.5))
+    assert found["1F0"] == (1.5, 2.5)
+    assert found["0B0"] == (5.0, 7.0)
+    # Both stages on one rank: the same lists one after the other, without messages.
+    alone = parse("0F0 1F0 1B0 0B0")
+    assert simulate(alone, (0, 0), Costs.alike(2, message=9.0)).end == 6
+
+
+def test_stages_may_take_different_times_and_a_whole_backward_its_own() -> None:
+    costs = Costs((StageCosts(1, 1, 1), StageCosts(2, 3, 4, backward=5)))
+    found = times(TWO, (0, 1), costs)
+    assert found["1F0"] == (1, 3)
+    assert found["1B0"] == (3, 8)
+    assert found["1I1"][1] - found["1I1"][0] == 3
+    assert found["1W1"][1] - found["1W1"][0] == 4
+
+
+def test_activations_live_until_w_or_the_whole_backward() -> None:
+    actions = parse("0F0 0F1 0I0 0F2 0W0 0B1 0I2 0W2", "1F0 1B0 1F1 1B1 1F2 1B2")
+    assert count_peak_activations(actions) == (3, 1)
+    assert weigh_peak_activations(parse("0F0 1F0 1B0 0B0"), 2) == (1.0,)
+
+
+def test_messages_are_outputs_and_gradients_of_inputs_that_leave_the_rank() -> None:
+    actions = parse("0F0 3F0 3I0 3W0 0B0", "1F0 2F0 2B0 1I0 1W0")
+    assert count_sends(actions, (0, 1, 1, 0)) == (2, 2)
+    assert count_sends(parse("0F0 1F0 1B0 0B0"), (0, 0)) == (0,)
+
+
+def test_ranks_that_wait_for_one_another_are_named() -> None:
+    with pytest.raises(
+        PluginError, match=r"rank 0 at its action 1, 0B0, waits for 1B0 or 1I0; rank 1 .* waits for 0F1"
+    ):
+        simulate(parse("0F0 0B0 0F1 0B1", "1F1 1F0 1B0 1B1"), (0, 1))
+
+
+def test_an_action_that_nobody_does_is_named() -> None:
+    with pytest.raises(PluginError, match="rank 1 at its action 0, 1F0, waits for 0F0"):
+        simulate(parse("", "1F0 1B0"), (0, 1))
