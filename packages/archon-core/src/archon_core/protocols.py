@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from archon_core.distributed.ranks import DataRanks, Ranks
     from archon_core.engine.pipeline_parts import PipelineParts
     from archon_core.generation import Completion, GenerationRequest
+    from archon_core.moe import ExpertParallel, MoESettings
     from archon_core.nn.packed import OutputName, PackedSequences
     from archon_core.pipeline import StagePlan
     from archon_core.plugins.specs import ScheduleSpec
@@ -318,9 +319,45 @@ class PipelinedRunnerFactory(Protocol):
 
 
 class MoEBuilder(Protocol):
-    """``target`` of a ``MoESpec``: makes a mixture-of-experts block from a model's arguments."""
+    """Builds, shards and looks after mixture-of-experts blocks; see ``archon_core.moe`` for what a block is."""
 
-    def __call__(self, arguments: Any) -> nn.Module: ...
+    def build(self, settings: MoESettings, layer: int) -> nn.Module:
+        """The block of a layer, which may be on the meta device.
+
+        Args:
+            settings: the model's.
+            layer: its number in the whole model, under which it reports.
+        """
+
+    def shard(self, block: nn.Module, place: ExpertParallel) -> None:
+        """Make the parameters of ``block.experts`` DTensors over ``place.mesh``, on the meta device, in place, and have
+        the block exchange tokens with the other ranks.
+
+        Raises:
+            LayoutError: ep does not divide the experts, or etp their intermediate size.
+        """
+
+    def whole_experts(self, blocks: Sequence[nn.Module]) -> AbstractContextManager[None]:
+        """Gather the experts of ``blocks`` for the length of the context: forward passes inside, without gradients,
+        need no other rank. Entering is collective; parameters are not sharded by FSDP inside."""
+
+    def update(self, blocks: Mapping[str, nn.Module], totals: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Change what is not trained by gradients, after an optimizer step.
+
+        Args:
+            blocks: the layer's number, as text -> block, of those that are here.
+            totals: the same for all of the model -> what blocks have reported (``packed.Auxiliary``), summed over all
+                tokens of the step.
+        """
+
+    def metrics(self, totals: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, float]:
+        """Names without prefix and values of what is worth logging."""
+
+
+class MoEBuilderFactory(Protocol):
+    """``target`` of a ``MoESpec``. ``options`` are those of the engine, the plugin's own among them."""
+
+    def __call__(self, options: ArchonOptions) -> MoEBuilder: ...
 
 
 class WeightTransport(Protocol):

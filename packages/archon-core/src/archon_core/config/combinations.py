@@ -281,6 +281,14 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.is_alone and s.engine.archon.pp_last_stage_less_layers is not None,
     ),
     Rule(
+        "archon.pp_record_step",
+        "a number",
+        _NO_STAGES,
+        "decision",
+        "there are no actions of a pipeline to time",
+        lambda s: s.is_alone and s.engine.archon.pp_record_step is not None,
+    ),
+    Rule(
         "enable_tree_training",
         True,
         "this version",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def build_micro_batch(
     targets = torch.nn.functional.pad(selected.targets, (0, padding), value=NO_TARGET)
     head = HeadInputs(outputs=request.names, targets=targets, temperature=request.temperature)
     input_ids = torch.nn.functional.pad(selected.input_ids, (0, padding), value=PADDING_ID)
-    packed = PackedSequences.from_lengths(lengths, batch.input_ids.device, head)
+    packed = replace(PackedSequences.from_lengths(lengths, batch.input_ids.device, head), n_padding=padding)
     if context is not None:
         input_ids, packed = context.own_tokens(input_ids), packed.cut(context)
     return MicroBatch(batch=selected, indices=tuple(indices), input_ids=input_ids, packed=packed)

@@ -5,6 +5,7 @@ Legend: T tokens, S sequences, P positions with outputs.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Literal, Protocol
@@ -12,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from archon_core.nn.tensor_parallel import TensorParallel
 from archon_core.nn.ulysses import ContextParallel
 
 OutputName = Literal["logprobs", "entropy", "values", "logits"]
@@ -45,6 +47,24 @@ class HeadInputs:
 
 
 @dataclass(frozen=True)
+class Auxiliary:
+    """What layers with losses of their own must know of the whole batch, and where they report.
+
+    A layer adds its loss by its gradient, divided by one of the numbers here, so that micro-batches and ranks add up.
+
+    Attributes:
+        n_tokens: tokens of the whole batch, all ranks and micro-batches together, without padding.
+        n_sequences: its sequences.
+        report: called with a layer's name and sums over this rank's tokens; calling it again for the same micro-batch,
+            as recomputation does, replaces what was said.
+    """
+
+    n_tokens: int
+    n_sequences: int
+    report: Callable[[str, Mapping[str, Tensor]], None]
+
+
+@dataclass(frozen=True)
 class PackedSequences:
     """Where the sequences lie that are packed into one token dimension.
 
@@ -57,6 +77,10 @@ class PackedSequences:
         head: what the head returns, its targets for the tokens of ``positions``; ``None`` on stages without one.
         cache: keys and values of earlier tokens; ``None`` in training.
         context: the c ranks over which the pack's tokens are cut; ``None`` when all are here.
+        n_padding: tokens of the last sequence, when that is padding; else 0.
+        experts: int16 [T, layers, k], the experts that each token goes to, chosen before; cut as ``positions`` are.
+            ``None`` lets routers choose.
+        auxiliary: for layers with losses of their own; ``None`` where nothing is trained or measured.
     """
 
     cu_seqlens: Tensor
@@ -66,6 +90,9 @@ class PackedSequences:
     head: HeadInputs | None = None
     cache: AttentionCache | None = None
     context: ContextParallel | None = None
+    n_padding: int = 0
+    experts: Tensor | None = None
+    auxiliary: Auxiliary | None = None
 
     @classmethod
     def from_lengths(
@@ -88,7 +115,22 @@ class PackedSequences:
         if head is not None:
             assert head.positions is None, "outputs at chosen positions are for whole packs"
             head = replace(head, targets=None if head.targets is None else context.own_tokens(head.targets))
-        return replace(self, positions=context.own_tokens(self.positions), head=head, context=context)
+        experts = None if self.experts is None else context.own_tokens(self.experts)
+        positions = context.own_tokens(self.positions)
+        return replace(self, positions=positions, head=head, context=context, experts=experts)
+
+    def own_places(self, parallel: TensorParallel | None = None) -> Tensor:
+        """int64 [own tokens], the place in the whole pack of each token that this rank holds between regions.
+
+        Args:
+            parallel: the tensor ranks over which tokens are cut within those of ``positions``; ``None`` for none.
+        """
+        n_own = self.positions.shape[0]
+        first = 0 if self.context is None else self.context.rank * n_own
+        if parallel is not None and parallel.sequence_sharded:
+            n_own //= parallel.size
+            first += parallel.rank * n_own
+        return torch.arange(first, first + n_own, device=self.positions.device)
 
     def of_own_tokens(self, x: Tensor) -> Tensor:
         """The rows of ``x`` [T, ...] that belong to the tokens held here."""

@@ -190,7 +190,7 @@ class PipelineSpec(Spec):
 
 @dataclass(frozen=True)
 class MoESpec(Spec):
-    """A mixture-of-experts block. ``target`` names a ``protocols.MoEBuilder``."""
+    """A mixture-of-experts block. ``target`` names a ``protocols.MoEBuilderFactory``."""
 
     kind: ClassVar[str] = "moe"
     hook: ClassVar[str] = "archon_moe"
