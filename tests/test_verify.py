@@ -17,11 +17,12 @@ from archon_testing.requested_model import read_model
 from archon_testing.worlds import run_world
 
 LAYOUTS = {
-    "qwen3": ("r2", "d3", "r2d2", "r2c2", "r2t2", "d2c2", "d2t2", "c2t2", "r2d2t2"),
+    "qwen3": ("r2", "d3", "r2d2", "r2c2", "r2t2", "d2c2", "d2t2", "c2t2", "r2d2t2", "p4-IZB", "d2p2t2-ZBV"),
     # Of four key heads, eight context ranks hold copies.
-    "qwen2": ("d4", "t4", "r2c2t2", "d2c2t2", "c8"),
+    "qwen2": ("d4", "t4", "r2c2t2", "d2c2t2", "c8", "d2p2-ZBV"),
 }
-"""d2, c2 and t2 of both are in the tests of their package; `archon verify MODEL --all` looks at all that there are."""
+"""d2, c2 and t2 of both are in the tests of their package, every schedule on p2 in the test of ``--all`` below.
+`archon verify MODEL --all` looks at all that there are."""
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +31,21 @@ def oracle(tmp_path_factory):
     return Oracle(tmp_path_factory.mktemp("references"), time_limit=300)
 
 
-def config_of(model):
-    return read_model(model).entries_for(1)
+def config_of(model, n_stages=1):
+    return read_model(model).entries_for(n_stages)
 
 
 def cases_of(model, layout):
-    """Those of `archon verify --all`; of eight ranks, which two cores take long for, one variant each."""
+    """Those of `archon verify --all`; of eight ranks or stages, which two cores take long for, one variant each."""
     number = LAYOUTS[model].index(layout)
     variants, counts = choose_variants(read_model(model).spec, []), (1, 2, 4)
-    if read_layout(layout).layout.world_size == 8:
+    asked = read_layout(layout)
+    if max(asked.layout.world_size, asked.n_stages) == 8:
         variants, counts = (variants[number % len(variants)],), (1, 4)
-    of_variant = {v: variant_case(config_of(model), v, layout=f"archon:{layout}") for v in variants}
-    return Design(("float64", "float32"), variants, counts, full=False).cases(of_variant, number)
+    fields = {"layout": str(asked.layout), "schedule": asked.schedule}
+    of_variant = {v: variant_case(config_of(model, asked.n_stages), v, **fields) for v in variants}
+    design = Design(("float64", "float32"), variants, counts, full=False)
+    return design.cases(of_variant, number, n_stages=asked.n_stages)
 
 
 def describe(verdict):
@@ -70,11 +74,13 @@ def test_the_command_verifies_every_layout_that_there_is_and_writes_json(capsys,
     assert run_command("qwen3", "--all", "--world", "2", "--layout", "archon:d2", "--json", f"{tmp_path}/out.json") == 0
     printed = capsys.readouterr().out
     lines = [line.split()[:2] for line in printed.splitlines()]
-    assert lines[:-1] == [["PASS", f"archon:{dims}"] for dims in ("d2", "d1", "r2", "c2", "t2")]
-    assert "PASS: 5 of 5 layouts give the numbers of one process (15 cases" in printed
+    schedules = ("GPipe", "1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
+    pipelines = ("p2", *(f"p2-{schedule}" for schedule in schedules))
+    assert lines[:-1] == [["PASS", f"archon:{dims}"] for dims in ("d2", "d1", *pipelines, "r2", "c2", "t2")]
+    assert "PASS: 10 of 10 layouts give the numbers of one process (30 cases" in printed
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["passed"]
-    assert [layout["outcome"] for layout in written["layouts"]] == ["passed"] * 5
+    assert [layout["outcome"] for layout in written["layouts"]] == ["passed"] * 10
     checks = [(case["check"], case["n_mbs"]) for case in written["layouts"][0]["cases"]]
     assert checks == [("training", 2), ("initial", 1), ("resume", 1)]
 

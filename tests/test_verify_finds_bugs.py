@@ -1,7 +1,7 @@
 """The evidence of `archon verify` is worth something: planted mistakes are caught, and traced to their place.
 
-They are of the kinds that distributed training is known for, one small patch each. A patch changes archon_core in the
-ranks of its own world.
+They are of the kinds that distributed training is known for, one small patch each. A patch changes archon_core or
+archon_pipeline in the ranks of its own world.
 """
 
 from dataclasses import replace
@@ -12,11 +12,13 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from archon_core import mesh
-from archon_core.engine import checkpoints, grad_norm, runner, step
+from archon_core.engine import checkpoints, grad_norm, runner, step, tied_copies
 from archon_core.models import initialize
 from archon_core.nn import collectives, norm, packed, ulysses
+from archon_pipeline import stage_passes
 from archon_testing.cases import variant_case
 from archon_testing.oracle import Oracle, Outcome
+from archon_testing.requested import read_layout
 from archon_testing.requested_model import read_model
 
 
@@ -90,9 +92,9 @@ def drop_the_last_micro_batch():
 def leave_the_final_norm_stale_after_resuming():
     load = checkpoints.load_training_state
 
-    def all_but_one(folder, parameters):
+    def all_but_one(folder, parameters, *others):
         stale = parameters["norm.weight"].detach().clone()
-        loaded = load(folder, parameters)
+        loaded = load(folder, parameters, *others)
         with torch.no_grad():
             parameters["norm.weight"].copy_(stale)
         return loaded
@@ -103,8 +105,8 @@ def leave_the_final_norm_stale_after_resuming():
 def forget_the_step_when_resuming():
     load = checkpoints.load_training_state
 
-    def from_zero(folder, parameters):
-        state, counters, *rest = load(folder, parameters)
+    def from_zero(*arguments):
+        state, counters, *rest = load(*arguments)
         return state, {**counters, "version": 0}, *rest
 
     checkpoints.load_training_state = from_zero
@@ -143,6 +145,48 @@ def sum_what_every_context_rank_has_whole():
     collectives._GatherResults.backward = staticmethod(summed)
 
 
+def apply_a_micro_batchs_gradient_twice():
+    """On the last stage: a backward pass that is repeated, say because its message came twice."""
+    backward = stage_passes.StagePasses.backward
+
+    def twice(self, number, gradient):
+        live = self._live[number]
+        if number == 1 and self.is_last:
+            torch.autograd.backward(live.out, gradient, retain_graph=True)
+            live.x.grad = None
+        return backward(self, number, gradient)
+
+    stage_passes.StagePasses.backward = twice
+
+
+def leave_tied_copies_unsummed():
+    tied_copies.TiedCopies.sum_gradients = lambda self: None
+
+
+def feed_the_last_stage_the_sequences_of_the_micro_batch_before():
+    passes = stage_passes.StagePasses
+
+    def with_other_sequences(run):
+        before = {}
+
+        def run_wrongly(self, *arguments):
+            place = next(i for i, argument in enumerate(arguments) if hasattr(argument, "packed"))
+            own = arguments[place]
+            if not self.is_last:
+                return run(self, *arguments)
+            lent = before.get(id(self), own).packed
+            before[id(self)] = own
+            if sum(lent.lengths) != sum(own.packed.lengths):  # of another step
+                lent = own.packed
+            sequences = {name: getattr(lent, name) for name in ("cu_seqlens", "lengths", "max_seqlen")}
+            wrong = replace(own, packed=replace(own.packed, **sequences))
+            return run(self, *arguments[:place], wrong, *arguments[place + 1 :])
+
+        return run_wrongly
+
+    passes.forward, passes.infer = with_other_sequences(passes.forward), with_other_sequences(passes.infer)
+
+
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
     return Oracle(tmp_path_factory.mktemp("references"), time_limit=300)
@@ -150,8 +194,9 @@ def oracle(tmp_path_factory):
 
 def look_into(oracle, plant, layout, variant="untied", changes=None, **fields):
     """The verdict on one case of Qwen3 with a bug, and its diagnosis."""
-    entries = {**read_model("qwen3").entries_for(1), **(changes or {})}
-    case = variant_case(entries, variant, layout=f"archon:{layout}", **fields)
+    asked = read_layout(layout)
+    entries = {**read_model("qwen3").entries_for(asked.n_stages), **(changes or {})}
+    case = variant_case(entries, variant, layout=str(asked.layout), schedule=asked.schedule, **fields)
     verdicts = oracle.verify([case], before=plant)
     assert not verdicts[0].passed, "the bug was not caught"
     [diagnosis] = oracle.diagnose(Outcome(verdicts), before=plant)
@@ -265,3 +310,30 @@ def test_gradients_that_are_a_clean_multiple(oracle, plant, layout, factor, axis
     assert (cause.kind, cause.axes, round(cause.factor, 9)) == ("factor", (axis,), factor)
     assert (found.module, found.n_wrong) == (None, 25)
     assert words in str(cause)
+
+
+@pytest.mark.slow
+def test_a_micro_batchs_gradient_that_is_applied_twice(oracle):
+    comparison, found = look_into(oracle, apply_a_micro_batchs_gradient_twice, "p2-1F1B")
+    assert {"gradients", "gradient norm"} <= set(comparison.failed)
+    assert (found.module, found.parameter.name) == (None, "head.weight")
+    assert (found.n_wrong, found.n_parameters) == (24, 47)
+    assert (found.parameter.ranks, found.parameter.where) == ((1,), {"pp": 1})
+    assert "gradients are wrong on the stages of pipeline rank 1 only (pp 1)" in found.remarks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["p2-1F1B", "p2-ZBV"])
+def test_copies_of_a_tied_weight_whose_gradients_are_not_summed(oracle, layout):
+    comparison, found = look_into(oracle, leave_tied_copies_unsummed, layout, "tied")
+    assert {"gradients", "gradient norm", "weights"} <= set(comparison.failed)
+    assert (found.module, found.parameter.name, found.n_wrong) == (None, "head.weight", 2)
+    assert found.parameter.cause.kind == "copies not summed"
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_fed_the_sequences_of_another_micro_batch(oracle):
+    comparison, found = look_into(oracle, feed_the_last_stage_the_sequences_of_the_micro_batch_before, "p2-1F1B")
+    assert {"outputs", "loss"} <= set(comparison.failed)
+    assert found.module.name.startswith("layers.2.attention")
+    assert (found.module.ranks, found.module.where) == ((1,), {"pp": 1})

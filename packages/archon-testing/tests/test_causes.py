@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from archon_core.models.box import Box
-from archon_testing.causes import cause_of_factor, cause_of_norm, cause_of_number, cause_of_tensor
+from archon_testing.causes import (
+    cause_of_copies,
+    cause_of_factor,
+    cause_of_norm,
+    cause_of_number,
+    cause_of_tensor,
+)
 from archon_testing.diagnosis import Cause, Diagnosis, Finding, shared_place
 from archon_testing.module_outputs import own_and_expected
 from archon_testing.pieces import Piece
@@ -121,6 +127,47 @@ def test_any_other_norm_is_told_as_a_ratio():
     assert cause_of_norm([1.1 * right] * 4, right, held, RANKS) == Cause(factor=pytest.approx(1.1))
 
 
+STAGES = [{"pp": p, "dp_shard": d} for p in range(2) for d in range(2)]
+
+
+def halves(values):
+    """Of a vector that two data ranks share."""
+    return [Piece(values[2 * d : 2 * d + 2], Box((2 * d,), (2,)), (4,)) for d in range(2)]
+
+
+def test_a_tensor_of_one_stage_is_judged_by_the_ranks_that_have_it():
+    pieces = [None, None, Piece.whole(RIGHT * 0.25), Piece.whole(RIGHT * 0.75)]
+    assert cause_of_tensor(pieces, RIGHT, STAGES) == Cause("missing reduction", ("dp_shard",))
+    assert cause_of_tensor([None, None, *halves(2 * RIGHT)], RIGHT, STAGES).axes == ("dp_shard",)
+
+
+def test_copies_of_a_tied_weight_that_are_not_summed_are_recognised():
+    parts = [halves(0.25 * RIGHT), halves(0.75 * RIGHT)]
+    cause = cause_of_copies(parts, RIGHT)
+    assert cause == Cause("copies not summed", ("pp",))
+    assert "two copies of this tied weight" in str(cause)
+    assert cause_of_copies([halves(RIGHT), halves(RIGHT)], RIGHT) is None
+    assert cause_of_copies([halves(RIGHT), halves(0.0 * RIGHT)], RIGHT) is None
+    assert cause_of_copies([halves(0.5 * RIGHT), halves(0.75 * RIGHT)], RIGHT) is None
+
+
+def test_a_norm_of_stages_is_recognised_that_forgets_some_or_counts_tied_copies():
+    first, last = RIGHT, 2 * RIGHT
+    held = [{"first": own} for own in halves(first)] + [{"last": own} for own in halves(last)]
+    right = math.hypot(float(first.norm()), float(last.norm()))
+    own_stage = [float(first.norm())] * 2 + [float(last.norm())] * 2
+    assert cause_of_norm(own_stage, right, held, STAGES).axes == ("pp",)
+    tied = [dict(of_rank) for of_rank in held]
+    for rank, own in zip((2, 3), halves(first), strict=True):
+        tied[rank]["copy"] = own
+    counted = math.hypot(right, float(first.norm()))
+    cause = cause_of_norm([counted] * 4, right, tied, STAGES, {"copy"})
+    assert (cause.kind, cause.axes) == ("copies counted", ("pp",))
+    assert str(cause) == "it counts tied weights once for each stage that has a copy"
+    forgetful = cause_of_norm(own_stage, right, tied, STAGES, {"copy"})
+    assert (forgetful.kind, forgetful.axes) == ("forgotten axis", ("pp",))
+
+
 def test_wrong_ranks_are_told_by_what_they_share():
     assert shared_place((1, 3), RANKS) == {"tp": 1}
     assert shared_place((2,), RANKS) == {"dp_shard": 1, "tp": 0}
@@ -156,3 +203,16 @@ def test_a_ranks_share_of_an_output_is_found_by_its_shape(c, t):
                 own, expected = own_and_expected(share, WHOLE, TOKENS, place, sizes)
                 assert torch.equal(own, expected)
             assert own_and_expected(rows[:1, :5], WHOLE, TOKENS, place, sizes) is None
+
+
+def test_a_short_micro_batch_of_a_pipeline_is_padded_to_the_longest():
+    rows = torch.cat([WHOLE, torch.full((6, 6), math.nan)])
+    for i in range(2):
+        place, sizes = {"cp": i, "tp": 0}, {"cp": 2, "tp": 1}
+        own, expected = own_and_expected(rows.chunk(2)[i], WHOLE, TOKENS, place, sizes, longest=15)
+        assert torch.equal(own, expected)
+        assert len(expected) == (8, 2)[i]
+    all_padding, none = own_and_expected(rows.chunk(2)[1], WHOLE[:3], 3, {"cp": 1, "tp": 0}, sizes, longest=16)
+    assert len(all_padding) == len(none) == 0
+    # As many rows as tokens: whole, or a rank's part? It cannot be told.
+    assert own_and_expected(WHOLE[:8], WHOLE[:8], 8, {"cp": 1, "tp": 0}, sizes, longest=16) is None

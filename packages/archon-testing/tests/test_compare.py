@@ -8,7 +8,7 @@ import torch
 
 from archon_core.models.box import Box
 from archon_testing.cases import Case
-from archon_testing.compare import compare, relative_error
+from archon_testing.compare import compare, missing_parameters, relative_error
 from archon_testing.pieces import Piece
 from archon_testing.record import Record, StepRecord
 from archon_testing.verdicts import QUANTITIES, Deviation, RankReport, Verdict, joint_verdict, worst_of
@@ -181,3 +181,57 @@ def test_ranks_of_one_data_rank_must_compute_the_same_outputs():
     assert joint_verdict(reports(1.0, 1.0, outputs=(1, 2), data_ranks=(0, 1))).passed
     found = joint_verdict(reports(1.0, 1.0, outputs=(1, 2)))
     assert found.comparison.problems == ("ranks of data rank 0 compute different outputs",)
+
+
+FIRST = {"big.weight": STEP.gradients["big.weight"]}
+LAST = {"zero.bias": STEP.gradients["zero.bias"]}
+
+
+def on_a_stage(gradients, weights, copies=None):
+    """What a rank records that has a part of the parameters."""
+    step = replace(STEP, gradients=gradients, weights=weights)
+    return Record((step,) * 3, pipelined=True, copies=copies or {})
+
+
+def test_a_stage_has_some_parameters_and_together_they_have_all():
+    first = on_a_stage(FIRST, {"big.weight": whole(1.0, -2.0)})
+    last = on_a_stage(LAST, {"zero.bias": whole(0.1, 0.2)})
+    assert compare(first, REFERENCE, "float64").passed
+    assert missing_parameters(first, REFERENCE) == {"zero.bias"}
+    assert missing_parameters(last, REFERENCE) == {"big.weight"}
+    passed = Verdict(Case({}), compare(REFERENCE, REFERENCE, "float64"))
+
+    def said(*records, pipelines):
+        return joint_verdict(
+            [
+                RankReport(passed, missing=missing_parameters(record, REFERENCE), pipeline=pipeline)
+                for record, pipeline in zip(records, pipelines, strict=True)
+            ]
+        )
+
+    assert said(first, last, pipelines=(0, 0)).passed
+    # Two pipelines side by side, one of which has the first stage twice.
+    found = said(first, first, last, first, pipelines=(0, 1, 0, 1))
+    assert found.comparison.problems == ("no rank of 1, 3, which have the model between them, has zero.bias",)
+
+
+def test_without_a_pipeline_a_missing_parameter_is_a_wrong_one():
+    found = compare(replace(on_a_stage(FIRST, STEP.weights), pipelined=False), REFERENCE, "float64")
+    assert found.worst["gradients"].error == math.inf
+
+
+def test_a_wrong_parameter_of_a_stage_is_wrong_and_so_is_one_that_the_model_lacks():
+    wrong = on_a_stage({"big.weight": whole(-100.0, 51.0)}, {"big.weight": whole(1.0, -2.0)})
+    assert compare(wrong, REFERENCE, "float64").worst["gradients"].error == 0.01
+    strange = on_a_stage({**FIRST, "more.weight": whole(1.0)}, {"big.weight": whole(1.0, -2.0)})
+    assert compare(strange, REFERENCE, "float64").worst["gradients"].error == math.inf
+
+
+def test_a_copy_of_a_tied_weight_is_held_against_its_original_and_must_be_there():
+    copies = {"head.weight": "big.weight"}
+    copy = on_a_stage({"head.weight": whole(-100.0, 50.0)}, {"head.weight": whole(1.0, -2.0)}, copies)
+    assert compare(copy, REFERENCE, "float64").passed
+    assert missing_parameters(copy, REFERENCE) == {"big.weight", "zero.bias"}
+    assert missing_parameters(on_a_stage(FIRST, FIRST, copies), REFERENCE) == {"head.weight", "zero.bias"}
+    apart = on_a_stage({"head.weight": whole(-60.0, 20.0)}, {"head.weight": whole(1.0, -2.0)}, copies)
+    assert str(compare(apart, REFERENCE, "float64").worst["gradients"]) == "4.0e-01 head.weight (step 1)"

@@ -65,6 +65,14 @@ def test_on_every_layout_each_type_meets_each_variant_and_each_count(number, var
     assert {(case.dtype, case.n_mbs) for case in training} == set(product(DTYPES, counts))
 
 
+def test_a_pipeline_counts_micro_batches_from_as_many_as_stages():
+    of_variant = {variant: variant_case({}, variant) for variant in VARIANTS}
+    design = Design(DTYPES, VARIANTS, COUNTS, full=True)
+    found = design.cases(of_variant, n_stages=4)
+    assert {case.n_mbs for case in found if case.check == "training"} == {4, 5, 7}
+    assert {case.n_mbs for case in design.cases(of_variant) if case.check == "training"} == set(COUNTS)
+
+
 def test_over_the_layouts_everything_meets_everything():
     met = {(c.dtype, c.variant, c.n_mbs) for number in range(3) for c in cases(number) if c.check == "training"}
     assert met == set(product(DTYPES, VARIANTS, COUNTS))

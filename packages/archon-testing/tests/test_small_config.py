@@ -4,7 +4,15 @@ import math
 
 import pytest
 
-from archon_testing.small_config import LARGE, changes, estimated_parameters, shrink, smallest_alike, with_layers
+from archon_testing.small_config import (
+    LARGE,
+    changes,
+    deepen,
+    estimated_parameters,
+    shrink,
+    smallest_alike,
+    with_layers,
+)
 
 TINY = {
     "model_type": "house",
@@ -89,6 +97,16 @@ def test_one_layer_of_every_kind_stays():
         "full"
     ]
     assert with_layers({"num_hidden_layers": 1}, 2) == {"num_hidden_layers": 1}
+
+
+def test_a_deeper_model_repeats_the_kinds_of_its_layers():
+    assert deepen(TINY, 8) == {**TINY, "num_hidden_layers": 8}
+    assert deepen(TINY, 2) == TINY
+    kinds = {"num_hidden_layers": 2, "layer_types": ["sliding", "full"]}
+    assert deepen(kinds, 5) == {
+        "num_hidden_layers": 5,
+        "layer_types": ["sliding", "full", "sliding", "full", "sliding"],
+    }
 
 
 def test_what_was_changed_is_told():

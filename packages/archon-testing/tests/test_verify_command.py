@@ -10,17 +10,18 @@ import pytest
 
 from archon_core.cli.main import main
 from archon_core.errors import ConfigError, LayoutError, ModelError, UnknownNameError
-from archon_core.plugins import ModelSpec, ScheduleSpec, registry
+from archon_core.plugins import ModelSpec, PipelineSpec, ScheduleSpec, registry
 from archon_testing.cases import Case, choose_variants, variant_case
 from archon_testing.cli import exit_code
 from archon_testing.diagnosis import Cause, Diagnosis, Finding
 from archon_testing.enumeration import Design
 from archon_testing.json_report import json_report
+from archon_testing.pipelines import runnable_axes
 from archon_testing.report import print_line, print_report, print_summary
 from archon_testing.requested import read_layout, read_layouts
 from archon_testing.requested_model import RequestedModel, read_model
 from archon_testing.verdicts import QUANTITIES, Comparison, Deviation, Verdict
-from archon_testing.verification import LayoutReport, Plan
+from archon_testing.verification import LayoutReport, Plan, too_few_layers
 
 
 def tiny():
@@ -47,10 +48,20 @@ def house():
 
 
 @pytest.fixture
-def zigzag():
-    registry().add(ScheduleSpec(name="ZigZag", target="os:path", aliases=("ZZ",)))
+def without_pipelines(monkeypatch):
+    """As if archon-pipeline were not installed; what is registered is forgotten again."""
+    monkeypatch.setenv("ARCHON_DISABLE_PLUGINS", "pipeline")
+    registry.cache_clear()
     yield
-    registry().remove(ScheduleSpec, "ZigZag")
+    monkeypatch.undo()
+    registry.cache_clear()
+
+
+@pytest.fixture
+def zigzag(without_pipelines):
+    """Somebody else's schedule and pipeline."""
+    registry().add(ScheduleSpec(name="ZigZag", target="os:path", aliases=("ZZ",), stages_per_rank=3))
+    registry().add(PipelineSpec(name="pipeline", target="os:path", split="os:path"))
 
 
 def report(layout, error=0.0, *, refusal="", crash="", problems=()):
@@ -81,6 +92,45 @@ def test_layouts_that_are_asked_for_twice_run_once():
 
 def test_a_schedule_is_read_behind_the_dims_by_name_or_alias(zigzag):
     assert str(read_layout("p2-ZZ")) == str(read_layout("archon:p2-ZigZag")) == "archon:p2-ZigZag"
+    assert [read_layout(text).n_stages for text in ("d2", "p2-ZZ", "d2p4-ZZ")] == [1, 6, 12]
+
+
+def test_a_pipeline_without_a_name_runs_the_engines_own_schedule(zigzag):
+    registry().add(ScheduleSpec(name="Interleaved1F1B", target="os:path", stages_per_rank=None))
+    found = read_layout("p2")
+    assert (str(found), found.schedule, found.n_stages) == ("archon:p2", None, 4)
+    assert "p" in runnable_axes()
+
+
+@pytest.mark.parametrize("text", ["p2", "d2p2t2", "p2-ZBV"])
+def test_a_pipeline_without_archon_pipeline_says_what_is_missing(without_pipelines, text):
+    with pytest.raises(UnknownNameError, match="archon-pipeline"):
+        read_layout(text)
+    assert set(runnable_axes()) >= set("dtcr")
+    assert "p" not in runnable_axes()
+
+
+def test_a_schedule_without_what_runs_it_says_what_is_missing(without_pipelines):
+    registry().add(ScheduleSpec(name="Alone", target="os:path"))
+    with pytest.raises(UnknownNameError, match="archon-pipeline"):
+        read_layout("p2-Alone")
+
+
+def test_a_model_whose_sizes_are_given_may_have_too_few_layers_for_a_pipeline(zigzag, house):
+    model = RequestedModel(house, {**tiny(), "num_hidden_layers": 3}, as_given=True)
+    deeper = replace(model, entries={**tiny(), "num_hidden_layers": 4})
+    assert too_few_layers(model, read_layout("p2-ZZ")) == (
+        "found 6 stages; 3 layers, the embedding and the head fill 5"
+    )
+    assert too_few_layers(deeper, read_layout("p2-ZZ")) == too_few_layers(model, read_layout("d2")) == ""
+    assert too_few_layers(replace(model, as_given=False), read_layout("p2-ZZ")) == ""
+
+
+def test_every_stage_of_a_model_for_tests_has_a_layer(house):
+    model = RequestedModel(house, {**tiny(), "num_hidden_layers": 4})
+    assert [model.entries_for(n)["num_hidden_layers"] for n in (1, 2, 4, 8)] == [2, 4, 4, 8]
+    as_given = replace(model, as_given=True)
+    assert [as_given.entries_for(n)["num_hidden_layers"] for n in (1, 8)] == [4, 4]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +141,6 @@ def test_a_schedule_is_read_behind_the_dims_by_name_or_alias(zigzag):
         ("d16", "at most 8"),
         ("d2-1F1B", "without pipeline parallelism.*write d2, or p2-1F1B"),
         ("vllm:d2", "'vllm', which generates.*write archon:d2"),
-        ("p2-ZBV", "pip install archon-pipeline"),
         ("nosuch:d2", "nosuch"),
     ],
 )
@@ -192,7 +241,8 @@ def test_a_table_names_the_worst_gradient_and_what_failed(capsys):
 
 def test_a_layout_that_agrees_takes_one_line(capsys):
     print_line(report("d2t2"))
-    assert capsys.readouterr().out.strip() == "PASS archon:d2t2        4 ranks   1 cases  worst in float64 0.0e+00"
+    words = "PASS archon:d2t2 4 ranks 1 cases worst in float64 0.0e+00"
+    assert capsys.readouterr().out.split() == words.split()
 
 
 FOUND = Diagnosis(

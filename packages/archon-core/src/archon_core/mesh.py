@@ -16,11 +16,25 @@ from archon_core.distributed.process_group import device_backends
 from archon_core.distributed.ranks import DataRanks, Ranks
 from archon_core.errors import LayoutError
 from archon_core.layout import ParallelDims
+from archon_core.moe import ExpertParallel
 from archon_core.nn.ulysses import ContextParallel
 
 PIPELINE, REPLICATE, SHARD, TENSOR = "pp", "dp_replicate", "dp_shard_cp", "tp"
 """Axes of the mesh of dense parameters. Context ranks hold different tokens and so take part in sharding parameters as
 data ranks do. No parameter is placed along the first: pipeline ranks hold different ones."""
+
+
+@dataclass(frozen=True)
+class ExpertMeshes:
+    """The meshes of expert parameters, parts of one root.
+
+    Attributes:
+        fsdp: where FSDP shards them: one axis (``edp``), or a replicating one before it.
+        place: this rank's among those that share a block's experts.
+    """
+
+    fsdp: DeviceMesh
+    place: ExpertParallel
 
 
 @dataclass(frozen=True)
@@ -32,12 +46,14 @@ class Meshes:
         dense: root mesh of dense parameters; see ``PIPELINE``, ``REPLICATE``, ``SHARD``, ``TENSOR``. Only the third is
             always there.
         context: this rank's place among those that share its sequences; ``None`` without context parallelism.
+        experts: the same ranks as experts see them; ``None`` for a model without.
         holders: the processes that hold the same stages as this one; ``None`` for all.
     """
 
     dims: ParallelDims
     dense: DeviceMesh
     context: ContextParallel | None = None
+    experts: ExpertMeshes | None = None
     holders: dist.ProcessGroup | None = None
 
     @property
@@ -61,13 +77,14 @@ class Meshes:
         return self.dense.get_local_rank(PIPELINE) if self.dims.pp > 1 else 0
 
 
-def build_meshes(dims: ParallelDims, device_type: str, *, option: str) -> Meshes:
+def build_meshes(dims: ParallelDims, device_type: str, *, option: str, experts: bool = False) -> Meshes:
     """Make the process groups of ``dims``. Every process of the run must call it.
 
     A single process without a process group gets one of its own.
 
     Args:
         option: where the layout is written, for the message.
+        experts: whether the model has any.
 
     Raises:
         LayoutError: another number of processes runs than the layout needs.
@@ -78,7 +95,24 @@ def build_meshes(dims: ParallelDims, device_type: str, *, option: str) -> Meshes
     sizes = {PIPELINE: dims.pp, REPLICATE: dims.dp_replicate, SHARD: dims.dp_shard * dims.cp, TENSOR: dims.tp}
     axes = {name: size for name, size in sizes.items() if size > 1 or name == SHARD}
     dense = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
-    return Meshes(dims, dense, _context(dims, device_type), _holders(dims, device_type))
+    return Meshes(
+        dims,
+        dense,
+        _context(dims, device_type),
+        _experts(dims, device_type) if experts else None,
+        _holders(dims, device_type),
+    )
+
+
+def _experts(dims: ParallelDims, device_type: str) -> ExpertMeshes:
+    sizes = {"pp": dims.pp, REPLICATE: dims.dp_replicate, "edp": dims.edp, "ep": dims.ep, "etp": dims.etp}
+    always = ("edp", "ep", "etp")
+    axes = {name: size for name, size in sizes.items() if size > 1 or name in always}
+    root = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+    share = dims.ep * dims.etp
+    flat = init_device_mesh(device_type, (dims.world_size // share, share), mesh_dim_names=("other", "share"))
+    fsdp = root[REPLICATE, "edp"] if dims.dp_replicate > 1 else root["edp"]
+    return ExpertMeshes(fsdp, ExpertParallel(root["ep", "etp"], flat.get_group("share")))
 
 
 def _holders(dims: ParallelDims, device_type: str) -> dist.ProcessGroup | None:

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from archon_core.config.combinations import RULES, Situation, asked_value, changes, refusals, render_rules, shown
+from archon_core.config.combinations import RULES, asked_value, changes, refusals, render_rules, shown
 from archon_core.config.schema import ArchonOptions, EngineConfig
+from archon_core.config.situation import Situation
 from archon_core.engine.effective import resolve_effective
 from archon_core.errors import ConfigError
 from archon_core.layout import ParallelDims

@@ -40,6 +40,7 @@ def complete(make_registry: MakeRegistry) -> Registry:
             ModelSpec(name="tiny_moe", target="json:loads", model_types=("tiny_moe",), needs=("moe",)),
             ScheduleSpec(name="Interleaved1F1B", target="json:loads", stages_per_rank=None),
             ScheduleSpec(name="ZeroBubble", target="json:loads", splits_backward=True),
+            ScheduleSpec(name="InRounds", target="json:loads", multiple_of_ranks=True),
             PipelineSpec(name="pipeline", target="json:loads", split="archon_fake_options:split"),
             LauncherSpec(name="ray", target="json:loads"),
         ),
@@ -224,6 +225,20 @@ def test_what_cuts_models_is_asked_whether_there_are_layers_enough(
     inherits = f"ref: {{path: '{tmp_path}'}}\n"
     (text,) = config_errors(plan(load, complete, RUNNABLE + inherits, "actor.backend=archon:p2"))
     assert text == "ref: 9 layers on 2 ranks, Interleaved1F1B: too few"
+
+
+def test_what_a_pipeline_changes_in_micro_batches_is_known_before_a_run(load: Load, complete: Registry) -> None:
+    deep = "actor: {backend: 'archon:p2', model_config: {model_type: tiny, num_hidden_layers: 10}}\n"
+    found = plan(load, complete, deep)
+    assert [(d.option, d.requested, d.effective) for d in found.decisions] == [("actor.mb_spec.n_mbs", "1", "4")]
+    (text,) = config_errors(plan(load, complete, deep, "actor.archon.strict=true"))
+    assert "actor.mb_spec.n_mbs: asked 1, would be 4" in text
+    assert plan(load, complete, deep, "actor.archon.strict=true", "actor.mb_spec.n_mbs=4").can_run
+    divided = ("actor.archon.pp_schedule=InRounds", "actor.mb_spec.n_mbs=6", "actor.mb_spec.n_mbs_divisor=3")
+    found = plan(load, complete, deep, *divided)
+    assert [(d.option, d.requested, d.effective) for d in found.decisions] == [
+        ("actor.mb_spec.n_mbs_divisor", "3", "6"),
+    ]
 
 
 def test_what_a_schedule_that_splits_backward_changes_is_known_before_a_run(load: Load, complete: Registry) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,14 +26,39 @@ Coordinates = Sequence[Mapping[str, int]]
 """Of every rank of the world, axis -> place."""
 
 
-def cause_of_tensor(pieces: Sequence[Piece], expected: Tensor, coordinates: Coordinates) -> Cause:
+def cause_of_tensor(pieces: Sequence[Piece | None], expected: Tensor, coordinates: Coordinates) -> Cause:
     """What a wrong tensor is to the right one.
 
     Args:
-        pieces: of every rank.
+        pieces: of every rank; ``None`` of one whose pipeline stages do not have the tensor.
         expected: the whole, right tensor.
         coordinates: of every rank.
     """
+    held = [rank for rank, piece in enumerate(pieces) if piece is not None]
+    return _cause_of_held([p for p in pieces if p is not None], expected, [coordinates[rank] for rank in held])
+
+
+def cause_of_copies(pieces: Sequence[Sequence[Piece]], expected: Tensor) -> Cause | None:
+    """That the copies of a tied weight, one stage's each, only sum to the right value; ``None`` when they do not.
+
+    Args:
+        pieces: of each copy, those of all ranks that have it.
+        expected: the whole, right tensor.
+    """
+    copies = [_assembled(of_copy, expected) for of_copy in pieces]
+    if any(_equal(copy, expected) for copy in copies) or not _equal(torch.stack(copies).sum(0), expected):
+        return None
+    return Cause("copies not summed", ("pp",))
+
+
+def _assembled(pieces: Sequence[Piece], like: Tensor) -> Tensor:
+    whole = torch.zeros(like.shape, dtype=torch.float64)
+    for piece in pieces:
+        whole[piece.box.slices] = piece.values.double()
+    return whole
+
+
+def _cause_of_held(pieces: Sequence[Piece], expected: Tensor, coordinates: Coordinates) -> Cause:
     for axes in _axis_sets(coordinates):
         sums = [_sum_along(axes, rank, pieces, coordinates) for rank in range(len(pieces))]
         if all(total is None for total in sums):
@@ -79,7 +104,11 @@ def cause_of_number(found: float, right: float, coordinates: Coordinates) -> Cau
 
 
 def cause_of_norm(
-    norms: Sequence[float], right: float, gradients: Sequence[Mapping[str, Piece]], coordinates: Coordinates
+    norms: Sequence[float],
+    right: float,
+    gradients: Sequence[Mapping[str, Piece]],
+    coordinates: Coordinates,
+    tied: Collection[str] = (),
 ) -> Cause:
     """What a wrong norm over right gradients is.
 
@@ -88,7 +117,12 @@ def cause_of_norm(
         right: of one process.
         gradients: parameter -> piece, of every rank.
         coordinates: of every rank.
+        tied: parameters that are copies of others, on another pipeline stage.
     """
+    every_copy = gradients
+    gradients = [{name: held[name] for name in held if name not in tied} for held in every_copy]
+    if tied and all(_near(norm, _norm_with_copies((), every_copy, coordinates)) for norm in norms):
+        return Cause("copies counted", ("pp",), norms[0] / right)
     for axes in _axis_sets(coordinates):
         if all(_near(norm, _norm_without(axes, rank, gradients, coordinates)) for rank, norm in enumerate(norms)):
             return Cause("forgotten axis", axes, norms[0] / right)
@@ -126,23 +160,19 @@ def _norm_without(
     """The norm over the parts that ranks with the place of ``rank`` on ``axes`` hold."""
     own = coordinates[rank]
     alike = [r for r, place in enumerate(coordinates) if all(place[axis] == own[axis] for axis in axes)]
-    square = 0.0
-    for name in gradients[rank]:
-        parts: dict[Box, float] = {gradients[r][name].box: _square(gradients[r][name]) for r in alike}
-        square += sum(parts.values())
-    return math.sqrt(square)
+    # On another pipeline stage there are other parameters.
+    parts = {(name, piece.box): _square(piece) for r in alike for name, piece in gradients[r].items()}
+    return math.sqrt(sum(parts.values()))
 
 
 def _norm_with_copies(axes: Sequence[str], gradients: Sequence[Mapping[str, Piece]], coordinates: Coordinates) -> float:
     """The norm over all parts, those that ranks along ``axes`` hold counted each time."""
-    square = 0.0
-    for name in gradients[0]:
-        parts = {
-            (of_rank[name].box, *(place[axis] for axis in axes)): _square(of_rank[name])
-            for of_rank, place in zip(gradients, coordinates, strict=True)
-        }
-        square += sum(parts.values())
-    return math.sqrt(square)
+    parts: dict[tuple[str, Box, tuple[int, ...]], float] = {
+        (name, piece.box, tuple(place[axis] for axis in axes)): _square(piece)
+        for of_rank, place in zip(gradients, coordinates, strict=True)
+        for name, piece in of_rank.items()
+    }
+    return math.sqrt(sum(parts.values()))
 
 
 def _square(piece: Piece) -> float:

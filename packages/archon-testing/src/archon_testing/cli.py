@@ -72,7 +72,11 @@ def verify(
     ] = None,
     micro_batches: Annotated[
         list[int] | None,
-        typer.Option("--micro-batches", min=1, help="Least number of them; may be repeated; 1, 2 and 4 by default."),
+        typer.Option(
+            "--micro-batches",
+            min=1,
+            help="Least number of them, counted from the number of stages; may be repeated; 1, 2 and 4 by default.",
+        ),
     ] = None,
     variants: Annotated[
         list[str] | None,

@@ -21,7 +21,11 @@ FLOOR = 1e-6
 
 
 def compare(record: Record, reference: Record, dtype: DtypeName) -> Comparison:
-    """Hold a rank's ``record`` against the whole ``reference``. What was not recorded is not compared."""
+    """Hold a rank's ``record`` against the whole ``reference``. What was not recorded is not compared.
+
+    In a pipeline a rank has some parameters only; ``missing_parameters`` tells which it has not.
+    """
+    reference, pipelined = reference.with_copies(record.copies), record.pipelined
     problems = list(record.problems)
     found: dict[Quantity, list[Deviation]] = {quantity: [] for quantity in QUANTITIES}
     if record.steps and len(record.steps) != len(reference.steps):
@@ -30,14 +34,14 @@ def compare(record: Record, reference: Record, dtype: DtypeName) -> Comparison:
         norm, expected_norm = ({"global norm": r.gradient_norm} for r in (own, expected))
         found["loss"] += _deviations(_pieces(own.loss), _pieces(expected.loss), step)
         found["gradient norm"] += _deviations(_pieces(norm), _pieces(expected_norm), step)
-        found["gradients"] += _deviations(own.gradients, expected.gradients, step)
-        found["weights"] += _deviations(own.weights, expected.weights, step)
+        found["gradients"] += _deviations(own.gradients, expected.gradients, step, pipelined)
+        found["weights"] += _deviations(own.weights, expected.weights, step, pipelined)
     if record.final:
         expected_weights = {f"{name} (gathered)": piece for name, piece in reference.steps[-1].weights.items()}
         gathered = {f"{name} (gathered)": piece for name, piece in record.final.items()}
-        found["weights"] += _deviations(gathered, expected_weights, len(record.steps))
+        found["weights"] += _deviations(gathered, expected_weights, len(record.steps), pipelined)
     if record.initial:
-        found["weights"] += _deviations(record.initial, reference.initial, None)
+        found["weights"] += _deviations(record.initial, reference.initial, None, pipelined)
     if record.outputs:
         outputs = {
             name: _placed(record, values, reference.outputs.get(name)) for name, values in record.outputs.items()
@@ -47,6 +51,13 @@ def compare(record: Record, reference: Record, dtype: DtypeName) -> Comparison:
         problems.append("nothing was recorded")
     worst = {quantity: worst_deviation(deviations) for quantity, deviations in found.items()}
     return Comparison(dtype, worst, tuple(problems))
+
+
+def missing_parameters(record: Record, reference: Record) -> frozenset[str]:
+    """The parameters of a model, copies of tied ones included, that a rank does not have."""
+    whole = reference.with_copies(record.copies)
+    expected = whole.steps[0].weights if record.steps else whole.initial
+    return frozenset(expected) - record.names
 
 
 def relative_error(found: Piece, expected: Piece, largest: float) -> float:
@@ -77,9 +88,12 @@ def magnitude(tensor: Tensor) -> float:
     return float(tensor.abs().max()) if tensor.numel() else 0.0
 
 
-def _deviations(found: Mapping[str, Piece], expected: Mapping[str, Piece], step: int | None) -> Iterator[Deviation]:
+def _deviations(
+    found: Mapping[str, Piece], expected: Mapping[str, Piece], step: int | None, partial: bool = False
+) -> Iterator[Deviation]:
+    """``partial``: whether ``found`` need not have all that is expected."""
     largest = max((magnitude(piece.values) for piece in expected.values()), default=0.0)
-    for name in dict.fromkeys((*expected, *found)):
+    for name in found if partial else dict.fromkeys((*expected, *found)):
         missing = name not in found or name not in expected
         yield Deviation(math.inf if missing else relative_error(found[name], expected[name], largest), name, step)
 

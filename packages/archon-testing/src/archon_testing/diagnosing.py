@@ -14,14 +14,15 @@ from archon_testing.findings import FailingWorld, first_wrong_step
 from archon_testing.functions import FunctionReference
 from archon_testing.module_outputs import record_outputs
 from archon_testing.oracle_ranks import draw_apart, load_record
+from archon_testing.pipelines import n_stages_of
 from archon_testing.record import measure
 
 OUTPUTS = "outputs.pt"
 
 
 def write_outputs(case: Case, folder: Path) -> None:
-    """Write every module's outputs on one process into the reference's folder."""
-    engine = build_engine(case.reference, folder / CHECKPOINT)
+    """Write every module's outputs on one process into the reference's folder, for as many micro-batches as stages."""
+    engine = build_engine(replace(case.reference, n_mbs=n_stages_of(case)), folder / CHECKPOINT)
     try:
         torch.save(record_outputs(engine, case), folder / OUTPUTS)
     finally:
@@ -50,7 +51,7 @@ def diagnose(case: Case, folder: Path, scratch: Path, before: FunctionReference 
     if before is not None:
         before.load()()
     world = FailingWorld.of(case)
-    reference = load_record(folder)
+    reference = load_record(folder).with_copies(world.copies)
     if case.check == "initial":
         return world.initial_weights(measure(case, folder, scratch / "initial"), reference)
     record = measure(case, folder, scratch / "again")
@@ -62,9 +63,10 @@ def diagnose(case: Case, folder: Path, scratch: Path, before: FunctionReference 
     if case.check == "resume":
         return diagnosis
     diagnosis = world.forward(folder, outputs, n_tokens, diagnosis)
-    if case.n_mbs > 1:
-        single = measure(replace(case, n_mbs=1), folder, scratch / "single")
+    fewest = n_stages_of(case)
+    if case.n_mbs > fewest:
+        single = measure(replace(case, n_mbs=fewest), folder, scratch / "single")
         if not world.somewhere(first_wrong_step(single, reference, case)):
-            remark = f"it depends on the number of micro-batches: 1 agrees, {case.n_mbs} does not"
+            remark = f"it depends on the number of micro-batches: {fewest} agrees, {case.n_mbs} does not"
             diagnosis = replace(diagnosis, remarks=(*diagnosis.remarks, remark))
     return diagnosis

@@ -8,7 +8,9 @@ from typing import Literal
 
 from archon_testing.cases import Case
 
-CauseKind = Literal["factor", "missing reduction", "averaged", "forgotten axis", "copies counted", "unknown"]
+CauseKind = Literal[
+    "factor", "missing reduction", "averaged", "forgotten axis", "copies counted", "copies not summed", "unknown"
+]
 
 
 @dataclass(frozen=True)
@@ -18,9 +20,11 @@ class Cause:
     Attributes:
         kind: ``factor``: a clean multiple. ``missing reduction``: the ranks along ``axes`` hold parts of the right
             value. ``averaged``: their values average to it. ``forgotten axis``: a norm without the parts that other
-            ranks along ``axes`` hold. ``copies counted``: a norm that counts copies along ``axes`` more than once.
-        axes: names of mesh axes: ``dp_replicate``, ``dp_shard``, ``cp``, ``tp``; of ``factor``, those of that size, if
-            no others have it.
+            ranks along ``axes`` hold. ``copies counted``: a norm that counts copies along ``axes`` more than once; with
+            ``pp``, those of tied weights. ``copies not summed``: the two copies of a tied weight hold parts of the
+            right value.
+        axes: names of mesh axes: ``pp``, ``dp_replicate``, ``dp_shard``, ``cp``, ``tp``; of ``factor``, those of that
+            size, if no others have it.
         factor: least-squares ratio of the wrong value to the right one; ``None`` where it says nothing.
         candidates: of ``factor``, all sets of axes of that size, when there are several.
     """
@@ -39,6 +43,12 @@ class Cause:
                 return f"the ranks along {axes} differ, and their mean is right: they were never averaged over {axes}"
             case "forgotten axis":
                 return f"it is that of one {axes} rank's parts: the norm forgets {axes}"
+            case "copies not summed":
+                return (
+                    "the two copies of this tied weight hold parts that sum to the right value: they were never summed"
+                )
+            case "copies counted" if "pp" in self.axes:
+                return "it counts tied weights once for each stage that has a copy"
             case "copies counted":
                 return f"it counts the copies along {axes} as parts"
             case "factor":

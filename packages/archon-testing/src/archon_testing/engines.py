@@ -36,6 +36,10 @@ gradients, which would hide a wrong norm; and where gradients are nearly zero it
 steps, so that fp32 runs would part ways after the first one. Every step has a rate of its own: a step counter that is
 not resumed shows."""
 
+FEW_LAYERS = 4
+"""Of models with more, such as those of many pipeline stages, matrices are smaller: rounding in float32 grows with
+every layer, and with twice as many beyond the limit, on one process too."""
+
 CHECKPOINT = "checkpoint"
 HEADLESS = "checkpoint-without-head"
 
@@ -105,14 +109,16 @@ def _copy_without(source: Path, target: Path, names: Collection[str]) -> None:
 @torch.no_grad()
 def fill_weights(parameters: Mapping[str, nn.Parameter], seed: int) -> None:
     """Draw every parameter anew, in place, from the seed and its own name."""
+    n_layers = len({name.split(".")[1] for name in parameters if name.startswith("layers.")})
+    gain = min(1.0, FEW_LAYERS / max(n_layers, 1))
     for name, parameter in parameters.items():
         generator = torch.Generator().manual_seed(derive_seed(seed, "verify weights", name))
         noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-        parameter.copy_(_weight(name, noise))
+        parameter.copy_(_weight(name, noise, gain))
 
 
-def _weight(name: str, noise: Tensor) -> Tensor:
-    """Matrices that keep activations of order 1, biases of order 0.2, norms around 1."""
+def _weight(name: str, noise: Tensor, gain: float) -> Tensor:
+    """Matrices that keep activations of order 1 or, times ``gain``, below; biases of order 0.2, norms around 1."""
     if noise.ndim >= 2:
-        return noise * noise.shape[-1] ** -0.5
+        return gain * noise * noise.shape[-1] ** -0.5
     return 0.2 * noise if name.endswith("bias") else 1 + 0.2 * noise

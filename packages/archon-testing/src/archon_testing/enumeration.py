@@ -63,7 +63,7 @@ class Design:
     Attributes:
         dtypes: types of numbers.
         variants: of the model.
-        counts: least numbers of micro-batches.
+        counts: least numbers of micro-batches, where a pipeline has 1 for as many as stages, 2 for one more, and so on.
         full: every product of the three. Otherwise a few cases in which every type meets every variant and every
             count, and from layout to layout other variants meet other counts.
     """
@@ -73,7 +73,7 @@ class Design:
     counts: Sequence[int]
     full: bool
 
-    def cases(self, of_variant: dict[Variant, Case], number: int = 0) -> list[Case]:
+    def cases(self, of_variant: dict[Variant, Case], number: int = 0, *, n_stages: int = 1) -> list[Case]:
         """The cases of the layout that stands at place ``number``.
 
         After the runs come the weights that no checkpoint gives, for every variant, and runs that a new engine takes
@@ -83,9 +83,11 @@ class Design:
         Args:
             of_variant: a case of the layout for each variant.
             number: shifts what meets what.
+            n_stages: of the layout. A pipeline runs at least as many micro-batches, so they are counted from there.
         """
         cases = [
-            replace(of_variant[variant], dtype=dtype, n_mbs=count) for dtype, variant, count in self._training(number)
+            replace(of_variant[variant], dtype=dtype, n_mbs=count + n_stages - 1)
+            for dtype, variant, count in self._training(number)
         ]
         # Gathering looks at every weight of every rank again; a layout does it in one way, whatever the case.
         cases[0] = replace(cases[0], gathers=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,20 @@ from archon_core.distributed.ranks import Ranks
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_testing.cases import Case
-from archon_testing.causes import Coordinates, cause_of_factor, cause_of_norm, cause_of_number, cause_of_tensor
+from archon_testing.causes import (
+    Coordinates,
+    cause_of_copies,
+    cause_of_factor,
+    cause_of_norm,
+    cause_of_number,
+    cause_of_tensor,
+)
 from archon_testing.compare import magnitude, relative_error
-from archon_testing.diagnosis import Diagnosis, Finding, shared_place
+from archon_testing.diagnosis import Cause, Diagnosis, Finding, shared_place
 from archon_testing.engines import CHECKPOINT, build_engine
 from archon_testing.module_outputs import Outputs, is_partial_sum, own_and_expected, plan_of, record_outputs
 from archon_testing.pieces import Piece
-from archon_testing.record import RESUMED_AFTER, Record
+from archon_testing.record import RESUMED_AFTER, Record, ties_between_stages
 from archon_testing.verdicts import LIMITS
 
 _FORWARD_LIMITS = {"float64": 1e-9, "float32": 1e-4}
@@ -37,12 +44,14 @@ class FailingWorld:
         ranks: of the world.
         coordinates: of every rank, axis -> place.
         sizes: of the axes.
+        copies: parameters that are copies of others, on another pipeline stage -> the original's name.
     """
 
     case: Case
     ranks: Ranks
     coordinates: Coordinates
     sizes: Mapping[str, int]
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, case: Case) -> FailingWorld:
@@ -54,6 +63,7 @@ class FailingWorld:
             ranks,
             [grid.coordinates(rank) for rank in range(ranks.size)],
             dict(zip(grid.axes, grid.sizes, strict=True)),
+            ties_between_stages(case),
         )
 
     @property
@@ -73,21 +83,35 @@ class FailingWorld:
         return Finding(name, worst, ranks=wrong, where=shared_place(wrong, self.coordinates), **fields)
 
     def tensor(self, name: str, own: Mapping[str, Piece], expected: Mapping[str, Piece]) -> Finding:
-        """What is wrong with the tensor ``name``."""
-        error = relative_error(own[name], expected[name], _largest(expected))
-        gathered = self.ranks.gather((error, own[name]))
-        cause = cause_of_tensor([piece for _, piece in gathered], expected[name].values, self.coordinates)
+        """What is wrong with the tensor ``name``, which some rank has."""
+        piece = own.get(name)
+        error = 0.0 if piece is None else relative_error(piece, expected[name], _largest(expected))
+        gathered = self.ranks.gather((error, piece))
+        cause = self._unsummed_copies(name, own, expected) or cause_of_tensor(
+            [piece for _, piece in gathered], expected[name].values, self.coordinates
+        )
         return self.finding(name, [error for error, _ in gathered], self.limit, cause=cause)
 
     def wrong(self, own: Mapping[str, Piece], expected: Mapping[str, Piece]) -> list[str]:
-        """The tensors that are wrong on some rank, in the order of ``expected``."""
+        """The tensors that are wrong on some rank that has them, in the order of ``expected``."""
         largest = _largest(expected)
-        here = {n for n, piece in expected.items() if not self._agrees(own.get(n), piece, largest)}
+        here = {
+            name
+            for name, piece in expected.items()
+            if name in own and not relative_error(own[name], piece, largest) <= self.limit
+        }
         anywhere = set().union(*self.ranks.gather(here))
         return [name for name in expected if name in anywhere]
 
-    def _agrees(self, own: Piece | None, expected: Piece, largest: float) -> bool:
-        return own is not None and relative_error(own, expected, largest) <= self.limit
+    def _unsummed_copies(self, name: str, own: Mapping[str, Piece], expected: Mapping[str, Piece]) -> Cause | None:
+        """That a tied weight's copies, on two stages, were not summed; ``None`` when they were, or there are none."""
+        if name not in self.copies and name not in self.copies.values():
+            return None
+        original = self.copies.get(name, name)
+        tied = [original, *(copy for copy, of in self.copies.items() if of == original)]
+        everywhere = self.ranks.gather({copy: own[copy] for copy in tied if copy in own})
+        pieces = [[held[copy] for held in everywhere if copy in held] for copy in tied]
+        return cause_of_copies(pieces, expected[original].values)
 
     def initial_weights(self, record: Record, reference: Record) -> Diagnosis:
         """Weights that were drawn otherwise."""
@@ -106,11 +130,12 @@ class FailingWorld:
         pairs = {name: (record.loaded[name].values, saved.values) for name, saved in record.saved.items()}
         errors = {name: magnitude(a - b) / (magnitude(b) or 1.0) for name, (a, b) in pairs.items()}
         everywhere = self.ranks.gather(errors)
-        stale = [name for name in errors if any(of_rank[name] > 0 for of_rank in everywhere)]
+        names = dict.fromkeys(name for of_rank in everywhere for name in of_rank)
+        stale = [name for name in names if any(of_rank.get(name, 0.0) > 0 for of_rank in everywhere)]
         if not stale:
             return None
-        found = self.finding(stale[0], [of_rank[stale[0]] for of_rank in everywhere], 0.0)
-        remark = f"{len(stale)} of {len(errors)} weights are not what was saved, after loading: they are stale"
+        found = self.finding(stale[0], [of_rank.get(stale[0], 0.0) for of_rank in everywhere], 0.0)
+        remark = f"{len(stale)} of {len(names)} weights are not what was saved, after loading: they are stale"
         return Diagnosis(self.case, weight=found, remarks=(remark,))
 
     def first_wrong_step(self, record: Record, reference: Record, modules: Sequence[str]) -> Diagnosis:
@@ -126,18 +151,19 @@ class FailingWorld:
         if not first:
             return Diagnosis(self.case, remarks=("no step differs when it is run again: chance plays a part",))
         own, expected = record.steps[first - 1], reference.steps[first - 1]
+        remarks: list[str] = []
         finished = {name: place for place, name in enumerate(modules)}
         wrong = self.wrong(own.gradients, expected.gradients)
         parameter = norm = weight = None
         if wrong:
             name = max(wrong, key=lambda name: finished.get(name.rpartition(".")[0], -1))
             parameter = self.tensor(name, own.gradients, expected.gradients)
+            remarks += self._wrong_stages(wrong, own.gradients)
         else:
             norm = self._norm(own.gradient_norm, expected.gradient_norm, own.gradients)
             wrong_weights = self.wrong(own.weights, expected.weights) if norm is None else []
             if wrong_weights:
                 weight = self.tensor(wrong_weights[0], own.weights, expected.weights)
-        remarks = []
         if self.somewhere(_relative(own.loss["learning rate"], expected.loss["learning rate"]) > self.limit):
             found, right = own.loss["learning rate"], expected.loss["learning rate"]
             remarks.append(f"the learning rate of step {first} is {found:.4g}, that of one process {right:.4g}")
@@ -155,13 +181,25 @@ class FailingWorld:
             remarks=tuple(remarks),
         )
 
-    def forward(self, folder: Path, whole: Outputs, n_tokens: int, diagnosis: Diagnosis) -> Diagnosis:
+    def _wrong_stages(self, wrong: Sequence[str], own: Mapping[str, Piece]) -> list[str]:
+        """Which pipeline ranks have wrong gradients, when some have none."""
+        with_wrong = {
+            place["pp"]
+            for place, has in zip(self.coordinates, self.ranks.gather(not own.keys().isdisjoint(wrong)), strict=True)
+            if has
+        }
+        if len(with_wrong) == self.sizes["pp"]:
+            return []
+        ranks = ", ".join(map(str, sorted(with_wrong)))
+        return [f"gradients are wrong on the stages of pipeline rank {ranks} only (pp {ranks})"]
+
+    def forward(self, folder: Path, whole: Outputs, n_tokens: Sequence[int], diagnosis: Diagnosis) -> Diagnosis:
         """``diagnosis`` with the first module whose output differs.
 
         Args:
             folder: of the reference.
             whole: every module's outputs on one process.
-            n_tokens: of the batch that they are of.
+            n_tokens: of each micro-batch that they are of.
             diagnosis: of the rest.
         """
         engine = build_engine(replace(self.case, n_mbs=1), folder / CHECKPOINT)
@@ -174,18 +212,20 @@ class FailingWorld:
         n_compared = 0
         for name, expected in whole.items():
             pairs = None
-            if name in own and len(own[name]) == len(expected) and not is_partial_sum(name, plan, self.sizes["tp"]):
+            # A pipeline may run some micro-batches without sequences after those that have some.
+            if name in own and len(own[name]) >= len(expected) and not is_partial_sum(name, plan, self.sizes["tp"]):
                 cut = [
-                    own_and_expected(mine, right, n_tokens, place, self.sizes)
-                    for mine, right in zip(own[name], expected, strict=True)
+                    own_and_expected(mine, right, tokens, place, self.sizes, longest=max(n_tokens))
+                    for mine_all, right_all, tokens in zip(own[name], expected, n_tokens, strict=False)
+                    for mine, right in zip(mine_all, right_all, strict=True)
                 ]
                 pairs = None if None in cut else [(a.double(), b.double()) for a, b in filter(None, cut)]
-            gathered = self.ranks.gather(pairs)
-            everywhere = [pairs for pairs in gathered if pairs is not None]
-            if len(everywhere) < len(gathered):
+            gathered = self.ranks.gather((name in own, pairs))
+            everywhere = [pairs or [] for _, pairs in gathered]
+            if not any(has for has, _ in gathered) or any(has and pairs is None for has, pairs in gathered):
                 continue
             n_compared += 1
-            scale = max(map(magnitude, expected)) or 1.0
+            scale = max(magnitude(tensor) for of_micro_batch in expected for tensor in of_micro_batch) or 1.0
             errors = [max((magnitude(a - b) / scale for a, b in pairs), default=0.0) for pairs in everywhere]
             if any(not error <= _FORWARD_LIMITS[self.case.dtype] for error in errors):
                 cause = cause_of_factor([pair for pairs in everywhere for pair in pairs], self.coordinates)
@@ -198,7 +238,8 @@ class FailingWorld:
         errors = [_relative(norm, right) for norm, _ in gathered]
         if all(error <= self.limit for error in errors):
             return None
-        cause = cause_of_norm([norm for norm, _ in gathered], right, [held for _, held in gathered], self.coordinates)
+        held = [of_rank for _, of_rank in gathered]
+        cause = cause_of_norm([norm for norm, _ in gathered], right, held, self.coordinates, self.copies)
         return self.finding("gradients agree, their norm does not", errors, self.limit, cause=cause)
 
     def _scalar(self, name: str, own: float, right: float) -> Finding | None:
@@ -219,7 +260,7 @@ def first_wrong_step(record: Record, reference: Record, case: Case) -> int:
             if theirs is right.weights and case.dtype != "float64":
                 continue
             largest = _largest(theirs)
-            numbers += [relative_error(mine[name], piece, largest) for name, piece in theirs.items()]
+            numbers += [relative_error(piece, theirs[name], largest) for name, piece in mine.items()]
         if any(not error <= limit for error in numbers):
             return number
     return 0

@@ -19,13 +19,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from archon_core.plugins import ModelSpec, TrainEngineSpec, registry
+from archon_core.plugins import ModelSpec, registry
 from archon_core.plugins.specs import load_target
 from archon_testing.cases import Case, Variant, declared_variants, variant_case
 from archon_testing.enumeration import Design, candidate_layouts
-from archon_testing.requested import DEFAULT_BACKEND
-from archon_testing.requested_model import ENOUGH_LAYERS
-from archon_testing.small_config import with_layers
+from archon_testing.pipelines import runnable_axes
+from archon_testing.requested import read_layout
+from archon_testing.requested_model import RequestedModel
 
 if TYPE_CHECKING:
     from archon_testing.model_checks.built import BuiltModel
@@ -41,7 +41,8 @@ class ModelPluginSuite:
         hf_class: ``transformers``' class for the language model; ``None`` for ``AutoModelForCausalLM``'s choice.
         tolerance: largest difference from ``transformers`` in logits, values and gradients, relative to the largest
             magnitude of each. Its modules round to fp32 inside, whatever the type.
-        layouts: on which the model is verified; ``None`` for two ranks along every axis that it declares.
+        layouts: on which the model is verified, such as ``t2`` or ``p2-ZBV``; ``None`` for two ranks along every axis
+            that it declares and that is installed.
     """
 
     model: ClassVar[str]
@@ -72,9 +73,11 @@ class ModelPluginSuite:
 
     @classmethod
     def declared_layouts(cls) -> tuple[str, ...]:
-        """``d2``, and two ranks along each other axis that the model declares and the installed engine runs."""
-        axes = registry().get(TrainEngineSpec, DEFAULT_BACKEND).axes
-        of_two_ranks = candidate_layouts(axes, cls.spec().capabilities, 2)
+        """``d2``, and two ranks along each other axis that the model declares and the installed engine runs.
+
+        The engine runs ``p`` with archon-pipeline.
+        """
+        of_two_ranks = candidate_layouts(runnable_axes(), cls.spec().capabilities, 2)
         # Replicas ask nothing of a model that d does not.
         return tuple(text for text in of_two_ranks if text != "d1" and "r" not in text)
 
@@ -123,7 +126,12 @@ class ModelPluginSuite:
     def test_a_layout_gives_the_numbers_of_one_process(self, layout: str, tmp_path: Path) -> None:
         from archon_testing.model_checks.layouts import check_layout
 
-        entries = self.entries() if "p" in layout else with_layers(self.entries(), ENOUGH_LAYERS)
+        asked = read_layout(layout)
+        entries = RequestedModel(self.spec(), self.entries()).entries_for(asked.n_stages)
         variants = declared_variants(self.spec())
-        of_variant = {v: variant_case(entries, v, model=self.model, layout=f"archon:{layout}") for v in variants}
-        check_layout(Design(("float64", "float32"), variants, (2,), full=False).cases(of_variant), tmp_path)
+        of_variant = {
+            variant: variant_case(entries, variant, model=self.model, layout=str(asked.layout), schedule=asked.schedule)
+            for variant in variants
+        }
+        design = Design(("float64", "float32"), variants, (2,), full=False)
+        check_layout(design.cases(of_variant, n_stages=asked.n_stages), tmp_path)

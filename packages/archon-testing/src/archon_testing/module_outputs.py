@@ -1,12 +1,13 @@
 """Outputs of every module in one forward pass, and how a rank's share of one is held against one process's.
 
 Every data rank runs the same whole batch as one micro-batch, so that all that differs between ranks is how context and
-tensor parallelism cut it. Legend: T tokens, c context ranks, t tensor ranks.
+tensor parallelism cut it. A pipeline needs several, and then one process runs as many. Legend: T tokens, c context
+ranks, t tensor ranks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -14,36 +15,50 @@ from torch import Tensor, nn
 
 from archon_core.models.parallel_plan import ParallelPlan, matches
 from archon_core.models.parameter_names import global_name
+from archon_core.models.staged import stages_of
 from archon_core.plugins import registry
 from archon_testing.cases import Case
 from archon_testing.losses import oracle_loss
 from archon_testing.record import oracle_batches
 
-Outputs = Mapping[str, tuple[Tensor, ...]]
-"""Module -> its outputs, in the order in which modules finish."""
+Outputs = Mapping[str, Sequence[tuple[Tensor, ...]]]
+"""Module -> its outputs for each micro-batch, in the order in which modules finish first."""
 
 
-def record_outputs(engine: Any, case: Case) -> tuple[Outputs, int]:
-    """Outputs of all modules for the oracle's first batch, whole on every data rank, and its tokens. Collective."""
-    found: dict[str, tuple[Tensor, ...]] = {}
+def record_outputs(engine: Any, case: Case) -> tuple[Outputs, list[int]]:
+    """Outputs of all modules for the oracle's first batch, whole on every data rank. Collective.
+
+    Returns:
+        The outputs, and the tokens of each micro-batch: of use where no stage, padding or cut comes between, which is
+        on one process.
+    """
+    found: dict[str, list[tuple[Tensor, ...]]] = {}
+    n_tokens: list[int] = []
     batch = oracle_batches(case, engine.hf_config)[0]
+    stages = stages_of(engine.module)
+    # What stages have in common, such as positions, is looked at on the first one here.
+    modules = {
+        global_name(name): module for stage in reversed(stages) for name, module in stage.named_modules() if name
+    }
 
     def hook(name: str) -> Any:
         def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            found.setdefault(name, tuple(tensor.detach().clone() for tensor in _tensors(output)))
+            found.setdefault(name, []).append(tuple(tensor.detach().clone() for tensor in _tensors(output)))
 
         return keep
 
+    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
+        n_tokens.append(len(args[0]))
+
     # Behind the hooks of the engine, which exchange tokens.
-    handles = [
-        module.register_forward_hook(hook(global_name(name))) for name, module in engine.module.named_modules() if name
-    ]
+    handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+    handles.append(stages[0].register_forward_pre_hook(count))
     try:
         engine.forward_batch(batch, oracle_loss(critic=case.critic).request)
     finally:
         for handle in handles:
             handle.remove()
-    return found, batch.n_tokens
+    return found, n_tokens
 
 
 def plan_of(engine: Any, case: Case) -> ParallelPlan:
@@ -58,7 +73,13 @@ def is_partial_sum(name: str, plan: ParallelPlan, tensor_ranks: int) -> bool:
 
 
 def own_and_expected(
-    own: Tensor, whole: Tensor, n_tokens: int, place: Mapping[str, int], sizes: Mapping[str, int]
+    own: Tensor,
+    whole: Tensor,
+    n_tokens: int,
+    place: Mapping[str, int],
+    sizes: Mapping[str, int],
+    *,
+    longest: int | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """A rank's output without padding, and the same part of one process's.
 
@@ -70,6 +91,7 @@ def own_and_expected(
         n_tokens: T, without padding.
         place: this rank's, by axis (``cp``, ``tp``).
         sizes: of these axes.
+        longest: T of the longest micro-batch, to which a pipeline pads all others.
 
     Returns:
         ``None`` when the shapes fit no such cut.
@@ -77,13 +99,12 @@ def own_and_expected(
     if own.ndim != whole.ndim or not own.ndim or whole.shape[0] != n_tokens:
         return (own, whole) if own.shape == whole.shape else None
     c, t = sizes["cp"], sizes["tp"]
-    rows, padded = own.shape[0], -(-n_tokens // (c * t)) * c * t
-    first = {padded // (c * t): place["cp"] * t + place["tp"], padded // c: place["cp"], padded: 0, n_tokens: 0}.get(
-        rows
-    )
-    if first is None:
+    rows, padded = own.shape[0], -(-(longest or n_tokens) // (c * t)) * c * t
+    firsts = {padded // (c * t): place["cp"] * t + place["tp"], padded // c: place["cp"], padded: 0}
+    first = firsts.get(rows, 0 if rows == n_tokens else None)
+    if first is None or (rows == n_tokens < padded and rows in firsts):
         return None
-    start = first * rows
+    start = min(first * rows, n_tokens)
     end = min(start + rows, n_tokens)
     cut = [slice(start, max(start, end))]
     for extent, whole_extent in zip(own.shape[1:], whole.shape[1:], strict=True):

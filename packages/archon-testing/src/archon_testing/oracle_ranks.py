@@ -12,9 +12,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from archon_core.errors import ArchonError, ConfigError, LayoutError
+from archon_core.layout import backend_table, parse_layout
+from archon_core.plugins import TrainEngineSpec, registry
 from archon_core.seeding import derive_seed
 from archon_testing.cases import Case
-from archon_testing.compare import compare
+from archon_testing.compare import compare, missing_parameters
 from archon_testing.engines import CLIP_TO, write_checkpoints
 from archon_testing.functions import FunctionReference
 from archon_testing.record import Record, initial_weights, measure
@@ -67,8 +69,25 @@ def hold_against_references(
             # Raised on every rank alike, before the first collective: the next case may run.
             yield RankReport(Verdict(case, None, str(error)))
             continue
-        verdict = Verdict(case, compare(record, load_record(folder), case.dtype))
-        yield RankReport(verdict, _told(record), record.data_rank, _checksum(record.outputs))
+        reference = load_record(folder)
+        verdict = Verdict(case, compare(record, reference, case.dtype))
+        yield RankReport(
+            verdict,
+            _told(record),
+            record.data_rank,
+            _checksum(record.outputs),
+            missing_parameters(record, reference),
+            pipeline_of(case),
+        )
+
+
+def pipeline_of(case: Case) -> int:
+    """The first rank of this one's pipeline: of those that together hold the model."""
+    if not dist.is_initialized():
+        return 0
+    layout = parse_layout(case.layout, backends=backend_table(registry().all(TrainEngineSpec)))
+    grid = layout.parallel_dims(moe=layout.ep > 1).dense_grid
+    return grid.ranks_along("pp", dist.get_rank())[0]
 
 
 def load_record(folder: Path) -> Record:

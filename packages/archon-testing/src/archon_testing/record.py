@@ -7,7 +7,7 @@ the engine's own there is no collective in it: ranks tell the parent what they s
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from archon_core.data.batch import Batch
+from archon_core.models.hf_config import load_hf_config
+from archon_core.models.parameter_names import weight_shapes
+from archon_core.plugins import registry
 from archon_core.protocols import Loss, StepStats
 from archon_testing.batches import STEP_LENGTHS, deal, make_batch, token_places
 from archon_testing.cases import Case
 from archon_testing.engines import CHECKPOINT, CLIP_TO, build_engine, headless
 from archon_testing.losses import oracle_loss
 from archon_testing.pieces import Piece, own_gradient, own_piece
+from archon_testing.pipelines import n_stages_of
 
 RESUMED_AFTER = 1
 """Steps before a run that is resumed goes on in a new engine."""
@@ -58,6 +62,8 @@ class Record:
         saved: parameter -> itself when a run that is resumed was saved.
         loaded: the same in the new engine, after loading.
         problems: what is wrong whatever the numbers are, such as a gradient that is still a partial sum.
+        copies: parameters of which this rank may hold a copy, for a tie between stages -> the original's name.
+        pipelined: whether other ranks hold other parameters.
     """
 
     steps: tuple[StepRecord, ...] = ()
@@ -69,6 +75,23 @@ class Record:
     saved: Mapping[str, Piece] = field(default_factory=dict)
     loaded: Mapping[str, Piece] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
+    pipelined: bool = False
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The parameters that were recorded."""
+        first = self.steps[0].weights if self.steps else self.initial
+        return frozenset(first)
+
+    def with_copies(self, copies: Mapping[str, str]) -> Record:
+        """This record of one process as stages would have it, where the two ends of a tie have a copy each."""
+
+        def both(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
+            return {**pieces, **{copy: pieces[name] for copy, name in copies.items() if name in pieces}}
+
+        steps = [replace(step, gradients=both(step.gradients), weights=both(step.weights)) for step in self.steps]
+        return replace(self, steps=tuple(steps), initial=both(self.initial))
 
 
 def measure(case: Case, folder: Path, scratch: Path) -> Record:
@@ -82,8 +105,9 @@ def measure(case: Case, folder: Path, scratch: Path) -> Record:
     Raises:
         ArchonError: as the engine does.
     """
+    pipelined = n_stages_of(case) > 1
     if case.check == "initial":
-        return Record(initial=initial_weights(case, folder))
+        return Record(initial=initial_weights(case, folder), copies=ties_between_stages(case), pipelined=pipelined)
     engine = build_engine(case, folder / CHECKPOINT)
     try:
         loss = oracle_loss(critic=case.critic)
@@ -117,7 +141,21 @@ def measure(case: Case, folder: Path, scratch: Path) -> Record:
         saved=saved,
         loaded=loaded,
         problems=tuple(problems),
+        copies=ties_between_stages(case),
+        pipelined=pipelined,
     )
+
+
+def ties_between_stages(case: Case) -> Mapping[str, str]:
+    """Parameters that a case's stages hold as copies -> their originals, by the model's own weight map."""
+    if n_stages_of(case) == 1:
+        return {}
+    hf_config = load_hf_config(case.model_config)
+    model = registry().model_for(hf_config.model_type, case.model).load()
+    arguments = model.arguments.from_hf_config(hf_config, critic=case.critic)
+    with torch.device("meta"):
+        whole = model.module(arguments)
+    return model.weight_map(arguments).resolve(weight_shapes(whole)).ties
 
 
 def initial_weights(case: Case, folder: Path) -> dict[str, Piece]:

@@ -38,7 +38,7 @@ def print_line(report: LayoutReport) -> None:
     print_text(
         Text.assemble(
             ("PASS ", "bold green"),
-            f"{report.layout!s:<18} {ranks} rank{'s' * (ranks > 1):<1} {len(report.verdicts):>3} cases  worst in "
+            f"{report.layout!s:<30} {ranks} rank{'s' * (ranks > 1):<1} {len(report.verdicts):>3} cases  worst in "
             f"{_strictest(report)} {worst.error:.1e}",
         )
     )

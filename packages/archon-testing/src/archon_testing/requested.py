@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from archon_core.errors import LayoutError
 from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
 from archon_core.plugins import InferenceEngineSpec, ScheduleSpec, TrainEngineSpec, registry
+from archon_testing.pipelines import OUR_ENGINE, count_stages, pipeline_schedule
 from archon_testing.worlds import MOST_RANKS
 
-DEFAULT_BACKEND = "archon"
+DEFAULT_BACKEND = OUR_ENGINE
 _OPTION = "--layout"
 
 
@@ -21,10 +22,12 @@ class RequestedLayout:
     Attributes:
         layout: parsed.
         schedule: the pipeline schedule's own name; ``None`` when none was written.
+        n_stages: pipeline stages.
     """
 
     layout: Layout
     schedule: str | None = None
+    n_stages: int = 1
 
     def __str__(self) -> str:
         return str(self.layout) if self.schedule is None else f"{self.layout}-{self.schedule}"
@@ -49,7 +52,7 @@ def read_layout(text: str) -> RequestedLayout:
     Raises:
         LayoutError: malformed; of an engine that does not train; of more ranks than a world has; or with a schedule
             and without pipeline parallelism.
-        UnknownNameError: no plugin provides the schedule or the engine.
+        UnknownNameError: no plugin provides the schedule, the engine, or what runs schedules.
     """
     backend, colon, rest = text.partition(":")
     if not colon or "(" in backend:
@@ -69,11 +72,15 @@ def read_layout(text: str) -> RequestedLayout:
             f"{_OPTION} {text!r}: found {layout.world_size} ranks; a world has at most {MOST_RANKS}; every axis shows "
             "its mistakes at size 2 already: take a smaller size of each"
         )
-    if not dash:
+    n_ranks = layout.dims["p"]
+    if not dash and n_ranks == 1:
         return RequestedLayout(layout)
-    if layout.dims["p"] == 1:
+    if n_ranks == 1:
         raise LayoutError(
             f"{_OPTION} {text!r}: found the schedule {schedule!r} without pipeline parallelism; a schedule needs p "
             f"of at least 2; write {dims}, or p2-{schedule or 'ZBV'}"
         )
-    return RequestedLayout(layout, plugins.get(ScheduleSpec, schedule).name)
+    if layout.backend != OUR_ENGINE:
+        return RequestedLayout(layout, plugins.get(ScheduleSpec, schedule).name if dash else None, n_ranks)
+    spec = pipeline_schedule(schedule if dash else None)
+    return RequestedLayout(layout, spec.name if dash else None, count_stages(spec, n_ranks))

@@ -11,7 +11,7 @@ from typing import Any
 from archon_core.errors import ConfigError, ModelError, UnknownNameError
 from archon_core.plugins import ModelSpec, registry
 from archon_core.plugins.specs import load_target
-from archon_testing.small_config import LARGE, changes, estimated_parameters, shrink, with_layers
+from archon_testing.small_config import LARGE, changes, deepen, estimated_parameters, shrink, with_layers
 
 ENOUGH_LAYERS = 2
 """A first and a last layer, and a next one of each: all that sharding within layers can get wrong."""
@@ -24,7 +24,7 @@ class RequestedModel:
     Attributes:
         spec: what builds it.
         entries: of its ``config.json``.
-        as_given: whether the user chose the sizes; otherwise layouts may run it with fewer layers.
+        as_given: whether the user chose the sizes; otherwise layouts may run it with fewer layers, or more.
         changes: what was made smaller, as ``hidden_size 4096 -> 32``.
     """
 
@@ -33,11 +33,11 @@ class RequestedModel:
     as_given: bool = False
     changes: tuple[str, ...] = ()
 
-    def entries_for(self, pipeline_ranks: int) -> Mapping[str, Any]:
-        """The configuration that a layout runs with."""
-        if self.as_given or pipeline_ranks > 1 or "num_hidden_layers" not in self.entries:
+    def entries_for(self, n_stages: int) -> Mapping[str, Any]:
+        """The configuration that a layout of so many pipeline stages runs with: a layer in each, at least."""
+        if self.as_given or "num_hidden_layers" not in self.entries:
             return self.entries
-        return with_layers(self.entries, ENOUGH_LAYERS)
+        return with_layers(self.entries, ENOUGH_LAYERS) if n_stages == 1 else deepen(self.entries, n_stages)
 
 
 def read_model(name: str, *, as_is: bool = False) -> RequestedModel:

@@ -71,6 +71,14 @@ def with_layers(entries: Entries, n_layers: int) -> dict[str, Any]:
     return {**changed, _LAYERS: kept}
 
 
+def deepen(entries: Entries, n_layers: int) -> dict[str, Any]:
+    """``entries`` with at least ``n_layers`` layers, whose kinds repeat those that ``layer_types`` lists."""
+    number = max(n_layers, entries.get(_LAYERS, n_layers))
+    kinds = entries.get("layer_types")
+    longer = {"layer_types": [kinds[place % len(kinds)] for place in range(number)]} if kinds else {}
+    return {**entries, **longer, _LAYERS: number}
+
+
 def smallest_alike(extent: int, *, least: int) -> int:
     """The smallest number from ``least``, at most ``extent``, that the same numbers up to 8 divide as ``extent``."""
     common = math.gcd(extent, _DIVISORS)

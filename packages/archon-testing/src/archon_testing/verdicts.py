@@ -102,12 +102,16 @@ class RankReport:
         told: numbers that every rank must have alike to the last bit, by what they are.
         data_rank: the share of the batch that it worked on.
         outputs: a checksum of its per-token outputs, which ranks of one data rank must have alike.
+        missing: parameters of the model that it does not have.
+        pipeline: the first rank of its pipeline: of those that have the model's parameters between them.
     """
 
     verdict: Verdict
     told: Mapping[str, float] = field(default_factory=dict)
     data_rank: int = 0
     outputs: int = 0
+    missing: frozenset[str] = frozenset()
+    pipeline: int = 0
 
 
 def joint_verdict(reports: Sequence[RankReport]) -> Verdict:
@@ -128,6 +132,12 @@ def _disagreements(reports: Sequence[RankReport]) -> Iterator[str]:
     for data_rank in sorted({report.data_rank for report in reports}):
         if len({report.outputs for report in reports if report.data_rank == data_rank}) > 1:
             yield f"ranks of data rank {data_rank} compute different outputs"
+    for pipeline in sorted({report.pipeline for report in reports}):
+        ranks = [rank for rank, report in enumerate(reports) if report.pipeline == pipeline]
+        nowhere = frozenset.intersection(*(reports[rank].missing for rank in ranks))
+        if nowhere:
+            named = ", ".join(sorted(nowhere))
+            yield f"no rank of {', '.join(map(str, ranks))}, which have the model between them, has {named}"
 
 
 def worst_deviation(deviations: Iterable[Deviation]) -> Deviation:

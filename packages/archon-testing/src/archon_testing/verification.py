@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from archon_core.config.schema import ArchonOptions
 from archon_core.errors import ArchonError, LayoutError
-from archon_core.plugins import ScheduleSpec, TrainEngineSpec, registry
+from archon_core.plugins import ScheduleSpec, registry
 from archon_testing.cases import Case, Variant, variant_case
 from archon_testing.diagnosis import Diagnosis
 from archon_testing.enumeration import Design, candidate_layouts
 from archon_testing.failures import WorldError
 from archon_testing.functions import FunctionReference
 from archon_testing.oracle import Oracle, Outcome
+from archon_testing.pipelines import runnable_axes
 from archon_testing.requested import DEFAULT_BACKEND, RequestedLayout, read_layout
 from archon_testing.requested_model import RequestedModel
 from archon_testing.verdicts import Verdict
@@ -82,7 +84,7 @@ class Plan:
         return [self._cases(layout, number) for number, (layout, refusal) in enumerate(self.layouts) if not refusal]
 
     def _cases(self, layout: RequestedLayout, number: int) -> list[Case]:
-        entries = self.model.entries_for(layout.layout.dims["p"])
+        entries = self.model.entries_for(layout.n_stages)
         of_variant = {
             variant: variant_case(
                 entries,
@@ -94,7 +96,7 @@ class Plan:
             )
             for variant in self.design.variants
         }
-        return self.design.cases(of_variant, number)
+        return self.design.cases(of_variant, number, n_stages=layout.n_stages)
 
 
 def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) -> tuple[list[str], dict[str, str]]:
@@ -104,16 +106,29 @@ def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) 
         ArchonError: the model cannot be built.
         WorldError: the process that builds it failed.
     """
-    axes = registry().get(TrainEngineSpec, DEFAULT_BACKEND).axes
-    schedules = [spec.name for spec in registry().all(ScheduleSpec)]
-    texts = candidate_layouts(axes, model.spec.capabilities, world, schedules=schedules)
+    # A p2 without a name runs the default one.
+    schedules = [spec.name for spec in registry().all(ScheduleSpec) if spec.name != ArchonOptions().pp_schedule]
+    texts = candidate_layouts(runnable_axes(), model.spec.capabilities, world, schedules=schedules)
     cases = [variant_case(model.entries, variant, model=model.spec.name) for variant in variants]
     plain = [f"{DEFAULT_BACKEND}:{text}" for text in texts if "-" not in text]
     [found] = run_world(_REASONS_AGAINST, 1, (cases, plain), time_limit=120, show_output=False)
     if isinstance(found, ArchonError):
         raise found
     reasons = {text.partition(":")[2]: reason for text, reason in found.items()}
-    return [text for text in texts if text.partition("-")[0] not in reasons], reasons
+    for text in texts:
+        if text.partition("-")[0] not in reasons and (reason := too_few_layers(model, read_layout(text))):
+            reasons[text] = reason
+    fitting = [text for text in texts if text not in reasons and text.partition("-")[0] not in reasons]
+    return fitting, reasons
+
+
+def too_few_layers(model: RequestedModel, layout: RequestedLayout) -> str:
+    """Why a model whose sizes are given cannot be cut into a layout's stages; nothing when it can."""
+    n_layers = model.entries_for(layout.n_stages).get("num_hidden_layers")
+    # The embedding and the head make stages, too.
+    if not isinstance(n_layers, int) or layout.n_stages <= n_layers + 2:
+        return ""
+    return f"found {layout.n_stages} stages; {n_layers} layers, the embedding and the head fill {n_layers + 2}"
 
 
 def requested_layouts(layouts: Sequence[RequestedLayout]) -> list[tuple[RequestedLayout, str]]:

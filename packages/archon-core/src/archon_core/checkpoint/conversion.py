@@ -20,11 +20,13 @@ from archon_core.checkpoint.hf_saving import save_hf_weights
 from archon_core.checkpoint.parts import Part
 from archon_core.checkpoint.seal import check_share
 from archon_core.checkpoint.stored_weights import StoredWeights
+from archon_core.config.schema import ArchonOptions
 from archon_core.distributed.ranks import Ranks
 from archon_core.errors import ConfigError, WeightsError
 from archon_core.models.box import Box, Shape
+from archon_core.models.expert_builder import expert_builder
 from archon_core.models.hf_config import load_hf_config
-from archon_core.models.key_report import compare_keys
+from archon_core.models.key_report import form_of
 from archon_core.models.parameter_names import owners, weight_shapes
 from archon_core.models.weight_conversion import fill_ours
 from archon_core.models.weight_map import ResolvedMap
@@ -117,13 +119,13 @@ def convert_to_dcp(source: Path, destination: Path, *, dtype: str | None = None)
     model = _describe(hf_config, critic=critic, name=None)
     check_share(source, Ranks())
     checkpoint = open_checkpoint(source)
-    report = compare_keys(model.weights, checkpoint.shapes)
+    weights, report = form_of(checkpoint.shapes, model.weights)
     if not report.fits or report.initialised:
         lacking = [f"missing     {name}" for name in report.initialised]
         raise WeightsError(f"checkpoint {source} does not fit the model:\n  " + "\n  ".join(report.lines() + lacking))
-    kind = _one_type({checkpoint.dtype(name) for name in model.weights.hf_shapes}, dtype, source)
+    kind = _one_type({checkpoint.dtype(name) for name in weights.hf_shapes}, dtype, source)
     parts = [
-        Part(WEIGHT + name, shape, Box.whole(shape), kind, _reader(name, shape, kind, model.weights, checkpoint))
+        Part(WEIGHT + name, shape, Box.whole(shape), kind, _reader(name, shape, kind, weights, checkpoint))
         for name, shape in model.parameters.items()
     ]
     with publish_folder(destination) as folder:
@@ -136,7 +138,7 @@ def _describe(hf_config: Any, *, critic: bool, name: str | None) -> _Model:
     parts = spec.load()
     arguments = parts.arguments.from_hf_config(hf_config, critic=critic)
     with torch.device("meta"):
-        module = parts.module(arguments)
+        module = parts.build(arguments, experts=expert_builder(spec, registry(), ArchonOptions(), role="model"))
     weights = parts.weight_map(arguments).resolve(weight_shapes(module))
     return _Model(spec.name, hf_config, weights, {name: tuple(p.shape) for name, _, _, p in owners(module)})
 

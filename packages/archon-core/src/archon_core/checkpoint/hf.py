@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from archon_core.checkpoint.safetensors_file import SafetensorsReader
 from archon_core.errors import DamagedError, WeightsError
 from archon_core.models.box import Box
-from archon_core.models.key_report import compare_keys
+from archon_core.models.key_report import form_of
 from archon_core.models.parameter_names import named_weights
 from archon_core.models.weight_conversion import fill_ours
 from archon_core.models.weight_map import ResolvedMap
@@ -56,7 +56,7 @@ def load_hf_weights(
     The keys are checked for the whole model; what is read is what ``module``, which may be one stage, holds of it.
 
     Args:
-        weights: the map, resolved for the whole model.
+        weights: the map, resolved for the whole model; of its forms, the one that the checkpoint has is read.
         local_boxes: which parts of each weight to fill.
 
     Returns:
@@ -66,7 +66,7 @@ def load_hf_weights(
         WeightsError: no weights in the folder, damaged files, or missing, unexpected and misshapen keys, all listed.
     """
     checkpoint = open_checkpoint(folder)
-    report = compare_keys(weights, checkpoint.shapes)
+    weights, report = form_of(checkpoint.shapes, weights)
     if not report.fits:
         raise WeightsError(
             f"checkpoint {folder} does not fit the model:\n  "

@@ -12,13 +12,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archon_core.config.combinations import Situation, changes, refusals, refuse_when_strict
+from archon_core.config.combinations import changes, refusals, refuse_when_strict
 from archon_core.config.decisions import Decision
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.packages import MissingPackage, missing_package
+from archon_core.config.pipelines import count_stages, micro_batch_decisions
 from archon_core.config.run_plan import Need, Obstacle, RunPlan
 from archon_core.config.schema import EngineConfig
 from archon_core.config.sections import ROLES
+from archon_core.config.situation import Situation
 from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
 from archon_core.layout import (
     BUILTIN_BACKENDS,
@@ -79,6 +81,7 @@ class _Planner:
         self.obstacles: list[Obstacle] = []
         self.decisions: list[Decision] = []
         self.schedules: dict[str, ScheduleSpec] = {}
+        self.stages: dict[str, int] = {}
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
     def plan(self) -> None:
@@ -167,28 +170,15 @@ class _Planner:
         self.schedules[role] = schedule
         try:
             pipeline = self.registry.get(PipelineSpec, PIPELINE)
-            split = pipeline.load_part("split")
+            n_layers, n_ranks = _model_entries(config).get("num_hidden_layers"), layout.dims["p"]
+            if isinstance(n_layers, int):
+                fields = {"schedule": schedule, "n_ranks": n_ranks, "options": config.archon, "role": role}
+                self.stages[role] = count_stages(pipeline, n_layers, **fields)
         except PluginError as error:
             self.unable(f"{role}.backend: {error}")
-            return
         except UnknownNameError:
             package = next(iter(PACKAGES["pipeline"]))
             self.need(missing_package(package, self.registry), f"the stages of {layout}")
-            return
-        n_layers = _model_entries(config).get("num_hidden_layers")
-        if not isinstance(n_layers, int):
-            return
-        try:
-            # Costs take a module to know; what is refused whatever they are is refused here.
-            split(
-                [1.0] * n_layers,
-                embed_cost=0.0,
-                head_cost=0.0,
-                schedule=schedule,
-                n_ranks=layout.dims["p"],
-                options=config.archon,
-                role=role,
-            )
         except (ConfigError, LayoutError) as error:
             self.wrong(str(error))
 
@@ -204,6 +194,14 @@ class _Planner:
         for option, text in refusals(situation):
             self.wrong(f"{role}.{option}: {text}")
         _, decisions = changes(situation, role=role)
+        if layout is not None and role in self.stages:
+            decisions += micro_batch_decisions(
+                config.mb_spec,
+                self.schedules[role],
+                n_ranks=layout.dims["p"],
+                n_stages=self.stages[role],
+                role=role,
+            )
         self.decisions += decisions
         if config.archon.strict and (refusal := refuse_when_strict(decisions, role=role)):
             self.wrong(refusal)

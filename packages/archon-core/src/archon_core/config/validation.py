@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from archon_core.config.combinations import Situation, refusals
+from archon_core.config.combinations import refusals
 from archon_core.config.schema import (
     ArchonOptions,
     ClusterConfig,
@@ -23,6 +23,7 @@ from archon_core.config.schema import (
     TokenizerConfig,
     TrainerConfig,
 )
+from archon_core.config.situation import Situation
 from archon_core.errors import did_you_mean
 from archon_core.generation import GenerationConfig
 

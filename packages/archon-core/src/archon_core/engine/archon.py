@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from archon_core.checkpoint.dcp import TrainingState
 from archon_core.config.combinations import refuse_when_strict
 from archon_core.config.decisions import Decision
+from archon_core.config.pipelines import micro_batch_decisions, micro_batch_divisor
 from archon_core.config.schema import EngineConfig
 from archon_core.data.batch import Batch
 from archon_core.distributed.determinism import deterministic_effects, ensure_deterministic
@@ -100,7 +100,8 @@ class ArchonEngine:
         self._plugins = plugins or registry()
         self._version = 0
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._dims = layout.parallel_dims(moe=False)
+        # Whether experts have axes is known with the model; until then nobody asks for those.
+        self._dims = layout.parallel_dims(moe=True, option=f"{role}.backend")
         self._schedule: ScheduleSpec | None = None
         if self._dims.pp > 1:
             self._schedule = self._plugins.get(ScheduleSpec, config.archon.pp_schedule)
@@ -131,6 +132,7 @@ class ArchonEngine:
             seed=self._seed,
         )
         self._record(decisions)
+        self._dims = assembled.dims
         meshes, pipeline = assembled.meshes, assembled.pipeline
         ranks = data_ranks(self._dims, losses_on=0 if pipeline is None else pipeline.plan.last_rank)
         split = Splitter(
@@ -148,6 +150,7 @@ class ArchonEngine:
             getattr(assembled.hf_config, "vocab_size", None),
             pipeline=None if meshes is None else meshes.pipeline,
             tied=assembled.tied,
+            experts=assembled.experts,
         )
         optimizer = self._build_optimizer(assembled)
         self._running_or_none = _Running(
@@ -170,21 +173,14 @@ class ArchonEngine:
 
     def _pipeline_needs(self, pipeline: PipelineParts) -> PipelineNeeds:
         """What the pipeline asks of micro-batches; what that changes is a decision."""
-        spec, n_stages = self._config.mb_spec, len(pipeline.plan)
-        divisor = pipeline.group.size() if pipeline.schedule.multiple_of_ranks else 1
-        decisions = []
-        if spec.n_mbs < n_stages:
-            reason = f"{n_stages} pipeline stages work at once only on as many micro-batches"
-            decisions.append(Decision(f"{self._role}.mb_spec.n_mbs", f"{spec.n_mbs}", f"{n_stages}", reason))
-        if spec.n_mbs_divisor % divisor:
-            multiple = math.lcm(spec.n_mbs_divisor, divisor)
-            reason = f"{pipeline.schedule.name} needs a multiple of its {divisor} pipeline ranks"
-            option = f"{self._role}.mb_spec.n_mbs_divisor"
-            decisions.append(Decision(option, f"{spec.n_mbs_divisor}", f"{multiple}", reason))
-        for decision in decisions:
-            logger.warning("%s: %s is used, not %s: %s", *astuple(decision))
+        schedule, n_ranks, n_stages = pipeline.schedule, pipeline.group.size(), len(pipeline.plan)
+        decisions = micro_batch_decisions(
+            self._config.mb_spec, schedule, n_ranks=n_ranks, n_stages=n_stages, role=self._role
+        )
+        for d in decisions:
+            logger.warning("%s: %s is used, not %s: %s", d.option, d.effective, d.requested, d.reason)
         self._record(decisions)
-        return PipelineNeeds(n_stages, divisor)
+        return PipelineNeeds(n_stages, micro_batch_divisor(schedule, n_ranks))
 
     def _build_pipeline(self, assembled: Assembled) -> PipelinedRunner | None:
         if assembled.pipeline is None:
@@ -240,6 +236,8 @@ class ArchonEngine:
             stack.enter_context(built.blocks.eager())
             if built.groups is not None:
                 stack.enter_context(built.groups.whole_weights())
+            if built.experts is not None:
+                stack.enter_context(built.experts.builder.whole_experts(list(built.experts.blocks.values())))
             if self._dims.tp > 1:
                 # Rows being decoded need not be a multiple of the tensor ranks.
                 shard_sequences(built.module, False)

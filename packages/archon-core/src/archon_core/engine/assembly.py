@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from archon_core.checkpoint.hf import load_hf_weights
@@ -22,6 +23,7 @@ from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import Ranks
 from archon_core.engine.blocks import Blocks, prepare_blocks
 from archon_core.engine.effective import EffectiveConfig
+from archon_core.engine.experts import ExpertBlocks
 from archon_core.engine.pipeline_parts import PipelineParts
 from archon_core.engine.stages import plan_stages
 from archon_core.engine.tied_copies import TiedCopies
@@ -29,10 +31,11 @@ from archon_core.errors import ConfigError
 from archon_core.layout import Layout, ParallelDims
 from archon_core.mesh import Meshes, build_meshes, check_world, device_of_rank
 from archon_core.models.capabilities import check_capabilities
+from archon_core.models.expert_builder import expert_builder
 from archon_core.models.hf_config import checkpoint_folder, load_hf_config
 from archon_core.models.initialize import initialize_weights
 from archon_core.models.materialize import materialize_empty
-from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.models.parallel_plan import ParallelPlan, layer_number, matches
 from archon_core.models.parameter_names import named_weights, owners, weight_shapes
 from archon_core.models.stage import Stage
 from archon_core.models.staged import StagedModule, stages_of
@@ -47,7 +50,7 @@ from archon_core.parallel.tensor import apply_tensor_parallel, check_tensor_plan
 from archon_core.pipeline import StagePlan
 from archon_core.plugins.registry import Registry
 from archon_core.plugins.specs import ModelSpec, ScheduleSpec
-from archon_core.protocols import CausalModule, ModelArguments
+from archon_core.protocols import CausalModule, ModelArguments, MoEBuilder
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Assembled:
     Attributes:
         spec: the model spec that it was built from.
         hf_config: the checkpoint's configuration, as ``transformers`` reads it.
+        dims: sizes of all axes.
         arguments: the model's own sizes and options.
         module: on its device, with its weights.
         parameters: global name -> parameter, sharded; a tied one once, under its first name. Fixed here, because FSDP
@@ -67,10 +71,12 @@ class Assembled:
         weights: which Hugging Face tensor holds which of the module's parameters.
         pipeline: this process's part of a pipeline; ``None`` where the model is not cut into stages.
         tied: weights of which two stages have a copy; ``None`` where none has.
+        experts: the mixture-of-experts blocks that are here; ``None`` for a model without experts.
     """
 
     spec: ModelSpec
     hf_config: Any
+    dims: ParallelDims
     arguments: ModelArguments
     module: CausalModule
     parameters: Mapping[str, nn.Parameter]
@@ -81,6 +87,7 @@ class Assembled:
     weights: ResolvedMap
     pipeline: PipelineParts | None = None
     tied: TiedCopies | None = None
+    experts: ExpertBlocks | None = None
 
     @property
     def copies(self) -> Mapping[str, str]:
@@ -124,14 +131,16 @@ def assemble(
     arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)
     _refuse_dropout(config, arguments, role)
 
+    builder = expert_builder(spec, registry, config.archon, role=role)
+
     def build(stage: Stage | None = None) -> nn.Module:
         with torch.device("meta"):
-            return model.module(arguments, stage).to(getattr(torch, effective.master_dtype))
+            return model.build(arguments, stage, experts=builder).to(getattr(torch, effective.master_dtype))
 
     whole = build()
     weights = model.weight_map(arguments).resolve(weight_shapes(whole))
     plan = model.parallel_plan(arguments)
-    dims = layout.parallel_dims(moe=False)
+    dims = layout.parallel_dims(moe=model.has_experts, option=f"{role}.backend")
     _check_plan(whole, plan, layout, option=f"{role}.backend")
     stages: StagePlan | None = None
     schedule: ScheduleSpec | None = None
@@ -140,7 +149,7 @@ def assemble(
         stages = plan_stages(
             whole, plan, n_ranks=dims.pp, schedule=schedule, options=config.archon, registry=registry, role=role
         )
-    meshes = _meshes(effective, dims, option=f"{role}.backend")
+    meshes = _meshes(effective, dims, experts=model.has_experts, option=f"{role}.backend")
     module = whole
     if stages is not None and meshes is not None:
         module = StagedModule({n: build(stages.stages[n]) for n in stages.held_by(meshes.pipeline_rank)}, whole)
@@ -151,6 +160,7 @@ def assemble(
     if meshes is not None and meshes.tp is not None:
         for stage in stages_of(module):
             apply_tensor_parallel(stage, plan, meshes.tp)
+    experts = None if builder is None else _share_experts(module, plan, meshes, builder)
     blocks = prepare_blocks(module, plan, effective, role=role, among=[name for name, _ in blocks_of(whole, plan)])
     groups = [] if meshes is None else [_shard_parameters(s, plan, effective, meshes) for s in stages_of(module)]
     materialize_empty(module, "cpu" if effective.offload_params else device_of_rank())
@@ -158,6 +168,7 @@ def assemble(
     assembled = Assembled(
         spec=spec,
         hf_config=hf_config,
+        dims=dims,
         arguments=arguments,
         module=module,
         parameters=parameters,
@@ -166,6 +177,7 @@ def assemble(
         blocks=blocks,
         meshes=meshes,
         weights=weights,
+        experts=experts,
     )
     if stages is not None and schedule is not None and meshes is not None:
         assembled = _pipelined(assembled, stages, schedule, groups, effective)
@@ -221,12 +233,29 @@ def _pipelined(
     return replace(assembled, pipeline=parts, tied=tied if ties else None)
 
 
-def _meshes(effective: EffectiveConfig, dims: ParallelDims, *, option: str) -> Meshes | None:
+def _share_experts(module: nn.Module, plan: ParallelPlan, meshes: Meshes | None, builder: MoEBuilder) -> ExpertBlocks:
+    """Shard the experts of ``module``, on the meta device, in place."""
+    blocks = {
+        str(number): block
+        for stage in stages_of(module)
+        for name, block in stage.named_modules()
+        if any(matches(pattern, name) for pattern in plan.experts)
+        for number in [layer_number(name)]
+    }
+    if meshes is None or meshes.experts is None:
+        return ExpertBlocks(builder, blocks)
+    for block in blocks.values():
+        builder.shard(block, meshes.experts.place)
+    holders = meshes.holders or (dist.group.WORLD if meshes.dims.world_size > 1 else None)
+    return ExpertBlocks(builder, blocks, holders, meshes.pipeline)
+
+
+def _meshes(effective: EffectiveConfig, dims: ParallelDims, *, experts: bool, option: str) -> Meshes | None:
     """The engine's meshes; ``None`` for one process that keeps its module whole."""
     check_world(dims, option=option)
     if dims.world_size == 1 and effective.compute_dtype == effective.master_dtype and not effective.offload_params:
         return None
-    return build_meshes(dims, effective.device, option=option)
+    return build_meshes(dims, effective.device, option=option, experts=experts)
 
 
 def _shard_parameters(module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, meshes: Meshes) -> FsdpGroups:
@@ -240,6 +269,7 @@ def _shard_parameters(module: nn.Module, plan: ParallelPlan, effective: Effectiv
         reshard_after_forward=effective.reshard_after_forward,
         reshard_last=effective.reshard_last,
         offload=effective.offload_params,
+        expert_mesh=None if meshes.experts is None else meshes.experts.fsdp,
     )
 
 

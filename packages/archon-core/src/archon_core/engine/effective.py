@@ -10,9 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from archon_core.config.combinations import Situation, changes, refusals, refuse_when_strict, shown
+from archon_core.config.combinations import changes, refusals, refuse_when_strict, shown
 from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
+from archon_core.config.situation import Situation
 from archon_core.errors import ConfigError
 from archon_core.layout import ParallelDims
 from archon_core.plugins.specs import ScheduleSpec

@@ -20,6 +20,7 @@ from archon_core.data.micro_batch import MicroBatch, build_micro_batch
 from archon_core.data.packing import plan_micro_batches
 from archon_core.distributed.ranks import DataRanks
 from archon_core.engine.agreement import Share, agree
+from archon_core.engine.experts import ExpertBlocks
 from archon_core.engine.grad_norm import clip_gradients, global_gradient_norm
 from archon_core.engine.loss_totals import LossTotals
 from archon_core.engine.optimizer import NamedOptimizer
@@ -113,6 +114,7 @@ class Parts:
         vocab_size: ids that the model knows; ``None`` leaves them unchecked.
         pipeline: the processes that hold other parameters; ``None`` where all are here.
         tied: weights that two stages of a pipeline have a copy of; ``None`` where none has.
+        experts: mixture-of-experts blocks; ``None`` for a model without.
     """
 
     split: Splitter
@@ -121,6 +123,7 @@ class Parts:
     vocab_size: int | None = None
     pipeline: ProcessGroup | None = None
     tied: TiedCopies | None = None
+    experts: ExpertBlocks | None = None
 
     def prepare(self, batch: Batch, request: OutputRequest, loss: Loss | None = None) -> tuple[list[MicroBatch], Share]:
         """This rank's micro-batches, as many on every rank, and the whole batch that they are part of. Collective.
@@ -175,6 +178,9 @@ def train_step(
     """
     micro_batches, whole = parts.prepare(batch, loss.request, loss)
     totals = LossTotals(loss, whole, parts.ranks)
+    reports = None
+    if parts.experts is not None:
+        micro_batches, reports = parts.experts.tell(micro_batches, whole)
     optimizer.zero_grad()
     parts.runner.train(micro_batches, totals.objective)
     if parts.tied is not None:
@@ -189,6 +195,8 @@ def train_step(
         if max_gradient_norm > 0:
             clip_gradients(optimizer.parameters.values(), norm, max_gradient_norm)
         optimizer.step(learning_rate)
+    if parts.experts is not None and reports is not None:
+        metrics |= parts.experts.finish(reports, stepped=finite)
     return StepStats(
         loss=objective,
         gradient_norm=float(norm),

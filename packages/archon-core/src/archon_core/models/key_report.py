@@ -33,9 +33,14 @@ class KeyReport:
     initialised: tuple[str, ...]
 
     @property
+    def n_differences(self) -> int:
+        """Names that keep the checkpoint from being loaded."""
+        return len(self.missing) + len(self.unexpected) + len(self.misshapen)
+
+    @property
     def fits(self) -> bool:
         """Whether the checkpoint can be loaded."""
-        return not (self.missing or self.unexpected or self.misshapen)
+        return self.n_differences == 0
 
     def lines(self) -> list[str]:
         """One line per kind of difference and form of name."""
@@ -65,6 +70,17 @@ def compare_keys(weights: ResolvedMap, found: Mapping[str, Shape]) -> KeyReport:
         },
         initialised=tuple(name for name in absent if name in weights.initialised_if_missing),
     )
+
+
+def form_of(found: Mapping[str, Shape], weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
+    """Which of the forms that ``weights`` knows a checkpoint has: the one that fits, or else differs least.
+
+    Args:
+        found: the checkpoint's tensors and their shapes.
+        weights: the form in which the model is saved, and its alternatives.
+    """
+    forms = [(form, compare_keys(form, found)) for form in (weights, *weights.alternatives)]
+    return min(forms, key=lambda pair: pair[1].n_differences)
 
 
 def summarise_names(names: Iterable[str]) -> list[str]:

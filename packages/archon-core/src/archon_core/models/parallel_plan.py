@@ -112,6 +112,11 @@ def matches(pattern: str, name: str) -> bool:
     return re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), name) is not None
 
 
+def layer_number(name: str) -> int:
+    """The number of the layer that a module lies in: the first segment of its name that is one."""
+    return next(int(segment) for segment in name.split(".") if segment.isdecimal())
+
+
 def _any(pattern: str, names: Iterable[str]) -> bool:
     return any(matches(pattern, name) for name in names)
 

@@ -7,7 +7,7 @@ the shapes of a whole model and gives the links that everything else works with.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from archon_core.errors import WeightsError
@@ -31,6 +31,7 @@ class ResolvedMap:
         copies: Hugging Face name of a permitted second copy -> our name of the tensor that it must equal.
         initialised_if_missing: Hugging Face names that a checkpoint may lack.
         dropped: patterns of Hugging Face names that are ignored.
+        alternatives: the same for other forms in which a checkpoint may come. They are for reading.
     """
 
     shapes: Mapping[str, Shape]
@@ -41,6 +42,7 @@ class ResolvedMap:
     copies: Mapping[str, str]
     initialised_if_missing: frozenset[str]
     dropped: tuple[str, ...]
+    alternatives: tuple[ResolvedMap, ...] = ()
 
     @cached_property
     def _dropped(self) -> tuple[NamePattern, ...]:
@@ -66,10 +68,13 @@ class WeightMap:
     """Rules that together cover every weight of a model.
 
     Attributes:
-        rules: their order does not matter.
+        rules: their order does not matter. What is saved has the form that they give.
+        alternatives: maps of the same model for other forms that checkpoints have, such as experts that are fused;
+            what a checkpoint holds decides which is used to read it (``key_report.form_of``).
     """
 
     rules: tuple[Rename | Fuse | Split | Stack | Tie | Drop, ...]
+    alternatives: tuple[WeightMap, ...] = ()
 
     def resolve(self, shapes: Mapping[str, Shape]) -> ResolvedMap:
         """Apply the rules to a whole model, all pipeline stages together.
@@ -115,7 +120,8 @@ class WeightMap:
                 "the weight map does not fit the model: every tensor needs one rule, and every rule a tensor:\n  "
                 + "\n  ".join(problems)
             )
-        return _build(shapes, links, ties, copies, frozenset(optional), self._dropped)
+        built = _build(shapes, links, ties, copies, frozenset(optional), self._dropped)
+        return replace(built, alternatives=tuple(other.resolve(shapes) for other in self.alternatives))
 
     @property
     def _dropped(self) -> tuple[str, ...]:

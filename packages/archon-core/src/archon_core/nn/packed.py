@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -57,11 +57,13 @@ class Auxiliary:
         n_sequences: its sequences.
         report: called with a layer's name and sums over this rank's tokens; calling it again for the same micro-batch,
             as recomputation does, replaces what was said.
+        group: the processes that run the micro-batch of the same number on other tokens; ``None`` for this one alone.
     """
 
     n_tokens: int
     n_sequences: int
     report: Callable[[str, Mapping[str, Tensor]], None]
+    group: Any = None
 
 
 @dataclass(frozen=True)

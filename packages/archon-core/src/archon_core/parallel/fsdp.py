@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -20,6 +21,7 @@ from torch.distributed.fsdp import (
     OffloadPolicy,
     fully_shard,
 )
+from torch.distributed.tensor import DTensor, Shard
 
 from archon_core.compat import forget_forward_passes, reduce_gradients, whole_parameters
 from archon_core.models.parallel_plan import ParallelPlan, matches
@@ -111,6 +113,7 @@ def apply_fsdp(
     reshard_after_forward: bool,
     reshard_last: bool = False,
     offload: bool = False,
+    expert_mesh: DeviceMesh | None = None,
 ) -> FsdpGroups:
     """Shard the parameters of ``module`` over ``mesh``, in place.
 
@@ -122,6 +125,7 @@ def apply_fsdp(
         reshard_after_forward: free whole weights between forward and backward.
         reshard_last: also those of the last units, and of parameters that units share, with which backward begins.
         offload: keep parameters and gradients in host memory. The module must be given its storage there.
+        expert_mesh: where to shard what the plan calls experts.
     """
     # Inputs keep their type: rotary angles and the like are computed in the type that the model chose for them.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
@@ -131,6 +135,17 @@ def apply_fsdp(
     def shard(parts: nn.Module | list[nn.Module], *, reshard: bool) -> None:
         fully_shard(parts, mesh=mesh, mp_policy=policy, offload_policy=offloading, reshard_after_forward=reshard)
 
+    experts = [] if expert_mesh is None else _experts(module, plan)
+    for part in experts:
+        place = partial(_shard_evenly, size=expert_mesh.size(-1))
+        fully_shard(
+            part,
+            mesh=expert_mesh,
+            mp_policy=policy,
+            offload_policy=offloading,
+            reshard_after_forward=reshard_after_forward,
+            shard_placement_fn=place,
+        )
     early, last = _groups(module, plan)
     for part in early:
         shard(part, reshard=reshard_after_forward)
@@ -143,8 +158,21 @@ def apply_fsdp(
             # With any other factor gloo cannot reduce, and a group of one rank would divide twice.
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
-    resharding = [*(early if reshard_after_forward else []), *([*last, module] if reshard_last else [])]
+    resharding = [*([*experts, *early] if reshard_after_forward else []), *([*last, module] if reshard_last else [])]
     return FsdpGroups((module,), tuple(resharding))
+
+
+def _experts(module: nn.Module, plan: ParallelPlan) -> list[nn.Module]:
+    """The modules that hold stacked expert weights."""
+    patterns = [pattern for pattern, role in plan.roles.items() if role == "expert"]
+    return [part for name, part in module.named_modules() if any(matches(pattern, name) for pattern in patterns)]
+
+
+def _shard_evenly(parameter: nn.Parameter, *, size: int) -> Shard:
+    """Along the first dim that ``size`` ranks can cut evenly, else the first: experts that are few or odd in number
+    would leave ranks without any, while each expert's weights can be cut."""
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return Shard(next((dim for dim, extent in enumerate(local.shape) if extent % size == 0), 0))
 
 
 def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], list[nn.Module]]:

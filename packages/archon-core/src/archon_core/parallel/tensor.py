@@ -46,6 +46,8 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
         if not own:
             continue
         role = plan.role_of(name)
+        if role == "expert":
+            continue  # sharded over axes of their own
         for attribute, parameter in own.items():
             # A tied parameter is one parameter before and after.
             if parameter not in sharded:
@@ -55,6 +57,9 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
             owner.adds_bias = parallel.rank == 0
         if hasattr(owner, _PARALLEL):
             owner.parallel = parallel
+    for name, block in module.named_modules():
+        if any(matches(pattern, name) for pattern in plan.experts) and hasattr(block, _PARALLEL):
+            block.parallel = parallel
     for name, region in module.named_modules():
         if any(matches(pattern, name) for pattern in plan.tensor_regions):
             region.parallel = parallel
@@ -86,7 +91,8 @@ def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
         ancestors = [name[:end] for end in range(len(name) + 1) if name[end : end + 1] in (".", "")]
         in_region = any(matches(pattern, ancestor) for pattern in plan.tensor_regions for ancestor in ancestors)
         if role == "expert":
-            problems.append(f"{name}: expert weights are sharded by the mixture-of-experts package")
+            if not any(matches(pattern, ancestor) for pattern in plan.experts for ancestor in ancestors):
+                problems.append(f"{name}: expert weights outside every block of `experts`")
         elif in_region != (role in ("column", "row", "head_norm")):
             where = "in a tensor region" if in_region else "outside every tensor region"
             problems.append(f"{name}: role {role!r} {where}")

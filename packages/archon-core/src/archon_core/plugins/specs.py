@@ -106,16 +106,32 @@ class LoadedModel:
     """The parts of a ``ModelSpec``, imported.
 
     Attributes:
-        module: ``module(arguments, stage=None) -> nn.Module`` (``protocols.CausalModule``).
+        module: ``module(arguments, stage=None) -> nn.Module`` (``protocols.CausalModule``); with ``has_experts``,
+            ``module(arguments, stage, builder)``.
         arguments: frozen dataclass with ``from_hf_config(config, *, critic)``.
         weight_map: ``weight_map(arguments) -> archon_core.models.weight_map.WeightMap``.
         parallel_plan: ``parallel_plan(arguments) -> archon_core.models.parallel_plan.ParallelPlan``.
+        has_experts: whether the model's layers have experts, which another package builds.
     """
 
     module: Any
     arguments: Any
     weight_map: Any
     parallel_plan: Any
+    has_experts: bool = False
+
+    def build(self, arguments: Any, stage: Any = None, *, experts: Any = None) -> Any:
+        """The module.
+
+        Args:
+            arguments: made by ``self.arguments``.
+            stage: which part of the model; ``None`` for all.
+            experts: the ``protocols.MoEBuilder`` of a model that has any.
+        """
+        if not self.has_experts:
+            return self.module(arguments, stage)
+        assert experts is not None, "a model with experts needs someone who builds them"
+        return self.module(arguments, stage, experts)
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,7 @@ class ModelSpec(Spec):
             arguments=self.load_part("arguments"),
             weight_map=self.load_part("weight_map"),
             parallel_plan=self.load_part("parallel_plan"),
+            has_experts="moe" in self.needs,
         )
 
 

@@ -1,0 +1,54 @@
+"""Pipelines of layouts: whether there are any, which schedule one runs, and into how many stages it cuts a model.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from archon_core.config.schema import ArchonOptions
+from archon_core.errors import UnknownNameError
+from archon_core.layout import backend_table, parse_layout
+from archon_core.pipeline import PIPELINE
+from archon_core.plugins import PipelineSpec, ScheduleSpec, TrainEngineSpec, registry
+from archon_testing.cases import Case
+
+OUR_ENGINE = "archon"
+"""Engines of plugins have pipelines of their own."""
+
+_DEFAULT_STAGES_PER_RANK = 2
+"""Of schedules that take any number: what the engine takes where no option says otherwise."""
+
+
+def runnable_axes() -> str:
+    """Letters of the axes that our engine runs with a size above 1, as it is installed."""
+    axes = registry().get(TrainEngineSpec, OUR_ENGINE).axes
+    try:
+        pipeline_schedule(None)
+    except UnknownNameError:
+        return axes.replace("p", "")
+    return axes
+
+
+def pipeline_schedule(name: str | None) -> ScheduleSpec:
+    """The schedule called ``name``; the engine's default one for ``None``.
+
+    Raises:
+        UnknownNameError: no installed package has it, or runs schedules; with what to install.
+    """
+    schedule = registry().get(ScheduleSpec, name or ArchonOptions().pp_schedule)
+    registry().get(PipelineSpec, PIPELINE)
+    return schedule
+
+
+def count_stages(schedule: ScheduleSpec, n_ranks: int) -> int:
+    """Into how many stages a model is cut for ``n_ranks`` pipeline ranks."""
+    return (schedule.stages_per_rank or _DEFAULT_STAGES_PER_RANK) * n_ranks
+
+
+def n_stages_of(case: Case) -> int:
+    """The stages of a case's layout; 1 without a pipeline."""
+    layout = parse_layout(case.layout, backends=backend_table(registry().all(TrainEngineSpec)))
+    n_ranks = layout.dims["p"]
+    if n_ranks == 1 or layout.backend != OUR_ENGINE:
+        return n_ranks
+    return count_stages(pipeline_schedule(case.schedule), n_ranks)
