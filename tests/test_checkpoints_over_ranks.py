@@ -66,7 +66,7 @@ def write(layout, folder):
     engine.save(folder / "dcp", "dcp")
     save_hf_weights(
         gather_to_writer(engine._running.assembled.named_weights),
-        engine._running.assembled.weights,
+        engine._running.assembled.plan.weights,
         folder / "hf",
         engine.hf_config,
         dtype=torch.float32,

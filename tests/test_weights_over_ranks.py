@@ -91,7 +91,7 @@ def round_trips(layout, checkpoints, folder):
         engine = make_engine(layout, path=path)
         report = load_hf_weights(
             engine.module,
-            engine._running.assembled.weights,
+            engine._running.assembled.plan.weights,
             path,
             local_boxes=lambda _name, weight: [local_part(weight)],
         )

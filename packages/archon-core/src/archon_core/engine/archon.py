@@ -132,7 +132,7 @@ class ArchonEngine:
             seed=self._seed,
         )
         self._record(decisions)
-        self._dims = assembled.dims
+        self._dims = assembled.plan.dims
         meshes, pipeline = assembled.meshes, assembled.pipeline
         ranks = data_ranks(self._dims, losses_on=0 if pipeline is None else pipeline.plan.last_rank)
         split = Splitter(
@@ -147,7 +147,7 @@ class ArchonEngine:
             split,
             SequentialRunner(assembled.module, assembled.groups) if pipelined is None else pipelined,
             ranks,
-            getattr(assembled.hf_config, "vocab_size", None),
+            getattr(assembled.plan.hf_config, "vocab_size", None),
             pipeline=None if meshes is None else meshes.pipeline,
             tied=assembled.tied,
             experts=assembled.experts,
@@ -215,7 +215,7 @@ class ArchonEngine:
     @property
     def hf_config(self) -> Any:
         """The model's configuration, as ``transformers`` reads it."""
-        return self._running.assembled.hf_config
+        return self._running.assembled.plan.hf_config
 
     @property
     def device(self) -> torch.device:

@@ -18,9 +18,10 @@ from archon_core.config.decisions import Decision
 from archon_core.config.schema import EngineConfig
 from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import Ranks
-from archon_core.engine.assembly import Assembled, load_weights
+from archon_core.engine.assembly import Assembled
 from archon_core.engine.effective import EffectiveConfig
 from archon_core.engine.optimizer import NamedOptimizer
+from archon_core.engine.weight_loading import load_weights
 from archon_core.errors import WeightsError
 from archon_core.models.hf_config import checkpoint_folder
 from archon_core.models.weight_conversion import BoxCopier
@@ -74,9 +75,9 @@ class EngineCheckpoints:
         with failing_together(self._ranks, kind=WeightsError):
             save_hf_weights(
                 self._reader(),
-                assembled.weights,
+                assembled.plan.weights,
                 folder,
-                assembled.hf_config,
+                assembled.plan.hf_config,
                 dtype=getattr(torch, self._effective.compute_dtype),
                 critic=self._config.is_critic,
                 companions_from=self._companions(),
@@ -98,7 +99,7 @@ class EngineCheckpoints:
 
     def load_hf(self, folder: Path) -> list[Decision]:
         """Read weights in Hugging Face's form; see ``assembly.load_weights``."""
-        return load_weights(self._assembled, folder, role=self._role, seed=self._seed)
+        return load_weights(self._assembled.module, self._assembled.plan, folder, role=self._role, seed=self._seed)
 
     def load_dcp(self, folder: Path) -> tuple[int, list[Decision]]:
         """Read what ``save_dcp`` wrote: the version, and what was done otherwise than usual.
@@ -115,7 +116,7 @@ class EngineCheckpoints:
         stored = {
             copies.get(name, name): parameters[name] for name in sorted(parameters, key=lambda n: n not in copies)
         }
-        state, counters, decisions = load_training_state(folder, stored, self._assembled.weights.stored)
+        state, counters, decisions = load_training_state(folder, stored, self._assembled.plan.weights.stored)
         if self._assembled.tied is not None:
             self._assembled.tied.copy_originals()
         if self._optimizer is not None:
@@ -135,7 +136,7 @@ class EngineCheckpoints:
     def _state(self, version: int) -> TrainingState:
         assembled = self._assembled
         optimizer: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
-        model = describe_model(assembled.hf_config, critic=self._config.is_critic, name=assembled.spec.name)
+        model = describe_model(assembled.plan.hf_config, critic=self._config.is_critic, name=assembled.plan.spec.name)
         originals = assembled.logical_parameters
         own_state = {name: state for name, state in optimizer.items() if name in originals}
         return TrainingState.of(originals, own_state, {"version": version}, model)

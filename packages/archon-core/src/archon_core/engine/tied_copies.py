@@ -59,11 +59,14 @@ class TiedCopies:
     def _sum_with_other(self, name: str) -> None:
         mine = _gradient(self.parameters[name])
         other = torch.empty_like(mine)
-        peer = dist.get_global_rank(self.group, self.originals_on if self.rank == self.copies_on else self.copies_on)
-        exchange = [dist.P2POp(dist.isend, mine.contiguous(), peer, self.group)]
-        exchange.append(dist.P2POp(dist.irecv, other, peer, self.group))
-        for work in dist.batch_isend_irecv(exchange):
-            work.wait()
+        has_original = self.rank == self.originals_on
+        peer = dist.get_global_rank(self.group, self.copies_on if has_original else self.originals_on)
+        # One after the other, not as a batch: with NCCL the first batch of a group needs all of its ranks.
+        if has_original:
+            dist.send(mine.contiguous(), peer, group=self.group)
+        dist.recv(other, peer, group=self.group)
+        if not has_original:
+            dist.send(mine.contiguous(), peer, group=self.group)
         mine.add_(other)
 
     @torch.no_grad()
