@@ -202,7 +202,9 @@ def test_the_log_says_which_parallel_dims_were_initialised(caplog):
 
 
 def test_an_axis_that_the_model_does_not_have_is_refused_by_name():
-    with pytest.raises(LayoutError, match=r"expert parallelism \(e2\) for a model that has no experts"):
+    with pytest.raises(
+        LayoutError, match=r"found e2; model 'qwen3' declares the capabilities .*, which ep is not among"
+    ):
         make_engine("archon:d2e2").initialize()
 
 

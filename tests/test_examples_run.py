@@ -54,6 +54,19 @@ def test_generate_answers_with_the_demos_model(short_demo):
     assert len(answer["completions"]) == 2
 
 
+def test_a_mixture_of_experts_tells_the_load_of_its_experts_and_can_train_on_the_rollouts_choices(tmp_path):
+    short = ["warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=20", "data.batch_size=4"]
+    replay = ["rollout.return_routed_experts=true", "actor.archon.moe_routing_replay=true"]
+    finished = archon("train", "examples/grpo_arithmetic_moe.yaml", f"cluster.fileroot={tmp_path}", *short, *replay)
+    assert finished.returncode == 0, finished.stderr
+    assert "Initialized Archon engine with parallel dims: pp=1, dp_shard=2, tp=1, cp=1, ep=2, etp=1" in finished.stdout
+    assert "Export verified: logits of transformers differ by at most" in finished.stdout
+    rows = metrics(tmp_path / "arithmetic" / "grpo_moe")
+    assert rows[0]["warm_start/moe/expert_load_max_over_mean"] >= 1.0
+    trained = [row for row in rows if row["step"] > 0 and "loss" in row]
+    assert all(row["moe/router_entropy"] > 0 for row in trained)
+
+
 def test_supervised_fine_tuning_on_real_text_lowers_the_loss(tmp_path):
     if not GSM8K.is_file():
         pytest.skip(f"needs GSM8K's train.jsonl at {GSM8K}, which is not part of the project")

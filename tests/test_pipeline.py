@@ -2,6 +2,9 @@
 refusals. Numbers are those of one process in float64."""
 
 import dataclasses
+import sys
+import types
+from datetime import timedelta
 from itertools import chain
 
 import pytest
@@ -14,10 +17,11 @@ from archon_core import parse_layout, registry
 from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig, RolloutConfig
 from archon_core.data.batch import Batch
 from archon_core.engine.archon import ArchonEngine
-from archon_core.errors import TrainingError
+from archon_core.errors import PluginError, TrainingError
 from archon_core.generation import GenerationConfig, GenerationRequest
 from archon_core.models.staged import stages_of
-from archon_core.plugins.specs import load_target
+from archon_core.pipeline import Action, ActionKind
+from archon_core.plugins.specs import ScheduleSpec, load_target
 from archon_core.protocols import OutputRequest
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
@@ -48,6 +52,7 @@ def make_engine(
     gradient_checkpointing=False,
     n_mbs=1,
     critic=False,
+    dtype="float64",
     **options,
 ):
     tiny = load_target(registry().get("model", "qwen3").tiny_config)()
@@ -56,7 +61,7 @@ def make_engine(
         EngineConfig(
             path=path and str(path),
             model_config=None if path else config,
-            dtype="float64",
+            dtype=dtype,
             is_critic=critic,
             gradient_checkpointing=gradient_checkpointing,
             mb_spec=MicroBatchSpec(n_mbs=n_mbs),
@@ -181,6 +186,58 @@ def test_muon_moves_the_matrices_of_every_stage_as_one_process_does(layout):
     assert_equal(run_world(run, 4, (layout, options)), alone(**options))
 
 
+# Types: what is computed in bfloat16 is summed in float32, over micro-batches too.
+
+
+def gradients_in_bfloat16(layout, schedule):
+    engine = make_engine(layout, pp_schedule=schedule, dtype="bfloat16", n_mbs=8)
+    engine.train_batch(share(engine, (5,) * 8, 0), NegativeLogLikelihood())
+    return {name: gradient for name, (gradient, _) in gradients_and_weights(engine).items()}
+
+
+def test_split_backward_passes_are_summed_in_the_type_of_reductions():
+    expected = gradients_in_bfloat16("d1", "1F1B")
+    for found in run_world(gradients_in_bfloat16, 2, ("p2", "IZB")):
+        for name, gradient in found.items():
+            torch.testing.assert_close(
+                gradient, expected[name], rtol=0, atol=1e-6 * float(expected[name].abs().max()), msg=name
+            )
+
+
+# Connections: NCCL makes them when two ranks first talk in a group, and both must be there. Gloo is made to, here.
+
+
+def connect_late():
+    store, met, operations = dist.distributed_c10d._get_default_store(), set(), (dist.isend, dist.irecv)
+
+    def meet(operation, tensor, peer, group):
+        pair = f"{group.group_name}: {sorted((dist.get_rank(), peer))}"
+        if pair not in met:
+            store.set(f"{pair} {dist.get_rank()}", "")
+            store.wait([f"{pair} {peer}"], timedelta(seconds=20))
+            met.add(pair)
+        return operation(tensor, peer, group=group)
+
+    dist.isend, dist.irecv = (
+        lambda tensor, peer, group, operation=operation: meet(operation, tensor, peer, group)
+        for operation in operations
+    )
+    dist.send = lambda tensor, peer, group: dist.isend(tensor, peer, group=group).wait()
+    dist.recv = lambda tensor, peer, group: dist.irecv(tensor, peer, group=group).wait()
+
+
+def train_with_late_connections(layout, schedule):
+    connect_late()
+    return train(make_engine(layout, pp_schedule=schedule, **TIED))
+
+
+@pytest.mark.parametrize(("layout", "schedule"), [("p3", "1F1B"), ("p3", "IZB"), ("p2", "ZBV")])
+def test_ranks_connect_in_an_order_in_which_none_waits_for_ever(layout, schedule):
+    expected = alone(**TIED)[0]
+    for told in run_world(train_with_late_connections, world_size(layout), (layout, schedule)):
+        assert told == pytest.approx(expected, rel=CLOSE)
+
+
 # Moves: checkpoints know neither stages nor schedules.
 
 
@@ -282,6 +339,39 @@ def test_ranks_that_expect_different_messages_are_told_before_the_first_one():
         assert told == pytest.approx(expected, rel=CLOSE), "and training can go on"
 
 
+def another_order_on_every_rank(n_ranks, n_stages, n_micro_batches):
+    numbers = range(n_micro_batches) if dist.get_rank() == 0 else reversed(range(n_micro_batches))
+    order = [(kind, number) for number in numbers for kind in (ActionKind.FORWARD, ActionKind.BACKWARD)]
+    return tuple(tuple(Action(rank, kind, number) for kind, number in order) for rank in range(n_ranks))
+
+
+def halves_that_the_spec_denies(n_ranks, n_stages, n_micro_batches):
+    kinds = (ActionKind.FORWARD, ActionKind.BACKWARD_INPUT, ActionKind.BACKWARD_WEIGHT)
+    order = [(kind, number) for kind in kinds for number in range(n_micro_batches)]
+    return tuple(tuple(Action(rank, kind, number) for kind, number in order) for rank in range(n_ranks))
+
+
+def train_by_schedules_with_faults():
+    messages = []
+    for function in (another_order_on_every_rank, halves_that_the_spec_denies):
+        name = function.__name__
+        specs = types.ModuleType(f"{name}_module")
+        setattr(specs, name, function)
+        sys.modules[specs.__name__] = specs
+        registry().add(ScheduleSpec(name=name, target=f"{specs.__name__}:{name}"))
+        with pytest.raises((TrainingError, PluginError)) as refused:
+            train(make_engine("p2", pp_schedule=name), [0])
+        messages.append(str(refused.value))
+    return messages
+
+
+def test_schedules_that_would_mix_up_messages_or_halves_are_refused_before_the_first_one():
+    for mixed, halved in run_world(train_by_schedules_with_faults, 2):
+        assert "found ranks that expect different messages" in mixed
+        assert "and by the schedule equal lists" in mixed
+        assert "found 0W0, half a backward pass; its ScheduleSpec allows whole ones" in halved
+
+
 def hand_on_something_else():
     engine = make_engine("p2", pp_schedule="1F1B")
     stage = stages_of(engine.module)[0]
@@ -295,3 +385,27 @@ def test_a_stage_that_hands_on_something_else_is_named():
         run_world(hand_on_something_else, 2)
     message = "pipeline: found [17, 31] torch.float64 to be handed to stage 1; allowed is [17, 32] torch.float64"
     assert f"rank 0 failed first: archon_core.errors.TrainingError: {message}" in str(ended.value)
+
+
+def go_on_after_an_abort():
+    engine = make_engine("p2", pp_schedule="1F1B")
+    runner = engine._running.parts.runner
+    run_action = runner._train_action
+
+    def out_of_memory(action, *arguments):
+        if action.micro_batch == 1:
+            raise MemoryError
+        run_action(action, *arguments)
+
+    runner._train_action = out_of_memory
+    with pytest.raises(MemoryError):
+        train(engine, [0])
+    runner._train_action = run_action
+    with pytest.raises(TrainingError) as refused:
+        train(engine, [0])
+    return str(refused.value)
+
+
+def test_after_an_aborted_step_the_next_one_is_refused_instead_of_waiting_for_ever():
+    for message in run_world(go_on_after_an_abort, 2):
+        assert "found an earlier step that was aborted" in message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,13 +14,68 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from archon_core.models.box import Box
 from archon_core.models.hf_config import load_hf_config
+from archon_core.models.key_report import form_of
 from archon_core.models.parameter_names import named_weights, weight_shapes
 from archon_core.models.weight_conversion import fill_ours, read_from
 from archon_core.models.weight_map import ResolvedMap
+from archon_core.moe import MoESettings
 from archon_core.nn.packed import HeadInputs, PackedSequences
-from archon_models_qwen.arguments import QwenArguments
-from archon_models_qwen.decoder import QwenDecoder
-from archon_models_qwen.weight_map import weight_map
+from archon_core.nn.swiglu import activation
+from archon_core.plugins.specs import LoadedModel
+from archon_models_qwen.plugin import archon_models
+
+
+class _PlainRouter(nn.Module):
+    def __init__(self, settings: MoESettings) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(settings.n_experts, settings.hidden_size))
+
+
+class _PlainExperts(nn.Module):
+    def __init__(self, settings: MoESettings) -> None:
+        super().__init__()
+        outward = (settings.n_experts, settings.intermediate_size, settings.hidden_size)
+        self.gate_proj = nn.Parameter(torch.empty(outward))
+        self.up_proj = nn.Parameter(torch.empty(outward))
+        self.down_proj = nn.Parameter(torch.empty(outward[0], outward[2], outward[1]))
+
+
+class _PlainBlock(nn.Module):
+    """A block as ``archon_core.moe`` describes it: every expert computes every token, most of it for nothing."""
+
+    def __init__(self, settings: MoESettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.router = _PlainRouter(settings)
+        self.experts = _PlainExperts(settings)
+        self.act = activation(settings.hidden_act)
+
+    def forward(self, x: Tensor, packed: PackedSequences) -> Tensor:
+        probabilities = (x @ self.router.weight.T).softmax(-1)
+        best, chosen = probabilities.topk(self.settings.top_k)
+        if self.settings.norm_topk_prob:
+            best = best / best.sum(-1, keepdim=True)
+        weights = torch.zeros_like(probabilities).scatter(-1, chosen, best)
+        e = self.experts
+        inner = self.act(torch.einsum("th,efh->etf", x, e.gate_proj)) * torch.einsum("th,efh->etf", x, e.up_proj)
+        return torch.einsum("etf,ehf,te->th", inner, e.down_proj, weights)
+
+
+class PlainBuilder:
+    """A stand-in for the package that builds blocks of experts."""
+
+    def build(self, settings: MoESettings, layer: int) -> nn.Module:
+        return _PlainBlock(settings)
+
+
+def loaded_model(model_type: str) -> LoadedModel:
+    """The parts of a family."""
+    return next(spec for spec in archon_models() if spec.name == model_type).load()
+
+
+def build(model: LoadedModel, arguments: Any, stage: Any = None) -> nn.Module:
+    """The module of a family."""
+    return model.build(arguments, stage, experts=PlainBuilder())
 
 
 @dataclass(frozen=True)
@@ -28,7 +84,7 @@ class Pair:
 
     config: Any
     hf: nn.Module
-    ours: QwenDecoder
+    ours: nn.Module
     weights: ResolvedMap
 
     def logits(self, ids: Tensor, lengths: tuple[int, ...]) -> Tensor:
@@ -56,14 +112,23 @@ def _make_pair(
     with torch.no_grad():
         for parameter in hf.parameters():
             parameter.normal_(0, 0.3 if parameter.ndim > 1 else 1.0)
-    arguments = QwenArguments.from_hf_config(config, critic=critic)
-    ours = QwenDecoder(arguments).to(dtype)
-    weights = weight_map(arguments).resolve(weight_shapes(ours))
-    read = read_from(hf.state_dict())
+    model = loaded_model(config.model_type)
+    arguments = model.arguments.from_hf_config(config, critic=critic)
+    ours = build(model, arguments).to(dtype)
+    weights = model.weight_map(arguments).resolve(weight_shapes(ours))
+    in_memory = hf.state_dict()
+    as_there, _ = form_of({name: tuple(tensor.shape) for name, tensor in in_memory.items()}, weights)
+    read = read_from(in_memory)
     with torch.no_grad():
         for name, weight in named_weights(ours).items():
-            fill_ours(weight, name, Box.whole(tuple(weight.shape)), weights, read)
+            fill_ours(weight, name, Box.whole(tuple(weight.shape)), as_there, read)
     return Pair(config, hf, ours, weights)
+
+
+@pytest.fixture(scope="session")
+def family() -> Callable[[str], tuple[LoadedModel, Callable[..., nn.Module]]]:
+    """``family(model_type)``: the parts of a family, and what builds its module from arguments and a stage."""
+    return lambda model_type: (loaded_model(model_type), partial(build, loaded_model(model_type)))
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from archon_core.checkpoint.hf import INDEX_FILE, load_hf_weights
@@ -19,12 +20,11 @@ from archon_core.models.initialize import initialize_weights
 from archon_core.models.materialize import materialize_empty
 from archon_core.models.parameter_names import named_weights, weight_shapes
 from archon_core.nn.packed import HeadInputs, PackedSequences
-from archon_models_qwen.arguments import QwenArguments
-from archon_models_qwen.decoder import QwenDecoder
 from archon_models_qwen.tiny_config import tiny_qwen2, tiny_qwen3
-from archon_models_qwen.weight_map import weight_map
 
 MakePair = Callable[..., Any]
+Family = Callable[[str], Any]
+FromFolder = Callable[..., tuple[nn.Module, Any, tuple[str, ...]]]
 
 CASES = {
     "qwen2": tiny_qwen2(),
@@ -35,22 +35,28 @@ CASES = {
 }
 
 
-def from_folder(folder: Path, *, critic: bool = False) -> tuple[QwenDecoder, Any, tuple[str, ...]]:
+@pytest.fixture(scope="module")
+def from_folder(family: Family) -> FromFolder:
     """A decoder as an engine makes it: from the folder alone, built on the meta device."""
-    config = load_hf_config(folder)
-    arguments = QwenArguments.from_hf_config(config, critic=critic)
-    with torch.device("meta"):
-        module = QwenDecoder(arguments)
-    materialize_empty(module, "cpu")
-    weights = weight_map(arguments).resolve(weight_shapes(module))
-    report = load_hf_weights(module, weights, folder)
-    return module, weights, report.initialised
+
+    def load(folder: Path, *, critic: bool = False) -> tuple[nn.Module, Any, tuple[str, ...]]:
+        config = load_hf_config(folder)
+        model, build = family(config.model_type)
+        arguments = model.arguments.from_hf_config(config, critic=critic)
+        with torch.device("meta"):
+            module = build(arguments)
+        materialize_empty(module, "cpu")
+        weights = model.weight_map(arguments).resolve(weight_shapes(module))
+        report = load_hf_weights(module, weights, folder)
+        return module, weights, report.initialised
+
+    return load
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", CASES)
 def test_files_written_are_those_read_byte_for_byte_shards_and_index_included(
-    make_pair: MakePair, case: str, dtype: torch.dtype, tmp_path: Path
+    make_pair: MakePair, from_folder: FromFolder, case: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     pair = make_pair(CASES[case], dtype=dtype)
     pair.hf.save_pretrained(tmp_path / "theirs", max_shard_size=20_000)
@@ -71,14 +77,18 @@ def save(pair: Any, folder: Path, *, critic: bool = False) -> None:
     save_hf_weights(named_weights(pair.ours), pair.weights, folder, pair.config, dtype=torch.float32, critic=critic)
 
 
-def test_tied_weights_are_one_parameter_and_are_stored_once(make_pair: MakePair, tmp_path: Path) -> None:
+def test_tied_weights_are_one_parameter_and_are_stored_once(
+    make_pair: MakePair, from_folder: FromFolder, tmp_path: Path
+) -> None:
     save(make_pair(CASES["qwen3-tied"]), tmp_path)
     module, weights, _ = from_folder(tmp_path)
     assert module.head.weight is module.embed.weight
     assert "lm_head.weight" not in weights.hf_shapes
 
 
-def test_a_new_critic_takes_a_language_models_body_and_draws_its_head(make_pair: MakePair, tmp_path: Path) -> None:
+def test_a_new_critic_takes_a_language_models_body_and_draws_its_head(
+    make_pair: MakePair, from_folder: FromFolder, tmp_path: Path
+) -> None:
     pair = make_pair(CASES["qwen3"])
     pair.hf.save_pretrained(tmp_path / "lm")
     module, weights, initialised = from_folder(tmp_path / "lm", critic=True)
@@ -99,12 +109,14 @@ def test_a_new_critic_takes_a_language_models_body_and_draws_its_head(make_pair:
     torch.testing.assert_close(values[-1], score, rtol=1e-5, atol=1e-5)
 
 
-def critic_values(module: QwenDecoder) -> torch.Tensor:
+def critic_values(module: nn.Module) -> torch.Tensor:
     packed = PackedSequences.from_lengths((9,), head=HeadInputs(outputs=("values",)))
     return module(torch.arange(9), packed)["values"]
 
 
-def test_a_critics_checkpoint_does_not_pass_for_a_language_model(make_pair: MakePair, tmp_path: Path) -> None:
+def test_a_critics_checkpoint_does_not_pass_for_a_language_model(
+    make_pair: MakePair, from_folder: FromFolder, tmp_path: Path
+) -> None:
     save(make_pair(CASES["qwen3"], critic=True), tmp_path, critic=True)
     with pytest.raises(WeightsError) as refused:
         from_folder(tmp_path)
@@ -112,7 +124,9 @@ def test_a_critics_checkpoint_does_not_pass_for_a_language_model(make_pair: Make
     assert "unexpected  score.weight" in str(refused.value)
 
 
-def test_a_checkpoint_of_another_size_is_refused_in_a_few_lines(make_pair: MakePair, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_size_is_refused_in_a_few_lines(
+    make_pair: MakePair, from_folder: FromFolder, tmp_path: Path
+) -> None:
     make_pair(CASES["qwen3-bias"]).hf.save_pretrained(tmp_path)
     entries = json.loads((tmp_path / "config.json").read_text())
     entries |= {"hidden_size": 40, "num_hidden_layers": 13, "layer_types": None, "attention_bias": False}

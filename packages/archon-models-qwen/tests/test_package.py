@@ -1,4 +1,4 @@
-"""Arguments, parallel plan and plugin of the package."""
+"""Arguments and parallel plan of the dense families."""
 
 from __future__ import annotations
 

@@ -64,7 +64,16 @@ def test_a_recording_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pipeline-actor.json"
     write_recording(path, STEP)
     content = json.loads(path.read_text())
-    for change in ({"rank_of": [0]}, {"ranks": []}, {"ranks": [[["0X0", 0, 1]], []]}):
+    rank = [["0F0", 0, 1]]
+    for change in (
+        {"rank_of": [0]},
+        {"rank_of": [0, 2]},
+        {"ranks": []},
+        {"ranks": [[["0X0", 0, 1]], []]},
+        {"ranks": [rank, [["1F0", 1, 0]]]},
+        {"ranks": [rank, [["1F0", 1, float("nan")]]]},
+        {"ranks": [rank, [["1F0", 1, float("inf")]]]},
+    ):
         path.write_text(json.dumps(content | change))
         with pytest.raises(ConfigError, match="not whole"):
             read_recording(path)

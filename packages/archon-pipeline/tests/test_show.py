@@ -168,6 +168,8 @@ def test_with_several_recordings_the_role_has_to_be_named(archon: Callable, run_
             "1F1B --pp 2 --run /nowhere",
             "--run: found SCHEDULE, --pp beside it; allowed with --run are --role and --svg",
         ),
+        ("--run /nowhere --costs 1,1,1 --message 0", "--run: found --costs, --message beside it"),
+        ("1F1B --pp 2 --microbatches 2 --role actor", "--role: found it without --run; allowed is the role"),
     ],
 )
 def test_bad_input_is_answered_with_what_would_be_right(archon: Callable, arguments: str, message: str) -> None:

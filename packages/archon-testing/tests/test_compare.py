@@ -59,6 +59,19 @@ def test_a_piece_is_held_against_its_place_and_the_whole_tensors_magnitude():
     assert relative_error(part(3, 3), expected, largest=1.0) == 0.0
 
 
+def test_of_stacked_matrices_each_is_relative_to_its_own_magnitude():
+    whole = torch.ones(3, 2, 2, dtype=torch.float64)
+    whole[1] *= 1e-3
+    off = whole.clone()
+    off[1, 0, 0] += 1e-6
+    assert relative_error(Piece.whole(off), Piece.whole(whole), 1.0) == pytest.approx(1e-3)
+    part = Piece(off[1:2, :, :1].clone(), Box((1, 0, 0), (1, 2, 1)), (3, 2, 2))
+    assert relative_error(part, Piece.whole(whole), 1.0) == pytest.approx(1e-3)
+    idle = torch.zeros(2, 2, 2, dtype=torch.float64)
+    assert relative_error(Piece.whole(idle), Piece.whole(idle), 1.0) == 0.0
+    assert relative_error(Piece.whole(idle + 1e-9), Piece.whole(idle), 1.0) == pytest.approx(1e-3)
+
+
 def test_a_millionth_of_the_largest_tensor_is_the_least_scale():
     assert relative_error(whole(1e-9), whole(0.0), largest=100.0) == pytest.approx(1e-9 / 1e-4)
     assert relative_error(whole(0.0), whole(0.0), largest=0.0) == 0.0

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 
+from archon_core.layout import parse_layout
 from archon_testing.cases import Case, variant_case
 from archon_testing.enumeration import Design, candidate_layouts
 
@@ -32,6 +33,23 @@ def test_a_letter_needs_the_engines_axis_and_the_models_capability():
     assert of(axes="d", world=2) == ["d1", "d2"]
     assert of(capabilities={"tp"}, world=2) == ["d1", "r2", "d2", "t2"]
     assert of(capabilities=set(), world=2) == ["d1", "r2", "d2"]
+
+
+def test_hybrid_layouts_cut_experts_as_no_flat_string_can():
+    found = of("drcte", {"tp", "cp", "ep"}, 4)
+    hybrids = [text for text in found if text.startswith("(")]
+    assert found[-len(hybrids) :] == hybrids
+    assert hybrids[:3] == ["(attn:d2|ffn:t2e1)", "(attn:c2|ffn:t2e1)", "(attn:t2|ffn:t1e1)"]
+    assert {"(attn:c2t2|ffn:t2e2)", "(attn:t4|ffn:t2e2)"} <= set(hybrids)
+    flat = {sizes_of_experts(text) for text in found if not text.startswith("(")}
+    assert not flat & set(map(sizes_of_experts, hybrids))
+    assert {dims.ep * dims.etp for _, dims in map(sizes_of_experts, hybrids)} == {1, 2, 3, 4}
+    assert not any("(" in text for text in of("drct", world=4))
+
+
+def sizes_of_experts(text):
+    dims = parse_layout(f"archon:{text}").parallel_dims(moe=True)
+    return (dims.dp_replicate, dims.dp_shard, dims.cp, dims.tp), dims
 
 
 def test_expert_sizes_divide_the_ranks_that_share_a_copy_of_the_parameters():

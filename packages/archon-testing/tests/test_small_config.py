@@ -113,3 +113,40 @@ def test_what_was_changed_is_told():
     assert changes({"hidden_size": 4096, "tie": True, "gone_token_id": 5}, {"hidden_size": 32, "tie": True}) == (
         "hidden_size 4096 -> 32",
     )
+
+
+TINY_MOE = {**TINY, "moe_intermediate_size": 16, "num_experts": 8, "num_experts_per_tok": 2, "mlp_only_layers": [0]}
+QWEN3_30B = {
+    **QWEN3_8B,
+    "num_hidden_layers": 48,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+}
+
+
+def test_experts_stay_divisible_and_routers_keep_a_choice():
+    small = shrink(QWEN3_30B, TINY_MOE)
+    assert (small["num_experts"], small["num_experts_per_tok"], small["moe_intermediate_size"]) == (8, 2, 24)
+    assert small["mlp_only_layers"] == [], "all layers have experts, as in the large model"
+    by_its_other_name = {("num_local_experts" if k == "num_experts" else k): v for k, v in QWEN3_30B.items()}
+    assert shrink(by_its_other_name, TINY_MOE) == small
+    assert estimated_parameters(by_its_other_name) == estimated_parameters(QWEN3_30B) > 1e10
+
+
+@pytest.mark.parametrize(
+    ("kinds", "kept", "expected"),
+    [
+        ({"mlp_only_layers": [0]}, 2, (1, [0])),
+        ({"mlp_only_layers": [0, 1, 2]}, 2, (1, [0])),
+        ({"mlp_only_layers": [40]}, 2, (1, [0])),
+        ({"decoder_sparse_step": 4}, 2, (1, [0])),
+        ({"decoder_sparse_step": 2}, 2, (2, [])),
+        ({}, 2, (1, [])),
+    ],
+)
+def test_of_dense_layers_and_layers_with_experts_a_small_model_has_both_if_the_large_one_has(kinds, kept, expected):
+    small = with_layers({**QWEN3_30B, **kinds}, kept)
+    assert (small["decoder_sparse_step"], small["mlp_only_layers"]) == expected

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -149,10 +150,17 @@ def test_a_layout_that_cannot_be_verified_says_what_is_allowed(text, message):
         read_layout(text)
 
 
-def test_axes_that_the_engine_cannot_run_are_refused():
-    read_layout("d2t2").check_runnable()
+def test_axes_that_the_engine_cannot_run_are_refused(monkeypatch):
+    layouts = read_layouts(["d2t2", "e2d2"])
+
+    class OfAnEarlierEngine:
+        def get(self, kind, name):
+            return SimpleNamespace(axes="dt")
+
+    monkeypatch.setattr("archon_testing.requested.registry", OfAnEarlierEngine)
+    layouts[0].check_runnable()
     with pytest.raises(LayoutError, match="--layout 'archon:e2d2': found expert parallelism"):
-        read_layout("e2d2").check_runnable()
+        layouts[1].check_runnable()
 
 
 def test_a_registered_model_is_taken_in_its_tiny_size(house):

@@ -6,7 +6,7 @@ Each entry says on which versions it was seen, where upstream stands, and when i
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 # modules with private names in 2.11 to 2.13. To be imported from elsewhere once they have public ones.
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils.checkpoint import SAC_IGNORED_OPS
 
 
 def all_gather_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:
@@ -43,12 +44,42 @@ def reduce_scatter_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:
     return _waited((scatter or functional_collectives.reduce_scatter_tensor_autograd)(x, "sum", dim, group))
 
 
-def all_to_all_with_grad(x: Tensor, group: Any) -> Tensor:
-    """Part i of ``x`` along dim 0, cut evenly, to rank i; parts come in order of ranks. Backward sends gradients back.
+def all_to_all_with_grad(
+    x: Tensor, group: Any, sent: Sequence[int] | None = None, received: Sequence[int] | None = None
+) -> Tensor:
+    """Part i of ``x`` along dim 0 to rank i; parts come in order of ranks. Backward sends gradients back.
 
     See ``all_gather_with_grad``; this name has not changed.
+
+    Args:
+        sent: rows of each part, which may be none; ``None`` for equal parts.
+        received: rows that come from each rank.
     """
-    return _waited(functional_collectives.all_to_all_single_autograd(x.contiguous(), None, None, group))
+    exchange = functional_collectives.all_to_all_single_autograd
+    return _waited(exchange(x.contiguous(), _listed(received), _listed(sent), group))
+
+
+def all_to_all(
+    x: Tensor, group: Any, sent: Sequence[int] | None = None, received: Sequence[int] | None = None
+) -> Tensor:
+    """``all_to_all_with_grad`` without gradients."""
+    exchange = functional_collectives.all_to_all_single
+    return functional_collectives.wait_tensor(exchange(x.contiguous(), _listed(received), _listed(sent), group))
+
+
+def _listed(sizes: Sequence[int] | None) -> list[int] | None:
+    return None if sizes is None else list(sizes)
+
+
+def wanted_gradients(node: Any) -> list[bool]:
+    """Of each tensor that an ``autograd.Function`` was given, whether the running backward pass needs its gradient.
+
+    Called in ``backward`` with its ``ctx``. ``needs_input_grad`` does not know which half of a split backward pass it
+    is in, so that costly functions would compute the gradients of both twice. Parameters must have gone through an
+    operation, such as ``view``, before: torch does not tell of leaves (2.11 to 2.13). Remove when ``needs_input_grad``
+    tells, as it does of functions that are written in C++.
+    """
+    return [edge is not None and torch._C._will_engine_execute_node(edge) for edge, _ in node.next_functions]
 
 
 def _waited(x: Tensor) -> Tensor:
@@ -123,6 +154,20 @@ def reduce_gradients(root: FSDPModule) -> None:
     state._root_post_backward_final_callback()
 
 
+def widen_gradients(root: FSDPModule) -> None:
+    """Have FSDP2 add gradients that are there into those that it keeps in the type of its reductions.
+
+    At the end of a backward pass it does so; the second half of a split one it does not see, and gradients of several
+    would be summed in the type of computation. Private (2.11 to 2.13). Remove with ``stage_backward_weight``.
+    """
+    for part in root._get_fsdp_state()._state_ctx.all_states:
+        for group in _parameter_groups(part):
+            for parameter in group.fsdp_params:
+                if hasattr(parameter, "_unsharded_param"):
+                    parameter.accumulate_unsharded_grad_if_needed()
+                    parameter.to_accumulated_grad_if_needed()
+
+
 def whole_parameters(root: FSDPModule) -> list[torch.nn.Parameter]:
     """The parameters that FSDP2 puts in the place of sharded ones while a module runs: those that its graphs lead to.
 
@@ -142,6 +187,21 @@ def _parameter_groups(state: Any) -> list[Any]:
     # One group per module until 2.12.
     groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]
     return [group for group in groups if group is not None]
+
+
+def ignore_profiler_marks() -> None:
+    """Have selective checkpointing take no notice of the profiler's marks.
+
+    FSDP2's hooks set them, for experts inside of a checkpointed block, and fewer in one pass than in the other; 2.13
+    takes that for another computation. The set of ignored operations is public. Remove when marks are in it.
+    """
+    profiler = torch.ops.profiler
+    SAC_IGNORED_OPS.update(
+        {
+            profiler._record_function_enter_new.default,
+            profiler._record_function_exit._RecordFunction,
+        }
+    )
 
 
 def storage_info(file: str, start: int, size: int) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass
@@ -58,9 +58,13 @@ class Completion:
             top-k cut it: what a trainer computes for the same tokens at the same temperature.
         versions: the weight version that produced each token.
         stop_reason: ``"stop"`` after a stop token, ``"length"`` at the limit.
+        routed_experts: int16 tensor [prompt and generated tokens - 1, layers, k], where every token went, but
+            for the last one, which no model was asked about; -1 in layers without experts. Name and shape are those of
+            vLLM and SGLang. ``None`` where nobody asked (``rollout.return_routed_experts``).
     """
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     versions: tuple[int, ...]
     stop_reason: Literal["stop", "length"]
+    routed_experts: Any = field(default=None, compare=False)

@@ -17,7 +17,7 @@ def archon_train_engines() -> list[TrainEngineSpec]:
             summary="FSDP2, tensor, context, pipeline and expert parallel training on plain PyTorch",
             letters="dtpcer",
             hybrid=True,
-            axes="dtpcr",
+            axes="dtpcre",
         )
     ]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from torch import Tensor, device, nn
+    from torch import Tensor, device, dtype, nn
 
     from archon_core.config.decisions import Decision
     from archon_core.config.schema import ArchonOptions
@@ -348,6 +348,13 @@ class MoEBuilder(Protocol):
             blocks: the layer's number, as text -> block, of those that are here.
             totals: the same for all of the model -> what blocks have reported (``packed.Auxiliary``), summed over all
                 tokens of the step.
+        """
+
+    def decisions(self, device: str, dtype: dtype, *, role: str) -> list[Decision]:
+        """What blocks do on ``device`` in ``dtype`` other than asked, and how they choose where nothing was asked.
+
+        Args:
+            role: the name of the engine's section, for the options' names.
         """
 
     def metrics(self, totals: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, float]:

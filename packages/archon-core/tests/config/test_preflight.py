@@ -330,3 +330,10 @@ def test_a_name_of_ours_that_two_plugins_provide_asks_for_no_package(load: Load,
     assert reward.startswith("reward: reward 'arithmetic' is provided by ")
     assert "leave one of them out" in reward
     assert "is served by a (" in model
+
+
+def test_a_replay_of_routing_needs_a_rollout_that_tells_it(load: Load, complete: Registry) -> None:
+    replay = "actor.archon.moe_routing_replay=true"
+    [refusal] = config_errors(plan(load, complete, RUNNABLE, replay))
+    assert refusal.endswith("set rollout.return_routed_experts=true too")
+    assert plan(load, complete, RUNNABLE, replay, "rollout.return_routed_experts=true").can_run

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from archon_core.data.batch import NO_TARGET, Batch, align_to_predictions
+from archon_core.data.batch import NO_TARGET, ROUTED_EXPERTS, Batch, align_to_predictions
 from archon_core.data.micro_batch import build_micro_batch
 from archon_core.errors import DataError
 from archon_core.protocols import OutputRequest
@@ -63,3 +63,14 @@ def test_a_micro_batch_without_sequences_is_padding_only(batch):
     micro_batch = build_micro_batch(batch, [], OutputRequest(), multiple=4)
     assert micro_batch.packed.lengths == (4,)
     assert len(micro_batch.batch) == 0
+
+
+def test_a_micro_batch_brings_the_experts_that_tokens_went_to_if_they_are_to_go_there_again(batch):
+    went = torch.arange(6 * 3 * 2, dtype=torch.int16).view(6, 3, 2)
+    batch = batch.with_fields({ROUTED_EXPERTS: went})
+    built = build_micro_batch(batch, [2, 0], OutputRequest(), multiple=4, replays_routing=True)
+    assert torch.equal(built.packed.experts, torch.cat((went[4:], went[:3], torch.zeros(3, 3, 2, dtype=torch.int16))))
+    assert built.packed.experts.dtype == torch.int16
+    assert build_micro_batch(batch, [2, 0], OutputRequest()).packed.experts is None
+    none = build_micro_batch(batch, [], OutputRequest(), multiple=4, replays_routing=True)
+    assert none.packed.experts.shape == (4, 3, 2), "a rank without sequences replays padding"

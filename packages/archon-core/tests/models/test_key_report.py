@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from archon_core.models.key_report import compare_keys, summarise_names
-from archon_core.models.weight_map import Drop, Rename, Tie, WeightMap
+from archon_core.models.key_report import compare_keys, form_of, summarise_names
+from archon_core.models.weight_map import Drop, Rename, Split, Stack, Tie, WeightMap
 
 LAYERS = 40
 WEIGHTS = WeightMap(
@@ -54,3 +54,30 @@ def test_hundreds_of_wrong_keys_take_a_few_lines() -> None:
 def test_names_with_several_numbers_show_each_range() -> None:
     names = [f"layers.{i}.experts.{j}.w" for i in range(2) for j in range(3)]
     assert summarise_names([*names, "w1.norm"]) == ["layers.*.experts.*.w (6: 0 to 1, 0 to 2)", "w1.norm"]
+
+
+STACKED = {"w.up": (3, 2, 5), "w.gate": (3, 2, 5)}
+FORMS = WeightMap(
+    (Stack("{expert}.up", "w.up"), Stack("{expert}.gate", "w.gate")),
+    alternatives=(WeightMap((Split("fused", ("w.gate", "w.up"), dim=1),)),),
+).resolve(STACKED)
+ONE_BY_ONE = {f"{expert}.{kind}": (2, 5) for expert in range(3) for kind in ("up", "gate")}
+
+
+def test_of_several_forms_the_one_that_a_checkpoint_has_is_taken() -> None:
+    form, report = form_of(ONE_BY_ONE, FORMS)
+    assert (form is FORMS, report.fits) == (True, True)
+    form, report = form_of({"fused": (3, 4, 5)}, FORMS)
+    assert (dict(form.hf_shapes), report.fits) == ({"fused": (3, 4, 5)}, True)
+
+
+def test_a_checkpoint_that_fits_no_form_is_compared_with_the_nearest() -> None:
+    form, report = form_of({"fused": (3, 6, 5)}, FORMS)
+    assert list(form.hf_shapes) == ["fused"]
+    assert report.lines() == ["misshapen   fused: found (3, 6, 5), expected (3, 4, 5)"]
+    form, report = form_of({**ONE_BY_ONE, "3.up": (2, 5)}, FORMS)
+    assert (form is FORMS, report.unexpected) == (True, ("3.up",))
+
+
+def test_a_checkpoint_with_tensors_of_several_forms_fits_none() -> None:
+    assert not form_of({**ONE_BY_ONE, "fused": (3, 4, 5)}, FORMS)[1].fits

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ModelError
 from archon_core.models.hf_config import refuse_unknown_entries
@@ -71,33 +71,44 @@ class QwenArguments:
             raise ModelError(f"found model_type {config.model_type!r}; this decoder is for qwen2 and qwen3")
         is_qwen3 = config.model_type == "qwen3"
         refuse_unknown_entries(config, honoured=("head_dim",))
-        n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-        if n_kv_heads < 1 or n_heads % n_kv_heads:
-            raise ModelError(
-                f"{config.model_type} configuration: found num_attention_heads {n_heads} and num_key_value_heads "
-                f"{n_kv_heads}; the second must divide the first"
-            )
-        activation(config.hidden_act)
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
         bias = config.attention_bias if is_qwen3 else True
         return cls(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
+            **decoder_fields(config, critic=critic),
             qkv_bias=bias,
             output_bias=bias and is_qwen3,
             qk_norm=is_qwen3,
-            hidden_act=config.hidden_act,
-            norm_eps=config.rms_norm_eps,
             windows=_windows(config),
-            rope=RopeArguments.from_hf_config(config, head_dim),
-            tied=config.tie_word_embeddings and not critic,
-            critic=critic,
-            attention_dropout=config.attention_dropout,
         )
+
+
+def decoder_fields(config: PreTrainedConfig, *, critic: bool) -> dict[str, Any]:
+    """The fields of ``QwenArguments`` that all families read alike.
+
+    Raises:
+        ModelError: an entry that these architectures do not have.
+    """
+    n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if n_kv_heads < 1 or n_heads % n_kv_heads:
+        raise ModelError(
+            f"{config.model_type} configuration: found num_attention_heads {n_heads} and num_key_value_heads "
+            f"{n_kv_heads}; the second must divide the first"
+        )
+    activation(config.hidden_act)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    return {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "n_heads": n_heads,
+        "n_kv_heads": n_kv_heads,
+        "head_dim": head_dim,
+        "hidden_act": config.hidden_act,
+        "norm_eps": config.rms_norm_eps,
+        "rope": RopeArguments.from_hf_config(config, head_dim),
+        "tied": config.tie_word_embeddings and not critic,
+        "critic": critic,
+        "attention_dropout": config.attention_dropout,
+    }
 
 
 def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:

@@ -1,9 +1,14 @@
 """The dense Qwen decoder, Qwen2 and Qwen3 in one: pre-norm blocks of grouped-query attention and SwiGLU.
 
+What the decoder is beside its blocks serves models with other blocks, too.
+
 Legend: T packed tokens, Hq and Hkv heads, D head dimension.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -64,6 +69,11 @@ class QwenBlock(nn.Module):
 class QwenDecoder(nn.Module):
     """A dense Qwen, or one pipeline stage of it. Implements ``archon_core.protocols.CausalModule``.
 
+    Args:
+        arguments: its sizes and options.
+        stage: which part of it; ``None`` for all.
+        make_block: the layer of a number; ``None`` makes a ``QwenBlock``.
+
     Attributes:
         embed: token embedding; ``None`` on stages without it.
         layers: the stage's layers by their number in the whole model.
@@ -71,13 +81,19 @@ class QwenDecoder(nn.Module):
         head: language-model or value head; ``None`` on stages without it.
     """
 
-    def __init__(self, arguments: QwenArguments, stage: Stage | None = None) -> None:
+    def __init__(
+        self,
+        arguments: QwenArguments,
+        stage: Stage | None = None,
+        make_block: Callable[[int], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         a = arguments
         stage = stage or Stage.whole(a.n_layers)
+        make_block = make_block or partial(QwenBlock, a)
         self.arguments = a
         self.embed = Embedding(a.vocab_size, a.hidden_size) if stage.has_embed else None
-        self.layers = nn.ModuleDict({str(layer): QwenBlock(a, layer) for layer in stage.layers})
+        self.layers = nn.ModuleDict({str(layer): make_block(layer) for layer in stage.layers})
         self.norm = RMSNorm(a.hidden_size, a.norm_eps) if stage.has_head else None
         self.head: LanguageModelHead | ValueHead | None = None
         if stage.has_head:

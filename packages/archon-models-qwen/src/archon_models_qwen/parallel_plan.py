@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan, Role
 from archon_models_qwen.arguments import QwenArguments
+from archon_models_qwen.moe_arguments import QwenMoEArguments
+
+_MLP: Mapping[str, Role] = {
+    "layers.*.mlp.gate_proj": "column",
+    "layers.*.mlp.up_proj": "column",
+    "layers.*.mlp.down_proj": "row",
+}
 
 
 def parallel_plan(arguments: QwenArguments) -> ParallelPlan:
-    """The plan for a model of these arguments."""
+    """The plan for a dense model of these arguments."""
+    return _plan(arguments, has_mlp=True)
+
+
+def moe_parallel_plan(arguments: QwenMoEArguments) -> ParallelPlan:
+    """The plan for a model with experts. Tensor ranks share the tokens of their blocks, so these are no regions."""
+    plan = _plan(arguments, has_mlp=not all(arguments.sparse))
+    roles: dict[str, Role] = {"layers.*.moe.router": "sequence", "layers.*.moe.experts": "expert"}
+    return replace(plan, roles={**plan.roles, **roles}, experts=("layers.*.moe",))
+
+
+def _plan(arguments: QwenArguments, *, has_mlp: bool) -> ParallelPlan:
     roles: dict[str, Role] = {
         "embed": "vocabulary",
         "layers.*.attention.q_proj": "column",
         "layers.*.attention.k_proj": "column",
         "layers.*.attention.v_proj": "column",
         "layers.*.attention.o_proj": "row",
-        "layers.*.mlp.gate_proj": "column",
-        "layers.*.mlp.up_proj": "column",
-        "layers.*.mlp.down_proj": "row",
         "layers.*.attention_norm": "sequence",
         "layers.*.mlp_norm": "sequence",
         "norm": "sequence",
@@ -26,8 +44,8 @@ def parallel_plan(arguments: QwenArguments) -> ParallelPlan:
     if arguments.qk_norm:
         roles |= {"layers.*.attention.q_norm": "head_norm", "layers.*.attention.k_norm": "head_norm"}
     return ParallelPlan(
-        roles=roles,
-        tensor_regions=("layers.*.attention", "layers.*.mlp"),
+        roles={**roles, **_MLP} if has_mlp else roles,
+        tensor_regions=("layers.*.attention", *(("layers.*.mlp",) if has_mlp else ())),
         attention=("layers.*.attention.core",),
         heads=HeadCounts(query=arguments.n_heads, key_value=arguments.n_kv_heads),
     )

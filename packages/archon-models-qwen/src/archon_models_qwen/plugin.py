@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from archon_core.plugins import hookimpl
-from archon_core.plugins.specs import ModelSpec
+from archon_core.plugins.specs import Capability, ModelSpec
 
 ARCHON_PLUGIN_API = "1.0"
 
 
+CAPABILITIES: frozenset[Capability] = frozenset({"tp", "cp", "pp", "tied", "critic"})
+
+
 @hookimpl
 def archon_models() -> list[ModelSpec]:
-    return [
+    dense = [
         ModelSpec(
             name=family,
             target="archon_models_qwen.decoder:QwenDecoder",
@@ -20,10 +23,23 @@ def archon_models() -> list[ModelSpec]:
             weight_map="archon_models_qwen.weight_map:weight_map",
             parallel_plan="archon_models_qwen.parallel_plan:parallel_plan",
             tiny_config=f"archon_models_qwen.tiny_config:tiny_{family}",
-            capabilities=frozenset({"tp", "cp", "pp", "tied", "critic"}),
+            capabilities=CAPABILITIES,
         )
         for family, summary in (
             ("qwen2", "Qwen2 and Qwen2.5, dense: biased attention projections"),
             ("qwen3", "Qwen3, dense: normalised query and key heads"),
         )
     ]
+    with_experts = ModelSpec(
+        name="qwen3_moe",
+        target="archon_models_qwen.moe_decoder:QwenMoEDecoder",
+        summary="Qwen3 with mixture-of-experts layers",
+        model_types=("qwen3_moe",),
+        arguments="archon_models_qwen.moe_arguments:QwenMoEArguments",
+        weight_map="archon_models_qwen.weight_map:moe_weight_map",
+        parallel_plan="archon_models_qwen.parallel_plan:moe_parallel_plan",
+        tiny_config="archon_models_qwen.tiny_config:tiny_qwen3_moe",
+        capabilities=CAPABILITIES | {"ep"},
+        needs=("moe",),
+    )
+    return [*dense, with_experts]

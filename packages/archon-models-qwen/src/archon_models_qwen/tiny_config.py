@@ -15,6 +15,18 @@ def tiny_qwen3() -> dict[str, Any]:
     return {"model_type": "qwen3", "head_dim": 8, **_SIZES}
 
 
+def tiny_qwen3_moe() -> dict[str, Any]:
+    """A Qwen3-MoE of some 90 thousand parameters whose first layer is dense, as the content of a ``config.json``."""
+    experts = {
+        "moe_intermediate_size": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [0],
+    }
+    return {"model_type": "qwen3_moe", "head_dim": 8, **_SIZES, **experts}
+
+
 _SIZES: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 32,

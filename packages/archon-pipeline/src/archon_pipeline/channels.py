@@ -1,9 +1,10 @@
 """Messages between pipeline ranks: hidden states forward, their gradients back.
 
 Shapes are known before the step and said to nobody: the header is where ranks make sure that they mean the same.
-Buffers are made when a message is due, one ahead per sender, so that it can arrive while this rank computes. Each
-direction between two ranks has process groups of its own, in which one side only sends and the other only receives in
-the same order: NCCL executes what two ranks ask of one group in the order of asking, and would wait for ever otherwise.
+Buffers are made when a message is due, on the CPU one ahead per sender, so that it can arrive while this rank computes.
+Each direction between two ranks has process groups of its own, in which one side only sends and the other only receives
+in the same order: NCCL executes what two ranks ask of one group in the order of asking, and would wait for ever
+otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import pairwise
 
 import torch
 import torch.distributed as dist
@@ -20,7 +22,8 @@ from archon_core.errors import TrainingError
 from archon_pipeline.program import Message
 
 AHEAD = 1
-"""Messages per sender whose buffers wait for them beyond the one that is needed."""
+"""Messages per sender whose buffers wait for them beyond the one that is needed, on the CPU. A CUDA device that waits
+for a message which depends on work behind it in line would stand still if anything waited for the whole device."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Header:
         width: columns of every message.
         itemsize: bytes of an element.
         is_training: whether gradients come back.
+        program: fingerprint of who sends what in which order.
     """
 
     n_micro_batches: int
@@ -40,21 +44,25 @@ class Header:
     width: int
     itemsize: int
     is_training: bool
+    program: int
 
 
 class Links:
-    """The process groups of a pipeline; made once.
+    """The process groups of a pipeline; made once, by all of its processes.
 
     Args:
         group: its processes, in order. It carries what goes to higher ranks, and collectives.
+        rank_of: for each stage, the pipeline rank that holds it.
+        device: what is sent lies there.
     """
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, rank_of: Sequence[int], device: torch.device) -> None:
         self.group = group
         self.members = dist.get_process_group_ranks(group)
         self.rank = dist.get_rank(group)
         self.size = len(self.members)
         self._downward = dist.new_group(self.members, use_local_synchronization=True)
+        self._connect(rank_of, device)
 
     def send(self, tensor: Tensor, to: int) -> dist.Work:
         """Begin to send to the pipeline rank ``to``."""
@@ -86,7 +94,7 @@ class Links:
         ]
         raise TrainingError(
             "pipeline: found ranks that expect different messages; all ranks of a pipeline must be given equal "
-            "micro-batches:\n  " + "\n  ".join(lines)
+            "micro-batches, and by the schedule equal lists:\n  " + "\n  ".join(lines)
         )
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
@@ -98,6 +106,20 @@ class Links:
         values = [value]
         dist.broadcast_object_list(values, self.members[source], group=self.group)
         return values[0]
+
+    def _connect(self, rank_of: Sequence[int], device: torch.device) -> None:
+        """Send something between all ranks that will, both ways, one pair after the other.
+
+        With NCCL the first operation of two ranks in a group returns when the other rank is in it, too: each of them
+        makes the pair's communicator. In a step, both would first receive, each from the other, and wait for ever.
+        """
+        token = torch.zeros(1, device=device)
+        pairs = {pair for a, b in pairwise(rank_of) if a != b for pair in ((a, b), (b, a))}
+        for source, to in sorted(pairs):
+            if self.rank == source:
+                self.send(token, to).wait()
+            elif self.rank == to:
+                self.receive(token, source).wait()
 
     def _group(self, source: int, to: int) -> dist.ProcessGroup:
         return self.group if source < to else self._downward
@@ -131,8 +153,9 @@ class Mailbox:
         self._arriving: dict[int, deque[tuple[Message, Tensor, dist.Work]]] = {source: deque() for source in incoming}
         self._here: dict[Message, Tensor] = {}
         self._leaving: dict[Message, tuple[Tensor, dist.Work]] = {}
+        self._ahead = AHEAD if device.type == "cpu" else 0
         for source in incoming:
-            self._expect(source, AHEAD)
+            self._expect(source, self._ahead)
 
     def put(self, message: Message, tensor: Tensor) -> None:
         """Leave what another stage on this rank will take."""
@@ -159,7 +182,7 @@ class Mailbox:
             if not self._arriving[source]:
                 self._expect(source, 1)
             arrived, tensor, work = self._arriving[source].popleft()
-            self._expect(source, AHEAD)
+            self._expect(source, self._ahead)
             work.wait()
             self._here[arrived] = tensor
         # A gradient is the answer to hidden states, which have therefore been received.

@@ -64,16 +64,16 @@ def show(
         ),
     ] = None,
     costs: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="F,B,W",
             help="Times of a stage: forward, gradient of the input alone, gradients of the weights alone. "
-            "A whole backward pass takes B + W.",
+            "A whole backward pass takes B + W [1,1,1].",
         ),
-    ] = "1,1,1",
+    ] = None,
     message: Annotated[
-        float, typer.Option(metavar="TIME", help="Time of a message between ranks, in the unit of --costs.")
-    ] = 0.0,
+        float | None, typer.Option(metavar="TIME", help="Time of a message between ranks, in the unit of --costs [0].")
+    ] = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the picture there as well.")] = None,
     run: Annotated[
         Path | None,
@@ -90,10 +90,18 @@ def show(
             "--pp": pp,
             "--microbatches": microbatches,
             "--stages-per-rank": stages_per_rank,
+            "--costs": costs,
+            "--message": message,
         }
         title, views = recorded_views(run, role, [name for name, value in planning.items() if value is not None])
     else:
-        title, view = plan_view(schedule, pp, microbatches, stages_per_rank, costs, message)
+        if role is not None:
+            raise ConfigError(
+                "--role: found it without --run; allowed is the role of a recording; add --run with the folder of a "
+                "run, or leave it out"
+            )
+        times = "1,1,1" if costs is None else costs
+        title, view = plan_view(schedule, pp, microbatches, stages_per_rank, times, message or 0.0)
         views = [view]
     if svg is not None:
         _write(svg, render_svg(views, title))

@@ -5,11 +5,14 @@ Pure and cached: a run has few numbers of micro-batches, and a schedule gives th
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from archon_core.errors import PluginError
 from archon_core.pipeline import Action, ActionKind, RankActions, ScheduleActions, StagePlan
+from archon_core.plugins.specs import ScheduleSpec
 from archon_pipeline.checking import check_actions
 
 
@@ -35,10 +38,12 @@ class RankProgram:
     Attributes:
         actions: in order.
         incoming: other rank -> what comes from it, in the order in which it sends.
+        fingerprint: the same on ranks that hold the same lists of all ranks.
     """
 
     actions: tuple[Action, ...]
     incoming: Mapping[int, tuple[Message, ...]]
+    fingerprint: int
 
 
 class Programs:
@@ -46,15 +51,15 @@ class Programs:
 
     Args:
         schedule: gives the lists for training.
-        name: of the schedule, for messages.
+        spec: what it says of itself.
         plan: all stages.
         n_ranks: pipeline ranks.
         rank: this one.
     """
 
-    def __init__(self, schedule: ScheduleActions, name: str, plan: StagePlan, n_ranks: int, rank: int) -> None:
+    def __init__(self, schedule: ScheduleActions, spec: ScheduleSpec, plan: StagePlan, n_ranks: int, rank: int) -> None:
         self._schedule = schedule
-        self._name = name
+        self._spec = spec
         self._plan = plan
         self._n_ranks = n_ranks
         self._rank = rank
@@ -68,8 +73,18 @@ class Programs:
             PluginError: the schedule's lists cannot be executed.
         """
         actions = self._schedule(self._n_ranks, len(self._plan), n_micro_batches)
-        check_actions(actions, self._plan.rank_of, n_micro_batches, schedule=self._name)
+        check_actions(actions, self._plan.rank_of, n_micro_batches, schedule=self._spec.name)
+        self._check_halves(actions)
         return rank_program(actions, self._plan, self._rank)
+
+    def _check_halves(self, actions: RankActions) -> None:
+        """What does not go with split backward passes, such as an option, is refused by what the spec says of them."""
+        halves = [action for own in actions for action in own if action.kind is ActionKind.BACKWARD_WEIGHT]
+        if halves and not self._spec.splits_backward:
+            raise PluginError(
+                f"{self._spec.name}: found {halves[0]}, half a backward pass; its ScheduleSpec allows whole ones; "
+                "write splits_backward=True there, or B for I and W"
+            )
 
     def _forward_only(self, n_micro_batches: int) -> RankProgram:
         """Forward passes of as many micro-batches, for any schedule."""
@@ -93,7 +108,9 @@ def rank_program(actions: RankActions, plan: StagePlan, rank: int) -> RankProgra
             messages = [message for message in _sent(own, plan) if plan.rank_of[message.to_stage] == rank]
             if messages:
                 incoming[sender] = messages
-    return RankProgram(actions[rank], {sender: tuple(messages) for sender, messages in incoming.items()})
+    listed = "\n".join(" ".join(map(str, own)) for own in actions)
+    received = {sender: tuple(messages) for sender, messages in incoming.items()}
+    return RankProgram(actions[rank], received, zlib.crc32(listed.encode()))
 
 
 def result_of(action: Action, n_stages: int) -> Message | None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +144,10 @@ def _from_content(content: dict[str, Any]) -> Recording:
     )
     if any(timed.action.stage >= len(rank_of) for rank in ranks for timed in rank) or not any(ranks):
         raise ValueError("actions and stages do not fit together")
+    if any(not 0 <= holder < len(ranks) for holder in rank_of):
+        raise ValueError("stages and ranks do not fit together")
+    if not all(-math.inf < timed.start <= timed.end < math.inf for rank in ranks for timed in rank):
+        raise ValueError("an action ends before it starts, or at no time")
     return Recording(
         schedule=str(content["schedule"]),
         n_micro_batches=int(content["n_micro_batches"]),

@@ -16,6 +16,7 @@ from torch import Tensor
 from archon_core.data.micro_batch import MicroBatch
 from archon_core.engine.pipeline_parts import PipelineParts
 from archon_core.engine.runner import Objective
+from archon_core.errors import TrainingError
 from archon_core.nn.packed import OutputName, PackedSequences
 from archon_core.pipeline import Action, ActionKind
 from archon_pipeline.channels import Header, Links, Mailbox
@@ -36,16 +37,16 @@ class PipelinedRunner:
     def __init__(self, pipeline: PipelineParts) -> None:
         self._pipeline = pipeline
         n_stages = len(pipeline.plan)
-        self._links = Links(pipeline.group)
+        self._links = Links(pipeline.group, pipeline.plan.rank_of, pipeline.device)
         self._passes = {
             number: StagePasses(module, pipeline.groups[number], is_first=number == 0, is_last=number == n_stages - 1)
             for number, module in pipeline.stages.items()
         }
-        self._programs = Programs(
-            pipeline.schedule.load(), pipeline.schedule.name, pipeline.plan, pipeline.group.size(), pipeline.rank
-        )
+        schedule = pipeline.schedule
+        self._programs = Programs(schedule.load(), schedule, pipeline.plan, pipeline.group.size(), pipeline.rank)
         self._clock: ActionClock | None = None
         self._records_next = False
+        self._is_aborted = False
         self._forms: dict[OutputName, tuple[tuple[int, ...], torch.dtype]] = {}
 
     def train(self, micro_batches: Sequence[MicroBatch], objective: Objective) -> None:
@@ -71,6 +72,7 @@ class PipelinedRunner:
             for group in groups.values():
                 group.reduce()
         except BaseException:
+            self._is_aborted = True
             # Whoever catches this may load other weights; whole ones that stayed behind would hide them.
             self._abandon()
             raise
@@ -116,6 +118,9 @@ class PipelinedRunner:
                     self._hand_on(action, out, mailbox)
             mailbox.close()
             shared = self._share(outputs, micro_batches)
+        except BaseException:
+            self._is_aborted = True
+            raise
         finally:
             self._abandon()
         yield from zip(micro_batches, shared, strict=True)
@@ -183,10 +188,20 @@ class PipelinedRunner:
 
     def _open(self, program: RankProgram, micro_batches: Sequence[MicroBatch], *, is_training: bool) -> Mailbox:
         """Agree with the other ranks on what will be sent. Collective."""
+        if self._is_aborted:
+            raise TrainingError(
+                "pipeline: found an earlier step that was aborted, whose messages are still under way; build a new "
+                "engine and load a checkpoint"
+            )
         pipeline = self._pipeline
         [ids] = {len(micro_batch.input_ids) for micro_batch in micro_batches}
         header = Header(
-            len(micro_batches), ids // pipeline.tensor_ranks, pipeline.width, pipeline.dtype.itemsize, is_training
+            len(micro_batches),
+            ids // pipeline.tensor_ranks,
+            pipeline.width,
+            pipeline.dtype.itemsize,
+            is_training,
+            program.fingerprint,
         )
         self._links.check(header)
         return Mailbox(self._links, program.incoming, header, pipeline.dtype, pipeline.device)

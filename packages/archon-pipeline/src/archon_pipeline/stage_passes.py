@@ -121,6 +121,7 @@ class StagePasses:
             torch.autograd.backward(live.out, live.gradient)
         elif live.weights is not None:
             stage_backward_weight(self._weights(), live.weights)
+            self._groups.widen()
 
     def _weights(self) -> Iterator[nn.Parameter]:
         return (weight for weight in self._groups.whole_parameters if weight.requires_grad)

@@ -4,7 +4,7 @@ Active rows are the first ones. Rows are appended behind them, and when some fin
 into their places, so that every step works on one slice and never on finished rows. What happens per token is a fixed
 number of tensor operations and one transfer of two flags; Python touches single rows only when they come and go.
 
-Legend: R active rows.
+Legend: R active rows, L layers, K experts per token.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ class RowOwner:
         sample: the completion to make.
         first_step: decode steps before its first token, which comes from the prefill; each later token takes one step.
         first_version: version of the weights that computed the prefill.
+        prompt_experts: int16 [prompt tokens, L, K], where the prompt's tokens went; ``None`` where that is not kept.
     """
 
     sample: Sample
     first_step: int
     first_version: int
+    prompt_experts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class DecodeRows:
             return torch.zeros(max_rows, *width, dtype=dtype, device=device)
 
         longest = max(s.limit for s in samples)
+        self._longest = longest
         self._token_ids = column(torch.int64, longest)
         self._logprobs = column(torch.float64, longest)
         self._last_token = column(torch.int64)
@@ -83,7 +86,8 @@ class DecodeRows:
         self._top_k = column(torch.int64)
         self._greedy = column(torch.bool)
         self._stop_ids = column(torch.int64, max(len(c.stop_token_ids) for c in configs))
-        self._columns = tuple(value for value in vars(self).values() if isinstance(value, Tensor))
+        self._columns = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        self._experts: Tensor | None = None
         self._row_numbers = torch.arange(max_rows, device=device)
 
         self._owners: list[RowOwner] = []
@@ -120,8 +124,25 @@ class DecodeRows:
         """Count a decode step, computed with weights of ``version``."""
         self._step_versions.append(version)
 
-    def append(self, samples: Sequence[Sample], versions: Sequence[int]) -> None:
-        """Add rows without any token yet. Their prompts were prefilled with weights of ``versions``."""
+    def keep_experts(self, experts: Tensor) -> None:
+        """Keep where the newest tokens of the active rows went: int16 [R, L, K]. Before ``advance``."""
+        if self._experts is None:
+            # The last token of a completion is never fed back.
+            self._experts = experts.new_zeros(self._row_numbers.shape[0], self._longest - 1, *experts.shape[1:])
+            self._columns.append(self._experts)
+        rows = slice(0, self.n_active)
+        self._experts[self._row_numbers[rows], self._n_generated[rows] - 1] = experts
+
+    def append(
+        self, samples: Sequence[Sample], versions: Sequence[int], experts: Sequence[Tensor | None] | None = None
+    ) -> None:
+        """Add rows without any token yet.
+
+        Args:
+            samples: what they make.
+            versions: of the weights that their prompts were prefilled with.
+            experts: int16 [prompt tokens, L, K] of each, where its prompt went.
+        """
         rows = slice(self.n_active, self.n_active + len(samples))
         configs = [s.config for s in samples]
         width = self._stop_ids.shape[1]
@@ -139,7 +160,8 @@ class DecodeRows:
             (self._stop_ids, stops),
         ):
             column[rows] = torch.tensor(values, dtype=column.dtype, device=column.device).view(column[rows].shape)
-        self._owners += [RowOwner(s, self._step, version) for s, version in zip(samples, versions, strict=True)]
+        chosen = experts or [None] * len(samples)
+        self._owners += [RowOwner(s, self._step, v, e) for s, v, e in zip(samples, versions, chosen, strict=True)]
         self._stop_banned_until = max(self._stop_banned_until, *(self._step + c.min_new_tokens for c in configs))
         self._update_reach()
 
@@ -207,8 +229,17 @@ class DecodeRows:
             logprobs=tuple(self._logprobs[row, :n_tokens].tolist()),
             versions=(owner.first_version, *self._step_versions[owner.first_step :]),
             stop_reason="stop" if stopped else "length",
+            routed_experts=self._experts_of(row, owner, n_tokens),
         )
         return owner.sample, completion
+
+    def _experts_of(self, row: int, owner: RowOwner, n_tokens: int) -> Tensor | None:
+        if owner.prompt_experts is None:
+            return None
+        parts = [owner.prompt_experts]
+        if self._experts is not None:
+            parts.append(self._experts[row, : n_tokens - 1])
+        return torch.cat(parts).cpu()
 
     def _close_ranks(self, moves: Moves) -> None:
         if moves.sources:

@@ -1,4 +1,7 @@
-"""The loop that generates: prefill what may join, decode one token for every row, hand out what has ended."""
+"""The loop that generates: prefill what may join, decode one token for every row, hand out what has ended.
+
+Legend: V vocabulary, L layers, K experts per token.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from archon_core.protocols import CausalModule
 from archon_rollout.admission import AdmissionQueue, PromptGroup, Sample, rows_to_fill
 from archon_rollout.decode_rows import DecodeRows
 from archon_rollout.kv_cache import DecodeCache, KeysValues, PromptCache
+from archon_rollout.routed_experts import RoutingRecorder
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,13 @@ class Prompt:
         keys_values: of its tokens, per layer.
         logits: [V], those of its last token.
         version: of the weights that computed them.
+        experts: int16 [tokens, L, K], where its tokens went; ``None`` where that is not recorded.
     """
 
     keys_values: KeysValues
     logits: Tensor
     version: int
+    experts: Tensor | None = None
 
 
 class GenerationLoop:
@@ -42,6 +48,7 @@ class GenerationLoop:
         device: where the module is.
         max_rows: most samples decoded side by side.
         version: asked before every forward pass for the version of the weights that it uses.
+        recorder: writes down which experts tokens go to; ``None`` leaves that out.
     """
 
     def __init__(
@@ -53,8 +60,10 @@ class GenerationLoop:
         device: torch.device,
         max_rows: int,
         version: Callable[[], int],
+        recorder: RoutingRecorder | None = None,
     ) -> None:
         self._module = module
+        self._recorder = recorder
         self._prompts = prompts
         self._device = device
         self._backend = next((part.backend for part in module.modules() if isinstance(part, PackedAttention)), None)
@@ -96,7 +105,9 @@ class GenerationLoop:
         self._split_prompts = {g.request: prompts[g.request] for g in groups if not g.complete}
         samples = [sample for group in groups for sample in group.samples]
         prompt_of_row = [prompts[sample.request] for sample in samples]
-        self._rows.append(samples, [prompt.version for prompt in prompt_of_row])
+        self._rows.append(
+            samples, [prompt.version for prompt in prompt_of_row], [prompt.experts for prompt in prompt_of_row]
+        )
         self._advance(torch.stack([prompt.logits for prompt in prompt_of_row]), start)
 
     def _prefill(self, requests: Sequence[int]) -> dict[int, Prompt]:
@@ -111,9 +122,10 @@ class GenerationLoop:
         packed = replace(PackedSequences.from_lengths(lengths, self._device, head), cache=cache)
         ids = torch.tensor([token for prompt in prompts for token in prompt], dtype=torch.int64, device=self._device)
         version = self._version()
-        logits = self._module(ids, packed)["logits"]
-        parts = zip(requests, cache.split(lengths), logits, strict=True)
-        return {request: Prompt(keys_values, row, version) for request, keys_values, row in parts}
+        logits, experts = self._forward(ids, packed)
+        experts_of = [None] * len(prompts) if experts is None else experts.split(lengths)
+        parts = zip(requests, cache.split(lengths), logits, experts_of, strict=True)
+        return {request: Prompt(keys_values, row, version, chosen) for request, keys_values, row, chosen in parts}
 
     def _decode(self) -> None:
         """One more token for every row."""
@@ -128,7 +140,17 @@ class GenerationLoop:
             cache=self._cache.begin_step(positions, rows.longest),
         )
         rows.begin_step(self._version())
-        self._advance(self._module(rows.last_tokens, packed)["logits"])
+        logits, experts = self._forward(rows.last_tokens, packed)
+        if experts is not None:
+            rows.keep_experts(experts)
+        self._advance(logits)
+
+    def _forward(self, ids: Tensor, packed: PackedSequences) -> tuple[Tensor, Tensor | None]:
+        """Logits, and the experts that the tokens went to where that is recorded."""
+        if self._recorder is None:
+            return self._module(ids, packed)["logits"], None
+        logits = self._module(ids, self._recorder.watch(packed))["logits"]
+        return logits, self._recorder.taken()
 
     def _advance(self, logits: Tensor, start: int = 0) -> None:
         ended, moves = self._rows.advance(logits, start)

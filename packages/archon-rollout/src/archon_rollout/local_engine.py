@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from archon_core.config.schema import RolloutConfig
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.generation import Completion, GenerationRequest
+from archon_core.models.staged import outline_of, pipeline_of
 from archon_core.protocols import TrainEngine
 from archon_rollout.admission import Sample
 from archon_rollout.generation_loop import GenerationLoop
 from archon_rollout.model_limits import model_limits
 from archon_rollout.requests import check_requests, token_limit
+from archon_rollout.routed_experts import RoutingRecorder, join_stages
 
 
 class LocalEngine:
@@ -36,6 +38,7 @@ class LocalEngine:
                 "set it to the number of sequences to decode side by side"
             )
         self._max_batch_size = config.max_batch_size
+        self._returns_experts = config.return_routed_experts
         self._trainer = trainer
         self._paused = False
         self._closed = False
@@ -56,6 +59,7 @@ class LocalEngine:
         Raises:
             TrainingError: the engine is paused or closed, or the model's logits are not finite.
             ConfigError, DataError, ModelError: a request that cannot be served; nothing was generated.
+            ConfigError: experts are asked for that the model has not.
         """
         if self._closed:
             raise TrainingError("local engine: generate was called after close; make a new engine")
@@ -80,10 +84,11 @@ class LocalEngine:
                     device=self._trainer.device,
                     max_rows=self._max_batch_size,
                     version=lambda: self._trainer.version,
+                    recorder=RoutingRecorder(len(outline_of(module).layers)) if self._returns_experts else None,
                 )
                 for sample, completion in loop.run():
                     completions[sample.request][sample.number] = completion
-        return completions
+        return join_stages(completions, pipeline_of(module)) if self._returns_experts else completions
 
     def health(self) -> bool:
         """Whether ``generate`` would be answered now."""

@@ -29,7 +29,13 @@ SCALE = "scale"
 """Sequence field [S], positive."""
 
 
-def make_batch(step: int, *, vocab_size: int, longest: int, dtype: torch.dtype, seed: int) -> Batch:
+MONOTONOUS = 1
+"""Number of a step whose batch has two different tokens only, for models with experts: most of them get none."""
+
+
+def make_batch(
+    step: int, *, vocab_size: int, longest: int, dtype: torch.dtype, seed: int, experts: bool = False
+) -> Batch:
     """The whole batch of optimizer step number ``step``, the first being 0.
 
     Args:
@@ -38,6 +44,7 @@ def make_batch(step: int, *, vocab_size: int, longest: int, dtype: torch.dtype, 
         longest: sequences are cut to this many tokens.
         dtype: of the fields.
         seed: of the case.
+        experts: whether the model has experts.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "verify batch", step))
     lengths = [min(length, longest) for length in STEP_LENGTHS[step]]
@@ -50,8 +57,9 @@ def make_batch(step: int, *, vocab_size: int, longest: int, dtype: torch.dtype, 
         counted[0], counted[-1] = True, False
         return counted.to(dtype)
 
+    of_few = min(2, vocab_size) if experts and step == MONOTONOUS else vocab_size
     return Batch.from_sequences(
-        [torch.randint(0, vocab_size, (n,), generator=generator) for n in lengths],
+        [torch.randint(0, of_few, (n,), generator=generator) for n in lengths],
         {MASK: [mask(n) for n in lengths], PULL: [positive(n) for n in lengths]},
         {SCALE: positive(len(lengths))},
     )

@@ -109,6 +109,8 @@ def cause_of_norm(
     gradients: Sequence[Mapping[str, Piece]],
     coordinates: Coordinates,
     tied: Collection[str] = (),
+    experts: Collection[str] = (),
+    expert_coordinates: Coordinates = (),
 ) -> Cause:
     """What a wrong norm over right gradients is.
 
@@ -118,11 +120,23 @@ def cause_of_norm(
         gradients: parameter -> piece, of every rank.
         coordinates: of every rank.
         tied: parameters that are copies of others, on another pipeline stage.
+        experts: parameters that are sharded over other axes.
+        expert_coordinates: of every rank on these.
     """
     every_copy = gradients
     gradients = [{name: held[name] for name in held if name not in tied} for held in every_copy]
     if tied and all(_near(norm, _norm_with_copies((), every_copy, coordinates)) for norm in norms):
         return Cause("copies counted", ("pp",), norms[0] / right)
+    if experts:
+        others = [{name: held[name] for name in held if name not in experts} for held in gradients]
+        of_experts = [{name: held[name] for name in held if name in experts} for held in gradients]
+        rest = _norm_with_copies((), others, coordinates)
+        if all(_near(norm, rest) for norm in norms):
+            return Cause("experts left out", (), norms[0] / right)
+        for axes in _axis_sets(expert_coordinates):
+            own = [_norm_without(axes, rank, of_experts, expert_coordinates) for rank in range(len(norms))]
+            if all(_near(norm, math.hypot(rest, part)) for norm, part in zip(norms, own, strict=True)):
+                return Cause("experts left out", axes, norms[0] / right)
     for axes in _axis_sets(coordinates):
         if all(_near(norm, _norm_without(axes, rank, gradients, coordinates)) for rank, norm in enumerate(norms)):
             return Cause("forgotten axis", axes, norms[0] / right)

@@ -1,7 +1,8 @@
 """The oracle's rule: how far two records are apart.
 
 Errors are relative to a tensor's own largest magnitude, or to a millionth of the largest of all tensors of its kind at
-that step where that is more, since some true gradients are zero.
+that step where that is more, since some true gradients are zero. Of stacked matrices, such as experts, each is a tensor
+of its own: one that few tokens reach has small gradients.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from archon_testing.record import Record
 from archon_testing.verdicts import QUANTITIES, Comparison, Deviation, Quantity, worst_deviation
 
 FLOOR = 1e-6
+
+STACKED = 3
+"""Dims of a stack of matrices."""
 
 
 def compare(record: Record, reference: Record, dtype: DtypeName) -> Comparison:
@@ -76,11 +80,23 @@ def relative_error(found: Piece, expected: Piece, largest: float) -> float:
     own, whole = found.values.double(), expected.values.double()
     if not (torch.isfinite(own).all() and torch.isfinite(whole).all()):
         return math.inf
-    difference = magnitude(own - whole[found.box.slices])
-    scale = max(magnitude(whole), FLOOR * largest)
+    floor = FLOOR * largest
+    if whole.ndim != STACKED:
+        return _share(magnitude(own - whole[found.box.slices]), max(magnitude(whole), floor))
+    rows = found.box.slices[0]
+    differences = _largest_of_each(own - whole[found.box.slices])
+    return max(map(_share, differences, (max(scale, floor) for scale in _largest_of_each(whole[rows]))), default=0.0)
+
+
+def _share(difference: float, scale: float) -> float:
     if difference == 0.0:
         return 0.0
     return difference / scale if scale > 0.0 else math.inf
+
+
+def _largest_of_each(stack: Tensor) -> list[float]:
+    """The largest magnitude in every matrix of a stack."""
+    return stack.abs().flatten(1).amax(1).tolist() if stack.numel() else [0.0] * stack.shape[0]
 
 
 def magnitude(tensor: Tensor) -> float:

@@ -9,7 +9,14 @@ from typing import Literal
 from archon_testing.cases import Case
 
 CauseKind = Literal[
-    "factor", "missing reduction", "averaged", "forgotten axis", "copies counted", "copies not summed", "unknown"
+    "factor",
+    "missing reduction",
+    "averaged",
+    "forgotten axis",
+    "copies counted",
+    "copies not summed",
+    "experts left out",
+    "unknown",
 ]
 
 
@@ -22,8 +29,10 @@ class Cause:
             value. ``averaged``: their values average to it. ``forgotten axis``: a norm without the parts that other
             ranks along ``axes`` hold. ``copies counted``: a norm that counts copies along ``axes`` more than once; with
             ``pp``, those of tied weights. ``copies not summed``: the two copies of a tied weight hold parts of the
-            right value.
-        axes: names of mesh axes: ``pp``, ``dp_replicate``, ``dp_shard``, ``cp``, ``tp``; of ``factor``, those of that
+            right value. ``experts left out``: a norm without experts or, with ``axes``, without those of other ranks
+            along them.
+        axes: names of mesh axes: ``pp``, ``dp_replicate``, ``dp_shard``, ``cp``, ``tp``; of experts ``edp``, ``ep`` and
+            ``etp`` instead of the last three; of ``factor``, those of that
             size, if no others have it.
         factor: least-squares ratio of the wrong value to the right one; ``None`` where it says nothing.
         candidates: of ``factor``, all sets of axes of that size, when there are several.
@@ -47,6 +56,10 @@ class Cause:
                 return (
                     "the two copies of this tied weight hold parts that sum to the right value: they were never summed"
                 )
+            case "experts left out" if self.axes:
+                return f"it counts the experts of one {axes} rank only: the norm forgets {axes} where experts are"
+            case "experts left out":
+                return "it is that of all other parameters: the norm leaves experts out"
             case "copies counted" if "pp" in self.axes:
                 return "it counts tied weights once for each stage that has a copy"
             case "copies counted":

@@ -36,6 +36,10 @@ gradients, which would hide a wrong norm; and where gradients are nearly zero it
 steps, so that fp32 runs would part ways after the first one. Every step has a rate of its own: a step counter that is
 not resumed shows."""
 
+BALANCING = {"moe_aux_loss": "sequence", "moe_aux_loss_coef": 0.1, "moe_z_loss_coef": 0.01}
+"""Options of archon-moe, so that losses of routers are compared, too: those that depend on no split into micro-batches.
+Another package that builds experts may not know them."""
+
 FEW_LAYERS = 4
 """Of models with more, such as those of many pipeline stages, matrices are smaller: rounding in float32 grows with
 every layer, and with twice as many beyond the limit, on one process too."""
@@ -56,16 +60,19 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
     """
     source = {"model_config": dict(case.model_config)} if checkpoint is None else {"path": str(checkpoint)}
     schedule = {"pp_schedule": case.schedule} if case.schedule else {}
+    options = ArchonOptions(enable_compile=False, model=case.model, **schedule)
+    plugins = registry()
+    if "moe" in plugins.model_for(case.model_config["model_type"], case.model).needs:
+        vars(options).update(BALANCING)
     config = EngineConfig(
         backend=case.layout,
         is_critic=case.critic,
         dtype=case.dtype,
         mb_spec=MicroBatchSpec(n_mbs=case.n_mbs),
         optimizer=OPTIMIZER,
-        archon=ArchonOptions(enable_compile=False, model=case.model, **schedule),
+        archon=options,
         **source,
     )
-    plugins = registry()
     layout = parse_layout(case.layout, backends=backend_table(plugins.all(TrainEngineSpec)))
     factory = plugins.get(TrainEngineSpec, layout.backend).load()
     engine = factory(config, role="actor", layout=layout, seed=case.seed, total_steps=len(STEP_LENGTHS))
@@ -73,14 +80,14 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
     return engine
 
 
-def write_checkpoints(case: Case, folder: Path) -> None:
-    """Save weights of which none is zero or one, in Hugging Face's form, from one process.
+def write_checkpoints(case: Case, folder: Path, attempt: int = 0) -> None:
+    """Save weights of which none is zero or one, in Hugging Face's form, from one process; others for each attempt.
 
     Fresh weights would hide mistakes: biases of zero that are added twice, norms of one that are not applied. A model
     that can start without some of its weights, as a critic can, gets a second checkpoint that lacks them.
     """
     engine = build_engine(case.reference, None)
-    fill_weights(engine.parameters, case.seed)
+    fill_weights(engine.parameters, case.seed, attempt)
     shutil.rmtree(folder, ignore_errors=True)
     engine.save(folder / CHECKPOINT, "hf")
     loaded = registry().model_for(engine.hf_config.model_type, case.model).load()
@@ -107,12 +114,13 @@ def _copy_without(source: Path, target: Path, names: Collection[str]) -> None:
 
 
 @torch.no_grad()
-def fill_weights(parameters: Mapping[str, nn.Parameter], seed: int) -> None:
-    """Draw every parameter anew, in place, from the seed and its own name."""
+def fill_weights(parameters: Mapping[str, nn.Parameter], seed: int, attempt: int = 0) -> None:
+    """Draw every parameter anew, in place, from the seed, its own name and the number of the attempt."""
     n_layers = len({name.split(".")[1] for name in parameters if name.startswith("layers.")})
     gain = min(1.0, FEW_LAYERS / max(n_layers, 1))
+    again = [attempt] if attempt else []
     for name, parameter in parameters.items():
-        generator = torch.Generator().manual_seed(derive_seed(seed, "verify weights", name))
+        generator = torch.Generator().manual_seed(derive_seed(seed, "verify weights", name, *again))
         noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
         parameter.copy_(_weight(name, noise, gain))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from archon_core.models.capabilities import CAPABILITY_OF_AXIS
@@ -23,7 +23,7 @@ def candidate_layouts(
     """The dims of every layout of at most ``world`` ranks, such as ``r2d2t2``; whether they fit a model is not asked.
 
     ``e`` takes every size that divides d x c x t. A layout with pipeline stages runs with the engine's own schedule;
-    ``p2`` alone also with each of ``schedules``. Hybrid layouts are not among them.
+    ``p2`` alone also with each of ``schedules``. Where ``e`` is usable, hybrid layouts follow (``hybrid_layouts``).
 
     Args:
         axes: letters that the engine runs with a size above 1.
@@ -53,6 +53,35 @@ def candidate_layouts(
     if "p2" in texts:
         after = texts.index("p2") + 1
         texts[after:after] = [f"p2-{schedule}" for schedule in schedules]
+    return texts + hybrid_layouts([own for own in found if own["e"] == 1]) if usable("e") else texts
+
+
+def hybrid_layouts(dense: Sequence[Mapping[str, int]]) -> list[str]:
+    """Layouts whose experts are cut as no flat string can say, such as ``(attn:d2t2|ffn:t2e2)``.
+
+    Each of ``dense`` without stages and replicas, which change nothing about that, gets one; among those of equally
+    many ranks, every size of ep and etp has its turn.
+
+    Args:
+        dense: letter -> size of the attention parts.
+    """
+    of_size: dict[int, int] = {}
+    texts = []
+    for own in dense:
+        n_ranks = _ranks(own)
+        if own["p"] * own["r"] > 1 or n_ranks == 1:
+            continue
+        divisors = [n for n in range(1, n_ranks + 1) if n_ranks % n == 0]
+        # A flat string takes etp for 1 beside e, and for t without.
+        unwritten = [
+            (ep, etp)
+            for ep, etp in itertools.product(divisors, divisors)
+            if n_ranks % (ep * etp) == 0 and etp != (1 if ep > 1 else own["t"])
+        ]
+        turn = of_size[n_ranks] = of_size.get(n_ranks, -1) + 1
+        if unwritten:
+            ep, etp = unwritten[turn % len(unwritten)]
+            texts.append(f"(attn:{_text({**own, 'e': 1})}|ffn:t{etp}e{ep})")
     return texts
 
 
@@ -106,9 +135,9 @@ class Design:
                 yield dtype, variants[i % len(variants)], counts[(i + shift) % len(counts)]
 
 
-def _ranks(sizes: dict[str, int]) -> int:
+def _ranks(sizes: Mapping[str, int]) -> int:
     return math.prod(sizes[letter] for letter in RANK_LETTERS)
 
 
-def _text(sizes: dict[str, int]) -> str:
+def _text(sizes: Mapping[str, int]) -> str:
     return "".join(f"{letter}{size}" for letter, size in sizes.items() if size > 1) or "d1"

@@ -43,6 +43,7 @@ class FailingWorld:
         case: which one.
         ranks: of the world.
         coordinates: of every rank, axis -> place.
+        expert_coordinates: the same on the axes over which experts are sharded.
         sizes: of the axes.
         copies: parameters that are copies of others, on another pipeline stage -> the original's name.
     """
@@ -50,18 +51,21 @@ class FailingWorld:
     case: Case
     ranks: Ranks
     coordinates: Coordinates
+    expert_coordinates: Coordinates
     sizes: Mapping[str, int]
     copies: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, case: Case) -> FailingWorld:
         layout = parse_layout(case.layout, backends=backend_table(registry().all(TrainEngineSpec)))
-        grid = layout.parallel_dims(moe=layout.ep > 1).dense_grid
+        dims = layout.parallel_dims(moe=True)
+        grid = dims.dense_grid
         ranks = Ranks.of_process_group()
         return cls(
             case,
             ranks,
             [grid.coordinates(rank) for rank in range(ranks.size)],
+            [dims.expert_grid.coordinates(rank) for rank in range(ranks.size)],
             dict(zip(grid.axes, grid.sizes, strict=True)),
             ties_between_stages(case),
         )
@@ -88,9 +92,13 @@ class FailingWorld:
         error = 0.0 if piece is None else relative_error(piece, expected[name], _largest(expected))
         gathered = self.ranks.gather((error, piece))
         cause = self._unsummed_copies(name, own, expected) or cause_of_tensor(
-            [piece for _, piece in gathered], expected[name].values, self.coordinates
+            [piece for _, piece in gathered], expected[name].values, self._coordinates_of(name)
         )
         return self.finding(name, [error for error, _ in gathered], self.limit, cause=cause)
+
+    def _coordinates_of(self, name: str) -> Coordinates:
+        """On the axes that a parameter is sharded over."""
+        return self.expert_coordinates if _is_of_experts(name) else self.coordinates
 
     def wrong(self, own: Mapping[str, Piece], expected: Mapping[str, Piece]) -> list[str]:
         """The tensors that are wrong on some rank that has them, in the order of ``expected``."""
@@ -239,7 +247,15 @@ class FailingWorld:
         if all(error <= self.limit for error in errors):
             return None
         held = [of_rank for _, of_rank in gathered]
-        cause = cause_of_norm([norm for norm, _ in gathered], right, held, self.coordinates, self.copies)
+        cause = cause_of_norm(
+            [norm for norm, _ in gathered],
+            right,
+            held,
+            self.coordinates,
+            tied=self.copies,
+            experts={name for of_rank in held for name in of_rank if _is_of_experts(name)},
+            expert_coordinates=self.expert_coordinates,
+        )
         return self.finding("gradients agree, their norm does not", errors, self.limit, cause=cause)
 
     def _scalar(self, name: str, own: float, right: float) -> Finding | None:
@@ -264,6 +280,11 @@ def first_wrong_step(record: Record, reference: Record, case: Case) -> int:
         if any(not error <= limit for error in numbers):
             return number
     return 0
+
+
+def _is_of_experts(parameter: str) -> bool:
+    """By its name, which ``archon_core.moe`` lays down."""
+    return parameter.rpartition(".")[0].endswith(".experts")
 
 
 def _largest(pieces: Mapping[str, Piece]) -> float:

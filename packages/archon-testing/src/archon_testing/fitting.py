@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from archon_core.errors import ArchonError, LayoutError
 from archon_core.layout import backend_table, parse_layout
+from archon_core.models.expert_builder import build_alone
 from archon_core.models.hf_config import load_hf_config
+from archon_core.models.parallel_plan import ParallelPlan, matches
 from archon_core.parallel.sizes import check_sizes, sharded_extents
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_testing.cases import Case
@@ -30,15 +33,32 @@ def reasons_against(cases: Sequence[Case], layouts: Sequence[str]) -> dict[str, 
             model = spec.load()
             arguments = model.arguments.from_hf_config(hf_config, critic=case.critic)
             with torch.device("meta"):
-                module = model.module(arguments)
-            extents = sharded_extents(module, model.parallel_plan(arguments))
+                module = build_alone(spec, arguments)
+            plan = model.parallel_plan(arguments)
+            extents = sharded_extents(module, plan)
             for text in layouts:
                 layout = parse_layout(text, backends=backends)
                 try:
                     check_sizes(extents, layout, option="--all")
-                    layout.parallel_dims(moe="moe" in spec.needs)
+                    dims = layout.parallel_dims(moe="moe" in spec.needs)
+                    _check_experts(module, plan, ep=dims.ep, etp=dims.etp)
                 except LayoutError as error:
                     found.setdefault(text, str(error).partition(": ")[2])
     except ArchonError as error:
         return error
     return found
+
+
+def _check_experts(module: nn.Module, plan: ParallelPlan, *, ep: int, etp: int) -> None:
+    """Raise LayoutError where experts or their intermediate size cannot be cut evenly."""
+    for name, part in module.named_modules():
+        if not any(role == "expert" and matches(pattern, name) for pattern, role in plan.roles.items()):
+            continue
+        n_experts, intermediate_size, _ = part.gate_proj.shape
+        if n_experts % ep:
+            raise LayoutError(f"--all: found e{ep}; it must divide the model's {n_experts} experts")
+        if intermediate_size % etp:
+            raise LayoutError(
+                f"--all: found {etp} expert tensor ranks; they must divide the experts' size of {intermediate_size}"
+            )
+        return

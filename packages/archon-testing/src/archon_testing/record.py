@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from archon_core.data.batch import Batch
+from archon_core.models.expert_builder import build_alone
 from archon_core.models.hf_config import load_hf_config
 from archon_core.models.parameter_names import weight_shapes
 from archon_core.plugins import registry
@@ -151,10 +152,11 @@ def ties_between_stages(case: Case) -> Mapping[str, str]:
     if n_stages_of(case) == 1:
         return {}
     hf_config = load_hf_config(case.model_config)
-    model = registry().model_for(hf_config.model_type, case.model).load()
+    spec = registry().model_for(hf_config.model_type, case.model)
+    model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=case.critic)
     with torch.device("meta"):
-        whole = model.module(arguments)
+        whole = build_alone(spec, arguments)
     return model.weight_map(arguments).resolve(weight_shapes(whole)).ties
 
 
@@ -194,7 +196,8 @@ def oracle_batches(case: Case, hf_config: Any) -> list[Batch]:
     """The whole batch of every step."""
     longest = getattr(hf_config, "max_position_embeddings", None) or max(map(max, STEP_LENGTHS))
     dtype = getattr(torch, case.dtype)
-    sizes = {"vocab_size": hf_config.vocab_size, "longest": longest}
+    experts = "moe" in registry().model_for(hf_config.model_type, case.model).needs
+    sizes = {"vocab_size": hf_config.vocab_size, "longest": longest, "experts": experts}
     return [make_batch(step, **sizes, dtype=dtype, seed=case.seed) for step in range(len(STEP_LENGTHS))]
 
 

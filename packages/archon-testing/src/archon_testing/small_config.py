@@ -17,6 +17,9 @@ Entries = Mapping[str, Any]
 
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 _LAYERS = "num_hidden_layers"
+_TOP_K = "num_experts_per_tok"
+_EXACT = (_LAYERS, _TOP_K)
+"""Nothing divides these. With as many experts per token as there are, routers would choose nothing."""
 _DIVISORS = math.lcm(*range(1, 9))
 _WINDOW = 8
 _ROPE_LENGTH = 16
@@ -29,7 +32,8 @@ def estimated_parameters(entries: Entries) -> int:
     hidden, vocabulary = size.get("hidden_size", 0), size.get("vocab_size", 0)
     attention = 4 * hidden * hidden
     dense = 3 * hidden * size.get("intermediate_size", 0)
-    experts = 3 * hidden * size.get("moe_intermediate_size", 0) * size.get("num_experts", 0)
+    n_experts = size.get("num_experts", size.get("num_local_experts", 0))
+    experts = 3 * hidden * size.get("moe_intermediate_size", 0) * n_experts
     return size.get(_LAYERS, 0) * (attention + max(dense, experts)) + 2 * vocabulary * hidden
 
 
@@ -40,10 +44,11 @@ def shrink(entries: Entries, tiny: Entries) -> dict[str, Any]:
         entries: a ``config.json`` of the family.
         tiny: its plugin's configuration for tests. Every integer in both is a size, but for the head counts.
     """
+    entries = _with_usual_names(entries)
     small = dict(entries)
     for name, size in tiny.items():
         if _is_size(size) and _is_size(entries.get(name)) and name not in _HEADS and entries[name] > size:
-            small[name] = size if name == _LAYERS else smallest_alike(entries[name], least=size)
+            small[name] = size if name in _EXACT else smallest_alike(entries[name], least=size)
     if "hidden_size" in small and not entries.get("head_dim"):
         per_head = max(4, tiny.get("hidden_size", 0) // max(tiny.get("num_attention_heads", 1), 1))
         heads = entries.get("num_attention_heads", 1)
@@ -65,10 +70,30 @@ def with_layers(entries: Entries, n_layers: int) -> dict[str, Any]:
         places = sorted([*first_of_each, *others[: max(0, kept - len(first_of_each))]])
         changed["layer_types"] = [kinds[place] for place in places]
         kept = len(places)
+    changed |= _sparse_and_dense(entries, kept)
     windows_from = entries.get("max_window_layers")
     if isinstance(windows_from, int) and windows_from > 0 and entries.get("use_sliding_window"):
         changed["max_window_layers"] = max(1, min(windows_from, kept - 1))
     return {**changed, _LAYERS: kept}
+
+
+def _sparse_and_dense(entries: Entries, kept: int) -> dict[str, Any]:
+    """What makes ``kept`` layers of experts, and a dense one first if the whole model has any; changes where the first
+    ``kept`` layers have not both."""
+    if _TOP_K not in entries or _LAYERS not in entries:
+        return {}
+    step, dense = entries.get("decoder_sparse_step") or 1, entries.get("mlp_only_layers") or []
+    kinds = [layer not in dense and (layer + 1) % step == 0 for layer in range(entries[_LAYERS])]
+    if set(kinds[:kept]) == set(kinds) or kept < 2:
+        return {}
+    return {"decoder_sparse_step": 1, "mlp_only_layers": [0]}
+
+
+def _with_usual_names(entries: Entries) -> Entries:
+    """``num_local_experts``, as transformers 5 writes, by the name that configurations are given in."""
+    if "num_local_experts" not in entries or "num_experts" in entries:
+        return entries
+    return {{"num_local_experts": "num_experts"}.get(name, name): value for name, value in entries.items()}
 
 
 def deepen(entries: Entries, n_layers: int) -> dict[str, Any]:

@@ -20,11 +20,10 @@ from archon_core.checkpoint.hf_saving import save_hf_weights
 from archon_core.checkpoint.parts import Part
 from archon_core.checkpoint.seal import check_share
 from archon_core.checkpoint.stored_weights import StoredWeights
-from archon_core.config.schema import ArchonOptions
 from archon_core.distributed.ranks import Ranks
 from archon_core.errors import ConfigError, WeightsError
 from archon_core.models.box import Box, Shape
-from archon_core.models.expert_builder import expert_builder
+from archon_core.models.expert_builder import build_alone
 from archon_core.models.hf_config import load_hf_config
 from archon_core.models.key_report import form_of
 from archon_core.models.parameter_names import owners, weight_shapes
@@ -138,7 +137,7 @@ def _describe(hf_config: Any, *, critic: bool, name: str | None) -> _Model:
     parts = spec.load()
     arguments = parts.arguments.from_hf_config(hf_config, critic=critic)
     with torch.device("meta"):
-        module = parts.build(arguments, experts=expert_builder(spec, registry(), ArchonOptions(), role="model"))
+        module = build_alone(spec, arguments)
     weights = parts.weight_map(arguments).resolve(weight_shapes(module))
     return _Model(spec.name, hf_config, weights, {name: tuple(p.shape) for name, _, _, p in owners(module)})
 

@@ -193,6 +193,11 @@ class _Planner:
         )
         for option, text in refusals(situation):
             self.wrong(f"{role}.{option}: {text}")
+        if config.archon.moe_routing_replay and not self.config.rollout.return_routed_experts:
+            self.wrong(
+                f"{role}.archon.moe_routing_replay: found true and rollout.return_routed_experts=false; there "
+                "would be nothing to replay: set rollout.return_routed_experts=true too"
+            )
         _, decisions = changes(situation, role=role)
         if layout is not None and role in self.stages:
             decisions += micro_batch_decisions(

@@ -96,6 +96,8 @@ class ArchonOptions:
             ``dtype`` where nothing is trained.
         model: name of the model spec to use; null chooses by the checkpoint's ``model_type``.
         moe: name of the mixture-of-experts block; null takes the only one installed.
+        moe_routing_replay: tokens of rollouts go to the experts that they went to there, in every pass of this engine,
+            instead of where its own routers would send them. Needs ``rollout.return_routed_experts``.
         strict: a decision that changes what was asked is an error.
     """
 
@@ -118,6 +120,7 @@ class ArchonOptions:
     master_dtype: str | None = None
     model: str | None = None
     moe: str | None = None
+    moe_routing_replay: bool = False
     strict: bool = False
 
 
@@ -169,10 +172,13 @@ class RolloutConfig:
     Attributes:
         backend: inference engine and its sizes, such as ``local`` or ``sglang:d4t2``.
         max_batch_size: most sequences that the local engine decodes side by side.
+        return_routed_experts: completions tell which experts every token went to, which
+            ``actor.archon.moe_routing_replay`` needs.
     """
 
     backend: str = "local"
     max_batch_size: int = 256
+    return_routed_experts: bool = False
 
 
 @dataclass

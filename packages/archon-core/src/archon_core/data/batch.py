@@ -22,6 +22,10 @@ from archon_core.errors import DataError
 NO_TARGET = -1
 """Target id of a position that predicts nothing: its outputs are 0."""
 
+ROUTED_EXPERTS = "routed_experts"
+"""Token field, int16 [T, layers, k], aligned to tokens: the experts that a token went to when it was computed
+elsewhere; -1 where that is not known."""
+
 
 @dataclass(frozen=True)
 class Batch:

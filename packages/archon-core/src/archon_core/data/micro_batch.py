@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import NO_TARGET, Batch
+from archon_core.data.batch import NO_TARGET, ROUTED_EXPERTS, Batch
 from archon_core.nn.packed import HeadInputs, OutputName, PackedSequences
 from archon_core.nn.ulysses import ContextParallel
 from archon_core.protocols import OutputRequest
@@ -50,6 +50,7 @@ def build_micro_batch(
     multiple: int = 1,
     at_least: int = 0,
     context: ContextParallel | None = None,
+    replays_routing: bool = False,
 ) -> MicroBatch:
     """Select ``indices`` of ``batch``, pad them once, and take this rank's part of their tokens.
 
@@ -60,6 +61,7 @@ def build_micro_batch(
         multiple: the padded length is a multiple of this.
         at_least: and no shorter than this.
         context: the ranks over which tokens are cut; ``multiple`` must be one of their number. ``None`` for one.
+        replays_routing: have tokens go to the experts of the field ``ROUTED_EXPERTS``, if ``batch`` has it.
     """
     selected = batch.select(indices)
     length = math.ceil(max(selected.n_tokens, at_least, 1) / multiple) * multiple
@@ -69,6 +71,10 @@ def build_micro_batch(
     head = HeadInputs(outputs=request.names, targets=targets, temperature=request.temperature)
     input_ids = torch.nn.functional.pad(selected.input_ids, (0, padding), value=PADDING_ID)
     packed = replace(PackedSequences.from_lengths(lengths, batch.input_ids.device, head), n_padding=padding)
+    if replays_routing and ROUTED_EXPERTS in selected.token_fields:
+        # Padding goes to no expert, whatever stands here.
+        experts = torch.nn.functional.pad(selected.token_fields[ROUTED_EXPERTS], (0, 0, 0, 0, 0, padding))
+        packed = replace(packed, experts=experts)
     if context is not None:
         input_ids, packed = context.own_tokens(input_ids), packed.cut(context)
     return MicroBatch(batch=selected, indices=tuple(indices), input_ids=input_ids, packed=packed)

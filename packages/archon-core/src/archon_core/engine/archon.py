@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.checkpoint.dcp import TrainingState
-from archon_core.config.combinations import refuse_when_strict
+from archon_core.config.combinations import refuse_when_strict, shown
 from archon_core.config.decisions import Decision
 from archon_core.config.pipelines import micro_batch_decisions, micro_batch_divisor
 from archon_core.config.schema import EngineConfig
 from archon_core.data.batch import Batch
 from archon_core.distributed.determinism import deterministic_effects, ensure_deterministic
-from archon_core.distributed.ranks import DataRanks
+from archon_core.distributed.ranks import DataRanks, Ranks
 from archon_core.engine.assembly import Assembled, assemble
 from archon_core.engine.checkpoints import EngineCheckpoints
 from archon_core.engine.effective import EffectiveConfig, resolve_effective
@@ -141,6 +141,7 @@ class ArchonEngine:
             at_least=self._effective.pad_at_least,
             context=None if meshes is None else meshes.context,
             pipeline=None if pipeline is None else self._pipeline_needs(pipeline),
+            replays_routing=self._replays_routing(assembled),
         )
         pipelined = self._build_pipeline(assembled)
         parts = Parts(
@@ -182,11 +183,20 @@ class ArchonEngine:
         self._record(decisions)
         return PipelineNeeds(n_stages, micro_batch_divisor(schedule, n_ranks))
 
+    def _replays_routing(self, assembled: Assembled) -> bool:
+        replays = self._config.archon.moe_routing_replay
+        if replays and assembled.experts is None:
+            raise ConfigError(
+                f"{self._role}.archon.moe_routing_replay: found true; model {assembled.plan.spec.name!r} has no "
+                "experts that tokens could go to; set it to false"
+            )
+        return replays
+
     def _build_pipeline(self, assembled: Assembled) -> PipelinedRunner | None:
         if assembled.pipeline is None:
             return None
         runner = self._plugins.get(PipelineSpec, PIPELINE).load()(assembled.pipeline)
-        assembled.module.connect(runner.pass_through)
+        assembled.module.connect(runner.pass_through, Ranks.of_process_group(assembled.pipeline.group))
         return runner
 
     def _build_optimizer(self, assembled: Assembled) -> NamedOptimizer | None:
@@ -349,9 +359,10 @@ class ArchonEngine:
         self._running_or_none = None
 
     def _record(self, decisions: list[Decision]) -> None:
-        """Add to the decisions. Raises ConfigError when ``strict`` allows none."""
+        """Add to the decisions. Raises ConfigError when ``strict`` allows no change to what was asked."""
         self._decisions += decisions
-        if self._config.archon.strict and (refusal := refuse_when_strict(decisions, role=self._role)):
+        changes = [decision for decision in decisions if decision.requested != shown(None)]
+        if self._config.archon.strict and (refusal := refuse_when_strict(changes, role=self._role)):
             raise ConfigError(refusal)
 
     def _report_recomputation(self) -> None:

@@ -126,11 +126,24 @@ def assemble(
     )
     if meshes is not None and meshes.pipeline is not None:
         assembled = _pipelined(assembled, meshes, meshes.pipeline, groups, effective)
+    decisions = _expert_decisions(assembled, effective, role) if plan.expert_builder is not None else []
     deviation = plan.hf_config.initializer_range
     if config.path is None or config.init_from_scratch:
         initialize_weights(module, seed, deviation, ties=plan.weights.ties, local_part=local_part)
-        return assembled, []
-    return assembled, load_weights(module, plan, checkpoint_folder(config.path), role=role, seed=seed)
+        return assembled, decisions
+    loaded = load_weights(module, plan, checkpoint_folder(config.path), role=role, seed=seed)
+    return assembled, decisions + loaded
+
+
+def _expert_decisions(assembled: Assembled, effective: EffectiveConfig, role: str) -> list[Decision]:
+    """What experts change in what was asked."""
+    builder = assembled.plan.expert_builder
+    assert builder is not None, "a model with experts has someone who builds them"
+    decisions = builder.decisions(effective.device, getattr(torch, effective.compute_dtype), role=role)
+    if effective.compile:
+        reason = "how many tokens an expert gets differs from batch to batch, so its layer's experts stay eager"
+        decisions.append(Decision(f"{role}.archon.enable_compile", "true", "true, without experts", reason))
+    return decisions
 
 
 def _build_stages(plan: Blueprint, meshes: Meshes | None) -> nn.Module:

@@ -59,6 +59,7 @@ class Splitter:
         at_least: and to no fewer than this.
         context: the ranks over which its tokens are cut; ``None`` when all stay here.
         pipeline: what a pipeline asks of the split; ``None`` without one.
+        replays_routing: tokens go to the experts that the batch says, where it says so.
     """
 
     spec: MicroBatchSpec
@@ -66,6 +67,7 @@ class Splitter:
     at_least: int = 0
     context: ContextParallel | None = None
     pipeline: PipelineNeeds | None = None
+    replays_routing: bool = False
 
     def plan(self, batch: Batch) -> list[Sequence[int]]:
         """Which sequences of ``batch`` stand in which micro-batch; none is empty.
@@ -98,7 +100,15 @@ class Splitter:
         if self.pipeline is not None:
             at_least = max(at_least, *(sum(batch.lengths[i] for i in indices) for indices in plan), 0)
         return [
-            build_micro_batch(batch, indices, request, multiple=self.multiple, at_least=at_least, context=self.context)
+            build_micro_batch(
+                batch,
+                indices,
+                request,
+                multiple=self.multiple,
+                at_least=at_least,
+                context=self.context,
+                replays_routing=self.replays_routing,
+            )
             for indices in [*plan, *([()] * (number - len(plan)))]
         ]
 

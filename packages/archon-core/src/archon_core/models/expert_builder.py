@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from archon_core.config.schema import ArchonOptions
 from archon_core.errors import ConfigError, UnknownNameError
 from archon_core.plugins.hints import explain_none
-from archon_core.plugins.registry import Registry
+from archon_core.plugins.registry import Registry, registry
 from archon_core.plugins.specs import ModelSpec, MoESpec
-from archon_core.protocols import MoEBuilder
+from archon_core.protocols import ModelArguments, MoEBuilder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from archon_core.models.stage import Stage
 
 
 def expert_builder(spec: ModelSpec, registry: Registry, options: ArchonOptions, *, role: str) -> MoEBuilder | None:
@@ -34,3 +41,18 @@ def expert_builder(spec: ModelSpec, registry: Registry, options: ArchonOptions, 
             f"{role}.archon.moe: found none chosen and several installed; allowed are {names}; set it to one of them"
         )
     return installed[0].load()(options)
+
+
+def build_alone(spec: ModelSpec, arguments: ModelArguments, stage: Stage | None = None) -> nn.Module:
+    """The module of a model without an engine: for its names, shapes and numbers on one process.
+
+    Args:
+        spec: the model's.
+        arguments: made by its arguments class.
+        stage: which part of the model; ``None`` for all.
+
+    Raises:
+        UnknownNameError, ConfigError: as ``expert_builder`` does.
+    """
+    builder = expert_builder(spec, registry(), ArchonOptions(), role="model")
+    return spec.load().build(arguments, stage, experts=builder)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.models.box import Box, Shape
-from archon_core.models.parameter_names import owners
+from archon_core.models.parameter_names import named_weights, owners
 from archon_core.seeding import derive_seed
 
 InitialValue = Literal["normal", "ones", "zeros"]
@@ -80,3 +80,6 @@ def initialize_weights(
         else:
             storage, box = local_part(parameter)
             storage.copy_(whole[box.slices])
+    for name, weight in named_weights(module).items():
+        if not isinstance(weight, nn.Parameter) and (only is None or name in only):
+            weight.zero_()  # a persistent buffer, such as a router's bias for choosing

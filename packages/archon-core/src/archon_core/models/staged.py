@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from archon_core.distributed.ranks import Ranks
 from archon_core.nn.packed import OutputName, PackedSequences
 
 PassThrough = Callable[[Tensor, PackedSequences], dict[OutputName, Tensor]]
@@ -34,10 +35,17 @@ class StagedModule(nn.Module):
         self._whole = (whole,)  # not a part of this module
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
         self._pass_through: PassThrough | None = None
+        self._pipeline = Ranks()
 
-    def connect(self, pass_through: PassThrough) -> None:
-        """Say how tokens get through all stages; whoever runs the pipeline knows."""
+    @property
+    def pipeline(self) -> Ranks:
+        """The processes that hold all stages together."""
+        return self._pipeline
+
+    def connect(self, pass_through: PassThrough, pipeline: Ranks) -> None:
+        """Say how tokens get through all stages, and who has the others; whoever runs the pipeline knows."""
         self._pass_through = pass_through
+        self._pipeline = pipeline
 
     def forward(self, x: Tensor, packed: PackedSequences) -> dict[OutputName, Tensor]:
         """See the class."""
@@ -54,3 +62,8 @@ def outline_of(module: nn.Module) -> Any:
 def stages_of(module: nn.Module) -> list[Any]:
     """The stages in a module; the module itself where it is not cut."""
     return list(module.stages.values()) if isinstance(module, StagedModule) else [module]
+
+
+def pipeline_of(module: nn.Module) -> Ranks:
+    """The processes that hold other stages of the same model, and this one."""
+    return module.pipeline if isinstance(module, StagedModule) else Ranks()

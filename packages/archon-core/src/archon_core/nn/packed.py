@@ -81,7 +81,9 @@ class PackedSequences:
         context: the c ranks over which the pack's tokens are cut; ``None`` when all are here.
         n_padding: tokens of the last sequence, when that is padding; else 0.
         experts: int16 [T, layers, k], the experts that each token goes to, chosen before; cut as ``positions`` are.
-            ``None`` lets routers choose.
+            Where a token has -1, the router chooses; ``None`` lets routers choose for all.
+        record_experts: called by every layer with experts, with its number in the whole model and the experts
+            int [tokens held between regions, k] that tokens go to; ``None`` where nobody asks.
         auxiliary: for layers with losses of their own; ``None`` where nothing is trained or measured.
     """
 
@@ -94,6 +96,7 @@ class PackedSequences:
     context: ContextParallel | None = None
     n_padding: int = 0
     experts: Tensor | None = None
+    record_experts: Callable[[int, Tensor], None] | None = None
     auxiliary: Auxiliary | None = None
 
     @classmethod

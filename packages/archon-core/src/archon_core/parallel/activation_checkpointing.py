@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from archon_core.compat import ignore_profiler_marks
 from archon_core.models.parallel_plan import ParallelPlan, matches
 from archon_core.parallel.recompute_log import RecomputeLog
 
@@ -39,6 +40,9 @@ _KEPT_NAMES = (
 _KEPT_NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "torch_attn")
 """Collectives, which no rank may repeat without the others and which are slower still, and torch's varlen attention."""
 
+_EXPERTS = "grouped_experts"
+"""In any namespace: all products of a layer's experts in one operation, as packages of experts may call it."""
+
 _WAIT = "wait_tensor"
 """Gives back what it is given; kept, it would hold nothing that the collective before it does not."""
 
@@ -48,7 +52,7 @@ def is_kept(operation: Any) -> bool:
     namespace, name = operation.namespace, operation.name().split("::")[-1].split(".")[0]
     if namespace in _KEPT_NAMESPACES:
         return name != _WAIT
-    return (namespace == "aten" and name in _KEPT_NAMES) or name == "flex_attention"
+    return (namespace == "aten" and name in _KEPT_NAMES) or name in ("flex_attention", _EXPERTS)
 
 
 def blocks_of(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, nn.Module]]:
@@ -83,6 +87,7 @@ def apply_full_checkpointing(
 
 def apply_selective_checkpointing(module: nn.Module, plan: ParallelPlan, *, log: RecomputeLog | None = None) -> None:
     """Keep what matrix products, attention and collectives gave in every block, and recompute the rest, in place."""
+    ignore_profiler_marks()
     for name, block in blocks_of(module, plan):
         contexts = _selective_contexts if log is None else partial(log.around, name, _selective_contexts)
         _checkpoint(block, contexts)

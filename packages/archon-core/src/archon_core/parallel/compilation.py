@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -80,18 +80,22 @@ class CompiledBlocks:
         for name, part in module.named_modules():
             if any(matches(pattern, name) for pattern in plan.attention):
                 part.forward = torch.compiler.disable(part.forward, reason="lengths differ from batch to batch")
+            elif any(matches(pattern, name) for pattern in plan.experts):
+                part.forward = torch.compiler.disable(part.forward, reason="loads differ from batch to batch")
         keeping = keeping or Keeping()
         settings, inner_compile = dict(keeping.settings), None
         if log is not None:
             # A graph that comes out of the cache would not be shown to the log.
             settings["enable_autograd_cache"], inner_compile = False, log.inner_compile
         backend = compat.inductor(settings, kept=keeping.kept, inner_compile=inner_compile)
+        eager = set(_expert_modules(module, plan))
         compiled: dict[Any, Callable[..., Any]] = {}
         for _, block in blocks_of(module, plan):
             function = type(block).forward
             if function not in compiled:
                 compiled[function] = compat.compile_apart(function, backend)
-            block.forward = partial(self._run, _places(block), block.forward, partial(compiled[function], block))
+            places = _places(block, eager)
+            block.forward = partial(self._run, places, block.forward, partial(compiled[function], block))
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
@@ -137,11 +141,19 @@ def check_compiler(device_type: str, *, option: str, environment: Mapping[str, s
         )
 
 
-def _places(block: nn.Module) -> list[tuple[dict[str, Tensor], str]]:
-    """Where the block's parameters are kept: FSDP2 puts others there, and leaves the places."""
+def _expert_modules(module: nn.Module, plan: ParallelPlan) -> Iterator[nn.Module]:
+    """Mixture-of-experts blocks with all of their parts, which stay eager."""
+    for name, part in module.named_modules():
+        if any(matches(pattern, name) for pattern in plan.experts):
+            yield from part.modules()
+
+
+def _places(block: nn.Module, eager: Collection[nn.Module]) -> list[tuple[dict[str, Tensor], str]]:
+    """Where the parameters of the block's compiled parts are kept: FSDP2 puts others there, and leaves the places."""
     return [
         (part._parameters, name)  # type: ignore[misc]
         for part in block.modules()
+        if part not in eager
         for name, parameter in part._parameters.items()
         if parameter is not None
     ]

@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
-from archon_core.compat import forget_forward_passes, reduce_gradients, whole_parameters
+from archon_core.compat import forget_forward_passes, reduce_gradients, whole_parameters, widen_gradients
 from archon_core.models.parallel_plan import ParallelPlan, matches
 
 
@@ -73,6 +73,11 @@ class FsdpGroups:
             root.set_is_last_backward(False)
             root.set_reshard_after_backward(bool(self.resharding))
             root.set_requires_gradient_sync(False)
+
+    def widen(self) -> None:
+        """After the second half of a split backward pass: keep its gradients in the type in which they are reduced."""
+        for root in self.roots:
+            widen_gradients(root)
 
     def reduce(self, *, free: bool = True) -> None:
         """Sum over ranks what has been added up since ``accumulate``, and add it to the sharded gradients. Collective.

@@ -79,6 +79,17 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.entropy_coef",
     ),
     "archon-rollout": ("sglang", "vllm"),
+    "archon-moe": tuple(
+        f"{role}.archon.{option}"
+        for role in ("actor", "critic", "ref", "teacher")
+        for option in (
+            "moe_grouped_gemm",
+            "moe_aux_loss",
+            "moe_aux_loss_coef",
+            "moe_z_loss_coef",
+            "moe_bias_update_rate",
+        )
+    ),
     "archon-ray": ("ray",),
 }
 """Package -> configuration sections and options that it brings."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from archon_core.data.batch import Batch
+from archon_core.data.batch import ROUTED_EXPERTS, Batch
 from archon_core.distributed.ranks import DataRanks
 from archon_core.generation import Completion, GenerationConfig, GenerationRequest
 from archon_core.protocols import InferenceEngine, Reward
@@ -106,8 +106,9 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor) -> Batch:
         rewards: [S], shaped.
 
     Returns:
-        A batch with the token fields ``loss_mask`` (bool) and ``logprobs`` (of the rollout, 0 outside the mask), and
-        the sequence fields ``rewards``, ``group``, ``truncated`` and ``completion_lengths``.
+        A batch with the token fields ``loss_mask`` (bool), ``logprobs`` (of the rollout, 0 outside the mask) and,
+        where the rollout tells them, ``routed_experts``; and the sequence fields ``rewards``, ``group``, ``truncated``
+        and ``completion_lengths``.
     """
     rows = [
         (group, prompt, completion)
@@ -123,6 +124,7 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor) -> Batch:
                 torch.tensor([0.0] * (len(prompt) - 1) + [*completion.logprobs] + [0.0], dtype=torch.float64)
                 for _, prompt, completion in rows
             ],
+            **_routed_experts(rows),
         },
         sequence_fields={
             REWARDS: rewards,
@@ -131,3 +133,18 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor) -> Batch:
             COMPLETION_LENGTHS: torch.tensor(lengths),
         },
     )
+
+
+def _routed_experts(rows: Sequence[tuple[int, tuple[int, ...], Completion]]) -> dict[str, list[torch.Tensor]]:
+    """Where tokens went in the rollout, as a token field; none where it does not tell."""
+    told = next((c.routed_experts for _, _, c in rows if c.routed_experts is not None), None)
+    if told is None:
+        return {}
+    field = []
+    for _, prompt, completion in rows:
+        # The last token went nowhere: nothing was asked about it. Of prompts without completion no token did.
+        whole = told.new_full((len(prompt) + len(completion.token_ids), *told.shape[1:]), -1)
+        if completion.routed_experts is not None:
+            whole[: len(completion.routed_experts)] = completion.routed_experts
+        field.append(whole)
+    return {ROUTED_EXPERTS: field}

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archon_core.models.expert_builder import build_alone
 from archon_core.models.hf_config import load_hf_config
 from archon_core.models.parameter_names import named_weights, weight_shapes
 from archon_core.models.weight_map import ResolvedMap
@@ -63,7 +64,7 @@ def build_model(spec: ModelSpec, case: Case) -> BuiltModel:
     loaded = spec.load()
     hf_config = load_hf_config(case.model_config)
     arguments = loaded.arguments.from_hf_config(hf_config, critic=case.critic)
-    module = loaded.module(arguments).to(torch.float64)
+    module = build_alone(spec, arguments).to(torch.float64)
     fill_weights(dict(module.named_parameters()), case.seed)
     weights = loaded.weight_map(arguments).resolve(weight_shapes(module))
     return BuiltModel(case, spec, loaded, hf_config, arguments, module, weights)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import fields, is_dataclass
 from importlib.metadata import entry_points
+from typing import Any
 
 import torch
 
 from archon_core.errors import ArchonError
+from archon_core.models.expert_builder import build_alone
 from archon_core.models.hf_config import load_hf_config
 from archon_core.models.parameter_names import weight_shapes
 from archon_core.models.stage import Stage
@@ -57,13 +59,13 @@ def check_spec_parts(spec: ModelSpec, case: Case, *, needs_tiny: bool) -> None:
     require(frozen, f"{name}: its arguments are no frozen dataclass; write @dataclass(frozen=True)")
     require(fields(arguments), f"{name}: its arguments have no fields")
     with torch.device("meta"):
-        module = loaded.module(arguments)
+        module = build_alone(spec, arguments)
     plan = loaded.parallel_plan(arguments)
     plan.validate(module)
     loaded.weight_map(arguments).resolve(weight_shapes(module))
     _check_capabilities(spec, case, module, plan)
     if "pp" in spec.capabilities:
-        _check_stages(spec, loaded, arguments, set(weight_shapes(module)), len(module.layers))
+        _check_stages(spec, arguments, set(weight_shapes(module)), len(module.layers))
 
 
 def _check_capabilities(spec: ModelSpec, case: Case, module: torch.nn.Module, plan: object) -> None:
@@ -91,14 +93,14 @@ def _check_capabilities(spec: ModelSpec, case: Case, module: torch.nn.Module, pl
         )
 
 
-def _check_stages(spec: ModelSpec, loaded: object, arguments: object, whole: set[str], n_layers: int) -> None:
+def _check_stages(spec: ModelSpec, arguments: Any, whole: set[str], n_layers: int) -> None:
     half = max(1, n_layers // 2)
     stages = [
         Stage(tuple(range(half)), has_embed=True, has_head=False),
         Stage(tuple(range(half, n_layers)), has_embed=False, has_head=True),
     ]
     with torch.device("meta"):
-        names = [set(weight_shapes(loaded.module(arguments, stage))) for stage in stages]
+        names = [set(weight_shapes(build_alone(spec, arguments, stage))) for stage in stages]
     require(
         set().union(*names) == whole,
         f"model {spec.name!r}: it declares pp, and its two halves do not have the weights of the whole under the same "

@@ -159,7 +159,6 @@ IGNORED = (
     Ignored("rollout.request_retries", _SERVERS),
     Ignored("rollout.pause_grace_period", _SERVERS),
     Ignored("rollout.openai", "agent workflows are not part of this version", ("null",)),
-    Ignored("rollout.return_routed_experts", "routing is computed anew", ("false",), otherwise="error"),
     Ignored("*.scheduling_spec", _PLACEMENT),
     Ignored("*.scheduling_strategy", _PLACEMENT),
     # Sampling

@@ -1,0 +1,102 @@
+"""The mixture-of-experts blocks of an engine: ``archon_core.protocols.MoEBuilder``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archon_core.config.decisions import Decision
+from archon_core.moe import ExpertParallel, MoESettings
+from archon_moe.balancing import update_choice_bias
+from archon_moe.block import MoEBlock
+from archon_moe.dispatch.all_to_all import AllToAllDispatch
+from archon_moe.dispatch.interface import Dispatch
+from archon_moe.dispatch.none import NoDispatch
+from archon_moe.kernels.choice import Implementation, choose_implementation
+from archon_moe.load import load_metrics
+from archon_moe.options import read_options
+from archon_moe.settings import check_settings
+from archon_moe.sharding import shard_experts, whole_experts
+
+
+class MoEBlocks:
+    """Builds, shards and looks after blocks.
+
+    Args:
+        options: the engine's (``ArchonOptions``); those of ``archon_moe.options.MoEOptions`` are read.
+
+    Raises:
+        ConfigError: one of them means nothing.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self.options = read_options(options)
+
+    def build(self, settings: MoESettings, layer: int) -> MoEBlock:
+        """The block of a layer.
+
+        Raises:
+            ModelError: the settings cannot be.
+        """
+        check_settings(settings)
+        return MoEBlock(settings, layer, self.options)
+
+    def shard(self, block: MoEBlock, place: ExpertParallel) -> None:
+        """Make the experts' parameters DTensors over ``place.mesh`` and dispatch tokens over ``place.group``.
+
+        Raises:
+            LayoutError: ep does not divide the experts, or etp their intermediate size.
+        """
+        shard_experts(block, place)
+        block.dispatch = self.make_dispatch(place, block.settings)
+
+    def make_dispatch(self, place: ExpertParallel, settings: MoESettings) -> Dispatch:
+        """How a block's tokens reach their experts: what a builder with another way of its own overrides."""
+        return AllToAllDispatch(place, settings.n_experts) if place.ep * place.etp > 1 else NoDispatch()
+
+    def whole_experts(self, blocks: Sequence[MoEBlock]) -> AbstractContextManager[None]:
+        """Inside, all experts are here. Entering is collective."""
+        return whole_experts(blocks)
+
+    def update(self, blocks: Mapping[str, MoEBlock], totals: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Move choice biases by the step's loads."""
+        rate = self.options.moe_bias_update_rate
+        for layer, block in blocks.items():
+            if rate and block.router.choice_bias is not None:
+                update_choice_bias(block.router.choice_bias, totals[layer]["counts"], rate)
+
+    def metrics(self, totals: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, float]:
+        """See ``archon_moe.load.load_metrics``."""
+        return load_metrics(totals)
+
+    def decisions(self, device: str, dtype: torch.dtype, *, role: str) -> list[Decision]:
+        """The way in which experts are computed, and what ``global_batch`` depends on.
+
+        Raises:
+            ConfigError: the options ask for a way that there is not.
+        """
+        chosen = self.implementation(device, dtype)
+        decisions = []
+        if self.options.moe_grouped_gemm is None:
+            used = "true" if chosen.name == "grouped_mm" else "false"
+            decisions.append(Decision(f"{role}.archon.moe_grouped_gemm", "default", used, chosen.reason))
+        if self.options.moe_aux_loss == "global_batch" and self.options.moe_aux_loss_coef:
+            reason = (
+                "loads are those of a micro-batch on all ranks, so the loss depends on how many micro-batches there are"
+            )
+            decisions.append(
+                Decision(f"{role}.archon.moe_aux_loss", "global_batch", "global_batch, per micro-batch", reason)
+            )
+        return decisions
+
+    def implementation(self, device: torch.device | str, dtype: torch.dtype) -> Implementation:
+        """How experts are computed on a device in a type, and why.
+
+        Raises:
+            ConfigError: the options ask for a way that there is not.
+        """
+        return choose_implementation(device, dtype, self.options.moe_grouped_gemm)

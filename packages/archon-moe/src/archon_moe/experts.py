@@ -1,0 +1,78 @@
+"""The experts of a block: gated feed-forward blocks whose weights are stacked.
+
+Legend: N rows, K experts per row, E experts here, H hidden size, F their intermediate size here.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from archon_core.moe import MoESettings
+from archon_core.nn.swiglu import activation
+from archon_moe.kernels.choice import Implementation, choose_implementation
+from archon_moe.kernels.operation import grouped_experts
+
+
+class GroupedExperts(nn.Module):
+    """``sum_k w_k down_k(act(gate_k(x)) * up_k(x))``.
+
+    Parameters are plain tensors, or DTensors of which the local part is computed with.
+
+    Attributes:
+        gate_proj: [E, F, H].
+        up_proj: [E, F, H].
+        down_proj: [E, H, F].
+        whole: all experts' weights in that order, in place of the parameters; ``None`` but for generation.
+    """
+
+    def __init__(self, settings: MoESettings, grouped_gemm: bool | None = None) -> None:
+        super().__init__()
+        E, F, H = settings.n_experts, settings.intermediate_size, settings.hidden_size
+        self.gate_proj = nn.Parameter(torch.empty(E, F, H))
+        self.up_proj = nn.Parameter(torch.empty(E, F, H))
+        self.down_proj = nn.Parameter(torch.empty(E, H, F))
+        self.hidden_act = settings.hidden_act
+        activation(settings.hidden_act)  # raises for one that there is not
+        self.grouped_gemm = grouped_gemm
+        self.whole: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def implementation(self) -> Implementation:
+        """How experts are computed with the parameters as they are now."""
+        return choose_implementation(self.gate_proj.device, self.gate_proj.dtype, self.grouped_gemm)
+
+    def forward(self, x: Tensor, experts: Tensor, weights: Tensor, n_pairs: int) -> Tensor:
+        """The weighted sum [N, H] of the outputs of each row's experts here.
+
+        Args:
+            x: [N, H].
+            experts: int [N, K], numbers among the experts here; -1 for none.
+            weights: [N, K], in at least fp32.
+            n_pairs: how many of ``experts`` are not -1.
+        """
+        gate, up, down = self.whole or (_local(w) for w in (self.gate_proj, self.up_proj, self.down_proj))
+        chosen = choose_implementation(gate.device, gate.dtype, self.grouped_gemm)
+        return grouped_experts(
+            x.to(gate.dtype),
+            experts,
+            weights,
+            n_pairs,
+            gate,
+            up,
+            down,
+            hidden_act=self.hidden_act,
+            grouped=chosen.name == "grouped_mm",
+        )
+
+    def extra_repr(self) -> str:
+        E, F, H = self.gate_proj.shape
+        return f"{E} x ({H} -> {F} -> {H}), {self.hidden_act}"
+
+
+def _local(parameter: Tensor) -> Tensor:
+    # Every rank computes all of its part's gradient from all tokens that reach it.
+    if isinstance(parameter, DTensor):
+        return parameter.to_local(grad_placements=parameter.placements)
+    return parameter

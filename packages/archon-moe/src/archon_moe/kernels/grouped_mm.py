@@ -1,0 +1,94 @@
+"""All experts in a few grouped matrix products (``torch.nn.functional.grouped_mm``), without waiting for the device.
+
+Backward is written out, because the operation's own needs contiguous gradients and would keep more for it.
+
+Legend: N rows, K experts per row, M pairs of a row and one of its experts, E experts, H hidden size, F intermediate.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag, grouped_mm
+
+from archon_moe.kernels.activations import activate, activate_backward
+
+
+def forward(
+    x_NH: Tensor,
+    weights_M: Tensor,
+    pairs_M: Tensor,
+    ends_E: Tensor,
+    n_choices: int,
+    gate_EFH: Tensor,
+    up_EFH: Tensor,
+    down_EHF: Tensor,
+    hidden_act: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs [N, H], and the gates and ups [M, F] that backward needs.
+
+    Args:
+        ends_E: int32, the end of each expert's part of M.
+        n_choices: K.
+    """
+    x_MH = x_NH.index_select(0, pairs_M // n_choices)
+    gate_MF = grouped_mm(x_MH, gate_EFH.mT, offs=ends_E)
+    up_MF = grouped_mm(x_MH, up_EFH.mT, offs=ends_E)
+    h_MF = (activate(gate_MF, hidden_act) * up_MF).mul_(weights_M[:, None])
+    y_MH = grouped_mm(h_MF, down_EHF.mT, offs=ends_E)
+    return sum_of_pairs(y_MH, pairs_M, x_NH.shape[0], n_choices), gate_MF, up_MF
+
+
+def backward(
+    grad_NH: Tensor,
+    x_NH: Tensor,
+    weights_M: Tensor,
+    pairs_M: Tensor,
+    ends_E: Tensor,
+    n_choices: int,
+    gate_EFH: Tensor,
+    up_EFH: Tensor,
+    down_EHF: Tensor,
+    gate_MF: Tensor,
+    up_MF: Tensor,
+    hidden_act: str,
+    *,
+    inputs: bool,
+    experts: bool,
+) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor, Tensor] | None]:
+    """Gradients of x [N, H] and weights [M] (``inputs``), and of gate, up and down (``experts``)."""
+    rows_M = pairs_M // n_choices
+    grad_MH = grad_NH.index_select(0, rows_M)
+    activated_MF = activate(gate_MF, hidden_act)
+    dh_MF = grouped_mm(grad_MH, down_EHF, offs=ends_E)
+    h_MF = activated_MF * up_MF
+    dx_NH = dweights_M = of_experts = None
+    if inputs:
+        dweights_M = torch.linalg.vecdot(dh_MF.to(weights_M.dtype), h_MF.to(weights_M.dtype))
+    if experts:
+        ddown_EHF = grouped_mm(grad_MH.t(), h_MF.mul_(weights_M[:, None]), offs=ends_E)
+    dh_MF.mul_(weights_M[:, None])
+    dup_MF = activated_MF * dh_MF
+    dgate_MF = activate_backward(dh_MF.mul_(up_MF), gate_MF, hidden_act)
+    if experts:
+        x_MH = x_NH.index_select(0, rows_M)
+        dgate_EFH = grouped_mm(dgate_MF.t(), x_MH, offs=ends_E)
+        of_experts = dgate_EFH, grouped_mm(dup_MF.t(), x_MH, offs=ends_E), ddown_EHF
+    if inputs:
+        dx_MH = grouped_mm(dgate_MF, gate_EFH, offs=ends_E).add_(grouped_mm(dup_MF, up_EFH, offs=ends_E))
+        dx_NH = sum_of_pairs(dx_MH, pairs_M, x_NH.shape[0], n_choices)
+    return dx_NH, dweights_M, of_experts
+
+
+def sum_of_pairs(values_MH: Tensor, pairs_M: Tensor, n_rows: int, n_choices: int) -> Tensor:
+    """[N, H], the sum of each row's values, in an order that is always the same, unlike additions to an index."""
+    n_pairs = values_MH.shape[0]
+    if n_pairs == 0:
+        return values_MH.new_zeros(n_rows, values_MH.shape[1])
+    # A row with fewer than K experts is given a place of its own, which is left out of sums.
+    places = torch.full((n_rows * n_choices,), n_pairs, device=pairs_M.device, dtype=torch.int64)
+    places[pairs_M] = torch.arange(n_pairs, device=pairs_M.device)
+    complete = n_pairs == places.numel()
+    values = values_MH if complete else torch.cat([values_MH, values_MH.new_zeros(1, values_MH.shape[1])])
+    padding = None if complete else n_pairs
+    return embedding_bag(places.view(n_rows, n_choices), values, mode="sum", padding_idx=padding)

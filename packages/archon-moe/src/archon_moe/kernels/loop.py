@@ -1,0 +1,141 @@
+"""One expert after the other: works for every device and type, and is what keeps a CPU's caches warm.
+
+Experts are taken in chunks of so many rows as the cache holds. A chunk's rows are gathered, computed and added to the
+result while they are there, so that neither copies of all rows nor all outputs are ever in memory; backward gathers
+them again. Matrix products write into buffers that are made once: on a CPU the first touch of fresh memory costs as
+much as arithmetic. What lies between the products is done for a whole chunk: threads meet less often.
+
+Legend: N rows, K experts per row, M pairs of a row and one of its experts, E experts, H hidden size, F intermediate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from archon_moe.kernels.activations import activate, activate_backward
+from archon_moe.kernels.fresh_memory import fresh
+
+CHUNK_ROWS = 1024
+"""Rows of a chunk, unless a single expert has more."""
+
+
+def forward(
+    x_NH: Tensor,
+    weights_M: Tensor,
+    rows_M: Tensor,
+    counts: list[int],
+    gate_EFH: Tensor,
+    up_EFH: Tensor,
+    down_EHF: Tensor,
+    hidden_act: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Outputs [N, H], and the gates and ups [M, F] that backward needs."""
+    F, H = gate_EFH.shape[1:]
+    n_pairs, largest = sum(counts), _largest(counts)
+    y_NH = torch.zeros_like(x_NH, dtype=_sum_type(x_NH))
+    gate_MF, up_MF = fresh((n_pairs, F), x_NH), fresh((n_pairs, F), x_NH)
+    x_buffer, y_buffer = x_NH.new_empty(2, largest, H).unbind()
+    h_buffer = x_NH.new_empty(largest, F)
+    for part, experts in _chunks(counts):
+        rows, n = rows_M[part], part.stop - part.start
+        gate, up = gate_MF[part], up_MF[part]
+        x = torch.index_select(x_NH, 0, rows, out=x_buffer[:n])
+        for e, own in experts:
+            torch.mm(x[own], gate_EFH[e].t(), out=gate[own])
+            torch.mm(x[own], up_EFH[e].t(), out=up[own])
+        h = torch.mul(activate(gate, hidden_act), up, out=h_buffer[:n]).mul_(weights_M[part, None])
+        y = y_buffer[:n]
+        for e, own in experts:
+            torch.mm(h[own], down_EHF[e].t(), out=y[own])
+        y_NH.index_add_(0, rows, y.to(y_NH.dtype))
+    return y_NH.to(x_NH.dtype), gate_MF, up_MF
+
+
+def backward(
+    grad_NH: Tensor,
+    x_NH: Tensor,
+    weights_M: Tensor,
+    rows_M: Tensor,
+    counts: list[int],
+    gate_EFH: Tensor,
+    up_EFH: Tensor,
+    down_EHF: Tensor,
+    gate_MF: Tensor,
+    up_MF: Tensor,
+    hidden_act: str,
+    *,
+    inputs: bool,
+    experts: bool,
+) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor, Tensor] | None]:
+    """Gradients of x [N, H] and weights [M] (``inputs``), and of gate, up and down (``experts``)."""
+    F, H = gate_EFH.shape[1:]
+    largest = _largest(counts)
+    dx_NH = torch.zeros_like(x_NH, dtype=_sum_type(x_NH)) if inputs else None
+    dweights_M = torch.zeros_like(weights_M) if inputs else None
+    dgate_EFH, dup_EFH, ddown_EHF = (fresh(w.shape, w) if experts else None for w in (gate_EFH, up_EFH, down_EHF))
+    grad_buffer, x_buffer = x_NH.new_empty(2, largest, H).unbind()
+    dh_buffer, h_buffer = x_NH.new_empty(2, largest, F).unbind()
+    for part, of_chunk in _chunks(counts):
+        rows, n = rows_M[part], part.stop - part.start
+        weights, gate, up = weights_M[part, None], gate_MF[part], up_MF[part]
+        grad, dh, h = grad_buffer[:n], dh_buffer[:n], h_buffer[:n]
+        torch.index_select(grad_NH, 0, rows, out=grad)
+        for e, own in of_chunk:
+            torch.mm(grad[own], down_EHF[e], out=dh[own])
+        activated = activate(gate, hidden_act)
+        torch.mul(activated, up, out=h)
+        if inputs:
+            dweights_M[part] = torch.linalg.vecdot(dh.to(weights.dtype), h.to(weights.dtype))
+        if experts:
+            h.mul_(weights)
+            for e, own in of_chunk:
+                torch.mm(grad[own].t(), h[own], out=ddown_EHF[e])
+        dh.mul_(weights)
+        dup = torch.mul(activated, dh, out=h)
+        dgate = activate_backward(dh.mul_(up), gate, hidden_act)
+        if experts:
+            x = torch.index_select(x_NH, 0, rows, out=x_buffer[:n])
+            for e, own in of_chunk:
+                torch.mm(dgate[own].t(), x[own], out=dgate_EFH[e])
+                torch.mm(dup[own].t(), x[own], out=dup_EFH[e])
+        if inputs:
+            dx = grad  # which is not needed any more
+            for e, own in of_chunk:
+                torch.mm(dgate[own], gate_EFH[e], out=dx[own]).addmm_(dup[own], up_EFH[e])
+            dx_NH.index_add_(0, rows, dx.to(dx_NH.dtype))
+    if experts:
+        for e, count in enumerate(counts):
+            if count == 0:
+                for gradients in (dgate_EFH, dup_EFH, ddown_EHF):
+                    gradients[e].zero_()
+    return (
+        None if dx_NH is None else dx_NH.to(x_NH.dtype),
+        dweights_M,
+        (dgate_EFH, dup_EFH, ddown_EHF) if experts else None,
+    )
+
+
+def _sum_type(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _chunks(counts: list[int]) -> Iterator[tuple[slice, list[tuple[int, slice]]]]:
+    """Where a chunk's rows are, and of each of its experts the number and where its rows are among those."""
+    start = end = 0
+    experts: list[tuple[int, slice]] = []
+    for e, count in enumerate(counts):
+        if experts and end + count - start > CHUNK_ROWS:
+            yield slice(start, end), experts
+            start, experts = end, []
+        if count:
+            experts.append((e, slice(end - start, end + count - start)))
+            end += count
+    if experts:
+        yield slice(start, end), experts
+
+
+def _largest(counts: list[int]) -> int:
+    return max((part.stop - part.start for part, _ in _chunks(counts)), default=0)

@@ -1,0 +1,132 @@
+"""Grouped experts as one operation with a gradient.
+
+The forward pass is an operation of torch's library, so that who watches operations (selective checkpointing, profilers)
+sees one, and not the products inside, which write into buffers and so cannot be remembered one by one.
+
+Legend: N rows, K experts per row, M pairs of a row and one of its experts, E experts, H hidden size, F intermediate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archon_core import compat
+from archon_moe.kernels import loop
+from archon_moe.kernels.order import order_by_expert
+
+
+def grouped_experts(
+    x_NH: Tensor,
+    experts_NK: Tensor,
+    weights_NK: Tensor,
+    n_pairs: int,
+    gate_EFH: Tensor,
+    up_EFH: Tensor,
+    down_EHF: Tensor,
+    *,
+    hidden_act: str,
+    grouped: bool,
+) -> Tensor:
+    """The weighted sum of experts' outputs: ``sum_k w_k down(act(gate(x)) * up(x))`` [N, H].
+
+    Args:
+        x_NH: of the weights' type.
+        experts_NK: int, -1 for none.
+        weights_NK: in at least fp32.
+        n_pairs: M, how many of ``experts_NK`` are not -1.
+        hidden_act: by its ``transformers`` name.
+        grouped: with ``grouped_mm`` instead of a loop.
+    """
+    order = order_by_expert(experts_NK, gate_EFH.shape[0], n_pairs)
+    # Views, since backward cannot tell whether the gradient of a leaf is wanted.
+    given = (tensor.view_as(tensor) for tensor in (x_NH, weights_NK, gate_EFH, up_EFH, down_EHF))
+    return _Experts.apply(*given, order.pairs, order.counts, hidden_act, grouped)
+
+
+@torch.library.custom_op("archon_moe::grouped_experts", mutates_args=())
+def _forward(
+    x_NH: Tensor,
+    weights_NK: Tensor,
+    gate_EFH: Tensor,
+    up_EFH: Tensor,
+    down_EHF: Tensor,
+    pairs_M: Tensor,
+    counts_E: Tensor,
+    hidden_act: str,
+    grouped: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights_M, n_choices = weights_NK.reshape(-1)[pairs_M], weights_NK.shape[1]
+    experts = gate_EFH, up_EFH, down_EHF, hidden_act
+    if grouped:
+        from archon_moe.kernels import grouped_mm
+
+        return grouped_mm.forward(x_NH, weights_M, pairs_M, _ends(counts_E), n_choices, *experts)
+    return loop.forward(x_NH, weights_M, pairs_M // n_choices, counts_E.tolist(), *experts)
+
+
+@_forward.register_fake
+def _(
+    x_NH: Tensor,
+    weights_NK: Tensor,
+    gate_EFH: Tensor,
+    up_EFH: Tensor,
+    down_EHF: Tensor,
+    pairs_M: Tensor,
+    counts_E: Tensor,
+    hidden_act: str,
+    grouped: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    gate_MF = x_NH.new_empty(pairs_M.shape[0], gate_EFH.shape[1])
+    return torch.empty_like(x_NH), gate_MF, torch.empty_like(gate_MF)
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NH: Tensor,
+        weights_NK: Tensor,
+        gate_EFH: Tensor,
+        up_EFH: Tensor,
+        down_EHF: Tensor,
+        pairs_M: Tensor,
+        counts_E: Tensor,
+        hidden_act: str,
+        grouped: bool,
+    ) -> Tensor:
+        given = x_NH, weights_NK, gate_EFH, up_EFH, down_EHF, pairs_M, counts_E
+        y_NH, gate_MF, up_MF = _forward(*given, hidden_act, grouped)
+        ctx.save_for_backward(*given, gate_MF, up_MF)
+        ctx.hidden_act, ctx.grouped = hidden_act, grouped
+        return y_NH
+
+    @staticmethod
+    def backward(ctx: Any, grad_NH: Tensor) -> tuple[Tensor | None, ...]:
+        x_NH, weights_NK, gate_EFH, up_EFH, down_EHF, pairs_M, counts_E, gate_MF, up_MF = ctx.saved_tensors
+        n_choices = weights_NK.shape[1]
+        weights_M = weights_NK.reshape(-1)[pairs_M]
+        experts = gate_EFH, up_EFH, down_EHF, gate_MF, up_MF, ctx.hidden_act
+        # The two halves of a split backward pass ask for one of these each.
+        asked_for = compat.wanted_gradients(ctx)
+        wanted = {"inputs": any(asked_for[:2]), "experts": any(asked_for[2:5])}
+        if ctx.grouped:
+            from archon_moe.kernels import grouped_mm
+
+            given = grad_NH, x_NH, weights_M, pairs_M, _ends(counts_E), n_choices
+            dx_NH, dweights_M, of_experts = grouped_mm.backward(*given, *experts, **wanted)
+        else:
+            given = grad_NH, x_NH, weights_M, pairs_M // n_choices, counts_E.tolist()
+            dx_NH, dweights_M, of_experts = loop.backward(*given, *experts, **wanted)
+        dweights_NK = None
+        if dweights_M is not None:
+            # A choice that is -1 has no pair, and no gradient.
+            dweights_NK = dweights_M.new_zeros(weights_NK.numel()).index_copy_(0, pairs_M, dweights_M)
+            dweights_NK = dweights_NK.view_as(weights_NK)
+        return dx_NH, dweights_NK, *(of_experts or (None, None, None)), None, None, None, None
+
+
+def _ends(counts_E: Tensor) -> Tensor:
+    return counts_E.cumsum(0, dtype=torch.int32)

@@ -1,0 +1,39 @@
+"""Bringing the rows of each expert together, without moving them.
+
+Legend: N rows, K experts per row, E experts, M pairs of a row and one of its experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ExpertOrder:
+    """Pairs of a row and one of its experts, in order of experts.
+
+    Attributes:
+        pairs: int64 [M], places in the flattened choices [N * K].
+        counts: int64 [E], pairs of each expert.
+    """
+
+    pairs: Tensor
+    counts: Tensor
+
+
+def order_by_expert(experts: Tensor, n_experts: int, n_pairs: int) -> ExpertOrder:
+    """Order choices by expert, and by row within each.
+
+    Args:
+        experts: int [N, K], -1 for none.
+        n_experts: E.
+        n_pairs: M, how many choices are not -1; known beforehand, so that no device is waited for.
+    """
+    flat = experts.reshape(-1)
+    keys = torch.where(flat < 0, n_experts, flat) if n_pairs < flat.numel() else flat
+    # Stable, so that sums do not depend on how the sort is done.
+    pairs = torch.argsort(keys, stable=True)[:n_pairs]
+    return ExpertOrder(pairs, torch.bincount(keys, minlength=n_experts)[:n_experts])

@@ -1,0 +1,70 @@
+"""Which experts tokens go to while a rollout computes them: written down pass by pass, so that training can follow.
+
+Legend: T tokens of a forward pass, L layers of the whole model, K experts per token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from archon_core.distributed.ranks import Ranks
+from archon_core.errors import ConfigError
+from archon_core.generation import Completion
+from archon_core.nn.packed import PackedSequences
+
+NO_EXPERT = -1
+"""Stands in layers that have no experts, or are on another pipeline stage."""
+
+
+class RoutingRecorder:
+    """Takes what the layers of one forward pass say.
+
+    Args:
+        n_layers: L.
+    """
+
+    def __init__(self, n_layers: int) -> None:
+        self._n_layers = n_layers
+        self._chosen: dict[int, Tensor] = {}
+
+    def watch(self, packed: PackedSequences) -> PackedSequences:
+        """The same, with layers reporting here."""
+        self._chosen = {}
+        return replace(packed, record_experts=self._chosen.__setitem__)
+
+    def taken(self) -> Tensor | None:
+        """int16 [T, L, K] of the last pass; ``None`` where no layer here has experts."""
+        if not self._chosen:
+            return None
+        first = next(iter(self._chosen.values()))
+        whole = first.new_full((first.shape[0], self._n_layers, first.shape[1]), NO_EXPERT, dtype=torch.int16)
+        for layer, chosen in self._chosen.items():
+            whole[:, layer] = chosen
+        return whole
+
+
+def join_stages(completions: Sequence[Sequence[Completion]], pipeline: Ranks) -> list[list[Completion]]:
+    """Completions with the choices of all pipeline stages, of which each knows those of its own layers. Collective.
+
+    Raises:
+        ConfigError: no stage has layers with experts.
+    """
+    own = [[completion.routed_experts for completion in samples] for samples in completions]
+    of_stages = pipeline.gather(own)
+    joined = []
+    for place, samples in enumerate(completions):
+        joined.append([])
+        for number, completion in enumerate(samples):
+            known = [stage[place][number] for stage in of_stages if stage[place][number] is not None]
+            if completion.token_ids and not known:
+                raise ConfigError(
+                    "rollout.return_routed_experts: found true; the model has no experts that tokens could go to; set "
+                    "it to false"
+                )
+            whole = torch.stack(known).amax(0) if known else None
+            joined[-1].append(replace(completion, routed_experts=whole))
+    return joined
