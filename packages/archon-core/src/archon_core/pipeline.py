@@ -14,6 +14,9 @@ from typing import Protocol
 from archon_core.errors import PluginError
 from archon_core.models.stage import Stage
 
+RECORD_LOGGER = "archon_core.pipeline_record"
+"""What engines say on it is the content of a file; ``role`` is whose."""
+
 PIPELINE = "pipeline"
 """The ``PipelineSpec`` that is used."""
 

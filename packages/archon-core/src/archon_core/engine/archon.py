@@ -27,7 +27,6 @@ from archon_core.engine.offloading import Residence
 from archon_core.engine.optimizer import NamedOptimizer
 from archon_core.engine.pipeline_parts import PipelineParts
 from archon_core.engine.runner import PipelinedRunner, SequentialRunner
-from archon_core.engine.stages import PIPELINE
 from archon_core.engine.step import Parts, PipelineNeeds, Splitter, eval_step, forward_step, train_step
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout, refuse_axes
@@ -36,15 +35,14 @@ from archon_core.nn.evaluation import evaluation_mode
 from archon_core.nn.packed import OutputName
 from archon_core.parallel.recompute_log import REPORT_LOGGER, RecomputeLog
 from archon_core.parallel.tensor import shard_sequences
+from archon_core.pipeline import PIPELINE, RECORD_LOGGER
 from archon_core.plugins.registry import Registry, registry
 from archon_core.plugins.specs import PipelineSpec, ScheduleSpec, TrainEngineSpec
 from archon_core.protocols import CausalModule, Loss, OutputRequest, StepStats
-from archon_core.run.log import RECORD_LOGGER
 
 logger = logging.getLogger(__name__)
 report_logger = logging.getLogger(REPORT_LOGGER)
 record_logger = logging.getLogger(RECORD_LOGGER)
-record_logger.propagate = False  # a file, not something to read
 
 
 @dataclass(frozen=True)

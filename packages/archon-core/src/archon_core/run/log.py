@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from archon_core.pipeline import RECORD_LOGGER
 from archon_core.run.publication import publish_text
 
 LOGGER = "archon_core"
-RECORD_LOGGER = "archon_core.pipeline_record"
-"""What engines say on it is the content of a file; ``role`` is whose."""
 
 
 class _Notes(logging.Handler):
@@ -41,11 +40,16 @@ def shown_log(note: Callable[[str], None]) -> Iterator[None]:
 def recorded_pipelines(folder: Path) -> Iterator[None]:
     """Write the timed steps that engines give out as ``pipeline-<role>.json`` until the block ends."""
     logger, handler = logging.getLogger(RECORD_LOGGER), _Recordings(folder)
+    level, propagates = logger.level, logger.propagate
     logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a file, not something to read
     try:
         yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagates
 
 
 class _Recordings(logging.Handler):
