@@ -3,6 +3,9 @@
 Numbers are those of one process in float64.
 """
 
+import sys
+import types
+from dataclasses import replace
 from itertools import chain
 
 import pytest
@@ -15,8 +18,11 @@ from archon_core.data.batch import Batch
 from archon_core.engine.archon import ArchonEngine
 from archon_core.errors import LayoutError
 from archon_core.generation import GenerationConfig, GenerationRequest
+from archon_core.models.weight_map import Rename, WeightMap
 from archon_core.plugins.specs import load_target
 from archon_core.protocols import OutputRequest
+from archon_models_qwen.moe_arguments import QwenMoEArguments
+from archon_models_qwen.weight_map import moe_weight_map
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
@@ -234,3 +240,63 @@ def build(layout):
 def test_more_expert_ranks_than_experts_are_refused_with_the_largest_that_works():
     for message in run_world(build, 3, ("d3e3",)):
         assert "found e = 3, which does not divide the model's 8 (experts); the largest that does" in message
+
+
+# A bias for choosing is no parameter: it moves by loads, and is part of what a run goes on from.
+
+
+class BiasedArguments(QwenMoEArguments):
+    @classmethod
+    def from_hf_config(cls, config, *, critic):
+        arguments = super().from_hf_config(config, critic=critic)
+        return replace(arguments, moe=replace(arguments.moe, choice_bias=True))
+
+
+def biased_weights(arguments):
+    bias = Rename("model.layers.{layer}.mlp.gate.e_score_correction_bias", "layers.{layer}.moe.router.choice_bias")
+    return WeightMap((*moe_weight_map(arguments).rules, bias))
+
+
+def train_with_bias(layout, folder):
+    """Biases after two steps, in a new engine that loaded them, and in one that loaded the Hugging Face folder."""
+    module = types.ModuleType("archon_biased_qwen")
+    module.Arguments, module.weights = BiasedArguments, biased_weights
+    sys.modules[module.__name__] = module
+    spec = replace(
+        registry().get("model", "qwen3_moe"),
+        name="biased",
+        model_types=(),
+        arguments="archon_biased_qwen:Arguments",
+        weight_map="archon_biased_qwen:weights",
+    )
+    registry().add(spec)
+    options = {"model": "biased", "moe_bias_update_rate": 0.01}
+    engine = make_engine(layout, **options)
+    assert all(float(bias.abs().max()) == 0.0 for bias in biases(engine).values()), "they begin at zero"
+    train(engine, [0, 2])
+    engine.save(folder / "dcp", "dcp")
+    engine.save(folder / "hf", "hf")
+    found = [biases(engine)]
+    for format in ("dcp", "hf"):
+        fresh = make_engine(layout, **options)
+        fresh.load(folder / format, format)
+        found.append(biases(fresh))
+    return found
+
+
+def biases(engine):
+    return {name: b.clone() for name, b in engine._running.assembled.buffers.items()}
+
+
+@pytest.mark.parametrize("layout", ["d1", "d2e2", "p2d2e2"])
+def test_choice_biases_move_by_the_loads_of_all_ranks_and_are_saved(layout, tmp_path):
+    [(alone, *_)] = run_world(train_with_bias, 1, ("d1", tmp_path / "d1"))
+    assert all(float(bias.abs().max()) > 0 for bias in alone.values())
+    seen = {}
+    for trained, *loaded in run_world(train_with_bias, world_size(layout), (layout, tmp_path / "run")):
+        for again in loaded:
+            assert again.keys() == trained.keys()
+            assert all(torch.equal(again[name], bias) for name, bias in trained.items())
+        assert all(torch.equal(alone[name], bias) for name, bias in trained.items())
+        seen |= trained
+    assert seen.keys() == alone.keys()

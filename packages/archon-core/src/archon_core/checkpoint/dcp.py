@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
@@ -62,7 +62,7 @@ class TrainingState:
     @classmethod
     def of(
         cls,
-        parameters: Mapping[str, nn.Parameter],
+        parameters: Mapping[str, Tensor],
         optimizer_state: Mapping[str, Mapping[str, Any]],
         counters: Mapping[str, int],
         model: Mapping[str, Any],
@@ -156,7 +156,7 @@ class SavedState:
 
 
 def load_training_state(
-    folder: Path, parameters: Mapping[str, nn.Parameter], whole: Collection[str] | None = None
+    folder: Path, parameters: Mapping[str, Tensor], whole: Collection[str] | None = None
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, int], list[Decision]]:
     """Read weights into ``parameters`` in place; return the optimizer state by parameter name, the counters, and what
     was done otherwise than usual.
@@ -215,7 +215,7 @@ def _in_our_terms(message: str) -> Iterator[None]:
         raise WeightsError(f"{message} ({causes})") from error
 
 
-def _check_fit(saved: SavedState, parameters: Mapping[str, nn.Parameter], whole: Collection[str]) -> None:
+def _check_fit(saved: SavedState, parameters: Mapping[str, Tensor], whole: Collection[str]) -> None:
     found = {name: (tuple(entry.size), entry.properties.dtype) for name, entry in saved.weights.items()}
     wanted = {name: (tuple(parameter.shape), parameter.dtype) for name, parameter in parameters.items()}
     problems = [f"missing {name} {wanted[name][0]}" for name in wanted.keys() - found.keys()]

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from archon_core.distributed.ranks import Ranks
 from archon_core.models.box import Box
 from archon_core.models.weight_conversion import BoxCopier
-from archon_core.parallel.shards import holders, own_box
+from archon_core.parallel.shards import holders, local_part
 
 WRITER = 0
 """The global rank that writes."""
@@ -50,17 +50,14 @@ def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None) 
     @torch.no_grad()
     def copy(name: str, box: Box, destination: Tensor | None) -> None:
         weight = weights[name].detach() if name in weights else None
-        if weight is not None and not isinstance(weight, DTensor):
-            if destination is not None:
-                destination.copy_(weight[box.slices])
-            return
-        there = elsewhere[name] if weight is None else _whereabouts(weight)
+        there = elsewhere[name] if name in elsewhere else _whereabouts(weight, WRITER)
         for holder, held in there.parts.items():
             part = held.intersect(box)
             if part is None or rank not in (holder, WRITER):
                 continue
             if rank == holder:
-                values = weight.to_local()[part.relative_to(own_box(weight).start).slices]
+                local, held_here = local_part(weight)
+                values = local[part.relative_to(held_here.start).slices]
             else:
                 values = inbox.receive(part, there.dtype, holder)
             if destination is not None:
@@ -71,18 +68,20 @@ def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None) 
     return copy
 
 
-def _whereabouts(weight: DTensor) -> Whereabouts:
-    return Whereabouts(weight.dtype, holders(weight))
+def _whereabouts(weight: Tensor, rank: int) -> Whereabouts:
+    """``rank`` speaks for a plain tensor."""
+    is_sharded = isinstance(weight, DTensor)
+    return Whereabouts(weight.dtype, holders(weight) if is_sharded else {rank: Box.whole(tuple(weight.shape))})
 
 
 def _tell_whereabouts(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Whereabouts]:
-    """Of the weights of all processes. One process speaks for those that share a mesh."""
-    own = {}
-    for name, weight in weights.items():
-        assert isinstance(weight, DTensor), f"{name} lies on one pipeline stage and is not sharded"
-        if int(weight.device_mesh.mesh.flatten()[0]) == ranks.rank:
-            own[name] = _whereabouts(weight)
-    return {name: place for part in ranks.gather(own) for name, place in part.items()}
+    """Of the weights of all processes. One process speaks for those that share a mesh, the first for plain tensors."""
+    own = {
+        name: _whereabouts(weight, ranks.rank)
+        for name, weight in weights.items()
+        if not isinstance(weight, DTensor) or int(weight.device_mesh.mesh.flatten()[0]) == ranks.rank
+    }
+    return {name: place for part in reversed(ranks.gather(own)) for name, place in part.items()}
 
 
 class _Inbox:

@@ -30,7 +30,7 @@ from archon_core.models.parallel_plan import layer_number, matches
 from archon_core.models.parameter_names import named_weights, owners
 from archon_core.models.staged import StagedModule, stages_of
 from archon_core.nn.attention import check_attention_backend, set_attention_backend
-from archon_core.parallel.fsdp import FsdpGroups, apply_fsdp
+from archon_core.parallel.fsdp import FsdpGroups, apply_fsdp, even_dim, expert_modules
 from archon_core.parallel.shards import local_part
 from archon_core.parallel.tensor import apply_tensor_parallel
 from archon_core.plugins.registry import Registry
@@ -72,6 +72,11 @@ class Assembled:
         return {} if self.tied is None else self.tied.held
 
     @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Persistent buffers by name: part of a training state, and whole on every process that has their module."""
+        return {name: w for name, w in self.named_weights.items() if not isinstance(w, nn.Parameter)}
+
+    @property
     def logical_parameters(self) -> dict[str, nn.Parameter]:
         """The parameters without copies: over all processes of a pipeline, each of the model's once."""
         return {name: parameter for name, parameter in self.parameters.items() if name not in self.copies}
@@ -111,6 +116,7 @@ def assemble(
         for stage in stages_of(module):
             apply_tensor_parallel(stage, plan.parallel, meshes.tp)
     experts = None if plan.expert_builder is None else _share_experts(module, plan, meshes)
+    uneven = _uneven_experts(module, plan, meshes, role) if meshes is not None else []
     blocks = prepare_blocks(module, plan.parallel, effective, role=role, among=plan.block_names)
     groups = [] if meshes is None else [_shard_parameters(s, plan, effective, meshes) for s in stages_of(module)]
     materialize_empty(module, "cpu" if effective.offload_params else device_of_rank())
@@ -126,7 +132,7 @@ def assemble(
     )
     if meshes is not None and meshes.pipeline is not None:
         assembled = _pipelined(assembled, meshes, meshes.pipeline, groups, effective)
-    decisions = _expert_decisions(assembled, effective, role) if plan.expert_builder is not None else []
+    decisions = uneven + (_expert_decisions(assembled, effective, role) if plan.expert_builder is not None else [])
     deviation = plan.hf_config.initializer_range
     if config.path is None or config.init_from_scratch:
         initialize_weights(module, seed, deviation, ties=plan.weights.ties, local_part=local_part)
@@ -207,6 +213,19 @@ def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) ->
         builder.shard(block, meshes.experts.place)
     holders = meshes.holders or (dist.group.WORLD if plan.dims.world_size > 1 else None)
     return ExpertBlocks(builder, blocks, holders, meshes.pipeline)
+
+
+def _uneven_experts(module: nn.Module, plan: Blueprint, meshes: Meshes, role: str) -> list[Decision]:
+    """What is said of expert weights that the ranks of FSDP cannot share evenly, before these have cut them."""
+    if meshes.experts is None:
+        return []
+    size = meshes.experts.fsdp.size(-1)
+    experts = [part for stage in stages_of(module) for part in expert_modules(stage, plan.parallel)]
+    for name, parameter in (found for part in experts for found in part.named_parameters()):
+        if even_dim(parameter, size) is None:
+            reason = f"{name} {tuple(parameter.shape)} has no dim that {size} ranks (edp) can cut evenly"
+            return [Decision(f"{role}.backend", "even shares of experts", "uneven ones, along dim 0", reason)]
+    return []
 
 
 def _meshes(effective: EffectiveConfig, plan: Blueprint, *, option: str) -> Meshes | None:

@@ -98,7 +98,7 @@ class EngineCheckpoints:
         return replace(state, parts=self._host_copies.of(state.parts))
 
     def load_hf(self, folder: Path) -> list[Decision]:
-        """Read weights in Hugging Face's form; see ``assembly.load_weights``."""
+        """Read weights in Hugging Face's form; see ``weight_loading.load_weights``."""
         return load_weights(self._assembled.module, self._assembled.plan, folder, role=self._role, seed=self._seed)
 
     def load_dcp(self, folder: Path) -> tuple[int, list[Decision]]:
@@ -115,7 +115,7 @@ class EngineCheckpoints:
         # A copy is filled from its original's entry. Where both are here, the original is, and copied afterwards.
         stored = {
             copies.get(name, name): parameters[name] for name in sorted(parameters, key=lambda n: n not in copies)
-        }
+        } | self._assembled.buffers
         state, counters, decisions = load_training_state(folder, stored, self._assembled.plan.weights.stored)
         if self._assembled.tied is not None:
             self._assembled.tied.copy_originals()
@@ -137,7 +137,7 @@ class EngineCheckpoints:
         assembled = self._assembled
         optimizer: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
         model = describe_model(assembled.plan.hf_config, critic=self._config.is_critic, name=assembled.plan.spec.name)
-        originals = assembled.logical_parameters
+        originals = assembled.logical_parameters | assembled.buffers
         own_state = {name: state for name, state in optimizer.items() if name in originals}
         return TrainingState.of(originals, own_state, {"version": version}, model)
 

@@ -140,7 +140,7 @@ def apply_fsdp(
     def shard(parts: nn.Module | list[nn.Module], *, reshard: bool) -> None:
         fully_shard(parts, mesh=mesh, mp_policy=policy, offload_policy=offloading, reshard_after_forward=reshard)
 
-    experts = [] if expert_mesh is None else _experts(module, plan)
+    experts = [] if expert_mesh is None else expert_modules(module, plan)
     for part in experts:
         place = partial(_shard_evenly, size=expert_mesh.size(-1))
         fully_shard(
@@ -167,17 +167,22 @@ def apply_fsdp(
     return FsdpGroups((module,), tuple(resharding))
 
 
-def _experts(module: nn.Module, plan: ParallelPlan) -> list[nn.Module]:
+def expert_modules(module: nn.Module, plan: ParallelPlan) -> list[nn.Module]:
     """The modules that hold stacked expert weights."""
     patterns = [pattern for pattern, role in plan.roles.items() if role == "expert"]
     return [part for name, part in module.named_modules() if any(matches(pattern, name) for pattern in patterns)]
 
 
-def _shard_evenly(parameter: nn.Parameter, *, size: int) -> Shard:
-    """Along the first dim that ``size`` ranks can cut evenly, else the first: experts that are few or odd in number
-    would leave ranks without any, while each expert's weights can be cut."""
+def even_dim(parameter: nn.Parameter, size: int) -> int | None:
+    """The first dim of a parameter's part on this rank that ``size`` ranks can cut evenly; ``None`` without one."""
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-    return Shard(next((dim for dim, extent in enumerate(local.shape) if extent % size == 0), 0))
+    return next((dim for dim, extent in enumerate(local.shape) if extent % size == 0), None)
+
+
+def _shard_evenly(parameter: nn.Parameter, *, size: int) -> Shard:
+    """Along a dim that all ranks get as much of, else the first: experts that are few or odd in number would leave
+    ranks without any, while each expert's weights can be cut."""
+    return Shard(even_dim(parameter, size) or 0)
 
 
 def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], list[nn.Module]]:
