@@ -141,7 +141,7 @@ def parts(ours: MoEBlock, x: Tensor, grad: Tensor, packed: PackedSequences, devi
     """Print where the time goes."""
 
     def routed(x: Tensor) -> Tensor:
-        return ours.router(x).weights
+        return ours.router.route(*ours.router(x)).weights
 
     weights = torch.ones(x.shape[0], ours.settings.top_k, device=x.device)
     routing = min(step(ours, routed, x, weights, device) for _ in range(3))
@@ -166,7 +166,7 @@ def parts(ours: MoEBlock, x: Tensor, grad: Tensor, packed: PackedSequences, devi
 def products_alone(ours: MoEBlock, x: Tensor, device: str) -> tuple[float, float]:
     """Seconds and operations of the nine products of every expert, on as many rows as it has."""
     settings, experts = ours.settings, ours.experts
-    counts = torch.bincount(ours.router(x).experts.flatten(), minlength=settings.n_experts).tolist()
+    counts = torch.bincount(ours.router.route(*ours.router(x)).experts.flatten(), minlength=settings.n_experts).tolist()
     rows, hidden = x.new_ones(max(counts), x.shape[1]), x.new_ones(max(counts), settings.intermediate_size)
     to_rows, to_hidden = torch.empty_like(rows), torch.empty_like(hidden)
     of_up, of_down = torch.empty_like(experts.up_proj[0]), torch.empty_like(experts.down_proj[0])
