@@ -1,0 +1,71 @@
+"""What cannot be written for is said: in the code, in a failing test, by the command. It is never left out silently."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from archon_core.errors import ModelError
+from archon_scaffold.models.source import read_source
+from archon_scaffold.models.writing import write_model
+from archon_scaffold.names import PackageName
+
+GAPS = {
+    "smollm3": ("attention", "layers 3 do not rotate queries and keys", "model"),
+    "cohere": ("layer", "layers hold input_layernorm beside attention and feed-forward block", "model"),
+    "hunyuan_v1_dense": ("attention", "layers.0.attention gives other numbers than transformers'", "model"),
+    "glm": ("arguments", "partial_rotary_factor", "arguments"),
+    "mixtral": ("feed-forward", "experts", "model"),
+}
+
+
+@pytest.mark.parametrize("model_type", GAPS)
+def test_a_gap_is_named_marked_and_fails(write, model_type):
+    place, text, module = GAPS[model_type]
+    package = write({"model_type": model_type})
+    assert any(gap.place == place and text in gap.text for gap in package.architecture.gaps), package.architecture.gaps
+    marked = package.text(module).replace("\n        #", "")
+    assert f"GAP: {package.architecture.gaps_at(place)[0].text}" in marked
+    assert "GAP" in package.text("tests/test_gaps.py")
+    assert "Not there yet" in package.text("README.md")
+    assert "ModelPluginSuite" in package.text("tests/test_model.py")
+
+
+def test_the_test_of_a_gap_fails_with_its_explanation_and_the_package_is_clean_all_the_same(write):
+    package = write({"model_type": "smollm3"})
+    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "tests/test_gaps.py"]
+    done = subprocess.run(command, cwd=package.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "do not rotate queries and keys" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=package.folder, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "found no model_type; give a Hugging Face config.json"),
+        ("[]", "found no model_type"),
+        ("{", "found no readable JSON"),
+        ('{"model_type": "lama"}', "'lama' is unknown to transformers.*did you mean 'llama'"),
+        ('{"model_type": "gpt2"}', "'gpt2' is not of the Llama line.*archon-models-hf.*PORTING.md"),
+        ('{"model_type": "bert"}', "not of the Llama line|no causal language model"),
+        ('{"model_type": "vit"}', "no causal language model"),
+        ('{"model_type": "gemma3"}', "a language model beside other parts; write its text_config"),
+        ('{"model_type": "llama", "num_attention_heads": 0}', "transformers refuses|num_attention_heads"),
+    ],
+)
+def test_what_is_no_decoder_of_the_llama_line_is_refused_and_leaves_nothing(tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=f"(?s){message}"):
+        write_model(PackageName("x", "x"), tmp_path / "out" / "x", str(tmp_path))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"found no config\.json in that folder"):
+        read_source(str(tmp_path))
