@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from archon_scaffold.models.architecture import Architecture
+from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.source import HFSource
 
 _READ_BY_ALL = frozenset(
@@ -37,8 +37,14 @@ _OF_WINDOWS: Mapping[str | None, tuple[str, ...]] = {
 }
 
 
-def fixed_entries(source: HFSource, found: Architecture) -> Mapping[str, Any]:
-    """Entry -> the value that the package is written for; entries that stand in ``transformers``' class."""
+def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Mapping[str, Any], tuple[Gap, ...]]:
+    """Entry -> the value that the package is written for; and a gap for each that is not read and cannot be fixed.
+
+    Args:
+        source: the configuration at hand.
+        small: the one for tests, as ``transformers`` reads it.
+        found: what is read.
+    """
     from transformers import PreTrainedConfig
 
     expressions = " ".join((found.scale, found.embedding_scale, found.residual_scale, found.logit_scale))
@@ -46,10 +52,24 @@ def fixed_entries(source: HFSource, found: Architecture) -> Mapping[str, Any]:
     read |= {"attn_logit_softcapping"} if found.attention_softcap else set()
     read |= {"final_logit_softcapping"} if found.logit_softcap else set()
     general = set(vars(PreTrainedConfig())) | set(inspect.signature(PreTrainedConfig.__init__).parameters)
-    return {
-        name: getattr(source.config, name, None)
+    unread = [
+        name
         for name in inspect.signature(type(source.config).__init__).parameters
         if name not in read | general | _HARMLESS
         and not name.endswith("_token_id")
         and f"config.{name}" not in expressions
-    }
+    ]
+    values = {name: getattr(source.config, name, None) for name in unread}
+    # What changes with the sizes is no part of the form.
+    fixed = {name: value for name, value in values.items() if value == getattr(small, name, None)}
+    told = " ".join(gap.text for gap in found.gaps)
+    return fixed, tuple(
+        Gap("arguments", f"the configuration's {name} is not read: {_short(value)}")
+        for name, value in values.items()
+        if name not in fixed and name not in told
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:56]} ..."

@@ -64,7 +64,8 @@ def read_architecture(source: HFSource) -> tuple[Architecture, Twin]:
     found = base
     for read in (_norms, _attention, _query_key_norms, _feed_forward, _scores, _rotation, _stream, _logits, _alike):
         found = read(found, twin)
-    return replace(found, fixed=fixed_entries(source, found)), twin
+    fixed, unread = fixed_entries(source, twin.config, found)
+    return replace(found, fixed=fixed).with_gaps(*unread), twin
 
 
 def _norms(found: Architecture, twin: Twin) -> Architecture:
@@ -120,6 +121,8 @@ def _attention(found: Architecture, twin: Twin) -> Architecture:
             Gap("attention", f"attention lacks {', '.join(missing) or 'nothing'} of Llama's and holds {others}")
         )
     biased = {f"{name}.bias" in own for name in inputs}
+    if fused and True in biased:
+        gaps.append(Gap("weights", f"{fused} has a bias, which no rule takes apart"))
     if len(biased) > 1:
         gaps.append(Gap("attention", "some of query, key and value projections have biases, and others none"))
     return replace(found, fused_qkv=fused, qkv_bias=True in biased, output_bias="o_proj.bias" in own).with_gaps(*gaps)
@@ -157,6 +160,8 @@ def _feed_forward(found: Architecture, twin: Twin) -> Architecture:
         held = ", ".join(sorted(own)) or "nothing"
         return found.with_gaps(Gap("feed-forward", f"the feed-forward block holds {held}; written is Llama's"))
     mlp, names = kinds[frozenset(weights)]
+    if mlp == "fused" and biases:
+        found = found.with_gaps(Gap("weights", "gate_up_proj has a bias, which no rule takes apart"))
     found = replace(found, mlp=mlp, mlp_names=names, mlp_bias=bool(biases))
     block = twin.layers[0].mlp
     function = next((part for name in ("act_fn", "act", "activation_fn") if (part := getattr(block, name, None))), None)
@@ -208,7 +213,9 @@ def _rotation(found: Architecture, twin: Twin) -> Architecture:
         )
     without = [number for number, kept in enumerate(getattr(twin.config, "no_rope_layers", None) or ()) if not kept]
     if without:
-        gaps.append(Gap("attention", f"layers {', '.join(map(str, without))} do not rotate queries and keys"))
+        gaps.append(
+            Gap("attention", f"layers {', '.join(map(str, without))} do not rotate queries and keys (no_rope_layers)")
+        )
     return found.with_gaps(*gaps)
 
 
