@@ -26,7 +26,7 @@ def test_a_package_is_written_and_the_next_commands_are_printed(tmp_path, capsys
     assert (folder / f"src/my_own/{kind}.py").is_file()
     assert (folder / f"tests/test_{kind}.py").is_file()
     code, _, err = archon(capsys, "new", kind, "my-own", "--dir", str(tmp_path / "some where"))
-    assert code == 1
+    assert code == 2
     assert "nothing is overwritten" in err
 
 
@@ -53,7 +53,7 @@ def test_bad_input_is_an_error_without_a_traceback(tmp_path, capsys):
         (("schedule", "json"), "standard library"),
     ):
         code, _, err = archon(capsys, "new", *arguments, "--dir", str(tmp_path))
-        assert code == 1
+        assert code == 2
         assert message in err
         assert "Traceback" not in err
     assert not list(tmp_path.iterdir())

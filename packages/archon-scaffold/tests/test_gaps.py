@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from archon_core.errors import ModelError
+from archon_scaffold.models.parity import find_difference
 from archon_scaffold.models.source import read_source
+from archon_scaffold.models.twin import build_twin
 from archon_scaffold.models.writing import write_model
 from archon_scaffold.names import PackageName
 
 GAPS = {
     "smollm3": ("attention", "layers 3 do not rotate queries and keys", "model"),
     "cohere": ("layer", "layers hold input_layernorm beside attention and feed-forward block", "model"),
-    "hunyuan_v1_dense": ("attention", "layers.0.attention gives other numbers than transformers'", "model"),
+    "hunyuan_v1_dense": ("attention", "holds key_layernorm.weight, query_layernorm.weight", "model"),
+    "exaone4": (
+        "attention",
+        "layers.3.attention is the first part that gives other numbers than transformers'",
+        "model",
+    ),
     "glm": ("arguments", "partial_rotary_factor", "arguments"),
     "mixtral": ("feed-forward", "experts", "model"),
 }
@@ -45,6 +53,41 @@ def test_the_test_of_a_gap_fails_with_its_explanation_and_the_package_is_clean_a
     assert done.returncode == 0, done.stdout
 
 
+MISTAKES = {
+    "layer": ("return x + self.mlp(", "return x + 1.01 * self.mlp("),
+    "attention": ("rotation.apply(k)", "k"),
+    "feed-forward": ("a.intermediate_size, a.hidden_act)", "a.intermediate_size, 'relu')"),
+    "decoder": ("return self.head(self.norm(x)", "return self.head(1.01 * self.norm(x)"),
+}
+
+
+@pytest.mark.parametrize("place", MISTAKES)
+def test_a_difference_that_nothing_explains_is_found_where_it_begins(write, tmp_path, place):
+    package = write({"model_type": "llama"})
+    shutil.copytree(package.folder / "src", tmp_path / "src")
+    module = package.folder.name.replace("-", "_")
+    twin = build_twin(package.architecture.tiny)
+    assert find_difference(tmp_path / "src", module, twin) is None
+    right, wrong = MISTAKES[place]
+    file = tmp_path / "src" / module / "model.py"
+    assert right in file.read_text()
+    file.write_text(file.read_text().replace(right, wrong))
+    found = find_difference(tmp_path / "src", module, twin)
+    assert found.place == place, found
+    assert "gives other numbers than transformers'" in found.text
+    assert module not in sys.modules
+
+
+def test_weights_that_no_rule_covers_are_found(write, tmp_path):
+    package = write({"model_type": "llama"})
+    shutil.copytree(package.folder / "src", tmp_path / "src")
+    module = package.folder.name.replace("-", "_")
+    file = tmp_path / "src" / module / "weight_map.py"
+    file.write_text(file.read_text().replace("post_attention_layernorm", "post_layernorm"))
+    found = find_difference(tmp_path / "src", module, build_twin(package.architecture.tiny))
+    assert (found.place, "post_attention_layernorm" in found.text) == ("weights", True)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -52,6 +95,7 @@ def test_the_test_of_a_gap_fails_with_its_explanation_and_the_package_is_clean_a
         ("[]", "found no model_type"),
         ("{", "found no readable JSON"),
         ('{"model_type": "lama"}', "'lama' is unknown to transformers.*did you mean 'llama'"),
+        ('{"model_type": "gemma4_text"}', "'gemma4_text' is not of the Llama line: .*per-layer attribute"),
         ('{"model_type": "gpt2"}', "'gpt2' is not of the Llama line.*archon-models-hf.*PORTING.md"),
         ('{"model_type": "bert"}', "not of the Llama line|no causal language model"),
         ('{"model_type": "vit"}', "no causal language model"),

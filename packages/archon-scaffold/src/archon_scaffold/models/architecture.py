@@ -80,8 +80,7 @@ class Architecture:
         embedding_scale: expression of ``config``; empty for none.
         residual_scale: likewise, of what blocks add to the residual stream.
         logit_scale: likewise, of logits.
-        dropout: whether the configuration has attention dropout.
-        own_head_dim: whether the configuration has an entry for the size of a head.
+        dropouts: the configuration's entries for dropout.
         fixed: entries that decide the form, and the values that the package is written for.
         tiny: a configuration for tests.
         gaps: what the package does not do.
@@ -113,8 +112,7 @@ class Architecture:
     embedding_scale: str = ""
     residual_scale: str = ""
     logit_scale: str = ""
-    dropout: bool = False
-    own_head_dim: bool = True
+    dropouts: tuple[str, ...] = ()
     gaps: tuple[Gap, ...] = ()
 
     def gaps_at(self, *places: Place) -> tuple[Gap, ...]:

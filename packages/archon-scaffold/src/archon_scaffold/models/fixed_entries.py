@@ -23,7 +23,7 @@ _READ_BY_ALL = frozenset(
         "rope_theta",
         "rope_scaling",
         "tie_word_embeddings",
-        "attention_dropout",
+        "original_max_position_embeddings",
     }
 )
 
@@ -57,6 +57,7 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
         for name in inspect.signature(type(source.config).__init__).parameters
         if name not in read | general | _HARMLESS
         and not name.endswith("_token_id")
+        and not is_dropout(name)
         and f"config.{name}" not in expressions
     ]
     values = {name: getattr(source.config, name, None) for name in unread}
@@ -68,6 +69,12 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
         for name, value in values.items()
         if name not in fixed and name not in told
     )
+
+
+def is_dropout(name: str) -> bool:
+    """Whether an entry is the share of something that is dropped in training. Nothing is dropped here; an engine that
+    is told to keep dropout refuses models whose configuration asks for any."""
+    return name.endswith(("dropout", "_pdrop", "dropout_prob", "dropout_rate"))
 
 
 def _short(value: Any) -> str:

@@ -37,6 +37,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "gaps_at": a.gaps_at,
         "capabilities": capabilities,
         "story": _story(a),
+        "dropout": _dropout(a),
         "attention_story": _attention_story(a),
         "aliases": aliases,
         "norm_name": norm_name,
@@ -119,6 +120,11 @@ def _head(a: Architecture) -> str:
 def _rules(a: Architecture) -> list[str]:
     split = ["Split"] if a.fused_qkv or a.mlp == "fused" else []
     return ["Drop", "Rename", *split, "Tie", "WeightMap"]
+
+
+def _dropout(a: Architecture) -> str:
+    entries = ", ".join(f"config.{name}" for name in a.dropouts)
+    return entries if len(a.dropouts) < 2 else f"max({entries})"
 
 
 def _layer_types_of_two(tiny: Mapping[str, Any]) -> str:

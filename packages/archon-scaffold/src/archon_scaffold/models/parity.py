@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archon_core.errors import ArchonError
 from archon_core.models.box import Box
 from archon_core.models.key_report import form_of
 from archon_core.models.parameter_names import named_weights, weight_shapes
@@ -42,8 +41,8 @@ def find_difference(source: Path, module: str, twin: Twin) -> Gap | None:
             with torch.no_grad():
                 for name, weight in named_weights(ours).items():
                     fill_ours(weight, name, Box.whole(tuple(weight.shape)), form, read_from(theirs))
-        except ArchonError as error:
-            return Gap("arguments", f"the model cannot be built: {error}")
+        except Exception as error:  # of the written package, or of a configuration that lacks what it reads
+            return Gap("arguments", f"the written model cannot be built: {type(error).__name__}: {error}")
         return _first_difference(_trace(ours, twin), twin)
 
 
@@ -56,8 +55,8 @@ def _first_difference(ours: dict[str, Tensor], twin: Twin) -> Gap | None:
             error = _distance(ours[name], right)
             return Gap(
                 place,
-                f"{name} gives other numbers than transformers' (by {error:.1e} of the largest; logits by "
-                f"{logits:.1e}), and what comes before it gives the same: compare this part with transformers' source",
+                f"{name} is the first part that gives other numbers than transformers' (by {error:.1e} of the largest; "
+                f"logits by {logits:.1e}): compare it, and what enters it, with transformers' source",
             )
     return None
 

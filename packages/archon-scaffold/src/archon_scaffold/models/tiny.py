@@ -5,6 +5,7 @@ Numbers that a model multiplies by, and caps, are set so that leaving one out wo
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -45,31 +46,39 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
         "num_attention_heads": HEADS,
         "max_position_embeddings": 512,
         "tie_word_embeddings": False,
-        # Others lie outside of the small vocabulary, and transformers warns of that.
-        "bos_token_id": None,
-        "eos_token_id": None,
-        # transformers gives the embedding of a padding token no gradient; here no token is special.
-        "pad_token_id": None,
     }
+    if config.pad_token_id is not None:
+        # transformers gives the embedding of a padding token no gradient; here no token is special.
+        tiny["pad_token_id"] = None
+    for number, name in enumerate(("bos_token_id", "eos_token_id"), 1):
+        own = getattr(config, name, None)
+        if isinstance(own, list) or (own is not None and own >= VOCABULARY):
+            tiny[name] = number
     tiny["num_key_value_heads"] = HEADS // 2 if grouped else HEADS
-    head_dim = _head_dim(config)
-    if "head_dim" in entries or head_dim * config.num_attention_heads != config.hidden_size:
-        tiny["head_dim"] = OTHER_HEAD_DIM
+    head_dim = head_dim_of(config)
+    known = inspect.signature(type(config).__init__).parameters
+    if "head_dim" in known or "head_dim" in entries:
+        alike = head_dim * config.num_attention_heads == config.hidden_size
+        tiny["head_dim"] = HEAD_DIM if alike else OTHER_HEAD_DIM
     for name, value in _TELLING.items():
-        if getattr(config, name, None) is not None:
+        if name in known and getattr(config, name, None) is not None:
             tiny[name] = value
     for name in _OF_ALL_LAYERS:
         if name in entries and isinstance(entries[name], list):
             tiny[name] = _some_of_each(entries[name])
     if getattr(config, "sliding_window", None) is not None:
         tiny["sliding_window"] = WINDOW
-    for name in ("rope_parameters", "rope_scaling"):
-        if isinstance(entries.get(name), Mapping):
-            tiny[name] = _short_rope(entries[name], tiny.get("head_dim", HIDDEN // HEADS) // 2)
+    for name in ("rope_scaling", "rope_theta"):
+        tiny.pop(name, None)
+    # As transformers completes them: what a class has for a default is to show in tests, too.
+    tiny["rope_parameters"] = _short_rope(config.rope_parameters, tiny.get("head_dim", HEAD_DIM) // 2)
+    if "original_max_position_embeddings" in known:
+        tiny["original_max_position_embeddings"] = ROPE_LENGTH
     return tiny
 
 
-def _head_dim(config: Any) -> int:
+def head_dim_of(config: Any) -> int:
+    """Size of a head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 

@@ -19,6 +19,11 @@ from archon_core.models.hf_config import load_hf_config
 N_TOKENS = 24
 """More than the windows and rotations of configurations for tests are long."""
 
+WAYS_OUT = (
+    "run it unchanged with archon-models-hf, or start from a small Llama (leave --from-hf out) and follow PORTING.md, "
+    "which comes with it"
+)
+
 
 @dataclass(frozen=True)
 class Twin:
@@ -126,8 +131,7 @@ def build_twin(entries: Mapping[str, Any]) -> Twin:
         raise ModelError(
             f"model type {config.model_type!r} is not of the Llama line: "
             f"{'its layers hold ' + parts if parts else 'found no list of layers'}, and packages are written for "
-            "decoders with embed_tokens and layers.N.self_attn; run it unchanged with archon-models-hf, or start from "
-            "a small Llama (leave --from-hf out) and follow PORTING.md, which comes with it"
+            f"decoders with embed_tokens and layers.N.self_attn; {WAYS_OUT}"
         )
     return Twin(entries, config, module, root, layers)
 
