@@ -35,6 +35,8 @@ FAMILIES = {
     "olmo2": {},
     "phi3": {},
     "starcoder2": {},
+    "mixtral": {},
+    "olmoe": {},
 }
 
 

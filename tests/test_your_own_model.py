@@ -96,7 +96,9 @@ def reader(tmp_path: Path) -> Reader:
     (Path(site) / "of_the_tests.pth").write_text("\n".join(lines) + "\n", encoding="utf-8")
     for name, call in (("archon", "from archon_core.cli.main import main"), ("pytest", "from pytest import main")):
         script = home / "bin" / name
-        script.write_text(f"#!{python}\nimport sys\n{call}\nsys.exit(main())\n", encoding="utf-8")
+        # As an installer writes them: ranks import the main module of the process that starts them.
+        text = f"#!{python}\nimport sys\n{call}\nif __name__ == '__main__':\n    sys.exit(main())\n"
+        script.write_text(text, encoding="utf-8")
         script.chmod(0o755)
     work = tmp_path / "work"
     work.mkdir()

@@ -25,7 +25,8 @@ GAPS = {
         "model",
     ),
     "glm": ("arguments", "partial_rotary_factor", "arguments"),
-    "mixtral": ("feed-forward", "experts", "model"),
+    "deepseek_v3": ("attention", "attention lacks q_proj.weight", "model"),
+    "qwen2_moe": ("feed-forward", "shared_expert", "model"),
 }
 
 

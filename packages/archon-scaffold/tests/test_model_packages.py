@@ -35,6 +35,9 @@ FAMILIES = {
     "olmo2": {},
     "phi3": {"pad_token_id": 0},
     "starcoder2": {},
+    "mixtral": {},
+    "qwen3_moe": {"head_dim": 128, "norm_topk_prob": True},
+    "olmoe": {},
 }
 
 FILES = {
@@ -101,27 +104,34 @@ def test_its_metadata_names_the_entry_point_bounds_and_what_tests_need(package):
         "archon-testing",
         "archon-pipeline",
         "pytest",
+        *(["archon-moe"] if package.architecture.experts else []),
     }
 
 
 WORDS = {
     "model": {
         "softcap": {"gemma2"},
-        "window": {"mistral", "qwen2", "qwen3", "gemma2", "phi3", "starcoder2"},
+        "window": {"mistral", "qwen2", "qwen3", "gemma2", "phi3", "starcoder2", "mixtral", "qwen3_moe"},
         "_out_norm": {"gemma2", "olmo2"},
-        "ProjectionRMSNorm": {"olmo2"},
-        "self.q_norm": {"qwen3", "olmo2"},
+        "ProjectionRMSNorm": {"olmo2", "olmoe"},
+        "self.q_norm": {"qwen3", "qwen3_moe", "olmo2", "olmoe"},
         "residual_scale": {"granite"},
         "embedding_scale": {"gemma", "gemma2", "granite"},
         "logit_scale": {"granite"},
         "offset=1.0": {"gemma", "gemma2"},
         "LayerNorm": {"starcoder2"},
         "class FeedForward": {"starcoder2"},
-        "ValueHead": set(FAMILIES) - {"granite"},
+        "ValueHead": set(FAMILIES) - {"granite", "olmoe"},
+        "MoEBuilder": {"mixtral", "qwen3_moe", "olmoe"},
+        "SwiGLU": set(FAMILIES) - {"starcoder2", "mixtral", "qwen3_moe", "olmoe"},
         "bias=True": {"llama with biases", "qwen2", "starcoder2"},
         "GAP": set(),
     },
-    "weight_map": {"Split(": {"phi3"}, ".bias": {"llama with biases", "qwen2", "starcoder2"}},
+    "weight_map": {
+        "Split(": {"phi3", "mixtral", "qwen3_moe", "olmoe"},
+        "Stack(": {"mixtral", "qwen3_moe", "olmoe"},
+        ".bias": {"llama with biases", "qwen2", "starcoder2"},
+    },
     "arguments": {"attention_scale": {"gemma2", "granite"}, "layer_types": {"qwen2", "qwen3", "gemma2"}},
 }
 

@@ -52,6 +52,27 @@ class NormForm:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Blocks of experts in place of feed-forward blocks, in every layer; see ``archon_core.moe.MoESettings``.
+
+    Attributes:
+        number: the configuration's entry for how many there are.
+        per_token: likewise, for how many a token goes to.
+        size: likewise, for their intermediate size.
+        normalise: whether the chosen ones' scores are divided by their sum, as an expression of ``config``.
+        router: name of the router's weight in files, behind the layer's.
+        projections: names of gate, up and down projection in files, likewise, with ``{expert}``.
+    """
+
+    number: str
+    per_token: str
+    size: str
+    normalise: str
+    router: str
+    projections: tuple[str, str, str]
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder.
 
@@ -72,6 +93,7 @@ class Architecture:
         mlp: gate, up and down projection, with ``fused`` the first two in one; or up and down alone (``plain``).
         mlp_bias: biases on all of them.
         mlp_names: Hugging Face's names of up (or gate and up fused) and down projection.
+        experts: what stands in place of all that; ``None`` for dense layers.
         activation: the configuration's entry for it.
         scale: what attention's scores are multiplied by, as an expression of ``config`` and ``head_dim``.
         windows: per layer by ``layer_types``, the same for all layers, or none anywhere.
@@ -104,6 +126,7 @@ class Architecture:
     mlp: Literal["gated", "fused", "plain"] = "gated"
     mlp_bias: bool = False
     mlp_names: tuple[str, str] = ("up_proj", "down_proj")
+    experts: Experts | None = None
     activation: str = "hidden_act"
     scale: str = "head_dim**-0.5"
     windows: Literal["layer_types", "all"] | None = None

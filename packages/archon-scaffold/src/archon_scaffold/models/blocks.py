@@ -12,6 +12,7 @@ import torch
 from transformers.activations import ACT2FN
 
 from archon_scaffold.models.architecture import Architecture, Gap, NormForm, NormPlace
+from archon_scaffold.models.experts import IN_MEMORY, read_experts
 from archon_scaffold.models.probes import norm_eps, norm_form, same
 from archon_scaffold.models.tiny import head_dim_of
 from archon_scaffold.models.twin import Twin
@@ -124,6 +125,8 @@ def read_query_key_norms(found: Architecture, twin: Twin) -> Architecture:
 def read_feed_forward(found: Architecture, twin: Twin) -> Architecture:
     """The feed-forward block and its activation."""
     own = {name.removeprefix("mlp.") for name in twin.names if name.startswith("mlp.")}
+    if own == IN_MEMORY and (experts := read_experts(twin)) is not None:
+        return replace(found, experts=experts)
     weights = {name.removesuffix(".weight") for name in own if name.endswith(".weight")}
     biases = {name.removesuffix(".bias") for name in own if name.endswith(".bias")}
     kinds = {

@@ -27,7 +27,18 @@ _READ_BY_ALL = frozenset(
     }
 )
 
-_HARMLESS = frozenset({"self", "kwargs", "use_cache", "initializer_range", "pretraining_tp"})
+_HARMLESS = frozenset(
+    {
+        "self",
+        "kwargs",
+        "use_cache",
+        "initializer_range",
+        "pretraining_tp",
+        # How experts are balanced is the engine's to configure.
+        "output_router_logits",
+        "router_aux_loss_coef",
+    }
+)
 """Entries that change no number of a forward pass."""
 
 _OF_WINDOWS: Mapping[str | None, tuple[str, ...]] = {
@@ -51,6 +62,8 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
     read = _READ_BY_ALL | {found.norm_eps, found.activation, *_OF_WINDOWS[found.windows]}
     read |= {"attn_logit_softcapping"} if found.attention_softcap else set()
     read |= {"final_logit_softcapping"} if found.logit_softcap else set()
+    if found.experts is not None:
+        read |= {found.experts.number, found.experts.per_token, found.experts.size, "norm_topk_prob"}
     general = set(vars(PreTrainedConfig())) | set(inspect.signature(PreTrainedConfig.__init__).parameters)
     unread = [
         name

@@ -23,20 +23,23 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
     """What the templates refer to."""
     a = architecture
     aliases, norm_name, qk_norm_class = _norm_names(a)
-    capabilities = ["tp", "cp", "pp", "tied", *(["critic"] if a.critic else [])]
+    capabilities = ["tp", "cp", "pp", "tied", *(["critic"] if a.critic else []), *(["ep"] if a.experts else [])]
+    experts = ["archon-moe>=0.1,<1"] if a.experts else []
     return {
         "spec": name.spec,
         "module": name.module,
         "title": name.title,
         "kind": "model",
         "description": f"{name.title}: a model of type {a.model_type} for the Archon training engine",
-        "summary": f"model type {a.model_type}, dense: {_story(a)}"[:110],
+        "summary": f"model type {a.model_type}: {_story(a)}",
         "requires": ["archon-core>=0.1,<1"],
-        "test_requires": ["archon-pipeline>=0.1,<1", "archon-testing>=0.1,<1", "pytest>=8.3"],
+        "test_requires": [*experts, "archon-pipeline>=0.1,<1", "archon-testing>=0.1,<1", "pytest>=8.3"],
         "a": a,
         "gaps_at": a.gaps_at,
         "capabilities": capabilities,
         "story": _story(a),
+        # num_local_experts is what transformers calls num_experts inside.
+        "honoured": '"head_dim", "num_local_experts"' if a.experts else '"head_dim",',
         "dropout": _dropout(a),
         "attention_story": _attention_story(a),
         "aliases": aliases,
@@ -46,11 +49,14 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "attention_scale": a.scale.startswith("config."),
         "core_arguments": _core_arguments(a),
         "attention_branch": _branch(a, "attention", "self.attention({x}, rotation, packed)"),
-        "mlp_branch": _branch(a, "mlp", "self.mlp({x})"),
+        "mlp_branch": _branch(a, "mlp", "self.moe({x}, packed)" if a.experts else "self.mlp({x})"),
         "rounded_embedding": a.embedding_scale == "config.hidden_size**0.5",
         "embedding": _embedding(a),
         "head": _head(a),
         "rules": _rules(a),
+        "rule_types": "Drop | Rename | Split | Tie"
+        if "Split" in _rules(a) and not a.experts
+        else "Drop | Rename | Tie",
         "layer_types_of_two": _layer_types_of_two(a.tiny),
     }
 
@@ -74,6 +80,9 @@ def _core_imports(a: Architecture) -> list[str]:
     norms = {CLASS_OF[a.norm.kind]}
     norms |= {"RMSNorm"} if a.qk_norm == "head" else set()
     norms |= {"ProjectionRMSNorm"} if a.qk_norm == "projection" else set()
+    block = {"archon_core.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}}
+    if a.experts:
+        block = {"archon_core.protocols": {"MoEBuilder"}}
     imports: Mapping[str, set[str]] = {
         "archon_core.models.stage": {"Stage"},
         "archon_core.nn.attention": {"PackedAttention"},
@@ -83,7 +92,7 @@ def _core_imports(a: Architecture) -> list[str]:
         "archon_core.nn.norm": norms,
         "archon_core.nn.packed": {"OutputName", "PackedSequences"},
         "archon_core.nn.rotary": {"RotaryEmbedding", "Rotation"},
-        "archon_core.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"},
+        **block,
     }
     return [f"from {module} import {', '.join(sorted(names))}" for module, names in imports.items()]
 
@@ -119,6 +128,8 @@ def _head(a: Architecture) -> str:
 
 def _rules(a: Architecture) -> list[str]:
     split = ["Split"] if a.fused_qkv or a.mlp == "fused" else []
+    if a.experts:
+        return ["Drop", "Rename", "Split", "Stack", "Tie", "WeightMap"]
     return ["Drop", "Rename", *split, "Tie", "WeightMap"]
 
 
@@ -136,6 +147,8 @@ def _story(a: Architecture) -> str:
     behind = [place for place in a.norms if place.endswith("_out_norm")]
     where = "pre-norm" if not behind else ("post-norm" if len(behind) == len(a.norms) else "twice normalised")
     attention = "capped attention" if a.attention_softcap else "attention"
+    if a.experts:
+        return f"{where} {attention} and blocks of experts"
     block = "plain" if a.mlp == "plain" else "gated"
     return f"{where} {attention} and {block} feed-forward blocks"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from archon_core.models.parameter_names import named_weights, weight_shapes
 from archon_core.models.weight_conversion import fill_ours, read_from
 from archon_core.nn.packed import HeadInputs, PackedSequences
 from archon_scaffold.models.architecture import Gap, Place
+from archon_scaffold.models.experts import PlainExperts
 from archon_scaffold.models.probes import SAME
 from archon_scaffold.models.twin import Twin
 
@@ -32,7 +34,8 @@ def find_difference(source: Path, module: str, twin: Twin) -> Gap | None:
     with _importable(source, module) as parts:
         try:
             arguments = parts["arguments"].ModelArguments.from_hf_config(twin.config, critic=False)
-            ours = parts["model"].Decoder(arguments)
+            experts = (None, PlainExperts()) if hasattr(arguments, "moe") else ()
+            ours = parts["model"].Decoder(arguments, *experts)
             weights = parts["weight_map"].weight_map(arguments).resolve(weight_shapes(ours))
             theirs = twin.module.state_dict()
             form, keys = form_of({name: tuple(tensor.shape) for name, tensor in theirs.items()}, weights)
@@ -48,6 +51,7 @@ def find_difference(source: Path, module: str, twin: Twin) -> Gap | None:
 
 def _first_difference(ours: dict[str, Tensor], twin: Twin) -> Gap | None:
     places: dict[str, Place] = {"attention": "attention", "mlp": "feed-forward"}
+    ours = {re.sub(r"\.moe$", ".mlp", name): value for name, value in ours.items()}
     logits = _distance(ours["logits"], twin.trace["logits"])
     for name, right in twin.trace.items():
         if name in ours and not _distance(ours[name], right) <= SAME:
@@ -82,7 +86,7 @@ def _trace(ours: nn.Module, twin: Twin) -> dict[str, Tensor]:
 
     next(iter(ours.layers.values())).register_forward_hook(keep_input)
     for name, part in ours.named_modules():
-        if name in twin.trace and name != "embed":
+        if re.sub(r"\.moe$", ".mlp", name) in twin.trace and name != "embed":
             part.register_forward_hook(keep(name))
     packed = PackedSequences.from_lengths((len(twin.ids),), head=HeadInputs(outputs=("logits",)))
     with torch.no_grad():

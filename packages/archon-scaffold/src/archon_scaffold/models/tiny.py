@@ -26,6 +26,13 @@ _TELLING: Mapping[str, float] = {
     "query_pre_attn_scalar": 20,
 }
 
+_EXPERTS: Mapping[str, int] = {
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+
 _OF_ALL_LAYERS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 
@@ -36,6 +43,7 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
         entries: of the ``config.json`` at hand.
         config: the same, as ``transformers`` reads it.
     """
+    known = inspect.signature(type(config).__init__).parameters
     grouped = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
     tiny = {name: value for name, value in entries.items() if not _is_dropped(name, value)}
     tiny |= {
@@ -47,6 +55,7 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
         "max_position_embeddings": 512,
         "tie_word_embeddings": False,
     }
+    tiny |= {name: size for name, size in _EXPERTS.items() if name in known}
     if config.pad_token_id is not None:
         # transformers gives the embedding of a padding token no gradient; here no token is special.
         tiny["pad_token_id"] = None
@@ -56,7 +65,6 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
             tiny[name] = number
     tiny["num_key_value_heads"] = HEADS // 2 if grouped else HEADS
     head_dim = head_dim_of(config)
-    known = inspect.signature(type(config).__init__).parameters
     if "head_dim" in known or "head_dim" in entries:
         alike = head_dim * config.num_attention_heads == config.hidden_size
         tiny["head_dim"] = HEAD_DIM if alike else OTHER_HEAD_DIM
