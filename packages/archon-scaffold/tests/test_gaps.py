@@ -42,16 +42,12 @@ def test_a_gap_is_named_marked_and_fails(write, model_type):
     assert "ModelPluginSuite" in package.text("tests/test_model.py")
 
 
-def test_the_test_of_a_gap_fails_with_its_explanation_and_the_package_is_clean_all_the_same(write):
+def test_the_test_of_a_gap_fails_with_its_explanation(write):
     package = write({"model_type": "smollm3"})
-    command = [sys.executable, "-m", "pytest", "-n0", "-p", "no:cacheprovider", "tests/test_gaps.py"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_gaps.py"]
     done = subprocess.run(command, cwd=package.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "do not rotate queries and keys" in done.stdout
-    done = subprocess.run(
-        [sys.executable, "-m", "ruff", "check", "--no-cache", "."], cwd=package.folder, capture_output=True, check=False
-    )
-    assert done.returncode == 0, done.stdout
 
 
 MISTAKES = {

@@ -6,6 +6,7 @@ That the logits are those of transformers is part of writing a package: a differ
 from __future__ import annotations
 
 import ast
+import importlib.util
 import subprocess
 import sys
 import tomllib
@@ -83,7 +84,10 @@ def test_a_package_has_no_gap_and_all_files(package):
     assert files_of(package) == FILES
 
 
-def test_a_package_is_clean_by_its_own_linter_settings(package):
+@pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed")
+@pytest.mark.parametrize("model_type", [*FAMILIES, "smollm3", "apertus"])
+def test_a_package_is_clean_by_its_own_linter_settings(write, model_type):
+    package = write({"model_type": model_type, **FAMILIES.get(model_type, {})})
     for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "."],

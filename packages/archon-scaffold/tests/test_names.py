@@ -43,12 +43,20 @@ def test_another_form_is_refused_with_one_that_is_allowed(name, suggested):
         ("archon-core", "is installed here as a package"),
         ("archon_scaffold", "own packages|installed here as a package"),
         ("archon-ray", "is one of Archon's own packages"),
-        ("functorch", "a module 'functorch' can be imported here"),
     ],
 )
 def test_a_name_that_hides_something_is_refused(name, reason):
     with pytest.raises(ConfigError, match=f"({reason}).*choose another name, such as 'my-"):
         check_name(name, "model")
+
+
+def test_a_name_that_hides_a_module_is_refused_and_a_mere_folder_is_no_module(tmp_path, monkeypatch):
+    (tmp_path / "some_module.py").touch()
+    (tmp_path / "some_folder").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match="a module 'some_module' can be imported here, which the package would hide"):
+        check_name("some-module", "model")
+    assert check_name("some-folder", "model").module == "some_folder"
 
 
 def test_a_name_that_a_spec_of_the_kind_has_is_refused_and_that_of_another_kind_is_not():
