@@ -31,7 +31,7 @@ def test_long_texts_become_lines_that_fit():
     lines = (" " * 8 + quoted(text, 8)).splitlines()
     assert len(lines) > 2
     assert all(len(line) <= 120 for line in lines)
-    assert ast.literal_eval(f"({quoted(text, 8)})") == text.strip()
+    assert " ".join(ast.literal_eval(f"[{quoted(text, 8)}]")) == text.strip()
     lines = (" " * 8 + comment(text, 8)).splitlines()
     assert all(line.startswith("        # ") and len(line) <= 120 for line in lines)
     assert " ".join(line[10:] for line in lines) == text.strip()

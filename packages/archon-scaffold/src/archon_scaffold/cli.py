@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from archon_core.cli.console import print_remark, print_text
+from archon_core.plugins import ModelSpec, registry
 from archon_scaffold.folder import check_free
 from archon_scaffold.names import PackageName, check_name
 
@@ -56,6 +57,13 @@ def model(
 
     written = write_model(package, folder, from_hf)
     print_text(f"{folder}: a model package for model type {written.model_type}")
+    others = [spec.name for spec in registry().all(ModelSpec) if written.model_type in spec.model_types]
+    if others:
+        print_remark(
+            f"{', '.join(others)} of installed packages serves model type {written.model_type!r} too; in runs, "
+            f"actor.archon.model={package.spec} chooses this one",
+            label="note: ",
+        )
     for gap in written.gaps:
         print_remark(f"{gap.place}: {gap.text}", label="gap: ")
     if written.gaps:

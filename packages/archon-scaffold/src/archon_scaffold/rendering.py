@@ -54,10 +54,9 @@ def comment(text: str, indent: int) -> str:
 
 
 def quoted(text: str, indent: int) -> str:
-    """A text as string literals, one per line, that Python joins; the first is indented by the template."""
-    lines = textwrap.wrap(text, LINE - indent - 10, break_long_words=False, break_on_hyphens=False)
-    texts = [*(f"{line} " for line in lines[:-1]), lines[-1]]
-    return ("\n" + " " * indent).join(json.dumps(line, ensure_ascii=False) for line in texts)
+    """A text as items of a list of strings, one per line; the first is indented by the template."""
+    lines = textwrap.wrap(text, LINE - indent - 12, break_long_words=False, break_on_hyphens=False)
+    return ("\n" + " " * indent).join(f"{json.dumps(line, ensure_ascii=False)}," for line in lines)
 
 
 @cache

@@ -19,6 +19,9 @@ from archon_core.models.hf_config import load_hf_config
 N_TOKENS = 24
 """More than the windows and rotations of configurations for tests are long."""
 
+LARGEST = 20_000_000
+"""Parameters of a model that is small, at most."""
+
 WAYS_OUT = (
     "run it unchanged with archon-models-hf, or start from a small Llama (leave --from-hf out) and follow PORTING.md, "
     "which comes with it"
@@ -109,9 +112,21 @@ def build_twin(entries: Mapping[str, Any]) -> Twin:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
+            with torch.device("meta"):
+                outline = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+            n_parameters = sum(parameter.numel() for parameter in outline.parameters())
+            if n_parameters > LARGEST:
+                raise ModelError(
+                    f"model type {config.model_type!r} is not of the Llama line: with small sizes it has "
+                    f"{n_parameters / 1e6:,.0f} million parameters, so its sizes have other names; {WAYS_OUT}"
+                )
             module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+        except ModelError:
+            raise
         except Exception as error:  # whatever its constructor raises for sizes that it does not take
-            raise ModelError(f"transformers cannot build a small {config.model_type}: {error}") from error
+            raise ModelError(
+                f"model type {config.model_type!r}: transformers cannot build a small one ({error}); {WAYS_OUT}"
+            ) from error
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.normal_(0, 0.3 if parameter.ndim > 1 else 1.0)
