@@ -26,6 +26,10 @@ def test_a_literal_is_the_value_in_lines_that_fit(value, indent):
     assert all(len(line) <= 120 for line in text.splitlines())
 
 
+def test_numbers_that_are_not_finite_are_written_too():
+    assert literal({"a": [float("inf"), -float("inf")]}) == '{"a": [float("inf"), float("-inf")]}'
+
+
 def test_long_texts_become_lines_that_fit():
     text = "one 'quoted' \"word\" after another and more of them " * 6
     lines = (" " * 8 + quoted(text, 8)).splitlines()

@@ -32,7 +32,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.offset = offset
         self.rounds_first = rounds_first
-        self.initial_values: Mapping[str, InitialValue] = {"weight": "zeros" if offset == 1.0 else "ones"}
+        if offset == 1.0:
+            self.initial_values: Mapping[str, InitialValue] = {"weight": "zeros"}
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [..., size]."""

@@ -75,7 +75,7 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
     ]
     values = {name: getattr(source.config, name, None) for name in unread}
     # What changes with the sizes is no part of the form.
-    fixed = {name: value for name, value in values.items() if value == getattr(small, name, None)}
+    fixed = {name: value for name, value in values.items() if _is_plain(value) and value == getattr(small, name, None)}
     told = " ".join(gap.text for gap in found.gaps)
     return fixed, tuple(
         Gap("arguments", f"the configuration's {name} is not read: {_short(value)}")
@@ -88,6 +88,15 @@ def is_dropout(name: str) -> bool:
     """Whether an entry is the share of something that is dropped in training. Nothing is dropped here; an engine that
     is told to keep dropout refuses models whose configuration asks for any."""
     return name.endswith(("dropout", "_pdrop", "dropout_prob", "dropout_rate"))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be written down, and not a configuration of its own."""
+    if isinstance(value, Mapping):
+        return all(_is_plain(item) for pair in value.items() for item in pair)
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _short(value: Any) -> str:

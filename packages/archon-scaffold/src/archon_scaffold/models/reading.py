@@ -37,6 +37,12 @@ def read_architecture(source: HFSource) -> tuple[Architecture, Twin]:
     Raises:
         ModelError: it is no decoder of the Llama line.
     """
+    lacking = [name for name in ("num_attention_heads", "rope_parameters") if not hasattr(source.config, name)]
+    if lacking:
+        raise ModelError(
+            f"model type {source.model_type!r} is not of the Llama line: its configuration has no "
+            f"{' and no '.join(lacking)}; {WAYS_OUT}"
+        )
     try:
         return _read(source)
     except ArchonError:

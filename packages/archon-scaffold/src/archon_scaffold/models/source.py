@@ -55,10 +55,15 @@ def read_source(source: str | None) -> HFSource:
     """
     entries = dict(MINIMAL) if source is None else _entries(source)
     config = load_hf_config(entries)
-    if config.get_text_config() is not config:
+    try:
+        text = config.get_text_config()
+    except ValueError:  # transformers finds several
+        text = None
+    if text is not config:
+        its_type = "" if text is None else f" (model_type {text.model_type!r})"
         raise ModelError(
             f"{source}: found {config.model_type!r}, which holds a language model beside other parts; write its "
-            f"text_config (model_type {config.get_text_config().model_type!r}) to a config.json of its own"
+            f"text_config{its_type} to a config.json of its own"
         )
     try:
         causal = architecture_name(config.model_type, critic=False)
