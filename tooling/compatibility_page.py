@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from release_bounds import ApiSince
+from release_bounds import ApiSince, shown
 from workspace import CORE, Package
 
 PATH = "docs/reference/compatibility.md"
@@ -56,14 +56,14 @@ def render_compatibility(packages: Mapping[str, Package], api_since: ApiSince, t
     for package in packages.values():
         is_core = package.name == CORE
         apis = sorted({api or "?" for api in package.plugin_apis.values()})
-        core = package.requirement(CORE)
+        core, torch = package.requirement(CORE), package.requirement("torch")
         rows.append(
             (
                 f"`{package.name}`",
                 str(package.version),
                 f"provides {_dotted(newest)}" if is_core else ", ".join(apis),
                 "" if core is None else _code(core),
-                _bound(package.requirement("torch")),
+                "" if torch is None else str(torch.specifier),
                 package.project.get("requires-python", ""),
                 ", ".join(_code(need) for need in package.requirements if need.name not in (CORE, "torch")),
                 "; ".join(_extra(name, needs) for name, needs in package.optional_requirements.items()),
@@ -102,13 +102,7 @@ def _extra(name: str, needs: Iterable[Requirement]) -> str:
 
 
 def _code(need: Requirement) -> str:
-    extras = f"[{','.join(sorted(need.extras))}]" if need.extras else ""
-    return f"`{need.name}{extras}{_bound(need)}`"
-
-
-def _bound(need: Requirement | None) -> str:
-    # Lowest first, as people write it.
-    return "" if need is None else ",".join(sorted(map(str, need.specifier), reverse=True))
+    return f"`{shown(need)}`"
 
 
 def _dotted(api: tuple[int, int]) -> str:

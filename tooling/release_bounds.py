@@ -76,6 +76,12 @@ def third_party_problems(packages: Mapping[str, Package], tested: Mapping[str, V
     return problems
 
 
+def shown(requirement: Requirement) -> str:
+    """A requirement as people write it, the lowest version first: ``archon-core>=0.1,<1``."""
+    extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+    return f"{requirement.name}{extras}{','.join(sorted(map(str, requirement.specifier), reverse=True))}"
+
+
 def read_constraints(text: str) -> dict[str, Version]:
     """Distribution -> version of a file of ``name==version`` lines."""
     pins = re.findall(r"^([\w.-]+)==(\S+)$", text, re.MULTILINE)
@@ -96,16 +102,16 @@ def _problems_of(
         return
     match = re.fullmatch(r"<1,>=(?P<lowest>\d+\.\d+(\.\d+)?)", ",".join(sorted(str(requirement.specifier).split(","))))
     if match is None:
-        yield f"found {requirement}; first-party bounds are {requirement.name}>=X.Y,<1"
+        yield f"found {shown(requirement)}; first-party bounds are {requirement.name}>=X.Y,<1"
     elif not requirement.specifier.contains(needed.version, prereleases=True):
-        yield f"found {requirement}, but {needed.name} here is {needed.version}; raise one or lower the other"
+        yield f"found {shown(requirement)}, but {needed.name} here is {needed.version}; raise one or lower the other"
     elif needed.name == CORE:
         for module, declared in package.plugin_apis.items():
             since = api_since.get(_api(declared))
             if since is not None and Version(match["lowest"]) < Version(since):
                 yield (
-                    f"{module} declares plugin API {declared}, which {CORE} has since {since}, but {requirement} "
-                    f"allows older ones; write {CORE}>={since},<1"
+                    f"{module} declares plugin API {declared}, which {CORE} has since {since}, but "
+                    f"{shown(requirement)} allows older ones; write {CORE}>={since},<1"
                 )
 
 

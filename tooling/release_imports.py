@@ -74,9 +74,7 @@ def import_problems(
             problems.append(f"{file} imports {module}, but {own} does not declare {names}; add it to its dependencies")
         used |= providers
     for name in sorted(declared - used - set(IMPORTED_BY_OTHERS) - {own}):
-        problems.append(
-            f"{own} declares {name}, which it never imports; take it out, or say in release_imports who does"
-        )
+        problems.append(f"{own} declares {name}, which it never imports; take it out (or see IMPORTED_BY_OTHERS)")
     return problems
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from packaging.version import Version
 
-from release_bounds import ApiSince, bound_problems, read_constraints, third_party_problems, unreleased_needs
+from release_bounds import ApiSince, bound_problems, read_constraints, shown, third_party_problems, unreleased_needs
 from release_changelog import notes_of, released_versions, with_release
 from release_problem import ReleaseError
 from release_tag import parse_tag
@@ -87,7 +87,7 @@ def plan_release(root: Path, tag: str, day: date, api_since: ApiSince) -> Releas
         for other in packages.values()
         if other.name != name
     }
-    first = tuple(f"{need}: no release of {need.name} fits" for need in unreleased_needs(package, others))
+    first = tuple(f"{shown(need)}: no release of {need.name} fits" for need in unreleased_needs(package, others))
     return ReleasePlan(tag, package, packages, notes, edits, first, _remarks(package, packages, changelogs, root))
 
 
@@ -124,13 +124,14 @@ def read_text(path: Path) -> str:
 def _remarks(
     package: Package, packages: Mapping[str, Package], changelogs: Mapping[str, str], root: Path
 ) -> tuple[str, ...]:
-    core = packages[CORE]
-    if package.name == CORE or not notes_of(changelogs[CORE], None, name=_label(root, core.changelog)):
+    core, bound = packages[CORE], package.requirement(CORE)
+    label = _label(root, core.changelog)
+    is_behind = released_versions(changelogs[CORE], name=label) and notes_of(changelogs[CORE], None, name=label)
+    if bound is None or not is_behind:
         return ()
-    bound = package.requirement(CORE)
     return (
         f"{CORE} has changes that are not released; if {package.name} uses any, release {CORE} first and raise its "
-        f"bound, which is {bound}",
+        f"bound, which is {shown(bound)}",
     )
 
 
