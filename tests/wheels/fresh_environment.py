@@ -49,11 +49,15 @@ class FreshEnvironment:
         """Run the interpreter."""
         return self._run(str(self.folder / "bin" / "python"), *arguments, timeout=timeout, **variables)
 
+    def pip(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run ``pip`` for this environment. It reads no configuration: it would find more than there should be."""
+        pip = (sys.executable, "-m", "pip", "--python", str(self.folder / "bin" / "python"), "--isolated")
+        return self._run(*pip, "--disable-pip-version-check", *arguments, timeout=300)
+
     def pip_install(self, *requirements: str) -> subprocess.CompletedProcess[str]:
         """What ``pip install`` does, of the built wheels and of files that are named."""
-        pip = (sys.executable, "-m", "pip", "--python", str(self.folder / "bin" / "python"), "--isolated")
-        found = ("--no-index", "--find-links", str(self.wheels), "--no-cache-dir", "--disable-pip-version-check")
-        return self._run(*pip, "install", "--quiet", *found, *requirements, timeout=300)
+        found = ("--no-index", "--find-links", str(self.wheels), "--no-cache-dir")
+        return self.pip("install", "--quiet", *found, *requirements)
 
     def _run(self, *command: str, timeout: float, **variables: str) -> subprocess.CompletedProcess[str]:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(LEAKS)}
