@@ -45,7 +45,7 @@ WHAT_IS_LACKING = {
     "archon-rollout": (("generate", "model", "1+1="), "pip install archon-models-qwen"),
     "archon-testing": (("verify", "qwen3", "--layout", "d2"), "pip install archon-models-qwen"),
 }
-"""Package -> something that it cannot do alone, and what is to be said then. Packages that lack nothing are not here."""
+"""Package -> something that it cannot do alone, and what is said then. Packages that lack nothing are not here."""
 
 
 @pytest.fixture(scope="module", params=[name for name in find_packages() if name != CORE])
