@@ -93,6 +93,6 @@ def known_distributions(packages: Iterable[Package]) -> dict[str, Collection[str
 def _run_statements(tree: ast.AST) -> Iterator[ast.AST]:
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
+            node = ast.Module(node.orelse, [])
         yield node
         yield from _run_statements(node)

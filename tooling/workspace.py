@@ -115,7 +115,8 @@ def read_package(folder: Path) -> Package:
 
 
 def string_constant(module: Path, name: str) -> str | None:
-    """The text that a module assigns to a name, or ``None``."""
+    """The text that a module assigns to a name last, or ``None``."""
+    found = None
     for statement in ast.parse(module.read_text(encoding="utf-8")).body:
         if (
             isinstance(statement, ast.Assign)
@@ -123,8 +124,8 @@ def string_constant(module: Path, name: str) -> str | None:
             and isinstance(statement.value, ast.Constant)
             and isinstance(statement.value.value, str)
         ):
-            return statement.value.value
-    return None
+            found = statement.value.value
+    return found
 
 
 def _plugin_apis(folder: Path, project: Mapping[str, Any]) -> dict[str, str | None]:
