@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import replace
 from datetime import date
 from email.message import Message
@@ -51,6 +52,22 @@ def test_every_package_could_be_released_as_it_stands(package: Package) -> None:
     assert plan.package.version == package.version
     assert set(plan.edits) <= {package.changelog}
     assert package.name == "archon-core" or package.plugin_apis
+
+
+def test_the_workspace_names_every_package_where_tools_need_a_list() -> None:
+    root = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    import_names = {package.import_name for package in PACKAGES.values()}
+    contracts = {contract["name"]: contract for contract in root["importlinter"]["contracts"]}
+    light = set(contracts["entry-point modules import no torch"]["source_modules"])
+    assert import_names == set(root["importlinter"]["root_packages"])
+    assert import_names == set(root["ruff"]["lint"]["isort"]["known-first-party"])
+    assert import_names - {"archon_core"} == set(contracts["core imports no plugin"]["forbidden_modules"])
+    assert import_names - {"archon_core"} == set(contracts["a plugin never imports another plugin"]["modules"])
+    assert {module for package in PACKAGES.values() for module in package.plugin_apis} <= light
+    readme, changelogs = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CHANGELOG.md"))
+    for name in PACKAGES:
+        assert f"(packages/{name})" in readme
+        assert f"(packages/{name}/CHANGELOG.md)" in changelogs
 
 
 def test_a_tag_names_a_package_and_a_version() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from release_build import Built, built_problems
-from release_plan import read_text
-from workspace import ROOT, Package, find_packages
+from workspace import Package, find_packages
 
 
 @pytest.mark.parametrize("name", find_packages())
@@ -16,10 +15,3 @@ def test_wheel_and_sdist_pass_every_check_of_a_release(
     name: str, built: dict[str, Built], packages: dict[str, Package], tmp_path: Path
 ) -> None:
     assert built_problems(built[name], packages[name], packages.values(), tmp_path) == []
-
-
-def test_every_package_stands_in_the_indexes_of_the_repository(packages: dict[str, Package]) -> None:
-    readme, changelogs = read_text(ROOT / "README.md"), read_text(ROOT / "CHANGELOG.md")
-    for name in packages:
-        assert f"(packages/{name})" in readme
-        assert f"(packages/{name}/CHANGELOG.md)" in changelogs

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from fresh_environment import FreshEnvironment
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from workspace import CORE, find_packages
 
@@ -61,7 +63,12 @@ def test_it_is_loaded_without_a_problem_beside_core_and_nothing_else(alone: tupl
     assert known["problems"] == []
     found = [(plugin["distribution"], plugin["status"], plugin["problems"]) for plugin in known["plugins"]]
     assert found == [(CORE, "loaded", []), (name, "loaded", [])]
-    assert known["plugins"][1]["specs"], "it provides something"
+    specs = known["plugins"][1]["specs"]
+    assert specs, "it provides something"
+    for command in (spec["name"] for spec in specs if spec["kind"] == "command"):
+        help_of = fresh.archon(command, "--help")
+        assert help_of.returncode == 0, help_of.stderr
+        assert f"Usage: archon {command}" in help_of.stdout
     doctor = fresh.archon("doctor")
     assert doctor.returncode == 0, doctor.stdout
 
@@ -74,26 +81,13 @@ def test_all_that_is_in_it_and_all_that_it_names_imports(alone: tuple[str, Fresh
     assert int(done.stdout) > 1
 
 
-def test_its_commands_tell_how_they_are_used(alone: tuple[str, FreshEnvironment]) -> None:
-    name, fresh = alone
-    [plugin] = [
-        plugin
-        for plugin in json.loads(fresh.archon("plugins", "--json").stdout)["plugins"]
-        if plugin["distribution"] == name
-    ]
-    commands = [spec["name"] for spec in plugin["specs"] if spec["kind"] == "command"]
-    for command in commands:
-        done = fresh.archon(command, "--help")
-        assert done.returncode == 0, done.stderr
-        assert f"Usage: archon {command}" in done.stdout
-
-
+@pytest.mark.parametrize("alone", WHAT_IS_LACKING, indirect=True)
 def test_what_it_lacks_is_named(alone: tuple[str, FreshEnvironment]) -> None:
     name, fresh = alone
-    if name not in WHAT_IS_LACKING:
-        return
-    (fresh.work / "model").mkdir(exist_ok=True)
-    (fresh.work / "model" / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+    model = fresh.work / "model"
+    model.mkdir()
+    (model / "config.json").write_text('{"model_type": "qwen3"}', encoding="utf-8")
+    Tokenizer(WordLevel({"1": 0, "?": 1}, "?")).save(str(model / "tokenizer.json"))
     command, expected = WHAT_IS_LACKING[name]
     done = fresh.archon(*command)
     assert expected in done.stdout + done.stderr

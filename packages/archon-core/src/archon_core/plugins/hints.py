@@ -34,7 +34,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "weight_transport": {"archon-rollout": ("disk", "shm", "distributed")},
     "launcher": {"archon-ray": ("ray",)},
     "algorithm": {"archon-rl": ("sft", "grpo", "ppo", "dapo")},
-    "reward": {"archon-rl": ("arithmetic", "gsm8k")},
+    "reward": {"archon-rl": ("arithmetic", "exact", "gsm8k")},
     "dataset": {"archon-rl": ("jsonl", "hf", "arithmetic")},
     "command": {
         "archon-rollout": ("generate",),
