@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fresh_environment import FreshEnvironment
+from programs import IMPORT_ALL
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,6 +39,12 @@ def test_a_command_of_another_package_names_it(core: FreshEnvironment, command: 
         f"error: command '{command[0]}': no installed plugin provides it. It is part of {package}: "
         f"pip install {package}"
     )
+
+
+def test_everything_in_it_imports_with_what_it_declares_to_need(core: FreshEnvironment) -> None:
+    done = core.python("-c", IMPORT_ALL, "archon_core")
+    assert done.returncode == 0, done.stderr
+    assert core.pip("check").returncode == 0
 
 
 def test_help_lists_the_commands_that_packages_would_add(core: FreshEnvironment) -> None:

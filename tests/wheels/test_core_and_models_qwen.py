@@ -7,51 +7,11 @@ from pathlib import Path
 
 import pytest
 from fresh_environment import FreshEnvironment
+from programs import TRAIN
 
 ROOT = Path(__file__).resolve().parents[2]
 
 USER_ERROR = 2
-
-TRAIN = """
-import sys
-
-from archon_core import ArchonError, parse_layout, registry
-from archon_core.config.schema import EngineConfig
-from archon_core.data.batch import Batch
-from archon_core.protocols import LossSums, OutputRequest
-
-
-class NegativeLogLikelihood:
-    request = OutputRequest(("logprobs",))
-
-    def weights(self, batch):
-        return {"token": float(batch.n_tokens)}
-
-    def __call__(self, outputs, micro_batch):
-        return LossSums({"token": -outputs["logprobs"].sum()})
-
-
-family, backend = sys.argv[1:]
-tiny = {
-    "model_type": family,
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
-config = EngineConfig(backend=backend, model_config=tiny)
-archon = registry().get("train_engine", "archon").load()
-try:
-    engine = archon(config, role="actor", layout=parse_layout(backend), seed=1, total_steps=None)
-    engine.initialize()
-except ArchonError as error:
-    sys.exit(f"error: {error}")
-batch = Batch.from_sequences([[1, 2, 3, 7, 8, 9, 4], [4, 5, 6, 7]])
-for _ in range(5):
-    print(engine.train_batch(batch, NegativeLogLikelihood()).loss)
-"""
 
 
 @pytest.fixture(scope="module")
@@ -105,5 +65,8 @@ def test_with_the_algorithms_a_file_trains(make_fresh: Callable[..., FreshEnviro
     short = ["data.path=train.jsonl", "data.validation_size=4", "trainer.max_steps=6", "data.batch_size=8"]
     done = fresh.archon("train", str(ROOT / "examples" / "sft_jsonl.yaml"), *short, *small)
     assert done.returncode == 0, done.stderr
+    from_hub = fresh.archon("train", str(ROOT / "examples" / "sft_jsonl.yaml"), "data.dataset=hf", "data.path=some/set")
+    assert from_hub.returncode == USER_ERROR
+    assert "pip install 'archon-rl[datasets]'" in from_hub.stderr
     [folder] = (fresh.work / "runs" / "sft").iterdir()
     assert {"config.yaml", "metrics.jsonl", "export", "tensorboard"} <= {path.name for path in folder.iterdir()}

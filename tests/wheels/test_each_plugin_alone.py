@@ -9,32 +9,13 @@ from pathlib import Path
 
 import pytest
 from fresh_environment import FreshEnvironment
+from programs import IMPORT_ALL
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from workspace import CORE, find_packages
 
 ROOT = Path(__file__).resolve().parents[2]
-
-IMPORT_ALL = """
-import dataclasses, importlib, pkgutil, sys
-
-from archon_core.plugins import SPEC_TYPES, registry
-from archon_core.plugins.specs import load_target
-
-package = importlib.import_module(sys.argv[1])
-for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-    importlib.import_module(module.name)
-targets = set()
-for kind in SPEC_TYPES:
-    for spec in registry().all(kind):
-        texts = [getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name != "name"]
-        texts += [section.schema for section in spec.config]
-        targets |= {text for text in texts if isinstance(text, str) and ":" in text and " " not in text}
-for target in sorted(targets):
-    load_target(target)
-print(len(targets))
-"""
 
 WHAT_IS_LACKING = {
     "archon-models-qwen": (("verify", "qwen3"), "pip install archon-testing"),
