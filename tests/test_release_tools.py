@@ -340,7 +340,7 @@ def test_a_release_sets_the_version_and_no_lower_one() -> None:
     assert "## 0.98.0 - 2027-01-31" in plan.edits[core.changelog]
     commands = next_commands(plan, ("dist/a.whl", "dist/a.tar.gz"))
     assert 'git tag -a archon-core-v0.98.0 -m "archon-core 0.98.0"' in commands
-    assert commands.endswith("python -m twine upload dist/a.whl dist/a.tar.gz")
+    assert commands.endswith("hatch run python -m twine upload dist/a.whl dist/a.tar.gz")
     with refused("archon-core is", "already"):
         plan_release(ROOT, "archon-core-v0.0.1", DAY, PLUGIN_API_SINCE)
     with pytest.raises(AssertionError):

@@ -107,13 +107,14 @@ def next_commands(plan: ReleasePlan, files: tuple[str, ...]) -> str:
     """
     title = f"{plan.package.name} {plan.package.version}"
     commit = [
-        "python tooling/docs.py  # pages that name versions",
+        "hatch run sync  # installed packages have the new version",
+        "hatch run python tooling/docs.py  # pages that name versions",
         f"git add packages/{plan.package.folder.name} docs",
         f'git commit -m "{title}"',
         f'git tag -a {plan.tag} -m "{title}"',
         f"git push origin HEAD {plan.tag}",
     ]
-    return "\n".join([*(commit if plan.edits else []), f"python -m twine upload {' '.join(files)}"])
+    return "\n".join([*(commit if plan.edits else []), f"hatch run python -m twine upload {' '.join(files)}"])
 
 
 def read_text(path: Path) -> str:

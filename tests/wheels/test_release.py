@@ -79,7 +79,7 @@ def test_packages_are_released_one_by_one_core_first(repository: Path, capsys: p
     module = repository / "packages/archon-moe/src/archon_moe/__init__.py"
     assert '__version__ = "0.7.0"' in module.read_text(encoding="utf-8")
     files = ["dist/archon_moe-0.7.0-py3-none-any.whl", "dist/archon_moe-0.7.0.tar.gz"]
-    assert f"python -m twine upload {' '.join(files)}" in out
+    assert f"hatch run python -m twine upload {' '.join(files)}" in out
     first = [(repository / file).read_bytes() for file in files]
     commit(repository)
     git(repository, "tag", "archon-moe-v0.7.0")
