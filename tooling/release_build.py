@@ -61,8 +61,9 @@ def read_metadata(wheel: Path) -> Message:
 
 def rebuilt_problems(built: Built, scratch: Path) -> list[str]:
     """Whether the sdist, unpacked elsewhere, builds into the same wheel, byte for byte."""
+    filtered = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.11.4 and later
     with tarfile.open(built.sdist) as archive:
-        archive.extractall(scratch, filter="data")
+        archive.extractall(scratch, **filtered)
     unpacked = scratch / built.sdist.name.removesuffix(".tar.gz")
     destination = scratch / "rebuilt"
     _run_hatchling(unpacked, destination, "-t", "wheel")

@@ -65,7 +65,9 @@ def test_with_the_algorithms_a_file_trains(make_fresh: Callable[..., FreshEnviro
     short = ["data.path=train.jsonl", "data.validation_size=4", "trainer.max_steps=6", "data.batch_size=8"]
     done = fresh.archon("train", str(ROOT / "examples" / "sft_jsonl.yaml"), *short, *small)
     assert done.returncode == 0, done.stderr
-    from_hub = fresh.archon("train", str(ROOT / "examples" / "sft_jsonl.yaml"), "data.dataset=hf", "data.path=some/set")
+    from_hub = fresh.archon(
+        "train", str(ROOT / "examples" / "sft_jsonl.yaml"), "data.dataset=hf", "data.path=a/b", "trial_name=hub"
+    )
     assert from_hub.returncode == USER_ERROR
     assert "pip install 'archon-rl[datasets]'" in from_hub.stderr
     [folder] = (fresh.work / "runs" / "sft").iterdir()
