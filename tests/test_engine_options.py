@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from archon_core import compat, parse_layout, registry
+from archon_core import parse_layout, registry
 from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
 from archon_core.data.batch import Batch
 from archon_core.engine.archon import ArchonEngine
@@ -19,6 +19,7 @@ from archon_core.errors import TrainingError
 from archon_core.nn.packed import HeadInputs, PackedSequences
 from archon_core.plugins.specs import load_target
 from archon_core.protocols import OutputRequest
+from archon_testing.compiling import compile_without_code
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
@@ -147,24 +148,10 @@ def lengths_of(step):
     return tuple(torch.randint(2, 12, (4 + step % 3,), generator=torch.Generator().manual_seed(step)).tolist())
 
 
-def _cheapen(backend):
-    """Leave out of Inductor, in this process, what follows the partition of a graph into forward and backward."""
-    compiled = torch._dynamo.lookup_backend(backend)
-
-    def inductor(settings, **_):
-        def compile_graph(graph, inputs):
-            with torch._functorch.config.patch(settings):
-                return compiled(graph, inputs)
-
-        return compile_graph
-
-    compat.inductor = inductor
-
-
 def compile_and_compare(layout, folder, options, backend):
     """The largest difference to eager runs, graphs, and how many batches of other lengths and generation have added."""
     if backend != "inductor":
-        _cheapen(backend)
+        compile_without_code(backend)
     plain, engine = make_engine(layout), make_engine(layout, enable_compile=True, **options)
     assert engine.effective.compile
     difference = worst(run(engine), run(plain))
@@ -197,7 +184,7 @@ def compile_and_compare(layout, folder, options, backend):
     ("layout", "options", "backend"),
     [
         ("d1", {"ac_mode": "memory_budget", "ac_memory_budget": 0.5}, "aot_eager_decomp_partition"),
-        ("t2", {"ac_mode": "selective", "ac_debug": True}, "inductor"),
+        pytest.param("t2", {"ac_mode": "selective", "ac_debug": True}, "inductor", marks=pytest.mark.wide),
         ("c2", {"ac_mode": "full"}, "aot_eager"),
     ],
     ids=lambda value: value if isinstance(value, str) else value["ac_mode"],

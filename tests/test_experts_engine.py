@@ -24,6 +24,7 @@ from archon_core.protocols import OutputRequest
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 from archon_models_qwen.weight_map import moe_weight_map
 from archon_rollout.local_engine import LocalEngine
+from archon_testing.compiling import compile_without_code
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
@@ -127,11 +128,19 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["d2e2", "(attn:t2c2|ffn:t2e2)", "p2d2e2"])
-def test_no_option_and_no_layout_changes_a_number(layout):
-    options = {name: {**given, "pp_schedule": "I1F1B"} for name, given in OPTIONS.items()}
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("d2e2", OPTIONS),
+        ("(attn:t2c2|ffn:t2e2)", ("balanced in micro-batches", "recomputed by operation")),
+        ("p2d2e2", ("balanced in micro-batches", "recomputed", "muon")),
+    ],
+)
+def test_no_option_and_no_layout_changes_a_number(layout, names):
+    options = {name: {**OPTIONS[name], "pp_schedule": "I1F1B"} for name in names}
     ranks = run_world(run_all, world_size(layout), (layout, options), time_limit=120)
-    for name, given in OPTIONS.items():
+    for name in names:
+        given = OPTIONS[name]
         one = {key: value for key, value in given.items() if key not in ("n_mbs", "gradient_checkpointing", "ac_mode")}
         assert_equal([of_rank[name] for of_rank in ranks], run("d1", one))
 
@@ -162,14 +171,17 @@ def test_selective_recomputation_never_sends_a_token_twice():
 
 
 def compiled(layout):
+    graphs = compile_without_code("aot_eager")
     eager = run(layout, BALANCED)
-    return run(layout, {**BALANCED, "enable_compile": True}), eager
+    return run(layout, {**BALANCED, "enable_compile": True}), eager, graphs
 
 
-@pytest.mark.slow
-def test_compiled_blocks_route_and_train_as_eager_ones_do():
-    for found, eager in run_world(compiled, 2, ("d2e2",), time_limit=400):
+@pytest.mark.parametrize("layout", ["d2e2", "(attn:t2|ffn:e2)"])
+def test_compiled_blocks_route_and_train_as_eager_ones_do(layout):
+    for found, eager, graphs in run_world(compiled, 2, (layout,), time_limit=120):
         assert_equal([found], eager)
+        assert any("softmax" in calls for calls in graphs), "routers are compiled"
+        assert not any({"topk", "bincount"} & calls for calls in graphs), "what depends on their choices is not"
 
 
 # Moves: checkpoints know no layout of experts.

@@ -20,9 +20,17 @@ LAYOUTS = {
     "qwen3": ("r2", "d3", "r2d2", "r2c2", "r2t2", "d2c2", "d2t2", "c2t2", "r2d2t2", "p4-IZB", "d2p2t2-ZBV"),
     # Of four key heads, eight context ranks hold copies.
     "qwen2": ("d4", "t4", "r2c2t2", "d2c2t2", "c8", "d2p2-ZBV"),
+    "qwen3_moe": (
+        "(attn:d2c2|ffn:e4)",
+        "(attn:t4|ffn:t2e2)",
+        "d2p2t2e4-1F1B",
+        "(attn:p2t2c2|ffn:p2t1e4)-I1F1B",
+        "(attn:p2t2c2|ffn:p2t1e4)-IZB",
+        "(attn:p2t2c2|ffn:p2t1e4)-ZBV",
+    ),
 }
-"""d2, c2 and t2 of both are in the tests of their package, every schedule on p2 in the test of ``--all`` below.
-`archon verify MODEL --all` looks at all that there are."""
+"""d2, c2 and t2 of the dense ones are in the tests of their package, two ranks with experts in test_qwen3_moe_suite.py,
+every schedule on p2 in the test of ``--all`` below. `archon verify MODEL --all` looks at all that there are."""
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +56,10 @@ def cases_of(model, layout):
     return design.cases(of_variant, number, n_stages=asked.n_stages)
 
 
+def is_wide(model, layout):
+    return model == "qwen3_moe" or read_layout(layout).layout.world_size == 8
+
+
 def describe(verdict):
     case, comparison = verdict.case, verdict.comparison
     name = f"{case.check} {case.dtype} {case.variant} n_mbs={case.n_mbs}"
@@ -58,7 +70,14 @@ def describe(verdict):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("model", "layout"), [(model, layout) for model in LAYOUTS for layout in LAYOUTS[model]])
+@pytest.mark.parametrize(
+    ("model", "layout"),
+    [
+        pytest.param(model, layout, marks=[pytest.mark.wide] * is_wide(model, layout))
+        for model in LAYOUTS
+        for layout in LAYOUTS[model]
+    ],
+)
 def test_a_layout_gives_the_numbers_of_one_process(oracle, model, layout):
     assert [describe(verdict) for verdict in oracle.verify(cases_of(model, layout)) if not verdict.passed] == []
 

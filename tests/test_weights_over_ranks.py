@@ -20,7 +20,7 @@ from archon_core.plugins.specs import load_target
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
-LAYOUTS = ("d2", "d4", "t4", "d2t2", "d4t2", "c2", "r2c2t2")
+LAYOUTS = ("d2", "d4", "t4", "d2t2", "c2", *(pytest.param(wide, marks=pytest.mark.wide) for wide in ("d4t2", "r2c2t2")))
 MODELS = {
     "qwen2 untied": ("qwen2", {}),
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),

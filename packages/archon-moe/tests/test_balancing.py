@@ -44,7 +44,7 @@ def rows(n: int) -> Tensor:
 
 def formulas(made: MoEBlock, x: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """The balancing loss and the z-loss of a whole batch, written as their papers do."""
-    s, routing = made.settings, made.router(x)
+    s, routing = made.settings, made.router.route(*made.router(x))
     chosen = torch.nn.functional.one_hot(routing.experts, s.n_experts).sum(1).to(x.dtype)
     p = routing.scores / routing.scores.sum(1, keepdim=True)
     parts = list(zip(chosen.split(LENGTHS), p.split(LENGTHS), strict=True)) if kind == "sequence" else [(chosen, p)]
@@ -149,10 +149,10 @@ def test_choice_biases_move_towards_the_mean_load() -> None:
 def test_biased_choice_lets_unused_experts_have_tokens_and_leaves_weights() -> None:
     made = block(MoEOptions(), replace(SETTINGS, choice_bias=True, norm_topk_prob=False))
     x = rows(12)
-    before = made.router(x)
+    before = made.router.route(*made.router(x))
     loads = torch.bincount(before.experts.flatten(), minlength=8)
     made.router.choice_bias[int(loads.argmin())] = 2.0
-    after = made.router(x)
+    after = made.router.route(*made.router(x))
     assert (after.experts == int(loads.argmin())).any(1).all()
     torch.testing.assert_close(after.weights, after.scores.gather(1, after.experts))
 
@@ -181,7 +181,7 @@ def test_reports_of_a_batch_count_real_tokens() -> None:
     pack = replace(PackedSequences.from_lengths((5, 3)), n_padding=3, auxiliary=auxiliary(reports))
     with torch.no_grad():
         made(rows(8), pack)
-        routing = made.router(rows(8)[:5])
+        routing = made.router.route(*made.router(rows(8)[:5]))
     assert set(reports[0]) == {"counts", "tokens", "entropy"}
     assert reports[0]["tokens"] == 5
     torch.testing.assert_close(reports[0]["counts"], torch.bincount(routing.experts.flatten(), minlength=8))

@@ -160,7 +160,7 @@ def test_qwen3_moe_blocks_of_transformers_give_the_same(dtype: torch.dtype, tole
         theirs.experts.down_proj.copy_(made.experts.down_proj)
     if dtype == torch.float64:
         # transformers takes the softmax in fp32 in any case: its experts are compared, behind our router.
-        theirs.gate.forward = lambda h: (None, (routing := made.router(h)).weights, routing.experts)
+        theirs.gate.forward = lambda h: (None, (routing := made.router.route(*made.router(h))).weights, routing.experts)
         theirs.gate.weight = made.router.weight
     x, grad = rows(31, 24, dtype=dtype), rows(31, 24, dtype=dtype, seed=4)
     ours_in, theirs_in = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -265,7 +265,9 @@ def test_bfloat16_is_routed_in_fp32_and_computed_in_bfloat16() -> None:
     made_of = MoESettings(16, 16, 8, 2, norm_topk_prob=True)
     made, exact = block(made_of, dtype=torch.bfloat16), block(made_of, dtype=torch.bfloat16).to(torch.float64)
     x = rows(20, 16, dtype=torch.bfloat16)
-    torch.testing.assert_close(made.router(x).experts, exact.router(x.double()).experts)
+    torch.testing.assert_close(
+        made.router.route(*made.router(x)).experts, exact.router.route(*exact.router(x.double())).experts
+    )
     y = made(x, packed(20))
     assert y.dtype == torch.bfloat16
     assert (y - exact(x.double(), packed(20))).abs().max() < 0.02 * y.abs().max()
@@ -274,14 +276,14 @@ def test_bfloat16_is_routed_in_fp32_and_computed_in_bfloat16() -> None:
 def test_recorded_choices_are_taken_and_reported_back() -> None:
     made = block(MoESettings(8, 6, 6, 2, norm_topk_prob=True), layer=1)
     x = rows(5, 8)
-    own = made.router(x).experts
+    own = made.router.route(*made.router(x)).experts
     other = torch.randint(0, 6, (5, 3, 2), generator=torch.Generator().manual_seed(0), dtype=torch.int16)
     other[:, 1] = own
     torch.testing.assert_close(made(x, packed(5, experts=other)), made(x, packed(5)))
     other[0, 1] = torch.tensor([(own[0, 0] + 1) % 6, (own[0, 0] + 2) % 6])
     other[1, 1] = -1  # the router's own choice
     other[2, 1] = -1
-    replayed = made.router(x, other[:, 1])
+    replayed = made.router.route(*made.router(x), other[:, 1])
     assert replayed.experts[0].tolist() == other[0, 1].tolist()
     torch.testing.assert_close(replayed.experts[1:], own[1:])
     said: dict[int, Tensor] = {}

@@ -12,6 +12,9 @@ hidden size):
 - ``shared.gate_proj.weight``, ``shared.up_proj.weight``, ``shared.down_proj.weight`` with a shared expert, and
   ``shared_gate.weight`` [1, H] where that has a gate
 
+When blocks are compiled, a block stays eager as a whole, because its shapes depend on where tokens go; or only the
+methods that its class names in ``eager_methods``, in which alone ``experts`` may be used.
+
 No torch is imported at run time.
 """
 

@@ -35,6 +35,8 @@ class MoEBlock(nn.Module):
         dispatch: how tokens reach their experts.
     """
 
+    eager_methods = ("_experts_of",)
+
     def __init__(self, settings: MoESettings, layer: int, options: MoEOptions) -> None:
         super().__init__()
         H, shared = settings.hidden_size, settings.shared_intermediate_size
@@ -50,18 +52,24 @@ class MoEBlock(nn.Module):
 
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor:
         """[T, H] of ``x`` [T, H]. Experts' outputs are 0 for padding."""
+        logits, scores = self.router(x)
+        y = self._experts_of(x, logits, scores, packed)
+        return y if self.shared is None else y + self._shared(x)
+
+    def _experts_of(self, x: Tensor, logits: Tensor, scores: Tensor, packed: PackedSequences) -> Tensor:
+        """What each token's experts make of it [T, H], weighed and summed."""
         own = OwnTokens.of(packed, self.parallel, x.shape[0])
-        real = x[: own.n_real] if own.n_real < x.shape[0] else x
-        routing = self.router(real, recorded_choice(own, self.layer, self.settings))
+        if own.n_real < x.shape[0]:
+            real, logits, scores = x[: own.n_real], logits[: own.n_real], scores[: own.n_real]
+        else:
+            real = x
+        routing = self.router.route(logits, scores, recorded_choice(own, self.layer, self.settings))
         weights = self._watched(routing, own, x.shape[0])
 
         rows, plan = self.dispatch.dispatch(real, routing.experts, weights)
         y = self.experts(rows.x, rows.experts, rows.weights, rows.n_pairs)
         y = self.dispatch.combine(y, plan)
-
-        if own.n_real < x.shape[0]:
-            y = functional.pad(y, (0, 0, 0, x.shape[0] - own.n_real))
-        return y if self.shared is None else y + self._shared(x)
+        return functional.pad(y, (0, 0, 0, x.shape[0] - own.n_real)) if own.n_real < x.shape[0] else y
 
     def _watched(self, routing: Routing, own: OwnTokens, n_tokens: int) -> Tensor:
         """The routing's weights, with losses on them, after the block has reported."""

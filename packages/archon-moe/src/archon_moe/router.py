@@ -49,23 +49,26 @@ class Router(nn.Module):
         self.weight = nn.Parameter(torch.empty(settings.n_experts, settings.hidden_size))
         self.register_buffer("choice_bias", torch.zeros(settings.n_experts) if settings.choice_bias else None)
 
-    def forward(self, x: Tensor, recorded: Tensor | None = None) -> Routing:
-        """Route ``x`` [T, H].
-
-        Args:
-            recorded: int [T, K], experts to take instead of the router's own choice; -1 in a row for no such.
-        """
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and scores, each [T, E], of ``x`` [T, H]."""
         settings, weight = self.settings, local_weight(self.weight)
         if settings.router_dtype == "fp32":
             kind = torch.promote_types(x.dtype, torch.float32)
             x, weight = x.to(kind), weight.to(kind)
         logits = functional.linear(x, weight)
-        scores = score(logits, settings)
-        experts = choose(scores.detach(), settings, self.choice_bias)
+        return logits, score(logits, settings)
+
+    def route(self, logits: Tensor, scores: Tensor, recorded: Tensor | None = None) -> Routing:
+        """Where tokens of these logits and scores go.
+
+        Args:
+            recorded: int [T, K], experts to take instead of the router's own choice; -1 in a row for no such.
+        """
+        experts = choose(scores.detach(), self.settings, self.choice_bias)
         if recorded is not None:
             recorded = recorded.to(experts.dtype)
             experts = torch.where((recorded >= 0).all(-1, keepdim=True), recorded, experts)
-        return Routing(logits, scores, experts, weigh(scores, experts, settings))
+        return Routing(logits, scores, experts, weigh(scores, experts, self.settings))
 
     def extra_repr(self) -> str:
         s = self.settings

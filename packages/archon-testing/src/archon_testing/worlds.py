@@ -55,7 +55,7 @@ class World:
     function: Callable[..., Any] | FunctionReference
     n_ranks: int
     args: Sequence[Any] = ()
-    time_limit: float = 60.0
+    time_limit: float = 120.0
     on_value: OnValue | None = None
     show_output: bool = True
 
@@ -65,7 +65,7 @@ def run_world(
     n_ranks: int,
     args: Sequence[Any] = (),
     *,
-    time_limit: float = 60.0,
+    time_limit: float = 120.0,
     on_value: OnValue | None = None,
     show_output: bool = True,
 ) -> list[Any]:

@@ -147,8 +147,9 @@ def _expert_decisions(assembled: Assembled, effective: EffectiveConfig, role: st
     assert builder is not None, "a model with experts has someone who builds them"
     decisions = builder.decisions(effective.device, getattr(torch, effective.compute_dtype), role=role)
     if effective.compile:
-        reason = "how many tokens an expert gets differs from batch to batch, so its layer's experts stay eager"
-        decisions.append(Decision(f"{role}.archon.enable_compile", "true", "true, without experts", reason))
+        reason = "how many tokens an expert gets differs from batch to batch, so what depends on that stays eager"
+        without = "true, without dispatch and experts"
+        decisions.append(Decision(f"{role}.archon.enable_compile", "true", without, reason))
     return decisions
 
 

@@ -2,8 +2,8 @@
 
 A block keeps its place and its name: only its ``forward`` is replaced, so FSDP2's hooks stay outside of the graphs.
 Inside of them there are plain tensors and functional collectives alone. Weights are unwrapped before, because tracing
-DTensors takes several times as long, and attention stays eager: its sequences have other lengths in every batch, for
-each of which there would be a graph.
+DTensors takes several times as long. Attention stays eager: its sequences have other lengths in every batch, for each
+of which there would be a graph. So does what experts do with the tokens that come to them.
 """
 
 from __future__ import annotations
@@ -81,14 +81,16 @@ class CompiledBlocks:
             if any(matches(pattern, name) for pattern in plan.attention):
                 part.forward = torch.compiler.disable(part.forward, reason="lengths differ from batch to batch")
             elif any(matches(pattern, name) for pattern in plan.experts):
-                part.forward = torch.compiler.disable(part.forward, reason="loads differ from batch to batch")
+                for method in _eager_methods(part):
+                    disabled = torch.compiler.disable(getattr(part, method), reason="loads differ from batch to batch")
+                    setattr(part, method, disabled)
         keeping = keeping or Keeping()
         settings, inner_compile = dict(keeping.settings), None
         if log is not None:
             # A graph that comes out of the cache would not be shown to the log.
             settings["enable_autograd_cache"], inner_compile = False, log.inner_compile
         backend = compat.inductor(settings, kept=keeping.kept, inner_compile=inner_compile)
-        eager = set(_expert_modules(module, plan))
+        eager = set(_eager_modules(module, plan))
         compiled: dict[Any, Callable[..., Any]] = {}
         for _, block in blocks_of(module, plan):
             function = type(block).forward
@@ -141,11 +143,16 @@ def check_compiler(device_type: str, *, option: str, environment: Mapping[str, s
         )
 
 
-def _expert_modules(module: nn.Module, plan: ParallelPlan) -> Iterator[nn.Module]:
-    """Mixture-of-experts blocks with all of their parts, which stay eager."""
+def _eager_methods(experts: nn.Module) -> tuple[str, ...]:
+    """Those of a mixture-of-experts block whose shapes depend on where tokens go: all of it, where it says nothing."""
+    return getattr(experts, "eager_methods", ("forward",))
+
+
+def _eager_modules(module: nn.Module, plan: ParallelPlan) -> Iterator[nn.Module]:
+    """Modules that no compiled code runs."""
     for name, part in module.named_modules():
         if any(matches(pattern, name) for pattern in plan.experts):
-            yield from part.modules()
+            yield from (part if _eager_methods(part) == ("forward",) else part.experts).modules()
 
 
 def _places(block: nn.Module, eager: Collection[nn.Module]) -> list[tuple[dict[str, Tensor], str]]:
