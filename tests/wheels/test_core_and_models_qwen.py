@@ -70,5 +70,5 @@ def test_with_the_algorithms_a_file_trains(make_fresh: Callable[..., FreshEnviro
     )
     assert from_hub.returncode == USER_ERROR
     assert "pip install 'archon-rl[datasets]'" in from_hub.stderr
-    [folder] = (fresh.work / "runs" / "sft").iterdir()
+    folder = fresh.work / "runs" / "sft" / "jsonl"
     assert {"config.yaml", "metrics.jsonl", "export", "tensorboard"} <= {path.name for path in folder.iterdir()}
