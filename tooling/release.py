@@ -34,9 +34,16 @@ def main(arguments: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
     given = parser.parse_args(arguments)
     try:
         release(root, given.tag, given.date, check=given.check)
-    except (ReleaseError, WorkspaceError) as error:
-        print("error: " + "\n- ".join(["the release cannot be made", *str(error).splitlines()]), file=sys.stderr)
+    except ReleaseError as error:
+        items = ["\n- " + problem.replace("\n", "\n  ") for problem in error.problems]
+        print(f"error: the release cannot be made{''.join(items)}", file=sys.stderr)
         return 1
+    except WorkspaceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; git status says whether anything was written", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -48,10 +55,11 @@ def release(root: Path, tag: str, day: date, *, check: bool) -> None:
     """
     plan = plan_release(root, tag, day, PLUGIN_API_SINCE)
     git = read_git(root, tag, plan.package.folder)
-    refusals = ["found no git repository; a release is a tag of one"]
-    if git is not None:
-        refusals = git_problems(git, tag, edits=bool(plan.edits))
-    refusals += [f"{needed}; release that first" for needed in plan.first]
+    refusals = [f"{needed}; release that first" for needed in plan.first]
+    if git is None:
+        refusals.append("found no git repository; a release is a tag of one")
+    else:
+        refusals += git_problems(git, tag, edits=bool(plan.edits))
     if refusals and not check:
         raise ReleaseError(*refusals)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +92,7 @@ def build_copy(plan: ReleasePlan, scratch: Path) -> Built:
     """
     before = plan.package.folder
     copy = scratch / before.name
-    shutil.copytree(before, copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache", "dist"))
+    shutil.copytree(before, copy, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", ".*_cache"))
     for path, text in plan.edits.items():
         (copy / path.relative_to(before)).write_text(text, encoding="utf-8")
     # hatchling leaves out what .gitignore names, and puts that file into the sdist.

@@ -10,7 +10,9 @@ from release_build import build
 OUTSIDE_MODEL = Path(__file__).parent / "outside_model"
 
 
-def build_plugin(folder: Path, name: str, module: str, *, version: str = "0.1.0", needs: str = "archon-core>=0.1,<1"):
+def build_plugin(
+    folder: Path, name: str, module: str, *, version: str = "0.1.0", needs: str = "archon-core>=0.1,<1"
+) -> Path:
     """Build a plugin of one module.
 
     Args:

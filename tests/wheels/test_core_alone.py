@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def test_a_command_of_another_package_names_it(core: FreshEnvironment, command: 
     done = core.archon(*command)
     assert done.returncode == USER_ERROR
     assert done.stdout == ""
-    assert one_line(done) == (
+    assert done.stderr.strip() == (
         f"error: command '{command[0]}': no installed plugin provides it. It is part of {package}: "
         f"pip install {package}"
     )
@@ -121,7 +120,3 @@ def test_converting_needs_no_other_package(core: FreshEnvironment) -> None:
     assert done.returncode == USER_ERROR
     assert "nowhere: found no training state there" in done.stderr
     assert "pip install" not in done.stderr
-
-
-def one_line(done: subprocess.CompletedProcess[str]) -> str:
-    return done.stderr.strip()
