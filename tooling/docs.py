@@ -11,6 +11,9 @@ from archon_core.config.raw import RawMapping
 from archon_core.config.reference import render_reference
 from archon_core.config.sections import choose_sections
 from archon_core.plugins import registry
+from archon_core.plugins.loader import PLUGIN_API_SINCE
+from compatibility_page import PATH as COMPATIBILITY
+from compatibility_page import render_compatibility
 from pipeline_pages import (
     pictures,
     render_bubbles,
@@ -19,6 +22,8 @@ from pipeline_pages import (
     render_splits,
     render_warm_up,
 )
+from release_bounds import read_constraints
+from workspace import find_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- made from {source} by tooling/docs.py -->\n"
@@ -45,8 +50,10 @@ def generated_pages() -> dict[Path, str]:
             "archon_pipeline.schedules (by rank)": render_peaks_by_rank(),
         },
     }
+    tested = read_constraints((ROOT / "constraints/tested.txt").read_text(encoding="utf-8"))
     return {
         ROOT / "docs/reference/options.md": render_reference(sections),
+        ROOT / COMPATIBILITY: render_compatibility(find_packages(), PLUGIN_API_SINCE, tested),
         **{ROOT / page: with_tables(ROOT / page, by_source) for page, by_source in tables.items()},
         **{ROOT / "docs/images" / name: picture for name, picture in pictures().items()},
     }

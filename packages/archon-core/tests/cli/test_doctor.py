@@ -16,7 +16,7 @@ from archon_core.tested_versions import TESTED_VERSIONS
 
 CONSTRAINTS = Path(__file__).parents[4] / "constraints" / "tested.txt"
 
-WORKSPACE_TOOLS = {"hypothesis", "import-linter", "pytest", "pytest-xdist", "ruff"}
+WORKSPACE_TOOLS = {"hatchling", "hypothesis", "import-linter", "packaging", "pytest", "pytest-xdist", "ruff", "twine"}
 """What the constraints name for contributors only."""
 
 
