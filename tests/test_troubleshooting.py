@@ -49,6 +49,7 @@ TINY = {"model_type": "qwen3", "vocab_size": 64, "hidden_size": 32, "num_attenti
 DRY_RUNS: dict[str, list[str]] = {
     "A layout has a letter that the engine lacks": ["actor.backend=fsdp:d1p2"],
     "Experts do not fit the ranks": ["actor.backend=archon:d1p2e2"],
+    "No package brings the engine": ["actor.backend=megatron:d2"],
     "A layout spreads experts of a model that has none": ["actor.backend=archon:d2e2"],
     "The engines need more ranks than the cluster has": ["actor.backend=archon:d16", "cluster.n_gpus_per_node=8"],
     "Critic or reference has another number of ranks": ["ref.backend=archon:d1"],
@@ -90,7 +91,7 @@ def test_every_row_has_a_test_and_every_test_a_row() -> None:
     assert sorted(headings) == sorted([*DRY_RUNS, *SITUATIONS])
 
 
-@pytest.mark.parametrize("heading", [*DRY_RUNS, *SITUATIONS])
+@pytest.mark.parametrize("heading", list(ROWS))
 def test_what_the_page_says_is_printed(
     heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,6 +206,13 @@ def archon_rewards():
 @row("An option is written under AReaL's name and ours")
 def _(folder: Path) -> None:
     text = {"train_dataset": {"path": "a.jsonl"}, "data": {"path": "b.jsonl"}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(text))
+    load_config(folder / "run.yaml")
+
+
+@row("An AReaL option asks for what there is not")
+def _(folder: Path) -> None:
+    text = {"train_dataset": {"path": "a.jsonl"}, "actor": {"use_lora": True}}
     (folder / "run.yaml").write_text(yaml.safe_dump(text))
     load_config(folder / "run.yaml")
 

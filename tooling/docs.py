@@ -42,7 +42,7 @@ def generated_pages() -> dict[Path, str]:
             "archon_pipeline.schedules (warm-up)": pipelines.render_warm_up(),
             "archon_pipeline.schedules (by rank)": pipelines.render_peaks_by_rank(),
         },
-        "docs/install.md": {"packages": packages.render_packages(ROOT)},
+        "docs/reference/packages.md": {"packages": packages.render_packages(ROOT)},
         "docs/layouts.md": {"archon_core.models.capabilities": models.render_axes()},
         "docs/from-areal.md": {
             "archon_core.config.areal (renamed)": areal.render_renamed(),

@@ -18,7 +18,7 @@ from docsite.source_links import external_problem
 LOADING = {"script": "src", "img": "src", "source": "src", "iframe": "src", "object": "data"}
 """Elements with which a page loads a file, and the attribute that names it."""
 LOADING_RELATIONS = {"stylesheet", "preload", "icon", "preconnect", "dns-prefetch", "modulepreload"}
-LEFT_OVER = re.compile(r"^\s*(\|.*\||\|?\s*:?-{3,}:?\s*\|.*|```.*|[-*] \S.*|#{2,6} \S.*)$", re.MULTILINE)
+LEFT_OVER = re.compile(r"^\s*(\|.*\||\|?\s*:?-{3,}:?\s*\|.*|```.*|[-*] \S.*|\d+\. \S.*|#{2,6} \S.*)$", re.MULTILINE)
 """What Markdown looks like that was not understood: rows of tables, fences, items, headings."""
 
 

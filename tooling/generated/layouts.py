@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from archon_core.layout import parse_layout
 from archon_core.layout.grid import RankGrid
 
@@ -20,18 +22,15 @@ def pictures() -> dict[str, str]:
 
 
 def draw_stages(text: str) -> str:
-    """The ranks of a dense layout: a block per pipeline rank, a row per data rank, tensor ranks beside each other."""
+    """The ranks of a dense layout: a block per pipeline rank."""
     grid = parse_layout(text).parallel_dims(moe=False).dense_grid
     drawing = _Drawing(f"{text}: {grid.size} ranks")
-    left = PAD + 40
+    left = PAD
     for stage in range(grid.sizes[0]):
-        block = [rank for rank in range(grid.size) if grid.coordinates(rank)["pp"] == stage]
-        width = _block(drawing, grid, block, left, PAD + 60, rows="dp_shard", columns="tp", colour="dp_shard")
-        drawing.text(left, PAD + 34, f"pipeline rank {stage}: layers of its stages", weight=600)
-        drawing.text(left, PAD + 52, "beside each other: t", size=12)
-        left += max(width, 200) + 60
-    drawing.text(PAD, PAD + 92, "d", size=12)
-    drawing.note("Same colour: one data rank, whose tensor ranks share every matrix. Below one another: FSDP's shards.")
+        ranks = [rank for rank in range(grid.size) if grid.coordinates(rank)["pp"] == stage]
+        drawing.text(left, PAD + 36, f"pipeline rank {stage}", weight=600)
+        left += _block(drawing, grid, ranks, left, rows=("dp_shard",), columns=("tp",), colour="dp_shard") + 50
+    drawing.note("Same colour: one data rank, whose tensor ranks share every matrix. Rows: FSDP's shards.")
     return drawing.svg()
 
 
@@ -40,15 +39,14 @@ def draw_views(text: str) -> str:
     dims = parse_layout(text).parallel_dims(moe=True)
     drawing = _Drawing(f"{text}: {dims.world_size} ranks, twice")
     ranks = list(range(dims.world_size))
-    left = PAD + 20
-    drawing.text(left, PAD + 34, f"dense: dp_shard {dims.dp_shard} x cp {dims.cp} x tp {dims.tp}", weight=600)
-    drawing.text(left, PAD + 52, "row: d and c, which FSDP shards over; beside each other: t", size=12)
-    width = _block(drawing, dims.dense_grid, ranks, left, PAD + 60, rows=("dp_shard", "cp"), columns="tp", colour="tp")
-    left += max(width, 340) + 40
-    drawing.text(left, PAD + 34, f"experts: edp {dims.edp} x ep {dims.ep} x etp {dims.etp}", weight=600)
-    drawing.text(left, PAD + 52, "row: edp, which FSDP shards over; beside each other: e", size=12)
-    _block(drawing, dims.expert_grid, ranks, left, PAD + 60, rows="edp", columns=("ep", "etp"), colour="ep")
-    drawing.note("Same colour: the same part of a matrix (left), the same experts (right). The numbers are ranks.")
+    left = PAD
+    for title, grid, rows, columns in (
+        ("dense parameters", dims.dense_grid, ("dp_shard", "cp"), ("tp",)),
+        ("experts", dims.expert_grid, ("edp",), ("ep", "etp")),
+    ):
+        drawing.text(left, PAD + 36, title, weight=600)
+        left += _block(drawing, grid, ranks, left, rows=rows, columns=columns, colour=columns[0]) + 70
+    drawing.note("Same colour: the same part of a matrix, the same experts. Rows: what FSDP shards over.")
     return drawing.svg()
 
 
@@ -57,27 +55,35 @@ def _block(
     grid: RankGrid,
     ranks: list[int],
     left: int,
-    top: int,
     *,
-    rows: str | tuple[str, ...],
-    columns: str | tuple[str, ...],
+    rows: tuple[str, ...],
+    columns: tuple[str, ...],
     colour: str,
 ) -> int:
-    """Draw ranks as a table and return its width."""
-    places = {rank: grid.coordinates(rank) for rank in ranks}
+    """Draw ranks as a table with named rows and columns, axes of one rank left out of the names; return its width."""
     sizes = dict(zip(grid.axes, grid.sizes, strict=True))
-
-    def index(rank: int, axes: str | tuple[str, ...]) -> int:
-        value = 0
-        for axis in (axes,) if isinstance(axes, str) else axes:
-            value = value * sizes[axis] + places[rank][axis]
-        return value
-
+    named = {axes: [axis for axis in axes if sizes[axis] > 1] for axes in (rows, columns)}
+    start, left = left, left + 12 + max(8 * len(_place(grid, rank, named[rows])) for rank in ranks)
+    top = PAD + 72
     for rank in ranks:
-        x = left + index(rank, columns) * (CELL + GAP)
-        y = top + index(rank, rows) * (CELL + GAP)
-        drawing.cell(x, y, str(rank), COLOURS[places[rank][colour] % len(COLOURS)])
-    return (max(index(rank, columns) for rank in ranks) + 1) * (CELL + GAP)
+        place = grid.coordinates(rank)
+        row, column = (
+            RankGrid(axes, tuple(sizes[axis] for axis in axes)).rank({axis: place[axis] for axis in axes})
+            for axes in (rows, columns)
+        )
+        x, y = left + column * (CELL + GAP), top + row * (CELL + GAP)
+        drawing.cell(x, y, str(rank), COLOURS[place[colour] % len(COLOURS)])
+        if column == 0:
+            label = _place(grid, rank, named[rows])
+            drawing.text(left - 8 - 8 * len(label), y + CELL // 2 + 5, label, size=12)
+        if row == 0:
+            drawing.text(x + 8, top - 8, _place(grid, rank, named[columns]), size=12)
+    return left - start + math.prod(sizes[axis] for axis in columns) * (CELL + GAP)
+
+
+def _place(grid: RankGrid, rank: int, axes: list[str]) -> str:
+    """A rank's place on some axes: ``dp_shard 0 cp 1``."""
+    return " ".join(f"{axis} {grid.coordinates(rank)[axis]}" for axis in axes)
 
 
 class _Drawing:

@@ -1,4 +1,4 @@
-"""The table of docs/install.md: what each package of the workspace brings, from its metadata and its specs."""
+"""The table of docs/reference/packages.md: what each package of the workspace brings, from its metadata and its specs."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def render_packages(root: Path) -> str:
             names = [spec.name for spec in registry().all(kind) if (spec.origin or "archon-core") == name]
             if names:
                 brings.append(f"{label(kind.kind)} {codes(names)}")
-        page = f"[{name}](../packages/{name}/README.md)"
+        page = f"[{name}](../../packages/{name}/README.md)"
         rows.append([page, project["description"], "; ".join(brings) or "no plugin"])
     return table(["package", "", "what it brings"], rows)
