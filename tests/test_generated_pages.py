@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from docs import BEGIN, END, with_tables
 from generated.tables import table
 

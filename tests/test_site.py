@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from docsite.built_site import problems
 from docsite.markdown import anchors, links, replace_links, slug
 from docsite.repository import BrokenLinkError, Repository, page_of, relative_link, render_source, source_page_of
