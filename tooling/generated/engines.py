@@ -44,7 +44,7 @@ def render_backends(is_ours: Callable[[str], bool]) -> str:
             package = f"{spec.origin or 'archon-core'}"
             state = " ".join(code(letter) for letter in AXIS_NAMES if letter in runs) or "the trainer's own ranks"
         else:
-            package = "none yet: a plugin may bring it" if package_for(kind, name) is None else "planned"
+            package = "none: a plugin may bring it" if package_for(kind, name) is None else "not in this version"
             state = "read and explained, not run"
         what = "training" if backend.kind == "train" else "inference"
         letters = " ".join(code(letter) for letter in AXIS_NAMES if letter in backend.letters) or "none"

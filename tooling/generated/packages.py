@@ -1,4 +1,4 @@
-"""The table of docs/reference/packages.md: what each package of the workspace brings, from its metadata and its specs."""
+"""The table of docs/reference/packages.md: what each package brings, from its metadata and its specs."""
 
 from __future__ import annotations
 

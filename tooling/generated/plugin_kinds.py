@@ -127,7 +127,7 @@ def _interfaces(kind: type[Spec]) -> Iterator[type]:
 
 
 def _methods(protocol: type) -> str:
-    """Signatures and documentation of what an interface asks for."""
+    """Signatures and documentation of what an interface asks for, as ruff formats them."""
     blocks = []
     for name, member in vars(protocol).items():
         function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
@@ -135,8 +135,8 @@ def _methods(protocol: type) -> str:
             continue  # what typing.Protocol puts there
         marks = "@property\n" if isinstance(member, property) else ""
         marks += "@classmethod\n" if isinstance(member, classmethod) else ""
-        blocks.append(f"{marks}{_signature(name, function)}{_comment(function)}")
-    return "\n```python\n" + "\n\n".join(blocks) + "\n```\n" if blocks else ""
+        blocks.append(f"{marks}{_signature(name, function)}{_body(function)}")
+    return "\n```python\n" + "\n\n\n".join(blocks) + "\n```\n" if blocks else ""
 
 
 def _signature(name: str, function: Any) -> str:
@@ -148,12 +148,15 @@ def _signature(name: str, function: Any) -> str:
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         parameters.append(f"{parameter.name}{hint}{default}")
     returned = inspect.signature(function).return_annotation
-    line = f"def {name}({', '.join(parameters)}) -> {returned}: ..."
+    line = f"def {name}({', '.join(parameters)}) -> {returned}:".replace("'", '"')
     if len(line) <= 100:
         return line
-    return f"def {name}(\n{''.join(f'    {parameter},{chr(10)}' for parameter in parameters)}) -> {returned}: ..."
+    return f"def {name}(\n{''.join(f'    {parameter},{chr(10)}' for parameter in parameters)}) -> {returned}:"
 
 
-def _comment(function: Any) -> str:
+def _body(function: Any) -> str:
     lines = inspect.cleandoc(function.__doc__ or "").splitlines()
-    return "".join(f"\n    # {line}".rstrip() for line in lines)
+    if not lines:
+        return " ..."
+    end = '"""' if len(lines) == 1 else '\n    """'
+    return "\n".join(["", *(f"    {line}".rstrip() for line in ['"""' + lines[0], *lines[1:]])]) + end
