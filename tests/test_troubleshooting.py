@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from safetensors.torch import save_file
 
@@ -126,10 +127,14 @@ def run_archon(*arguments: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_registry() -> Iterator[None]:
+def _leave_no_trace() -> Iterator[None]:
+    """Plugins that a row registers, and the process group that an engine makes, are gone after the row."""
+    had_group = dist.is_initialized()
     registry.cache_clear()
     yield
     registry.cache_clear()
+    if dist.is_initialized() and not had_group:
+        dist.destroy_process_group()
 
 
 def registry_without(package: str):
@@ -234,11 +239,9 @@ def _(folder: Path) -> None:
 
 @row("Deterministic mode comes too late")
 def _(folder: Path) -> None:
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        ensure_deterministic(option="actor.archon.use_deterministic_algorithms")
-    finally:
-        torch.distributed.destroy_process_group()
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    ensure_deterministic(option="actor.archon.use_deterministic_algorithms")
 
 
 @row("The run folder holds a run")
