@@ -108,6 +108,9 @@ def _internal(site: Path, path: Path, target: str, pages: dict[Path, BuiltPage])
 
 def main() -> int:
     """Print what is wrong; 1 when anything is."""
+    if len(sys.argv) != 2:
+        print("usage: python tooling/docsite/built_site.py FOLDER, the one that mkdocs build wrote", file=sys.stderr)
+        return 2
     site = Path(sys.argv[1]).resolve()
     found = list(problems(site))
     print("\n".join(found) or f"links and anchors of {len(list(site.rglob('*.html')))} pages lead somewhere")

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # mkdocs loads this file by its path
 
 from docsite.markdown import Link, links, replace_links
-from docsite.repository import Repository, page_of, relative_link, render_source, source_page_of
+from docsite.repository import BrokenLinkError, Repository, page_of, relative_link, render_source, source_page_of
 
 REPOSITORY = Repository(Path(__file__).resolve().parents[2])
 
@@ -45,10 +46,18 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 def _site_target(file: str, link: Link) -> str:
     if link.is_external or not link.path:
         return link.target
-    target = REPOSITORY.resolve(file, link.path)
+    target = _resolved(file, link)
     here, there = page_of(file), page_of(target) or source_page_of(target)
     assert here is not None, f"{file} is a page"
     return relative_link(here, there) + (f"#{link.anchor}" if link.anchor else "")
+
+
+def _resolved(file: str, link: Link) -> str:
+    """The file that a link leads to. Raises PluginError, which mkdocs shows without a traceback."""
+    try:
+        return REPOSITORY.resolve(file, link.path)
+    except BrokenLinkError as error:
+        raise PluginError(f"line {link.line} of {error}") from error
 
 
 def _linked_sources() -> set[str]:
@@ -59,7 +68,7 @@ def _linked_sources() -> set[str]:
             continue  # the README: the landing page stands for it
         for link in links((REPOSITORY.root / file).read_text(encoding="utf-8")):
             if not link.is_external and link.path:
-                target = REPOSITORY.resolve(file, link.path)
+                target = _resolved(file, link)
                 if page_of(target) is None:
                     found.add(target)
     return found
