@@ -46,6 +46,7 @@ def generated_pages() -> dict[Path, str]:
         "docs/layouts.md": {"archon_core.models.capabilities": models.render_axes()},
         "docs/from-areal.md": {
             "archon_core.config.areal (renamed)": areal.render_renamed(),
+            "ArchonOptions": areal.render_engine_options(),
             "archon_core.config.areal (defaults)": areal.render_defaults(),
             "archon_core.config.areal (null)": areal.render_null(),
             "archon_core.config.areal (data sets)": areal.render_datasets(),

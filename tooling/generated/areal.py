@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 
 from archon_core.config.areal.keys import (
@@ -13,8 +14,53 @@ from archon_core.config.areal.keys import (
     RENAMED,
     Ignored,
 )
+from archon_core.config.schema import ArchonOptions
 from archon_core.config.sections import default_text
 from generated.tables import code, codes, table
+
+ENGINE_DEFAULTS = {
+    "attn_type": "varlen",
+    "offload_params": "false",
+    "enable_compile": "true",
+    "ac_mode": "selective",
+    "selective_ac_option": "op",
+    "ac_memory_budget": "0.5",
+    "ac_debug": "false",
+    "pp_schedule": "Interleaved1F1B",
+    "pp_layers_per_stage": "null",
+    "pp_first_stage_less_layers": "1",
+    "pp_last_stage_less_layers": "1",
+    "reshard_after_forward_policy": "default",
+    "use_deterministic_algorithms": "false",
+    "moe_router_dtype": "fp32",
+}
+"""Options of ``ArchonEngineConfig`` in AReaL's areal/api/cli_args.py that are ours too -> their default there."""
+
+ENGINE_NOTES = {
+    "attn_type": "null chooses by device: `varlen` on CUDA; no `tree`",
+    "enable_compile": "on a CPU only when it is written",
+    "ac_debug": "writes a file with what every block kept and recomputed, in bytes",
+    "pp_schedule": "aliases and `GPipe` too; lists of our own",
+    "pp_first_stage_less_layers": "null takes the embedding's cost",
+    "pp_last_stage_less_layers": "null takes the head's cost",
+    "use_deterministic_algorithms": "sets what Inductor of torch 2.13 reads as well",
+}
+
+
+def render_engine_options() -> str:
+    """``actor.archon``, option by option: AReaL's default and ours."""
+    unknown = {*ENGINE_DEFAULTS, *ENGINE_NOTES} - {field.name for field in dataclasses.fields(ArchonOptions)}
+    assert not unknown, f"no options of ours: {unknown}"
+    rows = []
+    for field in dataclasses.fields(ArchonOptions):
+        name = field.name
+        theirs = ENGINE_DEFAULTS.get(name)
+        ours = default_text(f"actor.archon.{name}") or "null"
+        ours = ours.lower() if ours in ("True", "False") else ours
+        rows.append(
+            [code(field.name), code(theirs) if theirs else "not there", code(ours), ENGINE_NOTES.get(field.name, "")]
+        )
+    return table(["`actor.archon`", "AReaL's default", "ours", ""], rows)
 
 
 def render_renamed() -> str:
