@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import tomllib
 from dataclasses import replace
@@ -68,6 +69,15 @@ def test_the_workspace_names_every_package_where_tools_need_a_list() -> None:
     for name in PACKAGES:
         assert f"(packages/{name})" in readme
         assert f"(packages/{name}/CHANGELOG.md)" in changelogs
+
+
+def test_the_modules_that_are_called_public_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("**What is public:**")[2]
+    rows = re.findall(r"^\| `(archon_\w+)` \| (.+) \|$", text, re.MULTILINE)
+    assert len(rows) == 4
+    for package, modules in rows:
+        for module in re.findall(r"`([\w.]+)`", modules):
+            assert importlib.util.find_spec(f"{package}.{module}"), f"{package}.{module}"
 
 
 def test_a_tag_names_a_package_and_a_version() -> None:
