@@ -1,13 +1,41 @@
 """The pages of docs/ that are made from the code."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from docs import BEGIN, END, with_tables
+from generated.tables import table
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_the_committed_pages_are_current() -> None:
     check = [sys.executable, str(ROOT / "tooling/docs.py"), "--check"]
-    result = subprocess.run(check, capture_output=True, text=True, timeout=60, check=False)
+    result = subprocess.run(check, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_every_table_that_is_marked_as_made_is_made() -> None:
+    tool = (ROOT / "tooling/docs.py").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        for source in re.findall(r"<!-- made from (.+) by tooling/docs.py -->", page.read_text(encoding="utf-8")):
+            assert f'"{source}": ' in tool, f"{page.name}: {source} is not among the tables of tooling/docs.py"
+
+
+def test_a_table_takes_its_place_between_the_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{BEGIN.format(source='x')}old\n{END}after\n")
+    assert with_tables(page, {"x": "new\n"}) == f"before\n{BEGIN.format(source='x')}new\n{END}after\n"
+
+
+def test_a_page_without_its_mark_is_an_error() -> None:
+    with pytest.raises(SystemExit, match=r"docs/index.md: found 0 times, allowed once: <!-- made from y"):
+        with_tables(ROOT / "docs/index.md", {"y": ""})
+
+
+def test_cells_keep_to_their_row() -> None:
+    assert table(["a", "b"], [["x\ny", "p|q"]]) == "| a | b |\n| --- | --- |\n| x y | p\\|q |\n"

@@ -11,20 +11,23 @@ from archon_core.config.raw import RawMapping
 from archon_core.config.reference import render_reference
 from archon_core.config.sections import choose_sections
 from archon_core.plugins import registry
-from pipeline_pages import (
-    pictures,
-    render_bubbles,
-    render_peaks,
-    render_peaks_by_rank,
-    render_splits,
-    render_warm_up,
-)
+from archon_core.plugins.loader import PLUGIN_API_SINCE
+from compatibility_page import PATH as COMPATIBILITY
+from compatibility_page import render_compatibility
+from generated import areal, engines, layouts, models, packages, pipelines, torchtitan
+from generated.command_line import render_command_line
+from generated.plugin_kinds import render_plugin_kinds
+from release_bounds import read_constraints
+from workspace import find_packages
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- made from {source} by tooling/docs.py -->\n"
 END = "<!-- end -->\n"
-OURS = "archon-"
-"""Only packages of this repository are documented, whatever else is installed."""
+
+
+def is_ours(distribution: str) -> bool:
+    """Whether a distribution is one of this repository: others are not documented, though they may be installed."""
+    return (ROOT / "packages" / distribution / "pyproject.toml").is_file()
 
 
 def generated_pages() -> dict[Path, str]:
@@ -32,23 +35,45 @@ def generated_pages() -> dict[Path, str]:
     choice = choose_sections(registry(), RawMapping({}))
     if choice.failures:
         raise SystemExit("\n".join(choice.failures))
-    sections = [section for section in (*choice.used, *choice.unused) if section.owner.startswith(OURS)]
+    sections = [section for section in (*choice.used, *choice.unused) if is_ours(section.owner)]
     tables = {
         "docs/engine-options.md": {"archon_core.config.combinations": render_rules()},
         "docs/pipeline.md": {
-            "archon_pipeline.schedules (bubble)": render_bubbles(),
-            "archon_pipeline.schedules (peak)": render_peaks(),
-            "archon_pipeline.schedules (split)": render_splits(),
+            "archon_pipeline.schedules (bubble)": pipelines.render_bubbles(),
+            "archon_pipeline.schedules (peak)": pipelines.render_peaks(),
+            "archon_pipeline.schedules (split)": pipelines.render_splits(),
         },
         "docs/memory.md": {
-            "archon_pipeline.schedules (warm-up)": render_warm_up(),
-            "archon_pipeline.schedules (by rank)": render_peaks_by_rank(),
+            "archon_pipeline.schedules (warm-up)": pipelines.render_warm_up(),
+            "archon_pipeline.schedules (by rank)": pipelines.render_peaks_by_rank(),
+        },
+        "docs/reference/packages.md": {"packages": packages.render_packages(ROOT)},
+        "docs/layouts.md": {"archon_core.models.capabilities": models.render_axes()},
+        "docs/from-areal.md": {
+            "archon_core.config.areal (renamed)": areal.render_renamed(),
+            "ArchonOptions": areal.render_engine_options(),
+            "archon_core.config.areal (defaults)": areal.render_defaults(),
+            "archon_core.config.areal (null)": areal.render_null(),
+            "archon_core.config.areal (data sets)": areal.render_datasets(),
+            "archon_core.config.areal (refused)": areal.render_refused(),
+            "archon_core.config.areal (without effect)": areal.render_without_effect(),
+        },
+        "docs/from-areal-fsdp.md": {"archon_core.config.areal (fsdp)": areal.render_fsdp_renamed()},
+        "docs/from-torchtitan.md": {"generated.torchtitan": torchtitan.render_torchtitan()},
+        "docs/reference/models.md": {"the specs of models": models.render_models(is_ours)},
+        "docs/reference/engines.md": {
+            "archon_core.layout.backends": engines.render_backends(is_ours),
+            "the specs of engines": engines.render_engines(is_ours),
         },
     }
+    tested = read_constraints((ROOT / "constraints/tested.txt").read_text(encoding="utf-8"))
     return {
         ROOT / "docs/reference/options.md": render_reference(sections),
+        ROOT / COMPATIBILITY: render_compatibility(find_packages(), PLUGIN_API_SINCE, tested),
+        ROOT / "docs/reference/cli.md": render_command_line(is_ours),
+        ROOT / "docs/reference/plugins.md": render_plugin_kinds(is_ours),
         **{ROOT / page: with_tables(ROOT / page, by_source) for page, by_source in tables.items()},
-        **{ROOT / "docs/images" / name: picture for name, picture in pictures().items()},
+        **{ROOT / "docs/images" / name: drawn for name, drawn in (pipelines.pictures() | layouts.pictures()).items()},
     }
 
 
@@ -57,6 +82,10 @@ def with_tables(path: Path, tables: Mapping[str, str]) -> str:
     page = path.read_text(encoding="utf-8")
     for source, table in tables.items():
         begin = BEGIN.format(source=source)
+        if page.count(begin) != 1:
+            raise SystemExit(
+                f"{path.relative_to(ROOT)}: found {page.count(begin)} times, allowed once: {begin.strip()}"
+            )
         before, rest = page.split(begin)
         _, after = rest.split(END, maxsplit=1)
         page = f"{before}{begin}{table}{END}{after}"

@@ -10,15 +10,16 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from archon_core.config.schema import ArchonOptions
+from archon_core.config.schema import ArchonOptions, EngineConfig
 from archon_core.errors import ConfigError
 from archon_core.moe import MoESettings
 from archon_core.nn.packed import Auxiliary, PackedSequences
 from archon_core.nn.tensor_parallel import TensorParallel
 from archon_core.nn.ulysses import ContextParallel
+from archon_moe.balancing import update_choice_bias
 from archon_moe.block import MoEBlock
 from archon_moe.builder import MoEBlocks
-from archon_moe.options import MoEOptions
+from archon_moe.options import MoEOptions, check_options
 from archon_testing.worlds import run_world
 
 SETTINGS = MoESettings(8, 6, 8, 3, norm_topk_prob=True)
@@ -192,7 +193,7 @@ def test_reports_of_a_batch_count_real_tokens() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (MoEOptions(moe_aux_loss="global_bach"), "found 'global_bach'; did you mean 'global_batch'.*allowed are none"),
+        (MoEOptions(moe_aux_loss="global_bach"), "found 'global_bach'; allowed are none.*did you mean 'global_batch'"),
         (MoEOptions(moe_z_loss_coef=-1.0), "moe_z_loss_coef: found -1.0; allowed are numbers from 0"),
         (MoEOptions(moe_bias_update_rate=float("nan")), "moe_bias_update_rate: found nan"),
     ],
@@ -200,6 +201,47 @@ def test_reports_of_a_batch_count_real_tokens() -> None:
 def test_options_that_mean_nothing_are_refused(options: MoEOptions, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MoEBlocks(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "has_experts", "found"),
+    [
+        ({}, False, ""),
+        ({"moe_aux_loss": "sequence", "moe_aux_loss_coef": 0.1}, None, ""),
+        ({"moe_z_loss_coef": -1.0}, None, "actor.archon.moe_z_loss_coef: found -1.0; allowed are numbers from 0"),
+        ({"moe_aux_loss_coef": 0.1}, True, "found 0.1 without an auxiliary loss; set actor.archon.moe_aux_loss to"),
+        ({"moe_aux_loss": "sequence"}, False, "actor.archon.moe_aux_loss: found 'sequence' for a model without exp"),
+        ({"moe_aux_loss": "none"}, False, ""),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused_before_anything_runs(
+    options: dict[str, object], has_experts: bool | None, found: str
+) -> None:
+    config = EngineConfig()
+    vars(config.archon).update(options)
+    explicit = {f"actor.archon.{name}" for name in options}
+    said = check_options(config, role="actor", explicit=explicit, has_experts=has_experts)
+    assert found in "".join(said)
+    assert len(said) == bool(found)
+
+
+def test_a_rate_for_biases_that_a_model_does_not_have_is_a_decision() -> None:
+    blocks = MoEBlocks(MoEOptions(moe_bias_update_rate=0.01))
+    for choice_bias, expected in ((False, [("0.01", "0")]), (True, [])):
+        blocks.build(MoESettings(8, 6, 6, 2, choice_bias=choice_bias), 0)
+        decisions = blocks.decisions("cpu", torch.float32, role="actor")
+        named = [d for d in decisions if d.option == "actor.archon.moe_bias_update_rate"]
+        assert [(d.requested, d.effective) for d in named] == expected
+
+
+def test_choice_biases_keep_fp32_in_a_model_of_bfloat16() -> None:
+    made = MoEBlocks(MoEOptions()).build(MoESettings(8, 6, 4, 2, choice_bias=True), 0)
+    made.router.choice_bias.fill_(0.601)
+    made.to(torch.bfloat16)
+    assert made.router.weight.dtype == torch.bfloat16
+    torch.testing.assert_close(made.router.choice_bias, torch.full((4,), 0.601))
+    update_choice_bias(made.router.choice_bias, torch.tensor([1, 1, 5, 5]), 1e-3)
+    torch.testing.assert_close(made.router.choice_bias, torch.tensor([0.602, 0.602, 0.6, 0.6]))
 
 
 def test_an_engine_without_options_of_its_own_balances_nothing() -> None:

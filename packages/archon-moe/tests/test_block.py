@@ -29,7 +29,7 @@ EXACT = {"rtol": 1e-11, "atol": 1e-12}
 
 
 def block(made_of: MoESettings, *, dtype: torch.dtype = torch.float64, layer: int = 0, seed: int = 0) -> MoEBlock:
-    made = MoEBlocks(ArchonOptions()).build(made_of, layer).to(dtype)
+    made = MoEBlocks(ArchonOptions(moe_router_dtype=made_of.router_dtype)).build(made_of, layer).to(dtype)
     generator = torch.Generator().manual_seed(seed)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.4, generator=generator)
@@ -273,6 +273,13 @@ def test_bfloat16_is_routed_in_fp32_and_computed_in_bfloat16() -> None:
     assert (y - exact(x.double(), packed(20))).abs().max() < 0.02 * y.abs().max()
 
 
+def test_the_engines_option_says_in_which_type_logits_are_computed() -> None:
+    for option, dtype in (("fp32", torch.float32), (None, torch.bfloat16)):
+        made = MoEBlocks(ArchonOptions(moe_router_dtype=option)).build(MoESettings(16, 16, 8, 2), 0).to(torch.bfloat16)
+        logits, scores = made.router(rows(3, 16, dtype=torch.bfloat16))
+        assert (logits.dtype, scores.dtype) == (dtype, torch.float32)
+
+
 def test_recorded_choices_are_taken_and_reported_back() -> None:
     made = block(MoESettings(8, 6, 6, 2, norm_topk_prob=True), layer=1)
     x = rows(5, 8)
@@ -325,6 +332,10 @@ def test_experts_are_computed_the_way_that_device_and_type_allow() -> None:
     assert choose_implementation("cuda", torch.bfloat16).name == "grouped_mm"
     assert choose_implementation("cpu", torch.float32).name == "loop"
     assert choose_implementation("cpu", torch.float32, True).name == "grouped_mm"
+    assert choose_implementation("cuda", torch.bfloat16, sizes=(64, 24)).name == "grouped_mm"
+    assert choose_implementation("cuda", torch.bfloat16, sizes=(64, 4)).name == "loop"
+    with pytest.raises(ConfigError, match=r"needs rows of a multiple of 16 bytes, and a size of 18 makes rows of 72"):
+        choose_implementation("cpu", torch.float32, True, (64, 18))
     in_float64 = choose_implementation("cpu", torch.float64)
     assert in_float64.name == "loop"
     assert "bfloat16 and float32, not in float64" in in_float64.reason

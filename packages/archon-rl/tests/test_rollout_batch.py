@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 import torch
 
 from archon_core.config.schema import EngineConfig, OptimizerConfig
 from archon_core.data.batch import Batch
+from archon_core.errors import TrainingError
 from archon_core.generation import Completion, GenerationConfig
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
@@ -31,6 +35,14 @@ def test_masks_and_log_probabilities_stand_where_each_token_is_predicted():
         mask = row.token_fields["loss_mask"]
         assert tuple(row.targets[mask].tolist()) == completion.token_ids
         assert tuple(row.token_fields["logprobs"][mask].tolist()) == completion.logprobs
+
+
+def test_completions_that_do_not_tell_their_experts_are_refused_where_others_do_or_all_must():
+    told = replace(A, routed_experts=torch.zeros(4, 2, 2, dtype=torch.int16))
+    for completion, needed in ((told, False), (A, True)):
+        rollout = Rollout(records=({},), prompts=((1, 5),), completions=((completion, B, EMPTY),))
+        with pytest.raises(TrainingError, match=rf"found {1 + needed} of 3 completions without the experts"):
+            build_batch(rollout, torch.zeros(3), needs_experts=needed)
 
 
 def test_sequences_know_their_group_reward_length_and_end():

@@ -45,7 +45,8 @@ class MoESettings:
         choice_bias: a bias per expert that is added to scores for choosing alone (arXiv:2408.15664).
         shared_intermediate_size: of an expert that every token passes; 0 for none.
         shared_gate: whether its output is multiplied by the sigmoid of a gate.
-        router_dtype: ``fp32``, or ``None`` for the type of the activations.
+        router_dtype: ``fp32``, or ``None`` for the type of the activations; an engine's option (``moe_router_dtype``)
+            decides, whatever the model says.
     """
 
     hidden_size: int

@@ -16,14 +16,17 @@ from archon_core.tested_versions import TESTED_VERSIONS
 
 CONSTRAINTS = Path(__file__).parents[4] / "constraints" / "tested.txt"
 
-WORKSPACE_TOOLS = {"hypothesis", "import-linter", "pytest", "pytest-xdist", "ruff"}
+WORKSPACE_TOOLS = {"hatchling", "hypothesis", "import-linter", "packaging", "pytest", "pytest-xdist", "ruff", "twine"}
 """What the constraints name for contributors only."""
+SITE_TOOLS = {"Markdown", "mkdocs", "mkdocs-material", "pymdown-extensions"}
+"""The same for the documentation site."""
 
 
 @pytest.mark.skipif(not CONSTRAINTS.exists(), reason="only the repository has constraints/tested.txt")
 def test_the_versions_that_a_wheel_carries_are_those_of_the_repository():
     pinned = dict(re.findall(r"^([\w.-]+)==(\S+)", CONSTRAINTS.read_text(), re.MULTILINE))
-    assert {name: version for name, version in pinned.items() if name not in WORKSPACE_TOOLS} == dict(TESTED_VERSIONS)
+    tools = WORKSPACE_TOOLS | SITE_TOOLS
+    assert {name: version for name, version in pinned.items() if name not in tools} == dict(TESTED_VERSIONS)
 
 
 def test_a_version_that_differs_gets_the_command_that_installs_the_tested_one():

@@ -39,6 +39,10 @@ class Norm:
     level: str = "batch"
 
 
+def check_experts(config, *, role, explicit, has_experts):
+    return [f"{role}: experts {has_experts}"] if "actor.archon.moe_router_dtype" in explicit else []
+
+
 @dataclass
 class Policy:
     """Options beside core's.

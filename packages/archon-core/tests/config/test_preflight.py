@@ -332,8 +332,37 @@ def test_a_name_of_ours_that_two_plugins_provide_asks_for_no_package(load: Load,
     assert "is served by a (" in model
 
 
-def test_a_replay_of_routing_needs_a_rollout_that_tells_it(load: Load, complete: Registry) -> None:
-    replay = "actor.archon.moe_routing_replay=true"
-    [refusal] = config_errors(plan(load, complete, RUNNABLE, replay))
+WITH_EXPERTS = "actor: {model_config: {model_type: tiny_moe}}\n"
+REPLAY = "actor.archon.moe_routing_replay=true"
+TOLD = "rollout.return_routed_experts=true"
+
+
+@pytest.fixture
+def with_experts(complete: Registry) -> Registry:
+    complete.add(MoESpec(name="moe", target="json:loads", check="archon_fake_options:check_experts"))
+    return complete
+
+
+def test_a_replay_of_routing_needs_experts_and_a_rollout_that_tells_them(load: Load, with_experts: Registry) -> None:
+    [refusal] = config_errors(plan(load, with_experts, WITH_EXPERTS, REPLAY))
     assert refusal.endswith("set rollout.return_routed_experts=true too")
-    assert plan(load, complete, RUNNABLE, replay, "rollout.return_routed_experts=true").can_run
+    assert plan(load, with_experts, WITH_EXPERTS, REPLAY, TOLD).can_run
+    [refusal] = config_errors(plan(load, with_experts, RUNNABLE, REPLAY, TOLD))
+    assert "model 'tiny' has no experts that tokens could go to; set it to false" in refusal
+    [refusal] = config_errors(plan(load, with_experts, WITH_EXPERTS, REPLAY, TOLD, "algorithm=sft"))
+    assert "algorithm 'sft', which samples no completions" in refusal
+
+
+@pytest.mark.parametrize(("text", "told"), [(WITH_EXPERTS, "actor: experts True"), (RUNNABLE, "actor: experts False")])
+def test_who_builds_experts_is_asked_before_anything_runs(
+    load: Load, with_experts: Registry, text: str, told: str
+) -> None:
+    assert config_errors(plan(load, with_experts, text, "actor.archon.moe_router_dtype=null")) == [told]
+
+
+def test_one_of_several_that_build_experts_must_be_chosen(load: Load, with_experts: Registry) -> None:
+    with_experts.add(MoESpec(name="other", target="json:loads"))
+    [refusal] = config_errors(plan(load, with_experts, WITH_EXPERTS))
+    assert refusal.startswith("actor.archon.moe: found none chosen and several installed; allowed are moe, other")
+    assert plan(load, with_experts, WITH_EXPERTS, "actor.archon.moe=other").can_run
+    assert plan(load, with_experts, RUNNABLE).can_run

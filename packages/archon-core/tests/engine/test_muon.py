@@ -24,6 +24,20 @@ def test_the_direction_keeps_singular_vectors_and_brings_all_singular_values_nea
     assert inner.diag().max() < 1.3
 
 
+def test_a_stack_of_matrices_takes_steps_as_each_of_them_does():
+    stack = torch.nn.Parameter(matrix(3, 12, 20))
+    alone = [torch.nn.Parameter(part.clone()) for part in stack.detach()]
+    options = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9}
+    both = Muon([stack], **options), Muon(alone, **options)
+    for step in range(2):
+        stack.grad = matrix(3, 12, 20, seed=step + 1)
+        for part, grad in zip(alone, stack.grad, strict=True):
+            part.grad = grad
+        for muon in both:
+            muon.step()
+    torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in alone]), rtol=0, atol=1e-12)
+
+
 def test_a_zero_gradient_gives_a_zero_direction():
     assert torch.equal(orthogonalise(torch.zeros(3, 4)), torch.zeros(3, 4))
 

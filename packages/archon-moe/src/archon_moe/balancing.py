@@ -16,6 +16,7 @@ from torch import Tensor
 from archon_core import compat
 from archon_core.moe import MoESettings
 from archon_core.nn.packed import Auxiliary
+from archon_moe.counting import count_each
 from archon_moe.options import MoEOptions
 from archon_moe.own_tokens import OwnTokens
 from archon_moe.router import Routing
@@ -57,7 +58,7 @@ def sequence_loss(routing: Routing, own: OwnTokens, n_sequences: int, settings: 
     """
     sequence_T = own.sequence_of()
     flat = (sequence_T[:, None] * settings.n_experts + routing.experts).reshape(-1)
-    counts = torch.bincount(flat, minlength=own.n_sequences * settings.n_experts)
+    counts = count_each(flat, own.n_sequences * settings.n_experts)
     counts_SE = own.sum_over_sharers(counts).view(-1, settings.n_experts)
     # Each sequence has K choices per token, so that counts know its length.
     lengths_S = counts_SE.sum(1, keepdim=True).clamp(min=1) / settings.top_k
@@ -70,7 +71,7 @@ def sequence_loss(routing: Routing, own: OwnTokens, n_sequences: int, settings: 
 def global_batch_loss(routing: Routing, auxiliary: Auxiliary, settings: MoESettings) -> Tensor:
     """``sum_e f_e P_e`` with f of the tokens of a micro-batch on all ranks (arXiv:2501.11873); micro-batches count by
     their tokens. f, and so the loss, depends on how the batch is split into them."""
-    counts_E = torch.bincount(routing.experts.reshape(-1), minlength=settings.n_experts)
+    counts_E = count_each(routing.experts, settings.n_experts)
     if auxiliary.group is not None:
         counts_E = compat.all_reduce(counts_E, auxiliary.group)
     scores = shares(routing.scores, settings)

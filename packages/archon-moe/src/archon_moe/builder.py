@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from archon_core.config.decisions import Decision
+from archon_core.config.schema import ArchonOptions
 from archon_core.moe import ExpertParallel, MoESettings
 from archon_moe.balancing import update_choice_bias
 from archon_moe.block import MoEBlock
 from archon_moe.dispatch.all_to_all import AllToAllDispatch
 from archon_moe.dispatch.interface import Dispatch
 from archon_moe.dispatch.none import NoDispatch
-from archon_moe.kernels.choice import Implementation, choose_implementation
+from archon_moe.kernels.choice import choose_implementation
 from archon_moe.load import load_metrics
 from archon_moe.options import read_options
 from archon_moe.settings import check_settings
@@ -35,6 +37,9 @@ class MoEBlocks:
 
     def __init__(self, options: Any) -> None:
         self.options = read_options(options)
+        self._router_dtype = getattr(options, "moe_router_dtype", ArchonOptions.moe_router_dtype)
+        self._has_choice_bias = False
+        self._sizes: tuple[int, ...] = ()
 
     def build(self, settings: MoESettings, layer: int) -> MoEBlock:
         """The block of a layer.
@@ -42,7 +47,10 @@ class MoEBlocks:
         Raises:
             ModelError: the settings cannot be.
         """
+        settings = replace(settings, router_dtype=self._router_dtype)
         check_settings(settings)
+        self._has_choice_bias = settings.choice_bias
+        self._sizes = (settings.hidden_size, settings.intermediate_size)
         return MoEBlock(settings, layer, self.options)
 
     def shard(self, block: MoEBlock, place: ExpertParallel) -> None:
@@ -52,6 +60,7 @@ class MoEBlocks:
             LayoutError: ep does not divide the experts, or etp their intermediate size.
         """
         shard_experts(block, place)
+        self._sizes = (block.settings.hidden_size, block.settings.intermediate_size // place.etp)
         block.dispatch = self.make_dispatch(place, block.settings)
 
     def make_dispatch(self, place: ExpertParallel, settings: MoESettings) -> Dispatch:
@@ -79,7 +88,7 @@ class MoEBlocks:
         Raises:
             ConfigError: the options ask for a way that there is not.
         """
-        chosen = self.implementation(device, dtype)
+        chosen = choose_implementation(device, dtype, self.options.moe_grouped_gemm, self._sizes)
         decisions = []
         if self.options.moe_grouped_gemm is None:
             used = "true" if chosen.name == "grouped_mm" else "false"
@@ -91,12 +100,8 @@ class MoEBlocks:
             decisions.append(
                 Decision(f"{role}.archon.moe_aux_loss", "global_batch", "global_batch, per micro-batch", reason)
             )
+        if self.options.moe_bias_update_rate and not self._has_choice_bias:
+            rate = str(self.options.moe_bias_update_rate)
+            reason = "the model's routers have no choice bias"
+            decisions.append(Decision(f"{role}.archon.moe_bias_update_rate", rate, "0", reason))
         return decisions
-
-    def implementation(self, device: torch.device | str, dtype: torch.dtype) -> Implementation:
-        """How experts are computed on a device in a type, and why.
-
-        Raises:
-            ConfigError: the options ask for a way that there is not.
-        """
-        return choose_implementation(device, dtype, self.options.moe_grouped_gemm)

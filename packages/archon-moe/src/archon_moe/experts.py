@@ -41,7 +41,7 @@ class GroupedExperts(nn.Module):
     @property
     def implementation(self) -> Implementation:
         """How experts are computed with the parameters as they are now."""
-        return choose_implementation(self.gate_proj.device, self.gate_proj.dtype, self.grouped_gemm)
+        return self._chosen_for(_local(self.gate_proj))
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor, n_pairs: int) -> Tensor:
         """The weighted sum [N, H] of the outputs of each row's experts here.
@@ -53,7 +53,6 @@ class GroupedExperts(nn.Module):
             n_pairs: how many of ``experts`` are not -1.
         """
         gate, up, down = self.whole or (_local(w) for w in (self.gate_proj, self.up_proj, self.down_proj))
-        chosen = choose_implementation(gate.device, gate.dtype, self.grouped_gemm)
         return grouped_experts(
             x.to(gate.dtype),
             experts,
@@ -63,8 +62,11 @@ class GroupedExperts(nn.Module):
             up,
             down,
             hidden_act=self.hidden_act,
-            grouped=chosen.name == "grouped_mm",
+            grouped=self._chosen_for(gate).name == "grouped_mm",
         )
+
+    def _chosen_for(self, gate: Tensor) -> Implementation:
+        return choose_implementation(gate.device, gate.dtype, self.grouped_gemm, gate.shape[1:])
 
     def extra_repr(self) -> str:
         E, F, H = self.gate_proj.shape

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from archon_core.moe import MoESettings
 from archon_moe.balancing import Losses, shares
+from archon_moe.counting import count_each
 from archon_moe.router import Routing
 
 
@@ -21,7 +22,7 @@ def report_of(routing: Routing, losses: Losses, settings: MoESettings) -> dict[s
     p = shares(routing.scores, settings)
     entropy = torch.special.entr(p).sum(dtype=torch.float64)
     report = {
-        "counts": torch.bincount(routing.experts.reshape(-1), minlength=settings.n_experts),
+        "counts": count_each(routing.experts, settings.n_experts),
         "tokens": torch.full_like(entropy, routing.experts.shape[0]),
         "entropy": entropy,
     }

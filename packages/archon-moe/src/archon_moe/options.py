@@ -6,9 +6,14 @@ Names are the field's own (Megatron-LM's), with ``moe_aux_loss`` for what its au
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from archon_core.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from archon_core.config.schema import EngineConfig
 
 AUX_LOSSES = ("none", "sequence", "global_batch")
 
@@ -36,8 +41,11 @@ class MoEOptions:
     moe_bias_update_rate: float = 0.0
 
 
-def read_options(options: object) -> MoEOptions:
+def read_options(options: object, *, section: str = "archon") -> MoEOptions:
     """Those of an engine's options that are this package's; defaults for what it has not.
+
+    Args:
+        section: their name, for messages.
 
     Raises:
         ConfigError: a value means nothing, with what it may be and what to write.
@@ -46,11 +54,33 @@ def read_options(options: object) -> MoEOptions:
     own = MoEOptions(**{name: getattr(options, name, default) for name, default in vars(own).items()})
     if own.moe_aux_loss not in AUX_LOSSES:
         raise ConfigError(
-            f"moe_aux_loss: found {own.moe_aux_loss!r}{did_you_mean(str(own.moe_aux_loss), AUX_LOSSES)}; allowed are "
-            f"{', '.join(AUX_LOSSES)}"
+            f"{section}.moe_aux_loss: found {own.moe_aux_loss!r}; allowed are {', '.join(AUX_LOSSES)}"
+            f"{did_you_mean(str(own.moe_aux_loss), AUX_LOSSES)}"
         )
     for name in ("moe_aux_loss_coef", "moe_z_loss_coef", "moe_bias_update_rate"):
         value = getattr(own, name)
         if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"{name}: found {value}; allowed are numbers from 0; 0 switches it off")
+            raise ConfigError(f"{section}.{name}: found {value}; allowed are numbers from 0; 0 switches it off")
     return own
+
+
+def check_options(config: EngineConfig, *, role: str, explicit: Collection[str], has_experts: bool | None) -> list[str]:
+    """What the section ``role`` asks for and cannot have; see ``archon_core.plugins.MoESpec``."""
+    section = f"{role}.archon"
+    try:
+        own = read_options(config.archon, section=section)
+    except ConfigError as error:
+        return [str(error)]
+    written = [name for name in vars(own) if f"{section}.{name}" in explicit]
+    if has_experts is False:
+        return [
+            f"{section}.{name}: found {getattr(own, name)!r} for a model without experts; leave it out"
+            for name in written
+            if getattr(own, name) != getattr(MoEOptions(), name)
+        ]
+    if "moe_aux_loss_coef" in written and own.moe_aux_loss_coef and own.moe_aux_loss == "none":
+        return [
+            f"{section}.moe_aux_loss_coef: found {own.moe_aux_loss_coef} without an auxiliary loss; set "
+            f"{section}.moe_aux_loss to sequence or global_batch"
+        ]
+    return []

@@ -33,10 +33,9 @@ class OwnTokens:
     @classmethod
     def of(cls, packed: PackedSequences, parallel: TensorParallel | None, n_tokens: int) -> OwnTokens:
         """Those of a rank that holds ``n_tokens``."""
-        if not packed.n_padding:
-            return cls(packed, parallel, n_tokens)
-        real = packed.own_places(parallel) < sum(packed.lengths) - packed.n_padding
-        return cls(packed, parallel, int(real.sum()))
+        first = packed.first_own_place(parallel, n_tokens)
+        n_real = sum(packed.lengths) - packed.n_padding - first
+        return cls(packed, parallel, max(0, min(n_real, n_tokens)))
 
     @property
     def n_sequences(self) -> int:

@@ -18,6 +18,7 @@ def archon_moe() -> Iterable[MoESpec]:
             name="moe",
             target="archon_moe.builder:MoEBlocks",
             summary="any ep x etp, all-to-all dispatch, grouped experts, balancing by loss or bias",
+            check="archon_moe.options:check_options",
             config=tuple(ConfigSection(f"{role}.archon", _OPTIONS) for role in ("actor", "critic", "ref", "teacher")),
         )
     ]

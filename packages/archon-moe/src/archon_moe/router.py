@@ -5,6 +5,7 @@ Legend: T tokens, E experts, K experts per token, G groups of experts, H hidden 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -69,6 +70,16 @@ class Router(nn.Module):
             recorded = recorded.to(experts.dtype)
             experts = torch.where((recorded >= 0).all(-1, keepdim=True), recorded, experts)
         return Routing(logits, scores, experts, weigh(scores, experts, self.settings))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Keep the choice bias in at least fp32 when the module is cast: rates are far below a step of bfloat16."""
+        bias = self.choice_bias
+        super()._apply(fn, recurse)
+        if bias is not None:
+            cast = self.choice_bias
+            kind = torch.promote_types(cast.dtype, torch.float32)
+            self.choice_bias = cast.to(kind) if bias.is_meta or cast.is_meta else bias.to(cast.device, kind)
+        return self
 
     def extra_repr(self) -> str:
         s = self.settings

@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from archon_core.errors import PluginError
 from archon_core.plugins import CommandSpec, registry
+from archon_core.plugins.hints import not_installed
 from archon_core.plugins.loader import load_core
 
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
@@ -25,6 +26,11 @@ class Commands(TyperGroup):
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
         return list(known_commands())
+
+    def format_help(self, ctx: typer.Context, formatter: Any) -> None:
+        """The help, with the commands that packages would add."""
+        self.epilog = explain_missing_commands()
+        super().format_help(ctx, formatter)
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
         """What help and completion show of a command; ``resolve_command`` makes the one that runs."""
@@ -50,6 +56,13 @@ def known_commands() -> dict[str, CommandSpec]:
     """All commands by name, except those of plugins that clash."""
     core = core_commands()
     return dict(core) | {spec.name: spec for spec in registry().all(CommandSpec) if spec.name not in core}
+
+
+def explain_missing_commands() -> str | None:
+    """Which commands are missing for want of a package, for the end of the help; ``None`` when none is."""
+    missing = not_installed(CommandSpec.kind, registry().plugins)
+    listed = ", ".join(f"{name} (pip install {package})" for name, package in missing.items())
+    return f"Not installed: {listed}" if listed else None
 
 
 def build_command(spec: CommandSpec) -> Any:

@@ -17,6 +17,7 @@ from archon_core import __version__
 from archon_core.cli.console import print_json, print_text
 from archon_core.plugins import PLUGIN_API, Registry, build_registry
 from archon_core.plugins.discovery import discover
+from archon_core.plugins.hints import FIRST_STEPS
 from archon_core.tested_versions import TESTED_VERSIONS
 
 State = Literal["ok", "note", "failure"]
@@ -138,6 +139,9 @@ def examine_plugins(registry: Registry) -> Iterator[Finding]:
             yield Finding(subject, "failure", str(plugin), problem)
     for problem in registry.problems:
         yield Finding("plugins", "note", problem)
+    if len(registry.plugins) == 1:
+        yield Finding("plugins", "note", "none but core's own", FIRST_STEPS)
+        return
     loaded = [plugin.name for plugin in registry.plugins if plugin.status == "loaded"]
     yield Finding("plugins", "ok", f"loaded: {', '.join(loaded)}")
 

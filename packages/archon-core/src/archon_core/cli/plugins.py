@@ -11,7 +11,7 @@ from rich.text import Text
 from archon_core import __version__
 from archon_core.cli.console import print_json, print_table, print_text
 from archon_core.plugins import PLUGIN_API, PluginStatus, Registry, registry
-from archon_core.plugins.hints import label
+from archon_core.plugins.hints import FIRST_STEPS, label
 
 STYLES = {"loaded": "green", "failed": "bold red", "incompatible": "bold red", "disabled": "dim"}
 
@@ -42,10 +42,7 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
     for problem in installed.problems:
         print_text(f"\n{problem}")
     if len(installed.plugins) == 1:
-        print_text(
-            "\nNo plugin is installed. Models: pip install archon-models-qwen. "
-            "Algorithms: pip install archon-rl. Rollout: pip install archon-rollout."
-        )
+        print_text(f"\nNo plugin is installed. {FIRST_STEPS}")
 
 
 def describe_registry(installed: Registry) -> dict[str, Any]:

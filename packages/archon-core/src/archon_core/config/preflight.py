@@ -36,10 +36,12 @@ from archon_core.layout import (
 )
 from archon_core.layout.diagnostics import count
 from archon_core.pipeline import PIPELINE
+from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.hints import PACKAGES, package_for
 from archon_core.plugins.specs import (
     InferenceEngineSpec,
     ModelSpec,
+    MoESpec,
     PipelineSpec,
     ScheduleSpec,
     Spec,
@@ -82,6 +84,7 @@ class _Planner:
         self.decisions: list[Decision] = []
         self.schedules: dict[str, ScheduleSpec] = {}
         self.stages: dict[str, int] = {}
+        self.samples = True
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
     def plan(self) -> None:
@@ -132,6 +135,7 @@ class _Planner:
             self.look_up("reward", config.reward, "reward")
         rollout = self.layouts.get("rollout")
         needed = algorithm is not None and "inference_engine" in getattr(algorithm, "needs", ())
+        self.samples = algorithm is None or needed
         if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
             self.look_up("inference_engine", rollout.backend, "rollout.backend")
 
@@ -151,16 +155,19 @@ class _Planner:
                 except LayoutError as error:
                     self.unable(str(error))
             self.check_shares_ranks(role, layout)
-        if layout.ep > 1 or (layout.etp or 1) > 1 or (model is not None and "moe" in model.needs):
-            self.check_experts(role, config.archon.moe)
+        self.check_experts(role, config, layout, model)
         if isinstance(spec, TrainEngineSpec) and spec.check:
-            try:
-                check = load_target(spec.check, origin=spec.origin)
-            except PluginError as error:
-                self.unable(str(error))
-            else:
-                for text in check(config, role=role, explicit=self.loaded.explicit):
-                    self.unable(text)
+            for text in self.ask(spec, spec.check, config, role):
+                self.unable(text)
+
+    def ask(self, spec: Spec, check: str, config: EngineConfig, role: str, **fields: Any) -> list[str]:
+        """What a plugin's own check finds."""
+        try:
+            found = load_target(check, origin=spec.origin)
+        except PluginError as error:
+            self.unable(str(error))
+            return []
+        return list(found(config, role=role, explicit=self.loaded.explicit, **fields))
 
     def check_pipeline(self, role: str, config: EngineConfig, layout: Layout) -> None:
         """That there are a schedule and what runs it, and as many layers as stages need."""
@@ -193,7 +200,12 @@ class _Planner:
         )
         for option, text in refusals(situation):
             self.wrong(f"{role}.{option}: {text}")
-        if config.archon.moe_routing_replay and not self.config.rollout.return_routed_experts:
+        if config.archon.moe_routing_replay and not self.samples:
+            self.wrong(
+                f"{role}.archon.moe_routing_replay: found true with algorithm {self.config.algorithm!r}, which samples "
+                "no completions whose experts could be taken; set it to false"
+            )
+        elif config.archon.moe_routing_replay and not self.config.rollout.return_routed_experts:
             self.wrong(
                 f"{role}.archon.moe_routing_replay: found true and rollout.return_routed_experts=false; there "
                 "would be nothing to replay: set rollout.return_routed_experts=true too"
@@ -220,12 +232,30 @@ class _Planner:
                 f"{count(actor.world_size, 'rank')}, or leave {role}.backend out to take the actor's"
             )
 
-    def check_experts(self, role: str, name: str | None) -> None:
-        if name is not None:
-            self.look_up("moe", name, f"{role}.archon.moe")
-        elif not self.registry.all("moe"):
+    def check_experts(self, role: str, config: EngineConfig, layout: Layout, model: ModelSpec | None) -> None:
+        """That someone builds the experts, and what is asked of them; of a dense model nothing may be."""
+        has_experts = None if model is None else "moe" in model.needs
+        if has_experts is False and config.archon.moe_routing_replay:
+            self.wrong(
+                f"{role}.archon.moe_routing_replay: found true; model {model.name!r} has no experts that tokens could "
+                "go to; set it to false"
+            )
+        installed = self.registry.all(MoESpec)
+        needed = has_experts or layout.ep > 1 or (layout.etp or 1) > 1
+        if config.archon.moe is not None and needed:
+            chosen = self.look_up("moe", config.archon.moe, f"{role}.archon.moe")
+        elif needed and not installed:
             package = next(iter(PACKAGES["moe"]))
             self.need(missing_package(package, self.registry), "the experts of " + str(self.layouts[role]))
+            return
+        elif needed and len(installed) > 1:
+            self.wrong(explain_several_builders([spec.name for spec in installed], role))
+            return
+        else:
+            chosen = next((spec for spec in installed if config.archon.moe in (None, spec.name)), None)
+        if isinstance(chosen, MoESpec) and chosen.check:
+            for text in self.ask(chosen, chosen.check, config, role, has_experts=has_experts):
+                self.wrong(text)
 
     def check_model(self, role: str, config: Any, layout: Layout) -> ModelSpec | None:
         """The architecture, when the checkpoint is here to tell it."""

@@ -36,7 +36,8 @@ class OptimizerConfig:
     """The optimizer and its learning-rate schedule (``actor.optimizer``).
 
     Attributes:
-        type: ``adamw``, ``adam``, ``sgd`` or ``muon``.
+        type: ``adamw``, ``adam``, ``sgd`` or ``muon`` (for matrices of layers, each expert's by itself; the rest takes
+            adamw).
         lr: peak learning rate.
         weight_decay: decoupled for adamw and muon; norms and biases are never decayed.
         beta1: first moment's decay; momentum for sgd and muon.

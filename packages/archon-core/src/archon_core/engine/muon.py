@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
     """Momentum whose updates are orthogonalised, for matrices.
 
     Args:
-        params: two-dimensional; plain tensors, or DTensors that are sharded or replicated.
+        params: matrices, or stacks of them in three dims; plain tensors, or DTensors that are sharded or replicated.
         lr: learning rate. Updates are scaled to the size of AdamW's, 0.2 sqrt(max(rows, columns)), so that one rate
             fits both (arXiv:2502.16982).
         weight_decay: decoupled.
@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
             rate = group["lr"]
             weight = local_values(parameter)
             weight.mul_(1 - rate * group["weight_decay"])
-            weight.add_(direction.to(weight.dtype), alpha=-rate * 0.2 * math.sqrt(max(parameter.shape)))
+            weight.add_(direction.to(weight.dtype), alpha=-rate * 0.2 * math.sqrt(max(parameter.shape[-2:])))
 
     def _momentum_update(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         """Nesterov's look-ahead, sharded as the parameter is; updates the running mean."""
@@ -81,22 +81,22 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Roughly U V^T of the singular value decomposition U S V^T of ``matrix`` [A, B], by Newton-Schulz iteration.
+    """Roughly U V^T of the singular value decomposition U S V^T of ``matrix`` [..., A, B], by Newton-Schulz iteration.
 
     Computed in bfloat16 on CUDA, as published. Elsewhere in at least fp32: it is faster there, and a rounding to
     bfloat16 would make the last bits of a gradient, which depend on the order of sums, visible in the weights.
     """
     dtype = torch.bfloat16 if matrix.is_cuda else torch.promote_types(matrix.dtype, torch.float32)
     x = matrix.to(dtype)
-    is_tall = x.shape[0] > x.shape[1]
+    is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:
-        x = x.T
-    x = x / x.norm().clamp(min=SMALLEST_NORM)
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
     a, b, c = NEWTON_SCHULZ
     for _ in range(ITERATIONS):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if is_tall else x).to(matrix.dtype)
+    return (x.mT if is_tall else x).to(matrix.dtype)
 
 
 def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | None = None) -> list[Tensor]:

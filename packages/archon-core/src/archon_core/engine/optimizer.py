@@ -172,8 +172,8 @@ def is_decayed(parameter: nn.Parameter) -> bool:
 
 
 def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """What Muon updates."""
-    return {name: p for name, p in parameters.items() if p.ndim == 2 and name.startswith("layers.")}
+    """What Muon updates: matrices of layers, those of experts, which are stacked, among them."""
+    return {name: p for name, p in parameters.items() if p.ndim in (2, 3) and name.startswith("layers.")}
 
 
 def _sharded_like(value: Tensor, parameter: Tensor) -> Tensor:

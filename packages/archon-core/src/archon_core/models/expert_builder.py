@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from archon_core.config.schema import ArchonOptions
 from archon_core.errors import ConfigError, UnknownNameError
+from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.hints import explain_none
 from archon_core.plugins.registry import Registry, registry
 from archon_core.plugins.specs import ModelSpec, MoESpec
@@ -17,12 +18,14 @@ if TYPE_CHECKING:
     from archon_core.models.stage import Stage
 
 
-def expert_builder(spec: ModelSpec, registry: Registry, options: ArchonOptions, *, role: str) -> MoEBuilder | None:
+def expert_builder(
+    spec: ModelSpec, registry: Registry, options: ArchonOptions, *, role: str | None
+) -> MoEBuilder | None:
     """The builder for the model of ``spec``; ``None`` for one without experts.
 
     Args:
         options: ``moe`` chooses; null takes the only one installed.
-        role: the name of their section, for messages.
+        role: the name of their section, for messages; ``None`` where no configuration has chosen.
 
     Raises:
         UnknownNameError: none is installed, or none of the name that is asked for.
@@ -36,10 +39,7 @@ def expert_builder(spec: ModelSpec, registry: Registry, options: ArchonOptions, 
     if not installed:
         raise UnknownNameError(f"model {spec.name!r} has experts. {explain_none(MoESpec.kind, registry.plugins)}")
     if len(installed) > 1:
-        names = ", ".join(moe.name for moe in installed)
-        raise ConfigError(
-            f"{role}.archon.moe: found none chosen and several installed; allowed are {names}; set it to one of them"
-        )
+        raise ConfigError(explain_several_builders([moe.name for moe in installed], role))
     return installed[0].load()(options)
 
 
@@ -54,5 +54,5 @@ def build_alone(spec: ModelSpec, arguments: ModelArguments, stage: Stage | None 
     Raises:
         UnknownNameError, ConfigError: as ``expert_builder`` does.
     """
-    builder = expert_builder(spec, registry(), ArchonOptions(), role="model")
+    builder = expert_builder(spec, registry(), ArchonOptions(), role=None)
     return spec.load().build(arguments, stage, experts=builder)

@@ -141,11 +141,15 @@ class PackedSequences:
             parallel: the tensor ranks over which tokens are cut within those of ``positions``; ``None`` for none.
         """
         n_own = self.positions.shape[0]
-        first = 0 if self.context is None else self.context.rank * n_own
         if parallel is not None and parallel.sequence_sharded:
             n_own //= parallel.size
-            first += parallel.rank * n_own
+        first = self.first_own_place(parallel, n_own)
         return torch.arange(first, first + n_own, device=self.positions.device)
+
+    def first_own_place(self, parallel: TensorParallel | None, n_own: int) -> int:
+        """The first of ``own_places``, of which there are ``n_own``; known on the host."""
+        first = 0 if self.context is None else self.context.rank * self.positions.shape[0]
+        return first + parallel.rank * n_own if parallel is not None and parallel.sequence_sharded else first
 
     def of_own_tokens(self, x: Tensor) -> Tensor:
         """The rows of ``x`` [T, ...] that belong to the tokens held here."""

@@ -34,7 +34,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "weight_transport": {"archon-rollout": ("disk", "shm", "distributed")},
     "launcher": {"archon-ray": ("ray",)},
     "algorithm": {"archon-rl": ("sft", "grpo", "ppo", "dapo")},
-    "reward": {"archon-rl": ("arithmetic", "gsm8k")},
+    "reward": {"archon-rl": ("arithmetic", "exact", "gsm8k")},
     "dataset": {"archon-rl": ("jsonl", "hf", "arithmetic")},
     "command": {
         "archon-rollout": ("generate",),
@@ -94,6 +94,11 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 }
 """Package -> configuration sections and options that it brings."""
 
+FIRST_STEPS = (
+    "Models: pip install archon-models-qwen. Algorithms: pip install archon-rl. Rollout: pip install archon-rollout."
+)
+"""What to tell someone who has core alone."""
+
 LABELS: Mapping[str, str] = {"moe": "mixture-of-experts block"}
 """What a kind is called in messages, where that is not the kind itself."""
 
@@ -117,6 +122,14 @@ def package_for_option(path: str) -> str | None:
         if any(path == option or path.startswith(f"{option}.") for option in options):
             return package
     return None
+
+
+def not_installed(kind: str, plugins: Sequence[PluginStatus]) -> dict[str, str]:
+    """Names of a kind -> the first-party package that would bring them, of packages that are not installed."""
+    there = {normalise(plugin.distribution) for plugin in plugins}
+    return {
+        name: package for package, names in PACKAGES.get(kind, {}).items() if package not in there for name in names
+    }
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

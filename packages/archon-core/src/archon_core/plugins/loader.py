@@ -12,7 +12,7 @@ import importlib.metadata
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +25,10 @@ from archon_core.plugins.hookspecs import PROJECT_NAME
 from archon_core.plugins.specs import SPEC_TYPES, Spec
 from archon_core.plugins.status import PluginStatus, describe_error
 
-PLUGIN_API = (1, 0)
+PLUGIN_API_SINCE: Mapping[tuple[int, int], str] = {(1, 0): "0.1"}
+"""Plugin API -> the first release of core that has it: the lower bound of a plugin that declares it."""
+
+PLUGIN_API = max(PLUGIN_API_SINCE)
 """Major and minor version of the plugin interface. A new minor version adds; a new major version breaks."""
 
 CORE_DISTRIBUTION = "archon-core"

@@ -207,10 +207,18 @@ class PipelineSpec(Spec):
 
 @dataclass(frozen=True)
 class MoESpec(Spec):
-    """A mixture-of-experts block. ``target`` names a ``protocols.MoEBuilderFactory``."""
+    """A mixture-of-experts block. ``target`` names a ``protocols.MoEBuilderFactory``.
+
+    Attributes:
+        check: target of ``check(config, *, role, explicit, has_experts) -> list[str]``: what the options of the section
+            ``role`` ask for and cannot have, one sentence each; ``has_experts`` is ``None`` where the model is not
+            known. It must not import torch: dry runs call it.
+    """
 
     kind: ClassVar[str] = "moe"
     hook: ClassVar[str] = "archon_moe"
+
+    check: str = ""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from archon_core import compat
 from archon_core.moe import ExpertParallel
+from archon_moe.counting import count_each
 from archon_moe.dispatch.interface import DispatchPlan, Rows
 
 
@@ -34,14 +35,15 @@ class AllToAllDispatch:
         place, group = self._place, self._place.group
         homes_TK = experts // self._n_local
         goes_TP = torch.zeros(x.shape[0], place.ep, dtype=torch.bool, device=x.device).scatter_(1, homes_TK, True)
-        pairs_P = torch.bincount(homes_TK.reshape(-1), minlength=place.ep)
+        pairs_P = count_each(homes_TK, place.ep)
         counts_P2 = torch.stack([goes_TP.sum(0), pairs_P], 1)
         ours_R2 = counts_P2.repeat_interleave(place.etp, 0)
         theirs_R2 = compat.all_to_all(ours_R2, group)
         # The one time that the host waits for the device: sizes of what is exchanged are decided here.
         (sent, _), (received, pairs) = torch.stack([ours_R2, theirs_R2]).mT.tolist()
 
-        places_R, token_R = goes_TP.mT.repeat_interleave(place.etp, 0).nonzero().unbind(1)
+        goes_RT = goes_TP.mT.repeat_interleave(place.etp, 0)
+        places_R, token_R = torch.nonzero_static(goes_RT, size=sum(sent)).unbind(1)
         local_RK = experts[token_R] - (places_R // place.etp * self._n_local)[:, None]
         is_there_RK = (local_RK >= 0) & (local_RK < self._n_local)
         numbers_RK = torch.where(is_there_RK, local_RK, -1).to(torch.int32)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from archon_moe.counting import count_each
+
 
 @dataclass(frozen=True)
 class ExpertOrder:
@@ -36,4 +38,4 @@ def order_by_expert(experts: Tensor, n_experts: int, n_pairs: int) -> ExpertOrde
     keys = torch.where(flat < 0, n_experts, flat) if n_pairs < flat.numel() else flat
     # Stable, so that sums do not depend on how the sort is done.
     pairs = torch.argsort(keys, stable=True)[:n_pairs]
-    return ExpertOrder(pairs, torch.bincount(keys, minlength=n_experts)[:n_experts])
+    return ExpertOrder(pairs, count_each(keys, n_experts + 1)[:n_experts])

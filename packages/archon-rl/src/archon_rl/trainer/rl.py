@@ -77,6 +77,7 @@ class RLTrainer:
                 reward=self._reward,
                 options=sampling_options(config.gconfig, eos),
                 seed=config.seed,
+                needs_experts=config.rollout.return_routed_experts,
             )
             evaluate = partial(
                 evaluate_reward,

@@ -39,6 +39,7 @@ class RLStep:
         reward: scores completions.
         options: sampling options with the end of text among the stop tokens.
         seed: the run's seed.
+        needs_experts: completions must tell which experts their tokens went to.
     """
 
     task: Task
@@ -49,6 +50,7 @@ class RLStep:
     reward: Reward
     options: GenerationConfig
     seed: int
+    needs_experts: bool = False
 
     def __call__(self, step: int) -> dict[str, float]:
         """Do step number ``step`` and return its metrics."""
@@ -60,7 +62,7 @@ class RLStep:
         with clock("reward"):
             rewards = score(rollout, self.task.encoder, self.reward, ranks)
             lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
-            batch = build_batch(rollout, self.algorithm.rewards(rewards, lengths))
+            batch = build_batch(rollout, self.algorithm.rewards(rewards, lengths), needs_experts=self.needs_experts)
             chosen = self.select(batch)
         updates: list[StepStats] = []
         distances: dict[str, float] = {}

@@ -13,6 +13,7 @@ import torch
 
 from archon_core.data.batch import ROUTED_EXPERTS, Batch
 from archon_core.distributed.ranks import DataRanks
+from archon_core.errors import TrainingError
 from archon_core.generation import Completion, GenerationConfig, GenerationRequest
 from archon_core.protocols import InferenceEngine, Reward
 from archon_core.seeding import derive_seed
@@ -99,11 +100,15 @@ def score(rollout: Rollout, encoder: TextEncoder, reward: Reward, data_ranks: Da
     return torch.tensor([value for samples in rewards for value in samples])
 
 
-def build_batch(rollout: Rollout, rewards: torch.Tensor) -> Batch:
+def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool = False) -> Batch:
     """Prompts and completions, packed, with their fields.
 
     Args:
         rewards: [S], shaped.
+        needs_experts: ``rollout.return_routed_experts``.
+
+    Raises:
+        TrainingError: experts are needed, or told of some completions, and others do not tell them.
 
     Returns:
         A batch with the token fields ``loss_mask`` (bool), ``logprobs`` (of the rollout, 0 outside the mask) and,
@@ -124,7 +129,7 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor) -> Batch:
                 torch.tensor([0.0] * (len(prompt) - 1) + [*completion.logprobs] + [0.0], dtype=torch.float64)
                 for _, prompt, completion in rows
             ],
-            **_routed_experts(rows),
+            **_routed_experts(rows, needs_experts),
         },
         sequence_fields={
             REWARDS: rewards,
@@ -135,9 +140,18 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor) -> Batch:
     )
 
 
-def _routed_experts(rows: Sequence[tuple[int, tuple[int, ...], Completion]]) -> dict[str, list[torch.Tensor]]:
+def _routed_experts(
+    rows: Sequence[tuple[int, tuple[int, ...], Completion]], needed: bool
+) -> dict[str, list[torch.Tensor]]:
     """Where tokens went in the rollout, as a token field; none where it does not tell."""
     told = next((c.routed_experts for _, _, c in rows if c.routed_experts is not None), None)
+    silent = sum(c.routed_experts is None and len(c.token_ids) > 0 for _, _, c in rows)
+    if silent and (needed or told is not None):
+        raise TrainingError(
+            f"rollout.return_routed_experts: found {silent} of {len(rows)} completions without the experts of their "
+            "tokens; the inference engine must tell them of all: turn it on there, or set "
+            "rollout.return_routed_experts=false and moe_routing_replay=false"
+        )
     if told is None:
         return {}
     field = []

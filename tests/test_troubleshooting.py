@@ -1,0 +1,317 @@
+"""docs/troubleshooting.md: each row is provoked here, and what is printed is the message that the page shows."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from safetensors.torch import save_file
+
+from archon_core.checkpoint.seal import check_file, read_seal, seal_whole, write_seal
+from archon_core.cli.main import main
+from archon_core.config.loading import load_config
+from archon_core.config.schema import EngineConfig
+from archon_core.data.batch import Batch
+from archon_core.data.packing import plan_micro_batches
+from archon_core.distributed.determinism import ensure_deterministic
+from archon_core.distributed.environment import RankEnvironment
+from archon_core.launch.blame import RankExit, explain
+from archon_core.launch.world import check_started, explain_machines
+from archon_core.layout import parse_layout
+from archon_core.nn.attention import check_attention_backend
+from archon_core.parallel.compilation import check_compiler
+from archon_core.parallel.sizes import ShardedExtents, check_sizes
+from archon_core.plugins import build_registry, registry
+from archon_core.plugins.discovery import discover, distribution_name
+from archon_core.protocols import OutputRequest
+from archon_core.run.folder import RunFolder
+from archon_core.run.lock import sole_writer
+from archon_rl.datasets.records import check_keys
+from archon_rl.trainer.loop import TrainingLoop
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^### (.+?)\n\n(.+?)\n\n```text\n(.+?)\n```\n\n(.+?)(?=\n\n#|\Z)", re.MULTILINE | re.DOTALL)
+ROWS = {match[1]: match for match in ROW.finditer(PAGE)}
+
+EXAMPLE = ROOT / "examples/grpo_arithmetic.yaml"
+TINY = {"model_type": "qwen3", "vocab_size": 64, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+
+DRY_RUNS: dict[str, list[str]] = {
+    "A layout has a letter that the engine lacks": ["actor.backend=fsdp:d1p2"],
+    "Experts do not fit the ranks": ["actor.backend=archon:d1p2e2"],
+    "No package brings the engine": ["actor.backend=megatron:d2"],
+    "A layout spreads experts of a model that has none": ["actor.backend=archon:d2e2"],
+    "The engines need more ranks than the cluster has": ["actor.backend=archon:d16", "cluster.n_gpus_per_node=8"],
+    "Critic or reference has another number of ranks": ["ref.backend=archon:d1"],
+    "The number of micro-batches was raised": ["actor.backend=archon:p2"],
+    "The schedule splits the backward pass, and compiling was asked for": [
+        "actor.backend=archon:p2",
+        "actor.archon.pp_schedule=ZBV",
+        "actor.archon.enable_compile=true",
+    ],
+    "No package serves the model": ["actor.model_config.model_type=mamba"],
+    "An option is not known": ["actor.optimzer.lr=1e-4"],
+    "A value has the wrong type": ["actor.mb_spec.n_mbs=many"],
+    "A memory budget without a compiler": ["actor.gradient_checkpointing=true", "actor.archon.ac_mode=memory_budget"],
+    "strict refuses a decision": ["actor.archon.strict=true", "actor.enable_tree_training=true"],
+    "Routing is to be replayed and nobody records it": ["actor.archon.moe_routing_replay=true"],
+    "There is no model to train": ["actor.model_config=null"],
+    "The model's folder is not there": ["actor.model_config=null", "actor.path=./missing/model"],
+    "The data file is not there": ["data.dataset=jsonl", "data.path=./missing/problems.jsonl"],
+}
+"""Row -> overrides of examples/grpo_arithmetic.yaml whose dry run prints the row's message."""
+
+Situation = Callable[..., str | None]
+SITUATIONS: dict[str, Situation] = {}
+
+
+def row(heading: str) -> Callable[[Situation], Situation]:
+    """Register a function that brings the row's situation about: it raises, prints or returns what users see."""
+
+    def register(function: Situation) -> Situation:
+        SITUATIONS[heading] = function
+        return function
+
+    return register
+
+
+def test_every_row_has_a_test_and_every_test_a_row() -> None:
+    headings = re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
+    assert headings == list(ROWS), "each row has symptom, cause, message and fix"
+    assert sorted(headings) == sorted([*DRY_RUNS, *SITUATIONS])
+
+
+@pytest.mark.parametrize("heading", list(ROWS))
+def test_what_the_page_says_is_printed(
+    heading: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if heading in DRY_RUNS:
+        run_archon("train", str(EXAMPLE), *DRY_RUNS[heading], "--dry-run")
+        printed = ""
+    else:
+        try:
+            printed = SITUATIONS[heading](tmp_path) or ""
+        except Exception as error:  # the errors of every package, as the command line shows them
+            printed = str(error)
+    output = capsys.readouterr()
+    text = ROWS[heading][3]
+    assert matches(text, printed + output.out + output.err), f"{printed}{output.out}{output.err}"
+
+
+def matches(text: str, printed: str) -> bool:
+    """Whether a message is among what was printed; ``...`` stands for anything, line breaks and boxes do not count."""
+    pattern = re.escape(plain(text)).replace(re.escape("..."), ".*?")
+    return re.search(pattern, plain(printed), re.DOTALL) is not None
+
+
+def plain(text: str) -> str:
+    return " ".join(re.sub(r"[│┃─━]", " ", text).split())
+
+
+def run_archon(*arguments: str) -> None:
+    """Run a command in this process; its exit code is not of interest."""
+    with pytest.raises(SystemExit):
+        main(list(arguments))
+
+
+@pytest.fixture(autouse=True)
+def _leave_no_trace() -> Iterator[None]:
+    """Plugins that a row registers, and the process group that an engine makes, are gone after the row."""
+    had_group = dist.is_initialized()
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
+    if dist.is_initialized() and not had_group:
+        dist.destroy_process_group()
+
+
+def registry_without(package: str):
+    found = discover()
+    kept = tuple(point for point in found.entry_points if distribution_name(point) != package)
+    return build_registry(dataclasses.replace(found, entry_points=kept), {})
+
+
+def registry_with(folder: Path, distribution: str, source: str):
+    """What is installed and a made-up plugin, as a folder on the path holds it."""
+    module = distribution.replace("-", "_")
+    info = folder / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[archon]\n{distribution} = {module}\n")
+    (folder / f"{module}.py").write_text(f"from archon_core.plugins import *\n{source}\n")
+    sys.path.insert(0, str(folder))
+    try:
+        return build_registry(discover(), {})
+    finally:
+        sys.path.remove(str(folder))
+        sys.modules.pop(module, None)
+
+
+@row("Several machines")
+def _(folder: Path) -> str | None:
+    cluster = load_config(EXAMPLE, ["cluster.n_nodes=2", "cluster.n_gpus_per_node=8"]).config.cluster
+    return explain_machines({"actor": parse_layout("archon:d16")}, cluster, ["train", "run.yaml"])
+
+
+@row("Another number of processes was started")
+def _(folder: Path) -> None:
+    place = RankEnvironment(rank=0, world_size=2, local_rank=0, local_world_size=2)
+    check_started(place, {"actor": parse_layout("archon:d4")}, ["train", "run.yaml"])
+
+
+@row("Tensor or context ranks do not divide the model")
+def _(folder: Path) -> None:
+    extents = ShardedExtents({"attention heads": 12, "key and value heads": 4}, query_heads=12)
+    check_sizes(extents, parse_layout("archon:t8"), option="actor.backend")
+
+
+@row("A schedule, model or algorithm is in a package that is not installed")
+def _(folder: Path) -> None:
+    registry_without("archon-pipeline").get("schedule", "ZBV")
+
+
+@row("An option belongs to a package that is not installed")
+def _(folder: Path) -> None:
+    load_config(EXAMPLE, ["actor.archon.moe_aux_loss=sequence"], registry_without("archon-moe"))
+
+
+@row("A plugin does not import")
+def _(folder: Path) -> None:
+    registry_with(folder, "my-rewards", "import a_module_that_is_missing").get("reward", "shorter")
+
+
+@row("A plugin was written for another version")
+def _(folder: Path) -> None:
+    registry_with(folder, "my-rewards", 'ARCHON_PLUGIN_API = "1.7"').get("reward", "shorter")
+
+
+@row("Two packages provide the same name")
+def _(folder: Path) -> None:
+    source = """
+ARCHON_PLUGIN_API = "1.0"
+@hookimpl
+def archon_rewards():
+    return [RewardSpec(name="gsm8k", target="my_rewards:reward")]
+"""
+    registry_with(folder, "my-rewards", source).get("reward", "gsm8k")
+
+
+@row("An option is written under AReaL's name and ours")
+def _(folder: Path) -> None:
+    text = {"train_dataset": {"path": "a.jsonl"}, "data": {"path": "b.jsonl"}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(text))
+    load_config(folder / "run.yaml")
+
+
+@row("An AReaL option asks for what there is not")
+def _(folder: Path) -> None:
+    text = {"train_dataset": {"path": "a.jsonl"}, "actor": {"use_lora": True}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(text))
+    load_config(folder / "run.yaml")
+
+
+@row("An entry of config.json is not known")
+def _(folder: Path) -> None:
+    _engine({**TINY, "attention_sinks": 4}).initialize()
+
+
+@row("An attention kernel does not run here")
+def _(folder: Path) -> None:
+    check_attention_backend("varlen", "cpu", torch.float32, 64)
+
+
+@row("Compiling for a CPU needs a compiler")
+def _(folder: Path) -> None:
+    check_compiler("cpu", option="actor.archon.enable_compile", environment={"CXX": "no-such-compiler"})
+
+
+@row("Deterministic mode comes too late")
+def _(folder: Path) -> None:
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    ensure_deterministic(option="actor.archon.use_deterministic_algorithms")
+
+
+@row("The run folder holds a run")
+def _(folder: Path) -> None:
+    run = RunFolder.open("runs", "arithmetic", "grpo")
+    run.metrics.write_text("{}\n")
+    RunFolder.open("runs", "arithmetic", "grpo")
+
+
+@row("Another process writes to the run folder")
+def _(folder: Path) -> None:
+    with sole_writer(folder), sole_writer(folder):
+        pass
+
+
+@row("There is nothing to resume")
+def _(folder: Path) -> None:
+    run_archon("train", str(EXAMPLE), "actor.backend=archon:d1", "--resume")
+
+
+@row("A checkpoint is damaged")
+def _(folder: Path) -> None:
+    file = Path("weights.bin")
+    file.write_bytes(bytes(64))
+    write_seal(Path(), {file.name: seal_whole(file)})
+    file.write_bytes(bytes(63) + b"\1")
+    check_file(file, read_seal(Path())[file.name])
+
+
+@row("A checkpoint's tensors are not the model's")
+def _(folder: Path) -> None:
+    save_file({"model.embed_tokens.weight": torch.zeros(64, 16)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(TINY))
+    _engine(None, path=str(folder)).initialize()
+
+
+@row("A rank was killed")
+def _(folder: Path) -> str:
+    return explain(RankExit(1, 4711, -signal.SIGKILL, 0.0, log=Path("runs/e/t/logs/start-1/rank-1.log")), 4)
+
+
+@row("A sequence is longer than a micro-batch")
+def _(folder: Path) -> None:
+    plan_micro_batches([4096, 200], n_mbs=1, max_tokens_per_mb=2048)
+
+
+@row("A token id is outside of the vocabulary")
+def _(folder: Path) -> None:
+    engine = _engine(TINY)
+    engine.initialize()
+    engine.forward_batch(Batch.from_sequences([[1, 200]]), OutputRequest())
+
+
+@row("Records have other fields")
+def _(folder: Path) -> None:
+    check_keys({"problem": "1+1=", "solution": "2"}, ("question", "answer"), "problems.jsonl:1")
+
+
+@row("Updates are skipped")
+def _(folder: Path) -> None:
+    class Progress:
+        def note(self, text: str) -> None:
+            raise RuntimeError(text)
+
+    config = load_config(EXAMPLE).config
+    loop = SimpleNamespace(run=SimpleNamespace(config=config, progress=Progress()), total_steps=130)
+    TrainingLoop._finish_step(loop, 7, {"skipped_updates": 1.0, "updates": 2.0})
+
+
+def _engine(model_config: dict | None, *, path: str | None = None):
+    factory = registry().get("train_engine", "archon").load()
+    config = EngineConfig(model_config=model_config, path=path, optimizer=None)
+    return factory(config, role="actor", layout=parse_layout("archon:d1"), seed=1, total_steps=None)

@@ -1,0 +1,64 @@
+"""Programs that tests run in fresh environments."""
+
+IMPORT_ALL = """
+import dataclasses, importlib, pkgutil, sys
+
+from archon_core.plugins import SPEC_TYPES, registry
+from archon_core.plugins.specs import load_target
+
+package = importlib.import_module(sys.argv[1])
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    importlib.import_module(module.name)
+targets = set()
+for kind in SPEC_TYPES:
+    for spec in registry().all(kind):
+        texts = [getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name != "name"]
+        texts += [section.schema for section in spec.config]
+        targets |= {text for text in texts if isinstance(text, str) and ":" in text and " " not in text}
+for target in sorted(targets):
+    load_target(target)
+print(len(targets))
+"""
+"""Imports every module of a package, and every target that an installed spec names; prints how many these are."""
+
+TRAIN = """
+import sys
+
+from archon_core import ArchonError, parse_layout, registry
+from archon_core.config.schema import EngineConfig
+from archon_core.data.batch import Batch
+from archon_core.protocols import LossSums, OutputRequest
+
+
+class NegativeLogLikelihood:
+    request = OutputRequest(("logprobs",))
+
+    def weights(self, batch):
+        return {"token": float(batch.n_tokens)}
+
+    def __call__(self, outputs, micro_batch):
+        return LossSums({"token": -outputs["logprobs"].sum()})
+
+
+family, backend = sys.argv[1:]
+tiny = {
+    "model_type": family,
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+config = EngineConfig(backend=backend, model_config=tiny)
+archon = registry().get("train_engine", "archon").load()
+try:
+    engine = archon(config, role="actor", layout=parse_layout(backend), seed=1, total_steps=None)
+    engine.initialize()
+except ArchonError as error:
+    sys.exit(f"error: {error}")
+batch = Batch.from_sequences([[1, 2, 3, 7, 8, 9, 4], [4, 5, 6, 7]])
+for _ in range(5):
+    print(engine.train_batch(batch, NegativeLogLikelihood()).loss)
+"""
+"""Trains a tiny dense model of the family argv[1] on the layout argv[2] for five steps and prints the losses."""

@@ -1,0 +1,32 @@
+"""What is uploaded: wheels and sdists hold what users need and nothing else, and say what they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fresh_environment import FreshEnvironment
+
+from release_build import Built, built_problems
+from workspace import Package, find_packages
+
+
+@pytest.mark.parametrize("name", find_packages())
+def test_wheel_and_sdist_pass_every_check_of_a_release(
+    name: str, built: dict[str, Built], packages: dict[str, Package], tmp_path: Path
+) -> None:
+    assert built_problems(built[name], packages[name], packages.values(), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "extra"),
+    [(name, extra) for name, package in find_packages().items() for extra in package.optional_requirements],
+)
+def test_an_extra_installs_what_it_is_for(
+    name: str, extra: str, packages: dict[str, Package], make_fresh: Callable[..., FreshEnvironment]
+) -> None:
+    fresh = make_fresh(f"{name}[{extra}]")
+    for requirement in packages[name].optional_requirements[extra]:
+        version = fresh.python("-c", f"import importlib.metadata as m; print(m.version({requirement.name!r}))")
+        assert requirement.specifier.contains(version.stdout.strip(), prereleases=True), version.stderr
