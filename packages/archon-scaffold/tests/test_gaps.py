@@ -50,6 +50,14 @@ def test_the_test_of_a_gap_fails_with_its_explanation(write):
     assert "do not rotate queries and keys" in done.stdout
 
 
+def test_layers_that_only_the_whole_model_has_are_a_gap(write):
+    sparse = {"model_type": "qwen3_moe", "num_hidden_layers": 8}
+    assert write(sparse).architecture.gaps == ()
+    [gap] = write({**sparse, "mlp_only_layers": [6]}).architecture.gaps
+    assert gap.place == "layer"
+    assert "model.layers.*.mlp.down_proj.weight" in gap.text
+
+
 MISTAKES = {
     "layer": ("return x + self.mlp(", "return x + 1.01 * self.mlp("),
     "attention": ("rotation.apply(k)", "k"),

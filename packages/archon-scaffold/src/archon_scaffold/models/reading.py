@@ -6,11 +6,17 @@ the written package refuses to see with another value.
 
 from __future__ import annotations
 
+import copy
 import inspect
+import re
+from collections.abc import Iterator
 from dataclasses import replace
 
+import torch
+from torch import nn
+
 from archon_core.errors import ArchonError, ModelError
-from archon_scaffold.models.architecture import Architecture
+from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.blocks import read_attention, read_feed_forward, read_norms, read_query_key_norms
 from archon_scaffold.models.fixed_entries import fixed_entries, is_dropout
 from archon_scaffold.models.source import HFSource
@@ -70,5 +76,23 @@ def _read(source: HFSource) -> tuple[Architecture, Twin]:
     found = base
     for read in READERS:
         found = read(found, twin)
+    found = found.with_gaps(*_only_in_full_size(source, twin))
     fixed, unread = fixed_entries(source, twin.config, found)
     return replace(found, fixed=fixed).with_gaps(*unread), twin
+
+
+def _only_in_full_size(source: HFSource, twin: Twin) -> Iterator[Gap]:
+    """A gap where layers of the whole model have parameters that no layer of the small one has, or the reverse."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(copy.deepcopy(source.config))
+    other = sorted(_forms_of_names(whole) ^ _forms_of_names(twin.module))
+    if other:
+        shown = ", ".join(other[:6]) + (" and others" if len(other) > 6 else "")
+        yield Gap("layer", f"in full size, some layers are made otherwise than those of a small model: {shown}")
+
+
+def _forms_of_names(module: nn.Module) -> set[str]:
+    named = module.named_parameters(remove_duplicate=False)
+    return {re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name, _ in named}
