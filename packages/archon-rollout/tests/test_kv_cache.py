@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from archon_core.nn.attention import PackedAttention
 from archon_core.nn.packed import PackedSequences
 from archon_rollout import kv_cache
 from archon_rollout.kv_cache import DecodeCache, PromptCache
@@ -82,6 +83,23 @@ def test_samples_that_share_a_prompt_diverge_without_touching_each_other(tiny):
     add(cache, reference, length=4, copies=3)
     for _ in range(3):
         decode_and_compare(cache, reference, {"0": None, "1": None})
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_capped_scores_are_those_of_attention_over_the_whole_sequence(window, tiny):
+    reference = Reference(tiny.textbook_attention, 3, torch.float64)
+    cache = DecodeCache(max_rows=2, max_places=20)
+    add(cache, reference, length=5, copies=2)
+    new = reference.tokens(1)
+    step = cache.begin_step(torch.tensor([5, 5]), 6)
+    q, k, v = (torch.cat([part, part]) for part in new["0"])
+    options = {"scale": SCALE, "window": window, "softcap": 0.5}
+    got = step.attend("0", q, k, v, PackedSequences.from_lengths((1, 1)), **options)
+    reference.extend(0, new)
+    whole = PackedAttention("0", **options)(*reference.rows[0]["0"], PackedSequences.from_lengths((6,)))[-1]
+    torch.testing.assert_close(got, torch.stack([whole, whole]))
+    prompt = PromptCache().attend("0", *reference.rows[0]["0"], PackedSequences.from_lengths((6,)), **options)
+    torch.testing.assert_close(prompt[-1], whole)
 
 
 @pytest.mark.parametrize("window", [None, 2])

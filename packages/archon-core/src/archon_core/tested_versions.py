@@ -11,6 +11,7 @@ from collections.abc import Mapping
 TESTED_VERSIONS: Mapping[str, str] = {
     "click": "8.4.2",
     "datasets": "5.2.0",
+    "jinja2": "3.1.6",
     "numpy": "2.4.6",
     "omegaconf": "2.4.0",
     "pluggy": "1.7.0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import sys
 import pytest
 
 from archon_core import __version__
+from archon_core.plugins import registry
+from archon_core.plugins.discovery import Discovery
 
 GREETER = """
 @hookimpl
@@ -90,7 +93,10 @@ def test_an_unknown_command_gets_the_nearest_one(archon):
     assert outcome.out == ""
 
 
-def test_an_unknown_command_of_a_package_that_is_not_installed_names_it(archon):
+def test_an_unknown_command_of_a_package_that_is_not_installed_names_it(archon, monkeypatch):
+    # As if nothing but core were installed.
+    monkeypatch.setattr(importlib.import_module("archon_core.plugins.registry"), "discover", Discovery)
+    registry.cache_clear()
     assert "pip install archon-scaffold" in archon("new", "model").err
 
 

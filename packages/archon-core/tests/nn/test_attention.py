@@ -27,16 +27,25 @@ lengths_lists = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(tuple)
 
 
 def formula(
-    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], scale: float, window: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: tuple[int, ...],
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T) v over the earlier keys of the same sequence, the last ``window`` of them."""
+    """softmax(scale q k^T) v over the earlier keys of the same sequence, the last ``window`` of them; the scores capped
+    by ``softcap``."""
     out, start, group = torch.zeros_like(q), 0, q.shape[1] // k.shape[1]
     for length in lengths:
         for t in range(start, start + length):
             first = start if window is None else max(start, t - window + 1)
             for head in range(q.shape[1]):
                 keys, values = k[first : t + 1, head // group], v[first : t + 1, head // group]
-                out[t, head] = torch.softmax(scale * keys @ q[t, head], dim=0) @ values
+                scores = scale * keys @ q[t, head]
+                scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+                out[t, head] = torch.softmax(scores, dim=0) @ values
         start += length
     return out
 
@@ -53,15 +62,16 @@ def qkv(tokens: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype = t
     group=st.integers(1, 3),
     dim=st.sampled_from([2, 6, 8]),
     window=st.none() | st.integers(1, 14),
+    softcap=st.none() | st.sampled_from([0.4, 30.0]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_sdpa_equals_the_formula_in_value_and_gradient(
-    lengths: tuple[int, ...], kv_heads: int, group: int, dim: int, window: int | None
+    lengths: tuple[int, ...], kv_heads: int, group: int, dim: int, window: int | None, softcap: float | None
 ) -> None:
     q, k, v = qkv(sum(lengths), kv_heads * group, kv_heads, dim)
     packed = PackedSequences.from_lengths(lengths)
-    out = PackedAttention("0", scale=0.3, window=window)(q, k, v, packed)
-    expected = formula(q, k, v, lengths, 0.3, window)
+    out = PackedAttention("0", scale=0.3, window=window, softcap=softcap)(q, k, v, packed)
+    expected = formula(q, k, v, lengths, 0.3, window, softcap)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
     upstream = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
     for found, right in zip(
@@ -152,8 +162,8 @@ def test_flex_key_blocks_are_those_that_some_query_of_the_block_sees(
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize("window", [None, 40, 150])
-def test_flex_equals_sdpa(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (40, None), (150, None), (40, 0.7)])
+def test_flex_equals_sdpa(window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Eager FlexAttention runs forward on the CPU; only its compiled form needs CUDA.
@@ -161,8 +171,9 @@ def test_flex_equals_sdpa(window: int | None, monkeypatch: pytest.MonkeyPatch) -
     lengths = (100, 3, 200, 57)
     q, k, v = (x.detach().float() for x in qkv(sum(lengths), 4, 2, 16))
     packed = PackedSequences.from_lengths(lengths)
-    expected = sdpa.attend(q, k, v, packed, scale=0.2, window=window)
-    torch.testing.assert_close(flex.attend(q, k, v, packed, scale=0.2, window=window), expected, rtol=1e-5, atol=1e-5)
+    options = {"scale": 0.2, "window": window, "softcap": softcap}
+    expected = sdpa.attend(q, k, v, packed, **options)
+    torch.testing.assert_close(flex.attend(q, k, v, packed, **options), expected, rtol=1e-5, atol=1e-5)
     mask = flex._block_mask(lengths, window, q.device)
     first = flex.first_key_blocks(lengths, window)
     assert mask.to_dense()[0, 0].tolist() == [[int(first[i] <= j <= i) for j in range(3)] for i in range(3)]
@@ -216,23 +227,33 @@ def test_varlen_without_options_scales_the_queries_and_refuses_the_rest(monkeypa
         varlen.attend(q, k, v, packed, scale=0.2, window=2)
     with pytest.raises(ConfigError, match="fewer key heads"):
         varlen.attend(q, k[:, :2], v[:, :2], packed, scale=1 / math.sqrt(8), window=None)
+    with pytest.raises(ConfigError, match="found a softcap of 50"):
+        varlen.attend(q, k, v, packed, scale=0.2, window=None, softcap=50.0)
 
 
 @pytest.mark.parametrize(
-    ("device", "dtype", "head_dim", "expected"),
+    ("device", "dtype", "head_dim", "softcap", "expected"),
     [
-        ("cpu", torch.bfloat16, 64, "sdpa"),
-        ("cuda", torch.bfloat16, 64, "varlen"),
-        ("cuda", torch.float32, 64, "sdpa"),
-        ("cuda", torch.float16, 20, "sdpa"),
-        ("cuda", torch.float16, 512, "sdpa"),
-        ("xpu", torch.bfloat16, 64, "sdpa"),
+        ("cpu", torch.bfloat16, 64, None, "sdpa"),
+        ("cuda", torch.bfloat16, 64, None, "varlen"),
+        ("cuda", torch.float32, 64, None, "sdpa"),
+        ("cuda", torch.float16, 20, None, "sdpa"),
+        ("cuda", torch.float16, 512, None, "sdpa"),
+        ("xpu", torch.bfloat16, 64, None, "sdpa"),
+        ("cuda", torch.bfloat16, 64, 50.0, "flex"),
+        ("cuda", torch.float64, 64, 50.0, "sdpa"),
+        ("cpu", torch.float32, 64, 50.0, "sdpa"),
     ],
 )
-def test_the_backend_is_chosen_by_device_type_and_head(
-    device: str, dtype: torch.dtype, head_dim: int, expected: str
+def test_the_backend_is_chosen_by_device_type_head_and_softcap(
+    device: str, dtype: torch.dtype, head_dim: int, softcap: float | None, expected: str
 ) -> None:
-    assert choose_attention_backend(device, dtype, head_dim) == expected
+    assert choose_attention_backend(device, dtype, head_dim, softcap) == expected
+
+
+def test_varlen_is_refused_where_scores_are_capped() -> None:
+    with pytest.raises(ConfigError, match="it has no softcap, which the model's attention needs; use attn_type sdpa"):
+        check_attention_backend("varlen", "cuda", torch.bfloat16, 64, softcap=50.0)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from archon_core.nn import head as head_module
-from archon_core.nn.head import LanguageModelHead, ValueHead, linear_logprobs, linear_logprobs_and_entropy
+from archon_core.nn.head import (
+    PLAIN,
+    LanguageModelHead,
+    LogitForm,
+    ValueHead,
+    linear_logprobs,
+    linear_logprobs_and_entropy,
+)
 from archon_core.nn.packed import HeadInputs
 
 T, H, V = 37, 8, 50
@@ -23,21 +30,27 @@ def inputs():
     return hidden, weight, targets
 
 
-def formula(hidden, weight, targets, temperature):
+FORMS = {"plain": PLAIN, "scaled": LogitForm(0.25), "capped": LogitForm(softcap=3.0), "both": LogitForm(4.0, 5.0)}
+
+
+def formula(hidden, weight, targets, temperature, form=PLAIN):
     """log-softmax and entropy as the textbook writes them, over the whole [T, V] matrix."""
-    logprobs = torch.log_softmax(hidden @ weight.T / temperature, dim=-1)
+    logits = hidden @ weight.T * form.scale
+    logits = logits if form.softcap is None else form.softcap * torch.tanh(logits / form.softcap)
+    logprobs = torch.log_softmax(logits / temperature, dim=-1)
     at_target = logprobs.gather(1, targets.clamp(min=0)[:, None])[:, 0]
     entropy = -(logprobs.exp() * logprobs).sum(-1)
     return torch.where(targets >= 0, at_target, 0), torch.where(targets >= 0, entropy, 0)
 
 
 @pytest.mark.usefixtures("chunk_bytes")
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients_equal_the_unfused_formula(inputs, temperature):
+def test_values_and_gradients_equal_the_unfused_formula(inputs, temperature, form):
     hidden, weight, targets = inputs
     upstream = torch.randn(2, T, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    ours = linear_logprobs_and_entropy(hidden, weight, targets, temperature)
-    theirs = formula(hidden, weight, targets, temperature)
+    ours = linear_logprobs_and_entropy(hidden, weight, targets, temperature, form=form)
+    theirs = formula(hidden, weight, targets, temperature, form)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
     ours_grads = torch.autograd.grad((torch.stack(ours) * upstream).sum(), (hidden, weight))
@@ -47,10 +60,12 @@ def test_values_and_gradients_equal_the_unfused_formula(inputs, temperature):
 
 
 @pytest.mark.usefixtures("chunk_bytes")
-def test_log_probabilities_alone_have_the_same_gradient(inputs):
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_log_probabilities_alone_have_the_same_gradient(inputs, form):
     hidden, weight, targets = inputs
-    ours = torch.autograd.grad(linear_logprobs(hidden, weight, targets, 0.9).square().sum(), (hidden, weight))
-    theirs = torch.autograd.grad(formula(hidden, weight, targets, 0.9)[0].square().sum(), (hidden, weight))
+    logprobs = linear_logprobs(hidden, weight, targets, 0.9, form=form)
+    ours = torch.autograd.grad(logprobs.square().sum(), (hidden, weight))
+    theirs = torch.autograd.grad(formula(hidden, weight, targets, 0.9, form)[0].square().sum(), (hidden, weight))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 
@@ -97,6 +112,14 @@ def test_outputs_at_chosen_positions_equal_those_of_a_full_pass():
     for name in ("logits", "logprobs"):
         torch.testing.assert_close(some[name], full[name][positions])
     torch.testing.assert_close(full["logits"], hidden @ head.weight.T / 2.0)
+
+
+def test_logits_that_are_asked_for_are_scaled_and_capped_before_the_temperature():
+    head = LanguageModelHead(H, V, scale=0.5, softcap=2.0)
+    torch.nn.init.normal_(head.weight)
+    hidden = torch.randn(T, H)
+    logits = head(hidden, HeadInputs(("logits",), temperature=2.0))["logits"]
+    torch.testing.assert_close(logits, 2.0 * torch.tanh(hidden @ head.weight.T * 0.5 / 2.0) / 2.0)
 
 
 def test_the_value_head_is_a_linear_map_to_one_number():

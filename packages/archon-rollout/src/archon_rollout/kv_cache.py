@@ -40,11 +40,20 @@ class PromptCache:
         self._layers: KeysValues = {}
 
     def attend(
-        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         """See ``AttentionCache.attend``. Every sequence starts at position 0."""
         self._layers[layer] = (k, v)
-        attention = PackedAttention(layer, scale=scale, window=window)
+        attention = PackedAttention(layer, scale=scale, window=window, softcap=softcap)
         attention.backend = self._backend
         return attention(q, k, v, replace(packed, cache=None))
 
@@ -127,7 +136,16 @@ class DecodeStep:
         self._masks: dict[int | None, Tensor] = {}
 
     def attend(
-        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         """See ``AttentionCache.attend``. T is R."""
         keys, values = self._layers[layer]
@@ -136,13 +154,15 @@ class DecodeStep:
         keys[self._rows, :, self._positions] = k
         values[self._rows, :, self._positions] = v
         # The query heads that share a kv head stand where a sequence's queries would: no key is copied per query head.
-        attended = scaled_dot_product_attention(
-            q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim),
-            keys[:n_rows, :, : self._n_places],
-            values[:n_rows, :, : self._n_places],
-            attn_mask=self._mask(window, q.dtype),
-            scale=scale,
-        )
+        grouped = q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim)
+        keys, values = keys[:n_rows, :, : self._n_places], values[:n_rows, :, : self._n_places]
+        mask = self._mask(window, q.dtype)
+        if softcap is None:
+            attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
+        else:
+            scores = torch.tanh(grouped @ keys.transpose(-1, -2) * (scale / softcap)) * softcap + mask
+            upcast = scores.to(torch.promote_types(q.dtype, torch.float32))
+            attended = upcast.softmax(-1).to(q.dtype) @ values
         return attended.reshape(n_rows, n_heads, head_dim)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:

@@ -29,7 +29,7 @@ from archon_core.models.materialize import materialize_empty
 from archon_core.models.parallel_plan import layer_number, matches
 from archon_core.models.parameter_names import named_weights, owners
 from archon_core.models.staged import StagedModule, stages_of
-from archon_core.nn.attention import check_attention_backend, set_attention_backend
+from archon_core.nn.attention import check_attention_backend, set_attention_backend, softcap_of
 from archon_core.parallel.fsdp import FsdpGroups, apply_fsdp, even_dim, expert_modules
 from archon_core.parallel.shards import local_part
 from archon_core.parallel.tensor import apply_tensor_parallel
@@ -110,7 +110,8 @@ def assemble(
     if effective.attn_type is not None:
         compute_dtype = getattr(torch, effective.compute_dtype)
         head_dim = plan.arguments.head_dim
-        backend = check_attention_backend(effective.attn_type, effective.device, compute_dtype, head_dim)
+        capped = softcap_of(module)
+        backend = check_attention_backend(effective.attn_type, effective.device, compute_dtype, head_dim, capped)
         set_attention_backend(module, backend)
     if meshes is not None and meshes.tp is not None:
         for stage in stages_of(module):

@@ -10,7 +10,7 @@ Legend: T tokens, Hq query heads, Hkv key and value heads, D head dimension.
 from __future__ import annotations
 
 import importlib
-from typing import Literal, Protocol, cast, get_args
+from typing import Literal, Protocol, TypedDict, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,23 @@ class Attend(Protocol):
     """The function ``attend`` of a backend."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         """``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D] to [T, Hq, D]; see ``PackedAttention`` for the rest."""
+
+
+class _Options(TypedDict, total=False):
+    scale: float
+    window: int | None
+    softcap: float | None
 
 
 class PackedAttention(nn.Module):
@@ -37,16 +51,19 @@ class PackedAttention(nn.Module):
         layer: the layer's id, under which a cache keeps its keys and values.
         scale: factor on the scores.
         window: keys that a token sees, its own included; ``None`` for all earlier ones.
+        softcap: scores s become ``softcap * tanh(s / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None``
+            leaves them.
         backend: which implementation; ``None`` chooses by device and type at each call.
     """
 
     takes_cut_tokens = True
 
-    def __init__(self, layer: str, *, scale: float, window: int | None = None) -> None:
+    def __init__(self, layer: str, *, scale: float, window: int | None = None, softcap: float | None = None) -> None:
         super().__init__()
         self.layer = layer
         self.scale = scale
         self.window = window
+        self.softcap = softcap
         self.backend: AttentionBackend | None = None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
@@ -54,27 +71,40 @@ class PackedAttention(nn.Module):
 
         Where ``packed.context`` cuts the tokens, arguments and result are those of this rank's.
         """
+        # What is not capped asks nothing of a cache or backend that knows no softcap.
+        options: _Options = {"scale": self.scale, "window": self.window}
+        if self.softcap is not None:
+            options["softcap"] = self.softcap
         if packed.cache is not None:
             assert packed.context is None, "a cache holds whole sequences"
-            return packed.cache.attend(self.layer, q, k, v, packed, scale=self.scale, window=self.window)
-        attend = _load(self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1]))
+            return packed.cache.attend(self.layer, q, k, v, packed, **options)
+        attend = _load(self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1], self.softcap))
         if packed.context is None:
-            return attend(q, k, v, packed, scale=self.scale, window=self.window)
+            return attend(q, k, v, packed, **options)
         q, k, v = packed.context.gather_sequences(q, k, v)
-        return packed.context.scatter_sequences(attend(q, k, v, packed, scale=self.scale, window=self.window))
+        return packed.context.scatter_sequences(attend(q, k, v, packed, **options))
 
     def extra_repr(self) -> str:
-        return f"layer={self.layer}, scale={self.scale:.4g}, window={self.window}, backend={self.backend or 'auto'}"
+        capped = "" if self.softcap is None else f", softcap={self.softcap:.4g}"
+        options = f"scale={self.scale:.4g}, window={self.window}{capped}"
+        return f"layer={self.layer}, {options}, backend={self.backend or 'auto'}"
 
 
-def choose_attention_backend(device_type: str, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
-    """``varlen`` where it can run, which is CUDA in 16-bit types; else ``sdpa``, which computes everything."""
-    return "varlen" if not varlen_obstacles(device_type, dtype, head_dim) else "sdpa"
+def choose_attention_backend(
+    device_type: str, dtype: torch.dtype, head_dim: int, softcap: float | None = None
+) -> AttentionBackend:
+    """The fastest that computes what is asked: ``varlen`` on CUDA in 16-bit types, ``flex`` on CUDA where scores are
+    capped, which would take the memory of all scores elsewhere; else ``sdpa``, which computes everything."""
+    if not varlen_obstacles(device_type, dtype, head_dim, softcap):
+        return "varlen"
+    return "flex" if softcap is not None and not flex_obstacles(device_type, dtype) else "sdpa"
 
 
-def varlen_obstacles(device_type: str, dtype: torch.dtype, head_dim: int) -> list[str]:
+def varlen_obstacles(device_type: str, dtype: torch.dtype, head_dim: int, softcap: float | None = None) -> list[str]:
     """Why torch's variable-length kernel cannot run, as phrases; empty when it can."""
     obstacles = []
+    if softcap is not None:
+        obstacles.append("it has no softcap, which the model's attention needs")
     if device_type != "cuda":
         obstacles.append(f"it needs a CUDA device, found {device_type}")
     if dtype not in (torch.bfloat16, torch.float16):
@@ -84,26 +114,40 @@ def varlen_obstacles(device_type: str, dtype: torch.dtype, head_dim: int) -> lis
     return obstacles
 
 
-def check_attention_backend(name: str, device_type: str, dtype: torch.dtype, head_dim: int) -> AttentionBackend:
+def flex_obstacles(device_type: str, dtype: torch.dtype) -> list[str]:
+    """Why FlexAttention cannot run, as phrases; empty when it can."""
+    if device_type != "cuda":
+        # FlexAttention has no backward on the CPU (seen on torch 2.13).
+        return [f"it needs a CUDA device, found {device_type}"]
+    return ["it has no float64"] if dtype == torch.float64 else []
+
+
+def check_attention_backend(
+    name: str, device_type: str, dtype: torch.dtype, head_dim: int, softcap: float | None = None
+) -> AttentionBackend:
     """``name`` as a backend that can run there.
 
     Raises:
-        ConfigError: no backend has that name, or it cannot run on the device, in the type or with that head dimension.
+        ConfigError: no backend has that name, or it cannot run on the device, in the type, with that head dimension or
+            with a softcap.
     """
     allowed = get_args(AttentionBackend)
     if name not in allowed:
         raise ConfigError(f"attn_type: found {name!r}{did_you_mean(name, allowed)}; allowed are {', '.join(allowed)}")
     obstacles: list[str] = []
     if name == "varlen":
-        obstacles = varlen_obstacles(device_type, dtype, head_dim)
-    elif name == "flex" and device_type != "cuda":
-        # FlexAttention has no backward on the CPU (seen on torch 2.13).
-        obstacles = [f"it needs a CUDA device, found {device_type}"]
-    elif name == "flex" and dtype == torch.float64:
-        obstacles = ["it has no float64"]
+        obstacles = varlen_obstacles(device_type, dtype, head_dim, softcap)
+    elif name == "flex":
+        obstacles = flex_obstacles(device_type, dtype)
     if obstacles:
         raise ConfigError(f"attn_type {name!r} cannot be used: {'; '.join(obstacles)}; use attn_type sdpa")
     return cast(AttentionBackend, name)
+
+
+def softcap_of(module: nn.Module) -> float | None:
+    """The softcap of a ``PackedAttention`` in ``module``; ``None`` where no scores are capped."""
+    caps = (part.softcap for part in module.modules() if isinstance(part, PackedAttention))
+    return next((cap for cap in caps if cap is not None), None)
 
 
 def set_attention_backend(module: nn.Module, name: AttentionBackend | None) -> None:

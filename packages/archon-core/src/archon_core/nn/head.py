@@ -5,12 +5,16 @@ per token and recomputes a chunk's logits in backward, so that peak memory holds
 [T, V] matrices. Under tensor parallelism each rank does that for its rows of the vocabulary, and the ranks exchange
 two or three numbers per token, once, after the loop.
 
+What some models do to logits before the softmax, scaling and soft capping, is said by ``LogitForm`` and belongs to the
+fused function.
+
 Legend: T tokens, H hidden size, V vocabulary (this rank's part of it), C tokens in a chunk.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,12 +29,34 @@ CHUNK_BYTES = 64 * 2**20
 """Size of one [C, V] buffer. Backward holds two; larger chunks gain no speed that could be measured."""
 
 
+@dataclass(frozen=True)
+class LogitForm:
+    """What becomes of ``hidden @ weight.T``.
+
+    Attributes:
+        scale: it is multiplied by this first.
+        softcap: then ``softcap * tanh(x / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None`` for no cap.
+    """
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """The model's logits of what its projection gives."""
+        logits = logits if self.scale == 1.0 else logits * self.scale
+        return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
+
+
+PLAIN = LogitForm()
+
+
 def linear_logprobs(
     hidden_TH: Tensor,
     weight_VH: Tensor,
     targets_T: Tensor,
     temperature: float,
     parallel: TensorParallel | None = None,
+    form: LogitForm = PLAIN,
 ) -> Tensor:
     """``log_softmax(hidden @ weight.T / temperature)`` at the targets: [T], at least fp32, 0 where the target is -1.
 
@@ -40,8 +66,9 @@ def linear_logprobs(
         targets_T: int64, rows of the whole vocabulary.
         temperature: logits are divided by it.
         parallel: the tensor ranks that hold the other rows.
+        form: what becomes of logits before they are divided by the temperature.
     """
-    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, False, parallel)[0]
+    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, False, parallel, form)[0]
 
 
 def linear_logprobs_and_entropy(
@@ -50,9 +77,10 @@ def linear_logprobs_and_entropy(
     targets_T: Tensor,
     temperature: float,
     parallel: TensorParallel | None = None,
+    form: LogitForm = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """As ``linear_logprobs``, with the entropy of each position's distribution in nats: two [T] tensors."""
-    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, True, parallel)
+    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, True, parallel, form)
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -101,6 +129,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         temperature: float,
         with_entropy: bool,
         parallel: TensorParallel | None,
+        form: LogitForm,
     ) -> tuple[Tensor, Tensor | None]:
         dtype = _accumulation_dtype(hidden_TH.dtype)
         tokens, vocabulary = hidden_TH.shape[0], weight_VH.shape[0]
@@ -110,7 +139,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         target_logits_T = hidden_TH.new_empty(tokens, dtype=dtype)
         entropy_T = hidden_TH.new_empty(tokens, dtype=dtype) if with_entropy else None
         for chunk in _token_chunks(tokens, vocabulary, dtype):
-            logits_CV = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, dtype)
+            logits_CV, _ = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, form, dtype)
             log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
             log_normaliser_T[chunk] = log_normaliser_C
             target_logits_T[chunk] = logits_CV.gather(1, rows_T[chunk, None])[:, 0]
@@ -123,7 +152,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
                 log_normaliser_T, target_logits_T.masked_fill_(~is_here_T, 0), entropy_T, parallel
             )
         logprobs_T = torch.where(has_target_T, target_logits_T - log_normaliser_T, 0)
-        ctx.temperature, ctx.parallel = temperature, parallel
+        ctx.temperature, ctx.parallel, ctx.form = temperature, parallel, form
         ctx.save_for_backward(hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T)
         if entropy_T is None:
             return logprobs_T, None
@@ -142,7 +171,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         grad_hidden_TH = torch.empty_like(hidden_TH) if needs_hidden else None
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
         for chunk in _token_chunks(hidden_TH.shape[0], weight_VH.shape[0], dtype):
-            logprobs_CV = _tempered_logits(hidden_TH[chunk], weight_VH, ctx.temperature, dtype)
+            logprobs_CV, capped_CV = _tempered_logits(hidden_TH[chunk], weight_VH, ctx.temperature, ctx.form, dtype)
             logprobs_CV -= log_normaliser_T[chunk, None]
             grad_C = grad_logprobs_T[chunk]
             if entropy_T is None:
@@ -155,7 +184,9 @@ class _LinearLogSoftmax(torch.autograd.Function):
                 grad_logits_CV.add_(grad_C[:, None]).mul_(probabilities_CV).neg_()
                 del probabilities_CV
             grad_logits_CV.scatter_add_(1, rows_T[chunk, None], grad_at_target_T[chunk, None])
-            grad_logits_CV /= ctx.temperature
+            grad_logits_CV /= ctx.temperature / ctx.form.scale
+            if capped_CV is not None:
+                grad_logits_CV.mul_(capped_CV.square_().neg_().add_(1))
             grad_logits_CV = grad_logits_CV.to(hidden_TH.dtype)
             if grad_hidden_TH is not None:
                 grad_hidden_TH[chunk] = grad_logits_CV @ weight_VH
@@ -166,12 +197,20 @@ class _LinearLogSoftmax(torch.autograd.Function):
                     grad_weight_VH += grad_logits_CV.T @ hidden_TH[chunk]
         if grad_weight_VH is not None:
             grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
-        return grad_hidden_TH, grad_weight_VH, None, None, None, None
+        return grad_hidden_TH, grad_weight_VH, None, None, None, None, None
 
 
-def _tempered_logits(hidden_CH: Tensor, weight_VH: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:
+def _tempered_logits(
+    hidden_CH: Tensor, weight_VH: Tensor, temperature: float, form: LogitForm, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Logits over the temperature; and with a softcap the hyperbolic tangents t in them, where the derivative of what
+    was capped is 1 - t^2."""
     logits_CV = (hidden_CH @ weight_VH.T).to(dtype)
-    return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
+    if form.softcap is None:
+        divisor = temperature / form.scale
+        return logits_CV if divisor == 1.0 else logits_CV.div_(divisor), None
+    capped_CV = logits_CV.mul_(form.scale / form.softcap).tanh_()
+    return capped_CV * (form.softcap / temperature), capped_CV
 
 
 class LanguageModelHead(nn.Module):
@@ -179,12 +218,14 @@ class LanguageModelHead(nn.Module):
 
     Attributes:
         weight: [V, H]; the embedding's own parameter when the model ties them.
+        form: what becomes of logits before the softmax.
         parallel: the tensor ranks over which rows are sharded; ``None`` for all of them here.
     """
 
-    def __init__(self, hidden_size: int, vocab_size: int) -> None:
+    def __init__(self, hidden_size: int, vocab_size: int, *, scale: float = 1.0, softcap: float | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.form = LogitForm(scale, softcap)
         self.parallel: TensorParallel | None = None
 
     def forward(self, hidden: Tensor, inputs: HeadInputs) -> dict[OutputName, Tensor]:
@@ -203,15 +244,17 @@ class LanguageModelHead(nn.Module):
             targets = targets[inputs.positions] if targets is not None else None
         outputs: dict[OutputName, Tensor] = {}
         if "logits" in inputs.outputs:
-            logits = (hidden @ weight.T).to(_accumulation_dtype(hidden.dtype)) / temperature
+            logits = self.form.apply((hidden @ weight.T).to(_accumulation_dtype(hidden.dtype))) / temperature
             outputs["logits"] = logits if self.parallel is None else self.parallel.gather_results(logits, 1)
         if "entropy" in inputs.outputs:
-            logprobs, entropy = linear_logprobs_and_entropy(hidden, weight, targets, temperature, self.parallel)
+            logprobs, entropy = linear_logprobs_and_entropy(
+                hidden, weight, targets, temperature, self.parallel, self.form
+            )
             outputs["entropy"] = entropy
             if "logprobs" in inputs.outputs:
                 outputs["logprobs"] = logprobs
         elif "logprobs" in inputs.outputs:
-            outputs["logprobs"] = linear_logprobs(hidden, weight, targets, temperature, self.parallel)
+            outputs["logprobs"] = linear_logprobs(hidden, weight, targets, temperature, self.parallel, self.form)
         return outputs
 
 

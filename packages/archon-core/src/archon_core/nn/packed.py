@@ -23,10 +23,20 @@ class AttentionCache(Protocol):
     """Keys and values of earlier tokens, kept by a generation loop."""
 
     def attend(
-        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         """Store ``k`` and ``v`` [T, kv heads, head dim] for ``layer`` and attend ``q`` [T, heads, head dim] to all
-        that is stored of its own sequence. Returns [T, heads, head dim]."""
+        that is stored of its own sequence. Returns [T, heads, head dim]. ``softcap`` is given where scores are capped.
+        """
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,10 @@ class TensorParallel:
         assert not (torch.is_grad_enabled() and x.requires_grad), "whole tokens on every rank are for generation only"
         return compat.all_reduce(x, self.group)
 
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """The sum of the ranks' ``x``, on each of them. Backward sums the ranks' gradients."""
+        return compat.all_gather_with_grad(x[None], 0, self.group).sum(0)
+
     def gather_results(self, x: Tensor, dim: int) -> Tensor:
         """The ranks' ``x`` along ``dim``, for what every rank goes on to use in the same way."""
         return gather_results(x, dim, group=self.group, rank=self.rank, size=self.size)

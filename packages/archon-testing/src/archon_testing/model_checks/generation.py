@@ -21,7 +21,16 @@ class PlainCache:
         self.layers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def attend(
-        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
     ) -> Tensor:
         """Store ``k`` and ``v`` [T, kv heads, D] behind those that are there; attend ``q`` [T, heads, D] to all."""
         if layer in self.layers:
@@ -29,6 +38,8 @@ class PlainCache:
         self.layers[layer] = (k, v)
         group = q.shape[1] // k.shape[1]
         scores = scale * torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1))
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
         places = torch.arange(k.shape[0])
         seen = places <= packed.positions[:, None]
         if window is not None:

@@ -20,16 +20,35 @@ BLOCK = 128
 """Tokens per block, the kernel's default."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
+) -> Tensor:
     """See ``archon_core.nn.attention.Attend``."""
     mask = _block_mask(packed.lengths, window, q.device)
     out = _compiled_flex_attention()(
         *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
+        score_mod=None if softcap is None else _cap(softcap),
         block_mask=mask,
         scale=scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out.squeeze(0).transpose(0, 1)
+
+
+@cache
+def _cap(softcap: float) -> Callable[..., Tensor]:
+    # One function object per cap: torch.compile compiles anew for every other one.
+    def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
+        return torch.tanh(score / softcap) * softcap
+
+    return capped
 
 
 @cache

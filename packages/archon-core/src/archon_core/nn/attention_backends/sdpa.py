@@ -18,7 +18,16 @@ from archon_core.nn.attention_backends.buckets import Bucket, plan_buckets
 from archon_core.nn.packed import PackedSequences
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
+) -> Tensor:
     """See ``archon_core.nn.attention.Attend``."""
     buckets, token_of_row, row_of_token = _layout(packed.lengths, q.device)
     if token_of_row is not None:
@@ -26,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: f
     outputs, start = [], 0
     for bucket in buckets:
         rows = slice(start, start + bucket.n_rows)
-        outputs.append(_attend_bucket(q[rows], k[rows], v[rows], bucket, scale, window))
+        outputs.append(_attend_bucket(q[rows], k[rows], v[rows], bucket, scale, window, softcap))
         start = rows.stop
     if not outputs:
         return torch.zeros_like(q)
@@ -34,20 +43,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: f
     return out if row_of_token is None else out.index_select(0, row_of_token)
 
 
-def _attend_bucket(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, scale: float, window: int | None) -> Tensor:
+def _attend_bucket(
+    q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
     """[R, heads, D] to [R, Hq, D] for the rows of one bucket."""
     size = (len(bucket.sequences), bucket.length)
     q, k, v = (x.unflatten(0, size).transpose(1, 2) for x in (q, k, v))
     mask = None
-    if window is not None and window < bucket.length:
+    if softcap is not None or (window is not None and window < bucket.length):
         place = torch.arange(bucket.length, device=q.device)
         distance = place[:, None] - place
-        mask = (distance >= 0) & (distance < window)
+        mask = (distance >= 0) & (distance < (window or bucket.length))
+    if softcap is not None and mask is not None:
+        return _capped(q, k, v, mask, scale, softcap).transpose(1, 2).flatten(0, 1)
     grouped = q.shape[1] != k.shape[1]
     out = functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
+    """Attention with capped scores, which torch's kernel does not have: of each sequence all scores, [Hq, L, L]."""
+    q = q.unflatten(1, (k.shape[1], -1))
+    scores = torch.matmul(q, k.transpose(-1, -2)[:, :, None]) * scale
+    capped = torch.tanh(scores / softcap) * softcap
+    masked = capped.to(torch.promote_types(q.dtype, torch.float32)).masked_fill(~mask, -torch.inf)
+    return torch.matmul(masked.softmax(-1).to(v.dtype), v[:, :, None]).flatten(1, 2)
 
 
 @lru_cache(maxsize=32)

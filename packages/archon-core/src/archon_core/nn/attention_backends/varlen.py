@@ -11,12 +11,26 @@ from archon_core.errors import ConfigError
 from archon_core.nn.packed import PackedSequences
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, *, scale: float, window: int | None) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
+) -> Tensor:
     """See ``archon_core.nn.attention.Attend``.
 
     Raises:
-        ConfigError: the installed torch has no window or no grouped heads in this kernel and the model needs them.
+        ConfigError: the installed torch has no window or no grouped heads in this kernel and the model needs them, or
+            scores are to be capped.
     """
+    if softcap is not None:
+        raise ConfigError(
+            f"attn_type 'varlen': found a softcap of {softcap:g}, which this kernel lacks; use attn_type flex or sdpa"
+        )
     from torch.nn.attention.varlen import varlen_attn
 
     options = _options(varlen_attn)

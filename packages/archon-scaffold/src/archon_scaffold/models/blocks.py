@@ -1,0 +1,154 @@
+"""What blocks are made of: norms and where they stand, projections and their biases, the feed-forward block.
+
+Each function adds to an ``Architecture`` what it reads off ``transformers``' small model, and a ``Gap`` for what it
+does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from transformers.activations import ACT2FN
+
+from archon_scaffold.models.architecture import Architecture, Gap, NormForm, NormPlace
+from archon_scaffold.models.experts import IN_MEMORY, read_experts
+from archon_scaffold.models.probes import norm_eps, norm_form, same
+from archon_scaffold.models.tiny import head_dim_of
+from archon_scaffold.models.twin import Twin
+
+NORMS: tuple[dict[str, NormPlace], ...] = (
+    {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"},
+    {"input_layernorm": "attention_norm", "pre_feedforward_layernorm": "mlp_norm"},
+    {"attention_layernorm": "attention_norm", "feedforward_layernorm": "mlp_norm"},
+    {"post_attention_layernorm": "attention_out_norm", "post_feedforward_layernorm": "mlp_out_norm"},
+    {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "attention_out_norm",
+        "pre_feedforward_layernorm": "mlp_norm",
+        "post_feedforward_layernorm": "mlp_out_norm",
+    },
+    {
+        "input_layernorm": "attention_norm",
+        "post_self_attn_layernorm": "attention_out_norm",
+        "post_attention_layernorm": "mlp_norm",
+        "post_mlp_layernorm": "mlp_out_norm",
+    },
+)
+"""The sets of norms that layers are known to have, and where each stands: in Llama, VaultGemma, Apertus,
+OLMo 2, Gemma 2, GLM 4."""
+
+EPS_ENTRIES = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
+
+
+def read_norms(found: Architecture, twin: Twin) -> Architecture:
+    """The norms of a layer, where they stand, how they compute, and the entry for their epsilon."""
+    layer, gaps = twin.layers[0], []
+    own = {name: part for name, part in layer.named_children() if name not in ("self_attn", "mlp")}
+    holding = {name: part for name, part in own.items() if any(True for _ in part.parameters())}
+    places = next((known for known in NORMS if set(known) == set(holding)), None)
+    if places is None:
+        gaps.append(
+            Gap(
+                "layer",
+                f"layers hold {', '.join(holding) or 'no norms'} beside attention and feed-forward block, which is no "
+                "known placement of norms; written are norms before both, as in Llama",
+            )
+        )
+        places = {name: place for name, place in NORMS[0].items() if name in holding}
+    final = next((name for name in ("norm", "final_layernorm") if hasattr(twin.decoder, name)), "norm")
+    modules = [*(holding[name] for name in places), getattr(twin.decoder, final, None)]
+    forms = {norm_form(module) if hasattr(module, "weight") else None for module in modules}
+    form = next(iter(forms)) if len(forms) == 1 else None
+    if form is None:
+        kinds = ", ".join(sorted({type(module).__name__ for module in modules}))
+        gaps.append(Gap("layer", f"norms ({kinds}) compute neither an RMS norm nor a LayerNorm with weights"))
+    eps = _eps_entry(twin, norm_eps(modules[-1]) if modules[-1] is not None else None)
+    if eps is None:
+        gaps.append(Gap("arguments", "no known entry of the configuration holds the norms' epsilon"))
+    return replace(
+        found,
+        norms={place: name for name, place in places.items()},
+        norm=form or NormForm(),
+        norm_eps=eps or "rms_norm_eps",
+        final_norm=final,
+    ).with_gaps(*gaps)
+
+
+def _eps_entry(twin: Twin, eps: float | None) -> str | None:
+    return next((name for name in EPS_ENTRIES if getattr(twin.config, name, None) == eps and eps is not None), None)
+
+
+def read_attention(found: Architecture, twin: Twin) -> Architecture:
+    """The projections of attention and their biases."""
+    own = {
+        name.removeprefix("self_attn."): shape for name, shape in twin.names.items() if name.startswith("self_attn.")
+    }
+    gaps: list[Gap] = []
+    fused = "qkv_proj" if "qkv_proj.weight" in own else ""
+    inputs = (fused,) if fused else ("q_proj", "k_proj", "v_proj")
+    known = {f"{name}.{kind}" for name in (*inputs, "o_proj") for kind in ("weight", "bias")}
+    known |= {"q_norm.weight", "k_norm.weight"}
+    missing = [f"{name}.weight" for name in (*inputs, "o_proj") if f"{name}.weight" not in own]
+    if missing or set(own) - known:
+        others = ", ".join(sorted(set(own) - known)) or "no others"
+        gaps.append(
+            Gap("attention", f"attention lacks {', '.join(missing) or 'nothing'} of Llama's and holds {others}")
+        )
+    biased = {f"{name}.bias" in own for name in inputs}
+    if fused and True in biased:
+        gaps.append(Gap("weights", f"{fused} has a bias, which no rule takes apart"))
+    if len(biased) > 1:
+        gaps.append(Gap("attention", "some of query, key and value projections have biases, and others none"))
+    return replace(found, fused_qkv=fused, qkv_bias=True in biased, output_bias="o_proj.bias" in own).with_gaps(*gaps)
+
+
+def read_query_key_norms(found: Architecture, twin: Twin) -> Architecture:
+    """Norms of queries and keys."""
+    attention = twin.layers[0].self_attn
+    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+    if norms == [None, None]:
+        return found
+    head_dim, config = head_dim_of(twin.config), twin.config
+    sizes = [tuple(norm.weight.shape) if hasattr(norm, "weight") else None for norm in norms]
+    whole = [(config.num_attention_heads * head_dim,), (config.num_key_value_heads * head_dim,)]
+    forms = {norm_form(norm) if hasattr(norm, "weight") else None for norm in norms}
+    form = next(iter(forms)) if len(forms) == 1 else None
+    if form is None or form.kind != "rms" or sizes not in ([(head_dim,)] * 2, whole):
+        kinds = ", ".join(type(norm).__name__ for norm in norms)
+        return found.with_gaps(
+            Gap("attention", f"queries and keys go through {kinds} of sizes {sizes}, not an RMS norm")
+        )
+    return replace(found, qk_norm="head" if sizes != whole else "projection", qk_norm_form=form)
+
+
+def read_feed_forward(found: Architecture, twin: Twin) -> Architecture:
+    """The feed-forward block and its activation."""
+    own = {name.removeprefix("mlp.") for name in twin.names if name.startswith("mlp.")}
+    if own == IN_MEMORY and (experts := read_experts(twin)) is not None:
+        return replace(found, experts=experts)
+    weights = {name.removesuffix(".weight") for name in own if name.endswith(".weight")}
+    biases = {name.removesuffix(".bias") for name in own if name.endswith(".bias")}
+    kinds = {
+        frozenset({"gate_proj", "up_proj", "down_proj"}): ("gated", ("up_proj", "down_proj")),
+        frozenset({"gate_up_proj", "down_proj"}): ("fused", ("gate_up_proj", "down_proj")),
+        frozenset({"up_proj", "down_proj"}): ("plain", ("up_proj", "down_proj")),
+        frozenset({"c_fc", "c_proj"}): ("plain", ("c_fc", "c_proj")),
+    }
+    if frozenset(weights) not in kinds or biases not in (set(), weights):
+        held = ", ".join(sorted(own)) or "nothing"
+        return found.with_gaps(Gap("feed-forward", f"the feed-forward block holds {held}; written is Llama's"))
+    mlp, names = kinds[frozenset(weights)]
+    if mlp == "fused" and biases:
+        found = found.with_gaps(Gap("weights", "gate_up_proj has a bias, which no rule takes apart"))
+    found = replace(found, mlp=mlp, mlp_names=names, mlp_bias=bool(biases))
+    block = twin.layers[0].mlp
+    function = next((part for name in ("act_fn", "act", "activation_fn") if (part := getattr(block, name, None))), None)
+    x = torch.linspace(-4, 4, 33)
+    for entry in ("hidden_act", "hidden_activation"):
+        name = getattr(twin.config, entry, None)
+        if name in ACT2FN and (function is None or same(ACT2FN[name](x), function(x))):
+            return replace(found, activation=entry)
+    return found.with_gaps(
+        Gap("feed-forward", f"{type(function).__name__} is no activation that the configuration names")
+    )

@@ -1,0 +1,104 @@
+"""Entries of a configuration that a written package neither reads nor may ignore."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from archon_scaffold.models.architecture import Architecture, Gap
+from archon_scaffold.models.source import HFSource
+
+_READ_BY_ALL = frozenset(
+    {
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "rope_parameters",
+        "rope_theta",
+        "rope_scaling",
+        "tie_word_embeddings",
+        "original_max_position_embeddings",
+    }
+)
+
+_HARMLESS = frozenset(
+    {
+        "self",
+        "kwargs",
+        "use_cache",
+        "initializer_range",
+        "pretraining_tp",
+        # How experts are balanced is the engine's to configure.
+        "output_router_logits",
+        "router_aux_loss_coef",
+    }
+)
+"""Entries that change no number of a forward pass."""
+
+_OF_WINDOWS: Mapping[str | None, tuple[str, ...]] = {
+    "layer_types": ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"),
+    "all": ("sliding_window",),
+    None: (),
+}
+
+
+def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Mapping[str, Any], tuple[Gap, ...]]:
+    """Entry -> the value that the package is written for; and a gap for each that is not read and cannot be fixed.
+
+    Args:
+        source: the configuration at hand.
+        small: the one for tests, as ``transformers`` reads it.
+        found: what is read.
+    """
+    from transformers import PreTrainedConfig
+
+    expressions = " ".join((found.scale, found.embedding_scale, found.residual_scale, found.logit_scale))
+    read = _READ_BY_ALL | {found.norm_eps, found.activation, *_OF_WINDOWS[found.windows]}
+    read |= {"attn_logit_softcapping"} if found.attention_softcap else set()
+    read |= {"final_logit_softcapping"} if found.logit_softcap else set()
+    if found.experts is not None:
+        read |= {found.experts.number, found.experts.per_token, found.experts.size, "norm_topk_prob"}
+    general = set(vars(PreTrainedConfig())) | set(inspect.signature(PreTrainedConfig.__init__).parameters)
+    unread = [
+        name
+        for name in inspect.signature(type(source.config).__init__).parameters
+        if name not in read | general | _HARMLESS
+        and not name.endswith("_token_id")
+        and not is_dropout(name)
+        and f"config.{name}" not in expressions
+    ]
+    values = {name: getattr(source.config, name, None) for name in unread}
+    # What changes with the sizes is no part of the form.
+    fixed = {name: value for name, value in values.items() if _is_plain(value) and value == getattr(small, name, None)}
+    told = " ".join(gap.text for gap in found.gaps)
+    return fixed, tuple(
+        Gap("arguments", f"the configuration's {name} is not read: {_short(value)}")
+        for name, value in values.items()
+        if name not in fixed and name not in told
+    )
+
+
+def is_dropout(name: str) -> bool:
+    """Whether an entry is the share of something that is dropped in training. Nothing is dropped here; an engine that
+    is told to keep dropout refuses models whose configuration asks for any."""
+    return name.endswith(("dropout", "_pdrop", "dropout_prob", "dropout_rate"))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value can be written down, and not a configuration of its own."""
+    if isinstance(value, Mapping):
+        return all(_is_plain(item) for pair in value.items() for item in pair)
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else f"{text[:56]} ..."

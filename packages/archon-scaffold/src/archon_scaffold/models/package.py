@@ -1,0 +1,160 @@
+"""The files of a model package, written for an architecture: only what the family needs stands in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from archon_scaffold.models.architecture import Architecture
+from archon_scaffold.names import PackageName
+from archon_scaffold.rendering import render_folder
+
+CLASS_OF = {"rms": "RMSNorm", "layer": "LayerNorm"}
+
+
+def model_files(name: PackageName, architecture: Architecture) -> dict[str, str]:
+    """Path -> text of every file."""
+    context = model_context(name, architecture)
+    without = frozenset() if architecture.gaps else frozenset({"tests/test_gaps.py.jinja"})
+    return {**render_folder("package", context), **render_folder("model", context, without=without)}
+
+
+def model_context(name: PackageName, architecture: Architecture) -> dict[str, Any]:
+    """What the templates refer to."""
+    a = architecture
+    aliases, norm_name, qk_norm_class = _norm_names(a)
+    capabilities = ["tp", "cp", "pp", "tied", *(["critic"] if a.critic else []), *(["ep"] if a.experts else [])]
+    experts = ["archon-moe>=0.1,<1"] if a.experts else []
+    return {
+        "spec": name.spec,
+        "module": name.module,
+        "title": name.title,
+        "kind": "model",
+        "description": f"{name.title}: a model of type {a.model_type} for the Archon training engine",
+        "summary": f"model type {a.model_type}: {_story(a)}",
+        "requires": ["archon-core>=0.1,<1"],
+        "test_requires": [*experts, "archon-pipeline>=0.1,<1", "archon-testing>=0.1,<1", "pytest>=8.3"],
+        "a": a,
+        "gaps_at": a.gaps_at,
+        "capabilities": capabilities,
+        "story": _story(a),
+        # num_local_experts is what transformers calls num_experts inside.
+        "honoured": '"head_dim", "num_local_experts"' if a.experts else '"head_dim",',
+        "dropout": _dropout(a),
+        "attention_story": _attention_story(a),
+        "aliases": aliases,
+        "norm_name": norm_name,
+        "qk_norm_class": qk_norm_class,
+        "core_imports": _core_imports(a),
+        "attention_scale": a.scale.startswith("config."),
+        "core_arguments": _core_arguments(a),
+        "attention_branch": _branch(a, "attention", "self.attention({x}, rotation, packed)"),
+        "mlp_branch": _branch(a, "mlp", "self.moe({x}, packed)" if a.experts else "self.mlp({x})"),
+        "rounded_embedding": a.embedding_scale == "config.hidden_size**0.5",
+        "embedding": _embedding(a),
+        "head": _head(a),
+        "rules": _rules(a),
+        "rule_types": "Drop | Rename | Split | Tie"
+        if "Split" in _rules(a) and not a.experts
+        else "Drop | Rename | Tie",
+        "layer_types_of_two": _layer_types_of_two(a.tiny),
+    }
+
+
+def _norm_names(a: Architecture) -> tuple[dict[str, str], str, str]:
+    """Names that are given to norms with options -> what they stand for; what the stream's norms are called, and those
+    of queries and keys."""
+    aliases: dict[str, str] = {}
+    norm_name = CLASS_OF[a.norm.kind]
+    if a.norm.options:
+        aliases["Norm"], norm_name = f"partial({norm_name}, {a.norm.options})", "Norm"
+    if a.qk_norm == "head" and a.qk_norm_form == a.norm:
+        return aliases, norm_name, norm_name
+    of_heads = "RMSNorm" if a.qk_norm == "head" else "ProjectionRMSNorm"
+    if a.qk_norm and a.qk_norm_form.options:
+        aliases["QueryKeyNorm"], of_heads = f"partial({of_heads}, {a.qk_norm_form.options})", "QueryKeyNorm"
+    return aliases, norm_name, of_heads
+
+
+def _core_imports(a: Architecture) -> list[str]:
+    norms = {CLASS_OF[a.norm.kind]}
+    norms |= {"RMSNorm"} if a.qk_norm == "head" else set()
+    norms |= {"ProjectionRMSNorm"} if a.qk_norm == "projection" else set()
+    block = {"archon_core.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}}
+    if a.experts:
+        block = {"archon_core.protocols": {"MoEBuilder"}}
+    imports: Mapping[str, set[str]] = {
+        "archon_core.models.stage": {"Stage"},
+        "archon_core.nn.attention": {"PackedAttention"},
+        "archon_core.nn.embedding": {"Embedding"},
+        "archon_core.nn.head": {"LanguageModelHead", *(["ValueHead"] if a.critic else [])},
+        "archon_core.nn.linear": {"Linear"},
+        "archon_core.nn.norm": norms,
+        "archon_core.nn.packed": {"OutputName", "PackedSequences"},
+        "archon_core.nn.rotary": {"RotaryEmbedding", "Rotation"},
+        **block,
+    }
+    return [f"from {module} import {', '.join(sorted(names))}" for module, names in imports.items()]
+
+
+def _core_arguments(a: Architecture) -> str:
+    parts = ["str(layer)", f"scale={'a.attention_scale' if a.scale.startswith('config.') else 'a.head_dim**-0.5'}"]
+    parts += ["window=a.windows[layer]"] if a.windows else []
+    parts += ["softcap=a.attention_softcap"] if a.attention_softcap else []
+    one_line = ", ".join(parts)
+    # As ruff lays it out.
+    return one_line if len(one_line) < 80 else f"\n            {one_line}\n        "
+
+
+def _branch(a: Architecture, block: str, call: str) -> str:
+    """What a block adds to the residual stream: ``self.mlp(self.mlp_norm(x))``."""
+    inside = f"self.{block}_norm(x)" if f"{block}_norm" in a.norms else "x"
+    branch = call.format(x=inside)
+    if f"{block}_out_norm" in a.norms:
+        branch = f"self.{block}_out_norm({branch})"
+    return f"self.residual_scale * {branch}" if a.residual_scale else branch
+
+
+def _embedding(a: Architecture) -> str:
+    scale = ", scale=a.embedding_scale" if a.embedding_scale == "config.hidden_size**0.5" else ""
+    return f"Embedding(a.vocab_size, a.hidden_size{scale})"
+
+
+def _head(a: Architecture) -> str:
+    scale = ", scale=a.logit_scale" if a.logit_scale else ""
+    softcap = ", softcap=a.logit_softcap" if a.logit_softcap else ""
+    return f"LanguageModelHead(a.hidden_size, a.vocab_size{scale}{softcap})"
+
+
+def _rules(a: Architecture) -> list[str]:
+    split = ["Split"] if a.fused_qkv or a.mlp == "fused" else []
+    if a.experts:
+        return ["Drop", "Rename", "Split", "Stack", "Tie", "WeightMap"]
+    return ["Drop", "Rename", *split, "Tie", "WeightMap"]
+
+
+def _dropout(a: Architecture) -> str:
+    entries = ", ".join(f"config.{name}" for name in a.dropouts)
+    return entries if len(a.dropouts) < 2 else f"max({entries})"
+
+
+def _layer_types_of_two(tiny: Mapping[str, Any]) -> str:
+    kinds = tiny.get("layer_types")
+    return f', layer_types=["{kinds[0]}", "{kinds[1]}"]' if kinds else ""
+
+
+def _story(a: Architecture) -> str:
+    behind = [place for place in a.norms if place.endswith("_out_norm")]
+    where = "pre-norm" if not behind else ("post-norm" if len(behind) == len(a.norms) else "twice normalised")
+    attention = "capped attention" if a.attention_softcap else "attention"
+    if a.experts:
+        return f"{where} {attention} and blocks of experts"
+    block = "plain" if a.mlp == "plain" else "gated"
+    return f"{where} {attention} and {block} feed-forward blocks"
+
+
+def _attention_story(a: Architecture) -> str:
+    grouped = a.tiny["num_key_value_heads"] != a.tiny["num_attention_heads"]
+    normed = {"head": ", of normalised query and key heads", "projection": ", of normalised queries and keys", None: ""}
+    start = "Grouped-query self-attention" if grouped else "Self-attention"
+    return f"{start} with rotary positions{normed[a.qk_norm]}"

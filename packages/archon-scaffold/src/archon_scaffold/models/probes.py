@@ -1,0 +1,90 @@
+"""What configurations do not say, found by trying: a norm's formula, a number that something is multiplied by."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archon_core.nn.norm import LayerNorm, RMSNorm
+from archon_scaffold.models.architecture import NormForm
+
+SAME = 1e-5
+"""Largest difference, relative to the largest magnitude, between two ways to compute the same in fp32."""
+
+_RMS_FORMS = (
+    NormForm(),
+    NormForm(rounds_first=False),
+    NormForm(offset=1.0, rounds_first=False),
+    NormForm(offset=1.0),
+)
+
+
+def same(found: Tensor, right: Tensor) -> bool:
+    """Whether two tensors are equal within the rounding of fp32."""
+    return found.shape == right.shape and bool((found - right).abs().max() <= SAME * right.abs().max())
+
+
+def norm_form(module: nn.Module) -> NormForm | None:
+    """The formula of ``transformers``' norm, which holds weights; ``None`` for another than ours.
+
+    Of forms that agree in fp32, that one which rounds alike in bfloat16.
+    """
+    size, eps = module.weight.shape, norm_eps(module)
+    if len(size) != 1 or eps is None:
+        return None
+    x = torch.randn(7, size[0], generator=torch.Generator().manual_seed(5)) * 3
+    with torch.no_grad():
+        expected = module(x)
+        bias = getattr(module, "bias", None) is not None
+        layer = LayerNorm(size[0], eps, bias=bias)
+        layer.load_state_dict(module.state_dict())
+        if same(layer(x), expected):
+            return NormForm("layer", bias=bias)
+        if bias:
+            return None
+        fitting = [form for form in _RMS_FORMS if same(_rms(form, module, eps)(x), expected)]
+        short, x = copy.deepcopy(module).bfloat16(), x.bfloat16()
+        alike = [form for form in fitting if torch.equal(_rms(form, short, eps)(x), short(x))]
+    return (alike or fitting or [None])[0]
+
+
+def norm_eps(module: nn.Module) -> float | None:
+    """The epsilon of a norm, by the names that ``transformers`` has for it."""
+    values = (getattr(module, name, None) for name in ("variance_epsilon", "eps"))
+    return next((value for value in values if isinstance(value, float)), None)
+
+
+def _rms(form: NormForm, like: nn.Module, eps: float) -> RMSNorm:
+    norm = RMSNorm(like.weight.shape[0], eps, offset=form.offset, rounds_first=form.rounds_first)
+    norm.to(like.weight.dtype).load_state_dict({"weight": like.weight})
+    return norm
+
+
+def factor_of(value: float, candidates: Mapping[str, float | None]) -> str | None:
+    """The expression among ``candidates`` whose value is ``value``; ``None`` when there is none."""
+    for expression, number in candidates.items():
+        if number is not None and abs(value - number) <= SAME * max(abs(value), abs(number)):
+            return expression
+    return None
+
+
+def ratio(found: Tensor, base: Tensor) -> float | None:
+    """The number that all of ``base`` is multiplied by in ``found``; ``None`` when there is none."""
+    factor = float((found * base).sum() / base.square().sum())
+    return factor if same(found, base * factor) else None
+
+
+def rotates_halves(layer_module: Any) -> bool:
+    """Whether the model's file rotates element i of a head's first half with element i of the second, as Llama does,
+    and not neighbours; true where that cannot be seen."""
+    import sys
+
+    rotate = getattr(sys.modules[type(layer_module).__module__], "rotate_half", None)
+    if rotate is None:
+        return True
+    x = torch.arange(1.0, 9.0)[None]
+    return torch.equal(rotate(x), torch.cat((-x[:, 4:], x[:, :4]), -1))

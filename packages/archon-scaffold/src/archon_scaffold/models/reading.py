@@ -1,0 +1,101 @@
+"""The architecture behind a configuration: read off ``transformers``' own model, tried out where names do not tell.
+
+What a package cannot be written for becomes a ``Gap``; what of a configuration is not read becomes a fixed entry, which
+the written package refuses to see with another value.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from archon_core.errors import ArchonError, ModelError
+from archon_scaffold.models.architecture import Architecture, Gap
+from archon_scaffold.models.blocks import read_attention, read_feed_forward, read_norms, read_query_key_norms
+from archon_scaffold.models.fixed_entries import fixed_entries, is_dropout
+from archon_scaffold.models.source import HFSource
+from archon_scaffold.models.stream import read_alike, read_logits, read_rotation, read_scores, read_stream
+from archon_scaffold.models.tiny import head_dim_of, tiny_entries
+from archon_scaffold.models.twin import WAYS_OUT, Twin, build_twin
+
+READERS = (
+    read_norms,
+    read_attention,
+    read_query_key_norms,
+    read_feed_forward,
+    read_scores,
+    read_rotation,
+    read_stream,
+    read_logits,
+    read_alike,
+)
+
+
+def read_architecture(source: HFSource) -> tuple[Architecture, Twin]:
+    """The architecture, and the small model that it was read off.
+
+    Raises:
+        ModelError: it is no decoder of the Llama line.
+    """
+    lacking = [name for name in ("num_attention_heads", "rope_parameters") if not hasattr(source.config, name)]
+    if lacking:
+        raise ModelError(
+            f"model type {source.model_type!r} is not of the Llama line: its configuration has no "
+            f"{' and no '.join(lacking)}; {WAYS_OUT}"
+        )
+    try:
+        return _read(source)
+    except ArchonError:
+        raise
+    except Exception as error:  # whatever transformers raises where sizes of other architectures are asked of it
+        raise ModelError(
+            f"model type {source.model_type!r} is not of the Llama line: reading its small model failed "
+            f"({type(error).__name__}: {error}); {WAYS_OUT}"
+        ) from error
+
+
+def _read(source: HFSource) -> tuple[Architecture, Twin]:
+    tiny = tiny_entries(source.entries, source.config)
+    twin = build_twin(tiny)
+    base = Architecture(
+        model_type=source.model_type,
+        causal_class=source.causal_class,
+        critic=bool(source.critic_class),
+        tiny=tiny,
+        fixed={},
+        norms={},
+        root=twin.root,
+        dropouts=tuple(filter(is_dropout, inspect.signature(type(source.config).__init__).parameters)),
+    )
+    found = base
+    for read in READERS:
+        found = read(found, twin)
+    found = found.with_gaps(*_only_in_full_size(source, twin))
+    fixed, unread = fixed_entries(source, twin.config, found)
+    return replace(found, fixed=fixed).with_gaps(*unread), twin
+
+
+def _only_in_full_size(source: HFSource, twin: Twin) -> Iterator[Gap]:
+    """A gap where layers of the whole model have parameters that no layer of the small one has, or the reverse."""
+    from transformers import AutoModelForCausalLM
+
+    config = copy.deepcopy(source.config)
+    if getattr(config, "head_dim", 0) is None:  # some modules do not take their own configuration's default
+        config.head_dim = head_dim_of(config)
+    with torch.device("meta"):
+        whole = AutoModelForCausalLM.from_config(config)
+    other = sorted(_forms_of_names(whole) ^ _forms_of_names(twin.module))
+    if other:
+        shown = ", ".join(other[:6]) + (" and others" if len(other) > 6 else "")
+        yield Gap("layer", f"in full size, some layers are made otherwise than those of a small model: {shown}")
+
+
+def _forms_of_names(module: nn.Module) -> set[str]:
+    named = module.named_parameters(remove_duplicate=False)
+    return {re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name, _ in named}

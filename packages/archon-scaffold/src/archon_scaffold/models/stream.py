@@ -1,0 +1,120 @@
+"""What happens inside of attention and between blocks: factors, caps, windows, rotation, the residual stream, logits.
+
+Each function adds to an ``Architecture`` what it reads off ``transformers``' small model, and a ``Gap`` for what it
+does not know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from archon_core.errors import ModelError
+from archon_core.nn.rotary import RopeArguments
+from archon_scaffold.models.architecture import Architecture, Gap
+from archon_scaffold.models.probes import factor_of, ratio, rotates_halves, same
+from archon_scaffold.models.tiny import head_dim_of
+from archon_scaffold.models.twin import Twin
+
+
+def read_scores(found: Architecture, twin: Twin) -> Architecture:
+    """What scores are multiplied by, their cap, and windows."""
+    attention, config = twin.layers[0].self_attn, twin.config
+    head_dim, gaps = head_dim_of(twin.config), []
+    scalar, multiplier = (getattr(config, name, None) for name in ("query_pre_attn_scalar", "attention_multiplier"))
+    candidates = {
+        "config.query_pre_attn_scalar**-0.5": scalar and scalar**-0.5,
+        "config.attention_multiplier": multiplier,
+        "head_dim**-0.5": head_dim**-0.5,
+    }
+    scaling = getattr(attention, "scaling", head_dim**-0.5)
+    scale = factor_of(scaling, candidates)
+    if scale is None:
+        gaps.append(Gap("attention", f"scores are multiplied by {scaling:.6g}, which no known entry gives"))
+    types = getattr(config, "layer_types", None)
+    unknown = sorted(set(types or ()) - {"full_attention", "sliding_attention"})
+    if unknown:
+        gaps.append(Gap("attention", f"layer_types has {', '.join(unknown)}; written are full and sliding attention"))
+    windows = "layer_types" if types else ("all" if hasattr(config, "sliding_window") else None)
+    return replace(
+        found,
+        scale=scale or "head_dim**-0.5",
+        windows=windows,
+        attention_softcap=getattr(config, "attn_logit_softcapping", None) is not None,
+    ).with_gaps(*gaps)
+
+
+def read_rotation(found: Architecture, twin: Twin) -> Architecture:
+    """The kind of rotary positions, and which layers have them."""
+    gaps = []
+    try:
+        RopeArguments.from_hf_config(twin.config, head_dim_of(twin.config))
+    except ModelError as error:
+        gaps.append(Gap("arguments", f"rotary positions cannot be expressed: {error}"))
+    if not rotates_halves(twin.layers[0]):
+        gaps.append(
+            Gap("attention", "rotation takes neighbouring elements of a head together; written is Llama's, of halves")
+        )
+    without = [number for number, kept in enumerate(getattr(twin.config, "no_rope_layers", None) or ()) if not kept]
+    if without:
+        gaps.append(
+            Gap("attention", f"layers {', '.join(map(str, without))} do not rotate queries and keys (no_rope_layers)")
+        )
+    return found.with_gaps(*gaps)
+
+
+def read_stream(found: Architecture, twin: Twin) -> Architecture:
+    """Factors on embeddings and on what blocks add."""
+    config, gaps = twin.config, []
+    rows = twin.module.get_input_embeddings().weight.detach()[twin.ids]
+    factor = ratio(twin.trace["embed"], rows)
+    candidates = {
+        "": 1.0,
+        "config.embedding_multiplier": getattr(config, "embedding_multiplier", None),
+        "config.hidden_size**0.5": config.hidden_size**0.5,
+    }
+    scale = None if factor is None else factor_of(factor, candidates)
+    if scale is None:
+        gaps.append(Gap("decoder", "what enters the first layer is not the embedding times a known number"))
+    residual = "config.residual_multiplier" if getattr(config, "residual_multiplier", None) is not None else ""
+    return replace(found, embedding_scale=scale or "", residual_scale=residual).with_gaps(*gaps)
+
+
+def read_logits(found: Architecture, twin: Twin) -> Architecture:
+    """Factor and cap of logits."""
+    config, gaps = twin.config, []
+    head = twin.module.get_output_embeddings()
+    if getattr(head, "bias", None) is not None:
+        gaps.append(Gap("decoder", "the language-model head has a bias"))
+    cap = getattr(config, "final_logit_softcapping", None)
+    projection, logits = twin.trace["projection"], twin.trace["logits"]
+    scales = {
+        "": 1.0,
+        "1.0 / config.logits_scaling": 1.0 / divisor if (divisor := getattr(config, "logits_scaling", None)) else None,
+        "config.logit_scale": getattr(config, "logit_scale", None),
+    }
+    for expression, scale in scales.items():
+        for softcap in (None, cap):
+            if scale is None:
+                continue
+            scaled = projection * scale
+            if same(scaled if softcap is None else softcap * torch.tanh(scaled / softcap), logits):
+                return replace(found, logit_scale=expression, logit_softcap=softcap is not None).with_gaps(*gaps)
+    return found.with_gaps(
+        *gaps, Gap("decoder", "logits are neither the head's product, nor it scaled or capped as known")
+    )
+
+
+def read_alike(found: Architecture, twin: Twin) -> Architecture:
+    """Whether all layers have the parameters of the first."""
+    first = twin.names
+    others = [
+        number
+        for number, layer in enumerate(twin.layers)
+        if {name: tuple(p.shape) for name, p in layer.named_parameters()} != first
+    ]
+    if not others:
+        return found
+    numbers = ", ".join(map(str, others))
+    return found.with_gaps(Gap("layer", f"layers {numbers} have other parameters than layer 0; all are written alike"))

@@ -1,0 +1,114 @@
+"""A configuration of the same structure that is small enough for tests.
+
+Numbers that a model multiplies by, and caps, are set so that leaving one out would show in logits of order 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+LAYERS, VOCABULARY, HIDDEN, INTERMEDIATE = 4, 128, 32, 48
+HEADS, HEAD_DIM, OTHER_HEAD_DIM = 4, 8, 12
+WINDOW = 8
+ROPE_LENGTH = 16
+"""Below the longest sequences of tests, so that rotations that look at lengths show."""
+
+_TELLING: Mapping[str, float] = {
+    "attn_logit_softcapping": 1.5,
+    "final_logit_softcapping": 2.5,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.7,
+    "attention_multiplier": 0.3,
+    "logits_scaling": 2.0,
+    "logit_scale": 0.5,
+    "query_pre_attn_scalar": 20,
+}
+
+_EXPERTS: Mapping[str, int] = {
+    "num_experts": 8,
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+
+_OF_ALL_LAYERS = ("layer_types", "mlp_layer_types", "no_rope_layers")
+
+
+def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """The content of a small ``config.json`` of the family.
+
+    Args:
+        entries: of the ``config.json`` at hand.
+        config: the same, as ``transformers`` reads it.
+    """
+    known = inspect.signature(type(config).__init__).parameters
+    grouped = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
+    tiny = {name: value for name, value in entries.items() if not _is_dropped(name, value)}
+    tiny |= {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INTERMEDIATE,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": False,
+    }
+    tiny |= {name: size for name, size in _EXPERTS.items() if name in known}
+    if config.pad_token_id is not None:
+        # transformers gives the embedding of a padding token no gradient; here no token is special.
+        tiny["pad_token_id"] = None
+    for number, name in enumerate(("bos_token_id", "eos_token_id"), 1):
+        own = getattr(config, name, None)
+        if isinstance(own, list) or (own is not None and own >= VOCABULARY):
+            tiny[name] = number
+    tiny["num_key_value_heads"] = HEADS // 2 if grouped else HEADS
+    head_dim = head_dim_of(config)
+    if "head_dim" in known or "head_dim" in entries:
+        alike = head_dim * config.num_attention_heads == config.hidden_size
+        tiny["head_dim"] = HEAD_DIM if alike else OTHER_HEAD_DIM
+    for name, value in _TELLING.items():
+        if name in known and getattr(config, name, None) is not None:
+            tiny[name] = value
+    for name in _OF_ALL_LAYERS:
+        if name in entries and isinstance(entries[name], list):
+            tiny[name] = _some_of_each(entries[name])
+    if getattr(config, "sliding_window", None) is not None:
+        tiny["sliding_window"] = WINDOW
+    for name in ("rope_scaling", "rope_theta"):
+        tiny.pop(name, None)
+    # As transformers completes them: what a class has for a default is to show in tests, too.
+    tiny["rope_parameters"] = _short_rope(config.rope_parameters, tiny.get("head_dim", HEAD_DIM) // 2)
+    if "original_max_position_embeddings" in known:
+        tiny["original_max_position_embeddings"] = ROPE_LENGTH
+    return tiny
+
+
+def head_dim_of(config: Any) -> int:
+    """Size of a head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _is_dropped(name: str, value: Any) -> bool:
+    """What says nothing about the architecture, or refers to the large one's vocabulary."""
+    described = ("architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
+    return value is None or name in described or name.endswith("_token_id") or name.startswith("_")
+
+
+def _some_of_each(kinds: list[Any]) -> list[Any]:
+    """``LAYERS`` of the kinds, in their order of appearance, every kind among them."""
+    different = list(dict.fromkeys(kinds))
+    return [different[place % len(different)] for place in range(max(LAYERS, len(different)))][:LAYERS]
+
+
+def _short_rope(parameters: Mapping[str, Any], n_frequencies: int) -> dict[str, Any]:
+    short: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name == "original_max_position_embeddings":
+            short[name] = ROPE_LENGTH
+        elif isinstance(value, list):
+            short[name] = value[:n_frequencies]
+        else:
+            short[name] = _short_rope(value, n_frequencies) if isinstance(value, Mapping) else value
+    return short

@@ -1,0 +1,39 @@
+"""``archon new model``: reads a configuration, writes the package, and holds it against ``transformers``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from archon_scaffold.folder import new_folder, write_files
+from archon_scaffold.models.architecture import Architecture
+from archon_scaffold.models.package import model_files
+from archon_scaffold.models.parity import find_difference
+from archon_scaffold.models.reading import read_architecture
+from archon_scaffold.models.source import read_source
+from archon_scaffold.names import PackageName
+
+
+def write_model(name: PackageName, folder: Path, source: str | None) -> Architecture:
+    """Write a model package.
+
+    Args:
+        name: of the package.
+        folder: where; nothing may be there yet.
+        source: a ``config.json``, a checkpoint folder or a hub id; ``None`` for a small Llama.
+
+    Returns:
+        What was written; its ``gaps`` are what the package does not do.
+
+    Raises:
+        ConfigError: the folder exists, or cannot be written.
+        ModelError: the source is no configuration, or no decoder of the Llama line.
+    """
+    architecture, twin = read_architecture(read_source(source))
+    with new_folder(folder) as draft:
+        write_files(draft, model_files(name, architecture))
+        difference = find_difference(draft / "src", name.module, twin)
+        # A known gap explains itself; what it makes different need not be told again.
+        if difference is not None and not architecture.gaps:
+            architecture = architecture.with_gaps(difference)
+            write_files(draft, model_files(name, architecture))
+    return architecture

@@ -1,0 +1,80 @@
+"""Names of new packages: what a name becomes, and which ones would hide something else."""
+
+from __future__ import annotations
+
+import importlib.util
+import keyword
+import re
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+
+from archon_core.errors import ConfigError
+from archon_core.plugins import registry
+from archon_core.plugins.hints import PACKAGES
+
+_FORM = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
+_LONGEST = 40
+
+
+@dataclass(frozen=True)
+class PackageName:
+    """A name in the forms in which a package needs it.
+
+    Attributes:
+        spec: what users write in configurations, and the name of the distribution and its folder: ``demo-llama``.
+        module: what is imported: ``demo_llama``.
+    """
+
+    spec: str
+    module: str
+
+    @property
+    def title(self) -> str:
+        """For headings: ``Demo llama``."""
+        return self.module.replace("_", " ").capitalize()
+
+
+def check_name(name: str, kind: str) -> PackageName:
+    """The forms of ``name``, for a package that brings a spec of this ``kind`` and the same name.
+
+    Raises:
+        ConfigError: it has another form, or hides a module, a distribution or a spec that is there already.
+    """
+    if not _FORM.fullmatch(name) or len(name) > _LONGEST:
+        plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")[:_LONGEST]
+        example = plain if _FORM.fullmatch(plain) else f"my-{kind}"
+        raise ConfigError(
+            f"name {name!r}: allowed are small letters, digits and single hyphens, beginning with a letter, at most "
+            f"{_LONGEST} characters; use {example!r}"
+        )
+    found = PackageName(spec=name.replace("_", "-"), module=name.replace("-", "_"))
+    taken = _taken_by(found, kind)
+    if taken:
+        raise ConfigError(f"name {name!r}: {taken}; choose another name, such as 'my-{found.spec[: _LONGEST - 3]}'")
+    return found
+
+
+def _taken_by(name: PackageName, kind: str) -> str | None:
+    if keyword.iskeyword(name.module) or name.module in sys.stdlib_module_names:
+        what = "a keyword of Python" if keyword.iskeyword(name.module) else "a module of Python's standard library"
+        return f"{name.module!r} is {what}"
+    if any(name.spec in packages for packages in PACKAGES.values()):
+        return f"{name.spec!r} is one of Archon's own packages"
+    names = [known for spec in registry().all(kind) for known in (spec.name, *spec.aliases)]
+    if name.spec in names or name.module in names:
+        return f"a {kind} of that name is installed (`archon plugins` says by what)"
+    try:
+        return f"{distribution(name.spec).metadata['Name']!r} is installed here as a package"
+    except PackageNotFoundError:
+        pass
+    return f"a module {name.module!r} can be imported here, which the package would hide" if _exists(name) else None
+
+
+def _exists(name: PackageName) -> bool:
+    try:
+        spec = importlib.util.find_spec(name.module)
+    except (ImportError, ValueError):
+        return False
+    # A mere folder of that name counts as a namespace package, and hides nothing.
+    return spec is not None and spec.origin is not None

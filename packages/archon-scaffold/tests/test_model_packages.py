@@ -1,0 +1,175 @@
+"""Packages for the families of the Llama line: complete, equal to transformers, and of what the family needs only.
+
+That the logits are those of transformers is part of writing a package: a difference would be a gap.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+SLIDING = {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 14}
+
+FAMILIES = {
+    "llama": {"max_position_embeddings": 131072, "rope_parameters": LLAMA3_ROPE, "num_key_value_heads": 8},
+    "llama with biases": {"model_type": "llama", "attention_bias": True, "mlp_bias": True},
+    "mistral": {},
+    "qwen2": {},
+    "qwen2 with windows": {"model_type": "qwen2", **SLIDING},
+    "qwen3": {"head_dim": 128},
+    "gemma": {},
+    "gemma2": {},
+    "granite": {},
+    "olmo2": {},
+    "phi3": {"pad_token_id": 0},
+    "starcoder2": {},
+    "mixtral": {},
+    "qwen3_moe": {"head_dim": 128, "norm_topk_prob": True},
+    "olmoe": {},
+}
+
+FILES = {
+    ".github/workflows/test.yml",
+    ".gitignore",
+    "AGENTS.md",
+    "CHANGELOG.md",
+    "LICENSE",
+    "PORTING.md",
+    "README.md",
+    "pyproject.toml",
+    *(
+        f"src/MODULE/{name}"
+        for name in (
+            "__init__.py",
+            "arguments.py",
+            "model.py",
+            "plan.py",
+            "plugin.py",
+            "py.typed",
+            "tiny_config.py",
+            "weight_map.py",
+        )
+    ),
+    "tests/test_arguments.py",
+    "tests/test_model.py",
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def package(request, write):
+    return write({"model_type": request.param, **FAMILIES[request.param]})
+
+
+def files_of(package):
+    module = package.folder.name.replace("-", "_")
+    paths = (path.relative_to(package.folder).as_posix() for path in package.folder.rglob("*") if path.is_file())
+    return {path.replace(module, "MODULE") for path in paths}
+
+
+def test_a_package_has_no_gap_and_all_files(package):
+    assert package.architecture.gaps == ()
+    assert files_of(package) == FILES
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed")
+@pytest.mark.parametrize("model_type", [*FAMILIES, "smollm3", "apertus"])
+def test_a_package_is_clean_by_its_own_linter_settings(write, model_type):
+    package = write({"model_type": model_type, **FAMILIES.get(model_type, {})})
+    for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "."],
+            cwd=package.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_its_metadata_names_the_entry_point_bounds_and_what_tests_need(package):
+    project = tomllib.loads(package.text("pyproject.toml"))["project"]
+    module = package.folder.name.replace("-", "_")
+    assert project["entry-points"]["archon"] == {package.folder.name: f"{module}.plugin"}
+    assert project["dependencies"] == ["archon-core>=0.1,<1"]
+    assert {line.partition(">")[0] for line in project["optional-dependencies"]["test"]} == {
+        "archon-testing",
+        "archon-pipeline",
+        "pytest",
+        *(["archon-moe"] if package.architecture.experts else []),
+    }
+
+
+WORDS = {
+    "model": {
+        "softcap": {"gemma2"},
+        "window": {"mistral", "qwen2", "qwen3", "gemma2", "phi3", "starcoder2", "mixtral", "qwen3_moe"},
+        "_out_norm": {"gemma2", "olmo2"},
+        "ProjectionRMSNorm": {"olmo2", "olmoe"},
+        "self.q_norm": {"qwen3", "qwen3_moe", "olmo2", "olmoe"},
+        "residual_scale": {"granite"},
+        "embedding_scale": {"gemma", "gemma2", "granite"},
+        "logit_scale": {"granite"},
+        "offset=1.0": {"gemma", "gemma2"},
+        "LayerNorm": {"starcoder2"},
+        "class FeedForward": {"starcoder2"},
+        "ValueHead": set(FAMILIES) - {"granite", "olmoe"},
+        "MoEBuilder": {"mixtral", "qwen3_moe", "olmoe"},
+        "SwiGLU": set(FAMILIES) - {"starcoder2", "mixtral", "qwen3_moe", "olmoe"},
+        "bias=True": {"llama with biases", "qwen2", "starcoder2"},
+        "GAP": set(),
+    },
+    "weight_map": {
+        "Split(": {"phi3", "mixtral", "qwen3_moe", "olmoe"},
+        "Stack(": {"mixtral", "qwen3_moe", "olmoe"},
+        ".bias": {"llama with biases", "qwen2", "starcoder2"},
+    },
+    "arguments": {"attention_scale": {"gemma2", "granite"}, "layer_types": {"qwen2", "qwen3", "gemma2"}},
+}
+
+
+@pytest.mark.parametrize(("module", "word"), [(module, word) for module in WORDS for word in WORDS[module]])
+def test_what_a_family_does_not_need_is_not_written(write, module, word):
+    plain = [name for name in FAMILIES if name != "qwen2 with windows"]
+    found = {name for name in plain if word in write({"model_type": name, **FAMILIES[name]}).text(module)}
+    expected = {name for name in WORDS[module][word] if name in plain}
+    assert found == expected
+
+
+def test_a_model_is_as_short_as_one_written_by_hand(package):
+    lines = package.text("model").splitlines()
+    assert len(lines) < 150
+    # What the arguments say at run time is whether the head is tied, and whether it is a critic's.
+    asked = {line.strip() for line in lines if line.strip().startswith(("if ", "elif ")) and " a." in line}
+    assert {line.replace("elif", "if").split(" and ")[0] for line in asked} <= {"if stage.has_head", "if a.tied"}
+    names = [node.name for node in ast.parse(package.text("model")).body if isinstance(node, ast.ClassDef)]
+    assert names in (["Attention", "DecoderLayer", "Decoder"], ["Attention", "FeedForward", "DecoderLayer", "Decoder"])
+
+
+def test_entries_that_are_not_read_are_fixed(write):
+    assert write({"model_type": "llama", **FAMILIES["llama"]}).architecture.fixed == {
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+    biased = write({"model_type": "llama", **FAMILIES["llama with biases"]}).architecture.fixed
+    assert biased == {"attention_bias": True, "mlp_bias": True}
+
+
+def test_the_configuration_for_tests_is_small_and_keeps_the_structure(write):
+    tiny = write({"model_type": "llama", **FAMILIES["llama"]}).architecture.tiny
+    assert (tiny["num_attention_heads"], tiny["num_key_value_heads"], tiny["vocab_size"]) == (4, 2, 128)
+    assert tiny["rope_parameters"] == {**LLAMA3_ROPE, "original_max_position_embeddings": 16}
+    ungrouped = write({"model_type": "olmo2"}).architecture.tiny
+    assert ungrouped["num_key_value_heads"] == ungrouped["num_attention_heads"]
