@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from archon_core.errors import ModelError
 from archon_core.nn.attention import PackedAttention
+from archon_core.nn.packed import PackedSequences
 from archon_core.nn.tensor_parallel import TensorParallel
 
 IMPLEMENTATION = "archon"
@@ -25,7 +26,14 @@ CHILD = "packed_attention"
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, *, packed: Any, **options: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    packed: PackedSequences | None = None,
+    **options: Any,
 ) -> tuple[Tensor, None]:
     """An ``AttentionInterface`` function.
 
@@ -34,14 +42,17 @@ def attend(
         query: [1, Hq, T, D], rotated.
         key: [1, Hkv, T, D].
         value: likewise.
-        attention_mask: none is made for this implementation.
+        attention_mask: none is made for this implementation. Where layers hand nothing else down, what ``packed`` is.
         packed: where the sequences lie.
         options: those that were seen when the model was examined.
 
     Returns:
         [1, T, Hq, D], of this tensor rank's heads where there are several; and no weights.
     """
-    core: PackedAttention = getattr(module, CHILD)
+    core: SizedAttention = getattr(module, CHILD)
+    if packed is None:
+        packed, attention_mask = attention_mask, None
+    assert isinstance(packed, PackedSequences), "the model was examined, so it hands this down"
     if attention_mask is not None or options.get("scaling", core.scale) != core.scale:
         raise ModelError(
             f"{type(module).__name__}: found a mask, or a scale other than {core.scale:.4g} with which the model was "
@@ -81,6 +92,13 @@ def own_heads(x: Tensor, n_heads: int, parallel: TensorParallel) -> Tensor:
     """This tensor rank's heads of ``x`` [T, H, D], which has those alone, or all of them where a norm over whole
     projections needed all."""
     return x if x.shape[1] != n_heads else x.chunk(parallel.size, 1)[parallel.rank]
+
+
+def give_packed_as_mask(
+    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A forward pre-hook for layers that hand down their mask to attention and not their keyword arguments."""
+    return args, {**kwargs, "attention_mask": kwargs["packed"]}
 
 
 def register() -> None:

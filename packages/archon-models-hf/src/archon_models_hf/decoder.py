@@ -12,7 +12,7 @@ from archon_core.models.stage import Stage
 from archon_core.nn.head import LanguageModelHead, ValueHead
 from archon_core.nn.packed import OutputName, PackedSequences
 from archon_models_hf.arguments import HfArguments
-from archon_models_hf.attention import CHILD, SizedAttention
+from archon_models_hf.attention import CHILD, SizedAttention, give_packed_as_mask
 from archon_models_hf.constants import constants_of, fill_constants, starting_values
 from archon_models_hf.leaves import adapt_embedding, adapt_leaves
 from archon_models_hf.names import pattern_of
@@ -39,6 +39,7 @@ class HfDecoder(nn.Module):
 
     def __init__(self, arguments: HfArguments, stage: Stage | None = None) -> None:
         super().__init__()
+        self.train(False)
         names = arguments.facts.names
         stage = stage or Stage.whole(arguments.n_layers)
         base = build_transformers(copy.deepcopy(arguments.config), critic=arguments.critic).base_model
@@ -75,6 +76,10 @@ class HfDecoder(nn.Module):
         assert packed.head is not None, "the last stage's forward needs packed.head"
         return self.head(x, packed.head)
 
+    def train(self, mode: bool = True) -> HfDecoder:
+        """Stay in evaluation mode: dropout and noise in routers would make numbers depend on the layout."""
+        return super().train(False)
+
     def fill_buffers(self) -> None:
         """Write what transformers keeps in buffers; see ``archon_core.models.materialize``."""
         fill_constants(self._constants, self._base[0])
@@ -93,6 +98,8 @@ class HfDecoder(nn.Module):
                 n_kv_heads=facts.n_kv_heads,
             )
             layer.get_submodule(facts.module).add_module(CHILD, attention)
+            if not facts.gets_packed:
+                layer.register_forward_pre_hook(give_packed_as_mask, with_kwargs=True)
         for part in self._with_other_weights():
             adapt_leaves(part)
         if self.embed is not None:

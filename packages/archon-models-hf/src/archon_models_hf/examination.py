@@ -74,6 +74,8 @@ def examine(config: PreTrainedConfig, *, critic: bool) -> Facts:
         layers = getattr(base, names.layers)
         embeds = torch.zeros(1, N_TOKENS, config.hidden_size)
         recorder = Recorder(where)
+        for layer in layers:
+            layer.register_forward_pre_hook(recorder.enter_layer, with_kwargs=True)
         with watching(base, layers) as passes, _without_experts(base), torch.no_grad():
             last = _run(base, embeds, recorder, where)
         names = _with_norm(names, base, passes, where)
@@ -152,7 +154,7 @@ def _with_norm(names: Names, base: nn.Module, passes: Passes, where: str) -> Nam
     """The same with the norm, which is what has weights and runs after the layers, and with what else there is."""
     children = dict(base.named_children())
     weighted = {name for name, child in children.items() if any(True for _ in child.parameters())}
-    after = [name for name in passes.after_layers if name in weighted]
+    after = [name for name in passes.after_layers if name in weighted] or passes.after_layers
     others = [name for name in children if name not in (names.embed, names.layers, *after)]
     stray = [name for name in others if name in weighted and name not in passes.before_layers]
     if passes.n_layer_calls != len(children[names.layers]) or len(after) != 1 or stray:  # type: ignore[arg-type]

@@ -20,6 +20,19 @@ _AGREES = 1e-6
 """Relative: both are computed in float64."""
 
 
+class _Outputs:
+    """What a base model returns: hidden states, and nothing else that somebody may look for."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        self.last_hidden_state = hidden
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, place: int | slice) -> Any:
+        return (self.last_hidden_state,)[place]
+
+
 class _Body(nn.Module):
     """A base model whose last hidden state is given."""
 
@@ -28,10 +41,8 @@ class _Body(nn.Module):
         self.hidden = hidden
         self.config = config
 
-    def forward(self, *_: Any, **__: Any) -> Any:
-        from transformers.modeling_outputs import MoeModelOutputWithPast
-
-        return MoeModelOutputWithPast(last_hidden_state=self.hidden)
+    def forward(self, *_: Any, **__: Any) -> _Outputs:
+        return _Outputs(self.hidden)
 
 
 def logit_form(lm: PreTrainedModel, *, body: str, head: str) -> LogitForm:

@@ -44,6 +44,8 @@ class AttentionFacts:
         n_heads: query heads.
         n_kv_heads: key and value heads.
         head_dim: size of a head.
+        gets_packed: whether the layer hands its keyword arguments down to attention; else ``packed`` comes in the place
+            of the mask, which every layer hands down.
     """
 
     module: str
@@ -53,6 +55,20 @@ class AttentionFacts:
     n_heads: int
     n_kv_heads: int
     head_dim: int
+    gets_packed: bool
+
+
+@dataclass(frozen=True)
+class HandedDown:
+    """Takes the place of a layer's mask while a model is examined.
+
+    Attributes:
+        mask: that was there.
+        recorder: to be told.
+    """
+
+    mask: Any
+    recorder: Recorder
 
 
 @dataclass
@@ -67,6 +83,19 @@ class Recorder:
     where: str
     calls: dict[nn.Module, AttentionFacts] = field(default_factory=dict)
 
+    def enter_layer(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A forward pre-hook of layers."""
+        if kwargs.get("packed") is not self:
+            raise ModelError(
+                f"{self.where}: {type(layer).__name__} of transformers is not given the keyword arguments of its model, "
+                f"which tell where sequences begin; {_WAY_OUT}"
+            )
+        if "attention_mask" not in kwargs:
+            return args, kwargs
+        return args, {**kwargs, "attention_mask": HandedDown(kwargs["attention_mask"], self)}
+
     def take(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
         """Write down one call; raises ModelError for what ``PackedAttention`` does not do."""
         who = f"{self.where}: attention ({type(module).__name__} of transformers)"
@@ -77,7 +106,8 @@ class Recorder:
                 f"{who}: found values of size {v.shape[-1]} for queries of size {q.shape[-1]}; both must have one size; "
                 f"{_WAY_OUT}"
             )
-        unknown = {name: value for name, value in options.items() if name not in _UNDERSTOOD | _HANDED_DOWN}
+        known = _UNDERSTOOD | _HANDED_DOWN
+        unknown = {name: value for name, value in options.items() if name not in known}
         for name, value in unknown.items():
             if value is not None and value is not False:
                 what = f"tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
@@ -96,6 +126,7 @@ class Recorder:
             n_heads=q.shape[1],
             n_kv_heads=k.shape[1],
             head_dim=q.shape[-1],
+            gets_packed=options.get("packed") is self,
         )
 
     def _window(self, who: str, mask: Any, sliding_window: int | None) -> int | None:
@@ -135,13 +166,15 @@ class Recorder:
 
 def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any) -> Any:
     """An ``AttentionInterface`` function that tells a ``Recorder``; [1, T, Hq, D] of zeros, and no weights."""
-    recorder = options.pop("packed", None)
-    if not isinstance(recorder, Recorder):
+    if isinstance(attention_mask, HandedDown):
+        attention_mask.recorder.take(module, query, key, value, attention_mask.mask, options)
+    elif isinstance(recorder := options.get("packed"), Recorder):
+        recorder.take(module, query, key, value, attention_mask, options)
+    else:
         raise ModelError(
-            f"attention ({type(module).__name__} of transformers) is not given the keyword arguments of its model, which "
-            f"tell where sequences begin; {_WAY_OUT}"
+            f"attention ({type(module).__name__} of transformers) is given neither the mask nor the keyword arguments of "
+            f"its layer, one of which must tell where sequences begin; {_WAY_OUT}"
         )
-    recorder.take(module, query, key, value, attention_mask, options)
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 
 
@@ -151,5 +184,5 @@ def common_heads(attention: Iterable[AttentionFacts]) -> tuple[int, int]:
     return math.gcd(*(a.n_heads for a in every)), math.gcd(*(a.n_kv_heads for a in every))
 
 
-_UNDERSTOOD = frozenset({"scaling", "sliding_window", "softcap", "is_causal", "dropout"})
+_UNDERSTOOD = frozenset({"packed", "scaling", "sliding_window", "softcap", "is_causal", "dropout"})
 _WAY_OUT = "use a model package that serves it, or begin one with archon new model NAME --from-hf CONFIG"

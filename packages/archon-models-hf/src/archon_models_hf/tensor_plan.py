@@ -71,11 +71,15 @@ def read_tensor_plan(
         module, pattern = modules.get(name), pattern_of(names.in_body(name))
         if style in _REPLICATED:
             continue
-        if style not in _COLUMN | _ROW or type(module) is not nn.Linear:
-            what = "no module" if module is None else type(module).__name__
+        if module is None or any(parameter.ndim > 2 for parameter in module.parameters(recurse=False)):
             return _refused(
-                f"transformers cuts {name} ({what}) in the style {style!r}, which Archon has for linear projections "
-                f"only, as {', '.join(_COLUMN)}, {', '.join(_ROW)}"
+                f"{config.model_type} has stacks of experts ({name}, which transformers cuts in the style {style!r}), and "
+                "those inside of transformers' modules are sharded over data ranks only"
+            )
+        if style not in _COLUMN | _ROW or type(module) is not nn.Linear:
+            return _refused(
+                f"transformers cuts {name}, a {type(module).__name__}, in the style {style!r}; Archon cuts linear "
+                f"projections, as {', '.join(_COLUMN)}, {', '.join(_ROW)}"
             )
         roles[pattern] = "column" if style in _COLUMN else "row"
         if _COLUMN.get(style):

@@ -16,8 +16,8 @@ BY_LENGTH = ("dynamic", "longrope")
 
 
 def prepared_config(config: PreTrainedConfig) -> tuple[PreTrainedConfig, float]:
-    """A copy with our attention, without randomness and without outputs that nobody reads; and the largest dropout
-    that it had.
+    """A copy with our attention and without outputs that nobody reads; and the largest of its dropouts and the like,
+    which a module that is never in training mode does not apply.
 
     Raises:
         ModelError: a rotation that looks at the lengths of other sequences.
@@ -32,16 +32,16 @@ def prepared_config(config: PreTrainedConfig) -> tuple[PreTrainedConfig, float]:
             )
     ready = copy.deepcopy(config)
     ready._attn_implementation = IMPLEMENTATION
-    largest = 0.0
-    for name, value in list(vars(ready).items()):
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 and _is_random(name):
-            largest = max(largest, float(value))
-            setattr(ready, name, 0.0)
+    random = [
+        float(value)
+        for name, value in vars(ready).items()
+        if isinstance(value, int | float) and not isinstance(value, bool) and _is_random(name)
+    ]
     ready.use_cache = False
     for name in ("output_router_logits", "output_attentions", "output_hidden_states"):
         if getattr(ready, name, False):
             setattr(ready, name, False)
-    return ready, largest
+    return ready, max(random, default=0.0)
 
 
 def build_transformers(config: PreTrainedConfig, *, critic: bool) -> PreTrainedModel:
@@ -68,6 +68,14 @@ def build_transformers(config: PreTrainedConfig, *, critic: bool) -> PreTrainedM
     try:
         with no_init_weights():
             return model_class(_with_one_label(config) if critic else config).eval()
+    except KeyError as error:
+        if error.args != (config._attn_implementation,):
+            raise
+        raise ModelError(
+            f"model_type {config.model_type!r}: attention in {model_class.__name__} of transformers {_version()} does not "
+            "go through transformers' attention interface, so packed sequences cannot be run through it; use a model "
+            "package that serves it, or begin one with archon new model NAME --from-hf CONFIG"
+        ) from error
     except Exception as error:  # transformers raises its own types, torch's and Python's
         raise ModelError(
             f"model_type {config.model_type!r}: transformers {_version()} cannot build {model_class.__name__} with our "
@@ -93,7 +101,8 @@ def _rotations(config: PreTrainedConfig) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _is_random(name: str) -> bool:
-    return "dropout" in name or name.endswith("_pdrop") or "jitter" in name
+    """Whether it is a probability or size of noise in training. What classifiers alone have is not there."""
+    return ("dropout" in name and "classif" not in name) or name.endswith("_pdrop") or "jitter" in name
 
 
 def _version() -> str:
