@@ -61,7 +61,9 @@ def attend(
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     parallel: TensorParallel | None = getattr(module, "parallel", None)
     if parallel is not None:
-        q, k, v = (own_heads(x, n, parallel) for x, n in ((q, core.n_heads), (k, core.n_kv_heads), (v, core.n_kv_heads)))
+        q, k, v = (
+            own_heads(x, n, parallel) for x, n in ((q, core.n_heads), (k, core.n_kv_heads), (v, core.n_kv_heads))
+        )
     return core(q, k, v, packed).unsqueeze(0), None
 
 

@@ -73,8 +73,8 @@ def fill_constants(constants: tuple[Constant, ...], base: PreTrainedModel) -> No
         lacking = [constant.name for constant in own if _is_marked(owner._buffers[constant.name])]
         if lacking:
             raise ModelError(
-                f"{type(owner).__name__} of transformers keeps {', '.join(lacking)} in buffers that no checkpoint has and "
-                "that its model does not initialise, so archon-models-hf cannot build it; use another version of "
+                f"{type(owner).__name__} of transformers keeps {', '.join(lacking)} in buffers that no checkpoint has "
+                "and that its model does not initialise, so archon-models-hf cannot build it; use another version of "
                 "transformers, or a model package that serves it"
             )
 

@@ -159,11 +159,11 @@ def _with_norm(names: Names, base: nn.Module, passes: Passes, where: str) -> Nam
     stray = [name for name in others if name in weighted and name not in passes.before_layers]
     if passes.n_layer_calls != len(children[names.layers]) or len(after) != 1 or stray:  # type: ignore[arg-type]
         raise ModelError(
-            f"{where}: found {passes.n_layer_calls} passes through layers, then {', '.join([*after, *stray]) or 'nothing'} "
-            f"in {type(base).__name__} of transformers; archon-models-hf runs models whose layers run once each, before "
-            f"one final norm; {_WAY_OUT}"
-        )
-    return Names(names.body, names.embed, names.layers, after[0], names.head, tuple(others))
+            f"{where}: found {passes.n_layer_calls} passes through layers, then {', "
+            f"'.join([*after, *stray]) or 'nothing'} in {type(base).__name__} of transformers; archon-models-hf runs models whose layers run "
+            f"once each, before one final norm; {_WAY_OUT}"
+       
+    ) return Names(names.body, names.embed, names.layers, after[0], names.head, tuple(others))
 
 
 def _is_tied(lm: PreTrainedModel, config: PreTrainedConfig, names: Names, where: str) -> bool:

@@ -1,4 +1,4 @@
-"""What transformers calls the parts of a model, and what we call them: prefixes differ, everything below them is kept."""
+"""What transformers calls the parts of a model, and what we call them: prefixes differ, what is below them is kept."""
 
 from __future__ import annotations
 

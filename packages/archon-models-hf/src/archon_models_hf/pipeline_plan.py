@@ -35,14 +35,19 @@ def no_pipeline(
     layers = list(getattr(base, names.layers))
     handed = [embeds, *(passes.outputs[layer] for layer in layers)]
     taken = [*(passes.inputs[layer] for layer in layers), passes.inputs[getattr(base, names.norm)]]
-    if any(a is not b for a, b in zip(handed, taken, strict=True)) or passes.outputs[getattr(base, names.norm)] is not last:
+    if (
+        any(a is not b for a, b in zip(handed, taken, strict=True))
+        or passes.outputs[getattr(base, names.norm)] is not last
+    ):
         return _refused(
-            f"{type(base).__name__} of transformers computes with hidden states outside of its layers, which every stage "
-            "would repeat"
+            f"{type(base).__name__} of transformers computes with hidden states outside of its layers, which every "
+            "stage would repeat"
         )
     weighted = [name for name in names.others if any(True for _ in getattr(base, name).parameters())]
     if weighted:
-        return _refused(f"{type(base).__name__} of transformers has weights outside of its layers: {', '.join(weighted)}")
+        return _refused(
+            f"{type(base).__name__} of transformers has weights outside of its layers: {', '.join(weighted)}"
+        )
     return ""
 
 

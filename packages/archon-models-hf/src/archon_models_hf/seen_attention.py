@@ -89,8 +89,8 @@ class Recorder:
         """A forward pre-hook of layers."""
         if kwargs.get("packed") is not self:
             raise ModelError(
-                f"{self.where}: {type(layer).__name__} of transformers is not given the keyword arguments of its model, "
-                f"which tell where sequences begin; {_WAY_OUT}"
+                f"{self.where}: {type(layer).__name__} of transformers is not given the keyword arguments of its "
+                f"model, which tell where sequences begin; {_WAY_OUT}"
             )
         if "attention_mask" not in kwargs:
             return args, kwargs
@@ -103,8 +103,8 @@ class Recorder:
             raise ModelError(f"{who} is computed more than once in a pass; {_WAY_OUT}")
         if q.shape[-1] != v.shape[-1]:
             raise ModelError(
-                f"{who}: found values of size {v.shape[-1]} for queries of size {q.shape[-1]}; both must have one size; "
-                f"{_WAY_OUT}"
+                f"{who}: found values of size {v.shape[-1]} for queries of size {q.shape[-1]}; both must have one "
+                f"size; {_WAY_OUT}"
             )
         known = _UNDERSTOOD | _HANDED_DOWN
         unknown = {name: value for name, value in options.items() if name not in known}
@@ -133,7 +133,9 @@ class Recorder:
         if mask is None:
             return sliding_window
         if not isinstance(mask, MaskForm) or not mask.is_causal:
-            found = "another mask than a causal one" if isinstance(mask, MaskForm) else f"a mask of its own ({mask!r:.80})"
+            found = (
+                "another mask than a causal one" if isinstance(mask, MaskForm) else f"a mask of its own ({mask!r:.80})"
+            )
             raise ModelError(f"{who}: found {found}; allowed are causal masks, with or without a window; {_WAY_OUT}")
         if sliding_window not in (None, mask.window):
             raise ModelError(
@@ -154,10 +156,12 @@ class Recorder:
             calls = [(inside[module], facts) for module, facts in self.calls.items() if module in inside]
             mixing = [name for name, part in layer.named_modules() if isinstance(part, nn.Conv1d)]
             if len(calls) != 1 or mixing or not calls[0][0]:
-                what = f"convolutions over tokens ({', '.join(mixing)})" if mixing else f"{len(calls)} calls of attention"
+                what = (
+                    f"convolutions over tokens ({', '.join(mixing)})" if mixing else f"{len(calls)} calls of attention"
+                )
                 raise ModelError(
-                    f"{self.where}: found {what} in layer {number}; archon-models-hf runs layers that mix tokens by one "
-                    f"attention through transformers' attention interface, and in no other way; {_WAY_OUT}"
+                    f"{self.where}: found {what} in layer {number}; archon-models-hf runs layers that mix tokens by "
+                    f"one attention through transformers' attention interface, and in no other way; {_WAY_OUT}"
                 )
             name, facts = calls[0]
             found.append(AttentionFacts(**{**vars(facts), "module": name}))
@@ -172,8 +176,8 @@ def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
         recorder.take(module, query, key, value, attention_mask, options)
     else:
         raise ModelError(
-            f"attention ({type(module).__name__} of transformers) is given neither the mask nor the keyword arguments of "
-            f"its layer, one of which must tell where sequences begin; {_WAY_OUT}"
+            f"attention ({type(module).__name__} of transformers) is given neither the mask nor the keyword arguments "
+            f"of its layer, one of which must tell where sequences begin; {_WAY_OUT}"
         )
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 

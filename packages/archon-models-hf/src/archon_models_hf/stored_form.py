@@ -78,8 +78,8 @@ def _pieces(lm: PreTrainedModel, name: str, shape: Shape) -> list[Piece]:
         box = _box_of(part, tracked)
         if box is None:
             raise ModelError(
-                f"{type(lm).__name__}: transformers stores {name} {shape} in another form ({stored}, of {tuple(part.shape)}) "
-                "that weight rules cannot express; use a model package that serves it"
+                f"{type(lm).__name__}: transformers stores {name} {shape} in another form ({stored}, of "
+                f"{tuple(part.shape)}) that weight rules cannot express; use a model package that serves it"
             )
         if len(shape) >= 3:
             box = Box(box.start, (*box.shape[:-1], shape[-1]))

@@ -73,8 +73,8 @@ def read_tensor_plan(
             continue
         if module is None or any(parameter.ndim > 2 for parameter in module.parameters(recurse=False)):
             return _refused(
-                f"{config.model_type} has stacks of experts ({name}, which transformers cuts in the style {style!r}), and "
-                "those inside of transformers' modules are sharded over data ranks only"
+                f"{config.model_type} has stacks of experts ({name}, which transformers cuts in the style {style!r}), "
+                "and those inside of transformers' modules are sharded over data ranks only"
             )
         if style not in _COLUMN | _ROW or type(module) is not nn.Linear:
             return _refused(
@@ -98,7 +98,9 @@ def read_tensor_plan(
             regions.add(pattern.rpartition(".")[0])
     outside = [p for p in roles if not any(p.startswith(f"{region}.") for region in regions)]
     if outside or not regions:
-        return _refused(f"transformers' plan cuts {', '.join(outside) or 'nothing'} without a row-wise projection beside")
+        return _refused(
+            f"transformers' plan cuts {', '.join(outside) or 'nothing'} without a row-wise projection beside"
+        )
     return TensorFacts(roles, frozenset(gathering), frozenset(splitting), tuple(sorted(regions)))
 
 

@@ -138,8 +138,8 @@ def starting_points(module: nn.Module) -> dict[str, InitialValue]:
 
 
 def _weight(start: InitialValue, noise: Tensor, gain: float) -> Tensor:
-    """Matrices that keep activations of order 1 or, times ``gain``, below; biases of order 0.2, norms around what leaves
-    activations as they are, which is 1 where the module does not add that itself."""
+    """Matrices that keep activations of order 1 or, times ``gain``, below; biases of order 0.2, norms around what
+    leaves activations as they are, which is 1 where the module does not add that itself."""
     if noise.ndim >= 2:
         return gain * noise * noise.shape[-1] ** -0.5
     return 0.2 * noise if start == "zeros" else 1 + 0.2 * noise

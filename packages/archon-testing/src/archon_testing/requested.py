@@ -100,8 +100,8 @@ def model_of_engines(layouts: Iterable[tuple[RequestedLayout, str]], run_as: str
     if len(found) > 1:
         [(mine, first), (other, second), *_] = found.items()
         raise ConfigError(
-            f"{_OPTION}: found {first} and {second}, whose engines run different models ({mine or 'the one that serves'} "
-            f"and {other or 'the one that serves'}); verify them one after the other, or both with --model "
+            f"{_OPTION}: found {first} and {second}, whose engines run different models ({mine or 'the one that "
+            f"serves'} and {other or 'the one that serves'}); verify them one after the other, or both with --model "
             f"{mine or other}"
         )
     return next(iter(found), run_as)

@@ -96,8 +96,8 @@ def _spec_for(model_type: str, run_as: str | None) -> tuple[ModelSpec, tuple[str
         return spec, _of_rounding(spec)
     [spec] = takers
     chosen = (
-        f"no installed package serves model type {model_type!r}; verified is model {spec.name!r}, which takes any: what "
-        f"actor.archon.model={spec.name} runs"
+        f"no installed package serves model type {model_type!r}; verified is model {spec.name!r}, which takes any: "
+        f"what actor.archon.model={spec.name} runs"
     )
     return spec, (chosen, *_of_rounding(spec))
 

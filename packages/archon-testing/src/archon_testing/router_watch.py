@@ -103,8 +103,8 @@ def _takes_packed(args: tuple[Any, ...]) -> bool:
 
 
 class _WatchedChoices(TorchFunctionMode):
-    """Looks at every ``topk`` of tokens by experts. Routers choose among probabilities or logits, so distances are those
-    of logarithms where all are positive."""
+    """Looks at every ``topk`` of tokens by experts. Routers choose among probabilities or logits, so distances are
+    those of logarithms where all are positive."""
 
     def __init__(self, watch: RouterWatch) -> None:
         super().__init__()

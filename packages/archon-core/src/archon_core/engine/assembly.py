@@ -133,7 +133,11 @@ def assemble(
     )
     if meshes is not None and meshes.pipeline is not None:
         assembled = _pipelined(assembled, meshes, meshes.pipeline, groups, effective)
-    decisions = _model_decisions(plan, role) + uneven + (_expert_decisions(assembled, effective, role) if plan.expert_builder is not None else [])
+    decisions = (
+        _model_decisions(plan, role)
+        + uneven
+        + (_expert_decisions(assembled, effective, role) if plan.expert_builder is not None else [])
+    )
     deviation = plan.hf_config.initializer_range
     if config.path is None or config.init_from_scratch:
         initialize_weights(module, seed, deviation, ties=plan.weights.ties, local_part=local_part)

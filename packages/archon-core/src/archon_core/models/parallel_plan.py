@@ -57,8 +57,8 @@ class ParallelPlan:
         batched: whether hidden states inside of the module have a first dim of one sequence, [1, T, hidden], as modules
             of other libraries expect. Tensor regions then may take theirs as the keyword argument ``hidden_states``,
             and may return it first of several results.
-        refusals: letter of a layout's axis -> why this very model cannot be cut along it, as a sentence with what to do,
-            though others of the same spec can.
+        refusals: letter of a layout's axis -> why this very model cannot be cut along it, as a sentence with what to
+            do, though others of the same spec can.
     """
 
     roles: Mapping[str, Role]

@@ -18,8 +18,8 @@ from archon_core.plugins import ModelSpec
 from archon_core.plugins.specs import LoadedModel
 from archon_testing.cases import Case
 from archon_testing.compare import magnitude
-from archon_testing.verdicts import LIMITS
 from archon_testing.engines import fill_weights, starting_points
+from archon_testing.verdicts import LIMITS
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from archon_testing.model_checks.built import BuiltModel, distance, require
 N_PROMPT = 5
 N_TOKENS = 18
 
+
 class PlainCache:
     """Keys and values of one sequence; the plainest implementation of ``archon_core.nn.packed.AttentionCache``."""
 

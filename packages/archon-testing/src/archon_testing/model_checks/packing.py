@@ -9,6 +9,7 @@ from archon_testing.model_checks.built import BuiltModel, distance, require
 
 LENGTHS = (7, 1, 20, 3, 12)
 
+
 def check_packing(model: BuiltModel) -> None:
     """Compare outputs and gradients of a pack with those of its sequences one by one."""
     ids = model.ids(sum(LENGTHS))
@@ -25,7 +26,9 @@ def check_packing(model: BuiltModel) -> None:
         )
     for weight, gradient in of_pack.items():
         error = distance(gradient, of_parts[weight])
-        require(error <= model.limit, f"the gradient of {weight} differs by {error:.1e} between a pack and its sequences")
+        require(
+            error <= model.limit, f"the gradient of {weight} differs by {error:.1e} between a pack and its sequences"
+        )
 
 
 def _outputs_and_gradients(
