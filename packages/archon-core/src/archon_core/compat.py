@@ -300,8 +300,8 @@ def without_storage() -> Any:
     """A context in which tensors have shapes, types and a device, and no values: ``FakeTensorMode``.
 
     Unlike the meta device it is what torch.compile traces with, so code that looks at values knows how to go on
-    without. Its module is private in 2.11 to 2.13, and what cannot run is logged with a stack as well as raised. Remove when
-    a public one exists.
+    without. Its module is private in 2.11 to 2.13, and what cannot run is logged with a stack as well as raised.
+    Remove when a public one exists.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -119,7 +119,8 @@ def _names(lm: PreTrainedModel, config: PreTrainedConfig, where: str) -> Names:
     if body is None or not len(heads) == len(lists) == len(embeddings) == 1:
         raise ModelError(
             f"{where}: found {type(lm).__name__} of {', '.join(in_lm)}, and its base model of {', '.join(in_base)}; "
-            f"archon-models-hf runs models of a token embedding, one list of layers, a final norm and a head; {_WAY_OUT}"
+            f"archon-models-hf runs models of a token embedding, one list of layers, a final norm and a head; "
+            f"{_WAY_OUT}"
         )
     head = in_lm[heads[0]]
     if not isinstance(head, nn.Linear) or head.bias is not None:
@@ -157,13 +158,13 @@ def _with_norm(names: Names, base: nn.Module, passes: Passes, where: str) -> Nam
     after = [name for name in passes.after_layers if name in weighted] or passes.after_layers
     others = [name for name in children if name not in (names.embed, names.layers, *after)]
     stray = [name for name in others if name in weighted and name not in passes.before_layers]
+    found = ", ".join([*after, *stray]) or "nothing"
     if passes.n_layer_calls != len(children[names.layers]) or len(after) != 1 or stray:  # type: ignore[arg-type]
         raise ModelError(
-            f"{where}: found {passes.n_layer_calls} passes through layers, then {', "
-            f"'.join([*after, *stray]) or 'nothing'} in {type(base).__name__} of transformers; archon-models-hf runs models whose layers run "
-            f"once each, before one final norm; {_WAY_OUT}"
-       
-    ) return Names(names.body, names.embed, names.layers, after[0], names.head, tuple(others))
+            f"{where}: found {passes.n_layer_calls} passes through layers, then {found}, in {type(base).__name__} of "
+            "transformers; archon-models-hf runs models whose layers run once each, before one final norm; " + _WAY_OUT
+        )
+    return Names(names.body, names.embed, names.layers, after[0], names.head, tuple(others))
 
 
 def _is_tied(lm: PreTrainedModel, config: PreTrainedConfig, names: Names, where: str) -> bool:

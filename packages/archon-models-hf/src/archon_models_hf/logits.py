@@ -83,6 +83,6 @@ def _rounded(number: float) -> float:
 def _refusal(lm: PreTrainedModel, found: str) -> ModelError:
     return ModelError(
         f"{type(lm).__name__} of transformers: found a forward pass after the head that archon-models-hf cannot "
-        f"express: {found}; allowed are logits that are scaled or softly capped; use a model package that computes them "
-        "(archon new model NAME --from-hf CONFIG begins one)"
+        f"express: {found}; allowed are logits that are scaled or softly capped; use a model package that computes "
+        "them (archon new model NAME --from-hf CONFIG begins one)"
     )

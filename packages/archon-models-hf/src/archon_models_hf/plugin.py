@@ -22,8 +22,8 @@ def archon_models() -> list[ModelSpec]:
             parallel_plan="archon_models_hf.parallel_plan:parallel_plan",
             tiny_config="archon_models_hf.tiny_config:tiny_config",
             capabilities=frozenset({"tp", "cp", "pp", "tied", "critic"}),
-            rounds_inside="transformers' modules compute norms, rotations and routing in float32 whatever their
-        weights", )
+            rounds_inside="transformers' modules compute norms, rotations and routing in float32 in any case",
+        )
     ]
 
 

@@ -139,7 +139,8 @@ class Recorder:
             raise ModelError(f"{who}: found {found}; allowed are causal masks, with or without a window; {_WAY_OUT}")
         if sliding_window not in (None, mask.window):
             raise ModelError(
-                f"{who}: found a window of {sliding_window} beside a mask with {mask.window}; they must agree; {_WAY_OUT}"
+                f"{who}: found a window of {sliding_window} beside a mask with {mask.window}; they must agree; "
+                f"{_WAY_OUT}"
             )
         return mask.window
 

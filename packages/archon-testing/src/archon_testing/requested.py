@@ -99,9 +99,9 @@ def model_of_engines(layouts: Iterable[tuple[RequestedLayout, str]], run_as: str
         found.setdefault(engine.chosen_model(run_as, option="--model"), str(layout))
     if len(found) > 1:
         [(mine, first), (other, second), *_] = found.items()
+        models = " and ".join(name or "the one that serves" for name in (mine, other))
         raise ConfigError(
-            f"{_OPTION}: found {first} and {second}, whose engines run different models ({mine or 'the one that "
-            f"serves'} and {other or 'the one that serves'}); verify them one after the other, or both with --model "
-            f"{mine or other}"
+            f"{_OPTION}: found {first} and {second}, whose engines run different models ({models}); verify them one "
+            f"after the other, or both with --model {mine or other}"
         )
     return next(iter(found), run_as)
