@@ -74,6 +74,7 @@ def examine(config: PreTrainedConfig, *, critic: bool) -> Facts:
         layers = getattr(base, names.layers)
         embeds = torch.zeros(1, N_TOKENS, config.hidden_size)
         recorder = Recorder(where)
+        recorder.refuse_convolutions(layers)
         for layer in layers:
             layer.register_forward_pre_hook(recorder.enter_layer, with_kwargs=True)
         with watching(base, layers) as passes, _without_experts(base), torch.no_grad():

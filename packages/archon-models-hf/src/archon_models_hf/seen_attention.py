@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -144,6 +144,13 @@ class Recorder:
             )
         return mask.window
 
+    def refuse_convolutions(self, layers: Iterable[nn.Module]) -> None:
+        """Raise ModelError for layers that mix tokens by other means than attention, before they are run."""
+        for number, layer in enumerate(layers):
+            mixing = [name for name, part in layer.named_modules() if isinstance(part, nn.Conv1d)]
+            if mixing:
+                raise self._mixes(f"convolutions over tokens ({', '.join(mixing)})", number)
+
     def by_layer(self, layers: Iterable[nn.Module]) -> tuple[AttentionFacts, ...]:
         """The facts of each layer, in order.
 
@@ -155,18 +162,17 @@ class Recorder:
         for number, layer in enumerate(layers):
             inside = {part: name for name, part in layer.named_modules()}
             calls = [(inside[module], facts) for module, facts in self.calls.items() if module in inside]
-            mixing = [name for name, part in layer.named_modules() if isinstance(part, nn.Conv1d)]
-            if len(calls) != 1 or mixing or not calls[0][0]:
-                what = (
-                    f"convolutions over tokens ({', '.join(mixing)})" if mixing else f"{len(calls)} calls of attention"
-                )
-                raise ModelError(
-                    f"{self.where}: found {what} in layer {number}; archon-models-hf runs layers that mix tokens by "
-                    f"one attention through transformers' attention interface, and in no other way; {_WAY_OUT}"
-                )
+            if len(calls) != 1 or not calls[0][0]:
+                raise self._mixes(f"{len(calls)} calls of attention", number)
             name, facts = calls[0]
-            found.append(AttentionFacts(**{**vars(facts), "module": name}))
+            found.append(replace(facts, module=name))
         return tuple(found)
+
+    def _mixes(self, found: str, layer: int) -> ModelError:
+        return ModelError(
+            f"{self.where}: found {found} in layer {layer}; archon-models-hf runs layers that mix tokens by one "
+            f"attention through transformers' attention interface, and in no other way; {_WAY_OUT}"
+        )
 
 
 def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any) -> Any:
