@@ -1,6 +1,6 @@
 """transformers' families, of which Archon has no module of its own, held against one process on many layouts.
 
-About five minutes on two cores: run by ``hatch run test-families``, not with the other tests.
+About three minutes on two cores: run by ``hatch run test-families``, not with the other tests.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ def test_a_family_with_experts_gives_the_numbers_of_one_process(oracle, family, 
     check(oracle, {"model_type": family, **MIXTURES[family]}, layout)
 
 
-@pytest.mark.parametrize("layout", STAGED)
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [(family, layout) for family in ("llama", "gemma2") for layout in STAGED]
+    + [(family, "p2") for family in [*DENSE, *MIXTURES] if family not in ("llama", "gemma2", "granite", "olmoe")],
+)
 def test_a_family_that_declares_a_pipeline_plan_gives_the_numbers_of_one_process(oracle, family, layout):
-    check(oracle, {"model_type": family, **DENSE[family]}, layout)
+    check(oracle, {"model_type": family, **{**DENSE, **MIXTURES}[family]}, layout)
