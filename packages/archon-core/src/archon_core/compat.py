@@ -294,3 +294,22 @@ def compile_graph_alone(graph: torch.fx.GraphModule, inputs: Any, **options: Any
 def size_hint(size: int | torch.SymInt) -> int:
     """A size as it was when a graph was traced (``SymNode.hint``; 2.11 to 2.13)."""
     return size if isinstance(size, int) else int(size.node.hint)
+
+
+def without_storage() -> Any:
+    """A context in which tensors have shapes, types and a device, and no values: ``FakeTensorMode``.
+
+    Unlike the meta device it is what torch.compile traces with, so code that looks at values knows how to go on
+    without. Its module is private in 2.11 to 2.13, and what cannot run is logged with a stack as well as raised.
+    Remove when a public one exists.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def with_storage() -> Any:
+    """Inside of ``without_storage``, a context in which tensors have values again. See there."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    return unset_fake_temporarily()

@@ -46,7 +46,11 @@ class CausalModule(Protocol):
 
 
 class ModelArguments(Protocol):
-    """A frozen dataclass with a model's own sizes and options."""
+    """A frozen dataclass with a model's own sizes and options.
+
+    It may have ``decisions``, a sequence of ``config.decisions.Decision``: what the module does other than the model's
+    configuration says, ``option`` being an entry of that.
+    """
 
     @classmethod
     def from_hf_config(cls, config: Any, *, critic: bool) -> ModelArguments:

@@ -59,6 +59,11 @@ class Case:
         return "tied" if self.model_config.get("tie_word_embeddings") else "untied"
 
 
+def allowed_dtypes(spec: ModelSpec) -> tuple[DtypeName, ...]:
+    """The types in which a model is compared: float32 alone where its modules round to that inside."""
+    return ("float32",) if spec.rounds_inside else DTYPES
+
+
 def declared_variants(spec: ModelSpec) -> tuple[Variant, ...]:
     """The variants of a model that its capabilities declare."""
     return tuple(variant for variant in get_args(Variant) if variant == "untied" or variant in spec.capabilities)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,17 +21,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from archon_core.cli.console import print_json, print_remark
 from archon_core.errors import ConfigError, did_you_mean
-from archon_testing.cases import DTYPES, DtypeName, choose_variants
+from archon_core.plugins import ModelSpec
+from archon_testing.cases import DTYPES, DtypeName, allowed_dtypes, choose_variants
 from archon_testing.enumeration import Design
 from archon_testing.json_report import json_report
 from archon_testing.oracle import Oracle
 from archon_testing.report import print_line, print_report, print_summary
-from archon_testing.requested import read_layouts
+from archon_testing.requested import model_of_engines, read_layouts
 from archon_testing.requested_model import RequestedModel, read_model
 from archon_testing.verification import (
     LayoutReport,
     Plan,
     all_layouts,
+    buildable_variants,
     count_steps,
     layouts_of_all,
     requested_layouts,
@@ -48,6 +51,15 @@ def verify(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="Name of an installed model (archon models), or a config.json.")
     ],
+    run_as: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Model spec that runs it, such as hf; by default the one that serves its model type.",
+            show_default=False,
+        ),
+    ] = None,
     layouts: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,10 +127,12 @@ def verify(
         _check_writable(json_file)
     started = time.monotonic()
     asked = requested_layouts(read_layouts(layouts or []))
-    found = read_model(model, as_is=as_is)
+    found = read_model(model, as_is=as_is, run_as=model_of_engines(asked, run_as))
+    chosen, refused = buildable_variants(found, choose_variants(found.spec, variants or []), explicit=bool(variants))
+    found = replace(found, remarks=(*found.remarks, *refused))
     design = Design(
-        choose_dtypes(dtypes or []),
-        choose_variants(found.spec, variants or []),
+        choose_dtypes(dtypes or [], found.spec),
+        chosen,
         sorted(set(micro_batches or (1, 2, 4))),
         full=full or not every,
     )
@@ -129,7 +143,7 @@ def verify(
         asked += [(layout, refusal) for layout, refusal in layouts_of_all(texts) if str(layout) not in known]
     plan = Plan(found, asked, left_out, design, seed)
     quiet = json_file == "-"
-    _say_what_was_made_small(found, model)
+    _say_what_is_different(found, model)
     with (
         _leaving_at_sigterm(),
         tempfile.TemporaryDirectory(prefix="archon-verify-", ignore_cleanup_errors=True) as folder,
@@ -144,14 +158,24 @@ def verify(
     raise typer.Exit(exit_code(reports))
 
 
-def choose_dtypes(names: Sequence[str]) -> tuple[DtypeName, ...]:
-    """The types called ``names``, each once; both when there are none. Raises ConfigError for any other."""
+def choose_dtypes(names: Sequence[str], spec: ModelSpec) -> tuple[DtypeName, ...]:
+    """The types called ``names``, each once; all that the model is compared in when there are none.
+
+    Raises:
+        ConfigError: another name, or a type in which numbers of the model do not tell.
+    """
+    allowed = allowed_dtypes(spec)
     for name in names:
         if name not in DTYPES:
             raise ConfigError(
                 f"--dtype: found {name!r}; allowed are {' and '.join(DTYPES)}{did_you_mean(name, DTYPES)}"
             )
-    return tuple(dtype for dtype in DTYPES if dtype in names) or DTYPES
+        if name not in allowed:
+            raise ConfigError(
+                f"--dtype: found {name!r}; model {spec.name!r} is compared in {' and '.join(allowed)} alone: "
+                f"{spec.rounds_inside}; leave --dtype out"
+            )
+    return tuple(dtype for dtype in allowed if dtype in names) or allowed
 
 
 def exit_code(reports: Sequence[LayoutReport]) -> int:
@@ -179,7 +203,9 @@ def _run(plan: Plan, oracle: Oracle, *, brief: bool, quiet: bool) -> list[Layout
     return reports
 
 
-def _say_what_was_made_small(model: RequestedModel, name: str) -> None:
+def _say_what_is_different(model: RequestedModel, name: str) -> None:
+    for remark in model.remarks:
+        print_remark(f"{name}: {remark}")
     if model.changes:
         print_remark(f"{name} was made small, its structure kept: {', '.join(model.changes)} (--as-is keeps its sizes)")
 

@@ -54,7 +54,7 @@ def compare(record: Record, reference: Record, dtype: DtypeName) -> Comparison:
     if not any(found.values()):
         problems.append("nothing was recorded")
     worst = {quantity: worst_deviation(deviations) for quantity, deviations in found.items()}
-    return Comparison(dtype, worst, tuple(problems))
+    return Comparison(dtype, worst, tuple(problems), trained=bool(record.steps))
 
 
 def missing_parameters(record: Record, reference: Record) -> frozenset[str]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
 from archon_core.layout import backend_table, parse_layout
-from archon_core.models.parameter_names import weight_shapes
+from archon_core.models.initialize import InitialValue, initial_value
+from archon_core.models.parameter_names import owners, weight_shapes
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_core.seeding import derive_seed
 from archon_testing.batches import STEP_LENGTHS
@@ -87,7 +88,7 @@ def write_checkpoints(case: Case, folder: Path, attempt: int = 0) -> None:
     that can start without some of its weights, as a critic can, gets a second checkpoint that lacks them.
     """
     engine = build_engine(case.reference, None)
-    fill_weights(engine.parameters, case.seed, attempt)
+    fill_weights(engine.parameters, case.seed, attempt, starts=starting_points(engine.module))
     shutil.rmtree(folder, ignore_errors=True)
     engine.save(folder / CHECKPOINT, "hf")
     loaded = registry().model_for(engine.hf_config.model_type, case.model).load()
@@ -114,19 +115,31 @@ def _copy_without(source: Path, target: Path, names: Collection[str]) -> None:
 
 
 @torch.no_grad()
-def fill_weights(parameters: Mapping[str, nn.Parameter], seed: int, attempt: int = 0) -> None:
-    """Draw every parameter anew, in place, from the seed, its own name and the number of the attempt."""
+def fill_weights(
+    parameters: Mapping[str, nn.Parameter], seed: int, attempt: int = 0, *, starts: Mapping[str, InitialValue]
+) -> None:
+    """Draw every parameter anew, in place, from the seed, its own name and the number of the attempt.
+
+    Args:
+        starts: how they start, of all of them: vectors stay near that.
+    """
     n_layers = len({name.split(".")[1] for name in parameters if name.startswith("layers.")})
     gain = min(1.0, FEW_LAYERS / max(n_layers, 1))
     again = [attempt] if attempt else []
     for name, parameter in parameters.items():
         generator = torch.Generator().manual_seed(derive_seed(seed, "verify weights", name, *again))
         noise = torch.randn(parameter.shape, dtype=torch.float64, generator=generator)
-        parameter.copy_(_weight(name, noise, gain))
+        parameter.copy_(_weight(starts[name], noise, gain))
 
 
-def _weight(name: str, noise: Tensor, gain: float) -> Tensor:
-    """Matrices that keep activations of order 1 or, times ``gain``, below; biases of order 0.2, norms around 1."""
+def starting_points(module: nn.Module) -> dict[str, InitialValue]:
+    """How every parameter of a module starts, by its global name."""
+    return {name: initial_value(owner, attribute, parameter) for name, owner, attribute, parameter in owners(module)}
+
+
+def _weight(start: InitialValue, noise: Tensor, gain: float) -> Tensor:
+    """Matrices that keep activations of order 1 or, times ``gain``, below; biases of order 0.2, norms around what
+    leaves activations as they are, which is 1 where the module does not add that itself."""
     if noise.ndim >= 2:
         return gain * noise * noise.shape[-1] ** -0.5
-    return 0.2 * noise if name.endswith("bias") else 1 + 0.2 * noise
+    return 0.2 * noise if start == "zeros" else 1 + 0.2 * noise

@@ -12,9 +12,9 @@ from archon_core.layout import backend_table, parse_layout
 from archon_core.models.expert_builder import build_alone
 from archon_core.models.hf_config import load_hf_config
 from archon_core.models.parallel_plan import ParallelPlan, matches
-from archon_core.parallel.sizes import check_sizes, sharded_extents
+from archon_core.parallel.sizes import check_refusals, check_sizes, sharded_extents
 from archon_core.plugins import TrainEngineSpec, registry
-from archon_testing.cases import Case
+from archon_testing.cases import Case, Variant
 
 
 def reasons_against(cases: Sequence[Case], layouts: Sequence[str]) -> dict[str, str] | ArchonError:
@@ -39,6 +39,7 @@ def reasons_against(cases: Sequence[Case], layouts: Sequence[str]) -> dict[str, 
             for text in layouts:
                 layout = parse_layout(text, backends=backends)
                 try:
+                    check_refusals(plan, layout, option="--all")
                     check_sizes(extents, layout, option="--all")
                     dims = layout.parallel_dims(moe="moe" in spec.needs)
                     _check_experts(module, plan, ep=dims.ep, etp=dims.etp)
@@ -46,6 +47,19 @@ def reasons_against(cases: Sequence[Case], layouts: Sequence[str]) -> dict[str, 
                     found.setdefault(text, str(error).partition(": ")[2])
     except ArchonError as error:
         return error
+    return found
+
+
+def refused_variants(cases: Sequence[Case]) -> dict[Variant, str]:
+    """Variant -> why its model cannot be built, of the cases' variants that the model's own package refuses."""
+    found: dict[Variant, str] = {}
+    for case in cases:
+        try:
+            hf_config = load_hf_config(case.model_config)
+            model = registry().model_for(hf_config.model_type, case.model).load()
+            model.arguments.from_hf_config(hf_config, critic=case.critic)
+        except ArchonError as error:
+            found[case.variant] = str(error)
     return found
 
 

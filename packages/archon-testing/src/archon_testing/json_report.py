@@ -31,6 +31,7 @@ def json_report(plan: Plan, reports: Sequence[LayoutReport], *, seconds: float) 
             "name": plan.model.spec.name,
             "config": dict(plan.model.entries),
             "made_small": list(plan.model.changes),
+            "remarks": list(plan.model.remarks),
         },
         "seed": plan.seed,
         "design": "full" if plan.design.full else "covering",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from archon_core.plugins import ModelSpec, registry
 from archon_core.plugins.specs import load_target
-from archon_testing.cases import Case, Variant, declared_variants, variant_case
+from archon_testing.cases import Case, Variant, allowed_dtypes, declared_variants, variant_case
 from archon_testing.enumeration import Design, candidate_layouts
 from archon_testing.pipelines import runnable_axes
 from archon_testing.requested import read_layout
@@ -133,5 +133,5 @@ class ModelPluginSuite:
             variant: variant_case(entries, variant, model=self.model, layout=str(asked.layout), schedule=asked.schedule)
             for variant in variants
         }
-        design = Design(("float64", "float32"), variants, (2,), full=False)
+        design = Design(allowed_dtypes(self.spec()), variants, (2,), full=False)
         check_layout(design.cases(of_variant, n_stages=asked.n_stages), tmp_path)

@@ -51,7 +51,8 @@ def _clear_reference(case: Case, folder: Path) -> Record:
     """What one process does from weights that it draws, in whose passes every choice of experts is clear."""
     for attempt in range(MOST_ATTEMPTS):
         write_checkpoints(case, folder, attempt)
-        with watching_routers() as routers:
+        spec = registry().model_for(case.model_config["model_type"], case.model)
+        with watching_routers(of_others=bool(spec.rounds_inside)) as routers:
             record = measure(case, folder, folder / "unused")
         if routers.is_clear:
             return replace(record, initial=initial_weights(case, folder))

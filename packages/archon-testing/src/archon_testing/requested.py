@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from archon_core.errors import LayoutError
+from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
 from archon_core.plugins import InferenceEngineSpec, ScheduleSpec, TrainEngineSpec, registry
 from archon_testing.pipelines import OUR_ENGINE, count_stages, pipeline_schedule
@@ -84,3 +84,24 @@ def read_layout(text: str) -> RequestedLayout:
         return RequestedLayout(layout, plugins.get(ScheduleSpec, schedule).name if dash else None, n_ranks)
     spec = pipeline_schedule(schedule if dash else None)
     return RequestedLayout(layout, spec.name if dash else None, count_stages(spec, n_ranks))
+
+
+def model_of_engines(layouts: Iterable[tuple[RequestedLayout, str]], run_as: str | None) -> str | None:
+    """The model spec that the engines of all layouts run: ``run_as``, or the only one that some engine knows.
+
+    Raises:
+        ConfigError: engines that run different ones. One reference cannot serve both.
+    """
+    plugins = registry()
+    found: dict[str | None, str] = {}
+    for layout, _ in layouts:
+        engine = plugins.get(TrainEngineSpec, layout.layout.backend)
+        found.setdefault(engine.chosen_model(run_as, option="--model"), str(layout))
+    if len(found) > 1:
+        [(mine, first), (other, second), *_] = found.items()
+        models = " and ".join(name or "the one that serves" for name in (mine, other))
+        raise ConfigError(
+            f"{_OPTION}: found {first} and {second}, whose engines run different models ({models}); verify them one "
+            f"after the other, or both with --model {mine or other}"
+        )
+    return next(iter(found), run_as)

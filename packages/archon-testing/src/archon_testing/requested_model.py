@@ -26,12 +26,14 @@ class RequestedModel:
         entries: of its ``config.json``.
         as_given: whether the user chose the sizes; otherwise layouts may run it with fewer layers, or more.
         changes: what was made smaller, as ``hidden_size 4096 -> 32``.
+        remarks: what else is not as the user might expect, as sentences.
     """
 
     spec: ModelSpec
     entries: Mapping[str, Any]
     as_given: bool = False
     changes: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def entries_for(self, n_stages: int) -> Mapping[str, Any]:
         """The configuration that a layout of so many pipeline stages runs with: a layer in each, at least."""
@@ -40,7 +42,7 @@ class RequestedModel:
         return with_layers(self.entries, ENOUGH_LAYERS) if n_stages == 1 else deepen(self.entries, n_stages)
 
 
-def read_model(name: str, *, as_is: bool = False) -> RequestedModel:
+def read_model(name: str, *, as_is: bool = False, run_as: str | None = None) -> RequestedModel:
     """The model that ``name`` stands for: a registered one in its size for tests, or that of a ``config.json``.
 
     A configuration of more than 20 million parameters, by estimate, keeps its structure and gets the sizes for tests.
@@ -48,9 +50,11 @@ def read_model(name: str, *, as_is: bool = False) -> RequestedModel:
     Args:
         name: of a registered model, or the path of a ``config.json`` or of a folder that holds one.
         as_is: keep the sizes of a file, however large.
+        run_as: name of the model spec that runs it; ``None`` for the one that serves its model type, and where none
+            does, for the one that takes any, which is told.
 
     Raises:
-        UnknownNameError: nothing of this name is installed or exists, or nothing serves the file's model type.
+        UnknownNameError: nothing of this name is installed or exists, or nothing can run the file's model type.
         ModelError: the file is no configuration, or the model has no configuration for tests.
         ConfigError: ``as_is`` with a registered model.
     """
@@ -59,12 +63,12 @@ def read_model(name: str, *, as_is: bool = False) -> RequestedModel:
     known = [spec.name for spec in registry().all(ModelSpec)]
     if name not in known and file.is_file():
         entries = _read_entries(file)
-        spec = registry().model_for(entries["model_type"])
+        spec, remarks = _spec_for(entries["model_type"], run_as)
         parameters = estimated_parameters(entries)
         if as_is or parameters <= LARGE:
-            return RequestedModel(spec, entries, as_given=True)
+            return RequestedModel(spec, entries, as_given=True, remarks=remarks)
         small = shrink(entries, _tiny(spec, f"{file} describes some {parameters / 1e6:,.0f} million parameters"))
-        return RequestedModel(spec, small, changes=changes(entries, small))
+        return RequestedModel(spec, small, changes=changes(entries, small), remarks=remarks)
     if name not in known and (path.is_dir() or "/" in name or name.endswith(".json")):
         found = "no config.json in that folder" if path.is_dir() else "no such file"
         raise UnknownNameError(
@@ -76,7 +80,30 @@ def read_model(name: str, *, as_is: bool = False) -> RequestedModel:
             f"--as-is: found it with the registered model {name!r}, which has sizes for tests only; give the path of a "
             "config.json, or leave --as-is out"
         )
-    return RequestedModel(spec, _tiny(spec, f"model {name!r}"))
+    entries = _tiny(spec, f"model {name!r}")
+    if run_as in (None, name):
+        return RequestedModel(spec, entries, remarks=_of_rounding(spec))
+    chosen, remarks = _spec_for(entries["model_type"], run_as)
+    return RequestedModel(chosen, entries, remarks=remarks)
+
+
+def _spec_for(model_type: str, run_as: str | None) -> tuple[ModelSpec, tuple[str, ...]]:
+    """What runs a model type, and what is to be said of that."""
+    served = [spec.name for spec in registry().all(ModelSpec) if model_type in spec.model_types]
+    takers = [spec for spec in registry().all(ModelSpec) if spec.takes_any]
+    if run_as is not None or served or len(takers) != 1:
+        spec = registry().model_for(model_type, run_as)
+        return spec, _of_rounding(spec)
+    [spec] = takers
+    chosen = (
+        f"no installed package serves model type {model_type!r}; verified is model {spec.name!r}, which takes any: "
+        f"what actor.archon.model={spec.name} runs"
+    )
+    return spec, (chosen, *_of_rounding(spec))
+
+
+def _of_rounding(spec: ModelSpec) -> tuple[str, ...]:
+    return (f"compared in float32 alone: {spec.rounds_inside}",) if spec.rounds_inside else ()
 
 
 def _tiny(spec: ModelSpec, what: str) -> dict[str, Any]:

@@ -18,6 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from archon_core.nn.packed import PackedSequences
 
 LEAST_MARGIN = 1e-4
 """Least distance of the last logit that is chosen from the first that is not: far above the rounding of fp32."""
@@ -64,12 +67,20 @@ class RouterWatch:
 
 
 @contextmanager
-def watching_routers() -> Iterator[RouterWatch]:
-    """Look at every block of experts that runs in this process meanwhile."""
+def watching_routers(*, of_others: bool = False) -> Iterator[RouterWatch]:
+    """Look at every block of experts that runs in this process meanwhile.
+
+    Args:
+        of_others: whether routers are in modules of another library, of which only their choices can be seen.
+    """
     watch = RouterWatch()
+    if of_others:
+        with _WatchedChoices(watch):
+            yield watch
+        return
 
     def ask(block: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not (hasattr(block, "router") and hasattr(block, "experts")):
+        if not (hasattr(block, "router") and hasattr(block, "experts")) or not _takes_packed(args):
             return None
         x, packed = args
         is_training = torch.is_grad_enabled()
@@ -84,3 +95,34 @@ def watching_routers() -> Iterator[RouterWatch]:
         yield watch
     finally:
         handle.remove()
+
+
+def _takes_packed(args: tuple[Any, ...]) -> bool:
+    """Whether a block is called as ``archon_core.moe`` describes blocks of experts."""
+    return len(args) == 2 and isinstance(args[1], PackedSequences)
+
+
+class _WatchedChoices(TorchFunctionMode):
+    """Looks at every ``topk`` of tokens by experts. Routers choose among probabilities or logits, so distances are
+    those of logarithms where all are positive."""
+
+    def __init__(self, watch: RouterWatch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        chosen = func(*args, **kwargs)
+        # Tensors without values are of a class of their own.
+        if func in (torch.topk, Tensor.topk) and type(args[0]) is Tensor and args[0].ndim == 2:
+            self._look(args[0].detach().double(), chosen[0].shape[-1])
+        return chosen
+
+    @torch.no_grad()
+    def _look(self, scores: Tensor, k: int) -> None:
+        if k >= scores.shape[1] or not scores.isfinite().all():
+            return  # nothing is left out, or a choice of groups came before
+        best = scores.sort(dim=1, descending=True).values
+        inside, outside = best[:, k - 1], best[:, k]
+        margins = (inside / outside).log() if bool((scores > 0).all()) else inside - outside
+        self._watch.margin = min([self._watch.margin, *margins.tolist()])

@@ -45,11 +45,13 @@ class Comparison:
         dtype: of both.
         worst: the worst error of each quantity.
         problems: what is wrong whatever the numbers are, such as ranks that report different losses.
+        trained: whether there were optimizer steps before weights were looked at.
     """
 
     dtype: DtypeName
     worst: Mapping[Quantity, Deviation]
     problems: tuple[str, ...] = ()
+    trained: bool = True
 
     @property
     def limit(self) -> float:
@@ -59,8 +61,8 @@ class Comparison:
     @property
     def judged(self) -> tuple[Quantity, ...]:
         """The quantities that decide: all in float64. Adam divides nearly zero gradients by their own size, so fp32
-        weights may differ; their error is told and not judged."""
-        return tuple(q for q in QUANTITIES if q != "weights" or self.dtype == "float64")
+        weights may differ once they were trained; their error is told and not judged."""
+        return tuple(q for q in QUANTITIES if q != "weights" or self.dtype == "float64" or not self.trained)
 
     @property
     def failed(self) -> tuple[Quantity, ...]:
@@ -152,4 +154,4 @@ def worst_of(comparisons: Iterable[Comparison]) -> Comparison:
     assert len(dtypes) == 1, f"comparisons in {sorted(dtypes)} have no common limit"
     worst = {quantity: worst_deviation(c.worst[quantity] for c in everything) for quantity in QUANTITIES}
     problems = dict.fromkeys(problem for comparison in everything for problem in comparison.problems)
-    return Comparison(everything[0].dtype, worst, tuple(problems))
+    return Comparison(everything[0].dtype, worst, tuple(problems), any(comparison.trained for comparison in everything))

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 
 from archon_core.config.schema import ArchonOptions
-from archon_core.errors import ArchonError, LayoutError
+from archon_core.errors import ArchonError, LayoutError, ModelError
 from archon_core.plugins import ScheduleSpec, registry
 from archon_testing.cases import Case, Variant, variant_case
 from archon_testing.diagnosis import Diagnosis
@@ -22,6 +22,7 @@ from archon_testing.verdicts import Verdict
 from archon_testing.worlds import run_world
 
 _REASONS_AGAINST = FunctionReference("archon_testing.fitting", "reasons_against")
+_REFUSED = FunctionReference("archon_testing.fitting", "refused_variants")
 
 Advance = Callable[[], None]
 """Called whenever a reference or a case is done."""
@@ -120,6 +121,32 @@ def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) 
             reasons[text] = reason
     fitting = [text for text in texts if text not in reasons and text.partition("-")[0] not in reasons]
     return fitting, reasons
+
+
+def buildable_variants(
+    model: RequestedModel, variants: Sequence[Variant], *, explicit: bool
+) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
+    """The variants that this very model has, and sentences about those that it has not.
+
+    A spec that takes any model type declares what models have in general; one of them may lack it.
+
+    Args:
+        model: that is to be verified.
+        variants: that its spec declares.
+        explicit: whether the user asked for these.
+
+    Raises:
+        ModelError: none of them can be built, or one cannot that was asked for.
+        WorldError: the process that tries failed.
+    """
+    if not model.spec.takes_any:
+        return tuple(variants), ()
+    cases = [variant_case(model.entries, variant, model=model.spec.name) for variant in variants]
+    [refused] = run_world(_REFUSED, 1, (cases,), time_limit=120, show_output=False)
+    if refused and (explicit or len(refused) == len(variants)):
+        raise ModelError(next(iter(refused.values())))
+    left = tuple(variant for variant in variants if variant not in refused)
+    return left, tuple(f"no {variant}: {reason}" for variant, reason in refused.items())
 
 
 def too_few_layers(model: RequestedModel, layout: RequestedLayout) -> str:

@@ -145,7 +145,7 @@ class _Planner:
             return
         option = f"{role}.backend"
         spec = self.look_up("train_engine", layout.backend, option)
-        model = self.check_model(role, config, layout)
+        model = self.check_model(role, config, layout, spec) if isinstance(spec, TrainEngineSpec) else None
         if layout.dims["p"] > 1 and layout.backend == OUR_ENGINE:
             self.check_pipeline(role, config, layout)
         if config.backend:  # an inherited layout is checked where it is written
@@ -257,14 +257,18 @@ class _Planner:
             for text in self.ask(chosen, chosen.check, config, role, has_experts=has_experts):
                 self.wrong(text)
 
-    def check_model(self, role: str, config: Any, layout: Layout) -> ModelSpec | None:
+    def check_model(self, role: str, config: Any, layout: Layout, engine: TrainEngineSpec) -> ModelSpec | None:
         """The architecture, when the checkpoint is here to tell it."""
         model_type = _model_type(config)
         if model_type is None:
             return None
         option = f"{role}.path" if config.path else f"{role}.model_config"
         try:
-            spec = self.registry.model_for(model_type, config.archon.model)
+            name = engine.chosen_model(config.archon.model, option=f"{role}.archon.model")
+            spec = self.registry.model_for(model_type, name)
+        except ConfigError as error:
+            self.wrong(str(error))
+            return None
         except ArchonError as error:
             package = package_for("model", model_type)
             if package is None or isinstance(error, PluginError):

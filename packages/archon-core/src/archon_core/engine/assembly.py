@@ -133,13 +133,23 @@ def assemble(
     )
     if meshes is not None and meshes.pipeline is not None:
         assembled = _pipelined(assembled, meshes, meshes.pipeline, groups, effective)
-    decisions = uneven + (_expert_decisions(assembled, effective, role) if plan.expert_builder is not None else [])
+    decisions = (
+        _model_decisions(plan, role)
+        + uneven
+        + (_expert_decisions(assembled, effective, role) if plan.expert_builder is not None else [])
+    )
     deviation = plan.hf_config.initializer_range
     if config.path is None or config.init_from_scratch:
         initialize_weights(module, seed, deviation, ties=plan.weights.ties, local_part=local_part)
         return assembled, decisions
     loaded = load_weights(module, plan, checkpoint_folder(config.path), role=role, seed=seed)
     return assembled, decisions + loaded
+
+
+def _model_decisions(plan: Blueprint, role: str) -> list[Decision]:
+    """What the model's package does other than the model's configuration says; it names entries of that."""
+    decisions: Sequence[Decision] = getattr(plan.arguments, "decisions", ())
+    return [replace(decision, option=f"{role}.model_config.{decision.option}") for decision in decisions]
 
 
 def _expert_decisions(assembled: Assembled, effective: EffectiveConfig, role: str) -> list[Decision]:

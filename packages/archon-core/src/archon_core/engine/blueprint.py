@@ -28,11 +28,11 @@ from archon_core.models.stage import Stage
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.parallel.activation_checkpointing import blocks_of
 from archon_core.parallel.context import check_context_plan
-from archon_core.parallel.sizes import check_sizes, sharded_extents
+from archon_core.parallel.sizes import check_refusals, check_sizes, sharded_extents
 from archon_core.parallel.tensor import check_tensor_plan
 from archon_core.pipeline import StagePlan
 from archon_core.plugins.registry import Registry
-from archon_core.plugins.specs import LoadedModel, ModelSpec, ScheduleSpec
+from archon_core.plugins.specs import LoadedModel, ModelSpec, ScheduleSpec, TrainEngineSpec
 from archon_core.protocols import ModelArguments, MoEBuilder
 
 
@@ -89,7 +89,9 @@ def draw_blueprint(
     _check_source(config, role)
     with failing_together(Ranks.of_process_group()):
         hf_config = load_hf_config(config.model_config if config.model_config is not None else config.path)
-    spec = registry.model_for(hf_config.model_type, config.archon.model)
+    engine = registry.get(TrainEngineSpec, layout.backend)
+    name = engine.chosen_model(config.archon.model, option=f"{role}.archon.model")
+    spec = registry.model_for(hf_config.model_type, name)
     check_capabilities(spec, layout, critic=config.is_critic, role=role)
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)
@@ -155,6 +157,7 @@ def _refuse_dropout(config: EngineConfig, arguments: ModelArguments, role: str) 
 
 def _check_plan(whole: nn.Module, plan: ParallelPlan, layout: Layout, *, option: str) -> None:
     """Check that a whole module can be sharded as ``layout`` says. Raises LayoutError, ModelError."""
+    check_refusals(plan, layout, option=option)
     check_sizes(sharded_extents(whole, plan), layout, option=option)
     if layout.dims["c"] > 1:
         check_context_plan(whole, plan)

@@ -9,7 +9,8 @@ from torch import nn
 def materialize_empty(module: nn.Module, device: torch.device | str) -> None:
     """Replace meta tensors by uninitialised ones on ``device``, in place; tied parameters stay one parameter.
 
-    ``nn.Module.to_empty`` visits a shared parameter once per owner and makes a new one each time, which unties them.
+    ``nn.Module.to_empty`` visits a shared parameter once per owner and makes a new one each time, which unties them. It
+    empties buffers, too: a module that keeps constants in some has a method ``fill_buffers`` that writes them anew.
     """
     shared: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
@@ -19,3 +20,6 @@ def materialize_empty(module: nn.Module, device: torch.device | str) -> None:
     for (first, first_attribute), *others in shared.values():
         for owner, attribute in others:
             setattr(owner, attribute, getattr(first, first_attribute))
+    for part in list(module.modules()):
+        if hasattr(part, "fill_buffers"):
+            part.fill_buffers()

@@ -54,6 +54,11 @@ class ParallelPlan:
         units: the pipeline's units in order; one pattern may stand for many, such as ``layers.*``.
         blocks: pattern of the repeated blocks: what FSDP wraps, checkpointing recomputes and compile compiles.
         heads: head counts, for divisibility; ``None`` for a model without attention heads.
+        batched: whether hidden states inside of the module have a first dim of one sequence, [1, T, hidden], as modules
+            of other libraries expect. Tensor regions then may take theirs as the keyword argument ``hidden_states``,
+            and may return it first of several results.
+        refusals: letter of a layout's axis -> why this very model cannot be cut along it, as a sentence with what to
+            do, though others of the same spec can.
     """
 
     roles: Mapping[str, Role]
@@ -63,6 +68,8 @@ class ParallelPlan:
     units: tuple[str, ...] = ("embed", "layers.*", "norm", "head")
     blocks: str = "layers.*"
     heads: HeadCounts | None = field(default=None)
+    batched: bool = False
+    refusals: Mapping[str, str] = field(default_factory=dict)
 
     def role_of(self, module_name: str) -> Role:
         """The role of a parameter-owning module.

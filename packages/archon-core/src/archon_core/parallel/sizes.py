@@ -39,6 +39,14 @@ def sharded_extents(module: nn.Module, plan: ParallelPlan) -> ShardedExtents:
     return ShardedExtents(dict(_cut_by_tensor_ranks(module, plan)), plan.heads.query if plan.heads else 0)
 
 
+def check_refusals(plan: ParallelPlan, layout: Layout, *, option: str) -> None:
+    """Refuse axes that the plan says this model cannot be cut along. Raises LayoutError with its reason."""
+    for letter, reason in plan.refusals.items():
+        size = layout.dims[letter]
+        if size > 1:
+            raise LayoutError(f"{option} {str(layout)!r}: found {letter}{size}; {reason}")
+
+
 def check_sizes(extents: ShardedExtents, layout: Layout, *, option: str) -> None:
     """Refuse tensor and context sizes that do not divide what they cut.
 

@@ -17,7 +17,6 @@ from torch.distributed.tensor.placement_types import Placement
 
 from archon_core.errors import ModelError
 from archon_core.models.parallel_plan import ParallelPlan, Role, matches
-from archon_core.nn.linear import Linear
 from archon_core.nn.tensor_parallel import TensorParallel
 
 SHARDED_DIM: dict[tuple[Role, str], int] = {
@@ -30,6 +29,12 @@ SHARDED_DIM: dict[tuple[Role, str], int] = {
 
 _PARALLEL = "parallel"
 """The attribute under which layers and tensor regions keep their ``TensorParallel``."""
+
+_ADDS_BIAS = "adds_bias"
+"""The attribute of a projection that can sum partial outputs: see ``archon_core.nn.linear.Linear``."""
+
+_TOKENS = "hidden_states"
+"""The keyword argument in which a region of another library's module may take its tokens."""
 
 
 def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMesh) -> None:
@@ -53,7 +58,7 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
             if parameter not in sharded:
                 sharded[parameter] = _distribute(parameter, _placement(role, attribute), mesh)
             setattr(owner, attribute, sharded[parameter])
-        if role == "row" and isinstance(owner, Linear):
+        if role == "row" and hasattr(owner, _ADDS_BIAS):
             owner.adds_bias = parallel.rank == 0
         if hasattr(owner, _PARALLEL):
             owner.parallel = parallel
@@ -63,8 +68,12 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
     for name, region in module.named_modules():
         if any(matches(pattern, name) for pattern in plan.tensor_regions):
             region.parallel = parallel
-            region.register_forward_pre_hook(_gather_tokens)
-            region.register_forward_hook(_scatter_sum)
+            if plan.batched:
+                region.register_forward_pre_hook(_gather_batched_tokens, with_kwargs=True)
+                region.register_forward_hook(_scatter_batched_sum)
+            else:
+                region.register_forward_pre_hook(_gather_tokens)
+                region.register_forward_hook(_scatter_sum)
 
 
 def shard_sequences(module: nn.Module, enabled: bool) -> None:
@@ -98,7 +107,7 @@ def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
             problems.append(f"{name}: role {role!r} {where}")
         if role == "vocabulary" and not hasattr(owner, _PARALLEL):
             problems.append(f"{name}: {type(owner).__name__} cannot hold part of a vocabulary; use archon_core.nn's")
-        if role == "row" and not isinstance(owner, Linear):
+        if role == "row" and not hasattr(owner, _ADDS_BIAS):
             problems.append(f"{name}: {type(owner).__name__} sums no partial outputs; use archon_core.nn's Linear")
     if problems:
         raise ModelError("parallel plan: it cannot be used for tensor parallelism:\n  " + "\n  ".join(problems))
@@ -126,3 +135,21 @@ def _gather_tokens(region: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 def _scatter_sum(region: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     return region.parallel.scatter_sum(output)
+
+
+def _gather_batched_tokens(
+    region: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def gathered(x: Tensor) -> Tensor:
+        return region.parallel.gather_tokens(x.squeeze(0)).unsqueeze(0)
+
+    if args:
+        return (gathered(args[0]), *args[1:]), kwargs
+    return args, {**kwargs, _TOKENS: gathered(kwargs[_TOKENS])}
+
+
+def _scatter_batched_sum(region: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    if isinstance(output, tuple):
+        x, *rest = output
+        return (region.parallel.scatter_sum(x.squeeze(0)).unsqueeze(0), *rest)
+    return region.parallel.scatter_sum(output.squeeze(0)).unsqueeze(0)

@@ -184,6 +184,21 @@ def explain_unknown(
     return "\n".join(lines)
 
 
+def ways_out(model_type: str, plugins: Sequence[PluginStatus]) -> str:
+    """What to do about a model type that no spec serves, with the packages that it takes."""
+
+    def unless_there(package: str) -> str:
+        there = any(normalise(p.distribution) == package and p.status == "loaded" for p in plugins)
+        return "" if there else f" (pip install {package})"
+
+    unchanged, scaffold = unless_there("archon-models-hf"), unless_there("archon-scaffold")
+    return (
+        f"Ways out: transformers' own {model_type} unchanged{unchanged}, by an fsdp: backend in place of archon:, or "
+        f"by archon: with actor.archon.model=hf; a package of your own that archon new model NAME --from-hf CONFIG "
+        f"writes{scaffold}; or a package that serves {model_type!r}"
+    )
+
+
 def explain_none(kind: str, plugins: Sequence[PluginStatus], *, noun: str | None = None) -> str:
     """The message where specs of a kind would be listed and there are none."""
     text = f"No {noun or label(kind)} is available"

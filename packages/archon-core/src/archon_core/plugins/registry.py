@@ -14,7 +14,7 @@ from typing import TypeVar, cast, overload
 from archon_core.errors import PluginError, UnknownNameError, did_you_mean
 from archon_core.plugins.clashes import Claims, clashes_of, collect_claims, explain_clash
 from archon_core.plugins.discovery import Discovery, discover, distribution_name, normalise
-from archon_core.plugins.hints import explain_unknown, label
+from archon_core.plugins.hints import explain_unknown, label, ways_out
 from archon_core.plugins.loader import check_spec, load_core, load_plugin
 from archon_core.plugins.specs import SPEC_TYPES, ModelSpec, Spec
 from archon_core.plugins.status import IN_PROCESS, PluginStatus
@@ -173,11 +173,7 @@ class Registry:
     def _explain_unserved(self, model_type: str) -> str:
         served = sorted({served for spec in self.all(ModelSpec) for served in spec.model_types})
         reason = explain_unknown("model", model_type, listed=served, plugins=self._installed, noun="model type")
-        return (
-            f"{reason}\nWays out: a package that serves {model_type!r}; a ModelSpec of your own (archon_core.plugins); "
-            "or the model unchanged with archon-models-hf (pip install archon-models-hf), by "
-            "actor.archon.model=hf or an fsdp: backend"
-        )
+        return f"{reason}\n{ways_out(model_type, self._installed)}"
 
 
 def build_registry(discovery: Discovery, environment: Mapping[str, str]) -> Registry:

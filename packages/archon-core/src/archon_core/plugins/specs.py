@@ -10,7 +10,7 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from archon_core.errors import PluginError
+from archon_core.errors import ConfigError, PluginError
 
 Capability = Literal["tp", "cp", "ep", "pp", "tied", "critic"]
 
@@ -147,6 +147,8 @@ class ModelSpec(Spec):
             small enough for tests.
         capabilities: axes and features that the architecture supports.
         needs: kinds of plugin that it cannot do without, such as ``"moe"``.
+        rounds_inside: why its modules compute in fp32 whatever the type of their weights, as those of other libraries
+            may; empty for modules that never round below it. ``archon verify`` compares such a model in fp32.
     """
 
     kind: ClassVar[str] = "model"
@@ -159,6 +161,12 @@ class ModelSpec(Spec):
     tiny_config: str = ""
     capabilities: frozenset[Capability] = frozenset()
     needs: tuple[str, ...] = ()
+    rounds_inside: str = ""
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether it is for every model type, chosen by its name alone."""
+        return not self.model_types
 
     def load(self) -> LoadedModel:
         """Import module, arguments, weight map and parallel plan."""
@@ -231,6 +239,7 @@ class TrainEngineSpec(Spec):
         axes: the letters that the engine of this version can run with a size above 1; others are refused by name.
         check: target of ``check(config, *, role, explicit) -> list[str]``: what the section ``role`` asks for and the
             engine of this version cannot do, one sentence each. It must not import torch: dry runs call it.
+        model: name of the model spec that this engine runs whatever the model type; empty for the one that serves it.
     """
 
     kind: ClassVar[str] = "train_engine"
@@ -240,6 +249,20 @@ class TrainEngineSpec(Spec):
     hybrid: bool = True
     axes: str = ""
     check: str = ""
+    model: str = ""
+
+    def chosen_model(self, asked: str | None, *, option: str) -> str | None:
+        """The model spec to run when ``asked`` is the name that the user wrote under ``option``, if any.
+
+        Raises:
+            ConfigError: another one than this engine runs.
+        """
+        if not self.model or asked in (None, self.model):
+            return self.model or asked
+        raise ConfigError(
+            f"{option}: found {asked!r}; the engine {self.name}: runs model {self.model!r}, whatever the model type; "
+            f"leave {option} out, or write archon: in place of {self.name}:"
+        )
 
 
 @dataclass(frozen=True)

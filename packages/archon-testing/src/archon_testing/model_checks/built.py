@@ -18,7 +18,8 @@ from archon_core.plugins import ModelSpec
 from archon_core.plugins.specs import LoadedModel
 from archon_testing.cases import Case
 from archon_testing.compare import magnitude
-from archon_testing.engines import fill_weights
+from archon_testing.engines import fill_weights, starting_points
+from archon_testing.verdicts import LIMITS
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class BuiltModel:
     weights: ResolvedMap
 
     @property
+    def limit(self) -> float:
+        """The largest relative error of what should be equal: in float64, of modules that may round to fp32 inside."""
+        return LIMITS["float32" if self.spec.rounds_inside else "float64"]
+
+    @property
     def named(self) -> Mapping[str, Tensor]:
         """Our weights by name."""
         return named_weights(self.module)
@@ -65,7 +71,7 @@ def build_model(spec: ModelSpec, case: Case) -> BuiltModel:
     hf_config = load_hf_config(case.model_config)
     arguments = loaded.arguments.from_hf_config(hf_config, critic=case.critic)
     module = build_alone(spec, arguments).to(torch.float64)
-    fill_weights(dict(module.named_parameters()), case.seed)
+    fill_weights(dict(module.named_parameters()), case.seed, starts=starting_points(module))
     weights = loaded.weight_map(arguments).resolve(weight_shapes(module))
     return BuiltModel(case, spec, loaded, hf_config, arguments, module, weights)
 

@@ -10,8 +10,6 @@ from archon_testing.model_checks.built import BuiltModel, distance, require
 
 N_PROMPT = 5
 N_TOKENS = 18
-LIMIT = 1e-9
-"""Both in float64."""
 
 
 class PlainCache:
@@ -65,7 +63,7 @@ def check_generation(model: BuiltModel) -> None:
     )
     stepwise = torch.cat(rows).log_softmax(-1)
     errors = [distance(found, right) for found, right in zip(stepwise, whole, strict=True)]
-    first = next((place for place, error in enumerate(errors) if not error <= LIMIT), None)
+    first = next((place for place, error in enumerate(errors) if not error <= model.limit), None)
     require(
         first is None,
         f"log-probabilities at place {first} differ by {errors[first or 0]:.1e} between decoding through a cache and "

@@ -8,8 +8,6 @@ from torch import Tensor
 from archon_testing.model_checks.built import BuiltModel, distance, require
 
 LENGTHS = (7, 1, 20, 3, 12)
-LIMIT = 1e-9
-"""Both in float64."""
 
 
 def check_packing(model: BuiltModel) -> None:
@@ -22,13 +20,15 @@ def check_packing(model: BuiltModel) -> None:
     alone, of_parts = _outputs_and_gradients(model, name, [(own, (n,), weight) for own, n, weight in parts])
     for number, (a, b) in enumerate(zip(together.split(LENGTHS), alone.split(LENGTHS), strict=True)):
         require(
-            distance(a, b) <= LIMIT,
+            distance(a, b) <= model.limit,
             f"{name} of sequence {number} ({LENGTHS[number]} tokens) in a pack differ from those of the sequence alone "
             f"by {distance(a, b):.1e}: attention, positions or another module looks beyond its own sequence",
         )
     for weight, gradient in of_pack.items():
         error = distance(gradient, of_parts[weight])
-        require(error <= LIMIT, f"the gradient of {weight} differs by {error:.1e} between a pack and its sequences")
+        require(
+            error <= model.limit, f"the gradient of {weight} differs by {error:.1e} between a pack and its sequences"
+        )
 
 
 def _outputs_and_gradients(

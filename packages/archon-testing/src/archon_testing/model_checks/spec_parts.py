@@ -51,7 +51,7 @@ def check_spec_parts(spec: ModelSpec, case: Case, *, needs_tiny: bool) -> None:
     loaded = spec.load()
     hf_config = load_hf_config(case.model_config)
     require(
-        hf_config.model_type in spec.model_types,
+        spec.takes_any or hf_config.model_type in spec.model_types,
         f"{name}: its configuration has model_type {hf_config.model_type!r}, its spec serves {spec.model_types}",
     )
     arguments = loaded.arguments.from_hf_config(hf_config, critic=case.critic)

@@ -1,0 +1,114 @@
+"""What transformers' modules keep in buffers that no checkpoint has, such as rotary frequencies, and how weights start.
+
+Both are known to transformers alone: its ``_init_weights`` writes the first after a model has been built without
+storage, and says the second. Which is what it is called for here, one module at a time.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from archon_core.errors import ModelError
+from archon_core.models.initialize import InitialValue
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_INITIALISED = "_is_hf_initialized"
+"""The mark by which transformers leaves a tensor alone."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A buffer that no checkpoint has.
+
+    Attributes:
+        owner: its module.
+        name: there.
+        dtype: in which transformers made it, whatever the type of weights is.
+    """
+
+    owner: nn.Module
+    name: str
+    dtype: torch.dtype
+
+
+def constants_of(module: nn.Module) -> tuple[Constant, ...]:
+    """All of them in a module as transformers built it."""
+    return tuple(
+        Constant(owner, name, buffer.dtype)
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+        if buffer is not None and name in owner._non_persistent_buffers_set
+    )
+
+
+@torch.no_grad()
+def fill_constants(constants: tuple[Constant, ...], base: PreTrainedModel) -> None:
+    """Write them anew, in their own types, where their storage is now.
+
+    Raises:
+        ModelError: transformers does not say what one of them holds.
+    """
+    owners: dict[nn.Module, list[Constant]] = {}
+    for constant in constants:
+        old = constant.owner._buffers[constant.name]
+        assert old is not None, "a constant does not go away"
+        fresh = torch.empty(old.shape, dtype=constant.dtype, device=old.device)
+        constant.owner._buffers[constant.name] = _marked(fresh)
+        owners.setdefault(constant.owner, []).append(constant)
+    for owner, own in owners.items():
+        weights = [parameter for parameter in owner.parameters(recurse=False) if not hasattr(parameter, _INITIALISED)]
+        for weight in weights:
+            setattr(weight, _INITIALISED, True)
+        base._init_weights(owner)
+        for weight in weights:
+            delattr(weight, _INITIALISED)
+        lacking = [constant.name for constant in own if _is_marked(owner._buffers[constant.name])]
+        if lacking:
+            raise ModelError(
+                f"{type(owner).__name__} of transformers keeps {', '.join(lacking)} in buffers that no checkpoint has "
+                "and that its model does not initialise, so archon-models-hf cannot build it; use another version of "
+                "transformers, or a model package that serves it"
+            )
+
+
+def starting_values(module: nn.Module, base: PreTrainedModel) -> dict[str, InitialValue]:
+    """Attribute -> how it starts, of the vectors that ``module`` owns and that transformers starts at zero or one."""
+    vectors = {n: p for n, p in module._parameters.items() if p is not None and p.ndim < 2}
+    if not vectors or isinstance(module, nn.Linear | nn.Embedding):
+        return {}
+    twin = copy.copy(module)
+    with torch.device("cpu"), torch.no_grad():
+        drawn = {name: nn.Parameter(torch.full(p.shape, math.nan)) for name, p in vectors.items()}
+        twin.__dict__ = {**module.__dict__, "_parameters": {**module._parameters, **drawn}}
+        base._init_weights(twin)
+    found: dict[str, InitialValue] = {}
+    for name, value in drawn.items():
+        if bool((value == 0).all()):
+            found[name] = "zeros"
+        elif bool((value == 1).all()):
+            found[name] = "ones"
+    return found
+
+
+def _mark(dtype: torch.dtype) -> Any:
+    return math.nan if dtype.is_floating_point else torch.iinfo(dtype).min if dtype != torch.bool else False
+
+
+def _marked(tensor: Tensor) -> Tensor:
+    return tensor.fill_(_mark(tensor.dtype))
+
+
+def _is_marked(tensor: Tensor | None) -> bool:
+    assert tensor is not None, "a constant does not go away"
+    if tensor.dtype == torch.bool or not tensor.numel():
+        return False
+    unwritten = tensor.isnan() if tensor.dtype.is_floating_point else tensor == _mark(tensor.dtype)
+    return bool(unwritten.any())
