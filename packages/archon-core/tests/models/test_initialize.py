@@ -92,6 +92,22 @@ def test_parameters_that_are_tied_stay_tied_when_a_meta_module_gets_storage() ->
     assert module.head.weight.device.type == "cpu"
 
 
+class Constants(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.ones(3), persistent=False)
+
+    def fill_buffers(self) -> None:
+        self.frequencies.fill_(2.0)
+
+
+def test_constants_in_buffers_are_written_anew_when_a_module_gets_storage() -> None:
+    with torch.device("meta"):
+        module = nn.ModuleDict({"inner": Constants()})
+    materialize_empty(module, "cpu")
+    assert module["inner"].frequencies.tolist() == [2.0, 2.0, 2.0]
+
+
 def test_names_are_those_of_the_bare_module_whatever_wraps_it() -> None:
     assert global_name("layers.0._checkpoint_wrapped_module._orig_mod.attention.weight") == "layers.0.attention.weight"
     compiled = Toy()

@@ -6,7 +6,7 @@ from archon_core.errors import LayoutError, ModelError
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
 from archon_core.nn.attention import PackedAttention
 from archon_core.parallel.context import check_context_plan
-from archon_core.parallel.sizes import ShardedExtents, check_sizes, sharded_extents
+from archon_core.parallel.sizes import ShardedExtents, check_refusals, check_sizes, sharded_extents
 
 EXTENTS = ShardedExtents({"attention heads": 12, "key and value heads": 6, "rows": 24}, query_heads=12)
 
@@ -70,3 +70,10 @@ def test_a_plan_that_leaves_attention_on_cut_sequences_is_refused(module, plan, 
     with pytest.raises(ModelError) as refused:
         check_context_plan(module, plan)
     assert message in str(refused.value)
+
+
+def test_an_axis_that_the_plan_refuses_is_refused_with_its_reason_and_only_where_it_is_used():
+    plan = ParallelPlan(roles={}, refusals={"t": "its heads are glued together; leave t out"})
+    check_refusals(plan, parse_layout("archon:d4c2"), option="actor.backend")
+    with pytest.raises(LayoutError, match=r"actor\.backend 'archon:t2': found t2; its heads are glued together"):
+        check_refusals(plan, parse_layout("archon:t2"), option="actor.backend")

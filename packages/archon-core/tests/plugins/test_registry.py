@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from archon_core.errors import PluginError, UnknownNameError
-from archon_core.plugins import ModelSpec, RewardSpec, ScheduleSpec
+from archon_core.errors import ConfigError, PluginError, UnknownNameError
+from archon_core.plugins import ModelSpec, RewardSpec, ScheduleSpec, TrainEngineSpec
 
 
 def reward_plugin(*names: str, aliases: tuple[str, ...] = ()) -> str:
@@ -297,13 +297,27 @@ class TestModelFor:
         message = str(raised.value)
         assert "did you mean 'falcon'" in message
         assert "Installed model types: falcon" in message
+        assert "by an fsdp: backend in place of archon:" in message
+        assert "archon:" in message
+        assert "actor.archon.model=hf" in message
+        assert "archon new model NAME --from-hf CONFIG" in message
         assert "pip install archon-models-hf" in message
+        assert "pip install archon-scaffold" in message
 
     def test_a_clash_of_names_is_not_resolved_by_the_model_type(self, site, build):
         site.install("archon-left", model_plugin("same", "shared"))
         site.install("archon-right", model_plugin("same", "shared"))
         with pytest.raises(PluginError, match="model 'same' is provided by"):
             build().model_for("shared")
+
+
+def test_an_engine_may_run_one_model_whatever_is_served():
+    engine = TrainEngineSpec(name="other", target="a.b:c", model="theirs")
+    assert engine.chosen_model(None, option="actor.archon.model") == "theirs"
+    assert engine.chosen_model("theirs", option="actor.archon.model") == "theirs"
+    with pytest.raises(ConfigError, match=r"actor\.archon\.model: found 'mine'; the engine other: runs model 'theirs'"):
+        engine.chosen_model("mine", option="actor.archon.model")
+    assert TrainEngineSpec(name="any", target="a.b:c").chosen_model("mine", option="actor.archon.model") == "mine"
 
 
 def test_kinds_are_named_by_text_or_by_class(build):
