@@ -85,8 +85,13 @@ def _only_in_full_size(source: HFSource, twin: Twin) -> Iterator[Gap]:
     """A gap where layers of the whole model have parameters that no layer of the small one has, or the reverse."""
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(copy.deepcopy(source.config))
+    try:
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(copy.deepcopy(source.config))
+    except Exception as error:  # whatever a constructor raises for entries that are missing or do not fit
+        raise ModelError(
+            f"transformers cannot build the {source.model_type} of this configuration ({error}); complete or correct it"
+        ) from error
     other = sorted(_forms_of_names(whole) ^ _forms_of_names(twin.module))
     if other:
         shown = ", ".join(other[:6]) + (" and others" if len(other) > 6 else "")
