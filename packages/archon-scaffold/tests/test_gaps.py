@@ -33,7 +33,8 @@ GAPS = {
 @pytest.mark.parametrize("model_type", GAPS)
 def test_a_gap_is_named_marked_and_fails(write, model_type):
     place, text, module = GAPS[model_type]
-    package = write({"model_type": model_type})
+    open_head_dim = {"head_dim": 128} if model_type == "hunyuan_v1_dense" else {}
+    package = write({"model_type": model_type, **open_head_dim})
     assert any(gap.place == place and text in gap.text for gap in package.architecture.gaps), package.architecture.gaps
     marked = package.text(module).replace("\n        #", "")
     assert f"GAP: {package.architecture.gaps_at(place)[0].text}" in marked
@@ -101,6 +102,7 @@ def test_weights_that_no_rule_covers_are_found(write, tmp_path):
         ("{", "found no readable JSON"),
         ('{"model_type": "lama"}', "'lama' is unknown to transformers.*did you mean 'llama'"),
         ('{"model_type": "gemma4_text"}', "'gemma4_text' is not of the Llama line: .*per-layer attribute"),
+        ('{"model_type": "hunyuan_v1_dense"}', "transformers cannot build the hunyuan_v1_dense of this configuration"),
         ('{"model_type": "gpt2"}', "'gpt2' is not of the Llama line: its configuration has no rope_parameters"),
         ('{"model_type": "musicgen"}', "a language model beside other parts"),
         ('{"model_type": "gpt_neox"}', "its layers hold attention, .*archon-models-hf.*PORTING.md"),

@@ -21,7 +21,7 @@ from archon_scaffold.models.blocks import read_attention, read_feed_forward, rea
 from archon_scaffold.models.fixed_entries import fixed_entries, is_dropout
 from archon_scaffold.models.source import HFSource
 from archon_scaffold.models.stream import read_alike, read_logits, read_rotation, read_scores, read_stream
-from archon_scaffold.models.tiny import head_dim_of, tiny_entries
+from archon_scaffold.models.tiny import tiny_entries
 from archon_scaffold.models.twin import WAYS_OUT, Twin, build_twin
 
 READERS = (
@@ -85,11 +85,13 @@ def _only_in_full_size(source: HFSource, twin: Twin) -> Iterator[Gap]:
     """A gap where layers of the whole model have parameters that no layer of the small one has, or the reverse."""
     from transformers import AutoModelForCausalLM
 
-    config = copy.deepcopy(source.config)
-    if getattr(config, "head_dim", 0) is None:  # some modules do not take their own configuration's default
-        config.head_dim = head_dim_of(config)
-    with torch.device("meta"):
-        whole = AutoModelForCausalLM.from_config(config)
+    try:
+        with torch.device("meta"):
+            whole = AutoModelForCausalLM.from_config(copy.deepcopy(source.config))
+    except Exception as error:  # whatever a constructor raises for entries that are missing or do not fit
+        raise ModelError(
+            f"transformers cannot build the {source.model_type} of this configuration ({error}); complete or correct it"
+        ) from error
     other = sorted(_forms_of_names(whole) ^ _forms_of_names(twin.module))
     if other:
         shown = ", ".join(other[:6]) + (" and others" if len(other) > 6 else "")
