@@ -102,6 +102,11 @@ def test_nothing_is_random_in_training(arguments_of):
     assert not any(part.training for part in HfDecoder(made).train().modules())
 
 
+def test_learned_positions_limit_sequences(arguments_of):
+    assert HfDecoder(arguments_of("gpt2")).max_positions == 512
+    assert HfDecoder(arguments_of("llama")).max_positions is None
+
+
 def test_losses_of_routers_that_are_asked_for_and_not_applied_are_decisions(arguments_of):
     [asked] = arguments_of("mixtral", **EXPERTS, output_router_logits=True).decisions
     assert (asked.option, asked.requested, asked.effective) == ("output_router_logits", "true", "false")

@@ -76,6 +76,12 @@ class HfDecoder(nn.Module):
         assert packed.head is not None, "the last stage's forward needs packed.head"
         return self.head(x, packed.head)
 
+    @property
+    def max_positions(self) -> int | None:
+        """Places that there are learned embeddings for; ``None`` where positions are computed."""
+        learned = any(True for _ in self.other.parameters())
+        return self.arguments.config.max_position_embeddings if learned else None
+
     def train(self, mode: bool = True) -> HfDecoder:
         """Stay in evaluation mode: dropout and noise in routers would make numbers depend on the layout."""
         return super().train(False)

@@ -47,6 +47,15 @@ def generate(
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute type, such as float64.")] = None,
     max_batch_size: Annotated[int, typer.Option(help="Most sequences decoded side by side.")] = 256,
+    run_as: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Model spec that runs it, such as hf; by default the one that serves its model type.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with token ids and log-probabilities.")] = False,
 ) -> None:
     """Complete prompts with the model in a checkpoint folder.
@@ -67,7 +76,7 @@ def generate(
     # Torch takes seconds to import; mistakes in the lines above should not wait for it.
     from archon_rollout.text_generation import TextGenerator
 
-    generator = TextGenerator.load(model, max_batch_size=max_batch_size, dtype=dtype)
+    generator = TextGenerator.load(model, max_batch_size=max_batch_size, dtype=dtype, run_as=run_as)
     start = time.perf_counter()
     results = generator.complete(texts, options, seed=seed, chat=chat)
     seconds = time.perf_counter() - start

@@ -28,7 +28,7 @@ class ModelLimits:
 
 
 def model_limits(module: CausalModule) -> ModelLimits:
-    """The limits of ``module``.
+    """The limits of ``module``: those of its rotations, or what it says itself in an attribute ``max_positions``.
 
     Raises:
         ModelError: the module cannot generate: it holds only some of the model's layers, or is a critic.
@@ -49,7 +49,7 @@ def model_limits(module: CausalModule) -> ModelLimits:
     thresholds = [a.length_dependent_above for a in rotations if a.length_dependent_above is not None]
     return ModelLimits(
         vocab_size=module.embed.weight.shape[0],
-        max_positions=min(map(_reach, rotations), default=None),
+        max_positions=min(map(_reach, rotations), default=getattr(module, "max_positions", None)),
         length_dependent_above=min(thresholds, default=None),
     )
 

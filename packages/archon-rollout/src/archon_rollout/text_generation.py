@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from archon_core.config.schema import EngineConfig, RolloutConfig
+from archon_core.config.schema import ArchonOptions, EngineConfig, RolloutConfig
 from archon_core.errors import ConfigError, DataError
 from archon_core.generation import Completion, GenerationConfig, GenerationRequest
 from archon_core.layout import parse_layout
@@ -49,8 +49,16 @@ class TextGenerator:
         self._stop_token_ids = tuple(stop_token_ids)
 
     @classmethod
-    def load(cls, model: str, *, max_batch_size: int = 256, dtype: str | None = None) -> TextGenerator:
+    def load(
+        cls, model: str, *, max_batch_size: int = 256, dtype: str | None = None, run_as: str | None = None
+    ) -> TextGenerator:
         """Read a checkpoint folder, or a hub id's files.
+
+        Args:
+            model: the folder or the id.
+            max_batch_size: most sequences decoded side by side.
+            dtype: compute type; ``None`` for the device's.
+            run_as: name of the model spec that runs it; ``None`` for the one that serves its model type.
 
         Raises:
             ModelError: there is no such folder or configuration, or the model cannot generate.
@@ -65,7 +73,13 @@ class TextGenerator:
             registry()
             .get(TrainEngineSpec, "archon")
             .load()(
-                EngineConfig(backend=backend, path=str(folder), dtype=dtype, optimizer=None),
+                EngineConfig(
+                    backend=backend,
+                    path=str(folder),
+                    dtype=dtype,
+                    optimizer=None,
+                    archon=ArchonOptions(model=run_as),
+                ),
                 role="rollout",
                 layout=parse_layout(backend),
                 seed=0,

@@ -101,13 +101,14 @@ def convert_to_hf(source: Path, destination: Path, *, config: str | None = None,
     return state
 
 
-def convert_to_dcp(source: Path, destination: Path, *, dtype: str | None = None) -> None:
+def convert_to_dcp(source: Path, destination: Path, *, dtype: str | None = None, run_as: str | None = None) -> None:
     """Write the weights of a Hugging Face folder as a training state of no steps, without optimizer state.
 
     Args:
         source: a folder with safetensors files and ``config.json``.
         destination: must not be there, or be empty.
         dtype: the type to store; ``None`` for the one they have.
+        run_as: name of the model spec that will load it; ``None`` for the one that serves the model type.
 
     Raises:
         ArchonError: something is missing, damaged, or does not fit.
@@ -115,7 +116,7 @@ def convert_to_dcp(source: Path, destination: Path, *, dtype: str | None = None)
     _refuse_occupied(destination)
     hf_config = load_hf_config(source)
     critic = any(name.endswith("ForSequenceClassification") for name in hf_config.architectures or ())
-    model = _describe(hf_config, critic=critic, name=None)
+    model = _describe(hf_config, critic=critic, name=run_as)
     check_share(source, Ranks())
     checkpoint = open_checkpoint(source)
     weights, report = form_of(checkpoint.shapes, model.weights)

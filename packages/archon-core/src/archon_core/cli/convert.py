@@ -56,6 +56,15 @@ def convert(
             "--config", help="Folder or hub id with the model's config.json, for a training state that tells none."
         ),
     ] = None,
+    run_as: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="For dcp: model spec that will load it, such as hf; by default the one that serves its model type.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Convert a checkpoint: a training state to a Hugging Face folder, or back. Needs one process, no GPU, and memory
     for one tensor."""
@@ -65,10 +74,12 @@ def convert(
 
     stored = None if dtype is None else dtype.value
     if to is Format.HF:
+        if run_as is not None:
+            raise typer.BadParameter("a training state tells which model it is of", param_hint="--model")
         read = convert_to_hf(source, destination, config=config, dtype=stored)
     else:
         if config is not None:
             raise typer.BadParameter("a Hugging Face folder has its own config.json", param_hint="--config")
-        convert_to_dcp(source, destination, dtype=stored)
+        convert_to_dcp(source, destination, dtype=stored, run_as=run_as)
         read = source
     print_remark(f"{read} -> {destination} ({to.value})", label="converted: ", style="bold")
