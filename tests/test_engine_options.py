@@ -185,7 +185,7 @@ def compile_and_compare(layout, folder, options, backend):
     [
         ("d1", {"ac_mode": "memory_budget", "ac_memory_budget": 0.5}, "aot_eager_decomp_partition"),
         pytest.param("t2", {"ac_mode": "selective", "ac_debug": True}, "inductor", marks=pytest.mark.wide),
-        ("c2", {"ac_mode": "full"}, "aot_eager"),
+        pytest.param("c2", {"ac_mode": "full"}, "aot_eager", marks=pytest.mark.wide),
     ],
     ids=lambda value: value if isinstance(value, str) else value["ac_mode"],
 )

@@ -161,7 +161,7 @@ EXPLICIT = frozenset({"actor.archon.enable_compile"})
     ("backend", "options"),
     [
         ("archon:c2", {"ac_mode": "full"}),
-        pytest.param("archon:t2", {"enable_compile": True, "ac_mode": "selective"}, marks=pytest.mark.families),
+        pytest.param("archon:t2", {"enable_compile": True, "ac_mode": "selective"}, marks=pytest.mark.wide),
         ("archon:d2", {"offload_params": True}),
     ],
     ids=["c2 full", "t2 compiled selective", "d2 offloaded"],

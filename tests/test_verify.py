@@ -57,7 +57,9 @@ def cases_of(model, layout):
 
 
 def is_wide(model, layout):
-    return model == "qwen3_moe" or read_layout(layout).layout.world_size == 8
+    dims = read_layout(layout).layout.dims
+    n_ranks = read_layout(layout).layout.world_size
+    return model == "qwen3_moe" or n_ranks == 8 or n_ranks == 3 or (n_ranks == 4 and dims["r"] == 2)
 
 
 def describe(verdict):
