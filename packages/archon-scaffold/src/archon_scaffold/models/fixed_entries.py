@@ -6,8 +6,11 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from archon_core.errors import ModelError
+from archon_core.models.hf_config import refuse_unknown_entries
 from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.source import HFSource
+from archon_scaffold.models.tiny import unknown_entries
 
 _READ_BY_ALL = frozenset(
     {
@@ -76,12 +79,28 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
     values = {name: getattr(source.config, name, None) for name in unread}
     # What changes with the sizes is no part of the form.
     fixed = {name: value for name, value in values.items() if _is_plain(value) and value == getattr(small, name, None)}
+    fixed |= _refused_unless_honoured(source)
     told = " ".join(gap.text for gap in found.gaps)
     return fixed, tuple(
         Gap("arguments", f"the configuration's {name} is not read: {_short(value)}")
         for name, value in values.items()
         if name not in fixed and name not in told
     )
+
+
+def _refused_unless_honoured(source: HFSource) -> dict[str, Any]:
+    """Entries that ``transformers`` does not know and that packages refuse for it: this one knows the values that it
+    was compared with."""
+    unknown = unknown_entries(source.entries, source.config)
+
+    def is_refused(name: str) -> bool:
+        try:
+            refuse_unknown_entries(source.config, honoured=vars(source.config).keys() - {name})
+        except ModelError as error:
+            return f"{name} = " in str(error)
+        return False
+
+    return {name: value for name, value in unknown.items() if is_refused(name)}
 
 
 def is_dropout(name: str) -> bool:

@@ -39,7 +39,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "capabilities": capabilities,
         "story": _story(a),
         # num_local_experts is what transformers calls num_experts inside.
-        "honoured": '"head_dim", "num_local_experts"' if a.experts else '"head_dim",',
+        "honoured": _honoured(a),
         "dropout": _dropout(a),
         "attention_story": _attention_story(a),
         "aliases": aliases,
@@ -131,6 +131,11 @@ def _rules(a: Architecture) -> list[str]:
     if a.experts:
         return ["Drop", "Rename", "Split", "Stack", "Tie", "WeightMap"]
     return ["Drop", "Rename", *split, "Tie", "WeightMap"]
+
+
+def _honoured(a: Architecture) -> str:
+    names = ['"head_dim"', *(['"num_local_experts"'] if a.experts else []), *(["*FIXED"] if a.fixed else [])]
+    return ", ".join(names) if len(names) > 1 else f"{names[0]},"
 
 
 def _dropout(a: Architecture) -> str:

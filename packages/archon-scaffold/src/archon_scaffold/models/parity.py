@@ -49,6 +49,16 @@ def find_difference(source: Path, module: str, twin: Twin) -> Gap | None:
         return _first_difference(_trace(ours, twin), twin)
 
 
+def find_refusal(source: Path, module: str, config: Any) -> Gap | None:
+    """Why the package in ``source`` refuses the configuration that it was written for; ``None`` when it does not."""
+    with _importable(source, module) as parts:
+        try:
+            parts["arguments"].ModelArguments.from_hf_config(config, critic=False)
+        except Exception as error:  # of the written package
+            return Gap("arguments", f"the configuration at hand is refused: {type(error).__name__}: {error}")
+    return None
+
+
 def _first_difference(ours: dict[str, Tensor], twin: Twin) -> Gap | None:
     places: dict[str, Place] = {"attention": "attention", "mlp": "feed-forward"}
     ours = {re.sub(r"\.moe$", ".mlp", name): value for name, value in ours.items()}

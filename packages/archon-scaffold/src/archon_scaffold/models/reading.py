@@ -19,9 +19,10 @@ from archon_core.errors import ArchonError, ModelError
 from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.blocks import read_attention, read_feed_forward, read_norms, read_query_key_norms
 from archon_scaffold.models.fixed_entries import fixed_entries, is_dropout
+from archon_scaffold.models.probes import same
 from archon_scaffold.models.source import HFSource
 from archon_scaffold.models.stream import read_alike, read_logits, read_rotation, read_scores, read_stream
-from archon_scaffold.models.tiny import tiny_entries
+from archon_scaffold.models.tiny import tiny_entries, unknown_entries
 from archon_scaffold.models.twin import WAYS_OUT, Twin, build_twin
 
 READERS = (
@@ -61,13 +62,12 @@ def read_architecture(source: HFSource) -> tuple[Architecture, Twin]:
 
 
 def _read(source: HFSource) -> tuple[Architecture, Twin]:
-    tiny = tiny_entries(source.entries, source.config)
-    twin = build_twin(tiny)
+    twin = _small_twin(source)
     base = Architecture(
         model_type=source.model_type,
         causal_class=source.causal_class,
         critic=bool(source.critic_class),
-        tiny=tiny,
+        tiny=twin.entries,
         fixed={},
         norms={},
         root=twin.root,
@@ -79,6 +79,18 @@ def _read(source: HFSource) -> tuple[Architecture, Twin]:
     found = found.with_gaps(*_only_in_full_size(source, twin))
     fixed, unread = fixed_entries(source, twin.config, found)
     return replace(found, fixed=fixed).with_gaps(*unread), twin
+
+
+def _small_twin(source: HFSource) -> Twin:
+    """The small model, without entries that ``transformers`` does not know: unless they change what it computes."""
+    tiny = tiny_entries(source.entries, source.config)
+    twin = build_twin(tiny)
+    unknown = unknown_entries(source.entries, source.config)
+    if not unknown:
+        return twin
+    other = build_twin({**tiny, **unknown})
+    alike = _forms_of_names(other.module) == _forms_of_names(twin.module)
+    return twin if alike and same(other.trace["logits"], twin.trace["logits"]) else other
 
 
 def _only_in_full_size(source: HFSource, twin: Twin) -> Iterator[Gap]:

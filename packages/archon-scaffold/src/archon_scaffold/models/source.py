@@ -11,6 +11,8 @@ from typing import Any
 from archon_core.errors import ModelError
 from archon_core.models.hf_config import architecture_name, checkpoint_folder, load_hf_config
 
+_ALLOWED = "a config.json, a folder that holds one, or a hub id (owner/name)"
+
 MINIMAL: Mapping[str, Any] = {
     "model_type": "llama",
     "vocab_size": 128,
@@ -23,6 +25,21 @@ MINIMAL: Mapping[str, Any] = {
     "tie_word_embeddings": False,
 }
 """What a package starts from when nothing is named."""
+
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "num_experts",
+    "num_local_experts",
+    "num_experts_per_tok",
+)
 
 
 @dataclass(frozen=True)
@@ -54,17 +71,9 @@ def read_source(source: str | None) -> HFSource:
         ModelError: it is no configuration, or ``transformers`` has no language model of its type.
     """
     entries = dict(MINIMAL) if source is None else _entries(source)
+    _refuse_values(entries, source)
     config = load_hf_config(entries)
-    try:
-        text = config.get_text_config()
-    except ValueError:  # transformers finds several
-        text = None
-    if text is not config:
-        its_type = "" if text is None else f" (model_type {text.model_type!r})"
-        raise ModelError(
-            f"{source}: found {config.model_type!r}, which holds a language model beside other parts; write its "
-            f"text_config{its_type} to a config.json of its own"
-        )
+    _refuse_parts(config, source)
     try:
         causal = architecture_name(config.model_type, critic=False)
     except ModelError as error:
@@ -79,10 +88,56 @@ def read_source(source: str | None) -> HFSource:
     return HFSource({**entries, "model_type": config.model_type}, config, causal, critic)
 
 
+def _refuse_values(entries: Mapping[str, Any], source: str | None) -> None:
+    """Raise for values that no decoder can be written for."""
+    if quantised := entries.get("quantization_config"):
+        method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
+        raise ModelError(
+            f"{source}: found quantization_config (quant_method {method!r}); allowed is none, since models are trained on "
+            "plain weights: give the config.json of the original checkpoint, or leave the entry out"
+        )
+    small = [
+        f"{name} {value!r}"
+        for name in SIZES
+        if isinstance(value := entries.get(name), (int, float)) and not isinstance(value, bool) and value < 1
+    ]
+    if small:
+        raise ModelError(f"{source}: found {', '.join(small)}; allowed are sizes of 1 and more: correct the config.json")
+
+
+def _refuse_parts(config: Any, source: str | None) -> None:
+    """Raise for a configuration that holds a language model beside other parts."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    try:
+        text = config.get_text_config()
+    except ValueError:  # transformers finds several
+        text = None
+    if text is config:
+        return
+    found = f"{source}: found {config.model_type!r}, which holds "
+    if text is None:
+        raise ModelError(f"{found}several language models beside other parts; give the configuration of one")
+    if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(
+            f"{found}a text model (model_type {text.model_type!r}) beside other parts, and transformers has no causal "
+            "language model of that type, so there is none to write a package for; give the configuration of one"
+        )
+    raise ModelError(
+        f"{found}a language model beside other parts; write its text_config (model_type {text.model_type!r}) to a "
+        "config.json of its own"
+    )
+
+
 def _entries(source: str) -> dict[str, Any]:
+    if not source.strip():
+        raise ModelError(f"--from-hf: found {source!r}; give {_ALLOWED}, or leave --from-hf out for a small Llama")
     path = Path(source).expanduser()
     if not path.is_file():
-        path = checkpoint_folder(source, weights=False) / "config.json"
+        try:
+            path = checkpoint_folder(source, weights=False) / "config.json"
+        except ModelError as error:
+            raise ModelError(f"--from-hf: {error}; allowed are {_ALLOWED}") from error
     if not path.is_file():
         raise ModelError(f"{source}: found no config.json in that folder; give one, or a folder that holds one")
     try:

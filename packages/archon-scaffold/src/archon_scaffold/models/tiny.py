@@ -33,6 +33,9 @@ _EXPERTS: Mapping[str, int] = {
     "moe_intermediate_size": 16,
 }
 
+_READ_BY_NAME = ("model_type", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", *_EXPERTS)
+"""Entries that are read wherever they stand, whatever the class declares."""
+
 _OF_ALL_LAYERS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
 
@@ -44,8 +47,9 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
         config: the same, as ``transformers`` reads it.
     """
     known = inspect.signature(type(config).__init__).parameters
+    ballast = unknown_entries(entries, config)
     grouped = getattr(config, "num_key_value_heads", None) not in (None, config.num_attention_heads)
-    tiny = {name: value for name, value in entries.items() if not _is_dropped(name, value)}
+    tiny = {name: value for name, value in entries.items() if name not in ballast and not _is_dropped(name, value)}
     tiny |= {
         "vocab_size": VOCABULARY,
         "hidden_size": HIDDEN,
@@ -83,6 +87,14 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
     if "original_max_position_embeddings" in known:
         tiny["original_max_position_embeddings"] = ROPE_LENGTH
     return tiny
+
+
+def unknown_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Those that ``transformers``' class has neither as a parameter nor as an attribute, and that are not read by their
+    names: what other code once wrote into the ``config.json``."""
+    known = {*inspect.signature(type(config).__init__).parameters, *_READ_BY_NAME}
+    default = type(config)()
+    return {name: value for name, value in entries.items() if name not in known and not hasattr(default, name)}
 
 
 def head_dim_of(config: Any) -> int:

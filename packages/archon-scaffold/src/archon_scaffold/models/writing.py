@@ -7,7 +7,7 @@ from pathlib import Path
 from archon_scaffold.folder import new_folder, write_files
 from archon_scaffold.models.architecture import Architecture
 from archon_scaffold.models.package import model_files
-from archon_scaffold.models.parity import find_difference
+from archon_scaffold.models.parity import find_difference, find_refusal
 from archon_scaffold.models.reading import read_architecture
 from archon_scaffold.models.source import read_source
 from archon_scaffold.names import PackageName
@@ -28,10 +28,12 @@ def write_model(name: PackageName, folder: Path, source: str | None) -> Architec
         ConfigError: the folder exists, or cannot be written.
         ModelError: the source is no configuration, or no decoder of the Llama line.
     """
-    architecture, twin = read_architecture(read_source(source))
+    given = read_source(source)
+    architecture, twin = read_architecture(given)
     with new_folder(folder) as draft:
         write_files(draft, model_files(name, architecture))
         difference = find_difference(draft / "src", name.module, twin)
+        difference = difference or find_refusal(draft / "src", name.module, given.config)
         # A known gap explains itself; what it makes different need not be told again.
         if difference is not None and not architecture.gaps:
             architecture = architecture.with_gaps(difference)
