@@ -25,6 +25,7 @@ GAPS = {
         "model",
     ),
     "glm": ("arguments", "partial_rotary_factor", "arguments"),
+    "gpt_oss": ("attention", "attention holds sinks, other than Llama's", "model"),
     "deepseek_v3": ("attention", "attention lacks q_proj.weight", "model"),
     "qwen2_moe": ("feed-forward", "shared_expert", "model"),
 }
@@ -48,7 +49,7 @@ def test_the_test_of_a_gap_fails_with_its_explanation(write):
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_gaps.py"]
     done = subprocess.run(command, cwd=package.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "do not rotate queries and keys" in done.stdout
+    assert "\nattention: layers 3 do not rotate queries and keys" in done.stdout
 
 
 def test_layers_that_only_the_whole_model_has_are_a_gap(write):
@@ -104,12 +105,17 @@ def test_weights_that_no_rule_covers_are_found(write, tmp_path):
         ('{"model_type": "gemma4_text"}', "'gemma4_text' is not of the Llama line: .*per-layer attribute"),
         ('{"model_type": "hunyuan_v1_dense"}', "transformers cannot build the hunyuan_v1_dense of this configuration"),
         ('{"model_type": "gpt2"}', "'gpt2' is not of the Llama line: its configuration has no rope_parameters"),
-        ('{"model_type": "musicgen"}', "a language model beside other parts"),
-        ('{"model_type": "gpt_neox"}', "its layers hold attention, .*archon-models-hf.*PORTING.md"),
-        ('{"model_type": "bert"}', "not of the Llama line|no causal language model"),
+        ('{"model_type": "musicgen"}', "several language models beside other parts; give the configuration of one"),
+        ('{"model_type": "clip"}', "transformers has no causal language model of that type, so there is none to write"),
+        ('{"model_type": "qwen2_vl"}', "'qwen2_vl_text'.* beside other parts, and transformers has no causal language"),
+        ('{"model_type": "gpt_neox"}', "hold attention, .*archon verify CONFIG says .*PORTING.md"),
+        ('{"model_type": "bert"}', "not of the Llama line"),
         ('{"model_type": "vit"}', "no causal language model"),
-        ('{"model_type": "gemma3"}', "a language model beside other parts; write its text_config"),
-        ('{"model_type": "llama", "num_attention_heads": 0}', "transformers refuses|num_attention_heads"),
+        ('{"model_type": "gemma3"}', "beside other parts; write its text_config .model_type 'gemma3_text'. to"),
+        (
+            '{"model_type": "llama", "num_attention_heads": 0, "head_dim": -1}',
+            "found num_attention_heads 0, head_dim -1;",
+        ),
     ],
 )
 def test_what_is_no_decoder_of_the_llama_line_is_refused_and_leaves_nothing(tmp_path, text, message):
@@ -122,3 +128,9 @@ def test_what_is_no_decoder_of_the_llama_line_is_refused_and_leaves_nothing(tmp_
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"found no config\.json in that folder"):
         read_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["", " ", "nowhere/config.json/at/all", "./none"])
+def test_a_source_that_is_nothing_is_refused_with_what_may_stand_there(source):
+    with pytest.raises(ModelError, match=r"^--from-hf: .*a config\.json, a folder that holds one, or a hub id"):
+        read_source(source)

@@ -41,12 +41,15 @@ def test_another_form_is_refused_with_one_that_is_allowed(name, suggested):
         ("json", "standard library"),
         ("torch", "is installed here as a package"),
         ("archon-core", "is installed here as a package"),
-        ("archon_scaffold", "own packages|installed here as a package"),
+        ("archon_scaffold", "'archon-scaffold' is one of Archon's own packages"),
+        ("archon", "'archon' is the name of the command"),
+        ("tests", "'tests' is the name of a folder in every package"),
+        ("src", "'src' is the name of a folder in every package"),
         ("archon-ray", "is one of Archon's own packages"),
     ],
 )
 def test_a_name_that_hides_something_is_refused(name, reason):
-    with pytest.raises(ConfigError, match=f"({reason}).*choose another name, such as 'my-"):
+    with pytest.raises(ConfigError, match=f"{reason}.*choose another name, such as 'my-"):
         check_name(name, "model")
 
 

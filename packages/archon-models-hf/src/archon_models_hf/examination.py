@@ -28,13 +28,13 @@ from archon_models_hf.pipeline_plan import no_pipeline
 from archon_models_hf.seen_attention import AttentionFacts, Recorder, record
 from archon_models_hf.tensor_plan import TensorFacts, read_tensor_plan
 from archon_models_hf.transformers_model import build_transformers
+from archon_models_hf.way_out import WAY_OUT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 N_TOKENS = 6
 _EXAMINING = "archon_examining"
-_WAY_OUT = "use a model package that serves it, or begin one with archon new model NAME --from-hf CONFIG"
 
 
 @dataclass(frozen=True)
@@ -121,14 +121,14 @@ def _names(lm: PreTrainedModel, config: PreTrainedConfig, where: str) -> Names:
         raise ModelError(
             f"{where}: found {type(lm).__name__} of {', '.join(in_lm)}, and its base model of {', '.join(in_base)}; "
             f"archon-models-hf runs models of a token embedding, one list of layers, a final norm and a head; "
-            f"{_WAY_OUT}"
+            f"{WAY_OUT}"
         )
     head = in_lm[heads[0]]
     if not isinstance(head, nn.Linear) or head.bias is not None:
         what = "a bias" if isinstance(head, nn.Linear) else f"a {type(head).__name__}"
         raise ModelError(
             f"{where}: found {what} in the head {heads[0]} of {type(lm).__name__}; archon-models-hf has linear heads "
-            f"without bias; {_WAY_OUT}"
+            f"without bias; {WAY_OUT}"
         )
     return Names(body, embeddings[0], lists[0], norm="", head=heads[0])
 
@@ -148,7 +148,7 @@ def _run(base: nn.Module, embeds: torch.Tensor, recorder: Recorder, where: str) 
     except Exception as error:  # of any code of transformers
         raise ModelError(
             f"{where}: {type(base).__name__} of transformers could not be examined, so archon-models-hf cannot run it: "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; {_WAY_OUT}"
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; {WAY_OUT}"
         ) from error
 
 
@@ -163,7 +163,7 @@ def _with_norm(names: Names, base: nn.Module, passes: Passes, where: str) -> Nam
     if passes.n_layer_calls != len(children[names.layers]) or len(after) != 1 or stray:  # type: ignore[arg-type]
         raise ModelError(
             f"{where}: found {passes.n_layer_calls} passes through layers, then {found}, in {type(base).__name__} of "
-            "transformers; archon-models-hf runs models whose layers run once each, before one final norm; " + _WAY_OUT
+            "transformers; archon-models-hf runs models whose layers run once each, before one final norm; " + WAY_OUT
         )
     return Names(names.body, names.embed, names.layers, after[0], names.head, tuple(others))
 
@@ -173,7 +173,7 @@ def _is_tied(lm: PreTrainedModel, config: PreTrainedConfig, names: Names, where:
     if ties not in ({}, {f"{names.head}.weight": f"{names.body}.{names.embed}.weight"}):
         raise ModelError(
             f"{where}: found the tied weights {ties}; archon-models-hf ties a head to the embedding and nothing else; "
-            f"{_WAY_OUT}"
+            f"{WAY_OUT}"
         )
     return bool(ties)
 

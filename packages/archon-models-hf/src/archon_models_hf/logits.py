@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from archon_core.errors import ModelError
 from archon_core.nn.head import LogitForm
+from archon_models_hf.way_out import WAY_OUT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,6 +84,5 @@ def _rounded(number: float) -> float:
 def _refusal(lm: PreTrainedModel, found: str) -> ModelError:
     return ModelError(
         f"{type(lm).__name__} of transformers: found a forward pass after the head that archon-models-hf cannot "
-        f"express: {found}; allowed are logits that are scaled or softly capped; use a model package that computes "
-        "them (archon new model NAME --from-hf CONFIG begins one)"
+        f"express: {found}; allowed are logits that are scaled or softly capped; {WAY_OUT}"
     )

@@ -6,6 +6,7 @@ import importlib.util
 import keyword
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 
@@ -15,6 +16,12 @@ from archon_core.plugins.hints import PACKAGES
 
 _FORM = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 _LONGEST = 40
+
+_RESERVED: Mapping[str, str] = {
+    "archon": "the name of the command and of Archon itself",
+    "src": "the name of a folder in every package",
+    "tests": "the name of a folder in every package",
+}
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ def _taken_by(name: PackageName, kind: str) -> str | None:
     if keyword.iskeyword(name.module) or name.module in sys.stdlib_module_names:
         what = "a keyword of Python" if keyword.iskeyword(name.module) else "a module of Python's standard library"
         return f"{name.module!r} is {what}"
+    if name.module in _RESERVED:
+        return f"{name.module!r} is {_RESERVED[name.module]}"
     if any(name.spec in packages for packages in PACKAGES.values()):
         return f"{name.spec!r} is one of Archon's own packages"
     names = [known for spec in registry().all(kind) for known in (spec.name, *spec.aliases)]

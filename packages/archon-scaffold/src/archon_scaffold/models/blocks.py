@@ -91,10 +91,10 @@ def read_attention(found: Architecture, twin: Twin) -> Architecture:
     known |= {"q_norm.weight", "k_norm.weight"}
     missing = [f"{name}.weight" for name in (*inputs, "o_proj") if f"{name}.weight" not in own]
     if missing or set(own) - known:
-        others = ", ".join(sorted(set(own) - known)) or "no others"
-        gaps.append(
-            Gap("attention", f"attention lacks {', '.join(missing) or 'nothing'} of Llama's and holds {others}")
-        )
+        others = ", ".join(sorted(set(own) - known))
+        lacks = f"lacks {', '.join(missing)}" if missing else ""
+        holds = f"holds {others}" if others else ""
+        gaps.append(Gap("attention", f"attention {' and '.join(filter(None, (lacks, holds)))}, other than Llama's"))
     biased = {f"{name}.bias" in own for name in inputs}
     if fused and True in biased:
         gaps.append(Gap("weights", f"{fused} has a bias, which no rule takes apart"))

@@ -93,8 +93,8 @@ def _refuse_values(entries: Mapping[str, Any], source: str | None) -> None:
     if quantised := entries.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
         raise ModelError(
-            f"{source}: found quantization_config (quant_method {method!r}); allowed is none, since models are trained on "
-            "plain weights: give the config.json of the original checkpoint, or leave the entry out"
+            f"{source}: found quantization_config (quant_method {method!r}); allowed is none, since models are trained "
+            "on plain weights: give the config.json of the original checkpoint, or leave the entry out"
         )
     small = [
         f"{name} {value!r}"
@@ -102,7 +102,9 @@ def _refuse_values(entries: Mapping[str, Any], source: str | None) -> None:
         if isinstance(value := entries.get(name), (int, float)) and not isinstance(value, bool) and value < 1
     ]
     if small:
-        raise ModelError(f"{source}: found {', '.join(small)}; allowed are sizes of 1 and more: correct the config.json")
+        raise ModelError(
+            f"{source}: found {', '.join(small)}; allowed are sizes of 1 and more: correct the config.json"
+        )
 
 
 def _refuse_parts(config: Any, source: str | None) -> None:

@@ -23,8 +23,8 @@ LARGEST = 20_000_000
 """Parameters of a model that is small, at most."""
 
 WAYS_OUT = (
-    "run it unchanged with archon-models-hf, or start from a small Llama (leave --from-hf out) and follow PORTING.md, "
-    "which comes with it"
+    "archon verify CONFIG says whether archon-models-hf runs it unchanged (pip install archon-models-hf); or start "
+    "from a small Llama (leave --from-hf out) and follow PORTING.md, which comes with it"
 )
 
 
