@@ -49,6 +49,13 @@ def test_what_packed_sequences_cannot_be_run_through_is_refused_by_name(argument
         arguments_of(model_type, **entries)
 
 
+@pytest.mark.parametrize(("model_type", "entries"), [("gpt_oss", EXPERTS), ("falcon", {}), ("opt", {}), ("mamba", {})])
+def test_the_way_out_is_one_for_models_that_are_not_of_the_llama_line(arguments_of, model_type, entries):
+    with pytest.raises(ModelError, match=r"archon new model NAME \(.*\) begins it as a small Llama.*PORTING") as raised:
+        arguments_of(model_type, **entries)
+    assert "--from-hf" not in str(raised.value)
+
+
 def test_a_critic_without_a_class_of_transformers_is_refused(arguments_of):
     with pytest.raises(ModelError, match="sequence classification, which critics are saved as"):
         arguments_of("granite", critic=True)
