@@ -11,6 +11,7 @@ import pytest
 
 from archon_core.errors import ModelError
 from archon_core.models.hf_config import load_hf_config
+from archon_scaffold.models import reading, tiny
 from archon_scaffold.models.source import read_source
 
 COMMON = {
@@ -101,6 +102,7 @@ def test_a_package_has_no_gap_and_takes_the_checkpoint_as_it_is(write, arguments
     package = write(entries)
     assert package.architecture.gaps == ()
     assert not UNKNOWN[model_type].keys() & package.architecture.tiny.keys()
+    assert not any(value for name, value in package.architecture.tiny.items() if name.endswith("dropout"))
     module = arguments_of(package)
     assert UNKNOWN[model_type].items() <= module.FIXED.items()
     read = module.ModelArguments.from_hf_config(load_hf_config(entries), critic=False)
@@ -150,3 +152,15 @@ def test_quantised_weights_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(quantised), encoding="utf-8")
     with pytest.raises(ModelError, match=r"found quantization_config \(quant_method 'gptq'\); allowed is none"):
         read_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(("name", "value"), [("attention_bias", True), ("hidden_act", "gelu")])
+def test_an_entry_that_changes_what_transformers_computes_stays_though_its_class_does_not_declare_it(
+    tmp_path, monkeypatch, name, value
+):
+    for module in (tiny, reading):
+        monkeypatch.setattr(module, "unknown_entries", lambda _entries, _config: {name: value})
+    (tmp_path / "config.json").write_text(json.dumps({**entries_of("llama"), name: value}), encoding="utf-8")
+    architecture, twin = reading.read_architecture(read_source(str(tmp_path)))
+    assert architecture.tiny[name] == getattr(twin.config, name) == value
+    assert architecture.qkv_bias is (name == "attention_bias")

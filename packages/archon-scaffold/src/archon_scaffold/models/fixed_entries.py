@@ -10,7 +10,7 @@ from archon_core.errors import ModelError
 from archon_core.models.hf_config import refuse_unknown_entries
 from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.source import HFSource
-from archon_scaffold.models.tiny import unknown_entries
+from archon_scaffold.models.tiny import is_dropout, unknown_entries
 
 _READ_BY_ALL = frozenset(
     {
@@ -101,12 +101,6 @@ def _refused_unless_honoured(source: HFSource) -> dict[str, Any]:
         return False
 
     return {name: value for name, value in unknown.items() if is_refused(name)}
-
-
-def is_dropout(name: str) -> bool:
-    """Whether an entry is the share of something that is dropped in training. Nothing is dropped here; an engine that
-    is told to keep dropout refuses models whose configuration asks for any."""
-    return name.endswith(("dropout", "_pdrop", "dropout_prob", "dropout_rate"))
 
 
 def _is_plain(value: Any) -> bool:

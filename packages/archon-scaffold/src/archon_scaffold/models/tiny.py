@@ -60,6 +60,8 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
     }
     tiny |= {name: size for name, size in _EXPERTS.items() if name in known}
+    # Random numbers are equal to no others: what transformers drops in training cannot be compared.
+    tiny |= {name: 0.0 for name in known if is_dropout(name) and getattr(config, name, None)}
     if config.pad_token_id is not None:
         # transformers gives the embedding of a padding token no gradient; here no token is special.
         tiny["pad_token_id"] = None
@@ -95,6 +97,12 @@ def unknown_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
     known = {*inspect.signature(type(config).__init__).parameters, *_READ_BY_NAME}
     default = type(config)()
     return {name: value for name, value in entries.items() if name not in known and not hasattr(default, name)}
+
+
+def is_dropout(name: str) -> bool:
+    """Whether an entry is the share of something that is dropped in training. Nothing is dropped here; an engine that
+    is told to keep dropout refuses models whose configuration asks for any."""
+    return name.endswith(("dropout", "_pdrop", "dropout_prob", "dropout_rate"))
 
 
 def head_dim_of(config: Any) -> int:
