@@ -30,15 +30,11 @@ SIZES = (
     "vocab_size",
     "hidden_size",
     "intermediate_size",
-    "moe_intermediate_size",
     "num_hidden_layers",
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
     "max_position_embeddings",
-    "num_experts",
-    "num_local_experts",
-    "num_experts_per_tok",
 )
 
 
