@@ -1,6 +1,6 @@
 """Packages that ``archon new`` writes, beside the packages that their own tests need: each passes its tests as written.
 
-The small Llama and the reward are in the ordinary run; all families, the schedule and the algorithm run as ``wide``.
+The reward is in the ordinary run; models, the schedule and the algorithm run as ``wide``.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def run_tests(package: Path, *options: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_a_model_from_a_configuration_passes_its_tests(tmp_path: Path) -> None:
     run_tests(write("model", "demo-llama", tmp_path, "--from-hf", "tests/data/llama-tiny"))
 

@@ -252,6 +252,22 @@ def inductor(
     return compile_graph
 
 
+def without_code(name: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
+    """A backend of ``torch.compile`` that generates no code, such as ``aot_eager``, with settings of AOTAutograd.
+
+    Backends are looked up by ``torch._dynamo`` (2.11 to 2.13); for tests, in which it takes the place of ``inductor``.
+    """
+
+    def compile_graph(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
+        from torch._dynamo import lookup_backend
+        from torch._functorch import config
+
+        with config.patch(dict(settings)):
+            return lookup_backend(name)(graph, inputs)
+
+    return compile_graph
+
+
 def _keeping(kept: Callable[[Any], bool]) -> Any:
     """A pass over joint graphs that marks the results to be kept."""
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files

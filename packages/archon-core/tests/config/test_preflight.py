@@ -332,6 +332,16 @@ def test_a_name_of_ours_that_two_plugins_provide_asks_for_no_package(load: Load,
     assert "is served by a (" in model
 
 
+def test_a_model_that_is_asked_for_by_name_is_looked_up_by_that_name(load: Load, complete: Registry) -> None:
+    [unknown] = environment_errors(plan(load, complete, RUNNABLE, "actor.archon.model=tinny"))
+    assert unknown.startswith("actor.archon.model: ")
+    assert "did you mean 'tiny'" in unknown
+    missing = plan(load, complete, RUNNABLE, "actor.archon.model=hf")
+    assert [(need.package.name, need.purposes) for need in missing.needs] == [
+        ("archon-models-hf", ("actor.archon.model: hf",))
+    ]
+
+
 WITH_EXPERTS = "actor: {model_config: {model_type: tiny_moe}}\n"
 REPLAY = "actor.archon.moe_routing_replay=true"
 TOLD = "rollout.return_routed_experts=true"

@@ -24,14 +24,14 @@ def compile_without_code(backend: str) -> list[frozenset[str]]:
     Returns:
         The names of what each captured graph calls: one more per graph, as they are compiled.
     """
-    compiled = torch._dynamo.lookup_backend(backend)
     captured: list[frozenset[str]] = []
 
     def inductor(settings: dict[str, Any], **_: Any) -> Callable[..., Any]:
+        compiled = compat.without_code(backend, settings)
+
         def compile_graph(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
             captured.append(frozenset(getattr(n.target, "__name__", str(n.target)) for n in graph.graph.nodes))
-            with torch._functorch.config.patch(settings):
-                return compiled(graph, inputs)
+            return compiled(graph, inputs)
 
         return compile_graph
 

@@ -33,7 +33,12 @@ def train(
         typer.Argument(help="Options to set, such as actor.optimizer.lr=1e-5; a later one wins.", show_default=False),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what would run, and what stops it; start nothing.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would run, and what stops it; start nothing. Ends with 2 where the configuration is "
+            "wrong, with 0 where only this machine lacks something.",
+        ),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     restart: Annotated[

@@ -270,11 +270,12 @@ class _Planner:
             self.wrong(str(error))
             return None
         except ArchonError as error:
-            package = package_for("model", model_type)
+            wanted, option = (model_type, option) if name is None else (name, f"{role}.archon.model")
+            package = package_for("model", wanted)
             if package is None or isinstance(error, PluginError):
                 self.unable(f"{option}: {error}")
             else:
-                self.need(missing_package(package, self.registry), f"{option}: {model_type}")
+                self.need(missing_package(package, self.registry), f"{option}: {wanted}")
             return None
         try:
             layout.parallel_dims(moe="moe" in spec.needs, option=f"{role}.backend")

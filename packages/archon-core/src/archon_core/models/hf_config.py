@@ -18,7 +18,9 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
-_METADATA = frozenset({"unsloth_fixed", "unsloth_version", "torch_dtype", "name_or_path"})
+_METADATA = frozenset(
+    {"cache_implementation", "is_llama_config", "name_or_path", "torch_dtype", "unsloth_fixed", "unsloth_version"}
+)
 """Entries that tools leave in ``config.json`` and that change no number."""
 
 

@@ -193,9 +193,10 @@ def ways_out(model_type: str, plugins: Sequence[PluginStatus]) -> str:
 
     unchanged, scaffold = unless_there("archon-models-hf"), unless_there("archon-scaffold")
     return (
-        f"Ways out: transformers' own {model_type} unchanged{unchanged}, by an fsdp: backend in place of archon:, or "
-        "by archon: with actor.archon.model=hf (--model hf on the command line); a package of your own that archon new "
-        f"model NAME --from-hf CONFIG writes{scaffold}; or a package that serves {model_type!r}"
+        f"Ways out: where transformers has a causal language model of that type, its own module unchanged{unchanged}, "
+        "by an fsdp: backend in place of archon:, or by archon: with actor.archon.model=hf (--model hf on the command "
+        f"line); a package of your own that archon new model NAME --from-hf CONFIG writes{scaffold}; or a package that "
+        f"serves {model_type!r}"
     )
 
 
