@@ -19,7 +19,15 @@ _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
 _METADATA = frozenset(
-    {"cache_implementation", "is_llama_config", "name_or_path", "torch_dtype", "unsloth_fixed", "unsloth_version"}
+    [
+        "auto_map",
+        "cache_implementation",
+        "is_llama_config",
+        "name_or_path",
+        "torch_dtype",
+        "unsloth_fixed",
+        "unsloth_version",
+    ]
 )
 """Entries that tools leave in ``config.json`` and that change no number."""
 
