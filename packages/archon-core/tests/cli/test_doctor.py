@@ -16,7 +16,17 @@ from archon_core.tested_versions import TESTED_VERSIONS
 
 CONSTRAINTS = Path(__file__).parents[4] / "constraints" / "tested.txt"
 
-WORKSPACE_TOOLS = {"hatchling", "hypothesis", "import-linter", "packaging", "pytest", "pytest-xdist", "ruff", "twine"}
+WORKSPACE_TOOLS = {
+    "editables",
+    "hatchling",
+    "hypothesis",
+    "import-linter",
+    "packaging",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "twine",
+}
 """What the constraints name for contributors only."""
 SITE_TOOLS = {"Markdown", "mkdocs", "mkdocs-material", "pymdown-extensions"}
 """The same for the documentation site."""
