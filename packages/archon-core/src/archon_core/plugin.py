@@ -38,9 +38,9 @@ def archon_commands() -> list[CommandSpec]:
             target="archon_core.cli.plugins:plugins",
             summary="List the installed plugins, what they provide and what is wrong with them.",
         ),
-        CommandSpec(name="models", target="archon_core.cli.models:models", summary="List the model architectures."),
+        CommandSpec(name="models", target="archon_core.cli.listings:models", summary="List the model architectures."),
         CommandSpec(
-            name="schedules", target="archon_core.cli.schedules:schedules", summary="List the pipeline schedules."
+            name="schedules", target="archon_core.cli.listings:schedules", summary="List the pipeline schedules."
         ),
         CommandSpec(
             name="doctor",

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from archon_core.cli.console import fit_columns
+
 MODELS = """
 @hookimpl
 def archon_models():
@@ -16,6 +18,23 @@ def archon_models():
         )
     ]
 """
+
+FALCON = {
+    "name": "falcon",
+    "target": "a.b:c",
+    "aliases": ["bird"],
+    "summary": "Birds of prey",
+    "config": [],
+    "model_types": ["falcon", "falcon_h1"],
+    "arguments": "",
+    "weight_map": "",
+    "parallel_plan": "",
+    "tiny_config": "",
+    "capabilities": ["cp", "tp"],
+    "needs": ["moe"],
+    "rounds_inside": "",
+}
+"""All fields of its spec, as JSON has them."""
 
 SCHEDULES = """
 @hookimpl
@@ -44,8 +63,10 @@ def test_plugins_shows_what_each_provides_and_why_one_is_broken(archon, site, al
     alone("models-falcon", "broken")
     outcome = archon("plugins")
     assert outcome.code == 0
-    row = next(line for line in outcome.out.splitlines() if line.startswith("models-falcon"))
-    assert row.split() == ["models-falcon", "archon-models-falcon", "2.5", "loaded", "model:", "falcon"]
+    lines = [line.rstrip() for line in outcome.out.splitlines()]
+    row = next(number for number, line in enumerate(lines) if line.startswith("models-falcon"))
+    assert lines[row].split() == ["models-falcon", "archon-models-falcon", "2.5", "loaded"]
+    assert lines[row + 1] == "    model: falcon"
     assert "archon-broken (broken): importing 'archon_broken_plugin' raised RuntimeError: no such" in outcome.out
 
 
@@ -58,9 +79,7 @@ def test_plugins_as_json_holds_specs_causes_and_problems(archon, site):
     assert plugins["core"]["status"] == "loaded"
     assert "no such accelerator" in plugins["broken"]["cause"]
     assert "archon_rewards" in plugins["models-falcon"]["problems"][0]
-    assert plugins["models-falcon"]["specs"] == [
-        {"kind": "model", "name": "falcon", "aliases": ["bird"], "target": "a.b:c", "summary": "Birds of prey"}
-    ]
+    assert plugins["models-falcon"]["specs"] == [{"kind": "model", **FALCON}]
 
 
 def test_models_lists_name_types_capabilities_and_package(archon, site):
@@ -72,21 +91,13 @@ def test_models_lists_name_types_capabilities_and_package(archon, site):
 def test_models_as_json(archon, site):
     site.install("archon-models-falcon", MODELS)
     models = {model["name"]: model for model in json.loads(archon("models", "--json").out)}
-    assert models["falcon"] == {
-        "name": "falcon",
-        "aliases": ["bird"],
-        "model_types": ["falcon", "falcon_h1"],
-        "capabilities": ["cp", "tp"],
-        "needs": ["moe"],
-        "package": "archon-models-falcon",
-        "summary": "Birds of prey",
-    }
+    assert models["falcon"] == {**FALCON, "package": "archon-models-falcon"}
 
 
 def test_schedules_lists_stages_placement_and_package(archon, site):
     site.install("archon-spiral", SCHEDULES)
     row = next(line for line in archon("schedules").out.splitlines() if line.startswith("Spiral"))
-    assert row.split() == ["Spiral", "S", "2", "or", "more", "v", "yes", "archon-spiral"]
+    assert row.split() == ["Spiral", "S", "2+", "v", "yes", "archon-spiral"]
     schedules = {schedule["name"]: schedule for schedule in json.loads(archon("schedules", "--json").out)}
     assert schedules["Spiral"]["stages_per_rank"] is None
 
@@ -104,8 +115,36 @@ def test_a_listing_says_on_standard_error_which_plugin_it_lacks(archon, site):
     assert "archon-broken" not in outcome.out
 
 
-def test_a_listing_in_a_narrow_terminal_cuts_nothing_off(archon, site, monkeypatch):
+FIRST_PARTY_SCHEDULES = """
+@hookimpl
+def archon_schedules():
+    return [
+        ScheduleSpec("InterleavedZeroBubbleV", "a.b:c", aliases=("IZBV", "ZB1PV"), stages_per_rank=None),
+        ScheduleSpec("Spiral", "a.b:c", splits_backward=True),
+    ]
+"""
+
+
+@pytest.mark.parametrize("columns", [80, 60, 30])
+@pytest.mark.parametrize("listing", ["plugins", "models", "schedules"])
+def test_a_listing_breaks_no_word_and_keeps_to_the_width_of_the_terminal(archon, site, monkeypatch, listing, columns):
     site.install("archon-models-falcon", MODELS)
-    monkeypatch.setenv("COLUMNS", "30")
-    table = "".join(archon("models").out.split())
-    assert "…" not in table
+    site.install("archon-pipelines", FIRST_PARTY_SCHEDULES)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = archon(listing).out.splitlines()
+    words = {word for line in lines for word in line.replace(",", " ").split()}
+    report = json.loads(archon("plugins", "--json").out)
+    kind = {"models": "model", "schedules": "schedule"}.get(listing)
+    specs = [spec for plugin in report["plugins"] for spec in plugin["specs"] if kind in (None, spec["kind"])]
+    assert {name for spec in specs for name in (spec["name"], *(spec["aliases"] if kind else ()))} <= words
+    assert {"models": "archon-models-falcon", "schedules": "archon-pipelines"}.get(listing, "archon-pipelines") in words
+    too_long = [line for line in lines if len(line.rstrip()) > columns and len(line.split()) > 2]
+    assert not too_long
+
+
+def test_widths_of_columns_shrink_the_widest_first_and_never_below_a_word():
+    rows = [("name", "a long heading"), ("InterleavedZeroBubble", "two words")]
+    assert fit_columns(rows, 80) == [21, 14]
+    assert fit_columns(rows, 36) == [21, 13]
+    assert fit_columns(rows, 30) == [21, 7]
+    assert fit_columns(rows, 29) is None

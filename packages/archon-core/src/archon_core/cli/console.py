@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +14,74 @@ from rich.text import Text
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
 
+GAP = "  "
+"""Between two columns."""
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
-    """Print a table; long cells fold, so that nothing is cut off in a narrow terminal or a pipe."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
-    Console().print(table)
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, details: Iterable[Sequence[str]] = ()
+) -> None:
+    """Print a table that fits the terminal without breaking a word.
+
+    Cells wrap between words. Where even that is too wide, each row becomes a block of ``column  value`` lines.
+
+    Args:
+        columns: headings.
+        rows: a cell per column each.
+        details: per row, lines to print indented under it.
+    """
+    cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    under = [*details] or [()] * len(cells)
+    console = Console()
+    widths = fit_columns([list(columns), *([cell.plain for cell in row] for row in cells)], console.width)
+    if widths is None:
+        indent = max(map(len, columns)) + len(GAP)
+        for row, lines in zip(cells, under, strict=True):
+            for column, cell in zip(columns, row, strict=True):
+                if cell.plain:
+                    print_hanging(f"{column:<{indent}}{cell.plain}", indent=indent)
+            _print_details(lines)
+            print()
+        return
+    for row, lines in zip([[Text(column, "bold") for column in columns], *cells], [(), *under], strict=True):
+        grid = Table.grid(padding=(0, len(GAP)), pad_edge=False)
+        for width in widths:
+            grid.add_column(width=width)
+        grid.add_row(*row)
+        console.print(grid)
+        _print_details(lines)
+
+
+def fit_columns(rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
+    """Column widths at which every row fits ``width`` characters and no word is broken; ``None`` when none do.
+
+    Args:
+        rows: the headings, then the cells.
+        width: of the terminal, in characters.
+    """
+    by_column = list(zip(*rows, strict=True))
+    widths = [max(map(len, cells)) for cells in by_column]
+    least = [max(len(word) for cell in cells for word in cell.split() or [""]) for cells in by_column]
+    available = width - len(GAP) * (len(widths) - 1)
+    if sum(least) > available:
+        return None
+    while sum(widths) > available:
+        # The widest column that can still wrap gives way first.
+        widest = max((n for n in range(len(widths)) if widths[n] > least[n]), key=lambda n: widths[n])
+        widths[widest] -= 1
+    return widths
+
+
+def _print_details(lines: Sequence[str]) -> None:
+    for line in lines:
+        print_hanging(f"    {line}", indent=8)
+
+
+def print_hanging(text: str, *, indent: int) -> None:
+    """Print a text that wraps between words, its further lines indented."""
+    width = max(Console().width, indent + 1)
+    form = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
+    print("\n".join(textwrap.wrap(text, width, **form)))
 
 
 def print_json(data: Any) -> None:

@@ -23,17 +23,12 @@ def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")]
         print_json(describe_registry(installed))
         return
     print_table(
-        ("plugin", "package", "version", "status", "provides"),
+        ("plugin", "package", "version", "status"),
         (
-            (
-                plugin.name,
-                plugin.distribution,
-                plugin.version,
-                Text(plugin.status, STYLES[plugin.status]),
-                _summarise_specs(plugin),
-            )
+            (plugin.name, plugin.distribution, plugin.version, Text(plugin.status, STYLES[plugin.status]))
             for plugin in installed.plugins
         ),
+        details=map(_summarise_specs, installed.plugins),
     )
     for plugin in installed.plugins:
         for text in (plugin.cause, *plugin.problems):
@@ -60,24 +55,16 @@ def describe_registry(installed: Registry) -> dict[str, Any]:
                 "status": plugin.status,
                 "cause": plugin.cause,
                 "problems": list(plugin.problems),
-                "specs": [
-                    {
-                        "kind": spec.kind,
-                        "name": spec.name,
-                        "aliases": list(spec.aliases),
-                        "target": spec.target,
-                        "summary": spec.summary,
-                    }
-                    for spec in plugin.specs
-                ],
+                "specs": [{"kind": spec.kind} | spec.as_data() for spec in plugin.specs],
             }
             for plugin in installed.plugins
         ],
     }
 
 
-def _summarise_specs(plugin: PluginStatus) -> str:
+def _summarise_specs(plugin: PluginStatus) -> list[str]:
+    """The names that a plugin provides, a line per kind."""
     names: defaultdict[str, list[str]] = defaultdict(list)
     for spec in plugin.specs:
         names[spec.kind].append(spec.name)
-    return "\n".join(f"{label(kind)}: {', '.join(of_kind)}" for kind, of_kind in names.items())
+    return [f"{label(kind)}: {', '.join(of_kind)}" for kind, of_kind in names.items()]

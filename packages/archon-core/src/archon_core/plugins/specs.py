@@ -7,7 +7,7 @@ object satisfies stands in ``archon_core.protocols``.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Literal
 
 from archon_core.errors import ConfigError, PluginError
@@ -99,6 +99,14 @@ class Spec:
                 "'package.module:attribute'"
             )
         return load_target(target, origin=self.origin)
+
+    def as_data(self) -> dict[str, Any]:
+        """All fields but ``origin``, as JSON has them: tuples and sets become lists, the latter sorted."""
+        fields = {name: value for name, value in asdict(self).items() if name != "origin"}
+        return {
+            name: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }
 
 
 @dataclass(frozen=True)
