@@ -39,6 +39,7 @@ from archon_core.run.folder import RunFolder
 from archon_core.run.lock import sole_writer
 from archon_rl.datasets.records import check_keys
 from archon_rl.rewards.checking import NamedReward, checked_reward
+from archon_rl.rewards.gsm8k import gsm8k_reward
 from archon_rl.trainer.loop import TrainingLoop
 
 ROOT = Path(__file__).parents[1]
@@ -324,6 +325,12 @@ def _(folder: Path) -> None:
         "\n\n\n\n\ndef mine(prompt, completion, record):\n    raise TimeoutError('sandbox did not answer')\n"
     )
     _score(runpy.run_path(str(folder / "my_rewards.py"))["mine"])
+
+
+@row("An answer of the data has no number")
+def _(folder: Path) -> None:
+    reward = NamedReward("gsm8k", gsm8k_reward)
+    checked_reward(reward, "How many?", "7", {"answer": "many"}, place="problems.jsonl:3")
 
 
 def _score(function: Callable[..., float]) -> None:
