@@ -48,7 +48,7 @@ def archon_rewards() -> Iterable[RewardSpec]:
         RewardSpec(
             name="gsm8k",
             target="archon_rl.rewards.gsm8k:gsm8k_reward",
-            summary="1 when the number after '####' (or in \\\\boxed{}, or the last one) is the answer's, else 0",
+            summary="1 when the number after '####' (or in \\boxed{}, or the last one) is the answer's, else 0",
         ),
     ]
 
