@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -37,6 +38,8 @@ from archon_core.protocols import OutputRequest
 from archon_core.run.folder import RunFolder
 from archon_core.run.lock import sole_writer
 from archon_rl.datasets.records import check_keys
+from archon_rl.rewards.checking import NamedReward, checked_reward
+from archon_rl.rewards.gsm8k import gsm8k_reward
 from archon_rl.trainer.loop import TrainingLoop
 
 ROOT = Path(__file__).parents[1]
@@ -309,6 +312,29 @@ def _(folder: Path) -> None:
     config = load_config(EXAMPLE).config
     loop = SimpleNamespace(run=SimpleNamespace(config=config, progress=Progress()), total_steps=130)
     TrainingLoop._finish_step(loop, 7, {"skipped_updates": 1.0, "updates": 2.0})
+
+
+@row("A reward is not a finite number")
+def _(folder: Path) -> None:
+    _score(lambda prompt, completion, record: float("nan"))
+
+
+@row("A reward function raises an exception")
+def _(folder: Path) -> None:
+    (folder / "my_rewards.py").write_text(
+        "\n\n\n\n\ndef mine(prompt, completion, record):\n    raise TimeoutError('sandbox did not answer')\n"
+    )
+    _score(runpy.run_path(str(folder / "my_rewards.py"))["mine"])
+
+
+@row("An answer of the data has no number")
+def _(folder: Path) -> None:
+    reward = NamedReward("gsm8k", gsm8k_reward)
+    checked_reward(reward, "How many?", "7", {"answer": "many"}, place="problems.jsonl:3")
+
+
+def _score(function: Callable[..., float]) -> None:
+    checked_reward(NamedReward("mine", function), "2+3=", "it is 5", {"answer": "5"}, place="problems.jsonl:3")
 
 
 def _engine(model_config: dict | None, *, path: str | None = None):

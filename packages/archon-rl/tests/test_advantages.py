@@ -129,7 +129,12 @@ def test_rewards_are_biased_then_scaled_then_clipped():
     torch.testing.assert_close(result, torch.tensor([4.0, -4.0, 2.0]))
 
 
-@pytest.mark.parametrize(("length", "penalty"), [(5, 0.0), (6, 0.0), (8, -0.5), (10, -1.0)])
-def test_the_overlong_penalty_grows_linearly_to_the_limit(length, penalty):
-    overlong = OverlongPenalty(limit=10, tokens=4, factor=1.0)
-    assert overlong(torch.tensor([length])).item() == pytest.approx(penalty)
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+@pytest.mark.parametrize(
+    ("length", "penalty"),
+    [(1, 0.0), (5, 0.0), (6, 0.0), (7, -0.25), (8, -0.5), (9, -0.75), (10, -1.0), (11, -1.0), (14, -1.0), (1000, -1.0)],
+)
+def test_the_overlong_penalty_is_the_papers_zero_then_linear_then_minus_one(length, penalty, factor):
+    # DAPO's eq. 13 with L_max = 10 and L_cache = 4, by hand: (10 - 4 - length) / 4 between 6 and 10.
+    overlong = OverlongPenalty(limit=10, tokens=4, factor=factor)
+    assert overlong(torch.tensor([length])).item() == pytest.approx(factor * penalty)

@@ -221,13 +221,42 @@ def test_k1_and_k3_are_unbiased_on_any_distribution(logits):
         torch.testing.assert_close(expectation, exact, rtol=1e-9, atol=1e-12)
 
 
-def test_the_expected_gradient_of_k2_is_that_of_the_kl():
-    logits = torch.tensor([0.3, -1.0, 0.8], dtype=torch.float64, requires_grad=True)
-    q = torch.tensor([0.1, 0.2, -0.5], dtype=torch.float64).log_softmax(-1)
+LOGITS = torch.tensor([0.3, -1.0, 0.8, 1.7], dtype=torch.float64)
+REFERENCE = torch.tensor([0.1, 0.2, -0.5, 0.4], dtype=torch.float64).log_softmax(-1)
+
+
+def kl_of_distributions(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return (p.exp() * (p - q)).sum()
+
+
+EXPECTED_OBJECTIVE = {
+    "k1": lambda p: 0 * p.sum(),
+    "k2": lambda p: kl_of_distributions(p, REFERENCE),
+    "k3": lambda p: kl_of_distributions(REFERENCE, p),
+}
+"""Estimator -> the function of the policy p whose gradient it has in expectation as a loss term."""
+
+
+@pytest.mark.parametrize("estimator", EXPECTED_OBJECTIVE)
+def test_the_expected_gradient_of_a_kl_term_is_the_documented_one(estimator):
+    """Over all outcomes of a categorical policy, weighted by their probabilities: exact, no samples."""
+    logits = LOGITS.clone().requires_grad_()
+    term = KLTerm(1.0, estimator)
     p = logits.log_softmax(-1)
-    exact = torch.autograd.grad((p.exp() * (p - q)).sum(), logits, retain_graph=True)[0]
-    sampled = torch.autograd.grad((p.detach().exp() * kl_estimate(p, q, "k2")).sum(), logits)[0]
-    torch.testing.assert_close(sampled, exact)
+    batch = Batch(torch.zeros(4, dtype=torch.int64), (4,), {"ref_logprobs": REFERENCE})
+    values = term({"logprobs": p}, batch).values
+    sampled = torch.autograd.grad((p.detach().exp() * values).sum(), logits, retain_graph=True)[0]
+    exact = torch.autograd.grad(EXPECTED_OBJECTIVE[estimator](p), logits)[0]
+    torch.testing.assert_close(sampled, exact, rtol=1e-12, atol=1e-15)
+
+
+def test_the_kls_in_both_directions_have_different_gradients_away_from_the_reference():
+    gradients = []
+    for estimator in ("k2", "k3"):
+        logits = LOGITS.clone().requires_grad_()
+        EXPECTED_OBJECTIVE[estimator](logits.log_softmax(-1)).backward()
+        gradients.append(logits.grad)
+    assert (gradients[0] - gradients[1]).abs().max() > 0.01
 
 
 def test_what_stands_outside_the_mask_cannot_reach_loss_or_gradient(batch):

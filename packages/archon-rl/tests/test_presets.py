@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -131,6 +132,11 @@ def test_groups_without_a_difference_leave_the_batch_when_asked():
         ({"eps_clip": 1.5}, r"actor\.eps_clip: found 1\.5; it must be between 0 and 1"),
         ({"c_clip": 0.5}, r"actor\.c_clip: found 0\.5; it must be above 1, or null"),
         ({"behave_imp_weight_cap": 1.0}, r"behave_imp_weight_cap: found 1\.0; it must be above 1"),
+        ({"reward_scaling": math.nan}, r"actor\.reward_scaling: found nan; it must be a finite number"),
+        ({"reward_bias": -math.inf}, r"actor\.reward_bias: found -inf; it must be a finite number"),
+        ({"entropy_coef": math.nan}, r"actor\.entropy_coef: found nan; it must be a finite number"),
+        ({"kl_ctl": math.inf}, r"actor\.kl_ctl: found inf; it must be 0 or above"),
+        ({"overlong_reward_penalty": True, "overlong_tokens": 8, "overlong_penalty_factor": math.nan}, "factor=nan"),
         ({"ppo_n_minibatches": 0}, r"ppo_n_minibatches: found 0; it must be at least 1"),
         ({"overlong_reward_penalty": True}, r"found overlong_tokens=None .* both are needed"),
         (

@@ -11,6 +11,7 @@ from archon_core.config.schema import EngineConfig, OptimizerConfig
 from archon_core.data.batch import Batch
 from archon_core.errors import TrainingError
 from archon_core.generation import Completion, GenerationConfig
+from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.engines import reference_config, starting_from
@@ -81,7 +82,7 @@ def test_rewards_see_prompt_text_completion_text_and_the_answer_under_its_own_na
         seen.append((prompt, completion, record["answer"], record["level"]))
         return len(seen)
 
-    assert score(rollout, encoder, reward).tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert score(rollout, encoder, NamedReward("counter", reward)).tolist() == [1.0, 2.0, 3.0, 4.0]
     assert seen == [("a1", "a1", "1", 5)] * 2 + [("b2", "b2", "7", 6)] * 2
 
 

@@ -19,6 +19,7 @@ from archon_core.generation import Completion, GenerationConfig
 from archon_core.protocols import OutputRequest
 from archon_core.run.folder import RunFolder
 from archon_core.run.publication import publish_folder
+from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.checkpointing import resumed_checkpoint
@@ -106,12 +107,13 @@ def test_completions_and_rewards_do_not_depend_on_the_number_of_ranks(n_records,
         return len(prompt) + len(completion) / 10
 
     expected = sample(SeededSampler(), encoder, records, options, seeds)
-    expected_rewards = score(expected, encoder, reward)
+    named = NamedReward("lengths", reward)
+    expected_rewards = score(expected, encoder, named)
     n_completions = len(scored)
 
     def body(ranks):
         rollout = sample(SeededSampler(), encoder, records, options, seeds, data_ranks(ranks))
-        results[ranks.rank] = rollout, score(rollout, encoder, reward, data_ranks(ranks))
+        results[ranks.rank] = rollout, score(rollout, encoder, named, data_ranks(ranks))
 
     run_on_ranks(n_ranks, body)
     for rollout, rewards in results.values():

@@ -48,6 +48,10 @@ class DataError(ArchonError, ValueError):
     """A dataset record or a batch that cannot be used for what was asked."""
 
 
+class RewardError(ArchonError):
+    """A reward function that failed, or returned something other than a finite number."""
+
+
 class TrainingError(ArchonError):
     """A run that cannot go on."""
 

@@ -256,7 +256,9 @@ class Tokenizer(Protocol):
 class Reward(Protocol):
     """Scores a completion. ``record`` is the dataset record that the prompt was made from."""
 
-    def __call__(self, prompt: str, completion: str, record: Mapping[str, Any]) -> float: ...
+    def __call__(self, prompt: str, completion: str, record: Mapping[str, Any]) -> float:
+        """One finite number: of Python, numpy or torch, or a boolean. Anything else, or an exception, ends the run
+        with an error that names the record."""
 
 
 class Dataset(Protocol):

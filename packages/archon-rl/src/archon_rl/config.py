@@ -53,10 +53,10 @@ class PolicyOptions:
         reward_scaling: rewards become (reward + reward_bias) * reward_scaling.
         reward_bias: added to rewards before they are scaled.
         reward_clip: largest size of a scaled reward.
-        overlong_reward_penalty: subtract a penalty that grows over the last ``overlong_tokens`` before
-            ``gconfig.max_new_tokens``.
-        overlong_tokens: length of that stretch.
-        overlong_penalty_factor: the penalty at its end.
+        overlong_reward_penalty: subtract a penalty that grows linearly over the last ``overlong_tokens`` before
+            ``gconfig.max_new_tokens`` and stays constant beyond it (DAPO, eq. 13).
+        overlong_tokens: length of the buffer in which the penalty grows.
+        overlong_penalty_factor: size of the penalty at and beyond the limit; 1 in DAPO.
         mask_no_eos_with_zero: completions cut off at the length limit are not trained on. Their rewards still
             count in the statistics of their group.
         dynamic_sampling: groups whose rewards are all equal leave the batch: relative to the group they teach nothing.
@@ -75,7 +75,8 @@ class PolicyOptions:
         loss_aggregation: ``token`` (mean over tokens, DAPO), ``sequence`` (mean over sequences of their means,
             GRPO) or ``constant`` (sum over sequences times ``gconfig.max_new_tokens``, Dr.GRPO). Archon's own.
         kl_loss_coef: weight of the KL to the reference as a term of the loss. Needs ``ref``. Archon's own.
-        kl_loss_estimator: ``k1``, ``k2`` or ``k3``, for that term. Archon's own.
+        kl_loss_estimator: for that term; its expected gradient is that of KL(policy || reference) with ``k2``, of
+            KL(reference || policy) with ``k3``, and 0 with ``k1``, which works only in the reward. Archon's own.
         entropy_coef: weight of the entropy bonus. Archon's own.
     """
 

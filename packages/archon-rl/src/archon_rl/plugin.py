@@ -43,12 +43,12 @@ def archon_rewards() -> Iterable[RewardSpec]:
             name="arithmetic",
             aliases=("exact",),
             target="archon_rl.rewards.arithmetic:final_number_reward",
-            summary="1 when the completion's last number is the answer's, else 0",
+            summary="1 when the completion's marked or last number is the answer's, else 0",
         ),
         RewardSpec(
             name="gsm8k",
             target="archon_rl.rewards.gsm8k:gsm8k_reward",
-            summary="1 when the number after '####' (or the last one) is the answer's, else 0",
+            summary="1 when the number after '####' (or in \\boxed{}, or the last one) is the answer's, else 0",
         ),
     ]
 

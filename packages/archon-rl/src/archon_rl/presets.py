@@ -5,6 +5,7 @@ Everything that can be wrong with the options of an algorithm is found here, bef
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from archon_core.config.decisions import Decision
@@ -100,8 +101,11 @@ def _check(options: PolicyOptions) -> None:
         ("reward_clip", options.reward_clip, options.reward_clip > 0, "above 0"),
         ("discount", options.discount, 0 <= options.discount <= 1, "from 0 to 1"),
         ("gae_lambda", options.gae_lambda, 0 <= options.gae_lambda <= 1, "from 0 to 1"),
-        ("kl_ctl", options.kl_ctl, options.kl_ctl >= 0, "0 or above"),
-        ("kl_loss_coef", options.kl_loss_coef, options.kl_loss_coef >= 0, "0 or above"),
+        ("reward_scaling", options.reward_scaling, math.isfinite(options.reward_scaling), "a finite number"),
+        ("reward_bias", options.reward_bias, math.isfinite(options.reward_bias), "a finite number"),
+        ("kl_ctl", options.kl_ctl, 0 <= options.kl_ctl < math.inf, "0 or above"),
+        ("kl_loss_coef", options.kl_loss_coef, 0 <= options.kl_loss_coef < math.inf, "0 or above"),
+        ("entropy_coef", options.entropy_coef, math.isfinite(options.entropy_coef), "a finite number"),
     )
     for name, value, holds, allowed in limits:
         if not holds:
@@ -154,7 +158,8 @@ def _reward_shaping(options: PolicyOptions, generation: Any) -> RewardShaping:
     overlong = None
     if options.overlong_reward_penalty:
         tokens, factor = options.overlong_tokens, options.overlong_penalty_factor
-        if tokens is None or factor is None or not 0 < tokens <= generation.max_new_tokens:
+        allowed = factor is not None and math.isfinite(factor)
+        if tokens is None or not allowed or not 0 < tokens <= generation.max_new_tokens:
             raise ConfigError(
                 f"actor.overlong_reward_penalty: found overlong_tokens={tokens} and overlong_penalty_factor={factor}; "
                 f"both are needed, the tokens from 1 to gconfig.max_new_tokens={generation.max_new_tokens}"

@@ -9,12 +9,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OverlongPenalty:
-    """A penalty that grows linearly over the last tokens before the limit (DAPO, arXiv:2503.14476, eq. 13).
+    """A penalty on long completions (DAPO, arXiv:2503.14476, eq. 13, times ``factor``).
+
+    With the limit L_max and the buffer L_cache before it, a completion of n tokens gets 0 up to L_max - L_cache, then
+    (L_max - L_cache - n) / L_cache, which is -1 at the limit, and -1 beyond it.
 
     Attributes:
-        limit: most tokens in a completion.
-        tokens: length of the stretch before the limit in which the penalty grows.
-        factor: the penalty at the limit.
+        limit: L_max, in tokens of the completion.
+        tokens: L_cache, the buffer in which the penalty grows.
+        factor: size of the penalty at and beyond the limit; 1 in the paper.
     """
 
     limit: int
@@ -22,8 +25,8 @@ class OverlongPenalty:
     factor: float
 
     def __call__(self, lengths: Tensor) -> Tensor:
-        """The penalty [S], at most 0, of completions of ``lengths`` [S] tokens."""
-        excess = (lengths - (self.limit - self.tokens)).clamp(min=0)
+        """The penalty [S], from -factor to 0, of completions of ``lengths`` [S] tokens."""
+        excess = (lengths - (self.limit - self.tokens)).clamp(min=0, max=self.tokens)
         return -self.factor * excess / self.tokens
 
 

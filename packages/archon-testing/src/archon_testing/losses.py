@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from archon_core.data.batch import Batch
@@ -36,10 +37,10 @@ class LanguageModelLoss:
         return _weights(batch)
 
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
-        mask, pull = micro_batch.token_fields[MASK], micro_batch.token_fields[PULL]
-        entropy = mask * outputs["entropy"]
-        token = (pull * (entropy - 2 * mask * outputs["logprobs"])).sum()
-        sequence = -_sum_of_means(mask * outputs["logprobs"], micro_batch)
+        mask = micro_batch.token_fields[MASK]
+        logprobs, entropy = _masked(outputs["logprobs"], mask), _masked(outputs["entropy"], mask)
+        token = (_masked(micro_batch.token_fields[PULL], mask) * (entropy - 2 * logprobs)).sum()
+        sequence = -_sum_of_means(logprobs, micro_batch)
         return LossSums({"token": token, "sequence": sequence}, {"entropy": ("token", entropy.detach().sum())})
 
 
@@ -54,8 +55,8 @@ class ValueLoss:
         return _weights(batch)
 
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
-        mask, pull = micro_batch.token_fields[MASK], micro_batch.token_fields[PULL]
-        error = mask * (outputs["values"] - pull - self.offset).square()
+        targets = micro_batch.token_fields[PULL] + self.offset
+        error = _masked(outputs["values"] - targets, micro_batch.token_fields[MASK]).square()
         sums = {"token": error.sum(), "sequence": _sum_of_means(error, micro_batch)}
         return LossSums(sums, {"error": ("token", error.detach().sum())})
 
@@ -67,6 +68,11 @@ def oracle_loss(*, critic: bool) -> Loss:
 
 def _weights(batch: Batch) -> Mapping[Unit, Tensor | float]:
     return {"token": batch.token_fields[MASK].sum(), "sequence": (_counted(batch) > 0).sum()}
+
+
+def _masked(values: Tensor, mask: Tensor) -> Tensor:
+    """``values`` [T] with 0 where the mask does not count. Not a product: 0 times infinity is NaN."""
+    return torch.where(mask > 0, values, 0)
 
 
 def _counted(batch: Batch) -> Tensor:

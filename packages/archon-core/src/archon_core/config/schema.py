@@ -45,7 +45,8 @@ class OptimizerConfig:
         eps: added to the second moment's root.
         gradient_clipping: largest global gradient norm; 0 switches clipping off.
         lr_scheduler_type: ``constant``, ``linear``, ``cosine`` or ``wsd`` (warm-up, stable, decay).
-        warmup_steps_proportion: share of all steps in which the rate rises linearly from 0.
+        warmup_steps_proportion: share of all steps in which the rate rises linearly. With n warm-up steps, the first
+            step uses ``lr`` / n, not 0, and step n uses ``lr``.
         decay_steps_proportion: share of all steps in which ``wsd`` decays, at the end.
         min_lr_ratio: lowest rate of a decaying schedule, as a share of ``lr``.
     """

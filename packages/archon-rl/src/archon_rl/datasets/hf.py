@@ -8,20 +8,27 @@ from typing import Any
 
 from archon_core.errors import ConfigError, DataError
 from archon_core.protocols import Dataset
+from archon_rl.datasets.placed_record import PlacedRecord
 from archon_rl.datasets.records import Split, check_keys, cut, require_path
 
 
 @dataclass(frozen=True)
 class HuggingFaceDataset:
-    """A loaded split as records. ``columns`` is a ``datasets.Dataset``."""
+    """A loaded split as records.
+
+    Attributes:
+        columns: a ``datasets.Dataset``.
+        where: names it in messages.
+    """
 
     columns: Any
+    where: str
 
     def __len__(self) -> int:
         return len(self.columns)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self.columns[index]
+        return PlacedRecord(self.columns[index], f"{self.where}, record ", index + 1)
 
 
 def huggingface_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
@@ -68,4 +75,4 @@ def _load(path: str, name: str | None, split: str, config: Any) -> HuggingFaceDa
     if len(columns) == 0:
         raise DataError(f"{where}: found no records")
     check_keys(columns[0], (config.prompt_key, config.answer_key), where)
-    return HuggingFaceDataset(columns)
+    return HuggingFaceDataset(columns, where)

@@ -9,6 +9,7 @@ from typing import Any
 
 from archon_core.errors import ConfigError, DataError
 from archon_core.protocols import Dataset
+from archon_rl.datasets.placed_record import PlacedRecord
 from archon_rl.datasets.records import ListDataset, Split, check_keys, cut, require_path
 
 
@@ -32,7 +33,7 @@ def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[Mapping[str, Any]]:
     """All records of a file, each with the fields ``keys``. Empty lines are skipped."""
     if not path.is_file():
         raise ConfigError(f"data.path: found no file {str(path)!r}; the dataset 'jsonl' reads one file of JSON lines")
-    records = []
+    records, source = [], f"{path}:"
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -45,7 +46,7 @@ def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[Mapping[str, Any]]:
                     f"{where}: not JSON: {error.msg} at column {error.colno}; every line must hold one JSON object"
                 ) from error
             check_keys(record, keys, where)
-            records.append(record)
+            records.append(PlacedRecord(record, source, number))
     if not records:
         raise DataError(f"{path}: found no records; every line must hold one JSON object")
     return records

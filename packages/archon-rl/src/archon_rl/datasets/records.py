@@ -11,6 +11,7 @@ import torch
 from archon_core.errors import ConfigError, DataError, did_you_mean
 from archon_core.protocols import Dataset
 from archon_core.seeding import derive_seed
+from archon_rl.datasets.placed_record import placed
 
 Split = Literal["train", "validation"]
 
@@ -30,7 +31,7 @@ class ListDataset:
 
 @dataclass(frozen=True)
 class SubsetDataset:
-    """Some of the records of ``source``, in the order of ``indices``."""
+    """Some of the records of ``source``, in the order of ``indices``. Each knows its place in ``source``."""
 
     source: Dataset
     indices: Sequence[int]
@@ -39,7 +40,8 @@ class SubsetDataset:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return self.source[self.indices[index]]
+        place = self.indices[index]
+        return placed(self.source[place], place)
 
 
 def cut(source: Dataset, *, validation_size: int, split: Split, seed: int) -> SubsetDataset:

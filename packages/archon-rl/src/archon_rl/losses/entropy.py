@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from archon_core.data.batch import Batch
@@ -22,5 +23,6 @@ class EntropyTerm:
     fields: frozenset[str] = frozenset()
 
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> TermValues:
-        entropy = outputs["entropy"] if self.coefficient else outputs["entropy"].detach()
-        return TermValues(-self.coefficient * entropy, metrics={"entropy": entropy.detach()})
+        entropy = outputs["entropy"]
+        values = -self.coefficient * entropy if self.coefficient else torch.zeros_like(entropy)
+        return TermValues(values, metrics={"entropy": entropy.detach()})

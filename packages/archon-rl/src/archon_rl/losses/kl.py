@@ -4,11 +4,20 @@ With x = log pi(y) - log pi_ref(y) for a sample y ~ pi (Schulman, "Approximating
 http://joschu.net/blog/kl-approx.html):
 
 - ``k1`` = x: unbiased, high variance, negative for half of the samples.
-- ``k2`` = x^2 / 2: biased, low variance; its expected *gradient* is that of the KL.
+- ``k2`` = x^2 / 2: biased, low variance.
 - ``k3`` = exp(-x) - 1 + x: unbiased, low variance, never negative. GRPO's loss uses it (arXiv:2402.03300, eq. 4).
 
-As a loss term ``k1`` has an expected gradient of zero on samples of the policy itself (the mean score), so that
-it regularises only as a penalty inside the reward.
+An unbiased estimate of the KL need not have an unbiased gradient: as a loss term, an estimator is differentiated at
+given samples, which leaves out that the samples come from the policy. With the score s = grad log pi(y), so that
+grad x = s, E[s] = 0 and E[f(y) s] = sum_y f(y) grad pi(y), the expected gradients over y ~ pi are
+
+- ``k1``: E[s] = 0. The term does not regularise; ``k1`` works only as a penalty inside the reward.
+- ``k2``: E[x s] = sum_y x grad pi(y) = grad KL(pi || pi_ref).
+- ``k3``: E[(1 - exp(-x)) s] = -sum_y pi_ref(y) grad log pi(y) = grad KL(pi_ref || pi), the KL with its arguments
+  exchanged. Both agree to first order where pi = pi_ref. (The literature calls KL(pi || pi_ref) the reverse KL and
+  KL(pi_ref || pi) the forward KL.)
+
+They hold on samples of the policy itself: for the first update after a rollout, not exactly for later ones.
 """
 
 from __future__ import annotations
@@ -49,7 +58,7 @@ class KLTerm:
 
     Attributes:
         coefficient: weight in the loss.
-        estimator: which of the three.
+        estimator: decides which KL the gradient descends, see above.
     """
 
     coefficient: float

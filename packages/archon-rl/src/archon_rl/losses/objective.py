@@ -1,7 +1,8 @@
 """The one ``protocols.Loss`` of this package: a sum of per-token terms under one aggregation.
 
-A term sees model outputs and the micro-batch and returns a value per token; which tokens count, and what the
-sum is divided by, is the objective's business. So a term cannot depend on the split of a batch either.
+A term sees model outputs and the micro-batch and returns a value per token. The objective decides which tokens count
+and divides the sum, so a term cannot depend on the split of a batch. The objective also replaces outputs and fields
+outside the loss mask before any term reads them (``losses.masking``), so no term can turn a masked token into NaN.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ from archon_core.data.batch import Batch
 from archon_core.nn.packed import OutputName
 from archon_core.protocols import LossSums, OutputRequest, Unit
 from archon_rl.losses.aggregation import LOSS_MASK, Aggregation, TokenMean
+from archon_rl.losses.masking import mask_fields, mask_inputs, mask_values
 
 
 @dataclass(frozen=True)
 class TermValues:
-    """What a term says about each token.
+    """A term's results for each token.
 
     Attributes:
         values: [T], this term's part of the loss.
@@ -49,7 +51,15 @@ class TokenTerm(Protocol):
         """Token fields of the batch that it reads, the loss mask aside."""
 
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> TermValues:
-        """Values per token; those outside the loss mask are ignored."""
+        """Values per token.
+
+        Args:
+            outputs: the outputs named above, with ``masking.NEUTRAL`` outside the loss mask.
+            micro_batch: its floating-point token fields likewise.
+
+        Returns:
+            Values and metrics; entries outside the loss mask are ignored.
+        """
 
 
 @dataclass(frozen=True)
@@ -77,23 +87,20 @@ class Objective:
         return frozenset({LOSS_MASK}).union(*(term.fields for term in self.terms))
 
     def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
+        batch = mask_fields(batch)
         return {"token": TokenMean().weight(batch), self.aggregation.unit: self.aggregation.weight(batch)}
 
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
         mask = micro_batch.token_fields[LOSS_MASK]
         unit = self.aggregation.unit
+        outputs, micro_batch = mask_inputs(outputs, micro_batch)
         sums: list[Tensor] = []
         metrics: dict[str, tuple[Unit, Tensor]] = {}
         for term in self.terms:
             result = term(outputs, micro_batch)
-            total = self.aggregation.sum(_masked(result.values, mask), micro_batch)
+            total = self.aggregation.sum(mask_values(result.values, mask), micro_batch)
             sums.append(total)
             metrics[term.name] = (unit, total.detach())
             for name, values in result.metrics.items():
-                metrics[name] = ("token", _masked(values, mask).sum())
+                metrics[name] = ("token", mask_values(values, mask).sum())
         return LossSums(terms={unit: torch.stack(sums).sum()}, metrics=metrics)
-
-
-def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` with zeros outside the mask, whatever stands there: 0 * inf would be NaN."""
-    return torch.where(mask, values, torch.zeros((), dtype=values.dtype, device=values.device))

@@ -79,25 +79,32 @@ class ClippedPolicyTerm:
         advantages, sampled = fields[ADVANTAGES], fields[LOGPROBS]
         proximal = fields[PROX_LOGPROBS] if self.behaviour else sampled
 
-        ratio = (logprobs - proximal).exp()
-        higher = self.eps_clip if self.eps_clip_higher is None else self.eps_clip_higher
-        unclipped = -ratio * advantages
-        clipped = -ratio.clamp(1 - self.eps_clip, 1 + higher) * advantages
-        loss = torch.maximum(unclipped, clipped)
+        log_ratio = logprobs - proximal
+        ratio = log_ratio.detach().exp()
+        upper = 1 + (self.eps_clip if self.eps_clip_higher is None else self.eps_clip_higher)
+        lower = 1 - self.eps_clip
+        clipped = ((advantages > 0) & (ratio > upper)) | ((advantages < 0) & (ratio < lower))
+        bound = ratio.clamp(lower, upper)
         metrics = {
-            "ratio": ratio.detach(),
-            "clip_fraction": (clipped > unclipped).to(ratio.dtype),
+            "ratio": ratio,
+            "clip_fraction": clipped.to(ratio.dtype),
             # KL(pi_prox || pi): the samples are the proximal policy's, so it takes the first place.
             "approx_kl": kl_estimate(proximal, logprobs.detach(), "k3"),
         }
+        constant = clipped | (advantages == 0)
         if self.c_clip is not None:
-            bound = -self.c_clip * advantages
-            dual = (advantages < 0) & (loss > bound)
-            loss = torch.where(dual, bound, loss)
+            dual = (advantages < 0) & (ratio > self.c_clip)
+            bound = torch.where(dual, self.c_clip, bound)
+            constant = constant | dual
             metrics["dual_clip_fraction"] = dual.to(ratio.dtype)
+        weight = None
         if self.behaviour is not None:
             weight, above = self.behaviour(proximal, sampled)
-            loss = loss * weight
             metrics["behave_weight"] = weight
             metrics["behave_capped_fraction"] = above.to(ratio.dtype)
-        return TermValues(loss, metrics)
+            weight = torch.where(advantages == 0, 0, weight)
+            constant = constant | (weight == 0)
+        # A token whose loss is constant must not pass through exp: where the ratio overflows, the zero gradient that
+        # comes back would become 0 * inf = NaN.
+        loss = -torch.where(constant, bound, torch.where(constant, 0, log_ratio).exp()) * advantages
+        return TermValues(loss if weight is None else loss * weight, metrics)

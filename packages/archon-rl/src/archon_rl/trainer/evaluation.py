@@ -9,8 +9,10 @@ import torch
 
 from archon_core.distributed.ranks import DataRanks
 from archon_core.generation import GenerationConfig
-from archon_core.protocols import Dataset, InferenceEngine, Loss, Reward
+from archon_core.protocols import Dataset, InferenceEngine, Loss
+from archon_rl.datasets.placed_record import placed
 from archon_rl.losses.aggregation import LOSS_MASK
+from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder, supervised_batch
 from archon_rl.trainer.rollout_batch import sample, score
 from archon_rl.trainer.sharing import ONE_RANK, SharedEngine
@@ -23,7 +25,7 @@ def evaluate_reward(
     engine: InferenceEngine,
     encoder: TextEncoder,
     dataset: Dataset,
-    reward: Reward,
+    reward: NamedReward,
     options: GenerationConfig,
     *,
     limit: int | None = None,
@@ -34,8 +36,11 @@ def evaluate_reward(
     Args:
         options: greedy sampling options (``sampling_options(..., greedy=True)``).
         data_ranks: share the records.
+
+    Raises:
+        RewardError: as ``score`` does.
     """
-    records = [dataset[index] for index in range(_size(dataset, limit))]
+    records = [placed(dataset[index], index) for index in range(_size(dataset, limit))]
     # Greedy completions draw no random numbers; requests must have a seed all the same.
     rollout = sample(engine, encoder, records, options, seed_of=lambda place, number: 0, data_ranks=data_ranks)
     return {EVAL_REWARD: float(score(rollout, encoder, reward, data_ranks).double().mean())}

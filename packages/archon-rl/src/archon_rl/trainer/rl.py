@@ -8,10 +8,11 @@ from functools import partial
 from archon_core.config.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_core.protocols import Reward, TrainEngine
+from archon_core.protocols import TrainEngine
 from archon_core.run.context import RunContext
 from archon_rl.algorithm import AlgorithmFactory
 from archon_rl.losses.kl import REF_LOGPROBS
+from archon_rl.rewards.checking import NamedReward
 from archon_rl.trainer.engines import (
     build_inference_engine,
     build_train_engine,
@@ -119,8 +120,9 @@ class RLTrainer:
         return actor, reference
 
 
-def _load_reward(name: str | None, algorithm: str) -> Reward:
+def _load_reward(name: str | None, algorithm: str) -> NamedReward:
     if name is None:
         installed = ", ".join(spec.name for spec in registry().all("reward"))
         raise ConfigError(f"reward: found none, and algorithm {algorithm!r} needs one; choose from {installed}")
-    return registry().get("reward", name).load()
+    spec = registry().get("reward", name)
+    return NamedReward(spec.name, spec.load())

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from archon_core.data.batch import Batch
 from archon_core.generation import GenerationConfig
-from archon_core.protocols import InferenceEngine, OutputRequest, Reward, StepStats
+from archon_core.protocols import InferenceEngine, OutputRequest, StepStats
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import TRUNCATED, Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy import ADVANTAGES, LOGPROBS, PROX_LOGPROBS
+from archon_rl.rewards.checking import NamedReward
 from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
 from archon_rl.trainer.sharing import SharedEngine
@@ -47,7 +48,7 @@ class RLStep:
     actor: SharedEngine
     rollout: InferenceEngine
     reference: SharedEngine | None
-    reward: Reward
+    reward: NamedReward
     options: GenerationConfig
     seed: int
     needs_experts: bool = False

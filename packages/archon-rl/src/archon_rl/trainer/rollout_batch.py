@@ -12,15 +12,18 @@ from typing import Any
 import torch
 
 from archon_core.data.batch import ROUTED_EXPERTS, Batch
+from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import DataRanks
 from archon_core.errors import TrainingError
 from archon_core.generation import Completion, GenerationConfig, GenerationRequest
-from archon_core.protocols import InferenceEngine, Reward
+from archon_core.protocols import InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.algorithm import TRUNCATED
+from archon_rl.datasets.placed_record import placed
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.policy import LOGPROBS
+from archon_rl.rewards.checking import NamedReward, checked_reward
 from archon_rl.text_encoding import TextEncoder, continuation_mask
 from archon_rl.trainer.sharing import ONE_RANK, in_shares
 
@@ -83,21 +86,33 @@ def rollout_seeds(seed: int, step: int) -> Callable[[int, int], int]:
     return lambda place, number: derive_seed(seed, "rollout", step, place, number)
 
 
-def score(rollout: Rollout, encoder: TextEncoder, reward: Reward, data_ranks: DataRanks = ONE_RANK) -> torch.Tensor:
+def score(
+    rollout: Rollout, encoder: TextEncoder, reward: NamedReward, data_ranks: DataRanks = ONE_RANK
+) -> torch.Tensor:
     """float32 [S]: the reward of every completion. ``record["answer"]`` is the answer, whatever the data calls it.
 
     Args:
         data_ranks: each scores the completions of some records, and knows all rewards afterwards.
+
+    Raises:
+        RewardError, DataError: on every rank, what ``checked_reward`` raises on one.
     """
 
-    def rewards_of(place: int) -> list[float]:
-        record = rollout.records[place]
+    def rewards_of(index: int) -> list[float]:
+        record = placed(rollout.records[index], index)
         known = {**record, "answer": record[encoder.answer_key]}
         prompt = encoder.prompt(record)
-        return [float(reward(prompt, encoder.decode(c.token_ids), known)) for c in rollout.completions[place]]
+        return [
+            checked_reward(reward, prompt, encoder.decode(c.token_ids), known, place=record.place)
+            for c in rollout.completions[index]
+        ]
 
-    rewards = in_shares(len(rollout.records), lambda places: [rewards_of(place) for place in places], data_ranks)
-    return torch.tensor([value for samples in rewards for value in samples])
+    def rewards_of_share(places: list[int]) -> list[list[float]]:
+        with failing_together(data_ranks.everyone):
+            return [rewards_of(place) for place in places]
+
+    rewards = in_shares(len(rollout.records), rewards_of_share, data_ranks)
+    return torch.tensor([value for samples in rewards for value in samples], dtype=torch.float32)
 
 
 def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool = False) -> Batch:

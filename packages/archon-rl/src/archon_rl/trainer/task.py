@@ -14,6 +14,7 @@ from archon_core.protocols import Dataset
 from archon_core.run.context import RunContext
 from archon_core.run.publication import publish_folder
 from archon_rl.datasets.cursor import DataCursor
+from archon_rl.datasets.placed_record import placed
 from archon_rl.datasets.records import SubsetDataset
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
@@ -40,8 +41,8 @@ class Task:
     cursor: DataCursor
 
     def records(self, step: int) -> list[Mapping[str, Any]]:
-        """The records of ``step``, counted from 0."""
-        return [self.train[index] for index in self.cursor.indices(step)]
+        """The records of ``step``, counted from 0; each knows its place in the data."""
+        return [placed(self.train[index], index) for index in self.cursor.indices(step)]
 
 
 def build_task(run: RunContext, measure: Measure) -> Task:

@@ -1,0 +1,102 @@
+"""Calls a reward function and accepts a finite number, nothing else.
+
+One NaN makes the advantages of its whole group NaN, and the update is skipped; an infinite reward would be cut by
+``actor.reward_clip`` and look like a large one. Both are faults of the reward, so both end the run with an error.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from archon_core.errors import ArchonError, DataError, RewardError
+from archon_core.protocols import Reward
+
+LARGEST = 2.0**128 - 2.0**104
+"""The largest finite float32: rewards are float32 tensors."""
+
+SHOWN_CHARACTERS = 80
+
+
+@dataclass(frozen=True)
+class NamedReward:
+    """A reward function and the name under which the configuration selects it."""
+
+    name: str
+    function: Reward
+
+
+def checked_reward(
+    reward: NamedReward, prompt: str, completion: str, record: Mapping[str, Any], *, place: str
+) -> float:
+    """The reward of one completion as a finite number.
+
+    Python, numpy and torch numbers are accepted, and booleans: ``True`` is 1.0.
+
+    Args:
+        place: names the record in messages, such as ``problems.jsonl:3``.
+
+    Raises:
+        RewardError: the function raised, or returned anything else: None, text, NaN, an infinity, several numbers.
+        DataError: the function raised one.
+    """
+    where = f"{place}: reward {reward.name!r}"
+    try:
+        value = reward.function(prompt, completion, record)
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from error
+    except ArchonError as error:
+        raise RewardError(f"{place}: {error}") from error
+    except (Exception, SystemExit) as error:  # a reward may run a model's code, which may call exit()
+        raise RewardError(
+            f"{where}: it raised {_described(error)}; correct the function, or have it return a number for "
+            f"completions that it cannot score; the completion was {_shown(completion)}"
+        ) from error
+    number = _as_float(value)
+    if number is None or not abs(number) <= LARGEST:  # also true for NaN
+        raise RewardError(
+            f"{where}: it returned {_shown(value)}; a reward must be one finite number of at most 3.4e38 in size; "
+            f"correct the function; the completion was {_shown(completion)}"
+        )
+    return number
+
+
+def _as_float(value: Any) -> float | None:
+    """``value`` as a float, infinite where it is too large for one; ``None`` for anything but a single real number."""
+    if isinstance(value, (str, bytes)):
+        return None
+    # Scalars of numpy, torch and jax, and their tensors of one element, know how to become Python numbers.
+    if callable(getattr(value, "item", None)):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError, TypeError):
+            return None
+    if not isinstance(value, (numbers.Real, Decimal)):
+        return None
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except ValueError:  # a signalling NaN of decimal
+        return math.nan
+
+
+def _described(error: BaseException) -> str:
+    """Type and message of an exception, and the line of the reward function that raised it or called what did."""
+    frames = traceback.extract_tb(error.__traceback__)[1:2]  # the first frame is our call
+    place = "".join(f" ({Path(frame.filename).name}:{frame.lineno} in {frame.name})" for frame in frames)
+    return f"{type(error).__name__}: {error}{place}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."

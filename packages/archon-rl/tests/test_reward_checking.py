@@ -1,0 +1,235 @@
+"""A reward is one finite number; anything else is an error that names reward, record and value."""
+
+from __future__ import annotations
+
+import json
+import math
+import pickle
+import sys
+import threading
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from thread_ranks import run_on_ranks
+
+from archon_core.distributed.ranks import DataRanks
+from archon_core.errors import ArchonError, ConfigError, DataError, RewardError
+from archon_core.generation import Completion, GenerationConfig
+from archon_core.plugins import RewardSpec, registry
+from archon_rl.datasets.jsonl import read_jsonl
+from archon_rl.datasets.placed_record import PlacedRecord, placed
+from archon_rl.datasets.records import ListDataset, SubsetDataset
+from archon_rl.rewards.checking import NamedReward, checked_reward
+from archon_rl.text_encoding import TextEncoder
+from archon_rl.tokenization import characters_tokenizer
+from archon_rl.trainer.evaluation import evaluate_reward
+from archon_rl.trainer.rollout_batch import Rollout, sampling_options, score
+
+
+def check(function) -> float:
+    return checked_reward(NamedReward("mine", function), "2+3=", "it is 5", {"answer": "5"}, place="problems.jsonl:3")
+
+
+def check_value(value) -> float:
+    return check(lambda prompt, completion, record: value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1, 1.0),
+        (0.25, 0.25),
+        (-3, -3.0),
+        (True, 1.0),
+        (False, 0.0),
+        (Fraction(1, 4), 0.25),
+        (Decimal("0.5"), 0.5),
+        (np.float64(0.5), 0.5),
+        (np.float16(0.5), 0.5),
+        (np.int32(2), 2.0),
+        (np.bool_(True), 1.0),
+        (np.array(1.5), 1.5),
+        (torch.tensor(0.5), 0.5),
+        (torch.tensor([2]), 2.0),
+        (torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True), 0.5),
+        (torch.tensor(True), 1.0),
+        (3.4e38, 3.4e38),
+    ],
+)
+def test_numbers_and_booleans_of_python_numpy_and_torch_are_rewards(value, expected):
+    found = check_value(value)
+    assert type(found) is float
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        math.nan,
+        math.inf,
+        -math.inf,
+        10**400,
+        1e39,
+        "1.0",
+        b"1",
+        np.str_("1"),
+        1 + 0j,
+        [1.0],
+        (1.0, "reason"),
+        {"score": 1.0},
+        Decimal("NaN"),
+        Decimal("sNaN"),
+        Decimal("Infinity"),
+        np.float32("nan"),
+        np.array([1.0, 2.0]),
+        torch.tensor(math.nan),
+        torch.tensor([1.0, 0.0]),
+        torch.tensor(1 + 0j),
+        object(),
+        int,
+    ],
+    ids=repr,
+)
+def test_anything_else_is_an_error_that_names_reward_record_value_and_completion(value):
+    with pytest.raises(RewardError) as caught:
+        check_value(value)
+    message = str(caught.value)
+    assert message.startswith("problems.jsonl:3: reward 'mine': it returned ")
+    assert repr(value)[:80] in message
+    assert "must be one finite number" in message
+    assert "'it is 5'" in message
+
+
+def test_an_exception_is_an_error_with_its_own_message_and_the_line_of_the_reward():
+    def sandboxed(prompt, completion, record):
+        raise TimeoutError("sandbox did not answer")
+
+    line = sandboxed.__code__.co_firstlineno + 1
+    place = rf"\(test_reward_checking\.py:{line} in sandboxed\)"
+    with pytest.raises(
+        RewardError, match=rf"^problems\.jsonl:3: reward 'mine': it raised TimeoutError: sandbox did not answer {place}"
+    ) as caught:
+        check(sandboxed)
+    assert isinstance(caught.value.__cause__, TimeoutError)
+
+
+def test_an_exception_from_inside_a_library_names_the_line_of_the_reward_that_called_it():
+    def parsing(prompt, completion, record):
+        return json.loads(completion)
+
+    with pytest.raises(RewardError, match=r"JSONDecodeError: .* \(test_reward_checking\.py:\d+ in parsing\)"):
+        check(parsing)
+
+
+def test_a_function_with_other_parameters_is_an_error_of_the_reward():
+    with pytest.raises(RewardError, match=r"it raised TypeError: .* positional argument"):
+        check(lambda completion: 1.0)
+
+
+def test_a_reward_that_calls_exit_does_not_end_the_run_as_a_success():
+    with pytest.raises(RewardError, match="it raised SystemExit: 0"):
+        check(lambda prompt, completion, record: sys.exit(0))
+
+
+def test_errors_of_ours_keep_their_message_and_gain_the_record():
+    def complaining(error):
+        def function(prompt, completion, record):
+            raise error
+
+        return function
+
+    with pytest.raises(DataError, match=r"^problems\.jsonl:3: no answer$"):
+        check(complaining(DataError("no answer")))
+    with pytest.raises(RewardError, match=r"^problems\.jsonl:3: no judge$"):
+        check(complaining(ConfigError("no judge")))
+
+
+def test_an_interrupt_is_not_a_failure_of_the_reward():
+    def interrupted(prompt, completion, record):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        check(interrupted)
+
+
+def test_records_of_a_file_know_their_line_through_subsets_and_pickling(tmp_path):
+    file = tmp_path / "problems.jsonl"
+    file.write_text('{"q": "a"}\n\n{"q": "b"}\n{"q": "c"}\n')
+    subset = SubsetDataset(SubsetDataset(ListDataset(read_jsonl(file, ("q",))), [2, 1]), [1])
+    assert subset[0] == {"q": "b"}
+    assert placed(subset[0], 0).place == pickle.loads(pickle.dumps(subset[0])).place == f"{file}:3"
+
+
+def test_records_of_other_sources_are_known_by_their_number_in_the_whole_data_set():
+    subset = SubsetDataset(SubsetDataset(ListDataset([{"q": str(i)} for i in range(5)]), [4, 3, 0]), [1, 2])
+    assert [record.place for record in map(subset.__getitem__, range(2))] == ["record 4", "record 1"]
+    assert placed({"q": "x"}, 6).place == "record 7"
+
+
+@pytest.fixture
+def registered_reward(run):
+    """The name of a registered reward that is NaN where the answer is 5."""
+    spec = RewardSpec(name="nan_for_5", target="test_reward_checking:nan_for_5")
+    registry().add(spec)
+    yield spec.name
+    registry().remove(spec.kind, spec.name)
+
+
+def nan_for_5(prompt, completion, record):
+    return math.nan if record["answer"] == "5" else 0.0
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [(1, "d1"), (3, "d3")])
+def test_a_run_ends_with_the_record_of_the_reward_that_is_not_a_number(run, registered_reward, ranks, layout):
+    file = run.root / "data.jsonl"
+    lines = [json.dumps({"question": f"{a}+1=", "answer": str(a + 1)}) for a in (1, 2, 3, 4, 6, 7)]
+    file.write_text("\n".join(lines))
+    overrides = ("data.dataset=jsonl", f"data.path={file}", "data.validation_size=0", "data.batch_size=6")
+    with pytest.raises(RewardError, match=rf"{file}:4: reward 'nan_for_5': it returned nan"):
+        run(*overrides, f"reward={registered_reward}", f"actor.backend=bigram:{layout}", ranks=ranks)
+
+
+def rollout_of(n: int) -> tuple[Rollout, TextEncoder]:
+    encoder = TextEncoder(characters_tokenizer(["0123456789"]), "prompt", "answer")
+    records = tuple(PlacedRecord({"prompt": "1", "answer": str(i)}, "data.jsonl:", i + 1) for i in range(n))
+    completion = Completion((5,), (-0.5,), (0,), "stop")
+    return Rollout(records, ((1,),) * n, ((completion,),) * n), encoder
+
+
+def test_every_rank_ends_with_the_error_of_the_one_whose_reward_failed():
+    rollout, encoder = rollout_of(4)
+    lock, messages = threading.Lock(), {}
+
+    def body(ranks):
+        try:
+            score(rollout, encoder, NamedReward("nan", nan_for_5), DataRanks(ranks.rank, 2, ranks, (0, 1)))
+        except ArchonError as error:
+            with lock:
+                messages[ranks.rank] = type(error), str(error)
+
+    rollout = Rollout((rollout.records[0], PlacedRecord({"prompt": "1", "answer": "5"}, "data.jsonl:", 2)), *_two())
+    run_on_ranks(2, body)
+    assert messages[1][0] is messages[0][0] is RewardError
+    assert messages[1][1].startswith("data.jsonl:2: reward 'nan': it returned nan")
+    assert messages[0][1] == f"rank 1 failed: {messages[1][1]}"
+
+
+def _two():
+    rollout, _ = rollout_of(2)
+    return rollout.prompts, rollout.completions
+
+
+def test_an_evaluation_ends_with_the_same_error():
+    rollout, encoder = rollout_of(6)
+
+    class Engine:
+        def generate(self, requests):
+            return [list(rollout.completions[0]) for _ in requests]
+
+    options = sampling_options(GenerationConfig(), 2, greedy=True)
+    with pytest.raises(RewardError, match=r"^data\.jsonl:6: reward 'nan': it returned nan"):
+        evaluate_reward(Engine(), encoder, ListDataset(rollout.records), NamedReward("nan", nan_for_5), options)
