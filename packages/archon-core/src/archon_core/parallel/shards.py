@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement
 
 from archon_core.compat import strided_shard_dim
-from archon_core.models.box import Box, Shape
+from archon_core.models.box import Box, Shape, chunk_of
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,16 @@ class Cut:
 def shard_box(shape: Shape, cuts: Iterable[Cut], places: Iterable[int]) -> Box:
     """The box of a tensor of ``shape`` at ``places``, one per axis. Its extent may be 0.
 
-    An axis cuts as ``torch.chunk`` does: parts of the size of the first, the last ones smaller or empty.
+    An axis cuts as ``chunk_of`` does.
     """
     box = Box.whole(shape)
     axes = list(zip(cuts, places, strict=True))
     for cut, place in (*(axis for axis in axes if not axis[0].late), *(axis for axis in axes if axis[0].late)):
         if cut.dim is not None:
-            extent = box.shape[cut.dim]
-            part = -(-extent // cut.size)
-            first, end = min(place * part, extent), min((place + 1) * part, extent)
+            part = chunk_of(box.shape[cut.dim], cut.size, place)
             start, sizes = list(box.start), list(box.shape)
-            start[cut.dim] += first
-            sizes[cut.dim] = end - first
+            start[cut.dim] += part.start
+            sizes[cut.dim] = len(part)
             box = Box(tuple(start), tuple(sizes))
     return box
 

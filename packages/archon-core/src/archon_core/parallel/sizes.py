@@ -18,7 +18,7 @@ class ShardedExtents:
     """What layouts cut.
 
     Attributes:
-        by_tensor_ranks: what tensor parallelism cuts -> its extent.
+        by_tensor_ranks: what tensor parallelism cuts into equal parts -> its extent.
         query_heads: what context parallelism cuts, beside tokens, after tensor parallelism did; 0 for no attention.
     """
 
@@ -78,13 +78,18 @@ def _largest(letter: str, size: int, works: Callable[[int], bool]) -> str:
 
 
 def _cut_by_tensor_ranks(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, int]]:
-    """What tensor parallelism cuts, described once per kind, with its extent."""
+    """What tensor parallelism cuts evenly, described once per kind, with its extent.
+
+    Not the vocabulary, whose last parts may be smaller, nor key and value heads that ranks can exchange.
+    """
     if plan.heads is not None:
         yield "attention heads", plan.heads.query
-        yield "key and value heads", plan.heads.key_value
+        if not plan.key_value:
+            yield "key and value heads", plan.heads.key_value
     for pattern, role in plan.roles.items():
         for name, owner in module.named_modules():
             dim = SHARDED_DIM.get((role, "weight"))
-            if dim is not None and matches(pattern, name):
+            is_uneven = role == "vocabulary" or any(matches(heads, name) for heads in plan.key_value)
+            if dim is not None and not is_uneven and matches(pattern, name):
                 yield f"{pattern} {'outputs' if dim == 0 else 'inputs'}", owner.weight.shape[dim]
                 break
