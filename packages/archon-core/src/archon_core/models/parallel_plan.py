@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
 """What tensor parallelism does with a module's parameters.
 
-- ``vocabulary``: embedding or language-model head, sharded over vocabulary rows, of which the last ranks may hold fewer.
+- ``vocabulary``: embedding or language-model head, sharded over vocabulary rows; the last ranks may hold fewer.
 - ``column``: a projection whose outputs are sharded; its bias too.
 - ``row``: a projection whose inputs are sharded and whose outputs are summed; its bias is added once.
 - ``sequence``: replicated weights on sequence-sharded activations (norms of the residual stream, a value head,
@@ -110,7 +110,15 @@ class ParallelPlan:
                 problems.append(f"{shown}: {len(roles)} roles ({', '.join(roles) or 'no pattern matches'})")
             if len(units) != 1:
                 problems.append(f"{shown}: in {len(units)} pipeline units ({', '.join(units) or 'no pattern matches'})")
-        patterns = (*self.roles, *self.tensor_regions, *self.key_value, *self.attention, *self.experts, *self.units, self.blocks)
+        patterns = (
+            *self.roles,
+            *self.tensor_regions,
+            *self.key_value,
+            *self.attention,
+            *self.experts,
+            *self.units,
+            self.blocks,
+        )
         problems += [f"pattern {pattern!r} matches no module" for pattern in patterns if not _any(pattern, names)]
         if problems:
             raise ModelError(

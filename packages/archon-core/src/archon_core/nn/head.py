@@ -109,8 +109,8 @@ def _combine(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same three for the whole vocabulary, from those of each rank's rows.
 
-    With w the share of a rank's rows in the whole distribution, its entropy is the sum of w (own entropy - log w), where
-    a share of 0 adds nothing.
+    With w the share of a rank's rows in the whole distribution, its entropy is the sum of w (own entropy - log w). A
+    rank without rows has w = 0 and adds nothing.
     """
     own = [log_normaliser_T, target_logits_T, *([] if entropy_T is None else [entropy_T])]
     statistics = compat.all_gather(torch.stack(own)[None], 0, parallel.group)
