@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement
@@ -85,6 +86,23 @@ def local_part(weight: Tensor) -> tuple[Tensor, Box]:
     local, box = local_values(weight), own_box(weight)
     assert tuple(local.shape) == box.shape, f"storage of {tuple(local.shape)} for a box of {box.shape}"
     return local, box
+
+
+def whole_values(tensor: Tensor) -> Tensor:
+    """A copy of a whole tensor, on every rank. Collective over the mesh of a DTensor.
+
+    ``DTensor.full_tensor`` is right for equal parts alone: where tensor ranks hold unequal parts, torch 2.13 takes what
+    FSDP2 makes of them for other rows than they are.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.detach().clone()
+    mesh, (values, box) = tensor.device_mesh, local_part(tensor)
+    whole = values.new_zeros(tensor.shape)
+    if mesh.get_rank() in holders(tensor):
+        whole[box.slices] = values
+    for axis in range(mesh.ndim):
+        dist.all_reduce(whole, group=mesh.get_group(axis))  # every other rank adds 0
+    return whole
 
 
 def _cut(size: int, placement: Placement) -> Cut:
