@@ -8,7 +8,6 @@ this rank's parts in their places.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from archon_core import compat
-from archon_core.nn.embedding import own_rows, with_a_row
+from archon_core.nn.embedding import own_rows
 from archon_core.nn.tensor_parallel import TensorParallel, local_weight
 
 
@@ -88,7 +87,7 @@ def _sharing_vocabulary(cls: type[nn.Embedding]) -> type[nn.Embedding]:
             rows, is_elsewhere = ids, None
             if self.parallel is not None:
                 rows, is_elsewhere = own_rows(ids, self.parallel.own_part(self.num_embeddings))
-            hidden = _with_local_parameters(self, super().forward, rows, read=_own_table)
+            hidden = _with_local_parameters(self, super().forward, rows)
             if self.padding is not None:
                 # What torch does with padding_idx: that row is read and never trained.
                 hidden = torch.where((ids == self.padding)[:, None], hidden.detach(), hidden)
@@ -105,21 +104,15 @@ def _named_like(cls: type[nn.Module], original: type[nn.Module]) -> Any:
     return cls
 
 
-def _own_table(parameter: Tensor) -> Tensor:
-    return with_a_row(local_weight(parameter))
-
-
-def _with_local_parameters(
-    module: nn.Module, forward: Any, *args: Any, read: Callable[[Tensor], Tensor] = local_weight, **kwargs: Any
-) -> Any:
-    """Call ``forward`` with this rank's parts, as ``read`` gives them, in the place of the module's DTensors."""
+def _with_local_parameters(module: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call ``forward`` with this rank's parts in the place of the module's DTensors."""
     parameters: dict[str, Any] = module._parameters
     sharded = {name: parameter for name, parameter in parameters.items() if isinstance(parameter, DTensor)}
     if not sharded:
         return forward(*args, **kwargs)
     try:
         for name, parameter in sharded.items():
-            parameters[name] = read(parameter)
+            parameters[name] = local_weight(parameter)
         return forward(*args, **kwargs)
     finally:
         for name, parameter in sharded.items():

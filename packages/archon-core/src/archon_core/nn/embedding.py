@@ -15,15 +15,6 @@ def own_rows(ids: Tensor, own: range) -> tuple[Tensor, Tensor]:
     return (ids - own.start).masked_fill(is_elsewhere, 0), is_elsewhere
 
 
-def with_a_row(table: Tensor) -> Tensor:
-    """``table``, or one row of zeros for a table without rows, so that there is something to look up.
-
-    The row is part of the table's graph: a rank without rows has a gradient, too, and takes part in what is done with
-    it.
-    """
-    return table if table.shape[0] else functional.pad(table, (0, 0, 0, 1))
-
-
 class Embedding(nn.Module):
     """Rows of a table, by token id. The table is left uninitialised, as ``Linear`` leaves its weight.
 
@@ -47,7 +38,7 @@ class Embedding(nn.Module):
         if self.parallel is None:
             return self._scaled(functional.embedding(ids, weight))
         rows, is_elsewhere = own_rows(ids, self.parallel.own_part(self.vocab_size))
-        hidden = functional.embedding(rows, with_a_row(weight))
+        hidden = functional.embedding(rows, weight)
         return self._scaled(self.parallel.scatter_sum(hidden.masked_fill(is_elsewhere[:, None], 0.0)))
 
     def _scaled(self, hidden: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def linear_logprobs(
 
     Args:
         hidden_TH: of all tokens, on every tensor rank. Its gradient is this rank's part of a sum over them.
-        weight_VH: this rank's rows; there may be none.
+        weight_VH: this rank's rows.
         targets_T: int64, rows of the whole vocabulary.
         temperature: logits are divided by it.
         parallel: the tensor ranks that hold the other rows.
@@ -94,9 +94,6 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _token_chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
-    """Slices of the tokens; none where this rank holds no rows, whose share of everything is 0."""
-    if vocabulary == 0:
-        return []
     rows = max(1, CHUNK_BYTES // (vocabulary * dtype.itemsize))
     # Even chunks: 4,096 tokens in chunks of 110 would leave a last one of 26.
     n_chunks = max(1, math.ceil(tokens / rows))
@@ -109,8 +106,7 @@ def _combine(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The same three for the whole vocabulary, from those of each rank's rows.
 
-    With w the share of a rank's rows in the whole distribution, its entropy is the sum of w (own entropy - log w). A
-    rank without rows has w = 0 and adds nothing.
+    With w the share of a rank's rows in the whole distribution, its entropy is the sum of w (own entropy - log w).
     """
     own = [log_normaliser_T, target_logits_T, *([] if entropy_T is None else [entropy_T])]
     statistics = compat.all_gather(torch.stack(own)[None], 0, parallel.group)
@@ -118,8 +114,7 @@ def _combine(
     log_normaliser_T = torch.logsumexp(log_normalisers_RT, 0)
     if entropy_T is not None:
         log_shares_RT = log_normalisers_RT - log_normaliser_T
-        parts_RT = log_shares_RT.exp() * (statistics[:, 2] - log_shares_RT)
-        entropy_T = parts_RT.masked_fill(log_normalisers_RT == -math.inf, 0).sum(0)
+        entropy_T = (log_shares_RT.exp() * (statistics[:, 2] - log_shares_RT)).sum(0)
     return log_normaliser_T, target_logits_RT.sum(0), entropy_T
 
 
@@ -141,10 +136,9 @@ class _LinearLogSoftmax(torch.autograd.Function):
         has_target_T = targets_T >= 0
         own = range(first_row, first_row + vocabulary)
         rows_T, is_elsewhere_T = own_rows(targets_T, own)
-        # What a rank without rows knows.
-        log_normaliser_T = hidden_TH.new_full((tokens,), -math.inf, dtype=dtype)
-        target_logits_T = hidden_TH.new_zeros(tokens, dtype=dtype)
-        entropy_T = hidden_TH.new_zeros(tokens, dtype=dtype) if with_entropy else None
+        log_normaliser_T = hidden_TH.new_empty(tokens, dtype=dtype)
+        target_logits_T = hidden_TH.new_empty(tokens, dtype=dtype)
+        entropy_T = hidden_TH.new_empty(tokens, dtype=dtype) if with_entropy else None
         for chunk in _token_chunks(tokens, vocabulary, dtype):
             logits_CV, _ = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, form, dtype)
             log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
@@ -175,7 +169,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         grad_logprobs_T = torch.where(has_target_T, grad_logprobs_T, 0)
         grad_at_target_T = grad_logprobs_T.masked_fill(is_elsewhere_T, 0)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
-        grad_hidden_TH = torch.zeros_like(hidden_TH) if needs_hidden else None
+        grad_hidden_TH = torch.empty_like(hidden_TH) if needs_hidden else None
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
         for chunk in _token_chunks(hidden_TH.shape[0], weight_VH.shape[0], dtype):
             logprobs_CV, capped_CV = _tempered_logits(hidden_TH[chunk], weight_VH, ctx.temperature, ctx.form, dtype)

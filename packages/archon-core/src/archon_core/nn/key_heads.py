@@ -31,7 +31,8 @@ class HeadExchange:
 
     Attributes:
         group: the tensor ranks.
-        sent: for each rank, which of this rank's outputs it needs.
+        sent: for each rank, the first of this rank's outputs that it needs and their number. Plain numbers, which
+            torch.compile can trace.
         received: how many outputs come from each rank.
         head_dim: D.
         heads: which of the heads that come are the local heads, in order: some twice where the share of the queries
@@ -39,7 +40,7 @@ class HeadExchange:
     """
 
     group: Any
-    sent: tuple[range, ...]
+    sent: tuple[tuple[int, int], ...]
     received: tuple[int, ...]
     head_dim: int
     heads: tuple[int, ...]
@@ -58,7 +59,7 @@ class HeadExchange:
         sent = [_common(own, part) for part in needed]
         return cls(
             group=group,
-            sent=tuple(range(part.start - own.start, part.stop - own.start) for part in sent),
+            sent=tuple((part.start - own.start, len(part)) for part in sent),
             received=tuple(len(_common(part, needed[rank])) for part in owned),
             head_dim=head_dim,
             heads=tuple(head - read[rank][0] for head in read[rank]),
@@ -67,8 +68,8 @@ class HeadExchange:
     def apply(self, x: Tensor) -> Tensor:
         """This rank's outputs [..., T, own part of F] to its heads, side by side: [..., T, heads x D]."""
         rows = x.movedim(-1, 0)
-        parts = torch.cat([rows[part.start : part.stop] for part in self.sent])
-        came = compat.all_to_all_with_grad(parts, self.group, [len(part) for part in self.sent], self.received)
+        parts = torch.cat([rows.narrow(0, first, count) for first, count in self.sent])
+        came = compat.all_to_all_with_grad(parts, self.group, [count for _, count in self.sent], self.received)
         if self.heads != tuple(range(len(self.heads))):
             each = came.unflatten(0, (-1, self.head_dim))
             came = torch.cat([each[head] for head in self.heads])

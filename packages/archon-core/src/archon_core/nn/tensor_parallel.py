@@ -39,7 +39,7 @@ class TensorParallel:
     sequence_sharded: bool = True
 
     def own_part(self, extent: int) -> range:
-        """The rows that this rank holds of a weight with ``extent`` rows in all; none on the last ranks of some."""
+        """The rows that this rank holds of a weight with ``extent`` rows in all; the last ranks may hold fewer."""
         return chunk_of(extent, self.size, self.rank)
 
     def gather_tokens(self, x: Tensor) -> Tensor:

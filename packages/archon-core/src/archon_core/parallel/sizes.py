@@ -9,6 +9,7 @@ from torch import nn
 
 from archon_core.errors import LayoutError
 from archon_core.layout import Layout
+from archon_core.models.box import chunk_of
 from archon_core.models.parallel_plan import ParallelPlan, matches
 from archon_core.parallel.tensor import SHARDED_DIM
 
@@ -19,15 +20,25 @@ class ShardedExtents:
 
     Attributes:
         by_tensor_ranks: what tensor parallelism cuts into equal parts -> its extent.
+        unequal: what it cuts into parts of which the last may be smaller -> its extent.
         query_heads: what context parallelism cuts, beside tokens, after tensor parallelism did; 0 for no attention.
     """
 
     by_tensor_ranks: Mapping[str, int] = field(default_factory=dict)
     query_heads: int = 0
+    unequal: Mapping[str, int] = field(default_factory=dict)
 
     def allows_tensor(self, size: int) -> bool:
         """Whether every extent can be cut by ``size`` tensor ranks."""
-        return all(extent % size == 0 for extent in self.by_tensor_ranks.values())
+        return not self.not_divided_by(size) and not self.too_few_for(size)
+
+    def not_divided_by(self, size: int) -> dict[str, int]:
+        """What ``size`` tensor ranks cannot have equal parts of, with its extent."""
+        return {what: extent for what, extent in self.by_tensor_ranks.items() if extent % size}
+
+    def too_few_for(self, size: int) -> dict[str, int]:
+        """What ``size`` tensor ranks cannot all have a part of, with its extent. FSDP2 cannot reduce empty parts."""
+        return {what: extent for what, extent in self.unequal.items() if not chunk_of(extent, size, size - 1)}
 
     def allows_context(self, size: int, tensor: int) -> bool:
         """Whether ``size`` context ranks can share the heads of each of ``tensor`` tensor ranks."""
@@ -36,7 +47,13 @@ class ShardedExtents:
 
 def sharded_extents(module: nn.Module, plan: ParallelPlan) -> ShardedExtents:
     """The extents of a whole module, which may be on the meta device."""
-    return ShardedExtents(dict(_cut_by_tensor_ranks(module, plan)), plan.heads.query if plan.heads else 0)
+    heads = {} if plan.heads is None else {"attention heads": plan.heads.query}
+    if plan.heads is not None and not plan.key_value:
+        heads["key and value heads"] = plan.heads.key_value
+    equal, unequal = {}, {}
+    for what, extent, is_equal in _cut_by_tensor_ranks(module, plan):
+        (equal if is_equal else unequal)[what] = extent
+    return ShardedExtents({**heads, **equal}, plan.heads.query if plan.heads else 0, unequal)
 
 
 def check_refusals(plan: ParallelPlan, layout: Layout, *, option: str) -> None:
@@ -48,17 +65,22 @@ def check_refusals(plan: ParallelPlan, layout: Layout, *, option: str) -> None:
 
 
 def check_sizes(extents: ShardedExtents, layout: Layout, *, option: str) -> None:
-    """Refuse tensor and context sizes that do not divide what they cut.
+    """Refuse tensor and context sizes that do not divide what they cut, or leave ranks without a part.
 
     Raises:
-        LayoutError: naming what does not divide, and the largest size that does.
+        LayoutError: naming what cannot be cut, and the largest size that works.
     """
     tensor, context = layout.dims["t"], layout.dims["c"]
     where = f"{option} {str(layout)!r}"
     if not extents.allows_tensor(tensor):
-        broken = [f"{what} ({n})" for what, n in extents.by_tensor_ranks.items() if n % tensor]
         fix = _largest("t", tensor, extents.allows_tensor)
-        raise LayoutError(f"{where}: found t{tensor}; it must divide the model's {', '.join(broken)}; {fix}")
+        if broken := extents.not_divided_by(tensor):
+            raise LayoutError(f"{where}: found t{tensor}; it must divide the model's {_listed(broken)}; {fix}")
+        few = _listed(extents.too_few_for(tensor))
+        raise LayoutError(
+            f"{where}: found t{tensor}; the model's {few} are too few: in parts of equal size, the last one smaller, "
+            f"some tensor ranks get none; {fix}"
+        )
     if not extents.allows_context(context, tensor):
         heads = f"{extents.query_heads} attention heads"
         if tensor > 1:
@@ -77,19 +99,17 @@ def _largest(letter: str, size: int, works: Callable[[int], bool]) -> str:
     return f"the largest {letter} below {size} that works is {letter}{largest}"
 
 
-def _cut_by_tensor_ranks(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, int]]:
-    """What tensor parallelism cuts evenly, described once per kind, with its extent.
+def _listed(extents: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} ({extent})" for what, extent in extents.items())
 
-    Not the vocabulary, whose last parts may be smaller, nor key and value heads that ranks can exchange.
-    """
-    if plan.heads is not None:
-        yield "attention heads", plan.heads.query
-        if not plan.key_value:
-            yield "key and value heads", plan.heads.key_value
+
+def _cut_by_tensor_ranks(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, int, bool]]:
+    """The weights that tensor parallelism cuts, described once per kind, with the extent and whether parts must be
+    equal: those of the vocabulary need not be, nor those of projections to key heads that ranks exchange."""
     for pattern, role in plan.roles.items():
         for name, owner in module.named_modules():
             dim = SHARDED_DIM.get((role, "weight"))
-            is_uneven = role == "vocabulary" or any(matches(heads, name) for heads in plan.key_value)
-            if dim is not None and not is_uneven and matches(pattern, name):
-                yield f"{pattern} {'outputs' if dim == 0 else 'inputs'}", owner.weight.shape[dim]
+            if dim is not None and matches(pattern, name):
+                is_unequal = role == "vocabulary" or any(matches(heads, name) for heads in plan.key_value)
+                yield f"{pattern} {'outputs' if dim == 0 else 'inputs'}", owner.weight.shape[dim], not is_unequal
                 break
