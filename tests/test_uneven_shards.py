@@ -67,7 +67,8 @@ MODELS = {
     "experts": Model("qwen3_moe", {"vocab_size": 101, "num_key_value_heads": 1}),
 }
 CHECKPOINTED = {"gradient_checkpointing": True, "ac_mode": "full"}
-COMPILED = {"enable_compile": True, "gradient_checkpointing": True, "ac_mode": "selective"}
+SELECTIVE = {"gradient_checkpointing": True, "ac_mode": "selective"}
+COMPILED = {"enable_compile": True, **SELECTIVE}
 
 CASES_OF_FOUR = (
     ("t4", "one key head", CHECKPOINTED),
@@ -79,14 +80,14 @@ CASES_OF_FOUR = (
     ("p2t2", "tied, two key heads, biases", {"pp_schedule": "1F1B"}),
     ("(attn:t4|ffn:e4)", "experts", {}),
 )
-CASES_OF_TWO = (("t2", "critic", {}), ("t2", "one key head", COMPILED))
+CASES_OF_TWO = (("t2", "critic", {}), ("t2", "one key head", SELECTIVE))
 WIDE = (
     *((layout, name, {}) for layout in ("t4", "d2t2", "c2t2", "r2t2") for name in MODELS if name != "experts"),
     *(("p2t2", name, {"pp_schedule": "1F1B"}) for name in MODELS),
     ("p2t2", "four layers, tied", {"pp_schedule": "ZBVZeroBubble"}),
     ("d2t2", "experts", {}),
     ("(attn:c2t2|ffn:e2)", "experts", {}),
-    ("t4", "one key head", COMPILED),
+    ("c2t2", "one key head", COMPILED),
     ("c2t2", "three of twelve heads", CHECKPOINTED),
 )
 WIDE_OF_EIGHT = (

@@ -144,6 +144,30 @@ def test_parts_of_any_size_give_the_numbers_of_one_rank() -> None:
     assert counted == [7 * (6 + 5 + 5), 2 * 2 * (7 + 4 + 7), 4 * 3]
 
 
+def compiled_gradients() -> list[float]:
+    """How far the exchange in one compiled graph is from the same without compiling: values and gradient."""
+    exchange = HeadExchange.plan(6, 1, group=dist.group.WORLD, rank=dist.get_rank(), size=2)
+
+    def scaled(x: Tensor) -> Tensor:
+        return exchange.apply(x * 2).sin()
+
+    compiled = torch.compile(scaled, backend="aot_eager", fullgraph=True, dynamic=True)
+    torch.manual_seed(dist.get_rank())
+    errors = []
+    for tokens in (4, 7):
+        x = torch.randn(tokens, 3, dtype=torch.float64, requires_grad=True)
+        twin, upstream = x.detach().clone().requires_grad_(), torch.randn(tokens, 6, dtype=torch.float64)
+        expected, found = scaled(x), compiled(twin)
+        expected.backward(upstream)
+        found.backward(upstream)
+        errors += [error(found, expected), error(twin.grad, x.grad)]
+    return errors
+
+
+def test_the_exchange_is_part_of_a_compiled_graph() -> None:
+    assert run_world(compiled_gradients, 2) == [[0.0] * 4] * 2
+
+
 def test_parts_are_those_of_torch_chunk() -> None:
     for extent in range(1, 40):
         for size in range(1, 10):

@@ -3,10 +3,11 @@ from torch import nn
 
 from archon_core import parse_layout
 from archon_core.errors import LayoutError, ModelError
+from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
 from archon_core.nn.attention import PackedAttention
 from archon_core.parallel.context import check_context_plan
-from archon_core.parallel.sizes import ShardedExtents, check_refusals, check_sizes, sharded_extents
+from archon_core.parallel.sizes import check_refusals, sharded_extents
 
 EXTENTS = ShardedExtents({"attention heads": 12, "key and value heads": 6, "rows": 24}, query_heads=12)
 
