@@ -47,6 +47,13 @@ def test_an_unserved_model_type_is_verified_through_the_model_that_takes_any_whi
     assert "float64 untied" not in out
 
 
+def test_tensor_ranks_share_one_key_head_and_a_vocabulary_that_they_do_not_divide(capsys, config_of):
+    file = config_of("llama", vocab_size=101, num_key_value_heads=1)
+    code, out, told = run(capsys, "verify", file, "--layout", "t2", *QUICK)
+    assert code == 0, told
+    assert "PASS: 1 of 1 layouts give the numbers of one process" in " ".join(out.split())
+
+
 def test_an_fsdp_layout_verifies_transformers_module_of_a_served_model(capsys, tmp_path):
     report = tmp_path / "report.json"
     code, _, told = run(capsys, "verify", "qwen3", "--layout", "fsdp:t2", *QUICK, "--json", str(report))

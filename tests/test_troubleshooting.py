@@ -29,9 +29,9 @@ from archon_core.distributed.environment import RankEnvironment
 from archon_core.launch.blame import RankExit, explain
 from archon_core.launch.world import check_started, explain_machines
 from archon_core.layout import parse_layout
+from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.nn.attention import check_attention_backend
 from archon_core.parallel.compilation import check_compiler
-from archon_core.parallel.sizes import ShardedExtents, check_sizes
 from archon_core.plugins import build_registry, registry
 from archon_core.plugins.discovery import discover, distribution_name
 from archon_core.protocols import OutputRequest
@@ -176,8 +176,14 @@ def _(folder: Path) -> None:
 
 @row("Tensor or context ranks do not divide the model")
 def _(folder: Path) -> None:
-    extents = ShardedExtents({"attention heads": 12, "key and value heads": 4}, query_heads=12)
+    extents = ShardedExtents({"attention heads": 12, "layers.*.mlp.down_proj inputs": 3072}, query_heads=12)
     check_sizes(extents, parse_layout("archon:t8"), option="actor.backend")
+
+
+@row("A vocabulary has too few rows for the tensor ranks")
+def _(folder: Path) -> None:
+    extents = ShardedExtents({"attention heads": 12}, unequal={"embed outputs": 9, "head outputs": 9})
+    check_sizes(extents, parse_layout("archon:t4"), option="actor.backend")
 
 
 @row("A schedule, model or algorithm is in a package that is not installed")

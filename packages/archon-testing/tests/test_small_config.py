@@ -57,7 +57,7 @@ def test_head_counts_and_options_stay_and_sizes_become_small():
     assert "eos_token_id" not in small
 
 
-@pytest.mark.parametrize("extent", [151936, 18944, 8960, 4864, 12288, 5000, 3 * 5 * 7 * 8, 13])
+@pytest.mark.parametrize("extent", [151936, 50257, 32001, 18944, 8960, 4864, 12288, 5000, 3 * 5 * 7 * 8, 13])
 @pytest.mark.parametrize("least", [1, 48, 128])
 def test_the_same_numbers_of_ranks_divide_a_small_size(extent, least):
     small = smallest_alike(extent, least=least)

@@ -227,6 +227,19 @@ def test_what_cuts_models_is_asked_whether_there_are_layers_enough(
     assert text == "ref: 9 layers on 2 ranks, Interleaved1F1B: too few"
 
 
+def test_ranks_that_cannot_share_the_attention_heads_are_known_before_a_run(load: Load, complete: Registry) -> None:
+    heads = "{model_type: tiny, num_attention_heads: 8, num_key_value_heads: 1, vocab_size: 257}"
+    text = f"actor: {{backend: 'archon:t3', model_config: {heads}}}\n"
+    assert config_errors(plan(load, complete, text)) == [
+        "actor.backend 'archon:t3': found t3; it must divide the model's attention heads (8); the largest t below 3 "
+        "that works is t2"
+    ]
+    (found,) = config_errors(plan(load, complete, text, "actor.backend=archon:c6"))
+    assert "found c6; context ranks share attention heads" in found
+    # Of key heads and vocabulary rows there may be any number.
+    assert plan(load, complete, text, "actor.backend=archon:c2t4").can_run
+
+
 def test_what_a_pipeline_changes_in_micro_batches_is_known_before_a_run(load: Load, complete: Registry) -> None:
     deep = "actor: {backend: 'archon:p2', model_config: {model_type: tiny, num_hidden_layers: 10}}\n"
     found = plan(load, complete, deep)

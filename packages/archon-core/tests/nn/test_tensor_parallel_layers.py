@@ -29,7 +29,7 @@ def differences() -> list[tuple[str, float]]:
 
 def norm_differences(parallel: TensorParallel) -> Iterator[tuple[str, float]]:
     torch.manual_seed(0)
-    whole, own = ProjectionRMSNorm(H, 1e-6).double(), ProjectionRMSNorm(H // RANKS, 1e-6).double()
+    whole, own = ProjectionRMSNorm(H, 1e-6).double(), ProjectionRMSNorm(H, 1e-6).double()
     x, upstream = torch.randn(2, T, H, dtype=torch.float64)
     x.requires_grad_()
     torch.nn.init.normal_(whole.weight)
@@ -50,7 +50,7 @@ def head_differences(parallel: TensorParallel) -> Iterator[tuple[str, float]]:
     torch.manual_seed(1)
     inputs = HeadInputs(("logprobs", "entropy", "logits"), targets=torch.arange(T) * 2 - 1, temperature=0.7)
     options = {"scale": 0.5, "softcap": 1.5}
-    whole, own = LanguageModelHead(H, V, **options), LanguageModelHead(H, V // RANKS, **options)
+    whole, own = LanguageModelHead(H, V, **options), LanguageModelHead(H, V, **options)
     hidden = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
     whole.weight = torch.nn.Parameter(torch.randn(V, H, dtype=torch.float64))
     own.weight, own.parallel = torch.nn.Parameter(part(whole.weight, 0, parallel.rank)), parallel

@@ -3,10 +3,11 @@ from torch import nn
 
 from archon_core import parse_layout
 from archon_core.errors import LayoutError, ModelError
+from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
 from archon_core.nn.attention import PackedAttention
 from archon_core.parallel.context import check_context_plan
-from archon_core.parallel.sizes import ShardedExtents, check_refusals, check_sizes, sharded_extents
+from archon_core.parallel.sizes import check_refusals, sharded_extents
 
 EXTENTS = ShardedExtents({"attention heads": 12, "key and value heads": 6, "rows": 24}, query_heads=12)
 
@@ -42,9 +43,29 @@ def test_a_size_that_does_not_divide_is_refused_with_the_largest_that_does(layou
 
 def test_a_model_without_attention_heads_is_cut_in_tokens_only():
     plan = ParallelPlan(roles={"head": "vocabulary"})
-    extents = sharded_extents(modules(head=nn.Linear(4, 6)), plan)
-    assert extents == ShardedExtents({"head outputs": 6})
+    extents = sharded_extents(modules(head=nn.Linear(4, 7)), plan)
+    assert extents == ShardedExtents({}, unequal={"head outputs": 7})
     check_sizes(extents, parse_layout("archon:c5t3"), option="actor.backend")
+
+
+def test_more_tensor_ranks_than_get_rows_are_refused():
+    with pytest.raises(LayoutError) as refused:
+        check_sizes(ShardedExtents({}, unequal={"rows": 9}), parse_layout("archon:t4"), option="actor.backend")
+    assert str(refused.value) == (
+        "actor.backend 'archon:t4': found t4; the model's rows (9) are too few: in parts of equal size, the last one "
+        "smaller, some tensor ranks get none; the largest t below 4 that works is t3"
+    )
+
+
+def test_key_heads_may_be_any_number_where_the_plan_says_which_outputs_ranks_exchange():
+    roles = {"q": "column", "k": "column"}
+    parts = modules(q=nn.Linear(4, 24), k=nn.Linear(4, 6))
+    heads = HeadCounts(query=12, key_value=3)
+    exchanged = sharded_extents(parts, ParallelPlan(roles=roles, key_value=("k",), heads=heads))
+    assert exchanged == ShardedExtents({"attention heads": 12, "q outputs": 24}, 12, {"k outputs": 6})
+    check_sizes(exchanged, parse_layout("archon:c4t3"), option="actor.backend")
+    kept = sharded_extents(parts, ParallelPlan(roles=roles, heads=heads))
+    assert kept.by_tensor_ranks == {"attention heads": 12, "key and value heads": 3, "q outputs": 24, "k outputs": 6}
 
 
 def attention():

@@ -61,9 +61,9 @@ def attend(
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
     parallel: TensorParallel | None = getattr(module, "parallel", None)
     if parallel is not None:
-        q, k, v = (
-            own_heads(x, n, parallel) for x, n in ((q, core.n_heads), (k, core.n_kv_heads), (v, core.n_kv_heads))
-        )
+        q = own_heads(q, core.n_heads, parallel)
+        if not core.gets_own_key_heads:
+            k, v = (own_heads(x, core.n_kv_heads, parallel) for x in (k, v))
     return core(q, k, v, packed).unsqueeze(0), None
 
 
@@ -73,6 +73,8 @@ class SizedAttention(PackedAttention):
     Attributes:
         n_heads: query heads.
         n_kv_heads: key and value heads.
+        gets_own_key_heads: whether a tensor rank is given the key and value heads of its queries and no others: the
+            projections exchange them, so that their number does not tell whether these are all.
     """
 
     def __init__(
@@ -84,10 +86,12 @@ class SizedAttention(PackedAttention):
         softcap: float | None,
         n_heads: int,
         n_kv_heads: int,
+        gets_own_key_heads: bool = False,
     ) -> None:
         super().__init__(layer, scale=scale, window=window, softcap=softcap)
         self.n_heads = n_heads
         self.n_kv_heads = n_kv_heads
+        self.gets_own_key_heads = gets_own_key_heads
 
 
 def own_heads(x: Tensor, n_heads: int, parallel: TensorParallel) -> Tensor:

@@ -102,6 +102,7 @@ class HfDecoder(nn.Module):
                 softcap=facts.softcap,
                 n_heads=facts.n_heads,
                 n_kv_heads=facts.n_kv_heads,
+                gets_own_key_heads=bool(tensor.key_value),
             )
             layer.get_submodule(facts.module).add_module(CHILD, attention)
             if not facts.gets_packed:

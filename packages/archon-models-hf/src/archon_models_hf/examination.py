@@ -81,7 +81,7 @@ def examine(config: PreTrainedConfig, *, critic: bool) -> Facts:
             last = _run(base, embeds, recorder, where)
         names = _with_norm(names, base, passes, where)
         attention = recorder.by_layer(layers)
-        tensor = read_tensor_plan(config, base, names, passes.outputs, passes.takes_tokens_first)
+        tensor = read_tensor_plan(config, base, names, attention, passes.outputs, passes.takes_tokens_first)
         refusal = no_pipeline(config, base, names, passes, embeds, last)
         owners = [name for name, module in lm.named_modules() if any(True for _ in module.parameters(recurse=False))]
     return Facts(

@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
 from archon_core import compat
+from archon_core.nn.embedding import own_rows
 from archon_core.nn.tensor_parallel import TensorParallel, local_weight
 
 
@@ -85,10 +86,7 @@ def _sharing_vocabulary(cls: type[nn.Embedding]) -> type[nn.Embedding]:
             """Hidden states [T, hidden] of ``ids`` [T]; of this rank's tokens when they are sequence-sharded."""
             rows, is_elsewhere = ids, None
             if self.parallel is not None:
-                n_rows = self.weight.shape[0] // self.parallel.size
-                rows = ids - self.parallel.rank * n_rows
-                is_elsewhere = (rows < 0) | (rows >= n_rows)
-                rows = rows.masked_fill(is_elsewhere, 0)
+                rows, is_elsewhere = own_rows(ids, self.parallel.own_part(self.num_embeddings))
             hidden = _with_local_parameters(self, super().forward, rows)
             if self.padding is not None:
                 # What torch does with padding_idx: that row is read and never trained.

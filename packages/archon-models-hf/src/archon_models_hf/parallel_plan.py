@@ -19,6 +19,7 @@ def parallel_plan(arguments: HfArguments) -> ParallelPlan:
     return ParallelPlan(
         roles={pattern: _role(pattern, arguments) for pattern in patterns},
         tensor_regions=facts.tensor.regions,
+        key_value=facts.tensor.key_value,
         attention=tuple(dict.fromkeys(f"layers.*.{layer.module}.{CHILD}" for layer in facts.attention)),
         units=("embed", *others, "layers.*", "norm", "head"),
         heads=HeadCounts(query=query, key_value=key_value),

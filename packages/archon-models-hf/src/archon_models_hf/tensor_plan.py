@@ -7,7 +7,7 @@ same place, which the examined run shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from archon_core.models.parallel_plan import Role, matches
 from archon_models_hf.names import Names, pattern_of
+from archon_models_hf.seen_attention import AttentionFacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -23,6 +24,7 @@ _COLUMN = {"colwise": False, "colwise_gather_output": True, "colwise_rep": True}
 """Style -> whether every rank gets all outputs."""
 _ROW = {"rowwise": False, "rowwise_split_input": True, "rowwise_rep": True}
 """Style -> whether every rank has all inputs."""
+_KEY_VALUE = ("k_proj", "v_proj")
 _REPLICATED = ("replicated_with_grad_allreduce", "replicate", "replicated", "sequence_parallel")
 
 
@@ -35,6 +37,8 @@ class TensorFacts:
         gathering: those of them whose outputs every rank gets.
         splitting: those of them of whose inputs every rank may have all.
         regions: our patterns of the modules that hold them.
+        key_value: our patterns of the projections to key heads and to value heads, where tensor ranks can exchange
+            their outputs; empty where they cannot, so that every rank must have whole key heads.
         refusal: why the model cannot be cut, as a sentence with what to do; empty when it can.
     """
 
@@ -42,6 +46,7 @@ class TensorFacts:
     gathering: frozenset[str] = frozenset()
     splitting: frozenset[str] = frozenset()
     regions: tuple[str, ...] = ()
+    key_value: tuple[str, ...] = ()
     refusal: str = ""
 
 
@@ -49,6 +54,7 @@ def read_tensor_plan(
     config: PreTrainedConfig,
     base: nn.Module,
     names: Names,
+    attention: Sequence[AttentionFacts],
     outputs: Mapping[nn.Module, Any],
     takes_tokens_first: Mapping[nn.Module, bool],
 ) -> TensorFacts:
@@ -58,6 +64,7 @@ def read_tensor_plan(
         config: of the model.
         base: transformers' base model.
         names: of its parts.
+        attention: of each layer.
         outputs: module -> its first output in the examined run.
         takes_tokens_first: module -> whether it was given the hidden states first, or by the name ``hidden_states``.
     """
@@ -101,13 +108,38 @@ def read_tensor_plan(
         return _refused(
             f"transformers' plan cuts {', '.join(outside) or 'nothing'} without a row-wise projection beside"
         )
-    return TensorFacts(roles, frozenset(gathering), frozenset(splitting), tuple(sorted(regions)))
+    exchanged = {pattern for pattern, role in roles.items() if role == "column" and pattern not in gathering}
+    return TensorFacts(
+        roles,
+        frozenset(gathering),
+        frozenset(splitting),
+        tuple(sorted(regions)),
+        _key_value(getattr(base, names.layers), attention, exchanged),
+    )
 
 
 def _styles(base: nn.Module, declared: Mapping[str, str]) -> dict[str, str]:
     """Name of every module or parameter that the plan names -> its style."""
     known = [name for name, _ in base.named_modules() if name] + [name for name, _ in base.named_parameters()]
     return {name: style for pattern, style in declared.items() for name in known if matches(pattern, name)}
+
+
+def _key_value(
+    layers: Sequence[nn.Module], attention: Sequence[AttentionFacts], exchanged: set[str]
+) -> tuple[str, ...]:
+    """The projections to key and value heads by transformers' usual names, if in all layers they have the sizes of the
+    same number of heads and nothing else, and ``exchanged`` has their patterns."""
+    if len({facts.n_kv_heads for facts in attention}) != 1:
+        return ()
+    patterns: dict[str, None] = {}
+    for layer, facts in zip(layers, attention, strict=True):
+        modules = dict(layer.named_modules())
+        for name in (f"{facts.module}.{projection}" for projection in _KEY_VALUE):
+            module, pattern = modules.get(name), f"layers.*.{name}"
+            if pattern not in exchanged or getattr(module, "out_features", 0) != facts.n_kv_heads * facts.head_dim:
+                return ()
+            patterns[pattern] = None
+    return tuple(patterns)
 
 
 def _refused(reason: str) -> TensorFacts:

@@ -46,6 +46,7 @@ def _plan(arguments: QwenArguments, *, has_mlp: bool) -> ParallelPlan:
     return ParallelPlan(
         roles={**roles, **_MLP} if has_mlp else roles,
         tensor_regions=("layers.*.attention", *(("layers.*.mlp",) if has_mlp else ())),
+        key_value=("layers.*.attention.k_proj", "layers.*.attention.v_proj"),
         attention=("layers.*.attention.core",),
         heads=HeadCounts(query=arguments.n_heads, key_value=arguments.n_kv_heads),
     )

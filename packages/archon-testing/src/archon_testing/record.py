@@ -19,6 +19,7 @@ from archon_core.data.batch import Batch
 from archon_core.models.expert_builder import build_alone
 from archon_core.models.hf_config import load_hf_config
 from archon_core.models.parameter_names import weight_shapes
+from archon_core.parallel.shards import whole_values
 from archon_core.plugins import registry
 from archon_core.protocols import Loss, StepStats
 from archon_testing.batches import STEP_LENGTHS, deal, make_batch, token_places
@@ -128,7 +129,8 @@ def measure(case: Case, folder: Path, scratch: Path) -> Record:
                 problems += [f"after loading, {name} is not what was saved" for name in stale]
             steps.append(_train(engine, batch, loss, step, problems))
         after = _outputs(engine, batches[0], loss)
-        final = {n: Piece.whole(_whole(weight)) for n, weight in engine.parameters.items()} if case.gathers else {}
+        gathered = engine.parameters if case.gathers else {}
+        final = {name: Piece.whole(whole_values(weight)) for name, weight in gathered.items()}
     finally:
         engine.close()
     outputs = {f"{name} before training": values for name, values in before.items()}
@@ -240,8 +242,3 @@ def _weights_of_new_engine(case: Case, checkpoint: Path | None) -> dict[str, Pie
         return own_pieces(engine)
     finally:
         engine.close()
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
 from archon_core.checkpoint.dcp_storage import METADATA, TensorReader, TensorWriter
-from archon_core.checkpoint.parts import Part, PartsPlanner, part_of
+from archon_core.checkpoint.parts import BoxesPlanner, Part, PartsPlanner, part_of
 from archon_core.checkpoint.seal import SealedFile, check_file, read_seal
 from archon_core.config.decisions import Decision
 from archon_core.distributed.failing_together import failing_together
@@ -152,7 +152,13 @@ class SavedState:
         """
         reader = dcp.FileSystemReader(self.folder) if self.seal is None else TensorReader(self.folder, self.seal, ranks)
         with _in_our_terms(f"training state {self.folder}: its files are damaged or incomplete; copy it anew"):
-            dcp.load(tensors, storage_reader=reader, process_group=ranks.group, no_dist=ranks.size == 1)
+            dcp.load(
+                tensors,
+                storage_reader=reader,
+                planner=BoxesPlanner(),
+                process_group=ranks.group,
+                no_dist=ranks.size == 1,
+            )
 
 
 def load_training_state(

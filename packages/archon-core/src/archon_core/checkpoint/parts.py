@@ -1,20 +1,36 @@
-"""What a distributed checkpoint is made of, before anything is copied or written: this rank's boxes of named tensors.
+"""What a distributed checkpoint is made of, before anything is copied, written or read: this rank's boxes of named
+tensors.
 
-Boxes come from placements, so torch's planner need not look at DTensors: their values may lie on the host by the time
-they are written, or be made one at a time.
+Boxes come from placements, so torch's planners need not look at DTensors: their values may lie on the host by the time
+they are written, or be made one at a time. And torch 2.13 computes other boxes than FSDP2 makes where tensor ranks hold
+parts of unequal size: 257 rows over d4t2 are cut into 129 and 128 by the tensor ranks and those into four by the data
+ranks, while ``compute_local_shape_and_global_offset`` chunks all 257 into eight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
-from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadItemType,
+    LoadPlan,
+    ReadItem,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
 
 from archon_core.models.box import Box, Shape
 from archon_core.parallel.shards import local_part
@@ -88,6 +104,37 @@ class PartsPlanner(DefaultSavePlanner):
     def resolve_data(self, write_item: WriteItem) -> Any:
         """The values of a part, now."""
         return self._parts[write_item.index].values()
+
+
+class BoxesPlanner(DefaultLoadPlanner):
+    """torch's ``LoadPlanner`` that fills this rank's boxes of the tensors that it is set up with."""
+
+    def create_local_plan(self) -> LoadPlan:
+        """One item per stored part that a box meets."""
+        assert self.metadata is not None, "torch has read it"
+        self._values: dict[str, tuple[Tensor, Box]] = {name: local_part(t) for name, t in self.state_dict.items()}
+        saved = self.metadata.state_dict_metadata
+        return LoadPlan([item for name, (_, box) in self._values.items() for item in _reads(name, box, saved[name])])
+
+    def lookup_tensor(self, index: MetadataIndex) -> Tensor:
+        """This rank's storage of a tensor."""
+        return self._values[index.fqn][0]
+
+
+def _reads(name: str, box: Box, saved: Any) -> Iterator[ReadItem]:
+    assert isinstance(saved, TensorStorageMetadata), f"{name}: only tensors are saved"
+    for chunk in saved.chunks:
+        stored = Box(tuple(chunk.offsets), tuple(chunk.sizes))
+        common = box.intersect(stored)
+        if common is not None:
+            yield ReadItem(
+                type=LoadItemType.TENSOR,
+                dest_index=MetadataIndex(name, torch.Size(box.start)),
+                dest_offsets=torch.Size(common.relative_to(box.start).start),
+                storage_index=MetadataIndex(name, chunk.offsets),
+                storage_offsets=torch.Size(common.relative_to(stored.start).start),
+                lengths=torch.Size(common.shape),
+            )
 
 
 def _item(index: MetadataIndex, part: Part) -> WriteItem:

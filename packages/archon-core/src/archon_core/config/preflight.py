@@ -35,6 +35,7 @@ from archon_core.layout import (
     refuse_axes,
 )
 from archon_core.layout.diagnostics import count
+from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.pipeline import PIPELINE
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.hints import PACKAGES, package_for
@@ -155,6 +156,8 @@ class _Planner:
                 except LayoutError as error:
                     self.unable(str(error))
             self.check_shares_ranks(role, layout)
+        if model is not None and layout.backend == OUR_ENGINE:
+            self.check_heads(role, config, layout)
         self.check_experts(role, config, layout, model)
         if isinstance(spec, TrainEngineSpec) and spec.check:
             for text in self.ask(spec, spec.check, config, role):
@@ -168,6 +171,15 @@ class _Planner:
             self.unable(str(error))
             return []
         return list(found(config, role=role, explicit=self.loaded.explicit, **fields))
+
+    def check_heads(self, role: str, config: EngineConfig, layout: Layout) -> None:
+        """That tensor and context ranks can share the attention heads; the engine looks at the other sizes, too."""
+        n_heads = _model_entries(config).get("num_attention_heads")
+        if isinstance(n_heads, int) and n_heads > 0:
+            try:
+                check_sizes(ShardedExtents({"attention heads": n_heads}, n_heads), layout, option=f"{role}.backend")
+            except LayoutError as error:
+                self.wrong(str(error))
 
     def check_pipeline(self, role: str, config: EngineConfig, layout: Layout) -> None:
         """That there are a schedule and what runs it, and as many layers as stages need."""

@@ -19,6 +19,7 @@ from archon_core.engine.effective import EffectiveConfig
 from archon_core.engine.stages import plan_stages
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout, ParallelDims
+from archon_core.layout.model_sizes import check_sizes
 from archon_core.models.capabilities import check_capabilities
 from archon_core.models.expert_builder import expert_builder
 from archon_core.models.hf_config import load_hf_config
@@ -28,7 +29,7 @@ from archon_core.models.stage import Stage
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.parallel.activation_checkpointing import blocks_of
 from archon_core.parallel.context import check_context_plan
-from archon_core.parallel.sizes import check_refusals, check_sizes, sharded_extents
+from archon_core.parallel.sizes import check_refusals, sharded_extents
 from archon_core.parallel.tensor import check_tensor_plan
 from archon_core.pipeline import StagePlan
 from archon_core.plugins.registry import Registry

@@ -8,6 +8,13 @@ from dataclasses import dataclass
 Shape = tuple[int, ...]
 
 
+def chunk_of(extent: int, size: int, place: int) -> range:
+    """The indices that rank ``place`` of ``size`` gets of ``extent``, dealt as ``torch.chunk`` and DTensor's ``Shard``
+    do: parts of the size of the first, rounded up; the last ones are smaller or empty."""
+    part = -(-extent // size)
+    return range(min(place * part, extent), min((place + 1) * part, extent))
+
+
 @dataclass(frozen=True)
 class Box:
     """A rectangular part of a tensor.

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
 """What tensor parallelism does with a module's parameters.
 
-- ``vocabulary``: embedding or language-model head, sharded over vocabulary rows.
+- ``vocabulary``: embedding or language-model head, sharded over vocabulary rows; the last ranks may hold fewer.
 - ``column``: a projection whose outputs are sharded; its bias too.
 - ``row``: a projection whose inputs are sharded and whose outputs are summed; its bias is added once.
 - ``sequence``: replicated weights on sequence-sharded activations (norms of the residual stream, a value head,
@@ -30,11 +30,11 @@ Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
 
 @dataclass(frozen=True)
 class HeadCounts:
-    """What tensor and context sizes must divide.
+    """How many heads the whole model has.
 
     Attributes:
-        query: attention heads.
-        key_value: key and value heads.
+        query: attention heads; tensor and context sizes divide their number.
+        key_value: key and value heads, which divide the number of attention heads.
     """
 
     query: int
@@ -49,11 +49,15 @@ class ParallelPlan:
         roles: pattern of modules that own parameters -> their role. Every parameter has exactly one.
         tensor_regions: modules whose input is gathered from, and whose output is scattered to, sequence shards: the
             first positional argument, and the only result. Column, row and head_norm modules lie in one, no others do.
+        key_value: column modules whose outputs, when all ranks have put theirs side by side, are the key or the value
+            heads as attention takes them: projections, or norms over whole projections that come after them. Where the
+            tensor ranks are no divisor of the key heads, ranks exchange these outputs so that each has whole heads. A
+            plan that names none is refused there.
         attention: core attention modules, where context parallelism exchanges heads or keys.
         experts: expert blocks, where tokens are dispatched.
         units: the pipeline's units in order; one pattern may stand for many, such as ``layers.*``.
         blocks: pattern of the repeated blocks: what FSDP wraps, checkpointing recomputes and compile compiles.
-        heads: head counts, for divisibility; ``None`` for a model without attention heads.
+        heads: head counts; ``None`` for a model without attention heads.
         batched: whether hidden states inside of the module have a first dim of one sequence, [1, T, hidden], as modules
             of other libraries expect. Tensor regions then may take theirs as the keyword argument ``hidden_states``,
             and may return it first of several results.
@@ -63,11 +67,12 @@ class ParallelPlan:
 
     roles: Mapping[str, Role]
     tensor_regions: tuple[str, ...] = ()
+    key_value: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
     units: tuple[str, ...] = ("embed", "layers.*", "norm", "head")
     blocks: str = "layers.*"
-    heads: HeadCounts | None = field(default=None)
+    heads: HeadCounts | None = None
     batched: bool = False
     refusals: Mapping[str, str] = field(default_factory=dict)
 
@@ -105,7 +110,15 @@ class ParallelPlan:
                 problems.append(f"{shown}: {len(roles)} roles ({', '.join(roles) or 'no pattern matches'})")
             if len(units) != 1:
                 problems.append(f"{shown}: in {len(units)} pipeline units ({', '.join(units) or 'no pattern matches'})")
-        patterns = (*self.roles, *self.tensor_regions, *self.attention, *self.experts, *self.units, self.blocks)
+        patterns = (
+            *self.roles,
+            *self.tensor_regions,
+            *self.key_value,
+            *self.attention,
+            *self.experts,
+            *self.units,
+            self.blocks,
+        )
         problems += [f"pattern {pattern!r} matches no module" for pattern in patterns if not _any(pattern, names)]
         if problems:
             raise ModelError(

@@ -20,8 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 from archon_core import compat
+from archon_core.models.box import chunk_of
+from archon_core.nn.embedding import own_rows
 from archon_core.nn.packed import HeadInputs, OutputName
 from archon_core.nn.tensor_parallel import TensorParallel, local_weight
 
@@ -57,18 +60,20 @@ def linear_logprobs(
     temperature: float,
     parallel: TensorParallel | None = None,
     form: LogitForm = PLAIN,
+    first_row: int = 0,
 ) -> Tensor:
     """``log_softmax(hidden @ weight.T / temperature)`` at the targets: [T], at least fp32, 0 where the target is -1.
 
     Args:
         hidden_TH: of all tokens, on every tensor rank. Its gradient is this rank's part of a sum over them.
-        weight_VH: this rank's rows, an equal number on each.
+        weight_VH: this rank's rows.
         targets_T: int64, rows of the whole vocabulary.
         temperature: logits are divided by it.
         parallel: the tensor ranks that hold the other rows.
         form: what becomes of logits before they are divided by the temperature.
+        first_row: the first of this rank's rows in the whole vocabulary.
     """
-    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, False, parallel, form)[0]
+    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, False, parallel, form, first_row)[0]
 
 
 def linear_logprobs_and_entropy(
@@ -78,9 +83,10 @@ def linear_logprobs_and_entropy(
     temperature: float,
     parallel: TensorParallel | None = None,
     form: LogitForm = PLAIN,
+    first_row: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """As ``linear_logprobs``, with the entropy of each position's distribution in nats: two [T] tensors."""
-    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, True, parallel, form)
+    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, True, parallel, form, first_row)
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -93,13 +99,6 @@ def _token_chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slic
     n_chunks = max(1, math.ceil(tokens / rows))
     size = math.ceil(tokens / n_chunks)
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, max(size, 1))]
-
-
-def _local_rows(targets_T: Tensor, n_rows: int, parallel: TensorParallel | None) -> tuple[Tensor, Tensor]:
-    """Each target's place among this rank's rows, 0 when it is elsewhere, and whether it is here: [T], bool [T]."""
-    rows_T = targets_T if parallel is None else targets_T - parallel.rank * n_rows
-    is_here_T = (targets_T >= 0) & (rows_T >= 0) & (rows_T < n_rows)
-    return rows_T.masked_fill(~is_here_T, 0), is_here_T
 
 
 def _combine(
@@ -130,11 +129,13 @@ class _LinearLogSoftmax(torch.autograd.Function):
         with_entropy: bool,
         parallel: TensorParallel | None,
         form: LogitForm,
+        first_row: int,
     ) -> tuple[Tensor, Tensor | None]:
         dtype = _accumulation_dtype(hidden_TH.dtype)
         tokens, vocabulary = hidden_TH.shape[0], weight_VH.shape[0]
         has_target_T = targets_T >= 0
-        rows_T, is_here_T = _local_rows(targets_T, vocabulary, parallel)
+        own = range(first_row, first_row + vocabulary)
+        rows_T, is_elsewhere_T = own_rows(targets_T, own)
         log_normaliser_T = hidden_TH.new_empty(tokens, dtype=dtype)
         target_logits_T = hidden_TH.new_empty(tokens, dtype=dtype)
         entropy_T = hidden_TH.new_empty(tokens, dtype=dtype) if with_entropy else None
@@ -149,10 +150,10 @@ class _LinearLogSoftmax(torch.autograd.Function):
                 entropy_T[chunk] = -logprobs_CV.exp().mul_(logprobs_CV).sum(-1)
         if parallel is not None:
             log_normaliser_T, target_logits_T, entropy_T = _combine(
-                log_normaliser_T, target_logits_T.masked_fill_(~is_here_T, 0), entropy_T, parallel
+                log_normaliser_T, target_logits_T.masked_fill_(is_elsewhere_T, 0), entropy_T, parallel
             )
         logprobs_T = torch.where(has_target_T, target_logits_T - log_normaliser_T, 0)
-        ctx.temperature, ctx.parallel, ctx.form = temperature, parallel, form
+        ctx.temperature, ctx.form, ctx.own = temperature, form, own
         ctx.save_for_backward(hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T)
         if entropy_T is None:
             return logprobs_T, None
@@ -164,9 +165,9 @@ class _LinearLogSoftmax(torch.autograd.Function):
         hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T = ctx.saved_tensors
         dtype = log_normaliser_T.dtype
         has_target_T = targets_T >= 0
-        rows_T, is_here_T = _local_rows(targets_T, weight_VH.shape[0], ctx.parallel)
+        rows_T, is_elsewhere_T = own_rows(targets_T, ctx.own)
         grad_logprobs_T = torch.where(has_target_T, grad_logprobs_T, 0)
-        grad_at_target_T = torch.where(is_here_T, grad_logprobs_T, 0)
+        grad_at_target_T = grad_logprobs_T.masked_fill(is_elsewhere_T, 0)
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden_TH = torch.empty_like(hidden_TH) if needs_hidden else None
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
@@ -197,7 +198,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
                     grad_weight_VH += grad_logits_CV.T @ hidden_TH[chunk]
         if grad_weight_VH is not None:
             grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
-        return grad_hidden_TH, grad_weight_VH, None, None, None, None, None
+        return grad_hidden_TH, grad_weight_VH, None, None, None, None, None, None
 
 
 def _tempered_logits(
@@ -218,6 +219,7 @@ class LanguageModelHead(nn.Module):
 
     Attributes:
         weight: [V, H]; the embedding's own parameter when the model ties them.
+        vocab_size: rows on all tensor ranks together.
         form: what becomes of logits before the softmax.
         parallel: the tensor ranks over which rows are sharded; ``None`` for all of them here.
     """
@@ -225,6 +227,7 @@ class LanguageModelHead(nn.Module):
     def __init__(self, hidden_size: int, vocab_size: int, *, scale: float = 1.0, softcap: float | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
+        self.vocab_size = vocab_size
         self.form = LogitForm(scale, softcap)
         self.parallel: TensorParallel | None = None
 
@@ -243,19 +246,29 @@ class LanguageModelHead(nn.Module):
             hidden = hidden[inputs.positions]
             targets = targets[inputs.positions] if targets is not None else None
         outputs: dict[OutputName, Tensor] = {}
+        first_row = 0 if self.parallel is None else self.parallel.own_part(self.vocab_size).start
         if "logits" in inputs.outputs:
             logits = self.form.apply((hidden @ weight.T).to(_accumulation_dtype(hidden.dtype))) / temperature
-            outputs["logits"] = logits if self.parallel is None else self.parallel.gather_results(logits, 1)
+            outputs["logits"] = logits if self.parallel is None else self._gather_vocabulary(logits, self.parallel)
         if "entropy" in inputs.outputs:
             logprobs, entropy = linear_logprobs_and_entropy(
-                hidden, weight, targets, temperature, self.parallel, self.form
+                hidden, weight, targets, temperature, self.parallel, self.form, first_row
             )
             outputs["entropy"] = entropy
             if "logprobs" in inputs.outputs:
                 outputs["logprobs"] = logprobs
         elif "logprobs" in inputs.outputs:
-            outputs["logprobs"] = linear_logprobs(hidden, weight, targets, temperature, self.parallel, self.form)
+            outputs["logprobs"] = linear_logprobs(
+                hidden, weight, targets, temperature, self.parallel, self.form, first_row
+            )
         return outputs
+
+    def _gather_vocabulary(self, logits: Tensor, parallel: TensorParallel) -> Tensor:
+        """[P, vocabulary] of each rank's [P, own rows], which are fewer on the last ranks."""
+        most = len(chunk_of(self.vocab_size, parallel.size, 0))
+        padded = functional.pad(logits, (0, most - logits.shape[1]))
+        # Parts are full up to the one that the vocabulary ends in, so padding follows all of it.
+        return parallel.gather_results(padded, 1)[:, : self.vocab_size]
 
 
 class ValueHead(nn.Module):

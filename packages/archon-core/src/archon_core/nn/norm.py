@@ -56,20 +56,23 @@ class RMSNorm(nn.Module):
 class ProjectionRMSNorm(RMSNorm):
     """``RMSNorm`` over all heads of a projection at once, as OLMo 2 normalises queries and keys.
 
-    Under tensor parallelism a rank holds some of the heads, and a share of the weight that fits (role ``column``); the
-    ranks sum their squares.
+    Under tensor parallelism a rank holds a part of the projection, and a share of the weight that fits (role
+    ``column``); the ranks sum their squares.
 
     Attributes:
+        size: features on all tensor ranks together.
         parallel: the tensor ranks that hold the other heads; ``None`` when all are here.
     """
 
     def __init__(self, size: int, eps: float, *, offset: float = 0.0, rounds_first: bool = True) -> None:
         super().__init__(size, eps, offset=offset, rounds_first=rounds_first)
+        self.size = size
         self.parallel: TensorParallel | None = None
 
     def mean_square(self, x: Tensor) -> Tensor:
-        mean = super().mean_square(x)
-        return mean if self.parallel is None else self.parallel.sum_over_ranks(mean) / self.parallel.size
+        if self.parallel is None:
+            return super().mean_square(x)
+        return self.parallel.sum_over_ranks(x.pow(2).sum(-1, keepdim=True)) / self.size
 
 
 class LayerNorm(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, Partial
 
 from archon_core import compat
+from archon_core.models.box import chunk_of
 from archon_core.nn.collectives import gather_results
 
 MESH_AXIS = "tp"
@@ -36,6 +37,10 @@ class TensorParallel:
     rank: int
     size: int
     sequence_sharded: bool = True
+
+    def own_part(self, extent: int) -> range:
+        """The rows that this rank holds of a weight with ``extent`` rows in all; the last ranks may hold fewer."""
+        return chunk_of(extent, self.size, self.rank)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
         """[T / size, ...] of each rank to [T, ...]. Backward: each rank its tokens of the sum of all gradients."""

@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Placement
 
 from archon_core.compat import strided_shard_dim
-from archon_core.models.box import Box, Shape
+from archon_core.models.box import Box, Shape, chunk_of
 
 
 @dataclass(frozen=True)
@@ -32,18 +33,16 @@ class Cut:
 def shard_box(shape: Shape, cuts: Iterable[Cut], places: Iterable[int]) -> Box:
     """The box of a tensor of ``shape`` at ``places``, one per axis. Its extent may be 0.
 
-    An axis cuts as ``torch.chunk`` does: parts of the size of the first, the last ones smaller or empty.
+    An axis cuts as ``chunk_of`` does.
     """
     box = Box.whole(shape)
     axes = list(zip(cuts, places, strict=True))
     for cut, place in (*(axis for axis in axes if not axis[0].late), *(axis for axis in axes if axis[0].late)):
         if cut.dim is not None:
-            extent = box.shape[cut.dim]
-            part = -(-extent // cut.size)
-            first, end = min(place * part, extent), min((place + 1) * part, extent)
+            part = chunk_of(box.shape[cut.dim], cut.size, place)
             start, sizes = list(box.start), list(box.shape)
-            start[cut.dim] += first
-            sizes[cut.dim] = end - first
+            start[cut.dim] += part.start
+            sizes[cut.dim] = len(part)
             box = Box(tuple(start), tuple(sizes))
     return box
 
@@ -87,6 +86,23 @@ def local_part(weight: Tensor) -> tuple[Tensor, Box]:
     local, box = local_values(weight), own_box(weight)
     assert tuple(local.shape) == box.shape, f"storage of {tuple(local.shape)} for a box of {box.shape}"
     return local, box
+
+
+def whole_values(tensor: Tensor) -> Tensor:
+    """A copy of a whole tensor, on every rank. Collective over the mesh of a DTensor.
+
+    ``DTensor.full_tensor`` is right for equal parts alone: where tensor ranks hold unequal parts, torch 2.13 takes what
+    FSDP2 makes of them for other rows than they are.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor.detach().clone()
+    mesh, (values, box) = tensor.device_mesh, local_part(tensor)
+    whole = values.new_zeros(tensor.shape)
+    if mesh.get_rank() in holders(tensor):
+        whole[box.slices] = values
+    for axis in range(mesh.ndim):
+        dist.all_reduce(whole, group=mesh.get_group(axis))  # every other rank adds 0
+    return whole
 
 
 def _cut(size: int, placement: Placement) -> Cut:

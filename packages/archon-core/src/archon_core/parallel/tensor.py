@@ -16,7 +16,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 from archon_core.errors import ModelError
+from archon_core.models.box import chunk_of
 from archon_core.models.parallel_plan import ParallelPlan, Role, matches
+from archon_core.nn.key_heads import HeadExchange, needs_exchange
 from archon_core.nn.tensor_parallel import TensorParallel
 
 SHARDED_DIM: dict[tuple[Role, str], int] = {
@@ -65,6 +67,7 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
     for name, block in module.named_modules():
         if any(matches(pattern, name) for pattern in plan.experts) and hasattr(block, _PARALLEL):
             block.parallel = parallel
+    _exchange_key_heads(module, plan, parallel)
     for name, region in module.named_modules():
         if any(matches(pattern, name) for pattern in plan.tensor_regions):
             region.parallel = parallel
@@ -74,6 +77,21 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
             else:
                 region.register_forward_pre_hook(_gather_tokens)
                 region.register_forward_hook(_scatter_sum)
+
+
+def _exchange_key_heads(module: nn.Module, plan: ParallelPlan, parallel: TensorParallel) -> None:
+    if plan.heads is None or not needs_exchange(plan.heads.key_value, parallel.size):
+        return
+    for name, part in module.named_modules():
+        if any(matches(pattern, name) for pattern in plan.key_value):
+            part.head_exchange = HeadExchange.plan(
+                part.weight.shape[0],
+                plan.heads.key_value,
+                group=parallel.group,
+                rank=parallel.rank,
+                size=parallel.size,
+            )
+            part.register_forward_hook(_exchange_heads)
 
 
 def shard_sequences(module: nn.Module, enabled: bool) -> None:
@@ -105,6 +123,8 @@ def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
         elif in_region != (role in ("column", "row", "head_norm")):
             where = "in a tensor region" if in_region else "outside every tensor region"
             problems.append(f"{name}: role {role!r} {where}")
+        if any(matches(pattern, name) for pattern in plan.key_value) and role != "column":
+            problems.append(f"{name}: role {role!r}, and `key_value` names it; its outputs must be sharded (column)")
         if role == "vocabulary" and not hasattr(owner, _PARALLEL):
             problems.append(f"{name}: {type(owner).__name__} cannot hold part of a vocabulary; use archon_core.nn's")
         if role == "row" and not hasattr(owner, _ADDS_BIAS):
@@ -123,9 +143,17 @@ def _distribute(parameter: nn.Parameter, placement: Placement, mesh: DeviceMesh)
     assert parameter.is_meta, "sharding comes before weights"
     shape = list(parameter.shape)
     if isinstance(placement, Shard):
-        shape[placement.dim] //= mesh.size()
+        shape[placement.dim] = len(chunk_of(shape[placement.dim], mesh.size(), mesh.get_local_rank()))
     local = torch.empty(shape, dtype=parameter.dtype, device="meta")
-    return nn.Parameter(DTensor.from_local(local, mesh, [placement], run_check=False))
+    # Parts may differ in size, so the shape of the whole cannot be told from this one.
+    sharded = DTensor.from_local(
+        local, mesh, [placement], run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
+    return nn.Parameter(sharded)
+
+
+def _exchange_heads(projection: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return projection.head_exchange.apply(output)
 
 
 def _gather_tokens(region: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -127,5 +127,6 @@ def parallel_plan(arguments: LlamaArguments) -> ParallelPlan:
         },
         tensor_regions=("layers.*.attention", "layers.*.mlp"),
         attention=("layers.*.attention.core",),
+        key_value=("layers.*.attention.k_proj", "layers.*.attention.v_proj"),
         heads=HeadCounts(query=arguments.n_heads, key_value=arguments.n_kv_heads),
     )

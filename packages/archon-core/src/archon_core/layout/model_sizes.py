@@ -1,0 +1,80 @@
+"""Which tensor and context sizes a model allows: pure arithmetic over its extents, the same before and during a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from archon_core.errors import LayoutError
+from archon_core.layout.layout import Layout
+
+
+@dataclass(frozen=True)
+class ShardedExtents:
+    """What layouts cut.
+
+    Attributes:
+        by_tensor_ranks: what tensor parallelism cuts into equal parts -> its extent.
+        unequal: what it cuts into parts of which the last may be smaller -> its extent.
+        query_heads: what context parallelism cuts, beside tokens, after tensor parallelism did; 0 for no attention.
+    """
+
+    by_tensor_ranks: Mapping[str, int] = field(default_factory=dict)
+    query_heads: int = 0
+    unequal: Mapping[str, int] = field(default_factory=dict)
+
+    def allows_tensor(self, size: int) -> bool:
+        """Whether every extent can be cut by ``size`` tensor ranks."""
+        return not self.not_divided_by(size) and not self.too_few_for(size)
+
+    def not_divided_by(self, size: int) -> dict[str, int]:
+        """What ``size`` tensor ranks cannot have equal parts of, with its extent."""
+        return {what: extent for what, extent in self.by_tensor_ranks.items() if extent % size}
+
+    def too_few_for(self, size: int) -> dict[str, int]:
+        """What ``size`` tensor ranks cannot all have a part of, with its extent. FSDP2 cannot reduce empty parts."""
+        # All parts but the last are of the size of the first, rounded up: ``archon_core.models.box.chunk_of``.
+        return {what: extent for what, extent in self.unequal.items() if -(-extent // size) * (size - 1) >= extent}
+
+    def allows_context(self, size: int, tensor: int) -> bool:
+        """Whether ``size`` context ranks can share the heads of each of ``tensor`` tensor ranks."""
+        return self.query_heads % (size * tensor) == 0
+
+
+def check_sizes(extents: ShardedExtents, layout: Layout, *, option: str) -> None:
+    """Refuse tensor and context sizes that do not divide what they cut, or leave ranks without a part.
+
+    Raises:
+        LayoutError: naming what cannot be cut, and the largest size that works.
+    """
+    tensor, context = layout.dims["t"], layout.dims["c"]
+    where = f"{option} {str(layout)!r}"
+    if not extents.allows_tensor(tensor):
+        fix = _largest("t", tensor, extents.allows_tensor)
+        if broken := extents.not_divided_by(tensor):
+            raise LayoutError(f"{where}: found t{tensor}; it must divide the model's {_listed(broken)}; {fix}")
+        few = _listed(extents.too_few_for(tensor))
+        raise LayoutError(
+            f"{where}: found t{tensor}; the model's {few} are too few: in parts of equal size, the last one smaller, "
+            f"some tensor ranks get none; {fix}"
+        )
+    if not extents.allows_context(context, tensor):
+        heads = f"{extents.query_heads} attention heads"
+        if tensor > 1:
+            heads += f", of which each of {tensor} tensor ranks has {extents.query_heads // tensor}"
+        fix = _largest("c", context, lambda size: extents.allows_context(size, tensor))
+        raise LayoutError(
+            f"{where}: found c{context}; context ranks share attention heads, so it must divide the model's {heads}; "
+            f"{fix}"
+        )
+
+
+def _largest(letter: str, size: int, works: Callable[[int], bool]) -> str:
+    largest = max(smaller for smaller in range(1, size) if works(smaller))
+    if largest == 1:
+        return f"no smaller one does; leave {letter} out"
+    return f"the largest {letter} below {size} that works is {letter}{largest}"
+
+
+def _listed(extents: Mapping[str, int]) -> str:
+    return ", ".join(f"{what} ({extent})" for what, extent in extents.items())
