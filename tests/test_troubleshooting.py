@@ -36,7 +36,7 @@ from archon_core.plugins.discovery import discover, distribution_name
 from archon_core.protocols import OutputRequest
 from archon_core.run.folder import RunFolder
 from archon_core.run.lock import sole_writer
-from archon_rl.datasets.records import check_keys
+from archon_rl.fields import Fields, located
 from archon_rl.trainer.loop import TrainingLoop
 
 ROOT = Path(__file__).parents[1]
@@ -297,7 +297,8 @@ def _(folder: Path) -> None:
 
 @row("Records have other fields")
 def _(folder: Path) -> None:
-    check_keys({"problem": "1+1=", "solution": "2"}, ("question", "answer"), "problems.jsonl:1")
+    with located("problems.jsonl:1"):
+        Fields("question", "answer").check({"problem": "1+1=", "solution": "2"})
 
 
 @row("Updates are skipped")

@@ -19,6 +19,7 @@ from archon_core.protocols import InferenceEngine, Reward
 from archon_core.seeding import derive_seed
 from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.algorithm import TRUNCATED
+from archon_rl.fields import read_field
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.policy import LOGPROBS
 from archon_rl.text_encoding import TextEncoder, continuation_mask
@@ -84,7 +85,8 @@ def rollout_seeds(seed: int, step: int) -> Callable[[int, int], int]:
 
 
 def score(rollout: Rollout, encoder: TextEncoder, reward: Reward, data_ranks: DataRanks = ONE_RANK) -> torch.Tensor:
-    """float32 [S]: the reward of every completion. ``record["answer"]`` is the answer, whatever the data calls it.
+    """float32 [S]: the reward of every completion. ``record["answer"]`` is the answer, whatever the data calls
+    it, when there is one; everything else in the record is as it was read.
 
     Args:
         data_ranks: each scores the completions of some records, and knows all rewards afterwards.
@@ -92,7 +94,9 @@ def score(rollout: Rollout, encoder: TextEncoder, reward: Reward, data_ranks: Da
 
     def rewards_of(place: int) -> list[float]:
         record = rollout.records[place]
-        known = {**record, "answer": record[encoder.answer_key]}
+        known = record
+        if encoder.answer_key is not None:
+            known = {**record, "answer": read_field(record, encoder.answer_key)}
         prompt = encoder.prompt(record)
         return [float(reward(prompt, encoder.decode(c.token_ids), known)) for c in rollout.completions[place]]
 
