@@ -17,6 +17,7 @@ from archon_core.errors import DataError, did_you_mean
 from archon_core.models.text import check_unicode
 
 ASSISTANT = "assistant"
+PROMPT_KEY, ANSWER_KEY = "data.prompt_key", "data.answer_key"
 ALLOWED = "allowed are text, a number, or a list of messages with role and content"
 
 Message = Mapping[str, Any]
@@ -41,7 +42,7 @@ class Fields:
         Raises:
             DataError: there is no such field, or its value is neither text, nor a number, nor a conversation.
         """
-        return _value(record, self.prompt_key, "data.prompt_key")
+        return _value(record, self.prompt_key, PROMPT_KEY)
 
     def answer(self, record: Mapping[str, Any]) -> str | Messages | None:
         """The answer; ``None`` without ``answer_key``, or when the prompt is a whole conversation and there is none.
@@ -53,7 +54,7 @@ class Fields:
             return None
         if not has_field(record, self.answer_key) and ends_with_assistant(self.prompt(record)):
             return None
-        return _value(record, self.answer_key, "data.answer_key")
+        return _value(record, self.answer_key, ANSWER_KEY)
 
     def check(self, record: Any) -> None:
         """Raise ``DataError`` when ``record`` is no mapping or a field cannot be used."""
@@ -109,6 +110,7 @@ def json_type(value: Any) -> str:
 
 
 _MISSING = object()
+_FIX = "mend or remove the record"
 
 
 def _find(record: Mapping[str, Any], key: str) -> Any:
@@ -134,8 +136,10 @@ def _value(record: Mapping[str, Any], key: str, option: str) -> str | Messages:
             return _written(value)
     if isinstance(value, list | tuple):
         return _messages(value, where)
-    rest = "; data.answer_key=null leaves the answer out, and a reward reads any field" if "answer" in option else ""
-    raise DataError(f"{where}: found {json_type(value)}; {ALLOWED}; mend or remove the record{rest}")
+    fix = _FIX
+    if option == ANSWER_KEY and isinstance(value, Mapping):
+        fix += ", or set data.answer_key=null for a reward that reads other fields (it gets the whole record)"
+    raise DataError(f"{where}: found {json_type(value)}; {ALLOWED}; {fix}")
 
 
 def _written(number: int | float) -> str:
@@ -147,7 +151,7 @@ def _written(number: int | float) -> str:
 
 def _messages(value: list[Any] | tuple[Any, ...], where: str) -> Messages:
     if not value:
-        raise DataError(f"{where}: found an empty list; {ALLOWED}; mend or remove the record")
+        raise DataError(f"{where}: found an empty list; {ALLOWED}; {_FIX}")
     return tuple(_message(item, f"{where}, message {number}") for number, item in enumerate(value, start=1))
 
 

@@ -71,8 +71,8 @@ def check_unicode(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"text {quote(text)}: found {text[error.start]!r} at character {error.start}, half of a surrogate pair, "
-            "which is no character; write the whole pair, or remove it"
+            f"text {quote(text)}: found {text[error.start]!r} at character {error.start}, which is half of a surrogate "
+            "pair or a byte that is not UTF-8, and no character; write the whole character, or remove it"
         ) from error
 
 
