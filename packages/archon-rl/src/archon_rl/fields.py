@@ -131,7 +131,7 @@ def _value(record: Mapping[str, Any], key: str, option: str) -> str | Messages:
         with located(where):
             check_unicode(value)
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and math.isfinite(value)):
         with located(where):
             return _written(value)
     if isinstance(value, list | tuple):

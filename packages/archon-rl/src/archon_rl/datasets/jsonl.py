@@ -87,6 +87,8 @@ def parse_record(line: bytes) -> Mapping[str, Any]:
         record = _DECODER.decode(text)
         if _SURROGATE.search(line):
             json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except DataError:  # a ValueError too
+        raise
     except UnicodeDecodeError as error:
         kind = next((kind for magic, kind in _MAGIC.items() if line.startswith(magic)), "")
         raise DataError(
