@@ -80,8 +80,10 @@ def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[Leng
                 prompt_lengths, most, f"gconfig.max_tokens={most} with the completion", "raise gconfig.max_tokens"
             )
         )
-    generation = _context(actor).generation
-    sizes = [] if generation is None else [(generation, f"the model generates up to {generation} tokens", None)]
+    context, sizes = _context(actor), []
+    if context.generation != context.positions:
+        why = "above that the frequencies of its rotary embedding depend on the final length"
+        sizes.append((context.generation, f"the model generates up to {context.generation} tokens: {why}", ""))
     for engine in (actor, reference):
         sizes += [] if engine is None else _sequence_limits(engine)
     for size, reason, fix in sizes:
@@ -127,10 +129,11 @@ def refusal(
     what: str, dataset: Dataset, lengths: Sequence[int], indices: Sequence[int], limit: LengthLimit
 ) -> DataError:
     """The error that names overlong records and the option that leaves them out."""
+    rest = ", or leave them out with data.overlong=drop" if len(indices) < len(dataset) else ""
     return DataError(
         f"{_named(dataset, lengths, indices)}: {_count(what, dataset, indices)} longer than the run can take; allowed "
         f"are {_subject(limit)} of at most {max(limit.longest, 0)} tokens ({limit.reason}); shorten them, "
-        f"{limit.fix}, or leave them out with data.overlong=drop"
+        f"{limit.fix}{rest}"
     )
 
 
