@@ -132,6 +132,18 @@ def test_supervised_sequences_are_measured_with_their_answers(run, write):
         run("actor.mb_spec.max_tokens_per_mb=99", "trial_name=mb", text=SFT)
 
 
+def test_every_rank_refuses_what_the_first_has_measured(run, write):
+    write([record(10), record(98)])
+    with pytest.raises(DataError, match=r"train\.jsonl:2 \(98 tokens\)"):
+        run("actor.backend=bigram:d2", ranks=2, text=RL)
+    write([record(10), {"question": "a", "answer": None}])
+    with pytest.raises(DataError, match=r"train\.jsonl:2: data\.answer_key='answer': found null"):
+        run("actor.backend=bigram:d2", "trial_name=null", ranks=2, text=RL)
+    write([record(10), record(11), record(98)])
+    run("actor.backend=bigram:d2", "data.overlong=drop", "trial_name=dropped", ranks=2, text=RL)
+    assert "1 of 3 training records left out" in decisions(run)[0]
+
+
 def test_a_warm_start_measures_whole_sequences(run, write):
     write([record(10, "1" * 90), record(10, "1")])
     run("data.overlong=error", "trial_name=without", text=RL)

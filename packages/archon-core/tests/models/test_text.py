@@ -95,7 +95,7 @@ def test_a_tokenizer_without_offsets_refuses_the_same_text():
     assert encode_texts(slow, ["what is <unk>"], add_special_tokens=True) == [(0, 1, 2, 0)]
     with pytest.raises(DataError, match="has no token for part of it"):
         encode_texts(slow, ["what is four"], add_special_tokens=True)
-    with pytest.raises(DataError, match=r"SlowTokenizer: it does not tell which characters .* use a fast tokenizer"):
+    with pytest.raises(DataError, match=r"SlowTokenizer: it gives no character offsets, .* use a fast tokenizer"):
         encode_with_offsets(slow, "what is")
 
 

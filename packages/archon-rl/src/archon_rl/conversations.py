@@ -79,7 +79,7 @@ def assistant_span(render: Callable[..., str], text: str, turn: int, end_tokens:
         if not text.startswith(part):
             raise DataError(
                 f"message {turn + 1} (assistant): the chat template renders the messages {what} it differently when "
-                f"others follow, so what the assistant wrote cannot be told from the rest; {_MARK_FIX}"
+                f"others follow, so what the assistant wrote cannot be distinguished from the rest; {_MARK_FIX}"
             )
     if len(through) <= len(before):
         raise DataError(

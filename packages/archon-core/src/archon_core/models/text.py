@@ -54,12 +54,12 @@ def encode_with_offsets(
     """Token ids of a text that has its special tokens in it, and per token the characters (start, end) it stands for.
 
     Raises:
-        DataError: as ``encode_texts``; or the tokenizer is not a fast one, which alone know offsets.
+        DataError: as ``encode_texts``; or the tokenizer is not a fast one: only those give offsets.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
-            f"tokenizer {type(tokenizer).__name__}: it does not tell which characters a token stands for, which the "
-            "loss mask of a conversation needs; use a fast tokenizer (one with a tokenizer.json)"
+            f"tokenizer {type(tokenizer).__name__}: it gives no character offsets, which the loss mask of a "
+            "conversation needs; use a fast tokenizer (one with a tokenizer.json)"
         )
     [ids] = encode_texts(tokenizer, [text], add_special_tokens=False, fix=fix)
     return ids, _offsets(tokenizer, text, add_special_tokens=False)
