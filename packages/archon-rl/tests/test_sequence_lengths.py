@@ -138,7 +138,7 @@ def test_every_rank_refuses_what_the_first_has_measured(run, write):
         run("actor.backend=bigram:d2", ranks=2, text=RL)
     write([record(10), {"question": "a", "answer": None}])
     with pytest.raises(DataError, match=r"train\.jsonl:2: data\.answer_key='answer': found null"):
-        run("actor.backend=bigram:d2", "trial_name=null", ranks=2, text=RL)
+        run("actor.backend=bigram:d2", "trial_name=empty", ranks=2, text=RL)
     write([record(10), record(11), record(98)])
     run("actor.backend=bigram:d2", "data.overlong=drop", "trial_name=dropped", ranks=2, text=RL)
     assert "1 of 3 training records left out" in decisions(run)[0]

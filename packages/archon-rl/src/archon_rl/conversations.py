@@ -1,9 +1,9 @@
 """The loss mask of a conversation: which characters, and so which tokens, the assistant wrote.
 
-A chat template with ``{% generation %}`` markers says it itself. Otherwise the template renders the conversation up
-to each assistant's turn, with the start of that turn, and up to its end; both must be beginnings of the whole
-rendering, and what lies between them is the turn. Nothing is searched for in the text, so content that looks like a
-turn misleads nobody.
+A chat template with ``{% generation %}`` markers marks them. Without markers, the template renders the conversation
+twice per turn of the assistant: before the turn, with the generation prompt, and through its end. Both must be prefixes
+of the whole rendering, and the turn lies between them. The text is never searched, so content that looks like a turn is
+harmless.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def assistant_span(render: Callable[..., str], text: str, turn: int, end_tokens:
         end_tokens: texts of tokens that end a turn. White space that the template writes after one is no part of it.
 
     Raises:
-        DataError: the rendering of the messages before it, or up to it, is no beginning of ``text``.
+        DataError: the rendering of the messages before it, or up to it, is no prefix of ``text``.
     """
     before = render(turn, generation_prompt=True)
     through = render(turn + 1, generation_prompt=False)
@@ -91,12 +91,20 @@ def assistant_span(render: Callable[..., str], text: str, turn: int, end_tokens:
 
 
 def tokens_in(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
-    """Which tokens have characters in one of ``spans``. Byte-level tokenizers cut spaces off a token's start."""
-    return [any(first < last_char and end > first_char for first_char, last_char in spans) for first, end in offsets]
+    """Which tokens have characters in one of ``spans``; both come in the order of the text.
+
+    Byte-level tokenizers cut spaces off the start of a token's characters, of which none may be left.
+    """
+    trained, current = [], 0
+    for start, end in offsets:
+        while current < len(spans) and start >= spans[current][1]:
+            current += 1
+        trained.append(current < len(spans) and end > spans[current][0])
+    return trained
 
 
 def _start(render: Callable[..., str], text: str, first_trained: int) -> int:
-    """First character after the context, which is a beginning of ``text``."""
+    """First character after the context, which is a prefix of ``text``."""
     if first_trained == 0:
         return 0
     context = render(first_trained, generation_prompt=True)

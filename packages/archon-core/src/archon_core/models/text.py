@@ -33,18 +33,13 @@ def encode_texts(
     for text in texts:
         check_unicode(text)
     if len(texts) > 1 and getattr(tokenizer, "is_fast", False):
-        # Many at once: the same ids, several times as fast. Neither way truncates.
+        # One call for all: the same ids, since neither way pads or truncates.
         encoded = [tuple(ids) for ids in tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]]
     else:
         encoded = [tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens)) for text in texts]
-    unknown = tokenizer.unk_token_id
     for text, ids in zip(texts, encoded, strict=True):
-        if unknown is not None and unknown in ids:
-            part = _part_without_token(tokenizer, text, ids, add_special_tokens)
-            if part is not None:
-                raise DataError(
-                    f"text {quote(text)}: the tokenizer has no token for {part}, so the model could not see it; {fix}"
-                )
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+            _refuse_unknown(text, _part_without_token(tokenizer, text, ids, add_special_tokens), fix)
     return encoded
 
 
@@ -61,8 +56,11 @@ def encode_with_offsets(
             f"tokenizer {type(tokenizer).__name__}: it gives no character offsets, which the loss mask of a "
             "conversation needs; use a fast tokenizer (one with a tokenizer.json)"
         )
-    [ids] = encode_texts(tokenizer, [text], add_special_tokens=False, fix=fix)
-    return ids, _offsets(tokenizer, text, add_special_tokens=False)
+    check_unicode(text)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = tuple(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
+    _refuse_unknown(text, _unknown_part(tokenizer, text, ids, offsets), fix)
+    return ids, offsets
 
 
 def check_unicode(text: str) -> None:
@@ -110,21 +108,30 @@ def quote(text: str) -> str:
     return repr(text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "...")
 
 
+def _refuse_unknown(text: str, part: str | None, fix: str) -> None:
+    if part is not None:
+        raise DataError(
+            f"text {quote(text)}: the tokenizer has no token for {part}, so the model could not see it; {fix}"
+        )
+
+
 def _part_without_token(tokenizer: Any, text: str, ids: Sequence[int], add_special_tokens: bool) -> str | None:
-    """What an unknown token in ``ids`` stands for; ``None`` when there is a token for all of ``text``.
+    """What an unknown token in ``ids`` stands for; ``None`` when there is a token for all of ``text``."""
+    if getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        return _unknown_part(tokenizer, text, ids, encoded["offset_mapping"])
+    own = tokenizer.encode(text, add_special_tokens=False)
+    return "part of it" if own.count(tokenizer.unk_token_id) > text.count(tokenizer.unk_token) else None
+
+
+def _unknown_part(tokenizer: Any, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> str | None:
+    """The first characters that an unknown token stands for.
 
     The id alone does not say: many tokenizers use one token as unknown, begin and end of text. It stands for
     nothing where the tokenizer itself has put it (no characters), and for itself where the text spells its name.
     """
     unknown, name = tokenizer.unk_token_id, tokenizer.unk_token
-    if getattr(tokenizer, "is_fast", False):
-        offsets = _offsets(tokenizer, text, add_special_tokens=add_special_tokens)
-        parts = (text[start:end] for token, (start, end) in zip(ids, offsets, strict=True) if token == unknown)
-        return next((quote(part) for part in parts if part and part.strip() != name), None)
-    own = tokenizer.encode(text, add_special_tokens=False)
-    return "part of it" if own.count(unknown) > text.count(name) else None
-
-
-def _offsets(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[tuple[int, int]]:
-    encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
-    return [tuple(pair) for pair in encoded["offset_mapping"]]
+    if unknown is None or unknown not in ids:
+        return None
+    parts = (text[start:end] for token, (start, end) in zip(ids, offsets, strict=True) if token == unknown)
+    return next((quote(part) for part in parts if part and part.strip() != name), None)
