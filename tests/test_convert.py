@@ -199,7 +199,7 @@ def memory_for_converting(folder):
 
 def own_memory():
     """Without mapped files, which the system takes back when it needs their place."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 

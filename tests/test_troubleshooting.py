@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerFast
 
 from archon_core.checkpoint.seal import check_file, read_seal, seal_whole, write_seal
 from archon_core.cli.main import main
@@ -37,9 +38,12 @@ from archon_core.plugins.discovery import discover, distribution_name
 from archon_core.protocols import OutputRequest
 from archon_core.run.folder import RunFolder
 from archon_core.run.lock import sole_writer
-from archon_rl.datasets.records import check_keys
+from archon_rl.datasets.jsonl import read_jsonl
+from archon_rl.fields import Fields, located
 from archon_rl.rewards.checking import NamedReward, checked_reward
 from archon_rl.rewards.gsm8k import gsm8k_reward
+from archon_rl.text_encoding import TextEncoder
+from archon_rl.tokenization import bpe_tokenizer
 from archon_rl.trainer.loop import TrainingLoop
 
 ROOT = Path(__file__).parents[1]
@@ -306,7 +310,65 @@ def _(folder: Path) -> None:
 
 @row("Records have other fields")
 def _(folder: Path) -> None:
-    check_keys({"problem": "1+1=", "solution": "2"}, ("question", "answer"), "problems.jsonl:1")
+    with located("problems.jsonl:1"):
+        Fields("question", "answer").check({"problem": "1+1=", "solution": "2"})
+
+
+def _second_line(content: bytes) -> None:
+    Path("train.jsonl").write_bytes(b'{"question": "a", "answer": "1"}\n' + content)
+    read_jsonl(Path("train.jsonl"), ("question", "answer"))
+
+
+@row("A field holds no text")
+def _(folder: Path) -> None:
+    _second_line(b'{"question": "a", "answer": null}')
+
+
+@row("A data file is not UTF-8")
+def _(folder: Path) -> None:
+    _second_line(b'{"question": "caf\xe9", "answer": "1"}')
+
+
+@row("A data file has half of a character")
+def _(folder: Path) -> None:
+    _second_line(rb'{"question": "q\ud83d", "answer": "1"}')
+
+
+@row("A record has a name twice")
+def _(folder: Path) -> None:
+    _second_line(b'{"question": "a", "answer": "1", "answer": "2"}')
+
+
+@row("Records are longer than the run can take")
+def _(folder: Path) -> None:
+    Path("train.jsonl").write_text(
+        "\n".join(json.dumps({"question": "1" * n, "answer": "1"}) for n in (3, 29)), encoding="utf-8"
+    )
+    options = ["data.dataset=jsonl", "data.path=train.jsonl", "data.batch_size=1", "data.validation_size=0"]
+    options += ["tokenizer.kind=characters", "gconfig.max_new_tokens=12", f"cluster.fileroot={folder}"]
+    options += ["actor.model_config.max_position_embeddings=32", "actor.backend=archon:d1", "warm_start.steps=0"]
+    run_archon("train", str(EXAMPLE), *options)
+
+
+def _tokenizer(template: str) -> PreTrainedTokenizerFast:
+    tokenizer = bpe_tokenizer(["a"], 260)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@row("A chat template fails")
+def _(folder: Path) -> None:
+    tokenizer = _tokenizer("{{ raise_exception('a system message must come first') }}")
+    TextEncoder(tokenizer, "question", "answer").encode_prompt({"question": "2+3?", "answer": "5"})
+
+
+@row("A chat template hides what the assistant wrote")
+def _(folder: Path) -> None:
+    template = (
+        "{% for m in messages %}{{ '<think>' if loop.last and m.role == 'assistant' }}{{ m.content }}{% endfor %}"
+    )
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    TextEncoder(_tokenizer(template), "messages", None).encode_examples([{"messages": turns}])
 
 
 @row("Updates are skipped")

@@ -214,14 +214,14 @@ def memory_for_saving(folder):
     MODELS["large"] = ("qwen3", sizes)
     engine = make_engine("d2t2", "large")
     dist.barrier()
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = _resident("VmRSS")
     engine.save(folder, "hf")
     return _resident("VmHWM") - before
 
 
 def _resident(which):
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(which))
 
 

@@ -64,7 +64,7 @@ class Reader:
         self.said = done.stdout + done.stderr
         assert (done.returncode != 0) == fails, f"{commands}\n{self.said}"
         if not fails:
-            self.folder = Path(Path(self.environment["PLACE"]).read_text().strip())
+            self.folder = Path(Path(self.environment["PLACE"]).read_text(encoding="utf-8").strip())
 
     def edit(self, file: Path, hunk: str) -> None:
         """Apply one hunk without line numbers; what it replaces must be there once."""

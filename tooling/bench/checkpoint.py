@@ -236,7 +236,7 @@ def _memory_of(work: Callable[[], object]) -> int:
 
 
 def _own_memory() -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 

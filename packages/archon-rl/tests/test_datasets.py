@@ -68,7 +68,7 @@ def test_jsonl_reads_the_held_out_records_from_their_own_file(tmp_path):
     ("line", "message"),
     [
         ('{"question": "a", ', r"a\.jsonl:2: not JSON: .* at column \d+; every line must hold one JSON object"),
-        ("[1, 2]", r"a\.jsonl:2: found a list; every record must be an object"),
+        ("[1, 2]", r"a\.jsonl:2: found a list; every line must hold one JSON object"),
         (
             '{"question": "a", "answr": "b"}',
             r"a\.jsonl:2: there is no field 'answer'; found 'question', 'answr'.*mean 'answr'",

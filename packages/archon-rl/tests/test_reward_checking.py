@@ -20,7 +20,7 @@ from archon_core.errors import ArchonError, ConfigError, DataError, RewardError
 from archon_core.generation import Completion, GenerationConfig
 from archon_core.plugins import RewardSpec, registry
 from archon_rl.datasets.jsonl import read_jsonl
-from archon_rl.datasets.placed_record import PlacedRecord, placed
+from archon_rl.datasets.placed_record import PlacedRecord, read_placed
 from archon_rl.datasets.records import ListDataset, SubsetDataset
 from archon_rl.rewards.checking import NamedReward, checked_reward
 from archon_rl.text_encoding import TextEncoder
@@ -159,15 +159,16 @@ def test_an_interrupt_is_not_a_failure_of_the_reward():
 def test_records_of_a_file_know_their_line_through_subsets_and_pickling(tmp_path):
     file = tmp_path / "problems.jsonl"
     file.write_text('{"q": "a"}\n\n{"q": "b"}\n{"q": "c"}\n')
-    subset = SubsetDataset(SubsetDataset(ListDataset(read_jsonl(file, ("q",))), [2, 1]), [1])
-    assert subset[0] == {"q": "b"}
-    assert placed(subset[0], 0).place == pickle.loads(pickle.dumps(subset[0])).place == f"{file}:3"
+    subset = SubsetDataset(SubsetDataset(read_jsonl(file, ("q", None)), [2, 1]), [1])
+    record = read_placed(subset, 0)
+    assert record == {"q": "b"}
+    assert record.place == pickle.loads(pickle.dumps(record)).place == f"{file}:3"
 
 
 def test_records_of_other_sources_are_known_by_their_number_in_the_whole_data_set():
-    subset = SubsetDataset(SubsetDataset(ListDataset([{"q": str(i)} for i in range(5)]), [4, 3, 0]), [1, 2])
-    assert [record.place for record in map(subset.__getitem__, range(2))] == ["record 4", "record 1"]
-    assert placed({"q": "x"}, 6).place == "record 7"
+    subset = SubsetDataset(SubsetDataset([{"q": str(i)} for i in range(5)], [4, 3, 0]), [1, 2])
+    places = [read_placed(subset, index).place for index in range(2)]
+    assert places == ["record 3 (counted from 0)", "record 0 (counted from 0)"]
 
 
 @pytest.fixture
@@ -195,7 +196,7 @@ def test_a_run_ends_with_the_record_of_the_reward_that_is_not_a_number(run, regi
 
 def rollout_of(n: int) -> tuple[Rollout, TextEncoder]:
     encoder = TextEncoder(characters_tokenizer(["0123456789"]), "prompt", "answer")
-    records = tuple(PlacedRecord({"prompt": "1", "answer": str(i)}, "data.jsonl:", i + 1) for i in range(n))
+    records = tuple(PlacedRecord({"prompt": "1", "answer": str(i)}, f"data.jsonl:{i + 1}") for i in range(n))
     completion = Completion((5,), (-0.5,), (0,), "stop")
     return Rollout(records, ((1,),) * n, ((completion,),) * n), encoder
 
@@ -211,7 +212,7 @@ def test_every_rank_ends_with_the_error_of_the_one_whose_reward_failed():
             with lock:
                 messages[ranks.rank] = type(error), str(error)
 
-    rollout = Rollout((rollout.records[0], PlacedRecord({"prompt": "1", "answer": "5"}, "data.jsonl:", 2)), *_two())
+    rollout = Rollout((rollout.records[0], PlacedRecord({"prompt": "1", "answer": "5"}, "data.jsonl:2")), *_two())
     run_on_ranks(2, body)
     assert messages[1][0] is messages[0][0] is RewardError
     assert messages[1][1].startswith("data.jsonl:2: reward 'nan': it returned nan")
@@ -232,4 +233,10 @@ def test_an_evaluation_ends_with_the_same_error():
 
     options = sampling_options(GenerationConfig(), 2, greedy=True)
     with pytest.raises(RewardError, match=r"^data\.jsonl:6: reward 'nan': it returned nan"):
-        evaluate_reward(Engine(), encoder, ListDataset(rollout.records), NamedReward("nan", nan_for_5), options)
+        evaluate_reward(
+            Engine(),
+            encoder,
+            ListDataset(rollout.records, [r.place for r in rollout.records]),
+            NamedReward("nan", nan_for_5),
+            options,
+        )

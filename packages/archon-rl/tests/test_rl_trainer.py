@@ -232,7 +232,7 @@ def test_more_minibatches_than_completions_are_refused(run):
 def test_prompts_above_the_limit_are_left_out_and_counted(run):
     folder = run("data.arithmetic.max_operand=11", "data.validation_size=0", "data.max_length=5", "trainer.max_steps=1")
     # A begin-of-text token and "a+b=" make five tokens only when both of the 12 x 12 operands have one digit.
-    assert "Left out 44 of 144 training and 0 of 0 held-out records" in output(folder)
+    assert "Left out 44 of 144 training records: longer than data.max_length=5 tokens" in output(folder)
     with pytest.raises(DataError, match=r"data\.max_length=4: none of the 144 training records is that short"):
         run("data.arithmetic.max_operand=11", "data.validation_size=0", "data.max_length=4", "trial_name=none")
 

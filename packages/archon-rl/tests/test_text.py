@@ -85,7 +85,7 @@ def test_a_continuation_mask_selects_the_predictions_of_the_continuation(prompt,
 
 
 def test_a_character_without_a_token_is_an_error_and_not_an_unknown_token():
-    with pytest.raises(DataError, match=r"'the cät': the tokenizer has no token for part of it.*tokenizer\.kind=bpe"):
+    with pytest.raises(DataError, match=r"'the cät': the tokenizer has no token for 'ä', .*tokenizer\.kind=bpe"):
         encoder(CHARACTERS).encode_prompt({"question": "the cät"})
 
 

@@ -20,7 +20,7 @@ EOS = len(LETTERS)
 class LetterTokenizer:
     """One token per letter; anything else is unknown."""
 
-    eos_token_id, unk_token_id, chat_template = EOS, EOS + 1, None
+    eos_token_id, unk_token_id, unk_token, chat_template = EOS, EOS + 1, "<unk>", None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [LETTERS.index(c) if c in LETTERS else self.unk_token_id for c in text]
@@ -157,7 +157,7 @@ def test_prompts_are_messages_when_the_tokenizer_has_a_chat_template(generator, 
 
 
 def test_prompts_that_the_model_cannot_see_are_refused(generator):
-    with pytest.raises(DataError, match="'aß': found characters that the tokenizer has no token for"):
+    with pytest.raises(DataError, match="'aß': the tokenizer has no token for part of it"):
         generator(LetterTokenizer()).complete(["aß"], GenerationConfig(), seed=0)
     with pytest.raises(DataError, match="found 0 tokens; allowed is at least 1"):
         generator(LetterTokenizer()).complete([""], GenerationConfig(), seed=0)

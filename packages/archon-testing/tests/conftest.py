@@ -17,7 +17,7 @@ def _is_alive(pid: int) -> bool:
         return False
     # One that has ended stays until its parent, the forkserver, has asked for its exit code.
     status = Path(f"/proc/{pid}/stat")
-    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+    return not status.exists() or status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_what_the_file_itself_lacks_is_not_hidden(module_of, monkeypatch):
     module = module_of("archon_testing_missing", "def f():\n    pass\n")
     reference = FunctionReference.of(module.f)
     monkeypatch.delitem(sys.modules, "archon_testing_missing")
-    Path(module.__file__).write_text("import not_installed_anywhere\n")
+    Path(module.__file__).write_text("import not_installed_anywhere\n", encoding="utf-8")
     with pytest.raises(ModuleNotFoundError, match="not_installed_anywhere"):
         reference.load()
 

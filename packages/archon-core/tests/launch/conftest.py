@@ -181,7 +181,7 @@ class Started:
 def is_running(pid: int) -> bool:
     """Whether a process exists and is no zombie, which the container's first process may leave forever."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except FileNotFoundError:
         if Path("/proc/self").exists():
             return False

@@ -1,18 +1,40 @@
-"""From a record's text to token ids, the same way in supervised training, rollout and evaluation.
+"""From a record to token ids, the same way in supervised training, rollout and evaluation.
 
-Prompt and answer are encoded apart: tokenizing them as one text could merge characters over the border, and a
-model would then see prompts in training that it never sees when it generates.
+A prompt and an answer that are texts are encoded apart: tokenizing them as one text could merge characters over the
+border, and a model would then see prompts in training that it never sees when it generates. A conversation is encoded
+as a whole, as its chat template writes it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from archon_core.data.batch import Batch
 from archon_core.errors import DataError
+from archon_core.models.text import encode_texts, render_chat
+from archon_rl.conversations import encode_conversation
+from archon_rl.fields import Fields, Messages, ends_with_assistant
 from archon_rl.losses.aggregation import LOSS_MASK
+
+_NO_TOKEN_FIX = "use tokenizer.kind=bpe, which encodes any text, or remove the record"
+_TEXT_FIX = "set tokenizer.use_chat_template=false to encode the prompt as it is, or give another tokenizer_path"
+_MESSAGES_FIX = "give a tokenizer whose template can render the conversation (tokenizer_path), or mend the record"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sequence for supervised training.
+
+    Attributes:
+        ids: all tokens.
+        trained: per token, whether the loss is on it.
+    """
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -21,65 +43,174 @@ class TextEncoder:
 
     Attributes:
         tokenizer: a ``transformers`` tokenizer with an end-of-text token.
-        prompt_key: the record's field with the prompt.
-        answer_key: and the one with the answer.
-        use_chat_template: format the prompt as a user's message when the tokenizer has a chat template.
+        prompt_key: the record's field with the prompt; dots lead into nested objects.
+        answer_key: and the one with the answer; ``None`` for none.
+        use_chat_template: format a prompt that is text as a user's message when the tokenizer has a chat template.
     """
 
     tokenizer: Any
     prompt_key: str
-    answer_key: str
+    answer_key: str | None
     use_chat_template: bool = True
 
+    @cached_property
+    def fields(self) -> Fields:
+        """The fields of a record that are read."""
+        return Fields(self.prompt_key, self.answer_key)
+
     def prompt(self, record: Mapping[str, Any]) -> str:
-        """The record's prompt as text."""
-        return str(record[self.prompt_key])
+        """The record's prompt as rewards get it: the text, or the content of a conversation's last message."""
+        value = self.fields.prompt(record)
+        return value if isinstance(value, str) else value[-1].get("content", "")
+
+    def texts(self, record: Mapping[str, Any]) -> Iterator[str]:
+        """All texts of the record that are encoded, for a tokenizer to be built from."""
+        for value in (self.fields.prompt(record), self.fields.answer(record)):
+            if isinstance(value, str):
+                yield value
+            else:
+                yield from (message.get("content", "") for message in value or ())
 
     def encode_prompt(self, record: Mapping[str, Any]) -> tuple[int, ...]:
-        """Ids of the prompt, with whatever the tokenizer puts at the start of a text.
+        """Ids of the prompt; see ``encode_prompts``."""
+        return self.encode_prompts([record])[0]
+
+    def encode_prompts(self, records: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...]]:
+        """Ids of each record's prompt: through the chat template, or with what the tokenizer puts at a text's start.
 
         Raises:
-            DataError: the tokenizer has no token for a character, or the prompt has no tokens.
+            DataError: a field is missing or cannot be used, the tokenizer has no token for a character, the prompt
+                has no tokens, the chat template fails, or a conversation ends with the assistant's turn.
         """
-        text = self.prompt(record)
-        if self.use_chat_template and self.tokenizer.chat_template is not None:
-            message = [{"role": "user", "content": text}]
-            text = self.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-            # The template writes the special tokens itself.
-            ids = self._encode(text, add_special_tokens=False)
-        else:
-            ids = self._encode(text, add_special_tokens=True)
-        if not ids:
-            raise DataError(f"prompt {text!r}: it has no tokens; a model needs at least one to continue from")
-        return ids
+        texts, encoded = [], []
+        for record in records:
+            value = self.fields.prompt(record)
+            if ends_with_assistant(value):
+                raise DataError(
+                    f"data.prompt_key={self.prompt_key!r}: found a conversation that ends with the assistant's turn, "
+                    "which leaves no answer to sample; leave that turn out, or train on it with algorithm=sft"
+                )
+            texts.append(self._render(value))
+        # The template writes the special tokens itself.
+        for rendered in (True, False):
+            group = [text for text, is_rendered in texts if is_rendered is rendered]
+            encoded.append(iter(self._encode(group, add_special_tokens=not rendered)))
+        prompts = [next(encoded[0] if is_rendered else encoded[1]) for _, is_rendered in texts]
+        for (text, _), ids in zip(texts, prompts, strict=True):
+            if not ids:
+                raise DataError(f"prompt {text!r}: it has no tokens; a model needs at least one to continue from")
+        return prompts
 
     def encode_answer(self, record: Mapping[str, Any]) -> tuple[int, ...]:
-        """Ids of the answer and the end of text."""
-        text = str(record[self.answer_key])
-        return (*self._encode(text, add_special_tokens=False), self.tokenizer.eos_token_id)
+        """Ids of an answer that is text, and the end of text.
+
+        Raises:
+            DataError: as ``encode_prompts``.
+        """
+        answer = self.fields.answer(record)
+        assert isinstance(answer, str), "answers that are conversations are encoded with their prompts"
+        return self._encode_answers([answer])[0]
+
+    def encode_examples(self, records: Sequence[Mapping[str, Any]]) -> list[Example]:
+        """Each record for supervised training: with the loss on the answer and the end of text, or on the assistant's
+        turns of a conversation (of the answer alone, when prompt and answer are both messages).
+
+        Raises:
+            DataError: as ``encode_prompts``; or there is nothing to train on, or the chat template does not tell turns
+                apart.
+        """
+        examples: list[Example | None] = []
+        pairs: list[Mapping[str, Any]] = []
+        answers: list[str] = []
+        for record in records:
+            answer = self.fields.answer(record)
+            if isinstance(answer, str):
+                if ends_with_assistant(self.fields.prompt(record)):
+                    raise DataError(
+                        f"data.prompt_key={self.prompt_key!r}: found a conversation that ends with the assistant's "
+                        f"turn, and an answer in {self.answer_key!r} beside it; set data.answer_key=null to train on "
+                        "the conversation, or leave that turn out"
+                    )
+                pairs.append(record)
+                answers.append(answer)
+                examples.append(None)
+            else:
+                examples.append(self._encode_turns(self.fields.prompt(record), answer))
+        encoded = zip(self.encode_prompts(pairs), self._encode_answers(answers), strict=True)
+        return [_continued(*next(encoded)) if example is None else example for example in examples]
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        ids = tuple(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
-        unknown = self.tokenizer.unk_token_id
-        if unknown is not None and unknown in ids:
+    def _encode_turns(self, prompt: str | Messages, answer: Messages | None) -> Example:
+        context: Messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+        if answer is None and not ends_with_assistant(prompt):
             raise DataError(
-                f"text {text!r}: the tokenizer has no token for part of it, so the model could not see it; "
-                "use tokenizer.kind=bpe, which encodes any text, or remove the record"
+                f"data.prompt_key={self.prompt_key!r}: found a prompt without an answer to train on; add the "
+                "assistant's turn to the conversation, or set data.answer_key to the field with the answer"
             )
-        return ids
+        self._require_template()
+        ids, trained = encode_conversation(
+            self.tokenizer, context + (answer or ()), first_trained=len(context) if answer else 0
+        )
+        return Example(ids, tuple(trained))
+
+    def _encode_answers(self, answers: Sequence[str]) -> list[tuple[int, ...]]:
+        return [(*ids, self.tokenizer.eos_token_id) for ids in self._encode(answers, add_special_tokens=False)]
+
+    def _render(self, prompt: str | Messages) -> tuple[str, bool]:
+        """The prompt as text, and whether a chat template wrote it."""
+        if isinstance(prompt, str):
+            if not self.use_chat_template or self.tokenizer.chat_template is None:
+                return prompt, False
+            message = {"role": "user", "content": prompt}
+            return render_chat(self.tokenizer, [message], generation_prompt=True, fix=_TEXT_FIX), True
+        self._require_template()
+        return render_chat(self.tokenizer, prompt, generation_prompt=True, fix=_MESSAGES_FIX), True
+
+    def _require_template(self) -> None:
+        if not self.use_chat_template or self.tokenizer.chat_template is None:
+            why = "tokenizer.use_chat_template is false" if not self.use_chat_template else "the tokenizer has none"
+            raise DataError(
+                f"found messages, which a chat template turns into text, and {why}; give a tokenizer with a template "
+                "(tokenizer_path) and leave tokenizer.use_chat_template on, or give texts"
+            )
+
+    def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[tuple[int, ...]]:
+        return encode_texts(self.tokenizer, texts, add_special_tokens=add_special_tokens, fix=_NO_TOKEN_FIX)
 
 
 def supervised_batch(encoder: TextEncoder, records: Sequence[Mapping[str, Any]]) -> Batch:
-    """Prompt, answer and end of text per record, with the loss on the answer and the end of text only."""
-    pairs = [(encoder.encode_prompt(record), encoder.encode_answer(record)) for record in records]
+    """Whole sequences with the loss on what ``TextEncoder.encode_examples`` says."""
+    examples = encoder.encode_examples(records)
     return Batch.from_sequences(
-        [prompt + answer for prompt, answer in pairs],
-        token_fields={LOSS_MASK: [continuation_mask(len(prompt), len(answer)) for prompt, answer in pairs]},
+        [example.ids for example in examples],
+        token_fields={LOSS_MASK: [predictions_of(example.trained) for example in examples]},
     )
+
+
+def comparison_batch(encoder: TextEncoder, records: Sequence[Mapping[str, Any]]) -> Batch:
+    """Sequences to compare two models on: prompts, with the answers that can be trained on.
+
+    In reinforcement learning an answer may be anything that its reward reads.
+    """
+    sequences = []
+    for record in records:
+        try:
+            sequences.append(encoder.encode_examples([record])[0].ids)
+        except DataError:
+            sequences.append(encoder.encode_prompt(record))
+    return Batch.from_sequences(sequences)
+
+
+def predictions_of(trained: Sequence[bool]) -> list[bool]:
+    """Which predictions yield the trained tokens: position t predicts token t + 1, and the last one nothing.
+
+    >>> predictions_of([False, True, True])
+    [True, True, False]
+    """
+    return [*trained[1:], False]
 
 
 def continuation_mask(prompt_length: int, continuation_length: int) -> list[bool]:
@@ -89,3 +220,7 @@ def continuation_mask(prompt_length: int, continuation_length: int) -> list[bool
     [False, True, True, True, False]
     """
     return [False] * (prompt_length - 1) + [True] * continuation_length + [False]
+
+
+def _continued(prompt: tuple[int, ...], answer: tuple[int, ...]) -> Example:
+    return Example(prompt + answer, (False,) * len(prompt) + (True,) * len(answer))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from archon_core.errors import ModelError
 from archon_core.models.staged import outline_of
 from archon_core.nn.head import ValueHead
-from archon_core.nn.rotary import RopeArguments, RotaryEmbedding
+from archon_core.nn.rotary import RotaryEmbedding
 from archon_core.protocols import CausalModule
 
 
@@ -49,16 +49,6 @@ def model_limits(module: CausalModule) -> ModelLimits:
     thresholds = [a.length_dependent_above for a in rotations if a.length_dependent_above is not None]
     return ModelLimits(
         vocab_size=module.embed.weight.shape[0],
-        max_positions=min(map(_reach, rotations), default=getattr(module, "max_positions", None)),
+        max_positions=min((rope.reach for rope in rotations), default=getattr(module, "max_positions", None)),
         length_dependent_above=min(thresholds, default=None),
     )
-
-
-def _reach(rope: RopeArguments) -> int:
-    """Positions that the rotation was made for: linear scaling and YaRN stretch what the configuration names."""
-    if rope.kind == "linear":
-        return int(rope.max_position_embeddings * rope.parameters["factor"])
-    if rope.kind == "yarn":
-        original = rope.parameters.get("original_max_position_embeddings") or rope.max_position_embeddings
-        return max(rope.max_position_embeddings, int(original * rope.parameters["factor"]))
-    return rope.max_position_embeddings

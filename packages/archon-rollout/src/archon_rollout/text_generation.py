@@ -13,6 +13,7 @@ from archon_core.errors import ConfigError, DataError
 from archon_core.generation import Completion, GenerationConfig, GenerationRequest
 from archon_core.layout import parse_layout
 from archon_core.models.hf_config import checkpoint_folder
+from archon_core.models.text import encode_texts, render_chat
 from archon_core.models.tokenizer import read_tokenizer
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_core.protocols import InferenceEngine
@@ -130,21 +131,21 @@ class TextGenerator:
             raise ConfigError(
                 "chat: found a tokenizer without a chat template; leave --chat out to complete the prompt as it is"
             )
+        fix = "write the prompt without them"
         if chat or (chat is None and template is not None):
-            message = [{"role": "user", "content": prompt}]
-            text = self._tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
+            text = render_chat(
+                self._tokenizer,
+                [{"role": "user", "content": prompt}],
+                generation_prompt=True,
+                fix="add --no-chat to complete the prompt as it is",
+            )
             # The template writes the special tokens itself.
-            ids = self._tokenizer.encode(text, add_special_tokens=False)
+            [ids] = encode_texts(self._tokenizer, [text], add_special_tokens=False, fix=fix)
         else:
-            ids = self._tokenizer.encode(prompt)
+            [ids] = encode_texts(self._tokenizer, [prompt], add_special_tokens=True, fix=fix)
         if not ids:
             raise DataError(f"prompt {prompt!r}: found 0 tokens; allowed is at least 1; write some text")
-        if self._tokenizer.unk_token_id is not None and self._tokenizer.unk_token_id in ids:
-            raise DataError(
-                f"prompt {prompt!r}: found characters that the tokenizer has no token for, so the model could not see "
-                "them; allowed is text like that which it was trained on; write the prompt without them"
-            )
-        return tuple(ids)
+        return ids
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)

@@ -13,6 +13,7 @@ import typer
 from archon_core import __version__
 from archon_core.cli.commands import Commands
 from archon_core.cli.console import print_error
+from archon_core.cli.encoding import check_arguments, ensure_utf8
 from archon_core.errors import ArchonError
 from archon_core.launch.rank import USER_ERROR
 from archon_core.plugins import registry
@@ -86,7 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: without the program's name; ``None`` for those of the process.
     """
+    if arguments is None:
+        ensure_utf8()
     try:
+        check_arguments(sys.argv[1:] if arguments is None else arguments)
         typer.main.get_command(app).main(
             args=None if arguments is None else list(arguments),
             prog_name="archon",

@@ -233,10 +233,14 @@ class DataConfig:
         path: file, folder or hub id for the datasets that read one.
         validation_path: the same for the held-out split; null takes ``validation_size`` records off ``path``.
         validation_size: held-out records.
-        prompt_key: field of the prompt.
-        answer_key: field of the answer.
+        prompt_key: field of the prompt: text, a number, or a list of messages with ``role`` and ``content``. Dots lead
+            into nested objects, as in ``extra_info.question``.
+        answer_key: field of the answer, in the same way; null when records have none.
         batch_size: records per training step.
-        max_length: longer sequences are left out (SFT) or their prompts are (RL); null for no limit.
+        max_length: longer sequences are left out (SFT) or records with longer prompts are (RL); null for no limit.
+        overlong: what happens to records that the run could not take in some step, because model, ``gconfig`` or
+            ``mb_spec`` allow no sequence of that length: ``error`` refuses them before the first step, ``drop`` leaves
+            them out as a recorded decision.
         shuffle: a new order each epoch, from the seed.
     """
 
@@ -245,9 +249,10 @@ class DataConfig:
     validation_path: str | None = None
     validation_size: int = 0
     prompt_key: str = "question"
-    answer_key: str = "answer"
+    answer_key: str | None = "answer"
     batch_size: int = 32
     max_length: int | None = None
+    overlong: str = "error"
     shuffle: bool = True
 
 

@@ -121,7 +121,12 @@ RULES: dict[type, dict[str, Rule]] = {
     RolloutConfig: {"max_batch_size": POSITIVE},
     ClusterConfig: {"n_nodes": POSITIVE, "n_gpus_per_node": POSITIVE},
     TokenizerConfig: {"kind": one_of("pretrained", "characters", "bpe"), "vocab_size": POSITIVE},
-    DataConfig: {"validation_size": NOT_NEGATIVE, "batch_size": POSITIVE, "max_length": POSITIVE},
+    DataConfig: {
+        "validation_size": NOT_NEGATIVE,
+        "batch_size": POSITIVE,
+        "max_length": POSITIVE,
+        "overlong": one_of("error", "drop"),
+    },
     TrainerConfig: {
         "max_steps": POSITIVE,
         "max_epochs": POSITIVE,

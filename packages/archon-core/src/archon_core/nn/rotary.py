@@ -31,6 +31,26 @@ def _scaling_functions() -> Mapping[str, Any]:
     return ROPE_INIT_FUNCTIONS
 
 
+def rotary_reach(max_position_embeddings: int, parameters: Mapping[str, Any]) -> int:
+    """Positions that a rotation was made for: linear scaling and YaRN stretch what the configuration names."""
+    kind = parameters["rope_type"]
+    if kind == "linear":
+        return int(max_position_embeddings * parameters.get("factor", 1.0))
+    if kind == "yarn":
+        original = parameters.get("original_max_position_embeddings") or max_position_embeddings
+        return max(max_position_embeddings, int(original * parameters.get("factor", 1.0)))
+    return max_position_embeddings
+
+
+def fixed_frequencies_reach(max_position_embeddings: int, parameters: Mapping[str, Any]) -> int | None:
+    """Longest sequence whose frequencies do not depend on its length; ``None`` when none's do."""
+    if parameters["rope_type"] == "dynamic":
+        return max_position_embeddings
+    if parameters["rope_type"] == "longrope":
+        return parameters.get("original_max_position_embeddings") or max_position_embeddings
+    return None
+
+
 @dataclass(frozen=True)
 class RopeArguments:
     """What frequencies are computed from.
@@ -82,9 +102,12 @@ class RopeArguments:
     @property
     def length_dependent_above(self) -> int | None:
         """Longest sequence whose frequencies do not depend on its length; ``None`` when none's do."""
-        if self.kind == "dynamic":
-            return self.max_position_embeddings
-        return self.parameters["original_max_position_embeddings"] if self.kind == "longrope" else None
+        return fixed_frequencies_reach(self.max_position_embeddings, self.parameters)
+
+    @property
+    def reach(self) -> int:
+        """Positions that the rotation was made for."""
+        return rotary_reach(self.max_position_embeddings, self.parameters)
 
     def frequencies(self, length: int | None = None) -> tuple[Tensor, float]:
         """Angles per position [D/2], fp32 on the CPU, and the factor that cosines and sines are multiplied by.

@@ -7,7 +7,6 @@ hooks stand alone: whatever goes wrong becomes the ``PluginStatus`` of that one 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.metadata
 import inspect
 import re

@@ -85,6 +85,11 @@ def arithmetic_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
         )
     if options.max_operand < 1:
         raise ConfigError(f"data.arithmetic.max_operand: found {options.max_operand}; it must be 1 or more")
+    if config.answer_key is None:
+        raise ConfigError(
+            "data.answer_key: found null; the data set 'arithmetic' writes its results to a field, so allowed is a "
+            "name; set data.answer_key=answer"
+        )
     problems = Problems(options.max_operand, options.operators, config.prompt_key, config.answer_key, options.zero_pad)
     if len(problems) > MOST_PROBLEMS:
         raise ConfigError(

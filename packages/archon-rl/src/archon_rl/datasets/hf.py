@@ -8,8 +8,8 @@ from typing import Any
 
 from archon_core.errors import ConfigError, DataError
 from archon_core.protocols import Dataset
-from archon_rl.datasets.placed_record import PlacedRecord
-from archon_rl.datasets.records import Split, check_keys, cut, require_path
+from archon_rl.datasets.records import Split, cut, require_path
+from archon_rl.fields import Fields, located
 
 
 @dataclass(frozen=True)
@@ -18,17 +18,25 @@ class HuggingFaceDataset:
 
     Attributes:
         columns: a ``datasets.Dataset``.
-        where: names it in messages.
+        name: what the split is called in messages.
     """
 
     columns: Any
-    where: str
+    name: str
 
     def __len__(self) -> int:
         return len(self.columns)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        return PlacedRecord(self.columns[index], f"{self.where}, record ", index + 1)
+        """The record. Raises DataError when ``datasets`` cannot decode it."""
+        try:
+            return self.columns[index]
+        except Exception as error:  # decoders of images, audio and archives raise their own types
+            raise DataError(f"{self.where(index)}: datasets could not decode it: {error}") from error
+
+    def where(self, index: int) -> str:
+        """The name of a record in messages."""
+        return f"{self.name}, record {index} (counted from 0)"
 
 
 def huggingface_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
@@ -40,7 +48,7 @@ def huggingface_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
     Raises:
         ConfigError: ``datasets`` is not installed, there is no path, the data set cannot be loaded, or
             the held-out records would be those trained on.
-        DataError: the records lack a field.
+        DataError: the records lack a field, or the first one cannot be used.
     """
     path = require_path(config, "hf", "openai/gsm8k")
     options = config.hf
@@ -65,14 +73,18 @@ def _load(path: str, name: str | None, split: str, config: Any) -> HuggingFaceDa
         raise ConfigError(
             "data.dataset: 'hf' needs the package datasets, which is not installed; pip install 'archon-rl[datasets]'"
         ) from error
+    where = f"data set {path!r}, split {split!r}"
     try:
         columns = datasets.load_dataset(path, name, split=split)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # those of datasets, pyarrow, the file systems and the hub's client
         raise ConfigError(
-            f"data.path={path!r}, data.hf.name={name!r}, split {split!r}: datasets could not load it: {error}"
+            f"data.path={path!r}, data.hf.name={name!r}, split {split!r}: datasets could not load it: "
+            f"{str(error) or type(error).__name__}"
         ) from error
-    where = f"data set {path!r}, split {split!r}"
     if len(columns) == 0:
         raise DataError(f"{where}: found no records")
-    check_keys(columns[0], (config.prompt_key, config.answer_key), where)
-    return HuggingFaceDataset(columns, where)
+    dataset = HuggingFaceDataset(columns, where)
+    # All records have the same columns; their values are checked with those of every data set, before the first step.
+    with located(dataset.where(0)):
+        Fields(config.prompt_key, config.answer_key).check(dataset[0])
+    return dataset

@@ -1,16 +1,35 @@
-"""Records from JSON lines: one object per line, UTF-8."""
+"""Records from JSON lines: one object per line, UTF-8.
+
+Python's reader of JSON takes more than JSON allows (``NaN``, a name twice) and lets some files end in errors of
+Python's own. Here every line is an object that can be used, or a ``DataError`` that starts with ``file:line``.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from archon_core.errors import ConfigError, DataError
 from archon_core.protocols import Dataset
-from archon_rl.datasets.placed_record import PlacedRecord
-from archon_rl.datasets.records import ListDataset, Split, check_keys, cut, require_path
+from archon_rl.datasets.records import ListDataset, Split, cut, require_path
+from archon_rl.fields import Fields, json_type, located
+
+ONE_OBJECT = "every line must hold one JSON object"
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_MAGIC = {
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd archive: unpack it first",
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"PAR1": "a Parquet file: data.dataset=hf reads a folder of these",
+    codecs.BOM_UTF16_LE: "UTF-16: convert it to UTF-8",
+    codecs.BOM_UTF16_BE: "UTF-16: convert it to UTF-8",
+}
+"""How files of other kinds begin."""
 
 
 def jsonl_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
@@ -18,35 +37,115 @@ def jsonl_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
 
     Raises:
         ConfigError: there is no path, or no such file.
-        DataError: a line is not JSON or lacks a field; the message starts with ``file:line``.
+        DataError: a line is not JSON, or a field is missing or cannot be used; the message starts with ``file:line``.
     """
     path = require_path(config, "jsonl", "train.jsonl")
     keys = (config.prompt_key, config.answer_key)
+    if config.validation_path and split == "validation":
+        return read_jsonl(Path(config.validation_path), keys, option="data.validation_path")
+    records = read_jsonl(Path(path), keys)
     if config.validation_path:
-        return ListDataset(read_jsonl(Path(path if split == "train" else config.validation_path), keys))
-    return cut(
-        ListDataset(read_jsonl(Path(path), keys)), validation_size=config.validation_size, split=split, seed=seed
-    )
+        return records
+    return cut(records, validation_size=config.validation_size, split=split, seed=seed)
 
 
-def read_jsonl(path: Path, keys: tuple[str, ...]) -> list[Mapping[str, Any]]:
-    """All records of a file, each with the fields ``keys``. Empty lines are skipped."""
-    if not path.is_file():
-        raise ConfigError(f"data.path: found no file {str(path)!r}; the dataset 'jsonl' reads one file of JSON lines")
-    records, source = [], f"{path}:"
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{where}: not JSON: {error.msg} at column {error.colno}; every line must hold one JSON object"
-                ) from error
-            check_keys(record, keys, where)
-            records.append(PlacedRecord(record, source, number))
+def read_jsonl(path: Path, keys: tuple[str, str | None], *, option: str = "data.path") -> ListDataset:
+    """All records of a file, each with a usable prompt and answer. Empty lines are skipped.
+
+    Args:
+        keys: fields of the prompt and of the answer, as ``fields.Fields`` takes them.
+        option: what names the file, for messages.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be read.
+        DataError: see ``jsonl_dataset``.
+    """
+    fields = Fields(*keys)
+    records, places = [], []
+    for number, line in _lines(path, option):
+        where = f"{path}:{number}"
+        if not line.strip():
+            continue
+        with located(where):
+            record = parse_record(line)
+            fields.check(record)
+        records.append(record)
+        places.append(where)
     if not records:
-        raise DataError(f"{path}: found no records; every line must hold one JSON object")
-    return records
+        raise DataError(f"{path}: found no records; {ONE_OBJECT}")
+    return ListDataset(records, places)
+
+
+def parse_record(line: bytes) -> Mapping[str, Any]:
+    """The object that a line holds.
+
+    Raises:
+        DataError: it is not UTF-8, not JSON, no object, or one that has a name twice or half of a surrogate pair.
+    """
+    try:
+        text = line.decode("utf-8")
+        record = _DECODER.decode(text)
+        if _SURROGATE.search(line):
+            json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except DataError:  # a ValueError too
+        raise
+    except UnicodeDecodeError as error:
+        kind = next((kind for magic, kind in _MAGIC.items() if line.startswith(magic)), "")
+        raise DataError(
+            f"not UTF-8: found byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line; "
+            + (f"this is {kind}" if kind else "convert the file to UTF-8")
+        ) from error
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        raise DataError(
+            f"found {half} alone, half of a surrogate pair, which is no character; write the whole pair, or remove it"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"not JSON: {error.msg} at column {error.colno}; {ONE_OBJECT}") from error
+    except RecursionError as error:
+        raise DataError("found lists or objects that are nested too deep to read; make the record flatter") from error
+    except ValueError as error:
+        raise DataError("found an integer of more digits than Python reads (4,300); write it as text") from error
+    if not isinstance(record, dict):
+        raise DataError(f"found {json_type(record)}; {ONE_OBJECT}")
+    return record
+
+
+def _lines(path: Path, option: str) -> Iterator[tuple[int, bytes]]:
+    """Number, from 1, and bytes of every line; a byte order mark at the start is no part of the first."""
+    try:
+        if not path.is_file():
+            raise ConfigError(
+                f"{option}: found no file {str(path)!r}; the dataset 'jsonl' reads one file of JSON lines"
+            )
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+    except OSError as error:
+        raise ConfigError(
+            f"{option}: the file {str(path)!r} cannot be read ({error.strerror or error}); check the path and your "
+            "permissions"
+        ) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in record if names.count(name) > 1)
+        raise DataError(f"found the name {twice!r} twice in one object, with two values; remove one")
+    return record
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise DataError(f"found the number {text}, which is too large for a float; write it as text")
+    return number
+
+
+def _constant(text: str) -> float:
+    raise DataError(f"not JSON: found {text}, which JSON has no number for; write null or a number, or leave it out")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_constant)

@@ -5,30 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from archon_core.protocols import Dataset
+from archon_rl.datasets.records import place_of
+
 
 class PlacedRecord(dict[str, Any]):
     """A record and its place. It compares and pickles as the dictionary that it is.
 
     Attributes:
-        source: what stands before the number, such as ``train.jsonl:``; one text for all records of a source.
-        number: line or number in the source, from 1.
+        place: for messages, such as ``train.jsonl:3``.
     """
 
-    __slots__ = ("number", "source")
+    __slots__ = ("place",)
 
-    def __init__(self, record: Mapping[str, Any], source: str, number: int) -> None:
+    def __init__(self, record: Mapping[str, Any], place: str) -> None:
         super().__init__(record)
-        self.source, self.number = source, number
+        self.place = place
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (dict(self), self.source, self.number)
-
-    @property
-    def place(self) -> str:
-        """For messages: ``train.jsonl:3``, ``record 3``."""
-        return f"{self.source}{self.number}"
+        return type(self), (dict(self), self.place)
 
 
-def placed(record: Mapping[str, Any], index: int) -> PlacedRecord:
-    """``record`` with its place: its own if it has one, else its number in the data set, ``index`` + 1."""
-    return record if isinstance(record, PlacedRecord) else PlacedRecord(record, "record ", index + 1)
+def read_placed(dataset: Dataset, index: int) -> PlacedRecord:
+    """The record ``index`` of a data set, with its place there."""
+    return PlacedRecord(dataset[index], place_of(dataset, index))

@@ -1,4 +1,4 @@
-"""What the sources of records share: the check of a record, and the cut into training and held-out records."""
+"""What the sources of records share: where a record stands, and the cut into training and held-out records."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from typing import Any, Literal
 
 import torch
 
-from archon_core.errors import ConfigError, DataError, did_you_mean
+from archon_core.errors import ConfigError
 from archon_core.protocols import Dataset
 from archon_core.seeding import derive_seed
-from archon_rl.datasets.placed_record import placed
 
 Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
 class ListDataset:
-    """Records in memory."""
+    """Records in memory.
+
+    Attributes:
+        records: all of them.
+        places: where each one was read, for messages.
+    """
 
     records: Sequence[Mapping[str, Any]]
+    places: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -28,10 +33,14 @@ class ListDataset:
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return self.records[index]
 
+    def where(self, index: int) -> str:
+        """Where the record was read."""
+        return self.places[index]
+
 
 @dataclass(frozen=True)
 class SubsetDataset:
-    """Some of the records of ``source``, in the order of ``indices``. Each knows its place in ``source``."""
+    """Some of the records of ``source``, in the order of ``indices``."""
 
     source: Dataset
     indices: Sequence[int]
@@ -40,8 +49,11 @@ class SubsetDataset:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        place = self.indices[index]
-        return placed(self.source[place], place)
+        return self.source[self.indices[index]]
+
+    def where(self, index: int) -> str:
+        """Where the record stands in its source."""
+        return place_of(self.source, self.indices[index])
 
 
 def cut(source: Dataset, *, validation_size: int, split: Split, seed: int) -> SubsetDataset:
@@ -65,17 +77,10 @@ def cut(source: Dataset, *, validation_size: int, split: Split, seed: int) -> Su
     return SubsetDataset(source, chosen.tolist())
 
 
-def check_keys(record: Any, keys: Sequence[str], where: str) -> None:
-    """Raise ``DataError`` when a record is not a mapping with ``keys``. ``where`` names the record."""
-    if not isinstance(record, Mapping):
-        raise DataError(f"{where}: found a {type(record).__name__}; every record must be an object with named fields")
-    for key in keys:
-        if key not in record:
-            names = [str(name) for name in record]
-            raise DataError(
-                f"{where}: there is no field {key!r}; found {', '.join(map(repr, names)) or 'none'}; set "
-                f"data.prompt_key and data.answer_key to two of them{did_you_mean(key, names)}"
-            )
+def place_of(dataset: Dataset, index: int) -> str:
+    """The name of a record in messages: what the data set's ``where(index)`` says, where it has that method."""
+    where = getattr(dataset, "where", None)
+    return f"record {index} (counted from 0)" if where is None else where(index)
 
 
 def require_path(config: Any, dataset: str, example: str) -> str:

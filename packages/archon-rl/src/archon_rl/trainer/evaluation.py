@@ -10,7 +10,7 @@ import torch
 from archon_core.distributed.ranks import DataRanks
 from archon_core.generation import GenerationConfig
 from archon_core.protocols import Dataset, InferenceEngine, Loss
-from archon_rl.datasets.placed_record import placed
+from archon_rl.datasets.placed_record import read_placed
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder, supervised_batch
@@ -40,7 +40,7 @@ def evaluate_reward(
     Raises:
         RewardError: as ``score`` does.
     """
-    records = [placed(dataset[index], index) for index in range(_size(dataset, limit))]
+    records = [read_placed(dataset, index) for index in range(_size(dataset, limit))]
     # Greedy completions draw no random numbers; requests must have a seed all the same.
     rollout = sample(engine, encoder, records, options, seed_of=lambda place, number: 0, data_ranks=data_ranks)
     return {EVAL_REWARD: float(score(rollout, encoder, reward, data_ranks).double().mean())}

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from archon_core.protocols import TrainEngine
 from archon_core.run.context import RunContext
-from archon_rl.text_encoding import supervised_batch
+from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import Checkpoints, export_model, load_checkpoint, resumed_checkpoint
 from archon_rl.trainer.export_check import verify_export
 from archon_rl.trainer.phase_clock import PhaseClock
@@ -129,7 +129,7 @@ class TrainingLoop:
         if self.run.config.trainer.verify_export:
             records = self.task.validation if len(self.task.validation) else self.task.train
             sample = [records[i] for i in range(min(EXPORT_CHECK_RECORDS, len(records)))]
-            batch = supervised_batch(self.task.encoder, sample)
+            batch = comparison_batch(self.task.encoder, sample)
             difference = verify_export(self.engine, export, batch, self.run.ranks)
             note(f"Export verified: logits of transformers differ by at most {difference:.1e} of the largest one")
         if self._latest:

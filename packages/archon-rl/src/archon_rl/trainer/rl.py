@@ -25,8 +25,9 @@ from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.rollout_batch import sampling_options
+from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
 from archon_rl.trainer.sharing import SharedEngine
-from archon_rl.trainer.task import Task, build_task, prompt_length
+from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.warm_start import warm_start
 
 
@@ -62,7 +63,11 @@ class RLTrainer:
             ArchonError: as the parts do.
         """
         run, config = self._run, self._run.config
-        task = build_task(run, prompt_length)
+        reference_section = config.ref if self._needs_reference else None
+        limits = rollout_limits(config.gconfig, config.actor, reference_section)
+        if config.warm_start.steps:
+            limits += supervised_limits(config.actor)
+        task = build_task(run, prompt_lengths, limits)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         with ExitStack() as stack:
             actor, reference = self._build_engines(task, total_steps, stack)
@@ -103,6 +108,10 @@ class RLTrainer:
             rollout.update_weights(actor.version)
             loop.run_from(done)
 
+    @property
+    def _needs_reference(self) -> bool:
+        return REF_LOGPROBS in self._algorithm.fields
+
     def _build_engines(self, task: Task, total_steps: int, stack: ExitStack) -> tuple[TrainEngine, TrainEngine | None]:
         """The actor, after its warm start, and the reference if the algorithm reads one; ``stack`` closes them."""
         run = self._run
@@ -113,7 +122,7 @@ class RLTrainer:
         updates = total_steps * self._algorithm.n_minibatches
         actor = build_train_engine(run, config, role="actor", total_steps=updates)
         stack.callback(actor.close)
-        if REF_LOGPROBS not in self._algorithm.fields:
+        if not self._needs_reference:
             return actor, None
         reference = build_train_engine(run, reference_config(run.config.ref, config), role="ref", total_steps=None)
         stack.callback(reference.close)

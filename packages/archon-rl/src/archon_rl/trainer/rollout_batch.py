@@ -20,7 +20,7 @@ from archon_core.protocols import InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.algorithm import TRUNCATED
-from archon_rl.datasets.placed_record import placed
+from archon_rl.fields import read_field
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.policy import LOGPROBS
 from archon_rl.rewards.checking import NamedReward, checked_reward
@@ -89,7 +89,8 @@ def rollout_seeds(seed: int, step: int) -> Callable[[int, int], int]:
 def score(
     rollout: Rollout, encoder: TextEncoder, reward: NamedReward, data_ranks: DataRanks = ONE_RANK
 ) -> torch.Tensor:
-    """float32 [S]: the reward of every completion. ``record["answer"]`` is the answer, whatever the data calls it.
+    """float32 [S]: the reward of every completion. ``record["answer"]`` is the answer, whatever the data calls
+    it, when there is one; everything else in the record is as it was read.
 
     Args:
         data_ranks: each scores the completions of some records, and knows all rewards afterwards.
@@ -99,11 +100,14 @@ def score(
     """
 
     def rewards_of(index: int) -> list[float]:
-        record = placed(rollout.records[index], index)
-        known = {**record, "answer": record[encoder.answer_key]}
+        record = rollout.records[index]
+        place = getattr(record, "place", f"record {index} of the rollout")
+        known = record
+        if encoder.answer_key is not None:
+            known = {**record, "answer": read_field(record, encoder.answer_key)}
         prompt = encoder.prompt(record)
         return [
-            checked_reward(reward, prompt, encoder.decode(c.token_ids), known, place=record.place)
+            checked_reward(reward, prompt, encoder.decode(c.token_ids), known, place=place)
             for c in rollout.completions[index]
         ]
 

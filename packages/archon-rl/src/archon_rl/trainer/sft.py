@@ -13,8 +13,9 @@ from archon_rl.trainer.evaluation import evaluate_loss
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.sequence_lengths import supervised_limits, whole_lengths
 from archon_rl.trainer.sharing import SharedEngine
-from archon_rl.trainer.task import build_task, whole_length
+from archon_rl.trainer.task import build_task
 from archon_rl.trainer.update_metrics import average
 
 
@@ -41,7 +42,7 @@ class SFTTrainer:
         """
         run, config = self._run, self._run.config
         objective = self._algorithm.objective
-        task = build_task(run, whole_length)
+        task = build_task(run, whole_lengths, supervised_limits(config.actor))
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         actor = complete_model_config(run, task.encoder.tokenizer)
         engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
+from archon_core.config.decisions import Decision
 from archon_core.distributed.failing_together import failing_together
 from archon_core.errors import DataError
 from archon_core.plugins import registry
@@ -14,14 +15,14 @@ from archon_core.protocols import Dataset
 from archon_core.run.context import RunContext
 from archon_core.run.publication import publish_folder
 from archon_rl.datasets.cursor import DataCursor
-from archon_rl.datasets.placed_record import placed
-from archon_rl.datasets.records import SubsetDataset
+from archon_rl.datasets.placed_record import read_placed
+from archon_rl.datasets.records import SubsetDataset, place_of
+from archon_rl.fields import located
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import resumed_checkpoint
-
-Measure = Callable[[TextEncoder, Mapping[str, Any]], int]
-"""Tokens of a record, as ``data.max_length`` counts them."""
+from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.sequence_lengths import LengthLimit, Measure, left_out, measured, overlong, refusal
 
 
 @dataclass(frozen=True)
@@ -42,18 +43,21 @@ class Task:
 
     def records(self, step: int) -> list[Mapping[str, Any]]:
         """The records of ``step``, counted from 0; each knows its place in the data."""
-        return [placed(self.train[index], index) for index in self.cursor.indices(step)]
+        return [read_placed(self.train, index) for index in self.cursor.indices(step)]
 
 
-def build_task(run: RunContext, measure: Measure) -> Task:
+def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] = ()) -> Task:
     """Load the data sets, and build the tokenizer, or read the one that a resumed run built before.
+
+    Every record is encoded once, so that none ends the run in the step that draws it.
 
     Args:
         run: the run; its folder keeps the tokenizer.
         measure: what ``data.max_length`` limits.
+        limits: the longest records that the steps can take; longer ones are treated as ``data.overlong`` says.
 
     Raises:
-        ConfigError, DataError: as the data set and the tokenizer do.
+        ConfigError, DataError: as the data set and the tokenizer do; a record that cannot be encoded, or is too long.
     """
     config, data = run.config, run.config.data
     load = registry().get("dataset", data.dataset).load()
@@ -61,19 +65,53 @@ def build_task(run: RunContext, measure: Measure) -> Task:
     validation = load(data, split="validation", seed=config.seed)
     tokenizer = _tokenizer(run, train, validation)
     encoder = TextEncoder(tokenizer, data.prompt_key, data.answer_key, config.tokenizer.use_chat_template)
-    kept_train, kept_validation = (_keep_short(s, encoder, data.max_length, measure) for s in (train, validation))
-    left_out = len(train) - len(kept_train), len(validation) - len(kept_validation)
-    if not len(kept_train):
-        raise DataError(
-            f"data.max_length={data.max_length}: none of the {len(train)} training records is that short; raise it"
-        )
-    if any(left_out):
-        run.progress.note(
-            f"Left out {left_out[0]} of {len(train)} training and {left_out[1]} of {len(validation)} held-out records: "
-            f"longer than data.max_length={data.max_length} tokens"
-        )
+    kept_train = _keep(run, "training", train, encoder, measure, limits)
+    kept_validation = _keep(run, "held-out", validation, encoder, measure, limits)
     cursor = DataCursor(len(kept_train), data.batch_size, config.seed, data.shuffle)
     return Task(encoder, kept_train, kept_validation, cursor)
+
+
+def _keep(
+    run: RunContext,
+    what: str,
+    dataset: Dataset,
+    encoder: TextEncoder,
+    measure: Measure,
+    limits: Sequence[LengthLimit],
+) -> Dataset:
+    """The records that are short enough; what leaves others out is noted, or a decision."""
+    data = run.config.data
+    lengths: dict[Measure, list[int]] = {}
+    with failing_together(run.ranks):
+        if run.ranks.is_first:
+            lengths = {
+                each: measured(dataset, encoder, each) for each in {measure, *(limit.measure for limit in limits)}
+            }
+    # By place: functions would have to be pickled.
+    measures = [measure, *(limit.measure for limit in limits)]
+    own, *limited = run.ranks.broadcast([lengths[each] for each in measures] if run.ranks.is_first else [])
+    kept = [i for i in range(len(dataset)) if data.max_length is None or own[i] <= data.max_length]
+    if len(dataset) and not kept and what == "training":
+        raise DataError(
+            f"data.max_length={data.max_length}: none of the {len(dataset)} training records is that short; raise it"
+        )
+    if len(kept) < len(dataset):
+        run.progress.note(
+            f"Left out {len(dataset) - len(kept)} of {len(dataset)} {what} records: longer than "
+            f"data.max_length={data.max_length} tokens"
+        )
+    decisions: list[Decision] = []
+    for limit, tokens in sorted(zip(limits, limited, strict=True), key=lambda pair: pair[0].longest):
+        too_long = overlong(tokens, limit, kept)
+        if not too_long:
+            continue
+        if data.overlong == "error" or (what == "training" and len(too_long) == len(kept)):
+            raise refusal(what, dataset, tokens, too_long, limit)
+        decisions.append(left_out(what, dataset, tokens, too_long, limit))
+        gone = set(too_long)
+        kept = [index for index in kept if index not in gone]
+    record_decisions(run, decisions)
+    return dataset if len(kept) == len(dataset) else SubsetDataset(dataset, kept)
 
 
 def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
@@ -84,31 +122,16 @@ def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
     tokenizer = None
     with failing_together(run.ranks):
         if run.ranks.is_first:
-            keys = (run.config.data.prompt_key, run.config.data.answer_key)
-            texts = chain.from_iterable(_texts(dataset, keys) for dataset in datasets)
+            texts = chain.from_iterable(_texts(dataset, run.config.data) for dataset in datasets)
             tokenizer = build_tokenizer(run.config, texts)
             with publish_folder(folder) as writing:
                 tokenizer.save_pretrained(writing)
     return load_tokenizer(folder) if tokenizer is None else tokenizer
 
 
-def _texts(dataset: Dataset, keys: tuple[str, ...]) -> Iterator[str]:
+def _texts(dataset: Dataset, data: Any) -> Iterator[str]:
+    reader = TextEncoder(None, data.prompt_key, data.answer_key)
     for index in range(len(dataset)):
-        record = dataset[index]
-        yield from (str(record[key]) for key in keys)
-
-
-def _keep_short(dataset: Dataset, encoder: TextEncoder, limit: int | None, measure: Measure) -> Dataset:
-    if limit is None:
-        return dataset
-    return SubsetDataset(dataset, [i for i in range(len(dataset)) if measure(encoder, dataset[i]) <= limit])
-
-
-def whole_length(encoder: TextEncoder, record: Mapping[str, Any]) -> int:
-    """Tokens of prompt, answer and end of text."""
-    return prompt_length(encoder, record) + len(encoder.encode_answer(record))
-
-
-def prompt_length(encoder: TextEncoder, record: Mapping[str, Any]) -> int:
-    """Tokens of the prompt."""
-    return len(encoder.encode_prompt(record))
+        with located(place_of(dataset, index)):
+            texts = list(reader.texts(dataset[index]))
+        yield from texts

@@ -1,0 +1,137 @@
+"""Text to token ids, exactly as ``transformers`` does it, for training, rollout and ``archon generate`` alike.
+
+What a tokenizer cannot encode, and what a chat template refuses, is a ``DataError``. Chat templates run inside
+``transformers``' sandbox (an ``ImmutableSandboxedEnvironment`` of Jinja).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from archon_core.errors import DataError
+
+LONGEST_QUOTE = 200
+"""Characters of a text that a message quotes."""
+
+
+def encode_texts(
+    tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool, fix: str = "remove those characters"
+) -> list[tuple[int, ...]]:
+    """Token ids per text, those of ``tokenizer.encode``.
+
+    Args:
+        tokenizer: a ``transformers`` tokenizer.
+        add_special_tokens: let the tokenizer add the tokens that it puts around a text.
+        fix: what to do about characters without a token, for the message.
+
+    Raises:
+        DataError: a text has half of a surrogate pair, or characters that the tokenizer has no token for.
+    """
+    if not texts:
+        return []
+    for text in texts:
+        check_unicode(text)
+    if len(texts) > 1 and getattr(tokenizer, "is_fast", False):
+        # One call for all: the same ids, since neither way pads or truncates.
+        encoded = [tuple(ids) for ids in tokenizer(list(texts), add_special_tokens=add_special_tokens)["input_ids"]]
+    else:
+        encoded = [tuple(tokenizer.encode(text, add_special_tokens=add_special_tokens)) for text in texts]
+    for text, ids in zip(texts, encoded, strict=True):
+        if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
+            _refuse_unknown(text, _part_without_token(tokenizer, text, ids, add_special_tokens), fix)
+    return encoded
+
+
+def encode_with_offsets(
+    tokenizer: Any, text: str, *, fix: str = "remove those characters"
+) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+    """Token ids of a text that has its special tokens in it, and per token the characters (start, end) it stands for.
+
+    Raises:
+        DataError: as ``encode_texts``; or the tokenizer is not a fast one: only those give offsets.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise DataError(
+            f"tokenizer {type(tokenizer).__name__}: it gives no character offsets, which the loss mask of a "
+            "conversation needs; use a fast tokenizer (one with a tokenizer.json)"
+        )
+    check_unicode(text)
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = tuple(encoded["input_ids"]), [tuple(pair) for pair in encoded["offset_mapping"]]
+    _refuse_unknown(text, _unknown_part(tokenizer, text, ids, offsets), fix)
+    return ids, offsets
+
+
+def check_unicode(text: str) -> None:
+    """Raise ``DataError`` for half of a surrogate pair, which no encoding of Unicode can hold."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"text {quote(text)}: found {text[error.start]!r} at character {error.start}, which is half of a surrogate "
+            "pair or a byte that is not UTF-8, and no character; write the whole character, or remove it"
+        ) from error
+
+
+def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool, fix: str) -> str:
+    """The text that the tokenizer's chat template makes of a conversation.
+
+    Args:
+        messages: what the template gets, each with a ``role``.
+        generation_prompt: end with the start of an assistant's turn.
+        fix: what to do when the template fails, for the message.
+
+    Raises:
+        DataError: the template raised something; the message quotes it.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+        )
+    except Exception as error:  # a template is a program that came with the model: it may raise anything
+        raise template_error(tokenizer, messages, error, fix) from error
+
+
+def template_error(tokenizer: Any, messages: Sequence[Mapping[str, Any]], error: Exception, fix: str) -> DataError:
+    """The error for a chat template that raised ``error`` over ``messages``."""
+    roles = ", ".join(str(message.get("role")) for message in messages)
+    reason = " ".join(str(error).split()) or type(error).__name__
+    if type(error).__module__.partition(".")[0] != "jinja2":
+        reason = f"{type(error).__name__}: {reason}"
+    origin = f" of {tokenizer.name_or_path!r}" if getattr(tokenizer, "name_or_path", "") else ""
+    return DataError(f"the chat template{origin} failed on messages of {roles}: {reason}; {fix}")
+
+
+def quote(text: str) -> str:
+    """``text`` in quotes for a message, shortened."""
+    return repr(text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "...")
+
+
+def _refuse_unknown(text: str, part: str | None, fix: str) -> None:
+    if part is not None:
+        raise DataError(
+            f"text {quote(text)}: the tokenizer has no token for {part}, so the model could not see it; {fix}"
+        )
+
+
+def _part_without_token(tokenizer: Any, text: str, ids: Sequence[int], add_special_tokens: bool) -> str | None:
+    """What an unknown token in ``ids`` stands for; ``None`` when there is a token for all of ``text``."""
+    if getattr(tokenizer, "is_fast", False):
+        encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
+        return _unknown_part(tokenizer, text, ids, encoded["offset_mapping"])
+    own = tokenizer.encode(text, add_special_tokens=False)
+    return "part of it" if own.count(tokenizer.unk_token_id) > text.count(tokenizer.unk_token) else None
+
+
+def _unknown_part(tokenizer: Any, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> str | None:
+    """The first characters that an unknown token stands for.
+
+    The id alone does not say: many tokenizers use one token as unknown, begin and end of text. It stands for
+    nothing where the tokenizer itself has put it (no characters), and for itself where the text spells its name.
+    """
+    unknown, name = tokenizer.unk_token_id, tokenizer.unk_token
+    if unknown is None or unknown not in ids:
+        return None
+    parts = (text[start:end] for token, (start, end) in zip(ids, offsets, strict=True) if token == unknown)
+    return next((quote(part) for part in parts if part and part.strip() != name), None)

@@ -1,0 +1,175 @@
+"""Fields of a record: where the keys of the options lead, and which values can be trained on.
+
+A field holds text, a number, or a conversation: a list of messages with ``role`` and ``content``, as TRL and verl
+write them. Everything else would be trained on as Python's spelling of it (``None``, ``[{'role': ...``), so it is an
+error. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from archon_core.errors import DataError, did_you_mean
+from archon_core.models.text import check_unicode
+
+ASSISTANT = "assistant"
+PROMPT_KEY, ANSWER_KEY = "data.prompt_key", "data.answer_key"
+ALLOWED = "allowed are text, a number, or a list of messages with role and content"
+
+Message = Mapping[str, Any]
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Fields:
+    """Which fields of a record are read.
+
+    Attributes:
+        prompt_key: the prompt's; dots lead into nested objects where no field has the whole name.
+        answer_key: the answer's, in the same way; ``None`` when records have no answer.
+    """
+
+    prompt_key: str
+    answer_key: str | None
+
+    def prompt(self, record: Mapping[str, Any]) -> str | Messages:
+        """The prompt: text, or a conversation.
+
+        Raises:
+            DataError: there is no such field, or its value is neither text, nor a number, nor a conversation.
+        """
+        return _value(record, self.prompt_key, PROMPT_KEY)
+
+    def answer(self, record: Mapping[str, Any]) -> str | Messages | None:
+        """The answer; ``None`` without ``answer_key``, or when the prompt is a whole conversation and there is none.
+
+        Raises:
+            DataError: as ``prompt`` does.
+        """
+        if self.answer_key is None:
+            return None
+        if not has_field(record, self.answer_key) and ends_with_assistant(self.prompt(record)):
+            return None
+        return _value(record, self.answer_key, ANSWER_KEY)
+
+    def check(self, record: Any) -> None:
+        """Raise ``DataError`` when ``record`` is no mapping or a field cannot be used."""
+        if not isinstance(record, Mapping):
+            raise DataError(f"found {json_type(record)}; every record must be an object with named fields")
+        self.prompt(record)
+        self.answer(record)
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put ``where``, which names a record, before the message of a ``DataError``."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def has_field(record: Mapping[str, Any], key: str) -> bool:
+    """Whether ``key`` leads to a field."""
+    return _find(record, key) is not _MISSING
+
+
+def read_field(record: Mapping[str, Any], key: str) -> Any:
+    """The value that ``key`` leads to: the field of that name, or a nested one along the dots.
+
+    Raises:
+        DataError: there is none.
+    """
+    value = _find(record, key)
+    if value is _MISSING:
+        names = [str(name) for name in record]
+        raise DataError(
+            f"there is no field {key!r}; found {', '.join(map(repr, names)) or 'none'}; set data.prompt_key and "
+            f"data.answer_key to two of them{did_you_mean(key, names)}"
+        )
+    return value
+
+
+def ends_with_assistant(value: str | Messages) -> bool:
+    """Whether a prompt is a conversation whose last turn is the assistant's."""
+    return not isinstance(value, str) and value[-1]["role"] == ASSISTANT
+
+
+def json_type(value: Any) -> str:
+    """What a value is, in the words of JSON where these fit."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    names = ((type(None), "null"), (str, "text"), (int, "a number"), (Mapping, "an object"), (list | tuple, "a list"))
+    if isinstance(value, float):
+        return "a number" if math.isfinite(value) else f"{value} (not a finite number)"
+    return next((name for kind, name in names if isinstance(value, kind)), f"a {type(value).__name__}")
+
+
+_MISSING = object()
+_FIX = "mend or remove the record"
+
+
+def _find(record: Mapping[str, Any], key: str) -> Any:
+    if key in record:
+        return record[key]
+    value: Any = record
+    for name in key.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return _MISSING
+        value = value[name]
+    return value
+
+
+def _value(record: Mapping[str, Any], key: str, option: str) -> str | Messages:
+    value = read_field(record, key)
+    where = f"{option}={key!r}"
+    if isinstance(value, str):
+        with located(where):
+            check_unicode(value)
+        return value
+    if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and math.isfinite(value)):
+        with located(where):
+            return _written(value)
+    if isinstance(value, list | tuple):
+        return _messages(value, where)
+    fix = _FIX
+    if option == ANSWER_KEY and isinstance(value, Mapping):
+        fix += ", or set data.answer_key=null for a reward that reads other fields (it gets the whole record)"
+    raise DataError(f"{where}: found {json_type(value)}; {ALLOWED}; {fix}")
+
+
+def _written(number: int | float) -> str:
+    try:
+        return str(number)
+    except ValueError as error:  # Python writes no integer of more than 4,300 digits
+        raise DataError("found an integer of more digits than Python writes; make it text") from error
+
+
+def _messages(value: list[Any] | tuple[Any, ...], where: str) -> Messages:
+    if not value:
+        raise DataError(f"{where}: found an empty list; {ALLOWED}; {_FIX}")
+    return tuple(_message(item, f"{where}, message {number}") for number, item in enumerate(value, start=1))
+
+
+def _message(item: Any, where: str) -> Message:
+    """One message without its empty entries: ``datasets`` gives all messages of a column the same ones."""
+    form = "write {'role': 'user', 'content': 'text'}"
+    if not isinstance(item, Mapping):
+        raise DataError(f"{where}: found {json_type(item)} in a list; {ALLOWED}; {form}")
+    role, content = item.get("role"), item.get("content")
+    if not isinstance(role, str) or not role:
+        entries = ", ".join(repr(str(name)) for name in item) or "none"
+        raise DataError(f"{where}: found {json_type(role)} as its role, and the entries {entries}; {form}")
+    if not isinstance(content, str) and not (content is None and item.get("tool_calls")):
+        raise DataError(
+            f"{where} ({role}): found {json_type(content)} as its content; allowed is text (parts and images are not "
+            f"read); {form}"
+        )
+    with located(where):
+        for text in (role, content):
+            check_unicode(text or "")
+    return {name: entry for name, entry in item.items() if entry is not None}

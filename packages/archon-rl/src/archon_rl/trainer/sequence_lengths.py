@@ -1,0 +1,188 @@
+"""Lengths of all records in tokens, known before the first step, and the lengths that no step could take.
+
+A run must not end in the step that happens to draw an overlong record. So every record is encoded once at the start,
+which also finds each one that cannot be encoded, and compared with what the model's positions, the options of
+generation and the micro-batches allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from archon_core.config.decisions import Decision
+from archon_core.errors import ArchonError, DataError
+from archon_core.models.context_length import ContextLength, context_length
+from archon_core.models.hf_config import load_hf_config
+from archon_core.protocols import Dataset
+from archon_rl.datasets.records import place_of
+from archon_rl.fields import located
+from archon_rl.text_encoding import TextEncoder
+
+Records = Sequence[Mapping[str, Any]]
+Measure = Callable[[TextEncoder, Records], list[int]]
+"""Tokens per record."""
+
+CHUNK = 1000
+"""Records that are encoded together."""
+
+NAMED = 5
+"""Records that a message names."""
+
+
+def whole_lengths(encoder: TextEncoder, records: Records) -> list[int]:
+    """Tokens of the sequences that supervised training sees."""
+    return [len(example.ids) for example in encoder.encode_examples(records)]
+
+
+def prompt_lengths(encoder: TextEncoder, records: Records) -> list[int]:
+    """Tokens of the prompts. Answers, which rewards read, are checked and not encoded."""
+    for record in records:
+        encoder.fields.check(record)
+    return [len(ids) for ids in encoder.encode_prompts(records)]
+
+
+@dataclass(frozen=True)
+class LengthLimit:
+    """The longest record that a part of the run can take.
+
+    Attributes:
+        measure: what is limited.
+        longest: tokens.
+        reason: which options or sizes set the limit.
+        fix: which options to change for a higher one.
+    """
+
+    measure: Measure
+    longest: int
+    reason: str
+    fix: str
+
+
+def supervised_limits(engine: Any) -> list[LengthLimit]:
+    """Limits of supervised training on the engine that the section ``engine`` describes."""
+    return [LengthLimit(whole_lengths, size, reason, fix) for size, reason, fix in _sequence_limits(engine)]
+
+
+def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[LengthLimit]:
+    """Limits of prompts that are completed under ``gconfig``, and trained on with their completions.
+
+    Args:
+        actor: the section of the model that samples and is trained.
+        reference: that of the reference model, if there is one.
+    """
+    n_new, most = gconfig.max_new_tokens, gconfig.max_tokens
+    limits = []
+    if most is not None:
+        limits.append(
+            LengthLimit(
+                prompt_lengths, most, f"gconfig.max_tokens={most} with the completion", "raise gconfig.max_tokens"
+            )
+        )
+    context, sizes = _context(actor), []
+    if context.generation != context.positions:
+        why = "above that the frequencies of its rotary embedding depend on the final length"
+        sizes.append((context.generation, f"the model generates up to {context.generation} tokens: {why}", ""))
+    for engine in (actor, reference):
+        sizes += [] if engine is None else _sequence_limits(engine)
+    for size, reason, fix in sizes:
+        # A completion ends at max_tokens where that comes first.
+        if most is None or most > size:
+            limits.append(
+                LengthLimit(
+                    prompt_lengths,
+                    size - n_new,
+                    f"{reason}, gconfig.max_new_tokens={n_new} of them for the completion",
+                    f"lower gconfig.max_new_tokens, set gconfig.max_tokens={size}" + (f", {fix}" if fix else ""),
+                )
+            )
+    return limits
+
+
+def measured(dataset: Dataset, encoder: TextEncoder, measure: Measure) -> list[int]:
+    """Tokens of every record of ``dataset``.
+
+    Raises:
+        DataError: a record cannot be encoded; the message starts with its place.
+    """
+    lengths: list[int] = []
+    for indices in _chunks(len(dataset)):
+        records = [dataset[index] for index in indices]
+        try:
+            lengths += measure(encoder, records)
+        except DataError:
+            # Which record it was, the message of a chunk does not say.
+            for index, record in zip(indices, records, strict=True):
+                with located(place_of(dataset, index)):
+                    measure(encoder, [record])
+            raise
+    return lengths
+
+
+def overlong(lengths: Sequence[int], limit: LengthLimit, kept: Sequence[int]) -> list[int]:
+    """The records among ``kept`` that are longer than ``limit`` allows."""
+    return [index for index in kept if lengths[index] > limit.longest]
+
+
+def refusal(
+    what: str, dataset: Dataset, lengths: Sequence[int], indices: Sequence[int], limit: LengthLimit
+) -> DataError:
+    """The error that names overlong records and the option that leaves them out."""
+    rest = ", or leave them out with data.overlong=drop" if len(indices) < len(dataset) else ""
+    return DataError(
+        f"{_named(dataset, lengths, indices)}: {_count(what, dataset, indices)} longer than the run can take; allowed "
+        f"are {_subject(limit)} of at most {max(limit.longest, 0)} tokens ({limit.reason}); shorten them, "
+        f"{limit.fix}{rest}"
+    )
+
+
+def left_out(
+    what: str, dataset: Dataset, lengths: Sequence[int], indices: Sequence[int], limit: LengthLimit
+) -> Decision:
+    """The decision to train without overlong records."""
+    return Decision(
+        option="data.overlong",
+        requested="drop",
+        effective=f"{_count(what, dataset, indices)} left out: {_named(dataset, lengths, indices)}",
+        reason=f"{_subject(limit)} may have at most {max(limit.longest, 0)} tokens: {limit.reason}",
+    )
+
+
+def _sequence_limits(engine: Any) -> Iterator[tuple[int, str, str]]:
+    """Longest sequence that an engine trains on, why, and how to change that."""
+    positions, most = _context(engine).positions, engine.mb_spec.max_tokens_per_mb
+    if positions is not None:
+        yield positions, f"the model was made for {positions} positions (max_position_embeddings)", "take another model"
+    if most is not None:
+        yield most, f"mb_spec.max_tokens_per_mb={most}", "raise mb_spec.max_tokens_per_mb"
+
+
+def _context(engine: Any) -> ContextLength:
+    source = engine.model_config if engine.model_config is not None else engine.path
+    if not source:
+        return ContextLength()
+    try:
+        return context_length(load_hf_config(source))
+    except ArchonError:
+        # An engine may read models of a form of its own, and says better than this what it cannot read.
+        return ContextLength()
+
+
+def _chunks(size: int) -> Iterator[range]:
+    for start in range(0, size, CHUNK):
+        yield range(start, min(start + CHUNK, size))
+
+
+def _subject(limit: LengthLimit) -> str:
+    return "prompts" if limit.measure is prompt_lengths else "sequences"
+
+
+def _count(what: str, dataset: Dataset, indices: Sequence[int]) -> str:
+    return f"{len(indices)} of {len(dataset)} {what} records"
+
+
+def _named(dataset: Dataset, lengths: Sequence[int], indices: Sequence[int]) -> str:
+    names = [f"{place_of(dataset, index)} ({lengths[index]} tokens)" for index in indices[:NAMED]]
+    more = len(indices) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")
