@@ -43,8 +43,11 @@ def weight_map(arguments: HfArguments) -> WeightMap:
     shared: list[Tie | Drop | Rename] = []
     head = f"{names.head}.weight"
     if arguments.critic:
-        shared += [Rename(head, "head.weight", init_if_missing=True), Drop("lm_head.weight")]
-        shared += [Drop(f"{other}.weight") for other in ("embed_out", "output_projection") if other != names.head]
+        shared.append(Rename(head, "head.weight", init_if_missing=True))
+        # Heads of causal models. A tied one has the embedding's values, and may be the only one that is stored.
+        same_as = "embed.weight" if arguments.config.tie_word_embeddings else None
+        others = ("lm_head", "embed_out", "output_projection")
+        shared += [Drop(f"{other}.weight", same_as=same_as) for other in others if other != names.head]
     elif facts.tied:
         shared.append(Tie("head.weight", to="embed.weight", hf=head))
     else:

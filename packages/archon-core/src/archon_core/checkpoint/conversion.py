@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from archon_core.checkpoint.dcp import WEIGHT, SavedState, TrainingState, describe_model
-from archon_core.checkpoint.hf import OpenCheckpoint, open_checkpoint
+from archon_core.checkpoint.hf import OpenCheckpoint, fill_from, open_checkpoint
 from archon_core.checkpoint.hf_saving import save_hf_weights
 from archon_core.checkpoint.parts import Part
 from archon_core.checkpoint.seal import check_share
@@ -27,7 +27,6 @@ from archon_core.models.expert_builder import build_alone
 from archon_core.models.hf_config import load_hf_config
 from archon_core.models.key_report import form_of
 from archon_core.models.parameter_names import owners, weight_shapes
-from archon_core.models.weight_conversion import fill_ours
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.plugins import registry
 from archon_core.run.folder import RunFolder
@@ -148,7 +147,7 @@ def _reader(
 ) -> Callable[[], Tensor]:
     def read() -> Tensor:
         values = torch.empty(shape, dtype=dtype)
-        fill_ours(values, name, Box.whole(shape), weights, checkpoint.read)
+        fill_from(checkpoint, values, name, Box.whole(shape), weights)
         return values
 
     return read

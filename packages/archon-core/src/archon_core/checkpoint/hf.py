@@ -83,13 +83,9 @@ def load_hf_weights(
         if any(link.hf in lacking for link in weights.links_of_ours[name]):
             initialised.append(name)
             continue
-        copies = [copy for copy, ours in weights.copies.items() if ours == stored and copy in checkpoint.shapes]
         for storage, box in local_boxes(name, weight):
-            if not box.numel:
-                continue
-            fill_ours(storage, name, box, weights, checkpoint.read)
-            for copy in copies:
-                _check_copy(copy, stored, box, weights, checkpoint)
+            if box.numel:
+                fill_from(checkpoint, storage, name, box, weights)
     return LoadReport(tuple(initialised), checkpoint.bytes_read)
 
 
@@ -150,6 +146,19 @@ def open_checkpoint(folder: Path) -> OpenCheckpoint:
             f"{weight_map[wrong[0]]}; index and files are from different checkpoints: copy both anew"
         )
     return OpenCheckpoint(files.values())
+
+
+def fill_from(checkpoint: OpenCheckpoint, destination: Tensor, name: str, box: Box, weights: ResolvedMap) -> None:
+    """Read ``box`` of our tensor ``name`` into ``destination``, and compare a second copy of a tied weight with it.
+
+    Raises:
+        WeightsError: a second copy has other values.
+    """
+    fill_ours(destination, name, box, weights, checkpoint.read)
+    stored = weights.ties.get(name, name)
+    for copy, ours in weights.copies.items():
+        if ours == stored and copy in checkpoint.shapes:
+            _check_copy(copy, stored, box, weights, checkpoint)
 
 
 def _check_copy(copy: str, stored: str, box: Box, weights: ResolvedMap, checkpoint: OpenCheckpoint) -> None:
