@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from archon_core.checkpoint.hf import INDEX_FILE
 from archon_core.checkpoint.safetensors_file import SafetensorsWriter
 from archon_core.checkpoint.seal import SealedFile, seal_whole, write_seal
+from archon_core.checkpoint.weight_files import INDEX_FILE
 from archon_core.errors import WeightsError
 from archon_core.models.box import Box, Shape
 from archon_core.models.hf_config import config_to_save
