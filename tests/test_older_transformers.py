@@ -1,4 +1,4 @@
-"""Saved folders give the same logits in transformers 4.57 as in the engine that saved them.
+"""Saved folders give the same logits, and the same token ids, in transformers 4.57 as where they were saved.
 
 That version is fetched from a package index into a folder of its own, beside this environment's torch. Slow: fetching,
 and a model of every family in two processes.
@@ -14,12 +14,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from archon_core import parse_layout
 from archon_core.config.schema import ArchonOptions, EngineConfig
 from archon_core.data.batch import Batch
 from archon_core.engine.archon import ArchonEngine
+from archon_core.models.tokenizer import save_tokenizer
 from archon_core.protocols import OutputRequest
+from archon_rl.tokenization import bpe_tokenizer, characters_tokenizer
 
 pytestmark = pytest.mark.wide
 
@@ -46,6 +50,23 @@ for folder in folders:
     with torch.no_grad():
         torch.save(model.eval()(ids, use_cache=False).logits[0], folder + "/logits-4.pt")
 """
+
+READ_TOKENIZERS = """
+import json, sys
+from transformers import AutoTokenizer
+found = {}
+for folder in json.loads(sys.argv[1]):
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    chat = [{"role": "user", "content": TEXT}]
+    found[folder] = {
+        "ids": tokenizer.encode(TEXT),
+        "text": tokenizer.decode(tokenizer.encode(TEXT), skip_special_tokens=True),
+        "special": sorted(tokenizer.all_special_tokens),
+        "ends": [tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id],
+        "chat": tokenizer.apply_chat_template(chat, tokenize=False) if tokenizer.chat_template else None,
+    }
+print(json.dumps(found))
+""".replace("TEXT", repr("what is 12 + 3? <eos><|im_end|>"))
 
 SIZES = {
     "vocab_size": 128,
@@ -164,3 +185,37 @@ def test_transformers_4_computes_what_the_engine_computed(older, exports):
         theirs = torch.load(folder / "logits-4.pt", weights_only=True)
         differences[case] = float((theirs - ours).abs().max() / ours.abs().max())
     assert {case: value for case, value in differences.items() if not value <= 1e-5} == {}
+
+
+def chat_tokenizer() -> PreTrainedTokenizerFast:
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(special_tokens=specials, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(["what is 2 + 3? 5"], trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=specials[0], additional_special_tokens=specials[1:]
+    )
+    fast.chat_template = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+    return fast
+
+
+def test_transformers_4_reads_the_tokenizers_that_are_saved(older, tmp_path):
+    texts = ["what is 12 + 3?"]
+    tokenizers = {
+        "characters": characters_tokenizer(texts),
+        "bpe": bpe_tokenizer(texts, 300),
+        "chat": chat_tokenizer(),
+    }
+    for name, tokenizer in tokenizers.items():
+        save_tokenizer(tokenizer, tmp_path / name)
+    folders = json.dumps([str(tmp_path / name) for name in tokenizers])
+    found = []
+    for extra in ({}, {"PYTHONPATH": str(older)}):
+        command = [sys.executable, "-c", READ_TOKENIZERS, folders]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **extra})
+        assert not done.returncode, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1]
+    assert found[0][str(tmp_path / "chat")]["special"] == ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]

@@ -23,6 +23,7 @@ from archon_core.checkpoint.weight_files import INDEX_FILE
 from archon_core.errors import WeightsError
 from archon_core.models.box import Box, Shape
 from archon_core.models.hf_config import config_file
+from archon_core.models.tokenizer import save_tokenizer
 from archon_core.models.weight_conversion import BoxCopier, assemble_hf, copy_from, give_hf
 from archon_core.models.weight_map import ResolvedMap
 
@@ -104,7 +105,7 @@ def save_hf_weights(
             ) from error
         raise
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def _assembled(

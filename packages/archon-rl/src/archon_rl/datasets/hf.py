@@ -59,7 +59,8 @@ def _load(path: str, name: str | None, split: str, config: Any) -> HuggingFaceDa
             "data.dataset: 'hf' needs the package datasets, which is not installed; pip install 'archon-rl[datasets]'"
         ) from error
     try:
-        columns = datasets.load_dataset(path, name, split=split)
+        # Versions before 4 would run a loading script of the data set, or ask whether to.
+        columns = datasets.load_dataset(path, name, split=split, trust_remote_code=False)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise ConfigError(
             f"data.path={path!r}, data.hf.name={name!r}, split {split!r}: datasets could not load it: {error}"
