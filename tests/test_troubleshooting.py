@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 import signal
 import sys
@@ -17,6 +18,7 @@ import torch.distributed as dist
 import yaml
 from safetensors.torch import save_file
 
+from archon_core.checkpoint.dcp_metadata import read_metadata
 from archon_core.checkpoint.hf import open_checkpoint
 from archon_core.checkpoint.seal import check_file, read_seal, seal_whole, write_seal
 from archon_core.cli.main import main
@@ -280,6 +282,16 @@ def _(folder: Path) -> None:
     weight_map = dict(zip("ab", shards, strict=True))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     open_checkpoint(folder)
+
+
+@row("A training state names code")
+def _(folder: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple:
+            return print, ("run",)
+
+    (folder / ".metadata").write_bytes(pickle.dumps(Attack()))
+    read_metadata(folder / ".metadata")
 
 
 @row("A checkpoint's tensors are not the model's")

@@ -32,6 +32,10 @@ _METADATA = frozenset(
 )
 """Entries that tools leave in ``config.json`` and that change no number."""
 
+_IMPLEMENTATIONS = tuple(f"{prefix}{part}_implementation" for part in ("attn", "experts") for prefix in ("", "_"))
+"""Which code computes a part is for whoever runs a model to choose. transformers 5 takes a hub id there, and would
+fetch and run compiled code from it."""
+
 
 def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
     """A ``transformers`` configuration.
@@ -63,6 +67,8 @@ def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
 def _from_entries(entries: dict[str, Any], where: str) -> PreTrainedConfig:
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    for name in _IMPLEMENTATIONS:
+        entries.pop(name, None)
     model_type = entries.pop("model_type", None)
     if not isinstance(model_type, str):
         raise ModelError(f"{where}: found no model_type; name the architecture, such as model_type: qwen3")
