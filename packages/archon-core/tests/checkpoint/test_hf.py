@@ -230,16 +230,16 @@ def test_tokenizer_and_generation_files_come_along(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("tokenizer.json", "generation_config.json", "model.safetensors", "README.md"):
-        (source / name).write_text(name)
+        (source / name).write_text(json.dumps({"name": name}))
 
     class Tokenizer:
         def save_pretrained(self, folder: Path) -> None:
-            (Path(folder) / "tokenizer_config.json").write_text("written")
+            (Path(folder) / "tokenizer_config.json").write_text('{"eos_token": "written"}')
 
     folder = save(Toy(), tmp_path / "out", companions_from=source, tokenizer=Tokenizer())
-    assert (folder / "tokenizer.json").read_text() == "tokenizer.json"
+    assert json.loads((folder / "tokenizer.json").read_text()) == {"name": "tokenizer.json"}
     assert (folder / "generation_config.json").is_file()
-    assert (folder / "tokenizer_config.json").read_text() == "written"
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == {"eos_token": "written"}
     assert not (folder / "README.md").exists()
 
 
