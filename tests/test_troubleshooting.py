@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pickle
 import re
 import runpy
 import signal
@@ -19,6 +20,8 @@ import yaml
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
+from archon_core.checkpoint.dcp_metadata import read_metadata
+from archon_core.checkpoint.hf import open_checkpoint
 from archon_core.checkpoint.seal import check_file, read_seal, seal_whole, write_seal
 from archon_core.cli.main import main
 from archon_core.config.loading import load_config
@@ -282,6 +285,26 @@ def _(folder: Path) -> None:
     write_seal(Path(), {file.name: seal_whole(file)})
     file.write_bytes(bytes(63) + b"\1")
     check_file(file, read_seal(Path())[file.name])
+
+
+@row("A checkpoint folder holds two sets of weights")
+def _(folder: Path) -> None:
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for name in ("model.safetensors", *shards):
+        save_file({"a": torch.zeros(1)}, folder / name)
+    weight_map = dict(zip("ab", shards, strict=True))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    open_checkpoint(folder)
+
+
+@row("A training state names code")
+def _(folder: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple:
+            return print, ("run",)
+
+    (folder / ".metadata").write_bytes(pickle.dumps(Attack()))
+    read_metadata(folder / ".metadata")
 
 
 @row("A checkpoint's tensors are not the model's")

@@ -55,7 +55,7 @@ def test_packed_logits_equal_those_of_transformers_one_by_one(make_pair, family)
     torch.testing.assert_close(found, right, rtol=0, atol=1e-5 * float(right.detach().abs().max()))
 
 
-@pytest.mark.parametrize("family", ["mixtral", "starcoder2"])
+@pytest.mark.parametrize("family", ["mixtral", "starcoder2", "gpt_neox"])
 def test_files_are_those_that_transformers_writes_and_load_to_the_last_bit(make_pair, tmp_path, family):
     theirs, ours = make_pair(family, **FAMILIES[family])
     weights = weight_map(ours.arguments).resolve(weight_shapes(ours))

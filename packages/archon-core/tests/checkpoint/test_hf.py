@@ -230,16 +230,16 @@ def test_tokenizer_and_generation_files_come_along(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("tokenizer.json", "generation_config.json", "model.safetensors", "README.md"):
-        (source / name).write_text(name)
+        (source / name).write_text(json.dumps({"name": name}))
 
     class Tokenizer:
         def save_pretrained(self, folder: Path) -> None:
-            (Path(folder) / "tokenizer_config.json").write_text("written")
+            (Path(folder) / "tokenizer_config.json").write_text('{"eos_token": "written"}')
 
     folder = save(Toy(), tmp_path / "out", companions_from=source, tokenizer=Tokenizer())
-    assert (folder / "tokenizer.json").read_text() == "tokenizer.json"
+    assert json.loads((folder / "tokenizer.json").read_text()) == {"name": "tokenizer.json"}
     assert (folder / "generation_config.json").is_file()
-    assert (folder / "tokenizer_config.json").read_text() == "written"
+    assert json.loads((folder / "tokenizer_config.json").read_text()) == {"eos_token": "written"}
     assert not (folder / "README.md").exists()
 
 
@@ -255,7 +255,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     save(Toy(), tmp_path, max_shard_bytes=200)
     victim = sorted(tmp_path.glob("*.safetensors"))[1]
     victim.unlink()
-    with pytest.raises(WeightsError, match=f"{victim.name}: found no readable"):
+    with pytest.raises(WeightsError, match=f"names {victim.name}, not found in the folder"):
         load_hf_weights(Toy(), WEIGHTS, tmp_path)
 
 
@@ -276,6 +276,20 @@ def test_an_index_that_contradicts_its_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / INDEX_FILE).write_text(json.dumps(index))
     with pytest.raises(WeightsError, match=f"'{name}' in {second}"):
         load_hf_weights(Toy(), WEIGHTS, tmp_path)
+
+
+def test_a_weight_that_the_index_leaves_out_is_neither_read_nor_drawn_at_random(tmp_path: Path) -> None:
+    save(Toy(), tmp_path, max_shard_bytes=200)
+    index = json.loads((tmp_path / INDEX_FILE).read_text())
+    for name in ("model.layers.0.k", "score.weight"):  # one that must be there, one that a checkpoint may lack
+        changed = {**index, "weight_map": {k: v for k, v in index["weight_map"].items() if k != name}}
+        if index["weight_map"][name] not in changed["weight_map"].values():
+            changed["weight_map"]["model.embed.weight"] = index["weight_map"][name]
+            victim = tmp_path / index["weight_map"][name]
+            save_file({**load_file(victim), "model.embed.weight": torch.zeros(VOCAB, HIDDEN)}, victim)
+        (tmp_path / INDEX_FILE).write_text(json.dumps(changed))
+        with pytest.raises(WeightsError, match=f"does not name '{name}', which the model has and model-"):
+            load_hf_weights(Toy(), WEIGHTS, tmp_path)
 
 
 def test_a_folder_without_safetensors_says_what_it_holds(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ Forms = dict[str, tuple[Piece, ...]]
 """Pattern of our name -> the stored tensors that it is made of."""
 
 
-def stored_pieces(arguments: HfArguments) -> tuple[Forms, Forms]:
-    """How a model is stored, and how it is in memory, but for its head.
+def stored_pieces(arguments: HfArguments) -> tuple[Forms, Forms, str]:
+    """How a model is stored, and how it is in memory, but for its head; and the name of the head's stored weight.
 
     Raises:
         ModelError: transformers stores it in a form that is no arrangement of boxes.
@@ -66,7 +66,9 @@ def stored_pieces(arguments: HfArguments) -> tuple[Forms, Forms]:
         else:
             found = _pieces(lm, name, shape)
             saved[ours] = tuple(Piece(_with_layer(p.name, number, names.layers), p.shape, p.box) for p in found)
-    return saved, kept
+    head = f"{names.head}.weight"
+    [stored_head] = _stored(lm, {head: torch.empty(1, 1)})
+    return saved, kept, stored_head
 
 
 def _pieces(lm: PreTrainedModel, name: str, shape: Shape) -> list[Piece]:

@@ -10,7 +10,7 @@ from archon_core.models.box import Box, Link, Shape
 from archon_core.models.name_pattern import NamePattern
 from archon_core.models.weight_map import Drop, Rename, Tie, WeightMap
 from archon_models_hf.arguments import HfArguments
-from archon_models_hf.stored_form import Piece, stored_pieces
+from archon_models_hf.stored_form import Forms, Piece, stored_pieces
 
 
 @dataclass(frozen=True)
@@ -38,26 +38,36 @@ class Pieces:
 
 def weight_map(arguments: HfArguments) -> WeightMap:
     """The rules for a model of these arguments: saved as transformers saves, read in the form of its memory too."""
+    stored, in_memory, stored_head = stored_pieces(arguments)
+    head = f"{arguments.facts.names.head}.weight"
+    saved = (*_rules(stored), *_outside_layers(arguments, stored_head))
+    as_kept = (*_rules(in_memory), *_outside_layers(arguments, head))
+    return WeightMap(saved, alternatives=() if saved == as_kept else (WeightMap(as_kept),))
+
+
+def _rules(forms: Forms) -> list[Rename | Pieces]:
+    return [_rule(ours, pieces) for ours, pieces in forms.items()]
+
+
+def _outside_layers(arguments: HfArguments, head: str) -> list[Tie | Drop | Rename]:
+    """The head, stored as ``head``, and constants that checkpoints of old versions of transformers hold."""
     facts, names = arguments.facts, arguments.facts.names
-    stored, in_memory = stored_pieces(arguments)
-    shared: list[Tie | Drop | Rename] = []
-    head = f"{names.head}.weight"
+    rules: list[Tie | Drop | Rename] = []
     if arguments.critic:
-        shared += [Rename(head, "head.weight", init_if_missing=True), Drop("lm_head.weight")]
-        shared += [Drop(f"{other}.weight") for other in ("embed_out", "output_projection") if other != names.head]
+        rules.append(Rename(head, "head.weight", init_if_missing=True))
+        # Heads of causal models. A tied one has the embedding's values, and may be the only one that is stored.
+        same_as = "embed.weight" if arguments.config.tie_word_embeddings else None
+        others = ("lm_head", "embed_out", "output_projection")
+        rules += [Drop(f"{other}.weight", same_as=same_as) for other in others if f"{other}.weight" != head]
     elif facts.tied:
-        shared.append(Tie("head.weight", to="embed.weight", hf=head))
+        rules.append(Tie("head.weight", to="embed.weight", hf=head))
     else:
-        shared.append(Rename(head, "head.weight"))
-    # Constants that checkpoints of old versions of transformers hold.
+        rules.append(Rename(head, "head.weight"))
     layer = f"{names.body}.{names.layers}.{{layer}}"
     module = facts.attention[0].module
-    shared += [Drop(f"{layer}.{module}.rotary_emb.inv_freq"), Drop(f"{names.body}.rotary_emb.inv_freq")]
-    shared += [Drop(f"{layer}.{module}.masked_bias")]
-    saved = tuple(rule for rule in (_rule(ours, pieces) for ours, pieces in stored.items()))
-    as_kept = tuple(rule for rule in (_rule(ours, pieces) for ours, pieces in in_memory.items()))
-    alternatives = () if saved == as_kept else (WeightMap((*as_kept, *shared)),)
-    return WeightMap((*saved, *shared), alternatives=alternatives)
+    rules += [Drop(f"{layer}.{module}.rotary_emb.inv_freq"), Drop(f"{names.body}.rotary_emb.inv_freq")]
+    rules += [Drop(f"{layer}.{module}.masked_bias")]
+    return rules
 
 
 def _rule(ours: str, pieces: tuple[Piece, ...]) -> Rename | Pieces:

@@ -36,6 +36,7 @@ class QwenArguments:
         critic: a value head instead of the language-model head.
         attention_dropout: what the configuration asks for in training. The decoder applies none: an engine that is
             told to keep dropout must refuse a value above 0.
+        tied_in_files: the checkpoint's language-model head is its embedding, also where a value head replaces it.
     """
 
     vocab_size: int
@@ -54,6 +55,7 @@ class QwenArguments:
     tied: bool
     critic: bool
     attention_dropout: float = 0.0
+    tied_in_files: bool = False
 
     @property
     def n_layers(self) -> int:
@@ -106,6 +108,7 @@ def decoder_fields(config: PreTrainedConfig, *, critic: bool) -> dict[str, Any]:
         "norm_eps": config.rms_norm_eps,
         "rope": RopeArguments.from_hf_config(config, head_dim),
         "tied": config.tie_word_embeddings and not critic,
+        "tied_in_files": config.tie_word_embeddings,
         "critic": critic,
         "attention_dropout": config.attention_dropout,
     }

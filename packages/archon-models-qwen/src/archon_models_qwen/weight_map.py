@@ -50,7 +50,8 @@ def _outside_feed_forward(arguments: QwenArguments) -> list[Rename | Tie | Drop]
     if arguments.qkv_bias:
         rules.append(Rename(f"{HF}.self_attn.{{projection}}.bias", f"{OURS}.attention.{{projection}}.bias"))
     if arguments.critic:
-        rules += [Rename("score.weight", "head.weight", init_if_missing=True), Drop("lm_head.weight")]
+        same_as = "embed.weight" if arguments.tied_in_files else None
+        rules += [Rename("score.weight", "head.weight", init_if_missing=True), Drop("lm_head.weight", same_as=same_as)]
     elif arguments.tied:
         rules.append(Tie("head.weight", to="embed.weight", hf="lm_head.weight"))
     else:

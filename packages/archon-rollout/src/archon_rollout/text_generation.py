@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from archon_core.seeding import derive_seed
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.model_limits import ModelLimits, model_limits
 from archon_rollout.requests import check_options
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ class TextGenerator:
             )
         )
         trainer.initialize()
+        for decision in trainer.decisions:
+            if decision.option == "rollout.path":
+                logger.warning("%s: %s", decision.effective, decision.reason)
         engine = LocalEngine(RolloutConfig(max_batch_size=max_batch_size), trainer=trainer)
         return cls(engine, tokenizer, model_limits(trainer.module), stop_token_ids(folder, tokenizer))
 

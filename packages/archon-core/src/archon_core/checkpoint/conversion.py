@@ -15,19 +15,18 @@ import torch
 from torch import Tensor
 
 from archon_core.checkpoint.dcp import WEIGHT, SavedState, TrainingState, describe_model
-from archon_core.checkpoint.hf import OpenCheckpoint, open_checkpoint
+from archon_core.checkpoint.hf import OpenCheckpoint, fill_from, open_checkpoint
 from archon_core.checkpoint.hf_saving import save_hf_weights
 from archon_core.checkpoint.parts import Part
 from archon_core.checkpoint.seal import check_share
 from archon_core.checkpoint.stored_weights import StoredWeights
+from archon_core.config.decisions import Decision
 from archon_core.distributed.ranks import Ranks
 from archon_core.errors import ConfigError, WeightsError
 from archon_core.models.box import Box, Shape
 from archon_core.models.expert_builder import build_alone
 from archon_core.models.hf_config import load_hf_config
-from archon_core.models.key_report import form_of
 from archon_core.models.parameter_names import owners, weight_shapes
-from archon_core.models.weight_conversion import fill_ours
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.plugins import registry
 from archon_core.run.folder import RunFolder
@@ -101,7 +100,9 @@ def convert_to_hf(source: Path, destination: Path, *, config: str | None = None,
     return state
 
 
-def convert_to_dcp(source: Path, destination: Path, *, dtype: str | None = None, run_as: str | None = None) -> None:
+def convert_to_dcp(
+    source: Path, destination: Path, *, dtype: str | None = None, run_as: str | None = None
+) -> list[Decision]:
     """Write the weights of a Hugging Face folder as a training state of no steps, without optimizer state.
 
     Args:
@@ -109,6 +110,9 @@ def convert_to_dcp(source: Path, destination: Path, *, dtype: str | None = None,
         destination: must not be there, or be empty.
         dtype: the type to store; ``None`` for the one they have.
         run_as: name of the model spec that will load it; ``None`` for the one that serves the model type.
+
+    Returns:
+        What was left out of the folder.
 
     Raises:
         ArchonError: something is missing, damaged, or does not fit.
@@ -119,7 +123,7 @@ def convert_to_dcp(source: Path, destination: Path, *, dtype: str | None = None,
     model = _describe(hf_config, critic=critic, name=run_as)
     check_share(source, Ranks())
     checkpoint = open_checkpoint(source)
-    weights, report = form_of(checkpoint.shapes, model.weights)
+    weights, report = checkpoint.form_of(model.weights)
     if not report.fits or report.initialised:
         lacking = [f"missing     {name}" for name in report.initialised]
         raise WeightsError(f"checkpoint {source} does not fit the model:\n  " + "\n  ".join(report.lines() + lacking))
@@ -131,6 +135,7 @@ def convert_to_dcp(source: Path, destination: Path, *, dtype: str | None = None,
     with publish_folder(destination) as folder:
         described = describe_model(hf_config, critic=critic, name=model.name)
         TrainingState(parts, {"version": 0}, described).write(folder, Ranks())
+    return checkpoint.plan.decisions("source")
 
 
 def _describe(hf_config: Any, *, critic: bool, name: str | None) -> _Model:
@@ -148,7 +153,7 @@ def _reader(
 ) -> Callable[[], Tensor]:
     def read() -> Tensor:
         values = torch.empty(shape, dtype=dtype)
-        fill_ours(values, name, Box.whole(shape), weights, checkpoint.read)
+        fill_from(checkpoint, values, name, Box.whole(shape), weights)
         return values
 
     return read

@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 
-from archon_core.checkpoint.dcp_storage import METADATA, TensorReader, TensorWriter
+from archon_core.checkpoint.dcp_metadata import read_metadata
+from archon_core.checkpoint.dcp_storage import METADATA, DescribedReader, TensorReader, TensorWriter
 from archon_core.checkpoint.parts import BoxesPlanner, Part, PartsPlanner, part_of
 from archon_core.checkpoint.seal import SealedFile, check_file, read_seal
 from archon_core.config.decisions import Decision
@@ -129,14 +130,13 @@ class SavedState:
             if seal is not None and name in seal:
                 check_file(folder / name, seal[name])
         try:
-            metadata = dcp.FileSystemReader(folder).read_metadata()
             counters = json.loads((folder / COUNTERS).read_text(encoding="utf-8"))
             model = json.loads((folder / MODEL).read_text(encoding="utf-8")) if (folder / MODEL).is_file() else {}
-        except Exception as error:  # what unpickling raises depends on the damage
+        except (OSError, ValueError) as error:
             raise DamagedError(
                 f"training state {folder}: its description is damaged ({error!r}); copy it anew"
             ) from error
-        return cls(folder, metadata, counters, model, seal)
+        return cls(folder, read_metadata(folder / METADATA), counters, model, seal)
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -150,7 +150,10 @@ class SavedState:
         Raises:
             WeightsError: on every rank, a file is damaged.
         """
-        reader = dcp.FileSystemReader(self.folder) if self.seal is None else TensorReader(self.folder, self.seal, ranks)
+        if self.seal is None:
+            reader = DescribedReader(self.folder, self.metadata)
+        else:
+            reader = TensorReader(self.folder, self.metadata, self.seal, ranks)
         with _in_our_terms(f"training state {self.folder}: its files are damaged or incomplete; copy it anew"):
             dcp.load(
                 tensors,

@@ -98,17 +98,38 @@ class TensorWriter(dcp.FileSystemWriter):
         write_seal(self._folder, files)
 
 
-class TensorReader(dcp.FileSystemReader):
+class DescribedReader(dcp.FileSystemReader):
+    """torch's ``StorageReader`` of a folder whose description was read by ``dcp_metadata.read_metadata``.
+
+    torch's own would unpickle ``.metadata``, or ``__0.metadata`` in its absence, whatever these hold. The tensors
+    themselves it reads with ``torch.load(weights_only=True)``; the description has no other objects.
+
+    Args:
+        folder: what to read.
+        metadata: its description.
+    """
+
+    def __init__(self, folder: Path, metadata: Metadata) -> None:
+        super().__init__(folder)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The description that was read."""
+        return self._metadata
+
+
+class TensorReader(DescribedReader):
     """torch's ``StorageReader`` of a folder that ``TensorWriter`` wrote.
 
     Args:
         folder: what to read.
+        metadata: its description.
         seal: of the folder.
         ranks: who reads it together.
     """
 
-    def __init__(self, folder: Path, seal: Mapping[str, SealedFile], ranks: Ranks) -> None:
-        super().__init__(folder)
+    def __init__(self, folder: Path, metadata: Metadata, seal: Mapping[str, SealedFile], ranks: Ranks) -> None:
+        super().__init__(folder, metadata)
         self._folder = folder
         self._ranks = ranks
         self._files = {name: sealed for name, sealed in seal.items() if sealed.regions}

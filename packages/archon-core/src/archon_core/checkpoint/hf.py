@@ -6,8 +6,7 @@ are read. Which boxes are owned is a function given by the caller, so that shard
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.checkpoint.safetensors_file import SafetensorsReader
-from archon_core.errors import DamagedError, WeightsError
+from archon_core.checkpoint.weight_files import INDEX_FILE, ReadingPlan, plan_reading, read_index
+from archon_core.errors import WeightsError
 from archon_core.models.box import Box
-from archon_core.models.key_report import form_of
+from archon_core.models.key_report import KeyReport, form_of
 from archon_core.models.parameter_names import named_weights
 from archon_core.models.weight_conversion import fill_ours
 from archon_core.models.weight_map import ResolvedMap
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 LocalBoxes = Callable[[str, Tensor], Iterable[tuple[Tensor, Box]]]
 """For a weight's global name and the tensor itself: storage on this process, and the boxes of the whole that it
 holds."""
@@ -36,10 +34,12 @@ class LoadReport:
     Attributes:
         initialised: our names of weights that the checkpoint lacks and may lack; their storage was not touched.
         bytes_read: size of the slices read.
+        plan: which file each tensor was read from.
     """
 
     initialised: tuple[str, ...]
     bytes_read: int
+    plan: ReadingPlan
 
 
 def whole_tensor(_name: str, weight: Tensor) -> Iterable[tuple[Tensor, Box]]:
@@ -66,7 +66,7 @@ def load_hf_weights(
         WeightsError: no weights in the folder, damaged files, or missing, unexpected and misshapen keys, all listed.
     """
     checkpoint = open_checkpoint(folder)
-    weights, report = form_of(checkpoint.shapes, weights)
+    weights, report = checkpoint.form_of(weights)
     if not report.fits:
         raise WeightsError(
             f"checkpoint {folder} does not fit the model:\n  "
@@ -83,25 +83,23 @@ def load_hf_weights(
         if any(link.hf in lacking for link in weights.links_of_ours[name]):
             initialised.append(name)
             continue
-        copies = [copy for copy, ours in weights.copies.items() if ours == stored and copy in checkpoint.shapes]
         for storage, box in local_boxes(name, weight):
-            if not box.numel:
-                continue
-            fill_ours(storage, name, box, weights, checkpoint.read)
-            for copy in copies:
-                _check_copy(copy, stored, box, weights, checkpoint)
-    return LoadReport(tuple(initialised), checkpoint.bytes_read)
+            if box.numel:
+                fill_from(checkpoint, storage, name, box, weights)
+    return LoadReport(tuple(initialised), checkpoint.bytes_read, checkpoint.plan)
 
 
 class OpenCheckpoint:
     """The weight files of a folder as one set of tensors.
 
     Attributes:
-        shapes: name -> shape of every stored tensor.
+        shapes: name -> shape of every tensor that is read.
+        plan: which file each is read from.
     """
 
-    def __init__(self, files: Iterable[SafetensorsReader]) -> None:
-        self._file_of = {name: file for file in files for name in file.shapes}
+    def __init__(self, plan: ReadingPlan, files: Mapping[str, SafetensorsReader]) -> None:
+        self.plan = plan
+        self._file_of = {name: files[file] for name, file in plan.file_of.items()}
         self.shapes = {name: file.shapes[name] for name, file in self._file_of.items()}
 
     @property
@@ -121,35 +119,50 @@ class OpenCheckpoint:
         """A ``BoxReader`` of the stored tensors."""
         return self._file_of[name].read(name, box)
 
+    def form_of(self, weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
+        """``key_report.form_of`` of what is read.
+
+        Raises:
+            WeightsError: a weight that the model has lies in a file of the index, which does not name it.
+        """
+        form, report = form_of(self.shapes, weights)
+        lost = [name for name in (*report.missing, *report.initialised) if name in self.plan.unnamed]
+        if lost:
+            raise WeightsError(
+                f"{self.plan.folder / self.plan.decided_by}: does not name {lost[0]!r}, which the model has and "
+                f"{self.plan.unnamed[lost[0]][0]} holds; index and files are from different checkpoints: copy both anew"
+            )
+        return form, report
+
 
 def open_checkpoint(folder: Path) -> OpenCheckpoint:
-    """Open the single weight file of ``folder``, or all that its index names.
+    """Open the weight files of ``folder``; ``weight_files.plan_reading`` has the rules.
 
     Raises:
-        WeightsError: there is neither, the index is damaged or contradicts its files, or a file is damaged.
+        WeightsError: there are none, the folder contradicts itself, or a file is damaged.
     """
-    if (folder / SINGLE_FILE).is_file():
-        return OpenCheckpoint([SafetensorsReader(folder / SINGLE_FILE)])
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        found = sorted(path.name for path in folder.glob("*")) if folder.is_dir() else []
-        raise WeightsError(
-            f"checkpoint {folder}: found {', '.join(found[:8]) or 'nothing'}; weights are read from {SINGLE_FILE} or "
-            f"from the files that {INDEX_FILE} names: convert other formats to safetensors"
-        )
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        file_names = sorted(set(weight_map.values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{index}: found no readable index ({error!r}); copy the file anew") from error
-    files = {name: SafetensorsReader(folder / name) for name in file_names}
-    wrong = [name for name, file in weight_map.items() if name not in files[file].shapes]
-    if wrong:
-        raise WeightsError(
-            f"{index}: names {len(wrong)} tensors that their files do not hold, such as {wrong[0]!r} in "
-            f"{weight_map[wrong[0]]}; index and files are from different checkpoints: copy both anew"
-        )
-    return OpenCheckpoint(files.values())
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    index = read_index(folder / INDEX_FILE) if INDEX_FILE in names else None
+    files: dict[str, SafetensorsReader] = {}
+
+    def tensors_in(name: str) -> Collection[str]:
+        files[name] = SafetensorsReader(folder / name)
+        return files[name].shapes
+
+    return OpenCheckpoint(plan_reading(folder, names, index, tensors_in), files)
+
+
+def fill_from(checkpoint: OpenCheckpoint, destination: Tensor, name: str, box: Box, weights: ResolvedMap) -> None:
+    """Read ``box`` of our tensor ``name`` into ``destination``, and compare a second copy of a tied weight with it.
+
+    Raises:
+        WeightsError: a second copy has other values.
+    """
+    fill_ours(destination, name, box, weights, checkpoint.read)
+    stored = weights.ties.get(name, name)
+    for copy, ours in weights.copies.items():
+        if ours == stored and copy in checkpoint.shapes:
+            _check_copy(copy, stored, box, weights, checkpoint)
 
 
 def _check_copy(copy: str, stored: str, box: Box, weights: ResolvedMap, checkpoint: OpenCheckpoint) -> None:

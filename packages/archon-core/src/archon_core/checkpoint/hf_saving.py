@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from archon_core.checkpoint.hf import INDEX_FILE
 from archon_core.checkpoint.safetensors_file import SafetensorsWriter
 from archon_core.checkpoint.seal import SealedFile, seal_whole, write_seal
+from archon_core.checkpoint.weight_files import INDEX_FILE
 from archon_core.errors import WeightsError
 from archon_core.models.box import Box, Shape
-from archon_core.models.hf_config import config_to_save
+from archon_core.models.hf_config import config_file
+from archon_core.models.tokenizer import save_tokenizer
 from archon_core.models.weight_conversion import BoxCopier, assemble_hf, copy_from, give_hf
 from archon_core.models.weight_map import ResolvedMap
 
@@ -104,7 +105,7 @@ def save_hf_weights(
             ) from error
         raise
     if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
 
 
 def _assembled(
@@ -143,7 +144,8 @@ def _write_file(path: Path, entries: Mapping[str, tuple[torch.dtype, Shape]], te
 def _write_companions(
     folder: Path, config: PreTrainedConfig, *, dtype: torch.dtype, critic: bool, source: Path | None
 ) -> None:
-    config_to_save(config, critic=critic, dtype=str(dtype).removeprefix("torch.")).save_pretrained(folder)
+    text = config_file(config, critic=critic, dtype=str(dtype).removeprefix("torch."))
+    (folder / "config.json").write_text(text, encoding="utf-8")
     for name in COMPANIONS if source is not None else ():
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from archon_core.checkpoint.checksum import bytes_of
+from archon_core.checkpoint.json_names import NameTwiceError, unique_names
 from archon_core.checkpoint.region_writer import RegionWriter
 from archon_core.checkpoint.seal import Region, SealedFile, frame_checksum, map_bytes
 from archon_core.errors import DamagedError, WeightsError
@@ -58,8 +59,8 @@ class SafetensorsReader:
                 pass
             with path.open("rb") as file:
                 length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
-        except (SafetensorError, OSError) as error:
+                header = json.loads(file.read(length), object_pairs_hook=unique_names)
+        except (SafetensorError, OSError, NameTwiceError) as error:
             raise DamagedError(
                 f"{path}: found no readable safetensors file ({error}); it is damaged or incomplete: copy it anew"
             ) from error

@@ -19,6 +19,7 @@ from torch import Tensor
 from archon_core.checkpoint.checksum import checksum_of
 from archon_core.distributed.ranks import Ranks
 from archon_core.errors import DamagedError, WeightsError
+from archon_core.file_names import is_plain_name
 
 SEAL = "checksums.json"
 _FORMAT = 1
@@ -78,6 +79,8 @@ def read_seal(folder: Path) -> dict[str, SealedFile] | None:
                 f"{file}: found format {content['format']}, this version reads {_FORMAT}; upgrade archon-core, or "
                 "delete the file to load without checking"
             )
+        if outside := [name for name in content["files"] if not is_plain_name(name)]:
+            raise ValueError(f"it names {outside[0]!r}; allowed are names of files in the same folder")
         return {
             name: SealedFile(entry["size"], entry["frame"], tuple(Region(**region) for region in entry["regions"]))
             for name, entry in content["files"].items()

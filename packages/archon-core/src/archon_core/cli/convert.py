@@ -80,6 +80,7 @@ def convert(
     else:
         if config is not None:
             raise typer.BadParameter("a Hugging Face folder has its own config.json", param_hint="--config")
-        convert_to_dcp(source, destination, dtype=stored, run_as=run_as)
+        for decision in convert_to_dcp(source, destination, dtype=stored, run_as=run_as):
+            print_remark(f"{source}: {decision.effective}: {decision.reason}")
         read = source
     print_remark(f"{read} -> {destination} ({to.value})", label="converted: ", style="bold")

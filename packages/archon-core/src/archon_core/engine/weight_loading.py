@@ -49,7 +49,7 @@ def load_weights(module: nn.Module, plan: Blueprint, folder: Path, *, role: str,
         ties=plan.weights.ties,
         local_part=local_part,
     )
-    return [
+    return report.plan.decisions(f"{role}.path") + [
         Decision(f"{role}.path", f"{name} of {folder}", "random, from the seed", "the checkpoint has none")
         for name in report.initialised
     ]

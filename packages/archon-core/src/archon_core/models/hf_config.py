@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ModelError, did_you_mean
+from archon_core.models.rope_entries import older_rope_entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -30,6 +31,10 @@ _METADATA = frozenset(
     ]
 )
 """Entries that tools leave in ``config.json`` and that change no number."""
+
+_IMPLEMENTATIONS = tuple(f"{prefix}{part}_implementation" for part in ("attn", "experts") for prefix in ("", "_"))
+"""Which code computes a part is for whoever runs a model to choose. transformers 5 takes a hub id there, and would
+fetch and run compiled code from it."""
 
 
 def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
@@ -62,6 +67,8 @@ def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
 def _from_entries(entries: dict[str, Any], where: str) -> PreTrainedConfig:
     from transformers import CONFIG_MAPPING, AutoConfig
 
+    for name in _IMPLEMENTATIONS:
+        entries.pop(name, None)
     model_type = entries.pop("model_type", None)
     if not isinstance(model_type, str):
         raise ModelError(f"{where}: found no model_type; name the architecture, such as model_type: qwen3")
@@ -156,6 +163,21 @@ def architecture_name(model_type: str, *, critic: bool) -> str:
             f"model_type {model_type!r}: transformers has no {kind} model of it; save with format dcp instead"
         )
     return names[model_type]
+
+
+def config_file(config: PreTrainedConfig, *, critic: bool, dtype: str) -> str:
+    """The content of ``config.json`` beside saved weights.
+
+    It has the entries that ``transformers`` 5 writes and, beside them, the names under which version 4, vLLM and SGLang
+    look for rotary settings, for the type, and for entries that version 5 has renamed, such as ``num_experts``.
+    ``auto_map`` is left out: it asks for Python files that are not saved.
+    """
+    saved = config_to_save(config, critic=critic, dtype=dtype)
+    entries = json.loads(saved.to_json_string())
+    entries.pop("auto_map", None)
+    aliases = {old: entries[new] for old, new in saved.attribute_map.items() if new in entries}
+    entries = {**aliases, **entries, "torch_dtype": dtype, **older_rope_entries(saved)}
+    return json.dumps(entries, indent=2, sort_keys=True) + "\n"
 
 
 def config_to_save(config: PreTrainedConfig, *, critic: bool, dtype: str) -> PreTrainedConfig:

@@ -73,14 +73,16 @@ def compare_keys(weights: ResolvedMap, found: Mapping[str, Shape]) -> KeyReport:
 
 
 def form_of(found: Mapping[str, Shape], weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
-    """Which of the forms that ``weights`` knows a checkpoint has: the one that fits, or else differs least.
+    """Which of the forms that ``weights`` knows a checkpoint has: the one that fits, or else differs least. A tied
+    weight that has only its second name in the checkpoint is read from there.
 
     Args:
         found: the checkpoint's tensors and their shapes.
         weights: the form in which the model is saved, and its alternatives.
     """
-    forms = [(form, compare_keys(form, found)) for form in (weights, *weights.alternatives)]
-    return min(forms, key=lambda pair: pair[1].n_differences)
+    forms = [form.for_reading(found) for form in (weights, *weights.alternatives)]
+    compared = [(form, compare_keys(form, found)) for form in forms]
+    return min(compared, key=lambda pair: pair[1].n_differences)
 
 
 def summarise_names(names: Iterable[str]) -> list[str]:

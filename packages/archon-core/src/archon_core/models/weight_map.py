@@ -6,8 +6,8 @@ the shapes of a whole model and gives the links that everything else works with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from archon_core.errors import WeightsError
@@ -31,6 +31,8 @@ class ResolvedMap:
         copies: Hugging Face name of a permitted second copy -> our name of the tensor that it must equal.
         initialised_if_missing: Hugging Face names that a checkpoint may lack.
         dropped: patterns of Hugging Face names that are ignored.
+        stand_ins: Hugging Face name -> our name of the tensor that is read from it when a checkpoint does not store
+            the tensor under its own name.
         alternatives: the same for other forms in which a checkpoint may come. They are for reading.
     """
 
@@ -43,6 +45,7 @@ class ResolvedMap:
     initialised_if_missing: frozenset[str]
     dropped: tuple[str, ...]
     alternatives: tuple[ResolvedMap, ...] = ()
+    stand_ins: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def _dropped(self) -> tuple[NamePattern, ...]:
@@ -61,6 +64,30 @@ class ResolvedMap:
         """Links that cover ``box`` of our tensor, clipped to it."""
         clipped = [link.clipped_to_ours(box) for link in self.links_of_ours[ours]]
         return [link for link in clipped if link is not None]
+
+    def for_reading(self, found: Collection[str]) -> ResolvedMap:
+        """The map for a checkpoint with these tensors: a tied weight that is stored under its second name only, such
+        as ``lm_head.weight`` without ``model.embed_tokens.weight``, is read from there, as transformers 5 does."""
+        result = self
+        for hf, ours in self.stand_ins.items():
+            own_names = {link.hf for link in result.links_of_ours[ours]}
+            if hf in found and own_names.isdisjoint(found):
+                result = result._read_from(hf, ours)
+        return result
+
+    def _read_from(self, hf: str, ours: str) -> ResolvedMap:
+        shape = self.shapes[ours]
+        replaced = {link.hf for link in self.links_of_ours[ours]}
+        names = (ours, *(tied for tied, stored in self.ties.items() if stored == ours))
+        links = {name: (Link(hf, Box.whole(shape), name, Box.whole(shape)),) for name in names}
+        kept = {name: found for name, found in self.hf_shapes.items() if name not in replaced}
+        return replace(
+            self,
+            hf_shapes={hf: shape, **kept},
+            links_of_ours={**self.links_of_ours, **links},
+            links_of_hf={hf: links[ours], **{name: self.links_of_hf[name] for name in kept}},
+            copies={name: stored for name, stored in self.copies.items() if name != hf},
+        )
 
 
 @dataclass(frozen=True)
@@ -90,6 +117,7 @@ class WeightMap:
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
         problems: list[str] = []
         ties, copies = self._resolve_ties(shapes, problems)
+        stand_ins = self._resolve_stand_ins(shapes, problems)
         claims: dict[str, list[Rule]] = {name: [] for name in shapes if name not in ties}
         hf_claims: dict[str, Rule] = {}
         links: list[Link] = []
@@ -121,6 +149,7 @@ class WeightMap:
                 + "\n  ".join(problems)
             )
         built = _build(shapes, links, ties, copies, frozenset(optional), self._dropped)
+        built = replace(built, stand_ins={**copies, **stand_ins})
         return replace(built, alternatives=tuple(other.resolve(shapes) for other in self.alternatives))
 
     @property
@@ -146,6 +175,18 @@ class WeightMap:
                 if rule.hf is not None:
                     copies[NamePattern(rule.hf).fill(bindings)] = name
         return ties, copies
+
+    def _resolve_stand_ins(self, shapes: Mapping[str, Shape], problems: list[str]) -> dict[str, str]:
+        stand_ins: dict[str, str] = {}
+        for rule in self.rules:
+            if not isinstance(rule, Drop) or rule.same_as is None:
+                continue
+            ours = NamePattern(rule.same_as)
+            found = [(name, bindings) for name in shapes if (bindings := ours.match(name)) is not None]
+            if not found:
+                problems.append(f"{rule} covers no tensor of the model")
+            stand_ins |= {NamePattern(rule.hf).fill(bindings): name for name, bindings in found}
+        return stand_ins
 
 
 def _build(

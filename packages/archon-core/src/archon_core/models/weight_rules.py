@@ -165,7 +165,8 @@ class Tie:
     Attributes:
         ours: pattern of the tensor that follows.
         to: pattern of the tensor that is stored, with the same placeholders.
-        hf: pattern of a Hugging Face name under which a checkpoint may hold a second copy; it must be equal.
+        hf: pattern of a Hugging Face name under which a checkpoint may hold a second copy, which must be equal, or the
+            only one.
     """
 
     ours: str
@@ -182,9 +183,16 @@ class Drop:
 
     Attributes:
         hf: pattern of the Hugging Face names.
+        same_as: pattern of our tensor that has the same values by the model's configuration; it is read from here when
+            a checkpoint does not store it under its own name.
     """
 
     hf: str
+    same_as: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.same_as is not None:
+            _check_placeholders(self, (self.hf,), (self.same_as,))
 
 
 def _matches(pattern: str, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, dict[str, str]]]:

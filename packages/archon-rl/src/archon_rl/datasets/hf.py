@@ -75,7 +75,8 @@ def _load(path: str, name: str | None, split: str, config: Any) -> HuggingFaceDa
         ) from error
     where = f"data set {path!r}, split {split!r}"
     try:
-        columns = datasets.load_dataset(path, name, split=split)
+        # Versions before 4 would run a loading script of the data set, or ask whether to.
+        columns = datasets.load_dataset(path, name, split=split, trust_remote_code=False)
     except Exception as error:  # those of datasets, pyarrow, the file systems and the hub's client
         raise ConfigError(
             f"data.path={path!r}, data.hf.name={name!r}, split {split!r}: datasets could not load it: "

@@ -20,6 +20,7 @@ from archon_core.config.decisions import Decision
 from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import Ranks
 from archon_core.errors import DamagedError, WeightsError
+from archon_core.models.tokenizer import save_tokenizer
 from archon_core.protocols import TrainEngine
 from archon_core.run.context import RunContext
 from archon_rl.datasets.cursor import DataCursor
@@ -204,5 +205,5 @@ def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any) -> Path:
     with written_together(run.ranks, run.folder.exporting()) as export:
         engine.save(export, "hf")
         if run.ranks.is_first:
-            tokenizer.save_pretrained(export)
+            save_tokenizer(tokenizer, export)
     return run.folder.export

@@ -51,7 +51,7 @@ def _transformers_logits(export: Path, batch: Batch, dtype: torch.dtype) -> Tens
     from transformers import AutoModelForCausalLM
 
     with _without_progress_bar():
-        model = AutoModelForCausalLM.from_pretrained(export, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(export, dtype=dtype, trust_remote_code=False)
     model = model.to(batch.input_ids.device).eval()
     with torch.no_grad():
         rows = [model(input_ids=ids[None]).logits[0] for ids in batch.input_ids.split(list(batch.lengths))]

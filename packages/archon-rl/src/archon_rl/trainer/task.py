@@ -10,6 +10,7 @@ from typing import Any
 from archon_core.config.decisions import Decision
 from archon_core.distributed.failing_together import failing_together
 from archon_core.errors import DataError
+from archon_core.models.tokenizer import save_tokenizer
 from archon_core.plugins import registry
 from archon_core.protocols import Dataset
 from archon_core.run.context import RunContext
@@ -125,7 +126,7 @@ def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
             texts = chain.from_iterable(_texts(dataset, run.config.data) for dataset in datasets)
             tokenizer = build_tokenizer(run.config, texts)
             with publish_folder(folder) as writing:
-                tokenizer.save_pretrained(writing)
+                save_tokenizer(tokenizer, writing)
     return load_tokenizer(folder) if tokenizer is None else tokenizer
 
 

@@ -77,7 +77,7 @@ def _check_transformers_loads(model: BuiltModel, folder: Path, hf_class: Any, to
     from transformers import AutoModelForCausalLM
 
     hf, info = (hf_class or AutoModelForCausalLM).from_pretrained(
-        folder, attn_implementation="eager", output_loading_info=True
+        folder, attn_implementation="eager", output_loading_info=True, trust_remote_code=False
     )
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         require(not info[kind], f"transformers loads what was saved with {kind}: {info[kind]}")
