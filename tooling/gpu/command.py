@@ -7,8 +7,10 @@ asked, and exits 1 unless every check that ran has passed.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         if options.cpu:
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # What earlier runs compiled would hide how long it takes.
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(work / "inductor")
         machine = _machine()
         device = "cpu" if options.cpu else str(machine["device"])
         print(", ".join(f"{name} {value}" for name, value in machine.items() if value is not None), flush=True)
@@ -124,13 +128,18 @@ def _run_apart(group: Group, work: Path, device: str, only: tuple[str, ...], lef
         try:
             code = process.wait(limit)
             if code:
-                tail = "\n".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
-                end, reason = "error", f"its process ended with exit code {code}\n{tail}"
+                end, reason = "error", f"its process ended with exit code {code}\n{_tail(output)}"
         except subprocess.TimeoutExpired:
-            end, reason = "timeout", f"stopped after {limit:.0f} s"
+            process.terminate()  # has it write where it is
+            time.sleep(1)
+            end, reason = "timeout", f"stopped after {limit:.0f} s\n{_tail(output)}"
         finally:
             _end_session(process)
     return read_journal(group.name, journal, end=end, reason=reason)
+
+
+def _tail(output: Path) -> str:
+    return "\n".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:
@@ -144,6 +153,7 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
 
 def _run_group(options: argparse.Namespace) -> int:
     """In a group's own process."""
+    faulthandler.register(signal.SIGTERM, all_threads=False)
     group = next(group for group in GROUPS if group.name == options.group)
     context = Context("cpu" if options.cpu else "cuda", options.work)
     _compute_exactly()

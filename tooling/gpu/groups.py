@@ -35,10 +35,10 @@ class Group:
 
 
 GROUPS = (
-    Group("numbers.kernels", ("attention", "head", "experts"), 75),
+    Group("numbers.kernels", ("attention", "head", "experts", "flex"), 75),
     Group("numbers.engine", ("engine",), 90),
     Group("speed.dense", ("dense",), 120),
-    Group("numbers.options", ("options",), 120),
+    Group("numbers.options", ("options",), 140),
     Group("numbers.ranks", ("ranks",), 75),
     Group("numbers.state", ("state", "generation"), 75),
     Group("speed.experts", ("experts",), 90),

@@ -62,7 +62,7 @@ def read_journal(group: str, path: Path, *, end: Status | None, reason: str) -> 
         # Before its first check, or after its last one.
         return [*records.values(), Record(group, end, message=reason)]
     for name in unfinished:
-        found = reason if name in begun else f"not reached: {reason}"
+        found = reason if name in begun else f"not reached: {reason.partition(chr(10))[0]}"
         records[name] = Record(name, end, message=found)
     return list(records.values())
 

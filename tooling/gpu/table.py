@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from gpu.records import Record
 
-LARGEST_PLAIN = 1e5
+SMALLEST_PLAIN, LARGEST_PLAIN = 1e-3, 1e5
 
 
 def render(records: Sequence[Record]) -> str:
@@ -37,7 +38,7 @@ def _number(name: str, value: float, record: Record) -> str:
 
 
 def _shown(value: float) -> str:
-    if value and abs(value) < 1e-3:
+    if not math.isfinite(value) or (value and abs(value) < SMALLEST_PLAIN):
         return f"{value:.1e}"
     return f"{value:,.0f}" if abs(value) >= LARGEST_PLAIN or value == int(value) else f"{value:.4g}"
 
@@ -51,5 +52,10 @@ def _troubles(records: Sequence[Record]) -> Iterator[str]:
 
 
 def as_json(machine: Mapping[str, object], records: Sequence[Record], seconds: float) -> dict[str, object]:
-    """The content of the JSON file."""
-    return {"machine": dict(machine), "seconds": round(seconds, 1), "checks": [vars(record) for record in records]}
+    """The content of the JSON file. Numbers that are not finite, which JSON lacks, are texts."""
+    checks = [{**vars(record), "measured": _finite(record.measured)} for record in records]
+    return {"machine": dict(machine), "seconds": round(seconds, 1), "checks": checks}
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float | str]:
+    return {name: value if math.isfinite(value) else str(value) for name, value in numbers.items()}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -26,13 +25,18 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def checks(context: Context) -> Iterator[Check]:
-    """One per backend, type and window, and one on what torch's kernel does with grouped heads."""
-    for backend in get_args(AttentionBackend):
-        for name, dtype in DTYPES.items():
-            for window in (None, WINDOW):
-                label = f"attention-{backend}-{name}{'' if window is None else '-window'}"
-                yield Check(label, partial(attend, context, backend, dtype, window))
+    """The backends that need no compiler, and what torch's kernel does with grouped heads."""
+    for backend in ("varlen", "sdpa"):
+        yield from of_backend(context, backend)
     yield Check("attention-varlen-native-groups", partial(native_groups, context))
+
+
+def of_backend(context: Context, backend: AttentionBackend) -> Iterator[Check]:
+    """One per type and window."""
+    for name, dtype in DTYPES.items():
+        for window in (None, WINDOW):
+            label = f"attention-{backend}-{name}{'' if window is None else '-window'}"
+            yield Check(label, partial(attend, context, backend, dtype, window))
 
 
 def attend(context: Context, backend: AttentionBackend, dtype: torch.dtype, window: int | None) -> Outcome:
