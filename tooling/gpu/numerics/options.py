@@ -42,6 +42,7 @@ def checks(context: Context) -> Iterator[Check]:
     yield Check("qwen3_moe-eager-selective", partial(training, context, "qwen3_moe", **EAGER["selective"]))
     yield Check("qwen3-offload", partial(training, context, "qwen3", offload_params=True))
     yield Check("qwen3_moe-offload", partial(training, context, "qwen3_moe", offload_params=True))
+    yield Check("qwen3-of-transformers-offload", partial(of_transformers, context))
     yield Check("qwen3-muon", partial(muon, context, "qwen3"))
     yield Check("qwen3_moe-muon", partial(muon, context, "qwen3_moe"))
     for mode, options in COMPILED.items():
@@ -68,6 +69,18 @@ def training(context: Context, name: ModelName, **options: Any) -> Outcome:
     if options.get("enable_compile") and any(decision.effective == "false" for decision in refused):
         raise Skipped("the engine did not compile: " + "; ".join(decision.reason for decision in refused))
     return outcome(found, expected.training, FP32_BOUNDS)
+
+
+def of_transformers(context: Context) -> Outcome:
+    """transformers' own module with parameters in host memory: it has buffers, which stay on the device."""
+    expected = reference("qwen3", context)
+    engine = build("qwen3", context, path=expected.checkpoint, model="hf", offload_params=True)
+    # Its parameters have other names, so that gradients are compared by their norm.
+    found = observe(engine, "qwen3", batches_of("qwen3", context, torch.float32), gradients=False)
+    engine.offload()
+    engine.onload()
+    engine.close()
+    return outcome(found, expected.training, {name: FP32_BOUNDS[name] for name in ("loss", "gradient norm", "outputs")})
 
 
 def muon(context: Context, name: ModelName) -> Outcome:

@@ -14,7 +14,7 @@ and grow with its root, but a gradient passes all layers twice: a few per cent o
 more in norms' weights, which sum over all tokens with cancellation. A wrong scale, a lost micro-batch or a missing term
 is off by half or more."""
 
-BF16_KERNEL = 2e-2
+BF16_KERNEL = 3e-2
 """Of one kernel: inputs rounded alike on both sides, so what differs is the rounding of its result and of the
 probabilities, or hidden values, inside it."""
 
