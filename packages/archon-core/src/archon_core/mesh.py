@@ -89,6 +89,8 @@ def build_meshes(dims: ParallelDims, device_type: str, *, option: str, experts: 
     Raises:
         LayoutError: another number of processes runs than the layout needs.
     """
+    if device_type == "cuda":
+        torch.cuda.init()  # or DeviceMesh warns that it has to guess this process's device
     if not dist.is_initialized() and dims.world_size == 1:
         dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)
     check_world(dims, option=option)

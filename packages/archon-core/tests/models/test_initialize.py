@@ -33,6 +33,16 @@ def initialised(dtype: torch.dtype = torch.float32, seed: int = 7, **options: bo
     return {name: weight.detach() for name, weight in named_weights(module).items()}
 
 
+def test_buffers_go_where_the_module_runs_when_parameters_are_kept_elsewhere() -> None:
+    with torch.device("meta"):
+        module = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 3))
+    materialize_empty(module, "cpu", buffer_device="meta")
+    assert {parameter.device.type for parameter in module.parameters()} == {"cpu"}
+    assert {buffer.device.type for buffer in module.buffers()} == {"meta"}
+    materialize_empty(module, "cpu")
+    assert {buffer.device.type for buffer in module.buffers()} == {"cpu"}
+
+
 def test_matrices_are_normal_norms_one_and_biases_zero() -> None:
     weights = initialised()
     assert weights["embed.weight"].std().item() == pytest.approx(0.02, rel=0.1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -184,7 +183,7 @@ def _stand_in(*accepts: str):
 
     def kernel(q, k, v, cu_q, cu_k, max_q, max_k, **options):
         assert set(options) <= set(accepts)
-        assert k.shape[1] == q.shape[1] or options["enable_gqa"]
+        assert k.shape[1] == v.shape[1] == q.shape[1] or options["enable_gqa"]
         lengths = tuple((cu_q[1:] - cu_q[:-1]).tolist())
         assert max_q == max_k == max(lengths)
         left, right = options.get("window_size", (-1, 0 if options.get("is_causal") else -1))
@@ -199,22 +198,35 @@ def _stand_in(*accepts: str):
     return kernel
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("return_aux", "scale", "window_size"), id="torch 2.11"),
+        pytest.param(("return_aux", "scale", "window_size", "enable_gqa"), id="torch 2.12"),
+    ],
+)
 @pytest.mark.parametrize("window", [None, 3])
-def test_varlen_hands_torchs_kernel_the_window_scale_and_lengths(
-    window: int | None, monkeypatch: pytest.MonkeyPatch
+def test_varlen_computes_grouped_heads_with_the_window_scale_and_lengths_on_every_torch(
+    window: int | None, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _stand_in("scale", "window_size", "enable_gqa"))
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _stand_in(*options))
     lengths = (4, 1, 6)
-    q, k, v = (x.detach() for x in qkv(11, 4, 2, 8))
+    q, k, v = qkv(11, 4, 2, 8)
     packed = PackedSequences.from_lengths(lengths)
     out = varlen.attend(q, k, v, packed, scale=0.2, window=window)
-    torch.testing.assert_close(out, formula(q, k, v, lengths, 0.2, window))
+    expected = formula(q, k, v, lengths, 0.2, window)
+    torch.testing.assert_close(out, expected)
+    grad = torch.ones_like(out)
+    for found, wanted in zip(
+        torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_varlen_options_exist_in_the_installed_torch() -> None:
     from torch.nn.attention.varlen import varlen_attn
 
-    assert {"scale", "window_size", "enable_gqa"} <= varlen._options(varlen_attn)
+    assert {"scale", "window_size"} <= varlen._options(varlen_attn)
 
 
 def test_varlen_without_options_scales_the_queries_and_refuses_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,10 +237,40 @@ def test_varlen_without_options_scales_the_queries_and_refuses_the_rest(monkeypa
     torch.testing.assert_close(out, formula(q, k, v, (4, 1, 6), 0.2))
     with pytest.raises(ConfigError, match="sliding window"):
         varlen.attend(q, k, v, packed, scale=0.2, window=2)
-    with pytest.raises(ConfigError, match="fewer key heads"):
-        varlen.attend(q, k[:, :2], v[:, :2], packed, scale=1 / math.sqrt(8), window=None)
     with pytest.raises(ConfigError, match="found a softcap of 50"):
         varlen.attend(q, k, v, packed, scale=0.2, window=None, softcap=50.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "masked", "repeats"),
+    [
+        ("cpu", torch.float32, True, False),
+        ("cuda", torch.bfloat16, False, False),
+        ("cuda", torch.bfloat16, True, True),
+        ("cuda", torch.float32, False, True),
+    ],
+)
+def test_key_heads_are_repeated_where_only_kernels_without_grouped_heads_would_run(
+    device: str, dtype: torch.dtype, masked: bool, repeats: bool
+) -> None:
+    assert sdpa.repeats_heads(device, dtype, masked=masked) == repeats
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_sdpa_with_repeated_key_heads_equals_the_formula_and_its_gradients(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdpa, "repeats_heads", lambda *_, **__: True)
+    lengths = (4, 1, 6)
+    q, k, v = qkv(11, 4, 2, 8)
+    out = sdpa.attend(q, k, v, PackedSequences.from_lengths(lengths), scale=0.2, window=window)
+    expected = formula(q, k, v, lengths, 0.2, window)
+    torch.testing.assert_close(out, expected)
+    grad = torch.ones_like(out)
+    for found, wanted in zip(
+        torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,9 @@ def assemble(
     uneven = _uneven_experts(module, plan, meshes, role) if meshes is not None else []
     blocks = prepare_blocks(module, plan.parallel, effective, role=role, among=plan.block_names)
     groups = [] if meshes is None else [_shard_parameters(s, plan, effective, meshes) for s in stages_of(module)]
-    materialize_empty(module, "cpu" if effective.offload_params else device_of_rank())
+    # FSDP2 brings parameters to the device block by block; buffers are used from where they are.
+    home = "cpu" if effective.offload_params else device_of_rank()
+    materialize_empty(module, home, buffer_device=device_of_rank())
     assembled = Assembled(
         plan=plan,
         module=module,

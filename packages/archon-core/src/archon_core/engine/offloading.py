@@ -33,6 +33,8 @@ class Residence:
         self._role = role
         self._is_offloaded = False
         [self._device] = {parameter.device for parameter in module.parameters()}
+        # With ``offload_params`` only buffers are on the device, and they stay there: they are small.
+        self._is_at_home = self._device == HOST and any(buffer.device != HOST for buffer in module.buffers())
         self._moved: list[tuple[dict[str, Any], str, torch.device]] = []
 
     def require_onload(self) -> None:
@@ -50,7 +52,8 @@ class Residence:
             self._groups.end_forward_passes()
         for parameter in self._module.parameters():
             parameter.grad = None
-        self._module.to(HOST)
+        if not self._is_at_home:
+            self._module.to(HOST)
         if self._optimizer is not None:
             self._optimizer.follow_parameters()
             self._moved = [
@@ -69,7 +72,8 @@ class Residence:
         """Move everything back to where it was; nothing when it is there. Not collective."""
         if not self._is_offloaded:
             return
-        self._module.to(self._device)
+        if not self._is_at_home:
+            self._module.to(self._device)
         if self._optimizer is not None:
             self._optimizer.follow_parameters()
         for state, key, device in self._moved:

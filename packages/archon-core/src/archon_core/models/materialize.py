@@ -6,11 +6,16 @@ import torch
 from torch import nn
 
 
-def materialize_empty(module: nn.Module, device: torch.device | str) -> None:
+def materialize_empty(
+    module: nn.Module, device: torch.device | str, *, buffer_device: torch.device | str | None = None
+) -> None:
     """Replace meta tensors by uninitialised ones on ``device``, in place; tied parameters stay one parameter.
 
     ``nn.Module.to_empty`` visits a shared parameter once per owner and makes a new one each time, which unties them. It
     empties buffers, too: a module that keeps constants in some has a method ``fill_buffers`` that writes them anew.
+
+    Args:
+        buffer_device: where buffers go, when parameters are kept elsewhere than the module runs.
     """
     shared: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
@@ -20,6 +25,11 @@ def materialize_empty(module: nn.Module, device: torch.device | str) -> None:
     for (first, first_attribute), *others in shared.values():
         for owner, attribute in others:
             setattr(owner, attribute, getattr(first, first_attribute))
+    if buffer_device is not None:
+        for owner in module.modules():
+            for name, buffer in owner._buffers.items():
+                if buffer is not None:
+                    owner._buffers[name] = torch.empty_like(buffer, device=buffer_device)
     for part in list(module.modules()):
         if hasattr(part, "fill_buffers"):
             part.fill_buffers()

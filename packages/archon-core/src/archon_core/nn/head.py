@@ -29,7 +29,11 @@ from archon_core.nn.packed import HeadInputs, OutputName
 from archon_core.nn.tensor_parallel import TensorParallel, local_weight
 
 CHUNK_BYTES = 64 * 2**20
-"""Size of one [C, V] buffer. Backward holds two; larger chunks gain no speed that could be measured."""
+"""Size of one [C, V] buffer on a CPU. Backward holds two; larger chunks gain no speed that could be measured."""
+
+GPU_CHUNK_BYTES = 2**30
+"""The same on other devices. Every chunk reads the whole weight three times and updates all of its fp32 gradient: with
+110 tokens, a CPU's chunk for 152 thousand words, this traffic would take several times as long as the products."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +97,9 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _token_chunks(tokens: int, vocabulary: int, dtype: torch.dtype) -> list[slice]:
-    rows = max(1, CHUNK_BYTES // (vocabulary * dtype.itemsize))
+def _token_chunks(tokens: int, vocabulary: int, dtype: torch.dtype, device_type: str) -> list[slice]:
+    chunk_bytes = CHUNK_BYTES if device_type == "cpu" else GPU_CHUNK_BYTES
+    rows = max(1, chunk_bytes // (vocabulary * dtype.itemsize))
     # Even chunks: 4,096 tokens in chunks of 110 would leave a last one of 26.
     n_chunks = max(1, math.ceil(tokens / rows))
     size = math.ceil(tokens / n_chunks)
@@ -139,7 +144,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         log_normaliser_T = hidden_TH.new_empty(tokens, dtype=dtype)
         target_logits_T = hidden_TH.new_empty(tokens, dtype=dtype)
         entropy_T = hidden_TH.new_empty(tokens, dtype=dtype) if with_entropy else None
-        for chunk in _token_chunks(tokens, vocabulary, dtype):
+        for chunk in _token_chunks(tokens, vocabulary, dtype, hidden_TH.device.type):
             logits_CV, _ = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, form, dtype)
             log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
             log_normaliser_T[chunk] = log_normaliser_C
@@ -171,7 +176,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         needs_hidden, needs_weight = ctx.needs_input_grad[:2]
         grad_hidden_TH = torch.empty_like(hidden_TH) if needs_hidden else None
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
-        for chunk in _token_chunks(hidden_TH.shape[0], weight_VH.shape[0], dtype):
+        for chunk in _token_chunks(hidden_TH.shape[0], weight_VH.shape[0], dtype, hidden_TH.device.type):
             logprobs_CV, capped_CV = _tempered_logits(hidden_TH[chunk], weight_VH, ctx.temperature, ctx.form, dtype)
             logprobs_CV -= log_normaliser_T[chunk, None]
             grad_C = grad_logprobs_T[chunk]

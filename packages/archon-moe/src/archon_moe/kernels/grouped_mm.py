@@ -31,6 +31,9 @@ def forward(
         ends_E: int32, the end of each expert's part of M.
         n_choices: K.
     """
+    if not pairs_M.shape[0]:  # no row has an expert here; CUDA's kernels are not made for products without rows
+        nothing = x_NH.new_empty(0, gate_EFH.shape[1])
+        return torch.zeros_like(x_NH), nothing, nothing.clone()
     x_MH = x_NH.index_select(0, pairs_M // n_choices)
     gate_MF = grouped_mm(x_MH, gate_EFH.mT, offs=ends_E)
     up_MF = grouped_mm(x_MH, up_EFH.mT, offs=ends_E)
@@ -57,6 +60,9 @@ def backward(
     experts: bool,
 ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor, Tensor] | None]:
     """Gradients of x [N, H] and weights [M] (``inputs``), and of gate, up and down (``experts``)."""
+    if not pairs_M.shape[0]:
+        of_none = tuple(torch.zeros_like(w) for w in (gate_EFH, up_EFH, down_EHF)) if experts else None
+        return (torch.zeros_like(x_NH), torch.zeros_like(weights_M), of_none) if inputs else (None, None, of_none)
     rows_M = pairs_M // n_choices
     grad_MH = grad_NH.index_select(0, rows_M)
     activated_MF = activate(gate_MF, hidden_act)

@@ -1,7 +1,7 @@
 """Packed attention by ``scaled_dot_product_attention``: any device, any floating type, differentiable.
 
-Sequences of similar length go through one call (``buckets``). Grouped heads are left to the kernel, which reads a key
-head once for its group. A window is a mask over one sequence, [L, L]; there is never one over the whole pack.
+Sequences of similar length go through one call (``buckets``). Grouped heads are left to kernels that support them,
+which read a key head once for its group. A window is a mask over one sequence, [L, L], never over the whole pack.
 
 Legend: T tokens, R rows (tokens with padding), L length of a bucket, Hq and Hkv heads, D head dimension.
 """
@@ -57,10 +57,23 @@ def _attend_bucket(
     if softcap is not None and mask is not None:
         return _capped(q, k, v, mask, scale, softcap).transpose(1, 2).flatten(0, 1)
     grouped = q.shape[1] != k.shape[1]
+    if grouped and repeats_heads(q.device.type, q.dtype, masked=mask is not None):
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        grouped = False
     out = functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def repeats_heads(device_type: str, dtype: torch.dtype, *, masked: bool) -> bool:
+    """Whether grouped key heads must be repeated to get a fused kernel.
+
+    On CUDA only the flash kernel takes grouped heads, in 16-bit types and without a mask. The memory-efficient kernel
+    takes everything else, but not grouped heads (torch 2.11 to 2.13, ``sdp_utils.cpp``); torch would then compute all
+    scores, several times [Hq, L, L]. CPU kernels take grouped heads.
+    """
+    return device_type == "cuda" and (masked or dtype not in (torch.bfloat16, torch.float16))
 
 
 def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:

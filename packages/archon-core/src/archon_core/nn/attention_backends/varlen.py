@@ -9,6 +9,7 @@ from torch import Tensor
 
 from archon_core.errors import ConfigError
 from archon_core.nn.packed import PackedSequences
+from archon_core.nn.ulysses import replicate_heads
 
 
 def attend(
@@ -24,8 +25,7 @@ def attend(
     """See ``archon_core.nn.attention.Attend``.
 
     Raises:
-        ConfigError: the installed torch has no window or no grouped heads in this kernel and the model needs them, or
-            scores are to be capped.
+        ConfigError: the model needs a window, which the installed torch's kernel lacks, or scores are to be capped.
     """
     if softcap is not None:
         raise ConfigError(
@@ -48,14 +48,12 @@ def attend(
         raise ConfigError(
             "attn_type 'varlen': found a sliding window, which this torch's kernel does not have; use attn_type sdpa"
         )
-    if q.shape[1] != k.shape[1]:
-        if "enable_gqa" in options:
-            arguments["enable_gqa"] = True
-        else:
-            raise ConfigError(
-                "attn_type 'varlen': found fewer key heads than query heads, which this torch's kernel does not "
-                "support; use attn_type sdpa"
-            )
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and "enable_gqa" in options:
+        arguments["enable_gqa"] = True
+    elif groups > 1:
+        # torch 2.11 has no such option and documents equal head counts only. Remove with support for 2.11.
+        k, v = replicate_heads(k, groups), replicate_heads(v, groups)
     cu_seqlens, longest = packed.cu_seqlens, packed.max_seqlen
     return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **arguments)
 

@@ -1,0 +1,212 @@
+"""The checks for machines with a GPU, on the CPU: the same code in small, and what the command makes of results."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from archon_core.plugins.discovery import discover, distribution_name, distribution_version
+from gpu import checkout
+from gpu.groups import GROUPS, Group
+from gpu.journal import read_journal, run_checks
+from gpu.numerics.oracle import compute_in
+from gpu.records import Check, Context, Outcome, Record, Skipped, is_wanted
+from gpu.speed import flops, shapes
+from gpu.table import as_json, render
+from workspace import find_packages
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "tooling/gpu/check.py"
+PROCESSES_OF_THEIR_OWN = ("numbers.ranks",)
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> Context:
+    work = tmp_path_factory.mktemp("gpu-check")
+    compute_in(str(work), "cpu")
+    return Context("cpu", work)
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Code that asks for compilation runs without: the compiler is not what is tested here, and takes minutes."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.mark.parametrize("group", [g for g in GROUPS if g.name not in PROCESSES_OF_THEIR_OWN], ids=lambda g: g.name)
+@pytest.mark.usefixtures("eager")
+def test_every_check_of_the_group_passes_on_the_cpu_or_names_the_gpu_that_it_needs(
+    group: Group, context: Context, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    # Compiled blocks would run as the eager ones do.
+    checks = [check for check in group.checks(context) if "compiled" not in check.name]
+    run_checks(group.name, checks, journal, ())
+    records = read_journal(group.name, journal, end=None, reason="")
+    troubles = [r for r in records if r.status != "pass" and not (r.status == "skipped" and "CUDA" in r.message)]
+    assert not troubles, render(troubles)
+    assert any(record.status == "pass" for record in records)
+
+
+def test_plugins_of_a_checkout_are_found_without_an_installation(tmp_path: Path) -> None:
+    checkout.write_metadata(tmp_path)
+    found = discover([str(tmp_path)])
+    expected = {
+        (package.name, str(package.version), name, target)
+        for package in find_packages().values()
+        for name, target in package.project.get("entry-points", {}).get("archon", {}).items()
+    }
+    assert not found.unreadable
+    assert {
+        (distribution_name(point), distribution_version(point), point.name, point.value) for point in found.entry_points
+    } == expected
+
+
+def test_what_checks_need_is_declared_by_the_packages_that_they_run() -> None:
+    declared: set[str] = set()
+    for package in find_packages().values():
+        declared |= {requirement.name for requirement in package.requirements}
+    assert set(checkout.NEEDED) <= declared
+
+
+def test_a_check_passes_fails_errs_or_is_skipped_and_the_others_run_on(tmp_path: Path) -> None:
+    def broken() -> Outcome:
+        raise ZeroDivisionError("no layers")
+
+    def impossible() -> Outcome:
+        raise Skipped("it needs a CUDA device")
+
+    checks = [
+        Check("broken", broken),
+        Check("impossible", impossible),
+        Check("far", lambda: Outcome({"loss": 2e-4, "norm": 0.0}, {"loss": 1e-4, "norm": 1e-4})),
+        Check("nan", lambda: Outcome({"loss": float("nan")}, {"loss": 1e-4})),
+        Check("slow", lambda: Outcome({"mfu": 0.4}, goals={"mfu": 0.5})),
+    ]
+    run_checks("numbers.some", checks, tmp_path / "journal", ())
+    records = {
+        r.name.partition("/")[2]: r for r in read_journal("numbers.some", tmp_path / "journal", end=None, reason="")
+    }
+    assert {name: record.status for name, record in records.items()} == {
+        "broken": "error",
+        "impossible": "skipped",
+        "far": "fail",
+        "nan": "fail",
+        "slow": "pass",
+    }
+    assert records["broken"].message.startswith("ZeroDivisionError: no layers\n")
+    assert records["far"].message == "above the bound: loss"
+    assert records["slow"].message == "below the goal: mfu"
+    lines = render(list(records.values())).splitlines()
+    assert " ".join(lines[2].split()) == (
+        "fail numbers.some/far 0.0 s loss 2.0e-04 (at most 1.0e-04) norm 0 (at most 1.0e-04) above the bound: loss"
+    )
+    assert "loss nan (at most 1.0e-04)" in lines[3]
+    assert "mfu 0.4 (goal 0.5)" in lines[4]
+    assert lines[-1] == "1 error, 1 skipped, 2 fail, 1 pass"
+    # Readers of JSON other than Python's know no NaN.
+    content = json.dumps(as_json({}, list(records.values()), 1.0), allow_nan=False)
+    assert json.loads(content)["checks"][3]["measured"] == {"loss": "nan"}
+
+
+@pytest.mark.parametrize("end", ["timeout", "error"])
+def test_a_process_that_is_stopped_loses_no_check_that_had_ended(tmp_path: Path, end: str) -> None:
+    journal = tmp_path / "journal"
+    done = {"record": {"name": "speed.some/first", "status": "pass", "measured": {"mfu": 0.5}}}
+    lines = [
+        {"plan": [f"speed.some/{name}" for name in ("first", "second", "third")]},
+        done,
+        {"begun": "speed.some/second"},
+    ]
+    journal.write_text(
+        "\n".join(json.dumps(line) for line in lines) + '\n{"record": {"name": "speed.so', encoding="utf-8"
+    )
+    records = read_journal("speed.some", journal, end=end, reason="stopped after 60 s")
+    assert [(r.name, r.status, r.message) for r in records] == [
+        ("speed.some/first", "pass", ""),
+        ("speed.some/second", end, "stopped after 60 s"),
+        ("speed.some/third", end, "not reached: stopped after 60 s"),
+    ]
+
+
+def test_a_process_that_ends_before_its_first_check_is_a_record_of_its_group(tmp_path: Path) -> None:
+    [record] = read_journal("speed.some", tmp_path / "none", end="error", reason="exit code 1")
+    assert record == Record("speed.some", "error", message="exit code 1")
+
+
+def test_patterns_choose_checks() -> None:
+    assert is_wanted("numbers.engine/qwen3-fp32", ())
+    assert is_wanted("numbers.engine/qwen3-fp32", ("speed.*", "numbers.engine/qwen3-*"))
+    assert not is_wanted("numbers.engine/qwen3_moe-fp32", ("numbers.engine/qwen3-*",))
+
+
+def test_operations_per_token_are_those_that_torch_counts_in_transformers() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config, workload = shapes.dense("cpu")
+    model = Qwen3ForCausalLM(Qwen3Config(**{**config, "attn_implementation": "sdpa"}))
+    ids = torch.randint(0, config["vocab_size"], (workload.sequences, workload.length))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    # torch does not count attention on a CPU. Ours: two products with length / 2 keys each, and twice that backward.
+    heads = config["num_hidden_layers"] * config["num_attention_heads"]
+    attention = 3 * heads * (2 * 2 * config["head_dim"] * workload.length / 2)
+    linear = (flops.per_token(config, workload.length) - attention) * workload.tokens
+    assert linear == counter.get_total_flops()
+
+
+def test_experts_count_as_many_operations_as_a_token_uses() -> None:
+    config = {**shapes.QWEN3_30B_A3B}
+    # Projections of 32 + 4 + 4 + 32 heads, 8 of 128 experts with three matrices each, and a router.
+    weights = 48 * (2048 * 72 * 128 + 8 * 3 * 2048 * 768 + 2048 * 128) + 2048 * 151_936
+    assert flops.per_token(config, 4096) == 6 * weights + 6 * 48 * 32 * 128 * 4096
+    assert 3.0e9 < weights < 3.4e9  # what gives the model its name
+
+
+@pytest.mark.parametrize(("gib", "layers"), [(78, 4), (139, 8), (24, 1)])
+def test_as_many_layers_with_experts_are_taken_as_fit(gib: int, layers: int) -> None:
+    assert shapes.layers_that_fit(shapes.QWEN3_30B_A3B, gib * 2**30) == layers
+
+
+def run_command(*arguments: str, limit: float = 600) -> subprocess.CompletedProcess[str]:
+    """From another folder, without the test's path."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, str(SCRIPT), "--cpu", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd="/", timeout=limit)
+
+
+def test_the_command_writes_json_and_a_table(tmp_path: Path) -> None:
+    done = run_command("--json", str(tmp_path / "out.json"), "--only", "numbers.kernels/experts-*-fp32-some")
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert result["machine"]["torch"] == torch.__version__
+    assert [(check["name"], check["status"]) for check in result["checks"]] == [
+        ("numbers.kernels/experts-loop-fp32-some", "pass"),
+        ("numbers.kernels/experts-grouped_mm-fp32-some", "pass"),
+    ]
+    assert set(result["checks"][0]) == {"name", "status", "measured", "bound", "goal", "seconds", "message"}
+    assert "2 pass" in done.stdout.splitlines()[-1]
+
+
+@pytest.mark.wide
+def test_ranks_that_share_a_device_agree_with_the_reference(context: Context, tmp_path: Path) -> None:
+    [group] = [group for group in GROUPS if group.name == "numbers.ranks"]
+    for check in group.checks(context):
+        assert not check.run().exceeded, check.name
+
+
+@pytest.mark.wide
+def test_the_whole_command_passes_on_the_cpu_with_compilers() -> None:
+    start = time.monotonic()
+    done = run_command("--time-limit", "2400", limit=3000)
+    assert done.returncode == 0, f"{time.monotonic() - start:.0f} s\n{done.stdout}\n{done.stderr}"

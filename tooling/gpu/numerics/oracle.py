@@ -1,0 +1,115 @@
+"""The reference: one process on the CPU in float64, with the same weights and batches.
+
+It runs in a process that sees no GPU, once per run of the command, when a group of checks first asks for it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archon_core.generation import Completion
+from archon_core.nn.packed import HeadInputs, PackedSequences
+from archon_rollout.routed_experts import RoutingRecorder
+from archon_testing.engines import fill_weights, starting_points
+from archon_testing.record import Record, StepRecord
+from archon_testing.router_watch import LEAST_MARGIN, watching_routers
+from gpu.numerics.models import MODELS, MUON, SEED, ModelName, build
+from gpu.numerics.observing import batches_of, observe
+from gpu.numerics.sampling import generate
+from gpu.records import Context
+
+FILE = "oracle.pickle"
+ATTEMPTS = 50
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model's numbers.
+
+    Attributes:
+        checkpoint: folder with the weights that everything starts from, in float64.
+        training: two steps with AdamW, and outputs before.
+        muon: the weights after one step with Muon.
+        routing: for each step int16 [T, layers, K], the experts that tokens went to; ``None`` without experts.
+        completions: greedy ones, of the initial weights; empty for a critic.
+    """
+
+    checkpoint: Path
+    training: Record
+    muon: Record
+    routing: tuple[Tensor | None, ...]
+    completions: tuple[Completion, ...]
+
+
+def reference(name: ModelName, context: Context) -> Reference:
+    """Computed at the first call of any process of a run."""
+    return _references(context)[name]
+
+
+@cache
+def _references(context: Context) -> Mapping[ModelName, Reference]:
+    path = context.work / FILE
+    if not path.is_file():
+        call = f"from gpu.numerics.oracle import compute_in; compute_in({str(context.work)!r}, {context.device!r})"
+        command = [sys.executable, "-P", "-c", call]
+        subprocess.run(command, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    with path.open("rb") as file:
+        return pickle.load(file)
+
+
+def compute_in(work: str, device: str) -> None:
+    """Write the references of all models, of the sizes for ``device``, into the folder ``work``."""
+    context = Context(device, Path(work))
+    references = {name: _compute(name, context) for name in MODELS}
+    temporary = context.work / f"{FILE}.partial"
+    with temporary.open("wb") as file:
+        pickle.dump(references, file)
+    temporary.rename(context.work / FILE)
+
+
+def _compute(name: ModelName, context: Context) -> Reference:
+    folder = context.work / "oracle" / name
+    for attempt in range(ATTEMPTS):
+        engine = build(name, context, dtype="float64")
+        fill_weights(engine.parameters, SEED, attempt, starts=starting_points(engine.module))
+        checkpoint = folder / str(attempt)
+        engine.save(checkpoint, "hf")
+        completions = () if name == "critic" else tuple(generate(engine, context))
+        batches, routing, steps, outputs = batches_of(name, context, torch.float64), [], [], {}
+        margins = []
+        for number, batch in enumerate(batches):
+            routing.append(_routing(engine.module, batch) if name == "qwen3_moe" else None)
+            with watching_routers() as watch:
+                record = observe(engine, name, [batch], number)
+            margins.append(watch.margin)
+            steps += record.steps
+            outputs |= record.outputs
+        if min(margins) > LEAST_MARGIN:
+            training = Record(tuple(steps), outputs)
+            return Reference(checkpoint, training, _muon(name, context, checkpoint), tuple(routing), completions)
+    raise AssertionError(f"{name}: no weights in {ATTEMPTS} attempts with which all choices of experts are clear")
+
+
+def _muon(name: ModelName, context: Context, checkpoint: Path) -> Record:
+    engine = build(name, context, path=checkpoint, dtype="float64", optimizer=MUON)
+    step = observe(engine, name, batches_of(name, context, torch.float64)[:1], 1).steps[0]
+    return Record((StepRecord(step.loss, step.gradient_norm, {}, step.weights),))
+
+
+@torch.no_grad()
+def _routing(module: Any, batch: Any) -> Tensor | None:
+    recorder = RoutingRecorder(len(module.layers))
+    packed = PackedSequences.from_lengths(batch.lengths, head=HeadInputs(outputs=("logits",)))
+    module(batch.input_ids, recorder.watch(packed))
+    return recorder.taken()
