@@ -4,7 +4,7 @@ IMPORT_ALL = """
 import dataclasses, importlib, pkgutil, sys
 
 from archon_core.plugins import SPEC_TYPES, registry
-from archon_core.plugins.specs import load_target
+from archon_core.contracts.spec import load_target
 
 package = importlib.import_module(sys.argv[1])
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
@@ -24,10 +24,10 @@ print(len(targets))
 TRAIN = """
 import sys
 
-from archon_core import ArchonError, parse_layout, registry
-from archon_core.config.schema import EngineConfig
-from archon_core.data.batch import Batch
-from archon_core.protocols import LossSums, OutputRequest
+from archon_core import ArchonError, assemble
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.loss import LossSums, OutputRequest
 
 
 class NegativeLogLikelihood:
@@ -51,9 +51,8 @@ tiny = {
     "num_key_value_heads": 2,
 }
 config = EngineConfig(backend=backend, model_config=tiny)
-archon = registry().get("train_engine", "archon").load()
 try:
-    engine = archon(config, role="actor", layout=parse_layout(backend), seed=1, total_steps=None)
+    engine = assemble(config)
     engine.initialize()
 except ArchonError as error:
     sys.exit(f"error: {error}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from archon_core.layout.axes import AXIS_NAMES
-from archon_core.models.capabilities import CAPABILITY_OF_AXIS
 from archon_core.plugins import ModelSpec, registry
+from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
 from generated.tables import code, codes, table
 
 PROVIDERS = {"p": "archon-pipeline", "e": "archon-moe"}

@@ -5,6 +5,9 @@ Raise the narrowest class. Users' mistakes are also ``ValueError``; a broken inv
 
 from __future__ import annotations
 
+USER_ERROR = 2
+"""Exit code of a process that ends with an ``ArchonError``, a rank or not; wrong options of a command give it too."""
+
 
 class ArchonError(Exception):
     """Root of all errors that Archon raises on purpose; the command line prints them without a traceback.

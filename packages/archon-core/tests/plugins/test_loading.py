@@ -7,8 +7,8 @@ import pytest
 from archon_core.errors import PluginError, UnknownNameError
 from archon_core.plugins import PLUGIN_API, AlgorithmSpec, ModelSpec, RewardSpec
 from archon_core.plugins.hookspecs import PROJECT_NAME
+from archon_core.plugins.kinds import SPEC_TYPES
 from archon_core.plugins.loader import explain_incompatible
-from archon_core.plugins.specs import SPEC_TYPES
 from archon_core.plugins.status import PluginStatus
 
 WORKING = """
@@ -47,7 +47,7 @@ def test_core_provides_its_own_engine_without_any_plugin(build):
     registry = build()
     assert [plugin.name for plugin in registry.plugins] == ["core"]
     engine = registry.get("train_engine", "archon")
-    assert engine.target == "archon_core.engine.archon:ArchonEngine"
+    assert engine.target == "archon_engine.engine:ArchonEngine"
     assert registry.origin(engine) == "archon-core"
 
 

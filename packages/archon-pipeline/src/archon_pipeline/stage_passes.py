@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archon_core.compat import stage_backward_input, stage_backward_weight
-from archon_core.data.micro_batch import MicroBatch
-from archon_core.engine.runner import Objective
-from archon_core.nn.packed import OutputName
-from archon_core.parallel.fsdp import FsdpGroups
-from archon_core.protocols import CausalModule
+from archon_core.contracts.batch import MicroBatch
+from archon_core.contracts.model import CausalModule
+from archon_core.contracts.packed import OutputName
+from archon_core.contracts.pipeline import Objective
+from archon_engine.compat import stage_backward_input, stage_backward_weight
+from archon_engine.parallel.fsdp import FsdpGroups
 
 
 @dataclass

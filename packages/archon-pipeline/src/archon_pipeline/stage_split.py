@@ -14,11 +14,10 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import Literal
 
-from archon_core.config.schema import ArchonOptions
+from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.models.stage import Stage
-from archon_core.pipeline import StagePlan
-from archon_core.plugins.specs import ScheduleSpec
+from archon_engine.options.archon import ArchonOptions
 from archon_pipeline.placement import place_stages
 
 DEFAULT_STAGES_PER_RANK = 2
@@ -35,7 +34,7 @@ def split_into_stages(
     options: ArchonOptions,
     role: str,
 ) -> StagePlan:
-    """Cut a decoder into stages and lay them over ``n_ranks`` pipeline ranks (``protocols.StageSplit``).
+    """Cut a decoder into stages and lay them over ``n_ranks`` pipeline ranks (``contracts.pipeline.StageSplit``).
 
     The embedding counts as ``pp_first_stage_less_layers`` layers of mean cost where that is written, and as
     ``embed_cost`` where it is null; so does the head with ``pp_last_stage_less_layers``. Every stage has a layer

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
 from archon_core.errors import DataError
 from archon_rl.losses.aggregation import LOSS_MASK
 

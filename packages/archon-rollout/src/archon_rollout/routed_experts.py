@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from archon_core.distributed.ranks import Ranks
+from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.rollout import Completion
 from archon_core.errors import ConfigError
-from archon_core.generation import Completion
-from archon_core.nn.packed import PackedSequences
+from archon_core.ranks.ranks import Ranks
 
 NO_EXPERT = -1
 """Stands in layers that have no experts, or are on another pipeline stage."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from archon_core.nn.packed import PackedSequences
+from archon_core.contracts.packed import PackedSequences
 
 LEAST_MARGIN = 1e-4
 """Least distance of the last logit that is chosen from the first that is not: far above the rounding of fp32."""

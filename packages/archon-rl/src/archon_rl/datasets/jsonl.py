@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError, DataError
-from archon_core.protocols import Dataset
 from archon_rl.datasets.records import ListDataset, Split, check_keys, cut, require_path
 
 

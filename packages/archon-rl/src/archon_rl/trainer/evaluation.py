@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from archon_core.distributed.ranks import DataRanks
-from archon_core.generation import GenerationConfig
-from archon_core.protocols import Dataset, InferenceEngine, Loss, Reward
+from archon_core.contracts.data import Dataset, Reward
+from archon_core.contracts.loss import Loss
+from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
+from archon_core.ranks.ranks import DataRanks
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.text_encoding import TextEncoder, supervised_batch
 from archon_rl.trainer.rollout_batch import sample, score

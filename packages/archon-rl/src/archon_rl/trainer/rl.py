@@ -5,11 +5,11 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 
-from archon_core.config.decisions import Decision
+from archon_core.contracts.data import Reward
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import TrainEngine
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_core.protocols import Reward, TrainEngine
-from archon_core.run.context import RunContext
 from archon_rl.algorithm import AlgorithmFactory
 from archon_rl.losses.kl import REF_LOGPROBS
 from archon_rl.trainer.engines import (
@@ -27,10 +27,11 @@ from archon_rl.trainer.rollout_batch import sampling_options
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task, prompt_length
 from archon_rl.trainer.warm_start import warm_start
+from archon_train.run.context import RunContext
 
 
 class RLTrainer:
-    """Rollout, reward, advantages, update, publication, over and over (``protocols.Trainer``).
+    """Rollout, reward, advantages, update, publication, over and over (``contracts.train.Trainer``).
 
     Args:
         run: the run.

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from archon_core.distributed.failing_together import failing_together
+from archon_core.contracts.data import Dataset
 from archon_core.errors import DataError
 from archon_core.plugins import registry
-from archon_core.protocols import Dataset
-from archon_core.run.context import RunContext
-from archon_core.run.publication import publish_folder
+from archon_core.ranks.failing_together import failing_together
+from archon_engine.checkpoint.publication import publish_folder
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.records import SubsetDataset
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import resumed_checkpoint
+from archon_train.run.context import RunContext
 
 Measure = Callable[[TextEncoder, Mapping[str, Any]], int]
 """Tokens of a record, as ``data.max_length`` counts them."""

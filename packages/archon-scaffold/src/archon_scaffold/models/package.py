@@ -80,18 +80,18 @@ def _core_imports(a: Architecture) -> list[str]:
     norms = {CLASS_OF[a.norm.kind]}
     norms |= {"RMSNorm"} if a.qk_norm == "head" else set()
     norms |= {"ProjectionRMSNorm"} if a.qk_norm == "projection" else set()
-    block = {"archon_core.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}}
+    block = {"archon_engine.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}}
     if a.experts:
-        block = {"archon_core.protocols": {"MoEBuilder"}}
+        block = {"archon_core.contracts": {"MoEBuilder"}}
     imports: Mapping[str, set[str]] = {
         "archon_core.models.stage": {"Stage"},
-        "archon_core.nn.attention": {"PackedAttention"},
-        "archon_core.nn.embedding": {"Embedding"},
-        "archon_core.nn.head": {"LanguageModelHead", *(["ValueHead"] if a.critic else [])},
-        "archon_core.nn.linear": {"Linear"},
-        "archon_core.nn.norm": norms,
-        "archon_core.nn.packed": {"OutputName", "PackedSequences"},
-        "archon_core.nn.rotary": {"RotaryEmbedding", "Rotation"},
+        "archon_engine.nn.attention": {"PackedAttention"},
+        "archon_engine.nn.embedding": {"Embedding"},
+        "archon_engine.nn.head": {"LanguageModelHead", *(["ValueHead"] if a.critic else [])},
+        "archon_engine.nn.linear": {"Linear"},
+        "archon_engine.nn.norm": norms,
+        "archon_core.contracts.packed": {"OutputName", "PackedSequences"},
+        "archon_engine.nn.rotary": {"RotaryEmbedding", "Rotation"},
         **block,
     }
     return [f"from {module} import {', '.join(sorted(names))}" for module, names in imports.items()]
