@@ -35,7 +35,7 @@ def complete(make_registry: MakeRegistry) -> Registry:
         plugin(
             "all",
             TrainEngineSpec(name="able", target="json:loads", axes="dtpcer"),
-            TrainEngineSpec(name="careful", target="json:loads", axes="", check="archon_fake_options:refuse_all"),
+            TrainEngineSpec(name="careful", target="json:loads", axes="", preview="archon_fake_options:refuse_all"),
             ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
             ModelSpec(name="tiny_moe", target="json:loads", model_types=("tiny_moe",), needs=("moe",)),
             ScheduleSpec(name="Interleaved1F1B", target="json:loads", stages_per_rank=None),
