@@ -58,9 +58,11 @@ def render_first_party(is_ours: Callable[[str], bool], sections: Iterable[Plugin
             if dataclasses.is_dataclass(base)
             for f in dataclasses.fields(base)
         }
-        options[section.owner] += sorted(
+        # An engine may take another package's options: archon-models-hf has those of archon-engine.
+        package = section.schema.__module__.partition(".")[0].replace("_", "-")
+        options[package] += sorted(
             {f"{section.path}.{f.name}" for f in dataclasses.fields(section.schema) if f.name not in inherited}
-            - set(options[section.owner])
+            - set(options[package])
         )
     for package, names in PLANNED_SECTIONS.items():
         options.setdefault(package, [*names])
@@ -79,5 +81,7 @@ def render_first_party(is_ours: Callable[[str], bool], sections: Iterable[Plugin
 
 
 def _entry(package: str, names: Iterable[str], indent: int) -> list[str]:
-    space = " " * indent
-    return [f'{space}"{package}": (', *(f'{space}    "{name}",' for name in names), f"{space}),"]
+    space, quoted = " " * indent, [f'"{name}"' for name in names]
+    if len(quoted) == 1:
+        return [f'{space}"{package}": ({quoted[0]},),']
+    return [f'{space}"{package}": (', *(f"{space}    {name}," for name in quoted), f"{space}),"]

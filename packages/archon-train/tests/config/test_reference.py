@@ -2,7 +2,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from archon_core.config.reference import attribute_texts, root_sections, options_of, render_reference
+from archon_core.config.reference import attribute_texts, options_of, render_reference, root_sections
 from archon_core.config.sections import PluginSection
 from archon_core.plugins import AlgorithmSpec
 from archon_train.experiment import ExperimentConfig
