@@ -196,7 +196,7 @@ class ArchonEngine:
         if replays and assembled.experts is None:
             raise ConfigError(
                 f"{self._role}.archon.moe_routing_replay: found true; model {assembled.plan.spec.name!r} has no "
-                "experts that tokens could go to; set it to false"
+                "experts; set it to false"
             )
         return replays
 

@@ -62,8 +62,7 @@ def join_stages(completions: Sequence[Sequence[Completion]], pipeline: Ranks) ->
             known = [stage[place][number] for stage in of_stages if stage[place][number] is not None]
             if completion.token_ids and not known:
                 raise ConfigError(
-                    "rollout.return_routed_experts: found true; the model has no experts that tokens could go to; set "
-                    "it to false"
+                    "rollout.return_routed_experts: found true; the model has no experts; set it to false"
                 )
             whole = torch.stack(known).amax(0) if known else None
             joined[-1].append(replace(completion, routed_experts=whole))

@@ -12,7 +12,7 @@ from archon_core.config.yaml_file import parse_yaml
 from archon_core.errors import ConfigError
 from archon_core.plugins import InferenceEngineSpec, Registry
 from archon_core.plugins.loader import load_core
-from archon_train.experiment import DataConfig, ExperimentConfig, load_config
+from archon_train.experiment import ROOT, DataConfig, ExperimentConfig, load_config
 
 from .conftest import plugin, rl_plugin, section
 
@@ -122,16 +122,20 @@ def test_an_option_of_a_package_that_is_not_installed_names_it(
     )
     assert [str(option).partition(",")[0] for option in loaded.missing] == [
         "actor.eps_clip: part of archon-rl",
-        "sglang: part of archon-rollout",
+        "sglang: part of archon-sglang",
     ]
     assert loaded.config.actor.path == "m", "a reference to what was taken out keeps its text"
 
 
-def test_an_option_that_an_installed_package_should_have_asks_for_a_newer_one(load: Load) -> None:
-    loaded = load("rollout: {backend: 'sglang:d1'}\nsglang: {a: 1}\n", allow_missing=True)
+def test_an_option_that_an_installed_package_should_have_asks_for_a_newer_one(
+    load: Load, make_registry: Callable[..., Registry]
+) -> None:
+    driver = plugin("sglang", InferenceEngineSpec(name="sglang", target="json:loads", letters="dt"))
+    plugins = make_registry(rl_plugin(), driver)
+    loaded = load("rollout: {backend: 'sglang:d1'}\nsglang: {a: 1}\n", plugins=plugins, allow_missing=True)
     (option,) = loaded.missing
     assert option.package.matter == "is installed (0.1.0) but does not have it; a newer version may"
-    assert option.package.command == "pip install --upgrade archon-rollout"
+    assert option.package.command == "pip install --upgrade archon-sglang"
 
 
 def test_an_option_of_a_plugin_that_failed_says_why(load: Load, make_registry: Callable[..., Registry]) -> None:
@@ -200,5 +204,5 @@ CORE_ONLY = Registry([load_core()])
 )
 def test_any_text_survives_being_written_and_read_again(data: DataConfig) -> None:
     config = dataclasses.replace(ExperimentConfig(), data=data)
-    again = read_tree(parse_yaml(to_yaml(config), "f"), RawMapping({}), CORE_ONLY).config
+    again = read_tree(parse_yaml(to_yaml(config), "f"), RawMapping({}), CORE_ONLY, root=ROOT).config
     assert again == config

@@ -9,6 +9,8 @@ from archon_core.config.yaml_file import parse_yaml
 from archon_core.contracts.engine_config import EngineConfig
 from archon_core.errors import ConfigError
 from archon_core.plugins import AlgorithmSpec, DatasetSpec, InferenceEngineSpec, PluginStatus, Registry, TrainEngineSpec
+from archon_core.plugins.loader import load_core
+from archon_engine.options.archon import ArchonEngineConfig
 from archon_train.experiment import ROOT, ExperimentConfig
 
 from .conftest import plugin, section
@@ -25,8 +27,15 @@ def schema_for(registry: Registry, text: str = "seed: 1") -> type:
     return build_schema(root.schema, choose_sections(registry, parse_yaml(text, "f"), root).used)
 
 
-def test_without_plugins_the_schema_is_cores(make_registry: MakeRegistry) -> None:
-    assert schema_for(make_registry()) is ExperimentConfig
+def test_without_plugins_the_schema_is_the_root() -> None:
+    assert schema_for(Registry([load_core()])) is ExperimentConfig
+
+
+def test_the_engines_options_stand_under_every_model_that_it_runs(make_registry: MakeRegistry) -> None:
+    schema = schema_for(make_registry())
+    assert isinstance(schema().actor, ArchonEngineConfig)
+    optional = {f.name: f.type for f in dataclasses.fields(schema) if f.name in ("critic", "ref", "teacher")}
+    assert all(issubclass(hint.__args__[0], ArchonEngineConfig) for hint in optional.values())
 
 
 def test_a_plugin_extends_a_section_of_core(registry: Registry) -> None:
@@ -66,8 +75,8 @@ def test_sections_inside_an_optional_default_are_extended_too(make_registry: Mak
 
 
 def test_only_sections_of_what_the_file_names_are_used(registry: Registry) -> None:
-    choice = choose_sections(registry, parse_yaml("algorithm: sft", "f"))
-    assert [s.path for s in choice.used] == []
+    choice = choose_sections(registry, parse_yaml("algorithm: sft", "f"), ROOT)
+    assert [s.path for s in choice.used] == ["actor", "critic", "ref", "teacher"], "those of the engine"
     assert {s.path for s in choice.unused} == {"actor", "data.puzzle"}
 
 

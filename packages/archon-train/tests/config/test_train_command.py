@@ -30,6 +30,7 @@ import os
 import signal
 
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import EnginePreview
 from archon_core.errors import TrainingError
 
 RUNS = []
@@ -68,9 +69,10 @@ class Trainer:
 algorithm = "the algorithm"
 
 
-def check(config, *, role, explicit):
-    option = f"{role}.archon.ac_debug"
-    return [f"{option}: found true; this engine measures nothing; set it to false"] if option in explicit else []
+def preview(outline):
+    option = f"{outline.role}.dtype"
+    problem = f"{option}: found a type; this engine has one of its own; leave it out"
+    return EnginePreview((problem,) if option in outline.explicit else ())
 
 
 def launch(config, entry):
@@ -116,12 +118,12 @@ def train(
         DatasetSpec(name="jsonl", target="json:loads"),
         ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
         LauncherSpec(name="elsewhere", target=f"{MODULE}:launch"),
-        TrainEngineSpec(name="plain", target="json:loads", letters="d", hybrid=False, check=f"{MODULE}:check"),
+        TrainEngineSpec(name="plain", target="json:loads", letters="d", hybrid=False, preview=f"{MODULE}:preview"),
         *(RewardSpec(name=name, target="json:loads") for name in names),
     )
     registry = make_registry(provided)
     for module in ("train", "training"):
-        monkeypatch.setattr(f"archon_core.cli.{module}.registry", lambda: registry)
+        monkeypatch.setattr(f"archon_train.cli.{module}.registry", lambda: registry)
     monkeypatch.setattr("archon_core.plugins.registry", lambda: registry)
     config = write(
         f"""
@@ -178,7 +180,7 @@ def test_a_dry_run_names_missing_packages_and_still_succeeds(train: Train, capsy
     assert train("--dry-run", "scheduler.type=ray", "rollout.backend=vllm:d2t2p1") == 0
     printed = capsys.readouterr().out
     assert "- archon-ray, which is not installed; for scheduler.type: ray" in printed
-    assert "pip install archon-ray archon-rollout" in printed
+    assert "pip install archon-ray archon-vllm" in printed
 
 
 def test_a_dry_run_of_a_wrong_configuration_fails(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,8 +203,8 @@ def test_a_run_that_something_stops_lists_everything_and_starts_nothing(
 
 
 def test_what_the_engine_cannot_do_stops_a_run_too(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train("actor.backend=plain:d1", "actor.archon.ac_debug=true") == 2
-    assert "actor.archon.ac_debug: found true; this engine measures nothing" in capsys.readouterr().err
+    assert train("actor.backend=plain:d1", "actor.dtype=float32") == 2
+    assert "actor.dtype: found a type; this engine has one of its own" in capsys.readouterr().err
     assert train("actor.backend=plain:d1") == 0
 
 

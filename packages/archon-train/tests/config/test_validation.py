@@ -1,21 +1,32 @@
 import dataclasses
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archon_core.config.raw import RawMapping
+from archon_core.config.reference import root_sections
 from archon_core.config.rules import number, one_of
+from archon_core.config.sections import build_schema, choose_sections
 from archon_core.config.validation import check_options
 from archon_core.contracts.engine_config import OptimizerConfig
+from archon_core.plugins import Registry, TrainEngineSpec
 from archon_engine.options.archon import ArchonEngineConfig
-from archon_engine.options.combinations import RULES
-from archon_train.experiment import ExperimentConfig
+from archon_train.experiment import ROOT
 
 
-def with_option(option: str, value: Any) -> ExperimentConfig:
-    config = ExperimentConfig()
+@pytest.fixture
+def schema(make_registry: Callable[..., Registry]) -> Any:
+    """The schema of an experiment with the options of the Archon engine."""
+    registry = make_registry()
+    root = ROOT.with_engines(registry.all(TrainEngineSpec))
+    return build_schema(root.schema, choose_sections(registry, RawMapping({}), root).used)
+
+
+def with_option(config: Any, option: str, value: Any) -> Any:
     *sections, name = option.split(".")
     owner: Any = config
     for section in sections:
@@ -24,8 +35,8 @@ def with_option(option: str, value: Any) -> ExperimentConfig:
     return config
 
 
-def test_the_defaults_are_allowed() -> None:
-    config = ExperimentConfig(critic=ArchonEngineConfig(), ref=ArchonEngineConfig(optimizer=None))
+def test_the_defaults_are_allowed(schema: Any) -> None:
+    config = schema(critic=ArchonEngineConfig(), ref=ArchonEngineConfig(optimizer=None))
     assert check_options(config) == []
 
 
@@ -63,15 +74,15 @@ def test_the_defaults_are_allowed() -> None:
         ("trainer.keep_last", 0, "numbers from 1; null keeps all checkpoints"),
         ("gconfig.top_p", 0.0, "numbers above 0 up to 1"),
         ("gconfig.top_k", -1, "numbers from 0; 0 keeps all tokens"),
-        ("gconfig.temperature", 0.0, "for the most probable token, set gconfig.greedy=true"),
+        ("gconfig.temperature", 0.0, "for the most probable token, set greedy=true"),
         ("gconfig.stop_token_ids", [3, -1], "token ids, which are not negative"),
         ("experiment_name", "a/b", "the name of a folder, without slashes"),
         ("trial_name", "..", "the name of a folder, without slashes"),
         ("trial_name", " ", "the name of a folder, without slashes"),
     ],
 )
-def test_a_value_that_is_not_allowed_is_found_with_what_is(option: str, value: Any, allowed: str) -> None:
-    ((found, text),) = check_options(with_option(option, value))
+def test_a_value_that_is_not_allowed_is_found_with_what_is(schema: Any, option: str, value: Any, allowed: str) -> None:
+    ((found, text),) = check_options(with_option(schema(), option, value))
     assert found == option
     shown = repr(value) if isinstance(value, str) else str(value)
     assert text.startswith(f"{option}: found {shown}; allowed are ")
@@ -79,23 +90,23 @@ def test_a_value_that_is_not_allowed_is_found_with_what_is(option: str, value: A
 
 
 @pytest.mark.parametrize("value", ["op", "1", "12"])
-def test_every_nth_layer_is_a_number_from_one(value: str) -> None:
-    assert check_options(with_option("actor.archon.selective_ac_option", value)) == []
+def test_every_nth_layer_is_a_number_from_one(schema: Any, value: str) -> None:
+    assert check_options(with_option(schema(), "actor.archon.selective_ac_option", value)) == []
 
 
-def test_every_nth_checkpoint_is_kept_beside_the_last_ones() -> None:
-    ((option, text),) = check_options(with_option("trainer.keep_every", 5))
+def test_every_nth_checkpoint_is_kept_beside_the_last_ones(schema: Any) -> None:
+    ((option, text),) = check_options(with_option(schema(), "trainer.keep_every", 5))
     assert option == "trainer.keep_every"
     assert text.startswith("trainer.keep_every: found 5 without trainer.keep_last, which keeps all checkpoints; set")
 
 
-def test_rules_hold_for_every_model_of_an_experiment() -> None:
-    config = ExperimentConfig(critic=ArchonEngineConfig(dtype="half"), ref=ArchonEngineConfig(dtype="half"))
+def test_rules_hold_for_every_model_of_an_experiment(schema: Any) -> None:
+    config = schema(critic=ArchonEngineConfig(dtype="half"), ref=ArchonEngineConfig(dtype="half"))
     assert [option for option, _ in check_options(config)] == ["critic.dtype", "ref.dtype"]
 
 
-def test_options_that_need_one_another_are_checked_together() -> None:
-    config = ExperimentConfig()
+def test_options_that_need_one_another_are_checked_together(schema: Any) -> None:
+    config = schema()
     config.actor.pad_to_maximum = True
     config.actor.gradient_checkpointing = True
     config.actor.archon = dataclasses.replace(config.actor.archon, ac_mode="memory_budget", enable_compile=False)
@@ -114,24 +125,23 @@ def test_options_that_need_one_another_are_checked_together() -> None:
     assert "archon.enable_compile=true" in found["actor.archon.ac_mode"]
 
 
-def test_memory_budget_without_checkpointing_asks_for_nothing() -> None:
-    config = ExperimentConfig()
+def test_memory_budget_without_checkpointing_asks_for_nothing(schema: Any) -> None:
+    config = schema()
     config.actor.archon = dataclasses.replace(config.actor.archon, ac_mode="memory_budget", enable_compile=False)
     assert check_options(config) == []
 
 
-def test_every_rule_is_for_an_option_that_exists() -> None:
-    for cls, rules in RULES.items():
-        assert set(rules) <= {f.name for f in dataclasses.fields(cls)}
-
-
-def test_every_number_of_the_schema_has_a_rule() -> None:
-    unbounded = {"seed", "disable_dropout"}
-    for cls, rules in RULES.items():
-        for name, hint in typing.get_type_hints(cls).items():
-            members = set(typing.get_args(hint)) or {hint}
-            if members & {int, float} and name not in unbounded:
-                assert name in rules, f"{cls.__name__}.{name}"
+def test_every_number_of_the_schema_has_a_rule(schema: Any) -> None:
+    unbounded = {"seed"}
+    numbers = 0
+    for entry in root_sections(schema):
+        hints = typing.get_type_hints(entry.schema)
+        for f in dataclasses.fields(entry.schema):
+            members = set(typing.get_args(hints[f.name])) or {hints[f.name]}
+            if members & {int, float} and f.name not in unbounded:
+                numbers += 1
+                assert "rule" in f.metadata, f"{entry.paths[0]}.{f.name}"
+    assert numbers > 30
 
 
 @given(st.floats(), st.floats(0, 1))

@@ -118,6 +118,7 @@ def _by_schema(sections: Sequence[PluginSection]) -> Iterator[tuple[PluginSectio
     for section in sections:
         grouped.setdefault(section.schema, []).append(section)
     for group in sorted(grouped.values(), key=lambda group: (group[0].owner, group[0].path, group[0].schema.__name__)):
+        group.sort(key=lambda section: (section.owner, section.path))
         paths = dict.fromkeys(section.path for section in group)
         users = dict.fromkeys(f"{section.spec.kind.replace('_', ' ')} `{section.spec.name}`" for section in group)
         yield group[0], [*paths][1:], [*users]

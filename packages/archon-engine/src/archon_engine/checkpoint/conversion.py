@@ -30,13 +30,13 @@ from archon_engine.checkpoint.hf_saving import save_hf_weights
 from archon_engine.checkpoint.parts import Part
 from archon_engine.checkpoint.publication import publish_folder
 from archon_engine.checkpoint.seal import check_share
+from archon_engine.checkpoint.step_folders import saved_steps, step_folder
 from archon_engine.checkpoint.stored_weights import StoredWeights
 from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
 from archon_engine.models.key_report import form_of
 from archon_engine.models.parameter_names import owners, weight_shapes
 from archon_engine.models.weight_conversion import fill_ours
-from archon_train.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def find_state(source: Path) -> Path:
     Raises:
         ConfigError: there is none.
     """
-    last = RunFolder(source).latest_checkpoint()
-    candidates = [source, source / "dcp", *([last / "dcp"] if last else [])]
+    last = [step_folder(source, step) / "dcp" for step in saved_steps(source)[-1:]]
+    candidates = [source, source / "dcp", *last]
     found = next((folder for folder in candidates if (folder / ".metadata").is_file()), None)
     if found is None:
         raise ConfigError(

@@ -22,7 +22,6 @@ from archon_train.run.folder import RunFolder
 from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
 
 if TYPE_CHECKING:
-    from archon_core.contracts.engine_config import EngineConfig
     from archon_train.experiment import ExperimentConfig
 
 
@@ -92,7 +91,7 @@ def _rank_stop(place: RankEnvironment) -> StopSignal:
 
 
 def _joined(place: RankEnvironment | None, config: ExperimentConfig) -> AbstractContextManager[Ranks]:
-    if any(engine.archon.use_deterministic_algorithms for engine in _engines(config)):
+    if _any_engine_sets("use_deterministic_algorithms", config):
         from archon_engine.distributed.determinism import set_deterministic
 
         set_deterministic()  # no process group may be there before it
@@ -103,8 +102,10 @@ def _joined(place: RankEnvironment | None, config: ExperimentConfig) -> Abstract
     return process_group(place)
 
 
-def _engines(config: ExperimentConfig) -> list[EngineConfig]:
-    return [engine for role in ROLES if (engine := getattr(config, role)) is not None]
+def _any_engine_sets(option: str, config: ExperimentConfig) -> bool:
+    """Whether an option of the Archon engine is true for one of the models; other engines do not have the option."""
+    sections = (getattr(getattr(config, role), "archon", None) for role in ROLES)
+    return any(getattr(section, option, False) for section in sections)
 
 
 @contextmanager
@@ -204,7 +205,7 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
             progress = stack.enter_context(Progress())
             stack.enter_context(shown_log(progress.note))
             stack.enter_context(recorded_pipelines(run.folder.path))
-            if any(engine.archon.ac_debug for engine in _engines(config)):
+            if _any_engine_sets("ac_debug", config):
                 from archon_engine.parallel.recompute_log import REPORT_LOGGER
 
                 stack.enter_context(written_log(run.folder.path / RECOMPUTE_FILE, REPORT_LOGGER))

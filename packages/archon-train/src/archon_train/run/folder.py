@@ -22,10 +22,9 @@ from archon_engine.checkpoint.publication import (
     remove_folder,
     remove_leftovers,
 )
+from archon_engine.checkpoint.step_folders import checkpoints_of, saved_steps, step_folder
 from archon_train.run.lock import sole_writer
 from archon_train.run.retention import superseded
-
-_STEP = re.compile(r"step-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
-        return self.path / "checkpoints"
+        return checkpoints_of(self.path)
 
     @property
     def export(self) -> Path:
@@ -119,14 +118,11 @@ class RunFolder:
 
     def checkpoint_path(self, step: int) -> Path:
         """Where the checkpoint after ``step`` optimizer steps stands, or will."""
-        return self.checkpoints / f"step-{step:08d}"
+        return step_folder(self.path, step)
 
     def checkpoint_steps(self) -> list[int]:
         """The steps of all whole checkpoints, ascending."""
-        if not self.checkpoints.is_dir():
-            return []
-        matches = (_STEP.fullmatch(entry.name) for entry in self.checkpoints.iterdir() if entry.is_dir())
-        return sorted(int(match[1]) for match in matches if match)
+        return saved_steps(self.path)
 
     def latest_step(self) -> int | None:
         """The step of the last whole checkpoint, or ``None`` when there is none."""

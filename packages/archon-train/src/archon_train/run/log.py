@@ -1,4 +1,4 @@
-"""Brings what core logs at level INFO and above to where the user watches a run, or into a file of it."""
+"""Brings what Archon logs at level INFO and above to where the user watches a run, or into a file of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from archon_core.contracts.pipeline import RECORD_LOGGER
 from archon_engine.checkpoint.publication import publish_text
 
-LOGGER = "archon_core"
+LOGGERS = ("archon_core", "archon_engine", "archon_train")
+"""Parents of the loggers whose lines a user sees."""
 
 
 class _Notes(logging.Handler):
@@ -24,16 +25,18 @@ class _Notes(logging.Handler):
 
 @contextmanager
 def shown_log(note: Callable[[str], None]) -> Iterator[None]:
-    """Hand every line that core logs to ``note``, such as ``Progress.note``, until the block ends."""
-    logger, handler = logging.getLogger(LOGGER), _Notes(note)
-    level = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    """Hand every line that Archon logs to ``note``, such as ``Progress.note``, until the block ends."""
+    handler = _Notes(note)
+    levels = {logger: logger.level for logger in map(logging.getLogger, LOGGERS)}
+    for logger in levels:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.removeHandler(handler)
+            logger.setLevel(level)
 
 
 @contextmanager
