@@ -62,7 +62,7 @@ def _equal(found: Tensor, right: Tensor) -> bool:
 
 
 class PlainExperts:
-    """Builds blocks as ``archon_core.moe`` describes them, without archon-moe: for comparing numbers. Every expert
+    """Builds blocks as ``archon_core.contracts.moe`` describes them, without archon-moe: for comparing numbers. Every expert
     computes every token, most of it for nothing."""
 
     def build(self, settings: MoESettings, layer: int) -> nn.Module:
