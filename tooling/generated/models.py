@@ -38,7 +38,7 @@ def render_axes() -> str:
     rows = []
     for letter, name in AXIS_NAMES.items():
         capability = CAPABILITY_OF_AXIS.get(letter)
-        rows.append([code(letter), name, code(capability or "") or "nothing", PROVIDERS.get(letter, "archon-core")])
+        rows.append([code(letter), name, code(capability or "") or "nothing", PROVIDERS.get(letter, "archon-engine")])
     return table(["letter", "axis", "a model declares", "package"], rows)
 
 

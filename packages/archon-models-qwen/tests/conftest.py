@@ -41,7 +41,7 @@ class _PlainExperts(nn.Module):
 
 
 class _PlainBlock(nn.Module):
-    """A block as ``archon_core.moe`` describes it: every expert computes every token, most of it for nothing."""
+    """A block of ``archon_core.contracts.moe`` in which every expert computes every token, most of it for nothing."""
 
     def __init__(self, settings: MoESettings) -> None:
         super().__init__()

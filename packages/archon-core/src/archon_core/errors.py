@@ -13,7 +13,7 @@ class ArchonError(Exception):
     """Root of all errors that Archon raises on purpose; the command line prints them without a traceback.
 
     Attributes:
-        is_told: whether something went wrong on another rank, which told this one (``distributed.failing_together``).
+        is_told: whether something went wrong on another rank, which told this one (``ranks.failing_together``).
     """
 
     is_told = False

@@ -26,7 +26,7 @@ from archon_moe.router import Router, Routing
 
 
 class MoEBlock(nn.Module):
-    """``sum_k w_k expert_k(x) + sigmoid(gate(x)) * shared(x)``; see ``archon_core.moe`` for parameters.
+    """``sum_k w_k expert_k(x) + sigmoid(gate(x)) * shared(x)``; see ``archon_core.contracts.moe`` for parameters.
 
     Attributes:
         router, experts, shared, shared_gate: its parts; the last two ``None`` where there are none.

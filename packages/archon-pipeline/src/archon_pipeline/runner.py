@@ -170,9 +170,9 @@ class PipelinedRunner:
         if result is not None:
             self._hand_on(action, result, mailbox)
         if self._pipeline.reduce_each and action.kind in (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT):
-            group = self._pipeline.groups[action.stage]
-            group.reduce(free=bool(group.resharding))
-            group.accumulate()
+            stage = self._pipeline.groups[action.stage]
+            stage.reduce(free=stage.frees_weights)
+            stage.accumulate()
 
     def _hand_on(self, action: Action, result: Tensor, mailbox: Mailbox) -> None:
         plan = self._pipeline.plan

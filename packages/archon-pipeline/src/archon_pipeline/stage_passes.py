@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from archon_core.contracts.batch import MicroBatch
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
-from archon_core.contracts.pipeline import Objective
+from archon_core.contracts.pipeline import Objective, ShardedStage
 from archon_engine.compat import stage_backward_input, stage_backward_weight
-from archon_engine.parallel.fsdp import FsdpGroups
 
 
 @dataclass
@@ -44,12 +43,12 @@ class StagePasses:
 
     Args:
         module: the stage.
-        groups: how FSDP2 shards it.
+        groups: its sharded weights.
         is_first: its input are token ids, which have no gradient.
         is_last: its output is what the objective is computed from.
     """
 
-    def __init__(self, module: CausalModule, groups: FsdpGroups, *, is_first: bool, is_last: bool) -> None:
+    def __init__(self, module: CausalModule, groups: ShardedStage, *, is_first: bool, is_last: bool) -> None:
         self.module = module
         self._groups = groups
         self.is_first = is_first

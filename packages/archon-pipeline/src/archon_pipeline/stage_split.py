@@ -14,10 +14,9 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import Literal
 
-from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
+from archon_core.contracts.pipeline import ScheduleSpec, StageOptions, StagePlan
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.models.stage import Stage
-from archon_engine.options.archon import ArchonOptions
 from archon_pipeline.placement import place_stages
 
 DEFAULT_STAGES_PER_RANK = 2
@@ -31,7 +30,7 @@ def split_into_stages(
     head_cost: float,
     schedule: ScheduleSpec,
     n_ranks: int,
-    options: ArchonOptions,
+    options: StageOptions,
     role: str,
 ) -> StagePlan:
     """Cut a decoder into stages and lay them over ``n_ranks`` pipeline ranks (``contracts.pipeline.StageSplit``).
@@ -71,7 +70,7 @@ class _Request:
     n_layers: int
     schedule: ScheduleSpec
     n_ranks: int
-    options: ArchonOptions
+    options: StageOptions
     role: str
 
     @property

@@ -283,7 +283,7 @@ def first_wrong_step(record: Record, reference: Record, case: Case) -> int:
 
 
 def _is_of_experts(parameter: str) -> bool:
-    """By its name, which ``archon_core.moe`` lays down."""
+    """By its name, which ``archon_core.contracts.moe`` lays down."""
     return parameter.rpartition(".")[0].endswith(".experts")
 
 

@@ -98,7 +98,7 @@ def watching_routers(*, of_others: bool = False) -> Iterator[RouterWatch]:
 
 
 def _takes_packed(args: tuple[Any, ...]) -> bool:
-    """Whether a block is called as ``archon_core.moe`` describes blocks of experts."""
+    """Whether a block is called as ``archon_core.contracts.moe`` describes blocks of experts."""
     return len(args) == 2 and isinstance(args[1], PackedSequences)
 
 

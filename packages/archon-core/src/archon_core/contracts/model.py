@@ -112,8 +112,8 @@ class CausalModule(Protocol):
 class ModelArguments(Protocol):
     """A frozen dataclass with a model's own sizes and options.
 
-    It may have ``decisions``, a sequence of ``config.decisions.Decision``: what the module does other than the model's
-    configuration says, ``option`` being an entry of that.
+    It may have ``decisions``, a sequence of ``contracts.decisions.Decision``: where the module departs from the model's
+    configuration, of which ``option`` names an entry.
     """
 
     @classmethod

@@ -49,7 +49,7 @@ class MoESpec(Spec):
 
 
 class MoEBuilder(Protocol):
-    """Builds, shards and looks after mixture-of-experts blocks; see ``archon_core.moe`` for what a block is."""
+    """Builds, shards and looks after mixture-of-experts blocks; see this module for what a block is."""
 
     def build(self, settings: MoESettings, layer: int) -> nn.Module:
         """The block of a layer, which may be on the meta device.

@@ -143,6 +143,10 @@ class ShardedStage(Protocol):
     """The weights of a stage, sharded over data ranks, as a pipeline's runner handles them."""
 
     @property
+    def frees_weights(self) -> bool:
+        """Whether whole weights are freed between forward and backward passes."""
+
+    @property
     def whole_parameters(self) -> list[nn.Parameter]:
         """The unsharded parameters that autograd graphs lead to; only after a forward pass."""
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, one_of, option
 from archon_core.contracts.engine_config import DTYPE, EngineConfig
+from archon_engine.options.combinations import refusals
+from archon_engine.options.context import OptionContext
 
 BALANCED = "null balances stages by cost"
 
@@ -97,7 +99,4 @@ class ArchonEngineConfig(EngineConfig):
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Options that do not go together."""
-        from archon_engine.options.combinations import refusals
-        from archon_engine.options.context import OptionContext
-
         yield from refusals(OptionContext(self))

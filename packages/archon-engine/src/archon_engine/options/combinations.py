@@ -1,6 +1,6 @@
 """Options that depend on one another, on the device or on what was written: one table of rules.
 
-``engine.effective`` applies it, ``validation`` applies what needs no device, and docs/engine-options.md is generated
+``options.effective`` applies it, ``validation`` applies what needs no device, and docs/engine-options.md is generated
 from it, so that none of them can say something else. Imports no torch: dry runs read it.
 """
 
@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from archon_core.contracts.decisions import Decision
-from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.context import OptionContext
+
+if TYPE_CHECKING:
+    from archon_engine.options.archon import ArchonEngineConfig
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,15 @@
-"""What the rules of ``config.combinations`` look at: options, what of them was written, the device and the pipeline."""
+"""The input of the rules in ``options.combinations``: options, which were written, the device and the pipeline."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from archon_core.contracts.pipeline import ScheduleSpec
-from archon_engine.options.archon import ArchonEngineConfig
+
+if TYPE_CHECKING:
+    from archon_engine.options.archon import ArchonEngineConfig
 
 
 @dataclass(frozen=True)

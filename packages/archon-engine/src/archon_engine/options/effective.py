@@ -90,7 +90,7 @@ def resolve_effective(
         schedule: the pipeline schedule; ``None`` without a pipeline.
 
     Raises:
-        ConfigError: options that do not go together (``config.combinations``), or ``strict`` is set and a decision
+        ConfigError: options that do not go together (``options.combinations``), or ``strict`` is set and a decision
             was needed.
     """
     dims = dims or ParallelDims()

@@ -54,6 +54,11 @@ class FsdpGroups:
         )
 
     @property
+    def frees_weights(self) -> bool:
+        """Whether whole weights of some part are freed between forward and backward."""
+        return bool(self.resharding)
+
+    @property
     def whole_parameters(self) -> list[nn.Parameter]:
         """What autograd graphs of the modules lead to; there must have been a forward pass."""
         return [parameter for root in self.roots for parameter in whole_parameters(root)]

@@ -148,7 +148,8 @@ def written_together(ranks: Ranks, publication: AbstractContextManager[Path]) ->
     What goes wrong inside the block must go wrong on all ranks.
 
     Args:
-        publication: gives the folder to write into (``run.publication.publish_folder``); only the first rank enters.
+        publication: gives the folder to write into, as ``archon_engine.checkpoint.publication.publish_folder`` does;
+            only the first rank enters.
 
     Raises:
         WeightsError: on every rank, the first could not open or publish the folder.

@@ -62,8 +62,10 @@ def _equal(found: Tensor, right: Tensor) -> bool:
 
 
 class PlainExperts:
-    """Builds blocks as ``archon_core.contracts.moe`` describes them, without archon-moe: for comparing numbers. Every expert
-    computes every token, most of it for nothing."""
+    """Builds the blocks of ``archon_core.contracts.moe`` without archon-moe, for comparing numbers.
+
+    Every expert computes every token, most of it for nothing.
+    """
 
     def build(self, settings: MoESettings, layer: int) -> nn.Module:
         """See ``archon_core.contracts.moe.MoEBuilder``."""
