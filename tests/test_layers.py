@@ -18,7 +18,7 @@ LAYERS = {"archon_core": 0, "archon_engine": 1, "archon_rl": 3}
 """Package -> its layer; every other one is in layer 2."""
 
 INSIDERS = {"archon_engine", "archon_train", "archon_testing", "archon_scaffold"}
-"""Packages that may import modules that are not public: two are below the plugins, two take engines and models apart."""
+"""Packages that may import what is not public: they run, verify or take apart engines."""
 
 
 def package_of(module: str) -> str:
