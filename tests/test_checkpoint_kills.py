@@ -16,21 +16,21 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from archon_core import parse_layout, registry
-from archon_core.checkpoint import dcp_storage
-from archon_core.checkpoint.data_file import DataFile
-from archon_core.checkpoint.dcp_storage import TensorWriter
-from archon_core.config.schema import EngineConfig, OptimizerConfig, TrainerConfig
-from archon_core.data.batch import Batch
-from archon_core.distributed.ranks import Ranks
-from archon_core.engine.archon import ArchonEngine
-from archon_core.plugins.specs import load_target
-from archon_core.run import folder as run_folder
-from archon_core.run.folder import RunFolder
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
+from archon_core.contracts.spec import load_target
+from archon_core.ranks.ranks import Ranks
+from archon_engine.checkpoint import dcp_storage
+from archon_engine.checkpoint.data_file import DataFile
+from archon_engine.checkpoint.dcp_storage import TensorWriter
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.trainer.checkpointing import Checkpoints, load_checkpoint
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import WorldError, run_world
+from archon_train.experiment import TrainerConfig
+from archon_train.run import folder as run_folder
+from archon_train.run.folder import RunFolder
 
 N_RANDOM = 20
 FIRST, LAST = 1, 4
@@ -91,7 +91,7 @@ def is_superseded(path):
 
 def make_engine(layout="d1"):
     config = load_target(registry().get("model", "qwen3").tiny_config)()
-    engine = ArchonEngine(
+    engine = assemble(
         EngineConfig(model_config=config, dtype="float32", optimizer=OptimizerConfig(type="adamw", lr=1e-2)),
         role="actor",
         layout=parse_layout(f"archon:{layout}"),

@@ -12,18 +12,17 @@ import torch
 import torch.distributed.checkpoint as dcp
 from transformers import AutoModelForCausalLM
 
-from archon_core import parse_layout, registry
-from archon_core.checkpoint import hf_saving
-from archon_core.checkpoint.dcp_storage import TensorWriter
-from archon_core.checkpoint.gathering import gather_to_writer
-from archon_core.checkpoint.hf_saving import save_hf_weights
-from archon_core.config.schema import EngineConfig, OptimizerConfig
-from archon_core.data.batch import Batch
-from archon_core.distributed.failing_together import failing_together
-from archon_core.distributed.ranks import Ranks
-from archon_core.engine.archon import ArchonEngine
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import DamagedError, WeightsError
-from archon_core.plugins.specs import load_target
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import Ranks
+from archon_engine.checkpoint import hf_saving
+from archon_engine.checkpoint.dcp_storage import TensorWriter
+from archon_engine.checkpoint.gathering import gather_to_writer
+from archon_engine.checkpoint.hf_saving import save_hf_weights
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import WorldError, run_world
 
@@ -34,7 +33,7 @@ PLACES = 4
 
 def make_engine(layout, *, path=None, dtype="float32"):
     config = None if path else load_target(registry().get("model", "qwen3").tiny_config)()
-    engine = ArchonEngine(
+    engine = assemble(
         EngineConfig(
             path=path and str(path), model_config=config, dtype=dtype, optimizer=OptimizerConfig(type="adamw", lr=1e-2)
         ),
@@ -179,8 +178,8 @@ def test_weights_of_another_type_are_refused(checkpoint):
 
 def full_disk(folder):
     """Saves on ranks of which the writing one runs out of space half-way."""
-    from archon_core.checkpoint.data_file import DataFile
-    from archon_core.checkpoint.safetensors_file import SafetensorsWriter
+    from archon_engine.checkpoint.data_file import DataFile
+    from archon_engine.checkpoint.safetensors_file import SafetensorsWriter
 
     engine = make_engine("d2")
     n_written = 0

@@ -10,14 +10,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from archon_core import parse_layout, registry
-from archon_core.checkpoint.conversion import convert_to_dcp, convert_to_hf, find_state
+from archon_core import assemble, parse_layout, registry
 from archon_core.cli.main import main
-from archon_core.config.schema import EngineConfig, OptimizerConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ArchonError, ConfigError, DamagedError, WeightsError
-from archon_core.plugins.specs import load_target
+from archon_engine.checkpoint.conversion import convert_to_dcp, convert_to_hf, find_state
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
@@ -32,7 +31,7 @@ WEIGHTS = "model.safetensors"
 def make_engine(layout, model, *, path=None, dtype="float32"):
     family, changes, critic = MODELS[model]
     config = None if path else {**load_target(registry().get("model", family).tiny_config)(), **changes}
-    engine = ArchonEngine(
+    engine = assemble(
         EngineConfig(
             path=path and str(path),
             model_config=config,

@@ -13,12 +13,12 @@ import yaml
 
 from archon_core.cli.commands import build_command, known_commands
 from archon_core.cli.main import main
-from archon_core.config.loading import load_config
 from archon_core.config.raw import RawMapping
 from archon_core.config.sections import build_schema, choose_sections
 from archon_core.config.typed import knows
 from archon_core.layout.axes import AXIS_NAMES
 from archon_core.plugins import registry
+from archon_train.experiment import load_config
 from docsite.repository import Repository
 from generated.torchtitan import LAYOUT, ROWS
 

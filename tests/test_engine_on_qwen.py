@@ -8,13 +8,13 @@ import weakref
 import pytest
 import torch
 
-from archon_core import ArchonError, parse_layout, registry
-from archon_core.config.schema import ArchonOptions, EngineConfig, OptimizerConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core import ArchonError, assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import OptimizerConfig
+from archon_core.contracts.loss import LossSums, OutputRequest
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError, DataError, LayoutError, TrainingError, UnknownNameError, WeightsError
-from archon_core.plugins.specs import load_target
-from archon_core.protocols import LossSums, OutputRequest
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 
 
 class NegativeLogLikelihood:
@@ -37,8 +37,8 @@ def model_config(**changes):
 
 def make_engine(layout="archon:d1", total_steps=10, **options):
     defaults = {"model_config": model_config(), "optimizer": OptimizerConfig(lr=1e-2)}
-    config = EngineConfig(**{**defaults, **options})
-    return ArchonEngine(config, role="actor", layout=parse_layout(layout), seed=3, total_steps=total_steps)
+    config = ArchonEngineConfig(**{**defaults, **options})
+    return assemble(config, role="actor", layout=parse_layout(layout), seed=3, total_steps=total_steps)
 
 
 @pytest.fixture
@@ -164,8 +164,12 @@ def test_random_weights_depend_on_the_seed_alone(engine):
     same = make_engine()
     same.initialize()
     assert_equal_weights(weights_of(engine), weights_of(same))
-    other = ArchonEngine(
-        EngineConfig(model_config=model_config()), role="actor", layout=parse_layout("archon:d1"), seed=4, total_steps=1
+    other = assemble(
+        ArchonEngineConfig(model_config=model_config()),
+        role="actor",
+        layout=parse_layout("archon:d1"),
+        seed=4,
+        total_steps=1,
     )
     other.initialize()
     assert not torch.equal(other.parameters["embed.weight"], engine.parameters["embed.weight"])

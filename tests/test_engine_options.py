@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch.distributed.tensor import DTensor
 
-from archon_core import parse_layout, registry
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_core.contracts.spec import load_target
 from archon_core.errors import TrainingError
-from archon_core.nn.packed import HeadInputs, PackedSequences
-from archon_core.plugins.specs import load_target
-from archon_core.protocols import OutputRequest
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_testing.compiling import compile_without_code
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
@@ -41,8 +41,8 @@ def world_size(layout):
 
 def make_engine(layout, *, n_mbs=1, optimizer="adamw", dtype="float64", lr=1e-2, effective=None, **options):
     tiny = load_target(registry().get("model", "qwen3").tiny_config)()
-    engine = ArchonEngine(
-        EngineConfig(
+    engine = assemble(
+        ArchonEngineConfig(
             model_config={**tiny, "num_hidden_layers": 2, "initializer_range": 0.3},
             dtype=dtype,
             gradient_checkpointing="ac_mode" in options,

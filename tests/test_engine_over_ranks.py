@@ -8,14 +8,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from archon_core import parse_layout, registry
-from archon_core.config.schema import EngineConfig, MicroBatchSpec, OptimizerConfig, RolloutConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.loss import LossSums, OutputRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import DataError, LayoutError
-from archon_core.generation import GenerationConfig, GenerationRequest
-from archon_core.plugins.specs import load_target
-from archon_core.protocols import LossSums, OutputRequest
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
@@ -29,7 +28,7 @@ def make_engine(layout, *, optimizer="adamw", lr=1e-2, role="actor", seed=5, cha
         "initializer_range": 0.3,
         **(changes or {}),
     }
-    engine = ArchonEngine(
+    engine = assemble(
         EngineConfig(
             **{
                 "model_config": config,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from archon_core.config.loading import load_config
-from archon_core.config.preflight import plan_run
 from archon_core.plugins import registry
+from archon_train.experiment import load_config
+from archon_train.preflight import plan_run
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.yaml"))
 

@@ -12,15 +12,16 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from archon_core import parse_layout, registry
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig, RolloutConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import LayoutError
-from archon_core.generation import GenerationConfig, GenerationRequest
-from archon_core.models.weight_map import Rename, WeightMap
-from archon_core.plugins.specs import load_target
-from archon_core.protocols import OutputRequest
+from archon_core.models.weight_map import WeightMap
+from archon_core.models.weight_rules import Rename
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 from archon_models_qwen.weight_map import moe_weight_map
 from archon_rollout.local_engine import LocalEngine
@@ -45,7 +46,7 @@ def make_engine(layout, *, n_mbs=1, optimizer="adamw", gradient_checkpointing=Fa
     for name, value in options.items():  # those of the package of experts among them
         setattr(archon, name, value)
     tiny = load_target(registry().get("model", "qwen3_moe").tiny_config)()
-    config = EngineConfig(
+    config = ArchonEngineConfig(
         model_config={**tiny, "initializer_range": 0.3},
         dtype=dtype,
         gradient_checkpointing=gradient_checkpointing,
@@ -53,7 +54,7 @@ def make_engine(layout, *, n_mbs=1, optimizer="adamw", gradient_checkpointing=Fa
         optimizer=OptimizerConfig(type=optimizer, lr=1e-2),
         archon=archon,
     )
-    engine = ArchonEngine(
+    engine = assemble(
         config,
         role="actor",
         layout=parse_layout(f"archon:{layout}"),

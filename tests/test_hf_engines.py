@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from archon_core import parse_layout, registry
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
-from archon_core.engine.archon import ArchonEngine
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError, LayoutError
-from archon_core.models.parameter_names import weight_shapes
-from archon_core.models.weight_conversion import assemble_hf, copy_from
-from archon_core.plugins.specs import TrainEngineSpec, load_target
+from archon_engine.models.parameter_names import weight_shapes
+from archon_engine.models.weight_conversion import assemble_hf, copy_from
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_testing.batches import deal, make_batch
 from archon_testing.losses import oracle_loss
 from archon_testing.worlds import run_world
@@ -31,27 +31,17 @@ SIZES = {
 
 
 def make_engine(backend, *, path=None, entries=None, n_mbs=1, critic=False, **options):
-    layout = parse_layout(backend)
-    engine = (
-        registry()
-        .get(TrainEngineSpec, layout.backend)
-        .load()(
-            EngineConfig(
-                backend=backend,
-                path=None if path is None else str(path),
-                model_config=entries,
-                dtype="float32",
-                is_critic=critic,
-                optimizer=OPTIMIZER,
-                mb_spec=MicroBatchSpec(n_mbs=n_mbs),
-                archon=ArchonOptions(**{"enable_compile": False, **options}),
-            ),
-            role="actor",
-            layout=layout,
-            seed=5,
-            total_steps=None,
-        )
+    config = ArchonEngineConfig(
+        backend=backend,
+        path=None if path is None else str(path),
+        model_config=entries,
+        dtype="float32",
+        is_critic=critic,
+        optimizer=OPTIMIZER,
+        mb_spec=MicroBatchSpec(n_mbs=n_mbs),
+        archon=ArchonOptions(**{"enable_compile": False, **options}),
     )
+    engine = assemble(config, seed=5)
     engine.initialize()
     return engine
 
@@ -139,7 +129,7 @@ def test_a_training_state_moves_from_data_ranks_to_tensor_ranks(qwen3, tmp_path)
 
 
 def with_options(backend, entries, options):
-    config = EngineConfig(
+    config = ArchonEngineConfig(
         backend=backend,
         model_config={**SIZES, **entries},
         dtype="float32",
@@ -149,7 +139,7 @@ def with_options(backend, entries, options):
         archon=ArchonOptions(**{"model": "hf", "enable_compile": False, **options}),
     )
     layout = parse_layout(backend)
-    engine = ArchonEngine(config, role="actor", layout=layout, seed=5, total_steps=None, explicit=EXPLICIT)
+    engine = assemble(config, role="actor", layout=layout, seed=5, total_steps=None, explicit=EXPLICIT)
     engine.initialize()
     return train(engine, [0, 1]), [decision.option for decision in engine.decisions]
 

@@ -6,15 +6,14 @@ import json
 import pytest
 import torch
 
-from archon_core import parse_layout, registry
+from archon_core import assemble, parse_layout, registry
 from archon_core.cli.main import main
-from archon_core.config.schema import EngineConfig, OptimizerConfig, RolloutConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
+from archon_core.contracts.loss import LossSums, OutputRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ModelError
-from archon_core.generation import GenerationConfig, GenerationRequest
-from archon_core.plugins.specs import load_target
-from archon_core.protocols import LossSums, OutputRequest
 from archon_rollout.local_engine import LocalEngine
 
 LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}
@@ -41,7 +40,7 @@ def model_config(**changes):
 
 def make_trainer(dtype="float32", **changes):
     config = EngineConfig(model_config=model_config(**changes), dtype=dtype, optimizer=OptimizerConfig(lr=1e-2))
-    trainer = ArchonEngine(config, role="actor", layout=parse_layout("archon:d1"), seed=3, total_steps=10)
+    trainer = assemble(config, role="actor", layout=parse_layout("archon:d1"), seed=3, total_steps=10)
     trainer.initialize()
     return trainer
 
@@ -183,7 +182,7 @@ def test_sequences_end_before_the_models_positions_do_unless_the_rotation_is_str
 
 def test_a_critic_cannot_generate():
     config = EngineConfig(model_config=model_config(), is_critic=True, optimizer=None)
-    critic = ArchonEngine(config, role="critic", layout=parse_layout("archon:d1"), seed=3, total_steps=None)
+    critic = assemble(config, role="critic", layout=parse_layout("archon:d1"), seed=3, total_steps=None)
     critic.initialize()
     with pytest.raises(ModelError, match="value head"):
         LocalEngine(RolloutConfig(), trainer=critic).generate(make_requests(critic))

@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from archon_core import parse_layout, registry
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
-from archon_core.data.batch import Batch
-from archon_core.distributed.ranks import Ranks
-from archon_core.engine.archon import ArchonEngine
-from archon_core.parallel.shards import local_part
-from archon_core.plugins.specs import load_target
-from archon_core.protocols import LossSums, OutputRequest
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.loss import LossSums, OutputRequest
+from archon_core.contracts.spec import load_target
+from archon_core.ranks.ranks import Ranks
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
+from archon_engine.parallel.shards import local_part
 from archon_testing.worlds import run_world
 
 TOLERANCE = 1e-9
@@ -71,7 +71,7 @@ def make_batch(vocab_size):
 def run(family, *, critic, layout="d1", n_layers=4, **options):
     """Per step: loss, norm, gradients and weights; and the forward outputs of this rank's share before the first."""
     model_config = {**load_target(registry().get("model", family).tiny_config)(), "num_hidden_layers": n_layers}
-    config = EngineConfig(
+    config = ArchonEngineConfig(
         model_config=model_config,
         is_critic=critic,
         dtype="float64",
@@ -80,7 +80,7 @@ def run(family, *, critic, layout="d1", n_layers=4, **options):
     )
     config = replace(config, **options)
     layout = parse_layout(f"archon:{layout}")
-    engine = ArchonEngine(config, role="actor", layout=layout, seed=3, total_steps=N_STEPS)
+    engine = assemble(config, role="actor", layout=layout, seed=3, total_steps=N_STEPS)
     engine.initialize()
     batch, ranks = make_batch(model_config["vocab_size"]), engine.data_ranks
     batch = batch.select(share_of(ranks.rank, ranks.size, len(batch)))
@@ -187,7 +187,7 @@ def test_numbers_do_not_depend_on_the_split_on_ranks_that_share_sequences(layout
 
 
 def test_the_comparison_notices_a_micro_batch_that_is_left_out(family, monkeypatch):
-    from archon_core.engine.runner import SequentialRunner
+    from archon_engine.step.sequential_runner import SequentialRunner
 
     name, critic, expected = family
     train = SequentialRunner.train
@@ -197,7 +197,7 @@ def test_the_comparison_notices_a_micro_batch_that_is_left_out(family, monkeypat
 
 
 def test_the_comparison_notices_a_loss_normalised_per_micro_batch(family, monkeypatch):
-    from archon_core.engine import step
+    from archon_engine.step import step
 
     name, critic, expected = family
 

@@ -53,7 +53,8 @@ from dataclasses import replace
 
 import torch
 
-from archon_core.models.weight_map import Rename, WeightMap
+from archon_core.models.weight_map import WeightMap
+from archon_core.models.weight_rules import Rename
 from archon_models_qwen.decoder import QwenDecoder
 from archon_models_qwen.parallel_plan import parallel_plan
 from archon_models_qwen.weight_map import weight_map

@@ -18,11 +18,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from archon_core import parse_layout
-from archon_core.config.schema import ArchonOptions, EngineConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
-from archon_core.models.tokenizer import save_tokenizer
-from archon_core.protocols import OutputRequest
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.loss import OutputRequest
+from archon_engine.engine import ArchonEngine
+from archon_engine.models.tokenizer import save_tokenizer
+from archon_engine.options.archon import ArchonOptions
 from archon_rl.tokenization import bpe_tokenizer, characters_tokenizer
 
 pytestmark = pytest.mark.wide

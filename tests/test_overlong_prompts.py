@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import ArchonError
-from archon_core.generation import GenerationConfig, GenerationRequest
 from archon_core.models.context_length import context_length
-from archon_core.models.hf_config import load_hf_config
+from archon_engine.models.hf_config import load_hf_config
 from archon_rl.trainer.sequence_lengths import rollout_limits
 from archon_rollout.model_limits import ModelLimits
 from archon_rollout.requests import check_requests

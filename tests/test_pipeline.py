@@ -13,16 +13,16 @@ import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM
 
-from archon_core import parse_layout, registry
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig, RolloutConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.pipeline import Action, ActionKind, ScheduleSpec
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import PluginError, TrainingError
-from archon_core.generation import GenerationConfig, GenerationRequest
-from archon_core.models.staged import stages_of
-from archon_core.pipeline import Action, ActionKind
-from archon_core.plugins.specs import ScheduleSpec, load_target
-from archon_core.protocols import OutputRequest
+from archon_engine.models.staged import stages_of
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import WorldError, run_world
@@ -57,8 +57,8 @@ def make_engine(
 ):
     tiny = load_target(registry().get("model", "qwen3").tiny_config)()
     config = {**tiny, "num_hidden_layers": layers, "initializer_range": 0.3, **(changes or {})}
-    engine = ArchonEngine(
-        EngineConfig(
+    engine = assemble(
+        ArchonEngineConfig(
             path=path and str(path),
             model_config=None if path else config,
             dtype=dtype,

@@ -14,26 +14,30 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from archon_core import parse_layout
-from archon_core.checkpoint.conversion import convert_to_dcp, convert_to_hf
-from archon_core.checkpoint.hf import load_hf_weights
-from archon_core.checkpoint.hf_saving import save_hf_weights
-from archon_core.config.loading import load_config
-from archon_core.config.preflight import plan_run
-from archon_core.config.run_plan import install_commands
-from archon_core.config.schema import EngineConfig
-from archon_core.engine.archon import ArchonEngine
+from archon_core import assemble, parse_layout
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.errors import UnknownNameError
 from archon_core.models.box import Box
-from archon_core.models.expert_builder import build_alone
-from archon_core.models.hf_config import load_hf_config
-from archon_core.models.key_report import form_of
-from archon_core.models.parameter_names import named_weights, weight_shapes
-from archon_core.models.weight_conversion import assemble_hf, copy_from, fill_ours, read_from
 from archon_core.models.weight_map import ResolvedMap
-from archon_core.nn.packed import HeadInputs, PackedSequences
 from archon_core.plugins import ModelSpec, Registry, registry
+from archon_engine.checkpoint.conversion import convert_to_dcp, convert_to_hf
+from archon_engine.checkpoint.hf import load_hf_weights
+from archon_engine.checkpoint.hf_saving import save_hf_weights
+from archon_engine.models.build_alone import build_alone
+from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.key_report import form_of
+from archon_engine.models.parameter_names import named_weights, weight_shapes
+from archon_engine.models.weight_conversion import (
+    assemble_hf,
+    copy_from,
+    fill_ours,
+    read_from,
+)
 from archon_models_qwen.tiny_config import tiny_qwen3_moe
+from archon_train.experiment import load_config
+from archon_train.preflight import plan_run
+from archon_train.run_plan import install_commands
 
 
 @st.composite
@@ -192,7 +196,7 @@ def test_without_the_package_that_builds_experts_dry_runs_and_engines_name_it(tm
     assert list(install_commands(plan.needs)) == ["pip install archon-moe"]
     config = EngineConfig(model_config=tiny_qwen3_moe(), dtype="float32")
     layout = parse_layout("archon:d1")
-    engine = ArchonEngine(config, role="actor", layout=layout, seed=1, total_steps=1, plugins=without)
+    engine = assemble(config, role="actor", layout=layout, seed=1, total_steps=1, registry=without)
     with pytest.raises(UnknownNameError, match=r"model 'qwen3_moe' has experts.*archon-moe.*: pip install archon-moe"):
         engine.initialize()
 

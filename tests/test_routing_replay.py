@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from archon_core import parse_layout, registry
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig, RolloutConfig
-from archon_core.data.batch import ROUTED_EXPERTS, Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError, DataError
-from archon_core.generation import GenerationConfig, GenerationRequest
-from archon_core.nn.packed import HeadInputs, PackedSequences
-from archon_core.plugins.specs import load_target
-from archon_core.protocols import OutputRequest
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl.trainer.rollout_batch import Rollout, build_batch
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
@@ -31,14 +31,14 @@ N_EXPERTS, TOP_K, DENSE_LAYER = 8, 2, 0
 def make_engine(layout="d1", *, replay=False, model="qwen3_moe", schedule="1F1B", n_mbs=1):
     entries = {**load_target(registry().get("model", model).tiny_config)(), "initializer_range": 0.3}
     options = ArchonOptions(moe_routing_replay=replay, enable_compile=False, pp_schedule=schedule)
-    config = EngineConfig(
+    config = ArchonEngineConfig(
         model_config=entries,
         dtype="float64",
         archon=options,
         optimizer=OptimizerConfig(lr=1e-2, gradient_clipping=0.0),
         mb_spec=MicroBatchSpec(n_mbs=n_mbs),
     )
-    engine = ArchonEngine(
+    engine = assemble(
         config, role="actor", layout=parse_layout(f"archon:{layout}"), seed=3, total_steps=None, explicit=frozenset()
     )
     engine.initialize()

@@ -17,16 +17,21 @@ from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
 from archon_core import parse_layout, registry
-from archon_core.checkpoint.conversion import convert_to_hf
-from archon_core.checkpoint.seal import SEAL, read_seal, seal_whole, write_seal
 from archon_core.cli.main import main
-from archon_core.config.loading import load_config
-from archon_core.config.schema import EngineConfig, OptimizerConfig
-from archon_core.engine.archon import ArchonEngine
+from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ArchonError, ConfigError, UnknownNameError, WeightsError
-from archon_core.models.hf_config import load_hf_config
-from archon_core.plugins.specs import load_target
+from archon_engine.checkpoint.conversion import convert_to_hf
+from archon_engine.checkpoint.seal import (
+    SEAL,
+    read_seal,
+    seal_whole,
+    write_seal,
+)
+from archon_engine.engine import ArchonEngine
+from archon_engine.models.hf_config import load_hf_config
 from archon_rl.text_encoding import TextEncoder
+from archon_train.experiment import load_config
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/security.md").read_text(encoding="utf-8")

@@ -9,12 +9,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from archon_core import parse_layout
-from archon_core.checkpoint.conversion import convert_to_dcp, convert_to_hf
-from archon_core.config.schema import ArchonOptions, EngineConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.loss import OutputRequest
 from archon_core.errors import WeightsError
-from archon_core.protocols import OutputRequest
+from archon_engine.checkpoint.conversion import convert_to_dcp, convert_to_hf
+from archon_engine.engine import ArchonEngine
+from archon_engine.options.archon import ArchonOptions
 from archon_rollout.text_generation import TextGenerator
 from archon_testing.worlds import run_world
 

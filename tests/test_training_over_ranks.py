@@ -13,15 +13,15 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from archon_core import registry
-from archon_core.config.loading import load_config
-from archon_core.distributed.ranks import Ranks
 from archon_core.plugins import AlgorithmSpec
-from archon_core.run.context import RunContext
-from archon_core.run.folder import RunFolder
-from archon_core.run.interrupt import StopSignal
-from archon_core.run.metrics import MetricsLog, NoMetrics, read_metrics
-from archon_core.run.progress import NoProgress, Progress
+from archon_core.ranks.ranks import Ranks
 from archon_testing.worlds import run_world
+from archon_train.experiment import load_config
+from archon_train.run.context import RunContext
+from archon_train.run.folder import RunFolder
+from archon_train.run.interrupt import StopSignal
+from archon_train.run.metrics import MetricsLog, NoMetrics, read_metrics
+from archon_train.run.progress import NoProgress, Progress
 
 TOLERANCE = 1e-9
 """Of what metrics and weights differ by, relative to 1 or to the largest of them: sums in another order."""

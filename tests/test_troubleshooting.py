@@ -20,27 +20,28 @@ import yaml
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
-from archon_core.checkpoint.dcp_metadata import read_metadata
-from archon_core.checkpoint.hf import open_checkpoint
-from archon_core.checkpoint.seal import check_file, read_seal, seal_whole, write_seal
+from archon_core import assemble
 from archon_core.cli.main import main
-from archon_core.config.loading import load_config
-from archon_core.config.schema import EngineConfig
-from archon_core.data.batch import Batch
-from archon_core.data.packing import plan_micro_batches
-from archon_core.distributed.determinism import ensure_deterministic
-from archon_core.distributed.environment import RankEnvironment
-from archon_core.launch.blame import RankExit, explain
-from archon_core.launch.world import check_started, explain_machines
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.loss import OutputRequest
 from archon_core.layout import parse_layout
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
-from archon_core.nn.attention import check_attention_backend
-from archon_core.parallel.compilation import check_compiler
 from archon_core.plugins import build_registry, registry
 from archon_core.plugins.discovery import discover, distribution_name
-from archon_core.protocols import OutputRequest
-from archon_core.run.folder import RunFolder
-from archon_core.run.lock import sole_writer
+from archon_core.ranks.environment import RankEnvironment
+from archon_engine.checkpoint.dcp_metadata import read_metadata
+from archon_engine.checkpoint.hf import open_checkpoint
+from archon_engine.checkpoint.seal import (
+    check_file,
+    read_seal,
+    seal_whole,
+    write_seal,
+)
+from archon_engine.data.packing import plan_micro_batches
+from archon_engine.distributed.determinism import ensure_deterministic
+from archon_engine.nn.attention import check_attention_backend
+from archon_engine.options.archon import ArchonEngineConfig
+from archon_engine.parallel.compilation import check_compiler
 from archon_rl.datasets.jsonl import read_jsonl
 from archon_rl.fields import Fields, located
 from archon_rl.rewards.checking import NamedReward, checked_reward
@@ -48,6 +49,11 @@ from archon_rl.rewards.gsm8k import gsm8k_reward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import bpe_tokenizer
 from archon_rl.trainer.loop import TrainingLoop
+from archon_train.experiment import load_config
+from archon_train.launch.first_failure import RankExit, explain
+from archon_train.launch.world import check_started, explain_machines
+from archon_train.run.folder import RunFolder
+from archon_train.run.lock import sole_writer
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
@@ -429,6 +435,4 @@ def _score(function: Callable[..., float]) -> None:
 
 
 def _engine(model_config: dict | None, *, path: str | None = None):
-    factory = registry().get("train_engine", "archon").load()
-    config = EngineConfig(model_config=model_config, path=path, optimizer=None)
-    return factory(config, role="actor", layout=parse_layout("archon:d1"), seed=1, total_steps=None)
+    return assemble(ArchonEngineConfig(model_config=model_config, path=path, optimizer=None))

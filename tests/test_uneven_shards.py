@@ -13,13 +13,14 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 from archon_core import parse_layout, registry
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig, RolloutConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
-from archon_core.generation import GenerationConfig, GenerationRequest
-from archon_core.parallel.shards import own_box, whole_values
-from archon_core.plugins.specs import load_target
-from archon_core.protocols import LossSums, OutputRequest
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.loss import LossSums, OutputRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.spec import load_target
+from archon_engine.engine import ArchonEngine
+from archon_engine.options.archon import ArchonOptions
+from archon_engine.parallel.shards import own_box, whole_values
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.compiling import compile_without_code
 from archon_testing.worlds import run_world

@@ -11,10 +11,14 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from archon_core import mesh
-from archon_core.engine import checkpoints, grad_norm, runner, step, tied_copies
-from archon_core.models import initialize
-from archon_core.nn import collectives, norm, packed, ulysses
+from archon_core.contracts import packed
+from archon_engine import mesh
+from archon_engine.assembly import tied_copies
+from archon_engine.checkpoint import engine_checkpoints as checkpoints
+from archon_engine.models import initialize
+from archon_engine.nn import collectives, norm, ulysses
+from archon_engine.step import grad_norm, step
+from archon_engine.step import sequential_runner as runner
 from archon_pipeline import stage_passes
 from archon_testing.cases import variant_case
 from archon_testing.oracle import Oracle, Outcome

@@ -10,7 +10,8 @@ import pytest
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from archon_core.engine import experts, grad_norm
+from archon_engine.assembly import experts
+from archon_engine.step import grad_norm
 from archon_moe import router
 from archon_moe.experts import GroupedExperts
 from archon_testing.cases import variant_case

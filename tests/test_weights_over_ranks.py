@@ -8,15 +8,14 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
-from archon_core import parse_layout, registry
-from archon_core.checkpoint.hf import load_hf_weights
-from archon_core.checkpoint.seal import SEAL
-from archon_core.config.schema import EngineConfig, OptimizerConfig
-from archon_core.data.batch import Batch
-from archon_core.engine.archon import ArchonEngine
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
+from archon_core.contracts.spec import load_target
 from archon_core.errors import WeightsError
-from archon_core.parallel.shards import local_part
-from archon_core.plugins.specs import load_target
+from archon_engine.checkpoint.hf import load_hf_weights
+from archon_engine.checkpoint.seal import SEAL
+from archon_engine.parallel.shards import local_part
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
@@ -35,7 +34,7 @@ def make_engine(layout, model=None, *, path=None, optimizer="adamw"):
     if path is None:
         family, changes = MODELS[model]
         config = {**load_target(registry().get("model", family).tiny_config)(), **changes}
-    engine = ArchonEngine(
+    engine = assemble(
         EngineConfig(
             path=None if path is None else str(path),
             model_config=config,

@@ -6,16 +6,19 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from archon_core.config.combinations import render_rules
 from archon_core.config.raw import RawMapping
 from archon_core.config.reference import render_reference
 from archon_core.config.sections import choose_sections
-from archon_core.plugins import registry
+from archon_core.plugins import TrainEngineSpec, registry
 from archon_core.plugins.loader import PLUGIN_API_SINCE
+from archon_engine.options.combinations import render_rules
+from archon_train.experiment import ROOT as ROOT_SCHEMA
 from compatibility_page import PATH as COMPATIBILITY
 from compatibility_page import render_compatibility
 from generated import areal, engines, layouts, models, packages, pipelines, torchtitan
 from generated.command_line import render_command_line
+from generated.first_party import PATH as FIRST_PARTY
+from generated.first_party import render_first_party
 from generated.plugin_kinds import render_plugin_kinds
 from release_bounds import read_constraints
 from workspace import find_packages
@@ -32,12 +35,13 @@ def is_ours(distribution: str) -> bool:
 
 def generated_pages() -> dict[Path, str]:
     """Path -> content of every generated page."""
-    choice = choose_sections(registry(), RawMapping({}))
+    root = ROOT_SCHEMA.with_engines(registry().all(TrainEngineSpec))
+    choice = choose_sections(registry(), RawMapping({}), root)
     if choice.failures:
         raise SystemExit("\n".join(choice.failures))
     sections = [section for section in (*choice.used, *choice.unused) if is_ours(section.owner)]
     tables = {
-        "docs/engine-options.md": {"archon_core.config.combinations": render_rules()},
+        "docs/engine-options.md": {"archon_engine.options.combinations": render_rules()},
         "docs/pipeline.md": {
             "archon_pipeline.schedules (bubble)": pipelines.render_bubbles(),
             "archon_pipeline.schedules (peak)": pipelines.render_peaks(),
@@ -48,17 +52,17 @@ def generated_pages() -> dict[Path, str]:
             "archon_pipeline.schedules (by rank)": pipelines.render_peaks_by_rank(),
         },
         "docs/reference/packages.md": {"packages": packages.render_packages(ROOT)},
-        "docs/layouts.md": {"archon_core.models.capabilities": models.render_axes()},
+        "docs/layouts.md": {"archon_engine.models.capabilities": models.render_axes()},
         "docs/from-areal.md": {
-            "archon_core.config.areal (renamed)": areal.render_renamed(),
+            "archon_train.areal (renamed)": areal.render_renamed(),
             "ArchonOptions": areal.render_engine_options(),
-            "archon_core.config.areal (defaults)": areal.render_defaults(),
-            "archon_core.config.areal (null)": areal.render_null(),
-            "archon_core.config.areal (data sets)": areal.render_datasets(),
-            "archon_core.config.areal (refused)": areal.render_refused(),
-            "archon_core.config.areal (without effect)": areal.render_without_effect(),
+            "archon_train.areal (defaults)": areal.render_defaults(),
+            "archon_train.areal (null)": areal.render_null(),
+            "archon_train.areal (data sets)": areal.render_datasets(),
+            "archon_train.areal (refused)": areal.render_refused(),
+            "archon_train.areal (without effect)": areal.render_without_effect(),
         },
-        "docs/from-areal-fsdp.md": {"archon_core.config.areal (fsdp)": areal.render_fsdp_renamed()},
+        "docs/from-areal-fsdp.md": {"archon_train.areal (fsdp)": areal.render_fsdp_renamed()},
         "docs/from-torchtitan.md": {"generated.torchtitan": torchtitan.render_torchtitan()},
         "docs/reference/models.md": {"the specs of models": models.render_models(is_ours)},
         "docs/reference/engines.md": {
@@ -68,7 +72,8 @@ def generated_pages() -> dict[Path, str]:
     }
     tested = read_constraints((ROOT / "constraints/tested.txt").read_text(encoding="utf-8"))
     return {
-        ROOT / "docs/reference/options.md": render_reference(sections),
+        ROOT / "docs/reference/options.md": render_reference(ROOT_SCHEMA.schema, sections),
+        ROOT / FIRST_PARTY: render_first_party(is_ours, sections),
         ROOT / COMPATIBILITY: render_compatibility(find_packages(), PLUGIN_API_SINCE, tested),
         ROOT / "docs/reference/cli.md": render_command_line(is_ours),
         ROOT / "docs/reference/plugins.md": render_plugin_kinds(is_ours),

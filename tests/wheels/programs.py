@@ -3,12 +3,18 @@
 IMPORT_ALL = """
 import dataclasses, importlib, pkgutil, sys
 
-from archon_core.plugins import SPEC_TYPES, registry
-from archon_core.plugins.specs import load_target
+name, *missing = sys.argv[1:]
 
-package = importlib.import_module(sys.argv[1])
+from archon_core.plugins import SPEC_TYPES, registry
+from archon_core.contracts.spec import load_target
+
+package = importlib.import_module(name)
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-    importlib.import_module(module.name)
+    try:
+        importlib.import_module(module.name)
+    except ModuleNotFoundError as error:
+        if error.name not in missing:
+            raise
 targets = set()
 for kind in SPEC_TYPES:
     for spec in registry().all(kind):
@@ -19,15 +25,17 @@ for target in sorted(targets):
     load_target(target)
 print(len(targets))
 """
-"""Imports every module of a package, and every target that an installed spec names; prints how many these are."""
+"""Imports every module of the package argv[1] and every target that an installed spec names; prints how many targets.
+
+Modules may fail to import for want of the top-level modules argv[2:], which an extra would bring."""
 
 TRAIN = """
 import sys
 
-from archon_core import ArchonError, parse_layout, registry
-from archon_core.config.schema import EngineConfig
-from archon_core.data.batch import Batch
-from archon_core.protocols import LossSums, OutputRequest
+from archon_core import ArchonError, assemble
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.loss import LossSums, OutputRequest
 
 
 class NegativeLogLikelihood:
@@ -51,9 +59,8 @@ tiny = {
     "num_key_value_heads": 2,
 }
 config = EngineConfig(backend=backend, model_config=tiny)
-archon = registry().get("train_engine", "archon").load()
 try:
-    engine = archon(config, role="actor", layout=parse_layout(backend), seed=1, total_steps=None)
+    engine = assemble(config)
     engine.initialize()
 except ArchonError as error:
     sys.exit(f"error: {error}")

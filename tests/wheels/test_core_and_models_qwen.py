@@ -44,7 +44,14 @@ def test_what_needs_another_package_is_refused_by_the_engine_with_its_name(
     assert "Traceback" not in done.stderr
 
 
-def test_training_with_a_file_names_what_is_left_to_install(qwen: FreshEnvironment) -> None:
+def test_the_command_that_trains_names_its_package(qwen: FreshEnvironment) -> None:
+    done = qwen.archon("train", str(ROOT / "examples" / "sft_jsonl.yaml"))
+    assert done.returncode == USER_ERROR
+    assert "It is part of archon-train: pip install archon-train" in done.stderr
+
+
+def test_training_with_a_file_names_what_is_left_to_install(make_fresh: Callable[..., FreshEnvironment]) -> None:
+    qwen = make_fresh("archon-models-qwen", "archon-train")
     sft = ("train", str(ROOT / "examples" / "sft_jsonl.yaml"), "data.path=x.jsonl", "cluster.n_gpus_per_node=2")
     for overrides, packages in (
         ((), "archon-rl"),

@@ -45,12 +45,12 @@ def test_every_documented_pip_command_resolves(everything: FreshEnvironment) -> 
 def test_the_messages_that_the_page_shows_are_those_that_users_get(
     make_fresh: Callable[..., FreshEnvironment],
 ) -> None:
-    core = make_fresh("archon-core")
+    bare = make_fresh("archon-train")
     shown = re.findall(r"```\n\$ archon (.*)\n((?:.|\n)*?)```", INSTALLING.read_text(encoding="utf-8"))
     assert len(shown) == 2
     for command, output in shown:
         arguments = [str(ROOT / word) if word.startswith("examples/") else word for word in shlex.split(command)]
-        done = core.archon(*arguments)
+        done = bare.archon(*arguments)
         assert done.returncode == 2
         for line in output.splitlines():
             assert line == "..." or f"{line}\n" in done.stderr

@@ -1,4 +1,4 @@
-"""Every plugin beside core alone: it loads, everything in it imports, and what it lacks is named."""
+"""Every plugin with nothing but what it needs: it loads, everything in it imports, and what it lacks is named."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from workspace import CORE, find_packages
 ROOT = Path(__file__).resolve().parents[2]
 
 WHAT_IS_LACKING = {
+    "archon-engine": (("models",), "pip install archon-models-qwen"),
     "archon-models-qwen": (("verify", "qwen3"), "pip install archon-testing"),
     "archon-moe": (("models",), "pip install archon-models-qwen"),
     "archon-pipeline": (("verify", "qwen3"), "pip install archon-testing"),
@@ -27,6 +28,10 @@ WHAT_IS_LACKING = {
     ),
     "archon-rollout": (("generate", "model", "1+1="), "pip install archon-models-qwen"),
     "archon-testing": (("verify", "qwen3", "--layout", "d2"), "pip install archon-models-qwen"),
+    "archon-train": (
+        ("train", str(ROOT / "examples/grpo_arithmetic.yaml")),
+        "pip install archon-models-qwen archon-rl archon-rollout",
+    ),
 }
 """Package -> something that it cannot do alone, and what is said then. Packages that lack nothing are not here."""
 
@@ -36,15 +41,25 @@ def alone(request: pytest.FixtureRequest, make_fresh: Callable[..., FreshEnviron
     return request.param, make_fresh(request.param)
 
 
-def test_it_is_loaded_without_a_problem_beside_core_and_nothing_else(alone: tuple[str, FreshEnvironment]) -> None:
+def needed_packages(name: str) -> set[str]:
+    """A package of ours and those that it needs, directly or not."""
+    packages = find_packages()
+    own = {requirement.name for requirement in packages[name].requirements} & set(packages)
+    return {name}.union(*map(needed_packages, own))
+
+
+def test_it_is_loaded_without_a_problem_beside_what_it_needs_and_nothing_else(
+    alone: tuple[str, FreshEnvironment],
+) -> None:
     name, fresh = alone
     listed = fresh.archon("plugins", "--json")
     assert listed.returncode == 0, listed.stderr
     known = json.loads(listed.stdout)
     assert known["problems"] == []
     found = [(plugin["distribution"], plugin["status"], plugin["problems"]) for plugin in known["plugins"]]
-    assert found == [(CORE, "loaded", []), (name, "loaded", [])]
-    specs = known["plugins"][1]["specs"]
+    assert found[0][0] == CORE
+    assert sorted(found) == [(package, "loaded", []) for package in sorted(needed_packages(name))]
+    specs = next(plugin["specs"] for plugin in known["plugins"] if plugin["distribution"] == name)
     assert specs, "it provides something"
     for command in (spec["name"] for spec in specs if spec["kind"] == "command"):
         help_of = fresh.archon(command, "--help")
@@ -56,8 +71,9 @@ def test_it_is_loaded_without_a_problem_beside_core_and_nothing_else(alone: tupl
 
 def test_all_that_is_in_it_and_all_that_it_names_imports(alone: tuple[str, FreshEnvironment]) -> None:
     name, fresh = alone
-    import_name = find_packages()[name].import_name
-    done = fresh.python("-W", "error::ImportWarning", "-c", IMPORT_ALL, import_name)
+    package = find_packages()[name]
+    extras = [requirement.name for extra in package.optional_requirements.values() for requirement in extra]
+    done = fresh.python("-W", "error::ImportWarning", "-c", IMPORT_ALL, package.import_name, *extras)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 1
 

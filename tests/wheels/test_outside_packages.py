@@ -70,9 +70,11 @@ def test_each_plugin_gets_the_status_that_it_deserves(mixed: FreshEnvironment) -
     plugins = {plugin["distribution"]: plugin for plugin in json.loads(done.stdout)["plugins"]}
     assert {name: plugin["status"] for name, plugin in plugins.items()} == {
         "archon-core": "loaded",
+        "archon-engine": "loaded",
         "archon-pipeline": "loaded",
         "archon-rl": "loaded",
         "archon-testing": "loaded",
+        "archon-train": "loaded",
         "broken-rewards": "failed",
         "newer-rewards": "incompatible",
         "plain-llama": "loaded",

@@ -28,14 +28,13 @@ import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from archon_core import parse_layout
-from archon_core.checkpoint.dcp import TrainingState, load_training_state
-from archon_core.checkpoint.parts import HostCopies
-from archon_core.checkpoint.seal import SEAL
-from archon_core.config.schema import EngineConfig
-from archon_core.distributed.ranks import Ranks
-from archon_core.engine.archon import ArchonEngine
-from archon_core.run.publication import publish_folder
+from archon_core import assemble, parse_layout
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.ranks.ranks import Ranks
+from archon_engine.checkpoint.dcp import TrainingState, load_training_state
+from archon_engine.checkpoint.parts import HostCopies
+from archon_engine.checkpoint.publication import publish_folder
+from archon_engine.checkpoint.seal import SEAL
 
 BAR = 0.8
 PLAIN = "plain.safetensors"
@@ -63,7 +62,7 @@ class Bench:
     def __init__(self, folder: Path, rounds: int) -> None:
         self.folder = folder
         self.rounds = rounds
-        self.engine = ArchonEngine(
+        self.engine = assemble(
             EngineConfig(model_config=MODEL, dtype="float32", optimizer=None),
             role="actor",
             layout=parse_layout("archon:d1"),

@@ -64,22 +64,12 @@ def prompts_of(workload: Workload) -> list[list[int]]:
 
 def with_archon(folder: str, workload: Workload, new_tokens: int, dtype: str) -> Generate:
     """Generation by the local engine on the Archon engine's module."""
-    from archon_core.config.schema import EngineConfig, RolloutConfig
-    from archon_core.generation import GenerationConfig, GenerationRequest
-    from archon_core.layout import parse_layout
-    from archon_core.plugins import InferenceEngineSpec, TrainEngineSpec, registry
+    from archon_core import assemble
+    from archon_core.contracts.engine_config import EngineConfig
+    from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+    from archon_core.plugins import InferenceEngineSpec, registry
 
-    trainer = (
-        registry()
-        .get(TrainEngineSpec, "archon")
-        .load()(
-            EngineConfig(path=folder, dtype=dtype, optimizer=None),
-            role="actor",
-            layout=parse_layout("archon:d1"),
-            seed=0,
-            total_steps=None,
-        )
-    )
+    trainer = assemble(EngineConfig(path=folder, dtype=dtype, optimizer=None))
     trainer.initialize()
     engine = registry().get(InferenceEngineSpec, "local").load()(RolloutConfig(), trainer=trainer)
     config = GenerationConfig(n_samples=workload.n_samples, max_new_tokens=new_tokens)

@@ -22,7 +22,7 @@ def measure(variant: str, tokens: int, hidden: int, vocab: int, dtype: str, devi
     """Peak bytes beyond weight, input and their gradients, and seconds, of one forward and backward."""
     import torch
 
-    from archon_core.nn.head import linear_logprobs
+    from archon_engine.nn.head import linear_logprobs
 
     torch.manual_seed(0)
     kind = getattr(torch, dtype)

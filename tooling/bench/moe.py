@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from archon_core.config.schema import ArchonOptions
-from archon_core.moe import MoESettings
-from archon_core.nn.packed import PackedSequences
+from archon_core.contracts.moe import MoESettings
+from archon_core.contracts.packed import PackedSequences
+from archon_engine.options.archon import ArchonOptions
 from archon_moe.block import MoEBlock
 from archon_moe.builder import MoEBlocks
 

@@ -28,14 +28,14 @@ import torch.distributed as dist
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 
-from archon_core import parse_layout, registry
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
-from archon_core.data.batch import Batch
-from archon_core.data.micro_batch import MicroBatch
-from archon_core.engine.archon import ArchonEngine
-from archon_core.models.staged import stages_of
+from archon_core import assemble, parse_layout, registry
+from archon_core.contracts.batch import Batch, MicroBatch
+from archon_core.contracts.engine import TrainEngine
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.loss import OutputRequest
 from archon_core.plugins import ScheduleSpec
-from archon_core.protocols import OutputRequest
+from archon_engine.models.staged import stages_of
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_pipeline.recording import Recording, parse_recording
 from archon_pipeline.simulator import simulate
 from archon_testing.worlds import run_world
@@ -61,10 +61,10 @@ MODEL = {
 }
 
 
-def make_engine(schedule: str, n_micro_batches: int) -> ArchonEngine:
+def make_engine(schedule: str, n_micro_batches: int) -> TrainEngine:
     """An engine over all ranks of this world."""
-    engine = ArchonEngine(
-        EngineConfig(
+    engine = assemble(
+        ArchonEngineConfig(
             model_config=MODEL,
             dtype="float32",
             mb_spec=MicroBatchSpec(n_mbs=n_micro_batches),
@@ -89,7 +89,7 @@ class Sides:
         n_micro_batches: of every step.
     """
 
-    def __init__(self, engine: ArchonEngine, schedule: str, n_micro_batches: int) -> None:
+    def __init__(self, engine: TrainEngine, schedule: str, n_micro_batches: int) -> None:
         self._engine = engine
         self._number = n_micro_batches
         self._parts = engine._running.parts

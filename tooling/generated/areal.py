@@ -5,7 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from archon_core.config.areal.keys import (
+from archon_core.config.raw import RawMapping
+from archon_core.config.root import default_text
+from archon_core.config.sections import build_schema, choose_sections
+from archon_core.plugins import TrainEngineSpec, registry
+from archon_engine.options.archon import ArchonOptions
+from archon_train.areal.keys import (
     DATASETS,
     DEFAULTS,
     IGNORED,
@@ -14,8 +19,7 @@ from archon_core.config.areal.keys import (
     RENAMED,
     Ignored,
 )
-from archon_core.config.schema import ArchonOptions
-from archon_core.config.sections import default_text
+from archon_train.experiment import ROOT
 from generated.tables import code, codes, table
 
 ENGINE_DEFAULTS = {
@@ -47,6 +51,13 @@ ENGINE_NOTES = {
 }
 
 
+def _ours(option: str) -> str:
+    """Archon's default of an option, with the sections of the plugins that a file without entries uses."""
+    root = ROOT.with_engines(registry().all(TrainEngineSpec))
+    schema = build_schema(ROOT.schema, choose_sections(registry(), RawMapping({}), root).used)
+    return default_text(schema, option) or "null"
+
+
 def render_engine_options() -> str:
     """``actor.archon``, option by option: AReaL's default and ours."""
     unknown = {*ENGINE_DEFAULTS, *ENGINE_NOTES} - {field.name for field in dataclasses.fields(ArchonOptions)}
@@ -55,7 +66,7 @@ def render_engine_options() -> str:
     for field in dataclasses.fields(ArchonOptions):
         name = field.name
         theirs = ENGINE_DEFAULTS.get(name)
-        ours = default_text(f"actor.archon.{name}") or "null"
+        ours = _ours(f"actor.archon.{name}")
         ours = ours.lower() if ours in ("True", "False") else ours
         rows.append(
             [code(field.name), code(theirs) if theirs else "not there", code(ours), ENGINE_NOTES.get(field.name, "")]
@@ -70,10 +81,9 @@ def render_renamed() -> str:
 
 def render_defaults() -> str:
     """Options whose default is another one."""
-    rows = [[code(option), code(theirs), code(default_text(option) or "null")] for option, theirs in DEFAULTS.items()]
+    rows = [[code(option), code(theirs), code(_ours(option))] for option, theirs in DEFAULTS.items()]
     rows += [
-        [f"{code(option)}, with `p`", code(theirs), code(default_text(option) or "null")]
-        for option, theirs in PIPELINE_DEFAULTS.items()
+        [f"{code(option)}, with `p`", code(theirs), code(_ours(option))] for option, theirs in PIPELINE_DEFAULTS.items()
     ]
     return table(["option", "AReaL's default", "ours"], rows)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from archon_core.config.schema import ArchonOptions
 from archon_core.layout import BUILTIN_BACKENDS, backend_table
 from archon_core.layout.axes import AXIS_NAMES
 from archon_core.plugins import InferenceEngineSpec, ModelSpec, ScheduleSpec, TrainEngineSpec, registry
 from archon_core.plugins.hints import package_for
+from archon_engine.options.archon import ArchonOptions
 from generated.tables import code, codes, table
 
 AREAL = "https://inclusionai.github.io/AReaL/tutorial/archon.html"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from archon_core.layout.axes import AXIS_NAMES
-from archon_core.models.capabilities import CAPABILITY_OF_AXIS
 from archon_core.plugins import ModelSpec, registry
+from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
 from generated.tables import code, codes, table
 
 PROVIDERS = {"p": "archon-pipeline", "e": "archon-moe"}
@@ -38,7 +38,7 @@ def render_axes() -> str:
     rows = []
     for letter, name in AXIS_NAMES.items():
         capability = CAPABILITY_OF_AXIS.get(letter)
-        rows.append([code(letter), name, code(capability or "") or "nothing", PROVIDERS.get(letter, "archon-core")])
+        rows.append([code(letter), name, code(capability or "") or "nothing", PROVIDERS.get(letter, "archon-engine")])
     return table(["letter", "axis", "a model declares", "package"], rows)
 
 

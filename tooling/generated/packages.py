@@ -7,7 +7,7 @@ from pathlib import Path
 
 from archon_core.plugins import registry
 from archon_core.plugins.hints import label
-from archon_core.plugins.specs import SPEC_TYPES
+from archon_core.plugins.kinds import SPEC_TYPES
 from generated.tables import codes, table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from archon_core.pipeline import ActionKind, RankActions
+from archon_core.contracts.pipeline import ActionKind, RankActions
 from archon_core.plugins import ScheduleSpec
 from archon_pipeline.placement import place_stages
 from archon_pipeline.planned_view import plan_view

@@ -1,4 +1,4 @@
-"""docs/reference/plugins.md: hooks, specs and interfaces, from ``archon_core.plugins`` and ``.protocols``."""
+"""docs/reference/plugins.md: hooks, specs and interfaces, from ``archon_core.contracts``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from archon_core import PLUGIN_API, protocols
+from archon_core import PLUGIN_API
 from archon_core.config.reference import attribute_texts
+from archon_core.contracts.spec import ConfigSection, Spec
 from archon_core.plugins import hookspecs, registry
-from archon_core.plugins.specs import SPEC_TYPES, ConfigSection, Spec
+from archon_core.plugins.kinds import SPEC_TYPES
 from generated.tables import code, codes, prose, sentence, table
 
 HEADER = """# Plugins
@@ -103,18 +104,19 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _linked(text: str) -> str:
-    return text.replace("``", "`").replace("`protocols.", "`")
+    return text.replace("``", "`")
 
 
 def _interfaces(kind: type[Spec]) -> Iterator[type]:
     """The protocols that a spec's documentation names, and those that they return."""
     queue = re.findall(r"`((?:archon_core\.)?[\w.]*[A-Z]\w+)`", inspect.getdoc(kind) or "")
     if kind.kind == "model":
-        queue = ["protocols.CausalModule", "protocols.ModelArguments"]
+        queue = ["CausalModule", "ModelArguments"]
+    topic = importlib.import_module(kind.__module__)
     seen: set[str] = set()
     while queue:
         path, _, name = queue.pop(0).rpartition(".")
-        module = importlib.import_module(path) if path.startswith("archon_core.") else protocols
+        module = importlib.import_module(path) if path.startswith("archon_core.") else topic
         protocol = getattr(module, name, None)
         if name in seen or not getattr(protocol, "_is_protocol", False):
             continue
@@ -123,7 +125,7 @@ def _interfaces(kind: type[Spec]) -> Iterator[type]:
         call = vars(protocol).get("__call__")
         returned = inspect.signature(call).return_annotation if call else None
         if isinstance(returned, str):
-            queue.append(f"protocols.{returned}")
+            queue.append(returned)
 
 
 def _methods(protocol: type) -> str:

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from archon_core.models.box import Box
-from archon_core.models.hf_config import load_hf_config
-from archon_core.models.key_report import form_of
-from archon_core.models.parameter_names import named_weights, weight_shapes
-from archon_core.models.weight_conversion import fill_ours, read_from
+from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.key_report import form_of
+from archon_engine.models.parameter_names import named_weights, weight_shapes
+from archon_engine.models.weight_conversion import fill_ours, read_from
 from archon_models_hf.arguments import HfArguments
 from archon_models_hf.decoder import HfDecoder
 from archon_models_hf.weight_map import weight_map

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from archon_core.errors import ModelError
-from archon_core.models.initialize import initial_value
-from archon_core.models.parameter_names import owners
+from archon_engine.models.initialize import initial_value
+from archon_engine.models.parameter_names import owners
 from archon_models_hf.decoder import HfDecoder
 from archon_models_hf.parallel_plan import parallel_plan
 

@@ -8,7 +8,7 @@ import torch
 from archon_core import parse_layout
 from archon_core.errors import LayoutError
 from archon_core.layout.model_sizes import check_sizes
-from archon_core.parallel.sizes import sharded_extents
+from archon_engine.parallel.sizes import sharded_extents
 from archon_models_hf.decoder import HfDecoder
 from archon_models_hf.parallel_plan import parallel_plan
 

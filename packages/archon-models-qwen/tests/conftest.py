@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from archon_core.contracts.model import LoadedModel
+from archon_core.contracts.moe import MoESettings
+from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.models.box import Box
-from archon_core.models.hf_config import load_hf_config
-from archon_core.models.key_report import form_of
-from archon_core.models.parameter_names import named_weights, weight_shapes
-from archon_core.models.weight_conversion import fill_ours, read_from
 from archon_core.models.weight_map import ResolvedMap
-from archon_core.moe import MoESettings
-from archon_core.nn.packed import HeadInputs, PackedSequences
-from archon_core.nn.swiglu import activation
-from archon_core.plugins.specs import LoadedModel
+from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.key_report import form_of
+from archon_engine.models.parameter_names import named_weights, weight_shapes
+from archon_engine.models.weight_conversion import fill_ours, read_from
+from archon_engine.nn.swiglu import activation
 from archon_models_qwen.plugin import archon_models
 
 
@@ -41,7 +41,7 @@ class _PlainExperts(nn.Module):
 
 
 class _PlainBlock(nn.Module):
-    """A block as ``archon_core.moe`` describes it: every expert computes every token, most of it for nothing."""
+    """A block of ``archon_core.contracts.moe`` in which every expert computes every token, most of it for nothing."""
 
     def __init__(self, settings: MoESettings) -> None:
         super().__init__()

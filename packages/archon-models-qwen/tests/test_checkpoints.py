@@ -12,14 +12,15 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from archon_core.checkpoint.hf import INDEX_FILE, load_hf_weights
-from archon_core.checkpoint.hf_saving import save_hf_weights
+from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.errors import WeightsError
-from archon_core.models.hf_config import load_hf_config
-from archon_core.models.initialize import initialize_weights
-from archon_core.models.materialize import materialize_empty
-from archon_core.models.parameter_names import named_weights, weight_shapes
-from archon_core.nn.packed import HeadInputs, PackedSequences
+from archon_engine.checkpoint.hf import load_hf_weights
+from archon_engine.checkpoint.hf_saving import save_hf_weights
+from archon_engine.checkpoint.weight_files import INDEX_FILE
+from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.initialize import initialize_weights
+from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_models_qwen.tiny_config import tiny_qwen2, tiny_qwen3
 
 MakePair = Callable[..., Any]

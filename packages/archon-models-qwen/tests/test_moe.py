@@ -13,15 +13,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from archon_core.checkpoint.hf import load_hf_weights
-from archon_core.checkpoint.hf_saving import save_hf_weights
+from archon_core.contracts.moe import MoESettings
 from archon_core.errors import ModelError, WeightsError
 from archon_core.models.box import Box
-from archon_core.models.hf_config import load_hf_config
-from archon_core.models.materialize import materialize_empty
-from archon_core.models.parameter_names import named_weights, weight_shapes
 from archon_core.models.stage import Stage
-from archon_core.moe import MoESettings
+from archon_engine.checkpoint.hf import load_hf_weights
+from archon_engine.checkpoint.hf_saving import save_hf_weights
+from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 from archon_models_qwen.parallel_plan import moe_parallel_plan
 from archon_models_qwen.tiny_config import tiny_qwen3_moe

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from archon_core.errors import ModelError
-from archon_core.models.hf_config import load_hf_config
+from archon_engine.models.hf_config import load_hf_config
 from archon_models_qwen.arguments import QwenArguments
 from archon_models_qwen.decoder import QwenDecoder
 from archon_models_qwen.parallel_plan import parallel_plan

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.models.stage import Stage
-from archon_core.models.weight_conversion import assemble_hf, copy_from
-from archon_core.nn.packed import HeadInputs, PackedSequences
-from archon_core.nn.rotary import ROPE_KINDS
+from archon_engine.models.weight_conversion import assemble_hf, copy_from
+from archon_engine.nn.rotary import ROPE_KINDS
 from archon_models_qwen.decoder import QwenDecoder
 from archon_models_qwen.tiny_config import tiny_qwen2, tiny_qwen3
 

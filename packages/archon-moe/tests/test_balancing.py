@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from archon_core.config.schema import ArchonOptions, EngineConfig
+from archon_core.contracts.moe import MoESettings
+from archon_core.contracts.packed import Auxiliary, PackedSequences
 from archon_core.errors import ConfigError
-from archon_core.moe import MoESettings
-from archon_core.nn.packed import Auxiliary, PackedSequences
-from archon_core.nn.tensor_parallel import TensorParallel
-from archon_core.nn.ulysses import ContextParallel
+from archon_engine.nn.tensor_parallel import TensorParallel
+from archon_engine.nn.ulysses import ContextParallel
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_moe.balancing import update_choice_bias
 from archon_moe.block import MoEBlock
 from archon_moe.builder import MoEBlocks
@@ -217,7 +217,7 @@ def test_options_that_mean_nothing_are_refused(options: MoEOptions, message: str
 def test_options_that_would_do_nothing_are_refused_before_anything_runs(
     options: dict[str, object], has_experts: bool | None, found: str
 ) -> None:
-    config = EngineConfig()
+    config = ArchonEngineConfig()
     vars(config.archon).update(options)
     explicit = {f"actor.archon.{name}" for name in options}
     said = check_options(config, role="actor", explicit=explicit, has_experts=has_experts)

@@ -15,11 +15,11 @@ from transformers import DeepseekV3Config, Qwen3MoeConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from archon_core.compat import TorchDispatchMode
-from archon_core.config.schema import ArchonOptions
+from archon_core.contracts.moe import MoESettings
+from archon_core.contracts.packed import PackedSequences
 from archon_core.errors import ConfigError, DataError, ModelError
-from archon_core.moe import MoESettings
-from archon_core.nn.packed import PackedSequences
+from archon_engine.compat import TorchDispatchMode
+from archon_engine.options.archon import ArchonOptions
 from archon_moe.block import MoEBlock
 from archon_moe.builder import MoEBlocks
 from archon_moe.experts import GroupedExperts

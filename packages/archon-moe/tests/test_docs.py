@@ -14,12 +14,12 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
 from archon_core import registry
-from archon_core.config.schema import ArchonOptions
+from archon_core.contracts.moe import ExpertParallel, MoESettings
+from archon_core.contracts.packed import PackedSequences
 from archon_core.errors import ConfigError
-from archon_core.models.expert_builder import expert_builder
-from archon_core.moe import ExpertParallel, MoESettings
-from archon_core.nn.packed import PackedSequences
 from archon_core.plugins import ModelSpec
+from archon_core.selection import select_experts
+from archon_engine.options.archon import ArchonOptions
 from archon_testing.worlds import run_world
 
 PAGE = (Path(__file__).parents[3] / "docs/moe.md").read_text(encoding="utf-8")
@@ -54,10 +54,10 @@ def test_the_example_is_chosen_by_its_name(package: Path) -> None:
     [spec] = archon_moe()
     registry().add(spec)
     model = ModelSpec(name="some", target="some:model", needs=("moe",))
-    builder = expert_builder(model, registry(), ArchonOptions(moe="gathering"), role="actor")
+    builder = select_experts(model, registry(), asked="gathering").load()(ArchonOptions())
     assert type(builder).__name__ == "GatheringBlocks"
     with pytest.raises(ConfigError, match=r"actor.archon.moe: found none chosen and several installed.*gathering"):
-        expert_builder(model, registry(), ArchonOptions(), role="actor")
+        select_experts(model, registry(), option="actor.archon.moe")
 
 
 def differences(folder: str) -> list[float]:

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from archon_core.compat import TorchDispatchMode
-from archon_core.config.schema import ArchonOptions
+from archon_core.contracts.moe import ExpertParallel, MoESettings
+from archon_core.contracts.packed import PackedSequences
 from archon_core.errors import LayoutError
-from archon_core.moe import ExpertParallel, MoESettings
-from archon_core.nn.packed import PackedSequences
+from archon_engine.compat import TorchDispatchMode
+from archon_engine.options.archon import ArchonOptions
 from archon_moe.block import MoEBlock
 from archon_moe.builder import MoEBlocks
 from archon_moe.dispatch.traffic import RowSizes, bytes_between, rows_between

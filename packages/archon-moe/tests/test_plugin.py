@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 from archon_core import registry
+from archon_core.config.root import RootSchema
 from archon_core.config.sections import build_schema, choose_sections
 from archon_core.config.typed import convert, knows
 from archon_core.config.yaml_file import parse_yaml
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.plugins import TrainEngineSpec
 from archon_moe.options import MoEOptions, read_options
 
 CONFIG = """
@@ -17,10 +21,25 @@ critic: {archon: {moe_z_loss_coef: 1e-3}}
 """
 
 
+ROLES = ("actor", "critic", "ref", "teacher")
+
+
+@dataclass
+class Models:
+    """A configuration of nothing but models."""
+
+    actor: EngineConfig = field(default_factory=lambda: EngineConfig(backend="archon:d1"))
+    critic: EngineConfig | None = None
+    ref: EngineConfig | None = None
+    teacher: EngineConfig | None = None
+
+
 def test_every_role_has_the_options() -> None:
     tree = parse_yaml(CONFIG, "config.yaml")
-    schema = build_schema(choose_sections(registry(), tree).used)
-    for role in ("actor", "critic", "ref", "teacher"):
+    root = RootSchema(Models, {"train_engine": tuple(f"{role}.backend" for role in ROLES)})
+    root = root.with_engines(registry().all(TrainEngineSpec))
+    schema = build_schema(root.schema, choose_sections(registry(), tree, root).used)
+    for role in ROLES:
         assert knows(schema, f"{role}.archon.moe_aux_loss"), role
     converted = convert(tree, schema)
     assert converted.problems == ()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from archon_core.contracts.pipeline import Action
 from archon_core.errors import PluginError
-from archon_core.pipeline import Action
 from archon_pipeline.checking import check_actions
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archon_core.pipeline import Action, ActionKind, RankActions
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions
 from archon_pipeline.checking import check_actions
 from archon_pipeline.placement import place_stages
 from archon_pipeline.schedules.list_scheduling import Rule, apply_rule, find_schedule

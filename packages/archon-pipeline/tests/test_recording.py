@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from archon_core.contracts.pipeline import Action
 from archon_core.errors import ConfigError
-from archon_core.pipeline import Action
 from archon_pipeline.recording import Recording, find_recordings, read_recording, recording_path, write_recording
 from archon_pipeline.timeline import TimedAction, Timeline
 

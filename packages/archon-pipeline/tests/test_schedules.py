@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from archon_core.contracts.pipeline import ActionKind, RankActions, ScheduleActions
 from archon_core.errors import ConfigError
-from archon_core.pipeline import ActionKind, RankActions, ScheduleActions
 from archon_core.plugins import ScheduleSpec
 from archon_pipeline.checking import check_actions
 from archon_pipeline.placement import place_stages

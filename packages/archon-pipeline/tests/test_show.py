@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from archon_core import registry
-from archon_core.pipeline import RankActions
+from archon_core.contracts.pipeline import RankActions
 from archon_core.plugins import ScheduleSpec
 from archon_pipeline.placement import place_stages
 from archon_pipeline.recording import Recording, recording_path, write_recording

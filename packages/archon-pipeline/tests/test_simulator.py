@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from archon_core.contracts.pipeline import Action, RankActions
 from archon_core.errors import PluginError
-from archon_core.pipeline import Action, RankActions
 from archon_pipeline.costs import Costs, StageCosts
 from archon_pipeline.simulator import simulate
 from archon_pipeline.timeline import count_peak_activations, count_sends, weigh_peak_activations

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from archon_core.config.schema import ArchonOptions
+from archon_core.contracts.pipeline import StagePlan
 from archon_core.errors import ConfigError, LayoutError
-from archon_core.pipeline import StagePlan
 from archon_core.plugins import ScheduleSpec
+from archon_engine.options.archon import ArchonOptions
 from archon_pipeline.stage_split import split_into_stages
 
 ONE = ScheduleSpec(name="1F1B", target="", stages_per_rank=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch.distributed.pipelining import schedules as torch_schedules
 
-from archon_core.pipeline import Action, ActionKind, RankActions
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions
 from archon_pipeline.placement import place_stages
 from archon_pipeline.schedules.interleaved_zero_bubble import interleaved_zero_bubble
 from archon_pipeline.schedules.zbv import zbv

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from thread_ranks import ranks_here
 
-from archon_core.config.decisions import Decision
-from archon_core.distributed.ranks import DataRanks
-from archon_core.generation import Completion
-from archon_core.protocols import StepStats
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import StepStats
+from archon_core.contracts.rollout import Completion
+from archon_core.ranks.ranks import DataRanks
 
 
 class BigramEngine:
-    """``protocols.TrainEngine`` for logits that depend on the previous token alone, in float64."""
+    """``contracts.engine.TrainEngine`` for logits that depend on the previous token alone, in float64."""
 
     def __init__(self, config, *, role, layout, seed, total_steps, explicit=frozenset()):
         self.config, self.role, self.seed, self.total_steps = config, role, seed, total_steps
@@ -145,7 +145,7 @@ class BigramEngine:
 
 @dataclass
 class StagedTable:
-    """``protocols.StagedState``."""
+    """``contracts.engine.StagedState``."""
 
     table: torch.Tensor
     optimizer: dict
@@ -162,7 +162,7 @@ class StagedTable:
 
 
 class BigramRollout:
-    """``protocols.InferenceEngine`` that samples token by token from a ``BigramEngine``."""
+    """``contracts.rollout.InferenceEngine`` that samples token by token from a ``BigramEngine``."""
 
     def __init__(self, config, *, trainer):
         self.trainer = trainer

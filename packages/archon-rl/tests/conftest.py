@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from archon_core.config.loading import load_config
-from archon_core.distributed.ranks import Ranks
 from archon_core.plugins import AlgorithmSpec, InferenceEngineSpec, TrainEngineSpec, registry
-from archon_core.run.context import RunContext
-from archon_core.run.folder import RunFolder
-from archon_core.run.interrupt import StopSignal
-from archon_core.run.metrics import MetricsLog
-from archon_core.run.progress import Progress
+from archon_core.ranks.ranks import Ranks
+from archon_train.experiment import load_config
+from archon_train.run.context import RunContext
+from archon_train.run.folder import RunFolder
+from archon_train.run.interrupt import StopSignal
+from archon_train.run.metrics import MetricsLog
+from archon_train.run.progress import Progress
 
 # A spec's target is imported by name, and files of a tests folder are no modules otherwise.
 sys.path.insert(0, str(Path(__file__).parent))

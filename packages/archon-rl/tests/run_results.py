@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from archon_core.run.folder import RunFolder
-from archon_core.run.metrics import read_metrics
+from archon_train.run.folder import RunFolder
+from archon_train.run.metrics import read_metrics
 
 TIMING = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
 from archon_rl.advantages import (
     GroupAdvantages,
     Normalisation,

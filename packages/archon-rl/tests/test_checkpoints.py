@@ -10,8 +10,8 @@ from bigram_engine import BigramEngine, StagedTable
 from run_results import rows, table
 
 from archon_core.errors import DamagedError, WeightsError
-from archon_core.run import publication
-from archon_core.run.folder import RunFolder
+from archon_engine.checkpoint import publication
+from archon_train.run.folder import RunFolder
 
 ASYNC = "trainer.async_save=true"
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from archon_core.config.schema import DataConfig
 from archon_core.errors import ConfigError, DataError
 from archon_rl.datasets.jsonl import jsonl_dataset, read_jsonl
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer.sequence_lengths import measured, prompt_lengths, whole_lengths
+from archon_train.experiment import DataConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
 

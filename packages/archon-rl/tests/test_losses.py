@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archon_core.data.batch import Batch
-from archon_core.protocols import Loss
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.loss import Loss
 from archon_rl.losses.aggregation import ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm, kl_estimate

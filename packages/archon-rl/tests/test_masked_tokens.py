@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import archon_rl
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
 from archon_core.plugins import registry
 from archon_rl.algorithm import Algorithm
 from archon_rl.config import AGGREGATIONS, BEHAVE_WEIGHT_MODES, KL_ESTIMATORS

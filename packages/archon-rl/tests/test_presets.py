@@ -12,11 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archon_core.config.decisions import Decision
-from archon_core.config.schema import ArchonOptions, EngineConfig
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.rollout import GenerationConfig
 from archon_core.errors import ConfigError
-from archon_core.generation import GenerationConfig
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl import config as options_module
 from archon_rl import plugin
 from archon_rl.advantages import Normalisation
@@ -29,7 +29,7 @@ from archon_rl.presets import grpo, sft
 
 
 @dataclass
-class Actor(EngineConfig, PolicyOptions):
+class Actor(ArchonEngineConfig, PolicyOptions):
     """``actor`` as the merged configuration has it."""
 
 
@@ -37,12 +37,12 @@ class Actor(EngineConfig, PolicyOptions):
 class Configuration:
     actor: Actor
     gconfig: GenerationConfig = field(default_factory=lambda: GenerationConfig(n_samples=4, max_new_tokens=16))
-    ref: EngineConfig | None = None
+    ref: ArchonEngineConfig | None = None
 
 
 def compose(*, ref: bool = False, gconfig: dict | None = None, **options) -> tuple[Algorithm, dict[str, Decision]]:
     decisions: list[Decision] = []
-    base = Configuration(Actor(**options), ref=EngineConfig() if ref else None)
+    base = Configuration(Actor(**options), ref=ArchonEngineConfig() if ref else None)
     config = replace(base, gconfig=replace(base.gconfig, **(gconfig or {})))
     algorithm = grpo(config, decisions)
     return algorithm, {decision.option: decision for decision in decisions}

@@ -15,10 +15,10 @@ import pytest
 import torch
 from thread_ranks import run_on_ranks
 
-from archon_core.distributed.ranks import DataRanks
+from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import ArchonError, ConfigError, DataError, RewardError
-from archon_core.generation import Completion, GenerationConfig
 from archon_core.plugins import RewardSpec, registry
+from archon_core.ranks.ranks import DataRanks
 from archon_rl.datasets.jsonl import read_jsonl
 from archon_rl.datasets.placed_record import PlacedRecord, read_placed
 from archon_rl.datasets.records import ListDataset, SubsetDataset

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.policy import BehaviourWeight, ClippedPolicyTerm
 from archon_rl.trainer.rl_step import RLStep

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from archon_core.config.schema import EngineConfig, OptimizerConfig
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
+from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import TrainingError
-from archon_core.generation import Completion, GenerationConfig
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from archon_core.errors import ConfigError, DataError
-from archon_core.run.metrics import read_metrics
 from archon_rl.datasets.records import ListDataset
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer import sequence_lengths
 from archon_rl.trainer.sequence_lengths import measured, prompt_lengths, whole_lengths
+from archon_train.run.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from bigram_engine import BigramEngine
 
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
 from archon_core.errors import ConfigError, TrainingError
-from archon_core.run.metrics import read_metrics
 from archon_rl.losses.objective import Objective
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer, load_tokenizer
 from archon_rl.trainer.evaluation import evaluate_loss
 from archon_rl.trainer.export_check import verify_export
+from archon_train.run.metrics import read_metrics
 
 CONFIGURATION = """
 experiment_name: test

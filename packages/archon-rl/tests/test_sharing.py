@@ -12,13 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thread_ranks import run_on_ranks
 
-from archon_core.data.batch import Batch
-from archon_core.distributed.ranks import DataRanks
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import DataError, TrainingError
-from archon_core.generation import Completion, GenerationConfig
-from archon_core.protocols import OutputRequest
-from archon_core.run.folder import RunFolder
-from archon_core.run.publication import publish_folder
+from archon_core.ranks.ranks import DataRanks
+from archon_engine.checkpoint.publication import publish_folder
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
@@ -26,6 +25,7 @@ from archon_rl.trainer.checkpointing import resumed_checkpoint
 from archon_rl.trainer.export_check import verify_export
 from archon_rl.trainer.rollout_batch import rollout_seeds, sample, score
 from archon_rl.trainer.sharing import SharedEngine, deal, in_shares, plan_shares, restore, written_together
+from archon_train.run.folder import RunFolder
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 

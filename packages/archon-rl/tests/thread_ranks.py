@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from archon_core.distributed.ranks import Ranks
+from archon_core.ranks.ranks import Ranks
 
 TIMEOUT = 120
 """Seconds that a rank waits for the others: a test that would hang fails instead."""

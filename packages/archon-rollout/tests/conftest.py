@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from archon_core.distributed.ranks import DataRanks
-from archon_core.nn.evaluation import evaluation_mode
-from archon_core.nn.head import LanguageModelHead
-from archon_core.nn.packed import HeadInputs, PackedSequences
+from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_core.ranks.ranks import DataRanks
+from archon_engine.nn.evaluation import evaluation_mode
+from archon_engine.nn.head import LanguageModelHead
 
 VOCABULARY = 23
 HEADS, KV_HEADS, HEAD_DIM = 6, 2, 4

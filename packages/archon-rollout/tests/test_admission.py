@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archon_core.generation import GenerationConfig
+from archon_core.contracts.rollout import GenerationConfig
 from archon_rollout.admission import AdmissionQueue, Sample, rows_to_fill
 
 CONFIG = GenerationConfig()

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from archon_core.cli.main import main
-from archon_core.config.schema import RolloutConfig
+from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
 from archon_core.errors import ConfigError, DataError
-from archon_core.generation import GenerationConfig
 from archon_rollout.cli import read_prompts
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.model_limits import ModelLimits

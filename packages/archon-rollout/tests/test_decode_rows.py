@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archon_core.contracts.rollout import GenerationConfig
 from archon_core.errors import TrainingError
-from archon_core.generation import GenerationConfig
 from archon_rollout.admission import Sample
 from archon_rollout.decode_rows import DecodeRows, plan_moves
 

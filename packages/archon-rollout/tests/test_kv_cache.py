@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from archon_core.nn.attention import PackedAttention
-from archon_core.nn.packed import PackedSequences
+from archon_core.contracts.packed import PackedSequences
+from archon_engine.nn.attention import PackedAttention
 from archon_rollout import kv_cache
 from archon_rollout.kv_cache import DecodeCache, PromptCache
 

@@ -5,11 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from archon_core.config.schema import RolloutConfig
+from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_core.contracts.rollout import (
+    Completion,
+    GenerationConfig,
+    GenerationRequest,
+    InferenceEngine,
+    RolloutConfig,
+)
 from archon_core.errors import ConfigError, DataError, ModelError, TrainingError
-from archon_core.generation import Completion, GenerationConfig, GenerationRequest
-from archon_core.nn.packed import HeadInputs, PackedSequences
-from archon_core.protocols import InferenceEngine
 from archon_rollout.local_engine import LocalEngine
 
 PROMPTS = [(3,), (1, 2, 3, 4, 5, 6, 7), (9, 8), (4, 4, 4, 4), (20, 21, 22, 0, 1)]

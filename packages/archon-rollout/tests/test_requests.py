@@ -1,7 +1,7 @@
 import pytest
 
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import ConfigError, DataError, ModelError
-from archon_core.generation import GenerationConfig, GenerationRequest
 from archon_rollout.model_limits import ModelLimits
 from archon_rollout.requests import check_requests, token_limit
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from archon_core.distributed.ranks import Ranks
+from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.rollout import Completion
 from archon_core.errors import ConfigError
-from archon_core.generation import Completion
-from archon_core.nn.packed import PackedSequences
+from archon_core.ranks.ranks import Ranks
 from archon_rollout.routed_experts import RoutingRecorder, join_stages
 
 DONE = Completion((5, 6), (-1.0, -1.0), (0, 0), "stop")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from archon_core.errors import ModelError
-from archon_core.models.hf_config import load_hf_config
+from archon_engine.models.hf_config import load_hf_config
 from archon_scaffold.models import reading, tiny
 from archon_scaffold.models.source import read_source
 

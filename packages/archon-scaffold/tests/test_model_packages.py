@@ -103,7 +103,7 @@ def test_its_metadata_names_the_entry_point_bounds_and_what_tests_need(package):
     project = tomllib.loads(package.text("pyproject.toml"))["project"]
     module = package.folder.name.replace("-", "_")
     assert project["entry-points"]["archon"] == {package.folder.name: f"{module}.plugin"}
-    assert project["dependencies"] == ["archon-core>=0.1,<1"]
+    assert project["dependencies"] == ["archon-core>=0.1,<1", "archon-engine>=0.1,<1"]
     assert {line.partition(">")[0] for line in project["optional-dependencies"]["test"]} == {
         "archon-testing",
         "archon-pipeline",

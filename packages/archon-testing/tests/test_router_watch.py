@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from archon_core.nn.packed import PackedSequences
+from archon_core.contracts.packed import PackedSequences
 from archon_testing.router_watch import RouterWatch, watching_routers
 
 

@@ -12,8 +12,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from archon_core.nn.attention import AttentionBackend, _load, flex_obstacles, varlen_obstacles
-from archon_core.nn.packed import PackedSequences
+from archon_core.contracts.packed import PackedSequences
+from archon_engine.nn.attention import (
+    AttentionBackend,
+    _load,
+    flex_obstacles,
+    varlen_obstacles,
+)
 from gpu.numerics.comparing import relative_error, worst
 from gpu.numerics.tolerances import BF16_KERNEL, FP32
 from gpu.records import Check, Context, Outcome, Skipped

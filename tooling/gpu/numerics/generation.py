@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from archon_core.data.batch import ROUTED_EXPERTS, Batch
-from archon_core.protocols import OutputRequest
+from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
+from archon_core.contracts.loss import OutputRequest
 from gpu.numerics.comparing import worst
 from gpu.numerics.models import ModelName, build
 from gpu.numerics.oracle import reference

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from archon_core.nn.head import linear_logprobs_and_entropy
+from archon_engine.nn.head import linear_logprobs_and_entropy
 from gpu.numerics.comparing import relative_error
 from gpu.numerics.tolerances import BF16_KERNEL, FP32
 from gpu.records import Check, Context, Outcome
@@ -41,7 +41,7 @@ def fused(context: Context, dtype: torch.dtype, bound: float) -> Outcome:
     targets[::7] = -1
     weights = (0.5 + torch.rand(tokens, generator=generator)).to(context.device)
 
-    with mock.patch("archon_core.nn.head.CHUNK_BYTES", CPU_CHUNK_BYTES):
+    with mock.patch("archon_engine.nn.head.CHUNK_BYTES", CPU_CHUNK_BYTES):
         logprobs, entropy = linear_logprobs_and_entropy(x, weight, targets, TEMPERATURE)
         found = torch.autograd.grad((weights * (0.3 * entropy - logprobs)).sum(), (x, weight))
 

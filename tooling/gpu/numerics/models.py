@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from archon_core.config.schema import ArchonOptions, EngineConfig, OptimizerConfig
+from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
 from archon_core.layout import parse_layout
 from archon_core.plugins import TrainEngineSpec, registry
+from archon_engine.options.archon import ArchonOptions
 from gpu.records import Context
 
 ModelName = Literal["qwen3", "qwen3_moe", "critic"]

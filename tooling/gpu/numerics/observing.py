@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from archon_core.data.batch import ROUTED_EXPERTS, Batch
+from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
 from archon_testing.batches import deal, make_batch, token_places
 from archon_testing.compare import compare
 from archon_testing.losses import oracle_loss

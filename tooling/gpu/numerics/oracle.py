@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core.generation import Completion
-from archon_core.nn.packed import HeadInputs, PackedSequences
+from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_core.contracts.rollout import Completion
 from archon_rollout.routed_experts import RoutingRecorder
 from archon_testing.engines import fill_weights, starting_points
 from archon_testing.record import Record, StepRecord

@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 
-from archon_core.config.schema import RolloutConfig
-from archon_core.generation import Completion, GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.plugins import InferenceEngineSpec, registry
 from gpu.numerics.models import SIZES
 from gpu.records import Context

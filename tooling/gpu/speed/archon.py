@@ -10,11 +10,12 @@ from unittest import mock
 import torch
 from torch import nn
 
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, MicroBatchSpec, OptimizerConfig
 from archon_core.layout import parse_layout
-from archon_core.parallel.shards import local_values
 from archon_core.plugins import TrainEngineSpec, registry
+from archon_engine.options.archon import ArchonOptions
+from archon_engine.parallel.shards import local_values
 from archon_testing.losses import NegativeLogLikelihood
 from gpu.speed.shapes import Workload
 from gpu.speed.timing import Timing, free_memory, time_calls
@@ -86,5 +87,5 @@ def _weights_drawn_on_the_device() -> Iterator[None]:
             values = local_values(parameter)
             values.normal_(0.0, STANDARD_DEVIATION) if parameter.ndim >= 2 else values.fill_(1.0)
 
-    with mock.patch("archon_core.engine.assembly.initialize_weights", draw):
+    with mock.patch("archon_engine.assembly.assembled.initialize_weights", draw):
         yield

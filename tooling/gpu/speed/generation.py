@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from archon_core.config.schema import RolloutConfig
-from archon_core.generation import GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.plugins import InferenceEngineSpec, registry
 from gpu.records import Check, Context, Outcome
 from gpu.speed import archon, rival, shapes

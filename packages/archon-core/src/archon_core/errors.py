@@ -5,12 +5,15 @@ Raise the narrowest class. Users' mistakes are also ``ValueError``; a broken inv
 
 from __future__ import annotations
 
+USER_ERROR = 2
+"""Exit code of a process that ends with an ``ArchonError``, a rank or not; wrong options of a command give it too."""
+
 
 class ArchonError(Exception):
     """Root of all errors that Archon raises on purpose; the command line prints them without a traceback.
 
     Attributes:
-        is_told: whether something went wrong on another rank, which told this one (``distributed.failing_together``).
+        is_told: whether something went wrong on another rank, which told this one (``ranks.failing_together``).
     """
 
     is_told = False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 from archon_core.cli.doctor import examine_plugins, examine_versions, installed_version
 from archon_core.plugins import Registry
+from archon_core.plugins.discovery import discover
 from archon_core.plugins.loader import load_core
 from archon_core.plugins.status import PluginStatus
 from archon_core.tested_versions import TESTED_VERSIONS
@@ -86,11 +88,44 @@ def test_doctor_reports_everything_and_fails_when_a_plugin_does_even_in_strict_m
     assert "no such accelerator" in findings["plugin broken"]["advice"]
 
 
-def test_doctor_says_so_when_torch_does_not_import(archon, site, monkeypatch):
-    import sys
+@pytest.fixture
+def only_fakes(monkeypatch, site):
+    """Nothing is installed but core and what is in ``site``."""
+    monkeypatch.setattr("archon_core.cli.doctor.discover", lambda: discover([str(site.path)]))
 
+
+@pytest.fixture
+def without_torch(monkeypatch):
+    """``import torch`` fails as if it were not installed."""
     monkeypatch.setitem(sys.modules, "torch", None)
+
+
+def require(site, distribution, *requirements):
+    metadata = next(site.path.glob(f"{distribution.replace('-', '_')}-*.dist-info")) / "METADATA"
+    metadata.write_text(metadata.read_text() + "".join(f"Requires-Dist: {text}\n" for text in requirements))
+
+
+def test_doctor_fails_without_torch_when_an_installed_package_needs_it(archon, site, only_fakes, without_torch):
+    site.install("archon-trainer", "")
+    require(site, "archon-trainer", "rich", "torch>=2.11")
     outcome = archon("doctor")
     assert outcome.code == 1
     assert re.search(r"failure torch +does not import: ModuleNotFoundError", outcome.out)
-    assert 'pip install "torch>=2.11"' in outcome.out
+    assert 'pip install "torch>=2.11" (for archon-trainer)' in outcome.out
+
+
+def test_a_missing_torch_is_a_note_when_nothing_needs_it(archon, site, only_fakes, without_torch):
+    site.install("archon-light", "")
+    require(site, "archon-light", "torchmetrics", 'torch>=2.11; extra == "tensors"')
+    outcome = archon("doctor")
+    assert outcome.code == 0
+    assert re.search(r"note    torch +not installed; no installed package needs it", outcome.out)
+    assert "for training: pip install archon-train" in outcome.out
+
+
+def test_a_torch_that_is_damaged_is_a_failure_even_if_nothing_needs_it(archon, site, only_fakes, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    (site.path / "torch.py").write_text("raise OSError('libtorch.so: cannot open')")
+    outcome = archon("doctor")
+    assert outcome.code == 1
+    assert re.search(r"failure torch +does not import: OSError: libtorch.so", outcome.out)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.errors import PluginError
 from archon_core.layout import BUILTIN_BACKENDS, Backend, backend_table, parse_layout
-from archon_core.plugins.specs import InferenceEngineSpec, TrainEngineSpec
 
 
 @pytest.mark.parametrize("name", BUILTIN_BACKENDS)

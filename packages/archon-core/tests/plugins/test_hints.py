@@ -6,7 +6,8 @@ import pytest
 
 from archon_core.plugins import registry
 from archon_core.plugins.discovery import normalise
-from archon_core.plugins.hints import PACKAGES, nearest, package_for, package_for_option
+from archon_core.plugins.first_party import PACKAGES
+from archon_core.plugins.hints import nearest, package_for, package_for_option
 from archon_core.plugins.registry import KINDS
 
 
@@ -30,13 +31,15 @@ def test_no_installed_package_provides_a_name_that_the_tables_give_to_another():
 @pytest.mark.parametrize(
     ("path", "package"),
     [
-        ("sglang", "archon-rollout"),
-        ("sglang.mem_fraction_static", "archon-rollout"),
+        ("sglang", "archon-sglang"),
+        ("sglang.mem_fraction_static", "archon-sglang"),
         ("actor.eps_clip", "archon-rl"),
         ("actor.eps_clipping", None),
         ("actor", None),
         ("actor.reward_norm.mean_level", "archon-rl"),
         ("data.arithmetic.max_operand", "archon-rl"),
+        ("actor.archon.ac_mode", "archon-engine"),
+        ("actor.archon.moe_aux_loss", "archon-moe"),
     ],
 )
 def test_an_option_belongs_to_the_package_that_brings_its_section(path, package):

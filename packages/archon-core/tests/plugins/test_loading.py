@@ -7,8 +7,8 @@ import pytest
 from archon_core.errors import PluginError, UnknownNameError
 from archon_core.plugins import PLUGIN_API, AlgorithmSpec, ModelSpec, RewardSpec
 from archon_core.plugins.hookspecs import PROJECT_NAME
+from archon_core.plugins.kinds import SPEC_TYPES
 from archon_core.plugins.loader import explain_incompatible
-from archon_core.plugins.specs import SPEC_TYPES
 from archon_core.plugins.status import PluginStatus
 
 WORKING = """
@@ -30,7 +30,7 @@ def test_every_kind_of_spec_has_a_hook_of_its_own_that_pluggy_knows():
     manager = pluggy.PluginManager(PROJECT_NAME)
     manager.add_hookspecs(hookspecs)
     hooks = {spec_type.hook for spec_type in SPEC_TYPES}
-    assert len(hooks) == len(SPEC_TYPES) == 12
+    assert len(hooks) == len(SPEC_TYPES) == 13
     assert all(getattr(manager.hook, hook).has_spec() for hook in hooks)
 
 
@@ -43,12 +43,13 @@ def test_a_plugin_provides_its_specs_under_names_and_aliases(site, build):
     assert registry.origin(registry.get("reward", "length")) == "archon-working"
 
 
-def test_core_provides_its_own_engine_without_any_plugin(build):
+def test_core_provides_its_own_commands_without_any_plugin(build):
     registry = build()
     assert [plugin.name for plugin in registry.plugins] == ["core"]
-    engine = registry.get("train_engine", "archon")
-    assert engine.target == "archon_core.engine.archon:ArchonEngine"
-    assert registry.origin(engine) == "archon-core"
+    assert {spec.kind for spec in registry.plugins[0].specs} == {"command"}
+    doctor = registry.get("command", "doctor")
+    assert doctor.target == "archon_core.cli.doctor:doctor"
+    assert registry.origin(doctor) == "archon-core"
 
 
 def test_a_plugin_that_does_not_import_leaves_the_others_working(site, build):

@@ -74,14 +74,14 @@ class TestDuplicates:
         assert build(ARCHON_DISABLE_PLUGINS="archon-left").get("reward", "shared").origin == "archon-right"
 
     def test_a_clash_with_core_is_the_plugins_problem_and_core_cannot_be_left_out(self, site, build):
-        source = '@hookimpl\ndef archon_train_engines():\n    return [TrainEngineSpec(name="archon", target="a.b:c")]\n'
+        source = '@hookimpl\ndef archon_commands():\n    return [CommandSpec(name="doctor", target="a.b:c")]\n'
         site.install("archon-usurper", source)
         registry = build()
         problems = {plugin.name: plugin.problems for plugin in registry.plugins}
         assert problems["core"] == ()
         assert problems["usurper"][0].endswith("leave one of them out: ARCHON_DISABLE_PLUGINS=usurper")
         with pytest.raises(PluginError, match=r"archon-core .* and archon-usurper"):
-            registry.get("train_engine", "archon")
+            registry.get("command", "doctor")
 
 
 class TestUnknownNames:
@@ -93,9 +93,11 @@ class TestUnknownNames:
             ("model", "qwen3_moe", "archon-models-qwen"),
             ("moe", "moe", "archon-moe"),
             ("algorithm", "grpo", "archon-rl"),
-            ("inference_engine", "sglang", "archon-rollout"),
+            ("inference_engine", "sglang", "archon-sglang"),
             ("launcher", "ray", "archon-ray"),
+            ("train_engine", "archon", "archon-engine"),
             ("train_engine", "fsdp", "archon-models-hf"),
+            ("command", "train", "archon-train"),
             ("command", "generate", "archon-rollout"),
         ],
     )
@@ -155,7 +157,7 @@ class TestDisabling:
         site.install("archon-left", reward_plugin("left"))
         registry = build(ARCHON_DISABLE_PLUGINS="all")
         assert [plugin.status for plugin in registry.plugins] == ["loaded", "disabled"]
-        assert registry.get("train_engine", "archon").origin == "archon-core"
+        assert registry.get("command", "doctor").origin == "archon-core"
 
     def test_names_are_compared_as_pip_does_and_separated_by_commas(self, site, build):
         site.install("archon-left", reward_plugin("left"))

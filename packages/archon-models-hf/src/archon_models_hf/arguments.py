@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from archon_core.config.decisions import Decision
+from archon_core.contracts.decisions import Decision
 from archon_core.errors import ModelError
 from archon_models_hf.examination import Facts, examine
 from archon_models_hf.transformers_model import prepared_config

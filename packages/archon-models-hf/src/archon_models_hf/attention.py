@@ -1,4 +1,4 @@
-"""transformers' attention interface, answered by ``archon_core.nn.attention``: backends, windows, caches and context
+"""transformers' attention interface, answered by ``archon_engine.nn.attention``: backends, windows, caches and context
 parallelism are those of every other model.
 
 What a call needs of the pack comes with it, as the keyword argument ``packed`` that transformers' modules hand down to
@@ -13,10 +13,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from archon_core.contracts.packed import PackedSequences
 from archon_core.errors import ModelError
-from archon_core.nn.attention import PackedAttention
-from archon_core.nn.packed import PackedSequences
-from archon_core.nn.tensor_parallel import TensorParallel
+from archon_engine.nn.attention import PackedAttention
+from archon_engine.nn.tensor_parallel import TensorParallel
 
 IMPLEMENTATION = "archon"
 """Under this name transformers finds ``attend``; without a mask function, so that it makes no masks."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.errors import ModelError
-from archon_core.models.initialize import InitialValue
+from archon_engine.models.initialize import InitialValue
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from archon_core.contracts.packed import OutputName, PackedSequences
 from archon_core.models.stage import Stage
-from archon_core.nn.head import LanguageModelHead, ValueHead
-from archon_core.nn.packed import OutputName, PackedSequences
+from archon_engine.nn.head import LanguageModelHead, ValueHead
 from archon_models_hf.arguments import HfArguments
 from archon_models_hf.attention import CHILD, SizedAttention, give_packed_as_mask
 from archon_models_hf.constants import constants_of, fill_constants, starting_values
@@ -20,7 +20,7 @@ from archon_models_hf.transformers_model import build_transformers
 
 
 class HfDecoder(nn.Module):
-    """A model of transformers, or one pipeline stage of it. Implements ``archon_core.protocols.CausalModule``.
+    """A model of transformers, or one pipeline stage of it. Implements ``archon_core.contracts.model.CausalModule``.
 
     Its parts are transformers' own, and its forward pass is that of transformers' base model, on one packed sequence
     of [1, T] tokens. Only the head is Archon's, which makes no logits of all tokens.
@@ -87,7 +87,7 @@ class HfDecoder(nn.Module):
         return super().train(False)
 
     def fill_buffers(self) -> None:
-        """Write what transformers keeps in buffers; see ``archon_core.models.materialize``."""
+        """Write what transformers keeps in buffers; see ``archon_engine.models.materialize``."""
         fill_constants(self._constants, self._base[0])
 
     def _adapt(self) -> None:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from archon_core import compat
 from archon_core.errors import ModelError
-from archon_core.nn.head import LogitForm
+from archon_engine import compat
+from archon_engine.nn.head import LogitForm
 from archon_models_hf.logits import logit_form
 from archon_models_hf.masks import describe_mask
 from archon_models_hf.names import Names

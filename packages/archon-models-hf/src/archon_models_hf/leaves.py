@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 
-from archon_core import compat
-from archon_core.nn.embedding import own_rows
-from archon_core.nn.tensor_parallel import TensorParallel, local_weight
+from archon_engine import compat
+from archon_engine.nn.embedding import own_rows
+from archon_engine.nn.tensor_parallel import TensorParallel, local_weight
 
 
 def adapt_leaves(module: nn.Module) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.errors import ModelError
-from archon_core.nn.head import LogitForm
+from archon_engine.nn.head import LogitForm
 from archon_models_hf.way_out import WAY_OUT
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core import compat
+from archon_engine import compat
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from archon_core.plugins import hookimpl
-from archon_core.plugins.specs import ModelSpec, TrainEngineSpec
+from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.model import ModelSpec
+from archon_core.plugins import ConfigSection, hookimpl
 
 ARCHON_PLUGIN_API = "1.0"
 
@@ -32,11 +33,18 @@ def archon_train_engines() -> list[TrainEngineSpec]:
     return [
         TrainEngineSpec(
             name="fsdp",
-            target="archon_core.engine.archon:ArchonEngine",
+            target="archon_engine.engine:ArchonEngine",
             summary="the archon engine with transformers' own modules (model hf)",
             letters="dtcr",
             hybrid=False,
             axes="dtcr",
             model=MODEL,
+            config=tuple(
+                ConfigSection(role, "archon_engine.options.archon:ArchonEngineConfig")
+                for role in ("actor", "critic", "ref", "teacher")
+            ),
+            preview="archon_engine.options.preview:preview",
+            model_type="archon_engine.models.hf_config:model_type_of",
+            selectors=(("model", "archon.model"),),
         )
     ]

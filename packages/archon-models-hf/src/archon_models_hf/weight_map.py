@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from archon_core.models.box import Box, Link, Shape
 from archon_core.models.name_pattern import NamePattern
-from archon_core.models.weight_map import Drop, Rename, Tie, WeightMap
+from archon_core.models.weight_map import WeightMap
+from archon_core.models.weight_rules import Drop, Rename, Tie
 from archon_models_hf.arguments import HfArguments
 from archon_models_hf.stored_form import Forms, Piece, stored_pieces
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ModelError
-from archon_core.models.hf_config import refuse_unknown_entries
-from archon_core.nn.rotary import RopeArguments
-from archon_core.nn.swiglu import activation
+from archon_engine.models.hf_config import refuse_unknown_entries
+from archon_engine.nn.rotary import RopeArguments
+from archon_engine.nn.swiglu import activation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -12,15 +12,15 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from archon_core.contracts.packed import OutputName, PackedSequences
 from archon_core.models.stage import Stage
-from archon_core.nn.attention import PackedAttention
-from archon_core.nn.embedding import Embedding
-from archon_core.nn.head import LanguageModelHead, ValueHead
-from archon_core.nn.linear import Linear
-from archon_core.nn.norm import RMSNorm
-from archon_core.nn.packed import OutputName, PackedSequences
-from archon_core.nn.rotary import RotaryEmbedding, Rotation
-from archon_core.nn.swiglu import SwiGLU
+from archon_engine.nn.attention import PackedAttention
+from archon_engine.nn.embedding import Embedding
+from archon_engine.nn.head import LanguageModelHead, ValueHead
+from archon_engine.nn.linear import Linear
+from archon_engine.nn.norm import RMSNorm
+from archon_engine.nn.rotary import RotaryEmbedding, Rotation
+from archon_engine.nn.swiglu import SwiGLU
 from archon_models_qwen.arguments import QwenArguments
 
 
@@ -67,7 +67,7 @@ class QwenBlock(nn.Module):
 
 
 class QwenDecoder(nn.Module):
-    """A dense Qwen, or one pipeline stage of it. Implements ``archon_core.protocols.CausalModule``.
+    """A dense Qwen, or one pipeline stage of it. Implements ``archon_core.contracts.model.CausalModule``.
 
     Args:
         arguments: its sizes and options.

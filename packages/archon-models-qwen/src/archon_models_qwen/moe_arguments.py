@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from archon_core.contracts.moe import MoESettings
 from archon_core.errors import ModelError
-from archon_core.models.hf_config import refuse_unknown_entries
-from archon_core.moe import MoESettings
+from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_models_qwen.arguments import QwenArguments, decoder_fields
 
 if TYPE_CHECKING:

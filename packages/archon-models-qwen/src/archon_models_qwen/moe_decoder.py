@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from archon_core.contracts.moe import MoEBuilder
+from archon_core.contracts.packed import PackedSequences
 from archon_core.models.stage import Stage
-from archon_core.nn.norm import RMSNorm
-from archon_core.nn.packed import PackedSequences
-from archon_core.nn.rotary import Rotation
-from archon_core.protocols import MoEBuilder
+from archon_engine.nn.norm import RMSNorm
+from archon_engine.nn.rotary import Rotation
 from archon_models_qwen.decoder import QwenAttention, QwenBlock, QwenDecoder
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 
@@ -34,7 +34,7 @@ class QwenMoEBlock(nn.Module):
 
 
 class QwenMoEDecoder(QwenDecoder):
-    """A Qwen3-MoE, or one pipeline stage of it. Implements ``archon_core.protocols.CausalModule``.
+    """A Qwen3-MoE, or one pipeline stage of it. Implements ``archon_core.contracts.model.CausalModule``.
 
     Args:
         arguments: its sizes and options.

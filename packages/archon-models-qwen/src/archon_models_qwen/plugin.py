@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from archon_core.contracts.model import Capability, ModelSpec
 from archon_core.plugins import hookimpl
-from archon_core.plugins.specs import Capability, ModelSpec
 
 ARCHON_PLUGIN_API = "1.0"
 

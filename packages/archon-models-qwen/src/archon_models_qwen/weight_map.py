@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from archon_core.models.weight_map import Drop, Rename, Split, Stack, Tie, WeightMap
+from archon_core.models.weight_map import WeightMap
+from archon_core.models.weight_rules import Drop, Rename, Split, Stack, Tie
 from archon_models_qwen.arguments import QwenArguments
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core import compat
-from archon_core.moe import MoESettings
-from archon_core.nn.packed import Auxiliary
+from archon_core.contracts.moe import MoESettings
+from archon_core.contracts.packed import Auxiliary
+from archon_engine import compat
 from archon_moe.counting import count_each
 from archon_moe.options import MoEOptions
 from archon_moe.own_tokens import OwnTokens

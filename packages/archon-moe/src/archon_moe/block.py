@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from archon_core.moe import MoESettings
-from archon_core.nn.linear import Linear
-from archon_core.nn.packed import PackedSequences
-from archon_core.nn.swiglu import SwiGLU
-from archon_core.nn.tensor_parallel import TensorParallel
+from archon_core.contracts.moe import MoESettings
+from archon_core.contracts.packed import PackedSequences
+from archon_engine.nn.linear import Linear
+from archon_engine.nn.swiglu import SwiGLU
+from archon_engine.nn.tensor_parallel import TensorParallel
 from archon_moe.balancing import losses_of, with_gradient_of
 from archon_moe.dispatch.interface import Dispatch
 from archon_moe.dispatch.none import NoDispatch
@@ -26,7 +26,7 @@ from archon_moe.router import Router, Routing
 
 
 class MoEBlock(nn.Module):
-    """``sum_k w_k expert_k(x) + sigmoid(gate(x)) * shared(x)``; see ``archon_core.moe`` for parameters.
+    """``sum_k w_k expert_k(x) + sigmoid(gate(x)) * shared(x)``; see ``archon_core.contracts.moe`` for parameters.
 
     Attributes:
         router, experts, shared, shared_gate: its parts; the last two ``None`` where there are none.

@@ -1,4 +1,4 @@
-"""The mixture-of-experts blocks of an engine: ``archon_core.protocols.MoEBuilder``."""
+"""The mixture-of-experts blocks of an engine: ``archon_core.contracts.moe.MoEBuilder``."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core.config.decisions import Decision
-from archon_core.config.schema import ArchonOptions
-from archon_core.moe import ExpertParallel, MoESettings
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.moe import ExpertParallel, MoESettings
+from archon_engine.options.archon import ArchonOptions
 from archon_moe.balancing import update_choice_bias
 from archon_moe.block import MoEBlock
 from archon_moe.dispatch.all_to_all import AllToAllDispatch

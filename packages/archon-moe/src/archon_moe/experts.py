@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from archon_core.moe import MoESettings
-from archon_core.nn.swiglu import activation
+from archon_core.contracts.moe import MoESettings
+from archon_engine.nn.swiglu import activation
 from archon_moe.kernels.choice import Implementation, choose_implementation
 from archon_moe.kernels.operation import grouped_experts
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from archon_core.moe import MoESettings
+from archon_core.contracts.moe import MoESettings
 from archon_moe.balancing import Losses, shares
 from archon_moe.counting import count_each
 from archon_moe.router import Routing

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from archon_core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
-    from archon_core.config.schema import EngineConfig
+    from archon_engine.options.archon import ArchonEngineConfig
 
 AUX_LOSSES = ("none", "sequence", "global_batch")
 
@@ -64,7 +64,9 @@ def read_options(options: object, *, section: str = "archon") -> MoEOptions:
     return own
 
 
-def check_options(config: EngineConfig, *, role: str, explicit: Collection[str], has_experts: bool | None) -> list[str]:
+def check_options(
+    config: ArchonEngineConfig, *, role: str, explicit: Collection[str], has_experts: bool | None
+) -> list[str]:
     """What the section ``role`` asks for and cannot have; see ``archon_core.plugins.MoESpec``."""
     section = f"{role}.archon"
     try:

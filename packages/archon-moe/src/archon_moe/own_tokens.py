@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core import compat
-from archon_core.nn.packed import PackedSequences
-from archon_core.nn.tensor_parallel import TensorParallel
+from archon_core.contracts.packed import PackedSequences
+from archon_engine import compat
+from archon_engine.nn.tensor_parallel import TensorParallel
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from archon_core.contracts.moe import MoESettings
 from archon_core.errors import DataError
-from archon_core.moe import MoESettings
 from archon_moe.own_tokens import OwnTokens
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from archon_core.moe import MoESettings
-from archon_core.nn.tensor_parallel import local_weight
+from archon_core.contracts.moe import MoESettings
+from archon_engine.nn.tensor_parallel import local_weight
 
 SMALLEST_SUM = 1e-20
 """Keeps sigmoid scores that are all 0 from being divided by their sum; that of DeepSeek-V3."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from archon_core.contracts.moe import MoESettings
 from archon_core.errors import ModelError
-from archon_core.moe import MoESettings
 
 
 def check_settings(settings: MoESettings) -> None:

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard
 
+from archon_core.contracts.moe import ExpertParallel, MoESettings
 from archon_core.errors import LayoutError
-from archon_core.moe import ExpertParallel, MoESettings
 from archon_moe.block import MoEBlock
 from archon_moe.dispatch.none import NoDispatch
 
@@ -57,7 +57,7 @@ def shard_experts(block: MoEBlock, place: ExpertParallel) -> None:
 
 @contextmanager
 def whole_experts(blocks: Sequence[MoEBlock]) -> Iterator[None]:
-    """See ``archon_core.protocols.MoEBuilder.whole_experts``."""
+    """See ``archon_core.contracts.moe.MoEBuilder.whole_experts``."""
     before = [(block, block.dispatch) for block in blocks]
     try:
         with torch.no_grad():

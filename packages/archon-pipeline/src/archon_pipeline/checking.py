@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions
 from archon_core.errors import PluginError
-from archon_core.pipeline import Action, ActionKind, RankActions
 from archon_pipeline.simulator import simulate
 
 _WHOLE = {ActionKind.FORWARD: 1, ActionKind.BACKWARD: 1}

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from archon_core.pipeline import Action
+from archon_core.contracts.pipeline import Action
 from archon_pipeline.timeline import TimedAction
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archon_core.pipeline import ActionKind
+from archon_core.contracts.pipeline import ActionKind
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archon_core.pipeline import ActionKind
+from archon_core.contracts.pipeline import ActionKind
 
 MEANING = {
     ActionKind.FORWARD: "forward",

@@ -10,9 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
+from archon_core.contracts.pipeline import (
+    Action,
+    ActionKind,
+    RankActions,
+    ScheduleActions,
+    ScheduleSpec,
+    StagePlan,
+)
 from archon_core.errors import PluginError
-from archon_core.pipeline import Action, ActionKind, RankActions, ScheduleActions, StagePlan
-from archon_core.plugins.specs import ScheduleSpec
 from archon_pipeline.checking import check_actions
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from archon_core.contracts.pipeline import Action, ActionKind
 from archon_core.errors import ConfigError, PluginError
-from archon_core.pipeline import Action, ActionKind
-from archon_core.run.publication import publish_text
+from archon_engine.checkpoint.publication import publish_text
 from archon_pipeline.costs import Costs, StageCosts
 from archon_pipeline.timeline import TimedAction, Timeline
 

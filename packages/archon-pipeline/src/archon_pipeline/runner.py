@@ -13,12 +13,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from archon_core.data.micro_batch import MicroBatch
-from archon_core.engine.pipeline_parts import PipelineParts
-from archon_core.engine.runner import Objective
+from archon_core.contracts.batch import MicroBatch
+from archon_core.contracts.packed import OutputName, PackedSequences
+from archon_core.contracts.pipeline import Action, ActionKind, Objective, PipelineParts
 from archon_core.errors import TrainingError
-from archon_core.nn.packed import OutputName, PackedSequences
-from archon_core.pipeline import Action, ActionKind
 from archon_pipeline.channels import Header, Links, Mailbox
 from archon_pipeline.clock import ActionClock
 from archon_pipeline.program import Message, Programs, RankProgram, result_of
@@ -28,7 +26,7 @@ from archon_pipeline.timeline import Timeline
 
 
 class PipelinedRunner:
-    """Runs micro-batches through the stages of a pipeline (``archon_core.engine.runner.Runner``).
+    """Runs micro-batches through the stages of a pipeline (``archon_core.contracts.pipeline.Runner``).
 
     Args:
         pipeline: this process's part of it.
@@ -172,9 +170,9 @@ class PipelinedRunner:
         if result is not None:
             self._hand_on(action, result, mailbox)
         if self._pipeline.reduce_each and action.kind in (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT):
-            group = self._pipeline.groups[action.stage]
-            group.reduce(free=bool(group.resharding))
-            group.accumulate()
+            stage = self._pipeline.groups[action.stage]
+            stage.reduce(free=stage.frees_weights)
+            stage.accumulate()
 
     def _hand_on(self, action: Action, result: Tensor, mailbox: Mailbox) -> None:
         plan = self._pipeline.plan

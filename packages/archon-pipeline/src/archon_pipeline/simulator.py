@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions
 from archon_core.errors import PluginError
-from archon_core.pipeline import Action, ActionKind, RankActions
 from archon_pipeline.costs import Costs
 from archon_pipeline.timeline import TimedAction, Timeline
 

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archon_core.compat import stage_backward_input, stage_backward_weight
-from archon_core.data.micro_batch import MicroBatch
-from archon_core.engine.runner import Objective
-from archon_core.nn.packed import OutputName
-from archon_core.parallel.fsdp import FsdpGroups
-from archon_core.protocols import CausalModule
+from archon_core.contracts.batch import MicroBatch
+from archon_core.contracts.model import CausalModule
+from archon_core.contracts.packed import OutputName
+from archon_core.contracts.pipeline import Objective, ShardedStage
+from archon_engine.compat import stage_backward_input, stage_backward_weight
 
 
 @dataclass
@@ -44,12 +43,12 @@ class StagePasses:
 
     Args:
         module: the stage.
-        groups: how FSDP2 shards it.
+        groups: its sharded weights.
         is_first: its input are token ids, which have no gradient.
         is_last: its output is what the objective is computed from.
     """
 
-    def __init__(self, module: CausalModule, groups: FsdpGroups, *, is_first: bool, is_last: bool) -> None:
+    def __init__(self, module: CausalModule, groups: ShardedStage, *, is_first: bool, is_last: bool) -> None:
         self.module = module
         self._groups = groups
         self.is_first = is_first

@@ -14,11 +14,9 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import Literal
 
-from archon_core.config.schema import ArchonOptions
+from archon_core.contracts.pipeline import ScheduleSpec, StageOptions, StagePlan
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.models.stage import Stage
-from archon_core.pipeline import StagePlan
-from archon_core.plugins.specs import ScheduleSpec
 from archon_pipeline.placement import place_stages
 
 DEFAULT_STAGES_PER_RANK = 2
@@ -32,10 +30,10 @@ def split_into_stages(
     head_cost: float,
     schedule: ScheduleSpec,
     n_ranks: int,
-    options: ArchonOptions,
+    options: StageOptions,
     role: str,
 ) -> StagePlan:
-    """Cut a decoder into stages and lay them over ``n_ranks`` pipeline ranks (``protocols.StageSplit``).
+    """Cut a decoder into stages and lay them over ``n_ranks`` pipeline ranks (``contracts.pipeline.StageSplit``).
 
     The embedding counts as ``pp_first_stage_less_layers`` layers of mean cost where that is written, and as
     ``embed_cost`` where it is null; so does the head with ``pp_last_stage_less_layers``. Every stage has a layer
@@ -72,7 +70,7 @@ class _Request:
     n_layers: int
     schedule: ScheduleSpec
     n_ranks: int
-    options: ArchonOptions
+    options: StageOptions
     role: str
 
     @property

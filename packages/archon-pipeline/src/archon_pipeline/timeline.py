@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from archon_core.pipeline import Action, ActionKind, RankActions
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions
 
 
 @dataclass(frozen=True)

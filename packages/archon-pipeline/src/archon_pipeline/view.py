@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from archon_core.pipeline import Action, ActionKind
+from archon_core.contracts.pipeline import Action, ActionKind
 from archon_pipeline.palette import MEANING
 from archon_pipeline.round_numbers import short
 from archon_pipeline.timeline import Timeline, count_peak_activations, count_sends, weigh_peak_activations

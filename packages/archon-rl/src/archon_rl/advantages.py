@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.kl import REF_LOGPROBS, KLEstimator, kl_estimate
 from archon_rl.losses.policy import LOGPROBS

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from archon_core.config.decisions import Decision
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.decisions import Decision
 from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.losses.aggregation import Aggregation, TokenMean
 from archon_rl.losses.objective import Objective, TokenTerm

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from archon_core.config.decisions import Decision
+from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_rl.advantages import GroupAdvantages, Normalisation
 from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups

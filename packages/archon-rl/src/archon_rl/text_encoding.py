@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
 from archon_core.errors import DataError
 from archon_core.models.text import encode_texts, render_chat
 from archon_rl.conversations import encode_conversation

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ConfigError
-from archon_core.models.hf_config import checkpoint_folder
-from archon_core.models.tokenizer import read_tokenizer
+from archon_engine.models.hf_config import checkpoint_folder
+from archon_engine.models.tokenizer import read_tokenizer
 from archon_rl.config import TOKENIZER_KINDS, check_choice
 
 if TYPE_CHECKING:

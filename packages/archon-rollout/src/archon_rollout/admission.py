@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from archon_core.generation import GenerationConfig
+from archon_core.contracts.rollout import GenerationConfig
 
 PREFILL_TOKENS = 8192
 """Most prompt tokens in one forward pass, but for a single longer prompt: bounds the memory of its activations."""

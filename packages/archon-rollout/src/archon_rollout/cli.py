@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from archon_core.cli.console import print_json, print_remark
+from archon_core.contracts.rollout import GenerationConfig
 from archon_core.errors import ConfigError
-from archon_core.generation import GenerationConfig
 
 if TYPE_CHECKING:
     from archon_rollout.text_generation import TextCompletion

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from archon_core.contracts.rollout import Completion
 from archon_core.errors import TrainingError
-from archon_core.generation import Completion
 from archon_rollout.admission import Sample
 from archon_rollout.random_streams import seed_tensor, uniforms
 from archon_rollout.sampling import SamplingOptions, sample

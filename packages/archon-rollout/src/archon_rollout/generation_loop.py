@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from archon_core.generation import Completion
-from archon_core.nn.attention import PackedAttention
-from archon_core.nn.packed import HeadInputs, PackedSequences
-from archon_core.protocols import CausalModule
+from archon_core.contracts.model import CausalModule
+from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_core.contracts.rollout import Completion
+from archon_engine.nn.attention import PackedAttention
 from archon_rollout.admission import AdmissionQueue, PromptGroup, Sample, rows_to_fill
 from archon_rollout.decode_rows import DecodeRows
 from archon_rollout.kv_cache import DecodeCache, KeysValues, PromptCache

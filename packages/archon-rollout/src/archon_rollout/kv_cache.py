@@ -2,7 +2,7 @@
 
 ``PromptCache`` lives for one prefill: it keeps what the layers compute. ``DecodeCache`` lives for a whole generation:
 prompts are copied in, once per sample, and every ``DecodeStep`` adds one token to each row. The first and the last are
-what ``archon_core.nn.packed.AttentionCache`` describes.
+what ``archon_core.contracts.packed.AttentionCache`` describes.
 
 Legend: T tokens, R active rows, K kv heads, D head dim, N places of a row in use.
 """
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from archon_core.nn.attention import AttentionBackend, PackedAttention
-from archon_core.nn.packed import PackedSequences
+from archon_core.contracts.packed import PackedSequences
+from archon_engine.nn.attention import AttentionBackend, PackedAttention
 
 KeysValues = dict[str, tuple[Tensor, Tensor]]
 """Layer -> keys and values, both [T, K, D], of one sequence or of packed ones."""

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archon_core.config.schema import RolloutConfig
+from archon_core.contracts.engine import TrainEngine
+from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.errors import ConfigError, TrainingError
-from archon_core.generation import Completion, GenerationRequest
-from archon_core.models.staged import outline_of, pipeline_of
-from archon_core.protocols import TrainEngine
+from archon_engine.models.staged import outline_of, pipeline_of
 from archon_rollout.admission import Sample
 from archon_rollout.generation_loop import GenerationLoop
 from archon_rollout.model_limits import model_limits
@@ -23,7 +22,7 @@ from archon_rollout.routed_experts import RoutingRecorder, join_stages
 
 
 class LocalEngine:
-    """Samples from the weights that ``trainer`` holds; see ``protocols.InferenceEngine``.
+    """Samples from the weights that ``trainer`` holds; see ``contracts.rollout.InferenceEngine``.
 
     More samples than ``config.max_batch_size`` wait and join as others end.
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from archon_core.contracts.model import CausalModule
 from archon_core.errors import ModelError
-from archon_core.models.staged import outline_of
-from archon_core.nn.head import ValueHead
-from archon_core.nn.rotary import RotaryEmbedding
-from archon_core.protocols import CausalModule
+from archon_engine.models.staged import outline_of
+from archon_engine.nn.head import ValueHead
+from archon_engine.nn.rotary import RotaryEmbedding
 
 
 @dataclass(frozen=True)

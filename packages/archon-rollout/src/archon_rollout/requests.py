@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import ConfigError, DataError, ModelError
-from archon_core.generation import GenerationConfig, GenerationRequest
 from archon_rollout.model_limits import ModelLimits
 
 

@@ -11,10 +11,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from archon_core.distributed.ranks import Ranks
+from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.rollout import Completion
 from archon_core.errors import ConfigError
-from archon_core.generation import Completion
-from archon_core.nn.packed import PackedSequences
+from archon_core.ranks.ranks import Ranks
 
 NO_EXPERT = -1
 """Stands in layers that have no experts, or are on another pipeline stage."""
@@ -62,8 +62,7 @@ def join_stages(completions: Sequence[Sequence[Completion]], pipeline: Ranks) ->
             known = [stage[place][number] for stage in of_stages if stage[place][number] is not None]
             if completion.token_ids and not known:
                 raise ConfigError(
-                    "rollout.return_routed_experts: found true; the model has no experts that tokens could go to; set "
-                    "it to false"
+                    "rollout.return_routed_experts: found true; the model has no experts; set it to false"
                 )
             whole = torch.stack(known).amax(0) if known else None
             joined[-1].append(replace(completion, routed_experts=whole))

@@ -9,16 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from archon_core.config.schema import ArchonOptions, EngineConfig, RolloutConfig
+from archon_core import assemble
+from archon_core.contracts.rollout import (
+    Completion,
+    GenerationConfig,
+    GenerationRequest,
+    InferenceEngine,
+    RolloutConfig,
+)
 from archon_core.errors import ConfigError, DataError
-from archon_core.generation import Completion, GenerationConfig, GenerationRequest
-from archon_core.layout import parse_layout
-from archon_core.models.hf_config import checkpoint_folder
 from archon_core.models.text import encode_texts, render_chat
-from archon_core.models.tokenizer import read_tokenizer
-from archon_core.plugins import TrainEngineSpec, registry
-from archon_core.protocols import InferenceEngine
 from archon_core.seeding import derive_seed
+from archon_engine.models.hf_config import checkpoint_folder
+from archon_engine.models.tokenizer import read_tokenizer
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.model_limits import ModelLimits, model_limits
 from archon_rollout.requests import check_options
@@ -72,24 +76,9 @@ class TextGenerator:
         """
         folder = checkpoint_folder(model)
         tokenizer = read_tokenizer(folder)
-        backend = "archon:d1"
-        trainer = (
-            registry()
-            .get(TrainEngineSpec, "archon")
-            .load()(
-                EngineConfig(
-                    backend=backend,
-                    path=str(folder),
-                    dtype=dtype,
-                    optimizer=None,
-                    archon=ArchonOptions(model=run_as),
-                ),
-                role="rollout",
-                layout=parse_layout(backend),
-                seed=0,
-                total_steps=None,
-            )
-        )
+        options = ArchonOptions(model=run_as)
+        config = ArchonEngineConfig(path=str(folder), dtype=dtype, optimizer=None, archon=options)
+        trainer = assemble(config, role="rollout", layout="archon:d1")
         trainer.initialize()
         for decision in trainer.decisions:
             if decision.option == "rollout.path":

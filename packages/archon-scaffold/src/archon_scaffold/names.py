@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_core.plugins.hints import PACKAGES
+from archon_core.plugins.first_party import PACKAGES
 
 _FORM = re.compile(r"[a-z][a-z0-9]*([-_][a-z0-9]+)*")
 _LONGEST = 40

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
+from archon_core.contracts.batch import Batch
 from archon_core.seeding import derive_seed
 
 STEP_LENGTHS: tuple[tuple[int, ...], ...] = (

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from archon_core.contracts.model import ModelSpec
 from archon_core.errors import UnknownNameError, did_you_mean
-from archon_core.plugins.specs import ModelSpec
 
 DtypeName = Literal["float64", "float32"]
 Variant = Literal["untied", "tied", "critic"]

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from archon_core import compat
+from archon_engine import compat
 
 
 def compile_without_code(backend: str) -> list[frozenset[str]]:

@@ -11,12 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from archon_core.config.schema import ArchonOptions, EngineConfig, MicroBatchSpec, OptimizerConfig
-from archon_core.layout import backend_table, parse_layout
-from archon_core.models.initialize import InitialValue, initial_value
-from archon_core.models.parameter_names import owners, weight_shapes
-from archon_core.plugins import TrainEngineSpec, registry
+from archon_core import assemble
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.plugins import registry
 from archon_core.seeding import derive_seed
+from archon_engine.models.initialize import InitialValue, initial_value
+from archon_engine.models.parameter_names import owners, weight_shapes
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_testing.batches import STEP_LENGTHS
 from archon_testing.cases import Case
 
@@ -65,7 +66,7 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
     plugins = registry()
     if "moe" in plugins.model_for(case.model_config["model_type"], case.model).needs:
         vars(options).update(BALANCING)
-    config = EngineConfig(
+    config = ArchonEngineConfig(
         backend=case.layout,
         is_critic=case.critic,
         dtype=case.dtype,
@@ -74,9 +75,7 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
         archon=options,
         **source,
     )
-    layout = parse_layout(case.layout, backends=backend_table(plugins.all(TrainEngineSpec)))
-    factory = plugins.get(TrainEngineSpec, layout.backend).load()
-    engine = factory(config, role="actor", layout=layout, seed=case.seed, total_steps=len(STEP_LENGTHS))
+    engine = assemble(config, seed=case.seed, total_steps=len(STEP_LENGTHS))
     engine.initialize()
     return engine
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from archon_core.models.capabilities import CAPABILITY_OF_AXIS
+from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
 from archon_testing.cases import Case, Check, DtypeName, Variant
 
 RANK_LETTERS = "prdct"

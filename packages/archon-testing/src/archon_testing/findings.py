@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from archon_core.distributed.ranks import Ranks
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import TrainEngineSpec, registry
+from archon_core.ranks.ranks import Ranks
 from archon_testing.cases import Case
 from archon_testing.causes import (
     Coordinates,
@@ -129,7 +129,7 @@ class FailingWorld:
         found = self.tensor(wrong[0], record.initial, reference.initial)
         remark = (
             f"{len(wrong)} of {len(reference.initial)} weights start with other values than on one process; every draw "
-            "must come from the run's seed and the weight's own name (archon_core.models.initialize)"
+            "must come from the run's seed and the weight's own name (archon_engine.models.initialize)"
         )
         return Diagnosis(self.case, weight=found, remarks=(remark,))
 
@@ -283,7 +283,7 @@ def first_wrong_step(record: Record, reference: Record, case: Case) -> int:
 
 
 def _is_of_experts(parameter: str) -> bool:
-    """By its name, which ``archon_core.moe`` lays down."""
+    """By its name, which ``archon_core.contracts.moe`` lays down."""
     return parameter.rpartition(".")[0].endswith(".experts")
 
 

@@ -10,9 +10,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.nn.packed import OutputName
-from archon_core.protocols import Loss, LossSums, OutputRequest, Unit
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.loss import (
+    Loss,
+    LossSums,
+    OutputRequest,
+    Unit,
+)
+from archon_core.contracts.packed import OutputName
 from archon_testing.batches import MASK, PULL, SCALE
 
 

@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from archon_core.contracts.spec import load_target
 from archon_core.plugins import ModelSpec, registry
-from archon_core.plugins.specs import load_target
 from archon_testing.cases import Case, Variant, allowed_dtypes, declared_variants, variant_case
 from archon_testing.enumeration import Design, candidate_layouts
 from archon_testing.pipelines import runnable_axes

@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from archon_core.models.parallel_plan import ParallelPlan, matches
-from archon_core.models.parameter_names import global_name
-from archon_core.models.staged import stages_of
 from archon_core.plugins import registry
+from archon_engine.models.parameter_names import global_name
+from archon_engine.models.staged import stages_of
 from archon_testing.cases import Case
 from archon_testing.losses import oracle_loss
 from archon_testing.record import oracle_batches

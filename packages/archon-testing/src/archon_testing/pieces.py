@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from archon_core.models.box import Box
-from archon_core.parallel.shards import local_part
+from archon_engine.parallel.shards import local_part
 
 
 @dataclass(frozen=True)

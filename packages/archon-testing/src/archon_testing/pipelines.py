@@ -5,11 +5,11 @@ Imports no torch.
 
 from __future__ import annotations
 
-from archon_core.config.schema import ArchonOptions
+from archon_core.contracts.pipeline import PIPELINE
 from archon_core.errors import UnknownNameError
 from archon_core.layout import backend_table, parse_layout
-from archon_core.pipeline import PIPELINE
 from archon_core.plugins import PipelineSpec, ScheduleSpec, TrainEngineSpec, registry
+from archon_engine.options.archon import ArchonOptions
 from archon_testing.cases import Case
 
 OUR_ENGINE = "archon"

@@ -21,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal
 
-from archon_core.launch.error_file import is_connection_loss
+from archon_core.ranks.error_file import is_connection_loss
 from archon_testing.failures import RankFailure
 from archon_testing.functions import FunctionReference
 

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from archon_core.data.batch import Batch
-from archon_core.models.expert_builder import build_alone
-from archon_core.models.hf_config import load_hf_config
-from archon_core.models.parameter_names import weight_shapes
-from archon_core.parallel.shards import whole_values
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine import StepStats
+from archon_core.contracts.loss import Loss
 from archon_core.plugins import registry
-from archon_core.protocols import Loss, StepStats
+from archon_engine.models.build_alone import build_alone
+from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.parameter_names import weight_shapes
+from archon_engine.parallel.shards import whole_values
 from archon_testing.batches import STEP_LENGTHS, deal, make_batch, token_places
 from archon_testing.cases import Case
 from archon_testing.engines import CHECKPOINT, CLIP_TO, build_engine, headless

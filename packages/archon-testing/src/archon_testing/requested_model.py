@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError, ModelError, UnknownNameError
 from archon_core.plugins import ModelSpec, registry
-from archon_core.plugins.specs import load_target
 from archon_testing.small_config import LARGE, changes, deepen, estimated_parameters, shrink, with_layers
 
 ENOUGH_LAYERS = 2

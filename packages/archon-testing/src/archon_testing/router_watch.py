@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
-from archon_core.nn.packed import PackedSequences
+from archon_core.contracts.packed import PackedSequences
 
 LEAST_MARGIN = 1e-4
 """Least distance of the last logit that is chosen from the first that is not: far above the rounding of fp32."""
@@ -98,7 +98,7 @@ def watching_routers(*, of_others: bool = False) -> Iterator[RouterWatch]:
 
 
 def _takes_packed(args: tuple[Any, ...]) -> bool:
-    """Whether a block is called as ``archon_core.moe`` describes blocks of experts."""
+    """Whether a block is called as ``archon_core.contracts.moe`` describes blocks of experts."""
     return len(args) == 2 and isinstance(args[1], PackedSequences)
 
 

@@ -41,7 +41,7 @@ PRELOADED = (
     "torch._dynamo",
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
-    "archon_core.engine.archon",
+    "archon_engine.engine",
     "archon_testing.oracle_ranks",
     "archon_testing.rank_process",
 )

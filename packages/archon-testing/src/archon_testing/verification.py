@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
-from archon_core.config.schema import ArchonOptions
 from archon_core.errors import ArchonError, LayoutError, ModelError
 from archon_core.plugins import ScheduleSpec, registry
+from archon_engine.options.archon import ArchonOptions
 from archon_testing.cases import Case, Variant, variant_case
 from archon_testing.diagnosis import Diagnosis
 from archon_testing.enumeration import Design, candidate_layouts

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -46,10 +47,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     """Check Python, torch, devices, plugins and versions. Exits with 1 when something does not work."""
     # Strict mode would stop at the first broken plugin; here all of them are wanted.
     environment = {name: value for name, value in os.environ.items() if name != "ARCHON_STRICT_PLUGINS"}
+    registry = build_registry(discover(), environment)
     findings = [
         *examine_python(),
-        *examine_torch(),
-        *examine_plugins(build_registry(discover(), environment)),
+        *examine_torch(needed_by=distributions_that_need("torch", registry)),
+        *examine_plugins(registry),
         *examine_versions(TESTED_VERSIONS, installed_version),
     ]
     if as_json:
@@ -77,12 +79,24 @@ def examine_python() -> Iterator[Finding]:
     yield Finding("host", "ok", f"{platform.system()} {platform.machine()}, {cores} cores{memory}")
 
 
-def examine_torch() -> Iterator[Finding]:
-    """torch's build, its devices and its collective backends."""
+def examine_torch(*, needed_by: Sequence[str]) -> Iterator[Finding]:
+    """torch's build, its devices and its collective backends.
+
+    Args:
+        needed_by: installed distributions that depend on torch. Without any, a missing torch is only a note.
+    """
     try:
         import torch
     except Exception as error:  # a damaged installation may raise anything
-        advice = 'install it: pip install "torch>=2.11"'
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch" and not needed_by:
+            yield Finding(
+                "torch",
+                "note",
+                "not installed; no installed package needs it",
+                "for training: pip install archon-train",
+            )
+            return
+        advice = 'install it: pip install "torch>=2.11"' + (f" (for {', '.join(needed_by)})" if needed_by else "")
         yield Finding("torch", "failure", f"does not import: {type(error).__name__}: {error}", advice)
         return
     build = torch.version.cuda or torch.version.hip
@@ -162,6 +176,21 @@ def examine_versions(tested: Mapping[str, str], installed: Callable[[str], str |
             yield Finding(name, "note", f"{found}, tested with {version}", f'pip install "{name}=={version}"')
     if not differing:
         yield Finding("versions", "ok", "those that this release was tested with")
+
+
+def distributions_that_need(name: str, registry: Registry) -> list[str]:
+    """The distributions of installed plugins that name ``name`` among their dependencies, extras left aside."""
+    needing = []
+    for distribution in dict.fromkeys(plugin.distribution for plugin in registry.plugins):
+        try:
+            requirements = importlib.metadata.requires(distribution) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        if any(
+            re.match(rf"{name}(?![\w.-])(?!.*\bextra\b)", requirement, re.IGNORECASE) for requirement in requirements
+        ):
+            needing.append(distribution)
+    return needing
 
 
 def installed_version(name: str) -> str | None:

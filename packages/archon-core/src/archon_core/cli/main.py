@@ -14,8 +14,7 @@ from archon_core import __version__
 from archon_core.cli.commands import Commands
 from archon_core.cli.console import print_error
 from archon_core.cli.encoding import check_arguments, ensure_utf8
-from archon_core.errors import ArchonError
-from archon_core.launch.rank import USER_ERROR
+from archon_core.errors import USER_ERROR, ArchonError
 from archon_core.plugins import registry
 from archon_core.plugins.discovery import discover, distribution_name, normalise
 from archon_core.plugins.hints import nearest

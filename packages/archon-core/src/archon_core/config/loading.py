@@ -1,8 +1,8 @@
 """From a YAML file and overrides to typed options, in one pass and with all mistakes in one message.
 
-The steps: texts (``raw``, ``overrides``), AReaL's names (``areal``), plugins' sections for the names that the file
-uses (``sections``), types (``typed``), one merge with the schema by OmegaConf, which resolves ``${...}``, and the
-checks of ``validation``.
+The steps: texts (``raw``, ``overrides``), another program's names (``dialect``), plugins' sections for the names that
+the file uses (``sections``), types (``typed``), one merge with the schema by OmegaConf, which resolves ``${...}``, and
+the checks of ``validation``.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archon_core.config.areal import Translation, fill_in, is_areal, rename, translate, translate_deprecated
-from archon_core.config.decisions import Decision
-from archon_core.config.leftovers import MissingOption, sort_leftovers
+from archon_core.config.dialect import Dialect
 from archon_core.config.overrides import parse_overrides
 from archon_core.config.raw import RawMapping, merge
-from archon_core.config.schema import ExperimentConfig
+from archon_core.config.root import RootSchema
 from archon_core.config.sections import SectionChoice, build_schema, choose_sections
 from archon_core.config.typed import Converted, Problem, convert, knows
+from archon_core.config.unknown_options import MissingOption, sort_unknown_options
 from archon_core.config.validation import check_options
 from archon_core.config.yaml_file import read_yaml
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.train import DialectSpec
 from archon_core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class LoadedConfig:
     """A configuration that was read and checked.
 
     Attributes:
-        config: ``ExperimentConfig`` with the sections of the plugins that it uses.
+        config: the root schema's dataclass with the sections of the plugins that it uses.
         decisions: what reading it changed or left without effect.
         explicit: dotted names of the options that the file or an override writes, under our names.
         sources: dotted name -> file and line, or override, of those.
@@ -55,15 +57,21 @@ class LoadedConfig:
         return to_yaml(self.config)
 
 
-def load_config(
-    path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None, *, allow_missing: bool = False
+def read_config(
+    path: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    root: RootSchema,
+    registry: Registry | None = None,
+    allow_missing: bool = False,
 ) -> LoadedConfig:
-    """Read a YAML file, in Archon's form or AReaL's, and apply dotted overrides.
+    """Read a YAML file, in Archon's form or in an installed dialect, and apply dotted overrides.
 
     Args:
         path: the file.
         overrides: ``name.of.option=value``; a later one wins.
-        registry: where plugins' sections come from; ``None`` for the registry of this process.
+        root: the shape of the file.
+        registry: where plugins' sections and dialects come from; ``None`` for the registry of this process.
         allow_missing: let options of packages that are not installed pass, into ``missing``.
 
     Raises:
@@ -75,42 +83,52 @@ def load_config(
 
         registry = installed()
     written = read_yaml(Path(path))
-    return read_tree(written, parse_overrides(overrides), registry, allow_missing=allow_missing)
+    return read_tree(written, parse_overrides(overrides), registry, root=root, allow_missing=allow_missing)
 
 
 def read_tree(
-    written: RawMapping, overrides: RawMapping, registry: Registry, *, allow_missing: bool = False
+    written: RawMapping, overrides: RawMapping, registry: Registry, *, root: RootSchema, allow_missing: bool = False
 ) -> LoadedConfig:
-    """The same for trees of texts; see ``load_config``."""
-    areal = is_areal(written)
-    taken = _plugins_own_roots(registry) | (frozenset() if areal else {"model"})
-    tree = merge(rename(written, keep=taken), rename(overrides, keep=taken))
-    translation = translate(tree) if areal else translate_deprecated(tree)
-    choice = choose_sections(registry, translation.tree)
-    schema = build_schema(choice.used)
-    filled = fill_in(translation.tree, schema) if areal else Translation(translation.tree)
-    leftovers = sort_leftovers(filled.tree, schema, choice, registry)
-    converted = convert(leftovers.tree, schema)
-    problems = [*leftovers.problems, *converted.problems]
+    """The same for trees of texts; see ``read_config``."""
+    root = root.with_engines(registry.all(TrainEngineSpec))
+    dialects: list[Dialect] = [spec.load() for spec in registry.all(DialectSpec)]
+    recognised = [dialect for dialect in dialects if dialect.recognises(written)]
+    taken = _plugins_own_roots(registry, root)
+    tree, decisions = (written, overrides), []
+    for dialect in dialects:
+        keep = taken | (frozenset() if dialect in recognised else dialect.own_roots())
+        tree = tuple(dialect.rename(part, keep=keep) for part in tree)
+    merged = merge(*tree)
+    for dialect in dialects:
+        translation = dialect.translate(merged, recognised=dialect in recognised)
+        merged, decisions = translation.tree, [*decisions, *translation.decisions]
+    choice = choose_sections(registry, merged, root)
+    schema = build_schema(root.schema, choice.used)
+    for dialect in recognised:
+        filled = dialect.fill_in(merged, schema)
+        merged, decisions = filled.tree, [*decisions, *filled.decisions]
+    unknown = sort_unknown_options(merged, schema, choice, registry, root=root, dialects=dialects)
+    converted = convert(unknown.tree, schema)
+    problems = [*unknown.problems, *converted.problems]
     if not allow_missing:
-        problems += [Problem(option.source, str(option)) for option in leftovers.missing]
+        problems += [Problem(option.source, str(option)) for option in unknown.missing]
     _raise_all(problems, choice)
     config = _merge(schema, converted)
     _raise_all([Problem(_source(option, converted), text) for option, text in check_options(config)], choice)
     return LoadedConfig(
         config=config,
-        decisions=(*translation.decisions, *filled.decisions, *leftovers.decisions),
+        decisions=(*decisions, *unknown.decisions),
         explicit=frozenset(converted.written),
         sources=converted.written,
-        missing=leftovers.missing,
+        missing=unknown.missing,
         warnings=choice.failures,
     )
 
 
-def _plugins_own_roots(registry: Registry) -> frozenset[str]:
+def _plugins_own_roots(registry: Registry, root: RootSchema) -> frozenset[str]:
     sections = (section for plugin in registry.plugins for spec in plugin.specs for section in spec.config)
     roots = {section.path.partition(".")[0] for section in sections}
-    return frozenset(root for root in roots if not knows(ExperimentConfig, root))
+    return frozenset(name for name in roots if not knows(root.schema, name))
 
 
 def to_yaml(config: Any) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from archon_core.config.schema import ExperimentConfig
 from archon_core.config.sections import PluginSection
 from archon_core.config.typed import field_types, section_of
 
@@ -40,36 +39,39 @@ class SectionEntry:
     paths: list[str] = field(default_factory=list)
 
 
-def render_reference(sections: Sequence[PluginSection] = ()) -> str:
+def render_reference(root: type, sections: Sequence[PluginSection] = ()) -> str:
     """The page, in Markdown.
 
     Args:
-        sections: those of plugins, which follow core's.
+        root: dataclass of the top level.
+        sections: those of plugins, which follow the root's.
 
     Raises:
         ValueError: an option has no entry under ``Attributes`` in its dataclass's docstring.
     """
     parts = [HEADER]
-    for entry in core_sections():
+    for entry in root_sections(root):
         parts.append(f"## {_title(entry.paths[0])}\n")
         others = [f"`{path}`" for path in entry.paths[1:]]
         parts.append(_paragraph(entry.schema, f"The same under {', '.join(others)}." if others else ""))
         parts.append(_table(entry.schema))
-    for section, users in _by_schema(sections):
+    for section, others, users in _by_schema(sections):
         parts.append(f"## {_title(section.path)} ({section.owner})\n")
-        parts.append(_paragraph(section.schema, f"Used with {', '.join(users)}."))
+        same = f" The same under {', '.join(f'`{path}`' for path in others)}." if others else ""
+        parts.append(_paragraph(section.schema, f"Used with {', '.join(users)}.{same}"))
         parts.append(_table(section.schema))
+        own = {option.name for option in options_of(section.schema)}
         for name, hint in field_types(section.schema).items():
             inner = section_of(hint)
-            if inner is not None:
+            if inner is not None and name in own:
                 parts.append(f"### {_title(f'{section.path}.{name}')} ({section.owner})\n")
                 parts.append(_paragraph(inner, ""))
                 parts.append(_table(inner))
     return "\n".join(parts).rstrip() + "\n"
 
 
-def core_sections() -> list[SectionEntry]:
-    """Core's dataclasses with the dotted names of their places, the top level first."""
+def root_sections(root: type) -> list[SectionEntry]:
+    """The dataclasses of ``root`` with the dotted names of their places, the top level first."""
     entries: dict[type, SectionEntry] = {}
 
     def visit(schema: type, path: str) -> None:
@@ -79,18 +81,22 @@ def core_sections() -> list[SectionEntry]:
             if inner is not None:
                 visit(inner, f"{path}.{name}".lstrip("."))
 
-    visit(ExperimentConfig, "")
+    visit(root, "")
     return list(entries.values())
 
 
 def options_of(schema: type) -> list[OptionEntry]:
-    """The options of a dataclass with their documentation."""
+    """The options of a dataclass with their documentation; those that it inherits stand under its base."""
     texts = attribute_texts(schema)
-    undocumented = [f.name for f in dataclasses.fields(schema) if f.name not in texts]
+    inherited = {
+        f.name for base in schema.__bases__ if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)
+    }
+    own = [f for f in dataclasses.fields(schema) if f.name not in inherited]
+    undocumented = [f.name for f in own if f.name not in texts]
     if undocumented:
         raise ValueError(f"{schema.__name__}: found no entry for {', '.join(undocumented)}; document each option")
     hints = field_types(schema)
-    return [OptionEntry(f.name, _type(hints[f.name]), _default(f), texts[f.name]) for f in dataclasses.fields(schema)]
+    return [OptionEntry(f.name, _type(hints[f.name]), _default(f), texts[f.name]) for f in own]
 
 
 def attribute_texts(schema: type) -> dict[str, str]:
@@ -106,15 +112,16 @@ def attribute_texts(schema: type) -> dict[str, str]:
     return texts
 
 
-def _by_schema(sections: Sequence[PluginSection]) -> Iterator[tuple[PluginSection, list[str]]]:
-    users: dict[tuple[str, type], list[str]] = {}
-    first: dict[tuple[str, type], PluginSection] = {}
+def _by_schema(sections: Sequence[PluginSection]) -> Iterator[tuple[PluginSection, list[str], list[str]]]:
+    """Each schema's first section, its other paths, and the specs that use it."""
+    grouped: dict[type, list[PluginSection]] = {}
     for section in sections:
-        key = (section.path, section.schema)
-        first.setdefault(key, section)
-        users.setdefault(key, []).append(f"{section.spec.kind.replace('_', ' ')} `{section.spec.name}`")
-    for key, section in sorted(first.items(), key=lambda item: (item[1].owner, item[0][0], item[0][1].__name__)):
-        yield section, users[key]
+        grouped.setdefault(section.schema, []).append(section)
+    for group in sorted(grouped.values(), key=lambda group: (group[0].owner, group[0].path, group[0].schema.__name__)):
+        group.sort(key=lambda section: (section.owner, section.path))
+        paths = dict.fromkeys(section.path for section in group)
+        users = dict.fromkeys(f"{section.spec.kind.replace('_', ' ')} `{section.spec.name}`" for section in group)
+        yield group[0], [*paths][1:], [*users]
 
 
 def _title(path: str) -> str:

@@ -14,25 +14,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from archon_core.config.raw import RawMapping, RawScalar, follow
-from archon_core.config.schema import ExperimentConfig
+from archon_core.config.raw import RawMapping
+from archon_core.config.root import RootSchema
+from archon_core.contracts.spec import Spec, load_target
 from archon_core.errors import ArchonError, ConfigError
-from archon_core.plugins.specs import SPEC_TYPES, Spec, load_target
-
-ROLES = ("actor", "critic", "ref", "teacher")
-
-SELECTORS: dict[str, tuple[str, ...]] = {
-    "algorithm": ("algorithm",),
-    "reward": ("reward",),
-    "dataset": ("data.dataset",),
-    "launcher": ("scheduler.type",),
-    "inference_engine": ("rollout.backend",),
-    "train_engine": tuple(f"{role}.backend" for role in ROLES),
-    "schedule": tuple(f"{role}.archon.pp_schedule" for role in ROLES),
-    "model": tuple(f"{role}.archon.model" for role in ROLES),
-    "moe": tuple(f"{role}.archon.moe" for role in ROLES),
-}
-"""Kind of spec -> the options that name one. A kind that no option names is used whenever it is installed."""
+from archon_core.plugins.kinds import SPEC_TYPES
 
 
 class SpecSource(Protocol):
@@ -80,13 +66,13 @@ class SectionChoice:
     failures: tuple[str, ...] = ()
 
 
-def choose_sections(source: SpecSource, tree: RawMapping) -> SectionChoice:
+def choose_sections(source: SpecSource, tree: RawMapping, root: RootSchema) -> SectionChoice:
     """Sort the sections of all installed plugins by the names that ``tree`` writes, or the schema's defaults."""
     used: list[PluginSection] = []
     unused: list[PluginSection] = []
     failures: list[str] = []
     for spec_type in SPEC_TYPES:
-        names = named(spec_type.kind, tree)
+        names = root.named(spec_type.kind, tree)
         for spec in source.all(spec_type.kind):
             for section in spec.config:
                 try:
@@ -99,41 +85,25 @@ def choose_sections(source: SpecSource, tree: RawMapping) -> SectionChoice:
     return SectionChoice(tuple(used), tuple(unused), tuple(failures))
 
 
-def named(kind: str, tree: RawMapping) -> frozenset[str] | None:
-    """The names of ``kind`` that a configuration uses; ``None`` when any installed one may be."""
-    names: set[str] = set()
-    for option in SELECTORS.get(kind, ()):
-        role = option.partition(".")[0]
-        if role in ROLES and role != "actor" and not isinstance(tree.get(role), RawMapping):
-            continue
-        text = _text_at(tree, option)
-        if text is None or "${" in text:
-            return None
-        if option.endswith(".backend"):
-            text = text.partition(":")[0]
-        names.add(text.strip())
-    return frozenset(names) or None
+def build_schema(root: type, sections: Sequence[PluginSection]) -> type:
+    """The dataclass ``root`` with the sections in their places.
 
-
-def build_schema(sections: Sequence[PluginSection]) -> type:
-    """``ExperimentConfig`` with the sections in their places.
-
-    A section that core has becomes a dataclass that inherits from core's and from the plugins'; another one is a
+    A section that ``root`` has becomes a dataclass that inherits from its own and from the plugins'; another one is a
     new field.
 
     Raises:
-        ConfigError: two plugins, or a plugin and core, define the same option; or a section's place is an option.
+        ConfigError: two plugins, or a plugin and ``root``, define the same option; or a section's place is an option.
     """
-    return _schema_of(tuple(sections))
+    return _schema_of(root, tuple(sections))
 
 
 @functools.cache  # so that two configurations of the same sections are of the same class, and can be equal
-def _schema_of(sections: tuple[PluginSection, ...]) -> type:
+def _schema_of(root: type, sections: tuple[PluginSection, ...]) -> type:
     placed: list[tuple[tuple[str, ...], PluginSection]] = []
     for section in sections:
         if not any(section.path == other.path and section.schema is other.schema for _, other in placed):
             placed.append((tuple(section.path.split(".")), section))
-    return _extend(ExperimentConfig, "", placed)
+    return _extend(root, "", placed)
 
 
 @dataclass
@@ -185,7 +155,7 @@ def _extend(base: type, path: str, placed: list[tuple[tuple[str, ...], PluginSec
 
 
 def _refuse_collisions(base: type, path: str, sections: Sequence[PluginSection]) -> None:
-    owners = {f.name: ("archon-core", _definer(base, f.name)) for f in dataclasses.fields(base)}
+    owners = {f.name: (_package(_definer(base, f.name)), _definer(base, f.name)) for f in dataclasses.fields(base)}
     for section in sections:
         for f in dataclasses.fields(section.schema):
             definer = _definer(section.schema, f.name)
@@ -199,6 +169,10 @@ def _refuse_collisions(base: type, path: str, sections: Sequence[PluginSection])
 
 def _definer(cls: type, name: str) -> type:
     return next(c for c in cls.__mro__ if name in vars(c).get("__annotations__", {}))
+
+
+def _package(cls: type) -> str:
+    return cls.__module__.partition(".")[0].replace("_", "-")
 
 
 def _without_superclasses(classes: Sequence[type]) -> list[type]:
@@ -248,19 +222,3 @@ def _load_schema(target: str, spec: Spec) -> type:
     if missing:
         raise ConfigError(f"{target!r} has fields without a default: {', '.join(missing)}; give each one")
     return schema
-
-
-def _text_at(tree: RawMapping, option: str) -> str | None:
-    """The text of an option, followed through ``${...}``; the schema's default when it is not written."""
-    option, node = follow(tree, option)
-    if node is None:
-        return default_text(option)
-    return node.text if isinstance(node, RawScalar) and not node.is_null else None
-
-
-def default_text(option: str) -> str | None:
-    """The default of one of core's options, as text; ``None`` when it is null or core has no such option."""
-    value: Any = ExperimentConfig()
-    for key in option.split("."):
-        value = getattr(value, key, None)
-    return None if value is None else str(value)

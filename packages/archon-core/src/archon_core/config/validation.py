@@ -1,166 +1,14 @@
-"""Values that options may take beyond their types: choices, ranges, and options that need one another.
+"""Checks a configuration's values: the rule of each option (``rules.option``), and options that need one another.
 
-The rules stand beside the schema, one table per dataclass, and hold wherever that dataclass is used.
+A dataclass whose options depend on one another has a method ``problems()`` that yields the option's name and a
+found / allowed / fix sentence without it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
-
-from archon_core.config.combinations import refusals
-from archon_core.config.schema import (
-    ArchonOptions,
-    ClusterConfig,
-    DataConfig,
-    EngineConfig,
-    ExperimentConfig,
-    MicroBatchSpec,
-    OptimizerConfig,
-    RolloutConfig,
-    TokenizerConfig,
-    TrainerConfig,
-)
-from archon_core.config.situation import Situation
-from archon_core.errors import did_you_mean
-from archon_core.generation import GenerationConfig
-
-Rule = Callable[[Any], str | None]
-"""Takes a value, which is not null, and returns what is allowed when that is not it."""
-
-
-def one_of(*choices: str) -> Rule:
-    """The value is one of these texts."""
-
-    def rule(value: str) -> str | None:
-        return None if value in choices else ", ".join(choices) + did_you_mean(value, choices)
-
-    return rule
-
-
-def number(
-    *, least: float = -math.inf, most: float = math.inf, above: float = -math.inf, below: float = math.inf
-) -> Rule:
-    """The value is finite and in this range."""
-    parts = [
-        f"from {least:g}" if least > -math.inf else "",
-        f"above {above:g}" if above > -math.inf else "",
-        f"up to {most:g}" if most < math.inf else "",
-        f"below {below:g}" if below < math.inf else "",
-    ]
-    allowed = "numbers " + " ".join(filter(None, parts)) if any(parts) else "finite numbers"
-
-    def rule(value: float) -> str | None:
-        inside = math.isfinite(value) and least <= value <= most and above < value < below
-        return None if inside else allowed
-
-    return rule
-
-
-def _folder_name(value: str) -> str | None:
-    if value.strip() and value not in (".", "..") and not set(value) & set("/\\\0\n"):
-        return None
-    return "the name of a folder, without slashes"
-
-
-def _every_or_op(value: str) -> str | None:
-    return None if value == "op" or (value.isdecimal() and int(value) > 0) else "op, or a number N for every Nth layer"
-
-
-def _token_ids(value: Sequence[int]) -> str | None:
-    return None if all(token >= 0 for token in value) else "token ids, which are not negative"
-
-
-POSITIVE = number(least=1)
-NOT_NEGATIVE = number(least=0)
-SHARE = number(least=0, most=1)
-DECAY = number(least=0, below=1)
-
-RULES: dict[type, dict[str, Rule]] = {
-    MicroBatchSpec: {
-        "n_mbs": POSITIVE,
-        "max_tokens_per_mb": POSITIVE,
-        "granularity": POSITIVE,
-        "n_mbs_divisor": POSITIVE,
-        "packing_algorithm": one_of("ffd", "kk"),
-    },
-    OptimizerConfig: {
-        "type": one_of("adamw", "adam", "sgd", "muon"),
-        "lr": NOT_NEGATIVE,
-        "weight_decay": NOT_NEGATIVE,
-        "beta1": DECAY,
-        "beta2": DECAY,
-        "eps": number(above=0),
-        "gradient_clipping": NOT_NEGATIVE,
-        "lr_scheduler_type": one_of("constant", "linear", "cosine", "wsd"),
-        "warmup_steps_proportion": SHARE,
-        "decay_steps_proportion": SHARE,
-        "min_lr_ratio": SHARE,
-    },
-    ArchonOptions: {
-        "pp_layers_per_stage": POSITIVE,
-        "pp_first_stage_less_layers": NOT_NEGATIVE,
-        "pp_last_stage_less_layers": NOT_NEGATIVE,
-        "pp_record_step": POSITIVE,
-        "ac_mode": one_of("none", "selective", "full", "memory_budget"),
-        "selective_ac_option": _every_or_op,
-        "ac_memory_budget": SHARE,
-        "reshard_after_forward_policy": one_of("default", "always", "never"),
-        "attn_type": one_of("varlen", "flex", "sdpa"),
-        "moe_router_dtype": one_of("fp32"),
-        "master_dtype": one_of("float32", "bfloat16", "float64"),
-    },
-    EngineConfig: {
-        "dtype": one_of("float32", "bfloat16", "float64"),
-        "grad_reduce_dtype": one_of("float32", "bfloat16", "float64"),
-        "temperature": number(above=0),
-        "batch_align_to": POSITIVE,
-    },
-    RolloutConfig: {"max_batch_size": POSITIVE},
-    ClusterConfig: {"n_nodes": POSITIVE, "n_gpus_per_node": POSITIVE},
-    TokenizerConfig: {"kind": one_of("pretrained", "characters", "bpe"), "vocab_size": POSITIVE},
-    DataConfig: {
-        "validation_size": NOT_NEGATIVE,
-        "batch_size": POSITIVE,
-        "max_length": POSITIVE,
-        "overlong": one_of("error", "drop"),
-    },
-    TrainerConfig: {
-        "max_steps": POSITIVE,
-        "max_epochs": POSITIVE,
-        "save_every": NOT_NEGATIVE,
-        "keep_last": POSITIVE,
-        "keep_every": POSITIVE,
-        "max_restarts": NOT_NEGATIVE,
-        "eval_every": NOT_NEGATIVE,
-        "eval_size": POSITIVE,
-    },
-    GenerationConfig: {
-        "n_samples": POSITIVE,
-        "max_new_tokens": POSITIVE,
-        "min_new_tokens": NOT_NEGATIVE,
-        "max_tokens": POSITIVE,
-        "temperature": number(above=0),
-        "top_p": number(above=0, most=1),
-        "top_k": NOT_NEGATIVE,
-        "stop_token_ids": _token_ids,
-    },
-    ExperimentConfig: {"experiment_name": _folder_name, "trial_name": _folder_name},
-}
-"""Dataclass -> option -> rule. Null is allowed where the option's type allows it."""
-
-FIXES = {
-    "temperature": "for the most probable token, set gconfig.greedy=true",
-    "top_k": "0 keeps all tokens",
-    "gradient_clipping": "0 switches it off",
-    "moe_router_dtype": "null takes the compute type",
-    "pp_first_stage_less_layers": "null balances stages by cost",
-    "pp_last_stage_less_layers": "null balances stages by cost",
-    "keep_last": "null keeps all checkpoints",
-}
-"""Option -> what to say beside the allowed values."""
 
 
 def check_options(config: Any, path: str = "") -> list[tuple[str, str]]:
@@ -177,62 +25,23 @@ def check_options(config: Any, path: str = "") -> list[tuple[str, str]]:
 
 
 def _check(section: Any, path: str) -> Iterator[tuple[str, str]]:
-    for cls, rules in RULES.items():
-        if isinstance(section, cls):
-            for name, rule in rules.items():
-                value = getattr(section, name)
-                allowed = None if value is None else rule(value)
-                if allowed is not None:
-                    option = f"{path}.{name}".lstrip(".")
-                    fix = f"; {FIXES[name]}" if name in FIXES else ""
-                    yield option, f"{option}: found {_shown(value)}; allowed are {allowed}{fix}"
-    for cls, check in _TOGETHER.items():
-        if isinstance(section, cls):
-            for name, text in check(section):
+    for f in dataclasses.fields(section):
+        value, rule = getattr(section, f.name), f.metadata.get("rule")
+        allowed = None if value is None or rule is None else rule(value)
+        if allowed is not None:
+            option = f"{path}.{f.name}".lstrip(".")
+            fix = f"; {f.metadata['fix']}" if f.metadata["fix"] else ""
+            yield option, f"{option}: found {_shown(value)}; allowed are {allowed}{fix}"
+    # A section is of a class that is joined from core's and plugins' dataclasses; each of them has its own say.
+    for cls in type(section).__mro__:
+        if "problems" in vars(cls):
+            for name, text in cls.problems(section):
                 option = f"{path}.{name}".lstrip(".")
                 yield option, f"{option}: {text}"
     for f in dataclasses.fields(section):
         value = getattr(section, f.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from _check(value, f"{path}.{f.name}".lstrip("."))
-
-
-def _engine(engine: EngineConfig) -> Iterator[tuple[str, str]]:
-    yield from refusals(Situation(engine))
-
-
-def _optimizer(optimizer: OptimizerConfig) -> Iterator[tuple[str, str]]:
-    used = optimizer.warmup_steps_proportion + optimizer.decay_steps_proportion
-    if optimizer.lr_scheduler_type == "wsd" and used > 1:
-        yield (
-            "decay_steps_proportion",
-            f"found warm-up and decay that together take {used:g} of all steps; allowed is up to 1; lower one of them",
-        )
-
-
-def _generation(generation: GenerationConfig) -> Iterator[tuple[str, str]]:
-    if generation.min_new_tokens > generation.max_new_tokens:
-        yield (
-            "min_new_tokens",
-            f"found {generation.min_new_tokens}, above max_new_tokens {generation.max_new_tokens}; lower it",
-        )
-
-
-def _trainer(trainer: TrainerConfig) -> Iterator[tuple[str, str]]:
-    if trainer.keep_every is not None and trainer.keep_last is None:
-        yield (
-            "keep_every",
-            f"found {trainer.keep_every} without trainer.keep_last, which keeps all checkpoints; set keep_last, or "
-            "leave keep_every out",
-        )
-
-
-_TOGETHER: dict[type, Callable[[Any], Iterator[tuple[str, str]]]] = {
-    EngineConfig: _engine,
-    OptimizerConfig: _optimizer,
-    GenerationConfig: _generation,
-    TrainerConfig: _trainer,
-}
 
 
 def _shown(value: Any) -> str:

@@ -15,7 +15,8 @@ from archon_core.errors import PluginError
 from archon_core.layout.axes import AXIS_NAMES, list_letters
 
 if TYPE_CHECKING:
-    from archon_core.plugins.specs import InferenceEngineSpec, TrainEngineSpec
+    from archon_core.contracts.engine import TrainEngineSpec
+    from archon_core.contracts.rollout import InferenceEngineSpec
 
 Kind = Literal["train", "inference"]
 

@@ -8,8 +8,8 @@ from itertools import islice
 from archon_core.layout.backends import BUILTIN_BACKENDS, Backend
 from archon_core.layout.diagnostics import Fault, alternatives, layout_error
 from archon_core.layout.layout import Layout
-from archon_core.layout.mend import mended
 from archon_core.layout.rules import faults
+from archon_core.layout.suggestions import mended
 from archon_core.layout.syntax import UnreadableError, read_layout
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from archon_core.nn.rotary import fixed_frequencies_reach, rotary_reach
+from archon_engine.nn.rotary import fixed_frequencies_reach, rotary_reach
 
 
 @dataclass(frozen=True)

@@ -13,28 +13,18 @@ A plugin module needs only this package::
 and an entry point of the group ``archon`` that names it.
 """
 
+from archon_core.contracts.data import DatasetSpec, RewardSpec
+from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.model import Capability, LoadedModel, ModelSpec
+from archon_core.contracts.moe import MoESpec
+from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
+from archon_core.contracts.rollout import InferenceEngineSpec, WeightTransportSpec
+from archon_core.contracts.spec import ConfigSection, Spec
+from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.plugins.hookspecs import hookimpl
+from archon_core.plugins.kinds import SPEC_TYPES, CommandSpec
 from archon_core.plugins.loader import PLUGIN_API
 from archon_core.plugins.registry import Registry, build_registry, registry
-from archon_core.plugins.specs import (
-    SPEC_TYPES,
-    AlgorithmSpec,
-    Capability,
-    CommandSpec,
-    ConfigSection,
-    DatasetSpec,
-    InferenceEngineSpec,
-    LauncherSpec,
-    LoadedModel,
-    ModelSpec,
-    MoESpec,
-    PipelineSpec,
-    RewardSpec,
-    ScheduleSpec,
-    Spec,
-    TrainEngineSpec,
-    WeightTransportSpec,
-)
 from archon_core.plugins.status import PluginStatus
 
 __all__ = [
@@ -45,6 +35,7 @@ __all__ = [
     "CommandSpec",
     "ConfigSection",
     "DatasetSpec",
+    "DialectSpec",
     "InferenceEngineSpec",
     "LauncherSpec",
     "LoadedModel",

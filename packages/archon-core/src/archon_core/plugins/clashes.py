@@ -57,18 +57,15 @@ def _way_out(kind: str, name: str, plugin: PluginStatus, claimants: Sequence[Plu
     return f"ARCHON_DISABLE_PLUGINS={plugin.distribution if len(namesakes) > 1 else plugin.name}"
 
 
-def explain_several_builders(names: Sequence[str], role: str | None) -> str:
-    """That more than one package builds experts and none is chosen.
+def explain_several_builders(names: Sequence[str], option: str | None) -> str:
+    """That several packages build experts and none is chosen.
 
     Args:
-        role: the section of the configuration that chooses; ``None`` where there is no configuration.
+        option: the option that chooses; ``None`` where there is no configuration.
     """
-    if role is None:
+    if option is None:
         return (
-            f"experts: found {len(names)} that build them and none chosen; allowed are {', '.join(names)}; leave out "
-            "the plugins of all but one with ARCHON_DISABLE_PLUGINS"
+            f"experts: found {len(names)} packages that build them and none chosen; allowed are {', '.join(names)}; "
+            "disable the plugins of all but one with ARCHON_DISABLE_PLUGINS"
         )
-    return (
-        f"{role}.archon.moe: found none chosen and several installed; allowed are {', '.join(names)}; set it to one of "
-        "them"
-    )
+    return f"{option}: found none chosen and several installed; allowed are {', '.join(names)}; set it to one of them"

@@ -1,7 +1,6 @@
 """Which package to install for a name that nothing provides, and how to say so.
 
-The tables name what Archon's own packages bring, installed or not. They only serve messages: a plugin works
-without standing here.
+The names that Archon's own packages bring stand in ``first_party``, which is made from the packages.
 """
 
 from __future__ import annotations
@@ -10,92 +9,12 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
 from archon_core.plugins.discovery import normalise
+from archon_core.plugins.first_party import OPTIONS, PACKAGES
 from archon_core.plugins.status import PluginStatus
 
-PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "model": {"archon-models-qwen": ("qwen2", "qwen3", "qwen3_moe"), "archon-models-hf": ("hf",)},
-    "schedule": {
-        "archon-pipeline": (
-            "GPipe",
-            "1F1B",
-            "Interleaved1F1B",
-            "I1F1B",
-            "InterleavedZeroBubble",
-            "IZB",
-            "ZB1P",
-            "ZBVZeroBubble",
-            "ZBV",
-        )
-    },
-    "pipeline": {"archon-pipeline": ("pipeline",)},
-    "moe": {"archon-moe": ("moe",)},
-    "train_engine": {"archon-models-hf": ("fsdp",)},
-    "inference_engine": {"archon-rollout": ("local", "sglang", "vllm")},
-    "weight_transport": {"archon-rollout": ("disk", "shm", "distributed")},
-    "launcher": {"archon-ray": ("ray",)},
-    "algorithm": {"archon-rl": ("sft", "grpo", "ppo", "dapo")},
-    "reward": {"archon-rl": ("arithmetic", "exact", "gsm8k")},
-    "dataset": {"archon-rl": ("jsonl", "hf", "arithmetic")},
-    "command": {
-        "archon-rollout": ("generate",),
-        "archon-pipeline": ("pipeline",),
-        "archon-testing": ("verify",),
-        "archon-scaffold": ("new",),
-    },
-}
-"""Kind of spec -> package -> names and aliases. The first package of a kind is the one to begin with."""
-
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "archon-rl": (
-        "warm_start",
-        "data.arithmetic",
-        "data.hf",
-        "tokenizer.use_chat_template",
-        "actor.ppo_n_minibatches",
-        "actor.eps_clip",
-        "actor.eps_clip_higher",
-        "actor.c_clip",
-        "actor.reward_norm",
-        "actor.reward_scaling",
-        "actor.reward_bias",
-        "actor.reward_clip",
-        "actor.overlong_reward_penalty",
-        "actor.overlong_tokens",
-        "actor.overlong_penalty_factor",
-        "actor.mask_no_eos_with_zero",
-        "actor.dynamic_sampling",
-        "actor.discount",
-        "actor.gae_lambda",
-        "actor.adv_norm",
-        "actor.kl_ctl",
-        "actor.kl_estimator",
-        "actor.recompute_logprob",
-        "actor.use_decoupled_loss",
-        "actor.behave_imp_weight_cap",
-        "actor.behave_imp_weight_mode",
-        "actor.loss_aggregation",
-        "actor.kl_loss_coef",
-        "actor.kl_loss_estimator",
-        "actor.entropy_coef",
-    ),
-    "archon-rollout": ("sglang", "vllm"),
-    "archon-moe": tuple(
-        f"{role}.archon.{option}"
-        for role in ("actor", "critic", "ref", "teacher")
-        for option in (
-            "moe_grouped_gemm",
-            "moe_aux_loss",
-            "moe_aux_loss_coef",
-            "moe_z_loss_coef",
-            "moe_bias_update_rate",
-        )
-    ),
-    "archon-ray": ("ray",),
-}
-"""Package -> configuration sections and options that it brings."""
-
 FIRST_STEPS = (
-    "Models: pip install archon-models-qwen. Algorithms: pip install archon-rl. Rollout: pip install archon-rollout."
+    "Training: pip install archon-train. Models: pip install archon-models-qwen. Algorithms: pip install archon-rl. "
+    "Rollout: pip install archon-rollout."
 )
 """What to tell someone who has core alone."""
 
@@ -118,10 +37,13 @@ def package_for(kind: str, name: str) -> str | None:
 
 def package_for_option(path: str) -> str | None:
     """The first-party package that brings a configuration option, given its dotted path, or ``None``."""
-    for package, options in OPTIONS.items():
-        if any(path == option or path.startswith(f"{option}.") for option in options):
-            return package
-    return None
+    owners = {
+        option: package
+        for package, options in OPTIONS.items()
+        for option in options
+        if path == option or path.startswith(f"{option}.")
+    }
+    return owners[max(owners, key=len)] if owners else None
 
 
 def not_installed(kind: str, plugins: Sequence[PluginStatus]) -> dict[str, str]:

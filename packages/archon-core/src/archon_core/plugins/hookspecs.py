@@ -10,20 +10,14 @@ from collections.abc import Iterable
 
 import pluggy
 
-from archon_core.plugins.specs import (
-    AlgorithmSpec,
-    CommandSpec,
-    DatasetSpec,
-    InferenceEngineSpec,
-    LauncherSpec,
-    ModelSpec,
-    MoESpec,
-    PipelineSpec,
-    RewardSpec,
-    ScheduleSpec,
-    TrainEngineSpec,
-    WeightTransportSpec,
-)
+from archon_core.contracts.data import DatasetSpec, RewardSpec
+from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.model import ModelSpec
+from archon_core.contracts.moe import MoESpec
+from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
+from archon_core.contracts.rollout import InferenceEngineSpec, WeightTransportSpec
+from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
+from archon_core.plugins.kinds import CommandSpec
 
 PROJECT_NAME = "archon"
 """pluggy's project name, and the group of the entry points."""
@@ -90,3 +84,8 @@ def archon_datasets() -> Iterable[DatasetSpec]:
 @hookspec
 def archon_commands() -> Iterable[CommandSpec]:
     """Subcommands of ``archon``."""
+
+
+@hookspec
+def archon_dialects() -> Iterable[DialectSpec]:
+    """Ways to read configuration files of other programs."""

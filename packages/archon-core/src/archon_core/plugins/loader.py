@@ -17,11 +17,12 @@ from typing import Any
 
 import pluggy
 
+from archon_core.contracts.spec import Spec
 from archon_core.plugins import hookspecs
 from archon_core.plugins.discovery import distribution_name, distribution_version
 from archon_core.plugins.hints import nearest
 from archon_core.plugins.hookspecs import PROJECT_NAME
-from archon_core.plugins.specs import SPEC_TYPES, Spec
+from archon_core.plugins.kinds import SPEC_TYPES
 from archon_core.plugins.status import PluginStatus, describe_error
 
 PLUGIN_API_SINCE: Mapping[tuple[int, int], str] = {(1, 0): "0.1"}

@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar, cast, overload
 
+from archon_core.contracts.model import ModelSpec
+from archon_core.contracts.spec import Spec
 from archon_core.errors import PluginError, UnknownNameError, did_you_mean
 from archon_core.plugins.clashes import Claims, clashes_of, collect_claims, explain_clash
 from archon_core.plugins.discovery import Discovery, discover, distribution_name, normalise
 from archon_core.plugins.hints import explain_unknown, label, ways_out
+from archon_core.plugins.kinds import SPEC_TYPES
 from archon_core.plugins.loader import check_spec, load_core, load_plugin
-from archon_core.plugins.specs import SPEC_TYPES, ModelSpec, Spec
 from archon_core.plugins.status import IN_PROCESS, PluginStatus
 
 AnySpec = TypeVar("AnySpec", bound=Spec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from archon_core.plugins.specs import Spec
+from archon_core.contracts.spec import Spec
 
 Status = Literal["loaded", "failed", "incompatible", "disabled"]
 

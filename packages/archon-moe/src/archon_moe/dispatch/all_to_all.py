@@ -13,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from archon_core import compat
-from archon_core.moe import ExpertParallel
+from archon_core.contracts.moe import ExpertParallel
+from archon_engine import compat
 from archon_moe.counting import count_each
 from archon_moe.dispatch.interface import DispatchPlan, Rows
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from archon_core.nn.swiglu import activation
+from archon_engine.nn.swiglu import activation
 
 
 def activate(gate: Tensor, name: str) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core import compat
+from archon_engine import compat
 from archon_moe.kernels import loop
 from archon_moe.kernels.order import order_by_expert
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archon_core.pipeline import Action
+from archon_core.contracts.pipeline import Action
 
 
 def alternate(forward: Sequence[Action], backward: Sequence[Action], *, ahead: int) -> tuple[Action, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 
-from archon_core.pipeline import Action, ActionKind, RankActions
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions
 from archon_pipeline.schedules.alternation import alternate
 from archon_pipeline.schedules.sizes import count_stages_per_rank
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 
-from archon_core.pipeline import RankActions
+from archon_core.contracts.pipeline import RankActions
 from archon_pipeline.placement import place_stages
 from archon_pipeline.schedules.list_scheduling import Rule, find_schedule
 from archon_pipeline.schedules.sizes import count_stages_per_rank

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from archon_core.pipeline import Action, ActionKind, RankActions
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions
 from archon_pipeline.costs import Costs, StageCosts
 from archon_pipeline.schedules.whole_backward import join_halves
 from archon_pipeline.simulator import simulate

@@ -5,7 +5,7 @@ The bubble is GPipe's, (p - 1) / m; the activations are those of at most p micro
 
 from __future__ import annotations
 
-from archon_core.pipeline import Action, ActionKind, RankActions
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions
 from archon_pipeline.schedules.alternation import alternate
 from archon_pipeline.schedules.sizes import count_stages_per_rank
 

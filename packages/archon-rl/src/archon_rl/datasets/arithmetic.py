@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError
-from archon_core.protocols import Dataset
 from archon_rl.datasets.records import Split, SubsetDataset, cut
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError, DataError
-from archon_core.protocols import Dataset
 from archon_rl.datasets.records import Split, cut, require_path
 from archon_rl.fields import Fields, located
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError, DataError
-from archon_core.protocols import Dataset
 from archon_rl.datasets.records import ListDataset, Split, cut, require_path
 from archon_rl.fields import Fields, json_type, located
 

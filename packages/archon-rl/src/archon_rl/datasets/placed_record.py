@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from archon_core.protocols import Dataset
+from archon_core.contracts.data import Dataset
 from archon_rl.datasets.records import place_of
 
 

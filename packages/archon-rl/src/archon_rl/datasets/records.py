@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError
-from archon_core.protocols import Dataset
 from archon_core.seeding import derive_seed
 
 Split = Literal["train", "validation"]

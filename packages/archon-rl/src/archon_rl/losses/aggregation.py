@@ -18,8 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.protocols import Unit
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.loss import Unit
 
 LOSS_MASK = "loss_mask"
 """Token field, bool [T], aligned to predictions: which predictions are trained on."""
@@ -30,7 +30,7 @@ class Aggregation(Protocol):
 
     @property
     def unit(self) -> Unit:
-        """The unit of ``protocols.Loss`` that both belong to."""
+        """The unit of ``contracts.loss.Loss`` that both belong to."""
 
     def weight(self, batch: Batch) -> Tensor:
         """The denominator, a float64 scalar; additive over any split of the batch by sequences."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.nn.packed import OutputName
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.packed import OutputName
 from archon_rl.losses.objective import TermValues
 
 

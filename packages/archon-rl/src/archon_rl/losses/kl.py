@@ -29,8 +29,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.nn.packed import OutputName
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.packed import OutputName
 from archon_rl.losses.objective import TermValues
 
 KLEstimator = Literal["k1", "k2", "k3"]

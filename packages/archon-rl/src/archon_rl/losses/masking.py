@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.nn.packed import OutputName
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.packed import OutputName
 from archon_rl.losses.aggregation import LOSS_MASK
 
 NEUTRAL = 0.0

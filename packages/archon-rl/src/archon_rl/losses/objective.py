@@ -1,4 +1,4 @@
-"""The one ``protocols.Loss`` of this package: a sum of per-token terms under one aggregation.
+"""The one ``contracts.loss.Loss`` of this package: a sum of per-token terms under one aggregation.
 
 A term sees model outputs and the micro-batch and returns a value per token. The objective decides which tokens count
 and divides the sum, so a term cannot depend on the split of a batch. The objective also replaces outputs and fields
@@ -15,9 +15,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.nn.packed import OutputName
-from archon_core.protocols import LossSums, OutputRequest, Unit
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.loss import LossSums, OutputRequest, Unit
+from archon_core.contracts.packed import OutputName
 from archon_rl.losses.aggregation import LOSS_MASK, Aggregation, TokenMean
 from archon_rl.losses.masking import mask_fields, mask_inputs, mask_values
 

@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.nn.packed import OutputName
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.packed import OutputName
 from archon_rl.losses.kl import kl_estimate
 from archon_rl.losses.objective import TermValues
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.nn.packed import OutputName
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.packed import OutputName
 from archon_rl.losses.objective import TermValues
 
 

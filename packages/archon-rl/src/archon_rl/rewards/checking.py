@@ -15,8 +15,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+from archon_core.contracts.data import Reward
 from archon_core.errors import ArchonError, DataError, RewardError
-from archon_core.protocols import Reward
 
 LARGEST = 2.0**128 - 2.0**104
 """The largest finite float32: rewards are float32 tensors."""

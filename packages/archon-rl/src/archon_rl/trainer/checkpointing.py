@@ -15,16 +15,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from archon_core.checkpoint.seal import check_file, read_seal, seal_whole, write_seal
-from archon_core.config.decisions import Decision
-from archon_core.distributed.failing_together import failing_together
-from archon_core.distributed.ranks import Ranks
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import TrainEngine
 from archon_core.errors import DamagedError, WeightsError
-from archon_core.models.tokenizer import save_tokenizer
-from archon_core.protocols import TrainEngine
-from archon_core.run.context import RunContext
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import Ranks
+from archon_engine.checkpoint.seal import (
+    check_file,
+    read_seal,
+    seal_whole,
+    write_seal,
+)
+from archon_engine.models.tokenizer import save_tokenizer
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.trainer.sharing import written_together
+from archon_train.run.context import RunContext
 
 STATE_FILE = "trainer.json"
 ENGINE_FOLDER = "dcp"

@@ -6,14 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from archon_core.config.decisions import Decision
+from archon_core import assemble
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import TrainEngine
+from archon_core.contracts.rollout import InferenceEngine
 from archon_core.errors import ConfigError
-from archon_core.layout import Layout, backend_table, engine_backends, engine_layouts
-from archon_core.models.hf_config import load_hf_config
+from archon_core.layout import Layout, backend_table
 from archon_core.plugins import InferenceEngineSpec, TrainEngineSpec, registry
-from archon_core.protocols import InferenceEngine, TrainEngine
-from archon_core.run.context import RunContext
+from archon_engine.models.hf_config import load_hf_config
 from archon_rl.trainer.record import record_decisions
+from archon_train.cluster import engine_backends, engine_layouts
+from archon_train.run.context import RunContext
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 VOCABULARY_MULTIPLE = 64
@@ -22,10 +25,13 @@ VOCABULARY_MULTIPLE = 64
 
 def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: int | None) -> TrainEngine:
     """The engine that ``config.backend`` names, with its weights. Its decisions join those of the run."""
-    layout = _layout(run, role)
-    factory = registry().get("train_engine", layout.backend).load()
-    engine = factory(
-        config, role=role, layout=layout, seed=run.config.seed, total_steps=total_steps, explicit=run.explicit
+    engine = assemble(
+        config,
+        role=role,
+        layout=_layout(run, role),
+        seed=run.config.seed,
+        total_steps=total_steps,
+        explicit=run.explicit,
     )
     engine.initialize()
     record_decisions(run, engine.decisions)

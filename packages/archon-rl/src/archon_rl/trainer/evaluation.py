@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 
-from archon_core.distributed.ranks import DataRanks
-from archon_core.generation import GenerationConfig
-from archon_core.protocols import Dataset, InferenceEngine, Loss
+from archon_core.contracts.data import Dataset
+from archon_core.contracts.loss import Loss
+from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
+from archon_core.ranks.ranks import DataRanks
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.rewards.checking import NamedReward

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.distributed.ranks import Ranks
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine import TrainEngine
+from archon_core.contracts.loss import OutputRequest
 from archon_core.errors import TrainingError
-from archon_core.protocols import OutputRequest, TrainEngine
+from archon_core.ranks.ranks import Ranks
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the largest logit. Two correct fp32 implementations differ by about 1e-6."""

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from archon_core.protocols import TrainEngine
-from archon_core.run.context import RunContext
+from archon_core.contracts.engine import TrainEngine
 from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import Checkpoints, export_model, load_checkpoint, resumed_checkpoint
 from archon_rl.trainer.export_check import verify_export
 from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.task import Task
+from archon_train.run.context import RunContext
 
 EXPORT_CHECK_RECORDS = 4
 

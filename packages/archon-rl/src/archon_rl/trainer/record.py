@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from archon_core.config.decisions import Decision
-from archon_core.run.context import RunContext
+from archon_core.contracts.decisions import Decision
+from archon_train.run.context import RunContext
 
 
 def record_decisions(run: RunContext, decisions: Iterable[Decision]) -> None:

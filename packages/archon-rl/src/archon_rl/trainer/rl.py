@@ -5,11 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from functools import partial
 
-from archon_core.config.decisions import Decision
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import TrainEngine
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_core.protocols import TrainEngine
-from archon_core.run.context import RunContext
 from archon_rl.algorithm import AlgorithmFactory
 from archon_rl.losses.kl import REF_LOGPROBS
 from archon_rl.rewards.checking import NamedReward
@@ -29,10 +28,11 @@ from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, s
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.warm_start import warm_start
+from archon_train.run.context import RunContext
 
 
 class RLTrainer:
-    """Rollout, reward, advantages, update, publication, over and over (``protocols.Trainer``).
+    """Rollout, reward, advantages, update, publication, over and over (``contracts.train.Trainer``).
 
     Args:
         run: the run.

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.generation import GenerationConfig
-from archon_core.protocols import InferenceEngine, OutputRequest, StepStats
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine import StepStats
+from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import TRUNCATED, Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 
-from archon_core.data.batch import ROUTED_EXPERTS, Batch
-from archon_core.distributed.failing_together import failing_together
-from archon_core.distributed.ranks import DataRanks
+from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
+from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, InferenceEngine
 from archon_core.errors import TrainingError
-from archon_core.generation import Completion, GenerationConfig, GenerationRequest
-from archon_core.protocols import InferenceEngine
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import DataRanks
 from archon_core.seeding import derive_seed
 from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.algorithm import TRUNCATED

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from archon_core.config.decisions import Decision
+from archon_core.contracts.data import Dataset
+from archon_core.contracts.decisions import Decision
 from archon_core.errors import ArchonError, DataError
 from archon_core.models.context_length import ContextLength, context_length
-from archon_core.models.hf_config import load_hf_config
-from archon_core.protocols import Dataset
+from archon_engine.models.hf_config import load_hf_config
 from archon_rl.datasets.records import place_of
 from archon_rl.fields import located
 from archon_rl.text_encoding import TextEncoder

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from archon_core.config.decisions import Decision
-from archon_core.data.batch import Batch
-from archon_core.protocols import Loss
-from archon_core.run.context import RunContext
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.loss import Loss
 from archon_rl.algorithm import AlgorithmFactory
 from archon_rl.text_encoding import supervised_batch
 from archon_rl.trainer.engines import build_train_engine, complete_model_config
@@ -17,10 +16,11 @@ from archon_rl.trainer.sequence_lengths import supervised_limits, whole_lengths
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import build_task
 from archon_rl.trainer.update_metrics import average
+from archon_train.run.context import RunContext
 
 
 class SFTTrainer:
-    """Trains on prompt, answer and end of text, with the loss on the answer (``protocols.Trainer``).
+    """Trains on prompt, answer and end of text, with the loss on the answer (``contracts.train.Trainer``).
 
     Args:
         run: the run.

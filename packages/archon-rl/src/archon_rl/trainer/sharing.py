@@ -18,13 +18,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from archon_core.data.batch import Batch
-from archon_core.data.packing import plan_micro_batches
-from archon_core.distributed.failing_together import failing_together
-from archon_core.distributed.ranks import DataRanks, Ranks
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine import StepStats, TrainEngine
+from archon_core.contracts.loss import Loss, OutputRequest
+from archon_core.contracts.packed import OutputName
 from archon_core.errors import WeightsError
-from archon_core.nn.packed import OutputName
-from archon_core.protocols import Loss, OutputRequest, StepStats, TrainEngine
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import DataRanks, Ranks
+from archon_engine.data.packing import plan_micro_batches
 
 T = TypeVar("T")
 
@@ -147,7 +148,8 @@ def written_together(ranks: Ranks, publication: AbstractContextManager[Path]) ->
     What goes wrong inside the block must go wrong on all ranks.
 
     Args:
-        publication: gives the folder to write into (``run.publication.publish_folder``); only the first rank enters.
+        publication: gives the folder to write into, as ``archon_engine.checkpoint.publication.publish_folder`` does;
+            only the first rank enters.
 
     Raises:
         WeightsError: on every rank, the first could not open or publish the folder.

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from archon_core.config.decisions import Decision
-from archon_core.distributed.failing_together import failing_together
+from archon_core.contracts.data import Dataset
+from archon_core.contracts.decisions import Decision
 from archon_core.errors import DataError
-from archon_core.models.tokenizer import save_tokenizer
 from archon_core.plugins import registry
-from archon_core.protocols import Dataset
-from archon_core.run.context import RunContext
-from archon_core.run.publication import publish_folder
+from archon_core.ranks.failing_together import failing_together
+from archon_engine.checkpoint.publication import publish_folder
+from archon_engine.models.tokenizer import save_tokenizer
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.datasets.records import SubsetDataset, place_of
@@ -24,6 +23,7 @@ from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import resumed_checkpoint
 from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.sequence_lengths import LengthLimit, Measure, left_out, measured, overlong, refusal
+from archon_train.run.context import RunContext
 
 
 @dataclass(frozen=True)

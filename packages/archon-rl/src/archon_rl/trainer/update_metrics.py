@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archon_core.protocols import StepStats
+from archon_core.contracts.engine import StepStats
 
 
 def average(updates: Sequence[StepStats]) -> dict[str, float]:

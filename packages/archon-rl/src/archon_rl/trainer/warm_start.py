@@ -10,9 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from archon_core.run.context import RunContext
-from archon_core.run.publication import publish_folder
 from archon_core.seeding import derive_seed
+from archon_engine.checkpoint.publication import publish_folder
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.losses.objective import Objective
 from archon_rl.losses.supervised import NegativeLogLikelihood
@@ -22,6 +21,7 @@ from archon_rl.trainer.engines import build_train_engine
 from archon_rl.trainer.sft import supervised_step
 from archon_rl.trainer.sharing import SharedEngine, written_together
 from archon_rl.trainer.task import Task
+from archon_train.run.context import RunContext
 
 WARMUP_PROPORTION = 0.1
 

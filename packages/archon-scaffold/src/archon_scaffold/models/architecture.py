@@ -28,7 +28,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class NormForm:
-    """How a norm computes; see ``archon_core.nn.norm``.
+    """How a norm computes; see ``archon_engine.nn.norm``.
 
     Attributes:
         kind: which class.
@@ -53,7 +53,7 @@ class NormForm:
 
 @dataclass(frozen=True)
 class Experts:
-    """Blocks of experts in place of feed-forward blocks, in every layer; see ``archon_core.moe.MoESettings``.
+    """Blocks of experts in place of feed-forward blocks, in every layer; see ``archon_core.contracts.moe.MoESettings``.
 
     Attributes:
         number: the configuration's entry for how many there are.

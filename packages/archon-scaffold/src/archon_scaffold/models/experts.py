@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from archon_core.moe import MoESettings
-from archon_core.nn.packed import PackedSequences
-from archon_core.nn.swiglu import activation
+from archon_core.contracts.moe import MoESettings
+from archon_core.contracts.packed import PackedSequences
+from archon_engine.nn.swiglu import activation
 from archon_scaffold.models.architecture import Experts
 from archon_scaffold.models.twin import Twin
 
@@ -62,11 +62,13 @@ def _equal(found: Tensor, right: Tensor) -> bool:
 
 
 class PlainExperts:
-    """Builds blocks as ``archon_core.moe`` describes them, without archon-moe: for comparing numbers. Every expert
-    computes every token, most of it for nothing."""
+    """Builds the blocks of ``archon_core.contracts.moe`` without archon-moe, for comparing numbers.
+
+    Every expert computes every token, most of it for nothing.
+    """
 
     def build(self, settings: MoESettings, layer: int) -> nn.Module:
-        """See ``archon_core.protocols.MoEBuilder``."""
+        """See ``archon_core.contracts.moe.MoEBuilder``."""
         return _PlainBlock(settings)
 
 

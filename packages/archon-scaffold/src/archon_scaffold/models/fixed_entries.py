@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from archon_core.errors import ModelError
-from archon_core.models.hf_config import refuse_unknown_entries
+from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.source import HFSource
 from archon_scaffold.models.tiny import is_dropout, unknown_entries

@@ -32,7 +32,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "kind": "model",
         "description": f"{name.title}: a model of type {a.model_type} for the Archon training engine",
         "summary": f"model type {a.model_type}: {_story(a)}",
-        "requires": ["archon-core>=0.1,<1"],
+        "requires": ["archon-core>=0.1,<1", "archon-engine>=0.1,<1"],
         "test_requires": [*experts, "archon-pipeline>=0.1,<1", "archon-testing>=0.1,<1", "pytest>=8.3"],
         "a": a,
         "gaps_at": a.gaps_at,
@@ -45,7 +45,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "aliases": aliases,
         "norm_name": norm_name,
         "qk_norm_class": qk_norm_class,
-        "core_imports": _core_imports(a),
+        "archon_imports": _archon_imports(a),
         "attention_scale": a.scale.startswith("config."),
         "core_arguments": _core_arguments(a),
         "attention_branch": _branch(a, "attention", "self.attention({x}, rotation, packed)"),
@@ -76,25 +76,25 @@ def _norm_names(a: Architecture) -> tuple[dict[str, str], str, str]:
     return aliases, norm_name, of_heads
 
 
-def _core_imports(a: Architecture) -> list[str]:
+def _archon_imports(a: Architecture) -> list[str]:
     norms = {CLASS_OF[a.norm.kind]}
     norms |= {"RMSNorm"} if a.qk_norm == "head" else set()
     norms |= {"ProjectionRMSNorm"} if a.qk_norm == "projection" else set()
-    block = {"archon_core.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}}
+    block = {"archon_engine.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}}
     if a.experts:
-        block = {"archon_core.protocols": {"MoEBuilder"}}
+        block = {"archon_core.contracts.moe": {"MoEBuilder"}}
     imports: Mapping[str, set[str]] = {
+        "archon_core.contracts.packed": {"OutputName", "PackedSequences"},
         "archon_core.models.stage": {"Stage"},
-        "archon_core.nn.attention": {"PackedAttention"},
-        "archon_core.nn.embedding": {"Embedding"},
-        "archon_core.nn.head": {"LanguageModelHead", *(["ValueHead"] if a.critic else [])},
-        "archon_core.nn.linear": {"Linear"},
-        "archon_core.nn.norm": norms,
-        "archon_core.nn.packed": {"OutputName", "PackedSequences"},
-        "archon_core.nn.rotary": {"RotaryEmbedding", "Rotation"},
+        "archon_engine.nn.attention": {"PackedAttention"},
+        "archon_engine.nn.embedding": {"Embedding"},
+        "archon_engine.nn.head": {"LanguageModelHead", *(["ValueHead"] if a.critic else [])},
+        "archon_engine.nn.linear": {"Linear"},
+        "archon_engine.nn.norm": norms,
+        "archon_engine.nn.rotary": {"RotaryEmbedding", "Rotation"},
         **block,
     }
-    return [f"from {module} import {', '.join(sorted(names))}" for module, names in imports.items()]
+    return [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
 
 
 def _core_arguments(a: Architecture) -> str:

@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.models.box import Box
-from archon_core.models.key_report import form_of
-from archon_core.models.parameter_names import named_weights, weight_shapes
-from archon_core.models.weight_conversion import fill_ours, read_from
-from archon_core.nn.packed import HeadInputs, PackedSequences
+from archon_engine.models.key_report import form_of
+from archon_engine.models.parameter_names import named_weights, weight_shapes
+from archon_engine.models.weight_conversion import fill_ours, read_from
 from archon_scaffold.models.architecture import Gap, Place
 from archon_scaffold.models.experts import PlainExperts
 from archon_scaffold.models.probes import SAME

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archon_core.nn.norm import LayerNorm, RMSNorm
+from archon_engine.nn.norm import LayerNorm, RMSNorm
 from archon_scaffold.models.architecture import NormForm
 
 SAME = 1e-5

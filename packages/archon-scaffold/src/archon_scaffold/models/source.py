@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from archon_core.errors import ModelError
-from archon_core.models.hf_config import architecture_name, checkpoint_folder, load_hf_config
+from archon_engine.models.hf_config import architecture_name, checkpoint_folder, load_hf_config
 
 _ALLOWED = "a config.json, a folder that holds one, or a hub id (owner/name)"
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from archon_core.errors import ModelError
-from archon_core.nn.rotary import RopeArguments
+from archon_engine.nn.rotary import RopeArguments
 from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.probes import factor_of, ratio, rotates_halves, same
 from archon_scaffold.models.tiny import head_dim_of

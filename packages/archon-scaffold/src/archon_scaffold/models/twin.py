@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.errors import ModelError
-from archon_core.models.hf_config import load_hf_config
+from archon_engine.models.hf_config import load_hf_config
 
 N_TOKENS = 24
 """More than the windows and rotations of configurations for tests are long."""

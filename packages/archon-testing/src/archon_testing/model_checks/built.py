@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archon_core.models.expert_builder import build_alone
-from archon_core.models.hf_config import load_hf_config
-from archon_core.models.parameter_names import named_weights, weight_shapes
+from archon_core.contracts.model import LoadedModel
+from archon_core.contracts.packed import HeadInputs, OutputName, PackedSequences
 from archon_core.models.weight_map import ResolvedMap
-from archon_core.nn.packed import HeadInputs, OutputName, PackedSequences
 from archon_core.plugins import ModelSpec
-from archon_core.plugins.specs import LoadedModel
+from archon_engine.models.build_alone import build_alone
+from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_testing.cases import Case
 from archon_testing.compare import magnitude
 from archon_testing.engines import fill_weights, starting_points

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from archon_core.checkpoint.hf import load_hf_weights
-from archon_core.checkpoint.hf_saving import save_hf_weights
 from archon_core.errors import WeightsError
-from archon_core.models.expert_builder import build_alone
-from archon_core.models.initialize import initialize_weights
-from archon_core.models.materialize import materialize_empty
-from archon_core.models.parameter_names import named_weights, weight_shapes
+from archon_engine.checkpoint.hf import load_hf_weights
+from archon_engine.checkpoint.hf_saving import save_hf_weights
+from archon_engine.models.build_alone import build_alone
+from archon_engine.models.initialize import initialize_weights
+from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_testing.model_checks.built import BuiltModel, distance, require
 
 LENGTHS = (11,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from archon_core.nn.packed import HeadInputs, PackedSequences
+from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_testing.model_checks.built import BuiltModel, distance, require
 
 N_PROMPT = 5
@@ -13,7 +13,7 @@ N_TOKENS = 18
 
 
 class PlainCache:
-    """Keys and values of one sequence; the plainest implementation of ``archon_core.nn.packed.AttentionCache``."""
+    """Keys and values of one sequence; the plainest ``archon_core.contracts.packed.AttentionCache``."""
 
     def __init__(self) -> None:
         self.layers: dict[str, tuple[Tensor, Tensor]] = {}
@@ -59,7 +59,7 @@ def check_generation(model: BuiltModel) -> None:
     require(
         len(cache.layers) == n_layers,
         f"attention of {len(cache.layers)} of {n_layers} layers goes through the cache: hand queries, keys and values "
-        "to packed.cache, under a name for every layer, as archon_core.nn.attention.PackedAttention does",
+        "to packed.cache, under a name for every layer, as archon_engine.nn.attention.PackedAttention does",
     )
     stepwise = torch.cat(rows).log_softmax(-1)
     errors = [distance(found, right) for found, right in zip(stepwise, whole, strict=True)]

@@ -9,13 +9,13 @@ from typing import Any
 import torch
 
 from archon_core.errors import ArchonError
-from archon_core.models.expert_builder import build_alone
-from archon_core.models.hf_config import load_hf_config
-from archon_core.models.parameter_names import weight_shapes
 from archon_core.models.stage import Stage
-from archon_core.parallel.context import check_context_plan
-from archon_core.parallel.sizes import sharded_extents
 from archon_core.plugins import ModelSpec
+from archon_engine.models.build_alone import build_alone
+from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.parameter_names import weight_shapes
+from archon_engine.parallel.context import check_context_plan
+from archon_engine.parallel.sizes import sharded_extents
 from archon_testing.cases import Case
 from archon_testing.model_checks.built import require
 

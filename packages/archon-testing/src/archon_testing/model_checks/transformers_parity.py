@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from archon_core.models.key_report import form_of
-from archon_core.models.weight_conversion import assemble_hf, copy_from
 from archon_core.models.weight_map import ResolvedMap
+from archon_engine.models.key_report import form_of
+from archon_engine.models.weight_conversion import assemble_hf, copy_from
 from archon_testing.model_checks.built import BuiltModel, distance, require
 
 LENGTHS = (9, 1, 14, 5)

@@ -8,14 +8,15 @@ from torch import nn
 
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
 from archon_core.models.stage import Stage
-from archon_core.models.weight_map import Rename, WeightMap
-from archon_core.nn.attention import PackedAttention
-from archon_core.nn.embedding import Embedding
-from archon_core.nn.head import LanguageModelHead
-from archon_core.nn.linear import Linear
-from archon_core.nn.norm import RMSNorm
-from archon_core.nn.rotary import RopeArguments, RotaryEmbedding
-from archon_core.nn.swiglu import SwiGLU
+from archon_core.models.weight_map import WeightMap
+from archon_core.models.weight_rules import Rename
+from archon_engine.nn.attention import PackedAttention
+from archon_engine.nn.embedding import Embedding
+from archon_engine.nn.head import LanguageModelHead
+from archon_engine.nn.linear import Linear
+from archon_engine.nn.norm import RMSNorm
+from archon_engine.nn.rotary import RopeArguments, RotaryEmbedding
+from archon_engine.nn.swiglu import SwiGLU
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""From a configuration and what is installed to an engine: selection, then the engine's factory with the parts."""
+
+from __future__ import annotations
+
+from archon_core.contracts.engine import TrainEngine, TrainEngineSpec
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
+from archon_core.plugins.registry import Registry
+from archon_core.plugins.registry import registry as installed
+from archon_core.selection import select
+
+
+def assemble(
+    config: EngineConfig,
+    *,
+    role: str = "actor",
+    layout: Layout | str | None = None,
+    seed: int = 1,
+    total_steps: int | None = None,
+    explicit: frozenset[str] = frozenset(),
+    registry: Registry | None = None,
+) -> TrainEngine:
+    """Build the training engine of a role from the installed parts. ``initialize()`` gives it its weights.
+
+    Under several processes, call it on all of them.
+
+    Args:
+        config: the model and its options.
+        role: the section's name, for messages: ``actor``, ``critic``, ``ref`` or ``teacher``.
+        layout: how the model is sharded; ``None`` takes ``config.backend``, and ``archon:d1`` where that is empty.
+        seed: the run's seed.
+        total_steps: optimizer steps of the run, for learning-rate schedules; ``None`` when unknown.
+        explicit: dotted names of the options that the user wrote, as against defaults.
+        registry: what is installed; ``None`` for the registry of this process.
+
+    Raises:
+        UnknownNameError: a part is not installed; the message has the command that installs it.
+        LayoutError, ConfigError, ModelError: the layout, options or model cannot be used, or not together.
+    """
+    registry = registry or installed()
+    option = f"{role}.backend"
+    if not isinstance(layout, Layout):
+        text = layout or config.backend or "archon:d1"
+        layout = parse_layout(text, backends=backend_table(registry.all(TrainEngineSpec)), option=option)
+    engine = registry.get(TrainEngineSpec, layout.backend)
+    refuse_axes(layout, engine.axes, option=option)
+    model_type = engine.load_part("model_type")(config, role=role)
+    parts = select(config, layout, registry, model_type=model_type, role=role)
+    factory = engine.load()
+    return factory(config, role=role, layout=layout, parts=parts, seed=seed, total_steps=total_steps, explicit=explicit)

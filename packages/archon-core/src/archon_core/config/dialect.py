@@ -1,0 +1,78 @@
+"""Dialects: files written for another program, translated into Archon's options.
+
+A dialect translates trees of texts into trees of texts, before any type is known. Each method has a neutral default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from archon_core.config.raw import RawMapping, RawNode
+from archon_core.config.typed import Problem
+from archon_core.contracts.decisions import Decision
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A tree in Archon's option names.
+
+    Attributes:
+        tree: the translated tree.
+        decisions: what was decided on the way.
+    """
+
+    tree: RawMapping
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of an option that the schema does not have.
+
+    Attributes:
+        known: whether the dialect has the option.
+        decision: when it is accepted without the effect that it asks for.
+        problem: when it cannot be honoured and would change results.
+    """
+
+    known: bool = False
+    decision: Decision | None = None
+    problem: Problem | None = None
+
+
+class Dialect:
+    """Reads files of another program."""
+
+    def recognises(self, tree: RawMapping) -> bool:
+        """Whether a file, as written, is in this dialect."""
+        return False
+
+    def rename(self, tree: RawMapping, *, keep: frozenset[str]) -> RawMapping:
+        """Replace the dialect's option names by Archon's, in every file and override.
+
+        Args:
+            tree: as written.
+            keep: top-level names that mean something else here.
+        """
+        return tree
+
+    def own_roots(self) -> frozenset[str]:
+        """Top-level names that are renamed only in files of this dialect."""
+        return frozenset()
+
+    def translate(self, tree: RawMapping, *, recognised: bool) -> Translation:
+        """Replace what means something else in the dialect. ``tree`` has Archon's names and all overrides."""
+        return Translation(tree)
+
+    def fill_in(self, tree: RawMapping, schema: type) -> Translation:
+        """Write what the other program knows and its files leave out, where ``schema`` has an option for it."""
+        return Translation(tree)
+
+    def judge(self, path: str, node: RawNode, tree: RawMapping) -> Verdict:
+        """Look up an option that the schema does not have."""
+        return Verdict()
+
+    def names_below(self, section: str) -> Sequence[str]:
+        """The options that the dialect has in a section; empty when it has no such section."""
+        return ()

@@ -1,0 +1,75 @@
+"""The top level of a configuration file: its dataclass, and which options name plugins.
+
+Core reads configurations of any shape; the package that runs them says which (``archon_train.experiment``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from archon_core.config.raw import RawMapping, RawScalar, follow
+from archon_core.contracts.engine import TrainEngineSpec
+
+
+@dataclass(frozen=True)
+class RootSchema:
+    """The shape of a configuration file.
+
+    Attributes:
+        schema: dataclass of the top level, of which every field has a default.
+        selectors: kind of spec -> the options that name one. A kind that no option names is used whenever it is
+            installed.
+    """
+
+    schema: type
+    selectors: Mapping[str, tuple[str, ...]]
+
+    def with_engines(self, engines: Iterable[TrainEngineSpec]) -> RootSchema:
+        """The same with the options by which engines name other plugins, under each role that has a backend."""
+        roles = [option.partition(".")[0] for option in self.selectors.get(TrainEngineSpec.kind, ())]
+        selectors = dict(self.selectors)
+        for kind, name in dict.fromkeys(selector for engine in engines for selector in engine.selectors):
+            selectors[kind] = (*selectors.get(kind, ()), *(f"{role}.{name}" for role in roles))
+        return replace(self, selectors=selectors)
+
+    def named(self, kind: str, tree: RawMapping) -> frozenset[str] | None:
+        """The names of ``kind`` that a configuration uses; ``None`` when any installed one may be."""
+        names: set[str] = set()
+        for option in self.selectors.get(kind, ()):
+            section = option.partition(".")[0]
+            if (
+                "." in option
+                and default_of(self.schema, section) is None
+                and not isinstance(tree.get(section), RawMapping)
+            ):
+                continue  # a section that is null unless it is written, such as the critic
+            text = self._text_at(tree, option)
+            if text is None or "${" in text:
+                return None
+            if option.endswith(".backend"):
+                text = text.partition(":")[0]
+            names.add(text.strip())
+        return frozenset(names) or None
+
+    def _text_at(self, tree: RawMapping, option: str) -> str | None:
+        """The text of an option, followed through ``${...}``; the schema's default when it is not written."""
+        option, node = follow(tree, option)
+        if node is None:
+            return default_text(self.schema, option)
+        return node.text if isinstance(node, RawScalar) and not node.is_null else None
+
+
+def default_text(schema: type, option: str) -> str | None:
+    """The default of an option, as text; ``None`` when it is null or ``schema`` has no such option."""
+    value = default_of(schema, option)
+    return None if value is None else str(value)
+
+
+def default_of(schema: type, option: str) -> Any:
+    """The default of a dotted option; ``None`` when it is null or ``schema`` has no such option."""
+    value: Any = schema()
+    for key in option.split("."):
+        value = getattr(value, key, None)
+    return value

@@ -1,0 +1,180 @@
+"""Options that the schema does not have: whose they are, and what becomes of them.
+
+An option may belong to a plugin that is installed and not used, to a package that is not installed, or to another
+program whose dialect is installed. An option that nobody knows stays in the tree, and conversion reports it with the
+nearest name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from archon_core.config.dialect import Dialect, Verdict
+from archon_core.config.packages import MissingPackage, missing_package
+from archon_core.config.raw import REFERENCE, RawList, RawMapping, RawNode, RawScalar, prune, shown
+from archon_core.config.root import RootSchema
+from archon_core.config.sections import SectionChoice
+from archon_core.config.typed import Problem, knows
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import did_you_mean
+from archon_core.layout import BUILTIN_BACKENDS
+
+if TYPE_CHECKING:
+    from archon_core.plugins import Registry
+
+
+@dataclass(frozen=True)
+class MissingOption:
+    """An option of a package that is not there.
+
+    Attributes:
+        option: dotted name.
+        package: what has it.
+        source: where it is written.
+    """
+
+    option: str
+    package: MissingPackage
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.option}: {self.package}"
+
+
+@dataclass(frozen=True)
+class UnknownOptions:
+    """The options that the schema does not have, by what becomes of them.
+
+    Attributes:
+        tree: the rest: what the schema has, and what nobody knows.
+        decisions: options without effect.
+        missing: options of packages that are not there.
+        problems: options of a dialect with values that Archon cannot honour.
+    """
+
+    tree: RawMapping
+    decisions: tuple[Decision, ...] = ()
+    missing: tuple[MissingOption, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+def sort_unknown_options(
+    tree: RawMapping,
+    schema: type,
+    choice: SectionChoice,
+    registry: Registry,
+    *,
+    root: RootSchema,
+    dialects: Sequence[Dialect] = (),
+) -> UnknownOptions:
+    """Take options that the schema does not have out of ``tree``, where a plugin, a package or a dialect has them."""
+    from archon_core.plugins.hints import package_for_option
+
+    decisions: list[Decision] = []
+    missing: list[MissingOption] = []
+    problems: list[Problem] = []
+    removed: set[str] = set()
+
+    def names_below(section: str) -> list[str]:
+        return [name for dialect in dialects for name in dialect.names_below(section)]
+
+    def sort(path: str, node: RawNode, *, inside_dialect: bool = False) -> None:
+        verdicts = (dialect.judge(path, node, tree) for dialect in dialects)
+        verdict = next((verdict for verdict in verdicts if verdict.known), Verdict())
+        unused, package = _why_unused(path, choice, tree, root), package_for_option(path)
+        if unused:
+            decisions.append(Decision(path, shown(node), "no effect", unused))
+        elif package is not None:
+            missing.append(MissingOption(path, missing_package(package, registry), node.source))
+        elif verdict.known:
+            decisions.extend(filter(None, [verdict.decision]))
+            problems.extend(filter(None, [verdict.problem]))
+        elif isinstance(node, RawMapping) and names_below(path):
+            for key, child in node.entries.items():
+                sort(f"{path}.{key}", child, inside_dialect=True)
+        elif inside_dialect:
+            section, _, key = path.rpartition(".")
+            hint = did_you_mean(key, names_below(section))
+            problems.append(Problem(node.source, f"unknown option {path}{hint}"))
+        else:
+            return
+        removed.add(path)
+
+    for path, node in _unknown(tree, schema):
+        sort(path, node)
+    kept = _inlined(prune(tree, lambda path, _: path in removed), tree, removed)
+    return UnknownOptions(kept, tuple(_grouped(decisions)), tuple(_grouped_missing(missing)), tuple(problems))
+
+
+def _unknown(tree: RawMapping, schema: type, path: str = "") -> Iterator[tuple[str, RawNode]]:
+    """The topmost nodes that the schema does not have."""
+    for key, node in tree.entries.items():
+        below = f"{path}.{key}" if path else key
+        if not knows(schema, below):
+            yield below, node
+        elif isinstance(node, RawMapping):
+            yield from _unknown(node, schema, below)
+
+
+def _why_unused(path: str, choice: SectionChoice, tree: RawMapping, root: RootSchema) -> str:
+    """Why an option of something that could be used has no effect; empty when it is no such option."""
+    for section in choice.unused:
+        if path == section.path or any(path == o or path.startswith(f"{o}.") for o in section.options):
+            return _unnamed(section.spec.kind, section.spec.name, root)
+    engine = path.partition(".")[0]
+    engines = root.named("inference_engine", tree)
+    if engines is not None and engine not in engines and _is_inference(engine):
+        return _unnamed("inference_engine", engine, root)  # a file may have a section for each engine, used or not
+    return ""
+
+
+def _is_inference(engine: str) -> bool:
+    return engine in BUILTIN_BACKENDS and BUILTIN_BACKENDS[engine].kind == "inference"
+
+
+def _unnamed(kind: str, name: str, root: RootSchema) -> str:
+    option = root.selectors[kind][0] if kind in root.selectors else kind
+    return f"an option of {kind.replace('_', ' ')} {name!r}, which {option} does not name"
+
+
+def _inlined(tree: RawMapping, whole: RawMapping, removed: set[str]) -> RawMapping:
+    """``tree`` with references to options that were taken out replaced by their texts."""
+
+    def text(match: re.Match[str]) -> str:
+        name = match["name"]
+        target = whole.get(name)
+        gone = any(name == path or name.startswith(f"{path}.") for path in removed)
+        return target.text if gone and isinstance(target, RawScalar) else match[0]
+
+    def inline(node: RawNode) -> RawNode:
+        if isinstance(node, RawMapping):
+            return RawMapping(
+                MappingProxyType({key: inline(child) for key, child in node.entries.items()}), node.source
+            )
+        if isinstance(node, RawList):
+            return RawList(tuple(inline(item) for item in node.items), node.source)
+        if not node.is_interpolated:
+            return node
+        return RawScalar(REFERENCE.sub(text, node.text), node.plain, node.source)
+
+    result = inline(tree)
+    assert isinstance(result, RawMapping)
+    return result
+
+
+def _grouped(decisions: list[Decision]) -> Iterator[Decision]:
+    """Options that have the same reason in one row, so that a long file has a short table."""
+    groups: dict[tuple[str, str], list[Decision]] = {}
+    for decision in decisions:
+        groups.setdefault((decision.reason, decision.effective), []).append(decision)
+    for (reason, effective), rows in groups.items():
+        values = dict.fromkeys(row.requested for row in rows)
+        yield Decision(", ".join(row.option for row in rows), ", ".join(values), effective, reason)
+
+
+def _grouped_missing(missing: list[MissingOption]) -> list[MissingOption]:
+    return sorted(missing, key=lambda option: (option.package.name, option.option))

@@ -1,0 +1,1 @@
+"""What the packages promise one another, a module per topic: protocol, spec and the data that passes."""

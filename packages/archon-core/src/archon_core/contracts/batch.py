@@ -1,0 +1,178 @@
+"""A batch of variable-length sequences, packed end to end: no padding, one long token dimension.
+
+Legend: T tokens of all sequences together, S sequences.
+
+Per-token fields are aligned to *predictions*: the value at position t belongs to the prediction made there,
+that is to token t + 1 of the same sequence. The last position of a sequence predicts nothing.
+``align_to_predictions`` turns per-token data that is aligned to the tokens themselves into this form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from archon_core.contracts.packed import OutputName, PackedSequences
+from archon_core.errors import DataError
+
+NO_TARGET = -1
+"""Target id of a position that predicts nothing: its outputs are 0."""
+
+ROUTED_EXPERTS = "routed_experts"
+"""Token field, int16 [T, layers, k], aligned to tokens: the experts that a token went to when it was computed
+elsewhere; -1 where that is not known."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed sequences with their per-token and per-sequence fields.
+
+    Attributes:
+        input_ids: int64 [T].
+        lengths: tokens per sequence, S positive numbers that sum to T.
+        token_fields: name -> tensor [T, ...], aligned to predictions.
+        sequence_fields: name -> tensor [S, ...].
+    """
+
+    input_ids: Tensor
+    lengths: tuple[int, ...]
+    token_fields: Mapping[str, Tensor] = field(default_factory=dict)
+    sequence_fields: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(length < 1 for length in self.lengths):
+            raise DataError(f"batch: found a sequence of {min(self.lengths)} tokens; every sequence needs at least 1")
+        tokens, sequences = sum(self.lengths), len(self.lengths)
+        if self.input_ids.shape != (tokens,):
+            raise DataError(
+                f"batch: input_ids has shape {tuple(self.input_ids.shape)}, the lengths sum to {tokens}; "
+                "pack the sequences end to end into one dimension"
+            )
+        for kind, fields, size in (("token", self.token_fields, tokens), ("sequence", self.sequence_fields, sequences)):
+            for name, value in fields.items():
+                if value.shape[:1] != (size,):
+                    raise DataError(
+                        f"batch: {kind} field {name!r} has shape {tuple(value.shape)}; "
+                        f"the first dimension must be {size}"
+                    )
+
+    @classmethod
+    def from_sequences(
+        cls,
+        sequences: Sequence[Sequence[int] | Tensor],
+        token_fields: Mapping[str, Sequence[Sequence[float] | Tensor]] | None = None,
+        sequence_fields: Mapping[str, Tensor] | None = None,
+    ) -> Batch:
+        """Pack S id sequences and, per token field, S rows of the same lengths (aligned to predictions)."""
+        ids = [torch.as_tensor(s, dtype=torch.int64) for s in sequences]
+        packed = {name: torch.cat([torch.as_tensor(r) for r in rows]) for name, rows in (token_fields or {}).items()}
+        return cls(
+            input_ids=torch.cat(ids) if ids else torch.empty(0, dtype=torch.int64),
+            lengths=tuple(len(s) for s in ids),
+            token_fields=packed,
+            sequence_fields=dict(sequence_fields or {}),
+        )
+
+    def __len__(self) -> int:
+        """The number of sequences, S."""
+        return len(self.lengths)
+
+    @property
+    def n_tokens(self) -> int:
+        """The number of tokens, T."""
+        return sum(self.lengths)
+
+    @cached_property
+    def offsets(self) -> tuple[int, ...]:
+        """S + 1 positions: where each sequence starts, and T."""
+        return (0, *accumulate(self.lengths))
+
+    @cached_property
+    def sequence_ids(self) -> Tensor:
+        """int64 [T]: which sequence each token belongs to."""
+        counts = torch.tensor(self.lengths, dtype=torch.int64, device=self.input_ids.device)
+        return torch.repeat_interleave(torch.arange(len(self), device=self.input_ids.device), counts)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """int64 [T]: the next token of the same sequence, ``NO_TARGET`` at each sequence's last position."""
+        return align_to_predictions(self.input_ids, self.lengths, fill=NO_TARGET)
+
+    def select(self, indices: Sequence[int]) -> Batch:
+        """The sequences at ``indices``, in that order."""
+        spans = [slice(self.offsets[i], self.offsets[i + 1]) for i in indices]
+        rows = torch.as_tensor(indices, dtype=torch.int64)
+
+        def gather(value: Tensor) -> Tensor:
+            return torch.cat([value[span] for span in spans]) if spans else value[:0]
+
+        return Batch(
+            input_ids=gather(self.input_ids),
+            lengths=tuple(self.lengths[i] for i in indices),
+            token_fields={name: gather(value) for name, value in self.token_fields.items()},
+            sequence_fields={name: v[rows.to(v.device)] for name, v in self.sequence_fields.items()},
+        )
+
+    def with_fields(
+        self,
+        token_fields: Mapping[str, Tensor] | None = None,
+        sequence_fields: Mapping[str, Tensor] | None = None,
+    ) -> Batch:
+        """The same sequences with these fields added or replaced."""
+        return replace(
+            self,
+            token_fields={**self.token_fields, **(token_fields or {})},
+            sequence_fields={**self.sequence_fields, **(sequence_fields or {})},
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            token_fields={name: value.to(device) for name, value in self.token_fields.items()},
+            sequence_fields={name: value.to(device) for name, value in self.sequence_fields.items()},
+        )
+
+    def sum_per_sequence(self, values: Tensor) -> Tensor:
+        """Sum per-token ``values`` [T] over each sequence: [S]."""
+        return torch.zeros(len(self), dtype=values.dtype, device=values.device).index_add(0, self.sequence_ids, values)
+
+
+def align_to_predictions(values: Tensor, lengths: Sequence[int], fill: float = 0) -> Tensor:
+    """Shift per-token ``values`` [T, ...] one place to the left inside each sequence; the last place gets ``fill``."""
+    shifted = torch.roll(values, -1, 0)
+    if lengths:
+        last = torch.tensor(list(accumulate(lengths)), device=values.device) - 1
+        shifted[last] = fill
+    return shifted
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """One forward pass.
+
+    The padding, when there is any, is one sequence behind the others, so that no real token attends to it.
+
+    Attributes:
+        batch: the real sequences, without padding: what a loss sees.
+        indices: where they stood in the batch that was split.
+        input_ids: int64 [padded tokens]; of this rank's tokens where ``packed.context`` cuts them.
+        packed: the sequences and the padding.
+    """
+
+    batch: Batch
+    indices: tuple[int, ...]
+    input_ids: Tensor
+    packed: PackedSequences
+
+    def whole_outputs(self, outputs: Mapping[OutputName, Tensor]) -> dict[OutputName, Tensor]:
+        """Per-token ``outputs`` of the real tokens, those of other context ranks included. Collective over these."""
+        context = self.packed.context
+        whole = outputs if context is None else {name: context.gather_outputs(v) for name, v in outputs.items()}
+        return {name: value[: self.batch.n_tokens] for name, value in whole.items()}

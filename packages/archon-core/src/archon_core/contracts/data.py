@@ -1,0 +1,58 @@
+"""Records, tokenizers and rewards: what data plugins provide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+from archon_core.contracts.spec import Spec
+
+
+@dataclass(frozen=True)
+class RewardSpec(Spec):
+    """A reward. ``target`` names a ``Reward``."""
+
+    kind: ClassVar[str] = "reward"
+    hook: ClassVar[str] = "archon_rewards"
+
+
+@dataclass(frozen=True)
+class DatasetSpec(Spec):
+    """A source of training records. ``target`` names a ``DatasetFactory``."""
+
+    kind: ClassVar[str] = "dataset"
+    hook: ClassVar[str] = "archon_datasets"
+
+
+class Tokenizer(Protocol):
+    """The part of a ``transformers`` tokenizer that trainers use."""
+
+    eos_token_id: int | None
+    pad_token_id: int | None
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int]) -> str: ...
+
+
+class Reward(Protocol):
+    """Scores a completion. ``record`` is the dataset record that the prompt was made from."""
+
+    def __call__(self, prompt: str, completion: str, record: Mapping[str, Any]) -> float:
+        """One finite number: of Python, numpy or torch, or a boolean. Anything else, or an exception, ends the run
+        with an error that names the record."""
+
+
+class Dataset(Protocol):
+    """Records of one split, by index; the same index always gives the same record."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+class DatasetFactory(Protocol):
+    """``target`` of a ``DatasetSpec``."""
+
+    def __call__(self, config: Any, *, split: Literal["train", "validation"], seed: int) -> Dataset: ...

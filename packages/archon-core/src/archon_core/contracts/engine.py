@@ -1,0 +1,235 @@
+"""Training engines: the spec, the protocol that trainers see, and the options that every engine understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from archon_core.contracts.spec import Spec
+from archon_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, device
+
+    from archon_core.contracts.batch import Batch
+    from archon_core.contracts.decisions import Decision
+    from archon_core.contracts.loss import Loss, OutputRequest
+    from archon_core.contracts.model import CausalModule, ModelSpec
+    from archon_core.contracts.packed import OutputName
+    from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
+    from archon_core.contracts.rollout import RolloutConfig
+    from archon_core.layout import Layout
+    from archon_core.ranks.ranks import DataRanks, Ranks
+    from archon_core.selection import Selection
+
+
+@dataclass(frozen=True)
+class TrainEngineSpec(Spec):
+    """A training engine, named by the backend part of a layout. ``target`` names a ``TrainEngineFactory``.
+
+    Attributes:
+        letters: axis letters of the layout grammar that the backend knows.
+        hybrid: whether ``(attn:...|ffn:...)`` is understood.
+        axes: the letters that the engine of this version can run with a size above 1; others are refused by name.
+        preview: target of ``preview(outline) -> EnginePreview``: what a dry run can say of an engine
+            (``EngineOutline``) before it starts. It must not import torch. Empty for nothing.
+        model_type: target of ``model_type(config, *, role) -> str``: the ``model_type`` of the model that an
+            ``EngineConfig`` names.
+        model: name of the model spec that this engine runs whatever the model type; empty for the one that serves it.
+        selectors: kind of spec -> the option that names one, under the role's section, such as
+            ``("schedule", "archon.pp_schedule")``.
+    """
+
+    kind: ClassVar[str] = "train_engine"
+    hook: ClassVar[str] = "archon_train_engines"
+
+    letters: str = "dtpcer"
+    hybrid: bool = True
+    axes: str = ""
+    preview: str = ""
+    model_type: str = ""
+    model: str = ""
+    selectors: tuple[tuple[str, str], ...] = ()
+
+    def option(self, kind: str, role: str) -> str | None:
+        """The dotted name of the option that names a spec of ``kind``; ``None`` when the engine has none."""
+        name = dict(self.selectors).get(kind)
+        return None if name is None else f"{role}.{name}"
+
+    def asked(self, config: Any, kind: str) -> str | None:
+        """The name of a ``kind`` that ``config``, a role's section, chooses; ``None`` when it chooses none."""
+        value = config
+        for key in dict(self.selectors).get(kind, "").split("."):
+            value = getattr(value, key, None)
+        return value
+
+    def chosen_model(self, asked: str | None, *, option: str) -> str | None:
+        """The model spec to run when ``asked`` is the name that the user wrote under ``option``, if any.
+
+        Raises:
+            ConfigError: another one than this engine runs.
+        """
+        if not self.model or asked in (None, self.model):
+            return self.model or asked
+        raise ConfigError(
+            f"{option}: found {asked!r}; the engine {self.name}: runs model {self.model!r}, whatever the model type; "
+            f"leave {option} out, or write archon: in place of {self.name}:"
+        )
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One optimizer step, or one evaluation pass.
+
+    Attributes:
+        loss: the objective, summed over units, of the whole batch.
+        gradient_norm: global L2 norm before clipping; ``None`` in evaluation.
+        learning_rate: that of the step; ``None`` in evaluation.
+        skipped: the update was left out because the norm was not finite.
+        n_micro_batches: micro-batches that the batch was split into.
+        n_tokens: tokens in the batch, over all ranks.
+        metrics: the loss's metrics, divided by their global weights.
+    """
+
+    loss: float
+    gradient_norm: float | None
+    learning_rate: float | None
+    skipped: bool
+    n_micro_batches: int
+    n_tokens: int
+    metrics: Mapping[str, float]
+
+
+class StagedState(Protocol):
+    """A training state apart from the engine that it was taken of."""
+
+    def write(self, folder: Path, ranks: Ranks) -> None:
+        """Write a ``dcp`` folder. ``ranks`` are the engine's processes, with a group that nothing else uses now."""
+
+
+class TrainEngine(Protocol):
+    """What trainers and RL code see of a training engine, on every process of it.
+
+    Methods must be called by all of the engine's processes, in the same order. A batch is the sequences of this
+    process's data rank: processes with the same ``data_ranks.rank`` pass equal batches, and a batch may be empty as
+    long as some rank's is not. Losses, norms and metrics in the result are those of all ranks together.
+    """
+
+    @property
+    def module(self) -> CausalModule: ...
+
+    @property
+    def device(self) -> device: ...
+
+    @property
+    def data_ranks(self) -> DataRanks:
+        """Which share of a batch is this process's."""
+
+    @property
+    def version(self) -> int:
+        """Counts the optimizer steps whose weights this engine holds."""
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """What the engine does other than asked, with reasons; complete after ``initialize``."""
+
+    def initialize(self) -> None:
+        """Build the module, load or initialise its weights, make the optimizer."""
+
+    def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
+        """One optimizer step on ``batch``."""
+
+    def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
+        """The loss and its metrics on ``batch``, without gradients."""
+
+    def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
+        """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients."""
+
+    def generating(self) -> AbstractContextManager[None]:
+        """Ready ``module`` for generation: inside the block, forward passes take whole token ids without gradients,
+        give whole outputs, and need not be aligned between data ranks. Switches dropout off."""
+
+    def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
+        """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training."""
+
+    def stage(self) -> StagedState:
+        """What ``save`` would write as ``dcp``, copied: training may go on while it is written. Until the next call."""
+
+    def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
+        """Read what ``save`` wrote."""
+
+    def offload(self) -> None:
+        """Move weights and optimizer state to host memory and drop gradients, so that the device is free for others.
+
+        Nothing else may be asked of the engine until ``onload``: TrainingError. On a CPU nothing moves, and the rest
+        holds. It is idempotent.
+        """
+
+    def onload(self) -> None:
+        """Move back what ``offload`` moved; the numbers are those of an engine that stayed. It is idempotent."""
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+
+@dataclass(frozen=True)
+class EngineOutline:
+    """What is known of an engine before any process starts.
+
+    Attributes:
+        config: the role's section, an ``EngineConfig`` with the engine's own options.
+        role: its name.
+        explicit: dotted names of the options that the user wrote.
+        layout: ``None`` when it cannot be read.
+        model: ``None`` when its package is missing, or the model type is not known.
+        schedule: of the pipeline; ``None`` without one, or when it is missing.
+        pipeline: who cuts the model into stages; ``None`` without one, or when it is missing.
+        entries: of the model's ``config.json``; empty when it is not here.
+        rollout: where completions come from; ``None`` for an algorithm that samples none.
+    """
+
+    config: Any
+    role: str
+    explicit: frozenset[str]
+    layout: Layout | None = None
+    model: ModelSpec | None = None
+    schedule: ScheduleSpec | None = None
+    pipeline: PipelineSpec | None = None
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    rollout: RolloutConfig | None = None
+
+
+@dataclass(frozen=True)
+class EnginePreview:
+    """What an engine says of a configuration in a dry run.
+
+    Attributes:
+        problems: what cannot be honoured, as found / allowed / fix sentences.
+        decisions: what it will do other than asked, as far as that does not depend on the device.
+    """
+
+    problems: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+
+class TrainEngineFactory(Protocol):
+    """``target`` of a ``TrainEngineSpec``.
+
+    ``parts`` are the chosen model, schedule, pipeline and experts; ``explicit`` the dotted names of the options that
+    the user wrote.
+    """
+
+    def __call__(
+        self,
+        config: Any,
+        *,
+        role: str,
+        layout: Layout,
+        parts: Selection,
+        seed: int,
+        total_steps: int | None,
+        explicit: frozenset[str] = frozenset(),
+    ) -> TrainEngine: ...

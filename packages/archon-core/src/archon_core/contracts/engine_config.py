@@ -1,0 +1,117 @@
+"""The options that every training engine understands: the model, its optimizer, the split into micro-batches.
+
+An engine adds its own with a ``ConfigSection``. Names are those that AReaL's users know. Every field has a default, so
+that a file names only what it changes. A docstring's ``Attributes`` entry is the option's documentation: the reference
+page is made from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option
+
+DECAY = number(least=0, below=1)
+DTYPE = one_of("float32", "bfloat16", "float64")
+
+
+@dataclass
+class MicroBatchSpec:
+    """How a batch is split into micro-batches (``actor.mb_spec``). The split never changes the numbers.
+
+    Attributes:
+        n_mbs: least number of micro-batches.
+        max_tokens_per_mb: most tokens in a micro-batch; null for no limit.
+        granularity: sequences that stay together, such as a prompt's samples.
+        n_mbs_divisor: the number of micro-batches is a multiple of this.
+        packing_algorithm: ``ffd`` (first fit decreasing) or ``kk`` (Karmarkar-Karp, evenest).
+    """
+
+    n_mbs: int = option(1, POSITIVE)
+    max_tokens_per_mb: int | None = option(None, POSITIVE)
+    granularity: int = option(1, POSITIVE)
+    n_mbs_divisor: int = option(1, POSITIVE)
+    packing_algorithm: str = option("ffd", one_of("ffd", "kk"))
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer and its learning-rate schedule (``actor.optimizer``).
+
+    Attributes:
+        type: ``adamw``, ``adam``, ``sgd`` or ``muon`` (for matrices of layers, each expert's by itself; the rest takes
+            adamw).
+        lr: peak learning rate.
+        weight_decay: decoupled for adamw and muon; norms and biases are never decayed.
+        beta1: first moment's decay; momentum for sgd and muon.
+        beta2: second moment's decay.
+        eps: added to the second moment's root.
+        gradient_clipping: largest global gradient norm; 0 switches clipping off.
+        lr_scheduler_type: ``constant``, ``linear``, ``cosine`` or ``wsd`` (warm-up, stable, decay).
+        warmup_steps_proportion: share of all steps in which the rate rises linearly. With n warm-up steps, the first
+            step uses ``lr`` / n, not 0, and step n uses ``lr``.
+        decay_steps_proportion: share of all steps in which ``wsd`` decays, at the end.
+        min_lr_ratio: lowest rate of a decaying schedule, as a share of ``lr``.
+    """
+
+    type: str = option("adamw", one_of("adamw", "adam", "sgd", "muon"))
+    lr: float = option(1e-5, NOT_NEGATIVE)
+    weight_decay: float = option(0.01, NOT_NEGATIVE)
+    beta1: float = option(0.9, DECAY)
+    beta2: float = option(0.999, DECAY)
+    eps: float = option(1e-8, number(above=0))
+    gradient_clipping: float = option(1.0, NOT_NEGATIVE, fix="0 switches it off")
+    lr_scheduler_type: str = option("constant", one_of("constant", "linear", "cosine", "wsd"))
+    warmup_steps_proportion: float = option(0.0, SHARE)
+    decay_steps_proportion: float = option(0.1, SHARE)
+    min_lr_ratio: float = option(0.0, SHARE)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Options that do not go together."""
+        used = self.warmup_steps_proportion + self.decay_steps_proportion
+        if self.lr_scheduler_type == "wsd" and used > 1:
+            yield (
+                "decay_steps_proportion",
+                f"found warm-up and decay that together take {used:g} of all steps; allowed is up to 1; lower one",
+            )
+
+
+@dataclass
+class EngineConfig:
+    """One model in training or in use: ``actor``, ``critic``, ``ref`` or ``teacher``.
+
+    Attributes:
+        backend: engine and layout, such as ``archon:d4t2``. Empty for critic, ref and teacher: the actor's.
+        path: checkpoint folder in Hugging Face's form, or a hub id.
+        init_from_scratch: random weights from the seed instead of the checkpoint's.
+        model_config: a Hugging Face ``config.json`` written in place, instead of ``path``.
+        is_critic: a value head instead of the language-model head.
+        dtype: compute type: ``float32``, ``bfloat16`` or ``float64``; null takes float32 on CPU, bfloat16 elsewhere.
+        grad_reduce_dtype: type in which gradients are summed over ranks; null takes float32, float64 for float64.
+        temperature: logits are divided by it before log-probabilities are taken.
+        gradient_checkpointing: recompute activations in backward as ``archon.ac_mode`` says.
+        disable_dropout: no dropout in training.
+        pad_to_maximum: pad every micro-batch to ``mb_spec.max_tokens_per_mb``.
+        batch_align_to: pad every micro-batch to a multiple of this many tokens.
+        enable_tree_training: share prefixes between sequences.
+        mb_spec: the split into micro-batches.
+        optimizer: null for a model that is not trained.
+    """
+
+    backend: str = ""
+    path: str | None = None
+    init_from_scratch: bool = False
+    model_config: dict[str, Any] | None = None
+    is_critic: bool = False
+    dtype: str | None = option(None, DTYPE)
+    grad_reduce_dtype: str | None = option(None, DTYPE)
+    temperature: float = option(1.0, number(above=0), fix="for the most probable token, set gconfig.greedy=true")
+    gradient_checkpointing: bool = False
+    disable_dropout: bool = True
+    pad_to_maximum: bool = False
+    batch_align_to: int = option(1, POSITIVE)
+    enable_tree_training: bool = False
+    mb_spec: MicroBatchSpec = field(default_factory=MicroBatchSpec)
+    optimizer: OptimizerConfig | None = field(default_factory=OptimizerConfig)

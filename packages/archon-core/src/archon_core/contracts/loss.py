@@ -1,0 +1,60 @@
+"""Losses that cannot depend on how a batch is split: weights from the batch alone, then sums per micro-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from archon_core.contracts.batch import Batch
+    from archon_core.contracts.packed import OutputName
+
+
+Unit = Literal["token", "sequence", "constant"]
+"""What a loss term is normalised by: weighted tokens, weighted sequences, or a constant."""
+
+
+@dataclass(frozen=True)
+class OutputRequest:
+    """Per-token outputs of a forward pass.
+
+    Attributes:
+        names: which ones. ``logprobs`` and ``entropy`` of a language model, ``values`` of a critic.
+        temperature: logits are divided by it first.
+    """
+
+    names: tuple[OutputName, ...] = ("logprobs",)
+    temperature: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """What a loss returns for one micro-batch: sums, not means.
+
+    Attributes:
+        terms: unit -> scalar tensor; the objective is the sum over units of term / global weight.
+        metrics: name -> (unit, detached scalar tensor), reported as sum / global weight of that unit.
+    """
+
+    terms: Mapping[Unit, Tensor]
+    metrics: Mapping[str, tuple[Unit, Tensor]] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """A loss that cannot depend on how its batch is split into micro-batches or over ranks.
+
+    ``weights`` depends on the batch alone. The engine sums it over all micro-batches and ranks before any
+    forward pass, and back-propagates each term of ``__call__`` divided by that global weight.
+    """
+
+    request: OutputRequest
+
+    def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
+        """The batch's weight per unit that ``__call__`` uses; additive over any split of the batch."""
+
+    def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
+        """Sums over the micro-batch; ``outputs`` are [T] tensors aligned to predictions."""

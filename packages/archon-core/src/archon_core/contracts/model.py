@@ -1,0 +1,121 @@
+"""Model architectures: the spec of a model package, and what its module and arguments provide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from archon_core.contracts.spec import Spec, load_target
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from archon_core.contracts.packed import OutputName, PackedSequences
+
+
+Capability = Literal["tp", "cp", "ep", "pp", "tied", "critic"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """The parts of a ``ModelSpec``, imported.
+
+    Attributes:
+        module: ``module(arguments, stage=None) -> nn.Module`` (``CausalModule``); with ``has_experts``,
+            ``module(arguments, stage, builder)``.
+        arguments: frozen dataclass with ``from_hf_config(config, *, critic)``.
+        weight_map: ``weight_map(arguments) -> archon_core.models.weight_map.WeightMap``.
+        parallel_plan: ``parallel_plan(arguments) -> archon_core.models.parallel_plan.ParallelPlan``.
+        has_experts: whether the model's layers have experts, which another package builds.
+    """
+
+    module: Any
+    arguments: Any
+    weight_map: Any
+    parallel_plan: Any
+    has_experts: bool = False
+
+    def build(self, arguments: Any, stage: Any = None, *, experts: Any = None) -> Any:
+        """The module.
+
+        Args:
+            arguments: made by ``self.arguments``.
+            stage: which part of the model; ``None`` for all.
+            experts: the ``MoEBuilder`` of a model that has any.
+        """
+        if not self.has_experts:
+            return self.module(arguments, stage)
+        assert experts is not None, "a model with experts needs someone who builds them"
+        return self.module(arguments, stage, experts)
+
+
+@dataclass(frozen=True)
+class ModelSpec(Spec):
+    """A model architecture. ``target`` names the module class.
+
+    Attributes:
+        model_types: Hugging Face ``model_type`` values that this architecture serves.
+        arguments: target of the arguments dataclass.
+        weight_map: target of the function that makes the weight map.
+        parallel_plan: target of the function that makes the parallel plan.
+        tiny_config: target of a function ``() -> dict`` giving a Hugging Face config of this family that is
+            small enough for tests.
+        capabilities: axes and features that the architecture supports.
+        needs: kinds of plugin that it cannot do without, such as ``"moe"``.
+        rounds_inside: why its modules compute in fp32 whatever the type of their weights, as those of other libraries
+            may; empty for modules that never round below it. ``archon verify`` compares such a model in fp32.
+    """
+
+    kind: ClassVar[str] = "model"
+    hook: ClassVar[str] = "archon_models"
+
+    model_types: tuple[str, ...] = ()
+    arguments: str = ""
+    weight_map: str = ""
+    parallel_plan: str = ""
+    tiny_config: str = ""
+    capabilities: frozenset[Capability] = frozenset()
+    needs: tuple[str, ...] = ()
+    rounds_inside: str = ""
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether it is for every model type, chosen by its name alone."""
+        return not self.model_types
+
+    def load(self) -> LoadedModel:
+        """Import module, arguments, weight map and parallel plan."""
+        return LoadedModel(
+            module=load_target(self.target, origin=self.origin),
+            arguments=self.load_part("arguments"),
+            weight_map=self.load_part("weight_map"),
+            parallel_plan=self.load_part("parallel_plan"),
+            has_experts="moe" in self.needs,
+        )
+
+
+class CausalModule(Protocol):
+    """A decoder model. Parts that are not on this pipeline stage are ``None``.
+
+    ``embed`` maps ids [T] to hidden states [T, hidden]; ``layers`` is an ``nn.ModuleDict`` with string ids;
+    ``norm`` and ``head`` finish. Without ``embed`` the input is hidden states; without ``head`` the output is.
+    """
+
+    embed: nn.Module | None
+    layers: nn.ModuleDict
+    norm: nn.Module | None
+    head: nn.Module | None
+
+    def __call__(self, x: Tensor, packed: PackedSequences) -> Tensor | dict[OutputName, Tensor]: ...
+
+
+class ModelArguments(Protocol):
+    """A frozen dataclass with a model's own sizes and options.
+
+    It may have ``decisions``, a sequence of ``contracts.decisions.Decision``: where the module departs from the model's
+    configuration, of which ``option`` names an entry.
+    """
+
+    @classmethod
+    def from_hf_config(cls, config: Any, *, critic: bool) -> ModelArguments:
+        """Read a ``transformers`` config. Raises ``ModelError`` for what the architecture cannot express."""

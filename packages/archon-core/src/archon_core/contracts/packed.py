@@ -1,0 +1,184 @@
+"""What a model's forward receives beside the tokens: where the packed sequences lie and what its head shall return.
+
+Legend: T tokens, S sequences, P positions with outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+OutputName = Literal["logprobs", "entropy", "values", "logits"]
+
+
+class ContextRanks(Protocol):
+    """This rank's place among those that share a pack's tokens. Rank i holds the i-th of ``size`` equal parts."""
+
+    rank: int
+    size: int
+
+    def own_tokens(self, x: Tensor) -> Tensor:
+        """This rank's part of ``x`` [T, ...]; T is a multiple of ``size``."""
+
+    def gather_outputs(self, x: Tensor) -> Tensor:
+        """Outputs [T / size, ...] of each rank to [T, ...], for a loss that every rank computes in the same way."""
+
+    def gather_sequences(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All heads of this rank's tokens to this rank's heads of all tokens: [T / size, H, D] to [T, H / size, D]."""
+
+    def scatter_sequences(self, out: Tensor) -> Tensor:
+        """The inverse for attention's result: [T, H / size, D] to [T / size, H, D]."""
+
+
+class TensorRanks(Protocol):
+    """This rank's place in its tensor-parallel group.
+
+    Attributes:
+        sequence_sharded: whether activations between regions hold 1 / size of the tokens.
+    """
+
+    rank: int
+    size: int
+    sequence_sharded: bool
+
+
+class AttentionCache(Protocol):
+    """Keys and values of earlier tokens, kept by a generation loop."""
+
+    def attend(
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None = None,
+    ) -> Tensor:
+        """Store ``k`` and ``v`` [T, kv heads, head dim] for ``layer`` and attend ``q`` [T, heads, head dim] to all
+        that is stored of its own sequence. Returns [T, heads, head dim]. ``softcap`` is given where scores are capped.
+        """
+
+
+@dataclass(frozen=True)
+class HeadInputs:
+    """What the last stage's head computes.
+
+    Attributes:
+        outputs: names of the per-token outputs wanted.
+        targets: int64 [T], the token that each position predicts, -1 for none. For ``logprobs``.
+        temperature: logits are divided by it.
+        positions: int64 [P], compute outputs there only; ``None`` for all T. ``targets`` stays [T].
+    """
+
+    outputs: tuple[OutputName, ...]
+    targets: Tensor | None = None
+    temperature: float = 1.0
+    positions: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Auxiliary:
+    """What layers with losses of their own must know of the whole batch, and where they report.
+
+    A layer adds its loss by its gradient, divided by one of the numbers here, so that micro-batches and ranks add up.
+
+    Attributes:
+        n_tokens: tokens of the whole batch, all ranks and micro-batches together, without padding.
+        n_sequences: its sequences.
+        report: called with a layer's name and sums over this rank's tokens; calling it again for the same micro-batch,
+            as recomputation does, replaces what was said.
+        group: the processes that run the micro-batch of the same number on other tokens; ``None`` for this one alone.
+    """
+
+    n_tokens: int
+    n_sequences: int
+    report: Callable[[str, Mapping[str, Tensor]], None]
+    group: Any = None
+
+
+@dataclass(frozen=True)
+class PackedSequences:
+    """Where the sequences lie that are packed into one token dimension.
+
+    Attributes:
+        cu_seqlens: int32 [S + 1], the start of each sequence, and T. Of the whole pack, also where ``context`` cuts it.
+        max_seqlen: length of the longest one.
+        positions: int64 [T], each token's place in its own sequence, from 0; of this rank's tokens [T / c] where
+            ``context`` cuts the pack.
+        lengths: the sequences' lengths on the host, so that per-sequence code needs no device synchronisation.
+        head: what the head returns, its targets for the tokens of ``positions``; ``None`` on stages without one.
+        cache: keys and values of earlier tokens; ``None`` in training.
+        context: the c ranks over which the pack's tokens are cut; ``None`` when all are here.
+        n_padding: tokens of the last sequence, when that is padding; else 0.
+        experts: int16 [T, layers, k], the experts that each token goes to, chosen before; cut as ``positions`` are.
+            Where a token has -1, the router chooses; ``None`` lets routers choose for all.
+        record_experts: called by every layer with experts, with its number in the whole model and the experts
+            int [tokens held between regions, k] that tokens go to; ``None`` where nobody asks.
+        auxiliary: for layers with losses of their own; ``None`` where nothing is trained or measured.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+    positions: Tensor
+    lengths: tuple[int, ...]
+    head: HeadInputs | None = None
+    cache: AttentionCache | None = None
+    context: ContextRanks | None = None
+    n_padding: int = 0
+    experts: Tensor | None = None
+    record_experts: Callable[[int, Tensor], None] | None = None
+    auxiliary: Auxiliary | None = None
+
+    @classmethod
+    def from_lengths(
+        cls, lengths: tuple[int, ...], device: torch.device | str = "cpu", head: HeadInputs | None = None
+    ) -> PackedSequences:
+        """Sequences of ``lengths`` tokens, end to end, each from position 0."""
+        starts = [0, *accumulate(lengths)]
+        positions = [torch.arange(length) for length in lengths]
+        return cls(
+            cu_seqlens=torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True),
+            max_seqlen=max(lengths, default=0),
+            positions=(torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)).to(device),
+            lengths=tuple(lengths),
+            head=head,
+        )
+
+    def cut(self, context: ContextRanks) -> PackedSequences:
+        """The same pack with the part of its tokens that is this rank's. T must be a multiple of the ranks."""
+        head = self.head
+        if head is not None:
+            assert head.positions is None, "outputs at chosen positions are for whole packs"
+            head = replace(head, targets=None if head.targets is None else context.own_tokens(head.targets))
+        experts = None if self.experts is None else context.own_tokens(self.experts)
+        positions = context.own_tokens(self.positions)
+        return replace(self, positions=positions, head=head, context=context, experts=experts)
+
+    def own_places(self, parallel: TensorRanks | None = None) -> Tensor:
+        """int64 [own tokens], the place in the whole pack of each token that this rank holds between regions.
+
+        Args:
+            parallel: the tensor ranks over which tokens are cut within those of ``positions``; ``None`` for none.
+        """
+        n_own = self.positions.shape[0]
+        if parallel is not None and parallel.sequence_sharded:
+            n_own //= parallel.size
+        first = self.first_own_place(parallel, n_own)
+        return torch.arange(first, first + n_own, device=self.positions.device)
+
+    def first_own_place(self, parallel: TensorRanks | None, n_own: int) -> int:
+        """The first of ``own_places``, of which there are ``n_own``; known on the host."""
+        first = 0 if self.context is None else self.context.rank * self.positions.shape[0]
+        return first + parallel.rank * n_own if parallel is not None and parallel.sequence_sharded else first
+
+    def of_own_tokens(self, x: Tensor) -> Tensor:
+        """The rows of ``x`` [T, ...] that belong to the tokens held here."""
+        return x if self.context is None else self.context.own_tokens(x)

@@ -1,0 +1,165 @@
+"""Rollout: sampling options, requests and completions, inference engines and weight transports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
+from archon_core.contracts.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from archon_core.contracts.engine import TrainEngine
+
+
+def _token_ids(value: Sequence[int]) -> str | None:
+    return None if all(token >= 0 for token in value) else "token ids, which are not negative"
+
+
+@dataclass
+class RolloutConfig:
+    """Where completions come from.
+
+    Attributes:
+        backend: inference engine and its sizes, such as ``local`` or ``sglang:d4t2``.
+        max_batch_size: most sequences that the local engine decodes side by side.
+        return_routed_experts: completions tell which experts every token went to, which
+            ``actor.archon.moe_routing_replay`` needs.
+    """
+
+    backend: str = "local"
+    max_batch_size: int = option(256, POSITIVE)
+    return_routed_experts: bool = False
+
+
+@dataclass(frozen=True)
+class InferenceEngineSpec(Spec):
+    """A rollout engine. ``target`` names a ``InferenceEngineFactory``.
+
+    Attributes:
+        letters: axis letters that the backend knows; ``d`` is the number of servers. Empty: it runs on the
+            trainer's own ranks and takes no sizes.
+    """
+
+    kind: ClassVar[str] = "inference_engine"
+    hook: ClassVar[str] = "archon_inference_engines"
+
+    letters: str = "d"
+
+
+@dataclass(frozen=True)
+class WeightTransportSpec(Spec):
+    """A way for weights to reach inference servers. ``target`` names a ``WeightTransport``."""
+
+    kind: ClassVar[str] = "weight_transport"
+    hook: ClassVar[str] = "archon_weight_transports"
+
+
+class InferenceEngine(Protocol):
+    """Samples completions and tells which weights they came from."""
+
+    @property
+    def version(self) -> int:
+        """The version of the weights in use."""
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """Per request, its ``n_samples`` completions, in order."""
+
+    def health(self) -> bool:
+        """Whether requests would be answered now."""
+
+    def pause(self) -> None:
+        """Stop taking requests."""
+
+    def resume(self) -> None:
+        """Take requests again."""
+
+    def update_weights(self, version: int) -> None:
+        """Switch to the published weights of ``version``."""
+
+    def close(self) -> None:
+        """Free what the engine holds."""
+
+
+class InferenceEngineFactory(Protocol):
+    """``target`` of an ``InferenceEngineSpec``. ``trainer`` is the engine whose weights are sampled from."""
+
+    def __call__(self, config: Any, *, trainer: TrainEngine) -> InferenceEngine: ...
+
+
+class WeightTransport(Protocol):
+    """Moves published weights to inference servers."""
+
+    def send(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None: ...
+
+
+@dataclass
+class GenerationConfig:
+    """Sampling options (``gconfig`` in a configuration).
+
+    Attributes:
+        n_samples: completions per prompt; they share the prompt's prefill.
+        max_new_tokens: upper limit of generated tokens per completion, the stop token included.
+        min_new_tokens: stop tokens cannot be drawn before this many tokens.
+        max_tokens: upper limit of prompt plus completion; null for none.
+        temperature: logits are divided by it. Log-probabilities are those of the tempered distribution.
+        top_p: keep the smallest set of most probable tokens whose probability reaches this; 1.0 keeps all.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        greedy: take the most probable token. Log-probabilities are then those at temperature 1.
+        stop_token_ids: token ids that end a completion, beside the tokenizer's end of text.
+    """
+
+    n_samples: int = option(1, POSITIVE)
+    max_new_tokens: int = option(512, POSITIVE)
+    min_new_tokens: int = option(0, NOT_NEGATIVE)
+    max_tokens: int | None = option(None, POSITIVE)
+    temperature: float = option(1.0, number(above=0), fix="for the most probable token, set greedy=true")
+    top_p: float = option(1.0, number(above=0, most=1))
+    top_k: int = option(0, NOT_NEGATIVE, fix="0 keeps all tokens")
+    greedy: bool = False
+    stop_token_ids: list[int] = field(default_factory=list, metadata={"rule": _token_ids, "fix": ""})
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Options that do not go together."""
+        if self.min_new_tokens > self.max_new_tokens:
+            yield "min_new_tokens", f"found {self.min_new_tokens}, above max_new_tokens {self.max_new_tokens}; lower it"
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt to complete ``config.n_samples`` times.
+
+    Attributes:
+        prompt_ids: token ids, at least one.
+        seeds: one seed per sample. A completion depends on its prompt, weights, options and seed only,
+            never on what else is generated beside it.
+    """
+
+    prompt_ids: tuple[int, ...]
+    config: GenerationConfig
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One sampled continuation.
+
+    Attributes:
+        token_ids: generated ids, the stop token included when there is one.
+        logprobs: log-probability of every generated token under the tempered distribution, before top-p and
+            top-k cut it: what a trainer computes for the same tokens at the same temperature.
+        versions: the weight version that produced each token.
+        stop_reason: ``"stop"`` after a stop token, ``"length"`` at the limit.
+        routed_experts: int16 tensor [prompt and generated tokens - 1, layers, k], where every token went, but
+            for the last one, which no model was asked about; -1 in layers without experts. Name and shape are those of
+            vLLM and SGLang. ``None`` where nobody asked (``rollout.return_routed_experts``).
+    """
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    versions: tuple[int, ...]
+    stop_reason: Literal["stop", "length"]
+    routed_experts: Any = field(default=None, compare=False)

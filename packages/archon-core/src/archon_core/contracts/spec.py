@@ -1,0 +1,107 @@
+"""What every kind of plugin describes itself with: a frozen spec that names its heavy parts as import targets.
+
+A spec is cheap to make and to list; ``spec.load()`` imports what it names. The kinds of spec stand beside the protocols
+that their targets satisfy, one module per topic.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass, field
+from typing import Any, ClassVar
+
+from archon_core.errors import PluginError
+
+
+def load_target(target: str, *, origin: str = "") -> Any:
+    """Import ``"package.module:attribute"`` and return the attribute.
+
+    Args:
+        target: what to import.
+        origin: distribution that named it, for the message.
+
+    Raises:
+        PluginError: the string has another form, the module does not import or has no such attribute.
+    """
+    described = f"target {target!r} of {origin}" if origin else f"target {target!r}"
+    mend = f"; correct the spec, or update its package: pip install --upgrade {origin}" if origin else ""
+    module_name, colon, attribute = target.partition(":")
+    if not colon or not module_name or not attribute:
+        raise PluginError(f"{described}: found no 'package.module:attribute'; write it in that form")
+    try:
+        loaded: Any = importlib.import_module(module_name)
+    except Exception as error:
+        # Whatever a module raises while it is imported, the user needs to know whose module it was.
+        raise PluginError(
+            f"{described}: importing {module_name!r} failed: {type(error).__name__}: {error}{mend}"
+        ) from error
+    for part in attribute.split("."):
+        if not hasattr(loaded, part):
+            raise PluginError(f"{described}: {module_name!r} was imported but has no attribute {attribute!r}{mend}")
+        loaded = getattr(loaded, part)
+    return loaded
+
+
+@dataclass(frozen=True)
+class ConfigSection:
+    """Options that a plugin adds to the configuration.
+
+    Attributes:
+        path: where they go: an existing section (``"actor"``), whose dataclass is extended, or a new one.
+        schema: import target of a dataclass of which every field has a default. The module that holds it
+            must not import torch: it is loaded whenever a configuration is read.
+    """
+
+    path: str
+    schema: str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What all kinds share.
+
+    Attributes:
+        name: what users write; unique per kind over all installed plugins.
+        target: ``"package.module:attribute"`` of what ``load()`` returns.
+        aliases: other names for the same thing; unique together with the names.
+        summary: one line for ``archon plugins``.
+        config: options that this spec adds to the configuration.
+        origin: distribution that provides it; the registry fills it in. Empty when it was added in process.
+    """
+
+    kind: ClassVar[str]
+    hook: ClassVar[str]
+
+    name: str
+    target: str
+    aliases: tuple[str, ...] = ()
+    summary: str = ""
+    config: tuple[ConfigSection, ...] = ()
+    origin: str = field(default="", kw_only=True, compare=False)
+
+    def load(self) -> Any:
+        """Import and return what ``target`` names; see ``archon_core.contracts`` for its interface."""
+        return load_target(self.target, origin=self.origin)
+
+    def load_part(self, part: str) -> Any:
+        """Import what another field names.
+
+        Raises:
+            PluginError: it is empty, or as ``load_target`` does.
+        """
+        target = getattr(self, part)
+        if not target:
+            origin = f" of {self.origin}" if self.origin else ""
+            raise PluginError(
+                f"{self.kind} {self.name!r}{origin}: its {part} is empty; the {type(self).__name__} names one as "
+                "'package.module:attribute'"
+            )
+        return load_target(target, origin=self.origin)
+
+    def as_data(self) -> dict[str, Any]:
+        """All fields but ``origin``, as JSON has them: tuples and sets become lists, the latter sorted."""
+        fields = {name: value for name, value in asdict(self).items() if name != "origin"}
+        return {
+            name: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value
+            for name, value in fields.items()
+        }

@@ -1,0 +1,69 @@
+"""Runs: algorithms, trainers, and the launchers that start their processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from archon_core.contracts.spec import Spec
+
+
+@dataclass(frozen=True)
+class LauncherSpec(Spec):
+    """A way to start a run's processes (``scheduler.type``). ``target`` names a ``Launcher``."""
+
+    kind: ClassVar[str] = "launcher"
+    hook: ClassVar[str] = "archon_launchers"
+
+
+@dataclass(frozen=True)
+class AlgorithmSpec(Spec):
+    """A training algorithm. ``target`` names the algorithm's composition, which its trainer understands.
+
+    Attributes:
+        trainer: target of a ``TrainerFactory``.
+        needs: kinds of plugin that it cannot do without, such as ``"inference_engine"`` or ``"reward"``.
+    """
+
+    kind: ClassVar[str] = "algorithm"
+    hook: ClassVar[str] = "archon_algorithms"
+
+    trainer: str = ""
+    needs: tuple[str, ...] = ()
+
+    def load_trainer(self) -> Any:
+        """Import the trainer factory."""
+        return self.load_part("trainer")
+
+
+@dataclass(frozen=True)
+class DialectSpec(Spec):
+    """A way to read configuration files of another program. ``target`` names an ``archon_core.config.dialect.Dialect``.
+
+    The target must not import torch: dialects are loaded whenever a configuration is read.
+    """
+
+    kind: ClassVar[str] = "dialect"
+    hook: ClassVar[str] = "archon_dialects"
+
+
+class Trainer(Protocol):
+    """Runs training to its end. ``fit`` returns normally when it is reached."""
+
+    def fit(self) -> None: ...
+
+
+class TrainerFactory(Protocol):
+    """``trainer`` of an ``AlgorithmSpec``.
+
+    ``run`` is an ``archon_train.run.context.RunContext``; ``algorithm`` is what the spec's target loads.
+    """
+
+    def __call__(self, run: Any, algorithm: Any) -> Trainer: ...
+
+
+class Launcher(Protocol):
+    """Starts the processes of a run and waits for them; returns the exit code."""
+
+    def __call__(self, config: Any, entry: Callable[[], None]) -> int: ...

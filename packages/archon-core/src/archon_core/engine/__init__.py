@@ -1,1 +1,0 @@
-"""The Archon engine, composed of assembly, step, runner, optimizer and checkpoint."""

@@ -1,1 +1,0 @@
-"""Implementations of packed causal attention, one file each, chosen by ``archon_core.nn.attention``."""

@@ -1,0 +1,40 @@
+"""All kinds of spec, and commands: the kind that core itself runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from archon_core.contracts.data import DatasetSpec, RewardSpec
+from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.model import ModelSpec
+from archon_core.contracts.moe import MoESpec
+from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
+from archon_core.contracts.rollout import InferenceEngineSpec, WeightTransportSpec
+from archon_core.contracts.spec import Spec
+from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
+
+
+@dataclass(frozen=True)
+class CommandSpec(Spec):
+    """A subcommand of ``archon``. ``target`` names a function or ``typer.Typer``; it is imported when called."""
+
+    kind: ClassVar[str] = "command"
+    hook: ClassVar[str] = "archon_commands"
+
+
+SPEC_TYPES: tuple[type[Spec], ...] = (
+    ModelSpec,
+    ScheduleSpec,
+    PipelineSpec,
+    MoESpec,
+    TrainEngineSpec,
+    InferenceEngineSpec,
+    WeightTransportSpec,
+    LauncherSpec,
+    AlgorithmSpec,
+    RewardSpec,
+    DatasetSpec,
+    CommandSpec,
+    DialectSpec,
+)

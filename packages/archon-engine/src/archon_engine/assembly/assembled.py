@@ -1,0 +1,275 @@
+"""From a blueprint to a module with weights: build what this process holds, shard, materialise, fill.
+
+Everything before the last two steps works on shapes alone, so that no process ever holds more than its part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.model import CausalModule
+from archon_core.contracts.pipeline import PipelineParts
+from archon_core.layout import Layout
+from archon_core.models.parallel_plan import layer_number, matches
+from archon_core.selection import Selection
+from archon_engine.assembly.blocks import Blocks, prepare_blocks
+from archon_engine.assembly.blueprint import Blueprint, draw_blueprint
+from archon_engine.assembly.experts import ExpertBlocks
+from archon_engine.assembly.tied_copies import TiedCopies
+from archon_engine.assembly.weight_loading import load_weights
+from archon_engine.mesh import (
+    Meshes,
+    build_meshes,
+    check_world,
+    device_of_rank,
+)
+from archon_engine.models.hf_config import checkpoint_folder
+from archon_engine.models.initialize import initialize_weights
+from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.parameter_names import named_weights, owners
+from archon_engine.models.staged import StagedModule, stages_of
+from archon_engine.nn.attention import check_attention_backend, set_attention_backend, softcap_of
+from archon_engine.options.archon import ArchonEngineConfig
+from archon_engine.options.effective import EffectiveConfig
+from archon_engine.parallel.fsdp import (
+    FsdpGroups,
+    apply_fsdp,
+    even_dim,
+    expert_modules,
+)
+from archon_engine.parallel.shards import local_part
+from archon_engine.parallel.tensor import apply_tensor_parallel
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A module ready to run.
+
+    Attributes:
+        plan: what it was built from.
+        module: on its device, with its weights.
+        parameters: global name -> parameter, sharded; a tied one once, under its first name. Fixed here, because FSDP
+            puts others in their place while a forward pass runs.
+        named_weights: the same with persistent buffers, a tied one under each of its names.
+        groups: how FSDP2 shards the module; ``None`` for a module that is whole and needs no cast.
+        blocks: what was done to its blocks beside sharding.
+        meshes: the ranks that it is sharded over; ``None`` for a module that is whole and needs no cast.
+        pipeline: this process's part of a pipeline; ``None`` where the model is not cut into stages.
+        tied: weights of which two stages have a copy; ``None`` where none has.
+        experts: the mixture-of-experts blocks that are here; ``None`` for a model without experts.
+    """
+
+    plan: Blueprint
+    module: CausalModule
+    parameters: Mapping[str, nn.Parameter]
+    named_weights: Mapping[str, Tensor]
+    groups: FsdpGroups | None
+    blocks: Blocks
+    meshes: Meshes | None
+    pipeline: PipelineParts | None = None
+    tied: TiedCopies | None = None
+    experts: ExpertBlocks | None = None
+
+    @property
+    def copies(self) -> Mapping[str, str]:
+        """Names of parameters here that are copies of another -> that one's name."""
+        return {} if self.tied is None else self.tied.held
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Persistent buffers by name: part of a training state, and whole on every process that has their module."""
+        return {name: w for name, w in self.named_weights.items() if not isinstance(w, nn.Parameter)}
+
+    @property
+    def logical_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters without copies: over all processes of a pipeline, each of the model's once."""
+        return {name: parameter for name, parameter in self.parameters.items() if name not in self.copies}
+
+
+def assemble(
+    config: ArchonEngineConfig, effective: EffectiveConfig, *, layout: Layout, parts: Selection, role: str, seed: int
+) -> tuple[Assembled, list[Decision]]:
+    """Build the model that ``config`` names; what was done other than asked comes with it.
+
+    Collective when the layout has more than one rank.
+
+    Args:
+        config: the section of the configuration that describes the model.
+        effective: what was made of its options.
+        layout: how the model is sharded.
+        parts: the chosen model, schedule, pipeline and experts.
+        role: the section's name, for messages.
+        seed: the run's seed, for weights that no checkpoint gives.
+
+    Raises:
+        ConfigError: not exactly one of ``path`` and ``model_config`` is given, or an option does not fit the model.
+        ModelError: the model's configuration cannot be read or expressed, or its architecture has no value head.
+        LayoutError: the model cannot be sharded like that, or another number of processes runs.
+        WeightsError: the checkpoint does not fit.
+    """
+    plan = draw_blueprint(config, effective, layout=layout, parts=parts, role=role)
+    meshes = _meshes(effective, plan, option=f"{role}.backend")
+    module = _build_stages(plan, meshes)
+    if effective.attn_type is not None:
+        compute_dtype = getattr(torch, effective.compute_dtype)
+        head_dim = plan.arguments.head_dim
+        capped = softcap_of(module)
+        backend = check_attention_backend(effective.attn_type, effective.device, compute_dtype, head_dim, capped)
+        set_attention_backend(module, backend)
+    if meshes is not None and meshes.tp is not None:
+        for stage in stages_of(module):
+            apply_tensor_parallel(stage, plan.parallel, meshes.tp)
+    experts = None if plan.expert_builder is None else _share_experts(module, plan, meshes)
+    uneven = _uneven_experts(module, plan, meshes, role) if meshes is not None else []
+    blocks = prepare_blocks(module, plan.parallel, effective, role=role, among=plan.block_names)
+    groups = [] if meshes is None else [_shard_parameters(s, plan, effective, meshes) for s in stages_of(module)]
+    # FSDP2 brings parameters to the device block by block; buffers are used from where they are.
+    home = "cpu" if effective.offload_params else device_of_rank()
+    materialize_empty(module, home, buffer_device=device_of_rank())
+    assembled = Assembled(
+        plan=plan,
+        module=module,
+        parameters={name: parameter for name, _, _, parameter in owners(module)},
+        named_weights=named_weights(module),
+        groups=FsdpGroups.joined(groups) if groups else None,
+        blocks=blocks,
+        meshes=meshes,
+        experts=experts,
+    )
+    if meshes is not None and meshes.pipeline is not None:
+        assembled = _pipelined(assembled, meshes, meshes.pipeline, groups, effective)
+    decisions = (
+        _model_decisions(plan, role)
+        + uneven
+        + (_expert_decisions(assembled, effective, role) if plan.expert_builder is not None else [])
+    )
+    deviation = plan.hf_config.initializer_range
+    if config.path is None or config.init_from_scratch:
+        initialize_weights(module, seed, deviation, ties=plan.weights.ties, local_part=local_part)
+        return assembled, decisions
+    loaded = load_weights(module, plan, checkpoint_folder(config.path), role=role, seed=seed)
+    return assembled, decisions + loaded
+
+
+def _model_decisions(plan: Blueprint, role: str) -> list[Decision]:
+    """What the model's package does other than the model's configuration says; it names entries of that."""
+    decisions: Sequence[Decision] = getattr(plan.arguments, "decisions", ())
+    return [replace(decision, option=f"{role}.model_config.{decision.option}") for decision in decisions]
+
+
+def _expert_decisions(assembled: Assembled, effective: EffectiveConfig, role: str) -> list[Decision]:
+    """What experts change in what was asked."""
+    builder = assembled.plan.expert_builder
+    assert builder is not None, "a model with experts has someone who builds them"
+    decisions = builder.decisions(effective.device, getattr(torch, effective.compute_dtype), role=role)
+    if effective.compile:
+        reason = "how many tokens an expert gets differs from batch to batch, so what depends on that stays eager"
+        without = "true, without dispatch and experts"
+        decisions.append(Decision(f"{role}.archon.enable_compile", "true", without, reason))
+    return decisions
+
+
+def _build_stages(plan: Blueprint, meshes: Meshes | None) -> nn.Module:
+    """What this process holds of the model, on the meta device."""
+    if plan.stages is None:
+        return plan.whole
+    assert meshes is not None, "a pipeline has a mesh"
+    held = plan.stages.held_by(meshes.pipeline_rank)
+    return StagedModule({number: plan.build(plan.stages.stages[number]) for number in held}, plan.whole)
+
+
+def _pipelined(
+    assembled: Assembled,
+    meshes: Meshes,
+    pipeline: dist.ProcessGroup,
+    groups: Sequence[FsdpGroups],
+    effective: EffectiveConfig,
+) -> Assembled:
+    """The same with what a pipeline needs to know of it."""
+    plan = assembled.plan
+    assert plan.stages is not None, "a mesh with pipeline ranks"
+    assert plan.schedule is not None, "comes with stages and a schedule"
+    held = plan.stages.held_by(meshes.pipeline_rank)
+    parts = PipelineParts(
+        plan=plan.stages,
+        schedule=plan.schedule,
+        stages=dict(zip(held, stages_of(assembled.module), strict=True)),
+        groups=dict(zip(held, groups, strict=True)),
+        rank=meshes.pipeline_rank,
+        group=pipeline,
+        width=plan.hf_config.get_text_config().hidden_size,
+        tensor_ranks=plan.dims.tp,
+        dtype=getattr(torch, effective.compute_dtype),
+        device=device_of_rank(),
+        reduce_each=effective.reduce_each_micro_batch,
+    )
+    tied = TiedCopies(
+        originals=plan.weights.ties,
+        parameters=assembled.parameters,
+        group=pipeline,
+        rank=meshes.pipeline_rank,
+        copies_on=plan.stages.last_rank,
+        originals_on=plan.stages.rank_of[0],
+    )
+    return replace(assembled, pipeline=parts, tied=tied if plan.weights.ties else None)
+
+
+def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) -> ExpertBlocks:
+    """Shard the experts of ``module``, on the meta device, in place."""
+    builder = plan.expert_builder
+    assert builder is not None, "a model with experts has someone who builds them"
+    blocks = {
+        str(layer_number(name)): block
+        for stage in stages_of(module)
+        for name, block in stage.named_modules()
+        if any(matches(pattern, name) for pattern in plan.parallel.experts)
+    }
+    if meshes is None or meshes.experts is None:
+        return ExpertBlocks(builder, blocks)
+    for block in blocks.values():
+        builder.shard(block, meshes.experts.place)
+    holders = meshes.holders or (dist.group.WORLD if plan.dims.world_size > 1 else None)
+    return ExpertBlocks(builder, blocks, holders, meshes.pipeline)
+
+
+def _uneven_experts(module: nn.Module, plan: Blueprint, meshes: Meshes, role: str) -> list[Decision]:
+    """Decision for expert weights that do not shard evenly. Call it before FSDP shards them."""
+    if meshes.experts is None:
+        return []
+    size = meshes.experts.fsdp.size(-1)
+    experts = [part for stage in stages_of(module) for part in expert_modules(stage, plan.parallel)]
+    for name, parameter in (found for part in experts for found in part.named_parameters()):
+        if even_dim(parameter, size) is None:
+            reason = f"{name} {tuple(parameter.shape)} has no dim that {size} ranks (edp) can cut evenly"
+            return [Decision(f"{role}.backend", "even shares of experts", "uneven ones, along dim 0", reason)]
+    return []
+
+
+def _meshes(effective: EffectiveConfig, plan: Blueprint, *, option: str) -> Meshes | None:
+    """The engine's meshes; ``None`` for one process that keeps its module whole."""
+    check_world(plan.dims, option=option)
+    is_cast = effective.compute_dtype != effective.master_dtype
+    if plan.dims.world_size == 1 and not is_cast and not effective.offload_params:
+        return None
+    return build_meshes(plan.dims, effective.device, option=option, experts=plan.expert_builder is not None)
+
+
+def _shard_parameters(module: nn.Module, plan: Blueprint, effective: EffectiveConfig, meshes: Meshes) -> FsdpGroups:
+    """Shard the parameters over ranks with other tokens, on the meta device, in place."""
+    return apply_fsdp(
+        module,
+        plan.parallel,
+        meshes.fsdp,
+        compute_dtype=getattr(torch, effective.compute_dtype),
+        reduce_dtype=getattr(torch, effective.reduce_dtype),
+        reshard_after_forward=effective.reshard_after_forward,
+        reshard_last=effective.reshard_last,
+        offload=effective.offload_params,
+        expert_mesh=None if meshes.experts is None else meshes.experts.fsdp,
+    )

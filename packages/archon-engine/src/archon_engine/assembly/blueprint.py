@@ -1,0 +1,155 @@
+"""A model before there is any storage: what a configuration asks for, on the meta device, and how it will be cut.
+
+Nothing here needs another process, except that all of them must find the same configuration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from archon_core.contracts.model import LoadedModel, ModelArguments, ModelSpec
+from archon_core.contracts.moe import MoEBuilder
+from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
+from archon_core.errors import ConfigError
+from archon_core.layout import Layout, ParallelDims
+from archon_core.layout.model_sizes import check_sizes
+from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.models.stage import Stage
+from archon_core.models.weight_map import ResolvedMap
+from archon_core.selection import Selection
+from archon_engine.assembly.stages import plan_stages
+from archon_engine.models.capabilities import check_capabilities
+from archon_engine.models.hf_config import read_source
+from archon_engine.models.parameter_names import weight_shapes
+from archon_engine.options.archon import ArchonEngineConfig
+from archon_engine.options.effective import EffectiveConfig
+from archon_engine.parallel.activation_checkpointing import blocks_of
+from archon_engine.parallel.context import check_context_plan
+from archon_engine.parallel.sizes import check_refusals, sharded_extents
+from archon_engine.parallel.tensor import check_tensor_plan
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """What a module will be.
+
+    Attributes:
+        spec: the model spec.
+        model: its parts.
+        hf_config: the checkpoint's configuration, as ``transformers`` reads it.
+        arguments: the model's own sizes and options.
+        dtype: in which weights are kept.
+        dims: sizes of all axes.
+        parallel: what the model's modules are.
+        whole: the whole model on the meta device, as nothing has sharded it.
+        weights: which Hugging Face tensor holds which of its parameters.
+        stages: how it is cut for a pipeline; ``None`` without one.
+        schedule: of the pipeline; ``None`` without one.
+        expert_builder: who builds its experts; ``None`` for a model without.
+    """
+
+    spec: ModelSpec
+    model: LoadedModel
+    hf_config: Any
+    arguments: ModelArguments
+    dtype: torch.dtype
+    dims: ParallelDims
+    parallel: ParallelPlan
+    whole: nn.Module
+    weights: ResolvedMap
+    stages: StagePlan | None = None
+    schedule: ScheduleSpec | None = None
+    expert_builder: MoEBuilder | None = None
+
+    def build(self, stage: Stage | None = None) -> nn.Module:
+        """The module, or one stage of it, on the meta device."""
+        return _build(self.model, self.arguments, self.dtype, self.expert_builder, stage)
+
+    @cached_property
+    def block_names(self) -> list[str]:
+        """Names of all blocks of the model."""
+        return [name for name, _ in blocks_of(self.whole, self.parallel)]
+
+
+def draw_blueprint(
+    config: ArchonEngineConfig, effective: EffectiveConfig, *, layout: Layout, parts: Selection, role: str
+) -> Blueprint:
+    """Plan how ``layout`` cuts the model that ``config`` names. Collective.
+
+    Raises:
+        ConfigError, ModelError, LayoutError: as ``assembled.assemble`` says.
+    """
+    hf_config = read_source(config, role=role)
+    spec = parts.model
+    check_capabilities(spec, layout, critic=config.is_critic, role=role)
+    model = spec.load()
+    arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)
+    _refuse_dropout(config, arguments, role)
+    experts = None if parts.experts is None else parts.experts.load()(config.archon)
+    dtype = getattr(torch, effective.master_dtype)
+    whole = _build(model, arguments, dtype, experts)
+    parallel = model.parallel_plan(arguments)
+    option = f"{role}.backend"
+    dims = layout.parallel_dims(moe=model.has_experts, option=option)
+    _check_plan(whole, parallel, layout, option=option)
+    stages: StagePlan | None = None
+    if parts.schedule is not None:
+        assert parts.pipeline is not None, "a selection with a schedule has who runs it"
+        stages = plan_stages(
+            whole,
+            parallel,
+            n_ranks=dims.pp,
+            schedule=parts.schedule,
+            pipeline=parts.pipeline,
+            options=config.archon,
+            role=role,
+        )
+    return Blueprint(
+        spec=spec,
+        model=model,
+        hf_config=hf_config,
+        arguments=arguments,
+        dtype=dtype,
+        dims=dims,
+        parallel=parallel,
+        whole=whole,
+        weights=model.weight_map(arguments).resolve(weight_shapes(whole)),
+        stages=stages,
+        schedule=parts.schedule,
+        expert_builder=experts,
+    )
+
+
+def _build(
+    model: LoadedModel,
+    arguments: ModelArguments,
+    dtype: torch.dtype,
+    experts: MoEBuilder | None,
+    stage: Stage | None = None,
+) -> nn.Module:
+    with torch.device("meta"):
+        return model.build(arguments, stage, experts=experts).to(dtype)
+
+
+def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role: str) -> None:
+    dropout = getattr(arguments, "attention_dropout", 0.0)
+    if dropout and not config.disable_dropout:
+        raise ConfigError(
+            f"{role}.disable_dropout: found false with attention_dropout {dropout} in the model's configuration; this "
+            f"model applies no dropout; set {role}.disable_dropout=true"
+        )
+
+
+def _check_plan(whole: nn.Module, plan: ParallelPlan, layout: Layout, *, option: str) -> None:
+    """Check that a whole module can be sharded as ``layout`` says. Raises LayoutError, ModelError."""
+    check_refusals(plan, layout, option=option)
+    check_sizes(sharded_extents(whole, plan), layout, option=option)
+    if layout.dims["c"] > 1:
+        check_context_plan(whole, plan)
+    if layout.dims["t"] > 1:
+        check_tensor_plan(whole, plan)

@@ -1,0 +1,100 @@
+"""Mixture-of-experts blocks in a step: what they are told before it, and what becomes of what they report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from archon_core.contracts.batch import MicroBatch
+from archon_core.contracts.moe import MoEBuilder
+from archon_core.contracts.packed import Auxiliary
+from archon_engine.step.consistency import Share
+
+PREFIX = "moe/"
+"""Of the names of metrics."""
+
+Totals = dict[str, dict[str, Tensor]]
+"""Layer -> name -> sum over all tokens of a step."""
+
+
+class StepReports:
+    """What layers say of each micro-batch of one step. Saying it again, as recomputation does, replaces it."""
+
+    def __init__(self) -> None:
+        self._reports: dict[tuple[str, int], Mapping[str, Tensor]] = {}
+
+    def add(self, micro_batch: int, layer: str, values: Mapping[str, Tensor]) -> None:
+        """Take what a layer reports."""
+        self._reports[layer, micro_batch] = {name: value.detach() for name, value in values.items()}
+
+    def totals_here(self) -> Totals:
+        """Sums over micro-batches."""
+        totals: Totals = {}
+        for (layer, _), values in sorted(self._reports.items()):
+            of_layer = totals.setdefault(layer, {})
+            for name, value in values.items():
+                value = value.to(torch.float64)
+                of_layer[name] = of_layer[name] + value if name in of_layer else value
+        return totals
+
+
+@dataclass(frozen=True)
+class ExpertBlocks:
+    """The blocks of an engine.
+
+    Attributes:
+        builder: whose they are.
+        blocks: the layer's number, as text -> block, of those that are here.
+        holders: processes that hold the same layers and other tokens; ``None`` for this one alone.
+        pipeline: processes that hold other layers; ``None`` where all are here.
+    """
+
+    builder: MoEBuilder
+    blocks: Mapping[str, nn.Module]
+    holders: dist.ProcessGroup | None = None
+    pipeline: dist.ProcessGroup | None = None
+
+    def tell(self, micro_batches: Sequence[MicroBatch], whole: Share) -> tuple[list[MicroBatch], StepReports]:
+        """The same micro-batches with what the blocks need to know, and where they will report."""
+        reports = StepReports()
+        told = []
+        for number, micro_batch in enumerate(micro_batches):
+            auxiliary = Auxiliary(
+                n_tokens=whole.n_tokens,
+                n_sequences=whole.n_sequences,
+                report=partial(reports.add, number),
+                group=self.holders,
+            )
+            told.append(replace(micro_batch, packed=replace(micro_batch.packed, auxiliary=auxiliary)))
+        return told, reports
+
+    def finish(self, reports: StepReports, *, stepped: bool) -> dict[str, float]:
+        """Update what is not trained by gradients, where the optimizer has stepped; returns metrics. Collective."""
+        totals = self._over_all_ranks(reports.totals_here())
+        if stepped:
+            self.builder.update(self.blocks, totals)
+        return {PREFIX + name: float(value) for name, value in self.builder.metrics(totals).items()}
+
+    def _over_all_ranks(self, here: Totals) -> Totals:
+        names = [(layer, name) for layer in sorted(here) for name in sorted(here[layer])]
+        if self.holders is not None and names:
+            parts = [here[layer][name] for layer, name in names]
+            flat = torch.cat([part.reshape(-1) for part in parts])
+            dist.all_reduce(flat, group=self.holders)
+            sums = flat.split([part.numel() for part in parts])
+            for (layer, name), part, total in zip(names, parts, sums, strict=True):
+                here[layer][name] = total.view(part.shape)
+        if self.pipeline is None:
+            return here
+        every: list[Totals] = [{} for _ in range(self.pipeline.size())]
+        dist.all_gather_object(every, {layer: _on_host(values) for layer, values in here.items()}, group=self.pipeline)
+        return {layer: values for totals in every for layer, values in totals.items()} | here
+
+
+def _on_host(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.cpu() for name, value in values.items()}

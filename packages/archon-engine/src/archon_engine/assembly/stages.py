@@ -1,0 +1,55 @@
+"""How a model is cut into pipeline stages: what its units cost, and what the pipeline's package makes of that."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec, StagePlan
+from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_engine.options.archon import ArchonOptions
+from archon_engine.parallel.activation_checkpointing import blocks_of
+
+HEAD_RECOMPUTES = 4 / 3
+"""A head's matrix product is computed once more in backward than others' are: its logits are not kept."""
+
+
+def plan_stages(
+    whole: nn.Module,
+    plan: ParallelPlan,
+    *,
+    n_ranks: int,
+    schedule: ScheduleSpec,
+    pipeline: PipelineSpec,
+    options: ArchonOptions,
+    role: str,
+) -> StagePlan:
+    """Cut ``whole``, which may be on the meta device, into stages for ``n_ranks`` pipeline ranks.
+
+    Costs are multiplications per token: what the matrices of a unit hold. An embedding multiplies nothing; it counts
+    as one row. Attention's products of tokens with tokens are left out: they are the same in every layer.
+
+    Raises:
+        PluginError: the split cannot be imported.
+        LayoutError, ConfigError: as the split does.
+    """
+    split = pipeline.load_part("split")
+    first_block = plan.units.index(plan.blocks)
+    after = [part for pattern in plan.units[first_block + 1 :] for part in _found(whole, pattern)]
+    before = [part for pattern in plan.units[:first_block] for part in _found(whole, pattern)]
+    return split(
+        [_products(block) for _, block in blocks_of(whole, plan)],
+        embed_cost=sum(parameter.shape[-1] for part in before for parameter in part.parameters()),
+        head_cost=HEAD_RECOMPUTES * sum(_products(part) for part in after),
+        schedule=schedule,
+        n_ranks=n_ranks,
+        options=options,
+        role=role,
+    )
+
+
+def _found(whole: nn.Module, pattern: str) -> list[nn.Module]:
+    return [part for name, part in whole.named_modules() if matches(pattern, name)]
+
+
+def _products(part: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters() if parameter.ndim >= 2)

@@ -1,0 +1,84 @@
+"""Weights that are one in the model and two in a pipeline: a head that is tied to an embedding on another stage.
+
+Each stage has a copy of its own. Both start equal, get the sum of both gradients, and are updated by the same
+arithmetic, so they stay equal to the bit. The first is the original: it alone counts in norms and checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from archon_engine.parallel.shards import local_values
+
+
+@dataclass(frozen=True)
+class TiedCopies:
+    """The tied weights of a pipeline whose two copies lie on different stages.
+
+    Attributes:
+        originals: name of each copy -> name of its original, in the whole model.
+        parameters: name -> parameter, of what this process holds.
+        group: the processes of the pipeline, in order.
+        rank: this one's place among them.
+        copies_on: the pipeline rank that holds the copies.
+        originals_on: the pipeline rank that holds the originals.
+    """
+
+    originals: Mapping[str, str]
+    parameters: Mapping[str, nn.Parameter]
+    group: dist.ProcessGroup
+    rank: int
+    copies_on: int
+    originals_on: int
+
+    @property
+    def held(self) -> dict[str, str]:
+        """Name of each copy that is here -> name of its original."""
+        return {name: original for name, original in self.originals.items() if name in self.parameters}
+
+    @torch.no_grad()
+    def sum_gradients(self) -> None:
+        """Give both copies the sum of their gradients, which have been reduced over data ranks. Collective."""
+        for name, original in self.originals.items():
+            if self.copies_on == self.originals_on:
+                self._sum_here(name, original)
+            elif self.rank in (self.copies_on, self.originals_on):
+                self._sum_with_other(name if self.rank == self.copies_on else original)
+
+    def _sum_here(self, name: str, original: str) -> None:
+        if self.rank == self.copies_on:
+            mine, other = (_gradient(self.parameters[n]) for n in (original, name))
+            mine.add_(other)
+            other.copy_(mine)
+
+    def _sum_with_other(self, name: str) -> None:
+        mine = _gradient(self.parameters[name])
+        other = torch.empty_like(mine)
+        has_original = self.rank == self.originals_on
+        peer = dist.get_global_rank(self.group, self.copies_on if has_original else self.originals_on)
+        # One after the other, not as a batch: with NCCL the first batch of a group needs all of its ranks.
+        if has_original:
+            dist.send(mine.contiguous(), peer, group=self.group)
+        dist.recv(other, peer, group=self.group)
+        if not has_original:
+            dist.send(mine.contiguous(), peer, group=self.group)
+        mine.add_(other)
+
+    @torch.no_grad()
+    def copy_originals(self) -> None:
+        """Fill the copies that lie on the same process as their originals, after something filled those alone."""
+        for name, original in self.held.items():
+            if original in self.parameters:
+                local_values(self.parameters[name]).copy_(local_values(self.parameters[original]))
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    """Its local part; zeros where no token reached the weight."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return local_values(parameter.grad)

@@ -1,0 +1,55 @@
+"""Weights in Hugging Face's form into a sharded module, checked while they are read."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from torch import nn
+
+from archon_core.contracts.decisions import Decision
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import Ranks
+from archon_engine.assembly.blueprint import Blueprint
+from archon_engine.checkpoint.hf import load_hf_weights
+from archon_engine.checkpoint.seal import check_share
+from archon_engine.models.initialize import initialize_weights
+from archon_engine.parallel.shards import local_part
+
+
+def load_weights(module: nn.Module, plan: Blueprint, folder: Path, *, role: str, seed: int) -> list[Decision]:
+    """Fill what this process holds of a model from a Hugging Face folder; what a checkpoint may lack is drawn from the
+    seed, as a decision.
+
+    Collective: a slice that is damaged is read by some ranks only.
+
+    Raises:
+        WeightsError: on every rank, the checkpoint does not fit.
+    """
+    ranks = Ranks.of_process_group()
+    failure: Exception | None = None
+    with ThreadPoolExecutor(1, "archon-check") as pool:
+        checking = pool.submit(check_share, folder, ranks)  # of a folder that we wrote; others have no checksums
+        try:
+            report = load_hf_weights(
+                module, plan.weights, folder, local_boxes=lambda _name, weight: [local_part(weight)]
+            )
+        except Exception as error:
+            failure = error
+    with failing_together(ranks):
+        checking.result()  # first: damage is named as such on all ranks, whatever it made of loading on one
+    with failing_together(ranks):
+        if failure is not None:
+            raise failure
+    initialize_weights(
+        module,
+        seed,
+        plan.hf_config.initializer_range,
+        only=report.initialised,
+        ties=plan.weights.ties,
+        local_part=local_part,
+    )
+    return report.plan.decisions(f"{role}.path") + [
+        Decision(f"{role}.path", f"{name} of {folder}", "random, from the seed", "the checkpoint has none")
+        for name in report.initialised
+    ]

@@ -1,0 +1,196 @@
+"""From a training state to a Hugging Face folder and back, on one process, without building the model.
+
+One tensor is in memory at a time, beside mapped files. The model's module is built on the meta device, for the names
+and shapes of its parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import ConfigError, WeightsError
+from archon_core.models.box import Box, Shape
+from archon_core.models.weight_map import ResolvedMap
+from archon_core.plugins import registry
+from archon_core.ranks.ranks import Ranks
+from archon_engine.checkpoint.dcp import (
+    WEIGHT,
+    SavedState,
+    TrainingState,
+    describe_model,
+)
+from archon_engine.checkpoint.hf import OpenCheckpoint, fill_from, open_checkpoint
+from archon_engine.checkpoint.hf_saving import save_hf_weights
+from archon_engine.checkpoint.parts import Part
+from archon_engine.checkpoint.publication import publish_folder
+from archon_engine.checkpoint.seal import check_share
+from archon_engine.checkpoint.step_folders import saved_steps, step_folder
+from archon_engine.checkpoint.stored_weights import StoredWeights
+from archon_engine.models.build_alone import build_alone
+from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.parameter_names import owners, weight_shapes
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What is known of a model without its weights."""
+
+    name: str
+    hf_config: Any
+    weights: ResolvedMap
+    parameters: dict[str, Shape]
+
+
+def find_state(source: Path) -> Path:
+    """The folder of a training state: ``source`` itself, the one in a checkpoint, or that of a run's last checkpoint.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    last = [step_folder(source, step) / "dcp" for step in saved_steps(source)[-1:]]
+    candidates = [source, source / "dcp", *last]
+    found = next((folder for folder in candidates if (folder / ".metadata").is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"{source}: found no training state there; give a run's folder, one of its checkpoints, or a dcp folder"
+        )
+    return found
+
+
+def convert_to_hf(source: Path, destination: Path, *, config: str | None = None, dtype: str | None = None) -> Path:
+    """Write the weights of a training state as a Hugging Face folder.
+
+    Args:
+        source: see ``find_state``. A tokenizer in the run folder around it is copied, too.
+        destination: must not be there, or be empty.
+        config: folder or hub id with the model's ``config.json``, for states that do not tell their own.
+        dtype: the type to store; ``None`` for the one they have.
+
+    Returns:
+        The folder that was read.
+
+    Raises:
+        ArchonError: something is missing, damaged, or does not fit.
+    """
+    _refuse_occupied(destination)
+    state = find_state(source)
+    saved = SavedState.open(state)
+    entries, critic, name = saved.model.get("hf_config"), saved.model.get("critic", False), saved.model.get("model")
+    if config is None and entries is None:
+        raise ConfigError(f"training state {state}: found no model configuration in it; give the model's by --config")
+    hf_config = load_hf_config(config if config is not None else entries)
+    model = _describe(hf_config, critic=critic, name=name if config is None else None)
+    stored = StoredWeights(saved)
+    problems = _differences(stored.shapes, model.parameters)
+    if problems:
+        raise WeightsError(f"training state {state} does not fit the model:\n  " + "\n  ".join(problems))
+    types = set(stored.dtypes.values())
+    with publish_folder(destination) as folder:
+        save_hf_weights(
+            stored.copy,
+            model.weights,
+            folder,
+            model.hf_config,
+            dtype=_one_type(types, dtype, state),
+            critic=critic,
+            companions_from=_tokenizer_of(state),
+        )
+    return state
+
+
+def convert_to_dcp(
+    source: Path, destination: Path, *, dtype: str | None = None, run_as: str | None = None
+) -> list[Decision]:
+    """Write the weights of a Hugging Face folder as a training state of no steps, without optimizer state.
+
+    Args:
+        source: a folder with safetensors files and ``config.json``.
+        destination: must not be there, or be empty.
+        dtype: the type to store; ``None`` for the one they have.
+        run_as: name of the model spec that will load it; ``None`` for the one that serves the model type.
+
+    Returns:
+        What was left out of the folder.
+
+    Raises:
+        ArchonError: something is missing, damaged, or does not fit.
+    """
+    _refuse_occupied(destination)
+    hf_config = load_hf_config(source)
+    critic = any(name.endswith("ForSequenceClassification") for name in hf_config.architectures or ())
+    model = _describe(hf_config, critic=critic, name=run_as)
+    check_share(source, Ranks())
+    checkpoint = open_checkpoint(source)
+    weights, report = checkpoint.form_of(model.weights)
+    if not report.fits or report.initialised:
+        lacking = [f"missing     {name}" for name in report.initialised]
+        raise WeightsError(f"checkpoint {source} does not fit the model:\n  " + "\n  ".join(report.lines() + lacking))
+    kind = _one_type({checkpoint.dtype(name) for name in weights.hf_shapes}, dtype, source)
+    parts = [
+        Part(WEIGHT + name, shape, Box.whole(shape), kind, _reader(name, shape, kind, weights, checkpoint))
+        for name, shape in model.parameters.items()
+    ]
+    with publish_folder(destination) as folder:
+        described = describe_model(hf_config, critic=critic, name=model.name)
+        TrainingState(parts, {"version": 0}, described).write(folder, Ranks())
+    return checkpoint.plan.decisions("source")
+
+
+def _describe(hf_config: Any, *, critic: bool, name: str | None) -> _Model:
+    spec = registry().model_for(hf_config.model_type, name)
+    parts = spec.load()
+    arguments = parts.arguments.from_hf_config(hf_config, critic=critic)
+    with torch.device("meta"):
+        module = build_alone(spec, arguments)
+    weights = parts.weight_map(arguments).resolve(weight_shapes(module))
+    return _Model(spec.name, hf_config, weights, {name: tuple(p.shape) for name, _, _, p in owners(module)})
+
+
+def _reader(
+    name: str, shape: Shape, dtype: torch.dtype, weights: ResolvedMap, checkpoint: OpenCheckpoint
+) -> Callable[[], Tensor]:
+    def read() -> Tensor:
+        values = torch.empty(shape, dtype=dtype)
+        fill_from(checkpoint, values, name, Box.whole(shape), weights)
+        return values
+
+    return read
+
+
+def _one_type(found: set[torch.dtype], asked: str | None, source: Path) -> torch.dtype:
+    if asked is not None:
+        return getattr(torch, asked)
+    if len(found) > 1:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+        raise ConfigError(f"{source}: found weights of several types ({names}); choose one of them by --dtype")
+    [dtype] = found
+    return dtype
+
+
+def _differences(found: dict[str, Shape], wanted: dict[str, Shape]) -> list[str]:
+    missing = [f"missing {name} {wanted[name]}" for name in wanted if name not in found]
+    unexpected = [f"unexpected {name} {found[name]}" for name in found if name not in wanted]
+    misshapen = [
+        f"{name}: found {found[name]}, the model has {wanted[name]}"
+        for name in wanted
+        if name in found and found[name] != wanted[name]
+    ]
+    return missing + unexpected + misshapen
+
+
+def _tokenizer_of(state: Path) -> Path | None:
+    """A run's tokenizer, for the state ``<run>/checkpoints/step-N/dcp``."""
+    run = state.absolute().parents[2] if len(state.absolute().parents) > 2 else None
+    return run / "tokenizer" if run is not None and (run / "tokenizer").is_dir() else None
+
+
+def _refuse_occupied(destination: Path) -> None:
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ConfigError(f"{destination}: found something there already; give a folder that is new or empty")

@@ -1,0 +1,122 @@
+"""One data file of a distributed checkpoint in the making: tensors one after the other, each as ``torch.save`` has it.
+
+torch's own writer copies every tensor on its way through the archive and computes a CRC-32, which makes it less than
+half as fast as a plain write. Here torch writes the archive around the tensor, and the tensor's bytes go from where
+they are straight into the file. torch's readers read the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from archon_engine.checkpoint.checksum import bytes_of
+from archon_engine.checkpoint.region_writer import RegionWriter
+from archon_engine.checkpoint.seal import Region, SealedFile
+from archon_engine.compat import save_around
+
+ALIGNMENT = 64
+"""Archives begin at multiples of this many bytes; inside them torch aligns the tensor alike."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One tensor's place in a file, as torch's metadata tell it.
+
+    Attributes:
+        start: the first byte of its archive.
+        size: of the archive, in bytes.
+    """
+
+    start: int
+    size: int
+
+
+class DataFile:
+    """A file that is written from its beginning to its end; a context manager.
+
+    Args:
+        path: the file to make.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._place = 0
+        self._regions: list[Region] = []
+        self._frame = hashlib.blake2b(digest_size=8)
+        self._surroundings: dict[tuple[torch.Size, torch.dtype], tuple[bytes, bytes]] = {}
+
+    def __enter__(self) -> DataFile:
+        self._file: BinaryIO = self._path.open("wb")
+        self._writer = RegionWriter(self._file)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+        self._file.close()
+
+    def append(self, values: Tensor) -> Archive:
+        """Write one tensor, which lies on the CPU and is not empty."""
+        kind = values.shape, values.dtype
+        if kind not in self._surroundings:
+            self._surroundings[kind] = _surroundings(*kind)
+        before, after = self._surroundings[kind]
+        self._write_frame(bytes(-self._place % ALIGNMENT))
+        start = self._place
+        self._write_frame(before)
+        self._write_region(bytes_of(values.contiguous()))
+        self._write_frame(after)
+        return Archive(start, self._place - start)
+
+    def sealed(self) -> SealedFile:
+        """What was written; for the time after the last ``append``."""
+        return SealedFile(self._place, self._frame.hexdigest(), tuple(self._regions))
+
+    def _write_frame(self, piece: bytes) -> None:
+        self._file.write(piece)
+        self._frame.update(piece)
+        self._place += len(piece)
+
+    def _write_region(self, content: Tensor) -> None:
+        self._regions.append(self._writer.write(content, self._place))
+        self._place += content.numel()
+
+
+def _surroundings(shape: torch.Size, dtype: torch.dtype) -> tuple[bytes, bytes]:
+    """What ``torch.save`` writes before and after the bytes of a tensor; it does not depend on them."""
+    tensor = torch.empty(shape, dtype=dtype)
+    recorder = _Recorder()
+    save_around(tensor, recorder)
+    assert recorder.room == [tensor.nbytes], f"torch.save leaves room for {recorder.room} bytes of {tensor.nbytes}"
+    return bytes(recorder.before), bytes(recorder.after)
+
+
+class _Recorder:
+    """The file that ``torch.save`` is given."""
+
+    def __init__(self) -> None:
+        self.before, self.after = bytearray(), bytearray()
+        self.room: list[int] = []
+
+    def write(self, piece: memoryview) -> int:
+        (self.after if self.room else self.before).extend(piece)
+        return len(piece)
+
+    def seek(self, distance: int, whence: int) -> int:
+        assert whence == 1, "torch.save seeks forward, to leave room for the tensor"
+        self.room.append(distance)
+        return self.tell()
+
+    def tell(self) -> int:
+        return len(self.before) + sum(self.room) + len(self.after)
+
+    def flush(self) -> None:
+        """There is nothing to flush."""

@@ -1,0 +1,146 @@
+"""What an engine writes of itself and reads back: weights for others, and the state in which its training goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import WeightsError
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import Ranks
+from archon_engine.assembly.assembled import Assembled
+from archon_engine.assembly.weight_loading import load_weights
+from archon_engine.checkpoint.dcp import TrainingState, describe_model, load_training_state
+from archon_engine.checkpoint.gathering import WRITER, gather_to_writer
+from archon_engine.checkpoint.hf_saving import prepare_folder, save_hf_weights
+from archon_engine.checkpoint.parts import HostCopies
+from archon_engine.models.hf_config import checkpoint_folder
+from archon_engine.models.weight_conversion import BoxCopier
+from archon_engine.optimizer.named_optimizer import NamedOptimizer
+from archon_engine.options.archon import ArchonEngineConfig
+from archon_engine.options.effective import EffectiveConfig
+
+
+class EngineCheckpoints:
+    """Saves and loads one engine. Every method but ``stage`` is collective.
+
+    Args:
+        config: the section of the configuration that describes the model.
+        effective: what was made of its options.
+        assembled: the model.
+        optimizer: its optimizer; ``None`` for a model that is not trained.
+        ranks: all processes of the engine.
+        role: the section's name, for messages.
+        seed: the run's seed, for weights that a checkpoint lacks.
+    """
+
+    def __init__(
+        self,
+        config: ArchonEngineConfig,
+        effective: EffectiveConfig,
+        assembled: Assembled,
+        optimizer: NamedOptimizer | None,
+        ranks: Ranks,
+        *,
+        role: str,
+        seed: int,
+    ) -> None:
+        self._config = config
+        self._effective = effective
+        self._assembled = assembled
+        self._optimizer = optimizer
+        self._ranks = ranks
+        self._role = role
+        self._seed = seed
+        self._host_copies = HostCopies()
+
+    def save_hf(self, folder: Path) -> None:
+        """Write weights, configuration and what belongs to them in Hugging Face's form.
+
+        Raises:
+            WeightsError: on every rank, weights are there already, or could not be written.
+        """
+        assembled, is_writer = self._assembled, self._ranks.rank == WRITER
+        with failing_together(self._ranks):
+            if is_writer:
+                prepare_folder(folder)
+        # Ranks send and receive inside. This kind is raised when all has been sent; another, by a rank that others
+        # wait for: it has to end.
+        with failing_together(self._ranks, kind=WeightsError):
+            save_hf_weights(
+                self._reader(),
+                assembled.plan.weights,
+                folder,
+                assembled.plan.hf_config,
+                dtype=getattr(torch, self._effective.compute_dtype),
+                critic=self._config.is_critic,
+                companions_from=self._companions(),
+                write=is_writer,
+            )
+
+    def save_dcp(self, folder: Path, *, version: int) -> None:
+        """Write weights, optimizer state and ``version``.
+
+        Raises:
+            WeightsError: on every rank, a part could not be written.
+        """
+        self._state(version).write(folder, self._ranks)
+
+    def stage(self, *, version: int) -> TrainingState:
+        """What ``save_dcp`` would write now, copied to the host. The copies last until the next call."""
+        state = self._state(version)
+        return replace(state, parts=self._host_copies.of(state.parts))
+
+    def load_hf(self, folder: Path) -> list[Decision]:
+        """Read weights in Hugging Face's form; see ``weight_loading.load_weights``."""
+        return load_weights(self._assembled.module, self._assembled.plan, folder, role=self._role, seed=self._seed)
+
+    def load_dcp(self, folder: Path) -> tuple[int, list[Decision]]:
+        """Read what ``save_dcp`` wrote: the version, and what was done otherwise than usual.
+
+        Raises:
+            WeightsError: on every rank, it is damaged or does not fit; weights and optimizer state may be of neither
+                run then, so load something whole before the engine goes on.
+        """
+        if self._optimizer is not None:
+            self._optimizer.clear_state()  # or there would be memory for two for a while
+        copies = self._assembled.copies
+        parameters = self._assembled.parameters
+        # A copy is filled from its original's entry. Where both are here, the original is, and copied afterwards.
+        stored = {
+            copies.get(name, name): parameters[name] for name in sorted(parameters, key=lambda n: n not in copies)
+        } | self._assembled.buffers
+        state, counters, decisions = load_training_state(folder, stored, self._assembled.plan.weights.stored)
+        if self._assembled.tied is not None:
+            self._assembled.tied.copy_originals()
+        if self._optimizer is not None:
+            own = {name: state.get(copies.get(name, name), {}) for name in parameters}
+            self._optimizer.load_state(
+                {n: {k: v.clone() if n in copies else v for k, v in entry.items()} for n, entry in own.items() if entry}
+            )
+        return counters["version"], decisions
+
+    def _reader(self) -> Mapping[str, Tensor] | BoxCopier:
+        """What gives the writing rank the values of weights."""
+        assembled = self._assembled
+        if assembled.groups is None:
+            return assembled.named_weights
+        return gather_to_writer(assembled.named_weights, None if assembled.pipeline is None else self._ranks)
+
+    def _state(self, version: int) -> TrainingState:
+        assembled = self._assembled
+        optimizer: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
+        model = describe_model(assembled.plan.hf_config, critic=self._config.is_critic, name=assembled.plan.spec.name)
+        originals = assembled.logical_parameters | assembled.buffers
+        own_state = {name: state for name, state in optimizer.items() if name in originals}
+        return TrainingState.of(originals, own_state, {"version": version}, model)
+
+    def _companions(self) -> Path | None:
+        """The folder whose tokenizer and generation settings belong to the weights, when there is one."""
+        return None if self._config.path is None else checkpoint_folder(self._config.path, weights=False)

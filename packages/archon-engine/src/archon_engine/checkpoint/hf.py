@@ -1,0 +1,183 @@
+"""Loading Hugging Face checkpoints: safetensors files with an index, read in slices.
+
+A resolved weight map says which parts of which stored tensors make up the boxes that a process owns, and those alone
+are read. Which boxes are owned is a function given by the caller, so that sharded modules use the same code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from archon_core.errors import WeightsError
+from archon_core.models.box import Box
+from archon_core.models.weight_map import ResolvedMap
+from archon_engine.checkpoint.safetensors_file import SafetensorsReader
+from archon_engine.checkpoint.weight_files import INDEX_FILE, ReadingPlan, plan_reading, read_index
+from archon_engine.models.key_report import KeyReport, form_of
+from archon_engine.models.parameter_names import named_weights
+from archon_engine.models.weight_conversion import fill_ours
+
+LocalBoxes = Callable[[str, Tensor], Iterable[tuple[Tensor, Box]]]
+"""For a weight's global name and the tensor itself: storage on this process, and the boxes of the whole that it
+holds."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a load did.
+
+    Attributes:
+        initialised: our names of weights that the checkpoint lacks and may lack; their storage was not touched.
+        bytes_read: size of the slices read.
+        plan: which file each tensor was read from.
+    """
+
+    initialised: tuple[str, ...]
+    bytes_read: int
+    plan: ReadingPlan
+
+
+def whole_tensor(_name: str, weight: Tensor) -> Iterable[tuple[Tensor, Box]]:
+    """``LocalBoxes`` of an unsharded module."""
+    return [(weight.detach(), Box.whole(tuple(weight.shape)))]
+
+
+@torch.no_grad()
+def load_hf_weights(
+    module: nn.Module, weights: ResolvedMap, folder: Path, *, local_boxes: LocalBoxes = whole_tensor
+) -> LoadReport:
+    """Fill the weights of ``module`` in place from a checkpoint folder, casting to their types.
+
+    The keys are checked for the whole model; what is read is what ``module``, which may be one stage, holds of it.
+
+    Args:
+        weights: the map, resolved for the whole model; of its forms, the one that the checkpoint has is read.
+        local_boxes: which parts of each weight to fill.
+
+    Returns:
+        The report. The caller initialises ``report.initialised``.
+
+    Raises:
+        WeightsError: no weights in the folder, damaged files, or missing, unexpected and misshapen keys, all listed.
+    """
+    checkpoint = open_checkpoint(folder)
+    weights, report = checkpoint.form_of(weights)
+    if not report.fits:
+        raise WeightsError(
+            f"checkpoint {folder} does not fit the model:\n  "
+            + "\n  ".join(report.lines())
+            + "\ngive a checkpoint of this architecture and size, or the configuration that it was saved with"
+        )
+    own = named_weights(module)
+    lacking = set(report.initialised)
+    initialised: list[str] = []
+    for name, weight in own.items():
+        stored = weights.ties.get(name, name)
+        if stored != name and own.get(stored) is weight:
+            continue  # filled under the other name
+        if any(link.hf in lacking for link in weights.links_of_ours[name]):
+            initialised.append(name)
+            continue
+        for storage, box in local_boxes(name, weight):
+            if box.numel:
+                fill_from(checkpoint, storage, name, box, weights)
+    return LoadReport(tuple(initialised), checkpoint.bytes_read, checkpoint.plan)
+
+
+class OpenCheckpoint:
+    """The weight files of a folder as one set of tensors.
+
+    Attributes:
+        shapes: name -> shape of every tensor that is read.
+        plan: which file each is read from.
+    """
+
+    def __init__(self, plan: ReadingPlan, files: Mapping[str, SafetensorsReader]) -> None:
+        self.plan = plan
+        self._file_of = {name: files[file] for name, file in plan.file_of.items()}
+        self.shapes = {name: file.shapes[name] for name, file in self._file_of.items()}
+
+    @property
+    def bytes_read(self) -> int:
+        """Size of all slices read so far."""
+        return sum(file.bytes_read for file in set(self._file_of.values()))
+
+    def path_of(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._file_of[name].path
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The stored type of a tensor. Raises WeightsError when it is none that weights are computed in."""
+        return self._file_of[name].dtype(name)
+
+    def read(self, name: str, box: Box) -> Tensor:
+        """A ``BoxReader`` of the stored tensors."""
+        return self._file_of[name].read(name, box)
+
+    def form_of(self, weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
+        """``key_report.form_of`` of what is read.
+
+        Raises:
+            WeightsError: a weight that the model has lies in a file of the index, which does not name it.
+        """
+        form, report = form_of(self.shapes, weights)
+        lost = [name for name in (*report.missing, *report.initialised) if name in self.plan.unnamed]
+        if lost:
+            raise WeightsError(
+                f"{self.plan.folder / self.plan.decided_by}: does not name {lost[0]!r}, which the model has and "
+                f"{self.plan.unnamed[lost[0]][0]} holds; index and files are from different checkpoints: copy both anew"
+            )
+        return form, report
+
+
+def open_checkpoint(folder: Path) -> OpenCheckpoint:
+    """Open the weight files of ``folder``; ``weight_files.plan_reading`` has the rules.
+
+    Raises:
+        WeightsError: there are none, the folder contradicts itself, or a file is damaged.
+    """
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    index = read_index(folder / INDEX_FILE) if INDEX_FILE in names else None
+    files: dict[str, SafetensorsReader] = {}
+
+    def tensors_in(name: str) -> Collection[str]:
+        files[name] = SafetensorsReader(folder / name)
+        return files[name].shapes
+
+    return OpenCheckpoint(plan_reading(folder, names, index, tensors_in), files)
+
+
+def fill_from(checkpoint: OpenCheckpoint, destination: Tensor, name: str, box: Box, weights: ResolvedMap) -> None:
+    """Read ``box`` of our tensor ``name`` into ``destination``, and compare a second copy of a tied weight with it.
+
+    Raises:
+        WeightsError: a second copy has other values.
+    """
+    fill_ours(destination, name, box, weights, checkpoint.read)
+    stored = weights.ties.get(name, name)
+    for copy, ours in weights.copies.items():
+        if ours == stored and copy in checkpoint.shapes:
+            _check_copy(copy, stored, box, weights, checkpoint)
+
+
+def _check_copy(copy: str, stored: str, box: Box, weights: ResolvedMap, checkpoint: OpenCheckpoint) -> None:
+    """A second copy of a tied weight must be equal, or the checkpoint is not one of a tied model."""
+    for block in _row_blocks(box):
+        for link in weights.links_in(stored, block):
+            part = checkpoint.read(link.hf, link.hf_box)
+            if not torch.equal(part, checkpoint.read(copy, link.our_box).reshape(part.shape)):
+                raise WeightsError(
+                    f"{checkpoint.path_of(copy)}: {copy!r} differs from {link.hf!r}, but the configuration ties the "
+                    "two; set tie_word_embeddings to false in its config.json"
+                )
+
+
+def _row_blocks(box: Box, rows: int = 4096) -> Iterable[Box]:
+    for start in range(box.start[0], box.stop[0], rows):
+        stop = min(start + rows, box.stop[0])
+        yield Box((start, *box.start[1:]), (stop - start, *box.shape[1:]))

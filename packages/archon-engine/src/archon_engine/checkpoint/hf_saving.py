@@ -1,0 +1,189 @@
+"""Saving Hugging Face checkpoints: safetensors files with index, configuration, tokenizer and checksums.
+
+One stored tensor is assembled at a time, from boxes of ours; how those are gathered is a function given by the caller.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from archon_core.errors import WeightsError
+from archon_core.models.box import Box, Shape
+from archon_core.models.weight_map import ResolvedMap
+from archon_engine.checkpoint.safetensors_file import SafetensorsWriter
+from archon_engine.checkpoint.seal import SealedFile, seal_whole, write_seal
+from archon_engine.checkpoint.weight_files import INDEX_FILE
+from archon_engine.models.hf_config import config_file
+from archon_engine.models.tokenizer import save_tokenizer
+from archon_engine.models.weight_conversion import (
+    BoxCopier,
+    assemble_hf,
+    copy_from,
+    give_hf,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+COMPANIONS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files that make a checkpoint usable and hold no weights."""
+
+
+def save_hf_weights(
+    tensors: Mapping[str, Tensor] | BoxCopier,
+    weights: ResolvedMap,
+    folder: Path,
+    config: PreTrainedConfig,
+    *,
+    dtype: torch.dtype,
+    critic: bool = False,
+    max_shard_bytes: int = 5 * 10**9,
+    tokenizer: Any = None,
+    companions_from: Path | None = None,
+    write: bool = True,
+) -> None:
+    """Write a checkpoint folder that ``transformers``, vLLM and SGLang load.
+
+    Args:
+        tensors: our whole tensors by name, or a function that copies a box of one: it may gather from other ranks, and
+            is called for the same boxes in the same order on every rank.
+        weights: the map, resolved for the whole model.
+        folder: where to write; created. It must not hold weights already, lest old shards stay beside new ones.
+        config: the model's ``transformers`` configuration.
+        dtype: the type to store.
+        critic: the head is a value head.
+        max_shard_bytes: tensor bytes per file at most; one larger tensor gets a file of its own.
+        tokenizer: something with ``save_pretrained``; written beside the weights.
+        companions_from: a checkpoint folder whose tokenizer and generation files are copied.
+        write: false on ranks that only take part in gathering.
+
+    Raises:
+        WeightsError: the folder holds weights, it cannot be written, or ``dtype`` is none that weights are stored in.
+            All that other ranks give has been taken by then, so that none of them waits.
+    """
+    copy_ours = tensors if callable(tensors) else copy_from(tensors)
+    files = plan_shards(weights.hf_shapes, dtype, max_shard_bytes)
+    if not write:
+        for name in itertools.chain.from_iterable(files.values()):
+            give_hf(name, weights, copy_ours)
+        return
+    lend = (lambda name: None) if callable(tensors) else partial(_lend, tensors=tensors, weights=weights, dtype=dtype)
+    assembled = _assembled(itertools.chain.from_iterable(files.values()), weights, copy_ours, lend, dtype)
+    try:
+        prepare_folder(folder)
+        sealed = {
+            file: _write_file(folder / file, {name: (dtype, weights.hf_shapes[name]) for name in names}, assembled)
+            for file, names in files.items()
+        }
+        if len(files) > 1:
+            _write_index(folder, files, weights.hf_shapes, dtype)
+            sealed[INDEX_FILE] = seal_whole(folder / INDEX_FILE)
+        write_seal(folder, sealed)
+        _write_companions(folder, config, dtype=dtype, critic=critic, source=companions_from)
+    except Exception as error:
+        for _ in assembled:  # what the others still give
+            pass
+        if isinstance(error, OSError):
+            raise WeightsError(
+                f"checkpoint {folder}: it could not be written ({error}); see to the disk's space and permissions"
+            ) from error
+        raise
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, folder)
+
+
+def _assembled(
+    names: Iterable[str],
+    weights: ResolvedMap,
+    copy_ours: BoxCopier,
+    lend: Callable[[str], Tensor | None],
+    dtype: torch.dtype,
+) -> Iterator[Tensor]:
+    """Stored tensors in turn, each valid until the next: those that cannot be lent are put together."""
+    scratch: Tensor | None = None
+    for name in names:
+        lent = lend(name)
+        if lent is None and scratch is None:
+            scratch = torch.empty(max(math.prod(shape) for shape in weights.hf_shapes.values()), dtype=dtype)
+        yield assemble_hf(name, weights, copy_ours, dtype, scratch) if lent is None else lent
+
+
+def _lend(name: str, *, tensors: Mapping[str, Tensor], weights: ResolvedMap, dtype: torch.dtype) -> Tensor | None:
+    """Our own tensor, where its bytes are those of the stored one."""
+    shape, links = weights.hf_shapes[name], weights.links_of_hf[name]
+    if len(links) != 1 or links[0].hf_box != Box.whole(shape):
+        return None
+    ours = tensors[links[0].ours].detach()
+    is_whole = links[0].our_box == Box.whole(tuple(ours.shape))
+    return ours.view(shape) if is_whole and ours.dtype == dtype and ours.is_contiguous() else None
+
+
+def _write_file(path: Path, entries: Mapping[str, tuple[torch.dtype, Shape]], tensors: Iterator[Tensor]) -> SealedFile:
+    with SafetensorsWriter(path, entries) as writer:
+        for name in entries:
+            writer.write(name, next(tensors))
+    return writer.sealed()
+
+
+def _write_companions(
+    folder: Path, config: PreTrainedConfig, *, dtype: torch.dtype, critic: bool, source: Path | None
+) -> None:
+    text = config_file(config, critic=critic, dtype=str(dtype).removeprefix("torch."))
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    for name in COMPANIONS if source is not None else ():
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Create ``folder`` unless it is there. Raises WeightsError when it holds weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    present = sorted(path.name for path in folder.glob("*.safetensors*"))
+    if present:
+        raise WeightsError(
+            f"{folder}: found weights there already ({', '.join(present[:3])}); save to a new or an empty folder"
+        )
+
+
+def plan_shards(shapes: Mapping[str, Shape], dtype: torch.dtype, max_shard_bytes: int) -> dict[str, list[str]]:
+    """File name -> names of its tensors, in order: the split that ``transformers`` makes for the same limit."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    sizes = {name: Box.whole(shape).numel * dtype.itemsize for name, shape in shapes.items()}
+    split = split_state_dict_into_shards_factory(
+        sizes,
+        get_storage_size=lambda size: size,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    return split.filename_to_tensors
+
+
+def _write_index(folder: Path, files: Mapping[str, list[str]], shapes: Mapping[str, Shape], dtype: torch.dtype) -> None:
+    elements = sum(Box.whole(shape).numel for shape in shapes.values())
+    index = {
+        "metadata": {"total_parameters": elements, "total_size": elements * dtype.itemsize},
+        "weight_map": {name: file for file, names in files.items() for name in names},
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,185 @@
+"""Which file of a checkpoint folder each tensor is read from: decided from names alone, never from the order of files.
+
+With an index, the index decides: of the files that it names, each tensor is read from the one that it names for it.
+Without an index, ``model.safetensors`` alone is read. Where a folder leaves open which of two sets of files is meant,
+it is refused. What is left out is reported as decisions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import DamagedError, WeightsError
+from archon_core.file_names import is_plain_name
+from archon_engine.checkpoint.json_names import NameTwiceError, unique_names
+from archon_engine.options.combinations import shown
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
+_WEIGHTS = re.compile(
+    r".+\.(safetensors|gguf|h5|msgpack|ckpt|onnx)|(pytorch_model|consolidated|model|adapter_model).*\.(bin|pt|pth)"
+)
+"""Files that hold weights in any format. ``.bin`` and ``.pt`` are also endings of training arguments and the like."""
+
+
+@dataclass(frozen=True)
+class ReadingPlan:
+    """Where the tensors of a folder are read from.
+
+    Attributes:
+        folder: the folder, for messages.
+        decided_by: the index, or the single weight file.
+        file_of: tensor -> file, sorted by tensor.
+        ignored_files: files with weights that are not read.
+        elsewhere: tensor -> files that hold one of this name too, and are not read for it.
+        unnamed: tensor that the index does not name -> files that hold it.
+    """
+
+    folder: Path
+    decided_by: str
+    file_of: Mapping[str, str]
+    ignored_files: tuple[str, ...] = ()
+    elsewhere: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    unnamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def decisions(self, option: str) -> list[Decision]:
+        """What is left out, as decisions about ``option``, which names the folder.
+
+        Other files are no change to what was asked: an engine with ``strict`` takes them. Tensors that the index
+        leaves out of a file that it names are one.
+        """
+        found = []
+        if self.ignored_files:
+            reason = f"{self.decided_by} decides what is read; left out: {_some(self.ignored_files)}"
+            found.append(Decision(option, shown(None), f"the weights by {self.decided_by} of {self.folder}", reason))
+        for tensors, what in ((self.elsewhere, "names another file for them"), (self.unnamed, "does not name them")):
+            if tensors:
+                files = sorted({file for files in tensors.values() for file in files})
+                found.append(
+                    Decision(
+                        option,
+                        f"all tensors in {_some(files)} of {self.folder}",
+                        f"without {_some(list(tensors))}",
+                        f"{self.decided_by} {what}",
+                    )
+                )
+        return found
+
+
+def plan_reading(
+    folder: Path,
+    names: Collection[str],
+    index: Mapping[str, str] | None,
+    tensors_in: Callable[[str], Collection[str]],
+) -> ReadingPlan:
+    """Decide from what a folder holds; the order of ``names`` and of the index does not matter.
+
+    Args:
+        folder: for messages.
+        names: of its files.
+        index: tensor -> file, from ``read_index``; ``None`` where there is none.
+        tensors_in: gives the names of the tensors in a file; called for files that are read.
+
+    Raises:
+        WeightsError: there are no weights that can be read, or it is not clear which are meant.
+    """
+    shards = sorted(name for name in names if _SHARD.fullmatch(name))
+    if index is None:
+        return _without_index(folder, names, shards, tensors_in)
+    files = sorted(set(index.values()))
+    if SINGLE_FILE in names and SINGLE_FILE not in files:
+        raise WeightsError(
+            f"checkpoint {folder}: found {SINGLE_FILE} beside {INDEX_FILE}, which names {_some(files)}; readers of "
+            "checkpoints disagree which of the two to load; remove the one that is stale"
+        )
+    missing = [file for file in files if file not in names]
+    if missing:
+        raise WeightsError(
+            f"{folder / INDEX_FILE}: names {_some(missing)}, not found in the folder; copy the missing files, or the "
+            "whole checkpoint anew"
+        )
+    held = {file: frozenset(tensors_in(file)) for file in files}
+    wrong = sorted(name for name, file in index.items() if name not in held[file])
+    if wrong:
+        raise WeightsError(
+            f"{folder / INDEX_FILE}: names {len(wrong)} tensors that their files do not hold, such as {wrong[0]!r} in "
+            f"{index[wrong[0]]}; index and files are from different checkpoints: copy both anew"
+        )
+    others = {
+        name: tuple(file for file in files if name in held[file] and index.get(name) != file)
+        for name in sorted(set().union(*held.values()))
+    }
+    return ReadingPlan(
+        folder,
+        INDEX_FILE,
+        dict(sorted(index.items())),
+        _weights_beside(names, files),
+        {name: where for name, where in others.items() if where and name in index},
+        {name: where for name, where in others.items() if where and name not in index},
+    )
+
+
+def _without_index(
+    folder: Path, names: Collection[str], shards: list[str], tensors_in: Callable[[str], Collection[str]]
+) -> ReadingPlan:
+    if shards:
+        beside = f"{SINGLE_FILE} and " if SINGLE_FILE in names else ""
+        raise WeightsError(
+            f"checkpoint {folder}: found {beside}{_some(shards)} without {INDEX_FILE}, which says what is read from "
+            "shards; "
+            + (f"remove {SINGLE_FILE} or the shards, whichever is stale" if beside else "copy the checkpoint's index")
+        )
+    if SINGLE_FILE not in names:
+        found = ", ".join(sorted(names)[:8]) or "nothing"
+        raise WeightsError(
+            f"checkpoint {folder}: found {found}; weights are read from {SINGLE_FILE} or from the files that "
+            f"{INDEX_FILE} names: convert other formats to safetensors"
+        )
+    tensors = dict.fromkeys(sorted(tensors_in(SINGLE_FILE)), SINGLE_FILE)
+    return ReadingPlan(folder, SINGLE_FILE, tensors, _weights_beside(names, [SINGLE_FILE]))
+
+
+def read_index(file: Path) -> dict[str, str]:
+    """Tensor -> file, as ``model.safetensors.index.json`` says.
+
+    ``metadata.total_size`` is not compared with the files: tools count it differently, and nothing is read by it.
+
+    Raises:
+        DamagedError: it is no index.
+        WeightsError: it names a tensor twice, or a file that is not a safetensors file beside it.
+    """
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique_names)["weight_map"]
+        weight_map = dict(entries.items())
+        if not all(isinstance(place, str) for place in weight_map.values()):
+            raise TypeError("a file's name is a text")
+    except NameTwiceError as error:
+        raise WeightsError(f"{file}: names {error} twice; copy the file anew") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(f"{file}: found no readable index ({error!r}); copy the file anew") from error
+    if not weight_map:
+        raise DamagedError(f"{file}: names no tensor; copy the file anew")
+    for name, place in weight_map.items():
+        if not is_plain_name(place) or not place.endswith(".safetensors"):
+            raise WeightsError(
+                f"{file}: names the file {place!r} for {name!r}; allowed are names of .safetensors files in the same "
+                "folder, without a path"
+            )
+    return weight_map
+
+
+def _weights_beside(names: Collection[str], read: Collection[str]) -> tuple[str, ...]:
+    return tuple(sorted(name for name in names if _WEIGHTS.fullmatch(name) and name not in read))
+
+
+def _some(names: Collection[str], limit: int = 3) -> str:
+    shown_names = list(names)[:limit]
+    more = len(names) - len(shown_names)
+    return ", ".join(shown_names) + (f" and {more} more" if more > 0 else "")

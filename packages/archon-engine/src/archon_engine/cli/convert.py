@@ -1,0 +1,86 @@
+"""``archon convert``: checkpoints from one format to the other."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archon_core.cli.console import print_remark
+
+
+class Format(StrEnum):
+    """What a checkpoint can be written as."""
+
+    HF = "hf"
+    DCP = "dcp"
+
+
+class StoredType(StrEnum):
+    """Types that weights can be stored in."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+    FLOAT64 = "float64"
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="For hf: a run's folder (its last checkpoint is taken), a checkpoint, or a dcp folder. For dcp: a "
+            "Hugging Face folder with safetensors files.",
+            show_default=False,
+        ),
+    ],
+    destination: Annotated[Path, typer.Argument(help="A folder that is new or empty.", show_default=False)],
+    to: Annotated[
+        Format,
+        typer.Option(
+            "--to",
+            help="hf: weights, configuration and tokenizer as transformers, vLLM and SGLang load them. dcp: weights "
+            "that an engine loads as a training state of no steps; its optimizer starts afresh.",
+            show_default=False,
+        ),
+    ],
+    dtype: Annotated[
+        StoredType | None, typer.Option("--dtype", help="The type to store; by default the one they have.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            "--config", help="Folder or hub id with the model's config.json, for a training state that tells none."
+        ),
+    ] = None,
+    run_as: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="For dcp: model spec that will load it, such as hf; by default the one that serves its model type.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Convert a checkpoint: a training state to a Hugging Face folder, or back. Needs one process, no GPU, and memory
+    for one tensor."""
+    # Nothing here computes; warnings about the devices that transformers looks for would only puzzle.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from archon_engine.checkpoint.conversion import convert_to_dcp, convert_to_hf
+
+    stored = None if dtype is None else dtype.value
+    if to is Format.HF:
+        if run_as is not None:
+            raise typer.BadParameter("a training state tells which model it is of", param_hint="--model")
+        read = convert_to_hf(source, destination, config=config, dtype=stored)
+    else:
+        if config is not None:
+            raise typer.BadParameter("a Hugging Face folder has its own config.json", param_hint="--config")
+        for decision in convert_to_dcp(source, destination, dtype=stored, run_as=run_as):
+            print_remark(f"{source}: {decision.effective}: {decision.reason}")
+        read = source
+    print_remark(f"{read} -> {destination} ({to.value})", label="converted: ", style="bold")

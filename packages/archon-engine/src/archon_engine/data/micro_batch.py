@@ -1,0 +1,54 @@
+"""Builds micro-batches: selects sequences, pads them once, and takes this rank's part of their tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from archon_core.contracts.batch import NO_TARGET, ROUTED_EXPERTS, Batch, MicroBatch
+from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_engine.nn.ulysses import ContextParallel
+
+PADDING_ID = 0
+
+
+def build_micro_batch(
+    batch: Batch,
+    indices: Sequence[int],
+    request: OutputRequest,
+    *,
+    multiple: int = 1,
+    at_least: int = 0,
+    context: ContextParallel | None = None,
+    replays_routing: bool = False,
+) -> MicroBatch:
+    """Select ``indices`` of ``batch``, pad them once, and take this rank's part of their tokens.
+
+    Args:
+        batch: the whole batch, on the device where the model runs.
+        indices: the sequences of this micro-batch; none at all gives one of padding only.
+        request: the outputs that the head computes.
+        multiple: the padded length is a multiple of this.
+        at_least: and no shorter than this.
+        context: the ranks over which tokens are cut; ``multiple`` must be one of their number. ``None`` for one.
+        replays_routing: have tokens go to the experts of the field ``ROUTED_EXPERTS``, if ``batch`` has it.
+    """
+    selected = batch.select(indices)
+    length = math.ceil(max(selected.n_tokens, at_least, 1) / multiple) * multiple
+    padding = length - selected.n_tokens
+    lengths = selected.lengths + ((padding,) if padding else ())
+    targets = torch.nn.functional.pad(selected.targets, (0, padding), value=NO_TARGET)
+    head = HeadInputs(outputs=request.names, targets=targets, temperature=request.temperature)
+    input_ids = torch.nn.functional.pad(selected.input_ids, (0, padding), value=PADDING_ID)
+    packed = replace(PackedSequences.from_lengths(lengths, batch.input_ids.device, head), n_padding=padding)
+    if replays_routing and ROUTED_EXPERTS in selected.token_fields:
+        # Padding goes to no expert, whatever stands here.
+        experts = torch.nn.functional.pad(selected.token_fields[ROUTED_EXPERTS], (0, 0, 0, 0, 0, padding))
+        packed = replace(packed, experts=experts)
+    if context is not None:
+        input_ids, packed = context.own_tokens(input_ids), packed.cut(context)
+    return MicroBatch(batch=selected, indices=tuple(indices), input_ids=input_ids, packed=packed)

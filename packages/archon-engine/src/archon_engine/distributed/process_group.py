@@ -1,0 +1,46 @@
+"""Setting up and tearing down torch.distributed for a launched process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from archon_core.errors import ConfigError
+from archon_core.ranks.environment import RankEnvironment
+from archon_core.ranks.ranks import Ranks
+
+DEFAULT_TIMEOUT = timedelta(minutes=30)
+"""How long a rank waits for the others. A collective may wait for a rank that generates or writes a checkpoint."""
+
+
+def device_backends() -> str:
+    """Gloo for tensors on the CPU and for Python values; NCCL for CUDA tensors where there is a device."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+@contextmanager
+def process_group(place: RankEnvironment, *, timeout: timedelta = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
+    """Join the other processes of a launched run until the block ends.
+
+    The address comes from the environment, as ``torchrun`` sets it.
+
+    Raises:
+        ConfigError: there are fewer CUDA devices than processes on this machine.
+    """
+    if torch.cuda.is_available():
+        devices = torch.cuda.device_count()
+        if devices < place.local_world_size:
+            raise ConfigError(
+                f"devices: found {devices} CUDA devices for {place.local_world_size} ranks on this machine; every rank "
+                "needs one of its own; choose a smaller layout, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+            )
+        torch.cuda.set_device(place.local_rank)
+    dist.init_process_group(device_backends(), timeout=timeout)
+    yield Ranks.of_process_group()
+    # Only after success: with an error on its way out, peers may wait in a collective that this process will never
+    # enter, and an orderly goodbye would wait for them.
+    dist.destroy_process_group()

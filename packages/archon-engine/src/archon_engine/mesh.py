@@ -1,0 +1,166 @@
+"""Device meshes of an engine, from the sizes of its axes.
+
+Ranks are numbered as ``ParallelDims.dense_grid`` lays them out, tensor ranks innermost. Every mesh here is that same
+order, folded into fewer axes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from archon_core.contracts.moe import ExpertParallel
+from archon_core.errors import LayoutError
+from archon_core.layout import ParallelDims
+from archon_core.ranks.ranks import DataRanks, Ranks
+from archon_engine.distributed.process_group import device_backends
+from archon_engine.nn.ulysses import ContextParallel
+
+PIPELINE, REPLICATE, SHARD, TENSOR = "pp", "dp_replicate", "dp_shard_cp", "tp"
+"""Axes of the mesh of dense parameters. Context ranks hold different tokens and so take part in sharding parameters as
+data ranks do. No parameter is placed along the first: pipeline ranks hold different ones."""
+
+
+@dataclass(frozen=True)
+class ExpertMeshes:
+    """The meshes of expert parameters, parts of one root.
+
+    Attributes:
+        fsdp: where FSDP shards them: one axis (``edp``), or a replicating one before it.
+        place: this rank's among those that share a block's experts.
+    """
+
+    fsdp: DeviceMesh
+    place: ExpertParallel
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """The meshes over which a model is sharded.
+
+    Attributes:
+        dims: sizes of the axes.
+        dense: root mesh of dense parameters; see ``PIPELINE``, ``REPLICATE``, ``SHARD``, ``TENSOR``. Only the third is
+            always there.
+        context: this rank's place among those that share its sequences; ``None`` without context parallelism.
+        experts: the same ranks as experts see them; ``None`` for a model without.
+        holders: the processes that hold the same stages as this one; ``None`` for all.
+    """
+
+    dims: ParallelDims
+    dense: DeviceMesh
+    context: ContextParallel | None = None
+    experts: ExpertMeshes | None = None
+    holders: dist.ProcessGroup | None = None
+
+    @property
+    def fsdp(self) -> DeviceMesh:
+        """Where FSDP shards dense parameters: one axis, or a replicating one before it."""
+        return self.dense[REPLICATE, SHARD] if self.dims.dp_replicate > 1 else self.dense[SHARD]
+
+    @property
+    def tp(self) -> DeviceMesh | None:
+        """Tensor ranks; ``None`` without tensor parallelism."""
+        return self.dense[TENSOR] if self.dims.tp > 1 else None
+
+    @property
+    def pipeline(self) -> dist.ProcessGroup | None:
+        """The processes with this one's tokens on other stages, in order; ``None`` without pipeline parallelism."""
+        return self.dense.get_group(PIPELINE) if self.dims.pp > 1 else None
+
+    @property
+    def pipeline_rank(self) -> int:
+        """This process's place among them."""
+        return self.dense.get_local_rank(PIPELINE) if self.dims.pp > 1 else 0
+
+
+def build_meshes(dims: ParallelDims, device_type: str, *, option: str, experts: bool = False) -> Meshes:
+    """Make the process groups of ``dims``. Every process of the run must call it.
+
+    A single process without a process group gets one of its own.
+
+    Args:
+        option: where the layout is written, for the message.
+        experts: whether the model has any.
+
+    Raises:
+        LayoutError: another number of processes runs than the layout needs.
+    """
+    if device_type == "cuda":
+        torch.cuda.init()  # or DeviceMesh warns that it has to guess this process's device
+    if not dist.is_initialized() and dims.world_size == 1:
+        dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)
+    check_world(dims, option=option)
+    sizes = {PIPELINE: dims.pp, REPLICATE: dims.dp_replicate, SHARD: dims.dp_shard * dims.cp, TENSOR: dims.tp}
+    axes = {name: size for name, size in sizes.items() if size > 1 or name == SHARD}
+    dense = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+    return Meshes(
+        dims,
+        dense,
+        _context(dims, device_type),
+        _experts(dims, device_type) if experts else None,
+        _holders(dims, device_type),
+    )
+
+
+def _experts(dims: ParallelDims, device_type: str) -> ExpertMeshes:
+    sizes = {"pp": dims.pp, REPLICATE: dims.dp_replicate, "edp": dims.edp, "ep": dims.ep, "etp": dims.etp}
+    always = ("edp", "ep", "etp")
+    axes = {name: size for name, size in sizes.items() if size > 1 or name in always}
+    root = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
+    share = dims.ep * dims.etp
+    flat = init_device_mesh(device_type, (dims.world_size // share, share), mesh_dim_names=("other", "share"))
+    fsdp = root[REPLICATE, "edp"] if dims.dp_replicate > 1 else root["edp"]
+    return ExpertMeshes(fsdp, ExpertParallel(root["ep", "etp"], flat.get_group("share")))
+
+
+def _holders(dims: ParallelDims, device_type: str) -> dist.ProcessGroup | None:
+    if dims.pp == 1:
+        return None
+    return init_device_mesh(device_type, (dims.pp, dims.stage_size), mesh_dim_names=("pp", "stage")).get_group("stage")
+
+
+def _context(dims: ParallelDims, device_type: str) -> ContextParallel | None:
+    if dims.cp == 1:
+        return None
+    sizes = (dims.pp * dims.dp_replicate * dims.dp_shard, dims.cp, dims.tp)
+    mesh = init_device_mesh(device_type, sizes, mesh_dim_names=("data", "cp", "tp"))["cp"]
+    return ContextParallel(mesh.get_group(), mesh.get_local_rank(), mesh.size())
+
+
+def check_world(dims: ParallelDims, *, option: str) -> None:
+    """Raise LayoutError unless as many processes run as the layout needs."""
+    running = dist.get_world_size() if dist.is_initialized() else 1
+    if running != dims.world_size:
+        raise LayoutError(
+            f"{option}: found {running} running process{'es' if running > 1 else ''}, the layout needs "
+            f"{dims.world_size} ({dims.describe()}); start as many (`archon train` does, or torchrun), or write a "
+            f"layout of {running}"
+        )
+
+
+def data_ranks(dims: ParallelDims, *, losses_on: int = 0) -> DataRanks:
+    """Which sequences are this process's: one share per dp_replicate x dp_shard place.
+
+    Args:
+        losses_on: the pipeline rank that sees outputs in training, and so speaks for the others.
+    """
+    if dims.world_size == 1:
+        return DataRanks()
+    everyone = Ranks.of_process_group()
+    place = dims.dense_grid.coordinates(everyone.rank)
+    first_of_each = {"pp": losses_on, "cp": 0, "tp": 0}
+    members = tuple(
+        dims.dense_grid.rank({"dp_replicate": replica, "dp_shard": shard, **first_of_each})
+        for replica in range(dims.dp_replicate)
+        for shard in range(dims.dp_shard)
+    )
+    return DataRanks(place["dp_replicate"] * dims.dp_shard + place["dp_shard"], len(members), everyone, members)
+
+
+def device_of_rank() -> torch.device:
+    """This process's device: its CUDA device where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

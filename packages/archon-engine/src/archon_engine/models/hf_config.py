@@ -1,0 +1,218 @@
+"""Reading a model's configuration as ``transformers`` does, from a folder, the hub's cache or an inline mapping."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archon_core.errors import ConfigError, ModelError, did_you_mean
+from archon_core.models.rope_entries import older_rope_entries
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import Ranks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from archon_core.contracts.engine_config import EngineConfig
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
+_OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+
+_METADATA = frozenset(
+    [
+        "auto_map",
+        "cache_implementation",
+        "is_llama_config",
+        "name_or_path",
+        "torch_dtype",
+        "unsloth_fixed",
+        "unsloth_version",
+    ]
+)
+"""Entries that tools leave in ``config.json`` and that change no number."""
+
+_IMPLEMENTATIONS = tuple(f"{prefix}{part}_implementation" for part in ("attn", "experts") for prefix in ("", "_"))
+"""Which code computes a part is for whoever runs a model to choose. transformers 5 takes a hub id there, and would
+fetch and run compiled code from it."""
+
+
+def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
+    """A ``transformers`` configuration.
+
+    Args:
+        source: a folder with ``config.json``, a hub id, or the content of a ``config.json``.
+
+    Raises:
+        ModelError: there is none, it is not valid, or its ``model_type`` is unknown to ``transformers``.
+    """
+    if isinstance(source, Mapping):
+        return _from_entries(dict(source), "model_config")
+    file = checkpoint_folder(source, weights=False) / "config.json"
+    if not file.is_file():
+        raise ModelError(
+            f"model path {str(source)!r}: found no config.json in {file.parent}; give a Hugging Face checkpoint folder"
+        )
+    try:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(f"{file}: found no valid JSON ({error}); copy the file anew") from error
+    if not isinstance(entries, dict):
+        raise ModelError(f"{file}: found a {type(entries).__name__}; a configuration is a JSON object")
+    config = _from_entries(entries, str(file))
+    config.name_or_path = str(source)
+    return config
+
+
+def model_type_of(config: EngineConfig, *, role: str) -> str:
+    """The ``model_type`` of the model that ``config`` names. Collective, for an id that is fetched from the hub.
+
+    Raises:
+        ConfigError: neither or both of ``path`` and ``model_config`` name one.
+        ModelError: as ``load_hf_config`` does, on every rank.
+    """
+    return read_source(config, role=role).model_type
+
+
+def read_source(config: EngineConfig, *, role: str) -> PreTrainedConfig:
+    """The ``transformers`` configuration of the model that ``config`` names. Raises as ``model_type_of`` does."""
+    if (config.path is None) == (config.model_config is None):
+        found = "neither" if config.path is None else "both"
+        raise ConfigError(
+            f"{role}.path and {role}.model_config: found {found}; exactly one says what to build: a checkpoint's "
+            "path, or a Hugging Face configuration written in place (with random weights)"
+        )
+    with failing_together(Ranks.of_process_group()):
+        return load_hf_config(config.model_config if config.model_config is not None else config.path)
+
+
+def _from_entries(entries: dict[str, Any], where: str) -> PreTrainedConfig:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    for name in _IMPLEMENTATIONS:
+        entries.pop(name, None)
+    model_type = entries.pop("model_type", None)
+    if not isinstance(model_type, str):
+        raise ModelError(f"{where}: found no model_type; name the architecture, such as model_type: qwen3")
+    if model_type not in CONFIG_MAPPING:
+        import transformers
+
+        raise ModelError(
+            f"{where}: model_type {model_type!r} is unknown to transformers {transformers.__version__}"
+            f"{did_you_mean(model_type, list(CONFIG_MAPPING))}; a newer transformers may know it (code from the hub is "
+            "never run)"
+        )
+    try:
+        return AutoConfig.for_model(model_type, **entries)
+    except Exception as error:  # transformers raises its validators' own types, KeyError and others
+        raise ModelError(f"{where}: transformers refuses this {model_type} configuration: {error}") from error
+
+
+def checkpoint_folder(path: str | Path, *, weights: bool = True) -> Path:
+    """The local folder of a checkpoint: ``path`` itself, or where the hub's cache keeps the hub id ``path``.
+
+    Args:
+        weights: fetch weight files too when the id is not in the cache.
+
+    Raises:
+        ModelError: there is no such folder, and the hub has no such id or cannot be reached.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(path, Path) or not _HUB_ID.fullmatch(path) or path.startswith("."):
+        raise ModelError(
+            f"model path {str(path)!r}: found no such folder; give a checkpoint folder or a hub id (owner/name)"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=[*_OTHER_FILES, *(_WEIGHT_FILES if weights else ())]))
+    except Exception as error:  # the hub client raises its own types and those of its HTTP library
+        raise ModelError(
+            f"model path {path!r}: found neither a folder of that name nor a hub id that can be read "
+            f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); give an existing folder, or check the id, "
+            "the network and HF_TOKEN"
+        ) from error
+
+
+def refuse_unknown_entries(config: PreTrainedConfig, honoured: Collection[str] = ()) -> None:
+    """Raise for entries that neither ``transformers`` nor the model package knows: ignoring one may change numbers.
+
+    Entries that are empty, false or null, begin with an underscore or are known as metadata pass.
+
+    Args:
+        honoured: names that the model package reads beside those of the ``transformers`` class.
+
+    Raises:
+        ModelError: naming every such entry, with the nearest known name.
+    """
+    from transformers import PreTrainedConfig
+
+    known = set(inspect.signature(type(config).__init__).parameters) | set(vars(PreTrainedConfig())) | set(honoured)
+    unknown = {
+        name: value
+        for name, value in vars(config).items()
+        if name not in known | _METADATA and not name.startswith("_") and value
+    }
+    if getattr(config, "is_causal", True) is False:
+        unknown["is_causal"] = False
+    if unknown:
+        lines = [f"{name} = {value!r}{did_you_mean(name, sorted(known))}" for name, value in unknown.items()]
+        raise ModelError(
+            f"{config.model_type} configuration: found entries that have no known meaning for this architecture:\n  "
+            + "\n  ".join(lines)
+            + "\nleave them out if they do not change what the model computes"
+        )
+
+
+def architecture_name(model_type: str, *, critic: bool) -> str:
+    """The class under which ``transformers`` loads a saved model, such as ``Qwen3ForCausalLM``.
+
+    Raises:
+        ModelError: ``transformers`` has no such class for ``model_type``.
+    """
+    from transformers.models.auto import modeling_auto
+
+    names = (
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+        if critic
+        else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    )
+    if model_type not in names:
+        kind = "sequence-classification" if critic else "causal language"
+        raise ModelError(
+            f"model_type {model_type!r}: transformers has no {kind} model of it; save with format dcp instead"
+        )
+    return names[model_type]
+
+
+def config_file(config: PreTrainedConfig, *, critic: bool, dtype: str) -> str:
+    """The content of ``config.json`` beside saved weights.
+
+    It has the entries that ``transformers`` 5 writes and, beside them, the names under which version 4, vLLM and SGLang
+    look for rotary settings, for the type, and for entries that version 5 has renamed, such as ``num_experts``.
+    ``auto_map`` is left out: it asks for Python files that are not saved.
+    """
+    saved = config_to_save(config, critic=critic, dtype=dtype)
+    entries = json.loads(saved.to_json_string())
+    entries.pop("auto_map", None)
+    aliases = {old: entries[new] for old, new in saved.attribute_map.items() if new in entries}
+    entries = {**aliases, **entries, "torch_dtype": dtype, **older_rope_entries(saved)}
+    return json.dumps(entries, indent=2, sort_keys=True) + "\n"
+
+
+def config_to_save(config: PreTrainedConfig, *, critic: bool, dtype: str) -> PreTrainedConfig:
+    """A copy of ``config`` that describes saved weights: architecture, type and, for a critic, its one label."""
+    import copy
+
+    saved = copy.deepcopy(config)
+    saved.architectures = [architecture_name(config.model_type, critic=critic)]
+    saved.dtype = dtype
+    if critic:
+        saved.num_labels = 1
+    return saved

@@ -1,0 +1,85 @@
+"""Random weights from a seed, the same on every layout.
+
+Each parameter is drawn on the CPU in fp32 from a generator of its own, seeded by the run's seed and the parameter's
+global name. So it depends neither on the other parameters nor on device, dtype, pipeline stage or sharding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from archon_core.models.box import Box, Shape
+from archon_core.seeding import derive_seed
+from archon_engine.models.parameter_names import named_weights, owners
+
+InitialValue = Literal["normal", "ones", "zeros"]
+
+
+def draw_weight(name: str, shape: Shape, kind: InitialValue, seed: int, std: float) -> Tensor:
+    """The whole initial tensor of parameter ``name``: fp32 on the CPU.
+
+    Args:
+        kind: ``normal`` has mean 0 and standard deviation ``std``.
+    """
+    with torch.device("cpu"):
+        if kind == "ones":
+            return torch.ones(shape)
+        if kind == "zeros":
+            return torch.zeros(shape)
+        generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
+        return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+
+def initial_value(owner: nn.Module, attribute: str, parameter: Tensor) -> InitialValue:
+    """How the parameter ``owner.attribute`` starts.
+
+    A module that needs something else than the rule says so in a class attribute ``initial_values``, a mapping from
+    attribute to ``InitialValue``. The rule: matrices, embeddings and stacks of matrices are normal, biases zero, and
+    other vectors, which scale norms, one.
+    """
+    declared: Mapping[str, InitialValue] = getattr(owner, "initial_values", {})
+    if attribute in declared:
+        return declared[attribute]
+    if attribute.endswith("bias"):
+        return "zeros"
+    return "normal" if parameter.ndim >= 2 else "ones"
+
+
+@torch.no_grad()
+def initialize_weights(
+    module: nn.Module,
+    seed: int,
+    std: float,
+    *,
+    only: Collection[str] | None = None,
+    ties: Mapping[str, str] | None = None,
+    local_part: Callable[[Tensor], tuple[Tensor, Box]] | None = None,
+) -> None:
+    """Fill the parameters of ``module`` in place. They must have storage, not be on the meta device.
+
+    Args:
+        seed: the run's seed.
+        std: standard deviation of matrices and embeddings.
+        only: global names of the parameters to fill; ``None`` for all.
+        ties: name of a tied parameter -> name of the one that it is tied to (``ResolvedMap.ties``): a copy that
+            stands alone, such as a head on the last pipeline stage, starts as its original does.
+        local_part: gives a sharded parameter's storage on this process and the box of the whole that it holds.
+    """
+    for name, owner, attribute, parameter in owners(module):
+        if only is not None and name not in only:
+            continue
+        drawn_as = (ties or {}).get(name, name)
+        kind = initial_value(owner, attribute, parameter)
+        whole = draw_weight(drawn_as, tuple(parameter.shape), kind, seed, std)
+        if local_part is None:
+            parameter.copy_(whole)
+        else:
+            storage, box = local_part(parameter)
+            storage.copy_(whole[box.slices])
+    for name, weight in named_weights(module).items():
+        if not isinstance(weight, nn.Parameter) and (only is None or name in only):
+            weight.zero_()  # a persistent buffer, such as a router's bias for choosing

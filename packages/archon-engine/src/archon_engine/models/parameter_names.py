@@ -1,0 +1,42 @@
+"""Global names of a module's weights, free of what wrappers add to them.
+
+Weight maps, checkpoints, publication and random draws use these names, so that a compiled or checkpointed module has
+the same ones as a bare module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from archon_core.models.box import Shape
+from archon_engine.models.staged import stages_of
+
+_WRAPPERS = frozenset({"_orig_mod", "_checkpoint_wrapped_module"})
+
+
+def global_name(name: str) -> str:
+    """``name`` without the segments that ``torch.compile`` and checkpoint wrappers insert."""
+    return ".".join(segment for segment in name.split(".") if segment not in _WRAPPERS)
+
+
+def named_weights(module: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by global name; a tied one under each of its names."""
+    states = [stage.state_dict(keep_vars=True) for stage in stages_of(module)]
+    return {global_name(name): weight for state in states for name, weight in state.items()}
+
+
+def weight_shapes(module: nn.Module) -> dict[str, Shape]:
+    """What ``WeightMap.resolve`` takes, from a whole module; one on the meta device will do."""
+    return {name: tuple(weight.shape) for name, weight in named_weights(module).items()}
+
+
+def owners(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Every parameter once: its global name, the module that it is an attribute of, the attribute's name, itself."""
+    seen: set[nn.Parameter] = set()
+    for prefix, owner in (found for stage in stages_of(module) for found in stage.named_modules()):
+        for attribute, parameter in owner.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                yield global_name(f"{prefix}.{attribute}" if prefix else attribute), owner, attribute, parameter

@@ -1,0 +1,69 @@
+"""The pipeline stages that one process holds, as one module.
+
+Its parameters keep the names that they have in the whole model: whoever asks for names asks ``stages_of`` first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from archon_core.contracts.packed import OutputName, PackedSequences
+from archon_core.ranks.ranks import Ranks
+
+PassThrough = Callable[[Tensor, PackedSequences], dict[OutputName, Tensor]]
+
+
+class StagedModule(nn.Module):
+    """Stages of a decoder.
+
+    Called, it runs the whole model: token ids [T] in, the head's outputs out, the same on every process of the
+    pipeline, all of which must call it.
+
+    Args:
+        stages: number of a stage -> its module.
+        whole: the model that they are stages of, on the meta device.
+
+    Attributes:
+        stages: number of the stage, as text -> its module.
+    """
+
+    def __init__(self, stages: Mapping[int, nn.Module], whole: nn.Module) -> None:
+        super().__init__()
+        self._whole = (whole,)  # not a part of this module
+        self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
+        self._pass_through: PassThrough | None = None
+        self._pipeline = Ranks()
+
+    @property
+    def pipeline(self) -> Ranks:
+        """The processes that hold all stages together."""
+        return self._pipeline
+
+    def connect(self, pass_through: PassThrough, pipeline: Ranks) -> None:
+        """Say how tokens get through all stages, and who has the others; whoever runs the pipeline knows."""
+        self._pass_through = pass_through
+        self._pipeline = pipeline
+
+    def forward(self, x: Tensor, packed: PackedSequences) -> dict[OutputName, Tensor]:
+        """See the class."""
+        assert self._pass_through is not None, "connect() comes before the first forward pass"
+        return self._pass_through(x, packed)
+
+
+def outline_of(module: nn.Module) -> Any:
+    """The whole model that ``module`` is, or holds stages of: for its sizes and the kinds of its parts, not for its
+    weights, which may be on the meta device."""
+    return module._whole[0] if isinstance(module, StagedModule) else module
+
+
+def stages_of(module: nn.Module) -> list[Any]:
+    """The stages in a module; the module itself where it is not cut."""
+    return list(module.stages.values()) if isinstance(module, StagedModule) else [module]
+
+
+def pipeline_of(module: nn.Module) -> Ranks:
+    """The processes that hold other stages of the same model, and this one."""
+    return module.pipeline if isinstance(module, StagedModule) else Ranks()

@@ -1,0 +1,100 @@
+"""Packed attention by FlexAttention: CUDA, 16- and 32-bit types, windows in every torch release.
+
+The block mask is worked out from the lengths on the host: torch's own ``create_block_mask`` would evaluate the mask
+for every pair of tokens, [T, T].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, lru_cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archon_core.contracts.packed import PackedSequences
+
+BLOCK = 128
+"""Tokens per block, the kernel's default."""
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
+) -> Tensor:
+    """See ``archon_engine.nn.attention.Attend``."""
+    mask = _block_mask(packed.lengths, window, q.device)
+    out = _compiled_flex_attention()(
+        *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
+        score_mod=None if softcap is None else _cap(softcap),
+        block_mask=mask,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return out.squeeze(0).transpose(0, 1)
+
+
+@cache
+def _cap(softcap: float) -> Callable[..., Tensor]:
+    # One function object per cap: torch.compile compiles anew for every other one.
+    def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
+        return torch.tanh(score / softcap) * softcap
+
+    return capped
+
+
+@cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Eager FlexAttention computes the whole [T, T]; dynamic, because every batch has another T.
+    return torch.compile(flex_attention, dynamic=True)
+
+
+def first_key_blocks(lengths: Sequence[int], window: int | None, block: int = BLOCK) -> list[int]:
+    """For each block of queries, the first block of keys that any of them sees; the last is its own block.
+
+    The first key that a token sees never decreases along the pack, so a block's first token decides for the block, and
+    the key blocks in between are all needed.
+    """
+    starts = [0, *accumulate(lengths)]
+    first_blocks, sequence = [], 0
+    for query in range(0, starts[-1], block):
+        while starts[sequence + 1] <= query:
+            sequence += 1
+        first_key = starts[sequence] if window is None else max(starts[sequence], query - window + 1)
+        first_blocks.append(first_key // block)
+    return first_blocks
+
+
+@lru_cache(maxsize=8)
+def _block_mask(lengths: tuple[int, ...], window: int | None, device: torch.device) -> Any:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    first = torch.tensor(first_key_blocks(lengths, window))
+    n_blocks, total = len(first), sum(lengths)
+    counts = torch.arange(n_blocks) - first + 1
+    # Per query block its key blocks, padded to the width of the table; entries beyond the count are not read.
+    table = (first[:, None] + torch.arange(n_blocks)).clamp(max=n_blocks - 1)
+    with torch.inference_mode(False):
+        sequence_of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
+
+        def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            seen = (sequence_of_token[query] == sequence_of_token[key]) & (key <= query)
+            return seen if window is None else seen & (query - key < window)
+
+        return BlockMask.from_kv_blocks(
+            counts[None, None].to(device, torch.int32),
+            table[None, None].to(device, torch.int32),
+            BLOCK_SIZE=BLOCK,
+            mask_mod=visible,
+            seq_lengths=(total, total),
+        )

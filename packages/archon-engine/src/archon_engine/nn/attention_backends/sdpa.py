@@ -1,0 +1,96 @@
+"""Packed attention by ``scaled_dot_product_attention``: any device, any floating type, differentiable.
+
+Sequences of similar length go through one call (``buckets``). Grouped heads are left to kernels that support them,
+which read a key head once for its group. A window is a mask over one sequence, [L, L], never over the whole pack.
+
+Legend: T tokens, R rows (tokens with padding), L length of a bucket, Hq and Hkv heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from archon_core.contracts.packed import PackedSequences
+from archon_engine.nn.attention_backends.buckets import Bucket, plan_buckets
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None = None,
+) -> Tensor:
+    """See ``archon_engine.nn.attention.Attend``."""
+    buckets, token_of_row, row_of_token = _layout(packed.lengths, q.device)
+    if token_of_row is not None:
+        q, k, v = (x.index_select(0, token_of_row) for x in (q, k, v))
+    outputs, start = [], 0
+    for bucket in buckets:
+        rows = slice(start, start + bucket.n_rows)
+        outputs.append(_attend_bucket(q[rows], k[rows], v[rows], bucket, scale, window, softcap))
+        start = rows.stop
+    if not outputs:
+        return torch.zeros_like(q)
+    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    return out if row_of_token is None else out.index_select(0, row_of_token)
+
+
+def _attend_bucket(
+    q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, scale: float, window: int | None, softcap: float | None
+) -> Tensor:
+    """[R, heads, D] to [R, Hq, D] for the rows of one bucket."""
+    size = (len(bucket.sequences), bucket.length)
+    q, k, v = (x.unflatten(0, size).transpose(1, 2) for x in (q, k, v))
+    mask = None
+    if softcap is not None or (window is not None and window < bucket.length):
+        place = torch.arange(bucket.length, device=q.device)
+        distance = place[:, None] - place
+        mask = (distance >= 0) & (distance < (window or bucket.length))
+    if softcap is not None and mask is not None:
+        return _capped(q, k, v, mask, scale, softcap).transpose(1, 2).flatten(0, 1)
+    grouped = q.shape[1] != k.shape[1]
+    if grouped and repeats_heads(q.device.type, q.dtype, masked=mask is not None):
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
+        grouped = False
+    out = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
+    return out.transpose(1, 2).flatten(0, 1)
+
+
+def repeats_heads(device_type: str, dtype: torch.dtype, *, masked: bool) -> bool:
+    """Whether grouped key heads must be repeated to get a fused kernel.
+
+    On CUDA only the flash kernel takes grouped heads, in 16-bit types and without a mask. The memory-efficient kernel
+    takes everything else, but not grouped heads (torch 2.11 to 2.13, ``sdp_utils.cpp``); torch would then compute all
+    scores, several times [Hq, L, L]. CPU kernels take grouped heads.
+    """
+    return device_type == "cuda" and (masked or dtype not in (torch.bfloat16, torch.float16))
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
+    """Attention with capped scores, which torch's kernel does not have: of each sequence all scores, [Hq, L, L]."""
+    q = q.unflatten(1, (k.shape[1], -1))
+    scores = torch.matmul(q, k.transpose(-1, -2)[:, :, None]) * scale
+    capped = torch.tanh(scores / softcap) * softcap
+    masked = capped.to(torch.promote_types(q.dtype, torch.float32)).masked_fill(~mask, -torch.inf)
+    return torch.matmul(masked.softmax(-1).to(v.dtype), v[:, :, None]).flatten(1, 2)
+
+
+@lru_cache(maxsize=32)
+def _layout(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[Bucket, ...], Tensor | None, Tensor | None]:
+    """The plan with its indices on the device, computed by the first layer of a forward and reused by the others."""
+    plan = plan_buckets(lengths)
+    if plan.token_of_row is None or plan.row_of_token is None:
+        return plan.buckets, None, None
+    # The first use may be under inference_mode, whose tensors autograd refuses to save in a later training step.
+    with torch.inference_mode(False):
+        return plan.buckets, torch.tensor(plan.token_of_row).to(device), torch.tensor(plan.row_of_token).to(device)

@@ -1,0 +1,96 @@
+"""Key and value heads on tensor ranks that their number does not divide by.
+
+Each query head reads one key head, and tensor rank r has the r-th share of the query heads. Where there are as many
+key heads for each rank, its share of the projection's outputs is what its queries read. Elsewhere, with fewer key heads
+than ranks for example, that share is a part of a head, or of heads of which other ranks need some. There the ranks
+exchange their outputs, so that each has whole heads: those that its queries read. In backward, the gradients of all
+readers of a head are summed on the ranks that computed it.
+
+So every row of a weight has one owner, as without this: nothing that looks at parameters (gradient norms, optimizers,
+checkpoints) knows of copies.
+
+Legend: T tokens, F outputs of the projection on all ranks together, D head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archon_core.models.box import chunk_of
+from archon_engine import compat
+
+
+@dataclass(frozen=True)
+class HeadExchange:
+    """What a rank sends and gets so that it has the key heads that its query heads read.
+
+    Attributes:
+        group: the tensor ranks.
+        sent: for each rank, the first of this rank's outputs that it needs and their number. Plain numbers, which
+            torch.compile can trace.
+        received: how many outputs come from each rank.
+        head_dim: D.
+        heads: which of the heads that come are the local heads, in order: some twice where the share of the queries
+            begins or ends inside the group that reads one head.
+    """
+
+    group: Any
+    sent: tuple[tuple[int, int], ...]
+    received: tuple[int, ...]
+    head_dim: int
+    heads: tuple[int, ...]
+
+    @classmethod
+    def plan(cls, outputs: int, n_heads: int, *, group: Any, rank: int, size: int) -> HeadExchange:
+        """The exchange for a projection of ``outputs`` features, ``n_heads`` heads, over ``size`` ranks.
+
+        ``size`` and ``n_heads`` both divide the number of query heads.
+        """
+        head_dim = outputs // n_heads
+        owned = [chunk_of(outputs, size, r) for r in range(size)]
+        read = [_heads_read(n_heads, size, r) for r in range(size)]
+        needed = [range(heads[0] * head_dim, (heads[-1] + 1) * head_dim) for heads in read]
+        own = owned[rank]
+        sent = [_common(own, part) for part in needed]
+        return cls(
+            group=group,
+            sent=tuple((part.start - own.start, len(part)) for part in sent),
+            received=tuple(len(_common(part, needed[rank])) for part in owned),
+            head_dim=head_dim,
+            heads=tuple(head - read[rank][0] for head in read[rank]),
+        )
+
+    def apply(self, x: Tensor) -> Tensor:
+        """This rank's outputs [..., T, own part of F] to its heads, side by side: [..., T, heads x D]."""
+        rows = x.movedim(-1, 0)
+        parts = torch.cat([rows.narrow(0, first, count) for first, count in self.sent])
+        came = compat.all_to_all_with_grad(parts, self.group, [count for _, count in self.sent], self.received)
+        if self.heads != tuple(range(len(self.heads))):
+            each = came.unflatten(0, (-1, self.head_dim))
+            came = torch.cat([each[head] for head in self.heads])
+        # Attention kernels want the features of a token side by side.
+        return came.movedim(0, -1).contiguous()
+
+
+def needs_exchange(n_heads: int, size: int) -> bool:
+    """Whether ``size`` tensor ranks must exchange parts of ``n_heads`` key heads."""
+    return n_heads % size != 0
+
+
+def _heads_read(n_heads: int, size: int, rank: int) -> list[int]:
+    """The key heads of a rank's queries, each as often as makes the ranks have equal numbers of heads, which divide
+    their numbers of queries."""
+    copies = math.lcm(n_heads, size) // n_heads
+    local = n_heads * copies // size
+    return [place // copies for place in range(rank * local, (rank + 1) * local)]
+
+
+def _common(a: range, b: range) -> range:
+    """What two ranges share; empty, within ``a``, when that is nothing."""
+    start = min(max(a.start, b.start), a.stop)
+    return range(start, max(start, min(a.stop, b.stop)))

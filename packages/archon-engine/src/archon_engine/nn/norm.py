@@ -1,0 +1,100 @@
+"""Normalisation: root mean square (Zhang and Sennrich, 2019) in the forms that models use, and LayerNorm (Ba, 2016).
+
+All compute in at least fp32. Forms that agree in fp32 round at different places in 16-bit types; each here rounds where
+Hugging Face's does, so that the two agree bit for bit in every type up to fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from archon_engine.models.initialize import InitialValue
+from archon_engine.nn.tensor_parallel import TensorParallel, local_weight
+
+
+class RMSNorm(nn.Module):
+    """``weight * x / sqrt(mean(x^2) + eps)`` over the last dim.
+
+    Attributes:
+        weight: [size].
+        eps: added to the mean square.
+        offset: added to the weight: 1 in Gemma, whose weights start at 0.
+        rounds_first: whether the normalised values are rounded to the type of ``x`` before they are scaled, as in
+            Llama, or after, as in Gemma and OLMo 2.
+    """
+
+    def __init__(self, size: int, eps: float, *, offset: float = 0.0, rounds_first: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.full((size,), 1.0 - offset))
+        self.eps = eps
+        self.offset = offset
+        self.rounds_first = rounds_first
+        if offset == 1.0:
+            self.initial_values: Mapping[str, InitialValue] = {"weight": "zeros"}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` [..., size]."""
+        upcast = x.to(torch.promote_types(x.dtype, torch.float32))
+        normalised = upcast * torch.rsqrt(self.mean_square(upcast) + self.eps)
+        weight = local_weight(self.weight)
+        if self.rounds_first:
+            return (weight + self.offset if self.offset else weight) * normalised.to(x.dtype)
+        return ((weight.to(upcast.dtype) + self.offset) * normalised).to(x.dtype)
+
+    def mean_square(self, x: Tensor) -> Tensor:
+        """``mean(x^2)`` over the last dim, which is kept."""
+        return x.pow(2).mean(-1, keepdim=True)
+
+    def extra_repr(self) -> str:
+        offset = f", offset={self.offset:g}" if self.offset else ""
+        return f"{self.weight.shape[0]}, eps={self.eps}{offset}"
+
+
+class ProjectionRMSNorm(RMSNorm):
+    """``RMSNorm`` over all heads of a projection at once, as OLMo 2 normalises queries and keys.
+
+    Under tensor parallelism a rank holds a part of the projection, and a share of the weight that fits (role
+    ``column``); the ranks sum their squares.
+
+    Attributes:
+        size: features on all tensor ranks together.
+        parallel: the tensor ranks that hold the other heads; ``None`` when all are here.
+    """
+
+    def __init__(self, size: int, eps: float, *, offset: float = 0.0, rounds_first: bool = True) -> None:
+        super().__init__(size, eps, offset=offset, rounds_first=rounds_first)
+        self.size = size
+        self.parallel: TensorParallel | None = None
+
+    def mean_square(self, x: Tensor) -> Tensor:
+        if self.parallel is None:
+            return super().mean_square(x)
+        return self.parallel.sum_over_ranks(x.pow(2).sum(-1, keepdim=True)) / self.size
+
+
+class LayerNorm(nn.Module):
+    """``weight * (x - mean(x)) / sqrt(var(x) + eps) + bias`` over the last dim.
+
+    Attributes:
+        weight: [size].
+        bias: [size], or ``None``.
+        eps: added to the variance.
+    """
+
+    def __init__(self, size: int, eps: float, *, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.bias = nn.Parameter(torch.zeros(size)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` [..., size]."""
+        bias = None if self.bias is None else local_weight(self.bias)
+        weight = local_weight(self.weight)
+        return nn.functional.layer_norm(x, weight.shape, weight, bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}, eps={self.eps}, bias={self.bias is not None}"

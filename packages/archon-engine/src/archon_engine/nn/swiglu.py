@@ -1,0 +1,41 @@
+"""The gated feed-forward block (Shazeer, 2020); SwiGLU when its activation is SiLU."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from archon_core.errors import ModelError, did_you_mean
+from archon_engine.nn.linear import Linear
+
+
+def activation(name: str) -> nn.Module:
+    """The activation that ``transformers`` knows by ``name`` (``hidden_act``).
+
+    Raises:
+        ModelError: it knows none of that name.
+    """
+    from transformers.activations import ACT2FN
+
+    if name not in ACT2FN:
+        raise ModelError(
+            f"hidden_act: found {name!r}, transformers has no such activation{did_you_mean(name, list(ACT2FN))}; "
+            f"allowed are {', '.join(sorted(ACT2FN))}"
+        )
+    return ACT2FN[name]
+
+
+class SwiGLU(nn.Module):
+    """``down(activation(gate(x)) * up(x))``."""
+
+    def __init__(
+        self, hidden_size: int, intermediate_size: int, hidden_act: str = "silu", *, bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.gate_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.up_proj = Linear(hidden_size, intermediate_size, bias=bias)
+        self.down_proj = Linear(intermediate_size, hidden_size, bias=bias)
+        self.activation = activation(hidden_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``x`` [..., hidden_size] to the same shape."""
+        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,78 @@
+"""What layers do with their share of a tensor-parallel group: collectives between ranks, and local weights.
+
+The residual stream is sharded over tokens (sequence parallelism): each rank holds T / size of them. A region such as
+attention gathers the tokens, works on its share of heads or features, and gives back its tokens of the ranks' sum.
+Parameters are DTensors; activations are plain tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
+
+from archon_core.models.box import chunk_of
+from archon_engine import compat
+from archon_engine.nn.collectives import gather_results
+
+MESH_AXIS = "tp"
+
+
+@dataclass(frozen=True)
+class TensorParallel:
+    """A rank's place in its tensor-parallel group.
+
+    Attributes:
+        group: the process group.
+        rank: place in it.
+        size: ranks in it.
+        sequence_sharded: whether activations between regions hold 1 / size of the tokens. Off while generating, where
+            the number of tokens is that of the rows being decoded and need not divide; gradients need it on.
+    """
+
+    group: Any
+    rank: int
+    size: int
+    sequence_sharded: bool = True
+
+    def own_part(self, extent: int) -> range:
+        """The rows that this rank holds of a weight with ``extent`` rows in all; the last ranks may hold fewer."""
+        return chunk_of(extent, self.size, self.rank)
+
+    def gather_tokens(self, x: Tensor) -> Tensor:
+        """[T / size, ...] of each rank to [T, ...]. Backward: each rank its tokens of the sum of all gradients."""
+        if not self.sequence_sharded:
+            return x
+        return compat.all_gather_with_grad(x, 0, self.group)
+
+    def scatter_sum(self, x: Tensor) -> Tensor:
+        """Partial sums [T, ...] of each rank to the rank's [T / size, ...] of their sum. Backward gathers."""
+        if self.sequence_sharded:
+            return compat.reduce_scatter_with_grad(x, 0, self.group)
+        assert not (torch.is_grad_enabled() and x.requires_grad), "whole tokens on every rank are for generation only"
+        return compat.all_reduce(x, self.group)
+
+    def sum_over_ranks(self, x: Tensor) -> Tensor:
+        """The sum of the ranks' ``x``, on each of them. Backward sums the ranks' gradients."""
+        return compat.all_gather_with_grad(x[None], 0, self.group).sum(0)
+
+    def gather_results(self, x: Tensor, dim: int) -> Tensor:
+        """The ranks' ``x`` along ``dim``, for what every rank goes on to use in the same way."""
+        return gather_results(x, dim, group=self.group, rank=self.rank, size=self.size)
+
+
+def local_weight(parameter: Tensor) -> Tensor:
+    """This rank's part of a layer's parameter, as a plain tensor.
+
+    Layers use their parameters through this function. A replicated one sees other tokens or heads on every rank, so
+    its gradient is declared to be a partial sum, which FSDP2 reduces.
+    """
+    if not isinstance(parameter, DTensor):
+        return parameter
+    mesh = parameter.device_mesh
+    assert mesh.mesh_dim_names == (MESH_AXIS,), f"weight on mesh {mesh.mesh_dim_names}, used outside of forward"
+    (placement,) = parameter.placements
+    return parameter.to_local(grad_placements=[Partial() if placement.is_replicate() else placement])

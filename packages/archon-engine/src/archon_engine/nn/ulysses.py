@@ -1,0 +1,74 @@
+"""Context parallelism in Ulysses' form (Jacobs et al. 2023, arXiv:2309.14509): sequences are cut, attention is not.
+
+Every rank holds T / c of a pack's tokens. Inside attention, one all-to-all gives it all T tokens of its share of the
+heads, and a second one brings the results back; everything else works on tokens one by one. Cuts fall anywhere, also
+inside a sequence: where sequences begin and end is described for the whole pack.
+
+That tokens are cut is said by the data (``PackedSequences.context``), not by the module, so the same module also takes
+whole packs, as generation does.
+
+Legend: T tokens of the pack, c context ranks, H heads of any kind, D head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from archon_engine import compat
+from archon_engine.nn.collectives import gather_results
+
+
+@dataclass(frozen=True)
+class ContextParallel:
+    """A rank's place among those that share a pack's tokens. Rank i holds the i-th of ``size`` equal parts.
+
+    Attributes:
+        group: the process group.
+        rank: place in it.
+        size: ranks in it.
+    """
+
+    group: Any
+    rank: int
+    size: int
+
+    def own_tokens(self, x: Tensor) -> Tensor:
+        """This rank's part of ``x`` [T, ...]; T is a multiple of ``size``."""
+        assert x.shape[0] % self.size == 0, f"{x.shape[0]} tokens were not padded for {self.size} context ranks"
+        part = x.shape[0] // self.size
+        return x[self.rank * part : (self.rank + 1) * part]
+
+    def gather_outputs(self, x: Tensor) -> Tensor:
+        """Outputs [T / c, ...] of each rank to [T, ...], for a loss that every rank computes in the same way."""
+        return gather_results(x, 0, group=self.group, rank=self.rank, size=self.size)
+
+    def gather_sequences(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All heads of this rank's tokens to this rank's heads of all tokens: each [T / c, H, D] to [T, H / c, D].
+
+        Key and value heads are replicated first when c does not divide their number. The query heads' number must be a
+        multiple of c and of that of the key heads.
+        """
+        copies = math.lcm(k.shape[1], self.size) // k.shape[1]
+        k, v = replicate_heads(k, copies), replicate_heads(v, copies)
+        # One exchange for all three: [T / c, c, own heads x D] of each, side by side.
+        by_rank = [x.unflatten(1, (self.size, -1)).flatten(2) for x in (q, k, v)]
+        received = compat.all_to_all_with_grad(torch.cat(by_rank, dim=2).transpose(0, 1), self.group)
+        whole = received.flatten(0, 1).split([x.shape[2] for x in by_rank], dim=1)
+        q, k, v = (part.unflatten(1, (-1, x.shape[2])) for part, x in zip(whole, (q, k, v), strict=True))
+        return q, k, v
+
+    def scatter_sequences(self, out: Tensor) -> Tensor:
+        """This rank's heads of all tokens to all heads of this rank's tokens: [T, H / c, D] to [T / c, H, D]."""
+        by_rank = out.unflatten(0, (self.size, -1))
+        received = compat.all_to_all_with_grad(by_rank, self.group)
+        return received.transpose(0, 1).flatten(1, 2)
+
+
+def replicate_heads(x: Tensor, copies: int) -> Tensor:
+    """Each head of ``x`` [T, H, D] ``copies`` times, neighbours: [T, H copies, D]. Backward sums over the copies."""
+    return x if copies == 1 else x.repeat_interleave(copies, dim=1)

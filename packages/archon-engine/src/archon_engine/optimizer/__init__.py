@@ -1,0 +1,1 @@
+"""Optimizers over named, sharded parameters, and learning-rate schedules."""

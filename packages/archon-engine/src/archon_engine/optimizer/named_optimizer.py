@@ -1,0 +1,226 @@
+"""Optimizers over named parameters, all but Muon torch's own, with state kept under the parameters' global names.
+
+All but Muon work element by element, so they are given each rank's part of a sharded parameter as a plain tensor:
+DTensor's dispatch would take longer than the update, and seconds in a first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
+
+from archon_core.contracts.engine_config import OptimizerConfig
+from archon_core.errors import ConfigError, WeightsError
+from archon_engine.optimizer.lr_schedule import lr_factor
+from archon_engine.optimizer.muon import Muon
+from archon_engine.parallel.shards import local_values
+
+_ADAM_ENTRIES = frozenset({"step", "exp_avg", "exp_avg_sq"})
+_STATE_ENTRIES: Mapping[type[torch.optim.Optimizer], frozenset[str]] = {
+    torch.optim.AdamW: _ADAM_ENTRIES,
+    torch.optim.Adam: _ADAM_ENTRIES,
+    torch.optim.SGD: frozenset({"momentum_buffer"}),
+    Muon: frozenset({"momentum_buffer"}),
+}
+"""What each optimizer keeps per parameter."""
+
+
+class NamedOptimizer:
+    """One or two optimizers that share the parameters of a module between them.
+
+    Attributes:
+        parameters: name -> parameter, each once.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        config: OptimizerConfig,
+        *,
+        total_steps: int | None,
+        holders: ProcessGroup | None = None,
+    ) -> None:
+        """Args:
+            parameters: name -> parameter; those that need no gradient are left out.
+            config: the options.
+            total_steps: optimizer steps of the whole run.
+            holders: the processes that hold parts of the same parameters; ``None`` for all.
+
+        Raises:
+            ConfigError: the learning rate depends on the number of steps, and there is none.
+        """
+        if total_steps is None and (config.lr_scheduler_type != "constant" or config.warmup_steps_proportion > 0):
+            raise ConfigError(
+                f"optimizer.lr_scheduler_type={config.lr_scheduler_type} with warmup_steps_proportion="
+                f"{config.warmup_steps_proportion}: found no number of steps, which warm-up and decay depend on; give "
+                "total_steps, or take constant without warm-up"
+            )
+        self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
+        self._config = config
+        self._total_steps = total_steps
+        # What the optimizers hold: the parameters themselves, or parameters around their local parts.
+        whole = _hidden_matrices(self.parameters) if config.type == "muon" else {}
+        self._updated = {
+            name: nn.Parameter(local_values(p)) if isinstance(p, DTensor) and name not in whole else p
+            for name, p in self.parameters.items()
+        }
+        self._optimizers = _build(self._updated, config, holders)
+        self._owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
+
+    def learning_rate(self, step: int) -> float:
+        """The rate that optimizer step number ``step`` uses, the first being 0."""
+        config, total = self._config, self._total_steps or 0
+        return config.lr * lr_factor(
+            step,
+            self._total_steps,
+            config.lr_scheduler_type,
+            warmup_steps=round(total * config.warmup_steps_proportion),
+            decay_steps=round(total * config.decay_steps_proportion),
+            min_ratio=config.min_lr_ratio,
+        )
+
+    def step(self, learning_rate: float) -> None:
+        """Update the parameters from their gradients."""
+        # Anew each time: FSDP2 may move a parameter's storage when its first forward pass begins.
+        self.follow_parameters()
+        parts = self._parts()
+        for parameter, part in parts:
+            part.grad = None if parameter.grad is None else local_values(parameter.grad)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        for _, part in parts:
+            part.grad = None
+
+    def follow_parameters(self) -> None:
+        """Hold the parameters' storage as it is now, and nothing of what it was before."""
+        for parameter, part in self._parts():
+            part.data = local_values(parameter)
+
+    def states(self) -> Iterator[dict[str, Any]]:
+        """The state of every parameter that has one, as the optimizers hold it: for moving it between devices."""
+        for optimizer in self._optimizers:
+            yield from optimizer.state.values()
+
+    def _parts(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
+        """Parameters with what is updated in their place."""
+        return [(p, self._updated[name]) for name, p in self.parameters.items() if self._updated[name] is not p]
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Parameter name -> its state tensors, such as ``exp_avg``, sharded as it is; empty before the first step."""
+        states = {name: self._owner[p].state[p] for name, p in self._updated.items() if p in self._owner[p].state}
+        return {
+            name: {key: _sharded_like(value, self.parameters[name]) for key, value in state.items()}
+            for name, state in states.items()
+        }
+
+    def clear_state(self) -> None:
+        """Forget all state, as before the first step."""
+        for optimizer in self._optimizers:
+            optimizer.state.clear()
+
+    def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take over what ``state`` returned for parameters of the same names and shapes, in place of all state so far.
+
+        Raises:
+            WeightsError: it is that of another type of optimizer; no state was changed.
+        """
+        names = {p: name for name, p in self._updated.items()}
+        loads: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = []
+        for optimizer in self._optimizers:
+            ordered = [names[p] for group in optimizer.param_groups for p in group["params"]]
+            entries = {
+                place: {key: self._as_updated(value, name) for key, value in state[name].items()}
+                for place, name in enumerate(ordered)
+                if state.get(name)
+            }
+            self._check_entries(optimizer, {ordered[place]: set(entry) for place, entry in entries.items()})
+            loads.append((optimizer, {"state": entries, "param_groups": optimizer.state_dict()["param_groups"]}))
+        # torch's own loading knows which entries live on the device: a fused optimizer reads its step there.
+        for optimizer, saved in loads:
+            optimizer.load_state_dict(saved)
+
+    def _as_updated(self, value: Tensor, name: str) -> Tensor:
+        """A state tensor as the optimizer that updates the parameter keeps it."""
+        return value if isinstance(self._updated[name], DTensor) else local_values(value)
+
+    def _check_entries(self, optimizer: torch.optim.Optimizer, entries: Mapping[str, set[str]]) -> None:
+        expected = _STATE_ENTRIES[type(optimizer)]
+        for name, found in entries.items():
+            if found != expected:
+                raise WeightsError(
+                    f"optimizer state of {name}: found {', '.join(sorted(found))}; optimizer.type="
+                    f"{self._config.type!r} keeps {', '.join(sorted(expected))}; continue with the type that the "
+                    "state was saved with"
+                )
+
+
+def is_decayed(parameter: nn.Parameter) -> bool:
+    """Weight decay applies to matrices; norms and biases are vectors."""
+    return parameter.ndim >= 2
+
+
+def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """What Muon updates: matrices of layers, those of experts, which are stacked, among them."""
+    return {name: p for name, p in parameters.items() if p.ndim in (2, 3) and name.startswith("layers.")}
+
+
+def _sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """State of a parameter's local part as a DTensor; what is not per element, such as a step count, as it is."""
+    if not isinstance(parameter, DTensor) or isinstance(value, DTensor) or value.ndim != parameter.ndim:
+        return value
+    return DTensor.from_local(
+        value,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
+
+
+def _build(
+    parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, holders: ProcessGroup | None = None
+) -> list[torch.optim.Optimizer]:
+    if config.type == "muon":
+        # Muon is for hidden matrices; embeddings, heads, norms and biases take AdamW
+        # (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
+        hidden = _hidden_matrices(parameters)
+        others = _build(
+            {name: p for name, p in parameters.items() if name not in hidden},
+            OptimizerConfig(**{**vars(config), "type": "adamw"}),
+        )
+        if not hidden:  # a pipeline stage of an embedding alone
+            return others
+        decay, momentum = config.weight_decay, config.beta1
+        return [Muon(hidden.values(), lr=config.lr, weight_decay=decay, momentum=momentum, holders=holders), *others]
+    groups = [
+        {"params": [p for p in parameters.values() if is_decayed(p)], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters.values() if not is_decayed(p)], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        return []
+    betas = (config.beta1, config.beta2)
+    fused = all(p.is_cuda for p in parameters.values())
+    match config.type:
+        case "adamw":
+            return [
+                torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused, foreach=not fused)
+            ]
+        case "adam":
+            return [torch.optim.Adam(groups, lr=config.lr, betas=betas, eps=config.eps, fused=fused, foreach=not fused)]
+        case "sgd":
+            return [torch.optim.SGD(groups, lr=config.lr, momentum=config.beta1, foreach=True)]
+    raise AssertionError(f"optimizer type {config.type!r} passed validation")

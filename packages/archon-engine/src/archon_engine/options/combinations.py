@@ -1,0 +1,287 @@
+"""Options that depend on one another, on the device or on what was written: one table of rules.
+
+``options.effective`` applies it, ``validation`` applies what needs no device, and docs/engine-options.md is generated
+from it, so that none of them can say something else. Imports no torch: dry runs read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from archon_core.contracts.decisions import Decision
+from archon_engine.options.context import OptionContext
+
+if TYPE_CHECKING:
+    from archon_engine.options.archon import ArchonEngineConfig
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Two things that do not go together as they were asked.
+
+    Attributes:
+        option: the option that gives way.
+        asked: the value that was asked for.
+        beside: what stands against it.
+        effect: ``error`` refuses it; ``decision`` records that ``becomes`` is used in its place.
+        becomes: the value that is used.
+        reason: why, as a sentence without a full stop.
+        fix: for an error, what to write.
+        applies: whether the context is this one.
+    """
+
+    option: str
+    asked: Any
+    beside: str
+    effect: Literal["error", "decision"]
+    reason: str
+    applies: Callable[[OptionContext], bool]
+    becomes: Any = None
+    fix: str = ""
+
+
+_SPLIT = "a schedule that splits the backward pass"
+_SPLIT_BY_DEFAULT = f"{_SPLIT}, when it is a default"
+_TWICE = "such a schedule goes through each stage's graph twice, first for inputs and then for weights"
+_OTHER_SCHEDULE = "a schedule that does not split it, such as Interleaved1F1B"
+_NO_STAGES = "a layout without p"
+_NOT_CUT = "the model is not cut into stages"
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        "archon.enable_compile",
+        True,
+        "a CPU, when it is true by default only",
+        "decision",
+        "compiling takes longer than most runs on a CPU; write it to have it",
+        lambda s: s.is_default_compile_on_cpu and not s.splits_backward,
+        becomes=False,
+    ),
+    Rule(
+        "archon.enable_compile",
+        True,
+        _SPLIT_BY_DEFAULT,
+        "decision",
+        f"{_TWICE}, and compiled graphs free theirs on the first pass",
+        lambda s: s.splits_backward and s.engine.archon.enable_compile and not s.has_written("enable_compile"),
+        becomes=False,
+    ),
+    Rule(
+        "archon.enable_compile",
+        True,
+        _SPLIT,
+        "error",
+        f"{_TWICE}, and compiled graphs free theirs on the first pass",
+        lambda s: s.splits_backward and s.engine.archon.enable_compile and s.has_written("enable_compile"),
+        fix=f"set archon.enable_compile=false, or take {_OTHER_SCHEDULE}",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "selective by operation",
+        _SPLIT_BY_DEFAULT,
+        "decision",
+        f"{_TWICE}; what is chosen by operation is kept for one",
+        lambda s: (
+            s.splits_backward and s.recomputes_by_operation and not s.has_written("ac_mode", "selective_ac_option")
+        ),
+        becomes="full",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "selective by operation",
+        _SPLIT,
+        "error",
+        f"{_TWICE}; what is chosen by operation is kept for one",
+        lambda s: s.splits_backward and s.recomputes_by_operation and s.has_written("ac_mode", "selective_ac_option"),
+        fix=f"set archon.ac_mode=full, or archon.selective_ac_option to a number, or take {_OTHER_SCHEDULE}",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "memory_budget",
+        _SPLIT_BY_DEFAULT,
+        "decision",
+        "the budget is kept by the compiler, which such a schedule does without",
+        lambda s: s.splits_backward and s.ac_mode == "memory_budget" and not s.has_written("ac_mode"),
+        becomes="full",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "memory_budget",
+        _SPLIT,
+        "error",
+        "the budget is kept by the compiler, which such a schedule does without",
+        lambda s: s.splits_backward and s.ac_mode == "memory_budget" and s.has_written("ac_mode"),
+        fix=f"set archon.ac_mode=full, or take {_OTHER_SCHEDULE}",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "memory_budget",
+        "enable_compile=false",
+        "error",
+        "the budget is kept by the compiler",
+        lambda s: s.ac_mode == "memory_budget" and not s.engine.archon.enable_compile and not s.splits_backward,
+        fix="set archon.enable_compile=true, or ac_mode to none, selective or full",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "memory_budget",
+        "a CPU, without enable_compile written",
+        "error",
+        "the budget is kept by the compiler, which is off on a CPU by default",
+        lambda s: s.ac_mode == "memory_budget" and s.is_default_compile_on_cpu and not s.splits_backward,
+        fix="write archon.enable_compile=true, or set ac_mode to none, selective or full",
+    ),
+    Rule(
+        "archon.ac_mode",
+        "selective, full or memory_budget, when written",
+        "gradient_checkpointing=false",
+        "decision",
+        "ac_mode takes effect when gradient_checkpointing is true",
+        lambda s: (
+            not s.engine.gradient_checkpointing and s.engine.archon.ac_mode != "none" and s.has_written("ac_mode")
+        ),
+        becomes="none",
+    ),
+    Rule(
+        "archon.selective_ac_option",
+        "N",
+        "another ac_mode than selective",
+        "decision",
+        "it says which blocks ac_mode selective recomputes",
+        lambda s: s.recomputes_otherwise_than("selective") and s.engine.archon.selective_ac_option != "op",
+        becomes="op",
+    ),
+    Rule(
+        "archon.ac_memory_budget",
+        "another one than 0.5",
+        "another ac_mode than memory_budget",
+        "decision",
+        "it is the budget of ac_mode memory_budget",
+        lambda s: s.recomputes_otherwise_than("memory_budget") and s.engine.archon.ac_memory_budget != 0.5,
+        becomes=0.5,
+    ),
+    Rule(
+        "gradient_checkpointing",
+        True,
+        "optimizer=null",
+        "decision",
+        "a model that is not trained keeps no activations",
+        lambda s: s.engine.gradient_checkpointing and s.engine.optimizer is None,
+        becomes=False,
+    ),
+    Rule(
+        "archon.offload_params",
+        True,
+        "a CPU",
+        "decision",
+        "parameters are in host memory already",
+        lambda s: s.engine.archon.offload_params and s.device == "cpu",
+        becomes=False,
+    ),
+    Rule(
+        "pad_to_maximum",
+        True,
+        "mb_spec.max_tokens_per_mb=null",
+        "error",
+        "there is no maximum",
+        lambda s: s.engine.pad_to_maximum and s.engine.mb_spec.max_tokens_per_mb is None,
+        fix="set mb_spec.max_tokens_per_mb, or pad_to_maximum=false",
+    ),
+    Rule(
+        "archon.pp_layers_per_stage",
+        "a number",
+        _NO_STAGES,
+        "decision",
+        _NOT_CUT,
+        lambda s: s.is_alone and s.engine.archon.pp_layers_per_stage is not None,
+    ),
+    Rule(
+        "archon.pp_first_stage_less_layers",
+        "a number",
+        _NO_STAGES,
+        "decision",
+        _NOT_CUT,
+        lambda s: s.is_alone and s.engine.archon.pp_first_stage_less_layers is not None,
+    ),
+    Rule(
+        "archon.pp_last_stage_less_layers",
+        "a number",
+        _NO_STAGES,
+        "decision",
+        _NOT_CUT,
+        lambda s: s.is_alone and s.engine.archon.pp_last_stage_less_layers is not None,
+    ),
+    Rule(
+        "archon.pp_record_step",
+        "a number",
+        _NO_STAGES,
+        "decision",
+        "there are no actions of a pipeline to time",
+        lambda s: s.is_alone and s.engine.archon.pp_record_step is not None,
+    ),
+    Rule(
+        "enable_tree_training",
+        True,
+        "this version",
+        "decision",
+        "sequences are packed one by one; prefixes are not shared yet",
+        lambda s: s.engine.enable_tree_training,
+        becomes=False,
+    ),
+)
+
+
+def refusals(context: OptionContext) -> Iterator[tuple[str, str]]:
+    """The errors that apply: the option, and a found / allowed / fix sentence without the option's name."""
+    for rule in RULES:
+        if rule.effect == "error" and rule.applies(context):
+            yield rule.option, f"found {shown(rule.asked)} with {rule.beside}; {rule.reason}: {rule.fix}"
+
+
+def changes(context: OptionContext, *, role: str) -> tuple[dict[str, Any], list[Decision]]:
+    """What is used in place of what was asked: option -> value, and the decisions, prefixed with ``role``."""
+    values: dict[str, Any] = {}
+    decisions = []
+    for rule in RULES:
+        if rule.effect == "decision" and rule.applies(context):
+            values[rule.option] = rule.becomes
+            asked = asked_value(context.engine, rule.option)
+            decisions.append(Decision(f"{role}.{rule.option}", shown(asked), shown(rule.becomes), rule.reason))
+    return values, decisions
+
+
+def refuse_when_strict(decisions: Iterable[Decision], *, role: str) -> str | None:
+    """Why ``strict`` stands against these decisions, as an error's text; ``None`` when there are none."""
+    lines = [f"\n  {d.option}: asked {d.requested}, would be {d.effective}: {d.reason}" for d in decisions]
+    if not lines:
+        return None
+    return (
+        f"{role}.archon.strict=true allows no change to what was asked; write what would be used, or set it to false; "
+        f"found{''.join(lines)}"
+    )
+
+
+def asked_value(engine: ArchonEngineConfig, option: str) -> Any:
+    """The value of a dotted option of the section."""
+    value: Any = engine
+    for name in option.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def shown(value: object) -> str:
+    """A value as it is written in YAML; ``default`` for null."""
+    if value is None:
+        return "default"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def render_rules() -> str:
+    """The rules as a Markdown table."""
+    lines = ["| option | asked | together with | then | because |", "|---|---|---|---|---|"]
+    for rule in RULES:
+        then = f"`{shown(rule.becomes)}`, a recorded decision" if rule.effect == "decision" else f"error: {rule.fix}"
+        lines.append(f"| `{rule.option}` | {shown(rule.asked)} | {rule.beside} | {then} | {rule.reason} |")
+    return "\n".join(lines) + "\n"

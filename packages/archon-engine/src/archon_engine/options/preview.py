@@ -1,0 +1,74 @@
+"""What a dry run can say of the Archon engine: options that do not go together, and decisions before any process."""
+
+from __future__ import annotations
+
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import EngineOutline, EnginePreview
+from archon_core.errors import ConfigError, LayoutError
+from archon_core.layout.model_sizes import ShardedExtents, check_sizes
+from archon_engine.options.combinations import changes, refusals, refuse_when_strict
+from archon_engine.options.context import OptionContext
+from archon_engine.options.pipelines import count_stages, micro_batch_decisions
+
+
+def preview(outline: EngineOutline) -> EnginePreview:
+    """``preview`` of the engine's ``TrainEngineSpec``. Raises PluginError: a pipeline's split cannot be imported."""
+    config, role, schedule = outline.config, outline.role, outline.schedule
+    n_ranks = None if outline.layout is None else outline.layout.dims["p"]
+    context = OptionContext.of(config, role, outline.explicit, pipeline_ranks=n_ranks, schedule=schedule)
+    problems = [f"{role}.{option}: {text}" for option, text in refusals(context)]
+    problems += [*_routing_replay_problems(outline), *_head_problems(outline)]
+    _, decisions = changes(context, role=role)
+    try:
+        decisions += _pipeline_decisions(outline)
+    except (ConfigError, LayoutError) as error:
+        problems.append(str(error))
+    if config.archon.strict and (refusal := refuse_when_strict(decisions, role=role)):
+        problems.append(refusal)
+    return EnginePreview(tuple(problems), tuple(decisions))
+
+
+def _routing_replay_problems(outline: EngineOutline) -> list[str]:
+    if not outline.config.archon.moe_routing_replay:
+        return []
+    option, model = f"{outline.role}.archon.moe_routing_replay", outline.model
+    problems = []
+    if outline.rollout is None:
+        problems.append(
+            f"{option}: found true with an algorithm that samples no completions whose experts could be replayed; set "
+            "it to false"
+        )
+    elif not outline.rollout.return_routed_experts:
+        problems.append(
+            f"{option}: found true and rollout.return_routed_experts=false; there would be nothing to replay: set "
+            "rollout.return_routed_experts=true too"
+        )
+    if model is not None and "moe" not in model.needs:
+        problems.append(f"{option}: found true; model {model.name!r} has no experts; set it to false")
+    return problems
+
+
+def _head_problems(outline: EngineOutline) -> list[str]:
+    """Whether tensor and context ranks can share the attention heads; the engine itself checks the other sizes."""
+    n_heads, layout = outline.entries.get("num_attention_heads"), outline.layout
+    if outline.model is None or layout is None or not isinstance(n_heads, int) or n_heads <= 0:
+        return []
+    try:
+        check_sizes(ShardedExtents({"attention heads": n_heads}, n_heads), layout, option=f"{outline.role}.backend")
+    except LayoutError as error:
+        return [str(error)]
+    return []
+
+
+def _pipeline_decisions(outline: EngineOutline) -> list[Decision]:
+    """What the schedule changes about micro-batches. Raises ConfigError, LayoutError: the model has too few layers."""
+    layout, schedule, pipeline = outline.layout, outline.schedule, outline.pipeline
+    n_layers = outline.entries.get("num_hidden_layers")
+    if layout is None or schedule is None or pipeline is None or not isinstance(n_layers, int):
+        return []
+    n_ranks = layout.dims["p"]
+    options, role = outline.config.archon, outline.role
+    n_stages = count_stages(pipeline, n_layers, schedule=schedule, n_ranks=n_ranks, options=options, role=role)
+    return micro_batch_decisions(
+        outline.config.mb_spec, schedule, n_ranks=n_ranks, n_stages=n_stages, role=outline.role
+    )

@@ -1,0 +1,107 @@
+"""Activation checkpointing: what a block computed in its forward pass is dropped, and computed again in backward.
+
+A block keeps its place and its name: only its ``forward`` is replaced. The hooks of FSDP2 stay outside, so that a block
+is computed again from the weights that FSDP2 has gathered for its backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_engine.compat import ignore_profiler_marks
+from archon_engine.parallel.recompute_log import RecomputeLog
+
+_KEPT_NAMES = (
+    "mm",
+    "addmm",
+    "bmm",
+    "baddbmm",
+    "linear",
+    "_scaled_mm",
+    "_grouped_mm",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+    "_scaled_dot_product_attention_math_for_mps",
+    "_flash_attention_forward",
+    "_efficient_attention_forward",
+    "_cudnn_attention_forward",
+)
+"""Of namespace ``aten``: matrix products and attention, which take far longer to compute than to read again."""
+
+_KEPT_NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "torch_attn")
+"""Collectives, which no rank may repeat without the others and which are slower still, and torch's varlen attention."""
+
+_EXPERTS = "grouped_experts"
+"""In any namespace: all products of a layer's experts in one operation, as packages of experts may call it."""
+
+_WAIT = "wait_tensor"
+"""Gives back what it is given; kept, it would hold nothing that the collective before it does not."""
+
+
+def is_kept(operation: Any) -> bool:
+    """Whether selective checkpointing keeps what an operation gives (an ``OpOverload``, or a higher-order one)."""
+    namespace, name = operation.namespace, operation.name().split("::")[-1].split(".")[0]
+    if namespace in _KEPT_NAMESPACES:
+        return name != _WAIT
+    return (namespace == "aten" and name in _KEPT_NAMES) or name in ("flex_attention", _EXPERTS)
+
+
+def blocks_of(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every block, in the model's order."""
+    return ((name, part) for name, part in module.named_modules() if matches(plan.blocks, name))
+
+
+def apply_full_checkpointing(
+    module: nn.Module,
+    plan: ParallelPlan,
+    *,
+    every: int = 1,
+    among: Sequence[str] | None = None,
+    log: RecomputeLog | None = None,
+) -> None:
+    """Have every Nth block, the Nth first, recomputed as a whole.
+
+    Args:
+        module: changed in place.
+        plan: names the blocks.
+        every: N.
+        among: names of all blocks of the model that ``module`` is a stage of; ``None`` for a whole model.
+        log: told what is kept and recomputed.
+    """
+    counted = list(among) if among is not None else [name for name, _ in blocks_of(module, plan)]
+    recomputed = set(counted[every - 1 :: every])
+    for name, block in blocks_of(module, plan):
+        if name in recomputed:
+            contexts = None if log is None else partial(log.around, name)
+            _checkpoint(block, contexts)
+
+
+def apply_selective_checkpointing(module: nn.Module, plan: ParallelPlan, *, log: RecomputeLog | None = None) -> None:
+    """Keep what matrix products, attention and collectives gave in every block, and recompute the rest, in place."""
+    ignore_profiler_marks()
+    for name, block in blocks_of(module, plan):
+        contexts = _selective_contexts if log is None else partial(log.around, name, _selective_contexts)
+        _checkpoint(block, contexts)
+
+
+def _selective_contexts() -> tuple[Any, Any]:
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if is_kept(operation) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _checkpoint(block: nn.Module, contexts: Callable[[], tuple[Any, Any]] | None) -> None:
+    given = {} if contexts is None else {"context_fn": contexts}
+    # Random numbers are drawn again as they were, in every mode: dropout must drop the same.
+    block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=True, **given)

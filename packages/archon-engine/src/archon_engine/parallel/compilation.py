@@ -1,0 +1,166 @@
+"""``torch.compile`` of every block by itself, as graphs that blocks of the same form share.
+
+A block keeps its place and its name: only its ``forward`` is replaced, so FSDP2's hooks stay outside of the graphs.
+Inside of them there are plain tensors and functional collectives alone. Weights are unwrapped before, because tracing
+DTensors takes several times as long. Attention stays eager: its sequences have other lengths in every batch, for each
+of which there would be a graph. So does what experts do with the tokens that come to them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from archon_core.errors import ConfigError
+from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_engine import compat
+from archon_engine.nn.tensor_parallel import local_weight
+from archon_engine.parallel.activation_checkpointing import blocks_of, is_kept
+from archon_engine.parallel.recompute_log import RecomputeLog
+
+SMALLEST_BUDGET = 1e-9
+"""In place of 0, with which AOTAutograd recomputes also what must not be: random numbers, collectives (torch 2.13)."""
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What compiled graphs keep from forward to backward; by default what costs least in both time and memory.
+
+    Attributes:
+        settings: of AOTAutograd.
+        kept: tells by its operation whether a result must be kept.
+    """
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    kept: Callable[[Any], bool] | None = None
+
+    @classmethod
+    def by_operation(cls) -> Keeping:
+        """What selective checkpointing keeps."""
+        return cls({"aggressive_recomputation": True}, _is_kept_or_random)
+
+    @classmethod
+    def within(cls, budget: float) -> Keeping:
+        """A share of what would be kept by default: 1 for all of it, 0 for inputs and what cannot be recomputed."""
+        return cls({"activation_memory_budget": max(budget, SMALLEST_BUDGET)}, compat.is_random)
+
+
+def _is_kept_or_random(operation: Any) -> bool:
+    return is_kept(operation) or compat.is_random(operation)
+
+
+class CompiledBlocks:
+    """The compiled blocks of a module. Their ``forward`` is compiled when it is first called.
+
+    Args:
+        module: changed in place.
+        plan: names the blocks and their attention.
+        keeping: what graphs keep for backward.
+        log: told what graphs recompute.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        plan: ParallelPlan,
+        *,
+        keeping: Keeping | None = None,
+        log: RecomputeLog | None = None,
+    ) -> None:
+        self._is_suspended = False
+        for name, part in module.named_modules():
+            if any(matches(pattern, name) for pattern in plan.attention):
+                part.forward = torch.compiler.disable(part.forward, reason="lengths differ from batch to batch")
+            elif any(matches(pattern, name) for pattern in plan.experts):
+                for method in _eager_methods(part):
+                    disabled = torch.compiler.disable(getattr(part, method), reason="loads differ from batch to batch")
+                    setattr(part, method, disabled)
+        keeping = keeping or Keeping()
+        settings, inner_compile = dict(keeping.settings), None
+        if log is not None:
+            # A graph that comes out of the cache would not be shown to the log.
+            settings["enable_autograd_cache"], inner_compile = False, log.inner_compile
+        backend = compat.inductor(settings, kept=keeping.kept, inner_compile=inner_compile)
+        eager = set(_eager_modules(module, plan))
+        compiled: dict[Any, Callable[..., Any]] = {}
+        for _, block in blocks_of(module, plan):
+            function = type(block).forward
+            if function not in compiled:
+                compiled[function] = compat.compile_apart(function, backend)
+            places = _places(block, eager)
+            block.forward = partial(self._run, places, block.forward, partial(compiled[function], block))
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Run blocks eagerly inside: for generation, whose shapes and caches would each need graphs of their own."""
+        before, self._is_suspended = self._is_suspended, True
+        try:
+            yield
+        finally:
+            self._is_suspended = before
+
+    def _run(
+        self,
+        places: list[tuple[dict[str, Tensor], str]],
+        eager: Callable[..., Any],
+        compiled: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        if self._is_suspended:
+            return eager(*args, **kwargs)
+        weights = [parameters[name] for parameters, name in places]
+        try:
+            for (parameters, name), weight in zip(places, weights, strict=True):
+                parameters[name] = local_weight(weight)
+            return compiled(*args, **kwargs)
+        finally:
+            for (parameters, name), weight in zip(places, weights, strict=True):
+                parameters[name] = weight
+
+
+def check_compiler(device_type: str, *, option: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Make sure that Inductor can build code for the CPU.
+
+    Raises:
+        ConfigError: there is no C++ compiler.
+    """
+    default = "clang++" if sys.platform == "darwin" else "g++"
+    compiler = environment.get("CXX", default)
+    if device_type == "cpu" and shutil.which(compiler) is None:
+        raise ConfigError(
+            f"{option}: found true on a CPU and no C++ compiler {compiler!r}; compiling for the CPU needs one: install "
+            f"{default}, name another one in the environment variable CXX, or set {option}=false"
+        )
+
+
+def _eager_methods(experts: nn.Module) -> tuple[str, ...]:
+    """Those of a mixture-of-experts block whose shapes depend on where tokens go: all of it, where it says nothing."""
+    return getattr(experts, "eager_methods", ("forward",))
+
+
+def _eager_modules(module: nn.Module, plan: ParallelPlan) -> Iterator[nn.Module]:
+    """Modules that no compiled code runs."""
+    for name, part in module.named_modules():
+        if any(matches(pattern, name) for pattern in plan.experts):
+            yield from (part if _eager_methods(part) == ("forward",) else part.experts).modules()
+
+
+def _places(block: nn.Module, eager: Collection[nn.Module]) -> list[tuple[dict[str, Tensor], str]]:
+    """Where the parameters of the block's compiled parts are kept: FSDP2 puts others there, and leaves the places."""
+    return [
+        (part._parameters, name)  # type: ignore[misc]
+        for part in block.modules()
+        if part not in eager
+        for name, parameter in part._parameters.items()
+        if parameter is not None
+    ]

@@ -1,0 +1,215 @@
+"""FSDP2 over any module that has a parallel plan: one group per block, one per unit outside the blocks.
+
+Losses arrive divided by global weights, so every group sums gradients and divides by nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
+from torch.distributed.tensor import DTensor, Shard
+
+from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_engine.compat import (
+    forget_forward_passes,
+    reduce_gradients,
+    whole_parameters,
+    widen_gradients,
+)
+
+
+@dataclass(frozen=True)
+class FsdpGroups:
+    """A module that FSDP2 shards.
+
+    Attributes:
+        roots: the module, or every pipeline stage that is here.
+        resharding: parts whose whole weights are freed between forward and backward.
+    """
+
+    roots: tuple[FSDPModule, ...]
+    resharding: tuple[FSDPModule, ...]
+
+    @classmethod
+    def joined(cls, groups: Iterable[FsdpGroups]) -> FsdpGroups:
+        """Those of several modules as one."""
+        parts = tuple(groups)
+        return cls(
+            tuple(root for part in parts for root in part.roots),
+            tuple(module for part in parts for module in part.resharding),
+        )
+
+    @property
+    def frees_weights(self) -> bool:
+        """Whether whole weights of some part are freed between forward and backward."""
+        return bool(self.resharding)
+
+    @property
+    def whole_parameters(self) -> list[nn.Parameter]:
+        """What autograd graphs of the modules lead to; there must have been a forward pass."""
+        return [parameter for root in self.roots for parameter in whole_parameters(root)]
+
+    @property
+    def _parts(self) -> Iterator[FSDPModule]:
+        return (part for root in self.roots for part in root.modules() if isinstance(part, FSDPModule))
+
+    def end_forward_passes(self) -> None:
+        """Free the whole weights, and the records, that forward passes without a backward pass left behind."""
+        for part in self._parts:
+            part.reshard()
+        for root in self.roots:
+            forget_forward_passes(root)
+
+    def accumulate(self) -> None:
+        """From now on, have backward passes add up whole gradients and reduce none.
+
+        Whole weights stay, where they stay after forward passes.
+        """
+        for root in self.roots:
+            root.set_is_last_backward(False)
+            root.set_reshard_after_backward(bool(self.resharding))
+            root.set_requires_gradient_sync(False)
+
+    def widen(self) -> None:
+        """After the second half of a split backward pass: keep its gradients in the type in which they are reduced."""
+        for root in self.roots:
+            widen_gradients(root)
+
+    def reduce(self, *, free: bool = True) -> None:
+        """Sum over ranks what has been added up since ``accumulate``, and add it to the sharded gradients. Collective.
+
+        Args:
+            free: free whole weights afterwards.
+        """
+        for root in self.roots:
+            root.set_is_last_backward(True)
+            root.set_reshard_after_backward(free)
+            root.set_requires_gradient_sync(True)
+            reduce_gradients(root)
+
+    @contextmanager
+    def whole_weights(self) -> Iterator[None]:
+        """Gather all weights for the length of the block: forward passes inside need no other data rank.
+
+        Entering is collective. Tensor-parallel weights stay sharded over their axis.
+        """
+        for part in self._parts:
+            part.unshard()
+            part.set_reshard_after_forward(False, recurse=False)
+        try:
+            yield
+        finally:
+            for part in self.resharding:
+                part.set_reshard_after_forward(True, recurse=False)
+            self.end_forward_passes()
+
+
+def apply_fsdp(
+    module: nn.Module,
+    plan: ParallelPlan,
+    mesh: DeviceMesh,
+    *,
+    compute_dtype: torch.dtype,
+    reduce_dtype: torch.dtype,
+    reshard_after_forward: bool,
+    reshard_last: bool = False,
+    offload: bool = False,
+    expert_mesh: DeviceMesh | None = None,
+) -> FsdpGroups:
+    """Shard the parameters of ``module`` over ``mesh``, in place.
+
+    Args:
+        plan: names the blocks and the units before and after them.
+        mesh: where to shard.
+        compute_dtype: what parameters are cast to for forward and backward; they keep their own type otherwise.
+        reduce_dtype: in which gradients are summed over ranks.
+        reshard_after_forward: free whole weights between forward and backward.
+        reshard_last: also those of the last units, and of parameters that units share, with which backward begins.
+        offload: keep parameters and gradients in host memory. The module must be given its storage there.
+        expert_mesh: where to shard what the plan calls experts.
+    """
+    # Inputs keep their type: rotary angles and the like are computed in the type that the model chose for them.
+    policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
+    # Pages that cannot be swapped out are what copies to a CUDA device run beside computation from.
+    offloading = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
+
+    def shard(parts: nn.Module | list[nn.Module], *, reshard: bool) -> None:
+        fully_shard(parts, mesh=mesh, mp_policy=policy, offload_policy=offloading, reshard_after_forward=reshard)
+
+    experts = [] if expert_mesh is None else expert_modules(module, plan)
+    for part in experts:
+        place = partial(_shard_evenly, size=expert_mesh.size(-1))
+        fully_shard(
+            part,
+            mesh=expert_mesh,
+            mp_policy=policy,
+            offload_policy=offloading,
+            reshard_after_forward=reshard_after_forward,
+            shard_placement_fn=place,
+        )
+    early, last = _groups(module, plan)
+    for part in early:
+        shard(part, reshard=reshard_after_forward)
+    if last:
+        # Backward begins with these: freed after forward, they would be gathered again at once.
+        shard(last, reshard=reshard_last)
+    shard(module, reshard=reshard_last)
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            # With any other factor gloo cannot reduce, and a group of one rank would divide twice.
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)
+    resharding = [*([*experts, *early] if reshard_after_forward else []), *([*last, module] if reshard_last else [])]
+    return FsdpGroups((module,), tuple(resharding))
+
+
+def expert_modules(module: nn.Module, plan: ParallelPlan) -> list[nn.Module]:
+    """The modules that hold stacked expert weights."""
+    patterns = [pattern for pattern, role in plan.roles.items() if role == "expert"]
+    return [part for name, part in module.named_modules() if any(matches(pattern, name) for pattern in patterns)]
+
+
+def even_dim(parameter: nn.Parameter, size: int) -> int | None:
+    """The first dim of a parameter's part on this rank that ``size`` ranks can cut evenly; ``None`` without one."""
+    local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+    return next((dim for dim, extent in enumerate(local.shape) if extent % size == 0), None)
+
+
+def _shard_evenly(parameter: nn.Parameter, *, size: int) -> Shard:
+    """Along a dim that all ranks get as much of, else the first: experts that are few or odd in number would leave
+    ranks without any, while each expert's weights can be cut."""
+    return Shard(even_dim(parameter, size) or 0)
+
+
+def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Units before the blocks and the blocks, one group each, and the units after them, which make one together.
+
+    Units that share a parameter are in neither: they belong to the root's group.
+    """
+
+    def found(pattern: str) -> list[nn.Module]:
+        return [part for name, part in module.named_modules() if matches(pattern, name)]
+
+    first_block = plan.units.index(plan.blocks)
+    before = [part for pattern in plan.units[:first_block] for part in found(pattern)]
+    after = [part for pattern in plan.units[first_block + 1 :] for part in found(pattern)]
+    users = Counter(parameter for part in (*before, *after) for parameter in part.parameters())
+    early, last = (
+        [part for part in parts if all(users[parameter] == 1 for parameter in part.parameters())]
+        for parts in (before, after)
+    )
+    return [*early, *found(plan.blocks)], last

@@ -1,0 +1,217 @@
+"""What activation checkpointing really does (``ac_debug``): per block, what is kept for backward and what recomputed.
+
+Measured on the first micro-batch of the first step. Outside of compiled graphs every operation is watched: its result
+is kept if its memory is still there when the block has returned. Compiled graphs keep what autograd is told to save,
+and recompute what stands in the backward graph as it does in the forward graph.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from archon_engine.compat import (
+    TorchDispatchMode,
+    compile_graph_alone,
+    size_hint,
+    tree_leaves,
+)
+from archon_engine.parallel.shards import local_values
+
+Contexts = Callable[[], tuple[Any, Any]]
+"""What ``torch.utils.checkpoint`` takes: makes the contexts of the first and of the second computation."""
+
+REPORT_LOGGER = "archon_core.recomputation"
+"""The logger that an engine's report goes to."""
+
+MIB = 2**20
+
+
+@dataclass
+class Tally:
+    """Operations, with the bytes of their results."""
+
+    operations: Counter[str] = field(default_factory=Counter)
+    bytes: int = 0
+
+    def add(self, name: str, n_bytes: int) -> None:
+        self.operations[name] += 1
+        self.bytes += n_bytes
+
+    def __str__(self) -> str:
+        names = ", ".join(f"{name} x{count}" if count > 1 else name for name, count in self.operations.most_common())
+        return f"{self.bytes / MIB:.3f} MiB ({names or 'nothing'})"
+
+
+@dataclass
+class BlockRecord:
+    """One block in one micro-batch.
+
+    Attributes:
+        kept: what stays in memory from forward to backward; saved tensors that no watched operation made, such as the
+            block's input, are called ``saved``. What several blocks keep is counted in the first.
+        recomputed: what ran a second time, in backward.
+    """
+
+    kept: Tally = field(default_factory=Tally)
+    recomputed: Tally = field(default_factory=Tally)
+    has_recomputed: bool = False
+
+
+class RecomputeLog:
+    """Collects records while the first micro-batch runs.
+
+    Args:
+        compiled: whether blocks are compiled.
+
+    Attributes:
+        blocks: block name -> what was measured.
+        graphs: what each compiled backward graph recomputes; blocks of the same form share graphs.
+    """
+
+    def __init__(self, *, compiled: bool) -> None:
+        self._compiled = compiled
+        self.blocks: dict[str, BlockRecord] = {}
+        self.graphs: list[Tally] = []
+        self._forward_names: dict[Any, set[str]] = {}
+        self._seen: set[int] = set()
+
+    def watch(self, name: str, block: nn.Module) -> None:
+        """Measure what ``block`` keeps, by wrapping its ``forward`` in place; to be done after all other wrapping."""
+        block.forward = partial(self._measured, name, block, block.forward)
+
+    def around(self, name: str, contexts: Contexts | None = None) -> tuple[Any, Any]:
+        """The two contexts of a checkpointed block, its second computation being watched."""
+        first, second = contexts() if contexts is not None else (nullcontext(), nullcontext())
+        record = self.blocks.get(name)
+        if record is None or record.has_recomputed:
+            return first, second
+        record.has_recomputed = True
+        if self._compiled:
+            # Watching would switch compiled code off, and eager code keeps other tensors than those that are awaited.
+            record.recomputed.operations["all of it, compiled"] += 1
+            return first, second
+        return first, _below(partial(_Watch, _adds_to(record.recomputed)), second)
+
+    def inner_compile(self, graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
+        """Inductor's compilation of one graph, after a look at it."""
+        nodes = {
+            node.name: node
+            for node in graph.graph.nodes
+            if node.op == "call_function" and not getattr(node.target, "is_view", False)
+        }
+        if not options.get("is_backward"):
+            self._forward_names[options.get("graph_id")] = set(nodes)
+        else:
+            tally = Tally()
+            for name in sorted(self._forward_names.get(options.get("graph_id"), set()) & set(nodes)):
+                n_bytes = _hinted_bytes(nodes[name].meta.get("val"))
+                if n_bytes:  # not the arithmetic of sizes
+                    tally.add(_short(nodes[name].target), n_bytes)
+            self.graphs.append(tally)
+        return compile_graph_alone(graph, inputs, **options)
+
+    def report(self) -> str:
+        """A line per block, and one per compiled backward graph."""
+        lines = ["activation checkpointing, first micro-batch:"]
+        for name, record in self.blocks.items():
+            lines.append(f"  {name}: kept {record.kept}; recomputed {record.recomputed}")
+        for number, tally in enumerate(self.graphs):
+            lines.append(f"  compiled backward graph {number}, of every block that runs it: recomputes {tally}")
+        kept = sum(record.kept.bytes for record in self.blocks.values())
+        again = sum(record.recomputed.bytes for record in self.blocks.values())
+        lines.append(f"  all blocks: kept {kept / MIB:.3f} MiB; recomputed {again / MIB:.3f} MiB outside of graphs")
+        return "\n".join(lines)
+
+    def _measured(self, name: str, block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if name in self.blocks or not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        record = self.blocks[name] = BlockRecord()
+        # Of this block alone: FSDP2 may free them after it, and what is made later may lie where they were.
+        weights = {_address(local_values(parameter)) for parameter in block.parameters()}
+        results: list[tuple[str, StorageWeakRef, int, int]] = []
+
+        def saw(operation: str, made: list[Tensor]) -> None:
+            for tensor in made:
+                storage = tensor.untyped_storage()
+                results.append((operation, StorageWeakRef(storage), storage.data_ptr(), storage.nbytes()))
+
+        saved: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved[_address(tensor)] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        watching = nullcontext() if self._compiled else _Watch(saw)
+        with watching, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = forward(*args, **kwargs)
+        returned = {_address(tensor) for tensor in tree_leaves(output) if isinstance(tensor, Tensor)}
+        kept = [
+            (operation, address, n_bytes)
+            for operation, storage, address, n_bytes in results
+            if not storage.expired() and address not in returned - set(saved)
+        ]
+        for operation, address, n_bytes in (*kept, *(("saved", address, n) for address, n in saved.items())):
+            if n_bytes and address not in self._seen | weights:
+                self._seen.add(address)
+                record.kept.add(operation, n_bytes)
+        return output
+
+
+class _Watch(TorchDispatchMode):
+    """Reports every operation that computes, with the tensors that it made; views compute nothing."""
+
+    def __init__(self, on_operation: Callable[[str, list[Tensor]], None]) -> None:
+        super().__init__()
+        self._on_operation = on_operation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        given = {_address(x) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        made = [x for x in tree_leaves(result) if isinstance(x, Tensor) and _address(x) not in given | {0}]
+        name = _short(func)
+        if made or name.endswith("_"):
+            self._on_operation(name, made)
+        return result
+
+
+def _adds_to(tally: Tally) -> Callable[[str, list[Tensor]], None]:
+    return lambda operation, made: tally.add(operation, sum(tensor.untyped_storage().nbytes() for tensor in made))
+
+
+@contextmanager
+def _below(make_outer: Callable[[], Any], inner: Any) -> Iterator[None]:
+    """Enter ``outer`` first, so that it sees only what ``inner``, a selective checkpoint's mode, lets run."""
+    with ExitStack() as stack:
+        stack.enter_context(make_outer())
+        stack.enter_context(inner)
+        yield
+
+
+def _address(tensor: Tensor) -> int:
+    """Where its memory begins; 0 for a tensor without any."""
+    with contextlib.suppress(RuntimeError, NotImplementedError):  # wrapper subclasses have no storage of their own
+        return tensor.untyped_storage().data_ptr()
+    return 0
+
+
+def _short(operation: Any) -> str:
+    """``mm`` for ``aten::mm.default``."""
+    name = operation.name() if callable(getattr(operation, "name", None)) else getattr(operation, "__name__", "?")
+    return name.split("::")[-1].split(".")[0]
+
+
+def _hinted_bytes(value: Any) -> int:
+    """Bytes of a traced result, for the number of tokens that it was traced with."""
+    return sum(
+        size_hint(tensor.numel()) * tensor.dtype.itemsize for tensor in tree_leaves(value) if isinstance(tensor, Tensor)
+    )

@@ -1,0 +1,1 @@
+"""One optimizer step: micro-batches, loss totals, gradient norm."""

@@ -1,0 +1,318 @@
+"""Packed attention against the formula, written out for one sequence and one head at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from archon_core.contracts.packed import PackedSequences
+from archon_core.errors import ConfigError
+from archon_engine.nn.attention import (
+    PackedAttention,
+    check_attention_backend,
+    choose_attention_backend,
+    set_attention_backend,
+)
+from archon_engine.nn.attention_backends import flex, sdpa, varlen
+from archon_engine.nn.attention_backends.buckets import LEAST_FILL, plan_buckets
+
+lengths_lists = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(tuple)
+
+
+def formula(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lengths: tuple[int, ...],
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> Tensor:
+    """softmax(scale q k^T) v over the earlier keys of the same sequence, the last ``window`` of them; the scores capped
+    by ``softcap``."""
+    out, start, group = torch.zeros_like(q), 0, q.shape[1] // k.shape[1]
+    for length in lengths:
+        for t in range(start, start + length):
+            first = start if window is None else max(start, t - window + 1)
+            for head in range(q.shape[1]):
+                keys, values = k[first : t + 1, head // group], v[first : t + 1, head // group]
+                scores = scale * keys @ q[t, head]
+                scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+                out[t, head] = torch.softmax(scores, dim=0) @ values
+        start += length
+    return out
+
+
+def qkv(tokens: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(tokens)
+    sizes = (heads, kv_heads, kv_heads)
+    return [torch.randn(tokens, n, dim, dtype=dtype, generator=generator).requires_grad_() for n in sizes]
+
+
+@given(
+    lengths=lengths_lists,
+    kv_heads=st.integers(1, 3),
+    group=st.integers(1, 3),
+    dim=st.sampled_from([2, 6, 8]),
+    window=st.none() | st.integers(1, 14),
+    softcap=st.none() | st.sampled_from([0.4, 30.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_sdpa_equals_the_formula_in_value_and_gradient(
+    lengths: tuple[int, ...], kv_heads: int, group: int, dim: int, window: int | None, softcap: float | None
+) -> None:
+    q, k, v = qkv(sum(lengths), kv_heads * group, kv_heads, dim)
+    packed = PackedSequences.from_lengths(lengths)
+    out = PackedAttention("0", scale=0.3, window=window, softcap=softcap)(q, k, v, packed)
+    expected = formula(q, k, v, lengths, 0.3, window, softcap)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    upstream = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    for found, right in zip(
+        torch.autograd.grad(out, (q, k, v), upstream), torch.autograd.grad(expected, (q, k, v), upstream), strict=True
+    ):
+        torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-10)
+
+
+def test_a_sequence_attends_the_same_whatever_is_packed_beside_it() -> None:
+    lengths = (5, 9, 8, 40, 7, 8)
+    q, k, v = qkv(sum(lengths), 4, 2, 8)
+    together = sdpa.attend(q, k, v, PackedSequences.from_lengths(lengths), scale=0.5, window=None).split(lengths)
+    for part, *alone in zip(together, q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
+        single = sdpa.attend(*alone, PackedSequences.from_lengths((len(part),)), scale=0.5, window=None)
+        torch.testing.assert_close(part, single, rtol=1e-12, atol=1e-12)
+
+
+def test_a_layout_first_used_without_gradients_serves_training_too() -> None:
+    packed = PackedSequences.from_lengths((31, 3, 29))
+    q, k, v = qkv(63, 2, 2, 4)
+    with torch.inference_mode():
+        sdpa.attend(q, k, v, packed, scale=0.5, window=None)
+    sdpa.attend(q, k, v, packed, scale=0.5, window=None).sum().backward()
+    assert q.grad is not None
+
+
+def test_no_tokens_give_no_outputs() -> None:
+    q, k, v = qkv(0, 2, 1, 4)
+    assert sdpa.attend(q, k, v, PackedSequences.from_lengths(()), scale=0.5, window=None).shape == (0, 2, 4)
+
+
+@given(st.lists(st.integers(1, 300), max_size=60))
+def test_a_bucket_plan_holds_every_token_once_with_bounded_padding(lengths: list[int]) -> None:
+    plan = plan_buckets(lengths)
+    assert sorted(s for bucket in plan.buckets for s in bucket.sequences) == list(range(len(lengths)))
+    assert sum(bucket.n_rows for bucket in plan.buckets) <= sum(lengths) / LEAST_FILL + 1e-9
+    tokens = list(range(sum(lengths)))
+    rows = plan.token_of_row if plan.token_of_row is not None else tokens
+    row_of_token = plan.row_of_token if plan.row_of_token is not None else tokens
+    assert [rows[row] for row in row_of_token] == tokens
+    start, ends = 0, [sum(lengths[: i + 1]) for i in range(len(lengths))]
+    for bucket in plan.buckets:
+        for sequence in bucket.sequences:
+            length = lengths[sequence]
+            first = ends[sequence] - length
+            assert list(rows[start : start + length]) == list(range(first, first + length))
+            assert set(rows[start + length : start + bucket.length]) <= {first + length - 1}
+            start += bucket.length
+
+
+def test_sequences_of_one_length_are_not_moved_at_all() -> None:
+    plan = plan_buckets([7] * 100)
+    assert len(plan.buckets) == 1
+    assert plan.token_of_row is None
+
+
+def test_hundreds_of_short_sequences_take_a_few_calls() -> None:
+    assert len(plan_buckets([12 + (i * 7) % 25 for i in range(256)]).buckets) <= 6
+
+
+def test_a_cache_attends_in_the_backends_place() -> None:
+    seen = {}
+
+    def attend(layer, q, k, v, packed, *, scale, window):
+        seen.update(layer=layer, scale=scale, window=window)
+        return q + 1
+
+    q, k, v = qkv(3, 2, 2, 4)
+    packed = replace(PackedSequences.from_lengths((3,)), cache=SimpleNamespace(attend=attend))
+    assert torch.equal(PackedAttention("7", scale=0.25, window=5)(q, k, v, packed), q + 1)
+    assert seen == {"layer": "7", "scale": 0.25, "window": 5}
+
+
+@given(lengths=lengths_lists, window=st.none() | st.integers(1, 14), block=st.sampled_from([1, 2, 4]))
+def test_flex_key_blocks_are_those_that_some_query_of_the_block_sees(
+    lengths: tuple[int, ...], window: int | None, block: int
+) -> None:
+    sequence = [i for i, length in enumerate(lengths) for _ in range(length)]
+    total = len(sequence)
+    needed = {
+        (q // block, key // block)
+        for q in range(total)
+        for key in range(q + 1)
+        if sequence[q] == sequence[key] and (window is None or q - key < window)
+    }
+    first = flex.first_key_blocks(lengths, window, block)
+    assert needed == {(q, key) for q in range(len(first)) for key in range(first[q], q + 1)}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (40, None), (150, None), (40, 0.7)])
+def test_flex_equals_sdpa(window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # Eager FlexAttention runs forward on the CPU; only its compiled form needs CUDA.
+    monkeypatch.setattr(flex, "_compiled_flex_attention", lambda: flex_attention)
+    lengths = (100, 3, 200, 57)
+    q, k, v = (x.detach().float() for x in qkv(sum(lengths), 4, 2, 16))
+    packed = PackedSequences.from_lengths(lengths)
+    options = {"scale": 0.2, "window": window, "softcap": softcap}
+    expected = sdpa.attend(q, k, v, packed, **options)
+    torch.testing.assert_close(flex.attend(q, k, v, packed, **options), expected, rtol=1e-5, atol=1e-5)
+    mask = flex._block_mask(lengths, window, q.device)
+    first = flex.first_key_blocks(lengths, window)
+    assert mask.to_dense()[0, 0].tolist() == [[int(first[i] <= j <= i) for j in range(3)] for i in range(3)]
+
+
+def _stand_in(*accepts: str):
+    """The formula behind the signature that torch's kernel has, or had, with these options."""
+
+    def kernel(q, k, v, cu_q, cu_k, max_q, max_k, **options):
+        assert set(options) <= set(accepts)
+        assert k.shape[1] == v.shape[1] == q.shape[1] or options["enable_gqa"]
+        lengths = tuple((cu_q[1:] - cu_q[:-1]).tolist())
+        assert max_q == max_k == max(lengths)
+        left, right = options.get("window_size", (-1, 0 if options.get("is_causal") else -1))
+        assert right == 0
+        return formula(q, k, v, lengths, options.get("scale", q.shape[-1] ** -0.5), None if left < 0 else left + 1)
+
+    import inspect
+
+    positional = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("query", "key")]
+    keyword = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in accepts]
+    kernel.__signature__ = inspect.Signature([*positional, *keyword])
+    return kernel
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param(("return_aux", "scale", "window_size"), id="torch 2.11"),
+        pytest.param(("return_aux", "scale", "window_size", "enable_gqa"), id="torch 2.12"),
+    ],
+)
+@pytest.mark.parametrize("window", [None, 3])
+def test_varlen_computes_grouped_heads_with_the_window_scale_and_lengths_on_every_torch(
+    window: int | None, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _stand_in(*options))
+    lengths = (4, 1, 6)
+    q, k, v = qkv(11, 4, 2, 8)
+    packed = PackedSequences.from_lengths(lengths)
+    out = varlen.attend(q, k, v, packed, scale=0.2, window=window)
+    expected = formula(q, k, v, lengths, 0.2, window)
+    torch.testing.assert_close(out, expected)
+    grad = torch.ones_like(out)
+    for found, wanted in zip(
+        torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_varlen_options_exist_in_the_installed_torch() -> None:
+    from torch.nn.attention.varlen import varlen_attn
+
+    assert {"scale", "window_size"} <= varlen._options(varlen_attn)
+
+
+def test_varlen_without_options_scales_the_queries_and_refuses_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _stand_in("is_causal"))
+    q, k, v = (x.detach() for x in qkv(11, 4, 4, 8))
+    packed = PackedSequences.from_lengths((4, 1, 6))
+    out = varlen.attend(q, k, v, packed, scale=0.2, window=None)
+    torch.testing.assert_close(out, formula(q, k, v, (4, 1, 6), 0.2))
+    with pytest.raises(ConfigError, match="sliding window"):
+        varlen.attend(q, k, v, packed, scale=0.2, window=2)
+    with pytest.raises(ConfigError, match="found a softcap of 50"):
+        varlen.attend(q, k, v, packed, scale=0.2, window=None, softcap=50.0)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "masked", "repeats"),
+    [
+        ("cpu", torch.float32, True, False),
+        ("cuda", torch.bfloat16, False, False),
+        ("cuda", torch.bfloat16, True, True),
+        ("cuda", torch.float32, False, True),
+    ],
+)
+def test_key_heads_are_repeated_where_only_kernels_without_grouped_heads_would_run(
+    device: str, dtype: torch.dtype, masked: bool, repeats: bool
+) -> None:
+    assert sdpa.repeats_heads(device, dtype, masked=masked) == repeats
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_sdpa_with_repeated_key_heads_equals_the_formula_and_its_gradients(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdpa, "repeats_heads", lambda *_, **__: True)
+    lengths = (4, 1, 6)
+    q, k, v = qkv(11, 4, 2, 8)
+    out = sdpa.attend(q, k, v, PackedSequences.from_lengths(lengths), scale=0.2, window=window)
+    expected = formula(q, k, v, lengths, 0.2, window)
+    torch.testing.assert_close(out, expected)
+    grad = torch.ones_like(out)
+    for found, wanted in zip(
+        torch.autograd.grad(out, (q, k, v), grad), torch.autograd.grad(expected, (q, k, v), grad), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "head_dim", "softcap", "expected"),
+    [
+        ("cpu", torch.bfloat16, 64, None, "sdpa"),
+        ("cuda", torch.bfloat16, 64, None, "varlen"),
+        ("cuda", torch.float32, 64, None, "sdpa"),
+        ("cuda", torch.float16, 20, None, "sdpa"),
+        ("cuda", torch.float16, 512, None, "sdpa"),
+        ("xpu", torch.bfloat16, 64, None, "sdpa"),
+        ("cuda", torch.bfloat16, 64, 50.0, "flex"),
+        ("cuda", torch.float64, 64, 50.0, "sdpa"),
+        ("cpu", torch.float32, 64, 50.0, "sdpa"),
+    ],
+)
+def test_the_backend_is_chosen_by_device_type_head_and_softcap(
+    device: str, dtype: torch.dtype, head_dim: int, softcap: float | None, expected: str
+) -> None:
+    assert choose_attention_backend(device, dtype, head_dim, softcap) == expected
+
+
+def test_varlen_is_refused_where_scores_are_capped() -> None:
+    with pytest.raises(ConfigError, match="it has no softcap, which the model's attention needs; use attn_type sdpa"):
+        check_attention_backend("varlen", "cuda", torch.bfloat16, 64, softcap=50.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "dtype", "message"),
+    [
+        ("spda", "cpu", torch.float32, "'spda'; did you mean 'sdpa'"),
+        ("varlen", "cpu", torch.float32, "needs a CUDA device, found cpu; it computes in bfloat16"),
+        ("flex", "cpu", torch.float32, "needs a CUDA device"),
+        ("flex", "cuda", torch.float64, "no float64"),
+    ],
+)
+def test_a_backend_that_cannot_run_is_refused(name: str, device: str, dtype: torch.dtype, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_attention_backend(name, device, dtype, 64)
+
+
+def test_a_backend_that_can_run_is_accepted_and_set_everywhere() -> None:
+    layers = torch.nn.ModuleList([PackedAttention(str(i), scale=1.0) for i in range(2)])
+    set_attention_backend(layers, check_attention_backend("sdpa", "cpu", torch.float64, 7))
+    assert [layer.backend for layer in layers] == ["sdpa", "sdpa"]

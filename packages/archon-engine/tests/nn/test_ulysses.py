@@ -1,0 +1,110 @@
+"""Context-parallel attention against the same attention on whole packs: values, and gradients of every input."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_engine.nn.attention import PackedAttention
+from archon_engine.nn.ulysses import ContextParallel, replicate_heads
+from archon_testing.worlds import run_world
+
+HEADS = [(4, 4), (8, 4), (8, 2), (8, 1), (24, 12), (12, 6), (12, 3), (24, 3)]
+"""(query heads, key heads); some of the latter fewer than context ranks, or no multiple of them."""
+
+PACKS = [(24,), (1, 1, 1, 9), (5, 7, 1, 11), (1,) * 12, (13, 11)]
+"""Lengths of 12 and 24 tokens: sequences of one token, sequences over all cuts, cuts on boundaries."""
+
+
+def tensors(tokens, heads, kv_heads, value_dim):
+    generator = torch.Generator().manual_seed(tokens + heads + kv_heads)
+    sizes = ((heads, 4), (kv_heads, 4), (kv_heads, value_dim), (heads, value_dim))
+    return [torch.randn(tokens, n, d, dtype=torch.float64, generator=generator) for n, d in sizes]
+
+
+def attend(q, k, v, packed, window):
+    return PackedAttention("0", scale=0.5, window=window)(q, k, v, packed)
+
+
+def differences():
+    """(case, largest difference of this rank's part) for 2, 3 and 4 context ranks."""
+    found = []
+    for size in (2, 3, 4):
+        group = dist.new_group(range(size))
+        if dist.get_rank() >= size:
+            continue
+        context = ContextParallel(group, dist.get_rank(), size)
+        for heads, kv_heads in HEADS:
+            if heads % size:
+                continue
+            for lengths in PACKS:
+                for window in (None, 3):
+                    case = f"c{size}, {heads} and {kv_heads} heads, {lengths}, window {window}"
+                    found.append((case, difference(context, heads, kv_heads, lengths, window)))
+    return found
+
+
+def difference(context, heads, kv_heads, lengths, window):
+    packed = PackedSequences.from_lengths(lengths)
+    *inputs, upstream = tensors(sum(lengths), heads, kv_heads, value_dim=4)
+    whole = [x.clone().requires_grad_() for x in inputs]
+    own = [context.own_tokens(x).clone().requires_grad_() for x in inputs]
+    expected = attend(*whole, packed, window)
+    expected.backward(upstream)
+    result = attend(*own, packed.cut(context), window)
+    result.backward(context.own_tokens(upstream))
+    pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=True))]
+    return max(float((part - context.own_tokens(x)).abs().max()) for part, x in pairs)
+
+
+def test_cut_tokens_give_the_attention_of_whole_packs_and_its_gradients():
+    seen = [set(), set(), set(), set()]
+    for rank, found in enumerate(run_world(differences, 4)):
+        assert [case for case, error in found if not error < 1e-12] == []
+        seen[rank] |= {case for case, _ in found}
+    assert len(seen[0]) > len(seen[3]) > 50
+
+
+def heads_of_unequal_size():
+    """Keys of another size than values, as in multi-head latent attention: there and back again."""
+    context = ContextParallel(dist.group.WORLD, dist.get_rank(), 2)
+    q, k, v, _ = tensors(6, 4, 1, value_dim=3)
+    gathered = context.gather_sequences(*(context.own_tokens(x) for x in (q, k, v)))
+    back = context.scatter_sequences(gathered[0])
+    # Copies: what a functional collective returns is still on its way, and cannot be sent.
+    return [x.clone() for x in gathered], torch.equal(back, context.own_tokens(q))
+
+
+def test_ranks_get_their_heads_in_order_and_give_them_back():
+    q, k, v, _ = tensors(6, 4, 1, value_dim=3)
+    for rank, ((own_q, own_k, own_v), is_back) in enumerate(run_world(heads_of_unequal_size, 2)):
+        assert torch.equal(own_q, q[:, 2 * rank : 2 * rank + 2])
+        assert torch.equal(own_k, k)
+        assert torch.equal(own_v, v)
+        assert is_back
+
+
+def test_the_gradient_of_a_replicated_head_is_the_sum_of_its_copies():
+    x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(3, 6, 4, dtype=torch.float64)
+    copies = replicate_heads(x, 3)
+    copies.backward(upstream)
+    assert torch.equal(copies, x.detach()[:, [0, 0, 0, 1, 1, 1]])
+    torch.testing.assert_close(x.grad, upstream.view(3, 2, 3, 4).sum(2), rtol=0, atol=1e-14)
+
+
+def test_a_cut_pack_keeps_its_boundaries_and_the_places_of_its_tokens():
+    targets = torch.arange(8)
+    packed = PackedSequences.from_lengths((3, 5), head=HeadInputs(("logprobs",), targets))
+    second = packed.cut(ContextParallel(None, 1, 2))
+    assert second.positions.tolist() == [1, 2, 3, 4]
+    assert second.head.targets.tolist() == [4, 5, 6, 7]
+    assert second.cu_seqlens.tolist() == [0, 3, 8]
+    assert (second.lengths, second.max_seqlen) == ((3, 5), 5)
+    assert second.of_own_tokens(targets).tolist() == [4, 5, 6, 7]
+    assert packed.of_own_tokens(targets) is targets
+
+
+def test_tokens_that_were_not_padded_are_noticed():
+    with pytest.raises(AssertionError, match="7 tokens were not padded for 2 context ranks"):
+        ContextParallel(None, 0, 2).own_tokens(torch.arange(7))

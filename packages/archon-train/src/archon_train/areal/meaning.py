@@ -1,0 +1,162 @@
+"""What an AReaL file means beyond its names: values that stand for something else here, and what it leaves out."""
+
+from __future__ import annotations
+
+from archon_core.config.dialect import Translation
+from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, merge, nested, prune, shown, walk
+from archon_core.config.root import default_text
+from archon_core.config.typed import knows
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import ConfigError, LayoutError
+from archon_core.layout import parse_layout
+from archon_train.areal.allocation_mode import allocation_mode_decision
+from archon_train.areal.keys import (
+    DATASETS,
+    DEFAULTS,
+    NULL_MEANS,
+    PIPELINE_DEFAULTS,
+    SECTIONS,
+    fits,
+)
+from archon_train.experiment import ROLES
+
+
+def is_areal(tree: RawMapping) -> bool:
+    """Whether a file, as written, is in AReaL's form: it has a section or option that only AReaL has."""
+    return not SECTIONS.isdisjoint(tree.entries)
+
+
+def translate(tree: RawMapping) -> Translation:
+    """Replace what means something else here than in AReaL. ``tree`` has our names and all overrides."""
+    decisions: list[Decision] = []
+    for step in (_nulls, _scheduler, _optimizers, _algorithm, _dataset, _recover, _allocation_mode):
+        tree = step(tree, decisions)
+    return Translation(tree, tuple(decisions))
+
+
+def translate_deprecated(tree: RawMapping) -> Translation:
+    """The same for a file in Archon's form, where only an override may still say ``allocation_mode``."""
+    decisions: list[Decision] = []
+    return Translation(_allocation_mode(tree, decisions), tuple(decisions))
+
+
+def fill_in(tree: RawMapping, schema: type) -> Translation:
+    """Record the defaults that differ, and write what AReaL's code knows about a data set and its files leave out."""
+    decisions = []
+    defaults = DEFAULTS | PIPELINE_DEFAULTS if _is_pipelined(tree) else DEFAULTS
+    for option, default in defaults.items():
+        if tree.get(option) is None:
+            ours = default_text(schema, option) or "null"
+            decisions.append(Decision(option, f"left out ({default} in AReaL)", ours, "Archon's default is used"))
+    path = _text(tree, "data.path")
+    for option, value in DATASETS.get(path, {}).items():
+        if tree.get(option) is None and knows(schema, option):
+            tree = _set(tree, option, value)
+            decisions.append(Decision(option, "left out", value, f"what AReaL does for {path}"))
+    return Translation(tree, tuple(decisions))
+
+
+def _nulls(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    for path, node in list(walk(tree)):
+        for pattern, value in NULL_MEANS.items():
+            if isinstance(node, RawScalar) and node.is_null and fits(pattern, path):
+                tree = _set(tree, path, value, node.source)
+    return tree
+
+
+def _scheduler(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    kind = tree.get("scheduler.type")
+    if isinstance(kind, RawScalar) and kind.is_null:
+        decisions.append(Decision("scheduler.type", "null", "local", "without a launcher, processes start here"))
+        return _set(tree, "scheduler.type", "local", kind.source)
+    return tree
+
+
+def _optimizers(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    for role in ROLES:
+        option = f"{role}.optimizer.type"
+        node = tree.get(option)
+        if isinstance(node, RawScalar) and node.text == "adam":
+            decisions.append(
+                Decision(option, "adam", "adamw", "AReaL's adam decays weights apart from gradients: AdamW")
+            )
+            tree = _set(tree, option, "adamw", node.source)
+    return tree
+
+
+def _algorithm(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    kind = tree.get("train_dataset.type")
+    if tree.get("algorithm") is not None or not isinstance(kind, RawScalar):
+        return tree
+    critic = isinstance(tree.get("critic"), RawMapping)
+    name = {"rl": "ppo" if critic else "grpo"}.get(kind.text, kind.text)
+    reason = f"train_dataset.type is {kind.text}" + (" and there is a critic" if critic and name == "ppo" else "")
+    decisions.append(Decision("algorithm", "left out", name, reason))
+    tree = prune(tree, lambda path, _: path in ("train_dataset.type", "valid_dataset.type"))
+    return _set(tree, "algorithm", name, kind.source)
+
+
+def _dataset(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    path = _text(tree, "data.path")
+    if not path or tree.get("data.dataset") is not None:
+        return tree
+    name = "jsonl" if path.endswith((".jsonl", ".json")) else "hf"
+    decisions.append(Decision("data.dataset", "left out", name, f"data.path is {path}"))
+    tree = _set(tree, "data.dataset", name)
+    if path in DATASETS and _text(tree, "data.validation_path") == path:
+        split = DATASETS[path]["data.hf.validation_split"]
+        decisions.append(Decision("data.validation_path", path, "null", f"its split {split} is held out"))
+        tree = _set(tree, "data.validation_path", "null")
+    return tree
+
+
+def _recover(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    mode, steps = tree.get("recover.mode"), tree.get("recover.freq_steps")
+    if isinstance(steps, RawScalar) and not steps.is_null and _is_zero(tree.get("trainer.save_every")):
+        decisions.append(Decision("trainer.save_every", "0", shown(steps), "recover.freq_steps asks for checkpoints"))
+        tree = _set(tree, "trainer.save_every", steps.text, steps.source)
+    if isinstance(mode, RawScalar):
+        options = {"resume": "trainer.resume", "auto": "trainer.auto_resume", "on": "trainer.auto_resume"}
+        options["fault"] = "trainer.auto_resume"
+        if mode.text not in (*options, "disabled", "off"):
+            raise ConfigError(
+                f"{mode.source}: recover.mode: found {shown(mode)}; allowed are auto, disabled, fault, off, on, resume"
+            )
+        if mode.text in options and tree.get(options[mode.text]) is None:
+            tree = _set(tree, options[mode.text], "true", mode.source)
+        tree = _without(tree, "recover.mode")
+    return tree
+
+
+def _allocation_mode(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    node = tree.get("allocation_mode")
+    if not isinstance(node, RawScalar):
+        return tree
+    if node.text:
+        decisions.append(allocation_mode_decision(node.text))
+    return _without(tree, "allocation_mode")
+
+
+def _text(tree: RawMapping, option: str) -> str:
+    """What an option or the one that it refers to says; empty when it is not written."""
+    _, node = follow(tree, option)
+    return node.text if isinstance(node, RawScalar) and not node.is_null else ""
+
+
+def _is_pipelined(tree: RawMapping) -> bool:
+    try:
+        return parse_layout(_text(tree, "actor.backend")).dims["p"] > 1
+    except LayoutError:
+        return False  # preflight says what is wrong with it
+
+
+def _is_zero(node: RawNode | None) -> bool:
+    return node is None or (isinstance(node, RawScalar) and node.text == "0")
+
+
+def _set(tree: RawMapping, option: str, text: str, source: str = "AReaL's form") -> RawMapping:
+    return merge(tree, nested(option, RawScalar(text, plain=True, source=source)))
+
+
+def _without(tree: RawMapping, option: str) -> RawMapping:
+    return prune(tree, lambda path, _: path == option)

@@ -1,0 +1,158 @@
+"""``archon train``: read the configuration, say everything that stops it, then run it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archon_core.cli.console import print_remark, print_text
+from archon_core.config.loading import LoadedConfig
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import USER_ERROR, ConfigError
+from archon_core.plugins import LauncherSpec, registry
+from archon_core.ranks.environment import RankEnvironment, rank_environment
+from archon_train.cli.launching import launch_ranks
+from archon_train.cli.plan_report import (
+    describe_obstacles,
+    print_decisions,
+    print_obstacles,
+    print_plan,
+)
+from archon_train.cli.training import run_training, set_aside
+from archon_train.experiment import load_config
+from archon_train.launch.rank import run_as_rank, started_by_archon
+from archon_train.launch.world import check_started, explain_machines, ranks_needed
+from archon_train.preflight import plan_run
+from archon_train.run_plan import RunPlan
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="A YAML file, in Archon's form or AReaL's.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options to set, such as actor.optimizer.lr=1e-5; a later one wins.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Print what would run, and what stops it; start nothing. Ends with 2 where the configuration is "
+            "wrong, with 0 where only this machine lacks something.",
+        ),
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew; an earlier run of this name is set aside, not deleted.")
+    ] = False,
+) -> None:
+    """Train a model as a YAML file describes."""
+    command = ["train", str(config), *(overrides or [])]
+    given = [*(overrides or []), *(["trainer.resume=true"] if resume else [])]
+    if dry_run:
+        raise typer.Exit(_print_dry_run(config, given, command))
+    place = rank_environment()
+    if place is None:
+        raise typer.Exit(_start(_read(config, given), command, resume=resume, restart=restart))
+
+    def work() -> int:
+        loaded, plan = _read(config, given)
+        check_started(place, plan.layouts, command)
+        if not started_by_archon():
+            loaded = _restarted_by_launcher(loaded)
+            if place.rank == 0:
+                _print_preliminaries(loaded, plan)
+        return run_training(loaded, resume_command=_resume_command(command), place=place, restart=restart)
+
+    run_as_rank(place, work)
+
+
+def _print_dry_run(config: Path, overrides: list[str], command: list[str]) -> int:
+    loaded = load_config(config, overrides, allow_missing=True)
+    plan = plan_run(loaded, registry())
+    print_text(loaded.to_yaml())
+    print_plan(plan, loaded)
+    if "actor" in plan.layouts and loaded.config.scheduler.type == "local":
+        elsewhere = explain_machines(plan.layouts, loaded.config.cluster, command)
+        if elsewhere:
+            print_text(f"note: {elsewhere}\n")
+    print_decisions((*loaded.decisions, *plan.decisions))
+    if not plan.can_run:
+        print_obstacles(plan)
+    return USER_ERROR if plan.is_wrong else 0
+
+
+def _read(config: Path, overrides: list[str]) -> tuple[LoadedConfig, RunPlan]:
+    """The configuration and its plan.
+
+    Raises:
+        ConfigError: naming everything that stops the run.
+    """
+    loaded = load_config(config, overrides, allow_missing=True)
+    plan = plan_run(loaded, registry())
+    if not plan.can_run:
+        raise ConfigError("\n".join(describe_obstacles(plan)))
+    return loaded, plan
+
+
+def _print_preliminaries(loaded: LoadedConfig, plan: RunPlan) -> None:
+    for note in plan.notes:
+        print_remark(note, label="note: ")
+    print_decisions(loaded.decisions)
+
+
+def _restarted_by_launcher(loaded: LoadedConfig) -> LoadedConfig:
+    """``loaded`` with the decision that ``trainer.max_restarts`` has no effect, when it asks for some."""
+    asked = loaded.config.trainer.max_restarts
+    if asked == 0:
+        return loaded
+    reason = "another launcher started the ranks and restarts them; torchrun takes --max-restarts, which needs"
+    decision = Decision("trainer.max_restarts", str(asked), "0", f"{reason} trainer.auto_resume=true")
+    return replace(loaded, decisions=(*loaded.decisions, decision))
+
+
+def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bool, restart: bool) -> int:
+    """Run here, start ranks here, or hand over to the launcher that ``scheduler.type`` names; returns the exit code."""
+    loaded, plan = read
+    kind = loaded.config.scheduler.type
+    if kind == "local" and (elsewhere := explain_machines(plan.layouts, loaded.config.cluster, command)):
+        raise ConfigError(elsewhere)
+    _print_preliminaries(loaded, plan)
+    if restart:
+        set_aside(loaded.config)
+    resume_command = _resume_command(command)
+    if kind != "local":
+        launcher = registry().get(LauncherSpec, kind).load()
+        return int(launcher(loaded.config, _entry(loaded, resume_command)))
+    n_ranks = ranks_needed(plan.layouts)
+    # A process cannot start itself again after it was killed: a single rank that may be restarted is launched too.
+    if n_ranks == 1 and loaded.config.trainer.max_restarts == 0:
+        return run_training(loaded, resume_command=resume_command)
+    arguments = [*command, *(["--resume"] if resume else [])]
+    return launch_ranks(loaded, arguments, n_ranks=n_ranks, resume_command=resume_command)
+
+
+def _entry(loaded: LoadedConfig, resume_command: str) -> Callable[[], None]:
+    """What a launcher's process runs: a rank, when the environment says so by then."""
+
+    def entry() -> None:
+        place: RankEnvironment | None = rank_environment()
+
+        def work() -> int:
+            return run_training(loaded, resume_command=resume_command, place=place)
+
+        if place is not None:
+            run_as_rank(place, work)
+        sys.exit(work())
+
+    return entry
+
+
+def _resume_command(command: list[str]) -> str:
+    kept = [part for part in command if not part.startswith("trainer.resume=")]
+    return shlex.join(["archon", *kept, "--resume"])

@@ -1,0 +1,226 @@
+"""What ``archon train`` does in a process that trains: alone, or as one rank of several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from archon_core.cli.console import print_remark
+from archon_core.config.loading import LoadedConfig, to_yaml
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import ArchonError, ConfigError
+from archon_core.plugins import AlgorithmSpec, registry
+from archon_core.ranks.environment import RankEnvironment
+from archon_core.ranks.ranks import Ranks
+from archon_train.cli.plan_report import print_decisions
+from archon_train.experiment import ROLES
+from archon_train.launch.rank import started_by_archon
+from archon_train.run.changes import changes_since_start
+from archon_train.run.folder import RunFolder
+from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
+
+if TYPE_CHECKING:
+    from archon_train.experiment import ExperimentConfig
+
+
+RECOMPUTE_FILE = "ac_debug-rank0.txt"
+"""In the run folder: what activation checkpointing kept and recomputed on the first rank (``ac_debug``)."""
+
+
+@dataclass(frozen=True)
+class OpenRun:
+    """A run folder that is ready to be written, and what was found in it.
+
+    Attributes:
+        folder: the run folder; only the first rank holds it, so that no second run writes there.
+        resumed: whether there is a checkpoint in it to go on from.
+        decisions: recorded so far.
+    """
+
+    folder: RunFolder
+    resumed: bool
+    decisions: list[Decision]
+
+
+def run_training(
+    loaded: LoadedConfig, *, resume_command: str, place: RankEnvironment | None = None, restart: bool = False
+) -> int:
+    """Train to the end, or to the step in which Ctrl-C falls; returns the exit code.
+
+    Args:
+        loaded: a configuration that nothing stops.
+        resume_command: what to tell a user who interrupts the run.
+        place: which rank this is; ``None`` for a run of one process.
+        restart: set an earlier run of this name aside first.
+
+    Raises:
+        ArchonError: as the trainer does.
+    """
+    stop = StopSignal() if place is None else _rank_stop(place)
+    run: OpenRun | None = None
+    is_first = place is None or place.rank == 0
+    try:
+        with stop, _joined(place, loaded.config) as ranks, open_run(loaded, ranks, restart=restart) as run:
+            config = replace(
+                loaded.config, trainer=replace(loaded.config.trainer, resume=run.resumed, auto_resume=False)
+            )
+            if is_first:
+                run.folder.write_config(to_yaml(config))
+                run.folder.write_decisions(run.decisions)
+                print_remark(str(run.folder.path), label="run folder: ", style="bold")
+            try:
+                _fit(config, run, loaded.explicit, stop, ranks)
+                code = next((code for code in ranks.gather(stop.exit_code) if code), 0)
+            finally:
+                if is_first:
+                    run.folder.write_decisions(run.decisions)
+    except KeyboardInterrupt:
+        if not stop.requested:  # else the signal that asked first tells the exit code
+            stop.request()
+        code = stop.exit_code
+    if code and is_first and run is not None:
+        print_remark(explain_interruption(run.folder, resume_command), label="interrupted: ", style="bold yellow")
+    return code
+
+
+def _rank_stop(place: RankEnvironment) -> StopSignal:
+    # Our own launcher answers the user itself: a rank may sit in a collective for long before it can.
+    return StopSignal(announce=place.rank == 0 and not started_by_archon(), same_within=SAME_SIGNAL_SECONDS)
+
+
+def _joined(place: RankEnvironment | None, config: ExperimentConfig) -> AbstractContextManager[Ranks]:
+    if _any_engine_sets("use_deterministic_algorithms", config):
+        from archon_engine.distributed.determinism import set_deterministic
+
+        set_deterministic()  # no process group may be there before it
+    if place is None:
+        return nullcontext(Ranks())
+    from archon_engine.distributed.process_group import process_group
+
+    return process_group(place)
+
+
+def _any_engine_sets(option: str, config: ExperimentConfig) -> bool:
+    """Whether an option of the Archon engine is true for one of the models; other engines do not have the option."""
+    sections = (getattr(getattr(config, role), "archon", None) for role in ROLES)
+    return any(getattr(section, option, False) for section in sections)
+
+
+@contextmanager
+def open_run(loaded: LoadedConfig, ranks: Ranks, *, restart: bool = False) -> Iterator[OpenRun]:
+    """Open the run folder on the first rank, and tell the others what was found.
+
+    Raises:
+        ArchonError: on every rank, when the first cannot open it; see ``open_folder``.
+    """
+    with ExitStack() as stack:
+        opened: OpenRun | ArchonError | None = None
+        if ranks.is_first:
+            try:
+                if restart:
+                    set_aside(loaded.config)
+                opened = stack.enter_context(open_folder(loaded))
+                if opened.resumed:
+                    _record_changes(loaded, opened)
+                print_decisions(opened.decisions[len(loaded.decisions) :])
+            except ArchonError as error:
+                opened = error
+        opened = ranks.broadcast(opened)
+        if isinstance(opened, ArchonError):
+            raise opened
+        assert opened is not None
+        yield opened
+
+
+def _record_changes(loaded: LoadedConfig, run: OpenRun) -> None:
+    trainer = replace(loaded.config.trainer, resume=True, auto_resume=False)
+    run.decisions.extend(changes_since_start(run.folder, to_yaml(replace(loaded.config, trainer=trainer))))
+
+
+@contextmanager
+def open_folder(loaded: LoadedConfig) -> Iterator[OpenRun]:
+    """Hold the run folder until the block ends.
+
+    Raises:
+        ConfigError: the folder holds another run and this one does not resume it, there is nothing to resume, or
+            another process is writing it.
+    """
+    config: ExperimentConfig = loaded.config
+    decisions = list(loaded.decisions)
+    asked = config.trainer.resume or config.trainer.auto_resume
+    place = (config.cluster.fileroot, config.experiment_name, config.trial_name)
+    if config.trainer.resume and not RunFolder.at(*place).path.is_dir():
+        raise ConfigError(
+            f"trainer.resume: found no run in {RunFolder.at(*place).path}; leave --resume out to start one, or set "
+            "cluster.fileroot, experiment_name and trial_name to those of the run to go on with"
+        )
+    with RunFolder.hold(*place, resume=asked) as folder:
+        resumed = asked and folder.latest_step() is not None
+        if config.trainer.resume and not resumed:
+            reason = "the run stopped before its first checkpoint, so it starts again"
+            decisions.append(Decision("trainer.resume", "true", "false", reason))
+        elif config.trainer.auto_resume:
+            found = f"step {folder.latest_step()}" if resumed else "no checkpoint"
+            decisions.append(Decision("trainer.auto_resume", "true", f"resume={resumed}".lower(), f"found {found}"))
+        yield OpenRun(folder, resumed, decisions)
+
+
+def set_aside(config: ExperimentConfig) -> None:
+    """Rename the folder of an earlier run of this name, for ``--restart``.
+
+    Raises:
+        ConfigError: the run is to be resumed too, or another process is writing it.
+    """
+    if config.trainer.resume:
+        raise ConfigError("--restart and resuming: found both; one begins anew, the other goes on; use one of them")
+    folder = RunFolder.at(config.cluster.fileroot, config.experiment_name, config.trial_name)
+    aside = folder.set_aside()
+    if aside is not None:
+        print_remark(str(aside), label="earlier run set aside: ", style="bold")
+
+
+def explain_interruption(folder: RunFolder, resume_command: str) -> str:
+    """What is left of a run that was interrupted, and how to go on with it."""
+    step = folder.latest_step()
+    if step is None:
+        return f"there was no checkpoint yet (trainer.save_every says how often); to start again: {resume_command}"
+    return f"the last checkpoint, {folder.checkpoint_path(step)}, is whole; to go on from step {step}: {resume_command}"
+
+
+def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, ranks: Ranks) -> None:
+    # These import numpy, TensorBoard and the trainer: seconds that a dry run does not need.
+    from archon_train.run.context import RunContext
+    from archon_train.run.log import recorded_pipelines, shown_log, written_log
+    from archon_train.run.metrics import MetricsLog, NoMetrics
+    from archon_train.run.progress import NoProgress, Progress
+
+    spec = registry().get(AlgorithmSpec, config.algorithm)
+    trainer, algorithm = spec.load_trainer(), spec.load()
+    with ExitStack() as stack:
+        if ranks.is_first:
+            step = run.folder.latest_step() if run.resumed else None
+            metrics = stack.enter_context(MetricsLog(run.folder, resume_step=step, decisions=run.decisions))
+            progress = stack.enter_context(Progress())
+            stack.enter_context(shown_log(progress.note))
+            stack.enter_context(recorded_pipelines(run.folder.path))
+            if _any_engine_sets("ac_debug", config):
+                from archon_engine.parallel.recompute_log import REPORT_LOGGER
+
+                stack.enter_context(written_log(run.folder.path / RECOMPUTE_FILE, REPORT_LOGGER))
+        else:
+            metrics, progress = NoMetrics(), NoProgress()
+            if started_by_archon():  # its output is a log file of its own
+                stack.enter_context(shown_log(print))
+        context = RunContext(
+            config=config,
+            folder=run.folder,
+            metrics=metrics,
+            progress=progress,
+            stop=stop,
+            decisions=run.decisions,
+            explicit=explicit,
+            ranks=ranks,
+        )
+        trainer(context, algorithm).fit()

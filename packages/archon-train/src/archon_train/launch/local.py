@@ -1,0 +1,204 @@
+"""Starts the ranks of a run on this machine and watches them, in the process that the user started.
+
+The processes are torch's (``torch.distributed.elastic.multiprocessing``), the watching is ours: elastic's own gives
+the others 30 seconds to end when one rank dies, and has no say for a rank's being stopped on purpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch.distributed import TCPStore
+from torch.distributed.elastic.multiprocessing import (
+    LogsDest,
+    LogsSpecs,
+    SignalException,
+    SubprocessContext,
+    start_processes,
+)
+
+from archon_core.errors import USER_ERROR
+from archon_core.ranks.error_file import ERROR_FILE, read_error
+from archon_train.launch.first_failure import RankExit
+from archon_train.launch.rank import LAUNCHER_PID
+from archon_train.launch.world import threads_per_rank
+from archon_train.run.interrupt import StopSignal
+
+POLL_SECONDS = 0.05
+
+GRACE_SECONDS = 1.5
+"""How long the other ranks may take to leave their errors after one has died; then they are killed."""
+
+MISTAKE_GRACE_SECONDS = 5
+"""The same after a user's mistake: the others are about to find it too, but may still be importing what they need."""
+
+REAP_SECONDS = 10
+"""How long a killed process is waited for. One that hangs inside a device driver cannot be reaped at all."""
+
+LOCALHOST = "127.0.0.1"
+
+_ELASTIC_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def run_ranks(arguments: Sequence[str], *, n_ranks: int, logs: Path, stop: StopSignal) -> list[RankExit]:
+    """Start the ranks, wait for them, and leave none behind.
+
+    The first signal that ``stop`` catches is passed on to every rank, which then end after their step; the second one,
+    or the failure of a rank, kills them.
+
+    Args:
+        arguments: of ``archon``, for every rank.
+        n_ranks: how many.
+        logs: an empty folder, for the output of all ranks but the first, which has the terminal.
+        stop: entered; it must not raise.
+
+    Returns:
+        The ranks that ended by themselves. Those that were killed here are left out.
+    """
+    store = _serve_store()
+    try:
+        context = _start(arguments, n_ranks, logs, store.port)
+    except SignalException as interruption:
+        stop.request(interruption.sigval)
+        return []
+    try:
+        return _watch(context, logs, stop)
+    finally:
+        _kill(context)
+        del store  # only now: ranks that still run would take its end for a failure
+
+
+def _serve_store() -> TCPStore:
+    """The key-value store by which ranks find one another, on a free port that nobody off this machine can reach."""
+    listener = socket.socket()
+    listener.bind((LOCALHOST, 0))
+    listener.listen(1024)
+    port = listener.getsockname()[1]
+    return TCPStore(LOCALHOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+class _RankLogs(LogsSpecs):
+    """Where each rank's output and error go."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(log_dir=str(folder))
+        self._folder = folder
+
+    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
+        """Elastic's hook: file names, an empty one standing for the terminal."""
+        errors = {rank: str(_error_path(self._folder, rank)) for rank in envs}
+        for rank, environment in envs.items():
+            environment[ERROR_FILE] = errors[rank]
+        # Two files would be written over one another if they had one name; the rank joins its streams itself.
+        return LogsDest(
+            stdouts={rank: os.devnull if rank else "" for rank in envs},
+            stderrs={rank: str(_log_path(self._folder, rank)) if rank else "" for rank in envs},
+            error_files=errors,
+        )
+
+    @property
+    def root_log_dir(self) -> str:
+        """The folder."""
+        return str(self._folder)
+
+
+def _log_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.log"
+
+
+def _error_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank}.error.json"
+
+
+def _start(arguments: Sequence[str], n_ranks: int, logs: Path, port: int) -> SubprocessContext:
+    # Without -P, Python would put the working folder in front of the installed packages, which `archon` does not.
+    isolated = () if sys.path[0] in ("", os.getcwd()) else ("-P",)
+    command = (*isolated, "-m", "archon_core.cli", *arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with _handlers_kept():
+        context = start_processes(
+            name="archon",
+            entrypoint=sys.executable,
+            args=dict.fromkeys(range(n_ranks), command),
+            envs={rank: _rank_environment(rank, n_ranks, port) for rank in range(n_ranks)},
+            logs_specs=_RankLogs(logs),
+        )
+    assert isinstance(context, SubprocessContext)
+    return context
+
+
+@contextlib.contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Elastic installs signal handlers of its own and leaves them there."""
+    handlers = {number: signal.getsignal(number) for number in _ELASTIC_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
+    place = {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(n_ranks),
+        "LOCAL_WORLD_SIZE": str(n_ranks),
+        "MASTER_ADDR": LOCALHOST,
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # all ranks are clients of our store
+        LAUNCHER_PID: str(os.getpid()),
+    }
+    defaults = {
+        "OMP_NUM_THREADS": str(threads_per_rank(n_ranks)),
+        "PYTHONUNBUFFERED": "1",  # the last lines of a rank that is killed are the ones that matter
+    }
+    loopback = {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}
+    if loopback:  # gloo would look up the host's own name, which fails on many laptops and in containers
+        defaults["GLOO_SOCKET_IFNAME"] = loopback.pop()
+    return {name: os.environ.get(name, value) for name, value in defaults.items()} | place
+
+
+def _watch(context: SubprocessContext, logs: Path, stop: StopSignal) -> list[RankExit]:
+    """Wait until all ranks have ended, or must be ended."""
+    running = {rank: handler.proc for rank, handler in context.subprocess_handlers.items()}
+    ended: list[RankExit] = []
+    passed_on = False
+    deadline: float | None = None
+    while running and not stop.insisted and (deadline is None or time.monotonic() < deadline):
+        if stop.number is not None and not passed_on:
+            for process in running.values():
+                process.send_signal(stop.number)
+            passed_on = True
+        for rank, code in [(rank, process.poll()) for rank, process in running.items()]:
+            if code is not None:
+                log = _log_path(logs, rank) if rank else None
+                exit = RankExit(rank, running.pop(rank).pid, code, time.time(), log=log)
+                ended.append(exit)
+                if exit.failed and deadline is None:
+                    deadline = time.monotonic() + (MISTAKE_GRACE_SECONDS if code == USER_ERROR else GRACE_SECONDS)
+        time.sleep(POLL_SECONDS)
+    return [replace(exit, error=read_error(_error_path(logs, exit.rank))) for exit in ended]
+
+
+def _kill(context: SubprocessContext) -> None:
+    """End every rank and whatever it has started, at once."""
+    processes = [handler.proc for handler in context.subprocess_handlers.values()]
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)  # each rank leads a process group of its own
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(REAP_SECONDS)
+    if all(process.poll() is not None for process in processes):  # torch 2.11 would wait for the others forever
+        context.close()

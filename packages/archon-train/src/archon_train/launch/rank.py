@@ -1,0 +1,70 @@
+"""What a process does because it is one rank of a run: end with its launcher, and leave its error where that looks."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+from archon_core.errors import USER_ERROR, ArchonError
+from archon_core.ranks.environment import RankEnvironment
+from archon_core.ranks.error_file import ERROR_FILE, describe_error, write_error
+from archon_train.launch.watchdog import end_with_parent
+
+LAUNCHER_PID = "ARCHON_LAUNCHER_PID"
+"""The environment variable by which our own launcher says that it started a rank."""
+
+TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
+"""The same of ``torchrun``. Other launchers may end before their ranks do, so those are not watched."""
+
+
+def started_by_archon(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether ``archon train`` started this rank; then that one talks to the user about starting and failing."""
+    return LAUNCHER_PID in environment
+
+
+def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> NoReturn:
+    """Run ``body`` as a rank; the process ends here, with its exit code and without the interpreter's clean-up.
+
+    That would wait for threads of collectives that no other rank will ever enter, when one fails. When all is well, it
+    takes down torch while threads of it are at work, which aborts the process now and then ("terminate called without
+    an active exception", 2.13 with gloo).
+
+    Args:
+        place: which rank this is.
+        body: returns the exit code.
+    """
+    faulthandler.enable()
+    if started_by_archon():
+        end_with_parent(int(os.environ[LAUNCHER_PID]))
+        if place.rank > 0:
+            os.dup2(2, 1)  # one log file, in the order of writing
+    elif TORCHRUN_ID in os.environ:
+        end_with_parent(os.getppid())
+    try:
+        code = body()
+    except Exception as error:
+        code = USER_ERROR if isinstance(error, ArchonError) else 1
+        _leave(error, place)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _leave(error: Exception, place: RankEnvironment) -> None:
+    """Write the error file, and print what no launcher will show."""
+    told = describe_error(error)
+    write_error(told)
+    if started_by_archon():
+        if place.rank > 0:  # into its log; the launcher shows the first rank's, if that was the one
+            traceback.print_exception(error)
+    elif told.kind != "user" or os.environ.get("ARCHON_TRACEBACK", "0") not in ("", "0"):
+        traceback.print_exception(error)
+    elif place.rank == 0 or not os.environ.get(ERROR_FILE):
+        who = f"rank {place.rank}: " if place.rank > 0 else ""
+        print(f"{who}error: {told.message}", file=sys.stderr)

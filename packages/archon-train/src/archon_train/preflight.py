@@ -1,0 +1,321 @@
+"""Everything that would stop a run, found before anything starts: layouts, the cluster, packages, paths.
+
+``plan_run`` is pure but for two looks at the file system (is there a checkpoint folder, a data file). It starts
+nothing and imports no torch, so that a layout for a hundred devices can be checked on a laptop.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archon_core.config.loading import LoadedConfig
+from archon_core.config.packages import MissingPackage, missing_package
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import EngineOutline, TrainEngineSpec
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.model import ModelSpec
+from archon_core.contracts.moe import MoESpec
+from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
+from archon_core.contracts.rollout import InferenceEngineSpec
+from archon_core.contracts.spec import Spec
+from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
+from archon_core.layout import (
+    BUILTIN_BACKENDS,
+    Backend,
+    Layout,
+    backend_table,
+    refuse_axes,
+)
+from archon_core.layout.diagnostics import count
+from archon_core.plugins.clashes import explain_several_builders
+from archon_core.plugins.first_party import PACKAGES
+from archon_core.plugins.hints import package_for
+from archon_core.selection import select_model
+from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
+from archon_train.experiment import ROLES
+from archon_train.run_plan import Need, Obstacle, RunPlan
+
+if TYPE_CHECKING:
+    from archon_core.plugins import Registry
+
+HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
+
+
+def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
+    """Collect everything that stops a run of this configuration on this machine."""
+    planner = _Planner(loaded, registry)
+    planner.plan()
+    return RunPlan(
+        layouts=planner.layouts,
+        shares=planner.shares,
+        needs=tuple(Need(package, tuple(purposes)) for package, purposes in planner.needs.items()),
+        obstacles=tuple(dict.fromkeys(planner.obstacles)),
+        notes=tuple(planner.notes),
+        decisions=tuple(planner.decisions),
+    )
+
+
+class _Planner:
+    def __init__(self, loaded: LoadedConfig, registry: Registry) -> None:
+        self.config = loaded.config
+        self.loaded = loaded
+        self.registry = registry
+        self.layouts: dict[str, Layout] = {}
+        self.shares: tuple[EngineShare, ...] = ()
+        self.needs: dict[MissingPackage, list[str]] = {}
+        self.obstacles: list[Obstacle] = []
+        self.decisions: list[Decision] = []
+        self.samples = True
+        self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
+
+    def plan(self) -> None:
+        for option in self.loaded.missing:
+            self.need(option.package, option.option)
+        self.read_layouts()
+        self.check_algorithm()
+        if self.config.scheduler.type != "local":
+            self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
+        for role in ROLES:
+            if getattr(self.config, role) is not None:
+                self.check_engine(role)
+        self.check_paths()
+
+    def read_layouts(self) -> None:
+        table, backends = self.backends(), engine_backends(self.config)
+        for role in ["actor", *(other for other in backends if other != "actor")]:
+            if role != "actor" and "actor" not in self.layouts and not backends[role]:
+                continue  # it inherits the actor's, which is reported already
+            try:
+                # One by one, so that every mistake is found; an actor that cannot be read is reported already.
+                actor = str(self.layouts.get("actor", "archon:d1"))
+                self.layouts[role] = engine_layouts({"actor": actor, role: backends[role]}, backends=table)[role]
+            except ArchonError as error:
+                self.wrong(str(error))
+        if "actor" in self.layouts:
+            cluster = self.config.cluster
+            self.shares = cluster_shares(self.layouts)
+            try:
+                check_cluster(self.layouts, n_nodes=cluster.n_nodes, n_gpus_per_node=cluster.n_gpus_per_node)
+            except ArchonError as error:
+                self.wrong(str(error))
+
+    def backends(self) -> Mapping[str, Backend]:
+        """The engines that layouts may name: those that core knows of, and those that are installed."""
+        try:
+            return backend_table(self.registry.all(TrainEngineSpec), self.registry.all(InferenceEngineSpec))
+        except PluginError as error:
+            self.unable(str(error))
+            return BUILTIN_BACKENDS
+
+    def check_algorithm(self) -> None:
+        config = self.config
+        algorithm = self.look_up("algorithm", config.algorithm, "algorithm")
+        self.look_up("dataset", config.data.dataset, "data.dataset")
+        if config.reward is not None:
+            self.look_up("reward", config.reward, "reward")
+        rollout = self.layouts.get("rollout")
+        needed = algorithm is not None and "inference_engine" in getattr(algorithm, "needs", ())
+        self.samples = algorithm is None or needed
+        if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
+            self.look_up("inference_engine", rollout.backend, "rollout.backend")
+
+    def check_engine(self, role: str) -> None:
+        config, layout = getattr(self.config, role), self.layouts.get(role)
+        if layout is None:
+            return
+        option = f"{role}.backend"
+        engine = self.look_up("train_engine", layout.backend, option)
+        if config.backend:  # an inherited layout is checked where it is written
+            if isinstance(engine, TrainEngineSpec):
+                try:
+                    refuse_axes(layout, engine.axes, option=option)
+                except LayoutError as error:
+                    self.unable(str(error))
+            self.check_shares_ranks(role, layout)
+        if not isinstance(engine, TrainEngineSpec):
+            return
+        model = self.check_model(role, config, layout, engine)
+        schedule, pipeline = self.check_pipeline(role, config, layout, engine)
+        self.check_experts(role, config, layout, engine, model)
+        if engine.preview:
+            outline = EngineOutline(
+                config,
+                role,
+                self.loaded.explicit,
+                layout,
+                model,
+                schedule,
+                pipeline,
+                _model_entries(config),
+                self.config.rollout if self.samples else None,
+            )
+            self.preview(engine, outline)
+
+    def preview(self, engine: TrainEngineSpec, outline: EngineOutline) -> None:
+        """What the engine itself says."""
+        try:
+            found = engine.load_part("preview")(outline)
+        except PluginError as error:
+            self.unable(f"{outline.role}.backend: {error}")
+            return
+        for text in found.problems:
+            self.wrong(text)
+        self.decisions += found.decisions
+
+    def check_pipeline(
+        self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec
+    ) -> tuple[ScheduleSpec | None, PipelineSpec | None]:
+        """The schedule and who runs it, of a layout with stages."""
+        name, option = engine.asked(config, "schedule"), engine.option("schedule", role)
+        if layout.dims["p"] == 1 or name is None or option is None:
+            return None, None
+        schedule = self.look_up("schedule", name, option)
+        if not isinstance(schedule, ScheduleSpec):
+            return None, None
+        try:
+            return schedule, self.registry.get(PipelineSpec, PIPELINE)
+        except PluginError as error:
+            self.unable(f"{role}.backend: {error}")
+        except UnknownNameError:
+            package = next(iter(PACKAGES["pipeline"]))
+            self.need(missing_package(package, self.registry), f"the stages of {layout}")
+        return schedule, None
+
+    def check_shares_ranks(self, role: str, layout: Layout) -> None:
+        actor = self.layouts.get("actor")
+        if actor is not None and layout.world_size != actor.world_size:
+            self.unable(
+                f"{role}.backend: found {layout}, on {count(layout.world_size, 'rank')}; this version runs every model "
+                f"on the ranks of the actor, which {actor} has {actor.world_size} of; choose a layout of "
+                f"{count(actor.world_size, 'rank')}, or leave {role}.backend out to take the actor's"
+            )
+
+    def check_experts(
+        self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec, model: ModelSpec | None
+    ) -> None:
+        """That someone builds the experts, and that the options about experts can be honoured."""
+        has_experts = None if model is None else "moe" in model.needs
+        installed = self.registry.all(MoESpec)
+        needed = has_experts or layout.ep > 1 or (layout.etp or 1) > 1
+        asked, option = engine.asked(config, "moe"), engine.option("moe", role)
+        if asked is not None and option is not None and needed:
+            chosen = self.look_up("moe", asked, option)
+        elif needed and not installed:
+            package = next(iter(PACKAGES["moe"]))
+            self.need(missing_package(package, self.registry), "the experts of " + str(self.layouts[role]))
+            return
+        elif needed and len(installed) > 1:
+            self.wrong(explain_several_builders([spec.name for spec in installed], option))
+            return
+        else:
+            chosen = next((spec for spec in installed if asked in (None, spec.name)), None)
+        if isinstance(chosen, MoESpec) and chosen.check:
+            try:
+                check = chosen.load_part("check")
+            except PluginError as error:
+                self.unable(str(error))
+                return
+            for text in check(config, role=role, explicit=self.loaded.explicit, has_experts=has_experts):
+                self.wrong(text)
+
+    def check_model(self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec) -> ModelSpec | None:
+        """The architecture, when the checkpoint is here to tell it."""
+        model_type = _model_type(config)
+        if model_type is None:
+            return None
+        option = f"{role}.path" if config.path else f"{role}.model_config"
+        try:
+            spec = select_model(config, engine, self.registry, model_type=model_type, role=role)
+        except ConfigError as error:
+            self.wrong(str(error))
+            return None
+        except ArchonError as error:
+            name = engine.model or engine.asked(config, "model")
+            wanted, option = (model_type, option) if name is None else (name, engine.option("model", role) or option)
+            package = package_for("model", wanted)
+            if package is None or isinstance(error, PluginError):
+                self.unable(f"{option}: {error}")
+            else:
+                self.need(missing_package(package, self.registry), f"{option}: {wanted}")
+            return None
+        try:
+            layout.parallel_dims(moe="moe" in spec.needs, option=f"{role}.backend")
+        except LayoutError as error:
+            self.wrong(str(error))
+        return spec
+
+    def check_paths(self) -> None:
+        actor = self.config.actor
+        if not actor.path and actor.model_config is None:
+            self.wrong(
+                "actor: found neither a path nor a model_config; set actor.path to a checkpoint folder or a hub id, or "
+                "write the model's config.json into actor.model_config"
+            )
+        seen: set[str] = set()
+        for role in ROLES:
+            path = getattr(getattr(self.config, role), "path", None)
+            if not path or path in seen:
+                continue
+            seen.add(path)
+            if not Path(path).expanduser().is_dir():
+                self.not_here(f"{role}.path", path)
+        data = self.config.data.path
+        if data and _is_local(data) and not Path(data).expanduser().exists():
+            self.unable(f"data.path: found no file or folder {data!r}; give an existing one")
+
+    def not_here(self, option: str, path: str) -> None:
+        if _is_local(path) or not HUB_ID.fullmatch(path):
+            self.unable(f"{option}: found no folder {path!r}; give a checkpoint folder or a hub id (owner/name)")
+        else:
+            self.notes.append(
+                f"{option}: {path} is no folder here; it is fetched from the hub unless it is in its cache"
+            )
+
+    def look_up(self, kind: str, name: str, option: str) -> Spec | None:
+        try:
+            return self.registry.get(kind, name)
+        except PluginError as error:  # two plugins provide it: no package is missing
+            self.unable(f"{option}: {error}")
+            return None
+        except ArchonError as error:
+            package = package_for(kind, name)
+            if package is None:
+                self.wrong(f"{option}: {error}")
+            else:
+                self.need(missing_package(package, self.registry), f"{option}: {name}")
+            return None
+
+    def need(self, package: MissingPackage, purpose: str) -> None:
+        purposes = self.needs.setdefault(package, [])
+        if purpose not in purposes:
+            purposes.append(purpose)
+
+    def wrong(self, text: str) -> None:
+        self.obstacles.append(Obstacle(text, "config"))
+
+    def unable(self, text: str) -> None:
+        self.obstacles.append(Obstacle(text, "environment"))
+
+
+def _is_local(path: str) -> bool:
+    return path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or path.endswith((".jsonl", ".json"))
+
+
+def _model_entries(config: EngineConfig) -> Mapping[str, Any]:
+    """The model's ``config.json``, as far as it is here."""
+    entries = config.model_config
+    if entries is None and config.path:
+        try:
+            entries = json.loads((Path(config.path).expanduser() / "config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}  # not here, or damaged: whoever loads it says so
+    return entries if isinstance(entries, dict) else {}
+
+
+def _model_type(config: EngineConfig) -> str | None:
+    model_type = _model_entries(config).get("model_type")
+    return model_type if isinstance(model_type, str) else None

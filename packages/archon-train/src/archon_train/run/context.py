@@ -1,0 +1,40 @@
+"""What a trainer is given: its configuration, where to write, whom to tell, and when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from archon_core.ranks.ranks import Ranks
+
+if TYPE_CHECKING:
+    from archon_core.contracts.decisions import Decision
+    from archon_train.run.folder import RunFolder
+    from archon_train.run.interrupt import StopSignal
+    from archon_train.run.metrics import MetricsLog
+    from archon_train.run.progress import Progress
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One run of a trainer.
+
+    Attributes:
+        config: the merged configuration (``ExperimentConfig`` with the sections of plugins).
+        folder: the run folder.
+        metrics: one row per step, to ``metrics.jsonl`` and TensorBoard.
+        progress: what the user watches.
+        stop: set by Ctrl-C; a trainer asks it between steps.
+        decisions: recorded so far; the engines add theirs.
+        explicit: dotted names of the options that the user wrote, as against defaults.
+        ranks: all processes of the run. On others than the first, ``metrics`` and ``progress`` show and write nothing.
+    """
+
+    config: Any
+    folder: RunFolder
+    metrics: MetricsLog
+    progress: Progress
+    stop: StopSignal
+    decisions: list[Decision]
+    explicit: frozenset[str] = frozenset()
+    ranks: Ranks = field(default_factory=Ranks)

@@ -1,0 +1,201 @@
+"""The run folder: where everything that a run writes has its place.
+
+``<fileroot>/<experiment_name>/<trial_name>/`` holds ``config.yaml`` (resolved), ``decisions.json``,
+``metrics.jsonl``, ``tensorboard/``, ``checkpoints/step-00000010/`` and ``export/``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import ConfigError
+from archon_engine.checkpoint.publication import (
+    publish_folder,
+    publish_text,
+    remove_folder,
+    remove_leftovers,
+)
+from archon_engine.checkpoint.step_folders import checkpoints_of, saved_steps, step_folder
+from archon_train.run.lock import sole_writer
+from archon_train.run.retention import superseded
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. Use ``open`` to create or to re-enter one.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def open(cls, fileroot: str | Path, experiment_name: str, trial_name: str, *, resume: bool = False) -> RunFolder:
+        """Create the folder of a run, or re-enter it to go on; remove what a crashed write left there.
+
+        Args:
+            fileroot: ``cluster.fileroot``; ``~`` is the home folder.
+            experiment_name: groups runs.
+            trial_name: names this one.
+            resume: go on with the run that is there, if there is one.
+
+        Raises:
+            ConfigError: a name cannot be a folder's, the folder cannot be made, or it holds a run already and
+                ``resume`` is false.
+        """
+        folder = cls.at(fileroot, experiment_name, trial_name)
+        if not resume:
+            folder._refuse_earlier_run()
+        folder._make()
+        remove_leftovers(folder.checkpoints)
+        remove_leftovers(folder.path)
+        return folder
+
+    @classmethod
+    def at(cls, fileroot: str | Path, experiment_name: str, trial_name: str) -> RunFolder:
+        """The folder of a run, whether or not it is there; nothing is made.
+
+        Raises:
+            ConfigError: a name cannot be a folder's.
+        """
+        for option, name in (("experiment_name", experiment_name), ("trial_name", trial_name)):
+            if not name or name in (".", "..") or re.search(r"[/\\\0]", name):
+                raise ConfigError(f"{option}: found {name!r}; allowed is the name of one folder; choose another name")
+        return cls(Path(fileroot).expanduser() / experiment_name / trial_name)
+
+    @classmethod
+    @contextmanager
+    def hold(
+        cls, fileroot: str | Path, experiment_name: str, trial_name: str, *, resume: bool = False
+    ) -> Iterator[RunFolder]:
+        """``open`` for the process that writes; no other can hold the folder until the block ends.
+
+        Raises:
+            ConfigError: as ``open`` does, and when another process holds the folder.
+        """
+        folder = cls.at(fileroot, experiment_name, trial_name)
+        folder._make()
+        with sole_writer(folder.path):
+            yield cls.open(fileroot, experiment_name, trial_name, resume=resume)
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration, ``config.yaml``."""
+        return self.path / "config.yaml"
+
+    @property
+    def decisions(self) -> Path:
+        """The recorded decisions, ``decisions.json``."""
+        return self.path / "decisions.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object per row, ``metrics.jsonl``."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return checkpoints_of(self.path)
+
+    @property
+    def export(self) -> Path:
+        """The trained model in Hugging Face's form."""
+        return self.path / "export"
+
+    def checkpoint_path(self, step: int) -> Path:
+        """Where the checkpoint after ``step`` optimizer steps stands, or will."""
+        return step_folder(self.path, step)
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps of all whole checkpoints, ascending."""
+        return saved_steps(self.path)
+
+    def latest_step(self) -> int | None:
+        """The step of the last whole checkpoint, or ``None`` when there is none."""
+        return max(self.checkpoint_steps(), default=None)
+
+    def latest_checkpoint(self) -> Path | None:
+        """The last whole checkpoint, or ``None`` when there is none."""
+        step = self.latest_step()
+        return None if step is None else self.checkpoint_path(step)
+
+    @contextmanager
+    def writing(self, step: int) -> Iterator[Path]:
+        """Give an empty folder to write a checkpoint into; see ``publish_folder`` for when it takes its place."""
+        with publish_folder(self.checkpoint_path(step)) as folder:
+            yield folder
+
+    def remove_superseded(self, *, keep_last: int | None, keep_every: int | None) -> list[int]:
+        """Remove the checkpoints that ``superseded`` names; returns their steps. Call it when a new one is there."""
+        steps = superseded(self.checkpoint_steps(), keep_last=keep_last, keep_every=keep_every)
+        for step in steps:
+            remove_folder(self.checkpoint_path(step))
+        return steps
+
+    @contextmanager
+    def exporting(self) -> Iterator[Path]:
+        """The same for ``export``."""
+        with publish_folder(self.export) as folder:
+            yield folder
+
+    def write_config(self, text: str) -> None:
+        """Write the resolved configuration."""
+        publish_text(self.config, text)
+
+    def write_decisions(self, decisions: Iterable[Decision]) -> None:
+        """Write the recorded decisions as a JSON list of objects."""
+        publish_text(self.decisions, json.dumps([asdict(decision) for decision in decisions], indent=2) + "\n")
+
+    def _make(self) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"run folder {self.path}: it cannot be made ({error.strerror}); set cluster.fileroot to a folder "
+                "that you may write to"
+            ) from error
+
+    def set_aside(self) -> Path | None:
+        """Rename the folder to ``<name>.1``, or the next free number, when it holds a run; return the new path.
+
+        Raises:
+            ConfigError: another process is writing it.
+        """
+        if not self._traces():
+            return None
+        numbers = itertools.count(1)
+        aside = next(p for n in numbers if not (p := self.path.with_name(f"{self.path.name}.{n}")).exists())
+        with sole_writer(self.path):
+            self.path.rename(aside)
+        return aside
+
+    def _traces(self) -> list[str]:
+        """What an earlier run left here, as phrases."""
+        found = []
+        if self.metrics.is_file() and self.metrics.stat().st_size:
+            found.append(self.metrics.name)
+        if (step := self.latest_step()) is not None:
+            found.append(f"a checkpoint of step {step}")
+        return found
+
+    def _refuse_earlier_run(self) -> None:
+        found = self._traces()
+        if found:
+            raise ConfigError(
+                f"run folder {self.path}: it already holds a run ({' and '.join(found)}); go on with it by "
+                "--resume, set it aside by --restart, or choose another trial_name"
+            )

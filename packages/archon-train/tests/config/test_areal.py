@@ -1,0 +1,337 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from archon_core.config.loading import LoadedConfig
+from archon_core.config.raw import RawMapping, merge, nested, shown
+from archon_core.config.root import default_text
+from archon_core.config.sections import build_schema, choose_sections
+from archon_core.config.typed import knows, untyped
+from archon_core.config.yaml_file import parse_yaml
+from archon_core.errors import ConfigError
+from archon_train.areal.ignored import judge
+from archon_train.areal.keys import (
+    DEFAULTS,
+    IGNORED,
+    NULL_MEANS,
+    PIPELINE_DEFAULTS,
+    RENAMED,
+    SECTIONS,
+)
+from archon_train.areal.names import new_name, rename
+from archon_train.experiment import ROOT, ExperimentConfig
+
+Load = Callable[..., LoadedConfig]
+
+
+def decided(loaded: LoadedConfig) -> dict[str, tuple[str, str]]:
+    return {d.option: (d.requested, d.effective) for d in loaded.decisions if "left out (" not in d.requested}
+
+
+def renamed(text: str, keep: frozenset[str] = frozenset()) -> object:
+    return untyped(rename(parse_yaml(text, "f"), keep))
+
+
+def test_names_are_replaced_in_keys_and_in_references() -> None:
+    assert renamed("train_dataset: {batch_size: 8}\nx: a/${train_dataset.batch_size}\n") == {
+        "train_dataset": {},
+        "x": "a/${data.batch_size}",
+        "data": {"batch_size": 8},
+    }
+
+
+def test_relative_references_become_absolute_before_anything_moves() -> None:
+    tree = rename(parse_yaml("train_dataset: {path: p, x: '${.path}', y: '${..seed}'}\nseed: 1\n", "f"))
+    assert shown(tree.get("train_dataset.x")) == "${data.path}"  # type: ignore[arg-type]
+    assert shown(tree.get("train_dataset.y")) == "${seed}"  # type: ignore[arg-type]
+
+
+def test_a_renamed_section_takes_everything_along() -> None:
+    assert renamed("model: {path: m, fsdp: {offload_params: true}}\nx: ${model.path}\n") == {
+        "x": "${actor.path}",
+        "actor": {"path": "m", "fsdp": {}, "archon": {"offload_params": True}},
+    }
+
+
+def test_a_plugins_own_section_is_left_alone() -> None:
+    own = renamed("model: {a: 1}\nx: ${model.a}\n", frozenset({"model"}))
+    assert own == {"model": {"a": 1}, "x": "${model.a}"}
+
+
+def test_an_option_under_both_names_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"f:1: train_dataset\.path is AReaL's name for data\.path, .*\(f:2\)"):
+        renamed("train_dataset: {path: a}\ndata: {path: b}\n")
+
+
+@given(st.sampled_from(sorted(RENAMED)), st.sampled_from(["actor", "ref", "critic"]))
+def test_renaming_ends_and_ends_in_names_that_are_not_renamed(old: str, role: str) -> None:
+    new = new_name(old.replace("*", role))
+    assert new is not None
+    assert new_name(new) is None
+
+
+def test_the_tables_agree_with_the_schema(make_registry) -> None:
+    schema = build_schema(ExperimentConfig, choose_sections(make_registry(), RawMapping({}), ROOT).used)
+    plugins_own = {"actor.behave_imp_weight_cap"}
+    for new in RENAMED.values():
+        assert new in plugins_own or knows(schema, new.replace("*", "actor")), new
+    for option in (*DEFAULTS, *PIPELINE_DEFAULTS, *(pattern.replace("*", "actor") for pattern in NULL_MEANS)):
+        assert knows(schema, option), option
+    for option, default in (DEFAULTS | PIPELINE_DEFAULTS).items():
+        assert default_text(schema, option) != default, f"{option}: the defaults agree, so the row says nothing"
+    for rule in IGNORED:
+        path = rule.path.replace("*_dataset", "train_dataset").replace("*", "actor")
+        assert not knows(schema, path), f"{path} is an option here: the row is never looked at"
+        assert rule.reason
+        assert rule.harmless or rule.otherwise == "decision", f"{path}: an error needs an allowed value"
+    assert not any(knows(schema, name) for name in SECTIONS)
+
+
+def test_an_override_under_one_name_wins_over_the_file_under_the_other(load: Load) -> None:
+    text = "train_dataset: {path: a.jsonl}\n"
+    assert load(text, ["data.path=b.jsonl"]).config.data.path == "b.jsonl"
+    assert load("data: {path: a.jsonl}\n", ["train_dataset.path=b.jsonl"]).config.data.path == "b.jsonl"
+
+
+def test_length_data_and_frequencies_are_translated(load: Load) -> None:
+    loaded = load(
+        """
+        total_train_epochs: 3
+        total_train_steps: null
+        train_dataset: {path: a.jsonl, batch_size: 4, shuffle: false, max_length: 9, type: sft}
+        valid_dataset: {path: b.jsonl, type: sft}
+        saver: {freq_steps: 5}
+        evaluator: {freq_steps: null}
+        """
+    )
+    config = loaded.config
+    assert (config.trainer.max_epochs, config.trainer.max_steps) == (3, None)
+    assert (config.trainer.save_every, config.trainer.eval_every) == (5, 0)
+    assert (config.data.path, config.data.validation_path, config.data.dataset) == ("a.jsonl", "b.jsonl", "jsonl")
+    assert (config.data.batch_size, config.data.shuffle, config.data.max_length) == (4, False, 9)
+    assert decided(loaded) == {"algorithm": ("left out", "sft"), "data.dataset": ("left out", "jsonl")}
+
+
+@pytest.mark.parametrize(
+    ("text", "algorithm"),
+    [
+        ("train_dataset: {type: rl}\n", "grpo"),
+        ("train_dataset: {type: rl}\ncritic: {path: c}\n", "ppo"),
+        ("train_dataset: {type: rw}\n", "rw"),
+        ("train_dataset: {type: sft}\nalgorithm: grpo\n", "grpo"),
+        ("total_train_epochs: 1\n", "grpo"),
+    ],
+)
+def test_the_kind_of_data_set_chooses_the_algorithm_unless_it_is_named(load: Load, text: str, algorithm: str) -> None:
+    assert load(text).config.algorithm == algorithm
+
+
+def test_a_named_algorithm_leaves_the_kind_of_data_set_without_effect(load: Load) -> None:
+    assert decided(load("train_dataset: {type: sft}\nalgorithm: grpo\n")) == {
+        "train_dataset.type": ("sft", "no effect")
+    }
+
+
+def test_adam_is_adamw_in_areals_files_and_adam_in_ours(load: Load) -> None:
+    loaded = load("total_train_epochs: 1\nactor: {optimizer: {type: adam}}\n")
+    assert loaded.config.actor.optimizer.type == "adamw"
+    assert decided(loaded) == {"actor.optimizer.type": ("adam", "adamw")}
+    ours = load("actor: {optimizer: {type: adam}}\n", ["total_train_epochs=1"])
+    assert ours.config.actor.optimizer.type == "adam"
+    assert not ours.decisions
+
+
+def test_defaults_that_differ_from_areals_are_told_in_its_files_only(load: Load) -> None:
+    told = {d.option: d for d in load("total_train_epochs: 1\ngconfig: {max_new_tokens: 5}\n").decisions}
+    assert set(told) == set(DEFAULTS) - {"gconfig.max_new_tokens"}
+    assert (told["actor.optimizer.lr"].requested, told["actor.optimizer.lr"].effective) == (
+        "left out (0.001 in AReaL)",
+        "1e-05",
+    )
+    assert not load("seed: 1\n").decisions
+
+
+def test_lengths_of_the_outer_stages_are_told_where_there_are_stages(load: Load) -> None:
+    text = "total_train_epochs: 1\nactor: {backend: 'archon:d2p2', archon: {pp_last_stage_less_layers: 1}}\n"
+    loaded = load(text)
+    assert loaded.config.actor.archon.pp_last_stage_less_layers == 1
+    told = {d.option: (d.requested, d.effective) for d in loaded.decisions}
+    assert set(told) == {*DEFAULTS, "actor.archon.pp_first_stage_less_layers"}
+    assert told["actor.archon.pp_first_stage_less_layers"] == ("left out (1 in AReaL)", "null")
+
+
+@pytest.mark.parametrize(
+    ("mode", "resume", "auto_resume"),
+    [
+        ("disabled", False, False),
+        ("off", False, False),
+        ("resume", True, False),
+        ("auto", False, True),
+        ("on", False, True),
+        ("fault", False, True),
+    ],
+)
+def test_recovery_modes_say_whether_a_run_goes_on(load: Load, mode: str, resume: bool, auto_resume: bool) -> None:
+    trainer = load(f"recover: {{mode: {mode}}}\n").config.trainer
+    assert (trainer.resume, trainer.auto_resume) == (resume, auto_resume)
+
+
+def test_an_unknown_recovery_mode_is_refused(load: Load) -> None:
+    with pytest.raises(ConfigError, match=r"recover\.mode: found maybe; allowed are auto, disabled"):
+        load("recover: {mode: maybe}\n")
+
+
+def test_checkpoints_for_recovery_are_checkpoints(load: Load) -> None:
+    loaded = load("recover: {freq_steps: 7}\nsaver: {freq_steps: null}\n")
+    assert loaded.config.trainer.save_every == 7
+    assert load("recover: {freq_steps: 7}\nsaver: {freq_steps: 3}\n").config.trainer.save_every == 3
+
+
+def test_scheduler_null_is_local(load: Load) -> None:
+    loaded = load("total_train_epochs: 1\nscheduler: {type: null}\n")
+    assert loaded.config.scheduler.type == "local"
+    assert decided(loaded) == {"scheduler.type": ("null", "local")}
+
+
+def test_allocation_mode_is_ignored_with_its_equivalent(load: Load) -> None:
+    (decision,) = [
+        d for d in load("allocation_mode: sglang:d4p1t1+d4p1t1\n").decisions if d.option == "allocation_mode"
+    ]
+    assert decision.effective == "ignored"
+    assert "rollout.backend=sglang:d4" in decision.reason
+    assert "actor.backend=archon:d4" in decision.reason
+
+
+def test_allocation_mode_as_an_override_is_ignored_whatever_the_form_of_the_file(load: Load) -> None:
+    loaded = load("experiment_name: e\n", ("allocation_mode=sglang:d4+fsdp:d2",))
+    (decision,) = loaded.decisions
+    assert (decision.option, decision.effective) == ("allocation_mode", "ignored")
+    assert "actor.backend=fsdp:d2" in decision.reason
+
+
+def test_a_data_set_that_areal_knows_gets_what_its_code_fills_in(load: Load) -> None:
+    loaded = load("train_dataset: {path: openai/gsm8k}\nvalid_dataset: {path: '${train_dataset.path}'}\n")
+    assert (loaded.config.data.dataset, loaded.config.data.validation_path) == ("hf", None)
+    assert loaded.config.reward == "gsm8k"
+    assert load("train_dataset: {path: openai/gsm8k}\nreward: null\n").config.reward is None
+
+
+def verdict(option: str, value: str) -> str:
+    node = parse_yaml(f"x: {value}", "f").entries["x"]
+    found = judge(option, node, merge(parse_yaml("experiment_name: e", "f"), nested(option, node)))
+    if not found.known:
+        return "unknown"
+    return "error" if found.problem else "decision" if found.decision else "harmless"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "outcome"),
+    [
+        ("actor.use_lora", "false", "harmless"),
+        ("actor.use_lora", "true", "error"),
+        ("actor.lora_rank", "8", "decision"),
+        ("gconfig.stop", "null", "harmless"),
+        ("gconfig.stop", "[x]", "error"),
+        ("saver.freq_epochs", "1", "decision"),
+        ("saver.freq_epochs", "null", "harmless"),
+        ("stats_logger.wandb", "{mode: disabled}", "harmless"),
+        ("stats_logger.wandb", "{mode: online, project: x}", "decision"),
+        ("perf_tracer", "{enabled: false, session_tracer: {enabled: false}}", "harmless"),
+        ("perf_tracer", "{enabled: true}", "decision"),
+        ("valid_dataset", "null", "harmless"),
+        ("valid_dataset", "text", "unknown"),
+        ("rollout.experiment_name", "${experiment_name}", "harmless"),
+        ("rollout.experiment_name", "other", "decision"),
+        ("valid_dataset.pin_memory", "true", "decision"),
+        ("nonsense.experiment_name", "x", "unknown"),
+        ("actor.nonsense", "x", "unknown"),
+        ("cluster.name_resolve.type", "nfs", "unknown"),
+    ],
+)
+def test_an_option_without_effect_is_told_unless_it_asks_for_what_happens_anyway(
+    option: str, value: str, outcome: str
+) -> None:
+    assert verdict(option, value) == outcome
+
+
+def test_a_copy_of_another_option_is_harmless_when_both_say_the_same(load: Load) -> None:
+    text = """
+    experiment_name: e
+    saver: {experiment_name: e, fileroot: "${cluster.fileroot}"}
+    evaluator: {experiment_name: "${actor.experiment_name}"}
+    actor: {experiment_name: "${experiment_name}", max_new_tokens: 4}
+    cluster: {fileroot: /x}
+    """
+    assert decided(load(text)) == {"actor.max_new_tokens": ("4", "no effect")}
+
+
+def test_a_value_that_would_change_results_is_an_error_with_its_line(load: Load) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml:1: actor\.use_lora: found true; allowed is false: "):
+        load("actor: {use_lora: true}\n")
+
+
+def test_options_with_the_same_reason_share_a_row(load: Load) -> None:
+    loaded = load("actor: {lora_rank: 8, lora_alpha: 16}\nref: {lora_rank: 8}\n")
+    assert decided(loaded) == {"actor.lora_rank, actor.lora_alpha, ref.lora_rank": ("8, 16", "no effect")}
+
+
+def test_an_unknown_option_inside_areals_sections_is_still_unknown(load: Load) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(
+            "saver: {freq_stepz: 3, freq_secs: 5}\n"
+            "actor: {megatrn: {a: 1}, fsdp: {wrap_polcy: 1}}\n"
+            "savr: {mode: auto}\n"
+        )
+    text = str(error.value)
+    assert "unknown option saver.freq_stepz; did you mean 'freq_steps'?" in text
+    assert "unknown option actor.megatrn; " in text
+    assert "unknown option actor.fsdp.wrap_polcy; did you mean 'wrap_policy'?" in text
+    assert "unknown option savr; " in text
+    assert text.startswith("4 problems")
+
+
+FULL = Path(__file__).parent / "areal_gsm8k_grpo.yaml"
+
+
+def test_a_whole_file_in_areals_form_loads_and_every_change_is_told(load: Load) -> None:
+    loaded = load(FULL.read_text(), allow_missing=True)
+    config = loaded.config
+    assert config.trainer.max_epochs == 10
+    assert config.actor.optimizer.lr == pytest.approx(1.7e-5)
+    assert config.ref.path == config.actor.path == config.tokenizer_path == "Qwen/Qwen2.5-1.5B-Instruct"
+    assert config.ref.optimizer is None
+    assert config.data.batch_size == 256
+    options = {option for decision in loaded.decisions for option in decision.option.split(", ")}
+    assert options == {
+        "actor.optimizer.type",
+        "actor.scheduling_spec",
+        "actor.weight_update_mode",
+        "algorithm",
+        "allocation_mode",
+        "cluster.name_resolve",
+        "data.dataset",
+        "data.validation_path",
+        "evaluator.freq_epochs",
+        "gconfig.max_tokens",
+        "recover.freq_epochs",
+        "recover.freq_secs",
+        "ref.scheduling_spec",
+        "ref.scheduling_strategy",
+        "reward",
+        "rollout.dump_to_file",
+        "rollout.max_concurrent_rollouts",
+        "rollout.max_head_offpolicyness",
+        "rollout.scheduling_spec",
+        "saver.freq_epochs",
+        "scheduler.type",
+        "sglang",
+        "train_dataset.num_workers",
+        "train_dataset.pin_memory",
+        "valid_dataset.batch_size",
+        "valid_dataset.num_workers",
+        "valid_dataset.pin_memory",
+        "vllm",
+    }

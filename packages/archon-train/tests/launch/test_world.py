@@ -1,0 +1,73 @@
+"""How many ranks a run needs, and the commands that start them."""
+
+from __future__ import annotations
+
+import pytest
+
+from archon_core.errors import ConfigError
+from archon_core.layout import Layout
+from archon_core.ranks.environment import RankEnvironment
+from archon_train.cluster import engine_layouts
+from archon_train.experiment import ClusterConfig
+from archon_train.launch.world import (
+    check_started,
+    explain_machines,
+    ranks_needed,
+    threads_per_rank,
+    torchrun_command,
+)
+
+ARGUMENTS = ["train", "my run.yaml", "seed=1"]
+
+
+def layouts(actor: str, **others: str) -> dict[str, Layout]:
+    return engine_layouts({"actor": actor, **others})
+
+
+def test_the_actors_ranks_are_all_that_trains() -> None:
+    assert ranks_needed(layouts("archon:d2t2")) == 4
+    assert ranks_needed(layouts("archon:d2t2", critic="", rollout="sglang:d4")) == 4
+
+
+def test_as_many_processes_as_the_layout_needs_are_accepted() -> None:
+    check_started(RankEnvironment(3, 4, 1, 2), layouts("archon:d2t2"), ARGUMENTS)
+
+
+@pytest.mark.parametrize(
+    ("world", "local", "layout", "command"),
+    [
+        (2, 2, "archon:d4", "torchrun --nproc-per-node=4 -m archon_core.cli train 'my run.yaml' seed=1"),
+        (
+            8,
+            4,
+            "archon:d2",
+            "--nnodes=2 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 --rdzv-id=archon --nproc-per-node=1 ",
+        ),
+        (4, 2, "archon:d3", "torchrun --nproc-per-node=3 "),
+    ],
+)
+def test_another_number_of_processes_is_refused_with_the_right_command(
+    world: int, local: int, layout: str, command: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_started(RankEnvironment(0, world, 0, local), layouts(layout), ARGUMENTS)
+    text = str(refused.value)
+    assert f"found {world} processes" in text
+    assert f"actor.backend={layout} needs {layout[-1]}" in text
+    assert command in text
+    assert f"a layout of {world}" in text
+
+
+def test_ranks_of_several_machines_are_explained_and_those_of_one_are_not() -> None:
+    cluster = ClusterConfig(n_nodes=2, n_gpus_per_node=4)
+    assert explain_machines(layouts("archon:d4"), cluster, ARGUMENTS) is None
+    text = explain_machines(layouts("archon:d4t2"), cluster, ARGUMENTS)
+    assert text is not None
+    assert "needs 8 on 2 machines" in text
+    assert torchrun_command(ARGUMENTS, 8, 2) in text
+    assert "cluster.n_gpus_per_node=8" in text
+
+
+def test_ranks_share_the_cores_and_each_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8), raising=False)
+    assert [threads_per_rank(n) for n in (1, 2, 3, 8, 64)] == [8, 4, 2, 1, 1]
