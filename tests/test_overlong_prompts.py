@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import ArchonError
-from archon_core.models.context_length import context_length
+from archon_engine.models.context_length import context_length
 from archon_engine.models.hf_config import load_hf_config
 from archon_rl.trainer.sequence_lengths import rollout_limits
 from archon_rollout.model_limits import ModelLimits

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from archon_core.models.context_length import ContextLength, context_length
+from archon_engine.models.context_length import ContextLength, context_length
 from archon_engine.models.hf_config import load_hf_config
 
 

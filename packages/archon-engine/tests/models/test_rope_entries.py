@@ -12,8 +12,8 @@ import torch
 from transformers import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from archon_core.models.rope_entries import older_rope_entries
 from archon_engine.models.hf_config import config_file, load_hf_config
+from archon_engine.models.rope_entries import older_rope_entries
 from archon_engine.nn.rotary import RopeArguments
 
 SIZES = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}

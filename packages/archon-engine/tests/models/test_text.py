@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from archon_core.errors import DataError
-from archon_core.models.text import encode_texts, encode_with_offsets, render_chat
+from archon_engine.models.text import encode_texts, encode_with_offsets, render_chat
 
 END = "<|endoftext|>"
 CHAT = (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from archon_core.errors import DataError
-from archon_core.models.text import encode_with_offsets, render_chat, template_error
+from archon_engine.models.text import encode_with_offsets, render_chat, template_error
 from archon_rl.fields import ASSISTANT, Messages
 
 Span = tuple[int, int]

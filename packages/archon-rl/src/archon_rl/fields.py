@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from archon_core.errors import DataError, did_you_mean
-from archon_core.models.text import check_unicode
+from archon_engine.models.text import check_unicode
 
 ASSISTANT = "assistant"
 PROMPT_KEY, ANSWER_KEY = "data.prompt_key", "data.answer_key"

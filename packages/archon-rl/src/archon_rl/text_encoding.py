@@ -14,7 +14,7 @@ from typing import Any
 
 from archon_core.contracts.batch import Batch
 from archon_core.errors import DataError
-from archon_core.models.text import encode_texts, render_chat
+from archon_engine.models.text import encode_texts, render_chat
 from archon_rl.conversations import encode_conversation
 from archon_rl.fields import Fields, Messages, ends_with_assistant
 from archon_rl.losses.aggregation import LOSS_MASK

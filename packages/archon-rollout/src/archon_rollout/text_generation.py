@@ -18,9 +18,9 @@ from archon_core.contracts.rollout import (
     RolloutConfig,
 )
 from archon_core.errors import ConfigError, DataError
-from archon_core.models.text import encode_texts, render_chat
 from archon_core.seeding import derive_seed
 from archon_engine.models.hf_config import checkpoint_folder
+from archon_engine.models.text import encode_texts, render_chat
 from archon_engine.models.tokenizer import read_tokenizer
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rollout.local_engine import LocalEngine

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ConfigError, ModelError, did_you_mean
-from archon_core.models.rope_entries import older_rope_entries
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
+from archon_engine.models.rope_entries import older_rope_entries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -14,7 +14,7 @@ from typing import Any
 from archon_core.contracts.data import Dataset
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ArchonError, DataError
-from archon_core.models.context_length import ContextLength, context_length
+from archon_engine.models.context_length import ContextLength, context_length
 from archon_engine.models.hf_config import load_hf_config
 from archon_rl.datasets.records import place_of
 from archon_rl.fields import located
