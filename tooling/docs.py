@@ -15,7 +15,7 @@ from archon_engine.options.combinations import render_rules
 from archon_train.experiment import ROOT as ROOT_SCHEMA
 from compatibility_page import PATH as COMPATIBILITY
 from compatibility_page import render_compatibility
-from generated import areal, engines, layouts, models, packages, pipelines, torchtitan
+from generated import architecture, areal, engines, layouts, models, packages, pipelines, torchtitan
 from generated.command_line import render_command_line
 from generated.first_party import PATH as FIRST_PARTY
 from generated.first_party import render_first_party
@@ -70,6 +70,7 @@ def generated_pages() -> dict[Path, str]:
             "the specs of engines": engines.render_engines(is_ours),
         },
     }
+    drawings = pipelines.pictures() | layouts.pictures() | architecture.pictures(ROOT)
     tested = read_constraints((ROOT / "constraints/tested.txt").read_text(encoding="utf-8"))
     return {
         ROOT / "docs/reference/options.md": render_reference(ROOT_SCHEMA.schema, sections),
@@ -78,7 +79,7 @@ def generated_pages() -> dict[Path, str]:
         ROOT / "docs/reference/cli.md": render_command_line(is_ours),
         ROOT / "docs/reference/plugins.md": render_plugin_kinds(is_ours),
         **{ROOT / page: with_tables(ROOT / page, by_source) for page, by_source in tables.items()},
-        **{ROOT / "docs/images" / name: drawn for name, drawn in (pipelines.pictures() | layouts.pictures()).items()},
+        **{ROOT / "docs/images" / name: drawn for name, drawn in drawings.items()},
     }
 
 
