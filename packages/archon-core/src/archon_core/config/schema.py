@@ -133,7 +133,7 @@ class EngineConfig:
         backend: engine and layout, such as ``archon:d4t2``. Empty for critic, ref and teacher: the actor's.
         path: checkpoint folder in Hugging Face's form, or a hub id.
         init_from_scratch: random weights from the seed instead of the checkpoint's.
-        model_config: a Hugging Face ``config.json`` written in place, instead of ``path``.
+        model_config: a Hugging Face ``config.json`` written in place, instead of ``path``. Quotes make a value a text.
         is_critic: a value head instead of the language-model head.
         dtype: compute type: ``float32``, ``bfloat16`` or ``float64``; null takes float32 on CPU, bfloat16 elsewhere.
         grad_reduce_dtype: type in which gradients are summed over ranks; null takes float32, float64 for float64.

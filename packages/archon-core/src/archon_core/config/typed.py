@@ -20,7 +20,9 @@ from typing import Any
 from archon_core.config.raw import RawList, RawMapping, RawNode, RawScalar
 from archon_core.errors import did_you_mean
 
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""YAML's booleans, in lower case. They mean the same in a typed option and, without quotes, in a free-form section."""
+_BOOLEANS = _WORDS | {"1": True, "0": False}
 _INTEGER = re.compile(r"[-+]?\d+(?:_\d+)*")
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.?inf", re.IGNORECASE)
 
@@ -134,7 +136,21 @@ class _Reader:
         if isinstance(node, RawScalar) and node.text.strip() == "???":
             self._wrong(node, path, f"found '???', which stands for a value to give; give one, such as {path}=VALUE")
             return None
+        if takes_anything(annotation) or {str, type(None)} <= set(_members(annotation)):
+            self._refuse_python_null(node, path)
         return _read(node, annotation)
+
+    def _refuse_python_null(self, node: RawNode, path: str) -> None:
+        """Report a plain ``None``, which YAML reads as a text and whose author most likely meant null."""
+        if isinstance(node, RawMapping):
+            for key, child in node.entries.items():
+                self._refuse_python_null(child, f"{path}.{key}")
+        elif isinstance(node, RawList):
+            for item in node.items:
+                self._refuse_python_null(item, path)
+        elif node.plain and node.text == "None":
+            meant = "write null, or 'None' in quotes if you mean the text"
+            self._wrong(node, path, f"found None, which YAML takes for a text; {meant}")
 
     def _unknown(self, key: str, path: str, node: RawNode, section: str, known: list[str]) -> None:
         where = f"in {section}" if section else "at the top"
@@ -211,7 +227,7 @@ def _passes(node: RawNode) -> typing.TypeGuard[RawScalar]:
 
 
 def untyped(node: RawNode) -> Any:
-    """A node of a free-form section, by the rules of JSON: null, true and false, numbers, else text."""
+    """A node of a free-form section: null, YAML's booleans, JSON's numbers, else text. Quotes make a text."""
     if isinstance(node, RawMapping):
         return {key: untyped(child) for key, child in node.entries.items()}
     if isinstance(node, RawList):
@@ -220,8 +236,8 @@ def untyped(node: RawNode) -> Any:
         return node.text
     if node.is_null:
         return None
-    if node.text in ("true", "false"):
-        return node.text == "true"
+    if node.text.lower() in _WORDS:
+        return _WORDS[node.text.lower()]
     if re.fullmatch(r"-?(0|[1-9]\d*)", node.text):
         return int(node.text)
     if _FLOAT.fullmatch(node.text) and math.isfinite(_float(node.text)) and re.search(r"[.eE]", node.text):
