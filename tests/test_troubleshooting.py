@@ -234,6 +234,13 @@ def _(folder: Path) -> None:
     _engine({**TINY, "attention_sinks": 4}).initialize()
 
 
+@row("The list of end tokens is broken")
+def _(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(TINY))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 151645]}')
+    run_archon("train", str(EXAMPLE), "actor.model_config=null", f"actor.path={folder}", "--dry-run")
+
+
 @row("A boolean in model_config is a text")
 def _(folder: Path) -> None:
     _engine({**TINY, "tie_word_embeddings": "off"}).initialize()

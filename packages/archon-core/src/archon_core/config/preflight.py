@@ -35,6 +35,7 @@ from archon_core.layout import (
     refuse_axes,
 )
 from archon_core.layout.diagnostics import count
+from archon_core.models.end_tokens import config_ends, folder_ends
 from archon_core.pipeline import PIPELINE
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.hints import PACKAGES, package_for
@@ -290,6 +291,7 @@ class _Planner:
                 "actor: found neither a path nor a model_config; set actor.path to a checkpoint folder or a hub id, or "
                 "write the model's config.json into actor.model_config"
             )
+        self.check_end_tokens(actor)
         seen: set[str] = set()
         for role in ROLES:
             path = getattr(getattr(self.config, role), "path", None)
@@ -301,6 +303,16 @@ class _Planner:
         data = self.config.data.path
         if data and _is_local(data) and not Path(data).expanduser().exists():
             self.unable(f"data.path: found no file or folder {data!r}; give an existing one")
+
+    def check_end_tokens(self, actor: EngineConfig) -> None:
+        """That the model's list of tokens that end a completion can be read, where its files are here."""
+        try:
+            if actor.model_config is not None:
+                config_ends(actor.model_config, "actor.model_config")
+            elif actor.path and (folder := Path(actor.path).expanduser()).is_dir():
+                folder_ends(folder)
+        except ArchonError as error:
+            self.wrong(str(error))
 
     def not_here(self, option: str, path: str) -> None:
         if _is_local(path) or not HUB_ID.fullmatch(path):

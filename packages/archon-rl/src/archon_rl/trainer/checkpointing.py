@@ -20,9 +20,11 @@ from archon_core.config.decisions import Decision
 from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import Ranks
 from archon_core.errors import DamagedError, WeightsError
+from archon_core.models.end_tokens import GENERATION_CONFIG, EndTokens, write_ends
 from archon_core.protocols import TrainEngine
 from archon_core.run.context import RunContext
 from archon_rl.datasets.cursor import DataCursor
+from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.sharing import written_together
 
 STATE_FILE = "trainer.json"
@@ -199,10 +201,26 @@ def _way_out(checkpoint: Path) -> Iterator[None]:
         raise
 
 
-def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any) -> Path:
-    """Write model and tokenizer to the run's ``export`` folder, in Hugging Face's form. All ranks call this."""
+def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any, ends: EndTokens) -> Path:
+    """Write model and tokenizer to the run's ``export`` folder, in Hugging Face's form. All ranks call this.
+
+    Whoever generates with the export ends completions at the tokens at which the run did, but for those of
+    ``gconfig.stop_token_ids``, which belong to the run.
+    """
     with written_together(run.ranks, run.folder.exporting()) as export:
         engine.save(export, "hf")
-        if run.ranks.is_first:
-            tokenizer.save_pretrained(export)
+        with failing_together(run.ranks):
+            if run.ranks.is_first:
+                tokenizer.save_pretrained(export)
+                if write_ends(export, ends.own):
+                    record_decisions(run, [_written_ends(ends)])
     return run.folder.export
+
+
+def _written_ends(ends: EndTokens) -> Decision:
+    return Decision(
+        f"export/{GENERATION_CONFIG}",
+        "eos_token_id as the model's files give it",
+        f"eos_token_id={list(ends.own)}",
+        "the run ended completions there, so whoever loads the export does too",
+    )

@@ -122,9 +122,9 @@ class TrainingLoop:
         return self.run.ranks.any(self.run.stop.requested)
 
     def _finish_run(self) -> None:
-        note, tokenizer = self.run.progress.note, self.task.encoder.tokenizer
+        note = self.run.progress.note
         self._checkpoints.finish()
-        export = export_model(self.run, self.engine, tokenizer)
+        export = export_model(self.run, self.engine, self.task.encoder.tokenizer, self.task.ends)
         note(f"Model and tokenizer exported to {export}")
         if self.run.config.trainer.verify_export:
             records = self.task.validation if len(self.task.validation) else self.task.train

@@ -67,7 +67,7 @@ class RLTrainer:
             actor, reference = self._build_engines(task, total_steps, stack)
             rollout = build_inference_engine(run, actor)
             stack.callback(rollout.close)
-            eos = task.encoder.tokenizer.eos_token_id
+            record_decisions(run, [task.ends.decision()])
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
@@ -75,7 +75,7 @@ class RLTrainer:
                 rollout=rollout,
                 reference=reference and SharedEngine(reference, config.ref.mb_spec.granularity),
                 reward=self._reward,
-                options=sampling_options(config.gconfig, eos),
+                options=sampling_options(config.gconfig, task.ends),
                 seed=config.seed,
                 needs_experts=config.rollout.return_routed_experts,
             )
@@ -85,7 +85,7 @@ class RLTrainer:
                 task.encoder,
                 task.validation,
                 self._reward,
-                sampling_options(config.gconfig, eos, greedy=True),
+                sampling_options(config.gconfig, task.ends, greedy=True),
                 limit=config.trainer.eval_size,
                 data_ranks=actor.data_ranks,
             )

@@ -9,6 +9,7 @@ from typing import Any
 
 from archon_core.distributed.failing_together import failing_together
 from archon_core.errors import DataError
+from archon_core.models.end_tokens import EndTokens
 from archon_core.plugins import registry
 from archon_core.protocols import Dataset
 from archon_core.run.context import RunContext
@@ -18,9 +19,14 @@ from archon_rl.datasets.records import SubsetDataset
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import resumed_checkpoint
+from archon_rl.trainer.stopping import keep_end_tokens, run_end_tokens
 
 Measure = Callable[[TextEncoder, Mapping[str, Any]], int]
 """Tokens of a record, as ``data.max_length`` counts them."""
+
+
+TOKENIZER_FOLDER = "tokenizer"
+"""In the run folder: the tokenizer that the run began with, and the tokens that end its completions."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,14 @@ class Task:
         train: records to train on.
         validation: held-out records; may be empty.
         cursor: which training records belong to which step.
+        ends: the tokens that end a completion.
     """
 
     encoder: TextEncoder
     train: Dataset
     validation: Dataset
     cursor: DataCursor
+    ends: EndTokens
 
     def records(self, step: int) -> list[Mapping[str, Any]]:
         """The records of ``step``, counted from 0."""
@@ -52,7 +60,7 @@ def build_task(run: RunContext, measure: Measure) -> Task:
         measure: what ``data.max_length`` limits.
 
     Raises:
-        ConfigError, DataError: as the data set and the tokenizer do.
+        ConfigError, DataError, ModelError: as the data set, the tokenizer and ``run_end_tokens`` do.
     """
     config, data = run.config, run.config.data
     load = registry().get("dataset", data.dataset).load()
@@ -71,13 +79,17 @@ def build_task(run: RunContext, measure: Measure) -> Task:
             f"Left out {left_out[0]} of {len(train)} training and {left_out[1]} of {len(validation)} held-out records: "
             f"longer than data.max_length={data.max_length} tokens"
         )
+    ends = run_end_tokens(run, tokenizer)
+    with failing_together(run.ranks):
+        if run.ranks.is_first:
+            keep_end_tokens(run, ends, run.folder.path / TOKENIZER_FOLDER)
     cursor = DataCursor(len(kept_train), data.batch_size, config.seed, data.shuffle)
-    return Task(encoder, kept_train, kept_validation, cursor)
+    return Task(encoder, kept_train, kept_validation, cursor, ends)
 
 
 def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
     """Built by the first rank and read by the others, so that all have the same."""
-    folder = run.folder.path / "tokenizer"
+    folder = run.folder.path / TOKENIZER_FOLDER
     if resumed_checkpoint(run) is not None:
         return load_tokenizer(folder)
     tokenizer = None
