@@ -297,6 +297,17 @@ def _(folder: Path) -> None:
     _engine(None, path=str(folder)).initialize()
 
 
+@row("Data, tokenizer or reward changed before a run was resumed")
+def _(folder: Path) -> None:
+    records = [json.dumps({"question": f"{n}+1=", "answer": str(n + 1)}) + "\n" for n in range(8)]
+    (folder / "data.jsonl").write_text("".join(records))
+    options = ["data.dataset=jsonl", f"data.path={folder / 'data.jsonl'}", "data.validation_size=0", "algorithm=sft"]
+    options += ["data.batch_size=4", "trainer.verify_export=false", "warm_start=null", "reward=null", "rollout={}"]
+    run_archon("train", str(EXAMPLE), "trainer.max_steps=2", *options)
+    (folder / "data.jsonl").write_text("".join(reversed(records)))
+    run_archon("train", str(EXAMPLE), "trainer.max_steps=3", *options, "--resume")
+
+
 @row("A rank was killed")
 def _(folder: Path) -> str:
     return explain(RankExit(1, 4711, -signal.SIGKILL, 0.0, log=Path("runs/e/t/logs/start-1/rank-1.log")), 4)

@@ -265,6 +265,8 @@ class TrainerConfig:
         eval_size: most held-out records per evaluation; null for all.
         resume: continue from the run folder's last checkpoint; an error when there is none.
         auto_resume: the same when there is one, and start anew when there is none.
+        accept_changed: what may have changed since the checkpoint that a resumed run goes on from: ``data``,
+            ``validation``, ``tokenizer``, ``chat_template``, ``reward``. A change that is not listed is an error.
         max_restarts: how often the ranks are started again from the last checkpoint after one of them died. Mistakes
             in the configuration or the data are never tried again.
         verify_export: after the run, load the exported checkpoint with transformers and compare logits.
@@ -280,6 +282,7 @@ class TrainerConfig:
     eval_size: int | None = None
     resume: bool = False
     auto_resume: bool = False
+    accept_changed: list[str] = field(default_factory=list)
     max_restarts: int = 0
     verify_export: bool = False
 

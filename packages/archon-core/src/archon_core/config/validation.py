@@ -73,6 +73,14 @@ def _token_ids(value: Sequence[int]) -> str | None:
     return None if all(token >= 0 for token in value) else "token ids, which are not negative"
 
 
+def _each_one_of(*choices: str) -> Rule:
+    def rule(values: Sequence[str]) -> str | None:
+        wrong = next((value for value in values if value not in choices), None)
+        return None if wrong is None else f"a list of {', '.join(choices)}{did_you_mean(wrong, choices)}"
+
+    return rule
+
+
 POSITIVE = number(least=1)
 NOT_NEGATIVE = number(least=0)
 SHARE = number(least=0, most=1)
@@ -128,6 +136,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "save_every": NOT_NEGATIVE,
         "keep_last": POSITIVE,
         "keep_every": POSITIVE,
+        "accept_changed": _each_one_of("data", "validation", "tokenizer", "chat_template", "reward"),
         "max_restarts": NOT_NEGATIVE,
         "eval_every": NOT_NEGATIVE,
         "eval_size": POSITIVE,

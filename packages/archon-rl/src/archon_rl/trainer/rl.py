@@ -22,6 +22,7 @@ from archon_rl.trainer.engines import (
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.rollout_batch import sampling_options
 from archon_rl.trainer.sharing import SharedEngine
@@ -62,6 +63,7 @@ class RLTrainer:
         """
         run, config = self._run, self._run.config
         task = build_task(run, prompt_length)
+        known = fingerprints(run, task, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         with ExitStack() as stack:
             actor, reference = self._build_engines(task, total_steps, stack)
@@ -96,6 +98,7 @@ class RLTrainer:
                 total_steps=total_steps,
                 run_step=step,
                 evaluate=evaluate if len(task.validation) else None,
+                fingerprints=known,
                 shown=("reward", "loss"),
             )
             done = loop.resume()

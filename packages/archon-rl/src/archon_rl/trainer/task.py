@@ -18,15 +18,12 @@ from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.records import SubsetDataset
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
-from archon_rl.trainer.checkpointing import resumed_checkpoint
+from archon_rl.trainer.checkpointing import TOKENIZER_FOLDER, resumed_checkpoint
+from archon_rl.trainer.resuming import renew_tokenizer
 from archon_rl.trainer.stopping import keep_end_tokens, run_end_tokens
 
 Measure = Callable[[TextEncoder, Mapping[str, Any]], int]
 """Tokens of a record, as ``data.max_length`` counts them."""
-
-
-TOKENIZER_FOLDER = "tokenizer"
-"""In the run folder: the tokenizer that the run began with, and the tokens that end its completions."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,9 @@ def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
     """Built by the first rank and read by the others, so that all have the same."""
     folder = run.folder.path / TOKENIZER_FOLDER
     if resumed_checkpoint(run) is not None:
+        with failing_together(run.ranks):
+            if run.ranks.is_first:
+                renew_tokenizer(run, folder)
         return load_tokenizer(folder)
     tokenizer = None
     with failing_together(run.ranks):
