@@ -298,10 +298,10 @@ class _Planner:
             if not path or path in seen:
                 continue
             seen.add(path)
-            if not Path(path).expanduser().is_dir():
+            if not _is_folder(path):
                 self.not_here(f"{role}.path", path)
         data = self.config.data.path
-        if data and _is_local(data) and not Path(data).expanduser().exists():
+        if data and _is_local(data) and not _is_there(data):
             self.unable(f"data.path: found no file or folder {data!r}; give an existing one")
 
     def check_end_tokens(self, actor: EngineConfig) -> None:
@@ -309,8 +309,8 @@ class _Planner:
         try:
             if actor.model_config is not None:
                 config_ends(actor.model_config, "actor.model_config")
-            elif actor.path and (folder := Path(actor.path).expanduser()).is_dir():
-                folder_ends(folder)
+            elif actor.path and _is_folder(actor.path):
+                folder_ends(Path(actor.path).expanduser())
         except ArchonError as error:
             self.wrong(str(error))
 
@@ -348,6 +348,20 @@ class _Planner:
         self.obstacles.append(Obstacle(text, "environment"))
 
 
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # no right to look, an unknown user's home, a NUL character
+        return False
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def _is_local(path: str) -> bool:
     return path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or path.endswith((".jsonl", ".json"))
 
@@ -358,7 +372,7 @@ def _model_entries(config: EngineConfig) -> Mapping[str, Any]:
     if entries is None and config.path:
         try:
             entries = json.loads((Path(config.path).expanduser() / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, RuntimeError, ValueError):
             return {}  # not here, or damaged: whoever loads it says so
     return entries if isinstance(entries, dict) else {}
 

@@ -23,6 +23,9 @@ from archon_core.errors import did_you_mean
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """YAML's booleans, in lower case. They mean the same in a typed option and, without quotes, in a free-form section."""
 _BOOLEANS = _WORDS | {"1": True, "0": False}
+MAX_SHOWN = 200
+MAX_DIGITS = 300
+"""Longer numbers are no option's; Python refuses to read or print those of thousands of digits."""
 _INTEGER = re.compile(r"[-+]?\d+(?:_\d+)*")
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.?inf", re.IGNORECASE)
 
@@ -205,7 +208,7 @@ def _read_scalar(node: RawScalar, kind: Any, origin: Any) -> Any:
         return text
     if kind is bool and text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
-    if kind is int and _INTEGER.fullmatch(text):
+    if kind is int and _INTEGER.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text)
     if kind is float and _FLOAT.fullmatch(text):
         return _float(text)
@@ -238,7 +241,7 @@ def untyped(node: RawNode) -> Any:
         return None
     if node.text.lower() in _WORDS:
         return _WORDS[node.text.lower()]
-    if re.fullmatch(r"-?(0|[1-9]\d*)", node.text):
+    if re.fullmatch(r"-?(0|[1-9]\d*)", node.text) and len(node.text) <= MAX_DIGITS:
         return int(node.text)
     if _FLOAT.fullmatch(node.text) and math.isfinite(_float(node.text)) and re.search(r"[.eE]", node.text):
         return _float(node.text)
@@ -251,7 +254,10 @@ def found(node: RawNode) -> str:
         return "a section"
     if isinstance(node, RawList):
         return "a list"
-    return "null" if node.is_null else repr(node.text)
+    if node.is_null:
+        return "null"
+    text = repr(node.text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(node.text)} characters)"
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:
