@@ -134,7 +134,7 @@ class EngineConfig:
         backend: engine and layout, such as ``archon:d4t2``. Empty for critic, ref and teacher: the actor's.
         path: checkpoint folder in Hugging Face's form, or a hub id.
         init_from_scratch: random weights from the seed instead of the checkpoint's.
-        model_config: a Hugging Face ``config.json`` written in place, instead of ``path``.
+        model_config: a Hugging Face ``config.json`` written in place, instead of ``path``. Quotes make a value a text.
         is_critic: a value head instead of the language-model head.
         dtype: compute type: ``float32``, ``bfloat16`` or ``float64``; null takes float32 on CPU, bfloat16 elsewhere.
         grad_reduce_dtype: type in which gradients are summed over ranks; null takes float32, float64 for float64.
@@ -271,6 +271,8 @@ class TrainerConfig:
         eval_size: most held-out records per evaluation; null for all.
         resume: continue from the run folder's last checkpoint; an error when there is none.
         auto_resume: the same when there is one, and start anew when there is none.
+        accept_changed: what may have changed since the checkpoint that a resumed run goes on from: ``data``,
+            ``validation``, ``tokenizer``, ``chat_template``, ``reward``. A change that is not listed is an error.
         max_restarts: how often the ranks are started again from the last checkpoint after one of them died. Mistakes
             in the configuration or the data are never tried again.
         verify_export: after the run, load the exported checkpoint with transformers and compare logits.
@@ -286,6 +288,7 @@ class TrainerConfig:
     eval_size: int | None = None
     resume: bool = False
     auto_resume: bool = False
+    accept_changed: list[str] = field(default_factory=list)
     max_restarts: int = 0
     verify_export: bool = False
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from archon_core.config.combinations import refusals
@@ -26,6 +27,11 @@ from archon_core.config.schema import (
 from archon_core.config.situation import Situation
 from archon_core.errors import did_you_mean
 from archon_core.generation import GenerationConfig
+
+MAX_NAME_BYTES = 255
+MAX_PATH_LENGTH = 4000
+MAX_SHOWN = 200
+"""What file systems and kernels take, rounded down."""
 
 Rule = Callable[[Any], str | None]
 """Takes a value, which is not null, and returns what is allowed when that is not it."""
@@ -53,16 +59,32 @@ def number(
     allowed = "numbers " + " ".join(filter(None, parts)) if any(parts) else "finite numbers"
 
     def rule(value: float) -> str | None:
-        inside = math.isfinite(value) and least <= value <= most and above < value < below
-        return None if inside else allowed
+        # Whole numbers are compared as they are: math.isfinite would turn those of 400 digits into floats, and fail.
+        finite = isinstance(value, int) or math.isfinite(value)
+        return None if finite and least <= value <= most and above < value < below else allowed
 
     return rule
 
 
 def _folder_name(value: str) -> str | None:
-    if value.strip() and value not in (".", "..") and not set(value) & set("/\\\0\n"):
+    if value.strip() and value not in (".", "..") and not set(value) & set("/\\\0\n") and not _is_too_long(value):
         return None
-    return "the name of a folder, without slashes"
+    return f"the name of a folder, without slashes, of at most {MAX_NAME_BYTES} bytes"
+
+
+def _path(value: str) -> str | None:
+    """A path that the operating system can look for, or a hub id."""
+    if "\0" in value or _is_too_long(value) or len(value) > MAX_PATH_LENGTH:
+        return f"a path without NUL characters, whose names have at most {MAX_NAME_BYTES} bytes each, or a hub id"
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        return "a path; '~NAME' stands for the home folder of a user of this machine, './~NAME' for a folder here"
+    return None
+
+
+def _is_too_long(path: str) -> bool:
+    return any(len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES for name in path.split("/"))
 
 
 def _every_or_op(value: str) -> str | None:
@@ -71,6 +93,14 @@ def _every_or_op(value: str) -> str | None:
 
 def _token_ids(value: Sequence[int]) -> str | None:
     return None if all(token >= 0 for token in value) else "token ids, which are not negative"
+
+
+def _each_one_of(*choices: str) -> Rule:
+    def rule(values: Sequence[str]) -> str | None:
+        wrong = next((value for value in values if value not in choices), None)
+        return None if wrong is None else f"a list of {', '.join(choices)}{did_you_mean(wrong, choices)}"
+
+    return rule
 
 
 POSITIVE = number(least=1)
@@ -113,15 +143,18 @@ RULES: dict[type, dict[str, Rule]] = {
         "master_dtype": one_of("float32", "bfloat16", "float64"),
     },
     EngineConfig: {
+        "path": _path,
         "dtype": one_of("float32", "bfloat16", "float64"),
         "grad_reduce_dtype": one_of("float32", "bfloat16", "float64"),
         "temperature": number(above=0),
         "batch_align_to": POSITIVE,
     },
     RolloutConfig: {"max_batch_size": POSITIVE},
-    ClusterConfig: {"n_nodes": POSITIVE, "n_gpus_per_node": POSITIVE},
+    ClusterConfig: {"n_nodes": POSITIVE, "n_gpus_per_node": POSITIVE, "fileroot": _path},
     TokenizerConfig: {"kind": one_of("pretrained", "characters", "bpe"), "vocab_size": POSITIVE},
     DataConfig: {
+        "path": _path,
+        "validation_path": _path,
         "validation_size": NOT_NEGATIVE,
         "batch_size": POSITIVE,
         "max_length": POSITIVE,
@@ -133,6 +166,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "save_every": NOT_NEGATIVE,
         "keep_last": POSITIVE,
         "keep_every": POSITIVE,
+        "accept_changed": _each_one_of("data", "validation", "tokenizer", "chat_template", "reward"),
         "max_restarts": NOT_NEGATIVE,
         "eval_every": NOT_NEGATIVE,
         "eval_size": POSITIVE,
@@ -147,7 +181,7 @@ RULES: dict[type, dict[str, Rule]] = {
         "top_k": NOT_NEGATIVE,
         "stop_token_ids": _token_ids,
     },
-    ExperimentConfig: {"experiment_name": _folder_name, "trial_name": _folder_name},
+    ExperimentConfig: {"experiment_name": _folder_name, "trial_name": _folder_name, "tokenizer_path": _path},
 }
 """Dataclass -> option -> rule. Null is allowed where the option's type allows it."""
 
@@ -236,4 +270,5 @@ _TOGETHER: dict[type, Callable[[Any], Iterator[tuple[str, str]]]] = {
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else f"{value}"
+    text = repr(value) if isinstance(value, str) else f"{value}"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"

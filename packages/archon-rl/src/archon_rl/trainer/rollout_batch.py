@@ -16,6 +16,7 @@ from archon_core.distributed.failing_together import failing_together
 from archon_core.distributed.ranks import DataRanks
 from archon_core.errors import TrainingError
 from archon_core.generation import Completion, GenerationConfig, GenerationRequest
+from archon_core.models.end_tokens import EndTokens
 from archon_core.protocols import InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.advantages import GROUPS, REWARDS
@@ -46,10 +47,9 @@ class Rollout:
     completions: tuple[tuple[Completion, ...], ...]
 
 
-def sampling_options(generation: Any, eos_token_id: int, *, greedy: bool = False) -> GenerationConfig:
-    """``gconfig`` with the end of text among its stop tokens; ``greedy`` makes it one most probable completion."""
-    stops = [eos_token_id, *(i for i in generation.stop_token_ids if i != eos_token_id)]
-    options = replace(generation, stop_token_ids=stops)
+def sampling_options(generation: Any, ends: EndTokens, *, greedy: bool = False) -> GenerationConfig:
+    """``gconfig`` with all tokens that end a completion; ``greedy`` makes it one most probable completion."""
+    options = replace(generation, stop_token_ids=list(ends.ids))
     return replace(options, greedy=True, n_samples=1) if greedy else options
 
 
