@@ -79,6 +79,7 @@ DRY_RUNS: dict[str, list[str]] = {
     "No package serves the model": ["actor.model_config.model_type=mamba"],
     "An option is not known": ["actor.optimzer.lr=1e-4"],
     "A value has the wrong type": ["actor.mb_spec.n_mbs=many"],
+    "None is written where null is meant": ["actor.model_config.sliding_window=None"],
     "A memory budget without a compiler": ["actor.gradient_checkpointing=true", "actor.archon.ac_mode=memory_budget"],
     "strict refuses a decision": ["actor.archon.strict=true", "actor.enable_tree_training=true"],
     "Routing is to be replayed and nobody records it": ["actor.archon.moe_routing_replay=true"],
@@ -159,12 +160,13 @@ def registry_without(package: str):
     return build_registry(dataclasses.replace(found, entry_points=kept), {})
 
 
-def registry_with(folder: Path, distribution: str, source: str):
-    """What is installed and a made-up plugin, as a folder on the path holds it."""
+def registry_with(folder: Path, distribution: str, source: str, *, name: str | None = None):
+    """What is installed and a made-up plugin, as a folder on the path holds it; ``name`` is written to its metadata."""
     module = distribution.replace("-", "_")
     info = folder / f"{module}-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+    written = distribution if name is None else name
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {written}\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(f"[archon]\n{distribution} = {module}\n")
     (folder / f"{module}.py").write_text(f"from archon_core.plugins import *\n{source}\n")
     sys.path.insert(0, str(folder))
@@ -219,6 +221,11 @@ def _(folder: Path) -> None:
     registry_with(folder, "my-rewards", 'ARCHON_PLUGIN_API = "1.7"').get("reward", "shorter")
 
 
+@row("A plugin's package has no name")
+def _(folder: Path) -> None:
+    registry_with(folder, "my-rewards", "import a_module_that_is_missing", name="").get("reward", "shorter")
+
+
 @row("Two packages provide the same name")
 def _(folder: Path) -> None:
     source = """
@@ -247,6 +254,18 @@ def _(folder: Path) -> None:
 @row("An entry of config.json is not known")
 def _(folder: Path) -> None:
     _engine({**TINY, "attention_sinks": 4}).initialize()
+
+
+@row("The list of end tokens is broken")
+def _(folder: Path) -> None:
+    (folder / "config.json").write_text(json.dumps(TINY))
+    (folder / "generation_config.json").write_text('{"eos_token_id": [2, 151645]}')
+    run_archon("train", str(EXAMPLE), "actor.model_config=null", f"actor.path={folder}", "--dry-run")
+
+
+@row("A boolean in model_config is a text")
+def _(folder: Path) -> None:
+    _engine({**TINY, "tie_word_embeddings": "off"}).initialize()
 
 
 @row("An attention kernel does not run here")
@@ -318,6 +337,17 @@ def _(folder: Path) -> None:
     save_file({"model.embed_tokens.weight": torch.zeros(64, 16)}, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(TINY))
     _engine(None, path=str(folder)).initialize()
+
+
+@row("Data, tokenizer or reward changed before a run was resumed")
+def _(folder: Path) -> None:
+    records = [json.dumps({"question": f"{n}+1=", "answer": str(n + 1)}) + "\n" for n in range(8)]
+    (folder / "data.jsonl").write_text("".join(records))
+    options = ["data.dataset=jsonl", f"data.path={folder / 'data.jsonl'}", "data.validation_size=0", "algorithm=sft"]
+    options += ["data.batch_size=4", "trainer.verify_export=false", "warm_start=null", "reward=null", "rollout={}"]
+    run_archon("train", str(EXAMPLE), "trainer.max_steps=2", *options)
+    (folder / "data.jsonl").write_text("".join(reversed(records)))
+    run_archon("train", str(EXAMPLE), "trainer.max_steps=3", *options, "--resume")
 
 
 @row("A rank was killed")

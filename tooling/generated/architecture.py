@@ -75,7 +75,9 @@ def draw_packages(dependencies: dict[str, set[str]]) -> str:
             x = PAD + place * (box_width + GAP)
             shapes.append(_box(x, y, box_width, BOX_HEIGHT, name, LAYERS[number % len(LAYERS)]))
     height = PAD + len(rows) * (BOX_HEIGHT + GAP) + 18
-    shapes.append(_text(PAD, height - 6, "Imports run downwards only. Packages of one layer never import one another.", 12))
+    shapes.append(
+        _text(PAD, height - 6, "Imports run downwards only. Packages of one layer never import one another.", 12)
+    )
     return _svg("The packages in layers", width, height + 6, shapes)
 
 

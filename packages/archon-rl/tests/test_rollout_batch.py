@@ -11,6 +11,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
 from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import TrainingError
+from archon_core.models.end_tokens import ModelEnds, end_tokens
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
@@ -86,11 +87,12 @@ def test_rewards_see_prompt_text_completion_text_and_the_answer_under_its_own_na
     assert seen == [("a1", "a1", "1", 5)] * 2 + [("b2", "b2", "7", 6)] * 2
 
 
-def test_the_end_of_text_is_among_the_stop_tokens_once():
-    options = sampling_options(GenerationConfig(n_samples=4, stop_token_ids=[9, 2]), 2)
-    assert options.stop_token_ids == [2, 9]
-    greedy = sampling_options(GenerationConfig(n_samples=4, temperature=0.7), 2, greedy=True)
-    assert (greedy.greedy, greedy.n_samples, greedy.stop_token_ids) == (True, 1, [2])
+def test_rollout_and_evaluation_end_at_the_same_tokens_each_named_once():
+    gconfig = GenerationConfig(n_samples=4, temperature=0.7, stop_token_ids=[9, 2])
+    ends = end_tokens(2, ModelEnds("the model", (3, 2)), gconfig.stop_token_ids)
+    assert sampling_options(gconfig, ends).stop_token_ids == [2, 3, 9]
+    greedy = sampling_options(gconfig, ends, greedy=True)
+    assert (greedy.greedy, greedy.n_samples, greedy.stop_token_ids) == (True, 1, [2, 3, 9])
 
 
 def test_minibatches_share_the_sequences_out_evenly_and_differently_each_step():

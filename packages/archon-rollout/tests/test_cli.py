@@ -7,13 +7,17 @@ import pytest
 from archon_core.cli.main import main
 from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
 from archon_core.errors import ConfigError, DataError
+from archon_core.models.end_tokens import ModelEnds, end_tokens
 from archon_rollout.cli import read_prompts
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.model_limits import ModelLimits
-from archon_rollout.text_generation import TextGenerator, stop_token_ids
+from archon_rollout.text_generation import TextGenerator
 
 LETTERS = "abcdefghijklmnopqrst"
 EOS = len(LETTERS)
+
+
+ENDS = end_tokens(EOS, ModelEnds("the model's list", (21,)))
 
 
 class LetterTokenizer:
@@ -39,7 +43,7 @@ class ChatTokenizer(LetterTokenizer):
 def generator(tiny):
     def make(tokenizer: LetterTokenizer, max_positions: int = 64) -> TextGenerator:
         engine = LocalEngine(RolloutConfig(), trainer=tiny.Trainer(tiny.Decoder().double()))
-        return TextGenerator(engine, tokenizer, ModelLimits(tiny.vocabulary, max_positions), (EOS, 21))
+        return TextGenerator(engine, tokenizer, ModelLimits(tiny.vocabulary, max_positions), ENDS)
 
     return make
 
@@ -122,14 +126,9 @@ def test_a_folder_that_does_not_exist_is_named(capsys, tmp_path):
     assert "found no such folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("written", "expected"),
-    [(None, (EOS,)), ({}, (EOS,)), ({"eos_token_id": 3}, (EOS, 3)), ({"eos_token_id": [5, EOS]}, (EOS, 5))],
-)
-def test_stop_tokens_are_the_tokenizers_and_those_of_the_generation_config(tmp_path, written, expected):
-    if written is not None:
-        (tmp_path / "generation_config.json").write_text(json.dumps(written), encoding="utf-8")
-    assert stop_token_ids(tmp_path, LetterTokenizer()) == expected
+def test_the_tokens_that_end_a_completion_are_shown_with_their_sources(archon):
+    _, _, err = archon("generate", "folder", "abc", "--max-new-tokens", "1")
+    assert "completions end at: 20 is the tokenizer's end of text; 21 is the model's list" in err
 
 
 def test_a_completion_ends_at_the_stop_tokens_and_where_the_models_positions_do(generator):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -86,7 +87,7 @@ def test_a_text_option_takes_the_text_as_it_stands(text: str) -> None:
         ("maybe: null", None),
         ("maybe: {}", {}),
         ("inner:", {}),
-        ("anything: [1, 1.5, x, null, true, off]", [1, 1.5, "x", None, True, "off"]),
+        ("anything: [1, 1.5, x, null, true, off, 'off']", [1, 1.5, "x", None, True, False, "off"]),
         ("free: {a: 012, b: {c: 1e-3, d: '1'}}", {"a": "012", "b": {"c": 1e-3, "d": "1"}}),
     ],
 )
@@ -127,6 +128,34 @@ def test_all_problems_of_a_file_are_found_at_once_in_its_order() -> None:
         "f:3: unknown option inner.y; known in inner: x",
         "f:4: flag: found 'x'; allowed is true or false",
     ]
+
+
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+SPELLINGS = [(form(word), value) for word, value in BOOLEANS.items() for form in (str.lower, str.capitalize, str.upper)]
+
+
+@pytest.mark.parametrize(("text", "value"), SPELLINGS)
+def test_a_boolean_is_spelt_in_a_free_section_as_in_a_typed_option_and_as_yaml_reads_it(text: str, value: bool) -> None:
+    assert yaml.safe_load(text) is value
+    assert read(f"flag: {text}") == {"flag": value}
+    assert read(f"free: {{a: {text}, b: '{text}'}}") == {"free": {"a": value, "b": text}}
+
+
+@pytest.mark.parametrize(
+    ("line", "option"),
+    [
+        ("maybe_text: None", "maybe_text"),
+        ("anything: None", "anything"),
+        ("free: {a: {b: None}}", "free.a.b"),
+        ("free: {a: [x, None]}", "free.a"),
+    ],
+)
+def test_pythons_none_is_refused_wherever_it_would_become_a_text_in_place_of_null(line: str, option: str) -> None:
+    assert problems(line) == [
+        f"f:1: {option}: found None, which YAML takes for a text; write null, or 'None' in quotes if you mean the text"
+    ]
+    assert read(line.replace("None", "'None'"))
+    assert read(line.replace("None", "null"))
 
 
 def test_a_dotted_name_in_a_file_is_explained() -> None:

@@ -77,6 +77,7 @@ def generate(
     from archon_rollout.text_generation import TextGenerator
 
     generator = TextGenerator.load(model, max_batch_size=max_batch_size, dtype=dtype, run_as=run_as)
+    print_remark(generator.ends.described() or "no token is known to", label="completions end at: ", style="dim")
     start = time.perf_counter()
     results = generator.complete(texts, options, seed=seed, chat=chat)
     seconds = time.perf_counter() - start

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from archon_core import assemble
@@ -18,6 +16,7 @@ from archon_core.contracts.rollout import (
     RolloutConfig,
 )
 from archon_core.errors import ConfigError, DataError
+from archon_core.models.end_tokens import EndTokens, end_tokens, folder_ends
 from archon_core.seeding import derive_seed
 from archon_engine.models.hf_config import checkpoint_folder
 from archon_engine.models.text import encode_texts, render_chat
@@ -45,16 +44,14 @@ class TextGenerator:
         engine: generates.
         tokenizer: a ``transformers`` tokenizer.
         limits: the model's.
-        stop_token_ids: end a completion, beside those of the options.
+        ends: the tokens that end a completion, beside those of the options.
     """
 
-    def __init__(
-        self, engine: InferenceEngine, tokenizer: Any, limits: ModelLimits, stop_token_ids: Sequence[int]
-    ) -> None:
+    def __init__(self, engine: InferenceEngine, tokenizer: Any, limits: ModelLimits, ends: EndTokens) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._limits = limits
-        self._stop_token_ids = tuple(stop_token_ids)
+        self.ends = ends
 
     @classmethod
     def load(
@@ -69,13 +66,15 @@ class TextGenerator:
             run_as: name of the model spec that runs it; ``None`` for the one that serves its model type.
 
         Raises:
-            ModelError: there is no such folder or configuration, or the model cannot generate.
+            ModelError: there is no such folder or configuration, the model cannot generate, or its list of tokens that
+                end a completion is broken.
             UnknownNameError: no installed plugin serves the model type.
             ConfigError: there is no tokenizer.
             WeightsError: the weights do not fit the configuration.
         """
         folder = checkpoint_folder(model)
         tokenizer = read_tokenizer(folder)
+        ends = end_tokens(tokenizer.eos_token_id, folder_ends(folder))
         options = ArchonOptions(model=run_as)
         config = ArchonEngineConfig(path=str(folder), dtype=dtype, optimizer=None, archon=options)
         trainer = assemble(config, role="rollout", layout="archon:d1")
@@ -84,7 +83,7 @@ class TextGenerator:
             if decision.option == "rollout.path":
                 logger.warning("%s: %s", decision.effective, decision.reason)
         engine = LocalEngine(RolloutConfig(max_batch_size=max_batch_size), trainer=trainer)
-        return cls(engine, tokenizer, model_limits(trainer.module), stop_token_ids(folder, tokenizer))
+        return cls(engine, tokenizer, model_limits(trainer.module), ends)
 
     def complete(
         self, prompts: Sequence[str], options: GenerationConfig, *, seed: int, chat: bool | None = None
@@ -104,7 +103,7 @@ class TextGenerator:
         reach = [options.max_tokens, self._limits.max_positions, self._limits.length_dependent_above]
         options = replace(
             options,
-            stop_token_ids=[*options.stop_token_ids, *self._stop_token_ids],
+            stop_token_ids=list(dict.fromkeys((*self.ends.own, *options.stop_token_ids))),
             max_tokens=min((limit for limit in reach if limit is not None), default=None),
         )
         requests = [
@@ -144,11 +143,3 @@ class TextGenerator:
 
     def _decode(self, token_ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
-
-
-def stop_token_ids(folder: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end a completion: the tokenizer's end of text and those in ``generation_config.json``."""
-    file = folder / "generation_config.json"
-    listed = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    ids = [tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])]
-    return tuple(dict.fromkeys(i for i in ids if i is not None))

@@ -13,18 +13,12 @@ from typing import TYPE_CHECKING
 
 from archon_core.config.loading import LoadedConfig, read_config
 from archon_core.config.root import RootSchema
-from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, one_of, option
+from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, each_one_of, folder_name, one_of, option, path_or_id
 from archon_core.contracts.engine_config import EngineConfig
 from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
-
-
-def _folder_name(value: str) -> str | None:
-    if value.strip() and value not in (".", "..") and not set(value) & set("/\\\0\n"):
-        return None
-    return "the name of a folder, without slashes"
 
 
 @dataclass
@@ -40,7 +34,7 @@ class ClusterConfig:
 
     n_nodes: int = option(1, POSITIVE)
     n_gpus_per_node: int = option(8, POSITIVE)
-    fileroot: str = "runs"
+    fileroot: str = option("runs", path_or_id)
 
 
 @dataclass
@@ -89,8 +83,8 @@ class DataConfig:
     """
 
     dataset: str = "jsonl"
-    path: str | None = None
-    validation_path: str | None = None
+    path: str | None = option(None, path_or_id)
+    validation_path: str | None = option(None, path_or_id)
     validation_size: int = option(0, NOT_NEGATIVE)
     prompt_key: str = "question"
     answer_key: str | None = "answer"
@@ -117,6 +111,8 @@ class TrainerConfig:
         auto_resume: the same when there is one, and start anew when there is none.
         max_restarts: how often the ranks are started again from the last checkpoint after one of them died. Mistakes
             in the configuration or the data are never tried again.
+        accept_changed: what may have changed since the checkpoint that a resumed run goes on from: ``data``,
+            ``validation``, ``tokenizer``, ``chat_template``, ``reward``. A change that is not listed is an error.
         verify_export: after the run, load the exported checkpoint with transformers and compare logits.
     """
 
@@ -131,6 +127,10 @@ class TrainerConfig:
     resume: bool = False
     auto_resume: bool = False
     max_restarts: int = option(0, NOT_NEGATIVE)
+    accept_changed: list[str] = field(
+        default_factory=list,
+        metadata={"rule": each_one_of("data", "validation", "tokenizer", "chat_template", "reward"), "fix": ""},
+    )
     verify_export: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -167,12 +167,12 @@ class ExperimentConfig:
         trainer: the length of the run and what it writes.
     """
 
-    experiment_name: str = option("archon", _folder_name)
-    trial_name: str = option("trial0", _folder_name)
+    experiment_name: str = option("archon", folder_name)
+    trial_name: str = option("trial0", folder_name)
     seed: int = 1
     algorithm: str = "grpo"
     reward: str | None = None
-    tokenizer_path: str | None = None
+    tokenizer_path: str | None = option(None, path_or_id)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)

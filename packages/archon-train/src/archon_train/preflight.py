@@ -31,6 +31,7 @@ from archon_core.layout import (
     refuse_axes,
 )
 from archon_core.layout.diagnostics import count
+from archon_core.models.end_tokens import config_ends, folder_ends
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
@@ -255,17 +256,28 @@ class _Planner:
                 "actor: found neither a path nor a model_config; set actor.path to a checkpoint folder or a hub id, or "
                 "write the model's config.json into actor.model_config"
             )
+        self.check_end_tokens(actor)
         seen: set[str] = set()
         for role in ROLES:
             path = getattr(getattr(self.config, role), "path", None)
             if not path or path in seen:
                 continue
             seen.add(path)
-            if not Path(path).expanduser().is_dir():
+            if not _is_folder(path):
                 self.not_here(f"{role}.path", path)
         data = self.config.data.path
-        if data and _is_local(data) and not Path(data).expanduser().exists():
+        if data and _is_local(data) and not _is_there(data):
             self.unable(f"data.path: found no file or folder {data!r}; give an existing one")
+
+    def check_end_tokens(self, actor: EngineConfig) -> None:
+        """That the model's list of tokens that end a completion can be read, where its files are here."""
+        try:
+            if actor.model_config is not None:
+                config_ends(actor.model_config, "actor.model_config")
+            elif actor.path and _is_folder(actor.path):
+                folder_ends(Path(actor.path).expanduser())
+        except ArchonError as error:
+            self.wrong(str(error))
 
     def not_here(self, option: str, path: str) -> None:
         if _is_local(path) or not HUB_ID.fullmatch(path):
@@ -301,6 +313,20 @@ class _Planner:
         self.obstacles.append(Obstacle(text, "environment"))
 
 
+def _is_folder(path: str) -> bool:
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):  # no right to look, an unknown user's home, a NUL character
+        return False
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def _is_local(path: str) -> bool:
     return path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or path.endswith((".jsonl", ".json"))
 
@@ -311,7 +337,7 @@ def _model_entries(config: EngineConfig) -> Mapping[str, Any]:
     if entries is None and config.path:
         try:
             entries = json.loads((Path(config.path).expanduser() / "config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, RuntimeError, ValueError):
             return {}  # not here, or damaged: whoever loads it says so
     return entries if isinstance(entries, dict) else {}
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from types import MappingProxyType
 
-from archon_core.config.raw import RawList, RawMapping, RawNode, RawScalar, merge, nested, walk
+from archon_core.config.raw import RawList, RawMapping, RawNode, RawScalar, merge, nested, walk, whole_text
 from archon_core.config.yaml_file import parse_yaml_node
 from archon_core.errors import ConfigError
 
@@ -32,6 +32,8 @@ def parse_overrides(overrides: Iterable[str]) -> RawMapping:
 def parse_override(override: str) -> RawMapping:
     """One override as a tree. A leading ``+``, which other tools ask for with new keys, changes nothing."""
     source = f"override {override!r}"
+    if whole_text(override) is None:
+        raise ConfigError(f"{source}: found bytes that are not text in the encoding of this terminal; write text")
     if override.startswith("~"):
         raise ConfigError(f"{source}: options cannot be deleted; set it to null, or leave it out of the file")
     if override.startswith("-"):

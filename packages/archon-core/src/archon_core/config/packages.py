@@ -37,6 +37,7 @@ def missing_package(name: str, registry: Registry) -> MissingPackage:
                 return MissingPackage(name, f"is installed but {plugin.cause}")
             if plugin.cause:
                 return MissingPackage(name, f"is installed but {plugin.status}: {plugin.cause}")
-            matter = f"is installed ({plugin.version}) but does not have it; a newer version may"
+            version = f" ({plugin.version})" if plugin.version else ""
+            matter = f"is installed{version} but does not have it; a newer version may"
             return MissingPackage(name, matter, f"pip install --upgrade {name}")
     return MissingPackage(name, "is not installed", f"pip install {name}")

@@ -24,6 +24,14 @@ REFERENCE = re.compile(r"(?<!\\)\$\{(?P<dots>\.*)(?P<name>[\w.]+)\}")
 _INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 
 
+def whole_text(text: str) -> str | None:
+    """``text`` with escaped surrogate pairs joined; ``None`` when half a pair is left, which no file can hold."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError:
+        return None
+
+
 @dataclass(frozen=True)
 class RawScalar:
     """One value as it was written, without its quotes.

@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from archon_core.errors import did_you_mean
+
+MAX_NAME_BYTES = 255
+MAX_PATH_LENGTH = 4000
+"""What file systems and kernels take, rounded down."""
 
 Rule = Callable[[Any], str | None]
 """Takes a value, which is not null, and returns what is allowed when that is not it."""
@@ -53,10 +58,43 @@ def number(
     allowed = "numbers " + " ".join(filter(None, parts)) if any(parts) else "finite numbers"
 
     def rule(value: float) -> str | None:
-        inside = math.isfinite(value) and least <= value <= most and above < value < below
-        return None if inside else allowed
+        # Whole numbers are compared as they are: math.isfinite would turn those of 400 digits into floats, and fail.
+        finite = isinstance(value, int) or math.isfinite(value)
+        return None if finite and least <= value <= most and above < value < below else allowed
 
     return rule
+
+
+def each_one_of(*choices: str) -> Rule:
+    """The value is a list of these texts."""
+
+    def rule(values: Sequence[str]) -> str | None:
+        wrong = next((value for value in values if value not in choices), None)
+        return None if wrong is None else f"a list of {', '.join(choices)}{did_you_mean(wrong, choices)}"
+
+    return rule
+
+
+def folder_name(value: str) -> str | None:
+    """The value can name one folder."""
+    if value.strip() and value not in (".", "..") and not set(value) & set("/\\\0\n") and not _is_too_long(value):
+        return None
+    return f"the name of a folder, without slashes, of at most {MAX_NAME_BYTES} bytes"
+
+
+def path_or_id(value: str) -> str | None:
+    """The value is a path that the operating system can look for, or a hub id."""
+    if "\0" in value or _is_too_long(value) or len(value) > MAX_PATH_LENGTH:
+        return f"a path without NUL characters, whose names have at most {MAX_NAME_BYTES} bytes each, or a hub id"
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        return "a path; '~NAME' stands for the home folder of a user of this machine, './~NAME' for a folder here"
+    return None
+
+
+def _is_too_long(text: str) -> bool:
+    return any(len(name.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES for name in text.split("/"))
 
 
 POSITIVE = number(least=1)

@@ -20,7 +20,12 @@ from typing import Any
 from archon_core.config.raw import RawList, RawMapping, RawNode, RawScalar
 from archon_core.errors import did_you_mean
 
-_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+"""YAML's booleans, in lower case. They mean the same in a typed option and, without quotes, in a free-form section."""
+_BOOLEANS = _WORDS | {"1": True, "0": False}
+MAX_SHOWN = 200
+MAX_DIGITS = 300
+"""Longer numbers are no option's; Python refuses to read or print those of thousands of digits."""
 _INTEGER = re.compile(r"[-+]?\d+(?:_\d+)*")
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.?inf", re.IGNORECASE)
 
@@ -134,7 +139,21 @@ class _Reader:
         if isinstance(node, RawScalar) and node.text.strip() == "???":
             self._wrong(node, path, f"found '???', which stands for a value to give; give one, such as {path}=VALUE")
             return None
+        if takes_anything(annotation) or {str, type(None)} <= set(_members(annotation)):
+            self._refuse_python_null(node, path)
         return _read(node, annotation)
+
+    def _refuse_python_null(self, node: RawNode, path: str) -> None:
+        """Report a plain ``None``, which YAML reads as a text and whose author most likely meant null."""
+        if isinstance(node, RawMapping):
+            for key, child in node.entries.items():
+                self._refuse_python_null(child, f"{path}.{key}")
+        elif isinstance(node, RawList):
+            for item in node.items:
+                self._refuse_python_null(item, path)
+        elif node.plain and node.text == "None":
+            meant = "write null, or 'None' in quotes if you mean the text"
+            self._wrong(node, path, f"found None, which YAML takes for a text; {meant}")
 
     def _unknown(self, key: str, path: str, node: RawNode, section: str, known: list[str]) -> None:
         where = f"in {section}" if section else "at the top"
@@ -189,7 +208,7 @@ def _read_scalar(node: RawScalar, kind: Any, origin: Any) -> Any:
         return text
     if kind is bool and text.lower() in _BOOLEANS:
         return _BOOLEANS[text.lower()]
-    if kind is int and _INTEGER.fullmatch(text):
+    if kind is int and _INTEGER.fullmatch(text) and len(text) <= MAX_DIGITS:
         return int(text)
     if kind is float and _FLOAT.fullmatch(text):
         return _float(text)
@@ -211,7 +230,7 @@ def _passes(node: RawNode) -> typing.TypeGuard[RawScalar]:
 
 
 def untyped(node: RawNode) -> Any:
-    """A node of a free-form section, by the rules of JSON: null, true and false, numbers, else text."""
+    """A node of a free-form section: null, YAML's booleans, JSON's numbers, else text. Quotes make a text."""
     if isinstance(node, RawMapping):
         return {key: untyped(child) for key, child in node.entries.items()}
     if isinstance(node, RawList):
@@ -220,9 +239,9 @@ def untyped(node: RawNode) -> Any:
         return node.text
     if node.is_null:
         return None
-    if node.text in ("true", "false"):
-        return node.text == "true"
-    if re.fullmatch(r"-?(0|[1-9]\d*)", node.text):
+    if node.text.lower() in _WORDS:
+        return _WORDS[node.text.lower()]
+    if re.fullmatch(r"-?(0|[1-9]\d*)", node.text) and len(node.text) <= MAX_DIGITS:
         return int(node.text)
     if _FLOAT.fullmatch(node.text) and math.isfinite(_float(node.text)) and re.search(r"[.eE]", node.text):
         return _float(node.text)
@@ -235,7 +254,10 @@ def found(node: RawNode) -> str:
         return "a section"
     if isinstance(node, RawList):
         return "a list"
-    return "null" if node.is_null else repr(node.text)
+    if node.is_null:
+        return "null"
+    text = repr(node.text)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(node.text)} characters)"
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

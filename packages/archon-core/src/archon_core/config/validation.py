@@ -10,6 +10,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+MAX_SHOWN = 200
+"""Characters of a value in a message."""
+
 
 def check_options(config: Any, path: str = "") -> list[tuple[str, str]]:
     """All values that are not allowed.
@@ -45,4 +48,5 @@ def _check(section: Any, path: str) -> Iterator[tuple[str, str]]:
 
 
 def _shown(value: Any) -> str:
-    return repr(value) if isinstance(value, str) else f"{value}"
+    text = repr(value) if isinstance(value, str) else f"{value}"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"

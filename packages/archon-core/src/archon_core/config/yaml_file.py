@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from archon_core.config.raw import NULLS, RawList, RawMapping, RawNode, RawScalar
+from archon_core.config.raw import NULLS, RawList, RawMapping, RawNode, RawScalar, whole_text
 from archon_core.errors import ConfigError
 
 MAX_NODES = 20_000
@@ -92,7 +92,7 @@ class _Builder:
         source = self._at(event)
         node: RawNode
         if isinstance(event, yaml.ScalarEvent):
-            node = RawScalar(event.value, plain=self._is_plain(event), source=source)
+            node = RawScalar(self._text(event), plain=self._is_plain(event), source=source)
         elif isinstance(event, yaml.SequenceStartEvent):
             self._refuse_tag(event)
             items = []
@@ -114,7 +114,7 @@ class _Builder:
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise self._error(event, "found a name that is not a single text; write 'name: value'")
-            key, line = event.value, event.start_mark.line + 1
+            key, line = self._text(event), event.start_mark.line + 1
             if event.style is None and key == "<<":
                 inherited = self._merged(event, self._node(next(self._events), depth + 1)) | inherited
                 continue
@@ -153,6 +153,12 @@ class _Builder:
         if event.tag is not None and event.tag not in _SCALAR_TAGS and event.tag != "!":
             self._refuse_tag(event)
         return event.style is None and event.tag not in ("!", _SCALAR_TAGS[0])
+
+    def _text(self, event: Any) -> str:
+        text = whole_text(event.value)
+        if text is None:
+            raise self._error(event, f"found half a surrogate pair in {event.value!r}; write the whole character")
+        return text
 
     def _refuse_tag(self, event: Any) -> None:
         if event.tag is not None and event.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option
+from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option, path_or_id
 
 DECAY = number(least=0, below=1)
 DTYPE = one_of("float32", "bfloat16", "float64")
@@ -86,7 +86,7 @@ class EngineConfig:
         backend: engine and layout, such as ``archon:d4t2``. Empty for critic, ref and teacher: the actor's.
         path: checkpoint folder in Hugging Face's form, or a hub id.
         init_from_scratch: random weights from the seed instead of the checkpoint's.
-        model_config: a Hugging Face ``config.json`` written in place, instead of ``path``.
+        model_config: a Hugging Face ``config.json`` written in place, instead of ``path``. Quotes make a value a text.
         is_critic: a value head instead of the language-model head.
         dtype: compute type: ``float32``, ``bfloat16`` or ``float64``; null takes float32 on CPU, bfloat16 elsewhere.
         grad_reduce_dtype: type in which gradients are summed over ranks; null takes float32, float64 for float64.
@@ -101,7 +101,7 @@ class EngineConfig:
     """
 
     backend: str = ""
-    path: str | None = None
+    path: str | None = option(None, path_or_id)
     init_from_scratch: bool = False
     model_config: dict[str, Any] | None = None
     is_critic: bool = False

@@ -109,7 +109,7 @@ class GenerationConfig:
         top_p: keep the smallest set of most probable tokens whose probability reaches this; 1.0 keeps all.
         top_k: keep the k most probable tokens; 0 keeps all.
         greedy: take the most probable token. Log-probabilities are then those at temperature 1.
-        stop_token_ids: token ids that end a completion, beside the tokenizer's end of text.
+        stop_token_ids: token ids that end a completion, beside the tokenizer's end of text and the model's own list.
     """
 
     n_samples: int = option(1, POSITIVE)

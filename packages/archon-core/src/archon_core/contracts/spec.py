@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from archon_core.errors import PluginError
+from archon_core.plugins.installing import update_advice
 
 
 def load_target(target: str, *, origin: str = "") -> Any:
@@ -24,7 +25,7 @@ def load_target(target: str, *, origin: str = "") -> Any:
         PluginError: the string has another form, the module does not import or has no such attribute.
     """
     described = f"target {target!r} of {origin}" if origin else f"target {target!r}"
-    mend = f"; correct the spec, or update its package: pip install --upgrade {origin}" if origin else ""
+    mend = f"; correct the spec, or update its package: {update_advice(origin)}" if origin else ""
     module_name, colon, attribute = target.partition(":")
     if not colon or not module_name or not attribute:
         raise PluginError(f"{described}: found no 'package.module:attribute'; write it in that form")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archon_core.plugins.hookspecs import PROJECT_NAME
+from archon_core.plugins.installing import name_or_folder, update_advice
 from archon_core.plugins.status import PluginStatus, describe_error
 
 
@@ -41,17 +42,15 @@ def discover(path: Sequence[str] | None = None) -> Discovery:
     for distribution in importlib.metadata.distributions(**search):
         if not _mentions_plugins(distribution):
             continue
-        name = _name_of(distribution)
+        name = name_or_folder(distribution)
         if normalise(name) in seen:  # the first one on the path is the one whose modules are imported
             continue
         seen.add(normalise(name))
         try:
             entry_points += [point for point in distribution.entry_points if point.group == PROJECT_NAME]
         except Exception as error:
-            cause = (
-                f"its entry_points.txt cannot be read ({describe_error(error)}); reinstall it: "
-                f"pip install --force-reinstall --no-deps {name}"
-            )
+            reinstall = update_advice(name, "pip install --force-reinstall --no-deps")
+            cause = f"its entry_points.txt cannot be read ({describe_error(error)}); reinstall it: {reinstall}"
             unreadable.append(PluginStatus(name, name, "", "", status="failed", cause=cause, error=error))
     return Discovery(
         entry_points=tuple(sorted(entry_points, key=lambda point: (distribution_name(point), point.name))),
@@ -60,8 +59,8 @@ def discover(path: Sequence[str] | None = None) -> Discovery:
 
 
 def distribution_name(entry_point: importlib.metadata.EntryPoint) -> str:
-    """What pip calls the package that an entry point came with; empty for one made by hand."""
-    return _name_of(entry_point.dist) if entry_point.dist else ""
+    """The package that an entry point came with; see ``installing.name_or_folder``. Empty for one made by hand."""
+    return name_or_folder(entry_point.dist) if entry_point.dist else ""
 
 
 def distribution_version(entry_point: importlib.metadata.EntryPoint) -> str:
@@ -75,13 +74,6 @@ def distribution_version(entry_point: importlib.metadata.EntryPoint) -> str:
 def normalise(name: str) -> str:
     """A distribution's or entry point's name in the form in which names are compared (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
-
-
-def _name_of(distribution: importlib.metadata.Distribution) -> str:
-    try:
-        return distribution.metadata["Name"] or "(a distribution without a name)"
-    except Exception:  # see distribution_version
-        return "(a distribution without METADATA)"
 
 
 def _mentions_plugins(distribution: importlib.metadata.Distribution) -> bool:

@@ -22,6 +22,7 @@ from archon_core.plugins import hookspecs
 from archon_core.plugins.discovery import distribution_name, distribution_version
 from archon_core.plugins.hints import nearest
 from archon_core.plugins.hookspecs import PROJECT_NAME
+from archon_core.plugins.installing import update_advice
 from archon_core.plugins.kinds import SPEC_TYPES
 from archon_core.plugins.status import PluginStatus, describe_error
 
@@ -78,7 +79,7 @@ def explain_incompatible(declared: object, plugin: PluginStatus) -> str:
     """Why a plugin that declares this ``ARCHON_PLUGIN_API`` cannot be used and what mends it, or ``""``."""
     core_major, core_minor = PLUGIN_API
     core_has = f"archon-core has plugin API {core_major}.{core_minor}"
-    upgrade_plugin = f"pip install --upgrade {plugin.distribution}"
+    upgrade_plugin = update_advice(plugin.distribution or plugin.name)
     if declared is None:
         return (
             f"it declares no plugin API; {core_has}. Its author adds ARCHON_PLUGIN_API = "
@@ -93,8 +94,8 @@ def explain_incompatible(declared: object, plugin: PluginStatus) -> str:
     major, minor = int(match[1]), int(match[2])
     if major == core_major and minor <= core_minor:
         return ""
-    behind = plugin.distribution if major < core_major else CORE_DISTRIBUTION
-    return f"it is made for plugin API {declared}; {core_has}: pip install --upgrade {behind}"
+    behind = upgrade_plugin if major < core_major else update_advice(CORE_DISTRIBUTION)
+    return f"it is made for plugin API {declared}; {core_has}: {behind}"
 
 
 def collect_specs(plugin: Any, about: PluginStatus) -> PluginStatus:
@@ -186,6 +187,6 @@ def _failed(about: PluginStatus, what: str, error: BaseException) -> PluginStatu
     if missing and missing.partition(".")[0] == "archon_core":
         mend = "this archon-core does not have what it asks for: pip install --upgrade archon-core"
     else:
-        package = about.distribution or about.name
-        mend = f"update it: pip install --upgrade {package}, or leave it out: ARCHON_DISABLE_PLUGINS={about.name}"
+        update = update_advice(about.distribution or about.name)
+        mend = f"update it: {update}, or leave it out: ARCHON_DISABLE_PLUGINS={about.name}"
     return replace(about, status="failed", cause=f"{what}; {mend}", error=error)

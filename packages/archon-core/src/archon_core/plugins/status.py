@@ -19,7 +19,7 @@ class PluginStatus:
 
     Attributes:
         name: the entry point's name.
-        distribution: what pip calls the package that brings it.
+        distribution: what pip calls the package that brings it, or the folder of its metadata where pip has no name.
         version: of that package.
         module: what the entry point names, such as ``archon_rl.plugin``.
         status: ``loaded``, ``failed`` (it raised), ``incompatible`` (another plugin API) or ``disabled``.

@@ -23,6 +23,8 @@ _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json")
 _OTHER_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
 
+_YAML_WORDS = ("true", "false", "yes", "no", "on", "off", "null", "none")
+
 _METADATA = frozenset(
     [
         "auto_map",
@@ -109,7 +111,16 @@ def _from_entries(entries: dict[str, Any], where: str) -> PreTrainedConfig:
     try:
         return AutoConfig.for_model(model_type, **entries)
     except Exception as error:  # transformers raises its validators' own types, KeyError and others
-        raise ModelError(f"{where}: transformers refuses this {model_type} configuration: {error}") from error
+        raise ModelError(
+            f"{where}: transformers refuses this {model_type} configuration: {error}; correct that entry"
+            f"{_quoted_values(entries)}"
+        ) from error
+
+
+def _quoted_values(entries: Mapping[str, Any]) -> str:
+    """A hint about booleans and nulls that quotes made texts, the usual reason for a wrong type."""
+    texts = [name for name, value in entries.items() if isinstance(value, str) and value.lower() in _YAML_WORDS]
+    return f" ({', '.join(texts)}: write true, false or null, without quotes)" if texts else ""
 
 
 def checkpoint_folder(path: str | Path, *, weights: bool = True) -> Path:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngine
 from archon_core.errors import DamagedError, WeightsError
+from archon_core.models.end_tokens import GENERATION_CONFIG, EndTokens, write_ends
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
 from archon_engine.checkpoint.seal import (
@@ -28,11 +30,18 @@ from archon_engine.checkpoint.seal import (
 )
 from archon_engine.models.tokenizer import save_tokenizer
 from archon_rl.datasets.cursor import DataCursor
+from archon_rl.trainer.fingerprint import Fingerprint
+from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.sharing import written_together
 from archon_train.run.context import RunContext
 
 STATE_FILE = "trainer.json"
 ENGINE_FOLDER = "dcp"
+TOKENIZER_FOLDER = "tokenizer"
+"""In the run folder: the run's own copy of its tokenizer, and the tokens that end its completions."""
+
+
+NONE: Mapping[str, Fingerprint] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -44,9 +53,11 @@ class TrainerState:
         version: that of the weights.
         epoch: of the next record.
         position: of the next record in its epoch.
-        n_records: training records; a resumed run must have as many for its order to be the same.
-        batch_size: records per step; likewise.
+        n_records: training records, which the order of records depends on.
+        batch_size: records per step; a resumed run must have as many for its order to be the same.
         baseline: the first evaluation of the run, before training.
+        fingerprints: name -> ``fingerprint.Fingerprint`` as a dict, of what the run learns from; ``None`` in states of
+            earlier versions.
     """
 
     step: int
@@ -56,6 +67,7 @@ class TrainerState:
     n_records: int
     batch_size: int
     baseline: dict[str, float]
+    fingerprints: dict[str, dict[str, str]] | None = None
 
 
 def resumed_checkpoint(run: RunContext) -> Path | None:
@@ -76,12 +88,16 @@ class Checkpoints:
         run: the run; ``trainer.async_save``, ``keep_last`` and ``keep_every`` say how.
         engine: the model in training.
         cursor: where its data stand.
+        fingerprints: what it learns from.
     """
 
-    def __init__(self, run: RunContext, engine: TrainEngine, cursor: DataCursor) -> None:
+    def __init__(
+        self, run: RunContext, engine: TrainEngine, cursor: DataCursor, fingerprints: Mapping[str, Fingerprint] = NONE
+    ) -> None:
         self._run = run
         self._engine = engine
         self._cursor = cursor
+        self._fingerprints = {name: asdict(found) for name, found in fingerprints.items()}
         self._pending: Future[None] | None = None
         self._apart: Ranks | None = None
 
@@ -94,7 +110,8 @@ class Checkpoints:
         self.finish()
         epoch, position = self._cursor.position(step)
         n_records, batch_size = self._cursor.n_records, self._cursor.batch_size
-        state = TrainerState(step, self._engine.version, epoch, position, n_records, batch_size, baseline)
+        place = (epoch, position, n_records, batch_size)
+        state = TrainerState(step, self._engine.version, *place, baseline, self._fingerprints)
         if not self._run.config.trainer.async_save:
             ranks = self._run.ranks
             self._write(state, lambda folder: self._engine.save(folder, "dcp"), ranks)
@@ -162,21 +179,28 @@ def load_checkpoint(run: RunContext, checkpoint: Path, engine: TrainEngine, curs
     """Give ``engine`` the checkpoint's weights and optimizer state. All ranks call this.
 
     Raises:
-        WeightsError: on every rank, the checkpoint is damaged, or was written for other data.
+        WeightsError: on every rank, the checkpoint is damaged, or was written for other batches.
     """
-    with _way_out(checkpoint):
+    with way_out(checkpoint):
         with failing_together(run.ranks):
-            state = _read_state(run, checkpoint)
-            _check_data(checkpoint, state, cursor)
+            state = read_state(run, checkpoint)
+            _check_batches(run, checkpoint, state, cursor)
         engine.load(checkpoint / ENGINE_FOLDER, "dcp")
     return state
 
 
-def _read_state(run: RunContext, checkpoint: Path) -> TrainerState:
+def read_state(run: RunContext, checkpoint: Path) -> TrainerState:
+    """Where the run stood when ``checkpoint`` was written.
+
+    Raises:
+        DamagedError: its file is damaged.
+    """
     file, seal = checkpoint / STATE_FILE, read_seal(checkpoint)
     if seal is None:
         reason = "it has no checksums: an earlier version of archon-rl wrote it, or they were removed"
-        run.decisions.append(Decision("trainer.resume", f"{file}, checked", "not checked for damage", reason))
+        unchecked = Decision("trainer.resume", f"{file}, checked", "not checked for damage", reason)
+        if unchecked not in run.decisions:
+            run.decisions.append(unchecked)
     else:
         check_file(file, seal[STATE_FILE])
     try:
@@ -185,18 +209,24 @@ def _read_state(run: RunContext, checkpoint: Path) -> TrainerState:
         raise DamagedError(f"{file}: it cannot be read ({error})") from error
 
 
-def _check_data(checkpoint: Path, state: TrainerState, cursor: DataCursor) -> None:
-    found, expected = (cursor.n_records, cursor.batch_size), (state.n_records, state.batch_size)
-    if found != expected:
+def _check_batches(run: RunContext, checkpoint: Path, state: TrainerState, cursor: DataCursor) -> None:
+    if cursor.batch_size != state.batch_size:
         raise WeightsError(
-            f"checkpoint {checkpoint}: found {found[0]} training records in batches of {found[1]}, the run began with "
-            f"{expected[0]} in batches of {expected[1]}; the same order of records needs the same data and "
-            "data.batch_size: restore them, or begin a new run with another trial_name"
+            f"checkpoint {checkpoint}: found data.batch_size {cursor.batch_size}, the run began with "
+            f"{state.batch_size}; the order of records depends on it: set data.batch_size={state.batch_size}, or begin "
+            "a new run with another trial_name"
+        )
+    accepted = "data" in run.config.trainer.accept_changed
+    if cursor.n_records != state.n_records and not accepted:
+        raise WeightsError(
+            f"checkpoint {checkpoint}: found {cursor.n_records} training records, the run began with "
+            f"{state.n_records}; restore them, go on with trainer.accept_changed=[data], or begin a new run with "
+            "another trial_name"
         )
 
 
 @contextmanager
-def _way_out(checkpoint: Path) -> Iterator[None]:
+def way_out(checkpoint: Path) -> Iterator[None]:
     """Say how to go on without a damaged checkpoint; that is never done unasked."""
     try:
         yield
@@ -205,10 +235,26 @@ def _way_out(checkpoint: Path) -> Iterator[None]:
         raise
 
 
-def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any) -> Path:
-    """Write model and tokenizer to the run's ``export`` folder, in Hugging Face's form. All ranks call this."""
+def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any, ends: EndTokens) -> Path:
+    """Write model and tokenizer to the run's ``export`` folder, in Hugging Face's form. All ranks call this.
+
+    Whoever generates with the export ends completions at the tokens at which the run did, but for those of
+    ``gconfig.stop_token_ids``, which belong to the run.
+    """
     with written_together(run.ranks, run.folder.exporting()) as export:
         engine.save(export, "hf")
-        if run.ranks.is_first:
-            save_tokenizer(tokenizer, export)
+        with failing_together(run.ranks):
+            if run.ranks.is_first:
+                save_tokenizer(tokenizer, export)
+                if write_ends(export, ends.own):
+                    record_decisions(run, [_written_ends(ends)])
     return run.folder.export
+
+
+def _written_ends(ends: EndTokens) -> Decision:
+    return Decision(
+        f"export/{GENERATION_CONFIG}",
+        "eos_token_id as the model's files give it",
+        f"eos_token_id={list(ends.own)}",
+        "the run ended completions there, so whoever loads the export does too",
+    )

@@ -5,13 +5,14 @@ All ranks run it in step: what decides where it goes is the same for all of them
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from archon_core.contracts.engine import TrainEngine
 from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import Checkpoints, export_model, load_checkpoint, resumed_checkpoint
 from archon_rl.trainer.export_check import verify_export
+from archon_rl.trainer.fingerprint import Fingerprint
 from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.task import Task
@@ -31,6 +32,7 @@ class TrainingLoop:
         total_steps: training steps of the whole run.
         run_step: does step number n, counted from 0, and returns its metrics, ``tokens`` among them.
         evaluate: metrics of the held-out records; ``None`` when there are none.
+        fingerprints: what the run learns from (``resuming.fingerprints``), for its checkpoints.
         shown: metrics for the progress line, as far as a step has them.
     """
 
@@ -40,13 +42,14 @@ class TrainingLoop:
     total_steps: int
     run_step: Callable[[int], dict[str, float]]
     evaluate: Callable[[], dict[str, float]] | None
+    fingerprints: Mapping[str, Fingerprint]
     shown: tuple[str, ...] = ("loss",)
     _baseline: dict[str, float] = field(default_factory=dict, init=False)
     _latest: dict[str, float] = field(default_factory=dict, init=False)
     _checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
-        self._checkpoints = Checkpoints(self.run, self.engine, self.task.cursor)
+        self._checkpoints = Checkpoints(self.run, self.engine, self.task.cursor, self.fingerprints)
 
     def resume(self) -> int:
         """Give the engine the run's last checkpoint, if there is one; return the steps that are done."""
@@ -122,9 +125,9 @@ class TrainingLoop:
         return self.run.ranks.any(self.run.stop.requested)
 
     def _finish_run(self) -> None:
-        note, tokenizer = self.run.progress.note, self.task.encoder.tokenizer
+        note = self.run.progress.note
         self._checkpoints.finish()
-        export = export_model(self.run, self.engine, tokenizer)
+        export = export_model(self.run, self.engine, self.task.encoder.tokenizer, self.task.ends)
         note(f"Model and tokenizer exported to {export}")
         if self.run.config.trainer.verify_export:
             records = self.task.validation if len(self.task.validation) else self.task.train

@@ -22,6 +22,7 @@ from archon_rl.trainer.engines import (
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.rollout_batch import sampling_options
 from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
@@ -68,12 +69,13 @@ class RLTrainer:
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
         task = build_task(run, prompt_lengths, limits)
+        known = fingerprints(run, task, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         with ExitStack() as stack:
             actor, reference = self._build_engines(task, total_steps, stack)
             rollout = build_inference_engine(run, actor)
             stack.callback(rollout.close)
-            eos = task.encoder.tokenizer.eos_token_id
+            record_decisions(run, [task.ends.decision()])
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
@@ -81,7 +83,7 @@ class RLTrainer:
                 rollout=rollout,
                 reference=reference and SharedEngine(reference, config.ref.mb_spec.granularity),
                 reward=self._reward,
-                options=sampling_options(config.gconfig, eos),
+                options=sampling_options(config.gconfig, task.ends),
                 seed=config.seed,
                 needs_experts=config.rollout.return_routed_experts,
             )
@@ -91,7 +93,7 @@ class RLTrainer:
                 task.encoder,
                 task.validation,
                 self._reward,
-                sampling_options(config.gconfig, eos, greedy=True),
+                sampling_options(config.gconfig, task.ends, greedy=True),
                 limit=config.trainer.eval_size,
                 data_ranks=actor.data_ranks,
             )
@@ -102,6 +104,7 @@ class RLTrainer:
                 total_steps=total_steps,
                 run_step=step,
                 evaluate=evaluate if len(task.validation) else None,
+                fingerprints=known,
                 shown=("reward", "loss"),
             )
             done = loop.resume()

@@ -14,6 +14,7 @@ import torch
 from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
 from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, InferenceEngine
 from archon_core.errors import TrainingError
+from archon_core.models.end_tokens import EndTokens
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks
 from archon_core.seeding import derive_seed
@@ -45,10 +46,9 @@ class Rollout:
     completions: tuple[tuple[Completion, ...], ...]
 
 
-def sampling_options(generation: Any, eos_token_id: int, *, greedy: bool = False) -> GenerationConfig:
-    """``gconfig`` with the end of text among its stop tokens; ``greedy`` makes it one most probable completion."""
-    stops = [eos_token_id, *(i for i in generation.stop_token_ids if i != eos_token_id)]
-    options = replace(generation, stop_token_ids=stops)
+def sampling_options(generation: Any, ends: EndTokens, *, greedy: bool = False) -> GenerationConfig:
+    """``gconfig`` with all tokens that end a completion; ``greedy`` makes it one most probable completion."""
+    options = replace(generation, stop_token_ids=list(ends.ids))
     return replace(options, greedy=True, n_samples=1) if greedy else options
 
 

@@ -12,6 +12,7 @@ from archon_rl.trainer.evaluation import evaluate_loss
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.sequence_lengths import supervised_limits, whole_lengths
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import build_task
@@ -43,6 +44,7 @@ class SFTTrainer:
         run, config = self._run, self._run.config
         objective = self._algorithm.objective
         task = build_task(run, whole_lengths, supervised_limits(config.actor))
+        known = fingerprints(run, task)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         actor = complete_model_config(run, task.encoder.tokenizer)
         engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)
@@ -62,7 +64,8 @@ class SFTTrainer:
             )
 
         try:
-            loop = TrainingLoop(run, task, engine, total_steps, run_step, evaluate if len(task.validation) else None)
+            tested = evaluate if len(task.validation) else None
+            loop = TrainingLoop(run, task, engine, total_steps, run_step, tested, known)
             loop.run_from(loop.resume())
         finally:
             engine.close()

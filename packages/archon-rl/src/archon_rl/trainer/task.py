@@ -10,6 +10,7 @@ from typing import Any
 from archon_core.contracts.data import Dataset
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import DataError
+from archon_core.models.end_tokens import EndTokens
 from archon_core.plugins import registry
 from archon_core.ranks.failing_together import failing_together
 from archon_engine.checkpoint.publication import publish_folder
@@ -20,9 +21,11 @@ from archon_rl.datasets.records import SubsetDataset, place_of
 from archon_rl.fields import located
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
-from archon_rl.trainer.checkpointing import resumed_checkpoint
+from archon_rl.trainer.checkpointing import TOKENIZER_FOLDER, resumed_checkpoint
 from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.resuming import renew_tokenizer
 from archon_rl.trainer.sequence_lengths import LengthLimit, Measure, left_out, measured, overlong, refusal
+from archon_rl.trainer.stopping import keep_end_tokens, run_end_tokens
 from archon_train.run.context import RunContext
 
 
@@ -35,12 +38,14 @@ class Task:
         train: records to train on.
         validation: held-out records; may be empty.
         cursor: which training records belong to which step.
+        ends: the tokens that end a completion.
     """
 
     encoder: TextEncoder
     train: Dataset
     validation: Dataset
     cursor: DataCursor
+    ends: EndTokens
 
     def records(self, step: int) -> list[Mapping[str, Any]]:
         """The records of ``step``, counted from 0; each knows its place in the data."""
@@ -58,7 +63,8 @@ def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] 
         limits: the longest records that the steps can take; longer ones are treated as ``data.overlong`` says.
 
     Raises:
-        ConfigError, DataError: as the data set and the tokenizer do; a record that cannot be encoded, or is too long.
+        ConfigError, DataError, ModelError: as the data set, the tokenizer and ``run_end_tokens`` do; a record that
+            cannot be encoded, or is too long.
     """
     config, data = run.config, run.config.data
     load = registry().get("dataset", data.dataset).load()
@@ -68,8 +74,12 @@ def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] 
     encoder = TextEncoder(tokenizer, data.prompt_key, data.answer_key, config.tokenizer.use_chat_template)
     kept_train = _keep(run, "training", train, encoder, measure, limits)
     kept_validation = _keep(run, "held-out", validation, encoder, measure, limits)
+    ends = run_end_tokens(run, tokenizer)
+    with failing_together(run.ranks):
+        if run.ranks.is_first:
+            keep_end_tokens(run, ends, run.folder.path / TOKENIZER_FOLDER)
     cursor = DataCursor(len(kept_train), data.batch_size, config.seed, data.shuffle)
-    return Task(encoder, kept_train, kept_validation, cursor)
+    return Task(encoder, kept_train, kept_validation, cursor, ends)
 
 
 def _keep(
@@ -117,8 +127,11 @@ def _keep(
 
 def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
     """Built by the first rank and read by the others, so that all have the same."""
-    folder = run.folder.path / "tokenizer"
+    folder = run.folder.path / TOKENIZER_FOLDER
     if resumed_checkpoint(run) is not None:
+        with failing_together(run.ranks):
+            if run.ranks.is_first:
+                renew_tokenizer(run, folder)
         return load_tokenizer(folder)
     tokenizer = None
     with failing_together(run.ranks):

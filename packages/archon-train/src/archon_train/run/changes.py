@@ -8,7 +8,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_train.run.folder import RunFolder
 
-UNREMARKABLE = ("trainer.resume", "trainer.auto_resume", "cluster.fileroot")
+UNREMARKABLE = ("trainer.resume", "trainer.auto_resume", "trainer.accept_changed", "cluster.fileroot")
 """Options that differ between a run and its continuation, or that say only where its folder stands."""
 
 

@@ -1,0 +1,194 @@
+"""The tokens that end a completion: one rule for rollouts, evaluation, ``archon generate`` and servers.
+
+They are the union of the tokenizer's end of text, the model's own list, and ``stop_token_ids`` of the sampling
+options. The model's list is ``eos_token_id`` in ``generation_config.json``, a number or a list. Only in a folder
+without that file it is ``eos_token_id`` in ``config.json``, the rule of ``transformers`` 5. Many chat models end a turn
+with a token that is not their tokenizer's end of text.
+
+No torch and no transformers: a dry run reads the same files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import ConfigError, ModelError
+from archon_engine.checkpoint.publication import publish_text
+
+GENERATION_CONFIG = "generation_config.json"
+OPTION = "gconfig.stop_token_ids"
+_TEXT_SECTIONS = ("decoder", "generator", "text_config")
+"""Where ``transformers`` looks for the settings of the language model in a composite ``config.json``."""
+
+
+@dataclass(frozen=True)
+class NamedIds:
+    """Token ids and where they were found, as messages name it."""
+
+    source: str
+    ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelEnds(NamedIds):
+    """The model's own list.
+
+    Attributes:
+        vocab_size: the model's, where its configuration is there and tells it.
+    """
+
+    vocab_size: int | None = None
+
+
+@dataclass(frozen=True)
+class EndTokens:
+    """The tokens that end a completion, by source.
+
+    Attributes:
+        tokenizer: the tokenizer's end of text.
+        model: the model's own list.
+        asked: ``stop_token_ids`` of the sampling options.
+    """
+
+    tokenizer: NamedIds
+    model: NamedIds
+    asked: NamedIds
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """All of them, each once."""
+        return tuple(dict.fromkeys((*self.own, *self.asked.ids)))
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Those of tokenizer and model, which belong into the files of a saved model."""
+        return tuple(dict.fromkeys((*self.tokenizer.ids, *self.model.ids)))
+
+    def described(self) -> str:
+        """Every token with its sources."""
+        named = (self.tokenizer, self.model, self.asked)
+        return "; ".join(f"{i} is {' and '.join(n.source for n in named if i in n.ids)}" for i in self.ids)
+
+    def decision(self) -> Decision:
+        """The list, and where every token comes from."""
+        return Decision(OPTION, str(list(self.asked.ids)), str(list(self.ids)), self.described())
+
+
+def end_tokens(tokenizer_id: int | None, model: ModelEnds, asked: Sequence[int] = ()) -> EndTokens:
+    """Put the tokens that end a completion together.
+
+    Args:
+        tokenizer_id: ``eos_token_id`` of the tokenizer.
+        model: see ``folder_ends`` and ``config_ends``.
+        asked: ``stop_token_ids`` of the sampling options.
+
+    Raises:
+        ConfigError: the tokenizer's id, or one that was asked for, is outside the model's vocabulary.
+    """
+    tokenizer = NamedIds("the tokenizer's end of text", () if tokenizer_id is None else (tokenizer_id,))
+    named = EndTokens(tokenizer, model, NamedIds(OPTION, tuple(asked)))
+    if model.vocab_size is not None:
+        _check_range(tokenizer, model.vocab_size, ConfigError, "use the tokenizer that belongs to the model")
+        _check_range(named.asked, model.vocab_size, ConfigError, "leave it out")
+    return named
+
+
+def folder_ends(folder: Path) -> ModelEnds:
+    """The list of the model in a checkpoint folder.
+
+    Raises:
+        ModelError: with the path of the file that is not a JSON object, or whose list holds anything else than ids of
+            the vocabulary that ``config.json`` gives.
+    """
+    config = _read(folder / "config.json") if (folder / "config.json").is_file() else {}
+    file = folder / GENERATION_CONFIG
+    # Not is_file(): a dangling link, or a folder of that name, is no reason to ignore the list.
+    if file.exists() or file.is_symlink():
+        ids = _ids(_read(file).get("eos_token_id"), f"{file}: eos_token_id")
+        return _checked(ModelEnds(f"eos_token_id in {file}", ids, _vocab_size(config)))
+    return config_ends(config, str(folder / "config.json"))
+
+
+def config_ends(config: Mapping[str, Any], where: str) -> ModelEnds:
+    """The list in the content of a ``config.json``; ``where`` names it in messages.
+
+    Raises:
+        ModelError: it holds anything else than ids of the vocabulary.
+    """
+    ids = _ids(_entry(config, "eos_token_id"), f"{where}: eos_token_id")
+    return _checked(ModelEnds(f"eos_token_id in {where}", ids, _vocab_size(config)))
+
+
+def write_ends(folder: Path, ids: Sequence[int], *, like: Path | None = None) -> bool:
+    """Have whoever loads the model in ``folder`` end completions at ``ids``; returns whether its files said otherwise.
+
+    Args:
+        folder: gets a ``generation_config.json``, or another ``eos_token_id`` in the one that is there.
+        ids: at least one.
+        like: a folder whose ``generation_config.json``, if any, gives the other entries; ``None`` for ``folder``.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    source = (like or folder) / GENERATION_CONFIG
+    entries = dict(_read(source)) if source.is_file() else {}
+    if (folder / GENERATION_CONFIG).is_file() or (folder / "config.json").is_file():
+        found = folder_ends(folder).ids
+        if set(found) == set(ids):
+            return False
+    entries["eos_token_id"] = ids[0] if len(ids) == 1 else list(ids)
+    publish_text(folder / GENERATION_CONFIG, json.dumps(entries, indent=2) + "\n")
+    return True
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        entries = json.loads(file.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON ({error}); copy the file anew") from error
+    if not isinstance(entries, dict):
+        raise ModelError(f"{file}: found a {type(entries).__name__}; allowed is a JSON object; copy the file anew")
+    return entries
+
+
+def _entry(config: Mapping[str, Any], name: str) -> Any:
+    """An entry at the top of a configuration, or of the language model inside a composite one."""
+    if config.get(name) is not None:
+        return config[name]
+    text = next((config[key] for key in _TEXT_SECTIONS if config.get(key)), {})
+    return text.get(name) if isinstance(text, Mapping) else None
+
+
+def _vocab_size(config: Mapping[str, Any]) -> int | None:
+    found = _entry(config, "vocab_size")
+    return found if isinstance(found, int) and not isinstance(found, bool) else None
+
+
+def _ids(value: Any, where: str) -> tuple[int, ...]:
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    # JSON's true is an int in Python.
+    wrong = [i for i in ids if not isinstance(i, int) or isinstance(i, bool)]
+    if wrong:
+        found = {list: "a list", dict: "an object"}.get(type(wrong[0])) or json.dumps(wrong[0])[:60]
+        raise ModelError(
+            f"{where}: found {found}; allowed is a token id, a list of token ids, or null; correct it, or copy the "
+            "file anew"
+        )
+    return tuple(dict.fromkeys(ids))
+
+
+def _checked(model: ModelEnds) -> ModelEnds:
+    _check_range(model, model.vocab_size, ModelError, "correct the list, or copy the file anew")
+    return model
+
+
+def _check_range(named: NamedIds, vocab_size: int | None, kind: type[ConfigError | ModelError], fix: str) -> None:
+    outside = [i for i in named.ids if i < 0 or (vocab_size is not None and i >= vocab_size)]
+    if outside:
+        allowed = "ids from 0" if vocab_size is None else f"the ids of the vocabulary, 0 to {vocab_size - 1}"
+        raise kind(f"{named.source}: found {outside[0]}; allowed are {allowed}; {fix}")

@@ -1,0 +1,178 @@
+"""Whether a resumed run still learns from what it began with.
+
+What has changed since the checkpoint was written is an error that names it, unless ``trainer.accept_changed`` lists it;
+then it is a recorded decision, and later checkpoints know the new state of things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archon_core.contracts.data import Dataset
+from archon_core.contracts.decisions import Decision
+from archon_core.errors import ArchonError, ConfigError
+from archon_core.plugins import RewardSpec, registry
+from archon_core.ranks.failing_together import failing_together
+from archon_engine.checkpoint.publication import publish_folder
+from archon_rl.tokenization import build_tokenizer, load_tokenizer
+from archon_rl.trainer.checkpointing import TOKENIZER_FOLDER, TrainerState, read_state, resumed_checkpoint, way_out
+from archon_rl.trainer.fingerprint import (
+    Fingerprint,
+    records_fingerprint,
+    reward_fingerprint,
+    template_fingerprint,
+    tokenizer_fingerprint,
+)
+from archon_rl.trainer.record import record_decisions
+from archon_train.run.context import RunContext
+
+if TYPE_CHECKING:
+    from archon_rl.trainer.task import Task
+
+OPTION = "trainer.accept_changed"
+AT_ITS_PATH = " at its path"
+"""Ends the name of what stands in the folder that the run's tokenizer was copied from."""
+
+LABELS = {
+    "data": "training records",
+    "validation": "held-out records",
+    "tokenizer": "tokenizer",
+    "chat_template": "chat template",
+    "reward": "reward",
+}
+"""What ``trainer.accept_changed`` may list, and what messages call it."""
+
+
+def fingerprints(run: RunContext, task: Task, *, reward: str | None = None) -> dict[str, Fingerprint]:
+    """What the run learns from, by name; a resumed run compares it with its checkpoint. Collective.
+
+    The first rank reads everything, once.
+
+    Args:
+        run: the run.
+        task: its records and tokenizer.
+        reward: name of the reward, which has been loaded; ``None`` for algorithms without one.
+
+    Raises:
+        ConfigError: on every rank, something changed that ``trainer.accept_changed`` does not list.
+        DamagedError: on every rank, the checkpoint's ``trainer.json`` cannot be read.
+    """
+    checkpoint = resumed_checkpoint(run)
+    found: dict[str, Fingerprint] = {}
+    decisions: list[Decision] = []
+    # The note on a way out is for every rank, so it stands around what is raised on all.
+    with nullcontext() if checkpoint is None else way_out(checkpoint), failing_together(run.ranks):
+        if run.ranks.is_first:
+            found = _fingerprints(run.config, task, run.folder.path / TOKENIZER_FOLDER)
+            if reward is not None:
+                found["reward"] = reward_fingerprint(registry().get(RewardSpec, reward))
+            if checkpoint is not None:
+                decisions = _compare(run.config, checkpoint, read_state(run, checkpoint), found)
+    record_decisions(run, run.ranks.broadcast(decisions))
+    return run.ranks.broadcast(found)
+
+
+def renew_tokenizer(run: RunContext, folder: Path) -> None:
+    """Copy a resumed run's tokenizer anew where its source has changed and the user accepts that. On the first rank."""
+    config, checkpoint = run.config, run.folder.latest_checkpoint()
+    if not {"tokenizer", "chat_template"} & set(config.trainer.accept_changed) or checkpoint is None:
+        return
+    with way_out(checkpoint):
+        before = read_state(run, checkpoint).fingerprints or {}
+    source = _source_tokenizer(config)
+    if source is None:
+        return
+    now = _of_tokenizer(source, AT_ITS_PATH)
+    if any(name in before and before[name]["digest"] != found.digest for name, found in now.items()):
+        with publish_folder(folder) as writing:
+            source.save_pretrained(writing)
+
+
+def _fingerprints(config: Any, task: Task, tokenizer_folder: Path) -> dict[str, Fingerprint]:
+    source = _source_tokenizer(config)
+    return {
+        "data": records_fingerprint(_each(task.train)),
+        "validation": records_fingerprint(_each(task.validation)),
+        # As the folder gives it: what other ranks and resumed runs read.
+        **_of_tokenizer(load_tokenizer(tokenizer_folder)),
+        **({} if source is None else _of_tokenizer(source, AT_ITS_PATH)),
+    }
+
+
+def _of_tokenizer(tokenizer: Any, suffix: str = "") -> dict[str, Fingerprint]:
+    return {
+        f"tokenizer{suffix}": tokenizer_fingerprint(tokenizer),
+        f"chat_template{suffix}": template_fingerprint(tokenizer),
+    }
+
+
+def _source_tokenizer(config: Any) -> Any:
+    """The tokenizer at the path that the run's own copy came from; ``None`` where there is none, or it is gone."""
+    if config.tokenizer.kind != "pretrained":
+        return None
+    try:
+        return build_tokenizer(config, ())
+    except ArchonError:
+        return None
+
+
+def _each(dataset: Dataset) -> Any:
+    return (dataset[index] for index in range(len(dataset)))
+
+
+def _compare(config: Any, checkpoint: Path, state: TrainerState, found: Mapping[str, Fingerprint]) -> list[Decision]:
+    """Decisions about what has changed. Raises ConfigError for what is not accepted."""
+    if state.fingerprints is None:
+        reason = "an earlier version of archon-rl wrote the checkpoint, without fingerprints of what it learnt from"
+        return [Decision("trainer.resume", ", ".join(LABELS), "not compared with those of the checkpoint", reason)]
+    before = {name: Fingerprint(**entry) for name, entry in state.fingerprints.items()}
+    changed, decisions = [], []
+    for name, expected in before.items():
+        label = _label(name)
+        if name not in found:
+            decisions.append(
+                Decision("trainer.resume", f"{label}: {expected}", "not compared", "it is not there any more")
+            )
+        elif found[name].digest != expected.digest:
+            if _option(name) == "chat_template" and not config.tokenizer.use_chat_template:
+                continue
+            changed.append(name)
+        elif found[name].about != expected.about:
+            reason = f"the version is another one, the source of the {label} is the same"
+            decisions.append(Decision("trainer.resume", expected.about, found[name].about, reason))
+    refused = [name for name in changed if _option(name) not in config.trainer.accept_changed]
+    if refused:
+        raise ConfigError(_refusal(checkpoint, refused, found, before))
+    decisions += [
+        Decision(
+            OPTION,
+            f"{_label(name)}: {before[name]}",
+            str(found[name]),
+            f"accepted: the run learns from it after step {state.step}",
+        )
+        for name in changed
+    ]
+    return decisions
+
+
+def _refusal(
+    checkpoint: Path, changed: list[str], found: Mapping[str, Fingerprint], before: Mapping[str, Fingerprint]
+) -> str:
+    lines = [f"  {_label(name)}: found {found[name]}, the run began with {before[name]}" for name in changed]
+    options = ",".join(dict.fromkeys(_option(name) for name in changed))
+    return (
+        f"checkpoint {checkpoint}: what the run learns from has changed since it was written:\n"
+        + "\n".join(lines)
+        + f"\nrestore it, or go on with the change by {OPTION}=[{options}], or begin a new run with --restart"
+    )
+
+
+def _option(name: str) -> str:
+    return name.removesuffix(AT_ITS_PATH)
+
+
+def _label(name: str) -> str:
+    return LABELS[_option(name)] + (AT_ITS_PATH if name.endswith(AT_ITS_PATH) else "")

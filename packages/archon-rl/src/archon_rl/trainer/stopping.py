@@ -1,0 +1,59 @@
+"""Which tokens end the completions of a run; see ``archon_core.models.end_tokens`` for the rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from archon_core.models.end_tokens import (
+    GENERATION_CONFIG,
+    EndTokens,
+    ModelEnds,
+    config_ends,
+    end_tokens,
+    folder_ends,
+    write_ends,
+)
+from archon_core.ranks.failing_together import failing_together
+from archon_engine.models.hf_config import checkpoint_folder
+from archon_train.run.context import RunContext
+
+
+def run_end_tokens(run: RunContext, tokenizer: Any) -> EndTokens:
+    """The tokens that end a completion in this run. Collective: the first rank reads the files.
+
+    Raises:
+        ModelError: the model's list cannot be read, with the file's path.
+        ConfigError: an id is outside the vocabulary.
+    """
+    found = None
+    with failing_together(run.ranks):
+        if run.ranks.is_first:
+            found = end_tokens(tokenizer.eos_token_id, _model_ends(run.config), run.config.gconfig.stop_token_ids)
+    return run.ranks.broadcast(found)
+
+
+def keep_end_tokens(run: RunContext, ends: EndTokens, folder: Path) -> None:
+    """Write the tokens beside the run's tokenizer, from where ``archon convert`` copies them. On the first rank."""
+    if not (folder / GENERATION_CONFIG).is_file():
+        write_ends(folder, ends.own, like=_model_folder(run.config))
+
+
+def _model_ends(config: Any) -> ModelEnds:
+    if config.actor.model_config is not None:
+        return config_ends(config.actor.model_config, "actor.model_config")
+    folder = _model_folder(config)
+    return ModelEnds("the model") if folder is None else folder_ends(folder)
+
+
+def _model_folder(config: Any) -> Path | None:
+    """The folder that says how the model generates, if there is one."""
+    if config.actor.model_config is not None or not config.actor.path or _has_other_tokenizer(config):
+        return None
+    return checkpoint_folder(config.actor.path, weights=False)
+
+
+def _has_other_tokenizer(config: Any) -> bool:
+    """Whether the folder's ids name other tokens than the run's: a model from scratch may take any tokenizer."""
+    own = config.tokenizer.kind == "pretrained" and config.tokenizer_path in (None, config.actor.path)
+    return config.actor.init_from_scratch and not own
