@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from archon_core.errors import PluginError
+from archon_core.installing import update_advice
 from archon_core.plugins.discovery import discover
-from archon_core.plugins.installing import update_advice
 
 REWARD = """
 @hookimpl

@@ -10,7 +10,8 @@ import pytest
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from archon_core.errors import ConfigError, ModelError
-from archon_core.models.end_tokens import ModelEnds, config_ends, end_tokens, folder_ends, write_ends
+from archon_core.models.end_tokens import ModelEnds, config_ends, end_tokens, folder_ends
+from archon_engine.checkpoint.end_tokens_file import write_ends
 
 VOCABULARY = 64
 ABSENT = object()

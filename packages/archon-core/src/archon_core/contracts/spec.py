@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from archon_core.errors import PluginError
-from archon_core.plugins.installing import update_advice
+from archon_core.installing import update_advice
 
 
 def load_target(target: str, *, origin: str = "") -> Any:

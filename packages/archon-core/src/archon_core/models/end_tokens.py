@@ -18,7 +18,6 @@ from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError, ModelError
-from archon_engine.checkpoint.publication import publish_text
 
 GENERATION_CONFIG = "generation_config.json"
 OPTION = "gconfig.stop_token_ids"
@@ -105,11 +104,11 @@ def folder_ends(folder: Path) -> ModelEnds:
         ModelError: with the path of the file that is not a JSON object, or whose list holds anything else than ids of
             the vocabulary that ``config.json`` gives.
     """
-    config = _read(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_entries(folder / "config.json") if (folder / "config.json").is_file() else {}
     file = folder / GENERATION_CONFIG
     # Not is_file(): a dangling link, or a folder of that name, is no reason to ignore the list.
     if file.exists() or file.is_symlink():
-        ids = _ids(_read(file).get("eos_token_id"), f"{file}: eos_token_id")
+        ids = _ids(read_entries(file).get("eos_token_id"), f"{file}: eos_token_id")
         return _checked(ModelEnds(f"eos_token_id in {file}", ids, _vocab_size(config)))
     return config_ends(config, str(folder / "config.json"))
 
@@ -124,29 +123,8 @@ def config_ends(config: Mapping[str, Any], where: str) -> ModelEnds:
     return _checked(ModelEnds(f"eos_token_id in {where}", ids, _vocab_size(config)))
 
 
-def write_ends(folder: Path, ids: Sequence[int], *, like: Path | None = None) -> bool:
-    """Have whoever loads the model in ``folder`` end completions at ``ids``; returns whether its files said otherwise.
-
-    Args:
-        folder: gets a ``generation_config.json``, or another ``eos_token_id`` in the one that is there.
-        ids: at least one.
-        like: a folder whose ``generation_config.json``, if any, gives the other entries; ``None`` for ``folder``.
-
-    Raises:
-        ModelError: a file cannot be read.
-    """
-    source = (like or folder) / GENERATION_CONFIG
-    entries = dict(_read(source)) if source.is_file() else {}
-    if (folder / GENERATION_CONFIG).is_file() or (folder / "config.json").is_file():
-        found = folder_ends(folder).ids
-        if set(found) == set(ids):
-            return False
-    entries["eos_token_id"] = ids[0] if len(ids) == 1 else list(ids)
-    publish_text(folder / GENERATION_CONFIG, json.dumps(entries, indent=2) + "\n")
-    return True
-
-
-def _read(file: Path) -> Mapping[str, Any]:
+def read_entries(file: Path) -> Mapping[str, Any]:
+    """The entries of a model's JSON file. Raises ModelError: it cannot be read, or is no JSON object."""
     try:
         entries = json.loads(file.read_bytes().decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:

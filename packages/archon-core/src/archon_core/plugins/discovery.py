@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from archon_core.installing import name_or_folder, update_advice
 from archon_core.plugins.hookspecs import PROJECT_NAME
-from archon_core.plugins.installing import name_or_folder, update_advice
 from archon_core.plugins.status import PluginStatus, describe_error
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import pluggy
 
 from archon_core.contracts.spec import Spec
+from archon_core.installing import update_advice
 from archon_core.plugins import hookspecs
 from archon_core.plugins.discovery import distribution_name, distribution_version
 from archon_core.plugins.hints import nearest
 from archon_core.plugins.hookspecs import PROJECT_NAME
-from archon_core.plugins.installing import update_advice
 from archon_core.plugins.kinds import SPEC_TYPES
 from archon_core.plugins.status import PluginStatus, describe_error
 

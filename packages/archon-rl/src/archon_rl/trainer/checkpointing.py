@@ -19,9 +19,10 @@ from typing import Any
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngine
 from archon_core.errors import DamagedError, WeightsError
-from archon_core.models.end_tokens import GENERATION_CONFIG, EndTokens, write_ends
+from archon_core.models.end_tokens import GENERATION_CONFIG, EndTokens
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
+from archon_engine.checkpoint.end_tokens_file import write_ends
 from archon_engine.checkpoint.seal import (
     check_file,
     read_seal,

@@ -5,16 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from archon_core.models.end_tokens import (
-    GENERATION_CONFIG,
-    EndTokens,
-    ModelEnds,
-    config_ends,
-    end_tokens,
-    folder_ends,
-    write_ends,
-)
+from archon_core.models.end_tokens import GENERATION_CONFIG, EndTokens, ModelEnds, config_ends, end_tokens, folder_ends
 from archon_core.ranks.failing_together import failing_together
+from archon_engine.checkpoint.end_tokens_file import write_ends
 from archon_engine.models.hf_config import checkpoint_folder
 from archon_train.run.context import RunContext
 
