@@ -17,7 +17,8 @@ from archon_core.config.raw import RawMapping
 from archon_core.config.sections import build_schema, choose_sections
 from archon_core.config.typed import knows
 from archon_core.layout.axes import AXIS_NAMES
-from archon_core.plugins import registry
+from archon_core.plugins import TrainEngineSpec, registry
+from archon_train.experiment import ROOT as ROOT_SCHEMA
 from archon_train.experiment import load_config
 from docsite.repository import Repository
 from generated.torchtitan import LAYOUT, ROWS
@@ -108,8 +109,8 @@ def test_a_configuration_that_is_shown_can_be_read(name: str, block: str, tmp_pa
 
 @pytest.mark.parametrize("shown", ROWS, ids=lambda shown: f"{shown.section}.{shown.option}")
 def test_options_beside_those_of_torchtitan_exist(shown) -> None:
-    choice = choose_sections(registry(), RawMapping({}))
-    schema = build_schema(choice.used)
+    root = ROOT_SCHEMA.with_engines(registry().all(TrainEngineSpec))
+    schema = build_schema(root.schema, choose_sections(registry(), RawMapping({}), root).used)
     assert shown.ours or shown.note, "an option without ours says what happens instead"
     for option in shown.ours:
         name, _, letter = option.partition(":")

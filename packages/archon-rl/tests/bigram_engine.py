@@ -24,7 +24,8 @@ from archon_core.ranks.ranks import DataRanks
 class BigramEngine:
     """``contracts.engine.TrainEngine`` for logits that depend on the previous token alone, in float64."""
 
-    def __init__(self, config, *, role, layout, seed, total_steps, explicit=frozenset()):
+    def __init__(self, config, *, role, layout, seed, total_steps, parts=None, explicit=frozenset()):
+        assert parts is None or parts.model is None, "it has a model of its own"
         self.config, self.role, self.seed, self.total_steps = config, role, seed, total_steps
         self.decisions = [Decision(f"{role}.dtype", "default", "float64", "a table of this size can afford it")]
         self.version = 0

@@ -117,7 +117,7 @@ class _StoppingProgress(Progress):
 @pytest.fixture
 def run(tmp_path):
     specs = (
-        TrainEngineSpec(name="bigram", target="bigram_engine:BigramEngine", letters="dt", hybrid=False),
+        TrainEngineSpec(name="bigram", target="bigram_engine:BigramEngine", letters="dt", axes="dt", hybrid=False),
         InferenceEngineSpec(name="bigram_rollout", target="bigram_engine:BigramRollout", letters=""),
     )
     for spec in specs:

@@ -7,7 +7,7 @@ from archon_core.contracts.engine_config import EngineConfig
 from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
 from archon_core.plugins.registry import Registry
 from archon_core.plugins.registry import registry as installed
-from archon_core.selection import select
+from archon_core.selection import Selection, select
 
 
 def assemble(
@@ -44,7 +44,10 @@ def assemble(
         layout = parse_layout(text, backends=backend_table(registry.all(TrainEngineSpec)), option=option)
     engine = registry.get(TrainEngineSpec, layout.backend)
     refuse_axes(layout, engine.axes, option=option)
-    model_type = engine.load_part("model_type")(config, role=role)
-    parts = select(config, layout, registry, model_type=model_type, role=role)
+    if engine.model_type:
+        model_type = engine.load_part("model_type")(config, role=role)
+        parts = select(config, layout, registry, model_type=model_type, role=role)
+    else:
+        parts = Selection(engine)
     factory = engine.load()
     return factory(config, role=role, layout=layout, parts=parts, seed=seed, total_steps=total_steps, explicit=explicit)

@@ -26,14 +26,14 @@ class Selection:
 
     Attributes:
         engine: the training engine.
-        model: the model architecture.
+        model: the model architecture; ``None`` for an engine that has models of its own.
         schedule: of the pipeline; ``None`` without one.
         pipeline: cuts the model into stages and runs them; ``None`` without a pipeline.
         experts: builds mixture-of-experts blocks; ``None`` for a model without experts.
     """
 
     engine: TrainEngineSpec
-    model: ModelSpec
+    model: ModelSpec | None = None
     schedule: ScheduleSpec | None = None
     pipeline: PipelineSpec | None = None
     experts: MoESpec | None = None

@@ -37,7 +37,7 @@ from archon_engine.nn.evaluation import evaluation_mode
 from archon_engine.offloading import Residence
 from archon_engine.optimizer.named_optimizer import NamedOptimizer
 from archon_engine.options.archon import ArchonEngineConfig
-from archon_engine.options.combinations import refuse_when_strict, shown
+from archon_engine.options.combinations import refuse_when_strict
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
 from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
 from archon_engine.parallel.recompute_log import REPORT_LOGGER, RecomputeLog
@@ -370,8 +370,7 @@ class ArchonEngine:
     def _record(self, decisions: list[Decision]) -> None:
         """Add to the decisions. Raises ConfigError when ``strict`` allows no change to what was asked."""
         self._decisions += decisions
-        changes = [decision for decision in decisions if decision.requested != shown(None)]
-        if self._config.archon.strict and (refusal := refuse_when_strict(changes, role=self._role)):
+        if refusal := refuse_when_strict(self._config, decisions, role=self._role):
             raise ConfigError(refusal)
 
     def _report_recomputation(self) -> None:

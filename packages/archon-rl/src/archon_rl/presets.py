@@ -10,6 +10,7 @@ from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
+from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.advantages import GroupAdvantages, Normalisation
 from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import (
@@ -55,9 +56,8 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
                 reason="the policy that is trained is the one that gconfig samples from",
             )
         )
-    if changes and options.archon.strict:
-        lines = "\n  ".join(f"{d.option}: asked {d.requested}, would be {d.effective}: {d.reason}" for d in changes)
-        raise ConfigError(f"actor.archon.strict=true allows no change to what was asked; found\n  {lines}")
+    if refusal := refuse_when_strict(options, changes, role="actor"):
+        raise ConfigError(refusal)
     decisions.extend(changes)
     regularisers: list[TokenTerm] = [EntropyTerm(options.entropy_coef)]
     if kl_loss_coef:

@@ -226,7 +226,7 @@ class _Planner:
     def check_model(self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec) -> ModelSpec | None:
         """The architecture, when the checkpoint is here to tell it."""
         model_type = _model_type(config)
-        if model_type is None:
+        if model_type is None or not engine.model_type:
             return None
         option = f"{role}.path" if config.path else f"{role}.model_config"
         try:

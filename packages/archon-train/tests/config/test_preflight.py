@@ -34,7 +34,7 @@ def complete(make_registry: MakeRegistry) -> Registry:
         rollout_plugin(),
         plugin(
             "all",
-            TrainEngineSpec(name="able", target="json:loads", axes="dtpcer"),
+            TrainEngineSpec(name="able", target="json:loads", axes="dtpcer", model_type="json:loads"),
             TrainEngineSpec(name="careful", target="json:loads", axes="", preview="archon_fake_options:refuse_all"),
             ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
             ModelSpec(name="tiny_moe", target="json:loads", model_types=("tiny_moe",), needs=("moe",)),

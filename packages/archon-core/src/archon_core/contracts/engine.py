@@ -37,7 +37,7 @@ class TrainEngineSpec(Spec):
         preview: target of ``preview(outline) -> EnginePreview``: what a dry run can say of an engine
             (``EngineOutline``) before it starts. It must not import torch. Empty for nothing.
         model_type: target of ``model_type(config, *, role) -> str``: the ``model_type`` of the model that an
-            ``EngineConfig`` names.
+            ``EngineConfig`` names. Empty for an engine that has models of its own and takes no other parts.
         model: name of the model spec that this engine runs whatever the model type; empty for the one that serves it.
         selectors: kind of spec -> the option that names one, under the role's section, such as
             ``("schedule", "archon.pp_schedule")``.

@@ -86,6 +86,7 @@ def draw_blueprint(
     """
     hf_config = read_source(config, role=role)
     spec = parts.model
+    assert spec is not None, "this engine's spec names a model_type, so a model was chosen"
     check_capabilities(spec, layout, critic=config.is_critic, role=role)
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)

@@ -14,6 +14,7 @@ from archon_core.contracts.decisions import Decision
 from archon_engine.options.context import OptionContext
 
 if TYPE_CHECKING:
+    from archon_core.contracts.engine_config import EngineConfig
     from archon_engine.options.archon import ArchonEngineConfig
 
 
@@ -252,9 +253,15 @@ def changes(context: OptionContext, *, role: str) -> tuple[dict[str, Any], list[
     return values, decisions
 
 
-def refuse_when_strict(decisions: Iterable[Decision], *, role: str) -> str | None:
-    """Why ``strict`` stands against these decisions, as an error's text; ``None`` when there are none."""
-    lines = [f"\n  {d.option}: asked {d.requested}, would be {d.effective}: {d.reason}" for d in decisions]
+def refuse_when_strict(config: EngineConfig, decisions: Iterable[Decision], *, role: str) -> str | None:
+    """An error's text where ``strict`` of the section ``role`` allows no change to what was asked.
+
+    ``None`` when it allows them, as engines without the option do, and when no decision changes what was asked.
+    """
+    if not getattr(getattr(config, "archon", None), "strict", False):
+        return None
+    changed = [decision for decision in decisions if decision.requested != shown(None)]
+    lines = [f"\n  {d.option}: asked {d.requested}, would be {d.effective}: {d.reason}" for d in changed]
     if not lines:
         return None
     return (

@@ -105,7 +105,7 @@ def resolve_effective(
     if multiple != config.batch_align_to and config.batch_align_to > 1:
         reason = f"tokens are sharded over {alignment} ranks (cp x tp), so the padded length must be a multiple of both"
         decisions.append(Decision(f"{role}.batch_align_to", shown(config.batch_align_to), shown(multiple), reason))
-    if options.strict and (refusal := refuse_when_strict(decisions, role=role)):
+    if refusal := refuse_when_strict(config, decisions, role=role):
         raise ConfigError(refusal)
     compute: DtypeName = config.dtype or ("bfloat16" if device == "cuda" else "float32")  # type: ignore[assignment]
     if config.dtype is None:

@@ -23,7 +23,7 @@ def preview(outline: EngineOutline) -> EnginePreview:
         decisions += _pipeline_decisions(outline)
     except (ConfigError, LayoutError) as error:
         problems.append(str(error))
-    if config.archon.strict and (refusal := refuse_when_strict(decisions, role=role)):
+    if refusal := refuse_when_strict(config, decisions, role=role):
         problems.append(refusal)
     return EnginePreview(tuple(problems), tuple(decisions))
 
