@@ -15,7 +15,7 @@ from torch import Tensor
 from archon_core.contracts.packed import PackedSequences
 from archon_engine.nn.attention import (
     AttentionBackend,
-    _load,
+    PackedAttention,
     flex_obstacles,
     varlen_obstacles,
 )
@@ -26,6 +26,7 @@ from gpu.records import Check, Context, Outcome, Skipped
 LENGTHS = (1, 130, 7, 64, 257, 33)
 HEADS, KEY_HEADS, HEAD_DIM = 8, 2, 64
 WINDOW = 50
+SCALE = 0.2
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -55,7 +56,9 @@ def attend(context: Context, backend: AttentionBackend, dtype: torch.dtype, wind
         raise Skipped("; ".join(obstacles))
     q, k, v, grad = _inputs(context.device, dtype)
     packed = PackedSequences.from_lengths(LENGTHS, context.device)
-    out = _load(backend)(q, k, v, packed, scale=0.2, window=window)
+    attention = PackedAttention("0", scale=SCALE, window=window)
+    attention.backend = backend
+    out = attention(q, k, v, packed)
     return _compare(out, (q, k, v), grad, window, BF16_KERNEL if dtype == torch.bfloat16 else FP32)
 
 
@@ -73,7 +76,7 @@ def native_groups(context: Context) -> Outcome:
     longest = max(LENGTHS)
     try:
         out = varlen_attn(
-            q, k, v, packed.cu_seqlens, packed.cu_seqlens, longest, longest, scale=0.2, window_size=(-1, 0), **option
+            q, k, v, packed.cu_seqlens, packed.cu_seqlens, longest, longest, scale=SCALE, window_size=(-1, 0), **option
         )
     except (RuntimeError, ValueError, TypeError) as error:
         raise Skipped(f"this torch's kernel takes no grouped heads ({error}); Archon repeats them") from error
@@ -94,7 +97,7 @@ def _inputs(device: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
 def _compare(out: Tensor, inputs: tuple[Tensor, ...], grad: Tensor, window: int | None, bound: float) -> Outcome:
     gradients = torch.autograd.grad(out, inputs, grad)
     exact = tuple(x.detach().cpu().double().requires_grad_() for x in inputs)
-    expected = formula(*exact, scale=0.2, window=window)
+    expected = formula(*exact, scale=SCALE, window=window)
     exact_gradients = torch.autograd.grad(expected, exact, grad.cpu().double())
     measured = {
         "output": relative_error(out, expected),

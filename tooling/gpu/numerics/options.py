@@ -84,7 +84,7 @@ def of_transformers(context: Context) -> Outcome:
 
 
 def muon(context: Context, name: ModelName) -> Outcome:
-    """The change of every weight in one step with Muon, sharded over one rank as well as whole."""
+    """The change of every weight in one step with Muon, against the same change in the reference."""
     expected = reference(name, context)
     engine = build(name, context, path=expected.checkpoint, optimizer=MUON)
     before = {n: p.detach().double().cpu() for n, p in engine.parameters.items()}
