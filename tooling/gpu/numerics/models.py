@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
-from archon_core.layout import parse_layout
-from archon_core.plugins import TrainEngineSpec, registry
-from archon_engine.options.archon import ArchonOptions
+from archon_core import assemble
+from archon_core.contracts.engine_config import OptimizerConfig
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from gpu.records import Context
 
 ModelName = Literal["qwen3", "qwen3_moe", "critic"]
@@ -69,7 +68,7 @@ def build(
     source: dict[str, Any] = (
         {"model_config": model_config(name, context.device)} if path is None else {"path": str(path)}
     )
-    config = EngineConfig(
+    config = ArchonEngineConfig(
         backend=layout,
         is_critic=name == "critic",
         dtype=dtype,
@@ -81,7 +80,6 @@ def build(
     # Options of other packages have no fields here; engines read them by name.
     vars(config.archon).update(options)
     explicit = frozenset({"actor.dtype", *(f"actor.archon.{option}" for option in options)})
-    factory = registry().get(TrainEngineSpec, "archon").load()
-    engine = factory(config, role="actor", layout=parse_layout(layout), seed=SEED, total_steps=STEPS, explicit=explicit)
+    engine = assemble(config, seed=SEED, total_steps=STEPS, explicit=explicit)
     engine.initialize()
     return engine

@@ -10,11 +10,10 @@ from unittest import mock
 import torch
 from torch import nn
 
+from archon_core import assemble
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.engine_config import EngineConfig, MicroBatchSpec, OptimizerConfig
-from archon_core.layout import parse_layout
-from archon_core.plugins import TrainEngineSpec, registry
-from archon_engine.options.archon import ArchonOptions
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_engine.parallel.shards import local_values
 from archon_testing.losses import NegativeLogLikelihood
 from gpu.speed.shapes import Workload
@@ -33,7 +32,7 @@ def build(
         trained: with an optimizer.
         options: of ``actor``.
     """
-    engine_config = EngineConfig(
+    engine_config = ArchonEngineConfig(
         backend="archon:d1",
         model_config=dict(config),
         dtype=DTYPE[device],
@@ -41,11 +40,7 @@ def build(
         archon=ArchonOptions(enable_compile=compiled),
         **options,
     )
-    factory = registry().get(TrainEngineSpec, "archon").load()
-    explicit = frozenset({"actor.archon.enable_compile"})
-    engine = factory(
-        engine_config, role="actor", layout=parse_layout("archon:d1"), seed=0, total_steps=None, explicit=explicit
-    )
+    engine = assemble(engine_config, seed=0, explicit=frozenset({"actor.archon.enable_compile"}))
     with _weights_drawn_on_the_device():
         engine.initialize()
     return engine
