@@ -61,14 +61,17 @@ def test_an_fsdp_layout_verifies_transformers_module_of_a_served_model(capsys, t
     found = json.loads(report.read_text())
     assert (found["model"]["name"], found["model"]["config"]["model_type"]) == ("hf", "qwen3")
     assert found["layouts"][0]["layout"] == "fsdp:t2"
-    assert {case["dtype"] for case in found["layouts"][0]["cases"]} == {"float32"}
+    assert {case["dtype"] for case in found["layouts"][0]["cases"]} == {"float32", "bfloat16"}
     assert any("float32 alone" in remark for remark in found["model"]["remarks"])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--layout", "d2", "--dtype", "float64"], "model 'hf' is compared in float32 alone: transformers' modules"),
+        (
+            ["--layout", "d2", "--dtype", "float64"],
+            "model 'hf' is compared in float32 and bfloat16: transformers' modules",
+        ),
         (["--layout", "d2", "--model", "qwen3"], "serves the model types qwen3, not 'mistral'"),
         (
             ["--layout", "archon:d2", "--layout", "fsdp:d2", "--model", "qwen3"],

@@ -12,7 +12,7 @@ from archon_testing.cases import choose_variants, variant_case
 from archon_testing.enumeration import Design
 from archon_testing.oracle import Oracle
 from archon_testing.oracle_ranks import RECORD, compute_references
-from archon_testing.requested import read_layout
+from archon_testing.requested import read_layout, resume_layouts
 from archon_testing.requested_model import read_model
 from archon_testing.worlds import run_world
 
@@ -31,6 +31,13 @@ LAYOUTS = {
 }
 """d2, c2 and t2 of the dense ones are in the tests of their package, two ranks with experts in test_qwen3_moe_suite.py,
 every schedule on p2 in the test of ``--all`` below. `archon verify MODEL --all` looks at all that there are."""
+
+ELSEWHERE = {
+    "qwen3": ("d2", "t2", "r3", "d3", "d4", "c2t2", "p2d2", "r2d4", "c2t4"),
+    "qwen2": ("d2", "t2", "d4", "c4", "p2t2-1F1B", "r2d4", "c2t4"),
+    "qwen3_moe": ("d2e2", "d4e2", "c2t2", "(attn:t4|ffn:t2e2)", "d8e4", "c2t4"),
+}
+"""Where their runs are resumed."""
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +59,14 @@ def cases_of(model, layout):
         variants, counts = (variants[number % len(variants)],), (1, 4)
     fields = {"layout": str(asked.layout), "schedule": asked.schedule}
     of_variant = {v: variant_case(config_of(model, asked.n_stages), v, **fields) for v in variants}
-    design = Design(("float64", "float32"), variants, counts, full=False)
-    return design.cases(of_variant, number, n_stages=asked.n_stages)
+    design = Design(("float64", "float32"), variants, counts, full=False, precision="float64")
+    return design.cases(
+        of_variant,
+        number,
+        n_stages=asked.n_stages,
+        sums_gradients=asked.sums_gradients,
+        resume_on=resume_layouts(asked, [read_layout(text) for text in ELSEWHERE[model]], number),
+    )
 
 
 def is_wide(model, layout):
@@ -64,7 +77,7 @@ def is_wide(model, layout):
 
 def describe(verdict):
     case, comparison = verdict.case, verdict.comparison
-    name = f"{case.check} {case.dtype} {case.variant} n_mbs={case.n_mbs}"
+    name = f"{case.check} {case.compute_dtype} {case.variant} n_mbs={case.n_mbs} {case.recompute} {case.resumed_on}"
     if comparison is None:
         return f"{name}: {verdict.refusal}"
     errors = [f"{quantity} {comparison.worst[quantity]}" for quantity in comparison.failed]
@@ -98,12 +111,21 @@ def test_the_command_verifies_every_layout_that_there_is_and_writes_json(capsys,
     schedules = ("GPipe", "1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
     pipelines = ("p2", *(f"p2-{schedule}" for schedule in schedules))
     assert lines[:-1] == [["PASS", f"archon:{dims}"] for dims in ("d2", "d1", *pipelines, "r2", "c2", "t2")]
-    assert "PASS: 10 of 10 layouts give the numbers of one process (30 cases" in printed
+    # d1 is resumed on itself alone, all others on another layout and on d1; one run more recomputes.
+    assert "PASS: 10 of 10 layouts give the numbers of one process (49 cases" in printed
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["passed"]
     assert [layout["outcome"] for layout in written["layouts"]] == ["passed"] * 10
-    checks = [(case["check"], case["n_mbs"]) for case in written["layouts"][0]["cases"]]
-    assert checks == [("training", 2), ("initial", 1), ("resume", 1)]
+    cases = written["layouts"][0]["cases"]
+    assert [(case["check"], case["n_mbs"], case["recompute"]) for case in cases] == [
+        ("training", 2, "none"),
+        ("training", 2, "full"),
+        ("initial", 1, "none"),
+        ("resume", 1, "none"),
+        ("resume", 1, "none"),
+    ]
+    assert [case["exports"] for case in cases] == [True, False, False, False, False]
+    assert [case["resumed_on"] for case in cases][3:] == ["archon:p2", "archon:d1"]
 
 
 @pytest.mark.slow

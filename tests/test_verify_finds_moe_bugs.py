@@ -7,11 +7,14 @@ scaled by a number of the wrong ranks, norms without experts, balancing losses t
 from dataclasses import replace
 
 import pytest
+import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from archon_engine.assembly import experts
+from archon_engine.checkpoint import hf_saving
 from archon_engine.step import grad_norm
+from archon_moe import experts as moe_experts
 from archon_moe import router
 from archon_moe.experts import GroupedExperts
 from archon_testing.cases import variant_case
@@ -74,16 +77,53 @@ def count_balancing_losses_per_rank():
     experts.ExpertBlocks.tell = by_own_tokens
 
 
+BAD = 3
+"""The expert that a planted mistake is in."""
+
+
+def scale_one_experts_output():
+    grouped = moe_experts.grouped_experts
+
+    def wrong(x, experts, weights, n_pairs, gate, up, down, **options):
+        factors = torch.ones(len(down), 1, 1, dtype=down.dtype)
+        factors[BAD] = 1.5
+        return grouped(x, experts, weights, n_pairs, gate, up, down * factors, **options)
+
+    moe_experts.grouped_experts = wrong
+
+
+def double_one_experts_gradient():
+    grouped = moe_experts.grouped_experts
+
+    def wrong(x, experts, weights, n_pairs, gate, up, down, **options):
+        again = torch.zeros(len(down), 1, 1, dtype=down.dtype)
+        again[BAD] = 1.0
+        down = down + again * (down - down.detach())
+        return grouped(x, experts, weights, n_pairs, gate, up, down, **options)
+
+    moe_experts.grouped_experts = wrong
+
+
+def export_one_expert_transposed():
+    assemble = hf_saving.assemble_hf
+
+    def wrong(name, *arguments):
+        tensor = assemble(name, *arguments)
+        return tensor.T.reshape(tensor.shape) if f".experts.{BAD}.down_proj" in name else tensor
+
+    hf_saving.assemble_hf = wrong
+
+
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
     return Oracle(tmp_path_factory.mktemp("references"), time_limit=300)
 
 
-def look_into(oracle, plant, layout):
+def look_into(oracle, plant, layout, **fields):
     """The verdict on one case of Qwen3-MoE with a bug, and its diagnosis."""
     asked = read_layout(layout)
     entries = read_model("qwen3_moe").entries_for(asked.n_stages)
-    case = variant_case(entries, "untied", layout=str(asked.layout))
+    case = variant_case(entries, "untied", layout=str(asked.layout), **fields)
     verdicts = oracle.verify([case], before=plant)
     assert not verdicts[0].passed, "the bug was not caught"
     [diagnosis] = oracle.diagnose(Outcome(verdicts), before=plant)
@@ -130,3 +170,27 @@ def test_balancing_losses_that_each_rank_counts_by_itself(oracle, layout):
     comparison, found = look_into(oracle, count_balancing_losses_per_rank, layout)
     assert "gradients" in comparison.failed
     assert (found.module, found.loss, found.parameter.name) == (None, None, ROUTER)
+
+
+@pytest.mark.slow
+def test_an_expert_whose_output_is_wrong_is_named(oracle):
+    _, found = look_into(oracle, scale_one_experts_output, "d2")
+    assert found.module.name.startswith("layers.1.moe")
+    assert (found.module.experts, found.alone) == ((BAD,), True)
+    assert f"only expert {BAD} of " in found.lines[0]
+
+
+@pytest.mark.slow
+def test_an_expert_whose_gradient_is_wrong_is_named(oracle):
+    _, found = look_into(oracle, double_one_experts_gradient, "t2")
+    assert (found.module, found.n_wrong, found.parameter.experts) == (None, 1, (BAD,))
+    assert (found.parameter.name, round(found.parameter.cause.factor, 9)) == ("layers.1.moe.experts.down_proj", 2.0)
+    assert found.alone
+
+
+@pytest.mark.slow
+def test_an_expert_that_is_exported_transposed_is_named(oracle):
+    comparison, found = look_into(oracle, export_one_expert_transposed, "d2e2", exports=True)
+    assert comparison.failed == ("export",)
+    assert found.export.name == f"model.layers.1.mlp.experts.{BAD}.down_proj.weight"
+    assert found.export.cause.kind == "transposed"

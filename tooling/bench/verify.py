@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-BAR_SECONDS = 180.0
+BAR_SECONDS = 150.0
 """On two cores."""
 PROGRAM = "from archon_core.cli.main import main; main()"
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from archon_testing.batches import MASK, STEP_LENGTHS, deal, make_batch, token_places
-from archon_testing.losses import oracle_loss
+from archon_testing.losses import TARGETS, Counted, oracle_loss
 
 
 def batch_of(step, **changes):
@@ -35,7 +35,7 @@ def test_a_shares_tokens_are_found_in_the_whole_batch(n_ranks):
 
 def test_steps_have_short_and_long_sequences_and_fewer_than_data_ranks():
     assert all(1 in STEP_LENGTHS[step] for step in (0, 2))
-    assert max(map(max, STEP_LENGTHS)) > 2 * sorted(STEP_LENGTHS[0])[-2]
+    assert max(STEP_LENGTHS[0]) > max(128, 2 * sorted(STEP_LENGTHS[0])[-2])
     assert min(map(len, STEP_LENGTHS)) < 2
     # On four data ranks, one has sequences of which none predicts a token.
     shares = deal(len(STEP_LENGTHS[0]), 4)
@@ -58,6 +58,16 @@ def test_the_last_position_of_a_sequence_is_never_counted_and_the_first_is():
     starts = torch.tensor([o for o, n in zip(batch.offsets, batch.lengths, strict=False) if n > 1])
     assert batch.token_fields[MASK][ends].sum() == 0
     assert batch.token_fields[MASK][starts].min() == 1
+
+
+@pytest.mark.parametrize("critic", [False, True])
+def test_losses_count_their_targets(critic):
+    batch, loss = batch_of(0), oracle_loss(critic=critic)
+    outputs = {name: -torch.ones(batch.n_tokens, dtype=torch.float64) for name in loss.request.names}
+    weight = loss.weights(batch)["token"]
+    unit, targets = loss(outputs, batch).metrics[TARGETS]
+    assert (unit, targets) == ("token", weight)
+    assert loss.counted == Counted(weighed=float(weight), targets=float(weight), n_calls=1)
 
 
 @pytest.mark.parametrize("critic", [False, True])

@@ -1,13 +1,16 @@
 """From what the ranks hold of a wrong tensor to the mistake: numbers written by hand, four ranks of dp_shard x tp."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from archon_core.models.box import Box
 from archon_testing.causes import (
+    cause_of_arrangement,
     cause_of_copies,
+    cause_of_decay,
     cause_of_factor,
     cause_of_norm,
     cause_of_number,
@@ -216,3 +219,53 @@ def test_a_short_micro_batch_of_a_pipeline_is_padded_to_the_longest():
     assert len(all_padding) == len(none) == 0
     # As many rows as tokens: whole, or a rank's part? It cannot be told.
     assert own_and_expected(WHOLE[:8], WHOLE[:8], 8, {"cp": 1, "tp": 0}, sizes, longest=16) is None
+
+
+def test_the_right_elements_in_other_places_are_recognised():
+    matrix = torch.arange(6.0).reshape(2, 3)
+    assert cause_of_arrangement(matrix.T.reshape(2, 3), matrix) == Cause("transposed")
+    assert cause_of_arrangement(matrix.flip(0), matrix) == Cause("rows exchanged")
+    assert cause_of_arrangement(matrix.flip(0)[None], matrix[None]) == Cause("rows exchanged")
+    assert cause_of_arrangement(matrix * (1 + 1e-8), matrix) is None
+    assert cause_of_arrangement(matrix[[0, 0]], matrix) is None
+    assert cause_of_arrangement(matrix * torch.nan, matrix) is None
+
+
+def test_a_weight_that_differs_by_what_decay_takes_away_is_recognised():
+    start, right = torch.tensor([2.0, -3.0, 1.0]), torch.tensor([1.9, -2.8, 1.1])
+    decay = 1e-3 * start
+    assert cause_of_decay(right + decay, right, decay, decayed=True).kind == "decay missing"
+    assert cause_of_decay(right - decay, right, decay, decayed=False).kind == "decay unwanted"
+    twice = cause_of_decay(right - decay, right, decay, decayed=True)
+    assert (twice.kind, round(twice.factor, 4), str(twice)) == ("decay wrong", 2.0, "weight decay is applied 2 times")
+    assert cause_of_decay(right + 1e-3, right, decay, decayed=True) is None
+    assert cause_of_decay(right, right, decay, decayed=True) is None
+
+
+def test_a_mistake_of_one_process_is_not_laid_on_the_layout():
+    wrong = Diagnosis(None, n_modules=4, n_parameters=9, n_wrong=9, parameter=Finding("norm.weight", 0.5))
+    assert wrong.lines[0].endswith(": the mistake is in backward or in a reduction")
+    alone = replace(wrong, alone=True).lines
+    assert alone[0].endswith("; one process differs likewise, so the layout is not to blame")
+    assert not any("the mistake is in" in line for line in alone)
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"recomputed": True, "parameter": Finding("a", 1.0)}, ": the mistake is in what backward recomputes"),
+        ({"norm": Finding("a", 1.0)}, ": the mistake is in the gradient norm"),
+        ({"weight": Finding("a", 1.0)}, ": the mistake is in the step"),
+        ({"export": Finding("a", 1.0)}, ": the mistake is in the export"),
+        ({}, "that can be compared"),
+    ],
+)
+def test_after_a_forward_pass_that_agrees_the_place_is_the_first_thing_that_does_not(fields, place):
+    assert Diagnosis(None, n_modules=4, **fields).lines[0].endswith(place)
+
+
+def test_a_finding_names_experts_and_far_positions():
+    found = Finding("moe", 0.5, experts=(2, 5), n_experts=8, first_position=65)
+    assert str(found) == (
+        "moe: off by 5.0e-01; only experts 2, 5 of 8; only tokens from position 65 of their sequence on"
+    )

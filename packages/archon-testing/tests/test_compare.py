@@ -128,15 +128,76 @@ def test_a_ranks_outputs_are_held_against_those_of_its_own_tokens():
     assert compare(replace(mine, tokens=torch.tensor([0, 1])), REFERENCE, "float64").worst["outputs"].error == math.inf
 
 
-def test_initial_and_gathered_weights_are_held_against_those_of_one_process():
+def test_initial_weights_are_held_against_those_of_one_process():
     reference = replace(REFERENCE, initial={"head.weight": whole(0.5)})
     assert compare(Record(initial={"head.weight": whole(0.5)}), reference, "float64").passed
     drawn_anew = compare(Record(initial={"head.weight": whole(0.7)}), reference, "float64")
     assert str(drawn_anew.worst["weights"]) == "4.0e-01 head.weight"
+
+
+def test_exported_tensors_are_judged_in_every_type():
+    assert compare(replace(REFERENCE, exported={"model.norm.weight": 0.0}), REFERENCE, "float32").passed
+    wrong = compare(replace(REFERENCE, exported={"model.norm.weight": 0.5}), REFERENCE, "float32")
+    assert wrong.failed == ("export",)
+    assert str(wrong.worst["export"]) == "5.0e-01 model.norm.weight"
+
+
+MOMENTS = {
+    "big.weight exp_avg": whole(-10.0, 5.0),
+    "zero.bias exp_avg": whole(0.1, 0.0),
+    "big.weight exp_avg_sq": whole(1e-8, 1e-9),
+    "zero.bias exp_avg_sq": whole(0.0, 1e-12),
+}
+
+
+def resumed(*, state=MOMENTS, **fields):
+    """A record of the second step, as a new engine takes it."""
+    step = replace(STEP, state=state)
+    return Record((step,), **{"first_step": 2, "loaded": STEP.weights, "loaded_state": MOMENTS, **fields})
+
+
+WITH_STATE = replace(REFERENCE, steps=(replace(STEP, state=MOMENTS),) * 3)
+
+
+def test_a_resumed_step_is_held_against_the_step_of_its_number():
+    assert compare(resumed(), WITH_STATE, "float64").passed
+    other = replace(WITH_STATE, steps=(WITH_STATE.steps[0], replace(WITH_STATE.steps[1], gradient_norm=6.0), STEP))
+    found = compare(resumed(), other, "float64")
+    assert (found.failed, found.worst["gradient norm"].step) == (("gradient norm",), 2)
+
+
+def test_first_and_second_moments_have_floors_of_their_own():
+    wrong = {**MOMENTS, "big.weight exp_avg_sq": whole(1e-8, 2e-9)}
+    found = compare(resumed(state=wrong), WITH_STATE, "float64")
+    assert found.failed == ("optimizer state",)
+    assert str(found.worst["optimizer state"]) == "1.0e-01 big.weight exp_avg_sq (step 2)"
+    assert compare(resumed(state=wrong), WITH_STATE, "float32").passed
+
+
+def test_what_is_not_as_saved_after_loading_is_a_problem_in_every_type():
     stale = {**STEP.weights, "zero.bias": whole(0.1, 0.3)}
-    assert (
-        compare(replace(reference, final=stale), reference, "float64").worst["weights"].name == "zero.bias (gathered)"
+    for dtype in ("float64", "float32"):
+        found = compare(resumed(loaded=stale), WITH_STATE, dtype)
+        assert found.problems == ("after loading, zero.bias is not what was saved",)
+    zeros = {name: whole(0.0, 0.0) for name in MOMENTS}
+    [problem] = compare(resumed(loaded_state=zeros), WITH_STATE, "float32").problems
+    assert problem == (
+        "after loading, the optimizer's big.weight exp_avg, zero.bias exp_avg, big.weight exp_avg_sq and 1 more are "
+        "not what was saved"
     )
+
+
+def test_the_step_in_bfloat16_has_wide_limits_and_unclipped_weights_that_are_not_compared():
+    step = replace(STEP, gradient_norm=5.05, weights={name: whole(7.0, 7.0) for name in STEP.weights})
+    assert compare(Record((step,)), REFERENCE, "bfloat16").passed
+    assert compare(Record((replace(step, gradient_norm=5.2),)), REFERENCE, "bfloat16").failed == ("gradient norm",)
+    off = replace(step, gradients={**STEP.gradients, "big.weight": whole(-80.0, 50.0)})
+    assert compare(Record((off,)), REFERENCE, "bfloat16").passed
+    farther = replace(step, gradients={**STEP.gradients, "big.weight": whole(-70.0, 50.0)})
+    assert compare(Record((farther,)), REFERENCE, "bfloat16").failed == ("gradients",)
+    of_experts = Record((replace(step, gradient_norm=6.0),), comparable=False, problems=("rounded sums",))
+    assert compare(of_experts, REFERENCE, "bfloat16").problems == ("rounded sums",)
+    assert compare(of_experts, REFERENCE, "bfloat16").failed == ()
 
 
 def test_a_record_of_nothing_has_not_passed():
@@ -194,6 +255,11 @@ def test_ranks_of_one_data_rank_must_compute_the_same_outputs():
     assert joint_verdict(reports(1.0, 1.0, outputs=(1, 2), data_ranks=(0, 1))).passed
     found = joint_verdict(reports(1.0, 1.0, outputs=(1, 2)))
     assert found.comparison.problems == ("ranks of data rank 0 compute different outputs",)
+
+
+def test_a_rank_that_has_left_says_nothing():
+    here, left = reports(1.0, 2.0)
+    assert joint_verdict([here, replace(left, takes_part=False)]).passed
 
 
 FIRST = {"big.weight": STEP.gradients["big.weight"]}

@@ -242,7 +242,7 @@ def test_a_table_names_the_worst_gradient_and_what_failed(capsys):
     printed = capsys.readouterr().out
     assert "archon:d2, 2 ranks" in printed
     [row] = [line for line in printed.splitlines() if line.startswith("float64")]
-    assert row.split() == ["float64", "untied", *["0.0e+00"] * 2, "1.0e-03", *["0.0e+00"] * 2, "FAIL", "norm.weight"]
+    assert row.split() == ["float64", "untied", *["0.0e+00"] * 2, "1.0e-03", *["0.0e+00"] * 4, "FAIL", "norm.weight"]
     assert "FAIL float64 untied: gradients: 1.0e-03 norm.weight (step 2)" in printed
     assert "FAIL float64 untied: step 1: ranks report different values of loss" in printed
 
@@ -288,7 +288,7 @@ def test_json_holds_everything_and_no_infinity(house):
     plan = Plan(RequestedModel(house, tiny()), [], {"t3": "no"}, design, seed=1)
     reports = [replace(report("d2", math.inf), diagnoses=[FOUND]), report("c2", refusal="no")]
     content = json.loads(json.dumps(json_report(plan, reports, seconds=1.23456), allow_nan=False))
-    assert (content["schema"], content["passed"], content["seconds"]) == (1, False, 1.235)
+    assert (content["schema"], content["passed"], content["seconds"]) == (2, False, 1.235)
     assert content["left_out"] == [{"layout": "t3", "reason": "no"}]
     differs, refused = content["layouts"]
     assert (differs["outcome"], refused["outcome"], refused["refusal"]) == ("different", "refused", "no")
@@ -303,7 +303,10 @@ def test_json_holds_everything_and_no_infinity(house):
         "candidates": [],
         "ranks": [1, 3],
         "where": {"tp": 1},
+        "experts": [],
+        "first_position": 0,
     }
+    assert (diagnosis["one_process_differs"], diagnosis["recomputation"], diagnosis["export"]) == (False, False, None)
     assert diagnosis["text"] == FOUND.lines
 
 
@@ -317,7 +320,7 @@ def test_json_holds_everything_and_no_infinity(house):
         (["house", "--layout", "d2", "--json", "no/such/folder.json"], "name a file in a folder that exists"),
         (["house", "--layout", "d2", "--json", "."], "--json '.': it cannot be written"),
         (["nosuch", "--layout", "d2"], "no installed plugin provides it"),
-        (["house", "--layout", "d2", "--dtype", "bf16"], "allowed are float64 and float32"),
+        (["house", "--layout", "d2", "--dtype", "bf16"], "allowed are float64, float32 and bfloat16"),
         (["house", "--layout", "d2", "--variant", "tied"], "declares untied, critic"),
     ],
 )

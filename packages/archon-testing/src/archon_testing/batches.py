@@ -6,7 +6,7 @@ others; ranks without any sequence, and with none that predicts something.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,11 +15,15 @@ from archon_core.contracts.batch import Batch
 from archon_core.seeding import derive_seed
 
 STEP_LENGTHS: tuple[tuple[int, ...], ...] = (
-    (1, 19, 4, 1, 57, 9, 2, 26, 6, 13, 1),
+    (1, 7, 4, 1, 131, 9, 2, 12, 6, 3, 1),
     (23,),
     (3, 31, 1, 8, 15, 1, 40),
 )
-"""Tokens per sequence, for each optimizer step. The second step has fewer sequences than data ranks."""
+"""Tokens per sequence, for each optimizer step. The second step has fewer sequences than data ranks. The longest
+sequence passes 64 and 128 tokens, around which tiles of kernels and parts of context ranks end."""
+
+STEPS: Mapping[str, int] = {"float64": 3, "float32": 2}
+"""Optimizer steps of a run. In float32 Adam pulls two runs apart, so a third step would show little."""
 
 MASK = "mask"
 """Token field [T]: 1 for predictions that the loss counts, 0 for others."""

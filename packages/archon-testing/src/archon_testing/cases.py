@@ -11,10 +11,14 @@ from archon_core.errors import UnknownNameError, did_you_mean
 
 DtypeName = Literal["float64", "float32"]
 Variant = Literal["untied", "tied", "critic"]
-Check = Literal["training", "resume", "initial"]
-"""What a case looks at: a run; a run that a new engine takes up from a checkpoint; weights that no checkpoint gives."""
+Check = Literal["training", "initial", "resume", "precision"]
+"""What a case looks at: a run; weights that no checkpoint gives; a run that a new engine continues from a training
+state; one step in bfloat16 beside float32 weights."""
+Recompute = Literal["none", "selective", "full"]
+"""Activation checkpointing: ``archon.ac_mode`` of a run with ``gradient_checkpointing``, or none."""
 
 DTYPES: tuple[DtypeName, ...] = get_args(DtypeName)
+BFLOAT16 = "bfloat16"
 ONE_PROCESS = "archon:d1"
 
 
@@ -27,12 +31,15 @@ class Case:
         critic: a value head instead of the language-model head.
         layout: with its backend, such as ``archon:d2t2``.
         n_mbs: least number of micro-batches per data rank.
-        dtype: of weights and computation.
+        dtype: of weights and computation; for the check ``precision``, of the reference.
         seed: of weights and batches.
         schedule: pipeline schedule; ``None`` for the engine's default.
         model: name of the model spec; ``None`` for the one that serves the model type.
         check: what is looked at.
-        gathers: whether weights are also gathered whole, at the end, as a checkpoint would.
+        recompute: what backward computes again.
+        exports: whether the weights are saved as ``hf`` at the end, and the files read back.
+        resume_on: of the check ``resume``: the layout that goes on; ``None`` for ``layout`` itself.
+        resume_schedule: its pipeline schedule.
     """
 
     model_config: Mapping[str, Any]
@@ -44,12 +51,38 @@ class Case:
     schedule: str | None = None
     model: str | None = None
     check: Check = "training"
-    gathers: bool = False
+    recompute: Recompute = "none"
+    exports: bool = False
+    resume_on: str | None = None
+    resume_schedule: str | None = None
 
     @property
     def reference(self) -> Case:
         """The same numbers from one process and one micro-batch."""
-        return replace(self, layout=ONE_PROCESS, n_mbs=1, schedule=None, check="training", gathers=False)
+        return replace(self.on_one_process, n_mbs=1, check="training", recompute="none", exports=False)
+
+    @property
+    def on_one_process(self) -> Case:
+        """The same run without a layout; a resumed one goes on there, too."""
+        return replace(self, layout=ONE_PROCESS, schedule=None, resume_on=None, resume_schedule=None)
+
+    @property
+    def last(self) -> Case:
+        """The case on the layout that its last step runs on."""
+        if self.resume_on is None:
+            return self
+        return replace(self, layout=self.resume_on, schedule=self.resume_schedule)
+
+    @property
+    def resumed_on(self) -> str:
+        """Where a resumed run goes on, as ``archon:p2-ZBV``; empty where that is ``layout``."""
+        schedule = f"-{self.resume_schedule}" if self.resume_schedule else ""
+        return f"{self.resume_on}{schedule}" if self.resume_on else ""
+
+    @property
+    def compute_dtype(self) -> str:
+        """The type of forward and backward."""
+        return BFLOAT16 if self.check == "precision" else self.dtype
 
     @property
     def variant(self) -> Variant:

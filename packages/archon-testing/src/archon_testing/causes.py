@@ -22,6 +22,9 @@ CLEAN = 1e-5
 LOOSE = 0.5
 """Largest relative distance from a multiple at which the multiple is worth telling."""
 
+MOST_ROWS = 4096
+"""Rows of a matrix beyond which it is not tried whether they are in another order."""
+
 Coordinates = Sequence[Mapping[str, int]]
 """Of every rank of the world, axis -> place."""
 
@@ -35,7 +38,54 @@ def cause_of_tensor(pieces: Sequence[Piece | None], expected: Tensor, coordinate
         coordinates: of every rank.
     """
     held = [rank for rank, piece in enumerate(pieces) if piece is not None]
-    return _cause_of_held([p for p in pieces if p is not None], expected, [coordinates[rank] for rank in held])
+    present = [piece for piece in pieces if piece is not None]
+    cause = _cause_of_held(present, expected, [coordinates[rank] for rank in held])
+    if cause.kind != "unknown":
+        return cause
+    return cause_of_arrangement(_assembled(present, expected), expected) or cause
+
+
+def cause_of_arrangement(found: Tensor, expected: Tensor) -> Cause | None:
+    """That a tensor has the right elements in other places; ``None`` where it has not."""
+    found, expected = found.double(), expected.double()
+    if found.ndim == 3 and len(found) == len(expected) == 1:
+        found, expected = found[0], expected[0]
+    if found.numel() != expected.numel() or found.ndim != 2 or expected.ndim != 2 or not torch.isfinite(found).all():
+        return None
+    if found.shape == expected.shape and _equal(found, expected):
+        return None
+    if _equal(found.flatten(), expected.T.flatten()):
+        return Cause("transposed")
+    if found.shape == expected.shape and len(found) <= MOST_ROWS:
+        distances = torch.cdist(found, expected, compute_mode="donot_use_mm_for_euclid_dist")
+        nearest = distances.argmin(1)
+        if len(set(nearest.tolist())) == len(found) and _equal(found, expected[nearest]):
+            return Cause("rows exchanged")
+    return None
+
+
+def cause_of_decay(found: Tensor, expected: Tensor, decay: Tensor, *, decayed: bool) -> Cause | None:
+    """That a weight differs from the right one by a multiple of what weight decay takes away in a step.
+
+    Args:
+        found: the weight after the step.
+        expected: what it should be.
+        decay: learning rate x weight decay x the weight before the step.
+        decayed: whether this weight decays at all.
+
+    Returns:
+        ``None`` where it differs otherwise.
+    """
+    difference, decay = found.double() - expected.double(), decay.double()
+    square = float((decay * decay).sum())
+    factor = float((difference * decay).sum()) / square if square else 0.0
+    if abs(factor) < CLEAN or not torch.isfinite(difference).all():
+        return None
+    if float((difference - factor * decay).abs().max()) > 1e-3 * abs(factor) * float(decay.abs().max()):
+        return None
+    if not decayed:
+        return Cause("decay unwanted", factor=-factor)
+    return Cause("decay missing") if _near(factor, 1.0) else Cause("decay wrong", factor=1.0 - factor)
 
 
 def cause_of_copies(pieces: Sequence[Sequence[Piece]], expected: Tensor) -> Cause | None:

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from archon_core.cli.console import print_json, print_remark
 from archon_core.errors import ConfigError, did_you_mean
 from archon_core.plugins import ModelSpec
-from archon_testing.cases import DTYPES, DtypeName, allowed_dtypes, choose_variants
+from archon_testing.cases import BFLOAT16, DTYPES, DtypeName, allowed_dtypes, choose_variants
 from archon_testing.enumeration import Design
 from archon_testing.json_report import json_report
 from archon_testing.oracle import Oracle
@@ -36,6 +36,7 @@ from archon_testing.verification import (
     buildable_variants,
     count_steps,
     layouts_of_all,
+    most_ranks_of_ours,
     requested_layouts,
     run_plan,
 )
@@ -80,7 +81,7 @@ def verify(
         typer.Option("--full", help="With --all: every product of types, variants and micro-batches, as for --layout."),
     ] = False,
     dtypes: Annotated[
-        list[str] | None, typer.Option("--dtype", help="float64 or float32; may be repeated; both by default.")
+        list[str] | None, typer.Option("--dtype", help="float64, float32 or bfloat16; may be repeated; all by default.")
     ] = None,
     micro_batches: Annotated[
         list[int] | None,
@@ -113,7 +114,8 @@ def verify(
     """Hold layouts of MODEL against one process: loss, gradient norm, every gradient, weights, log-probabilities.
 
     For every layout, type, variant and number of micro-batches, a small model takes three AdamW steps on as many
-    processes as the layout needs, on the CPU; --all runs a few cases per layout in which all of these occur. The limits
+    processes as the layout needs, on the CPU; --all runs a few cases per layout. Further checks: weights without a
+    checkpoint, exported files, runs that other layouts resume, recomputed activations, a step in bfloat16. The limits
     are 1e-9 in float64 and 1e-5 in float32, where weights are not judged. A layout that differs is run again, to say
     where its mistake shows first. Exit code 1: a number differs, or a rank fails. 2: the engine cannot run a layout or
     a model.
@@ -130,18 +132,24 @@ def verify(
     found = read_model(model, as_is=as_is, run_as=model_of_engines(asked, run_as))
     chosen, refused = buildable_variants(found, choose_variants(found.spec, variants or []), explicit=bool(variants))
     found = replace(found, remarks=(*found.remarks, *refused))
+    chosen_dtypes, precision = choose_dtypes(dtypes or [], found.spec)
     design = Design(
-        choose_dtypes(dtypes or [], found.spec),
+        chosen_dtypes,
         chosen,
         sorted(set(micro_batches or (1, 2, 4))),
         full=full or not every,
+        precision=precision,
     )
     left_out: dict[str, str] = {}
+    fitting = []
     if every:
         texts, left_out = all_layouts(found, design.variants, world or MOST_RANKS)
+        fitting = [layout for layout, _ in layouts_of_all(texts)]
         known = {str(layout) for layout, _ in asked}
-        asked += [(layout, refusal) for layout, refusal in layouts_of_all(texts) if str(layout) not in known]
-    plan = Plan(found, asked, left_out, design, seed)
+        asked += [(layout, "") for layout in fitting if str(layout) not in known]
+    elif (most := most_ranks_of_ours(asked)) > 1 and chosen_dtypes:
+        fitting = [layout for layout, _ in layouts_of_all(all_layouts(found, design.variants, most)[0])]
+    plan = Plan(found, asked, left_out, design, seed, fitting)
     quiet = json_file == "-"
     _say_what_is_different(found, model)
     with (
@@ -158,24 +166,28 @@ def verify(
     raise typer.Exit(exit_code(reports))
 
 
-def choose_dtypes(names: Sequence[str], spec: ModelSpec) -> tuple[DtypeName, ...]:
-    """The types called ``names``, each once; all that the model is compared in when there are none.
+def choose_dtypes(names: Sequence[str], spec: ModelSpec) -> tuple[tuple[DtypeName, ...], DtypeName | None]:
+    """The types called ``names``, or all that the model is compared in when there are none.
+
+    Returns:
+        The types of whole runs, and that of the reference of the step in bfloat16; ``None`` without that step.
 
     Raises:
         ConfigError: another name, or a type in which numbers of the model do not tell.
     """
-    allowed = allowed_dtypes(spec)
+    allowed, known = allowed_dtypes(spec), (*DTYPES, BFLOAT16)
     for name in names:
-        if name not in DTYPES:
+        if name not in known:
             raise ConfigError(
-                f"--dtype: found {name!r}; allowed are {' and '.join(DTYPES)}{did_you_mean(name, DTYPES)}"
+                f"--dtype: found {name!r}; allowed are {', '.join(DTYPES)} and {BFLOAT16}{did_you_mean(name, known)}"
             )
-        if name not in allowed:
+        if name not in (*allowed, BFLOAT16):
             raise ConfigError(
-                f"--dtype: found {name!r}; model {spec.name!r} is compared in {' and '.join(allowed)} alone: "
+                f"--dtype: found {name!r}; model {spec.name!r} is compared in {' and '.join((*allowed, BFLOAT16))}: "
                 f"{spec.rounds_inside}; leave --dtype out"
             )
-    return tuple(dtype for dtype in allowed if dtype in names) or allowed
+    chosen = tuple(dtype for dtype in allowed if dtype in names or not names)
+    return chosen, allowed[0] if BFLOAT16 in names or not names else None
 
 
 def exit_code(reports: Sequence[LayoutReport]) -> int:

@@ -13,18 +13,21 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from archon_testing.cases import DtypeName
+from archon_testing.cases import BFLOAT16
 from archon_testing.pieces import Piece
 from archon_testing.record import Record
-from archon_testing.verdicts import QUANTITIES, Comparison, Deviation, Quantity, worst_deviation
+from archon_testing.verdicts import LIMITS, QUANTITIES, Comparison, Deviation, Quantity, worst_deviation
 
 FLOOR = 1e-6
 
 STACKED = 3
 """Dims of a stack of matrices."""
 
+MOST_NAMES = 3
+"""Names in a problem; the others are counted."""
 
-def compare(record: Record, reference: Record, dtype: DtypeName) -> Comparison:
+
+def compare(record: Record, reference: Record, dtype: str) -> Comparison:
     """Hold a rank's ``record`` against the whole ``reference``. What was not recorded is not compared.
 
     In a pipeline a rank has some parameters only; ``missing_parameters`` tells which it has not.
@@ -32,18 +35,20 @@ def compare(record: Record, reference: Record, dtype: DtypeName) -> Comparison:
     reference, pipelined = reference.with_copies(record.copies), record.pipelined
     problems = list(record.problems)
     found: dict[Quantity, list[Deviation]] = {quantity: [] for quantity in QUANTITIES}
-    if record.steps and len(record.steps) != len(reference.steps):
-        problems.append(f"{len(record.steps)} steps were recorded, the reference has {len(reference.steps)}")
-    for step, (own, expected) in enumerate(zip(record.steps, reference.steps, strict=False), start=1):
+    n_steps = 1 if record.loaded or dtype == BFLOAT16 else len(reference.steps)
+    if record.steps and len(record.steps) != n_steps:
+        problems.append(f"{len(record.steps)} steps were recorded, the reference has {n_steps}")
+    for step, own, expected in record.beside(reference) if record.comparable else ():
         norm, expected_norm = ({"global norm": r.gradient_norm} for r in (own, expected))
         found["loss"] += _deviations(_pieces(own.loss), _pieces(expected.loss), step)
         found["gradient norm"] += _deviations(_pieces(norm), _pieces(expected_norm), step)
         found["gradients"] += _deviations(own.gradients, expected.gradients, step, pipelined)
-        found["weights"] += _deviations(own.weights, expected.weights, step, pipelined)
-    if record.final:
-        expected_weights = {f"{name} (gathered)": piece for name, piece in reference.steps[-1].weights.items()}
-        gathered = {f"{name} (gathered)": piece for name, piece in record.final.items()}
-        found["weights"] += _deviations(gathered, expected_weights, len(record.steps), pipelined)
+        if dtype != BFLOAT16:  # whose gradients are not clipped
+            found["weights"] += _deviations(own.weights, expected.weights, step, pipelined)
+        found["optimizer state"] += _state_deviations(own.state, expected.state, step, pipelined)
+    if record.loaded:
+        problems += _not_as_saved(record, reference, dtype)
+    found["export"] += (Deviation(error, name) for name, error in record.exported.items())
     if record.initial:
         found["weights"] += _deviations(record.initial, reference.initial, None, pipelined)
     if record.outputs:
@@ -51,7 +56,7 @@ def compare(record: Record, reference: Record, dtype: DtypeName) -> Comparison:
             name: _placed(record, values, reference.outputs.get(name)) for name, values in record.outputs.items()
         }
         found["outputs"] += _deviations(_wholes(outputs), _wholes(reference.outputs), None)
-    if not any(found.values()):
+    if record.comparable and not any(found.values()):
         problems.append("nothing was recorded")
     worst = {quantity: worst_deviation(deviations) for quantity, deviations in found.items()}
     return Comparison(dtype, worst, tuple(problems), trained=bool(record.steps))
@@ -78,17 +83,17 @@ def relative_error(found: Piece, expected: Piece, largest: float) -> float:
     if found.shape != expected.shape or tuple(found.values.shape) != found.box.shape:
         return math.inf
     own, whole = found.values.double(), expected.values.double()
-    if not (torch.isfinite(own).all() and torch.isfinite(whole).all()):
-        return math.inf
     floor = FLOOR * largest
     if whole.ndim != STACKED:
-        return _share(magnitude(own - whole[found.box.slices]), max(magnitude(whole), floor))
+        return _share(magnitude(own - whole[found.box.slices]), max(expected.largest, floor))
     rows = found.box.slices[0]
     differences = _largest_of_each(own - whole[found.box.slices])
     return max(map(_share, differences, (max(scale, floor) for scale in _largest_of_each(whole[rows]))), default=0.0)
 
 
 def _share(difference: float, scale: float) -> float:
+    if not (math.isfinite(difference) and math.isfinite(scale)):
+        return math.inf
     if difference == 0.0:
         return 0.0
     return difference / scale if scale > 0.0 else math.inf
@@ -108,10 +113,37 @@ def _deviations(
     found: Mapping[str, Piece], expected: Mapping[str, Piece], step: int | None, partial: bool = False
 ) -> Iterator[Deviation]:
     """``partial``: whether ``found`` need not have all that is expected."""
-    largest = max((magnitude(piece.values) for piece in expected.values()), default=0.0)
+    largest = max((piece.largest for piece in expected.values()), default=0.0)
     for name in found if partial else dict.fromkeys((*expected, *found)):
         missing = name not in found or name not in expected
         yield Deviation(math.inf if missing else relative_error(found[name], expected[name], largest), name, step)
+
+
+def _state_deviations(
+    found: Mapping[str, Piece], expected: Mapping[str, Piece], step: int | None, partial: bool
+) -> Iterator[Deviation]:
+    """Of the optimizer's state, where it was recorded. First and second moments differ in size: each has its floor."""
+    if not found:
+        return
+    for entry in dict.fromkeys(name.rpartition(" ")[2] for name in expected):
+        own, right = (
+            {name: piece for name, piece in pieces.items() if name.endswith(f" {entry}")}
+            for pieces in (found, expected)
+        )
+        yield from _deviations(own, right, step, partial)
+
+
+def _not_as_saved(record: Record, reference: Record, dtype: str) -> Iterator[str]:
+    """What a resumed run has otherwise, after loading, than one process at the same step."""
+    saved, limit = reference.steps[record.first_step - 2], LIMITS[dtype]
+    weights = _deviations(record.loaded, saved.weights, None, record.pipelined)
+    state = _state_deviations(record.loaded_state, saved.state, None, record.pipelined)
+    for what, deviations in (("", weights), ("the optimizer's ", state)):
+        wrong = [deviation.name for deviation in deviations if not deviation.error <= limit]
+        if wrong:
+            names, more = ", ".join(wrong[:MOST_NAMES]), len(wrong) - MOST_NAMES
+            listed = f"{names} and {more} more are" if more > 0 else f"{names} {'are' if len(wrong) > 1 else 'is'}"
+            yield f"after loading, {what}{listed} not what was saved"
 
 
 def _pieces(numbers: Mapping[str, float]) -> dict[str, Piece]:

@@ -16,6 +16,12 @@ CauseKind = Literal[
     "copies counted",
     "copies not summed",
     "experts left out",
+    "decay missing",
+    "decay unwanted",
+    "decay wrong",
+    "transposed",
+    "rows exchanged",
+    "stale",
     "unknown",
 ]
 
@@ -30,7 +36,9 @@ class Cause:
             ranks along ``axes`` hold. ``copies counted``: a norm that counts copies along ``axes`` more than once; with
             ``pp``, those of tied weights. ``copies not summed``: the two copies of a tied weight hold parts of the
             right value. ``experts left out``: a norm without experts or, with ``axes``, without those of other ranks
-            along them.
+            along them. ``decay missing``, ``decay unwanted``, ``decay wrong``: a weight that differs by what weight
+            decay takes away in a step, or a multiple of it. ``transposed``, ``rows exchanged``: the right elements in
+            other places. ``stale``: the value of before training.
         axes: names of mesh axes: ``pp``, ``dp_replicate``, ``dp_shard``, ``cp``, ``tp``; of experts ``edp``, ``ep`` and
             ``etp`` instead of the last three; of ``factor``, those of that
             size, if no others have it.
@@ -60,6 +68,18 @@ class Cause:
                 return f"it counts the experts of one {axes} rank only: the norm forgets {axes} where experts are"
             case "experts left out":
                 return "it is that of all other parameters: the norm leaves experts out"
+            case "decay missing":
+                return "it differs by lr * weight_decay * weight: weight decay is left out"
+            case "decay unwanted":
+                return "it differs by lr * weight_decay * weight: weight decay is applied, which vectors do not have"
+            case "decay wrong":
+                return f"weight decay is applied {self.factor or 0.0:.4g} times"
+            case "transposed":
+                return "it is the transpose of the right value"
+            case "rows exchanged":
+                return "its rows are right and in another order"
+            case "stale":
+                return "it is the value of before training"
             case "copies counted" if "pp" in self.axes:
                 return "it counts tied weights once for each stage that has a copy"
             case "copies counted":
@@ -84,6 +104,9 @@ class Finding:
         cause: what it is to the right one.
         ranks: which ranks have it wrong; empty for all.
         where: the coordinates that these ranks share, such as ``{"cp": 1}``.
+        experts: numbers of the experts that have it wrong; empty for all, or where there are none.
+        n_experts: all of them.
+        first_position: the first place in a sequence from which on it is wrong; 0 where that says nothing.
     """
 
     name: str
@@ -91,6 +114,9 @@ class Finding:
     cause: Cause = Cause()
     ranks: tuple[int, ...] = ()
     where: Mapping[str, int] | None = None
+    experts: tuple[int, ...] = ()
+    n_experts: int = 0
+    first_position: int = 0
 
     def __str__(self) -> str:
         parts = [f"off by {self.error:.1e}"]
@@ -100,6 +126,11 @@ class Finding:
             parts.append(
                 f"on rank{'s' * (not one)} {', '.join(map(str, self.ranks))}{f' ({shared})' if shared else ''}"
             )
+        if self.experts:
+            several = "s" * (len(self.experts) > 1)
+            parts.append(f"only expert{several} {', '.join(map(str, self.experts))} of {self.n_experts}")
+        if self.first_position:
+            parts.append(f"only tokens from position {self.first_position} of their sequence on")
         if cause := str(self.cause):
             parts.append(cause)
         return f"{self.name}: {'; '.join(parts)}"
@@ -120,6 +151,10 @@ class Diagnosis:
         loss: the loss, when it is wrong.
         norm: the gradient norm, when it is wrong although the gradients are right.
         weight: a weight that is wrong: after loading, at the start, or after a step with right gradients and norm.
+        state: of the optimizer, when it is wrong after loading.
+        export: the first exported tensor that is wrong although the weights are right.
+        alone: whether one process that does the same differs, too: then the layout is not to blame.
+        recomputed: whether it agrees without activation checkpointing.
         remarks: what else was found, as sentences.
     """
 
@@ -133,6 +168,10 @@ class Diagnosis:
     loss: Finding | None = None
     norm: Finding | None = None
     weight: Finding | None = None
+    state: Finding | None = None
+    export: Finding | None = None
+    alone: bool = False
+    recomputed: bool = False
     remarks: tuple[str, ...] = ()
 
     @property
@@ -142,10 +181,7 @@ class Diagnosis:
         if self.module is not None:
             lines.append(f"first module in forward order whose output differs: {self.module}")
         elif self.n_modules:
-            lines.append(
-                f"forward agrees in all {self.n_modules} modules that can be compared: the mistake is in backward, in "
-                "a reduction or in the step"
-            )
+            lines.append(f"forward agrees in all {self.n_modules} modules that can be compared{self._place}")
         if self.parameter is not None:
             lines.append(
                 f"first parameter that backward reaches whose gradient differs (step {self.step}; {self.n_wrong} of "
@@ -156,7 +192,27 @@ class Diagnosis:
         for what, finding in (("loss", self.loss), ("gradient norm", self.norm), ("weight", self.weight)):
             if finding is not None:
                 lines.append(f"{what} (step {self.step}): {finding}" if self.n_parameters else f"{what}: {finding}")
+        for what, finding in (("optimizer state", self.state), ("exported tensor", self.export)):
+            if finding is not None:
+                lines.append(f"{what}: {finding}")
         return [*lines, *self.remarks]
+
+    @property
+    def _place(self) -> str:
+        """Where the mistake is, after a forward pass that agrees."""
+        if self.alone:
+            return "; one process differs likewise, so the layout is not to blame"
+        if self.recomputed:
+            return ": the mistake is in what backward recomputes"
+        if self.parameter is not None:
+            return ": the mistake is in backward or in a reduction"
+        if self.norm is not None:
+            return ": the mistake is in the gradient norm"
+        if self.weight is not None:
+            return ": the mistake is in the step"
+        if self.export is not None:
+            return ": the mistake is in the export"
+        return ""
 
 
 def shared_place(ranks: Sequence[int], coordinates: Sequence[Mapping[str, int]]) -> dict[str, int]:

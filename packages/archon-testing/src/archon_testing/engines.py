@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from archon_engine.models.initialize import InitialValue, initial_value
 from archon_engine.models.parameter_names import owners, weight_shapes
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_testing.batches import STEP_LENGTHS
-from archon_testing.cases import Case
+from archon_testing.cases import BFLOAT16, Case
 
 CLIP_TO = 0.05
 """Far below every norm that occurs, so that all gradients are clipped and a wrong norm acts on the weights."""
@@ -62,22 +63,29 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
     """
     source = {"model_config": dict(case.model_config)} if checkpoint is None else {"path": str(checkpoint)}
     schedule = {"pp_schedule": case.schedule} if case.schedule else {}
-    options = ArchonOptions(enable_compile=False, model=case.model, **schedule)
+    recompute = {"ac_mode": case.recompute} if case.recompute != "none" else {}
+    options = ArchonOptions(enable_compile=False, model=case.model, **schedule, **recompute)
     plugins = registry()
     if "moe" in plugins.model_for(case.model_config["model_type"], case.model).needs:
         vars(options).update(BALANCING)
     config = ArchonEngineConfig(
         backend=case.layout,
         is_critic=case.critic,
-        dtype=case.dtype,
+        dtype=case.compute_dtype,
+        gradient_checkpointing=bool(recompute),
         mb_spec=MicroBatchSpec(n_mbs=case.n_mbs),
-        optimizer=OPTIMIZER,
+        optimizer=optimizer_of(case),
         archon=options,
         **source,
     )
     engine = assemble(config, seed=case.seed, total_steps=len(STEP_LENGTHS))
     engine.initialize()
     return engine
+
+
+def optimizer_of(case: Case) -> OptimizerConfig:
+    """The optimizer's options. In bfloat16 nothing is clipped: gradients are looked at as they were summed."""
+    return replace(OPTIMIZER, gradient_clipping=0.0) if case.compute_dtype == BFLOAT16 else OPTIMIZER
 
 
 def write_checkpoints(case: Case, folder: Path, attempt: int = 0) -> None:

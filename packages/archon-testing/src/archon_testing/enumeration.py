@@ -11,10 +11,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
-from archon_testing.cases import Case, Check, DtypeName, Variant
+from archon_testing.cases import Case, DtypeName, Recompute, Variant
 
 RANK_LETTERS = "prdct"
 """In the order in which layouts are written: outermost first."""
+
+RECOMPUTES: tuple[Recompute, ...] = ("full", "selective")
+"""Modes of activation checkpointing, which layouts try in turn."""
 
 
 def candidate_layouts(
@@ -90,49 +93,95 @@ class Design:
     """Which cases a layout runs.
 
     Attributes:
-        dtypes: types of numbers.
+        dtypes: types of numbers in which whole runs are compared.
         variants: of the model.
         counts: least numbers of micro-batches, where a pipeline has 1 for as many as stages, 2 for one more, and so on.
-        full: every product of the three. Otherwise a few cases in which every type meets every variant and every
-            count, and from layout to layout other variants meet other counts.
+        full: every product of the three. Otherwise a few cases: in the first type every variant and every count, in
+            further ones, in which the same would show again, one of each; and from layout to layout others meet.
+        precision: type of the reference of the step in bfloat16; ``None`` without that step.
     """
 
     dtypes: Sequence[DtypeName]
     variants: Sequence[Variant]
     counts: Sequence[int]
     full: bool
+    precision: DtypeName | None = None
 
-    def cases(self, of_variant: dict[Variant, Case], number: int = 0, *, n_stages: int = 1) -> list[Case]:
+    def cases(
+        self,
+        of_variant: Mapping[Variant, Case],
+        number: int = 0,
+        *,
+        n_stages: int = 1,
+        sums_gradients: bool = False,
+        resume_on: Sequence[tuple[str, str | None]] = (),
+    ) -> list[Case]:
         """The cases of the layout that stands at place ``number``.
 
-        After the runs come the weights that no checkpoint gives, for every variant, and runs that a new engine takes
-        up from a checkpoint: every variant in a full design, else one. Both in the first type only: float64, unless it
-        was left out.
+        First come the runs, of which one recomputes activations and one exports its weights. Then weights that no
+        checkpoint gives, the step in bfloat16, and runs that a new engine resumes. These are in the first type, for
+        one variant, which changes from layout to layout, or for every one in a full design.
 
         Args:
             of_variant: a case of the layout for each variant.
             number: shifts what meets what.
             n_stages: of the layout. A pipeline runs at least as many micro-batches, so they are counted from there.
+            sums_gradients: whether gradients are summed over ranks. Where they are not, the step in bfloat16 has two
+                micro-batches, so that there is a sum.
+            resume_on: layouts, with their schedules, that go on with what this one saves; one process last. A full
+                design resumes on the same layout, too, as does one for a layout without others.
         """
-        cases = [
-            replace(of_variant[variant], dtype=dtype, n_mbs=count + n_stages - 1)
-            for dtype, variant, count in self._training(number)
+        fewest = n_stages - 1
+        found = [
+            replace(of_variant[variant], dtype=dtype, n_mbs=count + fewest, recompute=recompute)
+            for dtype, variant, count, recompute in self._training(number)
         ]
-        # Gathering looks at every weight of every rank again; a layout does it in one way, whatever the case.
-        cases[0] = replace(cases[0], gathers=True)
-        again = self.variants if self.full else [self.variants[number % len(self.variants)]]
-        extra: list[tuple[Check, Variant]] = [("initial", variant) for variant in self.variants]
-        extra += [("resume", variant) for variant in again]
-        return cases + [replace(of_variant[v], dtype=self.dtypes[0], n_mbs=1, check=check) for check, v in extra]
+        some = self.variants if self.full else [self.variants[number % len(self.variants)]]
+        for variant in some:
+            place = next((i for i, case in enumerate(found) if case.variant == variant), None)
+            if place is not None:
+                found[place] = replace(found[place], exports=True)
+        if self.dtypes:
+            found += [replace(of_variant[v], dtype=self.dtypes[0], check="initial") for v in some]
+        if self.precision:
+            n_mbs = fewest + (1 if sums_gradients else 2)
+            others = self.variants if self.full else [self.variants[(number + 1) % len(self.variants)]]
+            found += [replace(of_variant[v], dtype=self.precision, n_mbs=n_mbs, check="precision") for v in others]
+        if self.dtypes:
+            same: list[tuple[str | None, str | None]] = [(None, None)] if self.full or len(resume_on) < 2 else []
+            found += [
+                replace(of_variant[v], dtype=self.dtypes[0], check="resume", resume_on=layout, resume_schedule=schedule)
+                for layout, schedule in (*same, *resume_on)
+                for v in some
+            ]
+        return found
 
-    def _training(self, number: int) -> Iterator[tuple[DtypeName, Variant, int]]:
-        if self.full:
-            yield from itertools.product(self.dtypes, self.variants, self.counts)
-            return
+    def _training(self, number: int) -> Iterator[tuple[DtypeName, Variant, int, Recompute]]:
+        """Type, variant, count, and what is recomputed: in one run of the first type, with the fewest micro-batches; in
+        a full design in one of each variant. Where all have one run of each, one more recomputes."""
+        for dtype in self.dtypes:
+            runs = self._runs(number, is_first=dtype == self.dtypes[0])
+            again: list[tuple[Variant, int]] = []
+            if dtype == self.dtypes[0]:
+                cheap = [run for run in runs if run[1] == self.counts[0]]
+                again = cheap if self.full else [cheap[number % len(cheap)]]
+            for run in runs:
+                recompute: Recompute = "none"
+                if run in again:
+                    recompute = RECOMPUTES[(number + again.index(run)) % len(RECOMPUTES)]
+                    if len(runs) == len(again):
+                        yield dtype, *run, "none"
+                yield dtype, *run, recompute
+
+    def _runs(self, number: int, *, is_first: bool) -> list[tuple[Variant, int]]:
+        """Variants and counts of a type: all of each in the first one, and one of each in further types."""
         variants, counts = self.variants, self.counts
-        for shift, dtype in enumerate(self.dtypes, start=number):
-            for i in range(max(len(variants), len(counts))):
-                yield dtype, variants[i % len(variants)], counts[(i + shift) % len(counts)]
+        if self.full:
+            return list(itertools.product(variants, counts))
+        if not is_first:
+            return [(variants[number % len(variants)], counts[(number // len(variants)) % len(counts)])]
+        n_runs = max(len(variants), len(counts))
+        return [(variants[i % len(variants)], counts[(i + number) % len(counts)]) for i in range(n_runs)]
 
 
 def _ranks(sizes: Mapping[str, int]) -> int:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from archon_core.layout import backend_table, parse_layout
@@ -18,21 +17,18 @@ from archon_testing.cases import Case
 from archon_testing.causes import (
     Coordinates,
     cause_of_copies,
-    cause_of_factor,
+    cause_of_decay,
     cause_of_norm,
     cause_of_number,
     cause_of_tensor,
 )
-from archon_testing.compare import magnitude, relative_error
+from archon_testing.compare import STACKED, magnitude, relative_error
 from archon_testing.diagnosis import Cause, Diagnosis, Finding, shared_place
-from archon_testing.engines import CHECKPOINT, build_engine
-from archon_testing.module_outputs import Outputs, is_partial_sum, own_and_expected, plan_of, record_outputs
+from archon_testing.engines import OPTIMIZER
+from archon_testing.losses import TARGETS
 from archon_testing.pieces import Piece
-from archon_testing.record import RESUMED_AFTER, Record, ties_between_stages
-from archon_testing.verdicts import LIMITS
-
-_FORWARD_LIMITS = {"float64": 1e-9, "float32": 1e-4}
-"""Hidden states of float32 differ by more than what is made of them in the end."""
+from archon_testing.record import Record, StepRecord, ties_between_stages
+from archon_testing.verdicts import LIMITS, Quantity, limit_of
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class FailingWorld:
 
     @property
     def limit(self) -> float:
-        return LIMITS[self.case.dtype]
+        return LIMITS[self.case.compute_dtype]
 
     def somewhere(self, value: object) -> bool:
         """Whether ``value`` is true on some rank. Collective, as all that follows."""
@@ -91,10 +87,28 @@ class FailingWorld:
         piece = own.get(name)
         error = 0.0 if piece is None else relative_error(piece, expected[name], _largest(expected))
         gathered = self.ranks.gather((error, piece))
-        cause = self._unsummed_copies(name, own, expected) or cause_of_tensor(
-            [piece for _, piece in gathered], expected[name].values, self._coordinates_of(name)
+        pieces, right = [piece for _, piece in gathered], expected[name].values
+        experts = self._wrong_experts(piece, expected[name], _largest(expected))
+        if experts:
+            # The others are right, and would hide what these are a multiple of.
+            pieces = [None if piece is None else piece.at(experts[0]) for piece in pieces]
+            right = right[experts[0]][None]
+        cause = self._unsummed_copies(name, own, expected) or cause_of_tensor(pieces, right, self._coordinates_of(name))
+        errors = [error for error, _ in gathered]
+        return self.finding(
+            name, errors, self.limit, cause=cause, experts=experts, n_experts=len(expected[name].values)
         )
-        return self.finding(name, [error for error, _ in gathered], self.limit, cause=cause)
+
+    def _wrong_experts(self, own: Piece | None, expected: Piece, largest: float) -> tuple[int, ...]:
+        """Which matrices of a stack are wrong somewhere; nothing where all are, or for what is no stack."""
+        n_experts = len(expected.values) if expected.values.ndim == STACKED else 0
+        here = set()
+        for number in range(n_experts):
+            part = None if own is None else own.at(number)
+            if part is not None and not relative_error(part, _whole_row(expected, number), largest) <= self.limit:
+                here.add(number)
+        anywhere = sorted(set().union(*self.ranks.gather(here)))
+        return tuple(anywhere) if len(anywhere) < n_experts else ()
 
     def _coordinates_of(self, name: str) -> Coordinates:
         """On the axes that a parameter is sharded over."""
@@ -133,18 +147,25 @@ class FailingWorld:
         )
         return Diagnosis(self.case, weight=found, remarks=(remark,))
 
-    def stale_weights(self, record: Record) -> Diagnosis | None:
-        """Weights that a new engine has otherwise than they were saved; ``None`` when there are none."""
-        pairs = {name: (record.loaded[name].values, saved.values) for name, saved in record.saved.items()}
-        errors = {name: magnitude(a - b) / (magnitude(b) or 1.0) for name, (a, b) in pairs.items()}
-        everywhere = self.ranks.gather(errors)
-        names = dict.fromkeys(name for of_rank in everywhere for name in of_rank)
-        stale = [name for name in names if any(of_rank.get(name, 0.0) > 0 for of_rank in everywhere)]
-        if not stale:
-            return None
-        found = self.finding(stale[0], [of_rank.get(stale[0], 0.0) for of_rank in everywhere], 0.0)
-        remark = f"{len(stale)} of {len(names)} weights are not what was saved, after loading: they are stale"
-        return Diagnosis(self.case, weight=found, remarks=(remark,))
+    def not_as_saved(self, record: Record, reference: Record) -> Diagnosis | None:
+        """What a new engine has otherwise than it was saved; ``None`` when it is all right."""
+        saved = reference.steps[record.first_step - 2]
+        wrong = self.wrong(record.loaded, saved.weights)
+        if wrong:
+            found = self.tensor(wrong[0], record.loaded, saved.weights)
+            remark = f"{len(wrong)} of {len(saved.weights)} weights are not what was saved, after loading"
+            return Diagnosis(self.case, weight=found, remarks=(remark,))
+        for entry in dict.fromkeys(name.rpartition(" ")[2] for name in saved.state):
+            own, right = (_entries(pieces, entry) for pieces in (record.loaded_state, saved.state))
+            wrong = self.wrong(own, right) if self.somewhere(own) else []
+            if wrong:
+                found = self.tensor(wrong[0], own, right)
+                remark = (
+                    f"weights are right after loading, and {len(wrong)} of {len(right)} tensors {entry} of the "
+                    "optimizer are not what was saved"
+                )
+                return Diagnosis(self.case, state=found, remarks=(remark,))
+        return None
 
     def first_wrong_step(self, record: Record, reference: Record, modules: Sequence[str]) -> Diagnosis:
         """Loss, gradients, norm and weights at the first step where one of them is wrong.
@@ -156,10 +177,13 @@ class FailingWorld:
         """
         steps = self.ranks.gather(first_wrong_step(record, reference, self.case))
         first = min((step for step in steps if step), default=0)
+        problems = dict.fromkeys(problem for of_rank in self.ranks.gather(record.problems) for problem in of_rank)
         if not first:
-            return Diagnosis(self.case, remarks=("no step differs when it is run again: chance plays a part",))
-        own, expected = record.steps[first - 1], reference.steps[first - 1]
-        remarks: list[str] = []
+            by_itself = bool(problems) or self.somewhere(any(not e <= self.limit for e in record.exported.values()))
+            chance = () if by_itself else ("no step differs when it is run again: chance plays a part",)
+            return Diagnosis(self.case, remarks=(*problems, *chance))
+        [(own, expected)] = [(mine, right) for number, mine, right in record.beside(reference) if number == first]
+        remarks = self._lost_targets(own)
         finished = {name: place for place, name in enumerate(modules)}
         wrong = self.wrong(own.gradients, expected.gradients)
         parameter = norm = weight = None
@@ -171,12 +195,14 @@ class FailingWorld:
             norm = self._norm(own.gradient_norm, expected.gradient_norm, own.gradients)
             wrong_weights = self.wrong(own.weights, expected.weights) if norm is None else []
             if wrong_weights:
-                weight = self.tensor(wrong_weights[0], own.weights, expected.weights)
+                before = reference.start if first == 1 else reference.steps[first - 2].weights
+                weight, about = self._weight(wrong_weights, own, expected, before)
+                remarks += about
         if self.somewhere(_relative(own.loss["learning rate"], expected.loss["learning rate"]) > self.limit):
             found, right = own.loss["learning rate"], expected.loss["learning rate"]
             remarks.append(f"the learning rate of step {first} is {found:.4g}, that of one process {right:.4g}")
-        if self.case.check == "resume" and first > RESUMED_AFTER:
-            remarks.append("weights are right after loading: optimizer state or counters are not what was saved")
+        if self.case.check == "resume":
+            remarks.append("weights and optimizer state are right after loading: counters are not what was saved")
         return Diagnosis(
             self.case,
             n_parameters=len(expected.gradients),
@@ -188,6 +214,49 @@ class FailingWorld:
             weight=weight,
             remarks=tuple(remarks),
         )
+
+    def _lost_targets(self, own: StepRecord) -> list[str]:
+        """That the loss does not see all targets, or is divided by another number of them."""
+        counted = own.counted
+        seen = self.ranks.gather((counted.n_calls, counted.targets, counted.weighed, own.targets))
+        fewer = [rank for rank, (calls, targets, _, right) in enumerate(seen) if calls and targets != right]
+        if fewer:
+            _, targets, weighed, right = seen[fewer[0]]
+            shared = ", ".join(f"{axis} {place}" for axis, place in shared_place(fewer, self.coordinates).items())
+            ranks = "" if len(fewer) == len(seen) else f" on ranks {', '.join(map(str, fewer))} ({shared})"
+            too = "" if weighed == right else f", and {weighed:g} are weighed"
+            few = "fewer" if targets < right else "more"
+            return [
+                f"{few} targets: the loss is applied to {targets:g} of {right:g}{ranks}{too}; forward is not to blame"
+            ]
+        share = own.loss.get(TARGETS, 1.0)
+        if _relative(share, 1.0) > self.limit:
+            return [f"the loss is applied to all targets, and divided by {1 / share:.6g} times their number"]
+        return []
+
+    def _weight(
+        self, wrong: Sequence[str], own: StepRecord, expected: StepRecord, before: Mapping[str, Piece]
+    ) -> tuple[Finding, list[str]]:
+        """The first wrong weight, and what is to be said of all of them where weight decay is wrong."""
+        rate, causes = expected.loss["learning rate"], {}
+        for name in wrong:
+            pieces = [piece for piece in self.ranks.gather(own.weights.get(name)) if piece is not None]
+            start, right = before[name].values, expected.weights[name].values
+            found = right.clone()
+            for piece in pieces:
+                found[piece.box.slices] = piece.values
+            decay = rate * OPTIMIZER.weight_decay * start
+            causes[name] = cause_of_decay(found, right, decay, decayed=start.ndim >= 2)
+        finding = self.tensor(wrong[0], own.weights, expected.weights)
+        cause = causes[wrong[0]]
+        if cause is None:
+            return finding, []
+        alike = [name for name in wrong if causes[name] is not None and causes[name].kind == cause.kind]
+        kind = "vectors" if cause.kind == "decay unwanted" else "matrices"
+        total = sum((len(piece.shape) >= 2) == (kind == "matrices") for piece in expected.weights.values())
+        return replace(finding, cause=cause), [
+            f"weight decay is to blame: {len(alike)} of {total} {kind} differ like that"
+        ]
 
     def _wrong_stages(self, wrong: Sequence[str], own: Mapping[str, Piece]) -> list[str]:
         """Which pipeline ranks have wrong gradients, when some have none."""
@@ -201,50 +270,11 @@ class FailingWorld:
         ranks = ", ".join(map(str, sorted(with_wrong)))
         return [f"gradients are wrong on the stages of pipeline rank {ranks} only (pp {ranks})"]
 
-    def forward(self, folder: Path, whole: Outputs, n_tokens: Sequence[int], diagnosis: Diagnosis) -> Diagnosis:
-        """``diagnosis`` with the first module whose output differs.
-
-        Args:
-            folder: of the reference.
-            whole: every module's outputs on one process.
-            n_tokens: of each micro-batch that they are of.
-            diagnosis: of the rest.
-        """
-        engine = build_engine(replace(self.case, n_mbs=1), folder / CHECKPOINT)
-        try:
-            own, _ = record_outputs(engine, self.case)
-            plan = plan_of(engine, self.case)
-        finally:
-            engine.close()
-        place = self.coordinates[self.ranks.rank]
-        n_compared = 0
-        for name, expected in whole.items():
-            pairs = None
-            # A pipeline may run some micro-batches without sequences after those that have some.
-            if name in own and len(own[name]) >= len(expected) and not is_partial_sum(name, plan, self.sizes["tp"]):
-                cut = [
-                    own_and_expected(mine, right, tokens, place, self.sizes, longest=max(n_tokens))
-                    for mine_all, right_all, tokens in zip(own[name], expected, n_tokens, strict=False)
-                    for mine, right in zip(mine_all, right_all, strict=True)
-                ]
-                pairs = None if None in cut else [(a.double(), b.double()) for a, b in filter(None, cut)]
-            gathered = self.ranks.gather((name in own, pairs))
-            everywhere = [pairs or [] for _, pairs in gathered]
-            if not any(has for has, _ in gathered) or any(has and pairs is None for has, pairs in gathered):
-                continue
-            n_compared += 1
-            scale = max(magnitude(tensor) for of_micro_batch in expected for tensor in of_micro_batch) or 1.0
-            errors = [max((magnitude(a - b) / scale for a, b in pairs), default=0.0) for pairs in everywhere]
-            if any(not error <= _FORWARD_LIMITS[self.case.dtype] for error in errors):
-                cause = cause_of_factor([pair for pairs in everywhere for pair in pairs], self.coordinates)
-                found = self.finding(name, errors, _FORWARD_LIMITS[self.case.dtype], cause=cause)
-                return replace(diagnosis, n_modules=len(whole), module=found)
-        return replace(diagnosis, n_modules=n_compared)
-
     def _norm(self, own: float, right: float, gradients: Mapping[str, Piece]) -> Finding | None:
         gathered = self.ranks.gather((own, dict(gradients)))
         errors = [_relative(norm, right) for norm, _ in gathered]
-        if all(error <= self.limit for error in errors):
+        limit = limit_of(self.case.compute_dtype, "gradient norm")
+        if all(error <= limit for error in errors):
             return None
         held = [of_rank for _, of_rank in gathered]
         cause = cause_of_norm(
@@ -256,28 +286,44 @@ class FailingWorld:
             experts={name for of_rank in held for name in of_rank if _is_of_experts(name)},
             expert_coordinates=self.expert_coordinates,
         )
-        return self.finding("gradients agree, their norm does not", errors, self.limit, cause=cause)
+        return self.finding("gradients agree, their norm does not", errors, limit, cause=cause)
 
     def _scalar(self, name: str, own: float, right: float) -> Finding | None:
         values = self.ranks.gather(own)
-        errors = [_relative(value, right) for value in values]
-        if all(error <= self.limit for error in errors):
+        errors, limit = [_relative(value, right) for value in values], limit_of(self.case.compute_dtype, "loss")
+        if all(error <= limit for error in errors):
             return None
-        return self.finding(name, errors, self.limit, cause=cause_of_number(values[0], right, self.coordinates))
+        return self.finding(name, errors, limit, cause=cause_of_number(values[0], right, self.coordinates))
+
+
+def _entries(pieces: Mapping[str, Piece], entry: str) -> dict[str, Piece]:
+    """Of optimizer state, what is called ``entry``."""
+    return {name: piece for name, piece in pieces.items() if name.endswith(f" {entry}")}
+
+
+def _whole_row(piece: Piece, row: int) -> Piece:
+    part = piece.at(row)
+    assert part is not None, "a whole tensor has all rows"
+    return part
 
 
 def first_wrong_step(record: Record, reference: Record, case: Case) -> int:
     """The number of the first step with a wrong number on this rank; 0 for none."""
-    limit = LIMITS[case.dtype]
-    for number, (own, right) in enumerate(zip(record.steps, reference.steps, strict=False), start=1):
-        numbers = [_relative(own.loss[name], right.loss[name]) for name in right.loss]
-        numbers.append(_relative(own.gradient_norm, right.gradient_norm))
-        for mine, theirs in ((own.gradients, right.gradients), (own.weights, right.weights)):
-            if theirs is right.weights and case.dtype != "float64":
-                continue
+    dtype = case.compute_dtype
+    for number, own, right in record.beside(reference):
+        errors: list[tuple[Quantity, float]] = [
+            ("loss", _relative(own.loss[name], right.loss[name])) for name in right.loss
+        ]
+        errors.append(("gradient norm", _relative(own.gradient_norm, right.gradient_norm)))
+        kinds: list[tuple[Quantity, Mapping[str, Piece], Mapping[str, Piece]]] = [
+            ("gradients", own.gradients, right.gradients)
+        ]
+        if dtype == "float64":
+            kinds.append(("weights", own.weights, right.weights))
+        for quantity, mine, theirs in kinds:
             largest = _largest(theirs)
-            numbers += [relative_error(piece, theirs[name], largest) for name, piece in mine.items()]
-        if any(not error <= limit for error in numbers):
+            errors += [(quantity, relative_error(piece, theirs[name], largest)) for name, piece in mine.items()]
+        if any(not error <= limit_of(dtype, quantity) for quantity, error in errors):
             return number
     return 0
 

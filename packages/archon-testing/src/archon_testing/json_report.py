@@ -12,8 +12,11 @@ from archon_testing.diagnosis import Diagnosis, Finding
 from archon_testing.verdicts import LIMITS, NOTHING, Deviation, Verdict
 from archon_testing.verification import LayoutReport, Plan
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when a field changes its meaning or goes away; new fields may come without."""
+
+FINDINGS = ("module", "parameter", "loss", "norm", "weight", "state", "export")
+"""What a diagnosis may have found."""
 
 
 def json_report(plan: Plan, reports: Sequence[LayoutReport], *, seconds: float) -> dict[str, Any]:
@@ -68,7 +71,15 @@ def _verdict(verdict: Verdict) -> dict[str, Any]:
 
 
 def _case(case: Case) -> dict[str, Any]:
-    return {"check": case.check, "dtype": case.dtype, "variant": case.variant, "n_mbs": case.n_mbs}
+    return {
+        "check": case.check,
+        "dtype": case.compute_dtype,
+        "variant": case.variant,
+        "n_mbs": case.n_mbs,
+        "recompute": case.recompute,
+        "exports": case.exports,
+        "resumed_on": case.resumed_on or None,
+    }
 
 
 def _deviation(deviation: Deviation) -> dict[str, Any] | None:
@@ -78,14 +89,12 @@ def _deviation(deviation: Deviation) -> dict[str, Any] | None:
 
 
 def _diagnosis(diagnosis: Diagnosis) -> dict[str, Any]:
-    findings = {
-        name: _finding(finding)
-        for name in ("module", "parameter", "loss", "norm", "weight")
-        if (finding := getattr(diagnosis, name)) is not None
-    }
+    found = {name: getattr(diagnosis, name) for name in FINDINGS}
     return {
         **_case(diagnosis.case),
-        **{name: findings.get(name) for name in ("module", "parameter", "loss", "norm", "weight")},
+        **{name: None if finding is None else _finding(finding) for name, finding in found.items()},
+        "one_process_differs": diagnosis.alone,
+        "recomputation": diagnosis.recomputed,
         "step": diagnosis.step,
         "modules_compared": diagnosis.n_modules,
         "parameters": diagnosis.n_parameters,
@@ -104,6 +113,8 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "candidates": [list(axes) for axes in finding.cause.candidates],
         "ranks": list(finding.ranks),
         "where": dict(finding.where or {}),
+        "experts": list(finding.experts),
+        "first_position": finding.first_position,
     }
 
 

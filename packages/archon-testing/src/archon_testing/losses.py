@@ -6,19 +6,22 @@ Their terms have one sign and none comes near zero, so that nothing cancels and 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.loss import (
-    Loss,
     LossSums,
     OutputRequest,
     Unit,
 )
 from archon_core.contracts.packed import OutputName
 from archon_testing.batches import MASK, PULL, SCALE
+
+TARGETS = "targets"
+"""Name of the metric that counts them."""
 
 
 class NegativeLogLikelihood:
@@ -33,46 +36,75 @@ class NegativeLogLikelihood:
         return LossSums({"token": -outputs["logprobs"].sum()})
 
 
-class LanguageModelLoss:
+@dataclass
+class Counted:
+    """What a loss was given on this rank since the last step.
+
+    Attributes:
+        weighed: targets of the batches that it was asked to weigh.
+        targets: targets of the micro-batches that it was applied to.
+        n_calls: how often it was applied; 0 where another pipeline stage has the loss.
+    """
+
+    weighed: float = 0.0
+    targets: float = 0.0
+    n_calls: int = 0
+
+
+class OracleLoss:
+    """What the oracle's losses have in common: they count their targets."""
+
+    def __init__(self) -> None:
+        self.counted = Counted()
+
+    def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
+        """Targets, and sequences that have some."""
+        self.counted.weighed += n_targets(batch)
+        return {"token": batch.token_fields[MASK].sum(), "sequence": (_counted(batch) > 0).sum()}
+
+    def count(self, micro_batch: Batch) -> tuple[Unit, Tensor]:
+        """Take in a micro-batch. A metric: over the whole batch it is 1, or the loss is divided by another number."""
+        self.counted.targets += n_targets(micro_batch)
+        self.counted.n_calls += 1
+        return "token", micro_batch.token_fields[MASK].sum()
+
+
+class LanguageModelLoss(OracleLoss):
     """Weighted likelihood and entropy per token; mean likelihood per sequence, over those that predict something."""
 
     request = OutputRequest(("logprobs", "entropy"), temperature=0.8)
-
-    def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
-        return _weights(batch)
 
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
         mask = micro_batch.token_fields[MASK]
         logprobs, entropy = _masked(outputs["logprobs"], mask), _masked(outputs["entropy"], mask)
         token = (_masked(micro_batch.token_fields[PULL], mask) * (entropy - 2 * logprobs)).sum()
         sequence = -_sum_of_means(logprobs, micro_batch)
-        return LossSums({"token": token, "sequence": sequence}, {"entropy": ("token", entropy.detach().sum())})
+        metrics = {"entropy": ("token", entropy.detach().sum()), TARGETS: self.count(micro_batch)}
+        return LossSums({"token": token, "sequence": sequence}, metrics)
 
 
-class ValueLoss:
+class ValueLoss(OracleLoss):
     """Squared error of the values per token, and its mean per sequence, with targets that values do not reach."""
 
     offset = 4.0
 
     request = OutputRequest(("values",))
 
-    def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
-        return _weights(batch)
-
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
         targets = micro_batch.token_fields[PULL] + self.offset
         error = _masked(outputs["values"] - targets, micro_batch.token_fields[MASK]).square()
         sums = {"token": error.sum(), "sequence": _sum_of_means(error, micro_batch)}
-        return LossSums(sums, {"error": ("token", error.detach().sum())})
+        return LossSums(sums, {"error": ("token", error.detach().sum()), TARGETS: self.count(micro_batch)})
 
 
-def oracle_loss(*, critic: bool) -> Loss:
+def oracle_loss(*, critic: bool) -> LanguageModelLoss | ValueLoss:
     """The loss for a critic or a language model."""
     return ValueLoss() if critic else LanguageModelLoss()
 
 
-def _weights(batch: Batch) -> Mapping[Unit, Tensor | float]:
-    return {"token": batch.token_fields[MASK].sum(), "sequence": (_counted(batch) > 0).sum()}
+def n_targets(batch: Batch) -> float:
+    """Tokens that a loss counts."""
+    return float(batch.token_fields[MASK].sum())
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from archon_core.plugins import ModelSpec, registry
 from archon_testing.cases import Case, Variant, allowed_dtypes, declared_variants, variant_case
 from archon_testing.enumeration import Design, candidate_layouts
 from archon_testing.pipelines import runnable_axes
-from archon_testing.requested import read_layout
+from archon_testing.requested import read_layout, resume_layouts
 from archon_testing.requested_model import RequestedModel
 
 if TYPE_CHECKING:
@@ -133,5 +133,14 @@ class ModelPluginSuite:
             variant: variant_case(entries, variant, model=self.model, layout=str(asked.layout), schedule=asked.schedule)
             for variant in variants
         }
-        design = Design(allowed_dtypes(self.spec()), variants, (2,), full=False)
-        check_layout(design.cases(of_variant, n_stages=asked.n_stages), tmp_path)
+        dtypes = allowed_dtypes(self.spec())
+        declared = [read_layout(text) for text in self.layouts or self.declared_layouts()]
+        others = [other for other in declared if other.n_stages == 1]
+        design = Design(dtypes, variants, (2,), full=False, precision=dtypes[0])
+        cases = design.cases(
+            of_variant,
+            n_stages=asked.n_stages,
+            sums_gradients=asked.sums_gradients,
+            resume_on=resume_layouts(asked, others),
+        )
+        check_layout(cases, tmp_path)

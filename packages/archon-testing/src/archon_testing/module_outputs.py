@@ -8,7 +8,7 @@ ranks, t tensor ranks.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,16 +25,31 @@ Outputs = Mapping[str, Sequence[tuple[Tensor, ...]]]
 """Module -> its outputs for each micro-batch, in the order in which modules finish first."""
 
 
-def record_outputs(engine: Any, case: Case) -> tuple[Outputs, list[int]]:
-    """Outputs of all modules for the oracle's first batch, whole on every data rank. Collective.
+@dataclass
+class Passed:
+    """What one process passed through a model: of use where no stage, padding or cut comes between.
 
-    Returns:
-        The outputs, and the tokens of each micro-batch: of use where no stage, padding or cut comes between, which is
-        on one process.
+    Attributes:
+        positions: of each micro-batch, the place of every token in its sequence.
+        experts: block of experts -> of each micro-batch, the experts [T, k] that tokens went to.
+        outputs: name -> per-token outputs of the whole batch, in its order, as the engine gives them to a loss.
     """
+
+    positions: list[Tensor] = field(default_factory=list)
+    experts: dict[str, list[Tensor]] = field(default_factory=dict)
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> list[int]:
+        """Of each micro-batch."""
+        return [len(positions) for positions in self.positions]
+
+
+def record_outputs(engine: Any, case: Case, step: int = 0) -> tuple[Outputs, Passed]:
+    """Outputs of all modules for the oracle's batch of a step, whole on every data rank, and its tokens. Collective."""
     found: dict[str, list[tuple[Tensor, ...]]] = {}
-    n_tokens: list[int] = []
-    batch = oracle_batches(case, engine.hf_config)[0]
+    passed = Passed()
+    batch = oracle_batches(case, engine.hf_config)[step]
     stages = stages_of(engine.module)
     # What stages have in common, such as positions, is looked at on the first one here.
     modules = {
@@ -47,18 +62,31 @@ def record_outputs(engine: Any, case: Case) -> tuple[Outputs, list[int]]:
 
         return keep
 
-    def count(module: nn.Module, args: tuple[Any, ...]) -> None:
-        n_tokens.append(len(args[0]))
+    def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+        passed.positions.append(args[1].positions.detach().clone())
+
+    def ask(name: str) -> Any:
+        def record(layer: int, chosen: Tensor) -> None:
+            passed.experts.setdefault(name, []).append(chosen.detach().clone())
+
+        def with_record(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            x, packed = args
+            return x, replace(packed, record_experts=record)
+
+        return with_record
 
     # Behind the hooks of the engine, which exchange tokens.
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
-    handles.append(stages[0].register_forward_pre_hook(count))
+    handles.append(stages[0].register_forward_pre_hook(look))
+    if engine.data_ranks.everyone.size == 1:
+        blocks = {name: m for name, m in modules.items() if hasattr(m, "router") and hasattr(m, "experts")}
+        handles += [block.register_forward_pre_hook(ask(name)) for name, block in blocks.items()]
     try:
-        engine.forward_batch(batch, oracle_loss(critic=case.critic).request)
+        passed.outputs = engine.forward_batch(batch, oracle_loss(critic=case.critic).request)
     finally:
         for handle in handles:
             handle.remove()
-    return found, n_tokens
+    return found, passed
 
 
 def plan_of(engine: Any, case: Case) -> ParallelPlan:
@@ -67,9 +95,14 @@ def plan_of(engine: Any, case: Case) -> ParallelPlan:
     return model.parallel_plan(model.arguments.from_hf_config(engine.hf_config, critic=case.critic))
 
 
-def is_partial_sum(name: str, plan: ParallelPlan, tensor_ranks: int) -> bool:
-    """Whether the module's output is summed over tensor ranks by the region that it lies in."""
-    return tensor_ranks > 1 and any(role == "row" and matches(p, name) for p, role in plan.roles.items())
+def is_partial_sum(name: str, plan: ParallelPlan, tensor_ranks: int, expert_ranks: int = 1) -> bool:
+    """Whether the module's output is no part of one process's.
+
+    Tensor ranks sum it in the region that it lies in; experts that are cut (``ep`` or ``etp``) get other rows, or give
+    parts of a sum.
+    """
+    roles = {role for pattern, role in plan.roles.items() if matches(pattern, name)}
+    return (tensor_ranks > 1 and "row" in roles) or (expert_ranks > 1 and "expert" in roles)
 
 
 def own_and_expected(
@@ -96,8 +129,25 @@ def own_and_expected(
     Returns:
         ``None`` when the shapes fit no such cut.
     """
+    cut = place_of(own, whole, n_tokens, place, sizes, longest=longest)
+    return None if cut is None else (own[: cut[0].stop - cut[0].start] if cut else own, whole[cut])
+
+
+def place_of(
+    own: Tensor,
+    whole: Tensor,
+    n_tokens: int,
+    place: Mapping[str, int],
+    sizes: Mapping[str, int],
+    *,
+    longest: int | None = None,
+) -> tuple[slice, ...] | None:
+    """Where in ``whole`` the rows and columns of ``own`` lie, as ``own_and_expected`` says; empty for all of it.
+
+    The first slice is one of tokens. ``own`` may have padding behind them.
+    """
     if own.ndim != whole.ndim or not own.ndim or whole.shape[0] != n_tokens:
-        return (own, whole) if own.shape == whole.shape else None
+        return () if own.shape == whole.shape else None
     c, t = sizes["cp"], sizes["tp"]
     rows, padded = own.shape[0], -(-(longest or n_tokens) // (c * t)) * c * t
     firsts = {padded // (c * t): place["cp"] * t + place["tp"], padded // c: place["cp"], padded: 0}
@@ -114,7 +164,7 @@ def own_and_expected(
             cut.append(slice(place["tp"] * extent, (place["tp"] + 1) * extent))
         else:
             return None
-    return own[: max(0, end - start)], whole[tuple(cut)]
+    return tuple(cut)
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -128,5 +178,5 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         for part in output:
             yield from _tensors(part)
     elif is_dataclass(output) and not isinstance(output, type):
-        for field in fields(output):
-            yield from _tensors(getattr(output, field.name))
+        for entry in fields(output):
+            yield from _tensors(getattr(output, entry.name))

@@ -151,36 +151,43 @@ class Oracle:
     def diagnose(self, outcome: Outcome, *, before: Callable[[], Any] | None = None) -> list[Diagnosis]:
         """Run failing cases of a layout once more, and find where their mistakes show first.
 
-        One case is looked at for every check that fails, in float64 where it fails there; runs that are resumed only
-        when others pass.
+        One case is looked at for every check that fails, in float64 where it fails there; runs that are resumed, and
+        the step in bfloat16, only when whole runs pass.
 
         Raises:
             WorldError: a rank failed or hung while it looked.
         """
-        failing = [
-            verdict.case for verdict in outcome.verdicts if verdict.comparison is not None and not verdict.passed
-        ]
-        chosen = {case.check: case for case in sorted(failing, key=lambda case: case.dtype == "float64")}
+        chosen: dict[str, Verdict] = {}
+        for verdict in outcome.verdicts:
+            if verdict.comparison is None or verdict.passed:
+                continue
+            known = chosen.get(verdict.case.check)
+            if known is None or (known.case.dtype != "float64" and verdict.case.dtype == "float64"):
+                chosen[verdict.case.check] = verdict
         if "training" in chosen:
-            chosen.pop("resume", None)
-        return [self._diagnose(case, before) for case in chosen.values()]
+            chosen = {check: verdict for check, verdict in chosen.items() if check in ("training", "initial")}
+        return [self._diagnose(verdict, outcome.verdicts, before) for verdict in chosen.values()]
 
-    def _diagnose(self, case: Case, before: Callable[[], Any] | None) -> Diagnosis:
+    def _diagnose(self, verdict: Verdict, verdicts: Sequence[Verdict], before: Callable[[], Any] | None) -> Diagnosis:
+        case, failed = verdict.case, verdict.comparison.failed if verdict.comparison is not None else ()
         patch = None if before is None else FunctionReference.of(before)
         folder, options = self._place(case), {"time_limit": self._time_limit, "show_output": False}
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="diagnosis-", ignore_cleanup_errors=True) as scratch:
             own, alone = Path(scratch, "own"), Path(scratch, "alone")
             own.mkdir()
-            run_world(_OUTPUTS, 1, (case, folder), **options)
+            alone.mkdir()
+            # First: what one process has wrong likewise is not the layout's mistake, wherever it shows.
+            differs, remark = False, []
+            try:
+                [differs] = run_world(_ALONE, 1, (case, failed, folder, alone, patch), **options)
+            except WorldError as error:
+                remark = [f"whether one process differs likewise is not known: {error.first.summary}"]
+            remark = [_of_one_process(case)] if differs else remark
+            if case.check in ("training", "precision"):
+                run_world(_OUTPUTS, 1, (case, folder), **options)
             diagnosis = run_world(_DIAGNOSE, n_ranks_of([case]), (case, folder, own, patch), **options)[0]
-            if case.check == "training" and case.n_mbs > 1 and diagnosis.parameter is not None:
-                [differs] = run_world(_ALONE, 1, (case, folder, alone, patch), **options)
-                if differs:
-                    remark = (
-                        f"one process with {case.n_mbs} micro-batches differs likewise: it is no matter of the layout"
-                    )
-                    diagnosis = replace(diagnosis, remarks=(*diagnosis.remarks, remark))
-        return diagnosis
+        remarks = (*diagnosis.remarks, *_of_siblings(case, verdicts), *remark)
+        return replace(diagnosis, alone=differs, remarks=remarks)
 
     def _world_of_references(self, missing: Sequence[tuple[Case, Path]], on_reference: OnCase | None) -> World:
         left = iter(missing)
@@ -228,6 +235,27 @@ class Oracle:
         """The folder of the case's reference, named by everything that its numbers depend on."""
         content = json.dumps(vars(case.reference), sort_keys=True, default=str)
         return self._folder / hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+
+def _of_one_process(case: Case) -> str:
+    """That one process differs likewise, and what it does."""
+    does = [f"with {case.n_mbs} micro-batches"] if case.n_mbs > 1 else []
+    does += [f"with ac_mode {case.recompute}"] if case.recompute != "none" else []
+    what = " and ".join(does)
+    return f"one process{' ' * bool(what)}{what} differs likewise: it is no matter of the layout"
+
+
+def _of_siblings(case: Case, verdicts: Sequence[Verdict]) -> list[str]:
+    """Of a resumed run: what becomes of the same saved state elsewhere, which tells saving from loading."""
+    if case.check != "resume":
+        return []
+    others = [v for v in verdicts if v.case.check == "resume" and v.case.reference == case.reference]
+    right = [v.case.resumed_on or v.case.layout for v in others if v.passed]
+    if right:
+        return [f"what {case.layout} saved is right: {' and '.join(right)} went on with it rightly; look at loading"]
+    if len(others) > 1:
+        return [f"no layout goes on rightly with what {case.layout} saved: look at saving first"]
+    return []
 
 
 def n_ranks_of(cases: Sequence[Case]) -> int:

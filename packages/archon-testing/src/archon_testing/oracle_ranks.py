@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from archon_testing.cases import Case
 from archon_testing.compare import compare, missing_parameters
 from archon_testing.engines import CLIP_TO, write_checkpoints
 from archon_testing.functions import FunctionReference
-from archon_testing.record import Record, initial_weights, measure
+from archon_testing.record import Record, initial_weights, measure, measure_resumed, save_training_state
 from archon_testing.router_watch import LEAST_MARGIN, watching_routers
 from archon_testing.verdicts import RankReport, Verdict
 
@@ -53,7 +54,7 @@ def _clear_reference(case: Case, folder: Path) -> Record:
         write_checkpoints(case, folder, attempt)
         spec = registry().model_for(case.model_config["model_type"], case.model)
         with watching_routers(of_others=bool(spec.rounds_inside)) as routers:
-            record = measure(case, folder, folder / "unused")
+            record = measure(case, folder, folder / "unused", with_state=True)
         if routers.is_clear:
             return replace(record, initial=initial_weights(case, folder))
     raise ConfigError(
@@ -69,7 +70,7 @@ def hold_against_references(
     """Run each case, in a world of its layout's size, and compare with the record in its folder.
 
     Args:
-        jobs: cases, and the folders of their references.
+        jobs: cases, and the folders of their references. Those that go on on one process come last.
         scratch: an empty folder of this world.
         before: called once on every rank before the first engine is built.
 
@@ -79,23 +80,83 @@ def hold_against_references(
     draw_apart()
     if before is not None:
         before.load()()
-    for number, (case, folder) in enumerate(jobs):
+    run = CaseRunner(scratch, [case for case, _ in jobs])
+    for case, folder in jobs:
         try:
-            record = measure(case, folder, scratch / str(number))
+            record = run(case, folder)
         except LayoutError as error:
             # Raised on every rank alike, before the first collective: the next case may run.
             yield RankReport(Verdict(case, None, str(error)))
             continue
+        if record is None:
+            yield RankReport(Verdict(case, None), takes_part=False)
+            continue
         reference = load_record(folder)
-        verdict = Verdict(case, compare(record, reference, case.dtype))
+        verdict = Verdict(case, compare(record, reference, case.compute_dtype))
         yield RankReport(
             verdict,
-            _told(record),
+            _reported(record),
             record.data_rank,
             _checksum(record.outputs),
             missing_parameters(record, reference),
-            pipeline_of(case),
+            pipeline_of(case.last),
         )
+
+
+class CaseRunner:
+    """Runs cases one after the other, on every rank of their world.
+
+    A training run leaves the state that resumed runs of the same model continue from, so that no step is trained twice.
+
+    Args:
+        scratch: an empty folder of the world.
+        cases: that will be run.
+    """
+
+    def __init__(self, scratch: Path, cases: Sequence[Case]) -> None:
+        self._scratch = scratch
+        self._resumed = {_without_layout(case) for case in cases if case.check == "resume"}
+        self._saved: dict[str, Path] = {}
+        self._number = 0
+        self._has_left = False
+
+    def __call__(self, case: Case, folder: Path) -> Record | None:
+        """The record of a case; ``None`` on ranks that a run on one process does without.
+
+        Raises:
+            ArchonError: as the engine does.
+        """
+        self._number += 1
+        own, key = self._scratch / str(self._number), _without_layout(case)
+        if case.check != "resume":
+            saves = case.check == "training" and key in self._resumed and key not in self._saved
+            target = own.with_name(f"{own.name}-state") if saves else None
+            record = measure(case, folder, own, save_to=target)
+            if target is not None:
+                self._saved[key] = target
+            return record
+        if key not in self._saved:
+            save_training_state(case, folder, own)
+            self._saved[key] = own
+        if goes_on_alone(case) and dist.is_initialized():
+            rank = dist.get_rank()
+            dist.destroy_process_group()
+            self._has_left = rank > 0
+        return None if self._has_left else measure_resumed(case.last, folder, self._saved[key])
+
+
+def goes_on_alone(case: Case) -> bool:
+    """Whether a case is resumed on one process after a layout of several has saved."""
+    return case.resume_on is not None and _world_size(case.resume_on) == 1 < _world_size(case.layout)
+
+
+def _world_size(layout: str) -> int:
+    return parse_layout(layout, backends=backend_table(registry().all(TrainEngineSpec))).world_size
+
+
+def _without_layout(case: Case) -> str:
+    """What the numbers of a case depend on."""
+    return repr(case.reference)
 
 
 def pipeline_of(case: Case) -> int:
@@ -107,6 +168,7 @@ def pipeline_of(case: Case) -> int:
     return grid.ranks_along("pp", dist.get_rank())[0]
 
 
+@lru_cache(maxsize=8)
 def load_record(folder: Path) -> Record:
     """The reference that was written there."""
     # A file of our own, holding more than tensors.
@@ -123,7 +185,7 @@ def draw_apart() -> None:
     torch.manual_seed(derive_seed(0, "verify rank", size, rank))
 
 
-def _told(record: Record) -> dict[str, float]:
+def _reported(record: Record) -> dict[str, float]:
     return {
         f"{name} (step {number})": value
         for number, step in enumerate(record.steps, start=1)

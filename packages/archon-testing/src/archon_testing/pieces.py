@@ -7,6 +7,7 @@ element, and copies are looked at one by one, which a gathered tensor would not 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,21 @@ class Piece:
         """All of a tensor."""
         shape = tuple(tensor.shape)
         return cls(tensor, Box.whole(shape), shape)
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest magnitude; 0 for an empty piece, and not finite where some value is not."""
+        return float(self.values.abs().max()) if self.values.numel() else 0.0
+
+    def at(self, row: int) -> Piece | None:
+        """What lies in row number ``row`` of the whole; ``None`` where nothing does."""
+        wanted = Box((row, *(0 for _ in self.shape[1:])), (1, *self.shape[1:]))
+        part = self.box.intersect(wanted)
+        if part is None:
+            return None
+        start = (0, *part.start[1:])
+        values = self.values[part.relative_to(self.box.start).slices]
+        return Piece(values, Box(start, part.shape), (1, *self.shape[1:]))
 
     def scaled(self, factor: float) -> Piece:
         """The same place, the values times ``factor``."""

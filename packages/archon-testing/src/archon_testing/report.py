@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from archon_core.cli.console import print_text
+from archon_testing.cases import Case
 from archon_testing.verdicts import LIMITS, NOTHING, Comparison, Quantity, worst_deviation, worst_of
 from archon_testing.verification import LayoutReport
 
@@ -18,10 +19,22 @@ COLUMNS: dict[Quantity, str] = {
     "gradients": "gradients",
     "weights": "weights",
     "outputs": "logprobs",
+    "optimizer state": "state",
+    "export": "export",
 }
 PIPE_WIDTH = 120
 """Columns of a table that goes to a file, where nothing need be folded."""
-CHECKS = {"training": "", "resume": " resumed", "initial": " initial"}
+CHECKS = {"training": "", "resume": " resumed", "initial": " initial", "precision": " one step"}
+
+
+def kind_of(case: Case) -> str:
+    """Variant and what is looked at, as in ``untied resumed``."""
+    return f"{case.variant}{CHECKS[case.check]}"
+
+
+def kind_and_place(case: Case) -> str:
+    """The same, and where a resumed run goes on, as in ``untied resumed on archon:d1``."""
+    return f"{kind_of(case)} on {case.resumed_on}" if case.resumed_on else kind_of(case)
 
 
 def print_line(report: LayoutReport) -> None:
@@ -51,16 +64,15 @@ def print_report(report: LayoutReport) -> None:
     if report.refusal:
         print_text(Text.assemble(("REFUSED ", "bold yellow"), f"{report.refusal}\n"))
         return
-    lines = _lines(report)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("dtype", "variant", *COLUMNS.values(), "verdict"):
         table.add_column(column, no_wrap=True)
     table.add_column("worst gradient", overflow="fold")
-    for variant, comparison in lines:
+    for variant, comparison in _lines(report, kind_of):
         table.add_row(*_row(variant, comparison))
     console = Console()
     (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)
-    for variant, comparison in lines:
+    for variant, comparison in _lines(report, kind_and_place):
         errors = [f"{quantity}: {comparison.worst[quantity]}" for quantity in comparison.failed]
         for problem in (*errors, *comparison.problems):
             print_text(Text.assemble(("FAIL ", "bold red"), f"{comparison.dtype} {variant}: {problem}"))
@@ -83,7 +95,8 @@ def print_summary(reports: Sequence[LayoutReport], left_out: Mapping[str, str]) 
         print_text(f"{what} left out, which cannot cut this model, such as {layout}: {reason}")
     passed = [report for report in reports if report.passed]
     n_cases = sum(len(report.verdicts) for report in reports)
-    limits = ", ".join(f"{limit:g} in {dtype}" for dtype, limit in LIMITS.items())
+    ran = {verdict.case.compute_dtype for report in reports for verdict in report.verdicts}
+    limits = ", ".join(f"{limit:g} in {dtype}" for dtype, limit in LIMITS.items() if dtype in ran or not ran)
     line = Text.assemble(
         ("PASS", "bold green") if len(passed) == len(reports) else ("FAIL", "bold red"),
         f": {len(passed)} of {len(reports)} layouts give the numbers of one process ({n_cases} cases; relative errors "
@@ -98,7 +111,9 @@ def print_summary(reports: Sequence[LayoutReport], left_out: Mapping[str, str]) 
 def _print_diagnoses(report: LayoutReport) -> None:
     for diagnosis in report.diagnoses:
         case = diagnosis.case
-        of = f"{case.dtype} {case.variant}{CHECKS[case.check]}, {case.n_mbs} micro-batch{'es' * (case.n_mbs > 1)}"
+        of = f"{case.compute_dtype} {kind_and_place(case)}, {case.n_mbs} micro-batch{'es' * (case.n_mbs > 1)}"
+        if case.recompute != "none":
+            of += f", ac_mode {case.recompute}"
         print_text(Text.assemble(("DIAGNOSIS ", "bold cyan"), of))
         for line in diagnosis.lines:
             print_text(f"  {line}")
@@ -108,16 +123,15 @@ def _print_diagnoses(report: LayoutReport) -> None:
 
 def _strictest(report: LayoutReport) -> str:
     """The type with the lowest limit of those that ran."""
-    return min({v.case.dtype for v in report.verdicts}, key=LIMITS.__getitem__, default="float64")
+    return min({v.case.compute_dtype for v in report.verdicts}, key=LIMITS.__getitem__, default="float64")
 
 
-def _lines(report: LayoutReport) -> list[tuple[str, Comparison]]:
-    """Per type and variant, in the order in which they ran, the worst of all cases."""
+def _lines(report: LayoutReport, kind: Callable[[Case], str]) -> list[tuple[str, Comparison]]:
+    """Per type and kind, in the order in which they ran, the worst of all cases."""
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for verdict in report.verdicts:
         if verdict.comparison is not None:
-            variant = f"{verdict.case.variant}{CHECKS[verdict.case.check]}"
-            groups.setdefault((verdict.case.dtype, variant), []).append(verdict.comparison)
+            groups.setdefault((verdict.case.compute_dtype, kind(verdict.case)), []).append(verdict.comparison)
     return [(variant, worst_of(comparisons)) for (_, variant), comparisons in groups.items()]
 
 

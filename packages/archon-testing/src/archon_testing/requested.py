@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from archon_core.errors import ConfigError, LayoutError
@@ -31,6 +31,17 @@ class RequestedLayout:
 
     def __str__(self) -> str:
         return str(self.layout) if self.schedule is None else f"{self.layout}-{self.schedule}"
+
+    @property
+    def sums_gradients(self) -> bool:
+        """Whether ranks see other tokens than others, so that their gradients are summed."""
+        dims = self.layout.parallel_dims(moe=True)
+        return dims.dp_replicate * dims.dp_shard * dims.cp > 1
+
+    @property
+    def resumable(self) -> tuple[str, str | None]:
+        """As ``Case.resume_on`` and ``Case.resume_schedule`` have it."""
+        return str(self.layout), self.schedule
 
     def check_runnable(self) -> None:
         """Raise LayoutError for axes that the engine cannot run as it is installed."""
@@ -84,6 +95,37 @@ def read_layout(text: str) -> RequestedLayout:
         return RequestedLayout(layout, plugins.get(ScheduleSpec, schedule).name if dash else None, n_ranks)
     spec = pipeline_schedule(schedule if dash else None)
     return RequestedLayout(layout, spec.name if dash else None, count_stages(spec, n_ranks))
+
+
+def resume_layouts(
+    asked: RequestedLayout, others: Sequence[RequestedLayout], number: int = 0
+) -> list[tuple[str, str | None]]:
+    """Where a run on ``asked`` is resumed, beside ``asked`` itself: on another layout of as many ranks, and on one.
+
+    Args:
+        asked: the layout that saves.
+        others: layouts that can run the same model. Those that cut along other axes are preferred, in turn.
+        number: whose turn it is.
+    """
+    if asked.layout.world_size == 1:
+        return []
+
+    def axes_of(layout: RequestedLayout) -> frozenset[str]:
+        dims = layout.layout.parallel_dims(moe=True)
+        return frozenset(axis for axis, size in vars(dims).items() if size > 1)
+
+    own = axes_of(asked)
+    fitting = [
+        other
+        for other in others
+        if other.layout.backend == asked.layout.backend
+        and other.layout.world_size == asked.layout.world_size
+        and str(other.layout) != str(asked.layout)
+    ]
+    least = min((len(own & axes_of(other)) for other in fitting), default=0)
+    apart = [other for other in fitting if len(own & axes_of(other)) == least]
+    chosen = [apart[number % len(apart)].resumable] if apart else []
+    return [*chosen, (f"{asked.layout.backend}:d1", None)]
 
 
 def model_of_engines(layouts: Iterable[tuple[RequestedLayout, str]], run_as: str | None) -> str | None:

@@ -16,7 +16,7 @@ from archon_testing.failures import WorldError
 from archon_testing.functions import FunctionReference
 from archon_testing.oracle import Oracle, Outcome
 from archon_testing.pipelines import runnable_axes
-from archon_testing.requested import DEFAULT_BACKEND, RequestedLayout, read_layout
+from archon_testing.requested import DEFAULT_BACKEND, RequestedLayout, read_layout, resume_layouts
 from archon_testing.requested_model import RequestedModel
 from archon_testing.verdicts import Verdict
 from archon_testing.worlds import run_world
@@ -71,6 +71,7 @@ class Plan:
         left_out: layouts of ``--all`` that do not fit the model -> why.
         design: which cases each runs.
         seed: of weights and batches.
+        fitting: layouts that can run the model, on which runs may be resumed.
     """
 
     model: RequestedModel
@@ -78,6 +79,7 @@ class Plan:
     left_out: dict[str, str]
     design: Design
     seed: int
+    fitting: Sequence[RequestedLayout] = ()
 
     @property
     def groups(self) -> list[list[Case]]:
@@ -97,7 +99,15 @@ class Plan:
             )
             for variant in self.design.variants
         }
-        return self.design.cases(of_variant, number, n_stages=layout.n_stages)
+        n_layers = entries.get("num_hidden_layers")
+        able = [other for other in self.fitting if not _reason_against_stages(n_layers, other.n_stages)]
+        return self.design.cases(
+            of_variant,
+            number,
+            n_stages=layout.n_stages,
+            sums_gradients=layout.sums_gradients,
+            resume_on=resume_layouts(layout, able, number),
+        )
 
 
 def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) -> tuple[list[str], dict[str, str]]:
@@ -151,11 +161,14 @@ def buildable_variants(
 
 def too_few_layers(model: RequestedModel, layout: RequestedLayout) -> str:
     """Why a model whose sizes are given cannot be cut into a layout's stages; nothing when it can."""
-    n_layers = model.entries_for(layout.n_stages).get("num_hidden_layers")
+    return _reason_against_stages(model.entries_for(layout.n_stages).get("num_hidden_layers"), layout.n_stages)
+
+
+def _reason_against_stages(n_layers: object, n_stages: int) -> str:
     # The embedding and the head make stages, too.
-    if not isinstance(n_layers, int) or layout.n_stages <= n_layers + 2:
+    if not isinstance(n_layers, int) or n_stages <= n_layers + 2:
         return ""
-    return f"found {layout.n_stages} stages; {n_layers} layers, the embedding and the head fill {n_layers + 2}"
+    return f"found {n_stages} stages; {n_layers} layers, the embedding and the head fill {n_layers + 2}"
 
 
 def requested_layouts(layouts: Sequence[RequestedLayout]) -> list[tuple[RequestedLayout, str]]:
@@ -169,6 +182,12 @@ def requested_layouts(layouts: Sequence[RequestedLayout]) -> list[tuple[Requeste
         return ""
 
     return [(layout, refusal(layout)) for layout in layouts]
+
+
+def most_ranks_of_ours(asked: Sequence[tuple[RequestedLayout, str]]) -> int:
+    """The ranks of the largest layout of our engine that runs; 0 where none does."""
+    ours = [layout.layout for layout, refusal in asked if not refusal and layout.layout.backend == DEFAULT_BACKEND]
+    return max((layout.world_size for layout in ours), default=0)
 
 
 def layouts_of_all(texts: Sequence[str]) -> list[tuple[RequestedLayout, str]]:

@@ -1,0 +1,79 @@
+"""The first optimizer step by its published formula, from a rank's own gradient: AdamW (Loshchilov and Hutter, 2019).
+
+No run is needed beside the one that is looked at. So a wrong step shows on one process too, where a comparison with
+one process would see nothing. In the first step both moments of Adam, with their bias corrected, are those of the
+gradient g itself: a weight w becomes w - lr * decay * w - lr * g / (|g| + eps).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from archon_core.contracts.engine_config import OptimizerConfig
+from archon_testing.pieces import Piece
+
+LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5}
+"""Relative to the largest weight. The decay of one step is 1e-3 of a weight, and less rounding of a step is 1e-7."""
+
+Decay = Literal["right", "missing", "unwanted", "wrong", "other"]
+
+
+def wrong_updates(
+    before: Mapping[str, Piece],
+    gradients: Mapping[str, Piece],
+    after: Mapping[str, Piece],
+    *,
+    learning_rate: float,
+    optimizer: OptimizerConfig,
+) -> list[str]:
+    """What is wrong with the first step, as sentences; nothing for a right one.
+
+    Args:
+        before: parameter -> this rank's piece before the step.
+        gradients: after clipping.
+        after: after the step.
+        learning_rate: of the step.
+        optimizer: AdamW's options.
+    """
+    found: dict[Decay, list[str]] = {}
+    for name, piece in after.items():
+        verdict = decay_of_update(
+            before[name], gradients[name], piece, learning_rate=learning_rate, optimizer=optimizer
+        )
+        found.setdefault(verdict, []).append(name)
+    sentences: dict[Decay, str] = {
+        "missing": "step 1 leaves out weight decay, which matrices have, for {}",
+        "unwanted": "step 1 applies weight decay, which vectors do not have, to {}",
+        "wrong": "step 1 applies weight decay with another factor than optimizer.weight_decay to {}",
+        "other": "step 1 moves weights otherwise than AdamW does from these gradients: {}",
+    }
+    return [text.format(_listed(found[kind])) for kind, text in sentences.items() if kind in found]
+
+
+def decay_of_update(
+    before: Piece, gradient: Piece, after: Piece, *, learning_rate: float, optimizer: OptimizerConfig
+) -> Decay:
+    """What the first step did with weight decay: it is for matrices, as ``engine.optimizer.is_decayed`` says."""
+    start, g, end = (piece.values.double() for piece in (before, gradient, after))
+    decay = optimizer.weight_decay if len(after.shape) >= 2 else 0.0
+    scale = float(start.abs().max()) if start.numel() else 0.0
+    limit = LIMITS.get(after.values.dtype, 1e-2) * scale
+    undecayed = start - learning_rate * g / (g.abs() + optimizer.eps)
+    left = end - undecayed + learning_rate * decay * start
+    if not start.numel() or float(left.abs().max()) <= limit:
+        return "right"
+    # How much decay there was: the least-squares multiple of what one decay takes away.
+    step = learning_rate * optimizer.weight_decay * start
+    factor = float(((undecayed - end) * step).sum() / (step * step).sum())
+    if float((undecayed - end - factor * step).abs().max()) > limit:
+        return "other"
+    if decay == 0.0:
+        return "unwanted"
+    return "missing" if abs(factor) < 0.01 else "wrong"
+
+
+def _listed(names: list[str]) -> str:
+    return f"{names[0]}" if len(names) == 1 else f"{len(names)} weights, such as {names[0]}"
