@@ -10,7 +10,7 @@ from archon_core.config.loading import LoadedConfig, read_tree, to_yaml
 from archon_core.config.raw import RawMapping
 from archon_core.config.yaml_file import parse_yaml
 from archon_core.errors import ConfigError
-from archon_core.plugins import InferenceEngineSpec, Registry
+from archon_core.plugins import ConfigSection, InferenceEngineSpec, Registry, TrainEngineSpec
 from archon_core.plugins.loader import load_core
 from archon_train.experiment import ROOT, DataConfig, ExperimentConfig, load_config
 
@@ -152,6 +152,15 @@ def test_an_option_of_what_is_installed_and_not_used_has_no_effect_and_says_so(l
         "data.puzzle": "an option of dataset 'puzzle', which data.dataset does not name",
         "vllm": "an option of inference engine 'vllm', which rollout.backend does not name",
     }
+
+
+def test_a_misspelt_option_is_no_option_of_an_engine_that_shares_its_section(
+    load: Load, make_registry: Callable[..., Registry]
+) -> None:
+    shared = ConfigSection("actor", "archon_engine.options.archon:ArchonEngineConfig")
+    other = plugin("other", TrainEngineSpec(name="other", target="json:loads", config=(shared,)))
+    with pytest.raises(ConfigError, match=r"unknown option actor\.archon\.ac_mod; did you mean 'ac_mode'"):
+        load("actor: {archon: {ac_mod: full}}\n", plugins=make_registry(rl_plugin(), other))
 
 
 def test_a_broken_section_of_a_plugin_is_a_warning_and_explains_unknown_options(

@@ -45,11 +45,6 @@ class PluginSection:
     def owner(self) -> str:
         return self.spec.origin or f"{self.spec.kind} {self.spec.name!r}"
 
-    @property
-    def options(self) -> frozenset[str]:
-        """Dotted names of the section's options."""
-        return frozenset(f"{self.path}.{f.name}" for f in dataclasses.fields(self.schema))
-
 
 @dataclass(frozen=True)
 class SectionChoice:

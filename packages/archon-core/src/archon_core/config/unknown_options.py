@@ -85,7 +85,8 @@ def sort_unknown_options(
     def sort(path: str, node: RawNode, *, inside_dialect: bool = False) -> None:
         verdicts = (dialect.judge(path, node, tree) for dialect in dialects)
         verdict = next((verdict for verdict in verdicts if verdict.known), Verdict())
-        unused, package = _why_unused(path, choice, tree, root), package_for_option(path)
+        unused = _why_unused(path, choice, tree, root)
+        package = package_for_option(path, known=lambda option: knows(schema, option))
         if unused:
             decisions.append(Decision(path, shown(node), "no effect", unused))
         elif package is not None:
@@ -123,7 +124,8 @@ def _unknown(tree: RawMapping, schema: type, path: str = "") -> Iterator[tuple[s
 def _why_unused(path: str, choice: SectionChoice, tree: RawMapping, root: RootSchema) -> str:
     """Why an option of something that could be used has no effect; empty when it is no such option."""
     for section in choice.unused:
-        if path == section.path or any(path == o or path.startswith(f"{o}.") for o in section.options):
+        inside = path.removeprefix(f"{section.path}.")
+        if path == section.path or (inside != path and knows(section.schema, inside)):
             return _unnamed(section.spec.kind, section.spec.name, root)
     engine = path.partition(".")[0]
     engines = root.named("inference_engine", tree)

@@ -6,7 +6,7 @@ The names that Archon's own packages bring stand in ``first_party``, which is ma
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from archon_core.plugins.discovery import normalise
 from archon_core.plugins.first_party import OPTIONS, PACKAGES
@@ -35,15 +35,22 @@ def package_for(kind: str, name: str) -> str | None:
     return None
 
 
-def package_for_option(path: str) -> str | None:
-    """The first-party package that brings a configuration option, given its dotted path, or ``None``."""
+def package_for_option(path: str, *, known: Callable[[str], bool] = lambda option: False) -> str | None:
+    """The first-party package that brings a configuration option, given its dotted path, or ``None``.
+
+    Args:
+        path: of the option.
+        known: whether a configuration has the option or section of a dotted name. What stands in a section that is
+            there is misspelt, not missing.
+    """
     owners = {
         option: package
         for package, options in OPTIONS.items()
         for option in options
         if path == option or path.startswith(f"{option}.")
     }
-    return owners[max(owners, key=len)] if owners else None
+    nearest_option = max(owners, key=len, default=None)
+    return None if nearest_option is None or known(nearest_option) else owners[nearest_option]
 
 
 def not_installed(kind: str, plugins: Sequence[PluginStatus]) -> dict[str, str]:
