@@ -1,4 +1,4 @@
-"""Draws the held-out reward of a run as SVG: ``python tooling/reward_curve.py runs/demo/grpo docs/images/demo-reward.svg``.
+"""Draws the held-out reward of a run as SVG: ``python tooling/reward_curve.py RUN_FOLDER FILE.svg``.
 
 The picture in README.md is drawn by it from a run of ``hatch run demo``.
 """
