@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from archon_core.config.raw import RawMapping
 from archon_core.config.sections import choose_sections
 from archon_core.config.typed import field_types, section_of, takes_anything
-from archon_core.plugins import SPEC_TYPES, registry
+from archon_core.plugins import SPEC_TYPES, TrainEngineSpec, registry
 from archon_train.areal.keys import IGNORED, RENAMED, SECTIONS
-from archon_train.experiment import ROLES, ExperimentConfig
+from archon_train.experiment import ROLES, ROOT, ExperimentConfig
 
 Names = dict[str, "Names"]
 """Option or section -> the names inside it."""
@@ -100,7 +100,7 @@ def known_names() -> Names:
     """Every name that a configuration may have somewhere, of all installed plugins."""
     names: Names = {}
     _add_schema(names, ExperimentConfig)
-    choice = choose_sections(registry(), RawMapping({}))
+    choice = choose_sections(registry(), RawMapping({}), ROOT.with_engines(registry().all(TrainEngineSpec)))
     for section in (*choice.used, *choice.unused):
         _add_schema(_below(names, section.path), section.schema)
     for pattern in (*RENAMED, *RENAMED.values(), *(row.path for row in IGNORED)):
@@ -153,7 +153,7 @@ def typed_options() -> dict[str, Any]:
                 add(section, below)
 
     add(ExperimentConfig, "")
-    choice = choose_sections(registry(), RawMapping({}))
+    choice = choose_sections(registry(), RawMapping({}), ROOT.with_engines(registry().all(TrainEngineSpec)))
     for section in (*choice.used, *choice.unused):
         add(section.schema, section.path)
     return options

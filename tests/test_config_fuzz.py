@@ -22,6 +22,7 @@ from archon_core.config.overrides import parse_overrides
 from archon_core.config.yaml_file import parse_yaml, read_yaml
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.plugins import registry
+from archon_train.experiment import ROOT
 from archon_train.preflight import plan_run
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -48,7 +49,7 @@ def fuzz(n_examples: int, *arguments: st.SearchStrategy):
 def dry_run(text: str, overrides: list[str] = ()) -> LoadedConfig | None:
     """The configuration, or ``None`` for one that is refused; every other error ends the test."""
     try:
-        loaded = read_tree(parse_yaml(text, "f"), parse_overrides(overrides), registry(), allow_missing=True)
+        loaded = read_tree(parse_yaml(text, "f"), parse_overrides(overrides), registry(), root=ROOT, allow_missing=True)
         plan_run(loaded, registry())
     except ArchonError:
         return None
@@ -56,7 +57,9 @@ def dry_run(text: str, overrides: list[str] = ()) -> LoadedConfig | None:
 
 
 def check_round_trip(loaded: LoadedConfig) -> None:
-    again = read_tree(parse_yaml(loaded.to_yaml(), "again"), parse_overrides([]), registry(), allow_missing=True)
+    again = read_tree(
+        parse_yaml(loaded.to_yaml(), "again"), parse_overrides([]), registry(), root=ROOT, allow_missing=True
+    )
     # Not-a-number is refused everywhere, so equal configurations are equal.
     assert again.config == loaded.config
 
@@ -136,7 +139,7 @@ BILLION_LAUGHS = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b
 )
 def test_traps_are_refused_by_name(text, message):
     with pytest.raises(ConfigError) as refused:
-        read_tree(parse_yaml(text, "f"), parse_overrides([]), registry(), allow_missing=True)
+        read_tree(parse_yaml(text, "f"), parse_overrides([]), registry(), root=ROOT, allow_missing=True)
     assert message in str(refused.value)
     assert len(str(refused.value)) < 1000
 

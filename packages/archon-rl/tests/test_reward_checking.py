@@ -92,7 +92,7 @@ def test_numbers_and_booleans_of_python_numpy_and_torch_are_rewards(value, expec
         object(),
         int,
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__ if type(value) is object else repr(value),
 )
 def test_anything_else_is_an_error_that_names_reward_record_value_and_completion(value):
     with pytest.raises(RewardError) as caught:

@@ -89,16 +89,14 @@ def build_schema(root: type, sections: Sequence[PluginSection]) -> type:
     Raises:
         ConfigError: two plugins, or a plugin and ``root``, define the same option; or a section's place is an option.
     """
-    return _schema_of(root, tuple(sections))
+    # Several specs, such as two engines of one kind, may name the same section.
+    unique = {(section.path, section.schema): section for section in reversed(sections)}
+    return _schema_of(root, tuple(section for section in sections if unique[section.path, section.schema] is section))
 
 
 @functools.cache  # so that two configurations of the same sections are of the same class, and can be equal
 def _schema_of(root: type, sections: tuple[PluginSection, ...]) -> type:
-    placed: list[tuple[tuple[str, ...], PluginSection]] = []
-    for section in sections:
-        if not any(section.path == other.path and section.schema is other.schema for _, other in placed):
-            placed.append((tuple(section.path.split(".")), section))
-    return _extend(root, "", placed)
+    return _extend(root, "", [(tuple(section.path.split(".")), section) for section in sections])
 
 
 @dataclass
