@@ -17,8 +17,8 @@ from archon_testing.causes import (
     cause_of_tensor,
 )
 from archon_testing.diagnosis import Cause, Diagnosis, Finding, shared_place
+from archon_testing.held_shards import HeldShard
 from archon_testing.module_outputs import own_and_expected
-from archon_testing.pieces import Piece
 
 RANKS = [{"dp_shard": d, "tp": t, "cp": 1} for d in range(2) for t in range(2)]
 RIGHT = torch.tensor([1.0, -2.0, 3.0, 5.0], dtype=torch.float64)
@@ -27,7 +27,7 @@ RIGHT = torch.tensor([1.0, -2.0, 3.0, 5.0], dtype=torch.float64)
 def rows_of_data_ranks(values_of_rank):
     """Pieces of a vector that data ranks share and tensor ranks have copies of."""
     return [
-        Piece(values_of_rank(rank, RIGHT[2 * place["dp_shard"] :][:2]), Box((2 * place["dp_shard"],), (2,)), (4,))
+        HeldShard(values_of_rank(rank, RIGHT[2 * place["dp_shard"] :][:2]), Box((2 * place["dp_shard"],), (2,)), (4,))
         for rank, place in enumerate(RANKS)
     ]
 
@@ -44,7 +44,7 @@ def test_values_whose_mean_is_right_were_never_averaged():
 
 def test_a_reduction_may_be_missing_over_two_axes():
     shares = [0.1, 0.2, 0.3, 0.4]
-    pieces = [Piece.whole(RIGHT * share) for share in shares]
+    pieces = [HeldShard.whole(RIGHT * share) for share in shares]
     assert cause_of_tensor(pieces, RIGHT, RANKS) == Cause("missing reduction", ("dp_shard", "tp"))
 
 
@@ -105,7 +105,7 @@ def gradients(sharded_over):
         for axis in sharded_over:
             extent //= 2
             start += place[axis] * extent
-        pieces.append({"weight": Piece(RIGHT[start : start + extent], Box((start,), (extent,)), (4,))})
+        pieces.append({"weight": HeldShard(RIGHT[start : start + extent], Box((start,), (extent,)), (4,))})
     return pieces
 
 
@@ -135,11 +135,11 @@ STAGES = [{"pp": p, "dp_shard": d} for p in range(2) for d in range(2)]
 
 def halves(values):
     """Of a vector that two data ranks share."""
-    return [Piece(values[2 * d : 2 * d + 2], Box((2 * d,), (2,)), (4,)) for d in range(2)]
+    return [HeldShard(values[2 * d : 2 * d + 2], Box((2 * d,), (2,)), (4,)) for d in range(2)]
 
 
 def test_a_tensor_of_one_stage_is_judged_by_the_ranks_that_have_it():
-    pieces = [None, None, Piece.whole(RIGHT * 0.25), Piece.whole(RIGHT * 0.75)]
+    pieces = [None, None, HeldShard.whole(RIGHT * 0.25), HeldShard.whole(RIGHT * 0.75)]
     assert cause_of_tensor(pieces, RIGHT, STAGES) == Cause("missing reduction", ("dp_shard",))
     assert cause_of_tensor([None, None, *halves(2 * RIGHT)], RIGHT, STAGES).axes == ("dp_shard",)
 

@@ -9,7 +9,7 @@ import torch
 from archon_core.models.box import Box
 from archon_testing.cases import Case
 from archon_testing.compare import compare, missing_parameters, relative_error
-from archon_testing.pieces import Piece
+from archon_testing.held_shards import HeldShard
 from archon_testing.record import Record, StepRecord
 from archon_testing.verdicts import QUANTITIES, Deviation, RankReport, Verdict, joint_verdict, worst_of
 
@@ -19,12 +19,12 @@ def tensor(*numbers):
 
 
 def whole(*numbers):
-    return Piece.whole(tensor(*numbers))
+    return HeldShard.whole(tensor(*numbers))
 
 
 def part(start, extent, *numbers):
     """What a rank holds of a vector of ``extent`` elements, from ``start`` on."""
-    return Piece(tensor(*numbers), Box((start,), (len(numbers),)), (extent,))
+    return HeldShard(tensor(*numbers), Box((start,), (len(numbers),)), (extent,))
 
 
 STEP = StepRecord(
@@ -64,12 +64,12 @@ def test_of_stacked_matrices_each_is_relative_to_its_own_magnitude():
     whole[1] *= 1e-3
     off = whole.clone()
     off[1, 0, 0] += 1e-6
-    assert relative_error(Piece.whole(off), Piece.whole(whole), 1.0) == pytest.approx(1e-3)
-    part = Piece(off[1:2, :, :1].clone(), Box((1, 0, 0), (1, 2, 1)), (3, 2, 2))
-    assert relative_error(part, Piece.whole(whole), 1.0) == pytest.approx(1e-3)
+    assert relative_error(HeldShard.whole(off), HeldShard.whole(whole), 1.0) == pytest.approx(1e-3)
+    part = HeldShard(off[1:2, :, :1].clone(), Box((1, 0, 0), (1, 2, 1)), (3, 2, 2))
+    assert relative_error(part, HeldShard.whole(whole), 1.0) == pytest.approx(1e-3)
     idle = torch.zeros(2, 2, 2, dtype=torch.float64)
-    assert relative_error(Piece.whole(idle), Piece.whole(idle), 1.0) == 0.0
-    assert relative_error(Piece.whole(idle + 1e-9), Piece.whole(idle), 1.0) == pytest.approx(1e-3)
+    assert relative_error(HeldShard.whole(idle), HeldShard.whole(idle), 1.0) == 0.0
+    assert relative_error(HeldShard.whole(idle + 1e-9), HeldShard.whole(idle), 1.0) == pytest.approx(1e-3)
 
 
 def test_a_millionth_of_the_largest_tensor_is_the_least_scale():
@@ -87,7 +87,7 @@ def test_what_is_not_finite_is_never_equal(wrong):
 
 def test_another_shape_is_never_equal():
     assert relative_error(whole(1.0, 1.0), whole(1.0), largest=1.0) == math.inf
-    assert relative_error(Piece(tensor(1.0), Box((0,), (2,)), (2,)), whole(1.0, 1.0), largest=1.0) == math.inf
+    assert relative_error(HeldShard(tensor(1.0), Box((0,), (2,)), (2,)), whole(1.0, 1.0), largest=1.0) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from archon_core.models.box import Box
 from archon_core.models.weight_map import WeightMap
 from archon_core.models.weight_rules import Rename, Stack
 from archon_testing.exports import expected_export, export_errors, ours_in
-from archon_testing.pieces import Piece
+from archon_testing.held_shards import HeldShard
 from archon_testing.precision import rounded_sums
 from archon_testing.update_rule import wrong_updates
 
@@ -45,7 +45,7 @@ def test_a_first_step_is_held_against_adamw_and_its_decay_is_named(dtype, decay_
     weights = {name: weight.to(dtype) for name, weight in weights.items()}
     gradients = {name: 1e-3 * torch.randn_like(weight) for name, weight in weights.items()}
     after = step_of_torch(weights, gradients, decay_of)
-    pieces = [{name: Piece.whole(t) for name, t in tensors.items()} for tensors in (weights, gradients, after)]
+    pieces = [{name: HeldShard.whole(t) for name, t in tensors.items()} for tensors in (weights, gradients, after)]
     found = wrong_updates(*pieces, learning_rate=RATE, optimizer=OPTIMIZER)
     assert len(found) == (words is not None)
     assert all(words in sentence for sentence in found)
@@ -59,7 +59,7 @@ def test_sums_in_float32_are_told_from_sums_that_were_rounded_to_bfloat16(n_rank
     whole = sum(parts)
 
     def said(tensor, **sums):
-        gradients = {"layers.0.mlp.weight": Piece.whole(tensor), "embed.weight": Piece.whole(parts[0])}
+        gradients = {"layers.0.mlp.weight": HeldShard.whole(tensor), "embed.weight": HeldShard.whole(parts[0])}
         return list(rounded_sums(gradients, **{"dense": True, "experts": True, **sums}))
 
     assert said(whole) == []
@@ -67,9 +67,9 @@ def test_sums_in_float32_are_told_from_sums_that_were_rounded_to_bfloat16(n_rank
         "gradients of layers' matrices are summed in bfloat16: 100% of the sums are bfloat16 numbers"
     ]
     assert said(parts[0], dense=False) == []
-    stacked = {"layers.1.moe.experts.down_proj": Piece.whole(parts[0].reshape(3, 10, 20))}
+    stacked = {"layers.1.moe.experts.down_proj": HeldShard.whole(parts[0].reshape(3, 10, 20))}
     assert ["experts" in text for text in rounded_sums(stacked, dense=True, experts=True)] == [True]
-    assert list(rounded_sums({"layers.0.norm.weight": Piece.whole(parts[0][0])}, dense=True, experts=True)) == []
+    assert list(rounded_sums({"layers.0.norm.weight": HeldShard.whole(parts[0][0])}, dense=True, experts=True)) == []
 
 
 def weight_map():
@@ -83,8 +83,8 @@ def test_each_rank_finds_its_own_part_of_an_export():
     files = {"model.embed.weight": embed.clone(), **{f"experts.{e}.weight": experts[e].clone() for e in range(3)}}
     ranks = [
         {
-            "embed.weight": Piece(embed[2 * r : 2 * r + 2], Box((2 * r, 0), (2, 2)), (4, 2)),
-            "experts.weight": Piece(experts[:, r : r + 1], Box((0, r, 0), (3, 1, 2)), (3, 2, 2)),
+            "embed.weight": HeldShard(embed[2 * r : 2 * r + 2], Box((2 * r, 0), (2, 2)), (4, 2)),
+            "experts.weight": HeldShard(experts[:, r : r + 1], Box((0, r, 0), (3, 1, 2)), (3, 2, 2)),
         }
         for r in range(2)
     ]

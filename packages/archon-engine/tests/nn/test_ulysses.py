@@ -48,13 +48,13 @@ def difference(context, heads, kv_heads, lengths, window):
     packed = PackedSequences.from_lengths(lengths)
     *inputs, upstream = tensors(sum(lengths), heads, kv_heads, value_dim=4)
     whole = [x.clone().requires_grad_() for x in inputs]
-    own = [context.own_tokens(x).clone().requires_grad_() for x in inputs]
+    own = [context.local_tokens(x).clone().requires_grad_() for x in inputs]
     expected = attend(*whole, packed, window)
     expected.backward(upstream)
     result = attend(*own, packed.cut(context), window)
-    result.backward(context.own_tokens(upstream))
+    result.backward(context.local_tokens(upstream))
     pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=True))]
-    return max(float((part - context.own_tokens(x)).abs().max()) for part, x in pairs)
+    return max(float((part - context.local_tokens(x)).abs().max()) for part, x in pairs)
 
 
 def test_cut_tokens_give_the_attention_of_whole_packs_and_its_gradients():
@@ -69,10 +69,10 @@ def heads_of_unequal_size():
     """Keys of another size than values, as in multi-head latent attention: there and back again."""
     context = ContextParallel(dist.group.WORLD, dist.get_rank(), 2)
     q, k, v, _ = tensors(6, 4, 1, value_dim=3)
-    gathered = context.gather_sequences(*(context.own_tokens(x) for x in (q, k, v)))
+    gathered = context.gather_sequences(*(context.local_tokens(x) for x in (q, k, v)))
     back = context.scatter_sequences(gathered[0])
     # Copies: what a functional collective returns is still on its way, and cannot be sent.
-    return [x.clone() for x in gathered], torch.equal(back, context.own_tokens(q))
+    return [x.clone() for x in gathered], torch.equal(back, context.local_tokens(q))
 
 
 def test_ranks_get_their_heads_in_order_and_give_them_back():
@@ -101,10 +101,10 @@ def test_a_cut_pack_keeps_its_boundaries_and_the_places_of_its_tokens():
     assert second.head.targets.tolist() == [4, 5, 6, 7]
     assert second.cu_seqlens.tolist() == [0, 3, 8]
     assert (second.lengths, second.max_seqlen) == ((3, 5), 5)
-    assert second.of_own_tokens(targets).tolist() == [4, 5, 6, 7]
-    assert packed.of_own_tokens(targets) is targets
+    assert second.local_rows(targets).tolist() == [4, 5, 6, 7]
+    assert packed.local_rows(targets) is targets
 
 
 def test_tokens_that_were_not_padded_are_noticed():
     with pytest.raises(AssertionError, match="7 tokens were not padded for 2 context ranks"):
-        ContextParallel(None, 0, 2).own_tokens(torch.arange(7))
+        ContextParallel(None, 0, 2).local_tokens(torch.arange(7))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ModelError
-from archon_models_hf.examination import Facts, examine
+from archon_models_hf.tracing import Facts, examine
 from archon_models_hf.transformers_model import prepared_config
 
 if TYPE_CHECKING:

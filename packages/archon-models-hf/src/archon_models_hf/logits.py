@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from archon_core.errors import ModelError
 from archon_engine.nn.head import LogitForm
-from archon_models_hf.way_out import WAY_OUT
+from archon_models_hf.advice import ADVICE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,5 +84,5 @@ def _rounded(number: float) -> float:
 def _refusal(lm: PreTrainedModel, found: str) -> ModelError:
     return ModelError(
         f"{type(lm).__name__} of transformers: found a forward pass after the head that archon-models-hf cannot "
-        f"express: {found}; allowed are logits that are scaled or softly capped; {WAY_OUT}"
+        f"express: {found}; allowed are logits that are scaled or softly capped; {ADVICE}"
     )

@@ -6,7 +6,7 @@ from archon_core.models.parallel_plan import HeadCounts, ParallelPlan, Role
 from archon_models_hf.arguments import HfArguments
 from archon_models_hf.attention import CHILD
 from archon_models_hf.names import pattern_of
-from archon_models_hf.seen_attention import common_heads
+from archon_models_hf.traced_attention import common_heads
 
 
 def parallel_plan(arguments: HfArguments) -> ParallelPlan:

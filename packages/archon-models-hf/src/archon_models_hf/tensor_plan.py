@@ -15,7 +15,7 @@ from torch import nn
 
 from archon_core.models.parallel_plan import Role, matches
 from archon_models_hf.names import Names, pattern_of
-from archon_models_hf.seen_attention import AttentionFacts
+from archon_models_hf.traced_attention import AttentionFacts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -6,8 +6,8 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ModelError
+from archon_models_hf.advice import ADVICE
 from archon_models_hf.attention import IMPLEMENTATION, register
-from archon_models_hf.way_out import WAY_OUT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -75,7 +75,7 @@ def build_transformers(config: PreTrainedConfig, *, critic: bool) -> PreTrainedM
         raise ModelError(
             f"model_type {config.model_type!r}: attention in {model_class.__name__} of transformers {_version()} does "
             "not go through transformers' attention interface, so packed sequences cannot be run through it; "
-            f"{WAY_OUT}"
+            f"{ADVICE}"
         ) from error
     except Exception as error:  # transformers raises its own types, torch's and Python's
         raise ModelError(

@@ -17,8 +17,8 @@ from archon_core.contracts.moe import MoESettings
 from archon_core.contracts.packed import Auxiliary
 from archon_engine import compat
 from archon_moe.counting import count_each
+from archon_moe.local_tokens import LocalTokens
 from archon_moe.options import MoEOptions
-from archon_moe.own_tokens import OwnTokens
 from archon_moe.router import Routing
 
 
@@ -36,7 +36,7 @@ class Losses:
 
 
 def losses_of(
-    routing: Routing, own: OwnTokens, auxiliary: Auxiliary, settings: MoESettings, options: MoEOptions
+    routing: Routing, own: LocalTokens, auxiliary: Auxiliary, settings: MoESettings, options: MoEOptions
 ) -> Losses:
     """What the options ask for. Collective where sequences are cut, and for ``global_batch``."""
     balance = z = None
@@ -49,7 +49,7 @@ def losses_of(
     return Losses(balance, z)
 
 
-def sequence_loss(routing: Routing, own: OwnTokens, n_sequences: int, settings: MoESettings) -> Tensor:
+def sequence_loss(routing: Routing, own: LocalTokens, n_sequences: int, settings: MoESettings) -> Tensor:
     """``1/S sum_s sum_e f_se P_se``: f the share of a sequence's choices that went to e, times E, and P the mean of its
     scores (DeepSeek-V3, arXiv:2412.19437, equations 17 to 20).
 

@@ -19,8 +19,8 @@ from archon_moe.dispatch.interface import Dispatch
 from archon_moe.dispatch.none import NoDispatch
 from archon_moe.experts import GroupedExperts
 from archon_moe.load import report_of
+from archon_moe.local_tokens import LocalTokens
 from archon_moe.options import MoEOptions
-from archon_moe.own_tokens import OwnTokens
 from archon_moe.replay import choice_record, recorded_choice
 from archon_moe.router import Router, Routing
 
@@ -58,7 +58,7 @@ class MoEBlock(nn.Module):
 
     def _experts_of(self, x: Tensor, logits: Tensor, scores: Tensor, packed: PackedSequences) -> Tensor:
         """What each token's experts make of it [T, H], weighed and summed."""
-        own = OwnTokens.of(packed, self.parallel, x.shape[0])
+        own = LocalTokens.of(packed, self.parallel, x.shape[0])
         if own.n_real < x.shape[0]:
             real, logits, scores = x[: own.n_real], logits[: own.n_real], scores[: own.n_real]
         else:
@@ -71,7 +71,7 @@ class MoEBlock(nn.Module):
         y = self.dispatch.combine(y, plan)
         return functional.pad(y, (0, 0, 0, x.shape[0] - own.n_real)) if own.n_real < x.shape[0] else y
 
-    def _watched(self, routing: Routing, own: OwnTokens, n_tokens: int) -> Tensor:
+    def _watched(self, routing: Routing, own: LocalTokens, n_tokens: int) -> Tensor:
         """The routing's weights, with losses on them, after the block has reported."""
         packed, auxiliary = own.packed, own.packed.auxiliary
         if packed.record_experts is not None:

@@ -9,10 +9,10 @@ from torch.nn import functional
 
 from archon_core.contracts.moe import MoESettings
 from archon_core.errors import DataError
-from archon_moe.own_tokens import OwnTokens
+from archon_moe.local_tokens import LocalTokens
 
 
-def recorded_choice(own: OwnTokens, layer: int, settings: MoESettings) -> Tensor | None:
+def recorded_choice(own: LocalTokens, layer: int, settings: MoESettings) -> Tensor | None:
     """int [real tokens, K], what ``packed.experts`` says of a layer; ``None`` without.
 
     Raises:

@@ -101,7 +101,7 @@ class Links:
         """Fill ``tensor`` everywhere with the pipeline rank ``source``'s."""
         dist.broadcast(tensor, self.members[source], group=self.group)
 
-    def tell(self, value: object, source: int) -> object:
+    def broadcast_object(self, value: object, source: int) -> object:
         """A small value of the pipeline rank ``source``, everywhere."""
         values = [value]
         dist.broadcast_object_list(values, self.members[source], group=self.group)

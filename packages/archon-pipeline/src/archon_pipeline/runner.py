@@ -227,7 +227,7 @@ class PipelinedRunner:
         source = self._pipeline.plan.last_rank
         if unknown := [name for name in names if name not in self._forms]:
             forms: Any = {name: (tuple(outputs[name].shape[1:]), outputs[name].dtype) for name in unknown if outputs}
-            self._forms |= self._links.tell(forms, source)
+            self._forms |= self._links.broadcast_object(forms, source)
         for name in names:
             if name not in outputs:
                 shape, dtype = self._forms[name]

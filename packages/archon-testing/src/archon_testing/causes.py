@@ -14,7 +14,7 @@ from torch import Tensor
 
 from archon_core.models.box import Box
 from archon_testing.diagnosis import Cause
-from archon_testing.pieces import Piece
+from archon_testing.held_shards import HeldShard
 
 CLEAN = 1e-5
 """Largest relative distance at which a value counts as a multiple, a sum or a mean of others."""
@@ -29,7 +29,7 @@ Coordinates = Sequence[Mapping[str, int]]
 """Of every rank of the world, axis -> place."""
 
 
-def cause_of_tensor(pieces: Sequence[Piece | None], expected: Tensor, coordinates: Coordinates) -> Cause:
+def cause_of_tensor(pieces: Sequence[HeldShard | None], expected: Tensor, coordinates: Coordinates) -> Cause:
     """What a wrong tensor is to the right one.
 
     Args:
@@ -88,7 +88,7 @@ def cause_of_decay(found: Tensor, expected: Tensor, decay: Tensor, *, decayed: b
     return Cause("decay missing") if _near(factor, 1.0) else Cause("decay wrong", factor=1.0 - factor)
 
 
-def cause_of_copies(pieces: Sequence[Sequence[Piece]], expected: Tensor) -> Cause | None:
+def cause_of_copies(pieces: Sequence[Sequence[HeldShard]], expected: Tensor) -> Cause | None:
     """That the copies of a tied weight, one stage's each, only sum to the right value; ``None`` when they do not.
 
     Args:
@@ -101,14 +101,14 @@ def cause_of_copies(pieces: Sequence[Sequence[Piece]], expected: Tensor) -> Caus
     return Cause("copies not summed", ("pp",))
 
 
-def _assembled(pieces: Sequence[Piece], like: Tensor) -> Tensor:
+def _assembled(pieces: Sequence[HeldShard], like: Tensor) -> Tensor:
     whole = torch.zeros(like.shape, dtype=torch.float64)
     for piece in pieces:
         whole[piece.box.slices] = piece.values.double()
     return whole
 
 
-def _cause_of_held(pieces: Sequence[Piece], expected: Tensor, coordinates: Coordinates) -> Cause:
+def _cause_of_held(pieces: Sequence[HeldShard], expected: Tensor, coordinates: Coordinates) -> Cause:
     for axes in _axis_sets(coordinates):
         sums = [_sum_along(axes, rank, pieces, coordinates) for rank in range(len(pieces))]
         if all(total is None for total in sums):
@@ -156,7 +156,7 @@ def cause_of_number(found: float, right: float, coordinates: Coordinates) -> Cau
 def cause_of_norm(
     norms: Sequence[float],
     right: float,
-    gradients: Sequence[Mapping[str, Piece]],
+    gradients: Sequence[Mapping[str, HeldShard]],
     coordinates: Coordinates,
     tied: Collection[str] = (),
     experts: Collection[str] = (),
@@ -206,7 +206,7 @@ def _size(axis: str, coordinates: Coordinates) -> int:
     return len({own[axis] for own in coordinates})
 
 
-def _sum_along(axes: Sequence[str], rank: int, pieces: Sequence[Piece], coordinates: Coordinates) -> Tensor | None:
+def _sum_along(axes: Sequence[str], rank: int, pieces: Sequence[HeldShard], coordinates: Coordinates) -> Tensor | None:
     """The sum of what ranks that differ from ``rank`` along ``axes`` alone hold; ``None`` if they hold other places."""
     line = [
         pieces[other]
@@ -219,7 +219,7 @@ def _sum_along(axes: Sequence[str], rank: int, pieces: Sequence[Piece], coordina
 
 
 def _norm_without(
-    axes: Sequence[str], rank: int, gradients: Sequence[Mapping[str, Piece]], coordinates: Coordinates
+    axes: Sequence[str], rank: int, gradients: Sequence[Mapping[str, HeldShard]], coordinates: Coordinates
 ) -> float:
     """The norm over the parts that ranks with the place of ``rank`` on ``axes`` hold."""
     own = coordinates[rank]
@@ -229,7 +229,9 @@ def _norm_without(
     return math.sqrt(sum(parts.values()))
 
 
-def _norm_with_copies(axes: Sequence[str], gradients: Sequence[Mapping[str, Piece]], coordinates: Coordinates) -> float:
+def _norm_with_copies(
+    axes: Sequence[str], gradients: Sequence[Mapping[str, HeldShard]], coordinates: Coordinates
+) -> float:
     """The norm over all parts, those that ranks along ``axes`` hold counted each time."""
     parts: dict[tuple[str, Box, tuple[int, ...]], float] = {
         (name, piece.box, tuple(place[axis] for axis in axes)): _square(piece)
@@ -239,7 +241,7 @@ def _norm_with_copies(axes: Sequence[str], gradients: Sequence[Mapping[str, Piec
     return math.sqrt(sum(parts.values()))
 
 
-def _square(piece: Piece) -> float:
+def _square(piece: HeldShard) -> float:
     return float(piece.values.double().square().sum())
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from archon_testing.cases import BFLOAT16
-from archon_testing.pieces import Piece
+from archon_testing.held_shards import HeldShard
 from archon_testing.record import Record
 from archon_testing.verdicts import LIMITS, QUANTITIES, Comparison, Deviation, Quantity, worst_deviation
 
@@ -69,7 +69,7 @@ def missing_parameters(record: Record, reference: Record) -> frozenset[str]:
     return frozenset(expected) - record.names
 
 
-def relative_error(found: Piece, expected: Piece, largest: float) -> float:
+def relative_error(found: HeldShard, expected: HeldShard, largest: float) -> float:
     """The largest difference between a piece and its place in the whole, relative to the whole's largest magnitude.
 
     Args:
@@ -110,7 +110,7 @@ def magnitude(tensor: Tensor) -> float:
 
 
 def _deviations(
-    found: Mapping[str, Piece], expected: Mapping[str, Piece], step: int | None, partial: bool = False
+    found: Mapping[str, HeldShard], expected: Mapping[str, HeldShard], step: int | None, partial: bool = False
 ) -> Iterator[Deviation]:
     """``partial``: whether ``found`` need not have all that is expected."""
     largest = max((piece.largest for piece in expected.values()), default=0.0)
@@ -120,7 +120,7 @@ def _deviations(
 
 
 def _state_deviations(
-    found: Mapping[str, Piece], expected: Mapping[str, Piece], step: int | None, partial: bool
+    found: Mapping[str, HeldShard], expected: Mapping[str, HeldShard], step: int | None, partial: bool
 ) -> Iterator[Deviation]:
     """Of the optimizer's state, where it was recorded. First and second moments differ in size: each has its floor."""
     if not found:
@@ -146,12 +146,12 @@ def _not_as_saved(record: Record, reference: Record, dtype: str) -> Iterator[str
             yield f"after loading, {what}{listed} not what was saved"
 
 
-def _pieces(numbers: Mapping[str, float]) -> dict[str, Piece]:
+def _pieces(numbers: Mapping[str, float]) -> dict[str, HeldShard]:
     return _wholes({name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()})
 
 
-def _wholes(tensors: Mapping[str, Tensor]) -> dict[str, Piece]:
-    return {name: Piece.whole(tensor) for name, tensor in tensors.items()}
+def _wholes(tensors: Mapping[str, Tensor]) -> dict[str, HeldShard]:
+    return {name: HeldShard.whole(tensor) for name, tensor in tensors.items()}
 
 
 def _placed(record: Record, values: Tensor, whole: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
 from archon_engine.models.parameter_names import weight_shapes
 from archon_testing.cases import Case
-from archon_testing.pieces import Piece
+from archon_testing.held_shards import HeldShard
 
 
 def weight_map_of(case: Case) -> ResolvedMap:
@@ -45,7 +45,7 @@ def read_files(folder: Path) -> dict[str, Tensor]:
 
 
 def export_errors(
-    files: Mapping[str, Tensor], own: Mapping[str, Piece], weights: ResolvedMap
+    files: Mapping[str, Tensor], own: Mapping[str, HeldShard], weights: ResolvedMap
 ) -> tuple[dict[str, float], list[str]]:
     """How far exported tensors are from this rank's weights, and which should not be there, are missing or misshapen.
 
@@ -73,7 +73,7 @@ def export_errors(
     return errors, problems
 
 
-def expected_export(hf_name: str, pieces: list[Mapping[str, Piece]], weights: ResolvedMap) -> Tensor:
+def expected_export(hf_name: str, pieces: list[Mapping[str, HeldShard]], weights: ResolvedMap) -> Tensor:
     """One exported tensor, put together from the pieces that all ranks have of ours."""
     whole = torch.full(weights.hf_shapes[hf_name], torch.nan, dtype=torch.float64)
     for own in pieces:
@@ -91,7 +91,7 @@ def ours_in(hf_name: str, weights: ResolvedMap) -> set[str]:
 
 
 def _pairs(
-    files: Mapping[str, Tensor], own: Mapping[str, Piece], weights: ResolvedMap
+    files: Mapping[str, Tensor], own: Mapping[str, HeldShard], weights: ResolvedMap
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, own values and exported values of every part of an exported tensor that lies on this rank."""
     for name, piece in own.items():

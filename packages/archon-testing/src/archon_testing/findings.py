@@ -25,8 +25,8 @@ from archon_testing.causes import (
 from archon_testing.compare import STACKED, magnitude, relative_error
 from archon_testing.diagnosis import Cause, Diagnosis, Finding, shared_place
 from archon_testing.engines import OPTIMIZER
+from archon_testing.held_shards import HeldShard
 from archon_testing.losses import TARGETS
-from archon_testing.pieces import Piece
 from archon_testing.record import Record, StepRecord, ties_between_stages
 from archon_testing.verdicts import LIMITS, Quantity, limit_of
 
@@ -82,7 +82,7 @@ class FailingWorld:
             return Finding(name, worst, **fields)
         return Finding(name, worst, ranks=wrong, where=shared_place(wrong, self.coordinates), **fields)
 
-    def tensor(self, name: str, own: Mapping[str, Piece], expected: Mapping[str, Piece]) -> Finding:
+    def tensor(self, name: str, own: Mapping[str, HeldShard], expected: Mapping[str, HeldShard]) -> Finding:
         """What is wrong with the tensor ``name``, which some rank has."""
         piece = own.get(name)
         error = 0.0 if piece is None else relative_error(piece, expected[name], _largest(expected))
@@ -99,7 +99,7 @@ class FailingWorld:
             name, errors, self.limit, cause=cause, experts=experts, n_experts=len(expected[name].values)
         )
 
-    def _wrong_experts(self, own: Piece | None, expected: Piece, largest: float) -> tuple[int, ...]:
+    def _wrong_experts(self, own: HeldShard | None, expected: HeldShard, largest: float) -> tuple[int, ...]:
         """Which matrices of a stack are wrong somewhere; nothing where all are, or for what is no stack."""
         n_experts = len(expected.values) if expected.values.ndim == STACKED else 0
         here = set()
@@ -114,7 +114,7 @@ class FailingWorld:
         """On the axes that a parameter is sharded over."""
         return self.expert_coordinates if _is_of_experts(name) else self.coordinates
 
-    def wrong(self, own: Mapping[str, Piece], expected: Mapping[str, Piece]) -> list[str]:
+    def wrong(self, own: Mapping[str, HeldShard], expected: Mapping[str, HeldShard]) -> list[str]:
         """The tensors that are wrong on some rank that has them, in the order of ``expected``."""
         largest = _largest(expected)
         here = {
@@ -125,7 +125,9 @@ class FailingWorld:
         anywhere = set().union(*self.ranks.gather(here))
         return [name for name in expected if name in anywhere]
 
-    def _unsummed_copies(self, name: str, own: Mapping[str, Piece], expected: Mapping[str, Piece]) -> Cause | None:
+    def _unsummed_copies(
+        self, name: str, own: Mapping[str, HeldShard], expected: Mapping[str, HeldShard]
+    ) -> Cause | None:
         """That a tied weight's copies, on two stages, were not summed; ``None`` when they were, or there are none."""
         if name not in self.copies and name not in self.copies.values():
             return None
@@ -235,7 +237,7 @@ class FailingWorld:
         return []
 
     def _weight(
-        self, wrong: Sequence[str], own: StepRecord, expected: StepRecord, before: Mapping[str, Piece]
+        self, wrong: Sequence[str], own: StepRecord, expected: StepRecord, before: Mapping[str, HeldShard]
     ) -> tuple[Finding, list[str]]:
         """The first wrong weight, and what is to be said of all of them where weight decay is wrong."""
         rate, causes = expected.loss["learning rate"], {}
@@ -258,7 +260,7 @@ class FailingWorld:
             f"weight decay is to blame: {len(alike)} of {total} {kind} differ like that"
         ]
 
-    def _wrong_stages(self, wrong: Sequence[str], own: Mapping[str, Piece]) -> list[str]:
+    def _wrong_stages(self, wrong: Sequence[str], own: Mapping[str, HeldShard]) -> list[str]:
         """Which pipeline ranks have wrong gradients, when some have none."""
         with_wrong = {
             place["pp"]
@@ -270,7 +272,7 @@ class FailingWorld:
         ranks = ", ".join(map(str, sorted(with_wrong)))
         return [f"gradients are wrong on the stages of pipeline rank {ranks} only (pp {ranks})"]
 
-    def _norm(self, own: float, right: float, gradients: Mapping[str, Piece]) -> Finding | None:
+    def _norm(self, own: float, right: float, gradients: Mapping[str, HeldShard]) -> Finding | None:
         gathered = self.ranks.gather((own, dict(gradients)))
         errors = [_relative(norm, right) for norm, _ in gathered]
         limit = limit_of(self.case.compute_dtype, "gradient norm")
@@ -296,12 +298,12 @@ class FailingWorld:
         return self.finding(name, errors, limit, cause=cause_of_number(values[0], right, self.coordinates))
 
 
-def _entries(pieces: Mapping[str, Piece], entry: str) -> dict[str, Piece]:
+def _entries(pieces: Mapping[str, HeldShard], entry: str) -> dict[str, HeldShard]:
     """Of optimizer state, what is called ``entry``."""
     return {name: piece for name, piece in pieces.items() if name.endswith(f" {entry}")}
 
 
-def _whole_row(piece: Piece, row: int) -> Piece:
+def _whole_row(piece: HeldShard, row: int) -> HeldShard:
     part = piece.at(row)
     assert part is not None, "a whole tensor has all rows"
     return part
@@ -315,7 +317,7 @@ def first_wrong_step(record: Record, reference: Record, case: Case) -> int:
             ("loss", _relative(own.loss[name], right.loss[name])) for name in right.loss
         ]
         errors.append(("gradient norm", _relative(own.gradient_norm, right.gradient_norm)))
-        kinds: list[tuple[Quantity, Mapping[str, Piece], Mapping[str, Piece]]] = [
+        kinds: list[tuple[Quantity, Mapping[str, HeldShard], Mapping[str, HeldShard]]] = [
             ("gradients", own.gradients, right.gradients)
         ]
         if dtype == "float64":
@@ -333,7 +335,7 @@ def _is_of_experts(parameter: str) -> bool:
     return parameter.rpartition(".")[0].endswith(".experts")
 
 
-def _largest(pieces: Mapping[str, Piece]) -> float:
+def _largest(pieces: Mapping[str, HeldShard]) -> float:
     return max((magnitude(piece.values) for piece in pieces.values()), default=0.0)
 
 

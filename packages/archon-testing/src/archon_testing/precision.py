@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from archon_testing.pieces import Piece
+from archon_testing.held_shards import HeldShard
 
 ENOUGH = 100
 """Elements of which not all can be bfloat16 numbers by chance."""
@@ -20,7 +20,7 @@ MOST_BY_CHANCE = 0.95
 numbers, too: those of an embedding's rows, so that only layers are counted."""
 
 
-def rounded_sums(gradients: Mapping[str, Piece], *, dense: bool, experts: bool) -> Iterator[str]:
+def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bool) -> Iterator[str]:
     """Sentences about gradients of layers that were rounded to bfloat16.
 
     Args:

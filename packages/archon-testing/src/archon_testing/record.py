@@ -23,8 +23,8 @@ from archon_testing.batches import STEP_LENGTHS, STEPS, deal, make_batch, token_
 from archon_testing.cases import BFLOAT16, Case
 from archon_testing.engines import CHECKPOINT, build_engine, headless, optimizer_of
 from archon_testing.exports import export_errors, save_and_read, weight_map_of
+from archon_testing.held_shards import HeldShard, own_gradient, own_shard
 from archon_testing.losses import Counted, OracleLoss, n_targets, oracle_loss
-from archon_testing.pieces import Piece, own_gradient, own_piece
 from archon_testing.pipelines import n_stages_of
 from archon_testing.precision import rounded_sums
 from archon_testing.update_rule import wrong_updates
@@ -53,9 +53,9 @@ class StepRecord:
 
     loss: Mapping[str, float]
     gradient_norm: float
-    gradients: Mapping[str, Piece]
-    weights: Mapping[str, Piece]
-    state: Mapping[str, Piece] = field(default_factory=dict)
+    gradients: Mapping[str, HeldShard]
+    weights: Mapping[str, HeldShard]
+    state: Mapping[str, HeldShard] = field(default_factory=dict)
     counted: Counted = field(default_factory=Counted)
     targets: float = 0.0
 
@@ -84,13 +84,13 @@ class Record:
 
     steps: tuple[StepRecord, ...] = ()
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
-    initial: Mapping[str, Piece] = field(default_factory=dict)
-    start: Mapping[str, Piece] = field(default_factory=dict)
+    initial: Mapping[str, HeldShard] = field(default_factory=dict)
+    start: Mapping[str, HeldShard] = field(default_factory=dict)
     tokens: Tensor | None = None
     exported: Mapping[str, float] = field(default_factory=dict)
     data_rank: int = 0
-    loaded: Mapping[str, Piece] = field(default_factory=dict)
-    loaded_state: Mapping[str, Piece] = field(default_factory=dict)
+    loaded: Mapping[str, HeldShard] = field(default_factory=dict)
+    loaded_state: Mapping[str, HeldShard] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     pipelined: bool = False
@@ -106,7 +106,7 @@ class Record:
     def with_copies(self, copies: Mapping[str, str]) -> Record:
         """This record of one process as stages would have it, where the two ends of a tie have a copy each."""
 
-        def both(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
+        def both(pieces: Mapping[str, HeldShard]) -> dict[str, HeldShard]:
             return {**pieces, **{copy: pieces[name] for copy, name in copies.items() if name in pieces}}
 
         steps = [replace(step, gradients=both(step.gradients), weights=both(step.weights)) for step in self.steps]
@@ -142,7 +142,7 @@ def measure(
         loss = oracle_loss(critic=case.critic)
         batches = oracle_batches(case, engine.hf_config)
         tokens, data_rank = token_places(batches[0], share_of(engine, batches[0])), engine.data_ranks.rank
-        start = own_pieces(engine)
+        start = own_shards(engine)
         problems: list[str] = []
         outputs: dict[str, Tensor] = {}
         steps: list[StepRecord] = []
@@ -163,7 +163,7 @@ def measure(
                 outputs = _outputs(engine, batches[0], loss, "after")
         exported: Mapping[str, float] = {}
         if case.exports:
-            exported, wrong = export_errors(save_and_read(engine, scratch), own_pieces(engine), weight_map_of(case))
+            exported, wrong = export_errors(save_and_read(engine, scratch), own_shards(engine), weight_map_of(case))
             problems += wrong
         has_experts = _has_experts(case)
     finally:
@@ -213,7 +213,7 @@ def measure_resumed(case: Case, folder: Path, saved: Path) -> Record:
     try:
         engine.load(saved, "dcp")
         loss, batch = oracle_loss(critic=case.critic), oracle_batches(case, engine.hf_config)[RESUMED_AFTER]
-        loaded, loaded_state = own_pieces(engine), own_state(engine)
+        loaded, loaded_state = own_shards(engine), own_state(engine)
         problems: list[str] = []
         step = _train(engine, case, batch, loss, RESUMED_AFTER, loaded, problems)
         step = replace(step, state=own_state(engine))
@@ -239,7 +239,7 @@ def ties_between_stages(case: Case) -> Mapping[str, str]:
     return weight_map_of(case).ties
 
 
-def initial_weights(case: Case, folder: Path) -> dict[str, Piece]:
+def initial_weights(case: Case, folder: Path) -> dict[str, HeldShard]:
     """What an engine starts with when no checkpoint gives it, by parameter name. Collective."""
     found = _weights_of_new_engine(case, None)
     checkpoint = headless(folder)
@@ -249,18 +249,18 @@ def initial_weights(case: Case, folder: Path) -> dict[str, Piece]:
     return found
 
 
-def own_pieces(engine: Any) -> dict[str, Piece]:
+def own_shards(engine: Any) -> dict[str, HeldShard]:
     """Parameter -> what this rank holds of it."""
-    return {name: own_piece(parameter) for name, parameter in engine.parameters.items()}
+    return {name: own_shard(parameter) for name, parameter in engine.parameters.items()}
 
 
-def own_state(engine: Any) -> dict[str, Piece]:
+def own_state(engine: Any) -> dict[str, HeldShard]:
     """Parameter and entry -> what this rank holds of the optimizer's state; nothing of an engine that does not tell."""
     found = {}
     for part in getattr(engine.stage(), "parts", ()):
         if part.name.startswith(_STATE):
             parameter, _, entry = part.name.removeprefix(_STATE).rpartition(".")
-            found[f"{parameter} {entry}"] = Piece(part.values().clone(), part.box, tuple(part.shape))
+            found[f"{parameter} {entry}"] = HeldShard(part.values().clone(), part.box, tuple(part.shape))
     return found
 
 
@@ -284,7 +284,7 @@ def _train(
     batch: Batch,
     loss: OracleLoss,
     step: int,
-    before: Mapping[str, Piece],
+    before: Mapping[str, HeldShard],
     problems: list[str],
 ) -> StepRecord:
     """One step, and what is wrong with it by itself. ``before`` are the weights that a first step starts from."""
@@ -301,7 +301,7 @@ def _train(
     parameters: Mapping[str, nn.Parameter] = engine.parameters
     problems += [f"step {step + 1} leaves the gradient of {name} a partial sum" for name in _partial(parameters)]
     clipped = {name: own_gradient(parameter) for name, parameter in parameters.items()}
-    weights = own_pieces(engine)
+    weights = own_shards(engine)
     if step == 0:
         rate = stats.learning_rate or 0.0
         problems += wrong_updates(before, clipped, weights, learning_rate=rate, optimizer=optimizer_of(case))
@@ -338,9 +338,9 @@ def _outputs(engine: Any, batch: Batch, loss: OracleLoss, when: str) -> dict[str
     return {f"{name} {when} training": values for name, values in outputs.items()}
 
 
-def _weights_of_new_engine(case: Case, checkpoint: Path | None) -> dict[str, Piece]:
+def _weights_of_new_engine(case: Case, checkpoint: Path | None) -> dict[str, HeldShard]:
     engine = build_engine(case, checkpoint)
     try:
-        return own_pieces(engine)
+        return own_shards(engine)
     finally:
         engine.close()

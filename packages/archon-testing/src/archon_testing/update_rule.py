@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 
 from archon_core.contracts.engine_config import OptimizerConfig
-from archon_testing.pieces import Piece
+from archon_testing.held_shards import HeldShard
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5}
 """Relative to the largest weight. The decay of one step is 1e-3 of a weight, and less rounding of a step is 1e-7."""
@@ -22,9 +22,9 @@ Decay = Literal["right", "missing", "unwanted", "wrong", "other"]
 
 
 def wrong_updates(
-    before: Mapping[str, Piece],
-    gradients: Mapping[str, Piece],
-    after: Mapping[str, Piece],
+    before: Mapping[str, HeldShard],
+    gradients: Mapping[str, HeldShard],
+    after: Mapping[str, HeldShard],
     *,
     learning_rate: float,
     optimizer: OptimizerConfig,
@@ -54,7 +54,7 @@ def wrong_updates(
 
 
 def decay_of_update(
-    before: Piece, gradient: Piece, after: Piece, *, learning_rate: float, optimizer: OptimizerConfig
+    before: HeldShard, gradient: HeldShard, after: HeldShard, *, learning_rate: float, optimizer: OptimizerConfig
 ) -> Decay:
     """What the first step did with weight decay: it is for matrices, as ``engine.optimizer.is_decayed`` says."""
     start, g, end = (piece.values.double() for piece in (before, gradient, after))

@@ -22,7 +22,7 @@ class ContextRanks(Protocol):
     rank: int
     size: int
 
-    def own_tokens(self, x: Tensor) -> Tensor:
+    def local_tokens(self, x: Tensor) -> Tensor:
         """This rank's part of ``x`` [T, ...]; T is a multiple of ``size``."""
 
     def gather_outputs(self, x: Tensor) -> Tensor:
@@ -157,12 +157,12 @@ class PackedSequences:
         head = self.head
         if head is not None:
             assert head.positions is None, "outputs at chosen positions are for whole packs"
-            head = replace(head, targets=None if head.targets is None else context.own_tokens(head.targets))
-        experts = None if self.experts is None else context.own_tokens(self.experts)
-        positions = context.own_tokens(self.positions)
+            head = replace(head, targets=None if head.targets is None else context.local_tokens(head.targets))
+        experts = None if self.experts is None else context.local_tokens(self.experts)
+        positions = context.local_tokens(self.positions)
         return replace(self, positions=positions, head=head, context=context, experts=experts)
 
-    def own_places(self, parallel: TensorRanks | None = None) -> Tensor:
+    def local_places(self, parallel: TensorRanks | None = None) -> Tensor:
         """int64 [own tokens], the place in the whole pack of each token that this rank holds between regions.
 
         Args:
@@ -171,14 +171,14 @@ class PackedSequences:
         n_own = self.positions.shape[0]
         if parallel is not None and parallel.sequence_sharded:
             n_own //= parallel.size
-        first = self.first_own_place(parallel, n_own)
+        first = self.first_local_place(parallel, n_own)
         return torch.arange(first, first + n_own, device=self.positions.device)
 
-    def first_own_place(self, parallel: TensorRanks | None, n_own: int) -> int:
-        """The first of ``own_places``, of which there are ``n_own``; known on the host."""
+    def first_local_place(self, parallel: TensorRanks | None, n_own: int) -> int:
+        """The first of ``local_places``, of which there are ``n_own``; known on the host."""
         first = 0 if self.context is None else self.context.rank * self.positions.shape[0]
         return first + parallel.rank * n_own if parallel is not None and parallel.sequence_sharded else first
 
-    def of_own_tokens(self, x: Tensor) -> Tensor:
+    def local_rows(self, x: Tensor) -> Tensor:
         """The rows of ``x`` [T, ...] that belong to the tokens held here."""
-        return x if self.context is None else self.context.own_tokens(x)
+        return x if self.context is None else self.context.local_tokens(x)

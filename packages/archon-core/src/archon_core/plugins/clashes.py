@@ -37,7 +37,7 @@ def clashes_of(plugin: PluginStatus, claims: Claims) -> list[str]:
 def explain_clash(kind: str, name: str, claimants: Sequence[PluginStatus]) -> str:
     """Who provides the name, and how to leave either of them out."""
     who = " and ".join(_describe(plugin) for plugin in claimants)
-    ways = dict.fromkeys(_way_out(kind, name, plugin, claimants) for plugin in claimants if not is_core(plugin))
+    ways = dict.fromkeys(_remedy(kind, name, plugin, claimants) for plugin in claimants if not is_core(plugin))
     return f"{label(kind)} {name!r} is provided by {who}; leave one of them out: {' or '.join(ways)}"
 
 
@@ -50,7 +50,7 @@ def _describe(plugin: PluginStatus) -> str:
     return str(plugin) if plugin.distribution in (CORE_DISTRIBUTION, IN_PROCESS) else f"{plugin} ({plugin.name})"
 
 
-def _way_out(kind: str, name: str, plugin: PluginStatus, claimants: Sequence[PluginStatus]) -> str:
+def _remedy(kind: str, name: str, plugin: PluginStatus, claimants: Sequence[PluginStatus]) -> str:
     if plugin.distribution == IN_PROCESS:
         return f"archon_core.registry().remove({kind!r}, {name!r})"
     namesakes = {other.distribution for other in claimants if other.name == plugin.name}

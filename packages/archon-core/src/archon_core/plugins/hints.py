@@ -113,7 +113,7 @@ def explain_unknown(
     return "\n".join(lines)
 
 
-def ways_out(model_type: str, plugins: Sequence[PluginStatus]) -> str:
+def alternatives(model_type: str, plugins: Sequence[PluginStatus]) -> str:
     """What to do about a model type that no spec serves, with the packages that it takes."""
 
     def unless_there(package: str) -> str:

@@ -16,7 +16,7 @@ from archon_core.contracts.spec import Spec
 from archon_core.errors import PluginError, UnknownNameError, did_you_mean
 from archon_core.plugins.clashes import Claims, clashes_of, collect_claims, explain_clash
 from archon_core.plugins.discovery import Discovery, discover, distribution_name, normalise
-from archon_core.plugins.hints import explain_unknown, label, ways_out
+from archon_core.plugins.hints import alternatives, explain_unknown, label
 from archon_core.plugins.kinds import SPEC_TYPES
 from archon_core.plugins.loader import check_spec, load_core, load_plugin
 from archon_core.plugins.status import IN_PROCESS, PluginStatus
@@ -175,7 +175,7 @@ class Registry:
     def _explain_unserved(self, model_type: str) -> str:
         served = sorted({served for spec in self.all(ModelSpec) for served in spec.model_types})
         reason = explain_unknown("model", model_type, listed=served, plugins=self._installed, noun="model type")
-        return f"{reason}\n{ways_out(model_type, self._installed)}"
+        return f"{reason}\n{alternatives(model_type, self._installed)}"
 
 
 def build_registry(discovery: Discovery, environment: Mapping[str, str]) -> Registry:

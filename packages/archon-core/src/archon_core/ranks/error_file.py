@@ -59,7 +59,7 @@ def describe_error(error: BaseException) -> RankError:
     if is_connection_loss(error):
         kind = "connection"
     elif isinstance(error, ArchonError):
-        kind = "told" if error.is_told else "user"
+        kind = "told" if error.is_relayed else "user"
     lines = [str(error) or type(error).__name__, *getattr(error, "__notes__", ())]
     return RankError(
         kind, type(error).__name__, "\n".join(lines), "".join(traceback.format_exception(error)), time.time()

@@ -45,7 +45,7 @@ def raise_on_every_rank(own: Exception | None, failures: Sequence[Failure | None
     for rank, failure in enumerate(failures):
         if failure is not None:
             error = failure.kind(f"rank {rank} failed: {failure.text}")
-            error.is_told = True
+            error.is_relayed = True
             raise error
 
 

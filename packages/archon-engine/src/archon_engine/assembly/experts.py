@@ -59,10 +59,12 @@ class ExpertBlocks:
     holders: dist.ProcessGroup | None = None
     pipeline: dist.ProcessGroup | None = None
 
-    def tell(self, micro_batches: Sequence[MicroBatch], whole: Share) -> tuple[list[MicroBatch], StepReports]:
-        """The same micro-batches with what the blocks need to know, and where they will report."""
+    def with_batch_totals(
+        self, micro_batches: Sequence[MicroBatch], whole: Share
+    ) -> tuple[list[MicroBatch], StepReports]:
+        """Micro-batches that carry the totals of the whole batch, which losses of blocks divide by, and their reports."""
         reports = StepReports()
-        told = []
+        carrying = []
         for number, micro_batch in enumerate(micro_batches):
             auxiliary = Auxiliary(
                 n_tokens=whole.n_tokens,
@@ -70,8 +72,8 @@ class ExpertBlocks:
                 report=partial(reports.add, number),
                 group=self.holders,
             )
-            told.append(replace(micro_batch, packed=replace(micro_batch.packed, auxiliary=auxiliary)))
-        return told, reports
+            carrying.append(replace(micro_batch, packed=replace(micro_batch.packed, auxiliary=auxiliary)))
+        return carrying, reports
 
     def finish(self, reports: StepReports, *, stepped: bool) -> dict[str, float]:
         """Update what is not trained by gradients, where the optimizer has stepped; returns metrics. Collective."""

@@ -50,5 +50,5 @@ def build_micro_batch(
         experts = torch.nn.functional.pad(selected.token_fields[ROUTED_EXPERTS], (0, 0, 0, 0, 0, padding))
         packed = replace(packed, experts=experts)
     if context is not None:
-        input_ids, packed = context.own_tokens(input_ids), packed.cut(context)
+        input_ids, packed = context.local_tokens(input_ids), packed.cut(context)
     return MicroBatch(batch=selected, indices=tuple(indices), input_ids=input_ids, packed=packed)

@@ -203,4 +203,4 @@ class RotaryEmbedding(nn.Module):
             [self._frequencies if key is None else self.arguments.frequencies(key)[0] for key in rows]
         )
         row_of_token = torch.repeat_interleave(torch.tensor([rows[key] for key in keys]), torch.tensor(packed.lengths))
-        return table_UD[packed.of_own_tokens(row_of_token)].to(device)
+        return table_UD[packed.local_rows(row_of_token)].to(device)

@@ -37,7 +37,7 @@ class ContextParallel:
     rank: int
     size: int
 
-    def own_tokens(self, x: Tensor) -> Tensor:
+    def local_tokens(self, x: Tensor) -> Tensor:
         """This rank's part of ``x`` [T, ...]; T is a multiple of ``size``."""
         assert x.shape[0] % self.size == 0, f"{x.shape[0]} tokens were not padded for {self.size} context ranks"
         part = x.shape[0] // self.size

@@ -191,7 +191,7 @@ def train_step(
     totals = LossTotals(loss, whole, parts.ranks)
     reports = None
     if parts.experts is not None:
-        micro_batches, reports = parts.experts.tell(micro_batches, whole)
+        micro_batches, reports = parts.experts.with_batch_totals(micro_batches, whole)
     optimizer.zero_grad()
     parts.runner.train(micro_batches, totals.objective)
     if parts.tied is not None:

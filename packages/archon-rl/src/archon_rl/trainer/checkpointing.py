@@ -182,7 +182,7 @@ def load_checkpoint(run: RunContext, checkpoint: Path, engine: TrainEngine, curs
     Raises:
         WeightsError: on every rank, the checkpoint is damaged, or was written for other batches.
     """
-    with way_out(checkpoint):
+    with with_resume_advice(checkpoint):
         with failing_together(run.ranks):
             state = read_state(run, checkpoint)
             _check_batches(run, checkpoint, state, cursor)
@@ -227,7 +227,7 @@ def _check_batches(run: RunContext, checkpoint: Path, state: TrainerState, curso
 
 
 @contextmanager
-def way_out(checkpoint: Path) -> Iterator[None]:
+def with_resume_advice(checkpoint: Path) -> Iterator[None]:
     """Say how to go on without a damaged checkpoint; that is never done unasked."""
     try:
         yield

@@ -18,7 +18,13 @@ from archon_core.plugins import RewardSpec, registry
 from archon_core.ranks.failing_together import failing_together
 from archon_engine.checkpoint.publication import publish_folder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
-from archon_rl.trainer.checkpointing import TOKENIZER_FOLDER, TrainerState, read_state, resumed_checkpoint, way_out
+from archon_rl.trainer.checkpointing import (
+    TOKENIZER_FOLDER,
+    TrainerState,
+    read_state,
+    resumed_checkpoint,
+    with_resume_advice,
+)
 from archon_rl.trainer.fingerprint import (
     Fingerprint,
     records_fingerprint,
@@ -64,7 +70,7 @@ def fingerprints(run: RunContext, task: Task, *, reward: str | None = None) -> d
     found: dict[str, Fingerprint] = {}
     decisions: list[Decision] = []
     # The note on a way out is for every rank, so it stands around what is raised on all.
-    with nullcontext() if checkpoint is None else way_out(checkpoint), failing_together(run.ranks):
+    with nullcontext() if checkpoint is None else with_resume_advice(checkpoint), failing_together(run.ranks):
         if run.ranks.is_first:
             found = _fingerprints(run.config, task, run.folder.path / TOKENIZER_FOLDER)
             if reward is not None:
@@ -80,7 +86,7 @@ def renew_tokenizer(run: RunContext, folder: Path) -> None:
     config, checkpoint = run.config, run.folder.latest_checkpoint()
     if not {"tokenizer", "chat_template"} & set(config.trainer.accept_changed) or checkpoint is None:
         return
-    with way_out(checkpoint):
+    with with_resume_advice(checkpoint):
         before = read_state(run, checkpoint).fingerprints or {}
     source = _source_tokenizer(config)
     if source is None:

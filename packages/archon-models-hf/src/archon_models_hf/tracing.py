@@ -1,8 +1,7 @@
-"""What a model of transformers is, found by building it without storage and running it once.
+"""Traces a model of transformers: builds it without storage, runs it once, and reads its structure from that run.
 
-Nothing about a family is written down here. Which parts come in which order, what attention is called with, how masks
-look, what becomes of logits: all of it is seen in the run, and what cannot be honoured is refused before there is a
-weight.
+Nothing about a family is written down here. The run shows the order of the parts, the arguments of attention, the shape of
+masks and what happens to logits. Anything that Archon cannot honour is refused before there are weights.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from torch import nn
 from archon_core.errors import ModelError
 from archon_engine import compat
 from archon_engine.nn.head import LogitForm
+from archon_models_hf.advice import ADVICE
 from archon_models_hf.logits import logit_form
 from archon_models_hf.masks import describe_mask
 from archon_models_hf.names import Names
 from archon_models_hf.one_run import Passes, watching
 from archon_models_hf.pipeline_plan import no_pipeline
-from archon_models_hf.seen_attention import AttentionFacts, Recorder, record
 from archon_models_hf.tensor_plan import TensorFacts, read_tensor_plan
+from archon_models_hf.traced_attention import AttentionFacts, Recorder, record
 from archon_models_hf.transformers_model import build_transformers
-from archon_models_hf.way_out import WAY_OUT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -121,14 +120,14 @@ def _names(lm: PreTrainedModel, config: PreTrainedConfig, where: str) -> Names:
         raise ModelError(
             f"{where}: found {type(lm).__name__} of {', '.join(in_lm)}, and its base model of {', '.join(in_base)}; "
             f"archon-models-hf runs models of a token embedding, one list of layers, a final norm and a head; "
-            f"{WAY_OUT}"
+            f"{ADVICE}"
         )
     head = in_lm[heads[0]]
     if not isinstance(head, nn.Linear) or head.bias is not None:
         what = "a bias" if isinstance(head, nn.Linear) else f"a {type(head).__name__}"
         raise ModelError(
             f"{where}: found {what} in the head {heads[0]} of {type(lm).__name__}; archon-models-hf has linear heads "
-            f"without bias; {WAY_OUT}"
+            f"without bias; {ADVICE}"
         )
     return Names(body, embeddings[0], lists[0], norm="", head=heads[0])
 
@@ -148,7 +147,7 @@ def _run(base: nn.Module, embeds: torch.Tensor, recorder: Recorder, where: str) 
     except Exception as error:  # of any code of transformers
         raise ModelError(
             f"{where}: {type(base).__name__} of transformers could not be examined, so archon-models-hf cannot run it: "
-            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; {WAY_OUT}"
+            f"{type(error).__name__}: {str(error).partition(chr(10))[0]}; {ADVICE}"
         ) from error
 
 
@@ -163,7 +162,7 @@ def _with_norm(names: Names, base: nn.Module, passes: Passes, where: str) -> Nam
     if passes.n_layer_calls != len(children[names.layers]) or len(after) != 1 or stray:  # type: ignore[arg-type]
         raise ModelError(
             f"{where}: found {passes.n_layer_calls} passes through layers, then {found}, in {type(base).__name__} of "
-            "transformers; archon-models-hf runs models whose layers run once each, before one final norm; " + WAY_OUT
+            "transformers; archon-models-hf runs models whose layers run once each, before one final norm; " + ADVICE
         )
     return Names(names.body, names.embed, names.layers, after[0], names.head, tuple(others))
 
@@ -173,7 +172,7 @@ def _is_tied(lm: PreTrainedModel, config: PreTrainedConfig, names: Names, where:
     if ties not in ({}, {f"{names.head}.weight": f"{names.body}.{names.embed}.weight"}):
         raise ModelError(
             f"{where}: found the tied weights {ties}; archon-models-hf ties a head to the embedding and nothing else; "
-            f"{WAY_OUT}"
+            f"{ADVICE}"
         )
     return bool(ties)
 

@@ -13,8 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from archon_core.errors import ModelError
+from archon_models_hf.advice import ADVICE
 from archon_models_hf.masks import MaskForm
-from archon_models_hf.way_out import WAY_OUT
 
 _HANDED_DOWN = frozenset(
     {
@@ -91,7 +91,7 @@ class Recorder:
         if kwargs.get("packed") is not self:
             raise ModelError(
                 f"{self.where}: {type(layer).__name__} of transformers is not given the keyword arguments of its "
-                f"model, which tell where sequences begin; {WAY_OUT}"
+                f"model, which tell where sequences begin; {ADVICE}"
             )
         if "attention_mask" not in kwargs:
             return args, kwargs
@@ -101,11 +101,11 @@ class Recorder:
         """Write down one call; raises ModelError for what ``PackedAttention`` does not do."""
         who = f"{self.where}: attention ({type(module).__name__} of transformers)"
         if module in self.calls:
-            raise ModelError(f"{who} is computed more than once in a pass; {WAY_OUT}")
+            raise ModelError(f"{who} is computed more than once in a pass; {ADVICE}")
         if q.shape[-1] != v.shape[-1]:
             raise ModelError(
                 f"{who}: found values of size {v.shape[-1]} for queries of size {q.shape[-1]}; both must have one "
-                f"size; {WAY_OUT}"
+                f"size; {ADVICE}"
             )
         known = _UNDERSTOOD | _HANDED_DOWN
         unknown = {name: value for name, value in options.items() if name not in known}
@@ -114,10 +114,10 @@ class Recorder:
                 what = f"tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
                 raise ModelError(
                     f"{who}: found the argument {name} ({what}), which packed attention does not have; allowed are a "
-                    f"scale, a window and a softcap; {WAY_OUT}"
+                    f"scale, a window and a softcap; {ADVICE}"
                 )
         if options.get("is_causal") is False or getattr(module, "is_causal", True) is False:
-            raise ModelError(f"{who}: found is_causal false; tokens must see earlier ones only; {WAY_OUT}")
+            raise ModelError(f"{who}: found is_causal false; tokens must see earlier ones only; {ADVICE}")
         scale = options.get("scaling")
         self.calls[module] = AttentionFacts(
             module="",
@@ -137,11 +137,10 @@ class Recorder:
             found = (
                 "another mask than a causal one" if isinstance(mask, MaskForm) else f"a mask of its own ({mask!r:.80})"
             )
-            raise ModelError(f"{who}: found {found}; allowed are causal masks, with or without a window; {WAY_OUT}")
+            raise ModelError(f"{who}: found {found}; allowed are causal masks, with or without a window; {ADVICE}")
         if sliding_window not in (None, mask.window):
             raise ModelError(
-                f"{who}: found a window of {sliding_window} beside a mask with {mask.window}; they must agree; "
-                f"{WAY_OUT}"
+                f"{who}: found a window of {sliding_window} beside a mask with {mask.window}; they must agree; {ADVICE}"
             )
         return mask.window
 
@@ -172,7 +171,7 @@ class Recorder:
     def _mixes(self, found: str, layer: int) -> ModelError:
         return ModelError(
             f"{self.where}: found {found} in layer {layer}; archon-models-hf runs layers that mix tokens by one "
-            f"attention through transformers' attention interface, and in no other way; {WAY_OUT}"
+            f"attention through transformers' attention interface, and in no other way; {ADVICE}"
         )
 
 
@@ -185,7 +184,7 @@ def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
     else:
         raise ModelError(
             f"attention ({type(module).__name__} of transformers) is given neither the mask nor the keyword arguments "
-            f"of its layer, one of which must tell where sequences begin; {WAY_OUT}"
+            f"of its layer, one of which must tell where sequences begin; {ADVICE}"
         )
     return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[3]), None
 

@@ -17,7 +17,7 @@ from archon_engine.nn.tensor_parallel import TensorParallel
 
 
 @dataclass(frozen=True)
-class OwnTokens:
+class LocalTokens:
     """The tokens that this rank holds between regions.
 
     Attributes:
@@ -31,9 +31,9 @@ class OwnTokens:
     n_real: int
 
     @classmethod
-    def of(cls, packed: PackedSequences, parallel: TensorParallel | None, n_tokens: int) -> OwnTokens:
+    def of(cls, packed: PackedSequences, parallel: TensorParallel | None, n_tokens: int) -> LocalTokens:
         """Those of a rank that holds ``n_tokens``."""
-        first = packed.first_own_place(parallel, n_tokens)
+        first = packed.first_local_place(parallel, n_tokens)
         n_real = sum(packed.lengths) - packed.n_padding - first
         return cls(packed, parallel, max(0, min(n_real, n_tokens)))
 
@@ -44,7 +44,7 @@ class OwnTokens:
 
     def sequence_of(self) -> Tensor:
         """int64 [n_real], the number of each real token's sequence."""
-        places = self.packed.own_places(self.parallel)[: self.n_real]
+        places = self.packed.local_places(self.parallel)[: self.n_real]
         ends = self.packed.cu_seqlens[1:].to(places.dtype)
         return torch.searchsorted(ends, places, right=True)
 

@@ -18,7 +18,7 @@ from archon_engine.parallel.shards import local_part
 
 
 @dataclass(frozen=True)
-class Piece:
+class HeldShard:
     """A part of a tensor.
 
     Attributes:
@@ -32,7 +32,7 @@ class Piece:
     shape: tuple[int, ...]
 
     @classmethod
-    def whole(cls, tensor: Tensor) -> Piece:
+    def whole(cls, tensor: Tensor) -> HeldShard:
         """All of a tensor."""
         shape = tuple(tensor.shape)
         return cls(tensor, Box.whole(shape), shape)
@@ -42,7 +42,7 @@ class Piece:
         """The largest magnitude; 0 for an empty piece, and not finite where some value is not."""
         return float(self.values.abs().max()) if self.values.numel() else 0.0
 
-    def at(self, row: int) -> Piece | None:
+    def at(self, row: int) -> HeldShard | None:
         """What lies in row number ``row`` of the whole; ``None`` where nothing does."""
         wanted = Box((row, *(0 for _ in self.shape[1:])), (1, *self.shape[1:]))
         part = self.box.intersect(wanted)
@@ -50,22 +50,22 @@ class Piece:
             return None
         start = (0, *part.start[1:])
         values = self.values[part.relative_to(self.box.start).slices]
-        return Piece(values, Box(start, part.shape), (1, *self.shape[1:]))
+        return HeldShard(values, Box(start, part.shape), (1, *self.shape[1:]))
 
-    def scaled(self, factor: float) -> Piece:
+    def scaled(self, factor: float) -> HeldShard:
         """The same place, the values times ``factor``."""
-        return Piece(self.values * factor, self.box, self.shape)
+        return HeldShard(self.values * factor, self.box, self.shape)
 
 
-def own_piece(tensor: Tensor) -> Piece:
+def own_shard(tensor: Tensor) -> HeldShard:
     """A copy of what this rank holds of ``tensor``; of a partial sum, which is no rank's to hold, the whole sum."""
     tensor = tensor.detach()
     if isinstance(tensor, DTensor) and any(placement.is_partial() for placement in tensor.placements):
-        return Piece.whole(tensor.full_tensor())
+        return HeldShard.whole(tensor.full_tensor())
     values, box = local_part(tensor)
-    return Piece(values.clone(), box, tuple(tensor.shape))
+    return HeldShard(values.clone(), box, tuple(tensor.shape))
 
 
-def own_gradient(parameter: Tensor) -> Piece:
-    """``own_piece`` of a parameter's gradient; zeros where there is none."""
-    return own_piece(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+def own_gradient(parameter: Tensor) -> HeldShard:
+    """``own_shard`` of a parameter's gradient; zeros where there is none."""
+    return own_shard(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
