@@ -11,8 +11,8 @@ import torch
 from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
 from archon_testing.batches import deal, make_batch, token_places
 from archon_testing.compare import compare
+from archon_testing.held_shards import HeldShard, own_gradient, own_shard
 from archon_testing.losses import oracle_loss
-from archon_testing.pieces import Piece, own_gradient, own_piece
 from archon_testing.record import Record, StepRecord
 from gpu.numerics.models import SEED, STEPS, ModelName, model_config
 from gpu.numerics.tolerances import BF16_GRADIENTS, BF16_LOSS, BF16_NORM, FP32
@@ -46,7 +46,7 @@ def observe(
     for batch, share in zip(batches, shares, strict=True):
         stats = engine.train_batch(batch.select(share), loss)
         own = {n: own_gradient(p) for n, p in engine.parameters.items()} if gradients else {}
-        weights = {n: own_piece(p) for n, p in engine.parameters.items()}
+        weights = {n: own_shard(p) for n, p in engine.parameters.items()}
         steps.append(StepRecord({"loss": stats.loss}, stats.gradient_norm, _on_host(own), _on_host(weights)))
     return Record(
         tuple(steps),
@@ -79,5 +79,5 @@ def with_routing(batch: Batch, experts: torch.Tensor) -> Batch:
     return batch.with_fields({ROUTED_EXPERTS: experts})
 
 
-def _on_host(pieces: Mapping[str, Piece]) -> dict[str, Piece]:
+def _on_host(pieces: Mapping[str, HeldShard]) -> dict[str, HeldShard]:
     return {name: replace(piece, values=piece.values.cpu()) for name, piece in pieces.items()}

@@ -1,7 +1,7 @@
 """Traces a model of transformers: builds it without storage, runs it once, and reads its structure from that run.
 
-Nothing about a family is written down here. The run shows the order of the parts, the arguments of attention, the shape of
-masks and what happens to logits. Anything that Archon cannot honour is refused before there are weights.
+Nothing about a family is written down here. The run shows the order of the parts, the arguments of attention, the
+shape of masks and what happens to logits. Anything that Archon cannot honour is refused before there are weights.
 """
 
 from __future__ import annotations

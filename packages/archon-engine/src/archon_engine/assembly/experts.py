@@ -62,7 +62,7 @@ class ExpertBlocks:
     def with_batch_totals(
         self, micro_batches: Sequence[MicroBatch], whole: Share
     ) -> tuple[list[MicroBatch], StepReports]:
-        """Micro-batches that carry the totals of the whole batch, which losses of blocks divide by, and their reports."""
+        """Micro-batches with the totals of the whole batch, by which blocks divide their losses, and their reports."""
         reports = StepReports()
         carrying = []
         for number, micro_batch in enumerate(micro_batches):
