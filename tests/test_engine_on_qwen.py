@@ -200,7 +200,7 @@ def test_a_loss_that_uses_an_undeclared_unit_is_an_error(engine, batch):
 
 
 def test_the_log_says_which_parallel_dims_were_initialised(caplog):
-    with caplog.at_level(logging.INFO, logger="archon_core"):
+    with caplog.at_level(logging.INFO, logger="archon_engine"):
         make_engine().initialize()
     assert "Initialized Archon engine with parallel dims: pp=1, dp_shard=1, tp=1, cp=1, ep=1, etp=1" in caplog.messages
 

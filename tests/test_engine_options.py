@@ -309,7 +309,7 @@ def test_an_update_that_is_too_small_for_bf16_is_not_lost():
 
 def test_the_report_of_recomputation_is_logged_once_after_the_first_step(caplog):
     engine = make_engine("d1", ac_mode="full", ac_debug=True)
-    with caplog.at_level(logging.INFO, logger="archon_core.recomputation"):
+    with caplog.at_level(logging.INFO, logger="archon_engine.recomputation"):
         run(engine)
-    [record] = [record for record in caplog.records if record.name == "archon_core.recomputation"]
+    [record] = [record for record in caplog.records if record.name == "archon_engine.recomputation"]
     assert record.getMessage() == "actor: " + engine.recomputation.report()

@@ -184,6 +184,8 @@ def test_saved_folders_are_read_back_bit_by_bit_and_give_transformers_the_same_l
         dtype == torch.float32
     ):  # in bf16 a model that is cast rounds its rotary frequencies, one that is loaded does not
         ids = torch.arange(11)[None] % entries["vocab_size"]
+        for parameter in theirs.parameters():  # in memory of its own: kernels depend on how what they read is aligned
+            parameter.data = parameter.data.clone()
         assert torch.equal(theirs(ids).logits, hf(ids).logits)
 
 
@@ -196,9 +198,8 @@ def test_without_the_package_that_builds_experts_dry_runs_and_engines_name_it(tm
     assert list(install_commands(plan.needs)) == ["pip install archon-moe"]
     config = EngineConfig(model_config=tiny_qwen3_moe(), dtype="float32")
     layout = parse_layout("archon:d1")
-    engine = assemble(config, role="actor", layout=layout, seed=1, total_steps=1, registry=without)
     with pytest.raises(UnknownNameError, match=r"model 'qwen3_moe' has experts.*archon-moe.*: pip install archon-moe"):
-        engine.initialize()
+        assemble(config, role="actor", layout=layout, seed=1, total_steps=1, registry=without)
 
 
 def test_a_checkpoint_with_fused_experts_becomes_a_training_state_and_that_a_folder_of_transformers(

@@ -60,7 +60,7 @@ class Trainer:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
         if what == "report":
-            logging.getLogger("archon_core.recomputation").info("layers.0: kept all")
+            logging.getLogger("archon_engine.recomputation").info("layers.0: kept all")
             logging.getLogger("archon_core.elsewhere").info("nothing of it")
         if what == "fail":
             raise TrainingError("step 2: found no gold; dig elsewhere")

@@ -5,7 +5,7 @@ import pytest
 from archon_train.run.log import shown_log
 
 
-@pytest.mark.parametrize("name", ["archon_core.recomputation", "archon_engine.engine", "archon_train.run.lock"])
+@pytest.mark.parametrize("name", ["archon_engine.recomputation", "archon_engine.engine", "archon_train.run.lock"])
 def test_lines_that_archon_logs_are_shown_while_the_run_lasts_and_not_after(name):
     shown = []
     logger = logging.getLogger(name)

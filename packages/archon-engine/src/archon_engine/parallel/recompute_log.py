@@ -30,7 +30,7 @@ from archon_engine.parallel.shards import local_values
 Contexts = Callable[[], tuple[Any, Any]]
 """What ``torch.utils.checkpoint`` takes: makes the contexts of the first and of the second computation."""
 
-REPORT_LOGGER = "archon_core.recomputation"
+REPORT_LOGGER = "archon_engine.recomputation"
 """The logger that an engine's report goes to."""
 
 MIB = 2**20
