@@ -74,7 +74,7 @@ def generated_pages() -> dict[Path, str]:
     tested = read_constraints((ROOT / "constraints/tested.txt").read_text(encoding="utf-8"))
     return {
         ROOT / "docs/reference/options.md": render_reference(ROOT_SCHEMA.schema, sections),
-        ROOT / FIRST_PARTY: render_first_party(is_ours, sections),
+        ROOT / FIRST_PARTY: render_first_party(is_ours, sections, ROOT_SCHEMA.schema),
         ROOT / COMPATIBILITY: render_compatibility(find_packages(), PLUGIN_API_SINCE, tested),
         ROOT / "docs/reference/cli.md": render_command_line(is_ours),
         ROOT / "docs/reference/plugins.md": render_plugin_kinds(is_ours),

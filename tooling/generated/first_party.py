@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from archon_core.config.sections import PluginSection
+from archon_core.config.typed import knows
 from archon_core.plugins import registry
 from archon_core.plugins.loader import CORE_DISTRIBUTION
 
@@ -39,8 +40,14 @@ from collections.abc import Mapping
 '''
 
 
-def render_first_party(is_ours: Callable[[str], bool], sections: Iterable[PluginSection]) -> str:
-    """The module, formatted as ruff does."""
+def render_first_party(is_ours: Callable[[str], bool], sections: Iterable[PluginSection], root: type) -> str:
+    """The module, formatted as ruff does.
+
+    Args:
+        is_ours: whether a distribution is of this repository.
+        sections: those of its plugins.
+        root: dataclass of the top level of a configuration.
+    """
     kinds: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     plugins = sorted(registry().plugins, key=lambda plugin: (plugin.distribution not in FIRST, plugin.distribution))
     for plugin in plugins:
@@ -51,6 +58,8 @@ def render_first_party(is_ours: Callable[[str], bool], sections: Iterable[Plugin
         for package, names in packages.items():
             kinds[kind].setdefault(package, [*names])
     options: dict[str, list[str]] = defaultdict(list)
+    sections = [*sections]
+    extended = {f"{section.path}.{f.name}" for section in sections for f in dataclasses.fields(section.schema)}
     for section in sections:
         inherited = {
             f.name
@@ -60,10 +69,10 @@ def render_first_party(is_ours: Callable[[str], bool], sections: Iterable[Plugin
         }
         # An engine may take another package's options: archon-models-hf has those of archon-engine.
         package = section.schema.__module__.partition(".")[0].replace("_", "-")
-        options[package] += sorted(
-            {f"{section.path}.{f.name}" for f in dataclasses.fields(section.schema) if f.name not in inherited}
-            - set(options[package])
-        )
+        brought = {f"{section.path}.{f.name}" for f in dataclasses.fields(section.schema) if f.name not in inherited}
+        if section.path not in extended and not knows(root, section.path):
+            brought = {section.path}  # a section that nothing else has
+        options[package] += sorted(brought - set(options[package]))
     for package, names in PLANNED_SECTIONS.items():
         options.setdefault(package, [*names])
     lines = [HEADER + "PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from archon_core.config.sections import upgrade
 from archon_core.contracts.engine import TrainEngine, TrainEngineSpec
 from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.spec import load_target
 from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
 from archon_core.plugins.registry import Registry
 from archon_core.plugins.registry import registry as installed
@@ -44,6 +46,7 @@ def assemble(
         layout = parse_layout(text, backends=backend_table(registry.all(TrainEngineSpec)), option=option)
     engine = registry.get(TrainEngineSpec, layout.backend)
     refuse_axes(layout, engine.axes, option=option)
+    config = with_options_of(engine, config, role=role)
     if engine.model_type:
         model_type = engine.load_part("model_type")(config, role=role)
         parts = select(config, layout, registry, model_type=model_type, role=role)
@@ -51,3 +54,16 @@ def assemble(
         parts = Selection(engine)
     factory = engine.load()
     return factory(config, role=role, layout=layout, parts=parts, seed=seed, total_steps=total_steps, explicit=explicit)
+
+
+def with_options_of(engine: TrainEngineSpec, config: EngineConfig, *, role: str) -> EngineConfig:
+    """``config`` with the defaults of the options that the engine adds to the section ``role``, where it lacks them.
+
+    A configuration that was read from a file has them; one that a program makes may be a plain ``EngineConfig``.
+    """
+    for section in engine.config:
+        if section.path == role:
+            schema = load_target(section.schema, origin=engine.origin)
+            if not isinstance(config, schema):
+                config = upgrade(config, schema)
+    return config
