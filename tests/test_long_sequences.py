@@ -7,14 +7,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from archon_core import parse_layout, registry
+from archon_core import assemble, parse_layout, registry
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.engine_config import EngineConfig, MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.spec import load_target
-from archon_engine.engine import ArchonEngine
 from archon_engine.models.hf_config import load_hf_config
-from archon_engine.options.archon import ArchonOptions
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
@@ -26,8 +25,8 @@ def make_engine(model, layout, path=None, n_layers=2):
     tiny = load_target(registry().get("model", model).tiny_config)()
     config = {**tiny, "initializer_range": 0.3, "num_hidden_layers": n_layers}
     dims, _, schedule = layout.partition("-")
-    engine = ArchonEngine(
-        EngineConfig(
+    engine = assemble(
+        ArchonEngineConfig(
             **({"model_config": config} if path is None else {"path": str(path)}),
             dtype="float64",
             mb_spec=MicroBatchSpec(n_mbs=1),

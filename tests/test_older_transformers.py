@@ -17,13 +17,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from archon_core import parse_layout
+from archon_core import assemble, parse_layout
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.engine_config import EngineConfig
 from archon_core.contracts.loss import OutputRequest
-from archon_engine.engine import ArchonEngine
 from archon_engine.models.tokenizer import save_tokenizer
-from archon_engine.options.archon import ArchonOptions
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl.tokenization import bpe_tokenizer, characters_tokenizer
 
 pytestmark = pytest.mark.wide
@@ -159,14 +157,14 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, t
 
 def export(case: str, folder: Path) -> tuple[Path, torch.Tensor]:
     entries, critic = {**OURS, **THEIRS}[case], case.endswith("critic")
-    config = EngineConfig(
+    config = ArchonEngineConfig(
         model_config={"model_type": case.partition("-")[0], **SIZES, **entries},
         dtype="float32",
         is_critic=critic,
         optimizer=None,
         archon=ArchonOptions(model=None if case in OURS else "hf"),
     )
-    engine = ArchonEngine(config, role="actor", layout=parse_layout("archon:d1"), seed=5, total_steps=None)
+    engine = assemble(config, role="actor", layout=parse_layout("archon:d1"), seed=5, total_steps=None)
     engine.initialize()
     output = "values" if critic else "logits"
     found = engine.forward_batch(Batch.from_sequences([IDS]), OutputRequest((output,)))[output]

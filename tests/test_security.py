@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from tokenizers import models as tokenizer_models
 from transformers import PreTrainedTokenizerFast
 
-from archon_core import parse_layout, registry
+from archon_core import assemble, parse_layout, registry
 from archon_core.cli.main import main
 from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
 from archon_core.contracts.spec import load_target
@@ -28,7 +28,6 @@ from archon_engine.checkpoint.seal import (
     seal_whole,
     write_seal,
 )
-from archon_engine.engine import ArchonEngine
 from archon_engine.models.hf_config import load_hf_config
 from archon_rl.text_encoding import TextEncoder
 from archon_train.experiment import load_config
@@ -130,7 +129,7 @@ class Touch:
 @pytest.fixture(scope="module")
 def engine():
     config = load_target(registry().get("model", "qwen3").tiny_config)()
-    engine = ArchonEngine(
+    engine = assemble(
         EngineConfig(model_config=config, dtype="float32", optimizer=OptimizerConfig(lr=1e-3)),
         role="actor",
         layout=parse_layout("archon:d1"),

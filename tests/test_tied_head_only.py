@@ -8,14 +8,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from archon_core import parse_layout
+from archon_core import assemble, parse_layout
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.engine_config import EngineConfig
 from archon_core.contracts.loss import OutputRequest
 from archon_core.errors import WeightsError
 from archon_engine.checkpoint.conversion import convert_to_dcp, convert_to_hf
-from archon_engine.engine import ArchonEngine
-from archon_engine.options.archon import ArchonOptions
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rollout.text_generation import TextGenerator
 from archon_testing.worlds import run_world
 
@@ -54,14 +52,14 @@ def change(folder, edit):
 
 
 def engine_of(folder, family, layout="d1", *, critic=False):
-    config = EngineConfig(
+    config = ArchonEngineConfig(
         path=str(folder),
         dtype="float32",
         is_critic=critic,
         optimizer=None,
         archon=ArchonOptions(model=FAMILIES[family]),
     )
-    engine = ArchonEngine(config, role="actor", layout=parse_layout(f"archon:{layout}"), seed=1, total_steps=None)
+    engine = assemble(config, role="actor", layout=parse_layout(f"archon:{layout}"), seed=1, total_steps=None)
     engine.initialize()
     return engine
 

@@ -12,14 +12,13 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from archon_core import parse_layout, registry
+from archon_core import assemble, parse_layout, registry
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.engine_config import EngineConfig, MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
-from archon_engine.engine import ArchonEngine
-from archon_engine.options.archon import ArchonOptions
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_engine.parallel.shards import own_box, whole_values
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.compiling import compile_without_code
@@ -108,8 +107,8 @@ def make_engine(layout, name, *, path=None, enable_compile=False, **changes):
     archon = {key: options.pop(key) for key in ("ac_mode", "pp_schedule") if key in options}
     tiny = load_target(registry().get("model", model.family).tiny_config)()
     config = {**tiny, "num_hidden_layers": 2, "initializer_range": 0.3, **model.changes}
-    engine = ArchonEngine(
-        EngineConfig(
+    engine = assemble(
+        ArchonEngineConfig(
             **{
                 "path": None if path is None else str(path),
                 "model_config": config if path is None else None,

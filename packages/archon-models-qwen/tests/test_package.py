@@ -89,3 +89,10 @@ def test_tiny_configurations_are_small(entries: dict[str, Any]) -> None:
     with torch.device("meta"):
         module = QwenDecoder(arguments(entries))
     assert sum(parameter.numel() for parameter in module.parameters()) < 100_000
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "intermediate_size", "vocab_size", "head_dim", "num_attention_heads"])
+@pytest.mark.parametrize("size", [0, -1])
+def test_sizes_below_one_are_refused_by_name(name: str, size: int) -> None:
+    with pytest.raises(ModelError, match=f"{name}: found {size}; allowed are numbers from 1"):
+        arguments({**tiny_qwen3(), name: size})

@@ -156,8 +156,14 @@ def test_a_template_that_refuses_a_lone_user_message_names_the_option():
     tokenizer = chat_tokenizer("{% if messages[0].role != 'system' %}{{ raise_exception('system first') }}{% endif %}")
     encoder = TextEncoder(tokenizer, "p", "c")
     with pytest.raises(
-        DataError, match=r"failed on messages of user: system first; set tokenizer\.use_chat_template=f"
+        DataError, match=r"failed on messages with the roles user: system first; set tokenizer\.use_chat_template=f"
     ):
         encoder.encode_prompt({"p": "2+3?"})
-    with pytest.raises(DataError, match=r"failed on messages of user: system first; .* mend the record"):
+    with pytest.raises(DataError, match=r"failed on messages with the roles user: system first; .* mend the record"):
         encoder.encode_prompt({"p": [{"role": "user", "content": "2+3?"}]})
+
+
+def test_a_conversation_that_begins_with_the_assistant_needs_markers():
+    first = {"messages": [{"role": "assistant", "content": "hello"}, *turn("2+3?", "five")]}
+    with pytest.raises(DataError, match=r"message 1 \(assistant\): found no message before the assistant's turn"):
+        trained_text(TOKENIZERS["chatml"], first)

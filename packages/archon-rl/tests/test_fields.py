@@ -79,6 +79,12 @@ def test_a_whole_conversation_needs_no_answer():
     fields = Fields("messages", "answer")
     assert fields.answer({"messages": [USER, FIVE]}) is None
     assert fields.answer({"messages": [USER, FIVE], "answer": "5"}) == "5"
-    with pytest.raises(DataError, match="there is no field 'answer'"):
+    with pytest.raises(DataError, match="and no field 'answer' with an answer"):
         fields.answer({"messages": [USER]})
     assert Fields("messages", None).answer({"messages": [USER]}) is None
+
+
+def test_a_conversation_that_ends_with_another_turn_and_has_no_answer_says_what_is_missing():
+    record = {"messages": [{"role": "system", "content": "s"}]}
+    with pytest.raises(DataError, match="ends with the turn of 'system', and no field 'answer' with an answer; end it"):
+        Fields("messages", "answer").check(record)

@@ -17,6 +17,7 @@ from thread_ranks import run_on_ranks
 
 from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import ArchonError, ConfigError, DataError, RewardError
+from archon_core.models.end_tokens import ModelEnds, end_tokens
 from archon_core.plugins import RewardSpec, registry
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.datasets.jsonl import read_jsonl
@@ -231,7 +232,7 @@ def test_an_evaluation_ends_with_the_same_error():
         def generate(self, requests):
             return [list(rollout.completions[0]) for _ in requests]
 
-    options = sampling_options(GenerationConfig(), 2, greedy=True)
+    options = sampling_options(GenerationConfig(), end_tokens(2, ModelEnds("the model")), greedy=True)
     with pytest.raises(RewardError, match=r"^data\.jsonl:6: reward 'nan': it returned nan"):
         evaluate_reward(
             Engine(),
@@ -240,3 +241,23 @@ def test_an_evaluation_ends_with_the_same_error():
             NamedReward("nan", nan_for_5),
             options,
         )
+
+
+class UnreadableError(Exception):
+    def __str__(self):
+        raise RuntimeError("no message")
+
+
+class UnreadableNumber:
+    def item(self):
+        raise KeyError("x")
+
+
+def test_objects_and_exceptions_that_fail_to_describe_themselves_are_errors_of_the_reward():
+    def raises(prompt, completion, record):
+        raise UnreadableError
+
+    with pytest.raises(RewardError, match=r"it raised UnreadableError \(.*in raises\); correct the function"):
+        checked_reward(NamedReward("r", raises), "p", "c", {}, place="f:1")
+    with pytest.raises(RewardError, match=r"it returned <.*UnreadableNumber"):
+        checked_reward(NamedReward("r", lambda *_: UnreadableNumber()), "p", "c", {}, place="f:1")

@@ -11,6 +11,7 @@ import pytest
 
 from archon_core.errors import ConfigError, DataError
 from archon_rl.datasets.records import ListDataset
+from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer import sequence_lengths
 from archon_rl.trainer.sequence_lengths import measured, prompt_lengths, whole_lengths
@@ -77,7 +78,8 @@ def test_overlong_prompts_are_refused_before_the_engine_starts_with_their_lines_
     message = str(refused.value)
     assert re.findall(r"train\.jsonl:(\d+) \(98 tokens\)", message) == ["2", "3", "4", "5", "6"]
     assert (
-        "and 2 more: 7 of 9 training records longer than the run can take; allowed are prompts of at most 97" in message
+        "and 2 more: 7 of 9 training records are longer than the run can take; allowed are prompts of at most 97"
+        in message
     )
     assert "made for 100 positions (max_position_embeddings), gconfig.max_new_tokens=3 of them for the" in message
     for fix in ("lower gconfig.max_new_tokens", "set gconfig.max_tokens=100", "data.overlong=drop"):
@@ -96,13 +98,13 @@ def test_dropped_records_are_a_decision_and_the_run_goes_on_without_them(run, wr
 
 def test_held_out_prompts_are_refused_too(run, write):
     write([record(10), record(11)], [record(2), record(99)])
-    with pytest.raises(DataError, match=r"test\.jsonl:2 \(99 tokens\): 1 of 2 held-out records longer"):
+    with pytest.raises(DataError, match=r"test\.jsonl:2 \(99 tokens\): 1 of 2 held-out records are longer"):
         run(text=RL)
 
 
 def test_dropping_every_training_record_is_refused(run, write):
     write([record(98), record(99)])
-    with pytest.raises(DataError, match=r"2 of 2 training records longer than the run can take"):
+    with pytest.raises(DataError, match=r"2 of 2 training records are longer than the run can take"):
         run("data.overlong=drop", text=RL)
 
 
@@ -175,7 +177,7 @@ def test_a_rollout_on_conversations_gives_rewards_the_record_as_it_is(run, write
         seen.append((prompt, dict(record)))
         return float(len(completion))
 
-    monkeypatch.setattr("archon_rl.trainer.rl._load_reward", lambda *_: reward)
+    monkeypatch.setattr("archon_rl.trainer.rl._load_reward", lambda *_: NamedReward("r", reward))
     write([verl, verl], [verl], CHATML)
     run("data.prompt_key=prompt", "data.answer_key=reward_model.ground_truth", text=RL)
     assert {prompt for prompt, _ in seen} == {"2+3?"}

@@ -61,7 +61,11 @@ REFUSED: dict[str, tuple[Files, Mapping[str, str] | None, str]] = {
     "shards without an index": ({FIRST: {"a"}, SECOND: {"b"}}, None, f"without {INDEX_FILE}.*copy the checkpoint's"),
     "shards beside a single file": ({SINGLE: {"a"}, FIRST: {"a"}}, None, f"found {SINGLE} and {FIRST} without"),
     "a missing shard": ({FIRST: {"a"}}, SPLIT, f"names {SECOND}, not found in the folder"),
-    "a tensor that its file lacks": ({FIRST: {"a", "b"}, SECOND: {"c"}}, SPLIT, f"such as 'b' in {SECOND}"),
+    "a tensor that its file lacks": (
+        {FIRST: {"a", "b"}, SECOND: {"c"}},
+        SPLIT,
+        f"names 'b' in {SECOND}, which does",
+    ),
 }
 
 

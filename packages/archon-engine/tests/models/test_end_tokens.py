@@ -92,7 +92,7 @@ def test_a_tokenizer_without_an_end_of_text_adds_none() -> None:
         ("", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
         ("[2]", "found a list; allowed is a JSON object"),
-        ("null", "found a NoneType; allowed is a JSON object"),
+        ("null", "found null; allowed is a JSON object"),
         ('{"eos_token_id": "2"}', 'eos_token_id: found "2"; allowed is a token id, a list of token ids, or null'),
         ('{"eos_token_id": 2.0}', "eos_token_id: found 2.0; allowed is a token id"),
         ('{"eos_token_id": true}', "eos_token_id: found true; allowed is a token id"),

@@ -138,3 +138,16 @@ def test_frequencies_per_layer_type_are_refused() -> None:
     nested.rope_parameters = {"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "default"}}
     with pytest.raises(ModelError, match="one set per layer type"):
         RopeArguments.from_hf_config(nested, HEAD_DIM)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("default", {"rope_theta": "x"}, "TypeError"),
+        ("default", {"rope_theta": 0.0}, "not finite"),
+        ("yarn", {"factor": "x"}, "TypeError"),
+    ],
+)
+def test_values_that_give_no_frequencies_are_refused(kind: str, changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ModelError, match=f"rope_parameters: found .*{reason}.*; correct the value"):
+        RopeArguments.from_hf_config(config(kind, **changes), HEAD_DIM)

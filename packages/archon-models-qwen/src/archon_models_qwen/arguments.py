@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
+
+
 @dataclass(frozen=True)
 class QwenArguments:
     """A dense Qwen2 or Qwen3.
@@ -89,6 +101,10 @@ def decoder_fields(config: PreTrainedConfig, *, critic: bool) -> dict[str, Any]:
     Raises:
         ModelError: an entry that these architectures do not have.
     """
+    for name in _SIZES:
+        size = getattr(config, name, None)
+        if size is not None and size < 1:
+            raise ModelError(f"{config.model_type} configuration: {name}: found {size}; allowed are numbers from 1")
     n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
     if n_kv_heads < 1 or n_heads % n_kv_heads:
         raise ModelError(

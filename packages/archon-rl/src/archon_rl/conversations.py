@@ -71,8 +71,14 @@ def assistant_span(render: Callable[..., str], text: str, turn: int, end_tokens:
         end_tokens: texts of tokens that end a turn. White space that the template writes after one is no part of it.
 
     Raises:
-        DataError: the rendering of the messages before it, or up to it, is no prefix of ``text``.
+        DataError: it is the first message, or the rendering of the messages before it, or up to it, is no prefix of
+            ``text``.
     """
+    if turn == 0:
+        raise DataError(
+            "message 1 (assistant): found no message before the assistant's turn, so the chat template cannot render "
+            f"where it starts; begin with the user's or the system's message, or {_MARK_FIX}"
+        )
     before = render(turn, generation_prompt=True)
     through = render(turn + 1, generation_prompt=False)
     for part, what in ((before, "before"), (through, "up to and including")):

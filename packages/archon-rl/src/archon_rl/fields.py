@@ -52,8 +52,17 @@ class Fields:
         """
         if self.answer_key is None:
             return None
-        if not has_field(record, self.answer_key) and ends_with_assistant(self.prompt(record)):
-            return None
+        if not has_field(record, self.answer_key):
+            prompt = self.prompt(record)
+            if ends_with_assistant(prompt):
+                return None
+            if not isinstance(prompt, str):
+                raise DataError(
+                    f"{PROMPT_KEY}={self.prompt_key!r}: found a conversation that ends with the turn of "
+                    f"{prompt[-1]['role']!r}, and no field {self.answer_key!r} with an answer; end it with the "
+                    f"assistant's turn for algorithm=sft, set {ANSWER_KEY} to the field with the answer, or to null "
+                    "for a reward that reads other fields"
+                )
         return _value(record, self.answer_key, ANSWER_KEY)
 
     def check(self, record: Any) -> None:
@@ -89,7 +98,7 @@ def read_field(record: Mapping[str, Any], key: str) -> Any:
         names = [str(name) for name in record]
         raise DataError(
             f"there is no field {key!r}; found {', '.join(map(repr, names)) or 'none'}; set data.prompt_key and "
-            f"data.answer_key to two of them{did_you_mean(key, names)}"
+            f"data.answer_key to fields of the records{did_you_mean(key, names)}"
         )
     return value
 

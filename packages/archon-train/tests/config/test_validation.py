@@ -76,9 +76,9 @@ def test_the_defaults_are_allowed(schema: Any) -> None:
         ("gconfig.top_k", -1, "numbers from 0; 0 keeps all tokens"),
         ("gconfig.temperature", 0.0, "for the most probable token, set greedy=true"),
         ("gconfig.stop_token_ids", [3, -1], "token ids, which are not negative"),
-        ("experiment_name", "a/b", "the name of a folder, without slashes"),
-        ("trial_name", "..", "the name of a folder, without slashes"),
-        ("trial_name", " ", "the name of a folder, without slashes"),
+        ("experiment_name", "a/b", "names of folders, without slashes"),
+        ("trial_name", "..", "names of folders, without slashes"),
+        ("trial_name", " ", "names of folders, without slashes"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_found_with_what_is(schema: Any, option: str, value: Any, allowed: str) -> None:

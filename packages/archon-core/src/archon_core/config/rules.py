@@ -70,7 +70,7 @@ def each_one_of(*choices: str) -> Rule:
 
     def rule(values: Sequence[str]) -> str | None:
         wrong = next((value for value in values if value not in choices), None)
-        return None if wrong is None else f"a list of {', '.join(choices)}{did_you_mean(wrong, choices)}"
+        return None if wrong is None else f"lists of {', '.join(choices)}{did_you_mean(wrong, choices)}"
 
     return rule
 
@@ -79,7 +79,7 @@ def folder_name(value: str) -> str | None:
     """The value can name one folder."""
     if value.strip() and value not in (".", "..") and not set(value) & set("/\\\0\n") and not _is_too_long(value):
         return None
-    return f"the name of a folder, without slashes, of at most {MAX_NAME_BYTES} bytes"
+    return f"names of folders, without slashes, of at most {MAX_NAME_BYTES} bytes"
 
 
 def path_or_id(value: str) -> str | None:

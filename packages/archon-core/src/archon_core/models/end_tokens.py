@@ -130,7 +130,7 @@ def read_entries(file: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: cannot be read as JSON ({error}); copy the file anew") from error
     if not isinstance(entries, dict):
-        raise ModelError(f"{file}: found a {type(entries).__name__}; allowed is a JSON object; copy the file anew")
+        raise ModelError(f"{file}: found {_json_kind(entries)}; allowed is a JSON object; copy the file anew")
     return entries
 
 
@@ -152,12 +152,17 @@ def _ids(value: Any, where: str) -> tuple[int, ...]:
     # JSON's true is an int in Python.
     wrong = [i for i in ids if not isinstance(i, int) or isinstance(i, bool)]
     if wrong:
-        found = {list: "a list", dict: "an object"}.get(type(wrong[0])) or json.dumps(wrong[0])[:60]
+        found = _json_kind(wrong[0])
         raise ModelError(
             f"{where}: found {found}; allowed is a token id, a list of token ids, or null; correct it, or copy the "
             "file anew"
         )
     return tuple(dict.fromkeys(ids))
+
+
+def _json_kind(value: Any) -> str:
+    """A JSON value for a message: its kind, or the value itself where it is a short one."""
+    return {list: "a list", dict: "an object"}.get(type(value)) or json.dumps(value)[:60]
 
 
 def _checked(model: ModelEnds) -> ModelEnds:

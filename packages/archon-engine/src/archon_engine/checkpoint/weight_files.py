@@ -108,9 +108,10 @@ def plan_reading(
     held = {file: frozenset(tensors_in(file)) for file in files}
     wrong = sorted(name for name, file in index.items() if name not in held[file])
     if wrong:
+        more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
         raise WeightsError(
-            f"{folder / INDEX_FILE}: names {len(wrong)} tensors that their files do not hold, such as {wrong[0]!r} in "
-            f"{index[wrong[0]]}; index and files are from different checkpoints: copy both anew"
+            f"{folder / INDEX_FILE}: names {wrong[0]!r} in {index[wrong[0]]}, which does not hold it{more}; "
+            "index and files are from different checkpoints: copy both anew"
         )
     others = {
         name: tuple(file for file in files if name in held[file] and index.get(name) != file)
@@ -156,14 +157,14 @@ def read_index(file: Path) -> dict[str, str]:
         WeightsError: it names a tensor twice, or a file that is not a safetensors file beside it.
     """
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique_names)["weight_map"]
-        weight_map = dict(entries.items())
-        if not all(isinstance(place, str) for place in weight_map.values()):
-            raise TypeError("a file's name is a text")
+        entries = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=unique_names)
+        weight_map = entries.get("weight_map") if isinstance(entries, dict) else None
+        if not isinstance(weight_map, dict) or not all(isinstance(place, str) for place in weight_map.values()):
+            raise ValueError("allowed is an object with weight_map, which maps names of tensors to names of files")
     except NameTwiceError as error:
         raise WeightsError(f"{file}: names {error} twice; copy the file anew") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(f"{file}: found no readable index ({error!r}); copy the file anew") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{file}: found no readable index ({error}); copy the file anew") from error
     if not weight_map:
         raise DamagedError(f"{file}: names no tensor; copy the file anew")
     for name, place in weight_map.items():

@@ -61,10 +61,11 @@ def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
         )
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{file}: found no valid JSON ({error}); copy the file anew") from error
     if not isinstance(entries, dict):
-        raise ModelError(f"{file}: found a {type(entries).__name__}; a configuration is a JSON object")
+        kind = "a list" if isinstance(entries, list) else json.dumps(entries)[:60]
+        raise ModelError(f"{file}: found {kind}; a configuration is a JSON object")
     config = _from_entries(entries, str(file))
     config.name_or_path = str(source)
     return config

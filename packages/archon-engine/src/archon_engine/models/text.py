@@ -100,7 +100,7 @@ def template_error(tokenizer: Any, messages: Sequence[Mapping[str, Any]], error:
     if type(error).__module__.partition(".")[0] != "jinja2":
         reason = f"{type(error).__name__}: {reason}"
     origin = f" of {tokenizer.name_or_path!r}" if getattr(tokenizer, "name_or_path", "") else ""
-    return DataError(f"the chat template{origin} failed on messages of {roles}: {reason}; {fix}")
+    return DataError(f"the chat template{origin} failed on messages with the roles {roles}: {reason}; {fix}")
 
 
 def quote(text: str) -> str:

@@ -92,7 +92,19 @@ class RopeArguments:
             )
         if kind == "dynamic" and head_dim < 4:
             raise ModelError(f"{where}: found rope_type 'dynamic' with head_dim {head_dim}; it needs at least 4")
-        return cls(head_dim, config.max_position_embeddings, parameters)
+        rope = cls(head_dim, config.max_position_embeddings, parameters)
+        rope.refuse_useless_values(where)
+        return rope
+
+    def refuse_useless_values(self, where: str) -> None:
+        """Raise ``ModelError`` when the parameters give no frequencies, or some that are not finite."""
+        try:
+            usable = bool(self.frequencies()[0].isfinite().all())
+            reason = "they give frequencies that are not finite"
+        except Exception as error:  # transformers' functions raise whatever a text or a null leads to
+            usable, reason = False, f"{type(error).__name__}: {error}"
+        if not usable:
+            raise ModelError(f"{where}: found {dict(self.parameters)} ({reason}); correct the value")
 
     @property
     def kind(self) -> str:

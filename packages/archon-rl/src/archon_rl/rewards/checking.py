@@ -75,7 +75,7 @@ def _as_float(value: Any) -> float | None:
     if callable(getattr(value, "item", None)):
         try:
             value = value.item()
-        except (ValueError, RuntimeError, TypeError):
+        except Exception:  # whatever the object's own method raises
             return None
     if not isinstance(value, (numbers.Real, Decimal)):
         return None
@@ -89,9 +89,13 @@ def _as_float(value: Any) -> float | None:
 
 def _described(error: BaseException) -> str:
     """Type and message of an exception, and the line of the reward function that raised it or called what did."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # an exception of the user's own whose message cannot be built
+        message = ""
     frames = traceback.extract_tb(error.__traceback__)[1:2]  # the first frame is our call
     place = "".join(f" ({Path(frame.filename).name}:{frame.lineno} in {frame.name})" for frame in frames)
-    return f"{type(error).__name__}: {error}{place}"
+    return type(error).__name__ + (f": {message}" if message else "") + place
 
 
 def _shown(value: Any) -> str:

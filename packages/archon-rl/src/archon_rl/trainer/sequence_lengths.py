@@ -51,18 +51,18 @@ class LengthLimit:
         measure: what is limited.
         longest: tokens.
         reason: which options or sizes set the limit.
-        fix: which options to change for a higher one.
+        fixes: which options to change for a higher one.
     """
 
     measure: Measure
     longest: int
     reason: str
-    fix: str
+    fixes: tuple[str, ...]
 
 
 def supervised_limits(engine: Any) -> list[LengthLimit]:
     """Limits of supervised training on the engine that the section ``engine`` describes."""
-    return [LengthLimit(whole_lengths, size, reason, fix) for size, reason, fix in _sequence_limits(engine)]
+    return [LengthLimit(whole_lengths, size, reason, (fix,)) for size, reason, fix in _sequence_limits(engine)]
 
 
 def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[LengthLimit]:
@@ -77,7 +77,7 @@ def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[Leng
     if most is not None:
         limits.append(
             LengthLimit(
-                prompt_lengths, most, f"gconfig.max_tokens={most} with the completion", "raise gconfig.max_tokens"
+                prompt_lengths, most, f"gconfig.max_tokens={most} with the completion", ("raise gconfig.max_tokens",)
             )
         )
     context, sizes = _context(actor), []
@@ -94,7 +94,11 @@ def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[Leng
                     prompt_lengths,
                     size - n_new,
                     f"{reason}, gconfig.max_new_tokens={n_new} of them for the completion",
-                    f"lower gconfig.max_new_tokens, set gconfig.max_tokens={size}" + (f", {fix}" if fix else ""),
+                    (
+                        "lower gconfig.max_new_tokens",
+                        f"set gconfig.max_tokens={size}",
+                        *([fix] if fix else []),
+                    ),
                 )
             )
     return limits
@@ -129,11 +133,13 @@ def refusal(
     what: str, dataset: Dataset, lengths: Sequence[int], indices: Sequence[int], limit: LengthLimit
 ) -> DataError:
     """The error that names overlong records and the option that leaves them out."""
-    rest = ", or leave them out with data.overlong=drop" if len(indices) < len(dataset) else ""
+    fixes = ["shorten them", *limit.fixes]
+    if len(indices) < len(dataset):
+        fixes.append("leave them out with data.overlong=drop")
     return DataError(
-        f"{_named(dataset, lengths, indices)}: {_count(what, dataset, indices)} longer than the run can take; allowed "
-        f"are {_subject(limit)} of at most {max(limit.longest, 0)} tokens ({limit.reason}); shorten them, "
-        f"{limit.fix}{rest}"
+        f"{_named(dataset, lengths, indices)}: {_count(what, dataset, indices)} are longer than the run can take; "
+        f"allowed are {_subject(limit)} of at most {max(limit.longest, 0)} tokens ({limit.reason}); "
+        f"{', '.join(fixes[:-1])}, or {fixes[-1]}"
     )
 
 
