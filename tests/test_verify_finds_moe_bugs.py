@@ -67,14 +67,14 @@ def divide_expert_gradients_by_their_data_ranks():
 
 def count_balancing_losses_per_rank():
     """Each rank divides them by its own tokens and sequences."""
-    tell = experts.ExpertBlocks.tell
+    tell = experts.ExpertBlocks.with_batch_totals
 
-    def by_own_tokens(self, micro_batches, whole):
+    def by_local_tokens(self, micro_batches, whole):
         batches = [micro_batch.batch for micro_batch in micro_batches]
         n_tokens, n_sequences = sum(batch.n_tokens for batch in batches), sum(map(len, batches))
         return tell(self, micro_batches, replace(whole, n_tokens=max(n_tokens, 1), n_sequences=max(n_sequences, 1)))
 
-    experts.ExpertBlocks.tell = by_own_tokens
+    experts.ExpertBlocks.with_batch_totals = by_local_tokens
 
 
 BAD = 3
