@@ -16,9 +16,9 @@ DAY = "2027-01-31"
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """A copy of the repository with two packages, committed."""
+    """A copy of the repository with a plugin and what it needs, committed."""
     root = tmp_path / "repository"
-    for name in ("archon-core", "archon-moe"):
+    for name in ("archon-core", "archon-engine", "archon-moe"):
         shutil.copytree(
             ROOT / "packages" / name, root / "packages" / name, ignore=shutil.ignore_patterns("__pycache__")
         )
@@ -41,7 +41,7 @@ def commit(root: Path) -> None:
     git(root, "commit", "--quiet", "--message", "state")
 
 
-def test_packages_are_released_one_by_one_core_first(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_packages_are_released_one_by_one_from_core_up(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     version = str(find_packages()["archon-moe"].version)
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -50,7 +50,8 @@ def test_packages_are_released_one_by_one_core_first(repository: Path, capsys: p
 
     code, out, err = run("archon-moe-v0.7.0", "--check")
     assert code == 0, err
-    assert "note: archon-core>=0.1,<1: no release of archon-core fits; release that first" in out
+    for needed in ("archon-core", "archon-engine"):
+        assert f"note: {needed}>=0.1,<1: no release of {needed} fits; release that first" in out
     assert "checked only; a release writes" in out
     assert git(repository, "status", "--porcelain") == ""
     assert not (repository / "dist").exists()
@@ -60,11 +61,12 @@ def test_packages_are_released_one_by_one_core_first(repository: Path, capsys: p
     assert "no release of archon-core fits" in err
     assert git(repository, "status", "--porcelain") == ""
 
-    core = str(find_packages()["archon-core"].version)
-    code, out, err = run(f"archon-core-v{core}")
-    assert code == 0, err
-    assert f'git tag -a archon-core-v{core} -m "archon-core {core}"' in out
-    commit(repository)
+    for needed in ("archon-core", "archon-engine"):
+        own = str(find_packages()[needed].version)
+        code, out, err = run(f"{needed}-v{own}")
+        assert code == 0, err
+        assert f'git tag -a {needed}-v{own} -m "{needed} {own}"' in out
+        commit(repository)
 
     readme = repository / "packages/archon-moe/README.md"
     readme.write_text(readme.read_text(encoding="utf-8") + "\nMore.\n", encoding="utf-8")
