@@ -1,6 +1,45 @@
-"""What holds for the tests of all packages: nothing is judged by the time that it takes, no single example either."""
+"""Settings for the tests of all packages: no deadlines per example, and the slowest files first."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 settings.register_profile("archon", deadline=None)
 settings.load_profile("archon")
+
+SLOWEST = (
+    "tests/test_pipeline.py",
+    "tests/test_verify_finds_bugs.py",
+    "packages/archon-rollout/tests/test_local_engine.py",
+    "tests/test_examples_run.py",
+    "tests/test_local_engine_qwen.py",
+    "tests/test_experts_engine.py",
+    "packages/archon-models-qwen/tests/test_model_plugin_suite.py",
+    "tests/test_engine_over_ranks.py",
+    "tests/test_verify.py",
+    "tests/test_gpu_check.py",
+    "packages/archon-train/tests/launch/test_runs.py",
+    "packages/archon-train/tests/launch/test_restarts.py",
+    "tests/test_training_over_ranks.py",
+    "tests/test_restarts.py",
+    "tests/test_micro_batching_changes_no_number.py",
+    "tests/test_qwen3_moe_suite.py",
+    "packages/archon-models-qwen/tests/test_parity.py",
+    "packages/archon-testing/tests/test_worlds.py",
+    "packages/archon-train/tests/launch/test_failures.py",
+    "tests/test_uneven_shards.py",
+    "tests/test_tied_head_only.py",
+    "tests/test_weights_over_ranks.py",
+    "packages/archon-models-hf/tests/test_model_plugin_suite.py",
+    "tests/test_engine_options.py",
+)
+"""Files of half a minute and more, the longest first. A worker takes whole files (``--dist loadfile``), so a long file
+that begins last would leave the other worker idle. From ``pytest --durations=0``; a missing file only costs time."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    places = {config.rootpath / file: place for place, file in enumerate(SLOWEST)}
+    items.sort(key=lambda item: places.get(Path(item.path), len(SLOWEST)))  # a stable sort: files keep their own order

@@ -16,6 +16,7 @@ from archon_engine.checkpoint import engine_checkpoints as checkpoints
 from archon_engine.checkpoint import gathering
 from archon_engine.checkpoint.dcp import SavedState
 from archon_engine.data import micro_batch
+from archon_engine.nn import ulysses
 from archon_engine.optimizer import named_optimizer as optimizer
 from archon_engine.parallel import activation_checkpointing
 from archon_engine.parallel.shards import holders, local_values
@@ -171,14 +172,14 @@ def mask_the_last_target_of_every_sequence():
 
 
 def lose_the_outputs_of_the_last_context_rank():
-    gather = packed.ContextParallel.gather_outputs
+    gather = ulysses.ContextParallel.gather_outputs
 
     def without_the_last(self, x):
         whole = gather(self, x)
         kept = torch.arange(whole.shape[0]) < whole.shape[0] - 5
         return torch.where(kept, whole, torch.zeros_like(whole))
 
-    packed.ContextParallel.gather_outputs = without_the_last
+    ulysses.ContextParallel.gather_outputs = without_the_last
 
 
 @pytest.fixture(scope="module")

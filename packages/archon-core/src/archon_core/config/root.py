@@ -39,13 +39,12 @@ class RootSchema:
         names: set[str] = set()
         for option in self.selectors.get(kind, ()):
             section = option.partition(".")[0]
-            if (
-                "." in option
-                and default_of(self.schema, section) is None
-                and not isinstance(tree.get(section), RawMapping)
-            ):
-                continue  # a section that is null unless it is written, such as the critic
+            may_be_null = "." in option and default_of(self.schema, section) is None  # such as the critic
+            if may_be_null and not isinstance(tree.get(section), RawMapping):
+                continue
             text = self._text_at(tree, option)
+            if may_be_null and not text:
+                continue  # it inherits, as a critic does the actor's engine
             if text is None or "${" in text:
                 return None
             if option.endswith(".backend"):
