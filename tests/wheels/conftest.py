@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fresh_environment import FreshEnvironment, make_environment
 
-collect_ignore = ["outside_model"]  # tests of a package that only fresh environments have
+collect_ignore = ["outside_model", "outside_pipeline"]  # packages that only fresh environments have
 
 PACKAGES = find_packages()
 

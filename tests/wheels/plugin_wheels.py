@@ -8,6 +8,7 @@ from pathlib import Path
 from release_build import build
 
 OUTSIDE_MODEL = Path(__file__).parent / "outside_model"
+OUTSIDE_PIPELINE = Path(__file__).parent / "outside_pipeline"
 
 
 def build_plugin(
@@ -53,8 +54,8 @@ packages = ["src/{import_name}"]
     return build(folder / name, folder / f"{name}-dist").wheel
 
 
-def build_outside_model(folder: Path) -> Path:
-    """Build the model package beside this module; returns its wheel."""
-    source = folder / "plain-llama"
-    shutil.copytree(OUTSIDE_MODEL, source)
-    return build(source, folder / "plain-llama-dist").wheel
+def build_outside(package: Path, folder: Path) -> Path:
+    """Build one of the packages beside this module in ``folder``; returns its wheel."""
+    source = folder / package.name
+    shutil.copytree(package, source)
+    return build(source, folder / f"{package.name}-dist").wheel

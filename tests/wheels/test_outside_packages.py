@@ -1,4 +1,4 @@
-"""Packages from outside the repository: a model that works, a plugin that is broken, one that is too new."""
+"""Packages from outside the repository: a model and a pipeline that work, a plugin that is broken, one too new."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fresh_environment import FreshEnvironment
-from plugin_wheels import OUTSIDE_MODEL, build_outside_model, build_plugin
+from plugin_wheels import OUTSIDE_MODEL, OUTSIDE_PIPELINE, build_outside, build_plugin
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -48,7 +48,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> Path:
     """A folder with Archon's wheels and those from outside."""
     folder, scratch = tmp_path_factory.mktemp("shelf"), tmp_path_factory.mktemp("outside")
     outside = [
-        build_outside_model(scratch),
+        build_outside(OUTSIDE_MODEL, scratch),
+        build_outside(OUTSIDE_PIPELINE, scratch),
         build_plugin(scratch, "broken-rewards", BROKEN, version="0.2.1"),
         build_plugin(scratch, "newer-rewards", TOO_NEW, version="3.0.0"),
         build_plugin(scratch, "honest-rewards", TOO_NEW, needs="archon-core>=0.99,<1"),
@@ -131,3 +132,14 @@ def test_pip_itself_refuses_a_plugin_whose_bound_asks_for_a_newer_core(
     assert done.returncode != 0
     assert "archon-core" in done.stderr
     assert "0.99" in done.stderr
+
+
+def test_a_rival_of_archon_pipeline_gives_the_numbers_of_one_process(
+    make_fresh: Callable[..., FreshEnvironment], shelf: Path
+) -> None:
+    fresh = make_fresh("one-at-a-time", "archon-models-qwen", "archon-testing", find=shelf)
+    listed = json.loads(fresh.archon("schedules", "--json").stdout)
+    assert [(spec["name"], spec["package"]) for spec in listed] == [("OneAtATime", "one-at-a-time")]
+    asked = [word for layout in ("p2", "d2p2", "p2t2") for word in ("--layout", f"{layout}-OneAtATime")]
+    done = fresh.archon("verify", "qwen3", *asked, "--dtype", "float64")
+    assert done.returncode == 0, done.stdout + done.stderr
