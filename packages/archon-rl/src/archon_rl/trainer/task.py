@@ -102,9 +102,9 @@ def _keep(
     measures = [measure, *(limit.measure for limit in limits)]
     own, *limited = run.ranks.broadcast([lengths[each] for each in measures] if run.ranks.is_first else [])
     kept = [i for i in range(len(dataset)) if data.max_length is None or own[i] <= data.max_length]
-    if len(dataset) and not kept and what == "training":
+    if len(dataset) and not kept:
         raise DataError(
-            f"data.max_length={data.max_length}: none of the {len(dataset)} training records is that short; raise it"
+            f"data.max_length={data.max_length}: none of the {len(dataset)} {what} records is that short; raise it"
         )
     if len(kept) < len(dataset):
         run.progress.note(
@@ -116,7 +116,7 @@ def _keep(
         too_long = overlong(tokens, limit, kept)
         if not too_long:
             continue
-        if data.overlong == "error" or (what == "training" and len(too_long) == len(kept)):
+        if data.overlong == "error" or len(too_long) == len(kept):
             raise refusal(what, dataset, tokens, too_long, limit)
         decisions.append(left_out(what, dataset, tokens, too_long, limit))
         gone = set(too_long)
