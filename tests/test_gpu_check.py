@@ -271,7 +271,9 @@ def test_a_tenth_of_a_per_cent_too_much_attention_is_found(context: Context, mon
 
 
 @pytest.mark.wide
-def test_ranks_that_share_a_device_agree_with_the_reference(context: Context, tmp_path: Path) -> None:
+def test_ranks_that_share_a_device_agree_with_the_reference(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ranks are processes of their own, which pytest's pythonpath does not reach.
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     [group] = [group for group in GROUPS if group.name == "numbers.ranks"]
     for check in group.checks(context):
         assert not check.run().exceeded, check.name
