@@ -47,7 +47,7 @@ class Reader:
             self.expects_output = False
         else:
             # What to install first; the environment has it.
-            assert text.startswith("python -m pip install archon-core"), text
+            assert text.startswith("python -m pip install archon-"), text
         self.done.append(language)
 
     def run(self, commands: str, *, fails: bool) -> None:
