@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import StepStats
-from archon_core.contracts.engine_config import EngineConfig
 from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
@@ -84,8 +83,7 @@ class ArchonEngine:
     ``archon_core.assemble`` builds it with the parts that are installed.
 
     Args:
-        config: the section of the configuration that describes the model; without ``archon``, the engine's own options
-            have their defaults.
+        config: the section of the configuration that describes the model.
         role: that section's name: ``actor``, ``critic``, ``ref`` or ``teacher``.
         layout: parsed from ``config.backend``.
         parts: the chosen model, schedule, pipeline and experts.
@@ -96,7 +94,7 @@ class ArchonEngine:
 
     def __init__(
         self,
-        config: EngineConfig,
+        config: ArchonEngineConfig,
         *,
         role: str,
         layout: Layout,
@@ -105,7 +103,7 @@ class ArchonEngine:
         total_steps: int | None,
         explicit: frozenset[str] = frozenset(),
     ) -> None:
-        self._config = ArchonEngineConfig.of(config)
+        self._config = config
         self._role = role
         self._layout = layout
         self._seed = seed

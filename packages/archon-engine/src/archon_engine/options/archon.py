@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -89,13 +88,6 @@ class ArchonEngineConfig(EngineConfig):
     """
 
     archon: ArchonOptions = field(default_factory=ArchonOptions)
-
-    @classmethod
-    def of(cls, config: EngineConfig) -> ArchonEngineConfig:
-        """``config`` with the engine's options: its own, or their defaults where it has none."""
-        if isinstance(config, cls):
-            return config
-        return cls(**{f.name: getattr(config, f.name) for f in dataclasses.fields(config)})
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Options that do not go together."""
