@@ -9,6 +9,7 @@ from archon_core.errors import ModelError
 from archon_engine.models.hf_config import (
     architecture_name,
     checkpoint_folder,
+    config_file,
     config_to_save,
     load_hf_config,
     refuse_unknown_entries,
@@ -114,3 +115,20 @@ def test_a_saved_configuration_names_the_class_that_loads_it() -> None:
 def test_a_model_type_without_such_a_class_is_refused() -> None:
     with pytest.raises(ModelError, match="no causal language model"):
         architecture_name("clip", critic=False)
+
+
+@pytest.mark.parametrize("model_type", ["phi3", "llama", "glm4"])
+def test_a_saved_configuration_can_be_read_again_with_every_entry_known(model_type: str) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    config = load_hf_config({**sizes, "model_type": model_type})
+    entries = json.loads(config_file(config, critic=False, dtype="float32"))
+    refuse_unknown_entries(load_hf_config(entries))
+
+
+def test_an_old_rotary_entry_that_contradicts_rope_parameters_is_unknown() -> None:
+    config = load_hf_config({**ENTRIES, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "share": 0.5}})
+    config.share = 0.5
+    refuse_unknown_entries(config)
+    config.share = 1.0
+    with pytest.raises(ModelError, match=r"share = 1\.0"):
+        refuse_unknown_entries(config)

@@ -82,3 +82,8 @@ def test_a_checkpoint_that_fits_no_form_is_compared_with_the_nearest() -> None:
 
 def test_a_checkpoint_with_tensors_of_several_forms_fits_none() -> None:
     assert not form_of({**ONE_BY_ONE, "fused": (3, 4, 5)}, FORMS)[1].fits
+
+
+def test_numbers_that_python_refuses_to_convert_are_summarised() -> None:
+    huge = "9" * 5000
+    assert summarise_names([f"layers.{huge}.w", "layers.12.w", "layers.3.w"]) == [f"layers.*.w (3: 3 to {huge})"]

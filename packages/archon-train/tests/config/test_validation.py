@@ -59,6 +59,7 @@ def test_the_defaults_are_allowed(schema: Any) -> None:
         ("actor.archon.pp_first_stage_less_layers", -1, "numbers from 0; null balances stages by cost"),
         ("actor.archon.pp_last_stage_less_layers", -1, "numbers from 0; null balances stages by cost"),
         ("actor.archon.selective_ac_option", "0", "op, or a number N for every Nth layer"),
+        ("actor.archon.selective_ac_option", "9" * 5000, "op, or a number N for every Nth layer"),
         ("actor.archon.selective_ac_option", "ops", "op, or a number N for every Nth layer"),
         ("actor.archon.ac_memory_budget", 1.1, "numbers from 0 up to 1"),
         ("actor.archon.ac_memory_budget", -0.1, "numbers from 0 up to 1"),

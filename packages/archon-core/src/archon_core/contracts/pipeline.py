@@ -232,7 +232,7 @@ class Action:
     @classmethod
     def parse(cls, text: str) -> Action:
         """Read what ``str`` writes. Raises PluginError."""
-        found = re.fullmatch(r"(\d+)([FBIW])(\d+)", text)
+        found = re.fullmatch(r"([0-9]{1,9})([FBIW])([0-9]{1,9})", text)
         if found is None:
             raise PluginError(
                 f"pipeline action {text!r}: found no such form; write stage, one of F B I W, and micro-batch, as in 2F0"

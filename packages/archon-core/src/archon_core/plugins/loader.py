@@ -85,7 +85,7 @@ def explain_incompatible(declared: object, plugin: PluginStatus) -> str:
             f"it declares no plugin API; {core_has}. Its author adds ARCHON_PLUGIN_API = "
             f'"{core_major}.{core_minor}" to {plugin.module}; a newer release may have it: {upgrade_plugin}'
         )
-    match = re.fullmatch(r"(\d+)\.(\d+)", declared) if isinstance(declared, str) else None
+    match = re.fullmatch(r"([0-9]{1,9})\.([0-9]{1,9})", declared) if isinstance(declared, str) else None
     if match is None:
         return (
             f"it declares ARCHON_PLUGIN_API = {declared!r}, which is not of the form "

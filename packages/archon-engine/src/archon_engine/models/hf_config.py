@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from archon_core.errors import ConfigError, ModelError, did_you_mean
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
-from archon_engine.models.rope_entries import older_rope_entries
+from archon_engine.models.rope_entries import older_rope_entries, repeats_rope_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -29,6 +29,7 @@ _METADATA = frozenset(
     [
         "auto_map",
         "cache_implementation",
+        "ignore_keys_at_rope_validation",
         "is_llama_config",
         "name_or_path",
         "torch_dtype",
@@ -36,7 +37,7 @@ _METADATA = frozenset(
         "unsloth_version",
     ]
 )
-"""Entries that tools leave in ``config.json`` and that change no number."""
+"""Entries that change no number: tools leave them in ``config.json``, or classes of transformers set them."""
 
 _IMPLEMENTATIONS = tuple(f"{prefix}{part}_implementation" for part in ("attn", "experts") for prefix in ("", "_"))
 """Which code computes a part is for whoever runs a model to choose. transformers 5 takes a hub id there, and would
@@ -155,7 +156,8 @@ def checkpoint_folder(path: str | Path, *, weights: bool = True) -> Path:
 def refuse_unknown_entries(config: PreTrainedConfig, honoured: Collection[str] = ()) -> None:
     """Raise for entries that neither ``transformers`` nor the model package knows: ignoring one may change numbers.
 
-    Entries that are empty, false or null, begin with an underscore or are known as metadata pass.
+    Entries that are empty, false or null, begin with an underscore, are known as metadata or repeat a value of
+    ``rope_parameters`` under the same name pass.
 
     Args:
         honoured: names that the model package reads beside those of the ``transformers`` class.
@@ -169,7 +171,7 @@ def refuse_unknown_entries(config: PreTrainedConfig, honoured: Collection[str] =
     unknown = {
         name: value
         for name, value in vars(config).items()
-        if name not in known | _METADATA and not name.startswith("_") and value
+        if name not in known | _METADATA and not name.startswith("_") and value and not repeats_rope_value(config, name)
     }
     if getattr(config, "is_causal", True) is False:
         unknown["is_causal"] = False

@@ -95,6 +95,11 @@ def summarise_names(names: Iterable[str]) -> list[str]:
 
 def _span(names: list[str]) -> str:
     """Lowest and highest number per numbered segment."""
-    columns = zip(*([int(n) for n in _NUMBER.findall(name)] for name in names), strict=True)
-    ranges = [f"{min(column)} to {max(column)}" for column in map(list, columns)]
-    return ", ".join(ranges)
+    columns = zip(*(_NUMBER.findall(name) for name in names), strict=True)
+    return ", ".join(f"{min(column, key=_by_value)} to {max(column, key=_by_value)}" for column in columns)
+
+
+def _by_value(digits: str) -> tuple[int, str]:
+    """Orders numbers of any length; ``int`` refuses a text of more than 4,300 digits."""
+    plain = digits.lstrip("0")
+    return len(plain), plain

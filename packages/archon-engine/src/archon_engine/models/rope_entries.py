@@ -58,6 +58,12 @@ def older_rope_entries(config: PreTrainedConfig) -> dict[str, Any]:
     return entries
 
 
+def repeats_rope_value(config: PreTrainedConfig, name: str) -> bool:
+    """Whether the entry ``name`` has the value that ``rope_parameters`` has under this name, for all layers alike."""
+    values = [value for place, value in _leaves(getattr(config, "rope_parameters", None) or {}) if place[-1] == name]
+    return bool(values) and all(value == getattr(config, name) for value in values)
+
+
 def _found_entries(config: PreTrainedConfig, ours: Mapping[str, Any]) -> tuple[dict[str, Any], set[Leaf]]:
     """Older names with their values, and the places in ``ours`` that they stand for."""
     leaves = dict(_leaves(ours))

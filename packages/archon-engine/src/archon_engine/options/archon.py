@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ BALANCED = "null balances stages by cost"
 
 
 def _every_or_op(value: str) -> str | None:
-    return None if value == "op" or (value.isdecimal() and int(value) > 0) else "op, or a number N for every Nth layer"
+    return None if re.fullmatch("op|0*[1-9][0-9]{0,8}", value) else "op, or a number N for every Nth layer"
 
 
 @dataclass
