@@ -16,7 +16,7 @@ from torch import Tensor
 from archon_core.contracts.moe import MoESettings
 from archon_core.contracts.packed import Auxiliary
 from archon_engine import compat
-from archon_moe.counting import count_each
+from archon_moe.kernels.order import count_each
 from archon_moe.local_tokens import LocalTokens
 from archon_moe.options import MoEOptions
 from archon_moe.router import Routing

@@ -15,8 +15,7 @@ from archon_engine.nn.linear import Linear
 from archon_engine.nn.swiglu import SwiGLU
 from archon_engine.nn.tensor_parallel import TensorParallel
 from archon_moe.balancing import losses_of, with_gradient_of
-from archon_moe.dispatch.interface import Dispatch
-from archon_moe.dispatch.none import NoDispatch
+from archon_moe.dispatch.interface import Dispatch, NoDispatch
 from archon_moe.experts import GroupedExperts
 from archon_moe.load import report_of
 from archon_moe.local_tokens import LocalTokens

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from archon_core.contracts.moe import MoESettings
 from archon_moe.balancing import Losses, shares
-from archon_moe.counting import count_each
+from archon_moe.kernels.order import count_each
 from archon_moe.router import Routing
 
 

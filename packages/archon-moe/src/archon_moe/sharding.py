@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, Shard
 from archon_core.contracts.moe import ExpertParallel, MoESettings
 from archon_core.errors import LayoutError
 from archon_moe.block import MoEBlock
-from archon_moe.dispatch.none import NoDispatch
+from archon_moe.dispatch.interface import NoDispatch
 
 INTERMEDIATE_DIM = {"gate_proj": 1, "up_proj": 1, "down_proj": 2}
 """Parameter of experts -> the dim that ``etp`` cuts; ``ep`` cuts the first."""

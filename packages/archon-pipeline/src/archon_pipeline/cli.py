@@ -12,10 +12,9 @@ from archon_core.cli.console import print_table, print_text
 from archon_core.errors import ConfigError
 from archon_pipeline.planned_view import plan_view
 from archon_pipeline.recorded_views import recorded_views
-from archon_pipeline.round_numbers import short
 from archon_pipeline.svg import render_svg
 from archon_pipeline.terminal import draw
-from archon_pipeline.view import View
+from archon_pipeline.view import View, short
 
 pipeline = typer.Typer(
     no_args_is_help=True,

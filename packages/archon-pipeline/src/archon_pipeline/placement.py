@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from archon_core.errors import ConfigError
+
 Placement = Literal["loop", "v"]
 
 
@@ -19,3 +21,32 @@ def place_stages(placement: Placement, n_ranks: int, n_stages: int) -> tuple[int
         return tuple(stage % n_ranks for stage in range(n_stages))
     period = (*range(n_ranks), *reversed(range(n_ranks)))
     return tuple(period[stage % len(period)] for stage in range(n_stages))
+
+
+def count_stages_per_rank(
+    schedule: str, n_ranks: int, n_stages: int, n_micro_batches: int, *, exactly: int | None = None
+) -> int:
+    """How many stages each rank holds.
+
+    Args:
+        schedule: its name, for messages.
+        n_ranks: pipeline ranks.
+        n_stages: of the whole model.
+        n_micro_batches: of a step.
+        exactly: the only number of stages per rank that works; ``None`` when any from 2 does.
+
+    Raises:
+        ConfigError: a number is below 1, or there are not as many stages as the schedule takes.
+    """
+    for what, found in (("pipeline ranks", n_ranks), ("micro-batches", n_micro_batches)):
+        if found < 1:
+            raise ConfigError(f"{schedule}: found {found} {what}; allowed is 1 or more; give at least 1")
+    per_rank, over = divmod(n_stages, n_ranks)
+    fits = per_rank == exactly if exactly else per_rank >= 2
+    if over or not fits:
+        allowed = f"{exactly} per rank" if exactly else "2 or more per rank, the same number on each"
+        ranks = "1 rank" if n_ranks == 1 else f"{n_ranks} ranks"
+        stages = "1 stage" if n_stages == 1 else f"{n_stages} stages"
+        fix = f"cut the model into {exactly * n_ranks}" if exactly else f"cut it into {2 * n_ranks}, {3 * n_ranks}, ..."
+        raise ConfigError(f"{schedule}: found {stages} on {ranks}; allowed is {allowed}; {fix}")
+    return per_rank

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 from archon_pipeline.palette import MEANING, colour, ink
-from archon_pipeline.round_numbers import round_step, short
 from archon_pipeline.timeline import TimedAction
-from archon_pipeline.view import View
+from archon_pipeline.view import View, round_step, short
 
 _FONT = "font-family='Helvetica, Arial, sans-serif'"
 _LEFT, _RIGHT, _TOP = 64, 204, 72

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from archon_pipeline.palette import MEANING, colour, ink
-from archon_pipeline.round_numbers import round_step
 from archon_pipeline.timeline import TimedAction
-from archon_pipeline.view import View
+from archon_pipeline.view import View, round_step
 
 _LABELLED_BANDS = 4
 """More bands than that are hard to follow; then labels are left out."""

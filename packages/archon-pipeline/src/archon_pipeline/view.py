@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from archon_core.contracts.pipeline import Action, ActionKind
 from archon_pipeline.palette import MEANING
-from archon_pipeline.round_numbers import short
 from archon_pipeline.timeline import Timeline, count_peak_activations, count_sends, weigh_peak_activations
 
 
@@ -98,3 +98,14 @@ class View:
             tuple(stage for stage, holder in enumerate(rank_of) if holder == rank)
             for rank in range(len(self.timeline.ranks))
         ]
+
+
+def round_step(least: float) -> float:
+    """The next of ..., 0.5, 1, 2, 5, 10, ... that is not below ``least``."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
+
+
+def short(number: float) -> str:
+    """Four digits, or all digits before the point where there are more."""
+    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.4g}"

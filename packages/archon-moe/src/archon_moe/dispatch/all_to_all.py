@@ -15,8 +15,8 @@ from torch import Tensor
 
 from archon_core.contracts.moe import ExpertParallel
 from archon_engine import compat
-from archon_moe.counting import count_each
 from archon_moe.dispatch.interface import DispatchPlan, Rows
+from archon_moe.kernels.order import count_each
 
 
 class AllToAllDispatch:

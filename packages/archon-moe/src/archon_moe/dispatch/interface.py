@@ -64,3 +64,13 @@ class Dispatch(Protocol):
 
     def combine(self, y: Tensor, plan: Any) -> Tensor:
         """Bring back ``y`` [N, H], what the experts here made of the rows, and sum up each token's: [T, H]."""
+
+
+class NoDispatch:
+    """The dispatch of a rank that holds all experts: tokens stay where they are."""
+
+    def dispatch(self, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Rows, None]:
+        return Rows(x, experts, weights, experts.numel()), None
+
+    def combine(self, y: Tensor, plan: None) -> Tensor:
+        return y

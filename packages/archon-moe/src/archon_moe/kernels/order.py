@@ -10,8 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from archon_moe.counting import count_each
-
 
 @dataclass(frozen=True)
 class ExpertOrder:
@@ -39,3 +37,10 @@ def order_by_expert(experts: Tensor, n_experts: int, n_pairs: int) -> ExpertOrde
     # Stable, so that sums do not depend on how the sort is done.
     pairs = torch.argsort(keys, stable=True)[:n_pairs]
     return ExpertOrder(pairs, count_each(keys, n_experts + 1)[:n_experts])
+
+
+def count_each(numbers: Tensor, n: int) -> Tensor:
+    """int64 [n], how often each of 0 to n - 1 occurs in ``numbers``, which must hold no other values."""
+    # Not torch.bincount: even with minlength it reads the largest value on the host, which waits for the device.
+    flat = numbers.reshape(-1).to(torch.int64)
+    return torch.zeros(n, dtype=torch.int64, device=flat.device).scatter_add_(0, flat, torch.ones_like(flat))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archon_core.contracts.pipeline import Action, ActionKind, RankActions
-from archon_pipeline.schedules.sizes import count_stages_per_rank
+from archon_pipeline.placement import count_stages_per_rank
 
 
 def gpipe(n_ranks: int, n_stages: int, n_micro_batches: int) -> RankActions:

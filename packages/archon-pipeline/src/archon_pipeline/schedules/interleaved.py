@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 
 from archon_core.contracts.pipeline import Action, ActionKind, RankActions
-from archon_pipeline.schedules.alternation import alternate
-from archon_pipeline.schedules.sizes import count_stages_per_rank
+from archon_pipeline.placement import count_stages_per_rank
+from archon_pipeline.schedules.one_f_one_b import alternate
 
 
 def interleaved_1f1b(n_ranks: int, n_stages: int, n_micro_batches: int) -> RankActions:

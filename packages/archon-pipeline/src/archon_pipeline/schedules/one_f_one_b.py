@@ -5,9 +5,10 @@ The bubble is GPipe's, (p - 1) / m; the activations are those of at most p micro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from archon_core.contracts.pipeline import Action, ActionKind, RankActions
-from archon_pipeline.schedules.alternation import alternate
-from archon_pipeline.schedules.sizes import count_stages_per_rank
+from archon_pipeline.placement import count_stages_per_rank
 
 
 def one_f_one_b(n_ranks: int, n_stages: int, n_micro_batches: int) -> RankActions:
@@ -21,3 +22,19 @@ def one_f_one_b(n_ranks: int, n_stages: int, n_micro_batches: int) -> RankAction
         )
         for rank in range(n_ranks)
     )
+
+
+def alternate(forward: Sequence[Action], backward: Sequence[Action], *, ahead: int) -> tuple[Action, ...]:
+    """``ahead`` forward passes, then forward and backward in turns, then the backward passes that are left.
+
+    Args:
+        forward: the rank's forward passes, in order.
+        backward: its backward passes, as many.
+        ahead: forward passes before the turns begin; more than there are means all.
+    """
+    ahead = min(ahead, len(forward))
+    order = list(forward[:ahead])
+    for further, back in zip(forward[ahead:], backward, strict=False):
+        order += (further, back)
+    order += backward[len(forward) - ahead :]
+    return tuple(order)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 
 from archon_core.contracts.pipeline import RankActions
-from archon_pipeline.placement import place_stages
+from archon_pipeline.placement import count_stages_per_rank, place_stages
 from archon_pipeline.schedules.list_scheduling import Rule, find_schedule
-from archon_pipeline.schedules.sizes import count_stages_per_rank
 
 _STAGES_PER_RANK = 2
 _RULES = (
