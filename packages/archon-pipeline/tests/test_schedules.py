@@ -1,4 +1,4 @@
-"""The schedules: any sizes are executable, and bubble and memory keep what is promised of them."""
+"""The schedules: lists of any size can be executed; bubble and peak memory are those of the documentation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TestBubble:
         actions, rank_of = make("InterleavedZeroBubble", p, m, v)
         assert simulate(actions, rank_of).bubble == pytest.approx((p - 1) / (3 * v * m), abs=1e-12)
 
-    def test_zbv_does_so_too(self, p: int, m: int) -> None:
+    def test_zbv_has_the_same_bubble(self, p: int, m: int) -> None:
         actions, rank_of = make("ZBVZeroBubble", p, m)
         assert simulate(actions, rank_of).bubble == pytest.approx((p - 1) / (6 * m), abs=1e-12)
 
@@ -72,7 +72,7 @@ class TestBubble:
 @settings(max_examples=25, deadline=None)
 @given(p=st.integers(1, 16), more=st.integers(0, 16), v=st.integers(2, 4))
 def test_no_multiple_of_the_ranks_is_needed_for_the_least_bubble(p: int, more: int, v: int) -> None:
-    # Only that the last rank starts p - 1 units after the first can be filled by nothing.
+    # The one idle time that nothing can fill: the last rank starts p - 1 units after the first.
     m = p + more
     assert idle("ZBVZeroBubble", p, m) == p - 1
     assert idle("InterleavedZeroBubble", p, m, v) == p - 1

@@ -1,4 +1,4 @@
-"""On which pipeline rank a stage lies."""
+"""Placement: how many stages a pipeline rank holds, and which."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def place_stages(placement: Placement, n_ranks: int, n_stages: int) -> tuple[int
     """For each stage, the pipeline rank that holds it.
 
     Args:
-        placement: ``loop`` goes round (two ranks, four stages: 0 1 0 1), ``v`` goes down and up again (0 1 1 0).
+        placement: ``loop`` is round-robin (two ranks, four stages: 0 1 0 1), ``v`` goes down and up again (0 1 1 0).
         n_ranks: pipeline ranks.
-        n_stages: of the whole model; a multiple of ``n_ranks`` gives every rank as many.
+        n_stages: stages of the whole model; every rank holds the same number if it is a multiple of ``n_ranks``.
     """
     if placement == "loop":
         return tuple(stage % n_ranks for stage in range(n_stages))
@@ -26,17 +26,17 @@ def place_stages(placement: Placement, n_ranks: int, n_stages: int) -> tuple[int
 def count_stages_per_rank(
     schedule: str, n_ranks: int, n_stages: int, n_micro_batches: int, *, exactly: int | None = None
 ) -> int:
-    """How many stages each rank holds.
+    """Check the arguments of a schedule and return the number of stages per rank.
 
     Args:
-        schedule: its name, for messages.
+        schedule: name of the schedule, for messages.
         n_ranks: pipeline ranks.
-        n_stages: of the whole model.
-        n_micro_batches: of a step.
-        exactly: the only number of stages per rank that works; ``None`` when any from 2 does.
+        n_stages: stages of the whole model.
+        n_micro_batches: micro-batches of a step.
+        exactly: the number of stages per rank that the schedule requires; ``None`` for any number from 2.
 
     Raises:
-        ConfigError: a number is below 1, or there are not as many stages as the schedule takes.
+        ConfigError: a number is below 1, or the schedule does not support so many stages.
     """
     for what, found in (("pipeline ranks", n_ranks), ("micro-batches", n_micro_batches)):
         if found < 1:
