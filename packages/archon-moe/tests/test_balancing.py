@@ -80,7 +80,7 @@ def test_losses_and_gradients_are_those_of_the_formulas(kind: str, score: str) -
         torch.testing.assert_close(found, of_formula, **EXACT)
 
 
-def test_losses_per_sequence_and_z_do_not_depend_on_the_split_into_micro_batches() -> None:
+def test_sequence_loss_and_z_loss_do_not_depend_on_the_split_into_micro_batches() -> None:
     made, x = block(BALANCED["sequence"]), rows(12)
     made(x, replace(PackedSequences.from_lengths(LENGTHS), auxiliary=auxiliary([]))).sum().backward()
     whole, made.router.weight.grad = made.router.weight.grad, None
@@ -131,7 +131,7 @@ def both_kinds() -> list[float]:
     return [cut_over_ranks(kind) for kind in BALANCED]
 
 
-def test_losses_are_exact_where_sequences_are_cut_over_ranks() -> None:
+def test_losses_are_exact_on_sequences_sharded_over_ranks() -> None:
     assert max(max(found) for found in run_world(both_kinds, 4)) < 1e-13
 
 

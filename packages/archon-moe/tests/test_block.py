@@ -273,14 +273,14 @@ def test_bfloat16_is_routed_in_fp32_and_computed_in_bfloat16() -> None:
     assert (y - exact(x.double(), packed(20))).abs().max() < 0.02 * y.abs().max()
 
 
-def test_the_engines_option_says_in_which_type_logits_are_computed() -> None:
+def test_moe_router_dtype_sets_the_dtype_of_logits() -> None:
     for option, dtype in (("fp32", torch.float32), (None, torch.bfloat16)):
         made = MoEBlocks(ArchonOptions(moe_router_dtype=option)).build(MoESettings(16, 16, 8, 2), 0).to(torch.bfloat16)
         logits, scores = made.router(rows(3, 16, dtype=torch.bfloat16))
         assert (logits.dtype, scores.dtype) == (dtype, torch.float32)
 
 
-def test_recorded_choices_are_taken_and_reported_back() -> None:
+def test_recorded_choices_are_followed_and_reported_back() -> None:
     made = block(MoESettings(8, 6, 6, 2, norm_topk_prob=True), layer=1)
     x = rows(5, 8)
     own = made.router.route(*made.router(x)).experts

@@ -80,7 +80,7 @@ class PipelinedRunner:
             raise
 
     def record_next(self) -> None:
-        """Time the actions of the next call of ``train``."""
+        """Record the actions of the next call of ``train``."""
         self._records_next = True
 
     def recorded(self, *, step: int) -> str | None:
@@ -161,7 +161,7 @@ class PipelinedRunner:
         passes, number = self._passes[action.stage], action.micro_batch
         is_forward = action.kind is ActionKind.FORWARD
         # Only results of other stages are messages: the first stage starts from token ids, the last one's backward from
-        # the objective, and W from what I left on this stage.
+        # the objective, and W from the state that action I left behind.
         needs_nothing = action.kind is ActionKind.BACKWARD_WEIGHT or (passes.is_first if is_forward else passes.is_last)
         given = None if needs_nothing else mailbox.take(Message(action.stage, not is_forward, number))
         # After the message has arrived, so that waiting for it does not count as work.

@@ -89,12 +89,12 @@ class _Request:
         per_rank = self.schedule.stages_per_rank
         takes = "two or more stages" if per_rank is None else _count(per_rank, "stage")
         allowed = [number for number in range(1, self._counted() + 1) if self._fits(self._made_by(number))]
-        fix = f"write {_ranges(allowed)}, or null" if allowed else "no other number does: write null"
+        fix = f"write {_ranges(allowed)}, or null" if allowed else "no other number works: write null"
         empty = self.n_layers + 2 < n_stages
         raise ConfigError(
-            f"{self.role}.archon.pp_layers_per_stage: found {per_stage}, which cuts {_count(self.n_layers, 'layer')}"
+            f"{self.role}.archon.pp_layers_per_stage: found {per_stage}, which splits {_count(self.n_layers, 'layer')}"
             f"{self._shown_less_layers()} into {_count(n_stages, 'stage')}{', some of them empty' if empty else ''}; "
-            f"{self.schedule.name} takes {takes} on each of {_count(self.n_ranks, 'rank')}; {fix} to take "
+            f"{self.schedule.name} needs {takes} on each of {_count(self.n_ranks, 'rank')}; {fix} for "
             f"{_count((per_rank or DEFAULT_STAGES_PER_RANK) * self.n_ranks, 'stage')}"
         )
 
@@ -109,8 +109,8 @@ class _Request:
             fix += ", or a schedule with fewer stages per rank"
         raise LayoutError(
             f"{self.role}.backend: found p{self.n_ranks}, which with {self.schedule.name} makes {n_stages} stages of "
-            f"{_count(self.n_layers, 'layer')}; every stage holds a layer, the embedding or the head, so there are at "
-            f"most {self.n_layers + 2}; {fix}"
+            f"{_count(self.n_layers, 'layer')}; every stage holds a layer, the embedding or the head, so at most "
+            f"{self.n_layers + 2} are possible; {fix}"
         )
 
     def check_less_layers(self, n_stages: int) -> None:
@@ -122,8 +122,8 @@ class _Request:
                 continue
             most = next(less for less in range(asked - 1, -1, -1) if self._leaves_room(n_stages, place, less))
             raise ConfigError(
-                f"{self.role}.archon.{option}: found {asked}, with {_count(self.n_layers, 'layer')} in {n_stages} "
-                f"stages, of which the {place} would have none; allowed is up to {most}, or null; lower it"
+                f"{self.role}.archon.{option}: found {asked}, which leaves the {place} of {n_stages} stages without "
+                f"layers ({_count(self.n_layers, 'layer')} in all); allowed is up to {most}, or null; lower it"
             )
 
     def bounds(self, n_stages: int) -> list[tuple[int, int]]:
@@ -161,7 +161,7 @@ class _Request:
 
     def _shown_less_layers(self) -> str:
         less = sum(self.less_layers)
-        return f" and {less} that the first and last stage have less" if less else ""
+        return f", and {less} for the shorter first and last stage," if less else ""
 
 
 def _balance(
