@@ -254,7 +254,7 @@ def build(layout):
 def test_more_expert_ranks_than_experts_are_refused_with_the_largest_that_works():
     for message in run_world(build, 3, ("d3e3",)):
         assert "found e = 3, which does not divide the model's 8 (experts)" in message
-        assert message.endswith("the largest that does and is not larger is 2")
+        assert message.endswith("the largest smaller size that does is 2")
 
 
 # A bias for choosing is no parameter: it moves by loads, and is part of what a run goes on from.

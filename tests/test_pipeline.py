@@ -368,8 +368,8 @@ def train_by_schedules_with_faults():
 def test_schedules_that_would_mix_up_messages_or_halves_are_refused_before_the_first_one():
     for mixed, halved in run_world(train_by_schedules_with_faults, 2):
         assert "found ranks that expect different messages" in mixed
-        assert "and by the schedule equal lists" in mixed
-        assert "found 0W0, half a backward pass; its ScheduleSpec allows whole ones" in halved
+        assert "and equal action lists on all ranks" in mixed
+        assert "found 0W0, half of a backward pass; its ScheduleSpec allows whole ones" in halved
 
 
 def hand_on_something_else():
@@ -383,7 +383,7 @@ def hand_on_something_else():
 def test_a_stage_that_hands_on_something_else_is_named():
     with pytest.raises(WorldError) as ended:
         run_world(hand_on_something_else, 2)
-    message = "pipeline: found [17, 31] torch.float64 to be handed to stage 1; allowed is [17, 32] torch.float64"
+    message = "pipeline: found [17, 31] torch.float64 for stage 1; allowed is [17, 32] torch.float64"
     assert f"rank 0 failed first: archon_core.errors.TrainingError: {message}" in str(ended.value)
 
 

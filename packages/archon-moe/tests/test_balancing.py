@@ -1,4 +1,4 @@
-"""Auxiliary losses against their formulas, however the batch is cut; loads, bias updates, and their options."""
+"""Auxiliary losses against their formulas on any split of the batch; loads, bias updates, options."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ def test_losses_and_gradients_are_those_of_the_formulas(kind: str, score: str) -
         torch.testing.assert_close(found, of_formula, **EXACT)
 
 
-def test_losses_per_sequence_and_z_do_not_depend_on_the_split_into_micro_batches() -> None:
+def test_sequence_loss_and_z_loss_do_not_depend_on_the_split_into_micro_batches() -> None:
     made, x = block(BALANCED["sequence"]), rows(12)
     made(x, replace(PackedSequences.from_lengths(LENGTHS), auxiliary=auxiliary([]))).sum().backward()
     whole, made.router.weight.grad = made.router.weight.grad, None
     reports: list[dict[str, Tensor]] = []
     for part, length in zip(x.split(LENGTHS), LENGTHS, strict=True):
-        # A padded end changes nothing either, nor does recomputing the block in backward.
+        # Neither padding nor recomputation of the block changes the numbers.
         padded = torch.cat([part, rows(3)])
         pack = replace(PackedSequences.from_lengths((length, 3)), n_padding=3, auxiliary=auxiliary(reports))
         checkpoint(made, padded.requires_grad_(), pack, use_reentrant=False).sum().backward()
@@ -100,8 +100,8 @@ def test_losses_per_sequence_and_z_do_not_depend_on_the_split_into_micro_batches
 
 
 def cut_over_ranks(kind: str) -> float:
-    """The largest difference of this rank's input gradients, and of the router's gradient summed over ranks, to those
-    of one process: 2 context ranks x 2 tensor ranks."""
+    """2 context ranks x 2 tensor ranks: the largest difference from one process of this rank's input gradients and the
+    router's gradient summed over ranks."""
     x, pack = rows(12), PackedSequences.from_lengths((*LENGTHS[:2], 3, *LENGTHS[3:], 1))
     pack = replace(pack, n_padding=1)
     alone = block(BALANCED[kind])
@@ -131,7 +131,7 @@ def both_kinds() -> list[float]:
     return [cut_over_ranks(kind) for kind in BALANCED]
 
 
-def test_losses_are_exact_where_sequences_are_cut_over_ranks() -> None:
+def test_losses_are_exact_on_sequences_sharded_over_ranks() -> None:
     assert max(max(found) for found in run_world(both_kinds, 4)) < 1e-13
 
 
@@ -139,7 +139,7 @@ def test_choice_biases_move_towards_the_mean_load() -> None:
     builder = MoEBlocks(MoEOptions(moe_bias_update_rate=0.01))
     made = builder.build(replace(SETTINGS, n_experts=4, choice_bias=True), 7)
     builder.update({"7": made}, {"7": {"counts": torch.tensor([0, 4, 12, 8])}, "8": {}})
-    # The mean is 6; one of 4 and one of 8 move by as much as those far from it.
+    # The mean is 6; loads of 4 and 8 move their biases as far as loads of 0 and 12 do.
     torch.testing.assert_close(made.router.choice_bias, torch.tensor([0.01, 0.01, -0.01, -0.01]))
     builder.update({"7": made}, {"7": {"counts": torch.tensor([6, 6, 6, 6])}})
     torch.testing.assert_close(made.router.choice_bias, torch.tensor([0.01, 0.01, -0.01, -0.01]))
@@ -147,7 +147,7 @@ def test_choice_biases_move_towards_the_mean_load() -> None:
     assert "router.choice_bias" in made.state_dict()
 
 
-def test_biased_choice_lets_unused_experts_have_tokens_and_leaves_weights() -> None:
+def test_a_choice_bias_moves_tokens_and_changes_no_weights() -> None:
     made = block(MoEOptions(), replace(SETTINGS, choice_bias=True, norm_topk_prob=False))
     x = rows(12)
     before = made.router.route(*made.router(x))
@@ -158,7 +158,7 @@ def test_biased_choice_lets_unused_experts_have_tokens_and_leaves_weights() -> N
     torch.testing.assert_close(after.weights, after.scores.gather(1, after.experts))
 
 
-def test_metrics_tell_how_evenly_experts_are_loaded() -> None:
+def test_metrics_measure_the_balance_of_expert_loads() -> None:
     def report(*counts: int, entropy: float, **losses: float) -> dict[str, Tensor]:
         scalars = {"tokens": sum(counts) / 2, "entropy": entropy, **losses}
         return {"counts": torch.tensor(counts), **{name: torch.tensor(value) for name, value in scalars.items()}}
@@ -198,7 +198,7 @@ def test_reports_of_a_batch_count_real_tokens() -> None:
         (MoEOptions(moe_bias_update_rate=float("nan")), "moe_bias_update_rate: found nan"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options: MoEOptions, message: str) -> None:
+def test_invalid_options_are_refused(options: MoEOptions, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MoEBlocks(options)
 
@@ -214,7 +214,7 @@ def test_options_that_mean_nothing_are_refused(options: MoEOptions, message: str
         ({"moe_aux_loss": "none"}, False, ""),
     ],
 )
-def test_options_that_would_do_nothing_are_refused_before_anything_runs(
+def test_options_without_effect_are_refused_before_a_run(
     options: dict[str, object], has_experts: bool | None, found: str
 ) -> None:
     config = ArchonEngineConfig()
@@ -225,7 +225,7 @@ def test_options_that_would_do_nothing_are_refused_before_anything_runs(
     assert len(said) == bool(found)
 
 
-def test_a_rate_for_biases_that_a_model_does_not_have_is_a_decision() -> None:
+def test_a_bias_update_rate_for_a_model_without_biases_is_a_decision() -> None:
     blocks = MoEBlocks(MoEOptions(moe_bias_update_rate=0.01))
     for choice_bias, expected in ((False, [("0.01", "0")]), (True, [])):
         blocks.build(MoESettings(8, 6, 6, 2, choice_bias=choice_bias), 0)
@@ -244,5 +244,5 @@ def test_choice_biases_keep_fp32_in_a_model_of_bfloat16() -> None:
     torch.testing.assert_close(made.router.choice_bias, torch.tensor([0.602, 0.602, 0.6, 0.6]))
 
 
-def test_an_engine_without_options_of_its_own_balances_nothing() -> None:
+def test_defaults_balance_nothing() -> None:
     assert MoEBlocks(ArchonOptions()).options == MoEOptions()

@@ -273,14 +273,14 @@ def test_bfloat16_is_routed_in_fp32_and_computed_in_bfloat16() -> None:
     assert (y - exact(x.double(), packed(20))).abs().max() < 0.02 * y.abs().max()
 
 
-def test_the_engines_option_says_in_which_type_logits_are_computed() -> None:
+def test_moe_router_dtype_sets_the_dtype_of_logits() -> None:
     for option, dtype in (("fp32", torch.float32), (None, torch.bfloat16)):
         made = MoEBlocks(ArchonOptions(moe_router_dtype=option)).build(MoESettings(16, 16, 8, 2), 0).to(torch.bfloat16)
         logits, scores = made.router(rows(3, 16, dtype=torch.bfloat16))
         assert (logits.dtype, scores.dtype) == (dtype, torch.float32)
 
 
-def test_recorded_choices_are_taken_and_reported_back() -> None:
+def test_recorded_choices_are_followed_and_reported_back() -> None:
     made = block(MoESettings(8, 6, 6, 2, norm_topk_prob=True), layer=1)
     x = rows(5, 8)
     own = made.router.route(*made.router(x)).experts
@@ -304,6 +304,16 @@ def test_recorded_choices_are_taken_and_reported_back() -> None:
     assert not torch.equal(made(x, packed(5, experts=other))[0], made(x, packed(5))[0])
 
 
+def test_replayed_experts_whose_scores_underflow_have_weight_zero_not_nan() -> None:
+    router = block(MoESettings(8, 6, 4, 2, norm_topk_prob=True), dtype=torch.float32).router
+    logits = torch.tensor([[400.0, 0.0, 0.0, 0.0]], requires_grad=True)
+    routing = router.route(logits, logits.softmax(-1), torch.tensor([[1, 2]]))
+    assert routing.weights.tolist() == [[0.0, 0.0]]
+    routing.weights.sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
 def test_recorded_choices_of_another_model_are_refused() -> None:
     made = block(MoESettings(8, 6, 6, 2), layer=1)
     with pytest.raises(DataError, match=r"found a tensor of shape \[5, 1, 2\]; layer 1 needs \[tokens, layers, 2\]"):
@@ -323,12 +333,12 @@ def test_recorded_choices_of_another_model_are_refused() -> None:
         ({"hidden_act": "sulu"}, "did you mean 'silu'"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(changed: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_refused(changed: dict[str, object], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         MoEBlocks(ArchonOptions()).build(replace(MoESettings(8, 6, 8, 2), **changed), 0)
 
 
-def test_experts_are_computed_the_way_that_device_and_type_allow() -> None:
+def test_device_and_dtype_choose_the_implementation_of_experts() -> None:
     assert choose_implementation("cuda", torch.bfloat16).name == "grouped_mm"
     assert choose_implementation("cpu", torch.float32).name == "loop"
     assert choose_implementation("cpu", torch.float32, True).name == "grouped_mm"

@@ -1,4 +1,4 @@
-"""The code of docs/moe.md is run as it stands there."""
+"""Executes the code blocks of docs/moe.md."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[name]
 
 
-def test_the_traffic_of_the_page_is_right() -> None:
+def test_the_traffic_example_holds() -> None:
     [code] = re.findall(r"```python\n(from archon_moe.dispatch.traffic.*?)```", PAGE, flags=re.DOTALL)
     exec(code, {})
 
 
-def test_the_example_is_chosen_by_its_name(package: Path) -> None:
+def test_the_option_selects_the_example_dispatch(package: Path) -> None:
     from gathering_moe.plugin import archon_moe
 
     registry.cache_clear()
@@ -61,7 +61,7 @@ def test_the_example_is_chosen_by_its_name(package: Path) -> None:
 
 
 def differences(folder: str) -> list[float]:
-    """Of outputs, input gradients and this rank's part of experts' gradients, against one process."""
+    """Differences from one process of outputs, input gradients and this rank's part of the experts' gradients."""
     sys.path.insert(0, folder)
     from gathering_moe.dispatch import GatheringBlocks
 

@@ -1,4 +1,4 @@
-"""Blocks on several ranks against the same block on one: outputs, every gradient, and the bytes that were sent."""
+"""Blocks on several ranks against the same block on one: outputs, all gradients, and the bytes sent."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def block(place: ExpertParallel | None = None) -> MoEBlock:
 
 
 def part(name: str, whole: Tensor, place: ExpertParallel) -> Tensor:
-    """What a rank holds of an expert tensor, by plain arithmetic."""
+    """This rank's shard of an expert tensor, by plain slicing."""
     p, q = divmod(dist.get_rank(place.group), place.etp)
     dim = 2 if name.endswith("down_proj") else 1
     return whole.chunk(place.ep, 0)[p].chunk(place.etp, dim)[q]
@@ -95,7 +95,7 @@ def run(made: MoEBlock, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, dict[s
 
 
 def compare_with_one_process(sizes: list[tuple[int, int]]) -> list[dict[str, Any]]:
-    """For each (ep, etp), what this rank sent and what was expected; differences raise."""
+    """For each (ep, etp), the bytes this rank sent and the expected bytes; wrong numbers raise."""
     n_ranks, rank = dist.get_world_size(), dist.get_rank()
     x, grad = inputs(n_ranks)
     y, dx, gradients = run(block(), x, grad)
@@ -149,7 +149,7 @@ def test_any_ep_and_etp_give_the_outputs_and_gradients_of_one_process(n_ranks: i
             assert of_size["sent"] == of_size["expected"], (rank, size)
 
 
-def test_sizes_that_do_not_divide_name_the_largest_that_does() -> None:
+def test_a_size_that_does_not_divide_names_the_largest_smaller_one_that_does() -> None:
     check_sizes(SETTINGS, 8, 16)
     with pytest.raises(LayoutError, match=r"e = 6, which does not divide the model's 8 \(experts\).* is 4"):
         check_sizes(SETTINGS, 6, 1)

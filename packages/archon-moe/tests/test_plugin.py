@@ -1,4 +1,4 @@
-"""What the plugin brings reaches the configuration of every role, without torch."""
+"""The options of archon-moe are known in the engine section of every role, without importing torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs ``archon`` in this process."""
+"""The fixture ``archon``, which runs the command in this process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from archon_core.cli.main import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left.
+    """The outcome of a command.
 
     Attributes:
         code: exit code.
@@ -27,8 +27,8 @@ class Outcome:
 
 @pytest.fixture
 def archon(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """Run the program with these arguments in a terminal of so many columns."""
-    # The option --traceback would write it; setting it here has it restored after the test.
+    """Run ``archon`` with arguments, in a terminal of ``columns`` columns."""
+    # The option --traceback sets this variable; set here, it is restored after the test.
     monkeypatch.setenv("ARCHON_TRACEBACK", "0")
 
     def run(*arguments: str, columns: int = 160) -> Outcome:

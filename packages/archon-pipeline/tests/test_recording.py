@@ -1,4 +1,4 @@
-"""The file of a recorded step."""
+"""The file format of a recorded step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ STEP = Recording(
 )
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_a_recording_round_trips(tmp_path: Path) -> None:
     path = recording_path(tmp_path, "actor")
     write_recording(path, STEP)
     assert find_recordings(tmp_path) == {"actor": path}
@@ -47,13 +47,13 @@ def test_mean_costs_are_those_of_each_kind_on_each_stage() -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", "no readable recording"),
+        ("{", "cannot read the recording"),
         ("[]", "found a list; allowed is a recording of format 1"),
         ('{"format": 2}', "found format 2; allowed is a recording of format 1"),
-        ('{"format": 1}', "not whole .*; record the run again"),
+        ('{"format": 1}', "invalid recording .*; record the run again"),
     ],
 )
-def test_a_file_that_is_no_recording_is_refused(tmp_path: Path, content: str, message: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "pipeline-actor.json"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
@@ -75,10 +75,10 @@ def test_a_recording_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
         {"ranks": [rank, [["1F0", 1, float("inf")]]]},
     ):
         path.write_text(json.dumps(content | change))
-        with pytest.raises(ConfigError, match="not whole"):
+        with pytest.raises(ConfigError, match="invalid recording"):
             read_recording(path)
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no readable recording"):
+    with pytest.raises(ConfigError, match="cannot read the recording"):
         read_recording(tmp_path / "pipeline-actor.json")

@@ -1,4 +1,4 @@
-"""The schedules: any sizes are executable, and bubble and memory keep what is promised of them."""
+"""The schedules: lists of any size can be executed; bubble and peak memory are those of the documentation."""
 
 from __future__ import annotations
 
@@ -55,24 +55,24 @@ class TestBubble:
         assert simulate(actions, rank_of).bubble == pytest.approx((p - 1) / m, abs=1e-12)
 
     @pytest.mark.parametrize("v", [2, 3, 4])
-    def test_interleaving_divides_it_by_the_stages_per_rank(self, v: int, p: int, m: int) -> None:
+    def test_interleaving_divides_the_bubble_by_the_stages_per_rank(self, v: int, p: int, m: int) -> None:
         actions, rank_of = make("Interleaved1F1B", p, m, v)
         assert simulate(actions, rank_of).bubble == pytest.approx((p - 1) / (v * m), abs=1e-12)
 
     @pytest.mark.parametrize("v", [2, 3, 4])
-    def test_interleaved_zero_bubble_leaves_a_third_of_that(self, v: int, p: int, m: int) -> None:
+    def test_interleaved_zero_bubble_leaves_a_third_of_that_bubble(self, v: int, p: int, m: int) -> None:
         actions, rank_of = make("InterleavedZeroBubble", p, m, v)
         assert simulate(actions, rank_of).bubble == pytest.approx((p - 1) / (3 * v * m), abs=1e-12)
 
-    def test_zbv_does_so_too(self, p: int, m: int) -> None:
+    def test_zbv_has_the_same_bubble(self, p: int, m: int) -> None:
         actions, rank_of = make("ZBVZeroBubble", p, m)
         assert simulate(actions, rank_of).bubble == pytest.approx((p - 1) / (6 * m), abs=1e-12)
 
 
 @settings(max_examples=25, deadline=None)
 @given(p=st.integers(1, 16), more=st.integers(0, 16), v=st.integers(2, 4))
-def test_no_multiple_of_the_ranks_is_needed_for_the_least_bubble(p: int, more: int, v: int) -> None:
-    # Only that the last rank starts p - 1 units after the first can be filled by nothing.
+def test_the_least_bubble_needs_no_multiple_of_the_ranks(p: int, more: int, v: int) -> None:
+    # The one idle time that nothing can fill: the last rank starts p - 1 units after the first.
     m = p + more
     assert idle("ZBVZeroBubble", p, m) == p - 1
     assert idle("InterleavedZeroBubble", p, m, v) == p - 1
@@ -81,7 +81,7 @@ def test_no_multiple_of_the_ranks_is_needed_for_the_least_bubble(p: int, more: i
 
 @settings(max_examples=30, deadline=None)
 @given(p=st.integers(1, 16), m=st.integers(1, 40), v=st.integers(2, 4))
-def test_zero_bubble_schedules_hold_what_1f1b_holds_at_most(p: int, m: int, v: int) -> None:
+def test_zero_bubble_schedules_hold_at_most_what_1f1b_holds(p: int, m: int, v: int) -> None:
     assert peak("1F1B", p, m) == min(p, m)
     assert peak("ZBVZeroBubble", p, m) <= min(p, m)
     assert peak("InterleavedZeroBubble", p, m, v) <= min(p, m)
@@ -109,7 +109,7 @@ def test_micro_batches_come_in_order_on_every_stage(name: str, p: int, m: int) -
 
 
 @pytest.mark.parametrize("name", ["InterleavedZeroBubble", "ZBVZeroBubble"])
-def test_halves_of_backward_are_joined_where_nobody_waits_for_the_first(name: str) -> None:
+def test_backward_halves_are_joined_where_no_rank_waits_for_the_first(name: str) -> None:
     actions, _ = make(name, 4, 16)
     kinds = [action.kind for rank in actions for action in rank]
     assert kinds.count(ActionKind.BACKWARD) >= 0.25 * 8 * 16
@@ -121,7 +121,7 @@ def test_halves_of_backward_are_joined_where_nobody_waits_for_the_first(name: st
 
 
 @pytest.mark.parametrize("name", sorted(SPECS))
-def test_only_schedules_that_say_so_split_backward(name: str) -> None:
+def test_only_schedules_whose_spec_allows_it_split_backward(name: str) -> None:
     kinds = {action.kind for rank in make(name, 4, 8)[0] for action in rank}
     assert (ActionKind.BACKWARD_WEIGHT in kinds) == SPECS[name].splits_backward
 
@@ -137,7 +137,7 @@ def test_only_schedules_that_say_so_split_backward(name: str) -> None:
         ("ZBVZeroBubble", (0, 0, 4), "found 0 pipeline ranks; allowed is 1 or more"),
     ],
 )
-def test_sizes_that_a_schedule_cannot_have_are_refused(name: str, sizes: tuple[int, int, int], message: str) -> None:
+def test_unsupported_sizes_are_refused(name: str, sizes: tuple[int, int, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         LOADED[name](*sizes)
 
@@ -151,7 +151,5 @@ def test_sizes_that_a_schedule_cannot_have_are_refused(name: str, sizes: tuple[i
         ("loop", 3, 3, (0, 1, 2)),
     ],
 )
-def test_stages_are_placed_round_or_down_and_up(
-    placement: str, n_ranks: int, n_stages: int, expected: tuple[int, ...]
-) -> None:
+def test_placement_is_round_robin_or_v(placement: str, n_ranks: int, n_stages: int, expected: tuple[int, ...]) -> None:
     assert place_stages(placement, n_ranks, n_stages) == expected  # type: ignore[arg-type]

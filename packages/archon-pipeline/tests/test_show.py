@@ -1,4 +1,4 @@
-"""``archon pipeline show``: what it prints, the picture, recorded steps, and what it says to bad input."""
+"""``archon pipeline show``: its output, the picture, recorded steps, and errors."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from xml.etree import ElementTree
 import pytest
 
 from archon_core import registry
-from archon_core.contracts.pipeline import RankActions
+from archon_core.contracts.pipeline import Action, RankActions
 from archon_core.plugins import ScheduleSpec
 from archon_pipeline.placement import place_stages
 from archon_pipeline.recording import Recording, recording_path, write_recording
 from archon_pipeline.schedules.one_f_one_b import one_f_one_b
 from archon_pipeline.simulator import simulate
+from archon_pipeline.timeline import TimedAction, Timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -49,7 +50,7 @@ def test_every_drawing_fits_the_terminal(archon: Callable, schedule: str, sizes:
     assert len(rows(shown.out)) == int(sizes[0])
 
 
-def test_drawings_are_to_scale_and_say_everything_without_colours(archon: Callable) -> None:
+def test_drawings_are_to_scale_and_readable_without_colours(archon: Callable) -> None:
     shown = archon("pipeline", "show", "1F1B", "--pp", "2", "--microbatches", "2")
     first, second = rows(shown.out)
     assert re.findall(r"[FBIW]\d", first) == ["F0", "F1", "B0", "B1"]
@@ -66,7 +67,7 @@ def test_small_letters_are_a_ranks_later_stages(archon: Callable) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["1F1B", "ZBV", "I1F1B"])
-def test_the_picture_has_every_action_where_it_belongs(archon: Callable, tmp_path: Path, schedule: str) -> None:
+def test_the_picture_has_every_action_once_inside_the_frame(archon: Callable, tmp_path: Path, schedule: str) -> None:
     picture = tmp_path / "out.svg"
     shown = archon("pipeline", "show", schedule, "--pp", "4", "--microbatches", "8", "--svg", str(picture))
     assert f"wrote {picture}" in shown.out
@@ -84,7 +85,7 @@ def test_the_picture_has_every_action_where_it_belongs(archon: Callable, tmp_pat
     )
 
 
-def test_long_pictures_go_on_below(archon: Callable, tmp_path: Path) -> None:
+def test_long_pictures_continue_below(archon: Callable, tmp_path: Path) -> None:
     picture = tmp_path / "out.svg"
     archon("pipeline", "show", "ZBV", "--pp", "8", "--microbatches", "32", "--svg", str(picture))
     root = ElementTree.parse(picture).getroot()
@@ -100,7 +101,7 @@ def test_costs_change_the_times(archon: Callable) -> None:
     assert "bubble 0.5833 (waits 3.5, works 6)" in slower.out
 
 
-def test_stages_per_rank_may_be_chosen_where_the_schedule_leaves_it_open(archon: Callable) -> None:
+def test_stages_per_rank_is_an_option_of_schedules_that_take_any_number(archon: Callable) -> None:
     assert (
         "3 stages per rank (loop)"
         in archon("pipeline", "show", "I1F1B", "--pp", "2", "--microbatches", "4", "--stages-per-rank", "3").out
@@ -111,9 +112,17 @@ def test_stages_per_rank_may_be_chosen_where_the_schedule_leaves_it_open(archon:
     )
 
 
+def test_a_recording_without_durations_is_drawn(archon: Callable, tmp_path: Path) -> None:
+    rank = tuple(TimedAction(Action.parse(text), 0.0, 0.0) for text in ("0F0", "0B0"))
+    write_recording(recording_path(tmp_path, "actor"), Recording("1F1B", 1, 1, Timeline((rank,), (0,))))
+    shown = archon("pipeline", "show", "--run", str(tmp_path), "--svg", str(tmp_path / "out.svg"))
+    assert shown.code == 0
+    assert "measured: bubble 0.0000" in shown.out
+
+
 @pytest.fixture
 def run_folder(tmp_path: Path) -> Path:
-    """A run whose critic took a second for every unit of 1F1B on two ranks, and no time for messages."""
+    """A run of 1F1B on two ranks; its critic took one second per unit and no time for messages."""
     rank_of = place_stages("loop", 2, 2)
     write_recording(
         recording_path(tmp_path, "critic"), Recording("1F1B", 4, 12, simulate(one_f_one_b(2, 2, 4), rank_of))
@@ -121,7 +130,7 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_recorded_step_is_shown_beside_what_was_planned(archon: Callable, run_folder: Path) -> None:
+def test_a_recorded_step_is_shown_beside_its_replay(archon: Callable, run_folder: Path) -> None:
     picture = run_folder / "out.svg"
     shown = archon("pipeline", "show", "--run", str(run_folder), "--svg", str(picture))
     assert shown.code == 0
@@ -136,7 +145,7 @@ def test_a_recorded_step_is_shown_beside_what_was_planned(archon: Callable, run_
     assert titles.count("1B3: backward, whole of micro-batch 3 on stage 1, 11000 to 13000 ms") == 2
 
 
-def test_with_several_recordings_the_role_has_to_be_named(archon: Callable, run_folder: Path) -> None:
+def test_several_recordings_need_a_role(archon: Callable, run_folder: Path) -> None:
     (run_folder / "pipeline-actor.json").write_bytes((run_folder / "pipeline-critic.json").read_bytes())
     refused = archon("pipeline", "show", "--run", str(run_folder))
     assert refused.code == 2
@@ -150,7 +159,7 @@ def test_with_several_recordings_the_role_has_to_be_named(archon: Callable, run_
     ("arguments", "message"),
     [
         ("1F1C --pp 2 --microbatches 2", "'1F1C'.*did you mean '1F1B'"),
-        ("", "found no SCHEDULE; allowed are those that `archon schedules` lists"),
+        ("", "found no SCHEDULE; allowed are the names that `archon schedules` lists"),
         ("1F1B --microbatches 2", "--pp: found nothing; allowed is a number from 1; add --pp 4"),
         ("1F1B --pp 0 --microbatches 2", "--pp: found 0; allowed is 1 or more"),
         ("1F1B --pp 2 --microbatches -1", "--microbatches: found -1; allowed is 1 or more"),
@@ -172,7 +181,7 @@ def test_with_several_recordings_the_role_has_to_be_named(archon: Callable, run_
         ("1F1B --pp 2 --microbatches 2 --role actor", "--role: found it without --run; allowed is the role"),
     ],
 )
-def test_bad_input_is_answered_with_what_would_be_right(archon: Callable, arguments: str, message: str) -> None:
+def test_invalid_input_is_refused_with_a_fix(archon: Callable, arguments: str, message: str) -> None:
     refused = archon("pipeline", "show", *arguments.split())
     assert refused.code == 2
     assert re.search(message, refused.err)
@@ -186,11 +195,11 @@ def test_a_run_without_a_recording_is_refused(archon: Callable, tmp_path: Path) 
 
 
 def wrong_order(n_ranks: int, n_stages: int, n_micro_batches: int) -> RankActions:
-    """A schedule with its ranks turned round."""
+    """1F1B with the lists of its ranks in reverse order."""
     return tuple(reversed(one_f_one_b(n_ranks, n_stages, n_micro_batches)))
 
 
-def test_schedules_of_others_are_checked_before_they_are_drawn(
+def test_third_party_schedules_are_checked_before_they_are_drawn(
     archon: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "others_schedule", sys.modules[__name__])
@@ -206,14 +215,14 @@ def test_schedules_of_others_are_checked_before_they_are_drawn(
         registry.cache_clear()
 
 
-def test_help_names_the_options_and_says_what_is_counted(archon: Callable) -> None:
+def test_help_names_the_options_and_defines_the_bubble(archon: Callable) -> None:
     shown = archon("pipeline", "show", "--help", columns=100)
     assert shown.code == 0
     for words in ("--pp", "--microbatches", "--stages-per-rank", "--costs", "F,B,W", "--svg", "--run", "The bubble is"):
         assert words in shown.out
 
 
-def test_nothing_of_it_imports_torch() -> None:
+def test_the_command_imports_no_torch() -> None:
     script = (
         "import sys; from archon_core.cli.main import main\n"
         "try: main(['pipeline', 'show', 'ZBV', '--pp', '2', '--microbatches', '2'])\n"

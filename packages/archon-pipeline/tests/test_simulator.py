@@ -1,4 +1,4 @@
-"""Replaying lists: times by hand, what is counted, and ranks that wait for one another."""
+"""Replaying action lists: times worked out by hand, counts, and deadlocks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_messages_take_time_between_ranks_only() -> None:
     assert simulate(alone, (0, 0), Costs.alike(2, message=9.0)).end == 6
 
 
-def test_stages_may_take_different_times_and_a_whole_backward_its_own() -> None:
+def test_stages_and_whole_backward_passes_may_have_different_times() -> None:
     costs = Costs((StageCosts(1, 1, 1), StageCosts(2, 3, 4, backward=5)))
     found = times(TWO, (0, 1), costs)
     assert found["1F0"] == (1, 3)
@@ -68,13 +68,13 @@ def test_messages_are_outputs_and_gradients_of_inputs_that_leave_the_rank() -> N
     assert count_sends(parse("0F0 1F0 1B0 0B0"), (0, 0)) == (0,)
 
 
-def test_ranks_that_wait_for_one_another_are_named() -> None:
+def test_a_deadlock_names_the_waiting_ranks() -> None:
     with pytest.raises(
         PluginError, match=r"rank 0 at its action 1, 0B0, waits for 1B0 or 1I0; rank 1 .* waits for 0F1"
     ):
         simulate(parse("0F0 0B0 0F1 0B1", "1F1 1F0 1B0 1B1"), (0, 1))
 
 
-def test_an_action_that_nobody_does_is_named() -> None:
+def test_a_missing_action_is_named() -> None:
     with pytest.raises(PluginError, match="rank 1 at its action 0, 1F0, waits for 0F0"):
         simulate(parse("", "1F0 1B0"), (0, 1))

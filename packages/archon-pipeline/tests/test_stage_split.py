@@ -46,7 +46,7 @@ def sizes(plan: StagePlan) -> list[int]:
 
 
 def cuts(n_layers: int, n_stages: int) -> Iterator[tuple[int, ...]]:
-    """All sizes of stages that are not empty, with a layer in each if there are enough."""
+    """All stage sizes without empty stages, with a layer in each if there are enough."""
     least = 1 if n_layers >= n_stages else 0
     ends = [least, *[1] * (n_stages - 2), least]
     for found in itertools.product(range(n_layers + 1), repeat=n_stages):
@@ -55,7 +55,7 @@ def cuts(n_layers: int, n_stages: int) -> Iterator[tuple[int, ...]]:
 
 
 def of_stages(costs: Sequence[float], sizes: Sequence[int], embed: float, head: float) -> list[float]:
-    """What each stage costs."""
+    """The cost of each stage."""
     layers = iter(costs)
     found = [sum(itertools.islice(layers, size)) for size in sizes]
     found[0] += embed
@@ -73,7 +73,7 @@ def of_stages(costs: Sequence[float], sizes: Sequence[int], embed: float, head: 
         (ANY, 2, 6, ([0, 2, 4], [1, 3, 5])),
     ],
 )
-def test_stages_lie_as_the_schedule_wants_them(
+def test_the_schedule_determines_the_placement(
     schedule: ScheduleSpec, n_ranks: int, n_stages: int, held: tuple[list[int], ...]
 ) -> None:
     plan = split(n_stages, schedule, n_ranks, pp_layers_per_stage=1)
@@ -89,14 +89,14 @@ def test_stages_lie_as_the_schedule_wants_them(
         (10, ANY, 2, {}, [2, 2, 3, 3]),  # earlier stages keep more activations
         (8, ONE, 2, {"head": 2.0}, [5, 3]),
         (8, ONE, 2, {"head": 2.0, "embed": 2.0}, [4, 4]),
-        (8, ONE, 4, {"head": 100.0}, [2, 2, 3, 1]),  # even where the costliest stage decides nothing
+        (8, ONE, 4, {"head": 100.0}, [2, 2, 3, 1]),  # even where the most expensive stage does not decide
         (4, ZBV, 2, {"head": 100.0}, [1, 1, 1, 1]),
         (3, ZBV, 2, {"head": 5.0}, [1, 1, 1, 0]),
         (3, ZBV, 2, {"embed": 5.0}, [0, 1, 1, 1]),
         (2, ZBV, 2, {}, [0, 1, 1, 0]),
     ],
 )
-def test_the_costliest_stage_is_as_cheap_as_it_can_be(
+def test_the_cost_of_the_most_expensive_stage_is_minimal(
     n_layers: int, schedule: ScheduleSpec, n_ranks: int, costs: dict[str, float], expected: list[int]
 ) -> None:
     assert sizes(split(n_layers, schedule, n_ranks, **costs)) == expected
@@ -109,7 +109,7 @@ def test_the_costliest_stage_is_as_cheap_as_it_can_be(
     st.sampled_from([(ONE, 2), (ONE, 3), (ONE, 4), (ZBV, 2)]),
 )
 @settings(max_examples=300, deadline=None)
-def test_no_other_cut_is_better(
+def test_no_other_split_is_better(
     costs: list[float], embed: float, head: float, pipeline: tuple[ScheduleSpec, int]
 ) -> None:
     schedule, n_ranks = pipeline
@@ -134,7 +134,7 @@ def test_no_other_cut_is_better(
     st.floats(0, 10),
 )
 @settings(max_examples=400, deadline=None)
-def test_whatever_is_asked_for_is_kept_or_refused(
+def test_options_are_honoured_or_refused(
     n_layers: int,
     schedule: ScheduleSpec,
     n_ranks: int,
@@ -183,7 +183,7 @@ def test_whatever_is_asked_for_is_kept_or_refused(
 
 @given(st.integers(1, 60), SCHEDULES, st.integers(2, 8), st.integers(1, 10))
 @settings(max_examples=200, deadline=None)
-def test_the_numbers_that_an_error_names_work_and_no_others_do(
+def test_exactly_the_numbers_that_an_error_names_work(
     n_layers: int, schedule: ScheduleSpec, n_ranks: int, per_stage: int
 ) -> None:
     try:
@@ -233,7 +233,7 @@ def test_too_many_ranks_are_refused_with_the_largest_number_that_works(
         (6, (1, 0), [1, 1, 2, 2]),
     ],
 )
-def test_first_and_last_stage_are_shorter_by_what_is_written(
+def test_first_and_last_stage_are_shortened_by_the_options(
     n_layers: int, less: tuple[int, int], expected: list[int]
 ) -> None:
     found = split(
@@ -248,36 +248,36 @@ def test_first_and_last_stage_are_shorter_by_what_is_written(
     assert sizes(found) == expected
 
 
-def test_one_end_may_be_written_and_the_other_balanced() -> None:
+def test_one_end_may_be_set_and_the_other_balanced() -> None:
     assert sizes(split(8, ONE, 2, head=2.0, pp_first_stage_less_layers=0)) == [5, 3]
     assert sizes(split(8, ONE, 2, head=2.0, pp_last_stage_less_layers=0)) == [4, 4]
 
 
-def test_messages_say_what_to_write() -> None:
+def test_messages_name_the_fix() -> None:
     with pytest.raises(ConfigError) as refused:
         split(8, ONE, 2, pp_layers_per_stage=2)
     assert str(refused.value) == (
-        "actor.archon.pp_layers_per_stage: found 2, which cuts 8 layers into 4 stages; 1F1B takes 1 stage on each of "
-        "2 ranks; write 4 to 7, or null to take 2 stages"
+        "actor.archon.pp_layers_per_stage: found 2, which splits 8 layers into 4 stages; 1F1B needs 1 stage on each of "
+        "2 ranks; write 4 to 7, or null for 2 stages"
     )
     with pytest.raises(ConfigError) as refused:
         split(8, ANY, 2, pp_layers_per_stage=3, pp_first_stage_less_layers=1)
     assert str(refused.value) == (
-        "actor.archon.pp_layers_per_stage: found 3, which cuts 8 layers and 1 that the first and last stage have less "
-        "into 3 stages; Interleaved1F1B takes two or more stages on each of 2 ranks; no other number does: write null "
-        "to take 4 stages"
+        "actor.archon.pp_layers_per_stage: found 3, which splits 8 layers, and 1 for the shorter first and last stage, "
+        "into 3 stages; Interleaved1F1B needs two or more stages on each of 2 ranks; no other number works: write null "
+        "for 4 stages"
     )
     with pytest.raises(LayoutError) as refused_layout:
         split(4, ZBV, 4)
     assert str(refused_layout.value) == (
         "actor.backend: found p4, which with ZBV makes 8 stages of 4 layers; every stage holds a layer, the embedding "
-        "or the head, so there are at most 6; use at most p3, or a schedule with fewer stages per rank"
+        "or the head, so at most 6 are possible; use at most p3, or a schedule with fewer stages per rank"
     )
     with pytest.raises(ConfigError) as refused:
         split(8, ONE, 4, pp_last_stage_less_layers=4)
     assert str(refused.value) == (
-        "actor.archon.pp_last_stage_less_layers: found 4, with 8 layers in 4 stages, of which the last would have "
-        "none; allowed is up to 2, or null; lower it"
+        "actor.archon.pp_last_stage_less_layers: found 4, which leaves the last of 4 stages without layers "
+        "(8 layers in all); allowed is up to 2, or null; lower it"
     )
 
 

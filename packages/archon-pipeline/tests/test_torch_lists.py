@@ -1,4 +1,4 @@
-"""The lists of torch.distributed.pipelining beside ours: what docs/pipeline.md says about them."""
+"""The lists of torch.distributed.pipelining against ours, as docs/pipeline.md compares them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from archon_pipeline.simulator import simulate
 
 
 def of_torch(name: str, p: int, m: int) -> RankActions:
-    """The order of a schedule with two stages per rank, as torch computes it: its objects want processes and stages."""
+    """The lists that torch computes for two stages per rank, without the processes its constructors need."""
     schedule = object.__new__(getattr(torch_schedules, name))
     schedule.pp_group_size, schedule.n_local_stages = p, 2
     schedule.num_stages = schedule._num_stages = 2 * p

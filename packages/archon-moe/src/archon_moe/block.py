@@ -1,6 +1,6 @@
-"""A mixture-of-experts block.
+"""A mixture-of-experts block: router, dispatch, experts, combine, and a shared expert.
 
-Legend: T tokens that this rank holds between regions, H hidden size, K experts per token.
+Legend: T tokens that this rank holds between the regions of tensor parallelism, H hidden size, K experts per token.
 """
 
 from __future__ import annotations
@@ -14,28 +14,32 @@ from archon_core.contracts.packed import PackedSequences
 from archon_engine.nn.linear import Linear
 from archon_engine.nn.swiglu import SwiGLU
 from archon_engine.nn.tensor_parallel import TensorParallel
-from archon_moe.balancing import losses_of, with_gradient_of
-from archon_moe.dispatch.interface import Dispatch
-from archon_moe.dispatch.none import NoDispatch
+from archon_moe.balancing import attach_losses, balancing_losses
+from archon_moe.dispatch.interface import Dispatch, NoDispatch
 from archon_moe.experts import GroupedExperts
-from archon_moe.load import report_of
+from archon_moe.load import load_report
 from archon_moe.local_tokens import LocalTokens
 from archon_moe.options import MoEOptions
-from archon_moe.replay import choice_record, recorded_choice
+from archon_moe.replay import experts_to_record, recorded_experts
 from archon_moe.router import Router, Routing
 
 
 class MoEBlock(nn.Module):
-    """``sum_k w_k expert_k(x) + sigmoid(gate(x)) * shared(x)``; see ``archon_core.contracts.moe`` for parameters.
+    """``sum_k w_k expert_k(x) + sigmoid(gate(x)) * shared(x)``; ``archon_core.contracts.moe`` names the parameters.
 
     Attributes:
-        router, experts, shared, shared_gate: its parts; the last two ``None`` where there are none.
-        layer: its number in the whole model.
-        parallel: the tensor ranks over which tokens are cut; core sets it.
-        dispatch: how tokens reach their experts.
+        router: scores and chooses experts.
+        experts: the routed experts that this rank holds.
+        shared: the shared expert; ``None`` without.
+        shared_gate: the gate of its output; ``None`` without.
+        layer: index of the layer in the whole model.
+        parallel: the tensor ranks over which tokens are sharded; set by the engine.
+        dispatch: sends tokens to the ranks of their experts.
     """
 
-    eager_methods = ("_experts_of",)
+    # Left out of compiled graphs: shapes inside depend on how many tokens each rank receives, and would recompile with
+    # every batch. The router's scores and the shared expert stay outside of this method, so they are compiled.
+    eager_methods = ("_routed_output",)
 
     def __init__(self, settings: MoESettings, layer: int, options: MoEOptions) -> None:
         super().__init__()
@@ -51,38 +55,51 @@ class MoEBlock(nn.Module):
         self.dispatch: Dispatch = NoDispatch()
 
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor:
-        """[T, H] of ``x`` [T, H]. Experts' outputs are 0 for padding."""
-        logits, scores = self.router(x)
-        y = self._experts_of(x, logits, scores, packed)
-        return y if self.shared is None else y + self._shared(x)
+        """Map ``x`` [T, H] to [T, H]. For padding, the routed experts contribute 0.
 
-    def _experts_of(self, x: Tensor, logits: Tensor, scores: Tensor, packed: PackedSequences) -> Tensor:
-        """What each token's experts make of it [T, H], weighed and summed."""
-        own = LocalTokens.of(packed, self.parallel, x.shape[0])
-        if own.n_real < x.shape[0]:
-            real, logits, scores = x[: own.n_real], logits[: own.n_real], scores[: own.n_real]
+        Args:
+            x: hidden states.
+            packed: the pack that the tokens belong to.
+
+        Raises:
+            DataError: ``packed.experts`` was recorded with another model.
+        """
+        logits, scores = self.router(x)
+        y = self._routed_output(x, logits, scores, packed)
+        return y if self.shared is None else y + self._shared_output(x)
+
+    def _routed_output(self, x: Tensor, logits: Tensor, scores: Tensor, packed: PackedSequences) -> Tensor:
+        """The weighted sum [T, H] of the outputs of each token's experts."""
+        local = LocalTokens.of(packed, self.parallel, x.shape[0])
+        # Slice only where there is padding: the backward pass of a slice writes a zero-filled tensor of full size.
+        if local.n_real < x.shape[0]:
+            real, logits, scores = x[: local.n_real], logits[: local.n_real], scores[: local.n_real]
         else:
             real = x
-        routing = self.router.route(logits, scores, recorded_choice(own, self.layer, self.settings))
-        weights = self._watched(routing, own, x.shape[0])
+        routing = self.router.route(logits, scores, recorded_experts(local, self.layer, self.settings))
+        weights = self._report(routing, local, x.shape[0])
 
+        # A rank without real tokens goes on with 0 rows: dispatch and combine are collective, and its experts may
+        # receive tokens of other ranks.
         rows, plan = self.dispatch.dispatch(real, routing.experts, weights)
         y = self.experts(rows.x, rows.experts, rows.weights, rows.n_pairs)
         y = self.dispatch.combine(y, plan)
-        return functional.pad(y, (0, 0, 0, x.shape[0] - own.n_real)) if own.n_real < x.shape[0] else y
+        return functional.pad(y, (0, 0, 0, x.shape[0] - local.n_real)) if local.n_real < x.shape[0] else y
 
-    def _watched(self, routing: Routing, own: LocalTokens, n_tokens: int) -> Tensor:
-        """The routing's weights, with losses on them, after the block has reported."""
-        packed, auxiliary = own.packed, own.packed.auxiliary
+    def _report(self, routing: Routing, local: LocalTokens, n_tokens: int) -> Tensor:
+        """Report choices and loads, and return the routing weights with the balancing losses attached."""
+        packed, auxiliary = local.packed, local.packed.auxiliary
         if packed.record_experts is not None:
-            packed.record_experts(self.layer, choice_record(routing.experts, n_tokens))
+            packed.record_experts(self.layer, experts_to_record(routing.experts, n_tokens))
         if auxiliary is None:
             return routing.weights
-        losses = losses_of(routing, own, auxiliary, self.settings, self.options)
-        auxiliary.report(str(self.layer), report_of(routing, losses, self.settings))
-        return with_gradient_of(routing.weights, losses, self.options)
+        losses = balancing_losses(routing, local, auxiliary, self.settings, self.options)
+        # A recomputed forward pass reports again; the report of a layer replaces its earlier one, so nothing counts
+        # twice.
+        auxiliary.report(str(self.layer), load_report(routing, losses, self.settings))
+        return attach_losses(routing.weights, losses, self.options)
 
-    def _shared(self, x: Tensor) -> Tensor:
+    def _shared_output(self, x: Tensor) -> Tensor:
         assert self.shared is not None
         shared = self.shared(x)
         return shared if self.shared_gate is None else torch.sigmoid(self.shared_gate(x)) * shared

@@ -1,6 +1,7 @@
-"""The experts of a block: gated feed-forward blocks whose weights are stacked.
+"""The experts of a block: gated feed-forward blocks with stacked weights.
 
-Legend: N rows, K experts per row, E experts here, H hidden size, F their intermediate size here.
+Legend: N rows, K experts per row, E experts of this rank, H hidden size, F their intermediate size on this
+rank.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from archon_moe.kernels.operation import grouped_experts
 class GroupedExperts(nn.Module):
     """``sum_k w_k down_k(act(gate_k(x)) * up_k(x))``.
 
-    Parameters are plain tensors, or DTensors of which the local part is computed with.
+    Parameters are plain tensors, or DTensors whose local shards are computed with.
 
     Attributes:
         gate_proj: [E, F, H].
         up_proj: [E, F, H].
         down_proj: [E, H, F].
-        whole: all experts' weights in that order, in place of the parameters; ``None`` but for generation.
+        whole: the gathered weights of all experts, in that order, used in place of the parameters during generation;
+            ``None`` otherwise.
     """
 
     def __init__(self, settings: MoESettings, grouped_gemm: bool | None = None) -> None:
@@ -34,21 +36,21 @@ class GroupedExperts(nn.Module):
         self.up_proj = nn.Parameter(torch.empty(E, F, H))
         self.down_proj = nn.Parameter(torch.empty(E, H, F))
         self.hidden_act = settings.hidden_act
-        activation(settings.hidden_act)  # raises for one that there is not
+        activation(settings.hidden_act)  # raises ModelError for an unknown activation
         self.grouped_gemm = grouped_gemm
         self.whole: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def implementation(self) -> Implementation:
-        """How experts are computed with the parameters as they are now."""
-        return self._chosen_for(_local(self.gate_proj))
+        """The implementation for the current device and dtype of the parameters."""
+        return self._implementation_for(_local(self.gate_proj))
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor, n_pairs: int) -> Tensor:
-        """The weighted sum [N, H] of the outputs of each row's experts here.
+        """The weighted sum [N, H] of the outputs of each row's local experts.
 
         Args:
             x: [N, H].
-            experts: int [N, K], numbers among the experts here; -1 for none.
+            experts: int [N, K], local indices; -1 for an expert of another rank.
             weights: [N, K], in at least fp32.
             n_pairs: how many of ``experts`` are not -1.
         """
@@ -62,10 +64,10 @@ class GroupedExperts(nn.Module):
             up,
             down,
             hidden_act=self.hidden_act,
-            grouped=self._chosen_for(gate).name == "grouped_mm",
+            grouped=self._implementation_for(gate).name == "grouped_mm",
         )
 
-    def _chosen_for(self, gate: Tensor) -> Implementation:
+    def _implementation_for(self, gate: Tensor) -> Implementation:
         return choose_implementation(gate.device, gate.dtype, self.grouped_gemm, gate.shape[1:])
 
     def extra_repr(self) -> str:
@@ -74,7 +76,8 @@ class GroupedExperts(nn.Module):
 
 
 def _local(parameter: Tensor) -> Tensor:
-    # Every rank computes all of its part's gradient from all tokens that reach it.
+    # grad_placements: dispatch has brought every token of these experts here, so the local gradient is the complete
+    # gradient of the shard, not a partial sum over the mesh.
     if isinstance(parameter, DTensor):
         return parameter.to_local(grad_placements=parameter.placements)
     return parameter

@@ -1,4 +1,4 @@
-"""What blocks report of a batch, and what is worth logging of it.
+"""Expert load: what a block reports of each micro-batch, and the metrics of a step.
 
 Legend: T real tokens of this rank, E experts, K experts per token.
 """
@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from archon_core.contracts.moe import MoESettings
-from archon_moe.balancing import Losses, shares
-from archon_moe.counting import count_each
+from archon_moe.balancing import Losses, normalised_scores
+from archon_moe.kernels.order import count_each
 from archon_moe.router import Routing
 
 
 @torch.no_grad()
-def report_of(routing: Routing, losses: Losses, settings: MoESettings) -> dict[str, Tensor]:
-    """Sums over this rank's tokens: int64 ``counts`` [E], the rest float64 scalars."""
-    p = shares(routing.scores, settings)
+def load_report(routing: Routing, losses: Losses, settings: MoESettings) -> dict[str, Tensor]:
+    """Sums over this rank's real tokens: int64 ``counts`` [E], all others float64 scalars."""
+    p = normalised_scores(routing.scores, settings)
     entropy = torch.special.entr(p).sum(dtype=torch.float64)
     report = {
         "counts": count_each(routing.experts, settings.n_experts),
@@ -33,17 +33,17 @@ def report_of(routing: Routing, losses: Losses, settings: MoESettings) -> dict[s
 
 
 def load_metrics(totals: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float]:
-    """Metrics of a step, means over layers but for the first.
+    """Metrics of a step; all but the first are means over layers.
 
-    - ``expert_load_max``: the largest load of any expert of any layer, in multiples of its layer's mean
-    - ``expert_load_max_over_mean``: each layer's largest
-    - ``expert_load_min_over_mean``: each layer's smallest
-    - ``experts_unused``: share of experts that no token went to
-    - ``router_entropy``: of a token's scores, in nats
-    - ``aux_loss``, ``z_loss``: without their coefficients
+    - ``expert_load_max``: the largest load of any expert in any layer, as a multiple of the mean load of its layer
+    - ``expert_load_max_over_mean``: the largest load of a layer, as a multiple of its mean
+    - ``expert_load_min_over_mean``: the smallest load of a layer, as a multiple of its mean
+    - ``experts_unused``: fraction of experts that received no token
+    - ``router_entropy``: entropy of a token's normalised scores, in nats
+    - ``aux_loss``, ``z_loss``: the losses before their coefficients
 
     Args:
-        totals: layer -> reports, summed over all tokens of the step.
+        totals: layer -> its reports, summed over all tokens of the step on all ranks.
     """
     largest, smallest, unused, entropy = [], [], [], []
     losses: dict[str, list[float]] = {}

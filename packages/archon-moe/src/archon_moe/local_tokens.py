@@ -1,6 +1,9 @@
-"""Which of a pack's tokens a rank's block sees, and whose sequences they are of.
+"""The tokens of a pack that a block sees on this rank, and the sequences they belong to.
 
-Legend: T tokens of this rank, S sequences of the pack without padding.
+A pack ends in padding, which is not routed. Sequences can be sharded twice: over context ranks, and over tensor ranks
+between the regions of tensor parallelism.
+
+Legend: S sequences of the pack without padding.
 """
 
 from __future__ import annotations
@@ -18,12 +21,12 @@ from archon_engine.nn.tensor_parallel import TensorParallel
 
 @dataclass(frozen=True)
 class LocalTokens:
-    """The tokens that this rank holds between regions.
+    """The tokens that this rank holds between the regions of tensor parallelism.
 
     Attributes:
-        packed: where the sequences lie.
-        parallel: the tensor ranks over which tokens are cut; ``None`` for none.
-        n_real: those before the padding, which is the end of the pack and so of every rank's part of it.
+        packed: the pack, as this context rank sees it.
+        parallel: the tensor ranks; ``None`` without tensor parallelism.
+        n_real: how many of this rank's tokens precede the padding. Padding ends the pack, so it ends each rank's part.
     """
 
     packed: PackedSequences
@@ -32,30 +35,30 @@ class LocalTokens:
 
     @classmethod
     def of(cls, packed: PackedSequences, parallel: TensorParallel | None, n_tokens: int) -> LocalTokens:
-        """Those of a rank that holds ``n_tokens``."""
+        """The tokens of a rank that holds ``n_tokens`` rows, padding included."""
         first = packed.first_local_place(parallel, n_tokens)
         n_real = sum(packed.lengths) - packed.n_padding - first
         return cls(packed, parallel, max(0, min(n_real, n_tokens)))
 
     @property
     def n_sequences(self) -> int:
-        """S."""
+        """S: the padding counts as a sequence of the pack, but not here."""
         return len(self.packed.lengths) - (self.packed.n_padding > 0)
 
     def sequence_of(self) -> Tensor:
-        """int64 [n_real], the number of each real token's sequence."""
+        """int64 [n_real], for each real token the index of its sequence in the pack."""
         places = self.packed.local_places(self.parallel)[: self.n_real]
         ends = self.packed.cu_seqlens[1:].to(places.dtype)
         return torch.searchsorted(ends, places, right=True)
 
-    def sum_over_sharers(self, x: Tensor) -> Tensor:
-        """The sum of ``x`` over the ranks that hold tokens of the same sequences, without gradients."""
+    def sum_over_sequence_shards(self, x: Tensor) -> Tensor:
+        """Sum ``x`` over the tensor and context ranks that share these sequences. Collective; has no gradient."""
         for group in self._groups():
             x = compat.all_reduce(x, group)
         return x
 
-    def own_rows(self, x: Tensor) -> Tensor:
-        """Those of the real tokens, of ``x`` [tokens of ``packed.positions``, ...]."""
+    def local_rows(self, x: Tensor) -> Tensor:
+        """The rows of this rank's real tokens in ``x`` [tokens of this context rank, ...]."""
         first = 0
         if self.parallel is not None and self.parallel.sequence_sharded:
             first = self.parallel.rank * (x.shape[0] // self.parallel.size)

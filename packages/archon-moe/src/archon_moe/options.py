@@ -1,6 +1,7 @@
-"""The options that archon-moe adds to ``actor.archon`` and its like. No torch: they are read with every configuration.
+"""The options that archon-moe adds to the engine sections ``actor.archon``, ``critic.archon``, ``ref.archon`` and
+``teacher.archon``. Imports no torch, since every configuration reads them.
 
-Names are the field's own (Megatron-LM's), with ``moe_aux_loss`` for what its auxiliary loss balances over.
+Names follow Megatron-LM, except ``moe_aux_loss``, which selects what the auxiliary loss balances over.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ AUX_LOSSES = ("none", "sequence", "global_batch")
 
 @dataclass
 class MoEOptions:
-    """How experts are computed, and how their load is balanced (``actor.archon``).
+    """Implementation and load balancing of experts (``actor.archon``).
 
     Attributes:
-        moe_grouped_gemm: compute all experts with torch's ``grouped_mm``; false takes them one by one, null chooses by
-            device and type.
-        moe_aux_loss: what an auxiliary loss balances experts over: ``sequence`` (each one by itself; the numbers depend
-            on no layout and no split into micro-batches), ``global_batch`` (the tokens of a micro-batch on all ranks),
-            or ``none``.
-        moe_aux_loss_coef: weight of that loss, which is 1 per layer when experts are equally loaded.
-        moe_z_loss_coef: weight of the mean squared log-sum-exp of the router's logits (arXiv:2202.08906); 0 for none.
-        moe_bias_update_rate: after every step, the choice bias of experts with less than the mean load grows by this
-            and that of others falls (arXiv:2408.15664). For models that have such a bias; 0 leaves it as it is.
+        moe_grouped_gemm: true computes all experts at once with ``torch.nn.functional.grouped_mm``, false one after the
+            other; null chooses by device and dtype.
+        moe_aux_loss: what the auxiliary loss balances experts over: ``sequence`` (each sequence by itself; independent
+            of the layout and of the split into micro-batches), ``global_batch`` (the tokens of a micro-batch on all
+            ranks), or ``none``.
+        moe_aux_loss_coef: weight of the auxiliary loss, which is 1 per layer when experts are equally loaded.
+        moe_z_loss_coef: weight of the z-loss, the mean squared log-sum-exp of the router logits (arXiv:2202.08906); 0
+            disables it.
+        moe_bias_update_rate: after every step, raise the choice bias of experts below the mean load by this rate and
+            lower that of experts above it (arXiv:2408.15664). For models with a choice bias; 0 disables the update.
     """
 
     moe_grouped_gemm: bool | None = None
@@ -42,13 +44,13 @@ class MoEOptions:
 
 
 def read_options(options: object, *, section: str = "archon") -> MoEOptions:
-    """Those of an engine's options that are this package's; defaults for what it has not.
+    """Read this package's options from the options of an engine; a missing one has its default.
 
     Args:
-        section: their name, for messages.
+        section: name of the section, for messages.
 
     Raises:
-        ConfigError: a value means nothing, with what it may be and what to write.
+        ConfigError: a value is invalid.
     """
     own = MoEOptions()
     own = MoEOptions(**{name: getattr(options, name, default) for name, default in vars(own).items()})
@@ -60,14 +62,14 @@ def read_options(options: object, *, section: str = "archon") -> MoEOptions:
     for name in ("moe_aux_loss_coef", "moe_z_loss_coef", "moe_bias_update_rate"):
         value = getattr(own, name)
         if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"{section}.{name}: found {value}; allowed are numbers from 0; 0 switches it off")
+            raise ConfigError(f"{section}.{name}: found {value}; allowed are numbers from 0; 0 disables it")
     return own
 
 
 def check_options(
     config: ArchonEngineConfig, *, role: str, explicit: Collection[str], has_experts: bool | None
 ) -> list[str]:
-    """What the section ``role`` asks for and cannot have; see ``archon_core.plugins.MoESpec``."""
+    """Problems with the options of the section ``role``, one sentence each (``archon_core.plugins.MoESpec.check``)."""
     section = f"{role}.archon"
     try:
         own = read_options(config.archon, section=section)

@@ -1,4 +1,4 @@
-"""What archon-moe brings: the mixture-of-experts block and its options. Imports no torch."""
+"""Registers the mixture-of-experts block ``moe`` and its options. Imports no torch."""
 
 from __future__ import annotations
 

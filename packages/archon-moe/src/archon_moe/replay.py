@@ -1,5 +1,8 @@
-"""Choices that were made before, and the choices made now: inference engines route a little differently, so that a
-policy is trained on the experts that its rollout took (routing replay)."""
+"""Routing replay: train on the experts that the rollout chose, and record the experts chosen here.
+
+An inference engine rounds differently, so its router can choose other experts for the same token; the policy would then
+be trained as another model than the one that was sampled (arXiv:2510.11370).
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from archon_core.errors import DataError
 from archon_moe.local_tokens import LocalTokens
 
 
-def recorded_choice(own: LocalTokens, layer: int, settings: MoESettings) -> Tensor | None:
-    """int [real tokens, K], what ``packed.experts`` says of a layer; ``None`` without.
+def recorded_experts(local: LocalTokens, layer: int, settings: MoESettings) -> Tensor | None:
+    """int [real tokens, K], the experts that ``packed.experts`` prescribes for a layer; ``None`` without a record.
 
     Raises:
-        DataError: it is of another number of layers or experts.
+        DataError: the record does not have this layer, this K or these experts.
     """
-    given = own.packed.experts
+    given = local.packed.experts
     if given is None:
         return None
     found = tuple(given.shape)
@@ -27,15 +30,15 @@ def recorded_choice(own: LocalTokens, layer: int, settings: MoESettings) -> Tens
             f"recorded experts: found a tensor of shape {list(found)}; layer {layer} needs [tokens, layers, "
             f"{settings.top_k}]; record them with this model, or leave them out"
         )
-    recorded = own.own_rows(given)[:, layer]
+    recorded = local.local_rows(given)[:, layer]
     if recorded.numel() and int(recorded.max()) >= settings.n_experts:
         raise DataError(
             f"recorded experts: found {int(recorded.max())} in layer {layer}; allowed are 0 to {settings.n_experts - 1}"
-            ", and -1 where the router shall choose; record them with this model, or leave them out"
+            ", and -1 to let the router choose; record them with this model, or leave them out"
         )
     return recorded
 
 
-def choice_record(experts: Tensor, n_tokens: int) -> Tensor:
-    """int16 [n_tokens, K] of the choices [real tokens, K]; -1 for padding."""
+def experts_to_record(experts: Tensor, n_tokens: int) -> Tensor:
+    """``experts`` [real tokens, K] as int16 [n_tokens, K], with -1 for padding."""
     return functional.pad(experts.to(torch.int16), (0, 0, 0, n_tokens - experts.shape[0]), value=-1)

@@ -1,4 +1,4 @@
-"""The router: which experts a token goes to, and with what weights.
+"""The router: scores all experts for every token, chooses K of them, and weights their outputs.
 
 Legend: T tokens, E experts, K experts per token, G groups of experts, H hidden size.
 """
@@ -16,18 +16,19 @@ from archon_core.contracts.moe import MoESettings
 from archon_engine.nn.tensor_parallel import local_weight
 
 SMALLEST_SUM = 1e-20
-"""Keeps sigmoid scores that are all 0 from being divided by their sum; that of DeepSeek-V3."""
+"""Added to the sum of the chosen scores before dividing by it, as in DeepSeek-V3: all of them can be 0, sigmoid scores
+as well as softmax scores of replayed experts. Too small to change any other sum."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """Where tokens go.
+    """The routing decision of every token.
 
     Attributes:
-        logits: [T, E], in the router's type.
+        logits: [T, E], in the dtype of the router.
         scores: [T, E], in at least fp32.
-        experts: int64 [T, K], in no particular order.
-        weights: [T, K], of the experts' outputs; of the scores' type.
+        experts: int64 [T, K], chosen experts, in no particular order.
+        weights: [T, K], factors of the experts' outputs, in the dtype of the scores.
     """
 
     logits: Tensor
@@ -41,7 +42,8 @@ class Router(nn.Module):
 
     Attributes:
         weight: [E, H].
-        choice_bias: [E], added to scores for choosing alone; a buffer, since no gradient changes it. ``None`` without.
+        choice_bias: [E], added to the scores for the choice alone, in at least fp32; a buffer, since no gradient
+            changes it. ``None`` for models without.
     """
 
     def __init__(self, settings: MoESettings) -> None:
@@ -57,26 +59,29 @@ class Router(nn.Module):
             kind = torch.promote_types(x.dtype, torch.float32)
             x, weight = x.to(kind), weight.to(kind)
         logits = functional.linear(x, weight)
-        return logits, score(logits, settings)
+        return logits, router_scores(logits, settings)
 
     def route(self, logits: Tensor, scores: Tensor, recorded: Tensor | None = None) -> Routing:
-        """Where tokens of these logits and scores go.
+        """Choose experts and weights.
 
         Args:
-            recorded: int [T, K], experts to take instead of the router's own choice; -1 in a row for no such.
+            logits: [T, E].
+            scores: [T, E].
+            recorded: int [T, K], experts that replace the router's choice (routing replay); a row with -1 keeps it.
         """
-        experts = choose(scores.detach(), self.settings, self.choice_bias)
+        experts = choose_experts(scores.detach(), self.settings, self.choice_bias)
         if recorded is not None:
             recorded = recorded.to(experts.dtype)
             experts = torch.where((recorded >= 0).all(-1, keepdim=True), recorded, experts)
-        return Routing(logits, scores, experts, weigh(scores, experts, self.settings))
+        return Routing(logits, scores, experts, expert_weights(scores, experts, self.settings))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
-        """Keep the choice bias in at least fp32 when the module is cast: rates are far below a step of bfloat16."""
+        """Keep the choice bias in at least fp32 when the module is cast: bfloat16 would round updates of 1e-3 away."""
         bias = self.choice_bias
         super()._apply(fn, recurse)
         if bias is not None:
             cast = self.choice_bias
+            # From the values before the cast, which has already rounded its own; the meta device has no values to keep.
             kind = torch.promote_types(cast.dtype, torch.float32)
             self.choice_bias = cast.to(kind) if bias.is_meta or cast.is_meta else bias.to(cast.device, kind)
         return self
@@ -86,36 +91,36 @@ class Router(nn.Module):
         return f"{s.hidden_size} -> {s.top_k} of {s.n_experts}, {s.score}"
 
 
-def score(logits: Tensor, settings: MoESettings) -> Tensor:
-    """Scores [T, E] of ``logits``, in at least fp32."""
+def router_scores(logits: Tensor, settings: MoESettings) -> Tensor:
+    """Scores [T, E] of ``logits`` [T, E], in at least fp32."""
     upcast = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return upcast.sigmoid() if settings.score == "sigmoid" else upcast.softmax(-1)
 
 
-def choose(scores: Tensor, settings: MoESettings, bias: Tensor | None = None) -> Tensor:
-    """The experts of every token, int64 [T, K].
+def choose_experts(scores: Tensor, settings: MoESettings, bias: Tensor | None = None) -> Tensor:
+    """Choose experts for every token: int64 [T, K].
 
-    Group-limited choice is DeepSeek-V3's (arXiv:2412.19437): groups are ranked by the sum of their two best.
+    Group-limited choice follows DeepSeek-V3 (arXiv:2412.19437): a group ranks by the sum of its two best scores.
 
     Args:
         scores: [T, E].
-        bias: [E], added to them first.
+        bias: [E], added to the scores first.
     """
     if bias is not None:
         scores = scores + bias.to(scores.dtype)
     if settings.top_k_groups < settings.n_groups:
         grouped_TGe = scores.unflatten(-1, (settings.n_groups, -1))
         best_TG = grouped_TGe.topk(min(2, grouped_TGe.shape[-1]), dim=-1).values.sum(-1)
+        # -inf, not 0: a biased score can be negative and would lose to a masked one.
         eligible_TG = torch.zeros_like(best_TG, dtype=torch.bool)
         eligible_TG.scatter_(1, best_TG.topk(settings.top_k_groups, dim=-1, sorted=False).indices, True)
         scores = grouped_TGe.masked_fill(~eligible_TG[..., None], float("-inf")).flatten(-2)
     return scores.topk(settings.top_k, dim=-1, sorted=False).indices
 
 
-def weigh(scores: Tensor, experts: Tensor, settings: MoESettings) -> Tensor:
-    """Weights [T, K] of the outputs of the chosen experts, from the scores [T, E] without bias."""
+def expert_weights(scores: Tensor, experts: Tensor, settings: MoESettings) -> Tensor:
+    """Weights [T, K] of the chosen experts' outputs, from the scores [T, E] without the choice bias."""
     weights = scores.gather(-1, experts)
     if settings.norm_topk_prob:
-        total = weights.sum(-1, keepdim=True)
-        weights = weights / (total + SMALLEST_SUM if settings.score == "sigmoid" else total)
+        weights = weights / (weights.sum(-1, keepdim=True) + SMALLEST_SUM)
     return weights if settings.scaling == 1.0 else weights * settings.scaling

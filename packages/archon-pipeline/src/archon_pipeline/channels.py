@@ -1,10 +1,13 @@
 """Messages between pipeline ranks: hidden states forward, their gradients back.
 
-Shapes are known before the step and said to nobody: the header is where ranks make sure that they mean the same.
-Buffers are made when a message is due, on the CPU one ahead per sender, so that it can arrive while this rank computes.
-Each direction between two ranks has process groups of its own, in which one side only sends and the other only receives
-in the same order: NCCL executes what two ranks ask of one group in the order of asking, and would wait for ever
-otherwise.
+Messages carry no metadata: every rank derives the order and the shape of its messages from the schedule, and the header
+is compared before the first message of a step. A receive buffer is allocated when its message is due; on the CPU one
+message ahead per sender, so that it can arrive while this rank computes.
+
+Each direction between two ranks uses its own process group, in which one rank only sends and the other only receives,
+both in the same order. NCCL runs the operations of two ranks in one group one after the other, in the order in which
+each rank issued them: with sends and receives of both directions in one group, two ranks that both receive first would
+deadlock.
 """
 
 from __future__ import annotations
@@ -21,9 +24,10 @@ from torch import Tensor
 from archon_core.errors import TrainingError
 from archon_pipeline.program import Message
 
-AHEAD = 1
-"""Messages per sender whose buffers wait for them beyond the one that is needed, on the CPU. A CUDA device that waits
-for a message which depends on work behind it in line would stand still if anything waited for the whole device."""
+RECEIVES_AHEAD = 1
+"""Receives posted ahead of need per sender, on the CPU alone. On CUDA a receive occupies the device until its message
+arrives. The message may depend on work that this rank has not issued yet, and anything that waits for the whole device
+(a synchronisation, an allocation that frees memory) would then never return."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,12 @@ class Header:
     """What all ranks of a pipeline must agree on before the first message of a step.
 
     Attributes:
-        n_micro_batches: of the step.
+        n_micro_batches: micro-batches of the step.
         tokens: rows of every message.
         width: columns of every message.
         itemsize: bytes of an element.
         is_training: whether gradients come back.
-        program: fingerprint of who sends what in which order.
+        program: fingerprint of the action lists of all ranks.
     """
 
     n_micro_batches: int
@@ -48,12 +52,12 @@ class Header:
 
 
 class Links:
-    """The process groups of a pipeline; made once, by all of its processes.
+    """The process groups of a pipeline. Construction is collective.
 
     Args:
-        group: its processes, in order. It carries what goes to higher ranks, and collectives.
+        group: the processes of the pipeline, in order. It carries messages to higher ranks, and collectives.
         rank_of: for each stage, the pipeline rank that holds it.
-        device: what is sent lies there.
+        device: device of the messages.
     """
 
     def __init__(self, group: dist.ProcessGroup, rank_of: Sequence[int], device: torch.device) -> None:
@@ -61,17 +65,18 @@ class Links:
         self.members = dist.get_process_group_ranks(group)
         self.rank = dist.get_rank(group)
         self.size = len(self.members)
+        # Local synchronisation: the other pipelines of the world create their own groups, in no common order.
         self._downward = dist.new_group(self.members, use_local_synchronization=True)
         self._connect(rank_of, device)
 
     def send(self, tensor: Tensor, to: int) -> dist.Work:
-        """Begin to send to the pipeline rank ``to``."""
+        """Start to send ``tensor`` to the pipeline rank ``to``; it must not change until the result has completed."""
         work = dist.isend(tensor, self.members[to], group=self._group(self.rank, to))
         assert work is not None, "this process is a member of the group"
         return work
 
     def receive(self, tensor: Tensor, source: int) -> dist.Work:
-        """Begin to fill ``tensor`` with what the pipeline rank ``source`` sends next."""
+        """Start to fill ``tensor`` with the next message of the pipeline rank ``source``."""
         work = dist.irecv(tensor, self.members[source], group=self._group(source, self.rank))
         assert work is not None, "this process is a member of the group"
         return work
@@ -80,7 +85,7 @@ class Links:
         """Compare this rank's header with the others'. Collective.
 
         Raises:
-            TrainingError: on every rank, they differ.
+            TrainingError: headers differ; raised on every rank.
         """
         own = torch.tensor([int(getattr(header, field.name)) for field in fields(header)])
         all_headers = [torch.empty_like(own) for _ in self.members]
@@ -93,27 +98,30 @@ class Links:
             for rank, other in enumerate(all_headers)
         ]
         raise TrainingError(
-            "pipeline: found ranks that expect different messages; all ranks of a pipeline must be given equal "
-            "micro-batches, and by the schedule equal lists:\n  " + "\n  ".join(lines)
+            "pipeline: found ranks that expect different messages; allowed are micro-batches of equal number and "
+            "length and equal action lists on all ranks; make data and schedule the same on each:\n  "
+            + "\n  ".join(lines)
         )
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
-        """Fill ``tensor`` everywhere with the pipeline rank ``source``'s."""
+        """Copy ``tensor`` of the pipeline rank ``source`` into that of every other rank. Collective."""
         dist.broadcast(tensor, self.members[source], group=self.group)
 
     def broadcast_object(self, value: object, source: int) -> object:
-        """A small value of the pipeline rank ``source``, everywhere."""
+        """The ``value`` of the pipeline rank ``source``, on every rank. Collective; pickled, so keep it small."""
         values = [value]
         dist.broadcast_object_list(values, self.members[source], group=self.group)
         return values[0]
 
     def _connect(self, rank_of: Sequence[int], device: torch.device) -> None:
-        """Send something between all ranks that will, both ways, one pair after the other.
+        """Exchange a message between all neighbouring ranks, in both directions, one pair after the other.
 
-        With NCCL the first operation of two ranks in a group returns when the other rank is in it, too: each of them
-        makes the pair's communicator. In a step, both would first receive, each from the other, and wait for ever.
+        With NCCL the first operation between two ranks of a group creates the pair's communicator and blocks the host
+        until the other rank creates it as well. In a step, each of two ranks could first receive from the other, in
+        different groups, and both would block in different communicators.
         """
         token = torch.zeros(1, device=device)
+        # Every rank walks the pairs in the same sorted order, so the first pair that is not done can always proceed.
         pairs = {pair for a, b in pairwise(rank_of) if a != b for pair in ((a, b), (b, a))}
         for source, to in sorted(pairs):
             if self.rank == source:
@@ -129,11 +137,11 @@ class Mailbox:
     """The messages of one step.
 
     Args:
-        links: to the other ranks.
-        incoming: other rank -> what it will send, in order.
-        header: their shape.
-        dtype: their type.
-        device: where they are wanted.
+        links: the connections to the other ranks.
+        incoming: sending rank -> its messages to this rank, in the order of sending.
+        header: holds the shape of the messages.
+        dtype: of the messages.
+        device: of the messages.
     """
 
     def __init__(
@@ -148,62 +156,72 @@ class Mailbox:
         self._shape = (header.tokens, header.width)
         self._dtype = dtype
         self._device = device
-        self._due = {source: deque(messages) for source, messages in incoming.items()}
         self._source = {message: source for source, messages in incoming.items() for message in messages}
-        self._arriving: dict[int, deque[tuple[Message, Tensor, dist.Work]]] = {source: deque() for source in incoming}
-        self._here: dict[Message, Tensor] = {}
-        self._leaving: dict[Message, tuple[Tensor, dist.Work]] = {}
-        self._ahead = AHEAD if device.type == "cpu" else 0
+        # A message moves from _due (no buffer yet) to _receiving (receive posted) to _received.
+        self._due = {source: deque(messages) for source, messages in incoming.items()}
+        self._receiving: dict[int, deque[tuple[Message, Tensor, dist.Work]]] = {source: deque() for source in incoming}
+        self._received: dict[Message, Tensor] = {}
+        # Sent tensors stay referenced until their send has completed: the backend reads their memory.
+        self._sending: dict[Message, tuple[Tensor, dist.Work]] = {}
+        self._ahead = RECEIVES_AHEAD if device.type == "cpu" else 0
         for source in incoming:
-            self._expect(source, self._ahead)
+            self._post_receives(source, self._ahead)
 
     def put(self, message: Message, tensor: Tensor) -> None:
-        """Leave what another stage on this rank will take."""
-        self._here[message] = tensor
+        """Leave a message for another stage of this rank."""
+        self._received[message] = tensor
 
     def send(self, message: Message, tensor: Tensor, to: int) -> None:
-        """Send to another rank."""
+        """Send a message to another rank, without waiting for it to arrive.
+
+        Raises:
+            TrainingError: a stage returned a tensor of another shape or dtype than the header announces.
+        """
+        # A tensor of another size would not fail at the receiver, but shift all later messages.
         if tuple(tensor.shape) != self._shape or tensor.dtype != self._dtype:
             raise TrainingError(
-                f"pipeline: found {list(tensor.shape)} {tensor.dtype} to be handed to stage {message.to_stage}; "
-                f"allowed is {list(self._shape)} {self._dtype}: a stage gives hidden states [tokens, hidden_size] in "
-                "the engine's compute type"
+                f"pipeline: found {list(tensor.shape)} {tensor.dtype} for stage {message.to_stage}; "
+                f"allowed is {list(self._shape)} {self._dtype}; make the model's stages return hidden states "
+                "[tokens, hidden_size] in the engine's compute dtype"
             )
         tensor = tensor.contiguous()
-        self._forget_sent()
-        self._leaving[message] = tensor, self._links.send(tensor, to)
+        self._release_sent()
+        self._sending[message] = tensor, self._links.send(tensor, to)
 
     def take(self, message: Message) -> Tensor:
-        """What was put or sent for a stage of this rank; waits for it."""
+        """Return a message that was put on this rank or sent to it; waits until it has arrived."""
         if message not in self._source:
-            return self._here.pop(message)
+            return self._received.pop(message)
         source = self._source[message]
-        while message not in self._here:
-            if not self._arriving[source]:
-                self._expect(source, 1)
-            arrived, tensor, work = self._arriving[source].popleft()
-            self._expect(source, self._ahead)
+        while message not in self._received:
+            # A sender's messages arrive in its order; those before the wanted one are kept until they are taken.
+            if not self._receiving[source]:
+                self._post_receives(source, 1)
+            arrived, tensor, work = self._receiving[source].popleft()
+            self._post_receives(source, self._ahead)  # before the wait, so that the next one is on its way
             work.wait()
-            self._here[arrived] = tensor
-        # A gradient is the answer to hidden states, which have therefore been received.
+            self._received[arrived] = tensor
+        # The gradient of a stage's output proves that the next stage has received that output, so its send has
+        # completed, which gloo cannot tell without waiting. This bounds the memory of sent activations to those in
+        # flight.
         if message.is_gradient:
-            self._leaving.pop(Message(message.to_stage + 1, False, message.micro_batch), None)
-        return self._here.pop(message)
+            self._sending.pop(Message(message.to_stage + 1, False, message.micro_batch), None)
+        return self._received.pop(message)
 
     def close(self) -> None:
-        """Wait until everything sent has been received."""
-        for _, work in self._leaving.values():
+        """Wait until all sends have completed."""
+        for _, work in self._sending.values():
             work.wait()
-        self._leaving.clear()
+        self._sending.clear()
 
-    def _expect(self, source: int, count: int) -> None:
-        """Have buffers for the next messages of ``source``, up to ``count`` at a time."""
-        while self._due[source] and len(self._arriving[source]) < count:
+    def _post_receives(self, source: int, count: int) -> None:
+        """Post receives of the next messages of ``source`` until ``count`` are outstanding."""
+        while self._due[source] and len(self._receiving[source]) < count:
             tensor = torch.empty(self._shape, dtype=self._dtype, device=self._device)
-            self._arriving[source].append((self._due[source].popleft(), tensor, self._links.receive(tensor, source)))
+            self._receiving[source].append((self._due[source].popleft(), tensor, self._links.receive(tensor, source)))
 
-    def _forget_sent(self) -> None:
-        """Free what has been received, where the backend can tell (gloo cannot before it is waited for)."""
-        done = [message for message, (_, work) in self._leaving.items() if work.is_completed()]
+    def _release_sent(self) -> None:
+        """Free sent tensors whose send has completed, as far as the backend can tell (gloo can only in ``wait``)."""
+        done = [message for message, (_, work) in self._sending.items() if work.is_completed()]
         for message in done:
-            del self._leaving[message]
+            del self._sending[message]

@@ -1,4 +1,4 @@
-"""Whether the action lists of a schedule can be executed: for schedules that others bring, before a run starts."""
+"""Checks that the action lists of a schedule can be executed, before a run starts."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _SPLIT = {ActionKind.FORWARD: 1, ActionKind.BACKWARD_INPUT: 1, ActionKind.BACKWA
 def check_actions(
     actions: RankActions, rank_of: Sequence[int], n_micro_batches: int, *, schedule: str = "schedule"
 ) -> None:
-    """Hold action lists against what a pipeline needs.
+    """Check action lists against what the runner requires.
 
     Args:
-        actions: of each rank, in order.
+        actions: one list per rank.
         rank_of: for each stage, the rank that holds it.
-        n_micro_batches: of the step.
-        schedule: its name, for messages.
+        n_micro_batches: micro-batches of the step.
+        schedule: name of the schedule, for messages.
 
     Raises:
-        PluginError: lists are missing, an action is on another rank than its stage or names a stage or micro-batch that
-            is not there, a micro-batch does not pass a stage once with F and then B or I and W, or ranks would wait
-            for one another.
+        PluginError: the number of lists is not that of ranks; an action is on another rank than its stage, or names an
+            unknown stage or micro-batch; a micro-batch does not pass a stage exactly once with F and then B, or I and
+            W; or ranks would deadlock.
     """
     n_ranks = max(rank_of) + 1
     if len(actions) != n_ranks:
         raise PluginError(
             f"{schedule}: found actions of {len(actions)} ranks; allowed is one list for each of {n_ranks}; "
-            "return as many"
+            "return one per rank"
         )
     for rank, own in enumerate(actions):
         for action in own:
@@ -65,7 +65,7 @@ def _check_place(action: Action, rank: int, rank_of: Sequence[int], n_micro_batc
 
 
 def _check_passes(actions: RankActions, n_stages: int, n_micro_batches: int, schedule: str) -> None:
-    """That every micro-batch passes every stage once."""
+    """Check that every micro-batch passes every stage once."""
     kinds: dict[tuple[int, int], list[ActionKind]] = {}
     for own in actions:
         for action in own:
@@ -78,7 +78,7 @@ def _check_passes(actions: RankActions, n_stages: int, n_micro_batches: int, sch
                 listed = " ".join(f"{stage}{kind.value}{micro_batch}" for kind in found) or "nothing"
                 raise PluginError(
                     f"{schedule}: found {listed} for micro-batch {micro_batch} on stage {stage}; allowed is F "
-                    "once, then B once, or I and W once each; add what is missing and drop what is repeated"
+                    "once, then B once, or I and W once each; add the missing actions and remove repeated ones"
                 )
             if found[0] is not ActionKind.FORWARD:
                 raise PluginError(

@@ -1,4 +1,4 @@
-"""``archon pipeline``: draws schedules, as planned or as a run had them. Imports no torch."""
+"""``archon pipeline``: draws schedules, planned or as recorded by a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from archon_core.cli.console import print_table, print_text
 from archon_core.errors import ConfigError
 from archon_pipeline.planned_view import plan_view
 from archon_pipeline.recorded_views import recorded_views
-from archon_pipeline.round_numbers import short
 from archon_pipeline.svg import render_svg
 from archon_pipeline.terminal import draw
-from archon_pipeline.view import View
+from archon_pipeline.view import View, format_number
 
 pipeline = typer.Typer(
     no_args_is_help=True,
@@ -30,17 +29,17 @@ def group() -> None:
     """Draw pipeline schedules: bubble, peak activations and sends, as planned or as run."""
 
 
-# A paragraph is a line: rich would keep the breaks inside of a docstring.
+# One line per paragraph: rich keeps the line breaks of a docstring.
 _HELP = "\n\n".join(
     (
-        "Show when each rank does what: the schedule as planned, or a step as a run recorded it.",
+        "Show the timeline of a pipeline: a planned schedule, or a step recorded by a run.",
         "[bold]archon pipeline show ZBV --pp 4 --microbatches 8[/bold] replays a schedule. Every stage takes one unit "
-        "for a forward pass and for each half of a backward pass, and messages take none, unless --costs and --message "
-        "say otherwise.",
+        "for a forward pass and for each half of a backward pass, and messages take no time; --costs and --message "
+        "change that.",
         "[bold]archon pipeline show --run DIR[/bold] shows a recorded step and, above it, the same actions replayed "
-        "with the mean times that were measured.",
-        "The bubble is the time in which ranks wait over the time in which they work. Activations live from F to W, or "
-        "to B where the backward pass is whole; the peak is in units of all layers of a rank and one micro-batch.",
+        "with their mean measured times.",
+        "The bubble is idle time over busy time. Activations live from F to W, or to B for a whole backward pass; the "
+        "peak is in units of all layers of a rank and one micro-batch.",
     )
 )
 
@@ -60,30 +59,30 @@ def show(
     stages_per_rank: Annotated[
         int | None,
         typer.Option(
-            "--stages-per-rank", metavar="V", help="Stages on each rank, where the schedule leaves it open [2]."
+            "--stages-per-rank", metavar="V", help="Stages on each rank, for schedules that take any number [2]."
         ),
     ] = None,
     costs: Annotated[
         str | None,
         typer.Option(
             metavar="F,B,W",
-            help="Times of a stage: forward, gradient of the input alone, gradients of the weights alone. "
+            help="Times of a stage: forward pass, gradient of its input, gradients of its weights. "
             "A whole backward pass takes B + W [1,1,1].",
         ),
     ] = None,
     message: Annotated[
         float | None, typer.Option(metavar="TIME", help="Time of a message between ranks, in the unit of --costs [0].")
     ] = None,
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the picture there as well.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the picture to this file.")] = None,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Show a recorded step of this run folder, planned and measured."),
+        typer.Option(metavar="DIR", help="Show the recorded step of this run folder, planned and measured."),
     ] = None,
     role: Annotated[
-        str | None, typer.Option(metavar="ROLE", help="Whose recording of --run, when several engines have one.")
+        str | None, typer.Option(metavar="ROLE", help="Which engine's recording of --run, if there are several.")
     ] = None,
 ) -> None:
-    """Show when each rank does what."""
+    """Show the timeline of a pipeline."""
     if run is not None:
         planning = {
             "SCHEDULE": schedule,
@@ -98,7 +97,7 @@ def show(
         if role is not None:
             raise ConfigError(
                 "--role: found it without --run; allowed is the role of a recording; add --run with the folder of a "
-                "run, or leave it out"
+                "run, or leave --role out"
             )
         times = "1,1,1" if costs is None else costs
         title, view = plan_view(schedule, pp, microbatches, stages_per_rank, times, message or 0.0)
@@ -127,9 +126,9 @@ def _print(title: str, views: list[View]) -> None:
                 (
                     str(rank),
                     ", ".join(map(str, row.stages)),
-                    short(row.waits),
+                    format_number(row.waits),
                     str(row.peak),
-                    short(row.share),
+                    format_number(row.share),
                     str(row.sends),
                 )
                 for rank, row in enumerate(view.summarise_ranks())
@@ -143,6 +142,6 @@ def _write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"--svg: found {str(path)!r}, which cannot be written ({error.strerror}); allowed is a file in a folder "
-            "that is there and that you may write to; choose another one"
+            f"--svg: found {str(path)!r}, which cannot be written ({error.strerror}); allowed is a file in an "
+            "existing, writable folder; choose another path"
         ) from error

@@ -1,4 +1,4 @@
-"""When actions run, on the device where they do."""
+"""Measures when actions run, on the clock of their device."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from archon_pipeline.timeline import TimedAction
 
 
 class ActionClock:
-    """Times the actions of one step, from when it is made.
+    """Measures the actions of one step, in seconds since its construction.
 
-    On a CUDA device it marks places in the stream, so that timing waits for nothing; what an action waits for in the
-    stream, such as a message, counts as its own time only if it comes between ``begin`` and ``end``.
+    On CUDA it records events in the stream, so measuring does not wait for the device. A wait inside the stream, such
+    as for a message, counts as time of the action only if it is issued between ``begin`` and ``end``.
 
     Args:
         device: where the actions run.
@@ -27,15 +27,15 @@ class ActionClock:
         self._begun = self._zero
 
     def begin(self) -> None:
-        """What the next action needs is there."""
+        """Call when the inputs of the next action have arrived."""
         self._begun = self._mark()
 
     def end(self, action: Action) -> None:
-        """The action is done."""
+        """Call when the work of ``action`` has been issued."""
         self._marks.append((action, self._begun, self._mark()))
 
     def timed(self) -> tuple[TimedAction, ...]:
-        """All actions so far, in seconds. Waits for the device."""
+        """All measured actions, in order. Waits for the device."""
         if self._is_cuda:
             torch.cuda.synchronize()
         return tuple(

@@ -1,4 +1,4 @@
-"""How long the actions of a schedule take: what ``simulate`` replays them with."""
+"""Times of the actions of a schedule, with which ``simulate`` replays them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class StageCosts:
     """Times of one stage and one micro-batch, in any unit.
 
     Attributes:
-        forward: of a forward pass.
-        backward_input: of the gradient of the input alone: B in the papers on zero-bubble schedules.
-        backward_weight: of the gradients of the weights alone.
-        backward: of a whole backward pass; ``None``: that of both halves together.
+        forward: a forward pass (F).
+        backward_input: the gradient of the input alone (I; the papers on zero-bubble schedules call it B).
+        backward_weight: the gradients of the weights alone (W).
+        backward: a whole backward pass (B); ``None`` stands for the sum of both halves.
     """
 
     forward: float = 1.0
@@ -39,8 +39,8 @@ class Costs:
     """Times of a whole pipeline.
 
     Attributes:
-        stages: of each stage.
-        message: from the end of an action to when another rank has its result. Ranks do not work less meanwhile.
+        stages: one entry per stage.
+        message: from the end of an action until another rank has its result; no rank is busy with it.
     """
 
     stages: tuple[StageCosts, ...]
@@ -48,5 +48,5 @@ class Costs:
 
     @classmethod
     def alike(cls, n_stages: int, stage: StageCosts | None = None, *, message: float = 0.0) -> Costs:
-        """Every stage takes the same: one unit for forward and for each half of backward, unless ``stage`` is given."""
+        """Equal stages: ``stage`` if given, else one unit for F, I and W."""
         return cls((stage or StageCosts(),) * n_stages, message)

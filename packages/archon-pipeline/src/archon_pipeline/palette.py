@@ -1,4 +1,4 @@
-"""Colours and words for the kinds of actions: the same in the terminal, in pictures and in legends."""
+"""Colours and names of the kinds of actions, shared by the terminal, SVG pictures and legends."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ MEANING = {
     ActionKind.BACKWARD_INPUT: "gradient of input",
     ActionKind.BACKWARD_WEIGHT: "gradient of weights",
 }
-"""In the order of legends."""
+"""Kind -> name, in the order of legends."""
 
 _Rgb = tuple[int, int, int]
 
-# Told apart by those who do not see red or green well; lightness differs too, for print.
+# Distinguishable with red-green colour blindness; lightness differs too, for print.
 _FIRST: dict[ActionKind, _Rgb] = {
     ActionKind.FORWARD: (49, 104, 172),
     ActionKind.BACKWARD: (12, 122, 104),
@@ -30,12 +30,12 @@ _LATER: dict[ActionKind, _Rgb] = {
 
 
 def colour(kind: ActionKind, place: int, n_places: int) -> str:
-    """``#rrggbb`` of an action on stage ``place`` of its rank's ``n_places``: dark on the first, light on the last."""
+    """``#rrggbb`` of an action on stage ``place`` of a rank's ``n_places``: dark for the first, light for the last."""
     share = place / (n_places - 1) if n_places > 1 else 0.0
     mixed = (round(a + (b - a) * share) for a, b in zip(_FIRST[kind], _LATER[kind], strict=True))
     return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
-def ink(place: int, n_places: int) -> str:
-    """``#rrggbb`` of text on it."""
+def text_colour(place: int, n_places: int) -> str:
+    """``#rrggbb`` of readable text on ``colour``."""
     return "#ffffff" if n_places == 1 or place / (n_places - 1) < 0.5 else "#101828"

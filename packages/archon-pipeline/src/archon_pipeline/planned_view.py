@@ -1,4 +1,4 @@
-"""Replays a schedule as the options of ``archon pipeline show`` ask for it."""
+"""Replays a schedule for the options of ``archon pipeline show``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from archon_pipeline.simulator import simulate
 from archon_pipeline.view import View
 
 _MOST_PASSES = 50_000
-"""Micro-batches times stages. Nobody can read more, and drawing them would take minutes."""
+"""Micro-batches times stages; more would be unreadable and take minutes to draw."""
 
 
 def plan_view(
@@ -28,13 +28,13 @@ def plan_view(
 
     Raises:
         ConfigError: an option is missing or wrong.
-        UnknownNameError: nothing provides the schedule.
+        UnknownNameError: no installed package provides the schedule.
         PluginError: its action lists cannot be executed.
     """
     if schedule is None:
         raise ConfigError(
-            "archon pipeline show: found no SCHEDULE; allowed are those that `archon schedules` lists; name one, or "
-            "give --run with the folder of a run"
+            "archon pipeline show: found no SCHEDULE; allowed are the names that `archon schedules` lists; give one, "
+            "or give --run with the folder of a run"
         )
     spec = registry().get(ScheduleSpec, schedule)
     ranks = _at_least_one("--pp", n_ranks)

@@ -1,4 +1,4 @@
-"""What archon-pipeline brings: schedules, the runner that executes them, and ``archon pipeline``. Imports no torch."""
+"""Registers the schedules, the runner that executes them, and the command ``archon pipeline``. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Everything about a step that its numbers do not change: who does what in which order, and who tells whom.
+"""The program of a pipeline rank: its actions, and the messages it receives, in order.
 
-Pure and cached: a run has few numbers of micro-batches, and a schedule gives the same lists for each of them.
+Derived from the action lists of all ranks, by pure functions. Programs are cached per number of micro-batches, of which
+a run has few.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from archon_pipeline.checking import check_actions
 
 @dataclass(frozen=True)
 class Message:
-    """What one stage hands to the next, or back.
+    """A tensor that one stage passes to the next, or back.
 
     Attributes:
-        to_stage: the stage that works on it.
-        is_gradient: of that stage's output, as against its input.
-        micro_batch: number of the micro-batch.
+        to_stage: the receiving stage.
+        is_gradient: whether it is the gradient of that stage's output; otherwise it is that stage's input.
+        micro_batch: index of the micro-batch.
     """
 
     to_stage: int
@@ -42,9 +43,9 @@ class RankProgram:
     """A step of one pipeline rank.
 
     Attributes:
-        actions: in order.
-        incoming: other rank -> what comes from it, in the order in which it sends.
-        fingerprint: the same on ranks that hold the same lists of all ranks.
+        actions: in order of execution.
+        incoming: sending rank -> its messages to this rank, in the order of sending.
+        fingerprint: checksum of the action lists of all ranks; equal on ranks that computed equal lists.
     """
 
     actions: tuple[Action, ...]
@@ -56,11 +57,11 @@ class Programs:
     """The programs of one pipeline rank.
 
     Args:
-        schedule: gives the lists for training.
-        spec: what it says of itself.
-        plan: all stages.
+        schedule: computes the action lists of a training step.
+        spec: the spec of the schedule.
+        plan: all stages of the model.
         n_ranks: pipeline ranks.
-        rank: this one.
+        rank: this pipeline rank.
     """
 
     def __init__(self, schedule: ScheduleActions, spec: ScheduleSpec, plan: StagePlan, n_ranks: int, rank: int) -> None:
@@ -73,10 +74,10 @@ class Programs:
         self.forward_only = lru_cache(maxsize=16)(self._forward_only)
 
     def _training(self, n_micro_batches: int) -> RankProgram:
-        """Forward and backward of as many micro-batches.
+        """The program of a training step.
 
         Raises:
-            PluginError: the schedule's lists cannot be executed.
+            PluginError: the action lists of the schedule cannot be executed.
         """
         actions = self._schedule(self._n_ranks, len(self._plan), n_micro_batches)
         check_actions(actions, self._plan.rank_of, n_micro_batches, schedule=self._spec.name)
@@ -84,21 +85,21 @@ class Programs:
         return rank_program(actions, self._plan, self._rank)
 
     def _check_halves(self, actions: RankActions) -> None:
-        """What does not go with split backward passes, such as an option, is refused by what the spec says of them."""
+        """Options that exclude split backward passes are checked against the spec, so the lists must agree with it."""
         halves = [action for own in actions for action in own if action.kind is ActionKind.BACKWARD_WEIGHT]
         if halves and not self._spec.splits_backward:
             raise PluginError(
-                f"{self._spec.name}: found {halves[0]}, half a backward pass; its ScheduleSpec allows whole ones; "
-                "write splits_backward=True there, or B for I and W"
+                f"{self._spec.name}: found {halves[0]}, half of a backward pass; its ScheduleSpec allows whole ones; "
+                "set splits_backward=True in the spec, or write B instead of I and W"
             )
 
     def _forward_only(self, n_micro_batches: int) -> RankProgram:
-        """Forward passes of as many micro-batches, for any schedule."""
+        """The program of a step of forward passes, the same for every schedule."""
         return rank_program(forward_actions(self._plan, self._n_ranks, n_micro_batches), self._plan, self._rank)
 
 
 def forward_actions(plan: StagePlan, n_ranks: int, n_micro_batches: int) -> RankActions:
-    """Forward passes alone: every rank takes what can be ready first, and of those what is nearest to its end."""
+    """Forward passes alone: each rank runs first what can be ready first, and on a tie the deeper stage."""
     order = sorted(
         (Action(stage, ActionKind.FORWARD, number) for stage in range(len(plan)) for number in range(n_micro_batches)),
         key=lambda action: (action.stage + action.micro_batch, -action.stage),
@@ -107,7 +108,7 @@ def forward_actions(plan: StagePlan, n_ranks: int, n_micro_batches: int) -> Rank
 
 
 def rank_program(actions: RankActions, plan: StagePlan, rank: int) -> RankProgram:
-    """What ``rank`` does, and what it is told while it does it."""
+    """Select the actions of ``rank`` and the messages that the other ranks' actions send to it."""
     incoming: dict[int, list[Message]] = {}
     for sender, own in enumerate(actions):
         if sender != rank:
@@ -119,8 +120,8 @@ def rank_program(actions: RankActions, plan: StagePlan, rank: int) -> RankProgra
     return RankProgram(actions[rank], received, zlib.crc32(listed.encode()))
 
 
-def result_of(action: Action, n_stages: int) -> Message | None:
-    """What an action gives to another stage; ``None`` for nothing."""
+def message_of(action: Action, n_stages: int) -> Message | None:
+    """The message that an action produces for another stage; ``None`` for none."""
     if action.kind is ActionKind.FORWARD and action.stage + 1 < n_stages:
         return Message(action.stage + 1, False, action.micro_batch)
     if action.kind in (ActionKind.BACKWARD, ActionKind.BACKWARD_INPUT) and action.stage > 0:
@@ -129,4 +130,4 @@ def result_of(action: Action, n_stages: int) -> Message | None:
 
 
 def _sent(actions: Sequence[Action], plan: StagePlan) -> list[Message]:
-    return [message for action in actions if (message := result_of(action, len(plan))) is not None]
+    return [message for action in actions if (message := message_of(action, len(plan))) is not None]

@@ -1,4 +1,4 @@
-"""Reads the recorded step of a run and replays its actions with the mean times that were measured."""
+"""Reads the recorded step of a run and replays its actions with their mean measured times."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def recorded_views(run: Path, role: str | None, planning: Sequence[str]) -> tupl
     Args:
         run: the run folder.
         role: whose recording; ``None`` when there is only one.
-        planning: options that were given and do not go with a recording.
+        planning: given options that do not apply to a recording.
 
     Raises:
-        ConfigError: there is no such recording, or it cannot be read.
-        PluginError: its actions wait for one another.
+        ConfigError: the recording is missing or invalid, or ``planning`` is not empty.
+        PluginError: its actions deadlock.
     """
     if planning:
         raise ConfigError(
             f"--run: found {', '.join(planning)} beside it; allowed with --run are --role and --svg; leave the others "
-            "out: the recording has them"
+            "out: the recording contains them"
         )
     found = find_recordings(run)
     if not found:

@@ -1,6 +1,6 @@
-"""A recorded step of a pipeline: when each action really ran. Written by the engine, read by ``archon pipeline show``.
+"""The recording of a pipeline step: the measured times of all actions, in ``<run folder>/pipeline-<role>.json``.
 
-``<run folder>/pipeline-<role>.json``. No torch.
+Training writes it, ``archon pipeline show --run`` reads it. Imports no torch.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _PREFIX = "pipeline-"
 
 @dataclass(frozen=True)
 class Recording:
-    """One step, as it ran.
+    """One measured step.
 
     Attributes:
         schedule: name of the schedule.
-        n_micro_batches: of the step.
+        n_micro_batches: micro-batches of the step.
         step: number of the optimizer step.
-        timeline: of every pipeline rank, in seconds since the step began.
+        timeline: all pipeline ranks, in seconds since the step began.
     """
 
     schedule: str
@@ -40,7 +40,7 @@ class Recording:
     timeline: Timeline
 
     def mean_costs(self) -> Costs:
-        """The mean time of each kind of action on each stage; a kind that did not occur on a stage takes nothing."""
+        """The mean time of each kind of action on each stage; 0 for a kind that does not occur on a stage."""
         times: defaultdict[tuple[int, ActionKind], list[float]] = defaultdict(list)
         for rank in self.timeline.ranks:
             for timed in rank:
@@ -64,18 +64,18 @@ class Recording:
 
 
 def recording_path(run_folder: Path, role: str) -> Path:
-    """Where the recording of an engine stands."""
+    """The path of the recording of an engine."""
     return run_folder / f"{_PREFIX}{role}.json"
 
 
 def find_recordings(run_folder: Path) -> dict[str, Path]:
-    """Role -> recording, of all in a run folder."""
+    """Role -> path of its recording, for all recordings in a run folder."""
     paths = sorted(run_folder.glob(f"{_PREFIX}*.json"))
     return {path.stem.removeprefix(_PREFIX): path for path in paths}
 
 
 def write_recording(path: Path, recording: Recording) -> None:
-    """Write a recording, replacing an earlier one at once."""
+    """Write a recording; atomically replaces an earlier one."""
     publish_text(path, render_recording(recording))
 
 
@@ -96,32 +96,32 @@ def render_recording(recording: Recording) -> str:
 
 
 def read_recording(path: Path) -> Recording:
-    """Read what ``write_recording`` wrote.
+    """Read a recording.
 
     Raises:
-        ConfigError: the file is not there, or is something else.
+        ConfigError: the file is missing or is not a recording.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: found no readable recording ({error}); record the run again") from error
+        raise ConfigError(f"{path}: cannot read the recording ({error}); record the run again") from error
     return parse_recording(text, source=str(path))
 
 
 def parse_recording(text: str, *, source: str) -> Recording:
-    """What ``render_recording`` made.
+    """Parse the content of a recording.
 
     Args:
-        text: the content of a recording's file.
-        source: where it is from, for messages.
+        text: the content.
+        source: name of its origin, for messages.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: the text is not a recording.
     """
     try:
         content = json.loads(text)
     except ValueError as error:
-        raise ConfigError(f"{source}: found no readable recording ({error}); record the run again") from error
+        raise ConfigError(f"{source}: cannot read the recording ({error}); record the run again") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         found = f"format {content.get('format')!r}" if isinstance(content, dict) else f"a {type(content).__name__}"
         raise ConfigError(
@@ -132,7 +132,7 @@ def parse_recording(text: str, *, source: str) -> Recording:
         return _from_content(content)
     except (KeyError, TypeError, ValueError, PluginError) as error:
         raise ConfigError(
-            f"{source}: found a recording that is not whole ({type(error).__name__}: {error}); record the run again"
+            f"{source}: found an invalid recording ({type(error).__name__}: {error}); record the run again"
         ) from error
 
 
@@ -143,11 +143,11 @@ def _from_content(content: dict[str, Any]) -> Recording:
         for rank in content["ranks"]
     )
     if any(timed.action.stage >= len(rank_of) for rank in ranks for timed in rank) or not any(ranks):
-        raise ValueError("actions and stages do not fit together")
+        raise ValueError("an action names a stage that rank_of lacks, or there are no actions")
     if any(not 0 <= holder < len(ranks) for holder in rank_of):
-        raise ValueError("stages and ranks do not fit together")
+        raise ValueError("rank_of names a rank without a list of actions")
     if not all(-math.inf < timed.start <= timed.end < math.inf for rank in ranks for timed in rank):
-        raise ValueError("an action ends before it starts, or at no time")
+        raise ValueError("an action ends before it starts, or a time is not finite")
     return Recording(
         schedule=str(content["schedule"]),
         n_micro_batches=int(content["n_micro_batches"]),

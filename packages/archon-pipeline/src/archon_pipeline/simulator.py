@@ -1,7 +1,7 @@
-"""Replays the action lists of a schedule with given costs. Pure: no processes, no torch.
+"""Replays the action lists of a schedule with given costs: no processes, no torch.
 
-Each rank does its actions in order, each as soon as what it needs is there. Messages take time, but nobody's: ranks go
-on while they travel.
+Each rank runs its actions in order, each one as soon as its inputs have arrived. A message delays its receiver, but
+costs no rank time: ranks go on working while it is in flight.
 """
 
 from __future__ import annotations
@@ -14,27 +14,28 @@ from archon_pipeline.costs import Costs
 from archon_pipeline.timeline import TimedAction, Timeline
 
 _Result = tuple[int, int, int]
-"""What an action gives: which of the three below, stage, micro-batch."""
+"""A result of an action: one of the three kinds below, stage, micro-batch."""
 
 _OUTPUT, _INPUT_GRADIENT, _WEIGHT_GRADIENT = range(3)
 
 
 def simulate(actions: RankActions, rank_of: Sequence[int], costs: Costs | None = None) -> Timeline:
-    """When each action starts and ends.
+    """Compute when each action starts and ends.
 
     Args:
-        actions: of each rank, in order.
+        actions: one list per rank.
         rank_of: for each stage, the rank that holds it.
-        costs: how long actions and messages take; one unit for F, I and W, two for B, none for messages by default.
+        costs: times of actions and messages; by default one unit for F, I and W, two for B, and 0 for messages.
 
     Raises:
-        PluginError: ranks wait for one another, or for an action that is nowhere in the list.
+        PluginError: ranks deadlock, or wait for an action that no list contains.
     """
     costs = costs or Costs.alike(len(rank_of))
     last = len(rank_of) - 1
     finished: dict[_Result, float] = {}
     waiting: dict[_Result, list[int]] = {}
     done: list[list[TimedAction]] = [[] for _ in actions]
+    # Each rank runs until a result is missing and is queued under it, so every action is looked at about once.
     ready = list(range(len(actions)))
     while ready:
         rank = ready.pop()
@@ -43,7 +44,7 @@ def simulate(actions: RankActions, rank_of: Sequence[int], costs: Costs | None =
             action = own[len(timed)]
             start = timed[-1].end if timed else 0.0
             missing = None
-            for result in needs(action, last):
+            for result in inputs_of(action, last):
                 if result not in finished:
                     missing = result
                     break
@@ -54,15 +55,15 @@ def simulate(actions: RankActions, rank_of: Sequence[int], costs: Costs | None =
                 break
             end = start + costs.stages[action.stage].of(action.kind)
             timed.append(TimedAction(action, start, end))
-            for result in gives(action):
+            for result in results_of(action):
                 finished[result] = end
                 ready += waiting.pop(result, ())
     _refuse_deadlock(actions, done, last)
     return Timeline(tuple(map(tuple, done)), tuple(rank_of))
 
 
-def needs(action: Action, last_stage: int) -> tuple[_Result, ...]:
-    """What must be there before an action can start."""
+def inputs_of(action: Action, last_stage: int) -> tuple[_Result, ...]:
+    """The results that an action needs before it can start."""
     stage, micro_batch = action.stage, action.micro_batch
     if action.kind is ActionKind.FORWARD:
         return ((_OUTPUT, stage - 1, micro_batch),) if stage else ()
@@ -72,8 +73,8 @@ def needs(action: Action, last_stage: int) -> tuple[_Result, ...]:
     return (own,) if stage == last_stage else (own, (_INPUT_GRADIENT, stage + 1, micro_batch))
 
 
-def gives(action: Action) -> tuple[_Result, ...]:
-    """What is there when an action has ended."""
+def results_of(action: Action) -> tuple[_Result, ...]:
+    """The results that an action produces."""
     stage, micro_batch = action.stage, action.micro_batch
     if action.kind is ActionKind.FORWARD:
         return ((_OUTPUT, stage, micro_batch),)
@@ -85,18 +86,18 @@ def gives(action: Action) -> tuple[_Result, ...]:
 
 
 def _refuse_deadlock(actions: RankActions, done: Sequence[Sequence[TimedAction]], last_stage: int) -> None:
-    """Raises PluginError when a rank has actions left, saying what each such rank waits for."""
-    given = {result for rank in done for timed in rank for result in gives(timed.action)}
+    """Raises PluginError if a rank has actions left, and names the result that each such rank waits for."""
+    given = {result for rank in done for timed in rank for result in results_of(timed.action)}
     stuck = []
     for rank, own in enumerate(actions):
         if len(done[rank]) < len(own):
             action = own[len(done[rank])]
-            missing = next(result for result in needs(action, last_stage) if result not in given)
+            missing = next(result for result in inputs_of(action, last_stage) if result not in given)
             stuck.append(f"rank {rank} at its action {len(done[rank])}, {action}, waits for {_describe(missing)}")
     if stuck:
         raise PluginError(
-            f"pipeline actions: found ranks that wait for ever ({'; '.join(stuck)}); allowed is an order in which "
-            "every action comes after what it needs; move these actions back, or what they need forward"
+            f"pipeline actions: found a deadlock ({'; '.join(stuck)}); allowed is an order in which "
+            "every action comes after its inputs; move these actions back, or their inputs forward"
         )
 
 

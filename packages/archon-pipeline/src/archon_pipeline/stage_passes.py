@@ -1,8 +1,8 @@
-"""Forward and backward passes of one stage, and what is kept between them.
+"""Forward and backward passes of one stage, and the state that a micro-batch keeps between them.
 
-A backward pass can be whole, or in two parts: the gradient of the input, which another stage waits for, and those of
-the weights, which nobody does. The parts are torch's own (torch.distributed.pipelining); the split costs a walk over
-the autograd graph.
+A backward pass is whole, or split in two: the gradient of the input, which another stage waits for, and the gradients
+of the weights, which no other rank needs. The halves are those of torch.distributed.pipelining; splitting costs a walk
+over the autograd graph.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from archon_engine.compat import stage_backward_input, stage_backward_weight
 
 
 @dataclass
-class _Live:
+class _LiveMicroBatch:
     """A micro-batch between its forward pass and the end of its backward pass.
 
     Attributes:
-        x: what came in.
-        out: what went out; the objective on the last stage.
-        gradient: of ``out``, from when it is known until it is used.
-        weights: groups of weights, with what their gradients are computed from.
+        x: input of the stage, a leaf; ``None`` on the first stage, whose input are token ids.
+        out: output of the stage; on the last stage the scalar objective.
+        gradient: gradient of ``out`` that ``backward_input`` leaves to ``backward_weight``.
+        weights: torch's groups of weights with the intermediate gradients that theirs are computed from.
     """
 
     x: Tensor | None
@@ -44,8 +44,8 @@ class StagePasses:
     Args:
         module: the stage.
         groups: its sharded weights.
-        is_first: its input are token ids, which have no gradient.
-        is_last: its output is what the objective is computed from.
+        is_first: whether its input are token ids, which have no gradient.
+        is_last: whether the objective is computed from its output.
     """
 
     def __init__(self, module: CausalModule, groups: ShardedStage, *, is_first: bool, is_last: bool) -> None:
@@ -53,53 +53,55 @@ class StagePasses:
         self._groups = groups
         self.is_first = is_first
         self.is_last = is_last
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, _LiveMicroBatch] = {}
 
     @torch.no_grad()
     def infer(self, x: Tensor | None, micro_batch: MicroBatch) -> Tensor | dict[OutputName, Tensor]:
-        """Hidden states for the next stage, or outputs on the last one, without gradients."""
+        """Forward pass without gradients: hidden states [tokens, width] for the next stage, or the final outputs."""
         out = self.module(micro_batch.input_ids if x is None else x, micro_batch.packed)
         return micro_batch.whole_outputs(out) if isinstance(out, dict) else out
 
     def forward(self, number: int, x: Tensor | None, micro_batch: MicroBatch, objective: Objective) -> Tensor | None:
-        """Hidden states [tokens, width] for the next stage; ``None`` on the last one.
+        """Forward pass: hidden states [tokens, width] for the next stage; ``None`` on the last one.
 
         Args:
-            number: of the micro-batch.
-            x: what the stage before gave; ``None`` on the first.
-            micro_batch: its ids, sequences and targets.
+            number: index of the micro-batch in the step.
+            x: output of the stage before [tokens, width]; ``None`` on the first. Becomes a leaf of the graph.
+            micro_batch: token ids, sequences and targets.
             objective: applied on the last stage.
         """
         if x is not None:
             x.requires_grad_()
         out = self.module(micro_batch.input_ids if x is None else x, micro_batch.packed)
         if self.is_last:
-            self._live[number] = _Live(x, objective(micro_batch.whole_outputs(out), micro_batch))
+            self._live[number] = _LiveMicroBatch(x, objective(micro_batch.whole_outputs(out), micro_batch))
             return None
-        # Splitting its backward pass detaches the output in place, which no view can be.
+        # stage_backward_input detaches the output in place, which autograd forbids for a view.
         out = out.clone() if out._is_view() else out
-        self._live[number] = _Live(x, out)
+        self._live[number] = _LiveMicroBatch(x, out)
+        # Detached: each stage has its own graph, also where the next stage is on this rank.
         return out.detach()
 
     def backward(self, number: int, gradient: Tensor | None) -> Tensor | None:
-        """A whole backward pass.
+        """Whole backward pass: accumulates the gradients of the weights.
 
         Args:
-            number: of the micro-batch.
-            gradient: of the output; ``None`` on the last stage.
+            number: index of the micro-batch in the step.
+            gradient: gradient of the output [tokens, width]; ``None`` on the last stage.
 
         Returns:
-            The gradient of the input; ``None`` on the first stage.
+            The gradient of the input [tokens, width]; ``None`` on the first stage.
         """
         live = self._live.pop(number)
         torch.autograd.backward(live.out, gradient)
         return None if live.x is None else live.x.grad
 
     def backward_input(self, number: int, gradient: Tensor | None) -> Tensor | None:
-        """The gradient of the input alone; ``backward_weight`` must follow. Arguments and result as in ``backward``.
+        """First half of a split backward pass: the gradient of the input. ``backward_weight`` must follow.
 
-        On the first stage there is none to compute, so all is left to ``backward_weight``. On the last one, the head
-        would be computed twice: it does all at once, and ``backward_weight`` has nothing left to do.
+        Arguments and result are those of ``backward``. The ends of the pipeline do not split. The first stage has no
+        input gradient to compute, so it leaves all work to ``backward_weight``. The last stage does all work here,
+        because two walks over its graph would run the backward pass of the head twice.
         """
         live = self._live[number]
         if self.is_first:
@@ -107,24 +109,29 @@ class StagePasses:
             return None
         if self.is_last:
             result = self.backward(number, gradient)
-            self._live[number] = _Live(None, None)
+            self._live[number] = _LiveMicroBatch(None, None)  # tells backward_weight that nothing is left
             return result
         (result,), weights = stage_backward_input([live.out], [gradient], [live.x], self._weights())
-        self._live[number] = _Live(None, None, weights=weights)
+        # Drops input and output: the halves need only the intermediate gradients from here on.
+        self._live[number] = _LiveMicroBatch(None, None, weights=weights)
         return result
 
     def backward_weight(self, number: int) -> None:
-        """The gradients of the weights, after ``backward_input``."""
+        """Second half of a split backward pass: the gradients of the weights."""
         live = self._live.pop(number)
         if live.out is not None:
             torch.autograd.backward(live.out, live.gradient)
         elif live.weights is not None:
             stage_backward_weight(self._weights(), live.weights)
+            # FSDP2's hooks do not see this half: without widen(), gradients of several micro-batches would be summed in
+            # the compute dtype instead of the reduction dtype.
             self._groups.widen()
 
     def _weights(self) -> Iterator[nn.Parameter]:
+        # The unsharded parameters, which the graph leads to; the module itself may show the sharded ones between
+        # passes.
         return (weight for weight in self._groups.whole_parameters if weight.requires_grad)
 
     def clear(self) -> None:
-        """Forget micro-batches whose backward pass will not come."""
+        """Drop the state of micro-batches whose backward pass will not come."""
         self._live.clear()

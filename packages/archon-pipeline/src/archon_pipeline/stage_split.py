@@ -1,8 +1,8 @@
-"""How a decoder is cut into pipeline stages, and which rank gets which.
+"""Splits a decoder into pipeline stages and assigns them to ranks.
 
-Stages are contiguous. The costliest one is made as cheap as it can be, since a pipeline runs at its pace; of the cuts
-that achieve this the most even one is taken, and of those the one whose earlier stages are shorter, because they keep
-the activations of more micro-batches at a time. Imports no torch: dry runs call it.
+Stages are contiguous. The split minimises the cost of the most expensive stage, since a pipeline runs at its pace.
+Among such splits it takes the most even one, and among those the one with shorter early stages, because early stages
+hold the activations of more micro-batches at a time. Imports no torch: dry runs call it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from archon_core.models.stage import Stage
 from archon_pipeline.placement import place_stages
 
 DEFAULT_STAGES_PER_RANK = 2
-"""For schedules that take any number: the fewest, since more of them send more and fill fewer layers each."""
+"""For schedules that take any number: the fewest, since more stages send more messages and have fewer layers each."""
 
 
 def split_into_stages(
@@ -33,15 +33,15 @@ def split_into_stages(
     options: StageOptions,
     role: str,
 ) -> StagePlan:
-    """Cut a decoder into stages and lay them over ``n_ranks`` pipeline ranks (``contracts.pipeline.StageSplit``).
+    """Split a decoder into stages and place them on ``n_ranks`` pipeline ranks (``contracts.pipeline.StageSplit``).
 
-    The embedding counts as ``pp_first_stage_less_layers`` layers of mean cost where that is written, and as
-    ``embed_cost`` where it is null; so does the head with ``pp_last_stage_less_layers``. Every stage has a layer
-    whenever there are enough of them.
+    The embedding counts as ``pp_first_stage_less_layers`` layers of mean cost if that option is set, else as
+    ``embed_cost``; the head likewise by ``pp_last_stage_less_layers`` and ``head_cost``. Every stage has at least one
+    layer if there are enough layers.
 
     Raises:
-        LayoutError: there are fewer layers than stages between the embedding's and the head's.
-        ConfigError: the options fit neither the schedule nor the model.
+        LayoutError: there are more stages than layers, embedding and head together.
+        ConfigError: the options do not fit the schedule or the model.
     """
     n_layers = len(layer_costs)
     request = _Request(n_layers, schedule, n_ranks, options, role)
@@ -65,7 +65,7 @@ def split_into_stages(
 
 @dataclass(frozen=True)
 class _Request:
-    """What decides how many stages there are, and how many layers each may have."""
+    """The arguments that determine the number of stages and the bounds of their layers."""
 
     n_layers: int
     schedule: ScheduleSpec
@@ -75,11 +75,11 @@ class _Request:
 
     @property
     def less_layers(self) -> tuple[int, int]:
-        """By how many layers the first and the last stage are shorter, as far as that is written."""
+        """By how many layers the first and the last stage are to be shorter; 0 where the option is null."""
         return self.options.pp_first_stage_less_layers or 0, self.options.pp_last_stage_less_layers or 0
 
     def count_stages(self) -> int:
-        """Raises ConfigError, LayoutError."""
+        """The number of stages. Raises ConfigError, LayoutError."""
         per_stage = self.options.pp_layers_per_stage
         if per_stage is None:
             return self._count_by_schedule()
@@ -89,12 +89,12 @@ class _Request:
         per_rank = self.schedule.stages_per_rank
         takes = "two or more stages" if per_rank is None else _count(per_rank, "stage")
         allowed = [number for number in range(1, self._counted() + 1) if self._fits(self._made_by(number))]
-        fix = f"write {_ranges(allowed)}, or null" if allowed else "no other number does: write null"
+        fix = f"write {_ranges(allowed)}, or null" if allowed else "no other number works: write null"
         empty = self.n_layers + 2 < n_stages
         raise ConfigError(
-            f"{self.role}.archon.pp_layers_per_stage: found {per_stage}, which cuts {_count(self.n_layers, 'layer')}"
+            f"{self.role}.archon.pp_layers_per_stage: found {per_stage}, which splits {_count(self.n_layers, 'layer')}"
             f"{self._shown_less_layers()} into {_count(n_stages, 'stage')}{', some of them empty' if empty else ''}; "
-            f"{self.schedule.name} takes {takes} on each of {_count(self.n_ranks, 'rank')}; {fix} to take "
+            f"{self.schedule.name} needs {takes} on each of {_count(self.n_ranks, 'rank')}; {fix} for "
             f"{_count((per_rank or DEFAULT_STAGES_PER_RANK) * self.n_ranks, 'stage')}"
         )
 
@@ -109,12 +109,12 @@ class _Request:
             fix += ", or a schedule with fewer stages per rank"
         raise LayoutError(
             f"{self.role}.backend: found p{self.n_ranks}, which with {self.schedule.name} makes {n_stages} stages of "
-            f"{_count(self.n_layers, 'layer')}; every stage holds a layer, the embedding or the head, so there are at "
-            f"most {self.n_layers + 2}; {fix}"
+            f"{_count(self.n_layers, 'layer')}; every stage holds a layer, the embedding or the head, so at most "
+            f"{self.n_layers + 2} are possible; {fix}"
         )
 
     def check_less_layers(self, n_stages: int) -> None:
-        """Raises ConfigError for a first or last stage that cannot be so much shorter than the others."""
+        """Raises ConfigError if the first or last stage would have no layers left."""
         for place in ("first", "last"):
             option = f"pp_{place}_stage_less_layers"
             asked = getattr(self.options, option)
@@ -122,8 +122,8 @@ class _Request:
                 continue
             most = next(less for less in range(asked - 1, -1, -1) if self._leaves_room(n_stages, place, less))
             raise ConfigError(
-                f"{self.role}.archon.{option}: found {asked}, with {_count(self.n_layers, 'layer')} in {n_stages} "
-                f"stages, of which the {place} would have none; allowed is up to {most}, or null; lower it"
+                f"{self.role}.archon.{option}: found {asked}, which leaves the {place} of {n_stages} stages without "
+                f"layers ({_count(self.n_layers, 'layer')} in all); allowed is up to {most}, or null; lower it"
             )
 
     def bounds(self, n_stages: int) -> list[tuple[int, int]]:
@@ -138,14 +138,14 @@ class _Request:
         return bounds
 
     def _leaves_room(self, n_stages: int, place: Literal["first", "last"], less: int) -> bool:
-        """Whether a stage of the mean length, rounded up, still has a layer when it is so much shorter."""
+        """Whether a stage of mean length, rounded up, has a layer left after it is shortened by ``less``."""
         first, last = self.less_layers
         counted = self.n_layers + (less + last if place == "first" else first + less)
         least = 1 if self.n_layers >= n_stages else 0
         return less == 0 or less + least <= math.ceil(counted / n_stages)
 
     def _counted(self) -> int:
-        """Layers, the embedding and the head included as far as they count as some."""
+        """Layers, plus those that the embedding and the head count as."""
         return self.n_layers + sum(self.less_layers)
 
     def _made_by(self, per_stage: int) -> int:
@@ -161,7 +161,7 @@ class _Request:
 
     def _shown_less_layers(self) -> str:
         less = sum(self.less_layers)
-        return f" and {less} that the first and last stage have less" if less else ""
+        return f", and {less} for the shorter first and last stage," if less else ""
 
 
 def _balance(
@@ -171,11 +171,11 @@ def _balance(
 
     Args:
         layers: cost of each.
-        before: what the first stage costs beside its layers.
-        after: the same of the last.
+        before: cost of the first stage besides its layers.
+        after: cost of the last stage besides its layers.
         bounds: fewest and most layers of each stage; some sizes within them add up to all layers.
     """
-    # Whole numbers of a common unit: sums are exact, so that equal costs are equal, and fast.
+    # Integers in a common unit: exact sums, so that equal costs compare equal, and faster than fractions.
     unit = math.lcm(before.denominator, after.denominator, *(cost.denominator for cost in layers))
     upto = [0, *accumulate(int(cost * unit) for cost in layers)]
     extra = [0] * len(bounds)
@@ -186,7 +186,7 @@ def _balance(
         return upto[start + size] - upto[start] + extra[stage]
 
     def best(combine: Callable[[int, int], int], limit: int | None) -> list[list[int | None]]:
-        """For every stage and its first layer, the least combined cost of that and all later stages."""
+        """Dynamic programme: for every stage and first layer, the least combined cost of it and all later stages."""
         n_layers = len(layers)
         table: list[list[int | None]] = [[None] * (n_layers + 1) for _ in range(len(bounds) + 1)]
         table[len(bounds)][n_layers] = 0
@@ -217,7 +217,7 @@ def _balance(
 
 
 def _add_square(own: int, rest: int) -> int:
-    """Least, for costs of one sum, where they are most even."""
+    """Sum of squares: among costs with the same sum, it is least for the most even ones."""
     return own * own + rest
 
 

@@ -1,4 +1,4 @@
-"""Draws timelines as SVG: a row per rank, to scale, micro-batches as numbers, kinds and stages as colours."""
+"""Draws timelines as SVG: one row per rank, to scale; numbers are micro-batches, colours are kinds and stages."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
-from archon_pipeline.palette import MEANING, colour, ink
-from archon_pipeline.round_numbers import round_step, short
+from archon_pipeline.palette import MEANING, colour, text_colour
 from archon_pipeline.timeline import TimedAction
-from archon_pipeline.view import View
+from archon_pipeline.view import View, format_number, round_step
 
 _FONT = "font-family='Helvetica, Arial, sans-serif'"
 _LEFT, _RIGHT, _TOP = 64, 204, 72
@@ -21,12 +20,12 @@ _INK, _FAINT = "#101828", "#667085"
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where things stand.
+    """Dimensions of a picture.
 
     Attributes:
         per_time: pixels of one unit of time.
         font: size of the numbers in bars.
-        band: time of a band; longer timelines go on below.
+        band: time that one band covers; longer timelines continue below.
         width: of the whole picture.
     """
 
@@ -37,7 +36,7 @@ class _Frame:
 
 
 def render_svg(views: Sequence[View], title: str) -> str:
-    """The picture of one or more timelines, one above the other on the same scale of time."""
+    """The SVG of one or more timelines, one above the other on a common time scale."""
     frame = _measure(views, title)
     parts: list[str] = []
     y = float(_TOP)
@@ -60,11 +59,12 @@ def render_svg(views: Sequence[View], title: str) -> str:
 def _measure(views: Sequence[View], title: str) -> _Frame:
     end = max(view.timeline.end for view in views)
     times = sorted(timed.end - timed.start for view in views for rank in view.timeline.ranks for timed in rank)
-    # Measured times have stragglers: that all but the shortest tenth can be read is enough.
+    # Measured times have outliers: readable labels on all but the shortest tenth are enough.
     short = next((time for time in times[len(times) // 10 :] if time > 0), 1.0)
     unit = min(_WIDEST_UNIT, max(_NARROWEST_UNIT, _AIM * short / end if end else _WIDEST_UNIT))
     n_bands = max(1, round(end / short * unit / _AIM))
-    band = math.ceil(round(end / short / n_bands, 6)) * short
+    # At least one action wide: a recording can consist of actions that took no time.
+    band = max(1, math.ceil(round(end / short / n_bands, 6))) * short
     digits = len(str(max(view.n_micro_batches for view in views) - 1))
     texts = [(title, 10.5), *((view.describe(), 7.2) for view in views)]
     needed = max(len(text) * size for text, size in texts) + 40
@@ -73,7 +73,7 @@ def _measure(views: Sequence[View], title: str) -> _Frame:
 
 
 def _panel(view: View, frame: _Frame, y: float) -> tuple[list[str], float]:
-    """The rows of a view, band after band, and where they end."""
+    """The rows of a view, band by band, and the y coordinate of their end."""
     parts = []
     end = view.timeline.end
     n_bands = max(1, math.ceil(round(end / frame.band, 6)))
@@ -87,7 +87,8 @@ def _panel(view: View, frame: _Frame, y: float) -> tuple[list[str], float]:
             parts += (_bar(view, one, frame, row, first, last) for one in timed if one.end > first and one.start < last)
             if band == n_bands - 1:
                 unit = f" {view.unit}" if view.unit else ""
-                note = f"peak {short(summary.share)} x, waits {short(summary.waits)}{unit}, {summary.sends} sends"
+                note = f"peak {format_number(summary.share)} x, waits {format_number(summary.waits)}{unit}, "
+                note += f"{summary.sends} sends"
                 parts.append(_text(_LEFT + width + 10, row + 16.5, note, size=11, fill=_FAINT))
         y += len(view.timeline.ranks) * _ROW
         parts += _axis(frame, y + 8, first, last)
@@ -96,7 +97,7 @@ def _panel(view: View, frame: _Frame, y: float) -> tuple[list[str], float]:
 
 
 def _axis(frame: _Frame, y: float, first: float, last: float) -> list[str]:
-    """Times under a band, at round numbers."""
+    """Time axis under a band, with ticks at round numbers."""
     step = round_step(60 / frame.per_time)
     parts = []
     for number in range(math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9) + 1):
@@ -107,19 +108,21 @@ def _axis(frame: _Frame, y: float, first: float, last: float) -> list[str]:
 
 
 def _bar(view: View, timed: TimedAction, frame: _Frame, y: float, first: float, last: float) -> str:
-    """An action, or the part of it that lies between two times."""
+    """An action, or the part of it between the times ``first`` and ``last``."""
     action = timed.action
     place, n_places = view.place(action), view.stages_per_rank
     start, end = max(first, timed.start), min(last, timed.end)
     x, width = _LEFT + (start - first) * frame.per_time, (end - start) * frame.per_time
     unit = f" {view.unit}" if view.unit else ""
     hint = f"{action}: {MEANING[action.kind]} of micro-batch {action.micro_batch} on stage {action.stage}, "
-    hint += f"{short(timed.start)} to {short(timed.end)}{unit}"
+    hint += f"{format_number(timed.start)} to {format_number(timed.end)}{unit}"
     number = str(action.micro_batch)
     # Written only where it fits.
     label = ""
     if width >= 0.6 * frame.font * len(number):
-        label = _text(x + width / 2, y + 16.2, number, size=frame.font, fill=ink(place, n_places), anchor="middle")
+        label = _text(
+            x + width / 2, y + 16.2, number, size=frame.font, fill=text_colour(place, n_places), anchor="middle"
+        )
     bar = _rect(x, y, width, colour(action.kind, place, n_places), edge=True)
     return f"<g><title>{escape(hint)}</title>{bar}{label}</g>"
 

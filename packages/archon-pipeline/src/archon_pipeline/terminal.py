@@ -1,7 +1,8 @@
-"""Draws timelines in a terminal: a row per rank, cut into bands where the terminal is too narrow.
+"""Draws timelines in a terminal: one row per rank, wrapped into bands where the terminal is too narrow.
 
-Actions are labelled with kind and micro-batch where there is room (``F12``), else with the kind alone; either way a
-capital stands for a rank's first stage and a small letter for its later ones, so the drawing reads without colours.
+An action is labelled with kind and micro-batch (``F12``) where there is room, else with its kind alone. A capital
+letter stands for the first stage of a rank and a small one for later stages, so the drawing is readable without
+colours.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ from dataclasses import dataclass
 
 from rich.text import Text
 
-from archon_pipeline.palette import MEANING, colour, ink
-from archon_pipeline.round_numbers import round_step
+from archon_pipeline.palette import MEANING, colour, text_colour
 from archon_pipeline.timeline import TimedAction
-from archon_pipeline.view import View
+from archon_pipeline.view import View, round_step
 
 _LABELLED_BANDS = 4
-"""More bands than that are hard to follow; then labels are left out."""
+"""Most bands of a drawing with micro-batch numbers; where more would be needed, only kinds are written."""
 
 _MOST_BANDS = 6
 _WAITS = "·"
@@ -26,13 +26,13 @@ _WAITS = "·"
 
 @dataclass(frozen=True)
 class _Scale:
-    """How time is laid out.
+    """The time scale of a drawing.
 
     Attributes:
         columns_per_time: columns of one unit of time.
         band: columns of a band.
-        n_bands: how many there are.
-        label: columns that a label takes; 0 when only the kind is written.
+        n_bands: number of bands.
+        label: columns of a label; 0 if only kinds are written.
     """
 
     columns_per_time: float
@@ -42,10 +42,10 @@ class _Scale:
 
 
 def draw(views: Sequence[View], width: int) -> list[Text]:
-    """The lines of a drawing, views one above the other on the same scale of time.
+    """The lines of a drawing, views one above the other on a common time scale.
 
     Args:
-        views: what to draw.
+        views: the views to draw.
         width: columns of the terminal.
     """
     margin = max(len(_row_name(view, rank)) for view in views for rank in range(len(view.timeline.ranks))) + 1
@@ -69,7 +69,7 @@ def _row_name(view: View, rank: int) -> str:
 def _choose_scale(views: Sequence[View], columns: int) -> _Scale:
     end = max(view.timeline.end for view in views)
     times = sorted(timed.end - timed.start for view in views for rank in view.timeline.ranks for timed in rank)
-    # Measured times have stragglers on both sides: that all but the shortest can be read is enough.
+    # Measured times have outliers: readable labels on all but the shortest tenth are enough.
     short = next((time for time in times[len(times) // 10 :] if time > 0), 1.0)
     label = 1 + len(str(max(view.n_micro_batches for view in views) - 1))
     for cell in (label + 1, label):
@@ -83,7 +83,7 @@ def _choose_scale(views: Sequence[View], columns: int) -> _Scale:
 
 
 def _cut_evenly(columns_per_time: float, cell: int, columns: int, end: float, label: int) -> _Scale:
-    """Bands of the same width, and cut between cells, as far as there is room."""
+    """Bands of equal width that end between cells, as far as there is room."""
     total = end * columns_per_time
     n_bands = _count_bands(total, columns)
     band = math.ceil(round(total, 6) / n_bands)
@@ -92,12 +92,12 @@ def _cut_evenly(columns_per_time: float, cell: int, columns: int, end: float, la
 
 
 def _count_bands(total: float, columns: int) -> int:
-    # Rounding keeps 76.00000001 columns from taking a band of their own.
+    # Rounded, so that 76.00000001 columns do not need another band.
     return max(1, math.ceil(round(total, 6) / columns))
 
 
 def _axis(scale: _Scale, band: int, margin: int, end: float) -> Text:
-    """Times along the top of a band, at round numbers."""
+    """Time axis above a band, with labels at round numbers."""
     line = [" "] * scale.band
     step = round_step(12 / scale.columns_per_time)
     first = math.ceil(band * scale.band / scale.columns_per_time / step - 1e-9)
@@ -116,13 +116,13 @@ def _row(view: View, rank: Sequence[TimedAction], scale: _Scale, band: int, end:
     at = first
     for timed in rank:
         start, stop = (round(time * scale.columns_per_time) for time in (timed.start, timed.end))
-        # An action that is cut by the end of a band goes on in the next one.
+        # An action that crosses the end of a band continues in the next one.
         visible_from, visible_to = max(start, at), min(stop, last)
         if visible_to <= visible_from:
             continue
         row.append(_WAITS * (visible_from - at), "dim")
         place, n_places = view.place(timed.action), view.stages_per_rank
-        style = f"{ink(place, n_places)} on {colour(timed.action.kind, place, n_places)}"
+        style = f"{text_colour(place, n_places)} on {colour(timed.action.kind, place, n_places)}"
         row.append(_cell(timed, place, stop - start, scale.label)[visible_from - start : visible_to - start], style)
         at = visible_to
     row.append(_WAITS * (min(last, round(end * scale.columns_per_time)) - at), "dim")
@@ -130,12 +130,12 @@ def _row(view: View, rank: Sequence[TimedAction], scale: _Scale, band: int, end:
 
 
 def _cell(timed: TimedAction, place: int, width: int, label: int) -> str:
-    """The text of an action, as wide as it lasts."""
+    """The text of an action, as wide as its duration."""
     kind = timed.action.kind.value if place == 0 else timed.action.kind.value.lower()
     if not label or width < label:
         return kind + "─" * (width - 1)
     text = f"{kind}{timed.action.micro_batch}".ljust(label)
-    # A line shows how long it lasts where there is no colour; the last column keeps neighbours apart.
+    # The dash shows the duration without colour; the last column separates neighbours.
     rest = width - label
     return text if rest == 0 else text + "─" * (rest - 1) + " "
 
@@ -145,7 +145,7 @@ def _legend(views: Sequence[View], width: int) -> list[Text]:
     parts = []
     for kind in MEANING:
         if any(kind in each.kinds for each in views):
-            sample = Text(f" {kind.value} ", f"{ink(0, 1)} on {colour(kind, 0, 1)}")
+            sample = Text(f" {kind.value} ", f"{text_colour(0, 1)} on {colour(kind, 0, 1)}")
             parts.append(sample + Text(f" {MEANING[kind]}"))
     parts.append(Text(f"{_WAITS} waits"))
     if view.stages_per_rank > 1:

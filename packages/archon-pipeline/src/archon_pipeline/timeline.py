@@ -1,4 +1,4 @@
-"""When each action of a pipeline ran, as simulated or as measured, and what follows from it."""
+"""A timeline says when each action of a pipeline ran, simulated or measured; bubble, peaks and sends follow from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TimedAction:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What each rank did when.
+    """The actions of all ranks with their times.
 
     Attributes:
         ranks: per pipeline rank, its actions in order.
@@ -31,25 +31,25 @@ class Timeline:
 
     @property
     def end(self) -> float:
-        """When the last action ends; the step begins at 0."""
+        """End of the last action; the step begins at 0."""
         return max((timed.end for rank in self.ranks for timed in rank), default=0.0)
 
     @property
     def bubble(self) -> float:
-        """Time in which ranks wait over time in which they work, summed over ranks: idle over ideal time."""
+        """Idle time over busy time, both summed over ranks."""
         busy = sum(timed.end - timed.start for rank in self.ranks for timed in rank)
         return (len(self.ranks) * self.end - busy) / busy if busy else 0.0
 
     @property
     def actions(self) -> RankActions:
-        """The actions alone."""
+        """The action lists without their times."""
         return tuple(tuple(timed.action for timed in rank) for rank in self.ranks)
 
 
 def count_peak_activations(actions: RankActions) -> tuple[int, ...]:
-    """Per rank, for how many (stage, micro-batch) at most activations live at once.
+    """Per rank, the largest number of (stage, micro-batch) pairs whose activations are alive at the same time.
 
-    They live from F to W, or to B where the backward pass is whole. The order alone decides it.
+    Activations live from F to W, or to B for a whole backward pass. The peak depends on the order alone, not on times.
     """
     peaks = []
     for rank in actions:
@@ -65,13 +65,13 @@ def count_peak_activations(actions: RankActions) -> tuple[int, ...]:
 
 
 def weigh_peak_activations(actions: RankActions, n_stages: int) -> tuple[float, ...]:
-    """The same in units of a rank's whole share of the layers, so that schedules with other numbers of stages compare:
-    with two stages per rank, one stage's activations count half."""
+    """``count_peak_activations`` in units of all layers of a rank, so that schedules with different numbers of stages
+    compare: with two stages per rank, the activations of one stage count half."""
     return tuple(peak * len(actions) / n_stages for peak in count_peak_activations(actions))
 
 
 def count_sends(actions: RankActions, rank_of: Sequence[int]) -> tuple[int, ...]:
-    """Per rank, how many messages it sends to other ranks: outputs of stages and gradients of their inputs."""
+    """Per rank, the number of messages to other ranks: outputs of its stages, and gradients of their inputs."""
     last = len(rank_of) - 1
     counts = []
     for rank, own in enumerate(actions):

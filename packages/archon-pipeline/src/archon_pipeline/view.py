@@ -1,12 +1,12 @@
-"""What is shown of a pipeline: one or more timelines with the numbers that describe them."""
+"""A view of a pipeline: a timeline with a heading and the numbers that summarise it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from archon_core.contracts.pipeline import Action, ActionKind
 from archon_pipeline.palette import MEANING
-from archon_pipeline.round_numbers import short
 from archon_pipeline.timeline import Timeline, count_peak_activations, count_sends, weigh_peak_activations
 
 
@@ -15,11 +15,11 @@ class RankSummary:
     """One rank in numbers.
 
     Attributes:
-        stages: it holds.
-        waits: time in which it does nothing.
-        peak: activations, counted per stage and micro-batch.
-        share: the same in units of all its stages.
-        sends: messages.
+        stages: the stages it holds.
+        waits: time in which it is idle.
+        peak: most live activations, counted per stage and micro-batch.
+        share: most live activations in units of all layers of the rank.
+        sends: messages to other ranks.
     """
 
     stages: tuple[int, ...]
@@ -34,9 +34,9 @@ class View:
     """A timeline with a heading.
 
     Attributes:
-        name: ``planned`` or ``measured``; empty when there is only one.
+        name: ``planned`` or ``measured``; empty for a single view.
         timeline: when each action runs.
-        unit: of time: empty for units of cost, or ``ms``.
+        unit: unit of time, ``ms``; empty for units of cost.
     """
 
     name: str
@@ -45,22 +45,22 @@ class View:
 
     @property
     def kinds(self) -> tuple[ActionKind, ...]:
-        """Kinds of actions that occur, in the order of legends."""
+        """Kinds of actions that occur, in legend order."""
         present = {action.kind for rank in self.timeline.actions for action in rank}
         return tuple(kind for kind in MEANING if kind in present)
 
     @property
     def stages_per_rank(self) -> int:
-        """How many stages the rank that holds most has."""
+        """Most stages of any rank."""
         return max(len(held) for held in self._held())
 
     @property
     def n_micro_batches(self) -> int:
-        """Of the step."""
+        """Micro-batches of the step."""
         return 1 + max((action.micro_batch for rank in self.timeline.actions for action in rank), default=0)
 
     def place(self, action: Action) -> int:
-        """Which of its rank's stages an action belongs to: 0 for the first."""
+        """Index of the action's stage among the stages of its rank, from 0."""
         rank_of = self.timeline.rank_of
         return rank_of[: action.stage].count(rank_of[action.stage])
 
@@ -82,13 +82,15 @@ class View:
         ]
 
     def describe(self) -> str:
-        """Bubble, peak activations and sends of the whole pipeline in a line."""
+        """Bubble, peak activations and sends of the whole pipeline, on one line."""
         ranks = self.summarise_ranks()
         waits = sum(rank.waits for rank in ranks) / len(ranks)
         start = f"{self.name}: " if self.name else ""
+        unit = f" {self.unit}" if self.unit else ""
+        times = f"waits {format_number(waits)}, works {format_number(self.timeline.end - waits)}{unit}"
         return (
-            f"{start}bubble {self.timeline.bubble:.4f} (waits {short(waits)}, works {short(self.timeline.end - waits)}"
-            f"{self.unit and ' '}{self.unit}), peak {short(max(rank.share for rank in ranks))} x a rank's layers, "
+            f"{start}bubble {self.timeline.bubble:.4f} ({times}), "
+            f"peak {format_number(max(rank.share for rank in ranks))} x a rank's layers, "
             f"{sum(rank.sends for rank in ranks)} sends"
         )
 
@@ -98,3 +100,14 @@ class View:
             tuple(stage for stage, holder in enumerate(rank_of) if holder == rank)
             for rank in range(len(self.timeline.ranks))
         ]
+
+
+def round_step(least: float) -> float:
+    """The smallest of ..., 0.5, 1, 2, 5, 10, ... that is at least ``least``."""
+    power = 10.0 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
+
+
+def format_number(number: float) -> str:
+    """Four significant digits, or all digits before the decimal point if there are more."""
+    return f"{number:.0f}" if abs(number) >= 1000 else f"{number:.4g}"

@@ -1,19 +1,18 @@
-"""Mixture of experts: how a model describes its blocks, and who builds, shards and runs them.
+"""Contracts of mixture-of-experts blocks: how a model describes them, and who builds, shards and runs them.
 
-A model's package says what its blocks are (``MoESettings``) and where their weights come from; the package that is
-installed for ``archon.moe`` provides a ``MoEBuilder``.
+A model package describes its blocks (``MoESettings``) and maps their weights. The package chosen by the engine option
+``moe`` provides a ``MoEBuilder``, which builds them.
 
-A block is called with x [T, hidden] and the ``PackedSequences`` of the forward pass, and returns [T, hidden]. Its
-parameters have these names, which weight maps and parallel plans refer to (E experts, F their intermediate size, H
-hidden size):
+A block is called with x [T, H] and the ``PackedSequences`` of the forward pass, and returns [T, H]. Weight maps and
+parallel plans refer to its parameters by these names (E experts, F their intermediate size, H hidden size):
 
 - ``router.weight`` [E, H], and ``router.choice_bias`` [E] with ``choice_bias``
 - ``experts.gate_proj`` and ``experts.up_proj`` [E, F, H], ``experts.down_proj`` [E, H, F]
 - ``shared.gate_proj.weight``, ``shared.up_proj.weight``, ``shared.down_proj.weight`` with a shared expert, and
-  ``shared_gate.weight`` [1, H] where that has a gate
+  ``shared_gate.weight`` [1, H] if that expert has a gate
 
-When blocks are compiled, a block stays eager as a whole, because its shapes depend on where tokens go; or only the
-methods that its class names in ``eager_methods``, the only ones that may use ``experts``.
+In compiled models a block stays eager as a whole, because its shapes depend on the routing. A class with the attribute
+``eager_methods`` keeps only those methods eager; no other method may use ``experts``.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ class MoESpec(Spec):
     """A mixture-of-experts block. ``target`` names a ``MoEBuilderFactory``.
 
     Attributes:
-        check: target of ``check(config, *, role, explicit, has_experts) -> list[str]``: what the options of the section
-            ``role`` ask for and cannot have, one sentence each; ``has_experts`` is ``None`` where the model is not
-            known. It must not import torch: dry runs call it.
+        check: target of ``check(config, *, role, explicit, has_experts) -> list[str]``: the problems with the options
+            of the section ``role``, one sentence each. ``explicit`` are the options that the user has set;
+            ``has_experts`` is ``None`` if the model is unknown. It must not import torch: dry runs call it.
     """
 
     kind: ClassVar[str] = "moe"
@@ -49,74 +48,83 @@ class MoESpec(Spec):
 
 
 class MoEBuilder(Protocol):
-    """Builds, shards and looks after mixture-of-experts blocks; see this module for what a block is."""
+    """Builds, shards and maintains mixture-of-experts blocks, which this module's docstring specifies."""
 
     def build(self, settings: MoESettings, layer: int) -> nn.Module:
-        """The block of a layer, which may be on the meta device.
+        """Build the block of a layer on the current default device, which may be the meta device.
 
         Args:
-            settings: the model's.
-            layer: its number in the whole model, under which it reports.
+            settings: the settings of the model.
+            layer: index of the layer in the whole model; the block reports under it.
         """
 
     def shard(self, block: nn.Module, place: ExpertParallel) -> None:
-        """Make the parameters of ``block.experts`` DTensors over ``place.mesh``, on the meta device, in place, and have
-        the block exchange tokens with the other ranks.
+        """Turn the parameters of ``block.experts`` into DTensors over ``place.mesh``, on the meta device, in place, and
+        make the block exchange tokens over ``place.group``.
 
         Raises:
-            LayoutError: ep does not divide the experts, or etp their intermediate size.
+            LayoutError: ep does not divide the number of experts, or etp their intermediate size.
         """
 
     def whole_experts(self, blocks: Sequence[nn.Module]) -> AbstractContextManager[None]:
-        """Gather the experts of ``blocks`` for the length of the context: forward passes inside, without gradients,
-        need no other rank. Entering is collective; parameters are not sharded by FSDP inside."""
+        """Gather the experts of ``blocks`` for the length of the context.
+
+        Forward passes inside, without gradients, need no other rank. Entering is collective; FSDP must have gathered
+        the parameters before."""
 
     def update(self, blocks: Mapping[str, nn.Module], totals: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Change what is not trained by gradients, after an optimizer step.
+        """Update state that gradients do not train, such as choice biases, after an optimizer step.
 
         Args:
-            blocks: the layer's number, as text -> block, of those that are here.
-            totals: the same for all of the model -> what blocks have reported (``packed.Auxiliary``), summed over all
-                tokens of the step.
+            blocks: layer index as text -> block, for the layers of this process.
+            totals: layer index as text -> what its block has reported (``packed.Auxiliary``), summed over all tokens of
+                the step; for all layers of the model.
         """
 
     def decisions(self, device: str, dtype: dtype, *, role: str) -> list[Decision]:
-        """What blocks do on ``device`` in ``dtype`` other than asked, and how they choose where nothing was asked.
+        """Decisions on ``device`` in ``dtype``: options that are overridden, and choices for options left open.
 
         Args:
-            role: the name of the engine's section, for the options' names.
+            device: device of the blocks.
+            dtype: dtype of their weights.
+            role: section of the engine, part of the options' names.
         """
 
     def metrics(self, totals: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, float]:
-        """Names without prefix and values of what is worth logging."""
+        """Metrics of a step to log, by names without prefix.
+
+        Args:
+            totals: as in ``update``.
+        """
 
 
 class MoEBuilderFactory(Protocol):
-    """``target`` of a ``MoESpec``. ``options`` are those of the engine, the plugin's own among them."""
+    """``target`` of a ``MoESpec``. ``options`` are those of the engine, including the fields that the plugin adds."""
 
     def __call__(self, options: Any) -> MoEBuilder: ...
 
 
 @dataclass(frozen=True)
 class MoESettings:
-    """The mixture-of-experts blocks of a model, which are all alike.
+    """The settings of a model's mixture-of-experts blocks, equal in all layers.
 
     Attributes:
         hidden_size: H.
-        intermediate_size: F, of each expert.
+        intermediate_size: F of each expert.
         n_experts: E.
         top_k: experts per token.
         hidden_act: activation of experts, by its ``transformers`` name.
-        score: what makes scores of the router's logits.
-        norm_topk_prob: divide the chosen experts' scores by their sum.
-        scaling: multiply them by this.
-        n_groups: equal groups of neighbouring experts.
-        top_k_groups: only experts of this many groups may be chosen: those with the largest sum of their two best.
-        choice_bias: a bias per expert that is added to scores for choosing alone (arXiv:2408.15664).
-        shared_intermediate_size: of an expert that every token passes; 0 for none.
-        shared_gate: whether its output is multiplied by the sigmoid of a gate.
-        router_dtype: ``fp32``, or ``None`` for the type of the activations; an engine's option (``moe_router_dtype``)
-            decides, whatever the model says.
+        score: function that turns router logits into scores.
+        norm_topk_prob: whether to divide the chosen experts' scores by their sum.
+        scaling: factor of the chosen experts' weights.
+        n_groups: number of equal groups of neighbouring experts.
+        top_k_groups: number of groups that a token may choose experts from: those with the largest sum of their two
+            best scores.
+        choice_bias: whether experts have a bias that is added to scores for the choice alone (arXiv:2408.15664).
+        shared_intermediate_size: intermediate size of an expert that every token passes; 0 for none.
+        shared_gate: whether the output of the shared expert is multiplied by the sigmoid of a gate.
+        router_dtype: ``fp32``, or ``None`` for the dtype of the activations. The engine option ``moe_router_dtype``
+            overrides it.
     """
 
     hidden_size: int
@@ -137,14 +145,14 @@ class MoESettings:
 
 @dataclass(frozen=True)
 class ExpertParallel:
-    """This rank's place among those that share the experts of a block.
+    """This rank's place among the ranks that share the experts of a block.
 
-    All of them hold different tokens. Expert e lies on the ``etp`` ranks of place ``e // (E / ep)`` along ``ep``, each
-    with an equal part of its intermediate size.
+    All these ranks hold different tokens. Expert e is on the ``etp`` ranks at coordinate ``e // (E / ep)`` along
+    ``ep``, each with an equal part of its intermediate size.
 
     Attributes:
         mesh: two axes, ``ep`` and ``etp``.
-        group: its ranks in row-major order, ``etp`` innermost.
+        group: process group of the mesh's ranks in row-major order, ``etp`` innermost.
     """
 
     mesh: DeviceMesh
@@ -152,10 +160,10 @@ class ExpertParallel:
 
     @property
     def ep(self) -> int:
-        """Ranks over which experts are dealt."""
+        """Number of ranks over which experts are distributed."""
         return self.mesh.size(0)
 
     @property
     def etp(self) -> int:
-        """Ranks over which each expert's intermediate size is cut."""
+        """Number of ranks over which each expert's intermediate size is sharded."""
         return self.mesh.size(1)

@@ -1,6 +1,7 @@
-"""Pipelines: schedules, how a model is cut into stages, and who runs the stages.
+"""Contracts of pipeline parallelism: schedules, the split of a model into stages, and the runner of the stages.
 
-A schedule's package gives lists of ``Action``; whoever runs a pipeline gives a ``StagePlan`` and executes the lists.
+A schedule package provides a pure function that returns lists of ``Action``. A pipeline package provides a
+``StageSplit``, which returns a ``StagePlan``, and a runner, which executes the lists on the stages of its process.
 """
 
 from __future__ import annotations
@@ -26,32 +27,37 @@ if TYPE_CHECKING:
 
 
 class Objective(Protocol):
-    """From a micro-batch's outputs, padding removed, to the scalar whose gradients are accumulated."""
+    """Maps the outputs of a micro-batch, padding removed, to the scalar whose gradients are accumulated."""
 
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: MicroBatch) -> Tensor: ...
 
 
 class Runner(Protocol):
-    """Runs all micro-batches of a step."""
+    """Runs all micro-batches of a step on this process's part of the model."""
 
     def train(self, micro_batches: Sequence[MicroBatch], objective: Objective) -> None:
         """Accumulate the gradients of the sum of ``objective`` over all micro-batches."""
 
     def forward(self, micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, dict[OutputName, Tensor]]]:
-        """Each micro-batch with its outputs, padding removed, without gradients, as they come."""
+        """Yield each micro-batch with its outputs, padding removed, without gradients."""
 
 
 class PipelinedRunner(Runner, Protocol):
-    """Runs them through the stages of a pipeline, and can tell when it did what."""
+    """Runs micro-batches through the stages of a pipeline, and can record a timeline. All methods but ``record_next``
+    are collective over the ranks of the pipeline."""
 
     def pass_through(self, x: Tensor, packed: PackedSequences) -> dict[OutputName, Tensor]:
-        """One forward pass of whole token ids [T] through all stages; the outputs on every rank."""
+        """One forward pass through all stages on whole token ids [T]; returns the outputs on every rank."""
 
     def record_next(self) -> None:
-        """Time the actions of the next call of ``train``."""
+        """Record the actions of the next call of ``train``."""
 
     def recorded(self, *, step: int) -> str | None:
-        """What was timed, as the content of a file; ``None`` on all but the first pipeline rank. Collective."""
+        """The recording of the last recorded step, as the content of a file; ``None`` except on the first rank.
+
+        Args:
+            step: number of the optimizer step.
+        """
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,10 @@ class ScheduleSpec(Spec):
     """A pipeline schedule. ``target`` names an ``archon_core.contracts.pipeline.ScheduleActions``.
 
     Attributes:
-        stages_per_rank: how many stages each rank holds; ``None`` when any number from 2 works.
-        placement: how stages are laid over ranks: round-robin (``loop``) or down and up again (``v``).
-        splits_backward: whether input and weight gradients are separate actions.
-        multiple_of_ranks: whether the number of micro-batches must be a multiple of that of pipeline ranks.
+        stages_per_rank: number of stages on each rank; ``None`` for any number from 2.
+        placement: assignment of stages to ranks: round-robin (``loop``), or down and up again (``v``).
+        splits_backward: whether the lists may contain I and W, the halves of a backward pass.
+        multiple_of_ranks: whether the number of micro-batches must be a multiple of the number of pipeline ranks.
     """
 
     kind: ClassVar[str] = "schedule"
@@ -76,7 +82,7 @@ class ScheduleSpec(Spec):
 
 @dataclass(frozen=True)
 class PipelineSpec(Spec):
-    """What cuts models into stages and runs schedules. ``target`` names a ``PipelinedRunnerFactory``.
+    """A stage split and a runner of schedules. ``target`` names a ``PipelinedRunnerFactory``.
 
     Attributes:
         split: target of a ``StageSplit``. The module that holds it must not import torch.
@@ -89,12 +95,12 @@ class PipelineSpec(Spec):
 
 
 class StageOptions(Protocol):
-    """An engine's options for the split into stages.
+    """The options of an engine that control the split into stages.
 
     Attributes:
-        pp_layers_per_stage: most layers of a stage; ``None`` takes as many stages as the schedule needs.
-        pp_first_stage_less_layers: by how many layers the first stage is shorter; ``None`` balances by cost.
-        pp_last_stage_less_layers: the same of the last stage.
+        pp_layers_per_stage: most layers of a stage; ``None`` leaves the number of stages to the schedule.
+        pp_first_stage_less_layers: by how many layers to shorten the first stage; ``None`` balances by cost.
+        pp_last_stage_less_layers: by how many layers to shorten the last stage; ``None`` balances by cost.
     """
 
     pp_layers_per_stage: int | None
@@ -116,51 +122,60 @@ class StageSplit(Protocol):
         options: StageOptions,
         role: str,
     ) -> StagePlan:
-        """Cut a decoder into stages and lay them over ``n_ranks`` pipeline ranks.
+        """Split a decoder into stages and place them on ``n_ranks`` pipeline ranks.
 
         Args:
             layer_costs: time of each layer, in any unit.
-            embed_cost: of the embedding, in the same.
-            head_cost: of final norm and head.
-            schedule: says how many stages a rank has, and where they lie.
+            embed_cost: time of the embedding, in the same unit.
+            head_cost: time of the final norm and the head, in the same unit.
+            schedule: determines the number of stages per rank and their placement.
             n_ranks: pipeline ranks, at least 2.
-            options: what the user says about the split.
-            role: the name of their section, for messages.
+            options: the user's options for the split.
+            role: the section of the options (``actor``), for messages.
 
         Raises:
             LayoutError: a stage would be empty.
-            ConfigError: the options fit neither the schedule nor the model.
+            ConfigError: the options do not fit the schedule or the model.
         """
 
 
 class PipelinedRunnerFactory(Protocol):
-    """``target`` of a ``PipelineSpec``; the result is an ``archon_core.contracts.pipeline.Runner``."""
+    """``target`` of a ``PipelineSpec``; returns a ``PipelinedRunner``. Collective over the ranks of the pipeline."""
 
     def __call__(self, pipeline: PipelineParts) -> Any: ...
 
 
 class ShardedStage(Protocol):
-    """The weights of a stage, sharded over data ranks, as a pipeline's runner handles them."""
+    """The weights of a stage, sharded over data ranks, as seen by the runner.
+
+    In a training step a runner calls ``accumulate`` first, runs its actions, with ``widen`` after every split backward
+    pass, and ends with ``reduce``.
+    """
 
     @property
     def frees_weights(self) -> bool:
-        """Whether whole weights are freed between forward and backward passes."""
+        """Whether unsharded weights are freed between forward and backward passes."""
 
     @property
     def whole_parameters(self) -> list[nn.Parameter]:
-        """The unsharded parameters that autograd graphs lead to; only after a forward pass."""
+        """The unsharded parameters that autograd graphs end in. Empty before the first forward pass."""
 
     def accumulate(self) -> None:
-        """From now on, have backward passes add up whole gradients and reduce none."""
+        """From now on backward passes add to unsharded gradients and reduce nothing."""
 
     def widen(self) -> None:
-        """After the second half of a split backward pass: keep its gradients in the type in which they are reduced."""
+        """Call after the second half of a split backward pass: moves its gradients into the dtype of reductions, in
+        which those of several micro-batches are summed."""
 
     def reduce(self, *, free: bool = True) -> None:
-        """Sum over ranks what has been added up since ``accumulate``. Collective. ``free`` reshards the weights."""
+        """Sum the gradients accumulated since ``accumulate`` over data ranks. Collective.
+
+        Args:
+            free: also free the unsharded weights.
+        """
 
     def end_forward_passes(self) -> None:
-        """Free the whole weights that forward passes without a backward pass left behind."""
+        """Free the unsharded weights that forward passes without a backward pass leave behind."""
 
 
 @dataclass(frozen=True)
@@ -168,16 +183,16 @@ class PipelineParts:
     """This process's part of a pipeline.
 
     Attributes:
-        plan: all stages.
-        schedule: what runs when.
-        stages: number of a stage -> its module, of those that are here, ascending.
-        groups: number of a stage -> its sharded weights and gradients.
-        rank: this process's place in the pipeline.
-        group: the processes of the pipeline, in order: those with the same tokens on the other stages.
-        width: hidden size: what stages hand on is [tokens, width].
-        tensor_ranks: over which the tokens of what they hand on are cut.
-        dtype: of what they hand on.
-        device: where they run.
+        plan: all stages of the model.
+        schedule: the spec of the schedule to execute.
+        stages: stage index -> module, for the stages of this process, ascending.
+        groups: stage index -> sharded weights and gradients, for the stages of this process.
+        rank: pipeline rank of this process.
+        group: the processes of the pipeline, in order of ranks; all of them process the same tokens.
+        width: hidden size; stages pass on hidden states [tokens, width].
+        tensor_ranks: number of tensor ranks over which the tokens of these hidden states are sharded.
+        dtype: dtype of these hidden states.
+        device: device of the stages.
         reduce_each: sum gradients over data ranks after every micro-batch instead of once per step.
     """
 
@@ -195,21 +210,23 @@ class PipelineParts:
 
 
 RECORD_LOGGER = "archon_core.pipeline_record"
-"""What engines say on it is the content of a file; ``role`` is whose."""
+"""Logger on which engines publish recordings: a message is the content of a file, ``record.role`` its engine."""
 
 
 PIPELINE = "pipeline"
-"""The ``PipelineSpec`` that is used."""
+"""Name of the ``PipelineSpec`` that engines are assembled with."""
 
 
 class ActionKind(Enum):
-    """What is done with one micro-batch on one stage. The values are those of torch.distributed.pipelining."""
+    """The kinds of work on one micro-batch and one stage. The letters are those of torch.distributed.pipelining."""
 
     FORWARD = "F"
     BACKWARD = "B"
-    """Gradients of inputs and weights at once."""
+    """A whole backward pass: gradients of the input and of the weights."""
     BACKWARD_INPUT = "I"
+    """First half of a split backward pass: the gradient of the input."""
     BACKWARD_WEIGHT = "W"
+    """Second half: the gradients of the weights."""
 
 
 @dataclass(frozen=True)
@@ -217,9 +234,9 @@ class Action:
     """One step of one rank, written ``2F0``: stage 2, forward, micro-batch 0.
 
     Attributes:
-        stage: number of the stage, counted over the whole model.
-        kind: what is done.
-        micro_batch: number of the micro-batch in its step.
+        stage: index of the stage in the whole model.
+        kind: the kind of work.
+        micro_batch: index of the micro-batch in its step.
     """
 
     stage: int
@@ -231,11 +248,11 @@ class Action:
 
     @classmethod
     def parse(cls, text: str) -> Action:
-        """Read what ``str`` writes. Raises PluginError."""
+        """Parse the text that ``str`` returns. Raises PluginError."""
         found = re.fullmatch(r"([0-9]{1,9})([FBIW])([0-9]{1,9})", text)
         if found is None:
             raise PluginError(
-                f"pipeline action {text!r}: found no such form; write stage, one of F B I W, and micro-batch, as in 2F0"
+                f"pipeline action {text!r}: cannot parse it; write stage, one of F B I W, and micro-batch, as in 2F0"
             )
         return cls(int(found[1]), ActionKind(found[2]), int(found[3]))
 
@@ -245,19 +262,25 @@ RankActions = tuple[tuple[Action, ...], ...]
 
 
 class ScheduleActions(Protocol):
-    """``target`` of a ``ScheduleSpec``: a pure function.
+    """``target`` of a ``ScheduleSpec``: a pure function, which every rank calls for itself and must agree on.
 
-    Every micro-batch passes every stage once: F, then B or both I and W. An action must come after what it needs, but
-    need not say when that is: ranks wait for one another's results.
+    Every micro-batch passes every stage once: F, then B, or I and W. Lists give an order, no times: ranks wait for each
+    other's results, and the order must not make them wait in a circle.
     """
 
     def __call__(self, n_ranks: int, n_stages: int, n_micro_batches: int) -> RankActions:
-        """The actions of each rank, of which rank r holds the stages that the spec's ``placement`` gives it."""
+        """The actions of each rank.
+
+        Args:
+            n_ranks: pipeline ranks.
+            n_stages: stages of the whole model, placed on ranks by the spec's ``placement``.
+            n_micro_batches: micro-batches of the step.
+        """
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """How a model is cut into stages, and where they lie.
+    """The stages of a model and their ranks.
 
     Attributes:
         stages: in the order of the forward pass.
@@ -271,7 +294,7 @@ class StagePlan:
         return len(self.stages)
 
     def held_by(self, rank: int) -> tuple[int, ...]:
-        """The numbers of the stages on a pipeline rank, ascending."""
+        """The indices of the stages on a pipeline rank, ascending."""
         return tuple(number for number, holder in enumerate(self.rank_of) if holder == rank)
 
     @property

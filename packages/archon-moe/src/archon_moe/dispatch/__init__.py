@@ -1,1 +1,1 @@
-"""How tokens reach the ranks that hold their experts, and results come back. One implementation per module."""
+"""Dispatch of tokens to the ranks of their experts, and combine of the outputs. One implementation per module."""

@@ -1,11 +1,12 @@
-"""Dispatch by uneven all-to-all over all ranks that share the experts, for any ``ep`` and ``etp``.
+"""Dispatch by one uneven all-to-all each way over all ranks that share the experts, for any ``ep`` and ``etp``.
 
-A token goes once to every rank that holds a part of one of its experts, whatever the number of its experts there. That
-rank weighs and sums their outputs, each from its part of the intermediate size, and sends one row back; the token's
-rank sums what comes. So ``etp`` needs no collectives of its own, and only rows that somebody needs are sent.
+A rank sends a token once to every rank that holds a part of one of its experts, however many of its experts that rank
+holds. The receiving rank weights and sums their outputs, each computed from its part of the intermediate size, and
+sends one row back; the token's rank sums the rows that return. Partial sums over ``etp`` and over experts are added in
+the same place, so ``etp`` needs no collective besides.
 
-Legend: T tokens of this rank, R rows that it sends, N rows that it receives, K experts per token, H hidden size,
-P places along ``ep``.
+Legend: T tokens of this rank, R ranks of the group, S rows that this rank sends, N rows that it receives, K experts per
+token, H hidden size, P places along ``ep`` (R = P * etp).
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from torch import Tensor
 
 from archon_core.contracts.moe import ExpertParallel
 from archon_engine import compat
-from archon_moe.counting import count_each
 from archon_moe.dispatch.interface import DispatchPlan, Rows
+from archon_moe.kernels.order import count_each
 
 
 class AllToAllDispatch:
     """Exchanges rows with the other ranks of ``place.group``.
 
     Args:
-        place: this rank's.
-        n_experts: of the block, on all ranks.
+        place: this rank's place among the ranks that share the experts.
+        n_experts: experts of the block, on all ranks.
     """
 
     def __init__(self, place: ExpertParallel, n_experts: int) -> None:
@@ -33,32 +34,42 @@ class AllToAllDispatch:
 
     def dispatch(self, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Rows, DispatchPlan]:
         place, group = self._place, self._place.group
-        homes_TK = experts // self._n_local
-        goes_TP = torch.zeros(x.shape[0], place.ep, dtype=torch.bool, device=x.device).scatter_(1, homes_TK, True)
-        pairs_P = count_each(homes_TK, place.ep)
-        counts_P2 = torch.stack([goes_TP.sum(0), pairs_P], 1)
-        ours_R2 = counts_P2.repeat_interleave(place.etp, 0)
-        theirs_R2 = compat.all_to_all(ours_R2, group)
-        # The one time that the host waits for the device: sizes of what is exchanged are decided here.
-        (sent, _), (received, pairs) = torch.stack([ours_R2, theirs_R2]).mT.tolist()
+        places_TK = experts // self._n_local
+        # A set, not counts: a token with several experts at a place goes there once.
+        is_sent_TP = torch.zeros(x.shape[0], place.ep, dtype=torch.bool, device=x.device).scatter_(1, places_TK, True)
+        pairs_P = count_each(places_TK, place.ep)
+        # Per rank, [rows, pairs]. Pairs travel along so that the receiver knows the sizes of its grouped products
+        # without reading received expert indices back from the device.
+        outgoing_R2 = torch.stack([is_sent_TP.sum(0), pairs_P], 1).repeat_interleave(place.etp, 0)
+        incoming_R2 = compat.all_to_all(outgoing_R2, group)
+        # The only point where the host waits for the device: the split sizes of an all-to-all are host integers. Both
+        # directions in one copy, since each copy is a wait.
+        (sent, _), (received, n_pairs) = torch.stack([outgoing_R2, incoming_R2]).mT.tolist()
 
-        goes_RT = goes_TP.mT.repeat_interleave(place.etp, 0)
-        places_R, token_R = torch.nonzero_static(goes_RT, size=sum(sent)).unbind(1)
-        local_RK = experts[token_R] - (places_R // place.etp * self._n_local)[:, None]
-        is_there_RK = (local_RK >= 0) & (local_RK < self._n_local)
-        numbers_RK = torch.where(is_there_RK, local_RK, -1).to(torch.int32)
-        weights_RK = torch.where(is_there_RK, weights.index_select(0, token_R), 0.0)
+        # Rank-major, as the split sizes require; etp is innermost in the group, so a place's ranks are neighbours.
+        # nonzero_static with the known size does not wait for the device, as nonzero would.
+        is_sent_RT = is_sent_TP.mT.repeat_interleave(place.etp, 0)
+        rank_S, token_S = torch.nonzero_static(is_sent_RT, size=sum(sent)).unbind(1)
+        local_SK = experts[token_S] - (rank_S // place.etp * self._n_local)[:, None]
+        is_local_SK = (local_SK >= 0) & (local_SK < self._n_local)
+        experts_SK = torch.where(is_local_SK, local_SK, -1).to(torch.int32)
+        # index_select, whose backward is one index_add; that of indexing sorts the indices first.
+        weights_SK = torch.where(is_local_SK, weights.index_select(0, token_S), 0.0)
 
+        # Weights go with the rows, so that one row per token and rank comes back instead of one per expert. Autograd
+        # runs the backward collectives in the reverse order of these calls on every rank; keep them unconditional, also
+        # for ranks that send or receive nothing, or ranks deadlock.
         rows = Rows(
-            x=compat.all_to_all_with_grad(x.index_select(0, token_R), group, sent, received),
-            experts=compat.all_to_all(numbers_RK, group, sent, received),
-            weights=compat.all_to_all_with_grad(weights_RK, group, sent, received),
-            n_pairs=sum(pairs),
+            x=compat.all_to_all_with_grad(x.index_select(0, token_S), group, sent, received),
+            experts=compat.all_to_all(experts_SK, group, sent, received),
+            weights=compat.all_to_all_with_grad(weights_SK, group, sent, received),
+            n_pairs=sum(n_pairs),
         )
-        return rows, DispatchPlan(x.shape[0], token_R, tuple(sent), tuple(received))
+        return rows, DispatchPlan(x.shape[0], token_S, tuple(sent), tuple(received))
 
     def combine(self, y: Tensor, plan: DispatchPlan) -> Tensor:
-        rows_RH = compat.all_to_all_with_grad(y, self._place.group, plan.received, plan.sent)
+        rows_SH = compat.all_to_all_with_grad(y, self._place.group, plan.received, plan.sent)
+        # In at least fp32: in bfloat16 every rank that contributes to a token would add a rounding.
         kind = torch.promote_types(y.dtype, torch.float32)
         sums = torch.zeros(plan.n_tokens, y.shape[1], dtype=kind, device=y.device)
-        return sums.index_add(0, plan.token_of_row, rows_RH.to(kind)).to(y.dtype)
+        return sums.index_add(0, plan.token_of_row, rows_SH.to(kind)).to(y.dtype)

@@ -1,4 +1,4 @@
-"""What a way of dispatching tokens is.
+"""The interface of a dispatch: it sends tokens to the ranks of their experts and brings the outputs back.
 
 Legend: T tokens of this rank, N rows that reach it, K experts per token, H hidden size.
 """
@@ -13,13 +13,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class DispatchPlan:
-    """What combining must know of the dispatch before it, where rows are exchanged.
+    """What ``combine`` needs from an exchange of rows by ``dispatch``.
 
     Attributes:
         n_tokens: T.
-        token_of_row: int64 [rows sent], the token that each row is a copy of; in the order in which rows are sent.
-        sent: rows that go to each rank.
-        received: rows that come from each rank.
+        token_of_row: int64 [rows sent], for each row the index of its token, in the order of sending.
+        sent: number of rows sent to each rank.
+        received: number of rows received from each rank.
     """
 
     n_tokens: int
@@ -30,13 +30,13 @@ class DispatchPlan:
 
 @dataclass(frozen=True)
 class Rows:
-    """What reaches a rank, for its experts.
+    """The rows that a rank's experts compute.
 
     Attributes:
-        x: [N, H].
-        experts: int [N, K], numbers among the experts here; -1 for one that is elsewhere.
-        weights: [N, K], of their outputs.
-        n_pairs: how many of ``experts`` are not -1.
+        x: [N, H], hidden states.
+        experts: int [N, K], indices among the experts of this rank; -1 for an expert of another rank.
+        weights: [N, K], factors of the experts' outputs; not read where ``experts`` is -1.
+        n_pairs: number of entries of ``experts`` that are not -1, known on the host.
     """
 
     x: Tensor
@@ -46,21 +46,34 @@ class Rows:
 
 
 class Dispatch(Protocol):
-    """Sends tokens to their experts and brings the results back. Both directions are differentiable, and collective:
-    a rank without tokens calls them as well. Nothing is kept between them but the plan, which is frozen: a forward pass
-    may run twice before backward, and backward in two halves."""
+    """Sends tokens to their experts and brings the outputs back.
+
+    Both directions are differentiable and collective: a rank without tokens calls them too. Keep no state between them
+    but the plan, and do not change the plan: a recomputed block runs forward twice before its backward pass, and a
+    split backward pass runs in two parts.
+    """
 
     def dispatch(self, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Rows, Any]:
-        """Send tokens out.
+        """Send tokens to their experts.
 
         Args:
             x: [T, H].
-            experts: int64 [T, K], numbers among all experts.
-            weights: [T, K].
+            experts: int64 [T, K], indices among all experts of the block.
+            weights: [T, K], in at least fp32.
 
         Returns:
-            What reaches this rank, and what ``combine`` must know: a ``DispatchPlan`` or the like.
+            The rows that reach this rank, and the argument ``plan`` of ``combine``, such as a ``DispatchPlan``.
         """
 
     def combine(self, y: Tensor, plan: Any) -> Tensor:
-        """Bring back ``y`` [N, H], what the experts here made of the rows, and sum up each token's: [T, H]."""
+        """Return the outputs ``y`` [N, H] of local experts to the ranks of their tokens; sum them per token: [T, H]."""
+
+
+class NoDispatch:
+    """The dispatch of a rank that holds all experts: tokens stay where they are."""
+
+    def dispatch(self, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Rows, None]:
+        return Rows(x, experts, weights, experts.numel()), None
+
+    def combine(self, y: Tensor, plan: None) -> Tensor:
+        return y

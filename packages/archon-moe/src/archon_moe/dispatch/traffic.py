@@ -1,6 +1,6 @@
-"""Who sends how many rows to whom, and how many bytes that is: functions of how many tokens are routed where.
+"""Traffic of the all-to-all dispatch: rows and bytes between ranks, as pure functions of the routing.
 
-Legend: ranks are those of a block's ``ExpertParallel``, in order; a place is one along ``ep``, that is, ``etp`` ranks.
+Ranks are those of a block's ``ExpertParallel.group``, in order. A place is a coordinate along ``ep``: ``etp`` ranks.
 """
 
 from __future__ import annotations
@@ -9,31 +9,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 Matrix = tuple[tuple[int, ...], ...]
-"""Entry [sender][receiver]."""
+"""Indexed [sender][receiver]."""
 
 INDEX_BYTES, COUNT_BYTES = 4, 8
 
 
 def rows_between(tokens: Sequence[Sequence[int]], etp: int) -> Matrix:
-    """Rows that ranks send to each other.
+    """Rows that each rank sends to each other rank.
 
     Args:
-        tokens: [rank][place], how many of a rank's tokens have an expert at a place. A token with several of them there
-            goes there once.
-        etp: ranks of a place; each gets the same rows.
+        tokens: [rank][place], how many of a rank's tokens have at least one expert at a place.
+        etp: ranks of a place; each of them receives the same rows.
     """
     return tuple(tuple(count for count in of_rank for _ in range(etp)) for of_rank in tokens)
 
 
 @dataclass(frozen=True)
 class RowSizes:
-    """What a row consists of.
+    """The contents of a row.
 
     Attributes:
         hidden_size: H.
-        top_k: experts per token, whose numbers and weights a row carries.
-        value_bytes: of an entry of x.
-        weight_bytes: of a weight; routers' are in at least fp32.
+        top_k: experts per token; a row carries an index and a weight for each.
+        value_bytes: bytes of an entry of x.
+        weight_bytes: bytes of a weight; routing weights are in at least fp32.
     """
 
     hidden_size: int
@@ -43,23 +42,26 @@ class RowSizes:
 
     @property
     def values(self) -> int:
+        """Bytes of a row's hidden states."""
         return self.hidden_size * self.value_bytes
 
     @property
     def weights(self) -> int:
+        """Bytes of a row's weights."""
         return self.top_k * self.weight_bytes
 
 
 def bytes_between(rows: Matrix, sizes: RowSizes, *, backward: bool = True) -> Matrix:
-    """Bytes that ranks send to each other for one block and micro-batch; the diagonal does not leave its rank.
+    """Bytes that each rank sends to each other rank for one block and micro-batch. The diagonal stays on its rank.
 
-    Forward, two counts, and every row with its experts' numbers and weights, go out, and a row of results comes back.
-    Backward, the result's gradient goes out, and those of row and weights come back. Nothing is sent again by selective
-    checkpointing; where a block is recomputed as a whole, its forward pass counts twice.
+    Forward: two counts and, per row, hidden states, expert indices and weights go out; one row of outputs comes back.
+    Backward: the gradient of the outputs goes out; those of hidden states and weights come back. Selective
+    checkpointing sends nothing again; full recomputation of a block counts its forward pass twice.
 
     Args:
         rows: from ``rows_between``.
-        backward: whether there is one.
+        sizes: the contents of a row.
+        backward: include the backward pass.
     """
     ranks = range(len(rows))
     out = sizes.values + INDEX_BYTES * sizes.top_k + sizes.weights + (sizes.values if backward else 0)

@@ -1,1 +1,1 @@
-"""Ways to compute many small feed-forward blocks at once, each on rows of its own."""
+"""Implementations of grouped experts: many small feed-forward blocks, each applied to its own rows."""

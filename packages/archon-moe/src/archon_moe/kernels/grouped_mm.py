@@ -1,6 +1,8 @@
-"""All experts in a few grouped matrix products (``torch.nn.functional.grouped_mm``), without waiting for the device.
+"""Grouped experts in a few grouped matrix products (``torch.nn.functional.grouped_mm``), without waiting for the
+device.
 
-Backward is written out, because the operation's own needs contiguous gradients and would keep more for it.
+The backward pass is written by hand: the derivative of ``grouped_mm`` requires contiguous gradients, and autograd would
+save more tensors.
 
 Legend: N rows, K experts per row, M pairs of a row and one of its experts, E experts, H hidden size, F intermediate.
 """
@@ -25,18 +27,26 @@ def forward(
     down_EHF: Tensor,
     hidden_act: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Outputs [N, H], and the gates and ups [M, F] that backward needs.
+    """Outputs [N, H], and the gate and up projections [M, F] that backward needs.
 
     Args:
-        ends_E: int32, the end of each expert's part of M.
+        x_NH: rows.
+        weights_M: weight of each pair, in at least fp32.
+        pairs_M: int64, indices into the flattened choices [N * K], sorted by expert.
+        ends_E: int32, end of each expert's slice of M; on the device, where ``grouped_mm`` reads it.
         n_choices: K.
+        gate_EFH: gate weights; ``up_EFH`` and ``down_EHF`` likewise.
+        hidden_act: activation, by its ``transformers`` name.
     """
-    if not pairs_M.shape[0]:  # no row has an expert here; CUDA's kernels are not made for products without rows
+    # No row reaches this rank: CUDA's kernels do not accept products without rows. The clone is there because outputs
+    # of a custom operation must not share memory.
+    if not pairs_M.shape[0]:
         nothing = x_NH.new_empty(0, gate_EFH.shape[1])
         return torch.zeros_like(x_NH), nothing, nothing.clone()
     x_MH = x_NH.index_select(0, pairs_M // n_choices)
     gate_MF = grouped_mm(x_MH, gate_EFH.mT, offs=ends_E)
     up_MF = grouped_mm(x_MH, up_EFH.mT, offs=ends_E)
+    # Weighting the hidden activations instead of the outputs gives the same sum, and backward needs no outputs.
     h_MF = (activate(gate_MF, hidden_act) * up_MF).mul_(weights_M[:, None])
     y_MH = grouped_mm(h_MF, down_EHF.mT, offs=ends_E)
     return sum_of_pairs(y_MH, pairs_M, x_NH.shape[0], n_choices), gate_MF, up_MF
@@ -59,7 +69,11 @@ def backward(
     inputs: bool,
     experts: bool,
 ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor, Tensor] | None]:
-    """Gradients of x [N, H] and weights [M] (``inputs``), and of gate, up and down (``experts``)."""
+    """Gradients of x [N, H] and weights [M] if ``inputs``, and of the gate, up and down weights if ``experts``.
+
+    The halves of a split backward pass ask for one of the two each. ``h_MF`` and ``dh_MF`` are multiplied in place, so
+    the order of the lines matters.
+    """
     if not pairs_M.shape[0]:
         of_none = tuple(torch.zeros_like(w) for w in (gate_EFH, up_EFH, down_EHF)) if experts else None
         return (torch.zeros_like(x_NH), torch.zeros_like(weights_M), of_none) if inputs else (None, None, of_none)
@@ -70,6 +84,7 @@ def backward(
     h_MF = activated_MF * up_MF
     dx_NH = dweights_M = of_experts = None
     if inputs:
+        # From dh and h before either is multiplied by the weights.
         dweights_M = torch.linalg.vecdot(dh_MF.to(weights_M.dtype), h_MF.to(weights_M.dtype))
     if experts:
         ddown_EHF = grouped_mm(grad_MH.t(), h_MF.mul_(weights_M[:, None]), offs=ends_E)
@@ -87,11 +102,15 @@ def backward(
 
 
 def sum_of_pairs(values_MH: Tensor, pairs_M: Tensor, n_rows: int, n_choices: int) -> Tensor:
-    """[N, H], the sum of each row's values, in an order that is always the same, unlike additions to an index."""
+    """Sum the values [M, H] of each row's pairs: [N, H].
+
+    ``embedding_bag`` adds in a fixed order; ``index_add`` on CUDA uses atomics, whose order, and so the rounding,
+    varies.
+    """
     n_pairs = values_MH.shape[0]
     if n_pairs == 0:
         return values_MH.new_zeros(n_rows, values_MH.shape[1])
-    # A row with fewer than K experts is given a place of its own, which is left out of sums.
+    # places: the inverse of pairs_M. Missing choices point at the extra row n_pairs, which padding_idx leaves out.
     places = torch.full((n_rows * n_choices,), n_pairs, device=pairs_M.device, dtype=torch.int64)
     places[pairs_M] = torch.arange(n_pairs, device=pairs_M.device)
     complete = n_pairs == places.numel()

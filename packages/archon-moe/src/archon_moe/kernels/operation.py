@@ -1,7 +1,7 @@
-"""Grouped experts as one operation with a gradient.
+"""Grouped experts as one differentiable operation.
 
-The forward pass is an operation of torch's library, so that who watches operations (selective checkpointing, profilers)
-sees one, and not the products inside, which write into buffers and so cannot be remembered one by one.
+The forward pass is registered with ``torch.library``, so that selective checkpointing and profilers see one operation.
+Selective checkpointing could not save the products inside: they write into reused buffers.
 
 Legend: N rows, K experts per row, M pairs of a row and one of its experts, E experts, H hidden size, F intermediate.
 """
@@ -33,15 +33,18 @@ def grouped_experts(
     """The weighted sum of experts' outputs: ``sum_k w_k down(act(gate(x)) * up(x))`` [N, H].
 
     Args:
-        x_NH: of the weights' type.
-        experts_NK: int, -1 for none.
+        x_NH: rows, in the dtype of the experts' weights.
+        experts_NK: int, -1 for an expert of another rank.
         weights_NK: in at least fp32.
         n_pairs: M, how many of ``experts_NK`` are not -1.
-        hidden_act: by its ``transformers`` name.
-        grouped: with ``grouped_mm`` instead of a loop.
+        gate_EFH: gate weights.
+        up_EFH: up weights.
+        down_EHF: down weights.
+        hidden_act: activation, by its ``transformers`` name.
+        grouped: use ``grouped_mm`` instead of the loop.
     """
     order = order_by_expert(experts_NK, gate_EFH.shape[0], n_pairs)
-    # Views, since backward cannot tell whether the gradient of a leaf is wanted.
+    # Views, because compat.wanted_gradients cannot tell for a leaf whether its gradient is wanted.
     given = (tensor.view_as(tensor) for tensor in (x_NH, weights_NK, gate_EFH, up_EFH, down_EHF))
     return _Experts.apply(*given, order.pairs, order.counts, hidden_act, grouped)
 
@@ -61,6 +64,7 @@ def _forward(
     weights_M, n_choices = weights_NK.reshape(-1)[pairs_M], weights_NK.shape[1]
     experts = gate_EFH, up_EFH, down_EHF, hidden_act
     if grouped:
+        # Imported here: torch builds without grouped_mm can still run the loop.
         from archon_moe.kernels import grouped_mm
 
         return grouped_mm.forward(x_NH, weights_M, pairs_M, _ends(counts_E), n_choices, *experts)
@@ -109,9 +113,10 @@ class _Experts(torch.autograd.Function):
         n_choices = weights_NK.shape[1]
         weights_M = weights_NK.reshape(-1)[pairs_M]
         experts = gate_EFH, up_EFH, down_EHF, gate_MF, up_MF, ctx.hidden_act
-        # The two halves of a split backward pass ask for one of these each.
-        asked_for = compat.wanted_gradients(ctx)
-        wanted = {"inputs": any(asked_for[:2]), "experts": any(asked_for[2:5])}
+        # A split backward pass calls this twice: once for the gradients of inputs, once for those of experts. Not
+        # ctx.needs_input_grad, which is true for all of them in both calls, so that everything would be computed twice.
+        is_wanted = compat.wanted_gradients(ctx)
+        wanted = {"inputs": any(is_wanted[:2]), "experts": any(is_wanted[2:5])}
         if ctx.grouped:
             from archon_moe.kernels import grouped_mm
 
@@ -122,7 +127,7 @@ class _Experts(torch.autograd.Function):
             dx_NH, dweights_M, of_experts = loop.backward(*given, *experts, **wanted)
         dweights_NK = None
         if dweights_M is not None:
-            # A choice that is -1 has no pair, and no gradient.
+            # A choice that is -1 has no pair; its gradient is 0.
             dweights_NK = dweights_M.new_zeros(weights_NK.numel()).index_copy_(0, pairs_M, dweights_M)
             dweights_NK = dweights_NK.view_as(weights_NK)
         return dx_NH, dweights_NK, *(of_experts or (None, None, None)), None, None, None, None

@@ -1,1 +1,1 @@
-"""Action lists, one schedule per module. Pure functions; no torch."""
+"""Schedules, one per module: pure functions from sizes to action lists. No torch."""

@@ -1,9 +1,11 @@
-"""List scheduling: how the zero-bubble schedules are found.
+"""List scheduling, which computes the zero-bubble schedules.
 
-Time passes in units; in each, every idle rank takes, of the actions whose inputs are there, the one that a ``Rule``
-puts first. F, I and W take a unit each. Memory is bounded: a rank starts no forward pass while it holds ``limit``
-activations, so W is done when there is room to make. Of the lists that a few rules give, the best one is kept.
-Everything is deterministic: all ranks find the same lists.
+Time advances in units, and F, I and W take one unit each. In every unit each rank runs, of the actions whose inputs are
+available, the one to which a ``Rule`` gives priority. Memory is bounded: a rank that holds ``limit`` activations starts
+no forward pass until a W frees one. A few rules are tried, and the best list is kept.
+
+Every rank computes the lists of all ranks for itself, so the result must depend on the arguments alone: no sets, no
+clocks, no random numbers.
 """
 
 from __future__ import annotations
@@ -23,42 +25,47 @@ _TYPICAL = StageCosts(forward=1.0, backward_input=1.25, backward_weight=1.0, bac
 _FIRST = StageCosts(forward=1.0, backward_input=0.0, backward_weight=2.0)
 _LAST = StageCosts(forward=1.0, backward_input=2.0, backward_weight=0.0)
 _MESSAGE = 0.1
-"""Of two lists that are equally good in units, the better one here is kept. Gradients of inputs take a bit longer than
-those of weights (attention has none), and halves longer than a whole. The first stage's input has no gradient, so the
-runner leaves all to W; on the last it does all in I, lest the head is computed twice."""
+"""Typical costs, which break ties between lists that are equally short in units. Gradients of inputs take a little
+longer than those of weights, since attention has no weights; two halves take longer than a whole backward pass. The
+first stage does all its backward work in W and the last one in I (``StagePasses.backward_input``)."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a rank does first when it could do several things.
+    """Priorities of a rank that could run several actions.
 
     Attributes:
-        forward: F before I, or both in turns. W comes last, but see ``backlog``.
-        forward_order: the deepest of the rank's stages first, or stages by rounds of as many micro-batches as ranks.
+        forward: F before I, or F and I alternating. W comes last, except under ``backlog``.
+        forward_order: the deepest stage of the rank first, or stages by rounds of as many micro-batches as ranks.
         backward_order: the deepest or the shallowest stage first.
-        backlog: how many W may be left undone while there are forward passes to come: none, or as many as there are
-            ranks in front or behind. Later ones are done where the rank would wait.
-        keeps_room: leaves room for a micro-batch's forward passes through the rank's deeper stages.
+        backlog: how many W may be pending while forward passes remain: none, or as many as there are ranks before or
+            after this one. A W beyond that takes priority over everything; the others fill units in which the rank
+            would wait.
+        reserves_room: start a forward pass only if the micro-batch's passes through the deeper stages of this rank also
+            fit the limit.
     """
 
-    forward: Literal["first", "in turns"]
+    forward: Literal["first", "alternating"]
     forward_order: Literal["deepest", "rounds"]
     backward_order: Literal["deepest", "shallowest"]
-    backlog: Literal["none", "in front", "behind"]
-    keeps_room: bool = False
+    backlog: Literal["none", "ranks before", "ranks after"]
+    reserves_room: bool = False
 
 
 def find_schedule(rank_of: Sequence[int], n_micro_batches: int, rules: Sequence[Rule], limit: int) -> RankActions:
-    """The best lists that ``rules`` give.
+    """The best of the lists that ``rules`` produce.
 
-    Those that are shortest in units; of these, with the fewest activations; of these, shortest at typical costs.
+    The best is the shortest in units; on a tie the one with the lowest peak of activations; then the shortest at
+    typical costs; then the one of the earlier rule.
 
     Args:
-        rank_of: for each stage, the rank that holds it; every rank holds as many.
-        n_micro_batches: of the step.
-        rules: what to try.
-        limit: activations, counted per stage and micro-batch, that a rank may hold. It grows when no rule gets through.
+        rank_of: for each stage, the rank that holds it; all ranks hold the same number.
+        n_micro_batches: micro-batches of the step.
+        rules: the rules to try.
+        limit: most activations of a rank, counted per stage and micro-batch. Grows while every rule gets stuck.
     """
+    # A rule gets stuck when all ranks are full of forward passes whose gradients wait for a stage that cannot start.
+    # Terminates: with room for all activations of a rank no rule can get stuck.
     found: list[RankActions] = []
     while not found:
         tries = (apply_rule(rank_of, n_micro_batches, rule, limit) for rule in rules)
@@ -76,7 +83,7 @@ def find_schedule(rank_of: Sequence[int], n_micro_batches: int, rules: Sequence[
 
 
 def apply_rule(rank_of: Sequence[int], n_micro_batches: int, rule: Rule, limit: int) -> RankActions | None:
-    """The lists that one rule gives, all backward passes split; ``None`` when every rank waits and none has room."""
+    """The lists that one rule produces, all backward passes split; ``None`` if the limit stops every rank."""
     pipeline = _Pipeline(rank_of, n_micro_batches, rule, limit)
     while not pipeline.is_done():
         if not pipeline.advance():
@@ -85,22 +92,23 @@ def apply_rule(rank_of: Sequence[int], n_micro_batches: int, rule: Rule, limit: 
 
 
 class _Rank:
-    """What one rank has done."""
+    """The state of one rank."""
 
     def __init__(self, stages: tuple[int, ...], n_micro_batches: int, backlog: int) -> None:
         self.stages = stages
         self.backlog = backlog
         self.order: list[Action] = []
         self.live = 0
+        """Activations that the rank holds, per stage and micro-batch."""
         self.forwards_left = n_micro_batches * len(stages)
         self.was_backward = False
-        """Whether the last action that was not W was I."""
+        """Whether the last F or I was an I."""
         self.weights: deque[tuple[int, int]] = deque()
-        """Stages and micro-batches whose W is to come."""
+        """Pending W, as stage and micro-batch, in the order of their I."""
 
 
 class _Pipeline:
-    """All ranks at a moment. Results of a stage come in the order of micro-batches, so counting them is enough."""
+    """The state of all ranks. Stages handle micro-batches in ascending order, so counts of finished passes suffice."""
 
     def __init__(self, rank_of: Sequence[int], n_micro_batches: int, rule: Rule, limit: int) -> None:
         self.n_micro_batches, self.rule, self.limit = n_micro_batches, rule, limit
@@ -110,8 +118,8 @@ class _Pipeline:
         self.backwards = [0] * len(rank_of)
         backlogs = {
             "none": lambda rank: 0,
-            "in front": lambda rank: rank,
-            "behind": lambda rank: self.n_ranks - 1 - rank,
+            "ranks before": lambda rank: rank,
+            "ranks after": lambda rank: self.n_ranks - 1 - rank,
         }
         self.ranks = [
             _Rank(
@@ -128,7 +136,8 @@ class _Pipeline:
         )
 
     def advance(self) -> bool:
-        """One unit of time; false when no rank could do anything."""
+        """Advance by one unit of time; false if no rank could run anything."""
+        # All ranks choose before any of them acts: results of this unit are available only in the next one.
         choices = [(rank, self._choose(rank)) for rank in self.ranks]
         for rank, action in choices:
             if action is not None:
@@ -136,6 +145,8 @@ class _Pipeline:
         return any(action is not None for _, action in choices)
 
     def _choose(self, rank: _Rank) -> Action | None:
+        # W is the only action that frees activations, so a growing backlog would use up the limit and stop forward
+        # passes.
         if rank.forwards_left and len(rank.weights) > rank.backlog:
             return Action(rank.weights[0][0], ActionKind.BACKWARD_WEIGHT, rank.weights[0][1])
         forward, backward = self._next_forward(rank), self._next_backward(rank)
@@ -149,7 +160,8 @@ class _Pipeline:
     def _next_forward(self, rank: _Rank) -> Action | None:
         ready = []
         for place, stage in enumerate(rank.stages):
-            deeper = len(rank.stages) - 1 - place if self.rule.keeps_room else 0
+            deeper = len(rank.stages) - 1 - place if self.rule.reserves_room else 0
+            # Inputs that are available: all token ids, or what the stage before has finished.
             arrived = self.n_micro_batches if stage == 0 else self.forwards[stage - 1]
             if self.forwards[stage] < arrived and rank.live + deeper < self.limit:
                 ready.append(stage)

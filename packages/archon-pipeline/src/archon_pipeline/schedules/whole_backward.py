@@ -1,8 +1,8 @@
-"""Joins I and W where splitting them gains nothing.
+"""Joins I and W into B where the split gains nothing.
 
 A split backward pass walks the graph twice, evaluates custom autograd functions twice, and recomputes checkpointed
-blocks twice; a whole one does each once. So where W follows its I at once, and nobody waits for the gradient of the
-input meanwhile, both become a B.
+blocks twice; a whole one does each once. Where W directly follows its I, and no rank waits for the gradient of the
+input in between, both become one B.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from archon_pipeline.timeline import TimedAction
 
 
 def join_halves(actions: RankActions, rank_of: Sequence[int]) -> RankActions:
-    """The same lists with B for every I and W that stand together and whose result is not needed before both are done.
+    """Replace every adjacent I and W by B if the input gradient is not needed before both are done.
 
-    With unit costs no action starts later for it.
+    With unit costs no action starts later.
     """
+    # Needed is decided by when the stage before starts its backward pass in the replay, not by when it could.
     timeline = simulate(actions, rank_of)
     starts = {
         (timed.action.stage, timed.action.micro_batch): timed.start
