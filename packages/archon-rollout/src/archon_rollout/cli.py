@@ -21,41 +21,38 @@ STANDARD_INPUT = Path("-")
 
 
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder in Hugging Face format, or hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder in Hugging Face's form, or hub id.")],
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[PROMPT]...", help="Prompts; without them and --file, read from standard input."),
+        typer.Argument(metavar="[PROMPT]...", help="Prompts. Without any, and without --file: standard input."),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="Text file with one prompt per line; - reads standard input.")
+        Path | None, typer.Option("--file", "-f", help="Text file with one prompt per line; - for standard input.")
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Completions per prompt.")] = 1,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Maximum number of tokens per completion; the model's positions may limit it further.")
+        int, typer.Option(help="Most tokens per completion; fewer when the model's positions end before.")
     ] = 256,
-    min_new_tokens: Annotated[int, typer.Option(help="Minimum number of tokens before a completion may end.")] = 0,
-    temperature: Annotated[float, typer.Option(help="Divide logits by this.")] = 1.0,
-    top_p: Annotated[
-        float, typer.Option(help="Sample from the most probable tokens that reach this probability; 1 keeps all.")
-    ] = 1.0,
-    top_k: Annotated[int, typer.Option(help="Sample from this many most probable tokens; 0 keeps all.")] = 0,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the most probable token.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of all draws; the same seed gives the same completions.")] = 1,
+    min_new_tokens: Annotated[int, typer.Option(help="No end of text before this many tokens.")] = 0,
+    temperature: Annotated[float, typer.Option(help="Logits are divided by it.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Keep the most probable tokens that reach this; 1 keeps all.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep this many most probable tokens; 0 keeps all.")] = 0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Take the most probable token.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides every draw; the same seed gives the same completions.")] = 1,
     chat: Annotated[
         bool | None,
         typer.Option(
-            "--chat/--no-chat",
-            help="Format each prompt as a user's message; on by default if the tokenizer has a chat template.",
+            "--chat/--no-chat", help="Format prompts as a user's message. By default when there is a chat template."
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute type, such as float64.")] = None,
-    max_batch_size: Annotated[int, typer.Option(help="Maximum number of sequences decoded together.")] = 256,
+    max_batch_size: Annotated[int, typer.Option(help="Most sequences decoded side by side.")] = 256,
     run_as: Annotated[
         str | None,
         typer.Option(
             "--model",
             metavar="NAME",
-            help="Model spec to use, such as hf; by default the spec that serves the checkpoint's model type.",
+            help="Model spec that runs it, such as hf; by default the one that serves its model type.",
             show_default=False,
         ),
     ] = None,
@@ -63,7 +60,7 @@ def generate(
 ) -> None:
     """Complete prompts with the model in a checkpoint folder.
 
-    MODEL is a folder in Hugging Face format, or a hub id. Without PROMPT and --file, the command reads prompts from
+    MODEL is a folder in Hugging Face's form, or a hub id. Without a PROMPT and without --file, prompts are read from
     standard input, one per line.
     """
     texts = read_prompts(prompts or [], file)

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class ClusterConfig:
-    """Number of machines and ranks, and the place of run folders.
+    """The machines.
 
     Attributes:
-        n_nodes: number of machines.
-        n_gpus_per_node: accelerators per machine, or processes per machine on CPUs. ``n_nodes`` x ``n_gpus_per_node``
-            is the maximum of the engines' world sizes together.
-        fileroot: folder for run folders, which are ``<fileroot>/<experiment_name>/<trial_name>``.
+        n_nodes: machines.
+        n_gpus_per_node: accelerators per machine, or processes per machine on CPU. Together they bound the sum
+            of the engines' world sizes.
+        fileroot: folder under which run folders are made: ``<fileroot>/<experiment_name>/<trial_name>``.
     """
 
     n_nodes: int = option(1, POSITIVE)
@@ -39,10 +39,10 @@ class ClusterConfig:
 
 @dataclass
 class SchedulerConfig:
-    """The launcher of the run's processes.
+    """How processes are started.
 
     Attributes:
-        type: ``local``, or a launcher of a plugin (``ray``, ``slurm``).
+        type: ``local``, or a launcher that a plugin brings (``ray``, ``slurm``).
     """
 
     type: str = "local"
@@ -50,12 +50,12 @@ class SchedulerConfig:
 
 @dataclass
 class TokenizerConfig:
-    """The tokenizer, if it does not come with the checkpoint.
+    """The tokenizer, when it does not come with the checkpoint.
 
     Attributes:
-        kind: ``pretrained`` reads ``tokenizer_path`` or ``actor.path``. ``characters`` has one token per character of
-            the data, held-out records included. ``bpe`` is trained on the same text.
-        vocab_size: vocabulary size of ``bpe``.
+        kind: ``pretrained`` reads ``tokenizer_path`` or ``actor.path``; ``characters`` has one token per character
+            that the data contains, held-out records included; ``bpe`` is trained on the same text.
+        vocab_size: size of a ``bpe`` vocabulary.
     """
 
     kind: str = option("pretrained", one_of("pretrained", "characters", "bpe"))
@@ -67,19 +67,19 @@ class DataConfig:
     """The data set.
 
     Attributes:
-        dataset: name of the data set: ``jsonl``, ``hf``, ``arithmetic``, or one of a plugin.
-        path: file, folder or hub id, for data sets that read one.
-        validation_path: file, folder or hub id of held-out records; null takes ``validation_size`` records from
-            ``path``.
-        validation_size: number of held-out records.
+        dataset: name of a dataset plugin: ``jsonl``, ``hf``, ``arithmetic``, ...
+        path: file, folder or hub id for the datasets that read one.
+        validation_path: the same for the held-out split; null takes ``validation_size`` records off ``path``.
+        validation_size: held-out records.
         prompt_key: field of the prompt: text, a number, or a list of messages with ``role`` and ``content``. Dots lead
             into nested objects, as in ``extra_info.question``.
-        answer_key: field of the answer, in the same form; null if records have none.
+        answer_key: field of the answer, in the same way; null when records have none.
         batch_size: records per training step.
-        max_length: leave out longer sequences (SFT) or records with longer prompts (RL); null for no limit.
-        overlong: records that exceed what model, ``gconfig`` or ``mb_spec`` allow in some step: ``error`` refuses them
-            before the first step, ``drop`` leaves them out as a recorded decision.
-        shuffle: draw a new order for each epoch, from the seed.
+        max_length: longer sequences are left out (SFT) or records with longer prompts are (RL); null for no limit.
+        overlong: what happens to records that the run could not take in some step, because model, ``gconfig`` or
+            ``mb_spec`` allow no sequence of that length: ``error`` refuses them before the first step, ``drop`` leaves
+            them out as a recorded decision.
+        shuffle: a new order each epoch, from the seed.
     """
 
     dataset: str = "jsonl"
@@ -96,24 +96,24 @@ class DataConfig:
 
 @dataclass
 class TrainerConfig:
-    """Length of the run, checkpoints and evaluation.
+    """The length of a run and what it writes.
 
     Attributes:
-        max_steps: number of optimizer steps; null runs ``max_epochs`` epochs.
-        max_epochs: number of passes over the training data, if ``max_steps`` is null.
-        save_every: steps between checkpoints; 0 writes only one at the end.
-        async_save: write checkpoints in the background, from a copy of the state in host memory.
-        keep_last: number of latest checkpoints to keep; null keeps all.
-        keep_every: with ``keep_last``, also keep the checkpoint of every step divisible by this.
-        eval_every: steps between evaluations on held-out records; 0 evaluates only at the end.
-        eval_size: maximum number of held-out records per evaluation; null for all.
-        resume: continue from the run folder's last checkpoint; an error if there is none.
-        auto_resume: continue from the run folder's last checkpoint if there is one; otherwise start over.
-        max_restarts: how often to restart all ranks from the last checkpoint after a rank died. Mistakes in the
-            configuration or the data never restart.
-        accept_changed: changes that a resumed run accepts since its checkpoint: ``data``, ``validation``,
-            ``tokenizer``, ``chat_template``, ``reward``. Any other change is an error.
-        verify_export: after the run, load the export with transformers and compare logits.
+        max_steps: optimizer steps; null for ``max_epochs`` epochs.
+        max_epochs: passes over the training data when ``max_steps`` is null.
+        save_every: steps between checkpoints; 0 writes only the last.
+        async_save: write checkpoints while training goes on, from a copy of the state on the host.
+        keep_last: how many of the last checkpoints are kept; null keeps all.
+        keep_every: with ``keep_last``, checkpoints of steps that this divides are kept as well.
+        eval_every: steps between evaluations on held-out data; 0 for none but the last.
+        eval_size: most held-out records per evaluation; null for all.
+        resume: continue from the run folder's last checkpoint; an error when there is none.
+        auto_resume: the same when there is one, and start anew when there is none.
+        max_restarts: how often the ranks are started again from the last checkpoint after one of them died. Mistakes
+            in the configuration or the data are never tried again.
+        accept_changed: what may have changed since the checkpoint that a resumed run goes on from: ``data``,
+            ``validation``, ``tokenizer``, ``chat_template``, ``reward``. A change that is not listed is an error.
+        verify_export: after the run, load the exported checkpoint with transformers and compare logits.
     """
 
     max_steps: int | None = option(None, POSITIVE)
@@ -145,26 +145,26 @@ class TrainerConfig:
 
 @dataclass
 class ExperimentConfig:
-    """The top level of a run's YAML file.
+    """A whole run: the top level of a YAML file.
 
     Attributes:
-        experiment_name: first part of the run folder's name; groups runs.
-        trial_name: second part of the run folder's name; names this run.
-        seed: seed of every random draw.
-        algorithm: training algorithm: ``sft``, ``grpo``, or one of a plugin.
-        reward: reward function, for algorithms that use one.
-        tokenizer_path: folder or hub id of the tokenizer; null uses ``actor.path``.
+        experiment_name: groups runs.
+        trial_name: names this one.
+        seed: every random draw is derived from it.
+        algorithm: name of the algorithm: ``sft``, ``grpo``, ...
+        reward: name of the reward function, for algorithms that use one.
+        tokenizer_path: folder or hub id of the tokenizer; null takes ``actor.path``.
         cluster: the machines.
-        scheduler: the launcher.
-        tokenizer: the tokenizer, if it is built from the data.
+        scheduler: how processes are started.
+        tokenizer: the tokenizer, when it is built from the data.
         actor: the model in training.
-        critic: the value model, for algorithms that use one.
-        ref: a fixed reference model, for a KL penalty.
+        critic: its value model, for algorithms that use one.
+        ref: a fixed model to stay close to.
         teacher: a fixed model to learn from.
-        rollout: the inference engine.
+        rollout: where completions come from.
         gconfig: sampling options.
         data: the data set.
-        trainer: length of the run, checkpoints and evaluation.
+        trainer: the length of the run and what it writes.
     """
 
     experiment_name: str = option("archon", folder_name)

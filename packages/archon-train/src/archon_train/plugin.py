@@ -9,7 +9,11 @@ ARCHON_PLUGIN_API = "1.0"
 
 @hookimpl
 def archon_commands() -> list[CommandSpec]:
-    return [CommandSpec(name="train", target="archon_train.cli.train:train", summary="Train a model from a YAML file.")]
+    return [
+        CommandSpec(
+            name="train", target="archon_train.cli.train:train", summary="Train a model as a YAML file describes."
+        )
+    ]
 
 
 @hookimpl

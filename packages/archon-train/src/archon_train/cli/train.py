@@ -1,4 +1,4 @@
-"""``archon train`` reads the configuration, reports everything that stops the run, then runs it."""
+"""``archon train``: read the configuration, say everything that stops it, then run it."""
 
 from __future__ import annotations
 
@@ -33,27 +33,25 @@ from archon_train.run_plan import RunPlan
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="YAML file in Archon's or AReaL's format.")],
+    config: Annotated[Path, typer.Argument(help="A YAML file, in Archon's form or AReaL's.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Options to set, such as actor.optimizer.lr=1e-5; the last one wins.", show_default=False),
+        typer.Argument(help="Options to set, such as actor.optimizer.lr=1e-5; a later one wins.", show_default=False),
     ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="Check the configuration and print the plan; start nothing. Exits with 2 if the configuration is "
-            "wrong, with 0 if only this machine lacks something.",
+            help="Print what would run, and what stops it; start nothing. Ends with 2 where the configuration is "
+            "wrong, with 0 where only this machine lacks something.",
         ),
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the last checkpoint in the run folder.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Start over; move an earlier run of this name aside without deleting it.")
+        bool, typer.Option("--restart", help="Begin anew; an earlier run of this name is set aside, not deleted.")
     ] = False,
 ) -> None:
-    """Train a model from a YAML file."""
+    """Train a model as a YAML file describes."""
     command = ["train", str(config), *(overrides or [])]
     given = [*(overrides or []), *(["trainer.resume=true"] if resume else [])]
     if dry_run:
