@@ -21,26 +21,26 @@ pipeline = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
-    help="Draw pipeline schedules with bubble, peak activations and sends, planned or recorded.",
+    help="Draw pipeline schedules: bubble, peak activations and sends, as planned or as run.",
 )
 
 
 @pipeline.callback()
 def group() -> None:
-    """Draw pipeline schedules with bubble, peak activations and sends, planned or recorded."""
+    """Draw pipeline schedules: bubble, peak activations and sends, as planned or as run."""
 
 
 # A paragraph is a line: rich would keep the breaks inside of a docstring.
 _HELP = "\n\n".join(
     (
-        "Draw what each rank does over time: a planned schedule, or a recorded step of a run.",
-        "[bold]archon pipeline show ZBV --pp 4 --microbatches 8[/bold] replays a schedule. By default every stage "
-        "takes one unit for a forward pass and for each half of a backward pass, and messages take no time; --costs "
-        "and --message change that.",
-        "[bold]archon pipeline show --run DIR[/bold] shows a recorded step and, above it, a replay of the same actions "
-        "with the mean measured times.",
-        "The bubble is the waiting time of the ranks divided by their working time. Activations live from F to W, or "
-        "to B if the backward pass is whole; the peak is in units of all layers of a rank and one micro-batch.",
+        "Show when each rank does what: the schedule as planned, or a step as a run recorded it.",
+        "[bold]archon pipeline show ZBV --pp 4 --microbatches 8[/bold] replays a schedule. Every stage takes one unit "
+        "for a forward pass and for each half of a backward pass, and messages take none, unless --costs and --message "
+        "say otherwise.",
+        "[bold]archon pipeline show --run DIR[/bold] shows a recorded step and, above it, the same actions replayed "
+        "with the mean times that were measured.",
+        "The bubble is the time in which ranks wait over the time in which they work. Activations live from F to W, or "
+        "to B where the backward pass is whole; the peak is in units of all layers of a rank and one micro-batch.",
     )
 )
 
@@ -50,38 +50,37 @@ def show(
     schedule: Annotated[
         str | None,
         typer.Argument(
-            metavar="SCHEDULE", help="Schedule to replay, as in actor.archon.pp_schedule: 1F1B, I1F1B, IZB, ZBV."
+            metavar="SCHEDULE", help="Name or alias, as in actor.archon.pp_schedule: 1F1B, I1F1B, IZB, ZBV."
         ),
     ] = None,
-    pp: Annotated[int | None, typer.Option("--pp", metavar="P", help="Number of pipeline ranks.")] = None,
+    pp: Annotated[int | None, typer.Option("--pp", metavar="P", help="Pipeline ranks.")] = None,
     microbatches: Annotated[
-        int | None, typer.Option("--microbatches", metavar="M", help="Number of micro-batches per step.")
+        int | None, typer.Option("--microbatches", metavar="M", help="Micro-batches of a step.")
     ] = None,
     stages_per_rank: Annotated[
         int | None,
         typer.Option(
-            "--stages-per-rank", metavar="V", help="Stages on each rank, if the schedule takes any number [2]."
+            "--stages-per-rank", metavar="V", help="Stages on each rank, where the schedule leaves it open [2]."
         ),
     ] = None,
     costs: Annotated[
         str | None,
         typer.Option(
             metavar="F,B,W",
-            help="Times of a stage: forward pass, gradient of the input, gradients of the weights. A whole backward "
-            "pass takes B + W [1,1,1].",
+            help="Times of a stage: forward, gradient of the input alone, gradients of the weights alone. "
+            "A whole backward pass takes B + W [1,1,1].",
         ),
     ] = None,
     message: Annotated[
         float | None, typer.Option(metavar="TIME", help="Time of a message between ranks, in the unit of --costs [0].")
     ] = None,
-    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the drawing to this SVG file.")] = None,
+    svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the picture there as well.")] = None,
     run: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Show the recorded step of this run folder, planned and measured."),
+        typer.Option(metavar="DIR", help="Show a recorded step of this run folder, planned and measured."),
     ] = None,
     role: Annotated[
-        str | None,
-        typer.Option(metavar="ROLE", help="Engine whose recording to show, if several engines of --run have one."),
+        str | None, typer.Option(metavar="ROLE", help="Whose recording of --run, when several engines have one.")
     ] = None,
 ) -> None:
     """Show when each rank does what."""

@@ -67,6 +67,6 @@ def archon_commands() -> Iterable[CommandSpec]:
         CommandSpec(
             name="pipeline",
             target="archon_pipeline.cli:pipeline",
-            summary="Draw pipeline schedules with bubble, peak activations and sends, planned or recorded.",
+            summary="Draw pipeline schedules: bubble, peak activations and sends, as planned or as run.",
         )
     ]
