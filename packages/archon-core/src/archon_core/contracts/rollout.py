@@ -37,11 +37,11 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class InferenceEngineSpec(Spec):
-    """A rollout engine. ``target`` names a ``InferenceEngineFactory``.
+    """A rollout engine. ``target`` names an ``InferenceEngineFactory``.
 
     Attributes:
-        letters: axis letters that the backend knows; ``d`` is the number of servers. Empty: it runs on the
-            trainer's own ranks and takes no sizes.
+        letters: axis letters that the backend understands; ``d`` is the number of servers. Empty for an engine that
+            runs on the trainer's own ranks and takes no sizes.
     """
 
     kind: ClassVar[str] = "inference_engine"
@@ -59,33 +59,33 @@ class WeightTransportSpec(Spec):
 
 
 class InferenceEngine(Protocol):
-    """Samples completions and tells which weights they came from."""
+    """Samples completions, each with the version of the weights that produced it."""
 
     @property
     def version(self) -> int:
         """The version of the weights in use."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
-        """Per request, its ``n_samples`` completions, in order."""
+        """Return the ``n_samples`` completions of each request, in order."""
 
     def health(self) -> bool:
-        """Whether requests would be answered now."""
+        """Whether the engine can answer requests."""
 
     def pause(self) -> None:
-        """Stop taking requests."""
+        """Stop accepting requests."""
 
     def resume(self) -> None:
-        """Take requests again."""
+        """Accept requests again."""
 
     def update_weights(self, version: int) -> None:
         """Switch to the published weights of ``version``."""
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's resources."""
 
 
 class InferenceEngineFactory(Protocol):
-    """``target`` of an ``InferenceEngineSpec``. ``trainer`` is the engine whose weights are sampled from."""
+    """``target`` of an ``InferenceEngineSpec``. ``trainer`` is the engine that provides the weights."""
 
     def __call__(self, config: Any, *, trainer: TrainEngine) -> InferenceEngine: ...
 
