@@ -1,7 +1,7 @@
 """The table of docs/from-torchtitan.md: torchtitan's TOML options and the corresponding options of Archon.
 
-torchtitan's names come from ``torchtitan/config/job_config.py``, of the last version with TOML files. A test checks that
-Archon's options exist.
+torchtitan's names come from ``torchtitan/config/job_config.py``, of the last version with TOML files. A test checks
+that Archon's options exist.
 """
 
 from __future__ import annotations
