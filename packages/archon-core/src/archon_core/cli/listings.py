@@ -22,7 +22,7 @@ def models(as_json: AsJson = False) -> None:
         ("model", "model types", "capabilities", "needs"),
         lambda spec: (
             ", ".join((spec.name, *spec.aliases)),
-            ", ".join(spec.model_types) or "any, when named",
+            ", ".join(spec.model_types) or "any, by name",
             " ".join(sorted(spec.capabilities)),
             " ".join(spec.needs),
         ),

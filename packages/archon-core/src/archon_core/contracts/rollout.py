@@ -52,7 +52,7 @@ class InferenceEngineSpec(Spec):
 
 @dataclass(frozen=True)
 class WeightTransportSpec(Spec):
-    """A way for weights to reach inference servers. ``target`` names a ``WeightTransport``."""
+    """A transport of weights to inference servers. ``target`` names a ``WeightTransport``."""
 
     kind: ClassVar[str] = "weight_transport"
     hook: ClassVar[str] = "archon_weight_transports"

@@ -11,7 +11,7 @@ from archon_core.contracts.spec import Spec
 
 @dataclass(frozen=True)
 class LauncherSpec(Spec):
-    """A way to start a run's processes (``scheduler.type``). ``target`` names a ``Launcher``."""
+    """A launcher of a run's processes (``scheduler.type``). ``target`` names a ``Launcher``."""
 
     kind: ClassVar[str] = "launcher"
     hook: ClassVar[str] = "archon_launchers"
