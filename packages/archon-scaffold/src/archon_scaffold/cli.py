@@ -1,4 +1,4 @@
-"""``archon new`` writes plugin packages with passing tests. Imports no torch."""
+"""``archon new``: packages of your own, that work from their first minute. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,32 +15,30 @@ from archon_scaffold.names import PackageName, check_name
 
 Name = Annotated[
     str,
-    typer.Argument(
-        metavar="NAME", help="Name of the package and of its plugin. Python imports demo-llama as demo_llama."
-    ),
+    typer.Argument(metavar="NAME", help="Of the package and of what it brings: demo-llama is imported as demo_llama."),
 ]
-Dir = Annotated[Path, typer.Option("--dir", metavar="D", help="Folder in which to create the package's folder.")]
+Dir = Annotated[Path, typer.Option("--dir", metavar="D", help="Where the package's folder is made.")]
 
 new = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
-    help="Write a plugin package with tests: a model, a schedule, a reward or an algorithm.",
+    help="Start a package of your own: a model, a schedule, a reward or an algorithm.",
 )
 
 
 @new.callback()
 def group() -> None:
-    """Write a plugin package with tests: a model, a schedule, a reward or an algorithm."""
+    """Start a package of your own: a model, a schedule, a reward or an algorithm."""
 
 
 _MODEL_HELP = "\n\n".join(
     (
-        "Write a model package. Install it and its tests pass.",
-        "[bold]archon new model my-llama --from-hf path/to/config.json[/bold] reads the architecture from "
-        "transformers' own model and writes only what the family needs. If it cannot express a part, it prints the "
-        "gap, marks it GAP in the code, and writes a failing test that explains it.",
-        "Without --from-hf, the package is a small Llama for you to change.",
+        "Write a model package: installed, its tests pass as it stands.",
+        "[bold]archon new model my-llama --from-hf path/to/config.json[/bold] reads the architecture off transformers' "
+        "own model of that configuration, and writes only what the family needs. What cannot be expressed is said, "
+        "marked GAP in the code, and has a failing test that explains it.",
+        "Without --from-hf it is a small Llama, to change.",
     )
 )
 
@@ -50,7 +48,7 @@ def model(
     name: Name,
     from_hf: Annotated[
         str | None,
-        typer.Option("--from-hf", metavar="CONFIG_OR_DIR", help="config.json, checkpoint folder or hub id to read."),
+        typer.Option("--from-hf", metavar="CONFIG_OR_DIR", help="A config.json, a checkpoint folder, or a hub id."),
     ] = None,
     directory: Dir = Path("."),
 ) -> None:
@@ -77,9 +75,7 @@ def model(
     _print_next(folder)
 
 
-@new.command(
-    help="Write a package with a pipeline schedule: a pure function from sizes to each rank's list of actions."
-)
+@new.command(help="Write a package with a pipeline schedule: a pure function from sizes to what each rank does when.")
 def schedule(name: Name, directory: Dir = Path(".")) -> None:
     _write_small("schedule", name, directory)
 
@@ -89,7 +85,7 @@ def reward(name: Name, directory: Dir = Path(".")) -> None:
     _write_small("reward", name, directory)
 
 
-@new.command(help="Write a package with a training algorithm, composed of an advantage estimator and a loss.")
+@new.command(help="Write a package with a training algorithm: an advantage estimator and a loss, composed.")
 def algorithm(name: Name, directory: Dir = Path(".")) -> None:
     _write_small("algorithm", name, directory)
 

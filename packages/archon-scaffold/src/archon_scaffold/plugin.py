@@ -15,6 +15,6 @@ def archon_commands() -> Iterable[CommandSpec]:
         CommandSpec(
             name="new",
             target="archon_scaffold.cli:new",
-            summary="Write a plugin package with tests: a model, a schedule, a reward or an algorithm.",
+            summary="Start a package of your own: a model, a schedule, a reward or an algorithm.",
         )
     ]

@@ -1,4 +1,4 @@
-"""``archon verify`` compares layouts of a model with one process, on this machine's CPU."""
+"""``archon verify``: hold layouts of a model against one process, on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -50,80 +50,75 @@ RANKS_PER_CORE = 4
 
 def verify(
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Installed model (see archon models), or a config.json.")
+        str, typer.Argument(metavar="MODEL", help="Name of an installed model (archon models), or a config.json.")
     ],
     run_as: Annotated[
         str | None,
         typer.Option(
             "--model",
             metavar="NAME",
-            help="Model spec to use, such as hf; by default the spec that serves the model type.",
+            help="Model spec that runs it, such as hf; by default the one that serves its model type.",
             show_default=False,
         ),
     ] = None,
     layouts: Annotated[
         list[str] | None,
         typer.Option(
-            "--layout",
-            "-l",
-            metavar="[archon:]DIMS[-SCHEDULE]",
-            help="Layout to verify, such as d2t2; may be repeated.",
+            "--layout", "-l", metavar="[archon:]DIMS[-SCHEDULE]", help="What to verify, such as d2t2; may be repeated."
         ),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Verify every layout of up to --world ranks that model and engine allow.")
+        bool, typer.Option("--all", help="Every layout of up to --world ranks that the model and the engine allow.")
     ] = False,
     world: Annotated[
         int | None,
         typer.Option(
-            min=1,
-            max=MOST_RANKS,
-            help=f"With --all: maximum number of ranks; {MOST_RANKS} by default.",
-            show_default=False,
+            min=1, max=MOST_RANKS, help=f"Most ranks of a layout of --all; {MOST_RANKS} by default.", show_default=False
         ),
     ] = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="With --all: run every combination of types, variants and micro-batches."),
+        typer.Option("--full", help="With --all: every product of types, variants and micro-batches, as for --layout."),
     ] = False,
     dtypes: Annotated[
-        list[str] | None,
-        typer.Option("--dtype", help="Type: float64, float32 or bfloat16; may be repeated; all by default."),
+        list[str] | None, typer.Option("--dtype", help="float64, float32 or bfloat16; may be repeated; all by default.")
     ] = None,
     micro_batches: Annotated[
         list[int] | None,
         typer.Option(
             "--micro-batches",
             min=1,
-            help="Number of micro-batches; in a pipeline 1 means the number of stages, 2 one more, and so on. May be "
-            "repeated; 1, 2 and 4 by default.",
+            help="Least number of them, counted from the number of stages; may be repeated; 1, 2 and 4 by default.",
         ),
     ] = None,
     variants: Annotated[
         list[str] | None,
-        typer.Option("--variant", help="Variant: untied, tied or critic; may be repeated; all by default."),
+        typer.Option("--variant", help="untied, tied or critic; may be repeated; all that the model declares."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 1,
-    as_is: Annotated[bool, typer.Option("--as-is", help="Keep the sizes of a config.json, however large.")] = False,
+    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 1,
+    as_is: Annotated[
+        bool, typer.Option("--as-is", help="Keep the sizes of a config.json, however large it is.")
+    ] = False,
     json_file: Annotated[
         str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write all results to FILE as JSON; - prints only JSON."),
+        typer.Option("--json", metavar="FILE|-", help="Write all results there as JSON; - prints nothing else."),
     ] = None,
     ranks_at_once: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of concurrent ranks; four per core by default.", show_default=False),
+        typer.Option(min=1, help="Ranks that run beside each other; four per core by default.", show_default=False),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=1.0, help="Seconds after which the ranks of a case count as hung.")
+        float, typer.Option(min=1.0, help="Seconds that a case may take before its ranks count as hung.")
     ] = 120.0,
 ) -> None:
-    """Compare layouts of MODEL with one process: loss, gradient norm, every gradient, weights, log-probabilities.
+    """Hold layouts of MODEL against one process: loss, gradient norm, every gradient, weights, log-probabilities.
 
-    For every layout, type, variant and number of micro-batches, a small model takes three AdamW steps on as many CPU
-    processes as the layout needs; --all runs a few cases per layout. Further checks: initial weights, exported files,
-    resuming on other layouts, recomputed activations, a step in bfloat16. The limits are 1e-9 in float64 and 1e-5 in
-    float32, where weights are not judged. If a layout differs, it runs again, and a diagnosis shows the first error.
-    Exit code 1: a number differs, or a rank fails. 2: the engine cannot run a layout or a model.
+    For every layout, type, variant and number of micro-batches, a small model takes three AdamW steps on as many
+    processes as the layout needs, on the CPU; --all runs a few cases per layout. Further checks: weights without a
+    checkpoint, exported files, runs that other layouts resume, recomputed activations, a step in bfloat16. The limits
+    are 1e-9 in float64 and 1e-5 in float32, where weights are not judged. A layout that differs is run again, to say
+    where its mistake shows first. Exit code 1: a number differs, or a rank fails. 2: the engine cannot run a layout or
+    a model.
     """
     if not layouts and not every:
         raise ConfigError("archon verify: found neither --layout nor --all; write --layout d2t2, say, or --all")

@@ -15,6 +15,6 @@ def archon_commands() -> Iterable[CommandSpec]:
         CommandSpec(
             name="verify",
             target="archon_testing.cli:verify",
-            summary="Compare layouts with one process: loss, norm, every gradient, weights, log-probabilities.",
+            summary="Hold layouts against one process: loss, norm, every gradient, weights, log-probabilities.",
         )
     ]
