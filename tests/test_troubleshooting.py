@@ -66,12 +66,12 @@ TINY = {"model_type": "qwen3", "vocab_size": 64, "hidden_size": 32, "num_attenti
 DRY_RUNS: dict[str, list[str]] = {
     "A layout has a letter that the engine lacks": ["actor.backend=fsdp:d1p2"],
     "Experts do not fit the ranks": ["actor.backend=archon:d1p2e2"],
-    "No package brings the engine": ["actor.backend=megatron:d2"],
-    "A layout spreads experts of a model that has none": ["actor.backend=archon:d2e2"],
+    "No package provides the engine": ["actor.backend=megatron:d2"],
+    "The layout has expert ranks and the model has no experts": ["actor.backend=archon:d2e2"],
     "The engines need more ranks than the cluster has": ["actor.backend=archon:d16", "cluster.n_gpus_per_node=8"],
     "Critic or reference has another number of ranks": ["ref.backend=archon:d1"],
     "The number of micro-batches was raised": ["actor.backend=archon:p2"],
-    "The schedule splits the backward pass, and compiling was asked for": [
+    "A zero-bubble schedule and compiled blocks": [
         "actor.backend=archon:p2",
         "actor.archon.pp_schedule=ZBV",
         "actor.archon.enable_compile=true",
@@ -82,10 +82,10 @@ DRY_RUNS: dict[str, list[str]] = {
     "None is written where null is meant": ["actor.model_config.sliding_window=None"],
     "A memory budget without a compiler": ["actor.gradient_checkpointing=true", "actor.archon.ac_mode=memory_budget"],
     "strict refuses a decision": ["actor.archon.strict=true", "actor.enable_tree_training=true"],
-    "Routing is to be replayed and nobody records it": ["actor.archon.moe_routing_replay=true"],
+    "Routing replay without a recording": ["actor.archon.moe_routing_replay=true"],
     "There is no model to train": ["actor.model_config=null"],
-    "The model's folder is not there": ["actor.model_config=null", "actor.path=./missing/model"],
-    "The data file is not there": ["data.dataset=jsonl", "data.path=./missing/problems.jsonl"],
+    "The model's folder does not exist": ["actor.model_config=null", "actor.path=./missing/model"],
+    "The data file does not exist": ["data.dataset=jsonl", "data.path=./missing/problems.jsonl"],
 }
 """Row -> overrides of examples/grpo_arithmetic.yaml whose dry run prints the row's message."""
 
@@ -177,13 +177,13 @@ def registry_with(folder: Path, distribution: str, source: str, *, name: str | N
         sys.modules.pop(module, None)
 
 
-@row("Several machines")
+@row("The layout needs several machines")
 def _(folder: Path) -> str | None:
     cluster = load_config(EXAMPLE, ["cluster.n_nodes=2", "cluster.n_gpus_per_node=8"]).config.cluster
     return explain_machines({"actor": parse_layout("archon:d16")}, cluster, ["train", "run.yaml"])
 
 
-@row("Another number of processes was started")
+@row("The launcher started a wrong number of processes")
 def _(folder: Path) -> None:
     place = RankEnvironment(rank=0, world_size=2, local_rank=0, local_world_size=2)
     check_started(place, {"actor": parse_layout("archon:d4")}, ["train", "run.yaml"])
@@ -216,7 +216,7 @@ def _(folder: Path) -> None:
     registry_with(folder, "my-rewards", "import a_module_that_is_missing").get("reward", "shorter")
 
 
-@row("A plugin was written for another version")
+@row("A plugin was written for another plugin API")
 def _(folder: Path) -> None:
     registry_with(folder, "my-rewards", 'ARCHON_PLUGIN_API = "1.7"').get("reward", "shorter")
 
@@ -237,14 +237,14 @@ def archon_rewards():
     registry_with(folder, "my-rewards", source).get("reward", "gsm8k")
 
 
-@row("An option is written under AReaL's name and ours")
+@row("An option has both AReaL's name and Archon's")
 def _(folder: Path) -> None:
     text = {"train_dataset": {"path": "a.jsonl"}, "data": {"path": "b.jsonl"}}
     (folder / "run.yaml").write_text(yaml.safe_dump(text))
     load_config(folder / "run.yaml")
 
 
-@row("An AReaL option asks for what there is not")
+@row("An AReaL option needs a missing feature")
 def _(folder: Path) -> None:
     text = {"train_dataset": {"path": "a.jsonl"}, "actor": {"use_lora": True}}
     (folder / "run.yaml").write_text(yaml.safe_dump(text))
@@ -268,7 +268,7 @@ def _(folder: Path) -> None:
     _engine({**TINY, "tie_word_embeddings": "off"}).initialize()
 
 
-@row("An attention kernel does not run here")
+@row("An attention kernel does not run on this device")
 def _(folder: Path) -> None:
     check_attention_backend("varlen", "cpu", torch.float32, 64)
 
@@ -360,7 +360,7 @@ def _(folder: Path) -> None:
     plan_micro_batches([4096, 200], n_mbs=1, max_tokens_per_mb=2048)
 
 
-@row("A token id is outside of the vocabulary")
+@row("A token id is outside the vocabulary")
 def _(folder: Path) -> None:
     engine = _engine(TINY)
     engine.initialize()
@@ -388,7 +388,7 @@ def _(folder: Path) -> None:
     _second_line(b'{"question": "caf\xe9", "answer": "1"}')
 
 
-@row("A data file has half of a character")
+@row("A data file has half of a surrogate pair")
 def _(folder: Path) -> None:
     _second_line(rb'{"question": "q\ud83d", "answer": "1"}')
 
@@ -421,7 +421,7 @@ def _(folder: Path) -> None:
     TextEncoder(tokenizer, "question", "answer").encode_prompt({"question": "2+3?", "answer": "5"})
 
 
-@row("A chat template hides what the assistant wrote")
+@row("A chat template rewrites the assistant's earlier turns")
 def _(folder: Path) -> None:
     template = (
         "{% for m in messages %}{{ '<think>' if loop.last and m.role == 'assistant' }}{{ m.content }}{% endfor %}"

@@ -14,31 +14,30 @@ PATH = "docs/reference/compatibility.md"
 
 HEAD = """# Compatibility
 
-Which versions go together, made from the packages' metadata (`python tooling/docs.py`). pip keeps to it by itself; this
-page is for reading. How versions are chosen, and what a change of them means:
-[CONTRIBUTING.md](../../CONTRIBUTING.md#versions).
+This page lists which versions work together; pip enforces it. `python tooling/docs.py` generates the page from the
+packages' metadata. [CONTRIBUTING.md](../../CONTRIBUTING.md#versions) explains how version numbers are chosen.
 
 ## Packages of this repository
 
 """
 
 APIS = """
-A package works with every `archon-core` that its bound allows. Extras stand in brackets after the name:
+A package works with every `archon-core` that its bound allows. Write an extra in brackets after the name:
 `pip install "{example}"`.
 
 ## Plugin API
 
-The interface between core and plugins has a version of its own. A plugin declares the one that it is made for, and
-works with any core that has the same major version and the same or a later minor one; `archon plugins` lists another
-as `incompatible`, with the command that mends it.
+The interface between core and plugins has its own version. A plugin declares the version that it was written for, and
+works with any core of the same major version and the same or a later minor version. `archon plugins` lists any other
+plugin as `incompatible`, with the command that fixes it.
 
 """
 
 TESTED = """
 ## Tested with
 
-The versions that continuous integration runs (`constraints/tested.txt`); `archon doctor` names where an installation
-differs. Other versions within the bounds should work.
+Continuous integration runs these versions (`constraints/tested.txt`); `archon doctor` lists differences of an
+installation. Other versions within the bounds should work.
 
 """
 

@@ -1,4 +1,4 @@
-"""Drawings of docs/architecture.md: the packages in layers, from what they declare, and the way of a batch."""
+"""Drawings of docs/architecture.md: packages in layers, from their declared dependencies, and a batch in a step."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ BATCH = (
     ("optimizer", "weights", "version + 1"),
     ("rollout", "completions", "the next batch"),
 )
-"""Who works on it, what it is then, and how."""
+"""Stages of a batch: the module that acts, the result, a remark."""
 
 
 def pictures(root: Path) -> dict[str, str]:
@@ -82,7 +82,7 @@ def draw_packages(dependencies: dict[str, set[str]]) -> str:
 
 
 def draw_batch() -> str:
-    """What becomes of a batch in a step, left to right, in two rows."""
+    """The stages of a batch in a step, left to right, in two rows."""
     per_row = len(BATCH) // 2
     step, tall = 150, 62
     width = 2 * PAD + per_row * step
@@ -102,7 +102,7 @@ def draw_batch() -> str:
         f"<path d='M{turn_x} {turn_y} h10 v{drop - 14} h{-(per_row * step - 50)} v14 m-5 -6 l5 6 l5 -6' fill='none' "
         f"stroke='{INK}' stroke-opacity='0.6'/>"
     )
-    return _svg("The way of a batch through a step", width, 2 * (tall + 48) + PAD, shapes)
+    return _svg("A batch in a training step", width, 2 * (tall + 48) + PAD, shapes)
 
 
 def _box(x: float, y: float, width: float, height: float, label: str, fill: str) -> str:
@@ -117,7 +117,7 @@ def _text(x: float, y: float, text: str, size: int, fill: str = INK) -> str:
 
 
 def _svg(title: str, width: int, height: int, shapes: list[str]) -> str:
-    # A background of its own: readers with a dark scheme see the same picture.
+    # An explicit background: the drawing looks the same in a dark scheme.
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}' "
         f"{FONT} font-size='14' role='img'><title>{title}</title>"

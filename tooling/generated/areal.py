@@ -38,16 +38,16 @@ ENGINE_DEFAULTS = {
     "use_deterministic_algorithms": "false",
     "moe_router_dtype": "fp32",
 }
-"""Options of ``ArchonEngineConfig`` in AReaL's areal/api/cli_args.py that are ours too -> their default there."""
+"""Options that AReaL's ``ArchonEngineConfig`` (areal/api/cli_args.py) shares with Archon -> AReaL's default."""
 
 ENGINE_NOTES = {
     "attn_type": "null chooses by device: `varlen` on CUDA; no `tree`",
-    "enable_compile": "on a CPU only when it is written",
-    "ac_debug": "writes a file with what every block kept and recomputed, in bytes",
-    "pp_schedule": "aliases and `GPipe` too; lists of our own",
-    "pp_first_stage_less_layers": "null takes the embedding's cost",
-    "pp_last_stage_less_layers": "null takes the head's cost",
-    "use_deterministic_algorithms": "sets what Inductor of torch 2.13 reads as well",
+    "enable_compile": "on a CPU only if you write it",
+    "ac_debug": "writes a file with the bytes that every block kept and recomputed",
+    "pp_schedule": "also takes aliases and `GPipe`; Archon has its own schedules",
+    "pp_first_stage_less_layers": "null uses the embedding's cost",
+    "pp_last_stage_less_layers": "null uses the head's cost",
+    "use_deterministic_algorithms": "also sets the variables of torch 2.13's Inductor",
 }
 
 
@@ -69,63 +69,65 @@ def render_engine_options() -> str:
         ours = _ours(f"actor.archon.{name}")
         ours = ours.lower() if ours in ("True", "False") else ours
         rows.append(
-            [code(field.name), code(theirs) if theirs else "not there", code(ours), ENGINE_NOTES.get(field.name, "")]
+            [code(field.name), code(theirs) if theirs else "no such option", code(ours), ENGINE_NOTES.get(name, "")]
         )
-    return table(["`actor.archon`", "AReaL's default", "ours", ""], rows)
+    return table(["`actor.archon`", "AReaL's default", "Archon's default", ""], rows)
 
 
 def render_renamed() -> str:
-    """Options that are called otherwise here."""
-    return table(["in AReaL", "here"], [[_option(old), _option(new)] for old, new in RENAMED.items()])
+    """Options with another name in Archon."""
+    return table(["AReaL", "Archon"], [[_option(old), _option(new)] for old, new in RENAMED.items()])
 
 
 def render_defaults() -> str:
-    """Options whose default is another one."""
+    """Options with another default in Archon."""
     rows = [[code(option), code(theirs), code(_ours(option))] for option, theirs in DEFAULTS.items()]
     rows += [
         [f"{code(option)}, with `p`", code(theirs), code(_ours(option))] for option, theirs in PIPELINE_DEFAULTS.items()
     ]
-    return table(["option", "AReaL's default", "ours"], rows)
+    return table(["option", "AReaL's default", "Archon's default"], rows)
 
 
 def render_null() -> str:
-    """Options that may be null there."""
+    """Options that may be null in AReaL."""
     return table(
-        ["option", "`null` there is here"], [[_option(name), code(value)] for name, value in NULL_MEANS.items()]
+        ["option", "AReaL's `null` means"], [[_option(name), code(value)] for name, value in NULL_MEANS.items()]
     )
 
 
 def render_datasets() -> str:
-    """What AReaL's code knows about data sets."""
+    """Options that AReaL's code derives from the name of a data set."""
     rows = [
         [code(path), ", ".join(code(f"{option}={value}") for option, value in options.items())]
         for path, options in DATASETS.items()
     ]
-    return table(["`train_dataset.path`", "filled in, where you leave it out"], rows)
+    return table(["`train_dataset.path`", "defaults for options that you leave out"], rows)
 
 
 def render_refused() -> str:
-    """Options of which one value works."""
+    """Options with a single valid value."""
     rows = [[_option(rule.path), codes(rule.harmless), rule.reason] for rule in _rules("error")]
-    return table(["option", "allowed", "because"], rows)
+    return table(["option", "allowed", "reason"], rows)
 
 
 def render_without_effect() -> str:
-    """Options that are accepted and do nothing."""
+    """Options that Archon accepts without effect."""
     return _without_effect(rule for rule in _rules("decision") if ".fsdp." not in rule.path)
 
 
 def render_fsdp_renamed() -> str:
-    """What becomes of the options under ``fsdp``."""
+    """The options under ``fsdp`` and their equivalents."""
     rows = [[_option(old), _option(new), "the same"] for old, new in RENAMED.items() if ".fsdp." in old]
     for rule in IGNORED:
         if ".fsdp." in rule.path:
             rows.append([_option(rule.path), "no effect, a recorded decision", _unless(rule)])
-    return table(["in AReaL", "here", ""], rows)
+    return table(["AReaL", "Archon", ""], rows)
 
 
 def _without_effect(rules: Iterable[Ignored]) -> str:
-    return table(["option", "because", "passes in silence"], [[_option(r.path), r.reason, _silent(r)] for r in rules])
+    return table(
+        ["option", "reason", "values without a decision"], [[_option(r.path), r.reason, _silent(r)] for r in rules]
+    )
 
 
 def _rules(otherwise: str) -> list[Ignored]:
@@ -134,7 +136,7 @@ def _rules(otherwise: str) -> list[Ignored]:
 
 def _unless(rule: Ignored) -> str:
     silent = _silent(rule)
-    return rule.reason + (f"; not even that for {silent}" if silent else "")
+    return rule.reason + (f"; no decision for {silent}" if silent else "")
 
 
 def _silent(rule: Ignored) -> str:

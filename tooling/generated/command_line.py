@@ -16,10 +16,15 @@ from generated.tables import code, table
 
 HEADER = """# Command line
 
-Made from the commands (`python tooling/docs.py`). `archon COMMAND --help` shows the same for what is installed.
+This page lists every command with its arguments and options; `archon COMMAND --help` shows the same for an installed
+command. `python tooling/docs.py` generates it from the commands.
 
-Exit codes: 0, done. 1, something failed while it ran. 2, something has to be changed first; the message says what was
-found, what is allowed and what to do. 130 and 143, stopped by Ctrl-C or SIGTERM.
+| exit code | meaning |
+|---|---|
+| 0 | done |
+| 1 | something failed during the run |
+| 2 | you have to change something; the message says what was found, what is allowed and how to fix it |
+| 130, 143 | stopped by Ctrl-C or SIGTERM |
 
 """
 
@@ -50,7 +55,7 @@ def _command(title: str, command: Any, package: str) -> str:
     lines += [_usage(title, command), _arguments(command), _options(command)] if not inner else []
     for name, sub in inner.items():
         lines += [f"### `{title} {name}`\n\n", _description(sub.help)]
-        lines += [_usage(f"{title} {name}", sub), _arguments(sub), _options(sub)]
+        lines += [_usage(f"{title} {name}", sub), _arguments(sub), _options(sub), "\n"]
     return "".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Tables of docs/reference/engines.md: what a layout may name, and engines beside one another.
+"""Tables of docs/reference/engines.md: backends of layouts, and a comparison of engines.
 
 What is said of our engines comes from their specs. What is said of others is what their documentation says, with its
 address.
@@ -31,7 +31,7 @@ THEIRS: Mapping[str, tuple[str, str, str]] = {
 
 
 def render_backends(is_ours: Callable[[str], bool]) -> str:
-    """What may stand before the colon of a layout."""
+    """The backends that a layout can name."""
     training = [spec for spec in registry().all(TrainEngineSpec) if is_ours(spec.origin or "archon-core")]
     inference = [spec for spec in registry().all(InferenceEngineSpec) if is_ours(spec.origin)]
     known = {spec.name: spec for spec in (*training, *inference)}
@@ -44,8 +44,8 @@ def render_backends(is_ours: Callable[[str], bool]) -> str:
             package = f"{spec.origin or 'archon-core'}"
             state = " ".join(code(letter) for letter in AXIS_NAMES if letter in runs) or "the trainer's own ranks"
         else:
-            package = "none: a plugin may bring it" if package_for(kind, name) is None else "not in this version"
-            state = "read and explained, not run"
+            package = "none; a plugin may provide it" if package_for(kind, name) is None else "not in this version"
+            state = "parsed, not run"
         what = "training" if backend.kind == "train" else "inference"
         letters = " ".join(code(letter) for letter in AXIS_NAMES if letter in backend.letters) or "none"
         hybrid = "yes" if backend.hybrid else "no"
@@ -54,7 +54,7 @@ def render_backends(is_ours: Callable[[str], bool]) -> str:
 
 
 def render_engines(is_ours: Callable[[str], bool]) -> str:
-    """Our engine beside AReaL's three."""
+    """Archon's engine beside AReaL's three."""
     ours = _ours(is_ours)
     assert ours.keys() == THEIRS.keys(), "each row has all four"
     rows = [[feature, ours[feature], *others] for feature, others in THEIRS.items()]

@@ -24,4 +24,4 @@ def render_packages(root: Path) -> str:
                 brings.append(f"{label(kind.kind)} {codes(names)}")
         page = f"[{name}](../../packages/{name}/README.md)"
         rows.append([page, project["description"], "; ".join(brings) or "no plugin"])
-    return table(["package", "", "what it brings"], rows)
+    return table(["package", "", "provides"], rows)

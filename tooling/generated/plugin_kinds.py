@@ -18,9 +18,10 @@ from generated.tables import code, codes, prose, sentence, table
 
 HEADER = """# Plugins
 
-A plugin is a light module that an entry point of the group `archon` names. Its functions, marked with `hookimpl`,
-return *specs*: frozen dataclasses that name their heavy parts as `"package.module:attribute"`, imported when they are
-used. Made from the hooks, the specs and the interfaces in `archon_core` (`python tooling/docs.py`).
+A plugin adds a model, schedule, engine, algorithm, reward, data set or command to Archon. It is a light module that an
+entry point of the group `archon` names. Its functions, marked with `hookimpl`, return *specs*: frozen dataclasses that
+name their heavy parts as `"package.module:attribute"`, which Archon imports on first use. `archon new` writes a
+complete package. `python tooling/docs.py` generates this page from the hooks, specs and interfaces in `archon_core`.
 
 ```toml
 [project.entry-points.archon]
@@ -38,13 +39,14 @@ def archon_rewards():
     return [RewardSpec(name="shorter", target="my_rewards.shorter:reward", summary="short answers score higher")]
 ```
 
-- `ARCHON_PLUGIN_API` is the version of this interface that the plugin was written for. It works with every core of the
-  same major version and the same or a later minor one; core has {api}.
-- A plugin module imports no torch: `archon plugins` lists all of them in well under half a second.
-- A plugin that fails to import breaks itself alone, and looking up what it would have provided repeats the reason.
-- Names and aliases are unique per kind; two packages that bring the same name are an error that names both.
-- `ARCHON_DISABLE_PLUGINS=a,b`, or `--no-plugin a`, leaves plugins out; `ARCHON_STRICT_PLUGINS=1` makes a broken one an
-  error.
+- `ARCHON_PLUGIN_API` is the version of the plugin interface that the plugin was written for. The plugin works with
+  every core of the same major version and the same or a later minor version; core has {api}.
+- A plugin module must not import torch, so that `archon plugins` lists all plugins in well under half a second.
+- A plugin that fails to import breaks only itself. An error about a missing name repeats the reason, because the plugin
+  may provide that name.
+- Names and aliases are unique per kind. If two packages provide the same name, the error names both.
+- `ARCHON_DISABLE_PLUGINS=a,b`, or `--no-plugin a`, leaves plugins out; `ARCHON_STRICT_PLUGINS=1` turns a broken plugin
+  into an error.
 - In a notebook, `archon_core.registry().add(spec)` registers a spec for the process.
 
 """

@@ -14,12 +14,10 @@ def archon_commands() -> list[CommandSpec]:
         CommandSpec(
             name="plugins",
             target="archon_core.cli.plugins:plugins",
-            summary="List the installed plugins, what they provide and what is wrong with them.",
+            summary="List installed plugins, what they provide, and their problems.",
         ),
-        CommandSpec(name="models", target="archon_core.cli.listings:models", summary="List the model architectures."),
-        CommandSpec(
-            name="schedules", target="archon_core.cli.listings:schedules", summary="List the pipeline schedules."
-        ),
+        CommandSpec(name="models", target="archon_core.cli.listings:models", summary="List model architectures."),
+        CommandSpec(name="schedules", target="archon_core.cli.listings:schedules", summary="List pipeline schedules."),
         CommandSpec(
             name="doctor",
             target="archon_core.cli.doctor:doctor",

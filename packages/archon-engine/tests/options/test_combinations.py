@@ -27,12 +27,12 @@ def engine(**options):
 
 DECISIONS = {
     ("archon.enable_compile", True): (engine(enable_compile=True), "false"),
-    ("archon.ac_mode", "selective, full or memory_budget, when written"): (engine(ac_mode="full"), "none"),
+    ("archon.ac_mode", "selective, full or memory_budget, if you wrote it"): (engine(ac_mode="full"), "none"),
     ("archon.selective_ac_option", "N"): (
         engine(gradient_checkpointing=True, ac_mode="full", selective_ac_option="2"),
         "op",
     ),
-    ("archon.ac_memory_budget", "another one than 0.5"): (
+    ("archon.ac_memory_budget", "any value but 0.5"): (
         engine(gradient_checkpointing=True, ac_mode="full", ac_memory_budget=0.3),
         "0.5",
     ),
@@ -48,7 +48,7 @@ DECISIONS = {
 
 ERRORS = {
     ("archon.ac_mode", "enable_compile=false"): engine(gradient_checkpointing=True, ac_mode="memory_budget"),
-    ("archon.ac_mode", "a CPU, without enable_compile written"): engine(
+    ("archon.ac_mode", "a CPU, if enable_compile is a default"): engine(
         gradient_checkpointing=True, ac_mode="memory_budget", enable_compile=True
     ),
     ("pad_to_maximum", "mb_spec.max_tokens_per_mb=null"): engine(pad_to_maximum=True),

@@ -6,6 +6,7 @@ A command's target is imported when it is called, so that ``archon --help`` stay
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,7 @@ def build_command(spec: CommandSpec) -> Any:
         command.params = [option for option in command.params if option.name not in COMPLETION_OPTIONS]
     elif callable(target):
         single = typer.Typer(add_completion=False)
-        single.command(help=target.__doc__ or escape(spec.summary))(target)
+        single.command(help=_paragraphs(target.__doc__) if target.__doc__ else escape(spec.summary))(target)
         command = typer.main.get_command(single)
     else:
         raise PluginError(
@@ -86,3 +87,8 @@ def build_command(spec: CommandSpec) -> Any:
         )
     command.name = spec.name
     return command
+
+
+def _paragraphs(docstring: str) -> str:
+    """The docstring with one line per paragraph: rich would keep the line breaks of the source."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in inspect.cleandoc(docstring).split("\n\n"))

@@ -175,7 +175,7 @@ def examine_versions(tested: Mapping[str, str], installed: Callable[[str], str |
             differing += 1
             yield Finding(name, "note", f"{found}, tested with {version}", f'pip install "{name}=={version}"')
     if not differing:
-        yield Finding("versions", "ok", "those that this release was tested with")
+        yield Finding("versions", "ok", "as tested with this release")
 
 
 def distributions_that_need(name: str, registry: Registry) -> list[str]:

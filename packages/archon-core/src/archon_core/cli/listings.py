@@ -16,13 +16,13 @@ S = TypeVar("S", bound=Spec)
 
 
 def models(as_json: AsJson = False) -> None:
-    """List the model architectures."""
+    """List model architectures."""
     _list(
         ModelSpec,
         ("model", "model types", "capabilities", "needs"),
         lambda spec: (
             ", ".join((spec.name, *spec.aliases)),
-            ", ".join(spec.model_types) or "any, when named",
+            ", ".join(spec.model_types) or "any, by name",
             " ".join(sorted(spec.capabilities)),
             " ".join(spec.needs),
         ),
@@ -31,7 +31,7 @@ def models(as_json: AsJson = False) -> None:
 
 
 def schedules(as_json: AsJson = False) -> None:
-    """List the pipeline schedules."""
+    """List pipeline schedules."""
     _list(
         ScheduleSpec,
         ("schedule", "aliases", "stages per rank", "placement", "splits backward"),

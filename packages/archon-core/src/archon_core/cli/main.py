@@ -1,4 +1,4 @@
-"""The program ``archon``: global options, dispatch to commands, and how errors reach the user."""
+"""The program ``archon``: global options, dispatch to commands, and reporting of errors."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def archon(
             # Before --help, which lists the commands of plugins.
             is_eager=True,
             callback=_disable_plugins,
-            help="Leave out this plugin, by its name or its package's; may be repeated; 'all' leaves out every one.",
+            help="Leave out a plugin, by its name or its package's; may be repeated; 'all' leaves out all plugins.",
         ),
     ] = None,
     traceback: Annotated[
@@ -73,11 +73,11 @@ def archon(
         typer.Option(
             "--traceback",
             callback=_show_tracebacks,
-            help="Show where an error was raised, as ARCHON_TRACEBACK=1 does.",
+            help="Show tracebacks of errors, like ARCHON_TRACEBACK=1.",
         ),
     ] = False,
 ) -> None:
-    """Train language models by reinforcement learning and fine-tuning, on one process or many."""
+    """Fine-tune language models and train them with reinforcement learning, on one process or many."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

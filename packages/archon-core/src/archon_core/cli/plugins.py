@@ -17,7 +17,7 @@ STYLES = {"loaded": "green", "failed": "bold red", "incompatible": "bold red", "
 
 
 def plugins(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """List the installed plugins, what they provide and what is wrong with them."""
+    """List installed plugins, what they provide, and their problems."""
     installed = registry()
     if as_json:
         print_json(describe_registry(installed))

@@ -14,10 +14,10 @@ from archon_core.config.typed import field_types, section_of
 
 HEADER = """# Options
 
-Every option of a configuration file, made from the dataclasses that define them (`python tooling/docs.py`).
-An option is written in YAML under its section, or as an override on the command line:
-`archon train config.yaml actor.optimizer.lr=1e-5`. Texts are taken as they stand, numbers and booleans by the
-option's type; `${actor.path}` stands for the value of another option.
+This page lists every option of a configuration file. Write an option in YAML under its section, or as an override on
+the command line: `archon train config.yaml actor.optimizer.lr=1e-5`. Archon parses numbers and booleans by the option's
+type and takes texts literally; `${actor.path}` inserts the value of another option. `python tooling/docs.py` generates
+the page from the dataclasses that define the options.
 """
 
 

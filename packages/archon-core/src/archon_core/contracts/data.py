@@ -37,15 +37,15 @@ class Tokenizer(Protocol):
 
 
 class Reward(Protocol):
-    """Scores a completion. ``record`` is the dataset record that the prompt was made from."""
+    """Scores a completion. ``record`` is the data set's record of the prompt."""
 
     def __call__(self, prompt: str, completion: str, record: Mapping[str, Any]) -> float:
-        """One finite number: of Python, numpy or torch, or a boolean. Anything else, or an exception, ends the run
-        with an error that names the record."""
+        """Return one finite number of Python, numpy or torch, or a boolean. Anything else, or an exception, ends the
+        run with an error that names the record."""
 
 
 class Dataset(Protocol):
-    """Records of one split, by index; the same index always gives the same record."""
+    """The records of one split. An index always returns the same record."""
 
     def __len__(self) -> int: ...
 

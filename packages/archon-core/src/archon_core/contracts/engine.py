@@ -31,15 +31,15 @@ class TrainEngineSpec(Spec):
     """A training engine, named by the backend part of a layout. ``target`` names a ``TrainEngineFactory``.
 
     Attributes:
-        letters: axis letters of the layout grammar that the backend knows.
-        hybrid: whether ``(attn:...|ffn:...)`` is understood.
-        axes: the letters that the engine of this version can run with a size above 1; others are refused by name.
-        preview: target of ``preview(outline) -> EnginePreview``: what a dry run can say of an engine
-            (``EngineOutline``) before it starts. It must not import torch. Empty for nothing.
-        model_type: target of ``model_type(config, *, role) -> str``: the ``model_type`` of the model that an
-            ``EngineConfig`` names. Empty for an engine that has models of its own and takes no other parts.
-        model: name of the model spec that this engine runs whatever the model type; empty for the one that serves it.
-        selectors: kind of spec -> the option that names one, under the role's section, such as
+        letters: axis letters of layouts that the backend understands.
+        hybrid: whether the backend understands ``(attn:...|ffn:...)``.
+        axes: the letters that the engine runs with a size above 1; any other is an error.
+        preview: target of ``preview(outline) -> EnginePreview``, which gives a dry run the problems and decisions of
+            an engine (``EngineOutline``) before it starts. It must not import torch. Empty for no preview.
+        model_type: target of ``model_type(config, *, role) -> str``, which returns the ``model_type`` of the model that
+            an ``EngineConfig`` names. Empty for an engine with models of its own, which receives no parts.
+        model: name of the model spec that this engine always runs; empty to choose by model type.
+        selectors: kind of spec -> the option, under the role's section, that names one, such as
             ``("schedule", "archon.pp_schedule")``.
     """
 
@@ -104,18 +104,18 @@ class StepStats:
 
 
 class StagedState(Protocol):
-    """A training state apart from the engine that it was taken of."""
+    """A copy of an engine's training state."""
 
     def write(self, folder: Path, ranks: Ranks) -> None:
-        """Write a ``dcp`` folder. ``ranks`` are the engine's processes, with a group that nothing else uses now."""
+        """Write a ``dcp`` folder. ``ranks`` are the engine's processes, in a group that nothing else uses meanwhile."""
 
 
 class TrainEngine(Protocol):
-    """What trainers and RL code see of a training engine, on every process of it.
+    """The interface of a training engine for trainers and RL code, on each of the engine's processes.
 
-    Methods must be called by all of the engine's processes, in the same order. A batch is the sequences of this
-    process's data rank: processes with the same ``data_ranks.rank`` pass equal batches, and a batch may be empty as
-    long as some rank's is not. Losses, norms and metrics in the result are those of all ranks together.
+    All processes of the engine must call its methods in the same order. A batch holds the sequences of this process's
+    data rank: processes with the same ``data_ranks.rank`` pass equal batches. A batch may be empty if another rank's is
+    not. Losses, norms and metrics in results cover all ranks together.
     """
 
     @property
@@ -126,18 +126,18 @@ class TrainEngine(Protocol):
 
     @property
     def data_ranks(self) -> DataRanks:
-        """Which share of a batch is this process's."""
+        """This process's share of a batch."""
 
     @property
     def version(self) -> int:
-        """Counts the optimizer steps whose weights this engine holds."""
+        """Number of optimizer steps in the weights of this engine."""
 
     @property
     def decisions(self) -> Sequence[Decision]:
-        """What the engine does other than asked, with reasons; complete after ``initialize``."""
+        """Settings that the engine changes, with reasons; complete after ``initialize``."""
 
     def initialize(self) -> None:
-        """Build the module, load or initialise its weights, make the optimizer."""
+        """Build the module, load or initialise its weights, create the optimizer."""
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """One optimizer step on ``batch``."""
@@ -149,30 +149,31 @@ class TrainEngine(Protocol):
         """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients."""
 
     def generating(self) -> AbstractContextManager[None]:
-        """Ready ``module`` for generation: inside the block, forward passes take whole token ids without gradients,
-        give whole outputs, and need not be aligned between data ranks. Switches dropout off."""
+        """Prepare ``module`` for generation. Inside the block, forward passes take whole token ids without gradients,
+        give whole outputs, and need not be aligned between data ranks. Dropout is off."""
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training."""
 
     def stage(self) -> StagedState:
-        """What ``save`` would write as ``dcp``, copied: training may go on while it is written. Until the next call."""
+        """Copy the state that ``save`` would write as ``dcp``; training may continue while the copy is written. The
+        copy is valid until the next call."""
 
     def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
-        """Read what ``save`` wrote."""
+        """Read a folder that ``save`` wrote."""
 
     def offload(self) -> None:
-        """Move weights and optimizer state to host memory and drop gradients, so that the device is free for others.
+        """Move weights and optimizer state to host memory and drop gradients, which frees the device.
 
-        Nothing else may be asked of the engine until ``onload``: TrainingError. On a CPU nothing moves, and the rest
-        holds. It is idempotent.
+        Until ``onload``, any other use of the engine raises TrainingError. On a CPU nothing moves, but the rest
+        applies. Idempotent.
         """
 
     def onload(self) -> None:
-        """Move back what ``offload`` moved; the numbers are those of an engine that stayed. It is idempotent."""
+        """Undo ``offload``; the numbers are those of an engine that never moved. Idempotent."""
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's resources."""
 
 
 @dataclass(frozen=True)

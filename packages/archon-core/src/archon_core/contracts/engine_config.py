@@ -19,14 +19,14 @@ DTYPE = one_of("float32", "bfloat16", "float64")
 
 @dataclass
 class MicroBatchSpec:
-    """How a batch is split into micro-batches (``actor.mb_spec``). The split never changes the numbers.
+    """The split of a batch into micro-batches (``actor.mb_spec``). It never changes the numbers.
 
     Attributes:
-        n_mbs: least number of micro-batches.
-        max_tokens_per_mb: most tokens in a micro-batch; null for no limit.
-        granularity: sequences that stay together, such as a prompt's samples.
-        n_mbs_divisor: the number of micro-batches is a multiple of this.
-        packing_algorithm: ``ffd`` (first fit decreasing) or ``kk`` (Karmarkar-Karp, evenest).
+        n_mbs: minimum number of micro-batches.
+        max_tokens_per_mb: maximum number of tokens in a micro-batch; null for no limit.
+        granularity: number of consecutive sequences that stay together, such as a prompt's samples.
+        n_mbs_divisor: make the number of micro-batches a multiple of this.
+        packing_algorithm: ``ffd`` (first fit decreasing) or ``kk`` (Karmarkar-Karp, most even).
     """
 
     n_mbs: int = option(1, POSITIVE)
@@ -41,19 +41,19 @@ class OptimizerConfig:
     """The optimizer and its learning-rate schedule (``actor.optimizer``).
 
     Attributes:
-        type: ``adamw``, ``adam``, ``sgd`` or ``muon`` (for matrices of layers, each expert's by itself; the rest takes
-            adamw).
+        type: ``adamw``, ``adam``, ``sgd`` or ``muon``. ``muon`` updates the matrices of layers (each expert's
+            separately) and uses adamw for all other parameters.
         lr: peak learning rate.
-        weight_decay: decoupled for adamw and muon; norms and biases are never decayed.
-        beta1: first moment's decay; momentum for sgd and muon.
-        beta2: second moment's decay.
-        eps: added to the second moment's root.
-        gradient_clipping: largest global gradient norm; 0 switches clipping off.
+        weight_decay: weight decay, decoupled for adamw and muon; never applied to norms and biases.
+        beta1: decay of the first moment; momentum for sgd and muon.
+        beta2: decay of the second moment.
+        eps: constant added to the root of the second moment.
+        gradient_clipping: maximum global gradient norm; 0 disables clipping.
         lr_scheduler_type: ``constant``, ``linear``, ``cosine`` or ``wsd`` (warm-up, stable, decay).
-        warmup_steps_proportion: share of all steps in which the rate rises linearly. With n warm-up steps, the first
-            step uses ``lr`` / n, not 0, and step n uses ``lr``.
-        decay_steps_proportion: share of all steps in which ``wsd`` decays, at the end.
-        min_lr_ratio: lowest rate of a decaying schedule, as a share of ``lr``.
+        warmup_steps_proportion: share of all steps in which the learning rate rises linearly. With n warm-up steps, the
+            first step uses ``lr`` / n, not 0, and step n uses ``lr``.
+        decay_steps_proportion: share of all steps, at the end, in which ``wsd`` decays.
+        min_lr_ratio: lowest learning rate of a decaying schedule, as a share of ``lr``.
     """
 
     type: str = option("adamw", one_of("adamw", "adam", "sgd", "muon"))
@@ -80,24 +80,25 @@ class OptimizerConfig:
 
 @dataclass
 class EngineConfig:
-    """One model in training or in use: ``actor``, ``critic``, ``ref`` or ``teacher``.
+    """One model and its engine: ``actor``, ``critic``, ``ref`` or ``teacher``.
 
     Attributes:
         backend: engine and layout, such as ``archon:d4t2``. Empty for critic, ref and teacher: the actor's.
-        path: checkpoint folder in Hugging Face's form, or a hub id.
-        init_from_scratch: random weights from the seed instead of the checkpoint's.
-        model_config: a Hugging Face ``config.json`` written in place, instead of ``path``. Quotes make a value a text.
-        is_critic: a value head instead of the language-model head.
-        dtype: compute type: ``float32``, ``bfloat16`` or ``float64``; null takes float32 on CPU, bfloat16 elsewhere.
-        grad_reduce_dtype: type in which gradients are summed over ranks; null takes float32, float64 for float64.
-        temperature: logits are divided by it before log-probabilities are taken.
-        gradient_checkpointing: recompute activations in backward as ``archon.ac_mode`` says.
-        disable_dropout: no dropout in training.
+        path: checkpoint folder in Hugging Face format, or a hub id.
+        init_from_scratch: use random weights from the seed instead of the checkpoint's.
+        model_config: the content of a Hugging Face ``config.json``, instead of ``path``. Quotes turn a value into a
+            text.
+        is_critic: use a value head instead of the language-model head.
+        dtype: compute type: ``float32``, ``bfloat16`` or ``float64``; null uses float32 on CPUs and bfloat16 elsewhere.
+        grad_reduce_dtype: type in which ranks sum gradients; null uses float32, or float64 with float64.
+        temperature: divide logits by this before the engine computes log-probabilities.
+        gradient_checkpointing: recompute activations in backward, as ``archon.ac_mode`` says.
+        disable_dropout: train without dropout.
         pad_to_maximum: pad every micro-batch to ``mb_spec.max_tokens_per_mb``.
         batch_align_to: pad every micro-batch to a multiple of this many tokens.
-        enable_tree_training: share prefixes between sequences.
-        mb_spec: the split into micro-batches.
-        optimizer: null for a model that is not trained.
+        enable_tree_training: share prefixes between sequences; not part of this version.
+        mb_spec: the split of a batch into micro-batches.
+        optimizer: the optimizer; null for a model that is not trained.
     """
 
     backend: str = ""

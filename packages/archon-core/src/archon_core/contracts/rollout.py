@@ -21,13 +21,13 @@ def _token_ids(value: Sequence[int]) -> str | None:
 
 @dataclass
 class RolloutConfig:
-    """Where completions come from.
+    """The inference engine that generates completions.
 
     Attributes:
         backend: inference engine and its sizes, such as ``local`` or ``sglang:d4t2``.
-        max_batch_size: most sequences that the local engine decodes side by side.
-        return_routed_experts: completions tell which experts every token went to, which
-            ``actor.archon.moe_routing_replay`` needs.
+        max_batch_size: maximum number of sequences that the local engine decodes together.
+        return_routed_experts: record the experts of every token in completions; ``actor.archon.moe_routing_replay``
+            needs it.
     """
 
     backend: str = "local"
@@ -37,11 +37,11 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class InferenceEngineSpec(Spec):
-    """A rollout engine. ``target`` names a ``InferenceEngineFactory``.
+    """A rollout engine. ``target`` names an ``InferenceEngineFactory``.
 
     Attributes:
-        letters: axis letters that the backend knows; ``d`` is the number of servers. Empty: it runs on the
-            trainer's own ranks and takes no sizes.
+        letters: axis letters that the backend understands; ``d`` is the number of servers. Empty for an engine that
+            runs on the trainer's own ranks and takes no sizes.
     """
 
     kind: ClassVar[str] = "inference_engine"
@@ -52,40 +52,40 @@ class InferenceEngineSpec(Spec):
 
 @dataclass(frozen=True)
 class WeightTransportSpec(Spec):
-    """A way for weights to reach inference servers. ``target`` names a ``WeightTransport``."""
+    """A transport of weights to inference servers. ``target`` names a ``WeightTransport``."""
 
     kind: ClassVar[str] = "weight_transport"
     hook: ClassVar[str] = "archon_weight_transports"
 
 
 class InferenceEngine(Protocol):
-    """Samples completions and tells which weights they came from."""
+    """Samples completions, each with the version of the weights that produced it."""
 
     @property
     def version(self) -> int:
         """The version of the weights in use."""
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
-        """Per request, its ``n_samples`` completions, in order."""
+        """Return the ``n_samples`` completions of each request, in order."""
 
     def health(self) -> bool:
-        """Whether requests would be answered now."""
+        """Whether the engine can answer requests."""
 
     def pause(self) -> None:
-        """Stop taking requests."""
+        """Stop accepting requests."""
 
     def resume(self) -> None:
-        """Take requests again."""
+        """Accept requests again."""
 
     def update_weights(self, version: int) -> None:
         """Switch to the published weights of ``version``."""
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free the engine's resources."""
 
 
 class InferenceEngineFactory(Protocol):
-    """``target`` of an ``InferenceEngineSpec``. ``trainer`` is the engine whose weights are sampled from."""
+    """``target`` of an ``InferenceEngineSpec``. ``trainer`` is the engine that provides the weights."""
 
     def __call__(self, config: Any, *, trainer: TrainEngine) -> InferenceEngine: ...
 
@@ -98,18 +98,19 @@ class WeightTransport(Protocol):
 
 @dataclass
 class GenerationConfig:
-    """Sampling options (``gconfig`` in a configuration).
+    """Sampling options (``gconfig``).
 
     Attributes:
         n_samples: completions per prompt; they share the prompt's prefill.
-        max_new_tokens: upper limit of generated tokens per completion, the stop token included.
-        min_new_tokens: stop tokens cannot be drawn before this many tokens.
-        max_tokens: upper limit of prompt plus completion; null for none.
-        temperature: logits are divided by it. Log-probabilities are those of the tempered distribution.
-        top_p: keep the smallest set of most probable tokens whose probability reaches this; 1.0 keeps all.
-        top_k: keep the k most probable tokens; 0 keeps all.
-        greedy: take the most probable token. Log-probabilities are then those at temperature 1.
-        stop_token_ids: token ids that end a completion, beside the tokenizer's end of text and the model's own list.
+        max_new_tokens: maximum number of generated tokens per completion, including the stop token.
+        min_new_tokens: minimum number of tokens before a stop token can be drawn.
+        max_tokens: maximum number of tokens of prompt and completion together; null for no limit.
+        temperature: divide logits by this. Log-probabilities are those of the tempered distribution.
+        top_p: sample from the smallest set of most probable tokens that reaches this probability; 1.0 keeps all.
+        top_k: sample from the k most probable tokens; 0 keeps all.
+        greedy: always take the most probable token. Log-probabilities are then those at temperature 1.
+        stop_token_ids: token ids that end a completion, in addition to the tokenizer's end of text and the model's own
+            list.
     """
 
     n_samples: int = option(1, POSITIVE)

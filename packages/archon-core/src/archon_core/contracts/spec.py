@@ -1,7 +1,7 @@
-"""What every kind of plugin describes itself with: a frozen spec that names its heavy parts as import targets.
+"""The spec: a frozen dataclass that describes a plugin and names its heavy parts as import targets.
 
-A spec is cheap to make and to list; ``spec.load()`` imports what it names. The kinds of spec stand beside the protocols
-that their targets satisfy, one module per topic.
+Specs are cheap to create and to list; ``spec.load()`` imports the target. Each kind of spec is defined beside the
+protocol that its target satisfies, one module per topic.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class ConfigSection:
     """Options that a plugin adds to the configuration.
 
     Attributes:
-        path: where they go: an existing section (``"actor"``), whose dataclass is extended, or a new one.
-        schema: import target of a dataclass of which every field has a default. The module that holds it
-            must not import torch: it is loaded whenever a configuration is read.
+        path: section that gets the options: an existing one (``"actor"``), whose dataclass is extended, or a new one.
+        schema: import target of a dataclass with a default for every field. Its module must not import torch, because
+            every reading of a configuration loads it.
     """
 
     path: str
@@ -59,15 +59,15 @@ class ConfigSection:
 
 @dataclass(frozen=True)
 class Spec:
-    """What all kinds share.
+    """Fields of every kind of spec.
 
     Attributes:
-        name: what users write; unique per kind over all installed plugins.
-        target: ``"package.module:attribute"`` of what ``load()`` returns.
-        aliases: other names for the same thing; unique together with the names.
+        name: the name that users write; unique per kind over all installed plugins.
+        target: ``"package.module:attribute"`` of the object that ``load()`` returns.
+        aliases: alternative names; unique like ``name``.
         summary: one line for ``archon plugins``.
-        config: options that this spec adds to the configuration.
-        origin: distribution that provides it; the registry fills it in. Empty when it was added in process.
+        config: options that the spec adds to the configuration.
+        origin: distribution that provides the spec; the registry sets it. Empty for a spec added in process.
     """
 
     kind: ClassVar[str]

@@ -11,7 +11,7 @@ from archon_core.contracts.spec import Spec
 
 @dataclass(frozen=True)
 class LauncherSpec(Spec):
-    """A way to start a run's processes (``scheduler.type``). ``target`` names a ``Launcher``."""
+    """A launcher of a run's processes (``scheduler.type``). ``target`` names a ``Launcher``."""
 
     kind: ClassVar[str] = "launcher"
     hook: ClassVar[str] = "archon_launchers"
@@ -19,11 +19,11 @@ class LauncherSpec(Spec):
 
 @dataclass(frozen=True)
 class AlgorithmSpec(Spec):
-    """A training algorithm. ``target`` names the algorithm's composition, which its trainer understands.
+    """A training algorithm. ``target`` names the algorithm's composition, in a form that its trainer understands.
 
     Attributes:
         trainer: target of a ``TrainerFactory``.
-        needs: kinds of plugin that it cannot do without, such as ``"inference_engine"`` or ``"reward"``.
+        needs: kinds of plugin that the algorithm requires, such as ``"inference_engine"`` or ``"reward"``.
     """
 
     kind: ClassVar[str] = "algorithm"
@@ -39,9 +39,9 @@ class AlgorithmSpec(Spec):
 
 @dataclass(frozen=True)
 class DialectSpec(Spec):
-    """A way to read configuration files of another program. ``target`` names an ``archon_core.config.dialect.Dialect``.
+    """A reader for configuration files of another program. ``target`` names an ``archon_core.config.dialect.Dialect``.
 
-    The target must not import torch: dialects are loaded whenever a configuration is read.
+    The target must not import torch, because every reading of a configuration loads the dialects.
     """
 
     kind: ClassVar[str] = "dialect"
@@ -49,7 +49,7 @@ class DialectSpec(Spec):
 
 
 class Trainer(Protocol):
-    """Runs training to its end. ``fit`` returns normally when it is reached."""
+    """Runs training. ``fit`` returns when training is complete."""
 
     def fit(self) -> None: ...
 

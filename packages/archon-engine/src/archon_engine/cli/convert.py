@@ -1,4 +1,4 @@
-"""``archon convert``: checkpoints from one format to the other."""
+"""``archon convert`` converts checkpoints between Hugging Face folders and training states."""
 
 from __future__ import annotations
 
@@ -32,28 +32,26 @@ def convert(
     source: Annotated[
         Path,
         typer.Argument(
-            help="For hf: a run's folder (its last checkpoint is taken), a checkpoint, or a dcp folder. For dcp: a "
-            "Hugging Face folder with safetensors files.",
+            help="For hf: a run folder (its last checkpoint), a checkpoint, or a dcp folder. For dcp: a Hugging Face "
+            "folder with safetensors files.",
             show_default=False,
         ),
     ],
-    destination: Annotated[Path, typer.Argument(help="A folder that is new or empty.", show_default=False)],
+    destination: Annotated[Path, typer.Argument(help="New or empty folder.", show_default=False)],
     to: Annotated[
         Format,
         typer.Option(
             "--to",
-            help="hf: weights, configuration and tokenizer as transformers, vLLM and SGLang load them. dcp: weights "
-            "that an engine loads as a training state of no steps; its optimizer starts afresh.",
+            help="hf: weights, configuration and tokenizer for transformers, vLLM and SGLang. dcp: weights as a "
+            "training state at step zero, without optimizer state.",
             show_default=False,
         ),
     ],
-    dtype: Annotated[
-        StoredType | None, typer.Option("--dtype", help="The type to store; by default the one they have.")
-    ] = None,
+    dtype: Annotated[StoredType | None, typer.Option("--dtype", help="Type to store; by default the source's.")] = None,
     config: Annotated[
         str | None,
         typer.Option(
-            "--config", help="Folder or hub id with the model's config.json, for a training state that tells none."
+            "--config", help="Folder or hub id with the model's config.json, for a training state without one."
         ),
     ] = None,
     run_as: Annotated[
@@ -61,7 +59,7 @@ def convert(
         typer.Option(
             "--model",
             metavar="NAME",
-            help="For dcp: model spec that will load it, such as hf; by default the one that serves its model type.",
+            help="For dcp: model spec to use, such as hf; by default the spec that serves the model type.",
             show_default=False,
         ),
     ] = None,

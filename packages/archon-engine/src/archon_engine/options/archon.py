@@ -23,38 +23,39 @@ class ArchonOptions:
     """Options of the Archon engine (``actor.archon``).
 
     Attributes:
-        pp_schedule: pipeline schedule; used when the layout has p above 1.
-        pp_layers_per_stage: most layers of a stage, from which the number of stages follows; null takes as many stages
-            as the schedule needs, two per rank where it takes any number.
-        pp_first_stage_less_layers: by how many layers the first stage is shorter, which also has the embedding; null
-            balances by cost.
-        pp_last_stage_less_layers: the same of the last stage, which also has the head.
-        pp_reduce_grad_per_microbatch: sum gradients over data ranks after every micro-batch, which keeps them sharded
+        pp_schedule: pipeline schedule, for layouts with p above 1.
+        pp_layers_per_stage: maximum number of layers per stage, which determines the number of stages; null uses as
+            many stages as the schedule needs, or two per rank if it takes any number.
+        pp_first_stage_less_layers: how many layers fewer the first stage has, in exchange for the embedding; null
+            balances stages by cost.
+        pp_last_stage_less_layers: how many layers fewer the last stage has, in exchange for the head; null balances
+            stages by cost.
+        pp_reduce_grad_per_microbatch: sum gradients over data ranks after every micro-batch, so that they stay sharded
             in between; false sums them once, at the end of the step.
-        pp_record_step: number of the optimizer step, from 1, whose pipeline actions are timed and written to
-            ``pipeline-<role>.json`` in the run folder, for ``archon pipeline show --run``; null times none.
-        enable_compile: torch.compile of every block; on a CPU only when it is written.
+        pp_record_step: number of an optimizer step, from 1. The engine times its pipeline actions and writes them to
+            ``pipeline-<role>.json`` in the run folder, for ``archon pipeline show --run``; null records no step.
+        enable_compile: compile every block with torch.compile; on a CPU only if you write the option.
         ac_mode: activation checkpointing: ``none``, ``selective``, ``full`` or ``memory_budget`` (needs
-            ``enable_compile``). Takes effect when ``gradient_checkpointing`` is true.
-        selective_ac_option: ``op`` keeps what matrix products, attention and collectives gave and recomputes the rest;
-            N recomputes every Nth block as a whole.
+            ``enable_compile``). Takes effect if ``gradient_checkpointing`` is true.
+        selective_ac_option: ``op`` keeps the results of matrix products, attention and collectives and recomputes the
+            rest; a number N recomputes every Nth block as a whole.
         ac_memory_budget: share of activations that ``memory_budget`` keeps: 0.0 recomputes everything, 1.0 nothing.
         ac_debug: measure in the first step what every block keeps and recomputes, and write it to
             ``ac_debug-rank0.txt`` in the run folder.
         offload_params: keep parameters, gradients and optimizer state in host memory; a block's parameters are on the
-            device while it runs.
-        reshard_after_forward_policy: ``always`` frees whole weights between forward and backward, ``never`` keeps
-            them; ``default`` keeps those of the last units, and all of them in a pipeline.
-        use_deterministic_algorithms: bit-identical runs.
-        attn_type: ``varlen``, ``flex`` or ``sdpa``; null chooses by device.
-        moe_router_dtype: ``fp32``, or null for the compute type.
-        master_dtype: type in which weights are kept and updated; null takes float32 beside bfloat16 computation, and
-            ``dtype`` where nothing is trained.
-        model: name of the model spec to use; null chooses by the checkpoint's ``model_type``.
-        moe: name of the mixture-of-experts block; null takes the only one installed.
-        moe_routing_replay: tokens of rollouts go to the experts that they went to there, in every pass of this engine,
-            instead of where its own routers would send them. Needs ``rollout.return_routed_experts``.
-        strict: a decision that changes what was asked is an error.
+            device while the block runs.
+        reshard_after_forward_policy: ``always`` frees whole weights between forward and backward, ``never`` keeps them;
+            ``default`` frees them, except for the last units and in a pipeline.
+        use_deterministic_algorithms: make runs equal to the last bit.
+        attn_type: attention kernel: ``varlen``, ``flex`` or ``sdpa``; null chooses by device.
+        moe_router_dtype: compute type of routers: ``fp32``, or null for that of the model.
+        master_dtype: type of the stored and updated weights; null uses float32 beside bfloat16 computation, and
+            ``dtype`` for a model that is not trained.
+        model: model spec to use; null chooses by the checkpoint's ``model_type``.
+        moe: mixture-of-experts block to use; null uses the only installed one.
+        moe_routing_replay: send the tokens of rollouts to the experts that the rollout chose, in every pass of this
+            engine, instead of routing them again. Needs ``rollout.return_routed_experts``.
+        strict: turn every decision that changes a setting into an error.
     """
 
     pp_schedule: str = "Interleaved1F1B"

@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """Two things that do not go together as they were asked.
+    """A value of an option that conflicts with another setting.
 
     Attributes:
         option: the option that gives way.
-        asked: the value that was asked for.
-        beside: what stands against it.
-        effect: ``error`` refuses it; ``decision`` records that ``becomes`` is used in its place.
-        becomes: the value that is used.
-        reason: why, as a sentence without a full stop.
-        fix: for an error, what to write.
-        applies: whether the context is this one.
+        asked: its value.
+        beside: the conflicting setting.
+        effect: ``error`` refuses the value; ``decision`` uses ``becomes`` instead and records it.
+        becomes: the value to use instead.
+        reason: the cause of the conflict, as a sentence without a full stop.
+        fix: for an error, the change to make.
+        applies: whether the rule applies in a context.
     """
 
     option: str
@@ -44,8 +44,8 @@ class Rule:
 
 
 _SPLIT = "a schedule that splits the backward pass"
-_SPLIT_BY_DEFAULT = f"{_SPLIT}, when it is a default"
-_TWICE = "such a schedule goes through each stage's graph twice, first for inputs and then for weights"
+_SPLIT_BY_DEFAULT = f"{_SPLIT}, if the value is a default"
+_TWICE = "such a schedule goes through each stage's graph twice, for input gradients and then for weight gradients"
 _OTHER_SCHEDULE = "a schedule that does not split it, such as Interleaved1F1B"
 _NO_STAGES = "a layout without p"
 _NOT_CUT = "the model is not cut into stages"
@@ -54,9 +54,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "archon.enable_compile",
         True,
-        "a CPU, when it is true by default only",
+        "a CPU, if the value is a default",
         "decision",
-        "compiling takes longer than most runs on a CPU; write it to have it",
+        "on a CPU, compiling takes longer than most runs; write the option to compile anyway",
         lambda s: s.is_default_compile_on_cpu and not s.splits_backward,
         becomes=False,
     ),
@@ -65,7 +65,7 @@ RULES: tuple[Rule, ...] = (
         True,
         _SPLIT_BY_DEFAULT,
         "decision",
-        f"{_TWICE}, and compiled graphs free theirs on the first pass",
+        f"{_TWICE}, and compiled graphs free their buffers in the first pass",
         lambda s: s.splits_backward and s.engine.archon.enable_compile and not s.has_written("enable_compile"),
         becomes=False,
     ),
@@ -74,7 +74,7 @@ RULES: tuple[Rule, ...] = (
         True,
         _SPLIT,
         "error",
-        f"{_TWICE}, and compiled graphs free theirs on the first pass",
+        f"{_TWICE}, and compiled graphs free their buffers in the first pass",
         lambda s: s.splits_backward and s.engine.archon.enable_compile and s.has_written("enable_compile"),
         fix=f"set archon.enable_compile=false, or take {_OTHER_SCHEDULE}",
     ),
@@ -83,7 +83,7 @@ RULES: tuple[Rule, ...] = (
         "selective by operation",
         _SPLIT_BY_DEFAULT,
         "decision",
-        f"{_TWICE}; what is chosen by operation is kept for one",
+        f"{_TWICE}; results selected by operation are kept for one pass only",
         lambda s: (
             s.splits_backward and s.recomputes_by_operation and not s.has_written("ac_mode", "selective_ac_option")
         ),
@@ -94,7 +94,7 @@ RULES: tuple[Rule, ...] = (
         "selective by operation",
         _SPLIT,
         "error",
-        f"{_TWICE}; what is chosen by operation is kept for one",
+        f"{_TWICE}; results selected by operation are kept for one pass only",
         lambda s: s.splits_backward and s.recomputes_by_operation and s.has_written("ac_mode", "selective_ac_option"),
         fix=f"set archon.ac_mode=full, or archon.selective_ac_option to a number, or take {_OTHER_SCHEDULE}",
     ),
@@ -103,7 +103,7 @@ RULES: tuple[Rule, ...] = (
         "memory_budget",
         _SPLIT_BY_DEFAULT,
         "decision",
-        "the budget is kept by the compiler, which such a schedule does without",
+        "the compiler implements the budget, and such a schedule excludes compiling",
         lambda s: s.splits_backward and s.ac_mode == "memory_budget" and not s.has_written("ac_mode"),
         becomes="full",
     ),
@@ -112,7 +112,7 @@ RULES: tuple[Rule, ...] = (
         "memory_budget",
         _SPLIT,
         "error",
-        "the budget is kept by the compiler, which such a schedule does without",
+        "the compiler implements the budget, and such a schedule excludes compiling",
         lambda s: s.splits_backward and s.ac_mode == "memory_budget" and s.has_written("ac_mode"),
         fix=f"set archon.ac_mode=full, or take {_OTHER_SCHEDULE}",
     ),
@@ -121,25 +121,25 @@ RULES: tuple[Rule, ...] = (
         "memory_budget",
         "enable_compile=false",
         "error",
-        "the budget is kept by the compiler",
+        "the compiler implements the budget",
         lambda s: s.ac_mode == "memory_budget" and not s.engine.archon.enable_compile and not s.splits_backward,
         fix="set archon.enable_compile=true, or ac_mode to none, selective or full",
     ),
     Rule(
         "archon.ac_mode",
         "memory_budget",
-        "a CPU, without enable_compile written",
+        "a CPU, if enable_compile is a default",
         "error",
-        "the budget is kept by the compiler, which is off on a CPU by default",
+        "the compiler implements the budget, and compiling is off by default on a CPU",
         lambda s: s.ac_mode == "memory_budget" and s.is_default_compile_on_cpu and not s.splits_backward,
         fix="write archon.enable_compile=true, or set ac_mode to none, selective or full",
     ),
     Rule(
         "archon.ac_mode",
-        "selective, full or memory_budget, when written",
+        "selective, full or memory_budget, if you wrote it",
         "gradient_checkpointing=false",
         "decision",
-        "ac_mode takes effect when gradient_checkpointing is true",
+        "ac_mode takes effect only if gradient_checkpointing is true",
         lambda s: (
             not s.engine.gradient_checkpointing and s.engine.archon.ac_mode != "none" and s.has_written("ac_mode")
         ),
@@ -150,16 +150,16 @@ RULES: tuple[Rule, ...] = (
         "N",
         "another ac_mode than selective",
         "decision",
-        "it says which blocks ac_mode selective recomputes",
+        "the option applies to ac_mode selective only",
         lambda s: s.recomputes_otherwise_than("selective") and s.engine.archon.selective_ac_option != "op",
         becomes="op",
     ),
     Rule(
         "archon.ac_memory_budget",
-        "another one than 0.5",
+        "any value but 0.5",
         "another ac_mode than memory_budget",
         "decision",
-        "it is the budget of ac_mode memory_budget",
+        "the option applies to ac_mode memory_budget only",
         lambda s: s.recomputes_otherwise_than("memory_budget") and s.engine.archon.ac_memory_budget != 0.5,
         becomes=0.5,
     ),
@@ -186,7 +186,7 @@ RULES: tuple[Rule, ...] = (
         True,
         "mb_spec.max_tokens_per_mb=null",
         "error",
-        "there is no maximum",
+        "there is no maximum to pad to",
         lambda s: s.engine.pad_to_maximum and s.engine.mb_spec.max_tokens_per_mb is None,
         fix="set mb_spec.max_tokens_per_mb, or pad_to_maximum=false",
     ),
@@ -219,7 +219,7 @@ RULES: tuple[Rule, ...] = (
         "a number",
         _NO_STAGES,
         "decision",
-        "there are no actions of a pipeline to time",
+        "there are no pipeline actions to time",
         lambda s: s.is_alone and s.engine.archon.pp_record_step is not None,
     ),
     Rule(
@@ -227,7 +227,7 @@ RULES: tuple[Rule, ...] = (
         True,
         "this version",
         "decision",
-        "sequences are packed one by one; prefixes are not shared yet",
+        "this version packs each sequence separately and shares no prefixes",
         lambda s: s.engine.enable_tree_training,
         becomes=False,
     ),
@@ -287,7 +287,7 @@ def shown(value: object) -> str:
 
 def render_rules() -> str:
     """The rules as a Markdown table."""
-    lines = ["| option | asked | together with | then | because |", "|---|---|---|---|---|"]
+    lines = ["| option | value | together with | result | reason |", "|---|---|---|---|---|"]
     for rule in RULES:
         then = f"`{shown(rule.becomes)}`, a recorded decision" if rule.effect == "decision" else f"error: {rule.fix}"
         lines.append(f"| `{rule.option}` | {shown(rule.asked)} | {rule.beside} | {then} | {rule.reason} |")
