@@ -109,7 +109,7 @@ def test_prompts_that_are_missing_or_given_twice_are_errors(tmp_path, monkeypatc
     with pytest.raises(ConfigError, match="no prompt in standard input"):
         read_prompts([], None)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    with pytest.raises(ConfigError, match=r"found no prompt; write it behind the model"):
+    with pytest.raises(ConfigError, match=r"found no prompt; write it after the model"):
         read_prompts([], None)
 
 
