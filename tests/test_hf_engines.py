@@ -12,7 +12,7 @@ from archon_core.errors import ConfigError, LayoutError
 from archon_engine.models.parameter_names import weight_shapes
 from archon_engine.models.weight_conversion import assemble_hf, copy_from
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
-from archon_testing.batches import deal, make_batch
+from archon_testing.batches import deal_unevenly, make_batch
 from archon_testing.losses import oracle_loss
 from archon_testing.worlds import run_world
 
@@ -55,7 +55,9 @@ def train(engine, steps):
     told = []
     for step in steps:
         batch, ranks = whole_batch(step), engine.data_ranks
-        stats = engine.train_batch(batch.select(deal(len(batch), ranks.size)[ranks.rank]), oracle_loss(critic=False))
+        stats = engine.train_batch(
+            batch.select(deal_unevenly(len(batch), ranks.size)[ranks.rank]), oracle_loss(critic=False)
+        )
         told.append((stats.loss, stats.gradient_norm))
     return told
 

@@ -43,7 +43,7 @@ from archon_engine.nn.attention import check_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.parallel.compilation import check_compiler
 from archon_rl.datasets.jsonl import read_jsonl
-from archon_rl.fields import Fields, located
+from archon_rl.fields import Fields, with_location
 from archon_rl.rewards.checking import NamedReward, checked_reward
 from archon_rl.rewards.gsm8k import gsm8k_reward
 from archon_rl.text_encoding import TextEncoder
@@ -369,7 +369,7 @@ def _(folder: Path) -> None:
 
 @row("Records have other fields")
 def _(folder: Path) -> None:
-    with located("problems.jsonl:1"):
+    with with_location("problems.jsonl:1"):
         Fields("question", "answer").check({"problem": "1+1=", "solution": "2"})
 
 
@@ -398,7 +398,7 @@ def _(folder: Path) -> None:
     _second_line(b'{"question": "a", "answer": "1", "answer": "2"}')
 
 
-@row("Records are longer than the run can take")
+@row("Records are too long for the run")
 def _(folder: Path) -> None:
     Path("train.jsonl").write_text(
         "\n".join(json.dumps({"question": "1" * n, "answer": "1"}) for n in (3, 29)), encoding="utf-8"

@@ -163,15 +163,15 @@ def test_qwen3_moe_blocks_of_transformers_give_the_same(dtype: torch.dtype, tole
         theirs.gate.forward = lambda h: (None, (routing := made.router.route(*made.router(h))).weights, routing.experts)
         theirs.gate.weight = made.router.weight
     x, grad = rows(31, 24, dtype=dtype), rows(31, 24, dtype=dtype, seed=4)
-    ours_in, theirs_in = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, expected = made(ours_in, packed(31)), theirs(theirs_in[None])[0]
+    parameters_in, theirs_in = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, expected = made(parameters_in, packed(31)), theirs(theirs_in[None])[0]
     y.backward(grad)
     router_grad, made.router.weight.grad = made.router.weight.grad, None
     expected.backward(grad)
     gate_up = torch.cat([made.experts.gate_proj.grad, made.experts.up_proj.grad], 1)
     for found, wanted in (
         (y, expected),
-        (ours_in.grad, theirs_in.grad),
+        (parameters_in.grad, theirs_in.grad),
         (router_grad, theirs.gate.weight.grad),
         (gate_up, theirs.experts.gate_up_proj.grad),
         (made.experts.down_proj.grad, theirs.experts.down_proj.grad),

@@ -83,9 +83,9 @@ def test_a_folder_that_cannot_be_published_is_told_to_every_rank(run, monkeypatc
         flush(path)
 
     monkeypatch.setattr(publication, "_flush_tree", full)
-    with pytest.raises(WeightsError, match=r"could not be written .*No space left"):
+    with pytest.raises(WeightsError, match=r"cannot write it .*No space left"):
         run(ASYNC, "actor.backend=bigram:d2", "trainer.save_every=1", ranks=2)
-    with pytest.raises(WeightsError, match=r"could not be written .*No space left"):
+    with pytest.raises(WeightsError, match=r"cannot write it .*No space left"):
         run("actor.backend=bigram:d2", "trial_name=in_turn", ranks=2)
     assert run.folder().checkpoint_steps() == run.folder("in_turn").checkpoint_steps() == []
 
@@ -123,7 +123,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_on_and_never_passed_by_unask
     with pytest.raises(DamagedError, match=r"trainer\.json: it is damaged: bytes") as refused:
         run("trainer.resume=true", "actor.backend=bigram:d2", ranks=2)
     assert refused.value.__notes__ == [
-        f"to go on from the checkpoint before, if there is one, move {last} away and resume again"
+        f"to resume from the previous checkpoint, if there is one, move {last} away and run again"
     ]
     last.rename(last.with_name("damaged"))
     before = run.folder().checkpoint_path(1)

@@ -122,8 +122,8 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_where_it_hides_what_w
     ("record", "message"),
     [
         ({"p": [{"role": "user", "content": "a"}]}, "found a prompt without an answer to train on"),
-        ({"p": "a", "c": [{"role": "user", "content": "b"}]}, "found no turn of the assistant to train on among user"),
-        ({"p": turn("a", "b"), "c": "5"}, "ends with the assistant's turn, and an answer in 'c' beside it"),
+        ({"p": "a", "c": [{"role": "user", "content": "b"}]}, "found no assistant turn to train on among user"),
+        ({"p": turn("a", "b"), "c": "5"}, "ends with the assistant's turn, and another answer in 'c'"),
     ],
 )
 def test_a_record_with_nothing_to_train_on_is_refused(record, message):
@@ -142,13 +142,13 @@ def test_messages_need_a_chat_template(template, use):
     encoder = TextEncoder(chat_tokenizer(template), "p", None, use_chat_template=use)
     for read in (encoder.encode_prompt, lambda record: encoder.encode_examples([record])):
         prompt = turn("a", "b")[: 1 if read == encoder.encode_prompt else 2]
-        with pytest.raises(DataError, match=r"found messages, which a chat template turns into text, and .* tokenizer"):
+        with pytest.raises(DataError, match=r"found messages, which need a chat template, and .* tokenizer"):
             read({"p": prompt})
 
 
 def test_markers_that_enclose_nothing_are_refused():
     empty = chat_tokenizer(CHATML + "{% if false %}{% generation %}{% endgeneration %}{% endif %}")
-    with pytest.raises(DataError, match=r"markers of the chat template enclose nothing of the assistant's turns"):
+    with pytest.raises(DataError, match=r"markers of the chat template enclose no text of the assistant"):
         trained_text(empty, {"messages": turn("a", "b")})
 
 
@@ -159,7 +159,7 @@ def test_a_template_that_refuses_a_lone_user_message_names_the_option():
         DataError, match=r"failed on messages with the roles user: system first; set tokenizer\.use_chat_template=f"
     ):
         encoder.encode_prompt({"p": "2+3?"})
-    with pytest.raises(DataError, match=r"failed on messages with the roles user: system first; .* mend the record"):
+    with pytest.raises(DataError, match=r"failed on messages with the roles user: system first; .* correct the record"):
         encoder.encode_prompt({"p": [{"role": "user", "content": "2+3?"}]})
 
 

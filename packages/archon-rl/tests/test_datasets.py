@@ -71,7 +71,7 @@ def test_jsonl_reads_the_held_out_records_from_their_own_file(tmp_path):
         ("[1, 2]", r"a\.jsonl:2: found a list; every line must hold one JSON object"),
         (
             '{"question": "a", "answr": "b"}',
-            r"a\.jsonl:2: there is no field 'answer'; found 'question', 'answr'.*mean 'answr'",
+            r"a\.jsonl:2: found no field 'answer' among 'question', 'answr'.*mean 'answr'",
         ),
     ],
 )
@@ -93,7 +93,9 @@ def test_jsonl_names_a_file_that_is_not_there(tmp_path):
 
 def test_holding_out_everything_is_an_error(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", RECORDS)
-    with pytest.raises(ConfigError, match=r"validation_size: found 10 and a data set of 10 records; .* from 0 to 9"):
+    with pytest.raises(
+        ConfigError, match=r"validation_size: found 10, and a data set of 10 records; allowed is 0 to 9"
+    ):
         jsonl_dataset(Data(path=path, validation_size=10), split="train", seed=1)
 
 
@@ -139,7 +141,7 @@ def test_holding_out_so_much_that_only_mirror_images_are_left_is_an_error():
     config = Data(validation_size=3, arithmetic=ArithmeticOptions(1, "+"))
     # Of 0+0, 0+1, 1+0 and 1+1, the one that is left is the mirror image of a held-out one for some seeds.
     seeds = [seed for seed in range(40) if left_over(config, seed) in ("0+1=", "1+0=")]
-    with pytest.raises(ConfigError, match="with their mirror images they leave none to train on"):
+    with pytest.raises(ConfigError, match="which leave none to train on without their mirror images"):
         arithmetic_dataset(config, split="train", seed=seeds[0])
 
 
@@ -153,11 +155,11 @@ def left_over(config, seed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (ArithmeticOptions(9, "+/"), r"operators: found '\+/'; allowed is any of"),
-        (ArithmeticOptions(9, "++"), r"operators: found '\+\+'; .* each once"),
+        (ArithmeticOptions(9, "+/"), r"operators: found '\+/'; allowed are"),
+        (ArithmeticOptions(9, "++"), r"operators: found '\+\+'; .* each at most once"),
         (ArithmeticOptions(9, ""), r"operators: found ''"),
-        (ArithmeticOptions(0), r"max_operand: found 0; it must be 1 or more"),
-        (ArithmeticOptions(10**5), r"makes 10,000,200,001 problems; at most 20,000,000"),
+        (ArithmeticOptions(0), r"max_operand: found 0; allowed is 1 or more"),
+        (ArithmeticOptions(10**5), r"gives 10,000,200,001 problems; allowed are at most 20,000,000"),
     ],
 )
 def test_arithmetic_refuses_a_size_it_cannot_enumerate(options, message):
@@ -182,9 +184,9 @@ def test_huggingface_data_sets_are_read_and_cut(tmp_path, monkeypatch):
     assert contents(huggingface_dataset(other, split="validation", seed=1)) == RECORDS[3:6]
     assert contents(huggingface_dataset(other, split="train", seed=1)) == RECORDS
     assert len(huggingface_dataset(Data(path=path, validation_size=4), split="validation", seed=1)) == 4
-    with pytest.raises(ConfigError, match=r"the held-out records are split 'train' of .* which is what is trained on"):
+    with pytest.raises(ConfigError, match=r"found split 'train' of .*, which is the training data"):
         huggingface_dataset(Data(path=path, validation_path=path), split="validation", seed=1)
-    with pytest.raises(DataError, match=r"there is no field 'text'; found 'question', 'answer', 'id'"):
+    with pytest.raises(DataError, match=r"found no field 'text' among 'question', 'answer', 'id'"):
         huggingface_dataset(Data(path=path, prompt_key="text"), split="train", seed=1)
     with pytest.raises(ConfigError, match=r"split 'dev': datasets could not load it"):
         huggingface_dataset(Data(path=path, hf=HuggingFaceOptions(split="dev")), split="train", seed=1)
@@ -218,6 +220,6 @@ def test_epochs_have_different_orders_and_an_unshuffled_cursor_none():
 @pytest.mark.parametrize("batch_size", [0, 11])
 def test_a_batch_must_fit_into_the_data(batch_size):
     with pytest.raises(
-        ConfigError, match=rf"batch_size: found {batch_size}, with 10 training records; allowed is 1 to 10;"
+        ConfigError, match=rf"batch_size: found {batch_size}, and 10 training records; allowed is 1 to 10;"
     ):
         DataCursor(10, batch_size, seed=1)

@@ -10,7 +10,7 @@ import pytest
 from archon_core.errors import DataError
 from archon_rl.datasets.hf import HuggingFaceDataset
 from archon_rl.text_encoding import TextEncoder
-from archon_rl.trainer.sequence_lengths import measured, prompt_lengths, whole_lengths
+from archon_rl.trainer.sequence_lengths import example_lengths, measure_lengths, prompt_lengths
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -47,10 +47,10 @@ def test_conversations_in_columns_are_those_in_files():
         ([{"q": "a", "a": True}] * 2, r"data\.answer_key='a': found true"),
     ],
 )
-@pytest.mark.parametrize("measure", [prompt_lengths, whole_lengths])
+@pytest.mark.parametrize("measure", [prompt_lengths, example_lengths])
 def test_values_that_are_not_text_are_errors_that_name_the_record(rows, found, measure):
     with pytest.raises(DataError, match=rf"data set 'a', split 'train', record [01] \(counted from 0\): {found}"):
-        measured(dataset(rows), TextEncoder(chat_tokenizer(CHATML), "q", "a"), measure)
+        measure_lengths(dataset(rows), TextEncoder(chat_tokenizer(CHATML), "q", "a"), measure)
 
 
 def test_a_record_that_cannot_be_decoded_is_named():

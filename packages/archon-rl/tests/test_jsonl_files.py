@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from archon_core.errors import ConfigError, DataError
 from archon_rl.datasets.jsonl import jsonl_dataset, read_jsonl
 from archon_rl.text_encoding import TextEncoder
-from archon_rl.trainer.sequence_lengths import measured, prompt_lengths, whole_lengths
+from archon_rl.trainer.sequence_lengths import example_lengths, measure_lengths, prompt_lengths
 from archon_train.experiment import DataConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -40,15 +40,15 @@ def read(folder: Path, content: bytes):
     ("line", "message"),
     [
         (b'{"question": "caf\xe9", "answer": "1"}\n', "not UTF-8: found byte 0xe9 at byte 18 of the line; convert"),
-        (rb'{"question": "q\ud83d", "answer": "1"}', r"found \\ud83d alone, half of a surrogate pair"),
-        (rb'{"question": "q", "answer": "1", "x": {"y": ["\uDE00"]}}', r"found \\ude00 alone"),
-        (rb'{"question": "q", "answer": "1", "\ud83d": 1}', r"found \\ud83d alone"),
-        (with_field(b"9" * 5000), "an integer of more digits than Python reads"),
+        (rb'{"question": "q\ud83d", "answer": "1"}', r"found \\ud83d, an unpaired surrogate"),
+        (rb'{"question": "q", "answer": "1", "x": {"y": ["\uDE00"]}}', r"found \\ude00, an unpaired surrogate"),
+        (rb'{"question": "q", "answer": "1", "\ud83d": 1}', r"found \\ud83d, an unpaired surrogate"),
+        (with_field(b"9" * 5000), "an integer of more than 4,300 digits"),
         (with_field(b"[" * 100_000 + b"]" * 100_000), "nested too deep"),
         (with_field(b'{"a":' * 100_000 + b"1" + b"}" * 100_000), "nested too deep"),
-        (with_field(b"NaN"), "not JSON: found NaN, which JSON has no number for"),
+        (with_field(b"NaN"), "not JSON: found NaN; write null"),
         (with_field(b"-Infinity"), "not JSON: found -Infinity"),
-        (with_field(b"1e999"), "found the number 1e999, which is too large"),
+        (with_field(b"1e999"), "found the number 1e999, too large"),
         (with_field(b'"\x00"'), "not JSON: Invalid control character"),
         (b"\x00" * 10, "not JSON: "),
         (b'{"question": "a", "answer": "1", "answer": "2"}', "the name 'answer' twice in one object"),
@@ -102,10 +102,10 @@ def test_files_of_another_kind_are_recognised(tmp_path, content, message):
 def test_files_that_cannot_be_read_are_named_with_their_option(tmp_path):
     (tmp_path / "good.jsonl").write_bytes(GOOD)
     for path in (str(tmp_path), "x" * 300, "a\0b", "/proc/self/mem"):
-        with pytest.raises(ConfigError, match=r"data\.path: (found no file|the file .* cannot be read)"):
+        with pytest.raises(ConfigError, match=r"data\.path: (found no file|cannot read the file)"):
             jsonl_dataset(DataConfig(path=path), split="train", seed=1)
         config = DataConfig(path=str(tmp_path / "good.jsonl"), validation_path=path)
-        with pytest.raises(ConfigError, match=r"data\.validation_path: (found no file|the file .* cannot be read)"):
+        with pytest.raises(ConfigError, match=r"data\.validation_path: (found no file|cannot read the file)"):
             jsonl_dataset(config, split="validation", seed=1)
 
 
@@ -153,6 +153,7 @@ def test_any_bytes_are_read_and_encoded_or_refused(tmp_path, examples):
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.binary(max_size=60) | any_file(), st.sampled_from(["answer", None, "x.y"]))
+    @example(b'{"question": [{"role": "user", "content": "a"}]}', None)
     def check(content: bytes, answer_key: str | None) -> None:
         path.unlink(missing_ok=True)  # writing over a file makes some file systems wait for the disk
         path.write_bytes(content)
@@ -166,9 +167,9 @@ def test_any_bytes_are_read_and_encoded_or_refused(tmp_path, examples):
             assert refused.startswith(str(path))
             outcomes.add("refused")
             return
-        for measure in (prompt_lengths, whole_lengths):
+        for measure in (prompt_lengths, example_lengths):
             try:
-                measured(records, encoder, measure)
+                measure_lengths(records, encoder, measure)
                 outcomes.add(measure.__name__)
             except DataError as error:
                 refused = str(error)
@@ -176,4 +177,4 @@ def test_any_bytes_are_read_and_encoded_or_refused(tmp_path, examples):
         assert refused == "" or refused.startswith(f"{path}:")
 
     check()
-    assert outcomes == {"refused", "prompt_lengths", "whole_lengths", "not encoded"}
+    assert outcomes == {"refused", "prompt_lengths", "example_lengths", "not encoded"}

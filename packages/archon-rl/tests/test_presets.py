@@ -70,7 +70,9 @@ def test_without_a_reference_the_default_penalty_is_off_and_recorded():
 
 
 def test_a_kl_term_without_a_reference_is_an_error():
-    with pytest.raises(ConfigError, match=r"kl_loss_coef=0\.1 needs a reference model and there is no 'ref' section"):
+    with pytest.raises(
+        ConfigError, match=r"kl_loss_coef: found 0\.1, which needs a reference model, and no 'ref' section"
+    ):
         compose(kl_loss_coef=0.1)
     algorithm, _ = compose(kl_loss_coef=0.1, kl_ctl=0.0, ref=True, kl_loss_estimator="k2")
     assert algorithm.regularisers[-1] == KLTerm(0.1, "k2")
@@ -129,16 +131,16 @@ def test_groups_without_a_difference_leave_the_batch_when_asked():
     [
         ({"kl_estimator": "k4"}, r"actor\.kl_estimator: found 'k4'; allowed are k1, k2, k3"),
         ({"loss_aggregation": "tokn"}, r"found 'tokn'; allowed are token, sequence, constant; did you mean 'token'"),
-        ({"eps_clip": 1.5}, r"actor\.eps_clip: found 1\.5; it must be between 0 and 1"),
-        ({"c_clip": 0.5}, r"actor\.c_clip: found 0\.5; it must be above 1, or null"),
-        ({"behave_imp_weight_cap": 1.0}, r"behave_imp_weight_cap: found 1\.0; it must be above 1"),
-        ({"reward_scaling": math.nan}, r"actor\.reward_scaling: found nan; it must be a finite number"),
-        ({"reward_bias": -math.inf}, r"actor\.reward_bias: found -inf; it must be a finite number"),
-        ({"entropy_coef": math.nan}, r"actor\.entropy_coef: found nan; it must be a finite number"),
-        ({"kl_ctl": math.inf}, r"actor\.kl_ctl: found inf; it must be 0 or above"),
+        ({"eps_clip": 1.5}, r"actor\.eps_clip: found 1\.5; allowed is between 0 and 1"),
+        ({"c_clip": 0.5}, r"actor\.c_clip: found 0\.5; allowed is above 1, or null"),
+        ({"behave_imp_weight_cap": 1.0}, r"behave_imp_weight_cap: found 1\.0; allowed is above 1"),
+        ({"reward_scaling": math.nan}, r"actor\.reward_scaling: found nan; allowed is a finite number"),
+        ({"reward_bias": -math.inf}, r"actor\.reward_bias: found -inf; allowed is a finite number"),
+        ({"entropy_coef": math.nan}, r"actor\.entropy_coef: found nan; allowed is a finite number"),
+        ({"kl_ctl": math.inf}, r"actor\.kl_ctl: found inf; allowed is 0 or above"),
         ({"overlong_reward_penalty": True, "overlong_tokens": 8, "overlong_penalty_factor": math.nan}, "factor=nan"),
-        ({"ppo_n_minibatches": 0}, r"ppo_n_minibatches: found 0; it must be at least 1"),
-        ({"overlong_reward_penalty": True}, r"found overlong_tokens=None .* both are needed"),
+        ({"ppo_n_minibatches": 0}, r"ppo_n_minibatches: found 0; allowed is at least 1"),
+        ({"overlong_reward_penalty": True}, r"found actor\.overlong_tokens=None .* set both"),
         (
             {"overlong_reward_penalty": True, "overlong_tokens": 20, "overlong_penalty_factor": 1.0},
             r"overlong_tokens=20 .* from 1 to gconfig\.max_new_tokens=16",
@@ -147,7 +149,10 @@ def test_groups_without_a_difference_leave_the_batch_when_asked():
             {"reward_norm": NormConfig(mean_level="groups")},
             r"reward_norm\.mean_level: found 'groups'; .* batch, group, null",
         ),
-        ({"adv_norm": NormConfig(std_level="group", group_size=8)}, r"group_size: found 8, .*n_samples=4"),
+        (
+            {"adv_norm": NormConfig(std_level="group", group_size=8)},
+            r"group_size: found 8; allowed is gconfig\.n_samples=4",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options, message):
@@ -156,7 +161,9 @@ def test_options_that_make_no_sense_are_refused(options, message):
 
 
 def test_a_group_of_one_is_refused():
-    with pytest.raises(ConfigError, match=r"compares a prompt's samples and gconfig\.n_samples is 1; it must be 2"):
+    with pytest.raises(
+        ConfigError, match=r"compares the samples of a prompt, and gconfig\.n_samples=1; set gconfig\.n_samples to 2"
+    ):
         compose(gconfig={"n_samples": 1})
 
 

@@ -126,15 +126,15 @@ def test_a_change_is_refused_by_name_and_an_accepted_one_is_a_decision(run, begu
     for line, name in zip(lines[1:-1], names, strict=True):
         assert line.lstrip().startswith(LABELS.get(name, name))
         assert ": found " in line
-        assert ", the run began with " in line
-    assert f"go on with the change by trainer.accept_changed=[{','.join(names)}]" in lines[-1]
+        assert ", the run started with " in line
+    assert f"accept the change with trainer.accept_changed=[{','.join(names)}]" in lines[-1]
     assert "--restart" in lines[-1]
 
     accepted = begun(f"trainer.accept_changed=[{','.join(names)}]")
     assert rows(accepted)[-1]["step"] == 4
     decisions = [d for d in run.context.decisions if d.option == "trainer.accept_changed"]
     assert len(decisions) >= len(names)
-    assert all(d.reason == "accepted: the run learns from it after step 2" for d in decisions)
+    assert all(d.reason == "accepted by trainer.accept_changed: used after step 2" for d in decisions)
     # The next checkpoint knows the new state of things, so nothing has to be accepted again.
     run.context.decisions.clear()
     begun()
@@ -173,7 +173,7 @@ def test_ranks_refuse_together_and_only_the_first_reads_the_records(run, begun, 
     hashed = resuming.records_fingerprint
     monkeypatch.setattr(resuming, "records_fingerprint", lambda records: read.append(1) or hashed(records))
     change_records(tmp_path)
-    with pytest.raises(ConfigError, match="what the run learns from has changed"):
+    with pytest.raises(ConfigError, match="the run's inputs changed"):
         begun("actor.backend=bigram:d2", ranks=2)
     assert len(read) == 2  # training and held-out records, once each
 
@@ -212,7 +212,7 @@ def test_a_checkpoint_without_fingerprints_is_resumed_and_the_run_says_that_noth
     change_records(tmp_path)
     assert rows(begun())[-1]["step"] == 4
     [decision] = [d for d in run.context.decisions if d.option == "trainer.resume"]
-    assert decision.effective == "not compared with those of the checkpoint"
+    assert decision.effective == "not compared with the checkpoint"
 
 
 def test_names_that_can_be_accepted_are_checked_with_the_configuration(run):

@@ -367,7 +367,9 @@ def test_gsm8k_rewards_the_number_behind_the_last_mark(completion, reward):
 
 @pytest.mark.parametrize(("name", "reward"), [("arithmetic", final_number_reward), ("gsm8k", gsm8k_reward)])
 def test_a_record_without_a_number_is_an_error_and_not_a_reward(name, reward):
-    with pytest.raises(DataError, match=rf"reward '{name}': the answer 'many' contains no number .*data\.answer_key"):
+    with pytest.raises(
+        DataError, match=rf"reward '{name}': found no number in the answer 'many'; set data\.answer_key"
+    ):
         reward("", "many", {"answer": "many"})
 
 

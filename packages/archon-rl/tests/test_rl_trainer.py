@@ -93,7 +93,7 @@ def test_a_step_whose_groups_teach_nothing_changes_no_weight_and_says_so(run):
     uniform = run("actor.dynamic_sampling=true", "gconfig.greedy=true", "trainer.max_steps=2", "trial_name=uniform")
     [*_, last] = rows(uniform)
     assert (last["selected"], last["updates"], last["version"]) == (0, 0, 0)
-    assert "Step 2: 1 mini-batches were left out" in output(uniform)
+    assert "Step 2: left out 1 mini-batches" in output(uniform)
 
 
 @needs_qwen_and_rollout
@@ -121,7 +121,9 @@ def test_a_stopped_run_leaves_a_checkpoint_of_its_last_step(run):
 def test_resuming_with_batches_of_another_size_is_refused(run):
     with pytest.raises(KeyboardInterrupt):
         run(stop_after=2)
-    with pytest.raises(WeightsError, match=r"found data\.batch_size 2, the run began with 4; .*data\.batch_size=4"):
+    with pytest.raises(
+        WeightsError, match=r"data\.batch_size: found 2, but the run .* started with 4, .*data\.batch_size=4"
+    ):
         run("trainer.resume=true", "data.batch_size=2")
 
 
@@ -203,7 +205,7 @@ def test_truncated_completions_are_not_trained_on_when_masked(run):
         assert row["updates"] == 0
         assert row["left_out_updates"] == 1
     if everything_cut:
-        assert "1 mini-batches were left out" in output(folder)
+        assert "left out 1 mini-batches" in output(folder)
 
 
 def test_decisions_of_preset_engines_and_vocabulary_are_recorded_and_shown(run):
@@ -215,7 +217,7 @@ def test_decisions_of_preset_engines_and_vocabulary_are_recorded_and_shown(run):
 
 
 def test_a_vocabulary_too_small_for_the_tokenizer_is_refused(run):
-    with pytest.raises(ConfigError, match=r"found vocab_size 8, the tokenizer has 15 tokens"):
+    with pytest.raises(ConfigError, match=r"found vocab_size 8; allowed is at least 15"):
         run("actor.model_config.vocab_size=8")
 
 
@@ -225,7 +227,7 @@ def test_an_algorithm_without_a_reward_names_those_installed(run):
 
 
 def test_more_minibatches_than_completions_are_refused(run):
-    with pytest.raises(ConfigError, match=r"ppo_n_minibatches: found 17, .* = 16 completions"):
+    with pytest.raises(ConfigError, match=r"ppo_n_minibatches: found 17; .* = 16 completions"):
         run("actor.ppo_n_minibatches=17")
 
 
@@ -233,7 +235,7 @@ def test_prompts_above_the_limit_are_left_out_and_counted(run):
     folder = run("data.arithmetic.max_operand=11", "data.validation_size=0", "data.max_length=5", "trainer.max_steps=1")
     # A begin-of-text token and "a+b=" make five tokens only when both of the 12 x 12 operands have one digit.
     assert "Left out 44 of 144 training records: longer than data.max_length=5 tokens" in output(folder)
-    with pytest.raises(DataError, match=r"data\.max_length=4: none of the 144 training records is that short"):
+    with pytest.raises(DataError, match=r"data\.max_length: found 4, and all 144 training records are longer"):
         run("data.arithmetic.max_operand=11", "data.validation_size=0", "data.max_length=4", "trial_name=none")
 
 

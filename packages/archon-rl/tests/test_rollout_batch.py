@@ -15,7 +15,7 @@ from archon_core.models.end_tokens import ModelEnds, end_tokens
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
-from archon_rl.trainer.engines import reference_config, starting_from
+from archon_rl.trainer.engines import reference_config, with_checkpoint
 from archon_rl.trainer.rl_step import split_minibatches
 from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample, sampling_options, score
 
@@ -40,10 +40,10 @@ def test_masks_and_log_probabilities_stand_where_each_token_is_predicted():
 
 
 def test_completions_that_do_not_tell_their_experts_are_refused_where_others_do_or_all_must():
-    told = replace(A, routed_experts=torch.zeros(4, 2, 2, dtype=torch.int16))
-    for completion, needed in ((told, False), (A, True)):
+    complete = replace(A, routed_experts=torch.zeros(4, 2, 2, dtype=torch.int16))
+    for completion, needed in ((complete, False), (A, True)):
         rollout = Rollout(records=({},), prompts=((1, 5),), completions=((completion, B, EMPTY),))
-        with pytest.raises(TrainingError, match=rf"found {1 + needed} of 3 completions without the experts"):
+        with pytest.raises(TrainingError, match=rf"found {1 + needed} of 3 completions without routed experts"):
             build_batch(rollout, torch.zeros(3), needs_experts=needed)
 
 
@@ -108,7 +108,7 @@ def test_minibatches_share_the_sequences_out_evenly_and_differently_each_step():
 def test_a_reference_without_weights_of_its_own_takes_the_actors_and_never_an_optimizer(tmp_path):
     actor = EngineConfig(backend="archon:d1", model_config={"model_type": "qwen3"})
     assert reference_config(EngineConfig(), actor).model_config == actor.model_config
-    started = starting_from(actor, tmp_path)
+    started = with_checkpoint(actor, tmp_path)
     assert (started.path, started.model_config, started.init_from_scratch) == (str(tmp_path), None, False)
     assert reference_config(EngineConfig(), started).path == str(tmp_path)
     own = EngineConfig(path="other/model", optimizer=OptimizerConfig())

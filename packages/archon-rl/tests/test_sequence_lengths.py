@@ -14,7 +14,7 @@ from archon_rl.datasets.records import ListDataset
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer import sequence_lengths
-from archon_rl.trainer.sequence_lengths import measured, prompt_lengths, whole_lengths
+from archon_rl.trainer.sequence_lengths import example_lengths, measure_lengths, prompt_lengths
 from archon_train.run.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -77,11 +77,8 @@ def test_overlong_prompts_are_refused_before_the_engine_starts_with_their_lines_
         run(text=RL)
     message = str(refused.value)
     assert re.findall(r"train\.jsonl:(\d+) \(98 tokens\)", message) == ["2", "3", "4", "5", "6"]
-    assert (
-        "and 2 more: 7 of 9 training records are longer than the run can take; allowed are prompts of at most 97"
-        in message
-    )
-    assert "made for 100 positions (max_position_embeddings), gconfig.max_new_tokens=3 of them for the" in message
+    assert "and 2 more: 7 of 9 training records are too long for the run; allowed are prompts of at most 97" in message
+    assert "the model has 100 positions (max_position_embeddings), gconfig.max_new_tokens=3 of them for the" in message
     for fix in ("lower gconfig.max_new_tokens", "set gconfig.max_tokens=100", "data.overlong=drop"):
         assert fix in message
     assert not run.folder().metrics.read_text(encoding="utf-8")
@@ -98,13 +95,13 @@ def test_dropped_records_are_a_decision_and_the_run_goes_on_without_them(run, wr
 
 def test_held_out_prompts_are_refused_too(run, write):
     write([record(10), record(11)], [record(2), record(99)])
-    with pytest.raises(DataError, match=r"test\.jsonl:2 \(99 tokens\): 1 of 2 held-out records are longer"):
+    with pytest.raises(DataError, match=r"test\.jsonl:2 \(99 tokens\): 1 of 2 held-out records are too long"):
         run(text=RL)
 
 
 def test_dropping_every_training_record_is_refused(run, write):
     write([record(98), record(99)])
-    with pytest.raises(DataError, match=r"2 of 2 training records are longer than the run can take"):
+    with pytest.raises(DataError, match=r"2 of 2 training records are too long for the run"):
         run("data.overlong=drop", text=RL)
 
 
@@ -113,7 +110,7 @@ def test_dropping_every_training_record_is_refused(run, write):
     [
         ("gconfig.max_tokens=50", 50, r"gconfig\.max_tokens=50 with the completion\); .* raise gconfig\.max_tokens"),
         ("actor.mb_spec.max_tokens_per_mb=60", 57, r"mb_spec\.max_tokens_per_mb=60, gconfig\.max_new_tokens=3 of them"),
-        ("gconfig.max_new_tokens=200", 0, r"made for 100 positions .* set gconfig\.max_tokens=100"),
+        ("gconfig.max_new_tokens=200", 0, r"the model has 100 positions .* set gconfig\.max_tokens=100"),
     ],
 )
 def test_every_option_that_limits_a_prompt_is_known(run, write, override, longest, reason):
@@ -204,12 +201,14 @@ def test_lengths_in_chunks_are_those_of_single_records(monkeypatch):
     encoder = TextEncoder(chat_tokenizer(CHATML), "question", "answer")
     records = [{"question": "what is " * n, "answer": "é" * n} for n in range(8)]
     dataset = ListDataset(records, [f"place {n}" for n in range(8)])
-    assert measured(dataset, encoder, prompt_lengths) == [len(encoder.encode_prompt(record)) for record in records]
-    assert measured(dataset, encoder, whole_lengths) == [
+    assert measure_lengths(dataset, encoder, prompt_lengths) == [
+        len(encoder.encode_prompt(record)) for record in records
+    ]
+    assert measure_lengths(dataset, encoder, example_lengths) == [
         len(encoder.encode_prompt(record)) + len(encoder.encode_answer(record)) for record in records
     ]
     records[5] = {"question": "a"}
-    with pytest.raises(DataError, match="place 5: there is no field 'answer'"):
-        measured(ListDataset(records, dataset.places), encoder, whole_lengths)
-    with pytest.raises(DataError, match=r"record 5 \(counted from 0\): there is no field 'answer'"):
-        measured(records, encoder, prompt_lengths)
+    with pytest.raises(DataError, match="place 5: found no field 'answer'"):
+        measure_lengths(ListDataset(records, dataset.places), encoder, example_lengths)
+    with pytest.raises(DataError, match=r"record 5 \(counted from 0\): found no field 'answer'"):
+        measure_lengths(records, encoder, prompt_lengths)

@@ -102,7 +102,7 @@ def test_the_learning_rate_schedule_knows_the_steps_of_all_epochs(sft, monkeypat
 
 
 def test_a_data_set_without_a_path_says_how_to_give_one(sft):
-    with pytest.raises(ConfigError, match=r"data\.path: found none, and dataset 'jsonl' needs one; add data\.path="):
+    with pytest.raises(ConfigError, match=r"data\.path: found none, and data set 'jsonl' needs one; add data\.path="):
         sft("data.path=null", text=CONFIGURATION)
 
 
@@ -151,7 +151,7 @@ def test_an_export_that_computes_something_else_is_an_error(monkeypatch, tmp_pat
     batch = Batch.from_sequences([[0, 1]])
     assert verify_export(Constant(theirs + 1e-5), tmp_path, batch) == pytest.approx(5e-6, rel=0.1)
     with pytest.raises(
-        TrainingError, match=r"differ from the engine's by 5\.00e-04 of the largest one; allowed is 0\.0001"
+        TrainingError, match=r"differ from the engine's by 5\.00e-04 of the largest logit; allowed is 0\.0001"
     ):
         verify_export(Constant(theirs + 1e-3), tmp_path, batch)
     with pytest.raises(TrainingError, match="differ from the engine's by nan"):

@@ -24,7 +24,14 @@ from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.checkpointing import resumed_checkpoint
 from archon_rl.trainer.export_check import verify_export
 from archon_rl.trainer.rollout_batch import rollout_seeds, sample, score
-from archon_rl.trainer.sharing import SharedEngine, deal, in_shares, plan_shares, restore, written_together
+from archon_rl.trainer.sharing import (
+    SharedEngine,
+    deal_round_robin,
+    map_over_ranks,
+    plan_shares,
+    publish_collectively,
+    restore_order,
+)
 from archon_train.run.folder import RunFolder
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
@@ -60,9 +67,9 @@ def test_a_batch_that_granularity_does_not_divide_is_refused():
 
 @given(st.integers(0, 30), st.integers(1, 6))
 def test_what_is_dealt_can_be_put_back_in_order(n_items, n_ranks):
-    places = deal(n_items, n_ranks)
+    places = deal_round_robin(n_items, n_ranks)
     assert max(map(len, places)) - min(map(len, places)) <= 1
-    assert restore(places, places) == list(range(n_items))
+    assert restore_order(places, places) == list(range(n_items))
 
 
 @pytest.mark.parametrize("n_items", [0, 1, 2, 7])
@@ -75,7 +82,7 @@ def test_each_item_is_worked_on_once_and_all_ranks_know_the_results(n_items):
             worked.extend(places)
             return [place * place for place in places]
 
-        results[ranks.rank] = in_shares(n_items, work, data_ranks(ranks))
+        results[ranks.rank] = map_over_ranks(n_items, work, data_ranks(ranks))
 
     run_on_ranks(3, body)
     assert sorted(calls) == [0, 1, 2], "also who has nothing to do must enter: work may be collective"
@@ -169,7 +176,7 @@ def test_a_folder_that_ranks_write_together_is_there_for_all_of_them_afterwards(
     seen = {}
 
     def body(ranks):
-        with written_together(ranks, publish_folder(tmp_path / "final")) as folder:
+        with publish_collectively(ranks, publish_folder(tmp_path / "final")) as folder:
             (folder / f"of_rank_{ranks.rank}").touch()
             ranks.barrier()
         seen[ranks.rank] = sorted(file.name for file in (tmp_path / "final").iterdir())
@@ -180,7 +187,7 @@ def test_a_folder_that_ranks_write_together_is_there_for_all_of_them_afterwards(
 
 def test_a_rank_that_fails_while_writing_leaves_no_folder_and_nobody_waiting(tmp_path):
     def body(ranks):
-        with written_together(ranks, publish_folder(tmp_path / "final")):
+        with publish_collectively(ranks, publish_folder(tmp_path / "final")):
             if ranks.rank == 1:
                 raise OSError("no space left")
             ranks.barrier()

@@ -101,15 +101,15 @@ def test_prompts_come_from_a_file(tmp_path, monkeypatch):
 
 
 def test_prompts_that_are_missing_or_given_twice_are_errors(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match=r"1 prompts on the command line and --file .*leave one out"):
+    with pytest.raises(ConfigError, match=r"1 prompts on the command line and --file .*remove one"):
         read_prompts(["a"], tmp_path / "prompts.txt")
-    with pytest.raises(ConfigError, match=r"cannot be read.*name a UTF-8 text file"):
+    with pytest.raises(ConfigError, match=r"cannot read .*give a UTF-8 text file"):
         read_prompts([], tmp_path / "prompts.txt")
     monkeypatch.setattr("sys.stdin", io.StringIO("\n  \n"))
     with pytest.raises(ConfigError, match="no prompt in standard input"):
         read_prompts([], None)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    with pytest.raises(ConfigError, match=r"found no prompt; write it behind the model"):
+    with pytest.raises(ConfigError, match=r"found no prompt; write it after the model"):
         read_prompts([], None)
 
 
@@ -150,7 +150,7 @@ def test_prompts_are_messages_when_the_tokenizer_has_a_chat_template(generator, 
     for chat in (None, True, False):
         generator(ChatTokenizer()).complete(["abc"], options, seed=0, chat=chat)
     assert seen == [tuple(encode(text)) for text in ("fromabc", "fromabc", "abc")]
-    with pytest.raises(ConfigError, match="without a chat template; leave --chat out"):
+    with pytest.raises(ConfigError, match="without a chat template; remove --chat"):
         generator(LetterTokenizer()).complete(["abc"], options, seed=0, chat=True)
 
 

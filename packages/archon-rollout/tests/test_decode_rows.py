@@ -88,5 +88,5 @@ def test_logits_that_are_not_finite_are_an_error(bad):
     sample = make_sample(0, GenerationConfig(max_new_tokens=2))
     rows = DecodeRows([sample], max_rows=1, device=torch.device("cpu"))
     rows.append([sample], [0])
-    with pytest.raises(TrainingError, match=r"not finite.*check the weights"):
+    with pytest.raises(TrainingError, match=r"found NaN or infinity.*check the weights"):
         rows.advance(torch.tensor([[0.0, bad, 0.0]]))

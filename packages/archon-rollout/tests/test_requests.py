@@ -35,12 +35,12 @@ def test_options_out_of_range_name_what_is_allowed(options, message):
     ("bad", "message"),
     [
         (request(prompt=()), "request 1: found a prompt of 0 tokens; allowed is at least 1"),
-        (request(prompt=(1, 10)), "request 1: found prompt token id 10, allowed are 0 to 9; use the tokenizer"),
+        (request(prompt=(1, 10)), "request 1: found prompt token id 10, allowed are 0 to 9; use the model's tokenizer"),
         (request(prompt=(-1,)), "request 1: found prompt token id -1"),
         (request(stop_token_ids=[12]), "request 1: found stop token id 12"),
         (request(seeds=(0, 1)), "request 1: found 2 seeds for n_samples=1"),
         (request(prompt=(1,) * 9, max_tokens=8), r"9 tokens, allowed are 8 with the completion.*raise max_tokens"),
-        (request(stop_token_ids=list(range(10)), min_new_tokens=1), "every token of the vocabulary is a stop token"),
+        (request(stop_token_ids=list(range(10)), min_new_tokens=1), "every token of the vocabulary in stop_token_ids"),
     ],
 )
 def test_prompts_that_cannot_be_served_are_named_by_their_request(bad, message):

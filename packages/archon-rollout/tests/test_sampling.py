@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archon_rollout import sampling
-from archon_rollout.sampling import SamplingOptions, cut_improbable, draw, sample
+from archon_rollout.sampling import SamplingOptions, draw, filter_logits, sample
 
 LOGITS = st.floats(-8, 8, width=32) | st.just(-math.inf)
 
@@ -106,7 +106,7 @@ def test_a_rare_token_at_the_end_of_a_large_vocabulary_is_drawn_as_often_as_it_s
 @given(logit_rows(), st.integers(0, 12))
 def test_top_k_keeps_exactly_the_most_probable_tokens_and_lower_ids_among_equals(rows, top_k):
     logits = torch.tensor(rows)
-    cut = cut_improbable(logits, torch.full((len(rows),), top_k), torch.ones(len(rows), dtype=torch.float64))
+    cut = filter_logits(logits, torch.full((len(rows),), top_k), torch.ones(len(rows), dtype=torch.float64))
     for row, got in zip(rows, cut, strict=True):
         assert set((got > -math.inf).nonzero().flatten().tolist()) == kept(row, top_k)
     assert torch.equal(cut[cut > -math.inf], logits[cut > -math.inf])
@@ -119,7 +119,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_within_what_top_k_leaves(c
     logits = torch.tensor(rows, dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sampling, "CANDIDATES", candidates)
-        cut = cut_improbable(logits, torch.full((len(rows),), top_k), torch.full((len(rows),), top_p).double())
+        cut = filter_logits(logits, torch.full((len(rows),), top_k), torch.full((len(rows),), top_p).double())
     for row, got in zip(rows, cut, strict=True):
         found = set((got > -math.inf).nonzero().flatten().tolist())
         # The running sums round, so a set that reaches top_p within 1e-12 may be one token smaller or larger.
@@ -129,7 +129,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it_within_what_top_k_leaves(c
 def test_top_p_of_a_known_distribution():
     logits = torch.tensor([0.125, 0.5, 0.125, 0.25], dtype=torch.float64).log().expand(4, -1)
     top_p = torch.tensor([0.4, 0.6, 0.8, 0.9], dtype=torch.float64)
-    cut = cut_improbable(logits, torch.zeros(4, dtype=torch.int64), top_p) > -math.inf
+    cut = filter_logits(logits, torch.zeros(4, dtype=torch.int64), top_p) > -math.inf
     assert cut.int().tolist() == [[0, 1, 0, 0], [0, 1, 0, 1], [1, 1, 0, 1], [1, 1, 1, 1]]
 
 

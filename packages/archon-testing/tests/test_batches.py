@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from archon_testing.batches import MASK, STEP_LENGTHS, deal, make_batch, token_places
+from archon_testing.batches import MASK, STEP_LENGTHS, deal_unevenly, make_batch, token_places
 from archon_testing.losses import TARGETS, Counted, oracle_loss
 
 
@@ -14,21 +14,21 @@ def batch_of(step, **changes):
 @pytest.mark.parametrize("n_ranks", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("n_sequences", [0, 1, 5, 11])
 def test_every_sequence_is_dealt_to_one_rank(n_sequences, n_ranks):
-    shares = deal(n_sequences, n_ranks)
+    shares = deal_unevenly(n_sequences, n_ranks)
     assert len(shares) == n_ranks
     assert sorted(i for share in shares for i in share) == list(range(n_sequences))
 
 
 def test_shares_are_uneven_and_some_are_empty():
-    assert [len(share) for share in deal(11, 4)] == [6, 3, 1, 1]
-    assert [len(share) for share in deal(1, 2)] == [1, 0]
+    assert [len(share) for share in deal_unevenly(11, 4)] == [6, 3, 1, 1]
+    assert [len(share) for share in deal_unevenly(1, 2)] == [1, 0]
 
 
 @pytest.mark.parametrize("n_ranks", [1, 2, 4, 8])
 def test_a_shares_tokens_are_found_in_the_whole_batch(n_ranks):
     batch = batch_of(0)
-    places = [token_places(batch, indices) for indices in deal(len(batch), n_ranks)]
-    for indices, own in zip(deal(len(batch), n_ranks), places, strict=True):
+    places = [token_places(batch, indices) for indices in deal_unevenly(len(batch), n_ranks)]
+    for indices, own in zip(deal_unevenly(len(batch), n_ranks), places, strict=True):
         assert torch.equal(batch.input_ids[own], batch.select(indices).input_ids)
     assert sorted(torch.cat(places).tolist()) == list(range(batch.n_tokens))
 
@@ -38,7 +38,7 @@ def test_steps_have_short_and_long_sequences_and_fewer_than_data_ranks():
     assert max(STEP_LENGTHS[0]) > max(128, 2 * sorted(STEP_LENGTHS[0])[-2])
     assert min(map(len, STEP_LENGTHS)) < 2
     # On four data ranks, one has sequences of which none predicts a token.
-    shares = deal(len(STEP_LENGTHS[0]), 4)
+    shares = deal_unevenly(len(STEP_LENGTHS[0]), 4)
     assert any(share and all(STEP_LENGTHS[0][i] == 1 for i in share) for share in shares)
 
 
@@ -81,7 +81,7 @@ def test_losses_and_weights_add_up_over_any_split(critic):
     weights = loss.weights(batch)
     assert set(whole.terms) == set(weights) == {"token", "sequence"}
     parts = []
-    for indices in deal(len(batch), 3):
+    for indices in deal_unevenly(len(batch), 3):
         places = token_places(batch, indices)
         share = batch.select(indices)
         parts.append((loss({name: value[places] for name, value in outputs.items()}, share), loss.weights(share)))

@@ -291,7 +291,7 @@ def test_a_stage_has_some_parameters_and_together_they_have_all():
     assert said(first, last, pipelines=(0, 0)).passed
     # Two pipelines side by side, one of which has the first stage twice.
     found = said(first, first, last, first, pipelines=(0, 1, 0, 1))
-    assert found.comparison.problems == ("no rank of 1, 3, which have the model between them, has zero.bias",)
+    assert found.comparison.problems == ("no rank of 1, 3, which together hold the model, has zero.bias",)
 
 
 def test_without_a_pipeline_a_missing_parameter_is_a_wrong_one():

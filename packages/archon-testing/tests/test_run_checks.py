@@ -7,7 +7,7 @@ from archon_core.contracts.engine_config import OptimizerConfig
 from archon_core.models.box import Box
 from archon_core.models.weight_map import WeightMap
 from archon_core.models.weight_rules import Rename, Stack
-from archon_testing.exports import expected_export, export_errors, ours_in
+from archon_testing.exports import expected_export, export_errors, parameters_in
 from archon_testing.held_shards import HeldShard
 from archon_testing.precision import rounded_sums
 from archon_testing.update_rule import wrong_updates
@@ -92,7 +92,7 @@ def test_each_rank_finds_its_own_part_of_an_export():
         errors, problems = export_errors(files, own, weights)
         assert (errors, problems) == (dict.fromkeys(weights.hf_shapes, 0.0), [])
     assert torch.equal(expected_export("experts.1.weight", ranks, weights), experts[1])
-    assert ours_in("experts.1.weight", weights) == {"experts.weight"}
+    assert parameters_in("experts.1.weight", weights) == {"experts.weight"}
 
     files["model.embed.weight"][3] += 1.0
     files["experts.1.weight"][0, 0] = torch.nan
@@ -105,6 +105,6 @@ def test_an_export_with_other_names_or_shapes_is_a_problem():
     _, problems = export_errors({**files, "more.weight": drawn(1)}, {}, weight_map())
     assert problems == [
         "the export lacks experts.2.weight",
-        "the export has more.weight, which the model has not",
+        "the export has more.weight, which the model lacks",
         "the export's model.embed.weight has shape [2, 4], not [4, 2]",
     ]

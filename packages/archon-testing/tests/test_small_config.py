@@ -10,7 +10,7 @@ from archon_testing.small_config import (
     deepen,
     estimated_parameters,
     shrink,
-    smallest_alike,
+    smallest_with_same_divisors,
     with_layers,
 )
 
@@ -60,7 +60,7 @@ def test_head_counts_and_options_stay_and_sizes_become_small():
 @pytest.mark.parametrize("extent", [151936, 50257, 32001, 18944, 8960, 4864, 12288, 5000, 3 * 5 * 7 * 8, 13])
 @pytest.mark.parametrize("least", [1, 48, 128])
 def test_the_same_numbers_of_ranks_divide_a_small_size(extent, least):
-    small = smallest_alike(extent, least=least)
+    small = smallest_with_same_divisors(extent, least=least)
     assert [small % n == 0 for n in range(1, 9)] == [extent % n == 0 for n in range(1, 9)]
     assert small <= extent
     assert small < max(least, math.gcd(extent, 840)) + 840 or small == extent

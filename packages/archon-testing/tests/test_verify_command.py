@@ -278,7 +278,7 @@ def test_the_last_line_counts_layouts_and_names_those_that_differ(capsys):
     reports = [report("d2"), report("t2", 1e-3), report("d4", crash="hung"), report("c2", refusal="no")]
     print_summary(reports, {"t3": "found t3; no", "r2t3": "found t3; no"})
     left_out, line = capsys.readouterr().out.splitlines()
-    assert left_out == "2 layouts left out, which cannot cut this model, such as t3: found t3; no"
+    assert left_out == "2 layouts left out, because they do not fit this model, such as t3: found t3; no"
     assert line.startswith("FAIL: 1 of 4 layouts give the numbers of one process (3 cases;")
     assert line.rstrip().endswith("different: archon:t2; crashed: archon:d4; refused: archon:c2")
 

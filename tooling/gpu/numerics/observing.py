@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
-from archon_testing.batches import deal, make_batch, token_places
+from archon_testing.batches import deal_unevenly, make_batch, token_places
 from archon_testing.compare import compare
 from archon_testing.held_shards import HeldShard, own_gradient, own_shard
 from archon_testing.losses import oracle_loss
@@ -40,7 +40,7 @@ def observe(
         gradients: record all gradients and weights, or only the last weights.
     """
     loss = oracle_loss(critic=name == "critic")
-    shares = [deal(len(batch), engine.data_ranks.size)[engine.data_ranks.rank] for batch in batches]
+    shares = [deal_unevenly(len(batch), engine.data_ranks.size)[engine.data_ranks.rank] for batch in batches]
     outputs = {} if first else dict(engine.forward_batch(batches[0].select(shares[0]), loss.request))
     steps = []
     for batch, share in zip(batches, shares, strict=True):

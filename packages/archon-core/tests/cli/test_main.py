@@ -115,6 +115,15 @@ def test_a_plugin_that_is_left_out_is_not_in_the_help(archon, greeter):
     assert "greet" not in archon("--no-plugin", "greeter", "--help").out
 
 
+def test_a_misspelt_name_in_the_environment_is_a_warning_with_the_installed_names(archon, greeter, monkeypatch):
+    greeter.install("archon-greeter", GREETER)
+    monkeypatch.setenv("ARCHON_DISABLE_PLUGINS", "greeeter")
+    result = archon("greet", "you")
+    assert (result.code, result.out) == (0, "hello you\n")
+    assert "warning: ARCHON_DISABLE_PLUGINS: found 'greeeter', which disables nothing; allowed are all, " in result.err
+    assert "did you mean 'greeter'?" in result.err
+
+
 def test_leaving_out_a_plugin_that_is_not_there_is_an_error_with_the_nearest_name(archon, greeter):
     greeter.install("archon-greeter", GREETER)
     outcome = archon("--no-plugin", "greter", "models")

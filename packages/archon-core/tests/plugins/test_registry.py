@@ -168,7 +168,8 @@ class TestDisabling:
     def test_a_name_that_no_plugin_has_is_reported(self, site, build):
         site.install("archon-left", reward_plugin("left"))
         assert build(ARCHON_DISABLE_PLUGINS="lefd").problems == (
-            "ARCHON_DISABLE_PLUGINS names 'lefd', which is no installed plugin; did you mean 'left'?",
+            "ARCHON_DISABLE_PLUGINS: found 'lefd', which disables nothing; allowed are all, left; "
+            "correct or remove the name; did you mean 'left'?",
         )
 
     def test_a_plugin_whose_entry_points_cannot_be_read_can_be_disabled(self, site, build):
@@ -201,7 +202,7 @@ class TestStrictMode:
         assert isinstance(raised.value.__cause__, RuntimeError)
 
     def test_a_disabled_name_that_no_plugin_has_raises(self, build):
-        with pytest.raises(PluginError, match="names 'absent'"):
+        with pytest.raises(PluginError, match="found 'absent', which disables nothing"):
             build(ARCHON_STRICT_PLUGINS="1", ARCHON_DISABLE_PLUGINS="absent")
 
     def test_sound_and_disabled_plugins_do_not_raise(self, site, build):

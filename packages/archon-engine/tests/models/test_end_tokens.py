@@ -88,9 +88,10 @@ def test_a_tokenizer_without_an_end_of_text_adds_none() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "cannot be read as JSON"),
-        ("", "cannot be read as JSON"),
-        ("[" * 100_000, "cannot be read as JSON"),
+        ("{", "cannot read it as JSON"),
+        ("", "cannot read it as JSON"),
+        ("[" * 100_000, "cannot read it as JSON"),
+        ('{"eos_token_id": 1, "eos_token_id": 2}', "found the name 'eos_token_id' twice"),
         ("[2]", "found a list; allowed is a JSON object"),
         ("null", "found null; allowed is a JSON object"),
         ('{"eos_token_id": "2"}', 'eos_token_id: found "2"; allowed is a token id, a list of token ids, or null'),

@@ -1,8 +1,8 @@
-"""From rewards to advantages: normalisation over batches and groups, KL penalties, discounted sums.
+"""Advantages from rewards: normalisation over batches and groups, KL penalties, discounted sums.
 
-The functions are pure. ``GroupAdvantages`` composes them for algorithms without a critic: GRPO
-(arXiv:2402.03300), Dr.GRPO (arXiv:2503.20783: no deviation), RLOO (arXiv:2402.14740: leave-one-out mean) and
-their relatives differ only in its two normalisations.
+All functions are pure. ``GroupAdvantages`` composes them for algorithms without a critic: GRPO (arXiv:2402.03300),
+Dr.GRPO (arXiv:2503.20783: no deviation), RLOO (arXiv:2402.14740: leave-one-out mean) and their relatives differ only in
+its two normalisations.
 
 Legend: S sequences, T tokens, N values, G groups.
 """
@@ -24,7 +24,7 @@ Level = Literal["batch", "group"]
 REWARDS = "rewards"
 """Sequence field [S]: shaped rewards."""
 GROUPS = "group"
-"""Sequence field, int64 [S]: the prompt that a sequence was sampled for."""
+"""Sequence field, int64 [S]: index of the prompt that the sequence was sampled for."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Normalisation:
     """``(x - mean) / (std + eps)``, mean and deviation each over the batch, over groups, or left out.
 
     Attributes:
-        mean_level: values that share a mean; ``None`` for no centring.
-        std_level: values that share a deviation, taken around their own mean; ``None`` for no scaling.
-        leave_one_out: a value's mean is that of the others; 0 when there are none.
-        unbiased: deviations divide by n - 1; a single value has deviation 0.
+        mean_level: level of the mean; ``None`` for no centring.
+        std_level: level of the standard deviation, taken around that level's mean; ``None`` for no scaling.
+        leave_one_out: leave the value itself out of its mean; the mean of no values is 0.
+        unbiased: divide by n - 1; a single value has deviation 0.
         eps: added to the deviation.
     """
 
@@ -47,10 +47,10 @@ class Normalisation:
 
 
 def normalise(values: Tensor, groups: Tensor, how: Normalisation, mask: Tensor | None = None) -> Tensor:
-    """Normalise ``values`` [N], whose groups are the numbers ``groups`` (int64 [N]).
+    """Normalise ``values`` [N] with group indices ``groups`` (int64 [N]).
 
-    Values outside ``mask`` (bool [N]) take no part in the statistics and come out as 0. The statistics are taken
-    in float64; the result has the type of ``values``.
+    Values outside ``mask`` (bool [N]) do not count in the statistics and become 0. Statistics are computed in float64;
+    the result has the dtype of ``values``.
     """
     mask = torch.ones_like(values, dtype=torch.bool) if mask is None else mask
     ids = {"batch": torch.zeros_like(groups), "group": groups}
@@ -98,7 +98,10 @@ def discounted_sums(rewards: Tensor, lengths: tuple[int, ...], decay: float) -> 
 
 
 def rewards_at_last_token(batch: Batch, rewards: Tensor) -> Tensor:
-    """[T] with each sequence's reward [S] at its last trained prediction, 0 elsewhere and where there is none."""
+    """[T]: each sequence's reward ([S]) at its last trained prediction, 0 elsewhere.
+
+    A sequence without a trained prediction drops its reward.
+    """
     positions = torch.arange(batch.n_tokens, device=rewards.device)
     trained = torch.where(batch.token_fields[LOSS_MASK], positions, -1)
     last = torch.full((len(batch),), -1, device=rewards.device).scatter_reduce(
@@ -112,19 +115,19 @@ def rewards_at_last_token(batch: Batch, rewards: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class GroupAdvantages:
-    """Advantages from rewards alone.
+    """Advantages without a critic.
 
-    1. Rewards [S] are normalised by ``reward_norm``.
-    2. They stand at the last token of their completions, and every token pays ``kl_ctl`` times its KL to the
-       reference.
-    3. A token's advantage is the decayed sum of what follows.
-    4. Advantages are normalised over all trained tokens by ``adv_norm``.
+    1. Normalise the rewards [S] with ``reward_norm``.
+    2. Put each reward at the last token of its completion, and subtract ``kl_ctl`` times the KL to the reference from
+       every token.
+    3. Sum the rewards from each token on, discounted by ``decay``.
+    4. Normalise over all trained tokens with ``adv_norm``.
 
     Attributes:
-        reward_norm: step 1; ``None`` for none.
-        adv_norm: step 4; ``None`` for none.
-        kl_ctl: 0 for no penalty, and no reference.
-        kl_estimator: of the penalty.
+        reward_norm: for step 1; ``None`` for none.
+        adv_norm: for step 4; ``None`` for none.
+        kl_ctl: weight of the KL penalty; 0 for none, which needs no reference.
+        kl_estimator: estimator of the penalty.
         decay: discount times lambda.
     """
 
@@ -140,7 +143,7 @@ class GroupAdvantages:
         return frozenset({LOSS_MASK} | ({LOGPROBS, REF_LOGPROBS} if self.kl_ctl else set()))
 
     def __call__(self, batch: Batch) -> Tensor:
-        """[T], 0 outside the loss mask, for a batch with the sequence fields ``rewards`` and ``group``."""
+        """Advantages [T], 0 outside the loss mask, of a batch with the sequence fields ``rewards`` and ``group``."""
         rewards, groups = batch.sequence_fields[REWARDS], batch.sequence_fields[GROUPS]
         mask = batch.token_fields[LOSS_MASK]
         if self.reward_norm is not None:

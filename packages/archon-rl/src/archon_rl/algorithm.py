@@ -1,8 +1,8 @@
-"""An algorithm is a composition: how rewards are shaped, advantages estimated, sequences filtered, and what is
-minimised. Trainers understand compositions, not names; presets (``archon_rl.presets``) give them names.
+"""An algorithm is a composition: reward shaping, advantage estimator, sequence filters and objective. Trainers run
+compositions; presets (``archon_rl.presets``) name the published ones.
 
-A package brings an algorithm of its own as a function ``(config, decisions) -> Algorithm`` named by an
-``AlgorithmSpec``, with ``archon_rl.trainer.rl:RLTrainer`` or ``archon_rl.trainer.sft:SFTTrainer`` as its trainer.
+To add an algorithm, write a function ``(config, decisions) -> Algorithm`` and name it in an ``AlgorithmSpec``, with
+``archon_rl.trainer.rl:RLTrainer`` or ``archon_rl.trainer.sft:SFTTrainer`` as the trainer.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ TRUNCATED = "truncated"
 
 
 class AdvantageEstimator(Protocol):
-    """Gives every trained token its advantage."""
+    """Computes the advantage of every trained token."""
 
     @property
     def fields(self) -> frozenset[str]:
         """Token fields that the batch must have."""
 
     def __call__(self, batch: Batch) -> Tensor:
-        """[T], 0 outside the loss mask."""
+        """Advantages [T], 0 outside the loss mask."""
 
 
 class SequenceFilter(Protocol):
-    """Chooses the sequences that are trained on. The others keep their place in the statistics of rewards."""
+    """Chooses the sequences to train on. Rejected sequences still count in the reward statistics."""
 
     def __call__(self, batch: Batch) -> Tensor:
-        """bool [S]: which to keep."""
+        """bool [S]: true for sequences to keep."""
 
 
 @dataclass(frozen=True)
 class DropTruncated:
-    """Keeps completions that ended by themselves (DAPO's overlong filtering, arXiv:2503.14476, section 3.4)."""
+    """Keeps completions that did not reach the length limit (DAPO's overlong filtering, arXiv:2503.14476, section
+    3.4)."""
 
     def __call__(self, batch: Batch) -> Tensor:
         return ~batch.sequence_fields[TRUNCATED]
@@ -54,8 +55,8 @@ class DropTruncated:
 class MixedGroups:
     """Keeps groups whose rewards differ: DAPO's dynamic sampling (arXiv:2503.14476, section 3.2) without new prompts.
 
-    Where all rewards are equal, advantages relative to the group are 0 and there is nothing to learn. A KL penalty in
-    the reward, or a mean over the batch, would teach something even there; these groups are left out all the same.
+    Where all rewards are equal, group-relative advantages are 0. The filter drops such groups even if a KL penalty in
+    the reward, or normalisation over the batch, would give them a gradient.
     """
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -72,15 +73,15 @@ class Algorithm:
 
     Attributes:
         name: for messages.
-        loss: the policy loss, or the supervised one.
+        loss: the policy loss, or the supervised loss.
         regularisers: further terms of the objective.
-        aggregation: how per-token losses become one number.
-        temperature: that of the distribution that is trained.
-        rewards: what becomes of raw rewards.
+        aggregation: reduces per-token losses to a scalar.
+        temperature: of the distribution that is trained.
+        rewards: shapes raw rewards.
         advantages: ``None`` for supervised training.
-        selection: sequences that it rejects leave the batch before anything is computed for them; ``None`` keeps all.
-        filters: sequences that any of them rejects are not trained on, but stay in the batch and its statistics.
-        replace_logprobs: the trainer's log-probabilities take the place of the rollout's.
+        selection: removes sequences from the batch before log-probabilities are computed; ``None`` keeps all.
+        filters: take rejected sequences out of the loss but keep them in the batch and its statistics.
+        replace_logprobs: use the trainer's log-probabilities in place of the rollout's.
         n_minibatches: optimizer steps per rollout batch.
     """
 
@@ -98,17 +99,17 @@ class Algorithm:
 
     @property
     def objective(self) -> Objective:
-        """What an engine minimises."""
+        """The loss that an engine minimises."""
         return Objective((self.loss, *self.regularisers), self.aggregation, self.temperature)
 
     @property
     def fields(self) -> frozenset[str]:
-        """Token fields that a batch needs before and during the update."""
+        """Token fields that the advantages and the objective read."""
         return self.objective.fields | (self.advantages.fields if self.advantages else frozenset())
 
 
 class AlgorithmFactory(Protocol):
-    """``target`` of the algorithm specs whose trainers are this package's."""
+    """The ``target`` of an ``AlgorithmSpec`` that uses one of this package's trainers."""
 
     def __call__(self, config: Any, decisions: list[Decision]) -> Algorithm:
-        """The composition for a configuration; what it changes of what was asked is appended to ``decisions``."""
+        """The composition for ``config``. Appends a decision for every requested setting that it changes."""

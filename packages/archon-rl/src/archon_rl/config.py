@@ -1,7 +1,7 @@
-"""The options that archon-rl adds to the configuration. No torch: this module is loaded with every configuration.
+"""The options that archon-rl adds to the configuration. Imports no torch: every configuration loads this module.
 
-Under ``actor`` the names and defaults are those of AReaL's ``PPOActorConfig``; what AReaL has no name for
-(aggregation, the KL loss term, the entropy bonus) is marked so in its entry.
+Names and defaults under ``actor`` follow AReaL's ``PPOActorConfig``; options that AReaL does not have (aggregation, the
+KL loss term, the entropy bonus) say so in their description.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ TOKENIZER_KINDS = ("pretrained", "characters", "bpe")
 
 @dataclass
 class NormConfig:
-    """How values are centred and scaled: ``(x - mean) / (std + eps)``.
+    """How to centre and scale values: ``(x - mean) / (std + eps)``.
 
     Attributes:
-        mean_level: values that share a mean: ``batch``, ``group`` (a prompt's samples), or null for no centring.
-        mean_leave1out: the mean of the others of its level, without the value itself.
-        std_level: values that share a standard deviation: ``batch``, ``group``, or null for no scaling.
+        mean_level: take the mean over the ``batch`` or over the ``group`` (one prompt's samples); null for no centring.
+        mean_leave1out: leave the value itself out of its mean.
+        std_level: take the standard deviation over the ``batch`` or over the ``group``; null for no scaling.
         std_unbiased: divide the squared deviations by n - 1 instead of n.
         eps: added to the standard deviation.
-        group_size: samples per prompt; null takes ``gconfig.n_samples``, any other number is an error.
+        group_size: samples per prompt; must be null or equal to ``gconfig.n_samples``.
     """
 
     mean_level: str | None = "batch"
@@ -44,40 +44,41 @@ class PolicyOptions:
     """Policy optimisation (``actor``).
 
     Attributes:
-        ppo_n_minibatches: optimizer steps per rollout batch, each on its own part of it.
-        eps_clip: the policy ratio is clipped below at 1 - eps_clip, and above at 1 + eps_clip.
-        eps_clip_higher: the upper bound's own distance from 1; null takes ``eps_clip``.
-        c_clip: dual clip: a negative advantage's loss is at most c_clip times its size; above 1, null for none.
-        reward_norm: normalises the rewards of a batch; null for none. ``grpo`` takes group mean and group
-            deviation when both norms are null.
+        ppo_n_minibatches: optimizer steps per rollout batch, each on a different part of it.
+        eps_clip: clip the policy ratio to [1 - eps_clip, 1 + eps_clip].
+        eps_clip_higher: distance of the upper bound from 1; null takes ``eps_clip``.
+        c_clip: dual clip: limit the loss of a negative advantage to c_clip times its size; above 1, or null for none.
+        reward_norm: normalise the rewards of a batch; null for none. If ``adv_norm`` is null too, ``grpo`` normalises
+            with mean and deviation of the group.
         reward_scaling: rewards become (reward + reward_bias) * reward_scaling.
-        reward_bias: added to rewards before they are scaled.
-        reward_clip: largest size of a scaled reward.
+        reward_bias: added to rewards before scaling.
+        reward_clip: largest absolute value of a scaled reward.
         overlong_reward_penalty: subtract a penalty that grows linearly over the last ``overlong_tokens`` before
             ``gconfig.max_new_tokens`` and stays constant beyond it (DAPO, eq. 13).
         overlong_tokens: length of the buffer in which the penalty grows.
         overlong_penalty_factor: size of the penalty at and beyond the limit; 1 in DAPO.
-        mask_no_eos_with_zero: completions cut off at the length limit are not trained on. Their rewards still
-            count in the statistics of their group.
-        dynamic_sampling: groups whose rewards are all equal leave the batch: relative to the group they teach nothing.
-            No other prompts are drawn in their place.
-        discount: weight of a reward one token later.
+        mask_no_eos_with_zero: do not train on completions that reach the length limit. Their rewards still count in the
+            statistics of their group.
+        dynamic_sampling: drop groups whose rewards are all equal, since their advantages are 0. No other prompts are
+            drawn to replace them.
+        discount: discount factor per token.
         gae_lambda: decay of generalised advantage estimation; without a critic it multiplies ``discount``.
-        adv_norm: normalises the advantages of all trained tokens of a batch; null for none.
+        adv_norm: normalise advantages over all trained tokens of a batch; null for none.
         kl_ctl: weight of the KL penalty that is subtracted from every token's reward. Needs ``ref``.
-        kl_estimator: ``k1``, ``k2`` or ``k3``, for that penalty.
-        recompute_logprob: the trainer's log-probabilities replace those of the rollout.
-        use_decoupled_loss: clip against the trainer's log-probabilities at the start of the step, and weight by
-            their ratio to the rollout's.
+        kl_estimator: estimator of the KL penalty: ``k1``, ``k2`` or ``k3``.
+        recompute_logprob: replace the rollout's log-probabilities with the trainer's.
+        use_decoupled_loss: clip against the trainer's log-probabilities at the start of the step, and weight the loss
+            by their ratio to the rollout's.
         behave_imp_weight_cap: limit of that ratio; null for none.
-        behave_imp_weight_mode: above the limit, ``token_mask`` drops the token from the loss (its weight in the
-            mean stays), ``token_truncate`` sets the ratio to the limit.
+        behave_imp_weight_mode: above the limit, ``token_mask`` drops the token from the loss (the mean still
+            counts it), ``token_truncate`` sets the ratio to the limit.
         loss_aggregation: ``token`` (mean over tokens, DAPO), ``sequence`` (mean over sequences of their means,
-            GRPO) or ``constant`` (sum over sequences times ``gconfig.max_new_tokens``, Dr.GRPO). Archon's own.
-        kl_loss_coef: weight of the KL to the reference as a term of the loss. Needs ``ref``. Archon's own.
-        kl_loss_estimator: for that term; its expected gradient is that of KL(policy || reference) with ``k2``, of
-            KL(reference || policy) with ``k3``, and 0 with ``k1``, which works only in the reward. Archon's own.
-        entropy_coef: weight of the entropy bonus. Archon's own.
+            GRPO) or ``constant`` (sum over sequences times ``gconfig.max_new_tokens``, Dr.GRPO). Not in AReaL.
+        kl_loss_coef: weight of the KL to the reference as a term of the loss. Needs ``ref``. Not in AReaL.
+        kl_loss_estimator: estimator of the KL loss term. Its expected gradient is that of KL(policy || reference)
+            with ``k2``, of KL(reference || policy) with ``k3``, and 0 with ``k1``: use ``k1`` only in the reward. Not
+            in AReaL.
+        entropy_coef: weight of the entropy bonus. Not in AReaL.
     """
 
     ppo_n_minibatches: int = 4
@@ -110,13 +111,13 @@ class PolicyOptions:
 
 @dataclass
 class WarmStartOptions:
-    """A short supervised start before reinforcement learning (``warm_start``), for models that cannot do the task
-    at all. It has its own optimizer; reinforcement learning, and ``ref`` when it has no checkpoint of its own,
-    start from its weights.
+    """Supervised steps before reinforcement learning (``warm_start``), for models that cannot do the task at all. They
+    have a separate optimizer. Reinforcement learning starts from the resulting weights, and so does ``ref`` unless it
+    names a checkpoint.
 
     Attributes:
         steps: supervised steps; 0 for none.
-        lr: peak learning rate; it rises over the first tenth of the steps and then falls linearly to 0.
+        lr: peak learning rate: linear warm-up over the first tenth of the steps, then linear decay to 0.
         batch_size: records per step; null takes ``data.batch_size``.
     """
 
@@ -127,12 +128,12 @@ class WarmStartOptions:
 
 @dataclass
 class ArithmeticOptions:
-    """Size of the procedural arithmetic task (``data.arithmetic``): all problems ``a op b``.
+    """The generated arithmetic task (``data.arithmetic``): all problems ``a op b``.
 
     Attributes:
-        max_operand: operands run from 0 to this number.
+        max_operand: operands range from 0 to this number.
         operators: any of ``+``, ``-`` and ``*``, as one string.
-        zero_pad: write operands, and results, with leading zeros to one width, as ``07+35=042``.
+        zero_pad: pad operands and results with leading zeros to a fixed width, as in ``07+35=042``.
     """
 
     max_operand: int = 99
@@ -147,8 +148,8 @@ class HuggingFaceOptions:
     Attributes:
         name: configuration of the data set, such as ``main``.
         split: split to train on.
-        validation_split: held-out split, of ``data.validation_path`` when that is given; null takes
-            ``data.validation_size`` records off ``split``.
+        validation_split: held-out split, of ``data.validation_path`` if set; null holds out
+            ``data.validation_size`` records of ``split``.
     """
 
     name: str | None = None
@@ -158,10 +159,10 @@ class HuggingFaceOptions:
 
 @dataclass
 class TokenizerOptions:
-    """How text becomes tokens (``tokenizer``).
+    """Tokenization (``tokenizer``).
 
     Attributes:
-        use_chat_template: wrap each prompt as a user's message when the tokenizer has a chat template.
+        use_chat_template: format each prompt as a user message if the tokenizer has a chat template.
     """
 
     use_chat_template: bool = True

@@ -1,9 +1,10 @@
-"""The loss mask of a conversation: which characters, and so which tokens, the assistant wrote.
+"""The loss mask of a conversation: the tokens of the assistant turns.
 
-A chat template with ``{% generation %}`` markers marks them. Without markers, the template renders the conversation
-twice per turn of the assistant: before the turn, with the generation prompt, and through its end. Both must be prefixes
-of the whole rendering, and the turn lies between them. The text is never searched, so content that looks like a turn is
-harmless.
+A chat template may mark the assistant's text with ``{% generation %}``. Without markers, two more renderings locate
+each
+assistant turn: the messages before it with the generation prompt, and the messages up to and including it. Both must be
+prefixes of the whole rendering; the turn is the text between their ends. The text itself is never searched, so message
+content that looks like a turn cannot shift the mask.
 """
 
 from __future__ import annotations
@@ -17,35 +18,36 @@ from archon_engine.models.text import encode_with_offsets, render_chat, template
 from archon_rl.fields import ASSISTANT, Messages
 
 Span = tuple[int, int]
-"""First character, and the one after the last."""
+"""Start and end (exclusive) in characters."""
 
 _MARKERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_FIX = "give a tokenizer whose template can render the conversation (tokenizer_path), or mend the record"
+_FIX = "set tokenizer_path to a tokenizer whose template can render the conversation, or correct the record"
 _MARK_FIX = (
     "put {% generation %} ... {% endgeneration %} around the assistant's turns in the template, or train on the last "
-    "turn alone, with the messages before it as prompt and it as answer"
+    "turn alone, with the messages before it as the prompt and the turn as the answer"
 )
 
 
 def encode_conversation(
     tokenizer: Any, messages: Messages, first_trained: int = 0
 ) -> tuple[tuple[int, ...], list[bool]]:
-    """Token ids of a whole conversation, those of ``tokenizer.apply_chat_template``, and which of them are trained on.
+    """Token ids of a whole conversation, as ``tokenizer.apply_chat_template`` gives them, and the mask of trained
+    tokens.
 
-    Trained on are the assistant's turns: what follows the template's generation prompt up to and including the token
-    that ends the turn. A token that is partly in a turn is trained on, as in ``transformers``.
+    The mask covers the assistant turns, from the end of the template's generation prompt to the token that ends the
+    turn, inclusive. A token that is partly in a turn is trained on, as in ``transformers``.
 
     Args:
         tokenizer: a fast ``transformers`` tokenizer with a chat template.
-        first_trained: turns before this message are context only.
+        first_trained: index of the first message to train on; earlier turns are context only.
 
     Raises:
-        DataError: no assistant's turn is left to train on, the template fails, or it does not tell turns apart.
+        DataError: there is no assistant turn to train on, the template fails, or its renderings do not separate turns.
     """
     turns = [i for i, message in enumerate(messages) if message["role"] == ASSISTANT and i >= first_trained]
     if not turns:
         roles = ", ".join(str(message["role"]) for message in messages[first_trained:])
-        raise DataError(f"found no turn of the assistant to train on among {roles}; add one, or remove the record")
+        raise DataError(f"found no assistant turn to train on among {roles}; add one, or remove the record")
 
     def render(end: int, *, generation_prompt: bool) -> str:
         return render_chat(tokenizer, messages[:end], generation_prompt=generation_prompt, fix=_FIX)
@@ -59,25 +61,26 @@ def encode_conversation(
 
 
 def has_markers(tokenizer: Any) -> bool:
-    """Whether the chat template marks what the assistant writes."""
+    """Whether the chat template has ``{% generation %}`` markers."""
     return bool(_MARKERS.search(tokenizer.get_chat_template()))
 
 
 def assistant_span(render: Callable[..., str], text: str, turn: int, end_tokens: tuple[str, ...]) -> Span:
-    """Where message ``turn``, an assistant's, stands in ``text``, the rendering of all messages.
+    """The span of message ``turn``, an assistant turn, in ``text``, the rendering of all messages.
 
     Args:
-        render: the text of the first n messages, with or without a generation prompt.
-        end_tokens: texts of tokens that end a turn. White space that the template writes after one is no part of it.
+        render: renders the first n messages, with or without a generation prompt.
+        end_tokens: texts of the tokens that may end a turn. White space that the template writes after such a token
+            does not belong to the turn.
 
     Raises:
-        DataError: it is the first message, or the rendering of the messages before it, or up to it, is no prefix of
-            ``text``.
+        DataError: the turn is the first message, or the rendering of the messages before it, or up to and including it,
+            is not a prefix of ``text``.
     """
     if turn == 0:
         raise DataError(
-            "message 1 (assistant): found no message before the assistant's turn, so the chat template cannot render "
-            f"where it starts; begin with the user's or the system's message, or {_MARK_FIX}"
+            "message 1 (assistant): found no message before the assistant's turn, so its start cannot be rendered; "
+            f"begin with a user or system message, or {_MARK_FIX}"
         )
     before = render(turn, generation_prompt=True)
     through = render(turn + 1, generation_prompt=False)
@@ -85,11 +88,11 @@ def assistant_span(render: Callable[..., str], text: str, turn: int, end_tokens:
         if not text.startswith(part):
             raise DataError(
                 f"message {turn + 1} (assistant): the chat template renders the messages {what} it differently when "
-                f"others follow, so what the assistant wrote cannot be distinguished from the rest; {_MARK_FIX}"
+                f"others follow, so the assistant's text cannot be located; {_MARK_FIX}"
             )
     if len(through) <= len(before):
         raise DataError(
-            f"message {turn + 1} (assistant): the chat template renders nothing of it after the generation prompt; "
+            f"message {turn + 1} (assistant): the chat template renders no text for it after the generation prompt; "
             f"{_MARK_FIX}"
         )
     written = through[len(before) :].rstrip()
@@ -97,9 +100,9 @@ def assistant_span(render: Callable[..., str], text: str, turn: int, end_tokens:
 
 
 def tokens_in(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
-    """Which tokens have characters in one of ``spans``; both come in the order of the text.
+    """Whether each token overlaps one of ``spans``; both lists are in text order.
 
-    Byte-level tokenizers cut spaces off the start of a token's characters, of which none may be left.
+    Byte-level tokenizers trim spaces from a token's offsets, so a token may have an empty span.
     """
     trained, current = [], 0
     for start, end in offsets:
@@ -110,14 +113,15 @@ def tokens_in(spans: Sequence[Span], offsets: Sequence[Span]) -> list[bool]:
 
 
 def _start(render: Callable[..., str], text: str, first_trained: int) -> int:
-    """First character after the context, which is a prefix of ``text``."""
+    """Index of the first character after the context messages."""
     if first_trained == 0:
         return 0
     context = render(first_trained, generation_prompt=True)
     if not text.startswith(context):
         raise DataError(
             f"the chat template renders the prompt's {first_trained} messages differently when an answer follows, so "
-            "the two cannot be told apart; give the whole conversation as data.prompt_key, with data.answer_key=null"
+            "the answer cannot be located; put the whole conversation into the field data.prompt_key, and set "
+            "data.answer_key=null"
         )
     return len(context)
 
@@ -125,7 +129,7 @@ def _start(render: Callable[..., str], text: str, first_trained: int) -> int:
 def _marked(
     tokenizer: Any, messages: Messages, ids: tuple[int, ...], offsets: Sequence[Span], start: int
 ) -> list[bool]:
-    """Tokens between the template's own markers, from character ``start`` on."""
+    """The mask of tokens between the template's markers, from character ``start`` on."""
     conversation = [dict(message) for message in messages]
     try:
         encoded = tokenizer.apply_chat_template(
@@ -139,8 +143,8 @@ def _marked(
     ]
     if not any(trained):
         raise DataError(
-            "the {% generation %} markers of the chat template enclose nothing of the assistant's turns; put them "
-            "around what the assistant writes"
+            "the {% generation %} markers of the chat template enclose no text of the assistant; put them around the "
+            "content of assistant messages"
         )
     return trained
 

@@ -1,8 +1,8 @@
-"""Fields of a record: where the keys of the options lead, and which values can be trained on.
+"""Reads and validates the prompt and answer fields of a record.
 
-A field holds text, a number, or a conversation: a list of messages with ``role`` and ``content``, as TRL and verl
-write them. Everything else would be trained on as Python's spelling of it (``None``, ``[{'role': ...``), so it is an
-error. No torch.
+A field holds text, a number, or a conversation: a list of messages with ``role`` and ``content``, the format of TRL and
+verl. Any other value is an error, since training would see its Python ``repr`` (``None``, ``[{'role': ...``). Imports
+no torch.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Messages = tuple[Message, ...]
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of a record are read.
+    """Reads the prompt and the answer of a record.
 
     Attributes:
-        prompt_key: the prompt's; dots lead into nested objects where no field has the whole name.
-        answer_key: the answer's, in the same way; ``None`` when records have no answer.
+        prompt_key: field of the prompt; dots address nested objects unless a field has the whole name.
+        answer_key: field of the answer, likewise; ``None`` if records have no answer.
     """
 
     prompt_key: str
@@ -40,15 +40,15 @@ class Fields:
         """The prompt: text, or a conversation.
 
         Raises:
-            DataError: there is no such field, or its value is neither text, nor a number, nor a conversation.
+            DataError: the field is missing, or its value is neither text, nor a number, nor a conversation.
         """
         return _value(record, self.prompt_key, PROMPT_KEY)
 
     def answer(self, record: Mapping[str, Any]) -> str | Messages | None:
-        """The answer; ``None`` without ``answer_key``, or when the prompt is a whole conversation and there is none.
+        """The answer; ``None`` without ``answer_key``, or if the prompt is a conversation that contains the answer.
 
         Raises:
-            DataError: as ``prompt`` does.
+            DataError: as ``prompt``.
         """
         if self.answer_key is None:
             return None
@@ -58,15 +58,15 @@ class Fields:
                 return None
             if not isinstance(prompt, str):
                 raise DataError(
-                    f"{PROMPT_KEY}={self.prompt_key!r}: found a conversation that ends with the turn of "
-                    f"{prompt[-1]['role']!r}, and no field {self.answer_key!r} with an answer; end it with the "
-                    f"assistant's turn for algorithm=sft, set {ANSWER_KEY} to the field with the answer, or to null "
-                    "for a reward that reads other fields"
+                    f"{PROMPT_KEY}={self.prompt_key!r}: found a conversation that ends with a turn of "
+                    f"{prompt[-1]['role']!r}, and no field {self.answer_key!r} with an answer; end the conversation "
+                    f"with an assistant turn for algorithm=sft, set {ANSWER_KEY} to the field with the answer, or set "
+                    "it to null for a reward that reads other fields"
                 )
         return _value(record, self.answer_key, ANSWER_KEY)
 
     def check(self, record: Any) -> None:
-        """Raise ``DataError`` when ``record`` is no mapping or a field cannot be used."""
+        """Raise ``DataError`` if ``record`` is not a mapping or a field is invalid."""
         if not isinstance(record, Mapping):
             raise DataError(f"found {json_type(record)}; every record must be an object with named fields")
         self.prompt(record)
@@ -74,8 +74,8 @@ class Fields:
 
 
 @contextmanager
-def located(where: str) -> Iterator[None]:
-    """Put ``where``, which names a record, before the message of a ``DataError``."""
+def with_location(where: str) -> Iterator[None]:
+    """Prefix the message of a ``DataError`` with ``where``, the location of a record."""
     try:
         yield
     except DataError as error:
@@ -83,33 +83,33 @@ def located(where: str) -> Iterator[None]:
 
 
 def has_field(record: Mapping[str, Any], key: str) -> bool:
-    """Whether ``key`` leads to a field."""
+    """Whether the record has the field ``key``."""
     return _find(record, key) is not _MISSING
 
 
 def read_field(record: Mapping[str, Any], key: str) -> Any:
-    """The value that ``key`` leads to: the field of that name, or a nested one along the dots.
+    """The value of the field ``key``, or of a nested field if ``key`` has dots.
 
     Raises:
-        DataError: there is none.
+        DataError: the record has no such field.
     """
     value = _find(record, key)
     if value is _MISSING:
         names = [str(name) for name in record]
         raise DataError(
-            f"there is no field {key!r}; found {', '.join(map(repr, names)) or 'none'}; set data.prompt_key and "
+            f"found no field {key!r} among {', '.join(map(repr, names)) or 'none'}; set data.prompt_key and "
             f"data.answer_key to fields of the records{did_you_mean(key, names)}"
         )
     return value
 
 
 def ends_with_assistant(value: str | Messages) -> bool:
-    """Whether a prompt is a conversation whose last turn is the assistant's."""
+    """Whether ``value`` is a conversation that ends with an assistant turn."""
     return not isinstance(value, str) and value[-1]["role"] == ASSISTANT
 
 
 def json_type(value: Any) -> str:
-    """What a value is, in the words of JSON where these fit."""
+    """The type of a value in JSON's terms, for messages."""
     if isinstance(value, bool):
         return "true" if value else "false"
     names = ((type(None), "null"), (str, "text"), (int, "a number"), (Mapping, "an object"), (list | tuple, "a list"))
@@ -119,7 +119,7 @@ def json_type(value: Any) -> str:
 
 
 _MISSING = object()
-_FIX = "mend or remove the record"
+_FIX = "correct or remove the record"
 
 
 def _find(record: Mapping[str, Any], key: str) -> Any:
@@ -137,25 +137,25 @@ def _value(record: Mapping[str, Any], key: str, option: str) -> str | Messages:
     value = read_field(record, key)
     where = f"{option}={key!r}"
     if isinstance(value, str):
-        with located(where):
+        with with_location(where):
             check_unicode(value)
         return value
     if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and math.isfinite(value)):
-        with located(where):
+        with with_location(where):
             return _written(value)
     if isinstance(value, list | tuple):
         return _messages(value, where)
     fix = _FIX
     if option == ANSWER_KEY and isinstance(value, Mapping):
-        fix += ", or set data.answer_key=null for a reward that reads other fields (it gets the whole record)"
+        fix += ", or set data.answer_key=null for a reward that reads other fields (rewards get the whole record)"
     raise DataError(f"{where}: found {json_type(value)}; {ALLOWED}; {fix}")
 
 
 def _written(number: int | float) -> str:
     try:
         return str(number)
-    except ValueError as error:  # Python writes no integer of more than 4,300 digits
-        raise DataError("found an integer of more digits than Python writes; make it text") from error
+    except ValueError as error:  # sys.get_int_max_str_digits()
+        raise DataError("found an integer of more than 4,300 digits; write it as text") from error
 
 
 def _messages(value: list[Any] | tuple[Any, ...], where: str) -> Messages:
@@ -165,20 +165,20 @@ def _messages(value: list[Any] | tuple[Any, ...], where: str) -> Messages:
 
 
 def _message(item: Any, where: str) -> Message:
-    """One message without its empty entries: ``datasets`` gives all messages of a column the same ones."""
+    """One message without its ``None`` entries: ``datasets`` fills all messages of a column up to the same keys."""
     form = "write {'role': 'user', 'content': 'text'}"
     if not isinstance(item, Mapping):
         raise DataError(f"{where}: found {json_type(item)} in a list; {ALLOWED}; {form}")
     role, content = item.get("role"), item.get("content")
     if not isinstance(role, str) or not role:
         entries = ", ".join(repr(str(name)) for name in item) or "none"
-        raise DataError(f"{where}: found {json_type(role)} as its role, and the entries {entries}; {form}")
+        raise DataError(f"{where}: found {json_type(role)} as the role, and the entries {entries}; {form}")
     if not isinstance(content, str) and not (content is None and item.get("tool_calls")):
         raise DataError(
-            f"{where} ({role}): found {json_type(content)} as its content; allowed is text (parts and images are not "
-            f"read); {form}"
+            f"{where} ({role}): found {json_type(content)} as the content; allowed is text (content parts and images "
+            f"are not supported); {form}"
         )
-    with located(where):
+    with with_location(where):
         for text in (role, content):
             check_unicode(text or "")
     return {name: entry for name, entry in item.items() if entry is not None}

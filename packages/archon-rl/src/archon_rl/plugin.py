@@ -1,4 +1,4 @@
-"""What archon-rl brings: algorithms, rewards and data sets. Imports no torch."""
+"""Plugin registration of archon-rl: algorithms, rewards and data sets. Imports no torch."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ def archon_datasets() -> Iterable[DatasetSpec]:
         DatasetSpec(
             name="hf",
             target="archon_rl.datasets.hf:huggingface_dataset",
-            summary="a Hugging Face data set (data.path is its id or folder)",
+            summary="a Hugging Face data set (data.path: hub id or folder)",
             config=(_HUGGING_FACE,),
         ),
         DatasetSpec(
             name="arithmetic",
             target="archon_rl.datasets.arithmetic:arithmetic_dataset",
-            summary="all problems 'a op b' up to an operand, with a held-out part",
+            summary="generated problems 'a op b', with a held-out split",
             config=(_ARITHMETIC,),
         ),
     ]

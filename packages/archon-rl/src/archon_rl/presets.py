@@ -1,7 +1,4 @@
-"""Named algorithms: from options to compositions.
-
-Everything that can be wrong with the options of an algorithm is found here, before any engine is built.
-"""
+"""Named algorithms: builds an ``Algorithm`` from the options and validates them, before any engine is built."""
 
 from __future__ import annotations
 
@@ -32,15 +29,15 @@ from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
 
 
 def sft(config: Any, decisions: list[Decision]) -> Algorithm:
-    """Supervised fine-tuning: the cross entropy of answers, over all their tokens."""
+    """Supervised fine-tuning: cross entropy, averaged over all answer tokens."""
     return Algorithm(name="sft", loss=NegativeLogLikelihood(), temperature=config.actor.temperature)
 
 
 def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
-    """Group relative policy optimisation (arXiv:2402.03300) and what its options make of it.
+    """Group relative policy optimisation (arXiv:2402.03300) and the variants that its options select.
 
     Raises:
-        ConfigError: an option has no such value, or two of them contradict each other.
+        ConfigError: an option has an invalid value, or two options contradict each other.
     """
     options, generation = config.actor, config.gconfig
     _check(options)
@@ -53,7 +50,7 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
                 option="actor.temperature",
                 requested=str(options.temperature),
                 effective=str(temperature),
-                reason="the policy that is trained is the one that gconfig samples from",
+                reason="training uses the temperature that gconfig samples with",
             )
         )
     if refusal := refuse_when_strict(options, changes, role="actor"):
@@ -109,7 +106,7 @@ def _check(options: PolicyOptions) -> None:
     )
     for name, value, holds, allowed in limits:
         if not holds:
-            raise ConfigError(f"actor.{name}: found {value}; it must be {allowed}")
+            raise ConfigError(f"actor.{name}: found {value}; allowed is {allowed}")
 
 
 def _null_or_above(value: float | None, bound: float) -> bool:
@@ -117,22 +114,22 @@ def _null_or_above(value: float | None, bound: float) -> bool:
 
 
 def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]) -> tuple[float, float]:
-    """``kl_ctl`` and ``kl_loss_coef``, both 0 without a reference."""
+    """``kl_ctl`` and ``kl_loss_coef``; both are 0 without a reference."""
     if ref is not None:
         return options.kl_ctl, options.kl_loss_coef
     if options.kl_loss_coef:
         raise ConfigError(
-            f"actor.kl_loss_coef={options.kl_loss_coef} needs a reference model and there is no 'ref' section; "
-            "add one ('ref: {}' takes the actor's initial weights) or set it to 0"
+            f"actor.kl_loss_coef: found {options.kl_loss_coef}, which needs a reference model, and no 'ref' section; "
+            "add one ('ref: {}' takes the actor's initial weights), or set actor.kl_loss_coef=0"
         )
     if options.kl_ctl:
-        # AReaL's default is 0.1 and its files rely on a missing `ref` to switch the penalty off.
+        # AReaL's default is 0.1, and its configurations disable the penalty by leaving out `ref`.
         decisions.append(
             Decision(
                 option="actor.kl_ctl",
                 requested=str(options.kl_ctl),
                 effective="0.0",
-                reason="there is no 'ref' section to measure the KL to; 'ref: {}' takes the actor's initial weights",
+                reason="the KL needs a 'ref' section; 'ref: {}' takes the actor's initial weights",
             )
         )
     return 0.0, 0.0
@@ -161,8 +158,9 @@ def _reward_shaping(options: PolicyOptions, generation: Any) -> RewardShaping:
         allowed = factor is not None and math.isfinite(factor)
         if tokens is None or not allowed or not 0 < tokens <= generation.max_new_tokens:
             raise ConfigError(
-                f"actor.overlong_reward_penalty: found overlong_tokens={tokens} and overlong_penalty_factor={factor}; "
-                f"both are needed, the tokens from 1 to gconfig.max_new_tokens={generation.max_new_tokens}"
+                f"actor.overlong_reward_penalty: found actor.overlong_tokens={tokens} and "
+                f"actor.overlong_penalty_factor={factor}; set both, the tokens from 1 to "
+                f"gconfig.max_new_tokens={generation.max_new_tokens}"
             )
         overlong = OverlongPenalty(limit=generation.max_new_tokens, tokens=tokens, factor=factor)
     return RewardShaping(options.reward_scaling, options.reward_bias, options.reward_clip, overlong)
@@ -179,7 +177,7 @@ def _group_advantages(
                 option="actor.reward_norm",
                 requested="null",
                 effective="mean and deviation of the group",
-                reason="grpo's advantages are relative to the group, and adv_norm is null too",
+                reason="grpo's advantages are relative to the group, and actor.adv_norm is null too",
             )
         )
     return GroupAdvantages(
@@ -199,12 +197,13 @@ def _normalisation(option: str, config: NormConfig | None, n_samples: int) -> No
     if "group" in (config.mean_level, config.std_level):
         if n_samples < 2:
             raise ConfigError(
-                f"{option} compares a prompt's samples and gconfig.n_samples is {n_samples}; it must be 2 or more"
+                f"{option}: found level 'group', which compares the samples of a prompt, and gconfig.n_samples="
+                f"{n_samples}; set gconfig.n_samples to 2 or more"
             )
         if config.group_size not in (None, n_samples):
             raise ConfigError(
-                f"{option}.group_size: found {config.group_size}, a prompt has gconfig.n_samples={n_samples} samples; "
-                "leave it out or set it to '${gconfig.n_samples}'"
+                f"{option}.group_size: found {config.group_size}; allowed is gconfig.n_samples={n_samples}; "
+                "leave it out, or set it to '${gconfig.n_samples}'"
             )
     return Normalisation(
         mean_level=config.mean_level,

@@ -1,4 +1,4 @@
-"""What happens to a reward between the reward function and the advantages. Pure."""
+"""Reward shaping: scaling, bias, clipping and DAPO's overlong penalty. All functions are pure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 class OverlongPenalty:
     """A penalty on long completions (DAPO, arXiv:2503.14476, eq. 13, times ``factor``).
 
-    With the limit L_max and the buffer L_cache before it, a completion of n tokens gets 0 up to L_max - L_cache, then
-    (L_max - L_cache - n) / L_cache, which is -1 at the limit, and -1 beyond it.
+    With the limit L_max and the buffer L_cache before it, the penalty of a completion of n tokens is 0 up to
+    n = L_max - L_cache, then (L_max - L_cache - n) / L_cache, which reaches -1 at the limit and stays there.
 
     Attributes:
         limit: L_max, in tokens of the completion.
@@ -25,7 +25,7 @@ class OverlongPenalty:
     factor: float
 
     def __call__(self, lengths: Tensor) -> Tensor:
-        """The penalty [S], from -factor to 0, of completions of ``lengths`` [S] tokens."""
+        """Penalties [S], from -factor to 0, for completion lengths ``lengths`` [S] in tokens."""
         excess = (lengths - (self.limit - self.tokens)).clamp(min=0, max=self.tokens)
         return -self.factor * excess / self.tokens
 
@@ -35,10 +35,10 @@ class RewardShaping:
     """``clip((reward + overlong penalty + bias) * scaling)``.
 
     Attributes:
-        scaling: multiplies.
-        bias: added before.
-        clip: largest size of the result.
-        overlong: the penalty; ``None`` for none.
+        scaling: factor.
+        bias: added before scaling.
+        clip: largest absolute value of the result.
+        overlong: penalty on long completions; ``None`` for none.
     """
 
     scaling: float = 1.0
@@ -47,7 +47,7 @@ class RewardShaping:
     overlong: OverlongPenalty | None = None
 
     def __call__(self, rewards: Tensor, lengths: Tensor) -> Tensor:
-        """Shaped rewards [S] for raw ``rewards`` [S] of completions of ``lengths`` [S] tokens."""
+        """Shaped rewards [S] for raw ``rewards`` [S] and completion ``lengths`` [S] in tokens."""
         if self.overlong is not None:
             rewards = rewards + self.overlong(lengths)
         return ((rewards + self.bias) * self.scaling).clamp(-self.clip, self.clip)

@@ -1,8 +1,8 @@
-"""From a record to token ids, the same way in supervised training, rollout and evaluation.
+"""Encodes records to token ids, in one way for supervised training, rollout and evaluation.
 
-A prompt and an answer that are texts are encoded apart: tokenizing them as one text could merge characters over the
-border, and a model would then see prompts in training that it never sees when it generates. A conversation is encoded
-as a whole, as its chat template writes it.
+If prompt and answer are texts, they are encoded separately: in one text, a token could span the boundary, and training
+would see prompt tokens that never occur in generation. A conversation is encoded as a whole, as its chat template
+renders it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from archon_rl.fields import Fields, Messages, ends_with_assistant
 from archon_rl.losses.aggregation import LOSS_MASK
 
 _NO_TOKEN_FIX = "use tokenizer.kind=bpe, which encodes any text, or remove the record"
-_TEXT_FIX = "set tokenizer.use_chat_template=false to encode the prompt as it is, or give another tokenizer_path"
-_MESSAGES_FIX = "give a tokenizer whose template can render the conversation (tokenizer_path), or mend the record"
+_TEXT_FIX = "set tokenizer.use_chat_template=false to encode the prompt as it is, or choose another tokenizer_path"
+_MESSAGES_FIX = "set tokenizer_path to a tokenizer whose template can render the conversation, or correct the record"
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Example:
     """A sequence for supervised training.
 
     Attributes:
-        ids: all tokens.
-        trained: per token, whether the loss is on it.
+        ids: token ids.
+        trained: per token, whether it counts in the loss.
     """
 
     ids: tuple[int, ...]
@@ -39,13 +39,13 @@ class Example:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A tokenizer with the conventions of this package.
+    """Encodes the prompts and answers of records.
 
     Attributes:
         tokenizer: a ``transformers`` tokenizer with an end-of-text token.
-        prompt_key: the record's field with the prompt; dots lead into nested objects.
-        answer_key: and the one with the answer; ``None`` for none.
-        use_chat_template: format a prompt that is text as a user's message when the tokenizer has a chat template.
+        prompt_key: field of the prompt; dots address nested objects.
+        answer_key: field of the answer; ``None`` for none.
+        use_chat_template: format a text prompt as a user message if the tokenizer has a chat template.
     """
 
     tokenizer: Any
@@ -55,16 +55,16 @@ class TextEncoder:
 
     @cached_property
     def fields(self) -> Fields:
-        """The fields of a record that are read."""
+        """The reader of the two fields."""
         return Fields(self.prompt_key, self.answer_key)
 
     def prompt(self, record: Mapping[str, Any]) -> str:
-        """The record's prompt as rewards get it: the text, or the content of a conversation's last message."""
+        """The prompt as rewards get it: the text, or the content of a conversation's last message."""
         value = self.fields.prompt(record)
         return value if isinstance(value, str) else value[-1].get("content", "")
 
     def texts(self, record: Mapping[str, Any]) -> Iterator[str]:
-        """All texts of the record that are encoded, for a tokenizer to be built from."""
+        """All texts of the record, to build a tokenizer from."""
         for value in (self.fields.prompt(record), self.fields.answer(record)):
             if isinstance(value, str):
                 yield value
@@ -72,15 +72,15 @@ class TextEncoder:
                 yield from (message.get("content", "") for message in value or ())
 
     def encode_prompt(self, record: Mapping[str, Any]) -> tuple[int, ...]:
-        """Ids of the prompt; see ``encode_prompts``."""
+        """Token ids of the prompt; see ``encode_prompts``."""
         return self.encode_prompts([record])[0]
 
     def encode_prompts(self, records: Sequence[Mapping[str, Any]]) -> list[tuple[int, ...]]:
-        """Ids of each record's prompt: through the chat template, or with what the tokenizer puts at a text's start.
+        """Token ids of each record's prompt, rendered by the chat template or with the tokenizer's special tokens.
 
         Raises:
-            DataError: a field is missing or cannot be used, the tokenizer has no token for a character, the prompt
-                has no tokens, the chat template fails, or a conversation ends with the assistant's turn.
+            DataError: a field is missing or invalid, the tokenizer has no token for a character, the prompt has no
+                tokens, the chat template fails, or a conversation ends with an assistant turn.
         """
         texts, encoded = [], []
         for record in records:
@@ -88,21 +88,21 @@ class TextEncoder:
             if ends_with_assistant(value):
                 raise DataError(
                     f"data.prompt_key={self.prompt_key!r}: found a conversation that ends with the assistant's turn, "
-                    "which leaves no answer to sample; leave that turn out, or train on it with algorithm=sft"
+                    "which leaves no answer to sample; remove that turn, or train on it with algorithm=sft"
                 )
             texts.append(self._render(value))
-        # The template writes the special tokens itself.
+        # A chat template writes the special tokens itself.
         for rendered in (True, False):
             group = [text for text, is_rendered in texts if is_rendered is rendered]
             encoded.append(iter(self._encode(group, add_special_tokens=not rendered)))
         prompts = [next(encoded[0] if is_rendered else encoded[1]) for _, is_rendered in texts]
         for (text, _), ids in zip(texts, prompts, strict=True):
             if not ids:
-                raise DataError(f"prompt {text!r}: it has no tokens; a model needs at least one to continue from")
+                raise DataError(f"prompt {text!r}: found no tokens; a prompt needs at least one token")
         return prompts
 
     def encode_answer(self, record: Mapping[str, Any]) -> tuple[int, ...]:
-        """Ids of an answer that is text, and the end of text.
+        """Token ids of a text answer, with the end-of-text token.
 
         Raises:
             DataError: as ``encode_prompts``.
@@ -112,12 +112,14 @@ class TextEncoder:
         return self._encode_answers([answer])[0]
 
     def encode_examples(self, records: Sequence[Mapping[str, Any]]) -> list[Example]:
-        """Each record for supervised training: with the loss on the answer and the end of text, or on the assistant's
-        turns of a conversation (of the answer alone, when prompt and answer are both messages).
+        """Encode records for supervised training.
+
+        The loss is on the answer and the end-of-text token, or on the assistant turns of a conversation; if prompt and
+        answer are both messages, on the assistant turns of the answer.
 
         Raises:
-            DataError: as ``encode_prompts``; or there is nothing to train on, or the chat template does not tell turns
-                apart.
+            DataError: as ``encode_prompts``; there is nothing to train on; or the chat template does not separate
+                turns.
         """
         examples: list[Example | None] = []
         pairs: list[Mapping[str, Any]] = []
@@ -128,8 +130,8 @@ class TextEncoder:
                 if ends_with_assistant(self.fields.prompt(record)):
                     raise DataError(
                         f"data.prompt_key={self.prompt_key!r}: found a conversation that ends with the assistant's "
-                        f"turn, and an answer in {self.answer_key!r} beside it; set data.answer_key=null to train on "
-                        "the conversation, or leave that turn out"
+                        f"turn, and another answer in {self.answer_key!r}; set data.answer_key=null to train on the "
+                        "conversation, or remove that turn"
                     )
                 pairs.append(record)
                 answers.append(answer)
@@ -147,8 +149,8 @@ class TextEncoder:
         context: Messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
         if answer is None and not ends_with_assistant(prompt):
             raise DataError(
-                f"data.prompt_key={self.prompt_key!r}: found a prompt without an answer to train on; add the "
-                "assistant's turn to the conversation, or set data.answer_key to the field with the answer"
+                f"data.prompt_key={self.prompt_key!r}: found a prompt without an answer to train on; add an "
+                "assistant turn to the conversation, or set data.answer_key to the field with the answer"
             )
         self._require_template()
         ids, trained = encode_conversation(
@@ -160,7 +162,7 @@ class TextEncoder:
         return [(*ids, self.tokenizer.eos_token_id) for ids in self._encode(answers, add_special_tokens=False)]
 
     def _render(self, prompt: str | Messages) -> tuple[str, bool]:
-        """The prompt as text, and whether a chat template wrote it."""
+        """The prompt as text, and whether a chat template rendered it."""
         if isinstance(prompt, str):
             if not self.use_chat_template or self.tokenizer.chat_template is None:
                 return prompt, False
@@ -173,8 +175,8 @@ class TextEncoder:
         if not self.use_chat_template or self.tokenizer.chat_template is None:
             why = "tokenizer.use_chat_template is false" if not self.use_chat_template else "the tokenizer has none"
             raise DataError(
-                f"found messages, which a chat template turns into text, and {why}; give a tokenizer with a template "
-                "(tokenizer_path) and leave tokenizer.use_chat_template on, or give texts"
+                f"found messages, which need a chat template, and {why}; set tokenizer_path to a tokenizer with a "
+                "template and tokenizer.use_chat_template=true, or use records with text prompts"
             )
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[tuple[int, ...]]:
@@ -182,7 +184,7 @@ class TextEncoder:
 
 
 def supervised_batch(encoder: TextEncoder, records: Sequence[Mapping[str, Any]]) -> Batch:
-    """Whole sequences with the loss on what ``TextEncoder.encode_examples`` says."""
+    """A batch of whole sequences with the loss mask of ``TextEncoder.encode_examples``."""
     examples = encoder.encode_examples(records)
     return Batch.from_sequences(
         [example.ids for example in examples],
@@ -191,9 +193,9 @@ def supervised_batch(encoder: TextEncoder, records: Sequence[Mapping[str, Any]])
 
 
 def comparison_batch(encoder: TextEncoder, records: Sequence[Mapping[str, Any]]) -> Batch:
-    """Sequences to compare two models on: prompts, with the answers that can be trained on.
+    """Sequences to compare two models on: prompt and answer, or the prompt alone where the answer cannot be encoded.
 
-    In reinforcement learning an answer may be anything that its reward reads.
+    In reinforcement learning an answer may be any value that the reward reads.
     """
     sequences = []
     for record in records:
@@ -205,7 +207,7 @@ def comparison_batch(encoder: TextEncoder, records: Sequence[Mapping[str, Any]])
 
 
 def predictions_of(trained: Sequence[bool]) -> list[bool]:
-    """Which predictions yield the trained tokens: position t predicts token t + 1, and the last one nothing.
+    """The mask of predictions for a mask of tokens: position t predicts token t + 1, the last position nothing.
 
     >>> predictions_of([False, True, True])
     [True, True, False]
@@ -214,7 +216,7 @@ def predictions_of(trained: Sequence[bool]) -> list[bool]:
 
 
 def continuation_mask(prompt_length: int, continuation_length: int) -> list[bool]:
-    """Which predictions yield the continuation: aligned to predictions, so from the prompt's last token on.
+    """The mask of predictions of the continuation, which start at the prompt's last token.
 
     >>> continuation_mask(2, 3)
     [False, True, True, True, False]

@@ -1,7 +1,7 @@
 """Tokenizers: read from a checkpoint, or built from the training data.
 
-Both built kinds are ``transformers`` fast tokenizers: what ``save_pretrained`` writes, ``AutoTokenizer`` reads.
-They put a begin-of-text token before every text, so that an empty prompt still has something to condition on.
+Built tokenizers are ``transformers`` fast tokenizers, so ``AutoTokenizer`` reads what ``save_pretrained`` writes. They
+start every text with a begin-of-text token: an empty prompt still has a token to condition on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ BYTES = 256
 
 
 def characters_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """One token per character that occurs in ``texts``, in the order of their code points."""
+    """One token per character of ``texts``, in code point order."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     characters = sorted(set().union(*(set(text) for text in texts)))
@@ -36,20 +36,20 @@ def characters_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level byte-pair encoding trained on ``texts``: it encodes any text, and decodes it to the same.
+    """A byte-level BPE tokenizer trained on ``texts``; it encodes any text losslessly.
 
-    The vocabulary is smaller than ``vocab_size`` when the texts have no more pairs that occur twice.
+    The vocabulary is smaller than ``vocab_size`` if too few pairs occur twice.
 
     Raises:
-        ConfigError: ``vocab_size`` does not hold all bytes and the special tokens.
+        ConfigError: ``vocab_size`` is too small for all bytes and the special tokens.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     least = BYTES + len(SPECIAL_TOKENS)
     if vocab_size < least:
         raise ConfigError(
-            f"tokenizer.vocab_size: found {vocab_size}; a byte-level vocabulary needs at least {least}: all bytes and "
-            f"{len(SPECIAL_TOKENS)} special tokens"
+            f"tokenizer.vocab_size: found {vocab_size}; allowed is at least {least}, for all bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens; raise it"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -79,7 +79,7 @@ def _finish(tokenizer: Any) -> PreTrainedTokenizerFast:
         eos_token=EOS,
         unk_token=UNKNOWN,
         clean_up_tokenization_spaces=False,
-        # "<eos>" in a record is text, not the end of it.
+        # "<eos>" inside a record is text, not a special token.
         split_special_tokens=True,
     )
 
@@ -88,23 +88,24 @@ def load_tokenizer(path: str | Path) -> Any:
     """A tokenizer from a folder or hub id.
 
     Raises:
-        ModelError: there is no such folder, nor such a hub id.
-        ConfigError: there is no tokenizer in it, or it has no end-of-text token.
+        ModelError: ``path`` is neither a folder nor a hub id.
+        ConfigError: the folder has no tokenizer, or the tokenizer has no end-of-text token.
     """
     tokenizer = read_tokenizer(checkpoint_folder(path, weights=False))
     if tokenizer.eos_token_id is None:
         raise ConfigError(
-            f"tokenizer_path: the tokenizer of {str(path)!r} has no end-of-text token, which ends an answer; "
+            f"tokenizer_path: the tokenizer of {str(path)!r} has no end-of-text token to end answers with; "
             "set eos_token in its tokenizer_config.json"
         )
     return tokenizer
 
 
 def build_tokenizer(config: Any, texts: Iterable[str]) -> Any:
-    """The tokenizer that a configuration asks for; ``texts`` is what a built one learns from.
+    """The tokenizer of a configuration; ``texts`` is the data to build one from.
 
     Raises:
-        ConfigError: an unknown kind, a pretrained one without a path, or a built one beside pretrained weights.
+        ConfigError: the kind is unknown, ``pretrained`` has no path, or a tokenizer would be built for pretrained
+            weights.
     """
     kind = config.tokenizer.kind
     check_choice("tokenizer.kind", kind, TOKENIZER_KINDS)
@@ -113,7 +114,7 @@ def build_tokenizer(config: Any, texts: Iterable[str]) -> Any:
         path = config.tokenizer_path or actor.path
         if not path:
             raise ConfigError(
-                "tokenizer.kind: found 'pretrained' and neither tokenizer_path nor actor.path; give one of them, or "
+                "tokenizer.kind: found 'pretrained', and neither tokenizer_path nor actor.path; set one of them, or "
                 "build a tokenizer from the data with tokenizer.kind=characters or bpe"
             )
         return load_tokenizer(path)

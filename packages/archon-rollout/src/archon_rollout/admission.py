@@ -1,7 +1,7 @@
-"""Which samples wait, and when they join the batch.
+"""Admission of waiting samples to the batch.
 
-Admission is continuous: samples join while others are being decoded, in the order of the requests. Rows that become
-free are filled a few at a time, because a prefill for a single row costs about as much as a decode step for all.
+Batching is continuous: samples join in request order while others decode. Free rows are filled several at a time, since
+a prefill for one row costs about as much as a decode step for all rows.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from dataclasses import dataclass
 from archon_core.contracts.rollout import GenerationConfig
 
 PREFILL_TOKENS = 8192
-"""Most prompt tokens in one forward pass, but for a single longer prompt: bounds the memory of its activations."""
+"""Limit of prompt tokens per forward pass, to bound activation memory; a single longer prompt may exceed it."""
 
 REFILL_SHARE = 8
-"""One in this many rows must be free before running rows wait for a prefill."""
+"""A prefill interrupts running rows once one in this many rows is free."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion to make.
+    """One completion to generate.
 
     Attributes:
         request: index of its request.
-        number: which of the request's samples it is.
+        number: index among the request's samples.
         seed: of its random stream.
-        prompt_length: tokens in the prompt.
-        limit: most tokens that it may have, at least 1.
+        prompt_length: tokens of the prompt.
+        limit: largest number of completion tokens, at least 1.
         config: sampling options.
     """
 
@@ -46,7 +46,7 @@ class PromptGroup:
 
     Attributes:
         samples: at least one, all of the same request.
-        complete: no sample of that request waits any longer.
+        complete: whether no sample of that request is waiting.
     """
 
     samples: tuple[Sample, ...]
@@ -59,7 +59,7 @@ class PromptGroup:
 
 
 class AdmissionQueue:
-    """Samples that wait for a free row, in order; those of one request stand together."""
+    """Samples waiting for a free row, in order; samples of one request are adjacent."""
 
     def __init__(self, samples: Iterable[Sample]) -> None:
         self._waiting = deque(samples)
@@ -70,7 +70,7 @@ class AdmissionQueue:
     def take(self, n_rows: int, max_prompt_tokens: int = PREFILL_TOKENS) -> list[PromptGroup]:
         """Remove up to ``n_rows`` samples whose prompts together have at most ``max_prompt_tokens`` tokens.
 
-        The first prompt is taken whatever its length. A request whose samples do not all fit is split.
+        The first prompt is taken regardless of its length. A request whose samples do not all fit is split.
         """
         groups: list[PromptGroup] = []
         tokens = 0
@@ -89,7 +89,7 @@ class AdmissionQueue:
 
 
 def rows_to_fill(*, n_waiting: int, n_active: int, max_rows: int) -> int:
-    """How many samples should join now."""
+    """The number of samples to admit now."""
     n_free = max_rows - n_active
     worthwhile = min(n_waiting, -(-max_rows // REFILL_SHARE))
     return min(n_free, n_waiting) if n_active == 0 or n_free >= worthwhile else 0

@@ -21,7 +21,7 @@ STANDARD_INPUT = Path("-")
 
 
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder in Hugging Face's form, or hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint folder in Hugging Face format, or hub id.")],
     prompts: Annotated[
         list[str] | None,
         typer.Argument(metavar="[PROMPT]...", help="Prompts. Without any, and without --file: standard input."),
@@ -31,28 +31,28 @@ def generate(
     ] = None,
     n: Annotated[int, typer.Option("--n", "-n", help="Completions per prompt.")] = 1,
     max_new_tokens: Annotated[
-        int, typer.Option(help="Most tokens per completion; fewer when the model's positions end before.")
+        int, typer.Option(help="Largest number of tokens per completion, within the model's positions.")
     ] = 256,
-    min_new_tokens: Annotated[int, typer.Option(help="No end of text before this many tokens.")] = 0,
-    temperature: Annotated[float, typer.Option(help="Logits are divided by it.")] = 1.0,
+    min_new_tokens: Annotated[int, typer.Option(help="Suppress stop tokens before this many tokens.")] = 0,
+    temperature: Annotated[float, typer.Option(help="Divide the logits by this.")] = 1.0,
     top_p: Annotated[float, typer.Option(help="Keep the most probable tokens that reach this; 1 keeps all.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Keep this many most probable tokens; 0 keeps all.")] = 0,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the most probable token.")] = False,
-    seed: Annotated[int, typer.Option(help="Decides every draw; the same seed gives the same completions.")] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed; the same seed gives the same completions.")] = 1,
     chat: Annotated[
         bool | None,
         typer.Option(
-            "--chat/--no-chat", help="Format prompts as a user's message. By default when there is a chat template."
+            "--chat/--no-chat", help="Format prompts as user messages. Default: if the model has a chat template."
         ),
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="Compute type, such as float64.")] = None,
-    max_batch_size: Annotated[int, typer.Option(help="Most sequences decoded side by side.")] = 256,
+    max_batch_size: Annotated[int, typer.Option(help="Largest number of sequences to decode at once.")] = 256,
     run_as: Annotated[
         str | None,
         typer.Option(
             "--model",
             metavar="NAME",
-            help="Model spec that runs it, such as hf; by default the one that serves its model type.",
+            help="Model plugin to run it with, such as hf. Default: the one for its model type.",
             show_default=False,
         ),
     ] = None,
@@ -60,8 +60,8 @@ def generate(
 ) -> None:
     """Complete prompts with the model in a checkpoint folder.
 
-    MODEL is a folder in Hugging Face's form, or a hub id. Without a PROMPT and without --file, prompts are read from
-    standard input, one per line.
+    MODEL is a folder in Hugging Face format, or a hub id. Without PROMPT and --file, reads prompts from standard input,
+    one per line.
     """
     texts = read_prompts(prompts or [], file)
     options = GenerationConfig(
@@ -73,11 +73,11 @@ def generate(
         top_k=top_k,
         greedy=greedy,
     )
-    # Torch takes seconds to import; mistakes in the lines above should not wait for it.
+    # Imported late: torch takes seconds, and the errors above should not wait for it.
     from archon_rollout.text_generation import TextGenerator
 
     generator = TextGenerator.load(model, max_batch_size=max_batch_size, dtype=dtype, run_as=run_as)
-    print_remark(generator.ends.described() or "no token is known to", label="completions end at: ", style="dim")
+    print_remark(generator.ends.described() or "no known token", label="completions end at: ", style="dim")
     start = time.perf_counter()
     results = generator.complete(texts, options, seed=seed, chat=chat)
     seconds = time.perf_counter() - start
@@ -90,23 +90,23 @@ def generate(
 
 
 def read_prompts(arguments: Sequence[str], file: Path | None) -> list[str]:
-    """The prompts: those on the command line, or the lines of ``file`` or of standard input that are not blank.
+    """The prompts of the command line, or the non-blank lines of ``file`` or standard input.
 
     Raises:
-        ConfigError: there are none, there are two sources, or the file cannot be read.
+        ConfigError: there are no prompts, there are two sources, or the file cannot be read.
     """
     if arguments and file is not None:
         raise ConfigError(
             f"found {len(arguments)} prompts on the command line and --file {file}; allowed is one source of prompts; "
-            "leave one out"
+            "remove one"
         )
     if arguments:
         return list(arguments)
     if file in (None, STANDARD_INPUT):
-        # A terminal would wait for a text that nobody knows is wanted.
+        # On a terminal, reading would wait without a prompt.
         if file is None and sys.stdin.isatty():
             raise ConfigError(
-                'found no prompt; write it behind the model: archon generate MODEL "2 + 3 =", or use --file'
+                'found no prompt; write it after the model: archon generate MODEL "2 + 3 =", or use --file'
             )
         text, source = sys.stdin.read(), "standard input"
     else:
@@ -114,16 +114,16 @@ def read_prompts(arguments: Sequence[str], file: Path | None) -> list[str]:
             text, source = file.read_text(encoding="utf-8"), str(file)
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"--file {file}: cannot be read: {error}; name a UTF-8 text file, one prompt per line"
+                f"--file: cannot read {file}: {error}; give a UTF-8 text file with one prompt per line"
             ) from error
     prompts = [line for line in text.splitlines() if line.strip()]
     if not prompts:
-        raise ConfigError(f"found no prompt in {source}; write at least one line of text there")
+        raise ConfigError(f"found no prompt in {source}; write at least one line of text")
     return prompts
 
 
 def describe(prompt: str, completions: Sequence[TextCompletion]) -> dict[str, object]:
-    """What ``--json`` prints of one prompt."""
+    """The ``--json`` object of one prompt."""
     return {
         "prompt": prompt,
         "completions": [
@@ -139,7 +139,7 @@ def describe(prompt: str, completions: Sequence[TextCompletion]) -> dict[str, ob
 
 
 def print_completions(prompts: Sequence[str], results: Sequence[Sequence[TextCompletion]]) -> None:
-    """Print every prompt, dimmed, with each of its completions behind it, and a rule between them."""
+    """Print each completion after its dimmed prompt, with blank lines between them."""
     from rich.console import Console
     from rich.text import Text
 

@@ -1,8 +1,8 @@
-"""The rows that are decoded side by side: per-row options, counters and outputs as tensors, owners on the host.
+"""The rows of a decode batch: options, counters and outputs of each row as tensors, owners on the host.
 
-Active rows are the first ones. Rows are appended behind them, and when some finish, the last active ones are moved
-into their places, so that every step works on one slice and never on finished rows. What happens per token is a fixed
-number of tensor operations and one transfer of two flags; Python touches single rows only when they come and go.
+Active rows form a prefix. New rows are appended; when rows finish, the last active rows move into the gaps, so that
+every step works on one slice without finished rows. A token costs a fixed number of tensor operations and one transfer
+of two flags; Python touches single rows only when they join or finish.
 
 Legend: R active rows, L layers, K experts per token.
 """
@@ -22,18 +22,19 @@ from archon_rollout.random_streams import seed_tensor, uniforms
 from archon_rollout.sampling import SamplingOptions, sample
 
 NO_STOP = -1
-"""Fills the table of stop ids; no token has this id."""
+"""Padding of the table of stop ids; not a valid token id."""
 
 
 @dataclass(frozen=True)
 class RowOwner:
-    """Whose tokens a row generates.
+    """The sample of a row.
 
     Attributes:
-        sample: the completion to make.
-        first_step: decode steps before its first token, which comes from the prefill; each later token takes one step.
-        first_version: version of the weights that computed the prefill.
-        prompt_experts: int16 [prompt tokens, L, K], where the prompt's tokens went; ``None`` where that is not kept.
+        sample: the completion to generate.
+        first_step: number of decode steps before its first token, which comes from the prefill; each later token takes
+            one step.
+        first_version: version of the weights of the prefill.
+        prompt_experts: int16 [prompt tokens, L, K], routed experts of the prompt; ``None`` if not recorded.
     """
 
     sample: Sample
@@ -44,7 +45,7 @@ class RowOwner:
 
 @dataclass(frozen=True)
 class Moves:
-    """How the rows that go on close ranks: row ``sources[i]`` goes to ``destinations[i]``; ``n_left`` remain."""
+    """Moves that close the gaps of finished rows: row ``sources[i]`` to ``destinations[i]``; ``n_left`` rows remain."""
 
     sources: tuple[int, ...]
     destinations: tuple[int, ...]
@@ -52,7 +53,7 @@ class Moves:
 
 
 def plan_moves(finished: Sequence[bool]) -> Moves:
-    """Fill the places of finished rows with the last rows that go on, moving as few rows as possible."""
+    """Fill the gaps of finished rows with the last active rows, with as few moves as possible."""
     n_left = len(finished) - sum(finished)
     holes = tuple(row for row in range(n_left) if finished[row])
     behind = tuple(row for row in range(n_left, len(finished)) if not finished[row])
@@ -97,7 +98,7 @@ class DecodeRows:
 
     @property
     def n_active(self) -> int:
-        """Rows in use."""
+        """Number of active rows."""
         return len(self._owners)
 
     @property
@@ -107,13 +108,13 @@ class DecodeRows:
 
     @property
     def positions(self) -> Tensor:
-        """The place of ``last_tokens`` in their sequences, int64 [R]."""
+        """The positions of ``last_tokens`` in their sequences, int64 [R]."""
         rows = slice(0, self.n_active)
         return self._prompt_length[rows] + self._n_generated[rows] - 1
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest active row, the newest one included."""
+        """Tokens of the longest active row, including the newest one."""
         return self._reach + self._step + 1
 
     @property
@@ -121,11 +122,11 @@ class DecodeRows:
         return len(self._step_versions)
 
     def begin_step(self, version: int) -> None:
-        """Count a decode step, computed with weights of ``version``."""
+        """Start a decode step with weights of ``version``."""
         self._step_versions.append(version)
 
     def keep_experts(self, experts: Tensor) -> None:
-        """Keep where the newest tokens of the active rows went: int16 [R, L, K]. Before ``advance``."""
+        """Store the routed experts of the newest tokens, int16 [R, L, K]. Call before ``advance``."""
         if self._experts is None:
             # The last token of a completion is never fed back.
             self._experts = experts.new_zeros(self._row_numbers.shape[0], self._longest - 1, *experts.shape[1:])
@@ -136,12 +137,12 @@ class DecodeRows:
     def append(
         self, samples: Sequence[Sample], versions: Sequence[int], experts: Sequence[Tensor | None] | None = None
     ) -> None:
-        """Add rows without any token yet.
+        """Add rows without completion tokens.
 
         Args:
-            samples: what they make.
-            versions: of the weights that their prompts were prefilled with.
-            experts: int16 [prompt tokens, L, K] of each, where its prompt went.
+            samples: the sample of each row.
+            versions: versions of the weights that prefilled the prompts.
+            experts: routed experts of each prompt, int16 [prompt tokens, L, K].
         """
         rows = slice(self.n_active, self.n_active + len(samples))
         configs = [s.config for s in samples]
@@ -166,13 +167,13 @@ class DecodeRows:
         self._update_reach()
 
     def advance(self, logits: Tensor, start: int = 0) -> tuple[list[tuple[Sample, Completion]], Moves]:
-        """Draw the next token of the active rows from ``start`` on, and remove the rows that are done.
+        """Sample the next token of the active rows from ``start`` on, and remove finished rows.
 
         Args:
             logits: [R - start, V].
 
         Returns:
-            The completions that ended, and how the caller has to move what it keeps per row elsewhere.
+            The finished completions, and the moves that the caller must apply to its own per-row state.
 
         Raises:
             TrainingError: the logits are not finite.
@@ -190,8 +191,8 @@ class DecodeRows:
         any_ended, all_finite = torch.stack((ended.any(), logprobs.isfinite().all())).tolist()
         if not all_finite:
             raise TrainingError(
-                "generation: the model's logits are not finite; found NaN or infinity, allowed are finite numbers; "
-                "check the weights, and the learning rate if they come from training"
+                "generation: found NaN or infinity in the model's logits; check the weights, and the learning rate if "
+                "they come from training"
             )
         if not any_ended:
             return [], Moves((), (), self.n_active)
@@ -199,7 +200,7 @@ class DecodeRows:
         stopped_rows = [False] * start + stopped.tolist()
         finished = [self._output(row, stopped_rows[row]) for row, done in enumerate(ended_rows) if done]
         moves = plan_moves(ended_rows)
-        self._close_ranks(moves)
+        self._apply_moves(moves)
         return finished, moves
 
     def _options(self, rows: slice) -> SamplingOptions:
@@ -241,7 +242,7 @@ class DecodeRows:
             parts.append(self._experts[row, : n_tokens - 1])
         return torch.cat(parts).cpu()
 
-    def _close_ranks(self, moves: Moves) -> None:
+    def _apply_moves(self, moves: Moves) -> None:
         if moves.sources:
             sources = torch.tensor(moves.sources, device=self._row_numbers.device)
             destinations = torch.tensor(moves.destinations, device=self._row_numbers.device)
@@ -253,5 +254,5 @@ class DecodeRows:
         self._update_reach()
 
     def _update_reach(self) -> None:
-        # All rows gain one token per step, so which is the longest changes only when rows come or go.
+        # All rows grow by one token per step, so the longest row changes only when rows join or finish.
         self._reach = max((o.sample.prompt_length - o.first_step for o in self._owners), default=0)

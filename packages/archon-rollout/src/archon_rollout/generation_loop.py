@@ -1,4 +1,4 @@
-"""The loop that generates: prefill what may join, decode one token for every row, hand out what has ended.
+"""The generation loop: prefill the prompts that fit, decode one token for every row, collect finished completions.
 
 Legend: V vocabulary, L layers, K experts per token.
 """
@@ -23,13 +23,13 @@ from archon_rollout.routed_experts import RoutingRecorder
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prefilled prompt: what its samples start from.
+    """A prefilled prompt, from which its samples start.
 
     Attributes:
         keys_values: of its tokens, per layer.
-        logits: [V], those of its last token.
+        logits: [V], of its last token.
         version: of the weights that computed them.
-        experts: int16 [tokens, L, K], where its tokens went; ``None`` where that is not recorded.
+        experts: int16 [tokens, L, K], the routed experts; ``None`` if not recorded.
     """
 
     keys_values: KeysValues
@@ -42,13 +42,13 @@ class GenerationLoop:
     """Generates all of ``samples`` on one module.
 
     Args:
-        module: in evaluation mode; gives ``logits``.
+        module: returns ``logits``; in evaluation mode.
         prompts: token ids of every request.
-        samples: at least one; those of one request stand together.
-        device: where the module is.
-        max_rows: most samples decoded side by side.
-        version: asked before every forward pass for the version of the weights that it uses.
-        recorder: writes down which experts tokens go to; ``None`` leaves that out.
+        samples: at least one; samples of one request are adjacent.
+        device: of the module.
+        max_rows: largest number of samples to decode at once.
+        version: called before every forward pass; returns the version of the weights.
+        recorder: records routed experts; ``None`` for no recording.
     """
 
     def __init__(
@@ -71,18 +71,18 @@ class GenerationLoop:
         self._max_rows = min(max_rows, len(samples))
         self._queue = AdmissionQueue(samples)
         self._rows = DecodeRows(samples, max_rows=self._max_rows, device=device)
-        # The last token of a completion is never fed back, so it needs no place.
+        # The last token of a completion is never fed back, so it needs no cache entry.
         longest = max(s.prompt_length + s.limit - 1 for s in samples)
         self._cache = DecodeCache(max_rows=self._max_rows, max_places=longest)
         self._row_starts = torch.arange(self._max_rows + 1, dtype=torch.int32, device=device)
-        # At most one request is split: the one whose first samples found rows and whose others still wait.
+        # At most one request is split, with some samples in rows and others in the queue.
         self._split_prompts: dict[int, Prompt] = {}
         self._completions: list[tuple[Sample, Completion]] = []
 
-    # Not inference_mode: a tensor that a module computes and keeps in it could not be saved for backward afterwards.
+    # Not inference_mode: if a module caches a tensor computed in it, autograd could not save that tensor later.
     @torch.no_grad()
     def run(self) -> list[tuple[Sample, Completion]]:
-        """Every sample with its completion, in the order in which they ended."""
+        """Generate; return every sample with its completion, in the order of completion."""
         while self._queue or self._rows.n_active:
             n_rows = rows_to_fill(n_waiting=len(self._queue), n_active=self._rows.n_active, max_rows=self._max_rows)
             while n_rows > 0:
@@ -94,7 +94,7 @@ class GenerationLoop:
         return self._completions
 
     def _admit(self, groups: Sequence[PromptGroup]) -> None:
-        """Give every sample a row with its prompt, and its first token."""
+        """Give every sample a row with its prompt, and sample its first token."""
         prompts = self._split_prompts | self._prefill(
             [g.request for g in groups if g.request not in self._split_prompts]
         )
@@ -128,7 +128,7 @@ class GenerationLoop:
         return {request: Prompt(keys_values, row, version, chosen) for request, keys_values, row, chosen in parts}
 
     def _decode(self) -> None:
-        """One more token for every row."""
+        """Decode one token for every row."""
         rows = self._rows
         n_rows, positions = rows.n_active, rows.positions
         packed = PackedSequences(
@@ -146,7 +146,7 @@ class GenerationLoop:
         self._advance(logits)
 
     def _forward(self, ids: Tensor, packed: PackedSequences) -> tuple[Tensor, Tensor | None]:
-        """Logits, and the experts that the tokens went to where that is recorded."""
+        """Logits, and the routed experts if they are recorded."""
         if self._recorder is None:
             return self._module(ids, packed)["logits"], None
         logits = self._module(ids, self._recorder.watch(packed))["logits"]

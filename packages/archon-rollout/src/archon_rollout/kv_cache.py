@@ -1,10 +1,10 @@
-"""Keys and values of earlier tokens: of prompts, packed as they come, and of rows being decoded, in padded buffers.
+"""KV caches: packed for prompts, padded buffers for rows in decoding.
 
-``PromptCache`` lives for one prefill: it keeps what the layers compute. ``DecodeCache`` lives for a whole generation:
-prompts are copied in, once per sample, and every ``DecodeStep`` adds one token to each row. The first and the last are
-what ``archon_core.contracts.packed.AttentionCache`` describes.
+A ``PromptCache`` collects keys and values during one prefill. The ``DecodeCache`` lives for a whole generation: prompts
+are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and ``DecodeStep``
+implement ``archon_core.contracts.packed.AttentionCache``.
 
-Legend: T tokens, R active rows, K kv heads, D head dim, N places of a row in use.
+Legend: T tokens, R active rows, K kv heads, D head dim, N cache entries in use per row.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from archon_core.contracts.packed import PackedSequences
 from archon_engine.nn.attention import AttentionBackend, PackedAttention
 
 KeysValues = dict[str, tuple[Tensor, Tensor]]
-"""Layer -> keys and values, both [T, K, D], of one sequence or of packed ones."""
+"""Layer -> keys and values, both [T, K, D], of one sequence or of packed sequences."""
 
 PLACES_MULTIPLE = 8
-"""Row lengths are rounded up to this: fused CUDA attention wants masks with aligned rows."""
+"""Row lengths are rounded up to a multiple of this: fused CUDA attention requires masks with aligned rows."""
 
 SPARE_PLACES = 256
-"""Fewest places reserved beyond those in use. Longer rows make the buffers grow, by at least half each time."""
+"""Least number of spare entries to allocate. Buffers that are too short grow by at least half."""
 
 
 class PromptCache:
-    """Attention within packed prompts that keeps their keys and values.
+    """Attention within packed prompts that stores their keys and values.
 
     Args:
-        backend: implementation of the attention; ``None`` chooses by device and type.
+        backend: attention implementation; ``None`` chooses by device and dtype.
     """
 
     def __init__(self, backend: AttentionBackend | None = None) -> None:
@@ -58,7 +58,7 @@ class PromptCache:
         return attention(q, k, v, replace(packed, cache=None))
 
     def split(self, lengths: tuple[int, ...]) -> list[KeysValues]:
-        """Keys and values of each of the packed sequences, as views."""
+        """Keys and values per sequence, as views."""
         prompts: list[KeysValues] = [{} for _ in lengths]
         for layer, (keys, values) in self._layers.items():
             for prompt, k, v in zip(prompts, keys.split(lengths), values.split(lengths), strict=True):
@@ -67,10 +67,10 @@ class PromptCache:
 
 
 class DecodeCache:
-    """Keys and values of rows that grow by one token per step, in buffers of [rows, K, places, D] per layer.
+    """Keys and values of rows that grow by one token per step, in buffers [rows, K, entries, D] per layer.
 
-    Active rows are the first ones: ``append_rows`` adds behind them, ``move_rows`` fills the holes that finished rows
-    leave. Each layer's buffers are made when the first prompt arrives.
+    Active rows form a prefix: ``append_rows`` adds rows, ``move_rows`` fills the gaps of finished rows. Buffers are
+    allocated with the first prompt.
     """
 
     def __init__(self, *, max_rows: int, max_places: int) -> None:
@@ -80,37 +80,37 @@ class DecodeCache:
         self._places = 0
 
     def append_rows(self, start: int, prompt: KeysValues, copies: int) -> None:
-        """Put ``copies`` rows with this prompt at ``start``. There is nothing to put where there is no layer."""
+        """Write ``copies`` rows with this prompt from row ``start`` on. Does nothing on a rank without layers."""
         if not prompt:
             return
         length = next(iter(prompt.values()))[0].shape[0]
         self._reserve(length)
         for layer, (k, v) in prompt.items():
             if layer not in self._layers:
-                # Zeros, not empty memory: a masked place has weight 0, and 0 x NaN would be NaN.
+                # Zeros, not empty: a masked entry has weight 0, and 0 * NaN would be NaN.
                 shape = (self._max_rows, k.shape[1], self._places, k.shape[2])
                 self._layers[layer] = (k.new_zeros(shape), v.new_zeros(shape))
             for buffer, new in zip(self._layers[layer], (k, v), strict=True):
                 buffer[start : start + copies, :, :length] = new.transpose(0, 1)
 
     def move_rows(self, sources: Tensor, destinations: Tensor, longest: int) -> None:
-        """Copy rows ``sources`` over rows ``destinations``; both int64, the rows holding at most ``longest`` tokens."""
+        """Copy rows ``sources`` to ``destinations`` (int64); rows hold at most ``longest`` tokens."""
         for buffers in self._layers.values():
             for buffer in buffers:
                 buffer[destinations, :, :longest] = buffer[sources, :, :longest]
 
     def begin_step(self, positions: Tensor, longest: int) -> DecodeStep:
-        """What the layers attend through when the active rows get their next token.
+        """The attention cache for the next token of the active rows.
 
         Args:
-            positions: int64 [R], the place of each row's new token.
-            longest: the largest of them plus 1, known to the host.
+            positions: int64 [R], position of each row's new token.
+            longest: their maximum plus 1, as a host value.
         """
         self._reserve(longest)
         return DecodeStep(self._layers, positions, n_places=min(_round_up(longest), self._places))
 
     def _reserve(self, length: int) -> None:
-        """Make room for rows of ``length`` tokens and more to come, one layer after the other."""
+        """Grow the buffers to at least ``length`` entries, layer by layer to limit peak memory."""
         if length <= self._places:
             return
         assert length <= self._max_places, (length, self._max_places)
@@ -126,7 +126,7 @@ class DecodeCache:
 
 
 class DecodeStep:
-    """Attention of one new token per active row, over the first ``n_places`` places of the rows in ``layers``."""
+    """Attention of one new token per active row over the first ``n_places`` entries of ``layers``."""
 
     def __init__(self, layers: KeysValues, positions: Tensor, n_places: int) -> None:
         self._layers = layers
@@ -153,7 +153,7 @@ class DecodeStep:
         n_kv_heads = k.shape[1]
         keys[self._rows, :, self._positions] = k
         values[self._rows, :, self._positions] = v
-        # The query heads that share a kv head stand where a sequence's queries would: no key is copied per query head.
+        # Query heads that share a kv head take the place of the query sequence, so keys need no copy per query head.
         grouped = q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim)
         keys, values = keys[:n_rows, :, : self._n_places], values[:n_rows, :, : self._n_places]
         mask = self._mask(window, q.dtype)
@@ -166,7 +166,7 @@ class DecodeStep:
         return attended.reshape(n_rows, n_heads, head_dim)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [R, 1, 1, N], made once per step and window: the layers share it."""
+        """Additive mask [R, 1, 1, N], built once per step and window and shared by the layers."""
         if window not in self._masks:
             places = torch.arange(self._n_places, device=self._positions.device)
             seen = places <= self._positions[:, None]

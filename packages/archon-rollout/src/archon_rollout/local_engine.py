@@ -1,9 +1,9 @@
-"""The ``local`` inference engine: generates on the trainer's own module, with its own weights and no server.
+"""The ``local`` inference engine: generates on the trainer's module and weights, without a server.
 
-A completion is decided by its prompt, the weights, the options and its seed. What else is in the batch enters only
-through rounding: matrix products over another number of rows may differ in their last bits, which moves a
-log-probability by about 1e-6 in fp32 and changes a token only where a random number, or the gap between the two best
-tokens, falls within that distance.
+A completion is a function of its prompt, the weights, the options and its seed. The rest of the batch matters only
+through rounding: matrix products over another number of rows may differ in the last bits. In fp32 that moves a
+log-probability by about 1e-6, and changes a token only if a random number, or the gap between the two best tokens,
+falls within that distance.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from archon_rollout.routed_experts import RoutingRecorder, join_stages
 
 
 class LocalEngine:
-    """Samples from the weights that ``trainer`` holds; see ``contracts.rollout.InferenceEngine``.
+    """Samples with the trainer's weights; implements ``contracts.rollout.InferenceEngine``.
 
-    More samples than ``config.max_batch_size`` wait and join as others end.
+    Samples beyond ``config.max_batch_size`` wait for a free row.
 
     Raises:
         ConfigError: ``max_batch_size`` is below 1.
@@ -34,7 +34,7 @@ class LocalEngine:
         if config.max_batch_size < 1:
             raise ConfigError(
                 f"rollout.max_batch_size: found {config.max_batch_size}, allowed is at least 1; "
-                "set it to the number of sequences to decode side by side"
+                "set it to the number of sequences to decode at once"
             )
         self._max_batch_size = config.max_batch_size
         self._returns_experts = config.return_routed_experts
@@ -44,26 +44,26 @@ class LocalEngine:
 
     @property
     def version(self) -> int:
-        """The trainer's version: its weights are the ones in use."""
+        """The version of the trainer's weights."""
         return self._trainer.version
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
-        """Per request, its completions in the order of its seeds.
+        """Completions per request, in the order of its seeds.
 
-        Completions end at ``config.stop_token_ids`` only: who knows the tokenizer adds its end of text there.
+        Completions end only at ``config.stop_token_ids``: the caller adds the tokenizer's end-of-text token.
 
-        When the trainer has many ranks, all of them call this together: data ranks with requests of their own, which
-        may be none, and ranks that share their sequences with the same requests.
+        Collective if the trainer has many ranks: each data rank passes its own requests, possibly none, and ranks that
+        work on the same sequences pass the same requests.
 
         Raises:
             TrainingError: the engine is paused or closed, or the model's logits are not finite.
-            ConfigError, DataError, ModelError: a request that cannot be served; nothing was generated.
-            ConfigError: experts are asked for that the model has not.
+            ConfigError, DataError, ModelError: a request is invalid; nothing was generated.
+            ConfigError: routed experts are requested, but the model has no experts.
         """
         if self._closed:
-            raise TrainingError("local engine: generate was called after close; make a new engine")
+            raise TrainingError("local engine: generate() was called after close(); create a new engine")
         if self._paused:
-            raise TrainingError("local engine: generate was called while paused; call resume() first")
+            raise TrainingError("local engine: generate() was called while paused; call resume() first")
         module = self._trainer.module
         check_requests(requests, model_limits(module))
         samples = [
@@ -73,7 +73,7 @@ class LocalEngine:
             if token_limit(request) > 0
         ]
         completions = [[Completion((), (), (), "length")] * len(request.seeds) for request in requests]
-        # Also with nothing to generate: other ranks may have something, and need this one's part of the weights.
+        # Also without samples: other ranks may generate and need this rank's shard of the weights.
         with self._trainer.generating():
             if samples:
                 loop = GenerationLoop(
@@ -90,7 +90,7 @@ class LocalEngine:
         return join_stages(completions, pipeline_of(module)) if self._returns_experts else completions
 
     def health(self) -> bool:
-        """Whether ``generate`` would be answered now."""
+        """Whether ``generate`` accepts requests."""
         return not (self._paused or self._closed)
 
     def pause(self) -> None:
@@ -98,19 +98,19 @@ class LocalEngine:
         self._paused = True
 
     def resume(self) -> None:
-        """Take requests again."""
+        """Accept requests again."""
         self._paused = False
 
     def update_weights(self, version: int) -> None:
         """Check that the trainer holds ``version``; there is nothing to copy.
 
         Raises:
-            TrainingError: it holds another one.
+            TrainingError: it holds another version.
         """
         if version != self._trainer.version:
             raise TrainingError(
-                f"local engine: asked for weights of version {version}, the trainer holds version "
-                f"{self._trainer.version}; the local engine samples from the trainer's own weights only"
+                f"local engine: found a request for weights of version {version}, but the trainer holds version "
+                f"{self._trainer.version}; the local engine samples with the trainer's current weights only"
             )
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a model sets as limits for generation, read from its parts."""
+"""Limits that a model sets for generation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class ModelLimits:
     """Limits that requests are checked against.
 
     Attributes:
-        vocab_size: token ids lie below this.
-        max_positions: longest sequence that the model was made for; ``None`` for no limit.
-        length_dependent_above: above this length the rotary frequencies depend on the sequence's final length, so that
-            keys in a cache would be wrong; ``None`` if they never do.
+        vocab_size: token ids are below this.
+        max_positions: longest sequence of the model; ``None`` for no limit.
+        length_dependent_above: above this length, rotary frequencies depend on the final length of the sequence, and
+            cached keys would be wrong; ``None`` if they never do.
     """
 
     vocab_size: int
@@ -28,22 +28,21 @@ class ModelLimits:
 
 
 def model_limits(module: CausalModule) -> ModelLimits:
-    """The limits of ``module``: those of its rotations, or what it says itself in an attribute ``max_positions``.
+    """The limits of ``module``: of its rotary embeddings, or its attribute ``max_positions`` if it has none.
 
     Raises:
-        ModelError: the module cannot generate: it holds only some of the model's layers, or is a critic.
+        ModelError: the module holds only some of the model's layers, or is a critic.
     """
     module = outline_of(module)
     if module.embed is None or module.head is None:
         missing = "embedding" if module.embed is None else "head"
         raise ModelError(
-            f"local engine: found a module without its {missing}; allowed is a whole model, or an engine's module that "
-            "holds stages of one; give the engine's own module"
+            f"local engine: found a module without {missing}; allowed is a whole model, or the module of an engine "
+            "with pipeline stages; pass the engine's module"
         )
     if isinstance(module.head, ValueHead):
         raise ModelError(
-            "local engine: found a critic, whose value head gives no tokens; allowed is a language-model head; "
-            "generate with the actor's engine"
+            "local engine: found a critic, whose value head gives no logits; generate with the actor's engine"
         )
     rotations = [part.arguments for part in module.modules() if isinstance(part, RotaryEmbedding)]
     thresholds = [a.length_dependent_above for a in rotations if a.length_dependent_above is not None]

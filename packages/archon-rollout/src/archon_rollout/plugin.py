@@ -1,4 +1,4 @@
-"""What archon-rollout adds to Archon. Imports no torch: targets are loaded when they are used."""
+"""Plugin registration of archon-rollout. Imports no torch: targets are loaded on use."""
 
 from __future__ import annotations
 

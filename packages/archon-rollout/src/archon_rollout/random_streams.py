@@ -1,9 +1,9 @@
-"""Uniform numbers that are a function of (seed, place in the stream) and carry no state.
+"""Stateless uniform numbers: a pure function of seed and position in the stream.
 
 A generator object would have to be kept, moved and advanced per sequence. A counter-based generator (Salmon et al.,
-"Parallel random numbers: as easy as 1, 2, 3", 2011) gives number t of stream s as a hash of both, so all rows of a
-batch draw in one vectorised call and a row's numbers cannot depend on its neighbours, on any device. The hash is
-SplitMix64's finaliser (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
+"Parallel random numbers: as easy as 1, 2, 3", 2011) computes number t of stream s as a hash of both, so all rows of a
+batch draw in one vectorised call, and a row's numbers depend on no other row and on no device. The hash is the
+finaliser of SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-# int64 multiplication wraps, which is what arithmetic modulo 2**64 needs; constants are written as signed numbers.
+# int64 multiplication wraps modulo 2**64, as the hash requires; constants are written as signed numbers.
 _GOLDEN_GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MULTIPLIER_2 = 0x94D049BB133111EB - 2**64
@@ -26,13 +26,13 @@ def seed_tensor(seeds: Iterable[int], device: torch.device | str = "cpu") -> Ten
 
 
 def uniforms(seeds: Tensor, places: Tensor) -> Tensor:
-    """Number ``places`` of each of the streams ``seeds``: float64 in [0, 1), multiples of 2**-53.
+    """The numbers at positions ``places`` of the streams ``seeds``: float64 in [0, 1), multiples of 2**-53.
 
     Args:
-        seeds: int64, as ``seed_tensor`` makes them.
+        seeds: int64, from ``seed_tensor``.
         places: int64, broadcastable with ``seeds``.
     """
-    # Hashing the seed first keeps streams of neighbouring seeds from being shifted copies of one another.
+    # Hash the seed first: otherwise streams of neighbouring seeds would be shifted copies of each other.
     bits = _mix(_mix(seeds) + places * _GOLDEN_GAMMA)
     return _shift_right(bits, 11).to(torch.float64) * 2.0**-53
 
@@ -44,5 +44,5 @@ def _mix(z: Tensor) -> Tensor:
 
 
 def _shift_right(z: Tensor, bits: int) -> Tensor:
-    """Shift in zeros; the operator on int64 would repeat the sign."""
+    """Logical shift; ``>>`` on int64 would copy the sign bit."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)

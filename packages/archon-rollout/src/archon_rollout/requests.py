@@ -1,7 +1,4 @@
-"""What may be asked of a generation loop: checks of requests, and how many tokens each may generate.
-
-Everything is checked before anything is generated, so that a bad request costs no work.
-"""
+"""Validation of generation requests, and their token limits. All requests are checked before any generation."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from archon_rollout.model_limits import ModelLimits
 
 
 def token_limit(request: GenerationRequest) -> int:
-    """How many tokens a completion of ``request`` may have, at least 0."""
+    """The largest number of completion tokens of ``request``; negative if the prompt exceeds ``max_tokens``."""
     config = request.config
     if config.max_tokens is None:
         return config.max_new_tokens
@@ -21,12 +18,12 @@ def token_limit(request: GenerationRequest) -> int:
 
 
 def check_requests(requests: Sequence[GenerationRequest], limits: ModelLimits) -> None:
-    """Raise for the first request that cannot be served.
+    """Raise for the first invalid request.
 
     Raises:
-        ConfigError: sampling options that are out of range or contradict one another.
-        DataError: a prompt that is empty, too long, or has ids outside the vocabulary.
-        ModelError: a sequence that could become too long for the model.
+        ConfigError: sampling options are out of range or contradict each other.
+        DataError: a prompt is empty, too long, or has ids outside the vocabulary.
+        ModelError: a sequence could become too long for the model.
     """
     for index, request in enumerate(requests):
         check_options(request.config)
@@ -44,9 +41,9 @@ def check_options(config: GenerationConfig) -> None:
     """Raise ConfigError for the first sampling option that is out of range."""
     rules: tuple[tuple[str, bool, str], ...] = (
         ("n_samples", config.n_samples >= 1, "at least 1; set it to 1 for one completion per prompt"),
-        ("max_new_tokens", config.max_new_tokens >= 0, "at least 0; set it to the most tokens wanted"),
-        ("min_new_tokens", config.min_new_tokens >= 0, "at least 0; set it to 0 to allow stopping at once"),
-        ("temperature", config.temperature > 0, "above 0; set greedy=true to take the most probable token"),
+        ("max_new_tokens", config.max_new_tokens >= 0, "at least 0; set it to the largest number of tokens"),
+        ("min_new_tokens", config.min_new_tokens >= 0, "at least 0; set it to 0 to allow an empty completion"),
+        ("temperature", config.temperature > 0, "above 0; set greedy=true for the most probable token"),
         ("top_p", 0 < config.top_p <= 1, "above 0 and at most 1; set it to 1 to keep all tokens"),
         ("top_k", config.top_k >= 0, "at least 0; set it to 0 to keep all tokens"),
     )
@@ -62,18 +59,18 @@ def check_options(config: GenerationConfig) -> None:
 
 def _check_ids(request: GenerationRequest, where: str, vocab_size: int) -> None:
     if not request.prompt_ids:
-        raise DataError(f"{where}: found a prompt of 0 tokens; allowed is at least 1; start it with a token of its own")
+        raise DataError(f"{where}: found a prompt of 0 tokens; allowed is at least 1; add a begin-of-text token")
     for kind, ids in (("prompt", request.prompt_ids), ("stop", request.config.stop_token_ids)):
         outside = [i for i in ids if not 0 <= i < vocab_size]
         if outside:
             raise DataError(
                 f"{where}: found {kind} token id {outside[0]}, allowed are 0 to {vocab_size - 1}; "
-                "use the tokenizer that belongs to the model"
+                "use the model's tokenizer"
             )
     if request.config.min_new_tokens > 0 and len(set(request.config.stop_token_ids)) == vocab_size:
         raise DataError(
-            f"{where}: every token of the vocabulary is a stop token, and min_new_tokens="
-            f"{request.config.min_new_tokens} forbids them; leave some out of stop_token_ids"
+            f"{where}: found every token of the vocabulary in stop_token_ids, which min_new_tokens="
+            f"{request.config.min_new_tokens} excludes; remove some"
         )
 
 
@@ -83,7 +80,7 @@ def _check_length(request: GenerationRequest, where: str, limits: ModelLimits) -
         (limits.max_positions, "max_position_embeddings"),
         (
             limits.length_dependent_above,
-            "above that its rotary embedding depends on the final length, and keys in a cache would be wrong",
+            "beyond that, its rotary embedding depends on the final length, and cached keys would be wrong",
         ),
     ):
         if limit is not None and length > limit:
@@ -98,5 +95,5 @@ def _check_length(request: GenerationRequest, where: str, limits: ModelLimits) -
     if n_new < 0:
         raise DataError(
             f"{where}: found a prompt of {length} tokens, allowed are {request.config.max_tokens} with the completion "
-            "(max_tokens); shorten the prompt or raise max_tokens"
+            "(max_tokens); shorten the prompt, or raise max_tokens"
         )

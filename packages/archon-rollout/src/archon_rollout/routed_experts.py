@@ -1,4 +1,4 @@
-"""Which experts tokens go to while a rollout computes them: written down pass by pass, so that training can follow.
+"""Records the routed experts of rollout tokens, pass by pass, for routing replay in training.
 
 Legend: T tokens of a forward pass, L layers of the whole model, K experts per token.
 """
@@ -17,11 +17,11 @@ from archon_core.errors import ConfigError
 from archon_core.ranks.ranks import Ranks
 
 NO_EXPERT = -1
-"""Stands in layers that have no experts, or are on another pipeline stage."""
+"""Fills layers without experts, and layers on other pipeline stages."""
 
 
 class RoutingRecorder:
-    """Takes what the layers of one forward pass say.
+    """Collects the routed experts that the layers report during one forward pass.
 
     Args:
         n_layers: L.
@@ -32,12 +32,12 @@ class RoutingRecorder:
         self._chosen: dict[int, Tensor] = {}
 
     def watch(self, packed: PackedSequences) -> PackedSequences:
-        """The same, with layers reporting here."""
+        """``packed`` with this recorder attached."""
         self._chosen = {}
         return replace(packed, record_experts=self._chosen.__setitem__)
 
     def taken(self) -> Tensor | None:
-        """int16 [T, L, K] of the last pass; ``None`` where no layer here has experts."""
+        """The experts of the last pass, int16 [T, L, K]; ``None`` if no layer on this rank has experts."""
         if not self._chosen:
             return None
         first = next(iter(self._chosen.values()))
@@ -48,7 +48,7 @@ class RoutingRecorder:
 
 
 def join_stages(completions: Sequence[Sequence[Completion]], pipeline: Ranks) -> list[list[Completion]]:
-    """Completions with the choices of all pipeline stages, of which each knows those of its own layers. Collective.
+    """Completions with the routed experts of all pipeline stages; each stage contributes its layers. Collective.
 
     Raises:
         ConfigError: no stage has layers with experts.
@@ -62,7 +62,7 @@ def join_stages(completions: Sequence[Sequence[Completion]], pipeline: Ranks) ->
             known = [stage[place][number] for stage in of_stages if stage[place][number] is not None]
             if completion.token_ids and not known:
                 raise ConfigError(
-                    "rollout.return_routed_experts: found true; the model has no experts; set it to false"
+                    "rollout.return_routed_experts: found true, but the model has no experts; set it to false"
                 )
             whole = torch.stack(known).amax(0) if known else None
             joined[-1].append(replace(completion, routed_experts=whole))

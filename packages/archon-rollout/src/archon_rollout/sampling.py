@@ -1,7 +1,8 @@
-"""Choosing the next token: temperature, top-k, top-p and an inverse-CDF draw, as pure functions of logits and uniforms.
+"""Sampling of the next token: temperature, top-k, top-p and an inverse-CDF draw, as pure functions of logits and
+uniform numbers.
 
-A row's token depends on that row alone: every function works row by row, draws in the order of the vocabulary whether
-or not the neighbours are filtered, and breaks ties by the lower token id.
+A row's token does not depend on other rows: every function works row by row, draws in vocabulary order, and breaks ties
+by the lower token id.
 
 Legend: R rows, V vocabulary, B blocks of the vocabulary, W tokens in a block.
 """
@@ -15,20 +16,20 @@ import torch
 from torch import Tensor
 
 CANDIDATES = 1024
-"""Tokens that are ranked first; more, up to the whole vocabulary, only when these do not settle what is kept."""
+"""Number of top tokens to rank first; the whole vocabulary is ranked only if these do not determine the kept set."""
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """Options of R rows.
+    """Sampling options of R rows.
 
     Attributes:
         temperature: float64 [R], positive; 1 for greedy rows.
         top_p: float64 [R] in (0, 1]; 1 keeps all.
         top_k: int64 [R]; 0 keeps all.
         greedy: bool [R].
-        any_tempered, any_filtered, any_greedy: whether some row needs that work; known to the host, so that the
-            common case launches no kernels for it and waits for none.
+        any_tempered, any_filtered, any_greedy: whether some row needs that operation. Host values, so that the common
+            case launches no kernels for it and does not synchronise.
     """
 
     temperature: Tensor
@@ -46,17 +47,17 @@ def sample(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: T
     Args:
         logits: [R, V], fp32 or wider.
         uniforms: float64 [R] in [0, 1).
-        banned: bool [R, V], tokens that must not be drawn; ``None`` for none.
+        banned: bool [R, V], tokens to exclude; ``None`` for none.
 
     Returns:
-        Token ids, int64 [R], and their log-probabilities [R] under the tempered distribution, before any token was
-        banned or cut. They are not finite where the logits are not.
+        Token ids, int64 [R], and their log-probabilities [R] under the tempered distribution, before exclusion and
+        filtering. They are not finite where the logits are not.
     """
     if options.any_tempered:
         logits = logits / options.temperature[:, None].to(logits.dtype)
     allowed = logits if banned is None else logits.masked_fill(banned, -torch.inf)
     if options.any_filtered:
-        drawn, _ = draw(cut_improbable(allowed, options.top_k, options.top_p), uniforms)
+        drawn, _ = draw(filter_logits(allowed, options.top_k, options.top_p), uniforms)
         log_normaliser = logits.logsumexp(-1)
     else:
         drawn, log_normaliser = draw(allowed, uniforms)
@@ -70,17 +71,16 @@ def sample(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: T
 def draw(logits: Tensor, uniforms: Tensor, *, block_width: int | None = None) -> tuple[Tensor, Tensor]:
     """Draw from softmax(logits) by inverting its cumulative distribution at ``uniforms``.
 
-    A running sum over a large vocabulary in fp32 would lose its rarest tokens and in float64 takes longer than the
-    softmax. So a block of the vocabulary is drawn first, from the blocks' masses, then a token inside it, with the
-    rest of the same uniform number.
+    A running sum over a large vocabulary loses the rarest tokens in fp32, and in float64 takes longer than the softmax.
+    So a block of the vocabulary is drawn first, from the masses of the blocks, then a token inside it, with the
+    remainder of the same uniform number.
 
     Args:
-        block_width: tokens in a block; ``None`` for about as many as there are blocks. It does not change what is
-            drawn, beyond rounding.
+        block_width: tokens per block; ``None`` for about the square root of V. Changes the result only by rounding.
 
     Returns:
-        Token ids, int64 [R], and logsumexp(logits) [R]. A token with logit -inf is never drawn while another one has a
-        finite logit.
+        Token ids, int64 [R], and logsumexp(logits) [R]. A token with logit -inf is never drawn if another has a finite
+        logit.
     """
     vocabulary = logits.shape[1]
     width = min(block_width or 2 ** round(math.log2(vocabulary) / 2), vocabulary)
@@ -93,14 +93,14 @@ def draw(logits: Tensor, uniforms: Tensor, *, block_width: int | None = None) ->
     mass_RB = (log_mass_RB.double() - log_normaliser[:, None].double()).exp()
     block, inside = _invert(mass_RB, uniforms)
 
-    # A last, shorter block is filled up with places of no mass.
+    # The last block may be shorter; it is padded with entries of no mass.
     ids_RW = block[:, None] * width + torch.arange(width, device=logits.device)
     within = ids_RW < vocabulary
     logits_RW = logits.gather(1, ids_RW.clamp(max=vocabulary - 1)).masked_fill(~within, -torch.inf)
     log_block_mass = log_mass_RB.gather(1, block[:, None])
     mass_RW = (logits_RW.double() - log_block_mass.double()).exp()
     place, _ = _invert(mass_RW, inside)
-    # Logits that are not finite lead anywhere, but not outside the vocabulary.
+    # Non-finite logits give arbitrary indices; keep them inside the vocabulary.
     return (block * width + place).clamp_(max=vocabulary - 1), log_normaliser
 
 
@@ -108,11 +108,11 @@ def _invert(mass: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     """The index in each row of ``mass`` (float64 [R, N], at least 0) where the cumulative share passes ``uniforms``.
 
     Returns:
-        The indices, int64 [R], of positive mass, and how far into that entry's share the uniform number lies:
-        float64 [R] in [0, 1), itself uniform.
+        The indices, int64 [R], of entries with positive mass, and the relative position of the uniform number inside
+        that entry: float64 [R] in [0, 1), itself uniform.
     """
     cumulative = mass.cumsum(-1)
-    # A number below 1 times the total rounds to less than the total, so some entry is always left.
+    # A number below 1 times the total rounds to less than the total, so the search always finds an entry.
     target = uniforms[:, None] * cumulative[:, -1:]
     index = torch.searchsorted(cumulative, target, right=True).clamp_(max=mass.shape[1] - 1)
     chosen = mass.gather(1, index)
@@ -121,12 +121,11 @@ def _invert(mass: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
     return index[:, 0], inside[:, 0]
 
 
-def cut_improbable(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
-    """``logits`` [R, V] with every token that top-k or top-p leaves out at -inf.
+def filter_logits(logits: Tensor, top_k: Tensor, top_p: Tensor) -> Tensor:
+    """``logits`` [R, V] with the tokens that top-k or top-p removes set to -inf.
 
-    Top-k cuts first; top-p then applies to what is left, renormalised: the smallest number of most probable tokens
-    whose probability reaches ``top_p``, at least one. Of tokens with the same logit at the border those with lower ids
-    stay.
+    Top-k applies first. Top-p then keeps the smallest set of most probable tokens, at least one, whose renormalised
+    probability reaches ``top_p``. Among equal logits at the border, lower ids stay.
 
     Args:
         top_k: int64 [R]; 0 keeps all.
@@ -161,12 +160,12 @@ def _most_probable(logits: Tensor, width: int) -> Tensor:
 def _count_kept(
     ranked: Tensor, log_normaliser: Tensor, limit: Tensor, top_p: Tensor, vocabulary: int
 ) -> tuple[Tensor, Tensor]:
-    """How many tokens each row keeps, as far as its most probable ones show, and whether they settle it: two [R].
+    """The number of tokens to keep per row, and whether the ranked tokens suffice to determine it: int64 and bool [R].
 
     Args:
         ranked: [R, N], the N largest logits of each row, largest first.
         log_normaliser: [R, 1], logsumexp over the whole vocabulary.
-        limit: int64 [R], the number that top-k leaves.
+        limit: int64 [R], the number of tokens that top-k keeps.
     """
     width = ranked.shape[1]
     reach = (ranked.double() - log_normaliser.double()).exp().cumsum(-1)

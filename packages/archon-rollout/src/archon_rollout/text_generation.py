@@ -1,4 +1,4 @@
-"""From prompts as text to completions as text, with the model and tokenizer in a checkpoint folder."""
+"""Text generation with the model and tokenizer of a checkpoint folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TextCompletion:
-    """A completion with its text, special tokens left out."""
+    """A completion and its text without special tokens."""
 
     text: str
     completion: Completion
@@ -41,10 +41,10 @@ class TextGenerator:
     """A model, its tokenizer and a local engine.
 
     Args:
-        engine: generates.
+        engine: the inference engine.
         tokenizer: a ``transformers`` tokenizer.
-        limits: the model's.
-        ends: the tokens that end a completion, beside those of the options.
+        limits: of the model.
+        ends: the tokens that end a completion, in addition to ``stop_token_ids``.
     """
 
     def __init__(self, engine: InferenceEngine, tokenizer: Any, limits: ModelLimits, ends: EndTokens) -> None:
@@ -57,17 +57,17 @@ class TextGenerator:
     def load(
         cls, model: str, *, max_batch_size: int = 256, dtype: str | None = None, run_as: str | None = None
     ) -> TextGenerator:
-        """Read a checkpoint folder, or a hub id's files.
+        """Load a checkpoint folder or hub id.
 
         Args:
-            model: the folder or the id.
-            max_batch_size: most sequences decoded side by side.
-            dtype: compute type; ``None`` for the device's.
-            run_as: name of the model spec that runs it; ``None`` for the one that serves its model type.
+            model: the folder or hub id.
+            max_batch_size: largest number of sequences to decode at once.
+            dtype: compute dtype; ``None`` for the device's default.
+            run_as: name of the model spec to use; ``None`` for the one of its model type.
 
         Raises:
-            ModelError: there is no such folder or configuration, the model cannot generate, or its list of tokens that
-                end a completion is broken.
+            ModelError: the folder or its configuration is missing, the model cannot generate, or its
+                ``generation_config.json`` is invalid.
             UnknownNameError: no installed plugin serves the model type.
             ConfigError: there is no tokenizer.
             WeightsError: the weights do not fit the configuration.
@@ -88,13 +88,12 @@ class TextGenerator:
     def complete(
         self, prompts: Sequence[str], options: GenerationConfig, *, seed: int, chat: bool | None = None
     ) -> list[list[TextCompletion]]:
-        """Per prompt its ``options.n_samples`` completions.
-
-        They end where the model's positions do, if that is before ``options`` says.
+        """``options.n_samples`` completions per prompt, limited to the model's positions.
 
         Args:
-            seed: with the prompt's and the sample's number it decides every draw.
-            chat: format prompts as a user's message; ``None`` when the tokenizer has a chat template, as in training.
+            seed: random seed; all draws depend on it and on the numbers of the prompt and the sample.
+            chat: format prompts as user messages; ``None`` to do so if the tokenizer has a chat template, as in
+                training.
 
         Raises:
             ConfigError, DataError, ModelError: see ``requests.check_requests``.
@@ -123,9 +122,9 @@ class TextGenerator:
         template = self._tokenizer.chat_template
         if chat and template is None:
             raise ConfigError(
-                "chat: found a tokenizer without a chat template; leave --chat out to complete the prompt as it is"
+                "--chat: found a tokenizer without a chat template; remove --chat to complete the prompt as it is"
             )
-        fix = "write the prompt without them"
+        fix = "remove them from the prompt"
         if chat or (chat is None and template is not None):
             text = render_chat(
                 self._tokenizer,
@@ -133,7 +132,7 @@ class TextGenerator:
                 generation_prompt=True,
                 fix="add --no-chat to complete the prompt as it is",
             )
-            # The template writes the special tokens itself.
+            # A chat template writes the special tokens itself.
             [ids] = encode_texts(self._tokenizer, [text], add_special_tokens=False, fix=fix)
         else:
             [ids] = encode_texts(self._tokenizer, [prompt], add_special_tokens=True, fix=fix)

@@ -1,6 +1,6 @@
-"""Worlds of several ranks in one test, the oracle that holds every layout against one process, tests for model authors.
+"""Multi-rank worlds inside a test, the equivalence oracle for layouts, and a test suite for model packages.
 
-``from archon_testing import ModelPluginSuite`` is all that a model package needs.
+A model package only needs ``from archon_testing import ModelPluginSuite``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["ModelPluginSuite"]
 
 
 def __getattr__(name: str) -> Any:
-    """The suite, when it is asked for: the command line imports this package whenever it starts."""
+    """Import the suite on first use: the command line imports this package whenever it starts."""
     if name == "ModelPluginSuite":
         from archon_testing.model_suite import ModelPluginSuite
 

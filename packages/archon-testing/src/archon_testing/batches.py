@@ -1,7 +1,7 @@
-"""The batches of the oracle: ragged, different at every step, and unevenly dealt over data ranks.
+"""The batches of the oracle: ragged, different at every step, and unevenly distributed over data ranks.
 
-They aim at what goes wrong with many ranks: sequences of one token, which predict nothing; one that is longer than all
-others; ranks without any sequence, and with none that predicts something.
+They provoke typical multi-rank bugs: sequences of one token, which have no targets; one very long sequence; ranks
+without sequences, and ranks without targets.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ STEP_LENGTHS: tuple[tuple[int, ...], ...] = (
     (3, 31, 1, 8, 15, 1, 40),
 )
 """Tokens per sequence, for each optimizer step. The second step has fewer sequences than data ranks. The longest
-sequence passes 64 and 128 tokens, around which tiles of kernels and parts of context ranks end."""
+sequence exceeds 64 and 128 tokens, typical sizes of kernel tiles and context shards."""
 
 STEPS: Mapping[str, int] = {"float64": 3, "float32": 2}
-"""Optimizer steps of a run. In float32 Adam pulls two runs apart, so a third step would show little."""
+"""Optimizer steps of a run. In float32, Adam amplifies rounding differences, so a third step would show little."""
 
 MASK = "mask"
-"""Token field [T]: 1 for predictions that the loss counts, 0 for others."""
+"""Token field [T]: 1 for predictions that count in the loss, else 0."""
 PULL = "pull"
-"""Token field [T], positive: how much a token counts, or where a critic's value should be."""
+"""Token field [T], positive: weight of a token, or target value of a critic."""
 SCALE = "scale"
 """Sequence field [S], positive."""
 
 
 MONOTONOUS = 1
-"""Number of a step whose batch has two different tokens only, for models with experts: most of them get none."""
+"""The step whose batch has only two distinct tokens, so that most experts of a model get none."""
 
 
 def make_batch(
     step: int, *, vocab_size: int, longest: int, dtype: torch.dtype, seed: int, experts: bool = False
 ) -> Batch:
-    """The whole batch of optimizer step number ``step``, the first being 0.
+    """The whole batch of optimizer step ``step``, counted from 0.
 
     Args:
-        step: which one.
+        step: the step.
         vocab_size: ids are below it.
         longest: sequences are cut to this many tokens.
         dtype: of the fields.
@@ -69,10 +69,10 @@ def make_batch(
     )
 
 
-def deal(n_sequences: int, n_ranks: int) -> list[list[int]]:
-    """Which sequences each data rank gets: half of what is left, every other one of it; the last takes the rest.
+def deal_unevenly(n_sequences: int, n_ranks: int) -> list[list[int]]:
+    """The sequences of each data rank: every other one of the remaining sequences; the last rank takes the rest.
 
-    So shares are as uneven as they can sensibly be, later ranks may have none, and no rank's sequences are neighbours.
+    Shares are very uneven, later ranks may be empty, and no rank has adjacent sequences.
     """
     left = list(range(n_sequences))
     shares = []
@@ -83,6 +83,6 @@ def deal(n_sequences: int, n_ranks: int) -> list[list[int]]:
 
 
 def token_places(batch: Batch, indices: Sequence[int]) -> Tensor:
-    """int64: the tokens of sequences number ``indices``, in that order, as places in the packed ``batch``."""
+    """Positions in the packed ``batch`` of the tokens of sequences ``indices``, in that order; int64."""
     spans = [torch.arange(batch.offsets[i], batch.offsets[i + 1]) for i in indices]
     return torch.cat([torch.empty(0, dtype=torch.int64), *spans])

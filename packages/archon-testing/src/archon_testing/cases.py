@@ -1,4 +1,4 @@
-"""What is held against one process: a model, a layout, a number of micro-batches, a type of numbers."""
+"""``Case``: one comparison of a layout with one process: model, layout, micro-batches, dtype."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from archon_core.errors import UnknownNameError, did_you_mean
 DtypeName = Literal["float64", "float32"]
 Variant = Literal["untied", "tied", "critic"]
 Check = Literal["training", "initial", "resume", "precision"]
-"""What a case looks at: a run; weights that no checkpoint gives; a run that a new engine continues from a training
-state; one step in bfloat16 beside float32 weights."""
+"""What a case checks: a training run; initial weights without a checkpoint; a run resumed by a new engine from a
+training state; one step in bfloat16 with float32 weights."""
 Recompute = Literal["none", "selective", "full"]
 """Activation checkpointing: ``archon.ac_mode`` of a run with ``gradient_checkpointing``, or none."""
 
@@ -28,18 +28,18 @@ class Case:
 
     Attributes:
         model_config: the content of a Hugging Face ``config.json``.
-        critic: a value head instead of the language-model head.
+        critic: use a value head instead of the language-model head.
         layout: with its backend, such as ``archon:d2t2``.
         n_mbs: least number of micro-batches per data rank.
         dtype: of weights and computation; for the check ``precision``, of the reference.
         seed: of weights and batches.
         schedule: pipeline schedule; ``None`` for the engine's default.
-        model: name of the model spec; ``None`` for the one that serves the model type.
-        check: what is looked at.
-        recompute: what backward computes again.
-        exports: whether the weights are saved as ``hf`` at the end, and the files read back.
-        resume_on: of the check ``resume``: the layout that goes on; ``None`` for ``layout`` itself.
-        resume_schedule: its pipeline schedule.
+        model: name of the model spec; ``None`` for the one of the model type.
+        check: what to check.
+        recompute: mode of activation checkpointing.
+        exports: save the weights as ``hf`` at the end, and read the files back.
+        resume_on: for the check ``resume``, the layout that resumes; ``None`` for ``layout`` itself.
+        resume_schedule: pipeline schedule of ``resume_on``.
     """
 
     model_config: Mapping[str, Any]
@@ -63,37 +63,37 @@ class Case:
 
     @property
     def on_one_process(self) -> Case:
-        """The same run without a layout; a resumed one goes on there, too."""
+        """The same run on one process, which also resumes it."""
         return replace(self, layout=ONE_PROCESS, schedule=None, resume_on=None, resume_schedule=None)
 
     @property
     def last(self) -> Case:
-        """The case on the layout that its last step runs on."""
+        """The case on the layout of its last step."""
         if self.resume_on is None:
             return self
         return replace(self, layout=self.resume_on, schedule=self.resume_schedule)
 
     @property
     def resumed_on(self) -> str:
-        """Where a resumed run goes on, as ``archon:p2-ZBV``; empty where that is ``layout``."""
+        """The layout that resumes, such as ``archon:p2-ZBV``; empty if it is ``layout``."""
         schedule = f"-{self.resume_schedule}" if self.resume_schedule else ""
         return f"{self.resume_on}{schedule}" if self.resume_on else ""
 
     @property
     def compute_dtype(self) -> str:
-        """The type of forward and backward."""
+        """The dtype of forward and backward."""
         return BFLOAT16 if self.check == "precision" else self.dtype
 
     @property
     def variant(self) -> Variant:
-        """By what the configuration says."""
+        """The variant, derived from the configuration."""
         if self.critic:
             return "critic"
         return "tied" if self.model_config.get("tie_word_embeddings") else "untied"
 
 
 def allowed_dtypes(spec: ModelSpec) -> tuple[DtypeName, ...]:
-    """The types in which a model is compared: float32 alone where its modules round to that inside."""
+    """The dtypes of comparisons: only float32 if the model's modules round to float32 internally."""
     return ("float32",) if spec.rounds_inside else DTYPES
 
 
@@ -103,7 +103,7 @@ def declared_variants(spec: ModelSpec) -> tuple[Variant, ...]:
 
 
 def choose_variants(spec: ModelSpec, names: list[str]) -> tuple[Variant, ...]:
-    """The variants called ``names``, each once; all declared ones when there are none.
+    """The variants ``names``, without duplicates; all declared variants if empty.
 
     Raises:
         UnknownNameError: the model declares no such variant.
@@ -118,6 +118,6 @@ def choose_variants(spec: ModelSpec, names: list[str]) -> tuple[Variant, ...]:
 
 
 def variant_case(model_config: Mapping[str, Any], variant: Variant, **fields: Any) -> Case:
-    """The ``Case`` of a variant; ``fields`` are the others of ``Case``."""
+    """The ``Case`` of a variant; ``fields`` are further fields of ``Case``."""
     entries = {**model_config, "tie_word_embeddings": variant == "tied"}
     return Case(entries, critic=variant == "critic", **fields)

@@ -1,6 +1,6 @@
-"""From what every rank holds of a wrong tensor to the likely mistake: which multiple, which axis.
+"""Infers the likely cause of a wrong tensor from the shards of all ranks: which factor, which axis.
 
-Pure functions over the pieces of all ranks of a world, so that they can be tried on numbers written by hand.
+Pure functions over the shards of all ranks, so that tests can use hand-written numbers.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from archon_testing.diagnosis import Cause
 from archon_testing.held_shards import HeldShard
 
 CLEAN = 1e-5
-"""Largest relative distance at which a value counts as a multiple, a sum or a mean of others."""
+"""Largest relative distance at which a value counts as a multiple, sum or mean of others."""
 
 LOOSE = 0.5
-"""Largest relative distance from a multiple at which the multiple is worth telling."""
+"""Largest relative distance from a multiple at which the factor is reported."""
 
 MOST_ROWS = 4096
-"""Rows of a matrix beyond which it is not tried whether they are in another order."""
+"""Matrices with more rows are not checked for a permutation of rows."""
 
 Coordinates = Sequence[Mapping[str, int]]
-"""Of every rank of the world, axis -> place."""
+"""Axis -> coordinate, for every rank of the world."""
 
 
 def cause_of_tensor(pieces: Sequence[HeldShard | None], expected: Tensor, coordinates: Coordinates) -> Cause:
-    """What a wrong tensor is to the right one.
+    """The cause of a wrong tensor.
 
     Args:
-        pieces: of every rank; ``None`` of one whose pipeline stages do not have the tensor.
+        pieces: the shard of every rank; ``None`` if its pipeline stages do not have the tensor.
         expected: the whole, right tensor.
         coordinates: of every rank.
     """
@@ -46,7 +46,7 @@ def cause_of_tensor(pieces: Sequence[HeldShard | None], expected: Tensor, coordi
 
 
 def cause_of_arrangement(found: Tensor, expected: Tensor) -> Cause | None:
-    """That a tensor has the right elements in other places; ``None`` where it has not."""
+    """The cause if a tensor has the right elements at other places; else ``None``."""
     found, expected = found.double(), expected.double()
     if found.ndim == 3 and len(found) == len(expected) == 1:
         found, expected = found[0], expected[0]
@@ -65,16 +65,16 @@ def cause_of_arrangement(found: Tensor, expected: Tensor) -> Cause | None:
 
 
 def cause_of_decay(found: Tensor, expected: Tensor, decay: Tensor, *, decayed: bool) -> Cause | None:
-    """That a weight differs from the right one by a multiple of what weight decay takes away in a step.
+    """The cause if a weight differs from the right one by a multiple of one step's weight decay.
 
     Args:
         found: the weight after the step.
-        expected: what it should be.
+        expected: the right weight.
         decay: learning rate x weight decay x the weight before the step.
-        decayed: whether this weight decays at all.
+        decayed: whether this weight should decay.
 
     Returns:
-        ``None`` where it differs otherwise.
+        The cause; ``None`` if weight decay does not explain the difference.
     """
     difference, decay = found.double() - expected.double(), decay.double()
     square = float((decay * decay).sum())
@@ -89,10 +89,10 @@ def cause_of_decay(found: Tensor, expected: Tensor, decay: Tensor, *, decayed: b
 
 
 def cause_of_copies(pieces: Sequence[Sequence[HeldShard]], expected: Tensor) -> Cause | None:
-    """That the copies of a tied weight, one stage's each, only sum to the right value; ``None`` when they do not.
+    """The cause if the copies of a tied weight, on two stages, only sum to the right value; else ``None``.
 
     Args:
-        pieces: of each copy, those of all ranks that have it.
+        pieces: for each copy, the shards of all ranks that have it.
         expected: the whole, right tensor.
     """
     copies = [_assembled(of_copy, expected) for of_copy in pieces]
@@ -115,7 +115,7 @@ def _cause_of_held(pieces: Sequence[HeldShard], expected: Tensor, coordinates: C
             continue
         size = math.prod(_size(axis, coordinates) for axis in axes)
         if all(total is None or _equal(total / size, pieces[rank].values) for rank, total in enumerate(sums)):
-            # They are alike, so they were reduced, rightly or not: their multiple says more.
+            # Equal on all ranks, so a reduction did happen: the factor is more informative.
             continue
         totals = [(total, expected[pieces[rank].box.slices]) for rank, total in enumerate(sums)]
         if all(total is not None and _equal(total, right) for total, right in totals):
@@ -127,7 +127,7 @@ def _cause_of_held(pieces: Sequence[HeldShard], expected: Tensor, coordinates: C
 
 
 def cause_of_factor(pairs: Iterable[tuple[Tensor, Tensor]], coordinates: Coordinates) -> Cause:
-    """The least-squares ratio of found to right values, and whether that is all that is wrong with them."""
+    """The cause by the least-squares ratio of found to right values: a clean factor or unknown."""
     square, product, found_square = 0.0, 0.0, 0.0
     for found, right in pairs:
         square += float((right * right).sum())
@@ -143,7 +143,7 @@ def cause_of_factor(pairs: Iterable[tuple[Tensor, Tensor]], coordinates: Coordin
 
 
 def cause_of_number(found: float, right: float, coordinates: Coordinates) -> Cause:
-    """What a wrong number is to the right one. One number is always a multiple: whole ones and inverses count."""
+    """The cause of a wrong scalar. Any scalar is a multiple, so only integers and their inverses count."""
     if not (math.isfinite(found) and right):
         return Cause()
     factor = found / right
@@ -162,14 +162,14 @@ def cause_of_norm(
     experts: Collection[str] = (),
     expert_coordinates: Coordinates = (),
 ) -> Cause:
-    """What a wrong norm over right gradients is.
+    """The cause of a wrong norm over right gradients.
 
     Args:
-        norms: as every rank reports it.
-        right: of one process.
-        gradients: parameter -> piece, of every rank.
+        norms: the norm that every rank reports.
+        right: the norm on one process.
+        gradients: parameter -> shard, of every rank.
         coordinates: of every rank.
-        tied: parameters that are copies of others, on another pipeline stage.
+        tied: parameters that are copies of others on another pipeline stage.
         experts: parameters that are sharded over other axes.
         expert_coordinates: of every rank on these.
     """
@@ -196,7 +196,7 @@ def cause_of_norm(
 
 
 def _axis_sets(coordinates: Coordinates) -> Iterator[tuple[str, ...]]:
-    """Single axes with several places, then pairs of them, and so on."""
+    """Axes of size above 1, then pairs of them, and so on."""
     axes = [axis for axis in coordinates[0] if _size(axis, coordinates) > 1]
     for n in range(1, len(axes) + 1):
         yield from itertools.combinations(axes, n)
@@ -207,7 +207,7 @@ def _size(axis: str, coordinates: Coordinates) -> int:
 
 
 def _sum_along(axes: Sequence[str], rank: int, pieces: Sequence[HeldShard], coordinates: Coordinates) -> Tensor | None:
-    """The sum of what ranks that differ from ``rank`` along ``axes`` alone hold; ``None`` if they hold other places."""
+    """The sum over the ranks that differ from ``rank`` only along ``axes``; ``None`` if their boxes differ."""
     line = [
         pieces[other]
         for other, place in enumerate(coordinates)
@@ -221,10 +221,10 @@ def _sum_along(axes: Sequence[str], rank: int, pieces: Sequence[HeldShard], coor
 def _norm_without(
     axes: Sequence[str], rank: int, gradients: Sequence[Mapping[str, HeldShard]], coordinates: Coordinates
 ) -> float:
-    """The norm over the parts that ranks with the place of ``rank`` on ``axes`` hold."""
+    """The norm over the shards of the ranks with the coordinates of ``rank`` on ``axes``."""
     own = coordinates[rank]
     alike = [r for r, place in enumerate(coordinates) if all(place[axis] == own[axis] for axis in axes)]
-    # On another pipeline stage there are other parameters.
+    # Other pipeline stages have other parameters.
     parts = {(name, piece.box): _square(piece) for r in alike for name, piece in gradients[r].items()}
     return math.sqrt(sum(parts.values()))
 
@@ -232,7 +232,7 @@ def _norm_without(
 def _norm_with_copies(
     axes: Sequence[str], gradients: Sequence[Mapping[str, HeldShard]], coordinates: Coordinates
 ) -> float:
-    """The norm over all parts, those that ranks along ``axes`` hold counted each time."""
+    """The norm over all shards, counting replicas along ``axes`` separately."""
     parts: dict[tuple[str, Box, tuple[int, ...]], float] = {
         (name, piece.box, tuple(place[axis] for axis in axes)): _square(piece)
         for of_rank, place in zip(gradients, coordinates, strict=True)
@@ -246,7 +246,7 @@ def _square(piece: HeldShard) -> float:
 
 
 def _clean_factor(factor: float, coordinates: Coordinates) -> Cause:
-    """With the axes whose sizes multiply to it, or to its inverse."""
+    """A ``factor`` cause with the axes whose sizes multiply to it, or to its inverse."""
     size = max(factor, 1 / factor)
     found = tuple(
         axes for axes in _axis_sets(coordinates) if _near(size, math.prod(_size(axis, coordinates) for axis in axes))

@@ -1,4 +1,4 @@
-"""``archon verify``: hold layouts of a model against one process, on this machine's CPU."""
+"""``archon verify``: compares layouts of a model with one process, on this machine's CPU."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from archon_testing.verification import (
     all_layouts,
     buildable_variants,
     count_steps,
+    largest_world_size,
     layouts_of_all,
-    most_ranks_of_ours,
     requested_layouts,
     run_plan,
 )
@@ -45,7 +45,7 @@ from archon_testing.worlds import MOST_RANKS
 FAILED = 1
 USER_ERROR = 2
 RANKS_PER_CORE = 4
-"""Ranks wait for each other most of the time, so a core serves several."""
+"""Ranks mostly wait for each other, so a core can serve several."""
 
 
 def verify(
@@ -57,74 +57,83 @@ def verify(
         typer.Option(
             "--model",
             metavar="NAME",
-            help="Model spec that runs it, such as hf; by default the one that serves its model type.",
+            help="Model plugin to run it with, such as hf. Default: the one for its model type.",
             show_default=False,
         ),
     ] = None,
     layouts: Annotated[
         list[str] | None,
         typer.Option(
-            "--layout", "-l", metavar="[archon:]DIMS[-SCHEDULE]", help="What to verify, such as d2t2; may be repeated."
+            "--layout",
+            "-l",
+            metavar="[archon:]DIMS[-SCHEDULE]",
+            help="Layout to verify, such as d2t2; may be repeated.",
         ),
     ] = None,
     every: Annotated[
-        bool, typer.Option("--all", help="Every layout of up to --world ranks that the model and the engine allow.")
+        bool,
+        typer.Option("--all", help="Verify every layout of up to --world ranks that fits the model and the engine."),
     ] = False,
     world: Annotated[
         int | None,
         typer.Option(
-            min=1, max=MOST_RANKS, help=f"Most ranks of a layout of --all; {MOST_RANKS} by default.", show_default=False
+            min=1, max=MOST_RANKS, help=f"Largest number of ranks of --all. Default: {MOST_RANKS}.", show_default=False
         ),
     ] = None,
     full: Annotated[
         bool,
-        typer.Option("--full", help="With --all: every product of types, variants and micro-batches, as for --layout."),
+        typer.Option(
+            "--full", help="With --all: run all combinations of dtype, variant and micro-batches, as for --layout."
+        ),
     ] = False,
     dtypes: Annotated[
-        list[str] | None, typer.Option("--dtype", help="float64, float32 or bfloat16; may be repeated; all by default.")
+        list[str] | None, typer.Option("--dtype", help="float64, float32 or bfloat16; may be repeated. Default: all.")
     ] = None,
     micro_batches: Annotated[
         list[int] | None,
         typer.Option(
             "--micro-batches",
             min=1,
-            help="Least number of them, counted from the number of stages; may be repeated; 1, 2 and 4 by default.",
+            help="Number of micro-batches, where 1 stands for one per stage; may be repeated. Default: 1, 2 and 4.",
         ),
     ] = None,
     variants: Annotated[
         list[str] | None,
-        typer.Option("--variant", help="untied, tied or critic; may be repeated; all that the model declares."),
+        typer.Option(
+            "--variant", help="untied, tied or critic; may be repeated. Default: all that the model declares."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights and batches.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 1,
     as_is: Annotated[
         bool, typer.Option("--as-is", help="Keep the sizes of a config.json, however large it is.")
     ] = False,
     json_file: Annotated[
         str | None,
-        typer.Option("--json", metavar="FILE|-", help="Write all results there as JSON; - prints nothing else."),
+        typer.Option("--json", metavar="FILE|-", help="Write all results as JSON to FILE, or to standard output (-)."),
     ] = None,
     ranks_at_once: Annotated[
         int | None,
-        typer.Option(min=1, help="Ranks that run beside each other; four per core by default.", show_default=False),
+        typer.Option(min=1, help="Largest number of ranks to run at once. Default: four per core.", show_default=False),
     ] = None,
     time_limit: Annotated[
-        float, typer.Option(min=1.0, help="Seconds that a case may take before its ranks count as hung.")
+        float, typer.Option(min=1.0, help="Seconds per case before its ranks count as hung.")
     ] = 120.0,
 ) -> None:
-    """Hold layouts of MODEL against one process: loss, gradient norm, every gradient, weights, log-probabilities.
+    """Compare layouts of MODEL with one process: loss, gradient norm, every gradient, weights, log-probabilities.
 
-    For every layout, type, variant and number of micro-batches, a small model takes three AdamW steps on as many
-    processes as the layout needs, on the CPU; --all runs a few cases per layout. Further checks: weights without a
-    checkpoint, exported files, runs that other layouts resume, recomputed activations, a step in bfloat16. The limits
-    are 1e-9 in float64 and 1e-5 in float32, where weights are not judged. A layout that differs is run again, to say
-    where its mistake shows first. Exit code 1: a number differs, or a rank fails. 2: the engine cannot run a layout or
-    a model.
+    For every layout, dtype, variant and number of micro-batches, a small model takes three AdamW steps on the CPU, with
+    one process per rank; --all runs a few cases per layout. Further checks: initial weights without a checkpoint,
+    exported files, runs resumed on other layouts, activation checkpointing, a step in bfloat16. The limits are 1e-9 in
+    float64 and 1e-5 in float32, where weights are not judged. A layout that differs is run again to find where the
+    error first appears. Exit code 1: a value differs, or a rank fails. 2: the engine cannot run a layout or a model.
     """
     if not layouts and not every:
-        raise ConfigError("archon verify: found neither --layout nor --all; write --layout d2t2, say, or --all")
+        raise ConfigError(
+            "archon verify: found neither --layout nor --all; add --all, or a layout such as --layout d2t2"
+        )
     if not every and (full or world is not None):
         option = "--full" if full else "--world"
-        raise ConfigError(f"{option}: found it without --all, which it is for; add --all, or leave {option} out")
+        raise ConfigError(f"{option}: found it without --all, which it requires; add --all, or remove {option}")
     if json_file is not None:
         _check_writable(json_file)
     started = time.monotonic()
@@ -147,11 +156,11 @@ def verify(
         fitting = [layout for layout, _ in layouts_of_all(texts)]
         known = {str(layout) for layout, _ in asked}
         asked += [(layout, "") for layout in fitting if str(layout) not in known]
-    elif (most := most_ranks_of_ours(asked)) > 1 and chosen_dtypes:
+    elif (most := largest_world_size(asked)) > 1 and chosen_dtypes:
         fitting = [layout for layout, _ in layouts_of_all(all_layouts(found, design.variants, most)[0])]
     plan = Plan(found, asked, left_out, design, seed, fitting)
     quiet = json_file == "-"
-    _say_what_is_different(found, model)
+    _print_remarks(found, model)
     with (
         _leaving_at_sigterm(),
         tempfile.TemporaryDirectory(prefix="archon-verify-", ignore_cleanup_errors=True) as folder,
@@ -167,13 +176,13 @@ def verify(
 
 
 def choose_dtypes(names: Sequence[str], spec: ModelSpec) -> tuple[tuple[DtypeName, ...], DtypeName | None]:
-    """The types called ``names``, or all that the model is compared in when there are none.
+    """The dtypes ``names``, or all dtypes of the model if empty.
 
     Returns:
-        The types of whole runs, and that of the reference of the step in bfloat16; ``None`` without that step.
+        The dtypes of training runs, and the dtype of the reference of the bfloat16 step; ``None`` without that step.
 
     Raises:
-        ConfigError: another name, or a type in which numbers of the model do not tell.
+        ConfigError: a name is unknown, or the model's values are meaningless in that dtype.
     """
     allowed, known = allowed_dtypes(spec), (*DTYPES, BFLOAT16)
     for name in names:
@@ -184,14 +193,14 @@ def choose_dtypes(names: Sequence[str], spec: ModelSpec) -> tuple[tuple[DtypeNam
         if name not in (*allowed, BFLOAT16):
             raise ConfigError(
                 f"--dtype: found {name!r}; model {spec.name!r} is compared in {' and '.join((*allowed, BFLOAT16))}: "
-                f"{spec.rounds_inside}; leave --dtype out"
+                f"{spec.rounds_inside}; remove --dtype"
             )
     chosen = tuple(dtype for dtype in allowed if dtype in names or not names)
     return chosen, allowed[0] if BFLOAT16 in names or not names else None
 
 
 def exit_code(reports: Sequence[LayoutReport]) -> int:
-    """1 when numbers differ or ranks fail on some layout, else 2 when some layout was refused, else 0."""
+    """1 if values differ or ranks fail on some layout, else 2 if some layout was refused, else 0."""
     if any(not report.passed and not report.refusal for report in reports):
         return FAILED
     return USER_ERROR if any(report.refusal for report in reports) else 0
@@ -201,7 +210,7 @@ def _run(plan: Plan, oracle: Oracle, *, brief: bool, quiet: bool) -> list[Layout
     reports = []
     with (
         _progress(total=count_steps(plan, oracle)) as advance,
-        # Closed at once, whatever is raised here: ranks must not outlive the command.
+        # Closed on any exception: ranks must not outlive the command.
         closing(run_plan(plan, oracle, advance)) as found,
     ):
         for report in found:
@@ -215,20 +224,20 @@ def _run(plan: Plan, oracle: Oracle, *, brief: bool, quiet: bool) -> list[Layout
     return reports
 
 
-def _say_what_is_different(model: RequestedModel, name: str) -> None:
+def _print_remarks(model: RequestedModel, name: str) -> None:
     for remark in model.remarks:
         print_remark(f"{name}: {remark}")
     if model.changes:
-        print_remark(f"{name} was made small, its structure kept: {', '.join(model.changes)} (--as-is keeps its sizes)")
+        print_remark(
+            f"{name} was shrunk, with the same structure: {', '.join(model.changes)} (--as-is keeps its sizes)"
+        )
 
 
 def _check_writable(file: str) -> None:
-    """Before minutes of work, not after; nothing is created yet. Raises ConfigError."""
+    """Check before minutes of work that the file is writable; creates nothing. Raises ConfigError."""
     path = Path(file)
     if file != "-" and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-        raise ConfigError(
-            f"--json {file!r}: it cannot be written; name a file in a folder that exists and that you may write to"
-        )
+        raise ConfigError(f"--json: cannot write {file!r}; name a file in an existing, writable folder")
 
 
 def _write_json(content: object, file: str) -> None:
@@ -239,18 +248,18 @@ def _write_json(content: object, file: str) -> None:
         Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(
-            f"--json {file!r}: it cannot be written ({error}); name a file in a folder that exists"
+            f"--json: cannot write {file!r} ({error}); name a file in an existing, writable folder"
         ) from error
 
 
 def _cores() -> int:
-    """Those that this process may use."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
 def _leaving_at_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does, ranks and temporary folders with it: Python would leave the folders."""
+    """Exit on SIGTERM as on Ctrl-C, so that ranks end and temporary folders are removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -263,7 +272,7 @@ def _leaving_at_sigterm() -> Iterator[None]:
 
 @contextmanager
 def _progress(*, total: int) -> Iterator[Callable[[], None]]:
-    """A bar on the terminal, gone afterwards; nothing where there is no terminal. Gives what advances it."""
+    """A transient progress bar on a terminal; yields a function that advances it."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

@@ -1,8 +1,9 @@
-"""The oracle's rule: how far two records are apart.
+"""Compares the record of a rank with the reference.
 
-Errors are relative to a tensor's own largest magnitude, or to a millionth of the largest of all tensors of its kind at
-that step where that is more, since some true gradients are zero. Of stacked matrices, such as experts, each is a tensor
-of its own: one that few tokens reach has small gradients.
+Errors are relative to the largest magnitude of the tensor, but at least to a millionth of the largest magnitude of all
+tensors of its kind at that step, since some true gradients are zero. Each matrix of a stack, such as an expert, counts
+as
+a separate tensor: an expert with few tokens has small gradients.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ STACKED = 3
 """Dims of a stack of matrices."""
 
 MOST_NAMES = 3
-"""Names in a problem; the others are counted."""
+"""Number of names to list in a problem; the rest is only counted."""
 
 
 def compare(record: Record, reference: Record, dtype: str) -> Comparison:
-    """Hold a rank's ``record`` against the whole ``reference``. What was not recorded is not compared.
+    """Compare a rank's ``record`` with the whole ``reference``; skips what was not recorded.
 
-    In a pipeline a rank has some parameters only; ``missing_parameters`` tells which it has not.
+    A pipeline rank has only some of the parameters; see ``missing_parameters``.
     """
     reference, pipelined = reference.with_copies(record.copies), record.pipelined
     problems = list(record.problems)
@@ -38,7 +39,7 @@ def compare(record: Record, reference: Record, dtype: str) -> Comparison:
     n_steps = 1 if record.loaded or dtype == BFLOAT16 else len(reference.steps)
     if record.steps and len(record.steps) != n_steps:
         problems.append(f"{len(record.steps)} steps were recorded, the reference has {n_steps}")
-    for step, own, expected in record.beside(reference) if record.comparable else ():
+    for step, own, expected in record.paired_steps(reference) if record.comparable else ():
         norm, expected_norm = ({"global norm": r.gradient_norm} for r in (own, expected))
         found["loss"] += _deviations(_pieces(own.loss), _pieces(expected.loss), step)
         found["gradient norm"] += _deviations(_pieces(norm), _pieces(expected_norm), step)
@@ -63,22 +64,22 @@ def compare(record: Record, reference: Record, dtype: str) -> Comparison:
 
 
 def missing_parameters(record: Record, reference: Record) -> frozenset[str]:
-    """The parameters of a model, copies of tied ones included, that a rank does not have."""
+    """The parameters of a model, including copies of tied ones, that a rank does not have."""
     whole = reference.with_copies(record.copies)
     expected = whole.steps[0].weights if record.steps else whole.initial
     return frozenset(expected) - record.names
 
 
 def relative_error(found: HeldShard, expected: HeldShard, largest: float) -> float:
-    """The largest difference between a piece and its place in the whole, relative to the whole's largest magnitude.
+    """The largest difference between a shard and the same part of the whole, relative to the whole's largest magnitude.
 
     Args:
-        found: what a rank holds.
+        found: a rank's shard.
         expected: the whole tensor.
-        largest: the largest magnitude in all tensors of this kind; a millionth of it is the least scale.
+        largest: the largest magnitude of all tensors of this kind; a millionth of it is the least scale.
 
     Returns:
-        Infinity when the shapes differ, or a number of either is not finite.
+        The error; infinity if shapes differ or a value is not finite.
     """
     if found.shape != expected.shape or tuple(found.values.shape) != found.box.shape:
         return math.inf
@@ -122,7 +123,7 @@ def _deviations(
 def _state_deviations(
     found: Mapping[str, HeldShard], expected: Mapping[str, HeldShard], step: int | None, partial: bool
 ) -> Iterator[Deviation]:
-    """Of the optimizer's state, where it was recorded. First and second moments differ in size: each has its floor."""
+    """Deviations of the optimizer's state, if recorded, with a separate scale for first and second moments."""
     if not found:
         return
     for entry in dict.fromkeys(name.rpartition(" ")[2] for name in expected):
@@ -134,7 +135,7 @@ def _state_deviations(
 
 
 def _not_as_saved(record: Record, reference: Record, dtype: str) -> Iterator[str]:
-    """What a resumed run has otherwise, after loading, than one process at the same step."""
+    """Tensors that differ after loading from those of one process at the same step."""
     saved, limit = reference.steps[record.first_step - 2], LIMITS[dtype]
     weights = _deviations(record.loaded, saved.weights, None, record.pipelined)
     state = _state_deviations(record.loaded_state, saved.state, None, record.pipelined)
@@ -155,7 +156,7 @@ def _wholes(tensors: Mapping[str, Tensor]) -> dict[str, HeldShard]:
 
 
 def _placed(record: Record, values: Tensor, whole: Tensor | None) -> Tensor:
-    """The reference's outputs with those of the record in their places."""
+    """The reference's outputs, with the record's values at the positions of its tokens."""
     if record.tokens is None or whole is None or values.shape[:1] != record.tokens.shape:
         return values
     placed = whole.clone()

@@ -1,7 +1,7 @@
-"""Compiling without generating code, for tests of compiled blocks.
+"""Compilation without code generation, for tests of compiled blocks.
 
-Graphs are captured and cut into forward and backward as ever, and then run by the kernels that eager code uses: seconds
-in place of Inductor's minutes.
+Graphs are captured and partitioned into forward and backward as usual, and then run with eager kernels: seconds instead
+of Inductor's minutes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from archon_engine import compat
 
 
 def compile_without_code(backend: str) -> list[frozenset[str]]:
-    """Have the blocks that are compiled in this process from now on do with ``backend`` in place of Inductor.
+    """Compile blocks with ``backend`` instead of Inductor from now on in this process.
 
     Args:
-        backend: one of ``torch.compile``'s that generates no code: ``aot_eager``, or ``aot_eager_decomp_partition``,
-            which recomputes as Inductor does.
+        backend: a backend of ``torch.compile`` without code generation: ``aot_eager``, or
+            ``aot_eager_decomp_partition``, which recomputes as Inductor does.
 
     Returns:
-        The names of what each captured graph calls: one more per graph, as they are compiled.
+        A list that grows by one set per compiled graph: the names of its call targets.
     """
     captured: list[frozenset[str]] = []
 

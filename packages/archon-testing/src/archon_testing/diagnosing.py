@@ -1,4 +1,4 @@
-"""Running a failing case once more, inside the ranks, with more written down: where does its mistake show first?"""
+"""Reruns a failing case on its ranks with additional recording, to find where the error first appears."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from archon_testing.cases import Case
 from archon_testing.compare import compare
 from archon_testing.diagnosis import Diagnosis
 from archon_testing.engines import CHECKPOINT, build_engine
-from archon_testing.export_findings import look_at_export
-from archon_testing.findings import FailingWorld, first_wrong_step
-from archon_testing.forward_findings import look_at_forward
+from archon_testing.export_findings import diagnose_export
+from archon_testing.failing_world import FailingWorld
+from archon_testing.findings import diagnose_initial_weights, diagnose_loading, diagnose_steps, first_wrong_step
+from archon_testing.forward_findings import diagnose_forward
 from archon_testing.functions import FunctionReference
+from archon_testing.measuring import measure
 from archon_testing.module_outputs import record_outputs
-from archon_testing.oracle_ranks import CaseRunner, draw_apart, load_record
+from archon_testing.oracle_ranks import CaseRunner, diversify_default_generator, load_record
 from archon_testing.pipelines import n_stages_of
-from archon_testing.record import measure
 
 OUTPUTS = "outputs-of-step-{}.pt"
 
 
 def write_outputs(case: Case, folder: Path) -> None:
-    """Write every module's outputs on one process into the reference's folder, for as many micro-batches as stages."""
+    """Write the outputs of every module on one process to the reference's folder, with one micro-batch per stage."""
     engine = build_engine(replace(case.reference, n_mbs=n_stages_of(case)), folder / CHECKPOINT)
     try:
         for step in range(1, len(load_record(folder).steps) + 1):
@@ -37,19 +38,19 @@ def write_outputs(case: Case, folder: Path) -> None:
 def differs_on_one_process(
     case: Case, failed: Collection[str], folder: Path, scratch: Path, before: FunctionReference | None
 ) -> bool:
-    """Whether one process that does what the case does differs from the reference in the same quantities, too.
+    """Whether the same run on one process differs from the reference in the same quantities.
 
     Args:
-        case: that fails, on any layout.
-        failed: the quantities that it fails in; nothing where it has other problems only.
+        case: the failing case, on any layout.
+        failed: the quantities that fail; empty if the case has only other problems.
         folder: of the reference.
         scratch: an empty folder.
         before: called first.
     """
-    draw_apart()
+    diversify_default_generator()
     if before is not None:
         before.load()()
-    # One micro-batch alone is no sum, of which could be seen in which type it was formed.
+    # A single micro-batch is no sum, so its rounding says nothing about the dtype of sums.
     fewest = 2 if case.check == "precision" else 1
     alone = replace(case.on_one_process, n_mbs=max(case.n_mbs, fewest))
     record = CaseRunner(scratch, [alone])(alone, folder)
@@ -59,15 +60,15 @@ def differs_on_one_process(
 
 
 def diagnose(case: Case, folder: Path, scratch: Path, before: FunctionReference | None) -> Diagnosis | None:
-    """Look into a case that is known to fail. Collective; ``None`` on ranks that a run on one process does without.
+    """Diagnose a failing case. Collective; ``None`` on ranks that take no part in a run on one process.
 
     Args:
-        case: of this world's layout.
+        case: a case of this world's layout.
         folder: of the reference.
         scratch: an empty folder of this world.
         before: called first.
     """
-    draw_apart()
+    diversify_default_generator()
     if before is not None:
         before.load()()
     if case.check == "resume":
@@ -75,19 +76,19 @@ def diagnose(case: Case, folder: Path, scratch: Path, before: FunctionReference 
     world = FailingWorld.of(case)
     reference = load_record(folder).with_copies(world.copies)
     if case.check == "initial":
-        return world.initial_weights(measure(case, folder, scratch / "initial"), reference)
+        return diagnose_initial_weights(world, measure(case, folder, scratch / "initial"), reference)
     record = measure(case, folder, scratch / "again")
-    diagnosis = world.first_wrong_step(record, reference, list(_outputs(folder, 1)[0]))
+    diagnosis = diagnose_steps(world, record, reference, list(_outputs(folder, 1)[0]))
     if case.check == "training":
         diagnosis = _without_what_it_adds(world, diagnosis, folder, scratch)
     if diagnosis.n_parameters and record.comparable:
         outputs, passed = _outputs(folder, diagnosis.step)
-        diagnosis = look_at_forward(world, folder, outputs, passed, diagnosis)
-    return look_at_export(world, record, scratch / "again", diagnosis)
+        diagnosis = diagnose_forward(world, folder, outputs, passed, diagnosis)
+    return diagnose_export(world, record, scratch / "again", diagnosis)
 
 
 def _without_what_it_adds(world: FailingWorld, diagnosis: Diagnosis, folder: Path, scratch: Path) -> Diagnosis:
-    """``diagnosis`` with whether the case agrees with fewer micro-batches, or without activation checkpointing."""
+    """``diagnosis``, with remarks if the case agrees with fewer micro-batches or without activation checkpointing."""
     case, fewest, remarks = world.case, n_stages_of(world.case), list(diagnosis.remarks)
     simpler = {}
     if case.recompute != "none":
@@ -115,11 +116,11 @@ def _diagnose_resumed(case: Case, folder: Path, scratch: Path) -> Diagnosis | No
         return None
     world = FailingWorld.of(case.last)
     reference = load_record(folder).with_copies(world.copies)
-    found = world.not_as_saved(record, reference) or world.first_wrong_step(record, reference, [])
+    found = diagnose_loading(world, record, reference) or diagnose_steps(world, record, reference, [])
     return replace(found, case=case)
 
 
 def _outputs(folder: Path, step: int) -> tuple:
-    """What ``write_outputs`` wrote of a step."""
+    """The outputs of a step that ``write_outputs`` wrote."""
     # A file of our own, holding more than tensors.
     return torch.load(folder / OUTPUTS.format(step), weights_only=False)

@@ -1,4 +1,4 @@
-"""What a failing case says about where its mistake is. Data and wording; imports no torch."""
+"""``Diagnosis``: where the error of a failing case first appears. Data and messages; imports no torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CauseKind = Literal[
 
 @dataclass(frozen=True)
 class Cause:
-    """What a wrong number is to the right one.
+    """The relation of a wrong value to the right one.
 
     Attributes:
         kind: ``factor``: a clean multiple. ``missing reduction``: the ranks along ``axes`` hold parts of the right
@@ -42,7 +42,7 @@ class Cause:
         axes: names of mesh axes: ``pp``, ``dp_replicate``, ``dp_shard``, ``cp``, ``tp``; of experts ``edp``, ``ep`` and
             ``etp`` instead of the last three; of ``factor``, those of that
             size, if no others have it.
-        factor: least-squares ratio of the wrong value to the right one; ``None`` where it says nothing.
+        factor: least-squares ratio of the wrong value to the right one; ``None`` if it is meaningless.
         candidates: of ``factor``, all sets of axes of that size, when there are several.
     """
 
@@ -89,24 +89,24 @@ class Cause:
                 return _of_factor(self.factor or 0.0, axes or either)
         if self.factor == 0.0:
             return "it is zero throughout"
-        # A ratio that rounds to 1 says nothing.
+        # A ratio that rounds to 1 is no information.
         about = "1" if self.factor is None else f"{self.factor:.4g}"
         return "" if about == "1" else f"about {about} times the right value"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A wrong number.
+    """A wrong value.
 
     Attributes:
         name: of a module, parameter or quantity.
-        error: relative, the worst of all ranks.
-        cause: what it is to the right one.
-        ranks: which ranks have it wrong; empty for all.
+        error: relative error, the worst of all ranks.
+        cause: relation to the right value.
+        ranks: the ranks with a wrong value; empty for all ranks.
         where: the coordinates that these ranks share, such as ``{"cp": 1}``.
-        experts: numbers of the experts that have it wrong; empty for all, or where there are none.
-        n_experts: all of them.
-        first_position: the first place in a sequence from which on it is wrong; 0 where that says nothing.
+        experts: the experts with wrong values; empty for all, or without experts.
+        n_experts: number of experts.
+        first_position: first wrong position in a sequence; 0 if it is meaningless.
     """
 
     name: str
@@ -138,24 +138,24 @@ class Finding:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Where the mistake of a failing case shows first.
+    """Where the error of a failing case first appears.
 
     Attributes:
-        case: which was looked at.
-        n_modules: modules whose outputs could be held against one process; 0 when none was looked at.
-        module: the first in forward order whose output differs; ``None`` when all agree.
-        n_parameters: all of them; 0 when gradients were not looked at.
-        n_wrong: parameters whose gradient differs.
-        parameter: the first that backward reaches whose gradient differs.
-        step: the optimizer step at which gradients, loss and norm are looked at: the first with a wrong one.
-        loss: the loss, when it is wrong.
-        norm: the gradient norm, when it is wrong although the gradients are right.
-        weight: a weight that is wrong: after loading, at the start, or after a step with right gradients and norm.
-        state: of the optimizer, when it is wrong after loading.
+        case: the failing case.
+        n_modules: number of modules whose outputs were compared; 0 if none was.
+        module: the first module in forward order whose output differs; ``None`` if all agree.
+        n_parameters: number of parameters; 0 if gradients were not compared.
+        n_wrong: number of parameters whose gradient differs.
+        parameter: the first parameter in backward order whose gradient differs.
+        step: the first optimizer step with a wrong gradient, loss or norm.
+        loss: the loss, if wrong.
+        norm: the gradient norm, if wrong although the gradients are right.
+        weight: a wrong weight: after loading, initially, or after a step with right gradients and norm.
+        state: optimizer state that is wrong after loading.
         export: the first exported tensor that is wrong although the weights are right.
-        alone: whether one process that does the same differs, too: then the layout is not to blame.
-        recomputed: whether it agrees without activation checkpointing.
-        remarks: what else was found, as sentences.
+        alone: whether the same run on one process differs, too, so that the layout is not the cause.
+        recomputed: whether the case agrees without activation checkpointing.
+        remarks: further findings, as sentences.
     """
 
     case: Case
@@ -176,7 +176,7 @@ class Diagnosis:
 
     @property
     def lines(self) -> list[str]:
-        """What to print."""
+        """The lines to print."""
         lines = []
         if self.module is not None:
             lines.append(f"first module in forward order whose output differs: {self.module}")
@@ -199,7 +199,7 @@ class Diagnosis:
 
     @property
     def _place(self) -> str:
-        """Where the mistake is, after a forward pass that agrees."""
+        """The place of the error if the forward pass agrees."""
         if self.alone:
             return "; one process differs likewise, so the layout is not to blame"
         if self.recomputed:
@@ -216,10 +216,10 @@ class Diagnosis:
 
 
 def shared_place(ranks: Sequence[int], coordinates: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    """The coordinates that ``ranks`` share along axes on which not all ranks of the world have the same.
+    """The coordinates that ``ranks`` have in common, on axes where the world's ranks differ.
 
     Args:
-        ranks: some of the world's.
+        ranks: some of the world's ranks.
         coordinates: of every rank, axis -> place.
     """
     varying = [axis for axis in coordinates[0] if len({own[axis] for own in coordinates}) > 1]

@@ -1,4 +1,4 @@
-"""Engines of the oracle, and the weights that all of them start from."""
+"""Builds the oracle's engines and the checkpoints that they start from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from archon_testing.batches import STEP_LENGTHS
 from archon_testing.cases import BFLOAT16, Case
 
 CLIP_TO = 0.05
-"""Far below every norm that occurs, so that all gradients are clipped and a wrong norm acts on the weights."""
+"""Far below all norms in the tests, so that every gradient is clipped and a wrong norm changes the weights."""
 
 OPTIMIZER = OptimizerConfig(
     type="adamw",
@@ -34,18 +34,18 @@ OPTIMIZER = OptimizerConfig(
     lr_scheduler_type="linear",
     min_lr_ratio=0.5,
 )
-"""AdamW with an epsilon above most clipped gradients. With a small one, its update would not depend on the scale of the
-gradients, which would hide a wrong norm; and where gradients are nearly zero it would turn their rounding into whole
-steps, so that fp32 runs would part ways after the first one. Every step has a rate of its own: a step counter that is
-not resumed shows."""
+"""AdamW with an epsilon above most clipped gradients. With a small epsilon, the update would not depend on the scale of
+the gradients, which would hide a wrong norm, and it would amplify the rounding of tiny gradients to whole steps, so
+that fp32 runs diverge after the first step. The learning rate differs at every step, to detect a step counter that was
+not restored."""
 
 BALANCING = {"moe_aux_loss": "sequence", "moe_aux_loss_coef": 0.1, "moe_z_loss_coef": 0.01}
-"""Options of archon-moe, so that losses of routers are compared, too: those that depend on no split into micro-batches.
-Another package that builds experts may not know them."""
+"""Options of archon-moe that enable router losses, limited to those that do not depend on the split into micro-batches.
+Other expert packages may not have these options."""
 
 FEW_LAYERS = 4
-"""Of models with more, such as those of many pipeline stages, matrices are smaller: rounding in float32 grows with
-every layer, and with twice as many beyond the limit, on one process too."""
+"""Models with more layers, such as those with many pipeline stages, get smaller matrices: float32 rounding grows with
+every layer, and would exceed the limit at twice as many layers even on one process."""
 
 CHECKPOINT = "checkpoint"
 HEADLESS = "checkpoint-without-head"
@@ -55,11 +55,11 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
     """The initialised engine of a case.
 
     Args:
-        case: model, layout, types.
-        checkpoint: folder with the weights; ``None`` builds the model anew, from the seed.
+        case: model, layout, dtypes.
+        checkpoint: folder with the weights; ``None`` for initial weights from the seed.
 
     Raises:
-        ArchonError: as the engine does; ``LayoutError`` for a layout that does not fit the model.
+        ArchonError: from the engine; ``LayoutError`` if the layout does not fit the model.
     """
     source = {"model_config": dict(case.model_config)} if checkpoint is None else {"path": str(checkpoint)}
     schedule = {"pp_schedule": case.schedule} if case.schedule else {}
@@ -84,15 +84,17 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
 
 
 def optimizer_of(case: Case) -> OptimizerConfig:
-    """The optimizer's options. In bfloat16 nothing is clipped: gradients are looked at as they were summed."""
+    """The optimizer's options. In bfloat16 there is no clipping, so that gradients can be examined as summed."""
     return replace(OPTIMIZER, gradient_clipping=0.0) if case.compute_dtype == BFLOAT16 else OPTIMIZER
 
 
 def write_checkpoints(case: Case, folder: Path, attempt: int = 0) -> None:
-    """Save weights of which none is zero or one, in Hugging Face's form, from one process; others for each attempt.
+    """Save random weights, none of them zero or one, in Hugging Face format from one process; new ones for each
+    attempt.
 
-    Fresh weights would hide mistakes: biases of zero that are added twice, norms of one that are not applied. A model
-    that can start without some of its weights, as a critic can, gets a second checkpoint that lacks them.
+    Initial weights would hide errors: zero biases that are added twice, norm weights of one that are not applied. A
+        model
+    that can start without some of its weights, such as a critic, gets a second checkpoint without them.
     """
     engine = build_engine(case.reference, None)
     fill_weights(engine.parameters, case.seed, attempt, starts=starting_points(engine.module))
@@ -106,14 +108,15 @@ def write_checkpoints(case: Case, folder: Path, attempt: int = 0) -> None:
         _copy_without(folder / CHECKPOINT, folder / HEADLESS, missing)
 
 
-def headless(folder: Path) -> Path | None:
-    """The checkpoint in a reference's folder that lacks what a model may draw; ``None`` where it may draw nothing."""
+def partial_checkpoint(folder: Path) -> Path | None:
+    """The reference's checkpoint without the weights that a model may initialise; ``None`` if it may initialise
+    none."""
     path = folder / HEADLESS
     return path if path.is_dir() else None
 
 
 def _copy_without(source: Path, target: Path, names: Collection[str]) -> None:
-    """Weights and configuration alone: checksums and an index would still speak of what is left out."""
+    """Copies only weights and configuration: checksums and an index would still list the removed tensors."""
     target.mkdir()
     tensors = {name: t for file in source.glob("*.safetensors") for name, t in load_file(file).items()}
     kept = {name: tensor for name, tensor in tensors.items() if name not in names}
@@ -125,10 +128,10 @@ def _copy_without(source: Path, target: Path, names: Collection[str]) -> None:
 def fill_weights(
     parameters: Mapping[str, nn.Parameter], seed: int, attempt: int = 0, *, starts: Mapping[str, InitialValue]
 ) -> None:
-    """Draw every parameter anew, in place, from the seed, its own name and the number of the attempt.
+    """Redraw every parameter in place, as a function of the seed, its name and the number of the attempt.
 
     Args:
-        starts: how they start, of all of them: vectors stay near that.
+        starts: initial values of all parameters; vectors stay near them.
     """
     n_layers = len({name.split(".")[1] for name in parameters if name.startswith("layers.")})
     gain = min(1.0, FEW_LAYERS / max(n_layers, 1))
@@ -140,13 +143,13 @@ def fill_weights(
 
 
 def starting_points(module: nn.Module) -> dict[str, InitialValue]:
-    """How every parameter of a module starts, by its global name."""
+    """The initial value of every parameter, by global name."""
     return {name: initial_value(owner, attribute, parameter) for name, owner, attribute, parameter in owners(module)}
 
 
 def _weight(start: InitialValue, noise: Tensor, gain: float) -> Tensor:
-    """Matrices that keep activations of order 1 or, times ``gain``, below; biases of order 0.2, norms around what
-    leaves activations as they are, which is 1 where the module does not add that itself."""
+    """Matrices that keep activations at order 1 (times ``gain``); biases of order 0.2; norm weights near the identity,
+    which is 1, or 0 if the module adds 1."""
     if noise.ndim >= 2:
         return gain * noise * noise.shape[-1] ** -0.5
     return 0.2 * noise if start == "zeros" else 1 + 0.2 * noise

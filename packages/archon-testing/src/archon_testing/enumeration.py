@@ -1,4 +1,4 @@
-"""Every layout that ``archon verify --all`` looks at, and the cases that each runs: pure, the same every time.
+"""Enumerates the layouts of ``archon verify --all`` and the cases of each. Pure and deterministic.
 
 Legend: p stages, r replicas, d data, c context and t tensor ranks, e expert ranks.
 """
@@ -14,19 +14,20 @@ from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
 from archon_testing.cases import Case, DtypeName, Recompute, Variant
 
 RANK_LETTERS = "prdct"
-"""In the order in which layouts are written: outermost first."""
+"""Axis letters in layout order, outermost first."""
 
 RECOMPUTES: tuple[Recompute, ...] = ("full", "selective")
-"""Modes of activation checkpointing, which layouts try in turn."""
+"""Modes of activation checkpointing, alternated over the layouts."""
 
 
 def candidate_layouts(
     axes: str, capabilities: Collection[str], world: int, *, schedules: Sequence[str] = ()
 ) -> list[str]:
-    """The dims of every layout of at most ``world`` ranks, such as ``r2d2t2``; whether they fit a model is not asked.
+    """The dims of every layout of at most ``world`` ranks, such as ``r2d2t2``, whether or not they fit the model's
+    sizes.
 
-    ``e`` takes every size that divides d x c x t. A layout with pipeline stages runs with the engine's own schedule;
-    ``p2`` alone also with each of ``schedules``. Where ``e`` is usable, hybrid layouts follow (``hybrid_layouts``).
+    ``e`` takes every size that divides d x c x t. Layouts with pipeline stages run with the engine's default schedule;
+    ``p2`` also with each of ``schedules``. If ``e`` is usable, hybrid layouts follow (``hybrid_layouts``).
 
     Args:
         axes: letters that the engine runs with a size above 1.
@@ -60,10 +61,10 @@ def candidate_layouts(
 
 
 def hybrid_layouts(dense: Sequence[Mapping[str, int]]) -> list[str]:
-    """Layouts whose experts are cut as no flat string can say, such as ``(attn:d2t2|ffn:t2e2)``.
+    """Hybrid layouts, whose expert sharding a flat string cannot express, such as ``(attn:d2t2|ffn:t2e2)``.
 
-    Each of ``dense`` without stages and replicas, which change nothing about that, gets one; among those of equally
-    many ranks, every size of ep and etp has its turn.
+    Gives one for each of ``dense`` without stages and replicas, which do not matter here; among layouts with equally
+    many ranks, the sizes of ep and etp alternate.
 
     Args:
         dense: letter -> size of the attention parts.
@@ -75,7 +76,7 @@ def hybrid_layouts(dense: Sequence[Mapping[str, int]]) -> list[str]:
         if own["p"] * own["r"] > 1 or n_ranks == 1:
             continue
         divisors = [n for n in range(1, n_ranks + 1) if n_ranks % n == 0]
-        # A flat string takes etp for 1 beside e, and for t without.
+        # In a flat string, etp is 1 with e, and t without e.
         unwritten = [
             (ep, etp)
             for ep, etp in itertools.product(divisors, divisors)
@@ -90,15 +91,15 @@ def hybrid_layouts(dense: Sequence[Mapping[str, int]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Design:
-    """Which cases a layout runs.
+    """The cases to run per layout.
 
     Attributes:
-        dtypes: types of numbers in which whole runs are compared.
+        dtypes: dtypes of the training runs.
         variants: of the model.
-        counts: least numbers of micro-batches, where a pipeline has 1 for as many as stages, 2 for one more, and so on.
-        full: every product of the three. Otherwise a few cases: in the first type every variant and every count, in
-            further ones, in which the same would show again, one of each; and from layout to layout others meet.
-        precision: type of the reference of the step in bfloat16; ``None`` without that step.
+        counts: numbers of micro-batches; in a pipeline, 1 stands for the number of stages, 2 for one more, and so on.
+        full: run the full product of the three. Otherwise run a few cases: every variant and every count in the first
+            dtype, one case in each further dtype, with combinations that alternate from layout to layout.
+        precision: dtype of the reference for the bfloat16 step; ``None`` without that step.
     """
 
     dtypes: Sequence[DtypeName]
@@ -116,20 +117,20 @@ class Design:
         sums_gradients: bool = False,
         resume_on: Sequence[tuple[str, str | None]] = (),
     ) -> list[Case]:
-        """The cases of the layout that stands at place ``number``.
+        """The cases of layout ``number``.
 
-        First come the runs, of which one recomputes activations and one exports its weights. Then weights that no
-        checkpoint gives, the step in bfloat16, and runs that a new engine resumes. These are in the first type, for
-        one variant, which changes from layout to layout, or for every one in a full design.
+        First the training runs, one of which recomputes activations and one exports its weights; then initial weights
+        without a checkpoint, the bfloat16 step, and resumed runs. The latter use the first dtype and one variant, which
+        alternates from layout to layout, or every variant in a full design.
 
         Args:
             of_variant: a case of the layout for each variant.
-            number: shifts what meets what.
-            n_stages: of the layout. A pipeline runs at least as many micro-batches, so they are counted from there.
-            sums_gradients: whether gradients are summed over ranks. Where they are not, the step in bfloat16 has two
-                micro-batches, so that there is a sum.
-            resume_on: layouts, with their schedules, that go on with what this one saves; one process last. A full
-                design resumes on the same layout, too, as does one for a layout without others.
+            number: offset of the alternation.
+            n_stages: of the layout: a pipeline's least number of micro-batches.
+            sums_gradients: whether gradients are summed over ranks. If not, the bfloat16 step has two micro-batches, so
+                that there is a sum.
+            resume_on: layouts, with schedules, that resume from this one's state; one process last. A full design, or a
+                layout without others, also resumes on the same layout.
         """
         fewest = n_stages - 1
         found = [
@@ -157,8 +158,8 @@ class Design:
         return found
 
     def _training(self, number: int) -> Iterator[tuple[DtypeName, Variant, int, Recompute]]:
-        """Type, variant, count, and what is recomputed: in one run of the first type, with the fewest micro-batches; in
-        a full design in one of each variant. Where all have one run of each, one more recomputes."""
+        """(dtype, variant, count, recompute) of the training runs. One run of the first dtype, with the fewest
+        micro-batches, recomputes; in a full design, one per variant. If no run is left for that, one is added."""
         for dtype in self.dtypes:
             runs = self._runs(number, is_first=dtype == self.dtypes[0])
             again: list[tuple[Variant, int]] = []
@@ -174,7 +175,7 @@ class Design:
                 yield dtype, *run, recompute
 
     def _runs(self, number: int, *, is_first: bool) -> list[tuple[Variant, int]]:
-        """Variants and counts of a type: all of each in the first one, and one of each in further types."""
+        """Variants and counts of a dtype: all in the first dtype, one in further dtypes."""
         variants, counts = self.variants, self.counts
         if self.full:
             return list(itertools.product(variants, counts))

@@ -1,4 +1,4 @@
-"""Which exported tensor of a failing case is wrong first, whose part of it, and how."""
+"""Diagnoses an export: the first wrong tensor, on which ranks, and how it is wrong."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from archon_testing.causes import cause_of_arrangement, cause_of_factor
 from archon_testing.compare import magnitude
 from archon_testing.diagnosis import Cause, Diagnosis
-from archon_testing.exports import expected_export, ours_in, read_files, weight_map_of
-from archon_testing.findings import FailingWorld
+from archon_testing.exports import expected_export, parameters_in, read_files, weight_map_of
+from archon_testing.failing_world import FailingWorld
 from archon_testing.record import Record
 
 
-def look_at_export(world: FailingWorld, record: Record, files: Path, diagnosis: Diagnosis) -> Diagnosis:
-    """``diagnosis`` with the first exported tensor that is not what the ranks have.
+def diagnose_export(world: FailingWorld, record: Record, files: Path, diagnosis: Diagnosis) -> Diagnosis:
+    """``diagnosis`` with the first exported tensor that differs from the ranks' weights.
 
     Args:
-        world: the ranks that look.
-        record: of the case that saved.
-        files: the folder that it saved to.
-        diagnosis: of the rest.
+        world: the ranks.
+        record: of the case that exported.
+        files: the export folder.
+        diagnosis: of everything else.
     """
     limit = world.limit
     errors = world.ranks.gather(dict(record.exported))
@@ -29,7 +29,7 @@ def look_at_export(world: FailingWorld, record: Record, files: Path, diagnosis: 
         return diagnosis
     weights = weight_map_of(world.case)
     name = next(name for name in weights.hf_shapes if name in wrong)
-    ours = ours_in(name, weights)
+    ours = parameters_in(name, weights)
     after, before = (
         expected_export(name, world.ranks.gather({n: p for n, p in pieces.items() if n in ours}), weights)
         for pieces in (record.steps[-1].weights, record.start)

@@ -1,6 +1,6 @@
-"""The files of an ``hf`` save, read back by safetensors and held against the weights that the ranks have.
+"""Reads the files of an ``hf`` save with safetensors and compares them with the ranks' weights.
 
-Every rank looks at its own pieces, through the model's weight map: so it is known whose part is wrong in the file.
+Every rank compares its own shards, through the model's weight map, which shows whose part of a file is wrong.
 """
 
 from __future__ import annotations
@@ -47,18 +47,18 @@ def read_files(folder: Path) -> dict[str, Tensor]:
 def export_errors(
     files: Mapping[str, Tensor], own: Mapping[str, HeldShard], weights: ResolvedMap
 ) -> tuple[dict[str, float], list[str]]:
-    """How far exported tensors are from this rank's weights, and which should not be there, are missing or misshapen.
+    """Errors of exported tensors against this rank's weights; unexpected, missing and misshapen tensors.
 
     Args:
         files: Hugging Face name -> exported tensor.
-        own: our name -> this rank's piece.
-        weights: of the whole model.
+        own: Archon's name -> this rank's shard.
+        weights: weight map of the whole model.
 
     Returns:
-        Hugging Face name -> relative error, of the tensors that this rank has a part of; and problems.
+        Hugging Face name -> relative error, for tensors with a part on this rank; and problems.
     """
     problems = [f"the export lacks {name}" for name in weights.hf_shapes if name not in files]
-    problems += [f"the export has {name}, which the model has not" for name in files if name not in weights.hf_shapes]
+    problems += [f"the export has {name}, which the model lacks" for name in files if name not in weights.hf_shapes]
     misshapen = [name for name, shape in weights.hf_shapes.items() if name in files and files[name].shape != shape]
     problems += [
         f"the export's {name} has shape {list(files[name].shape)}, not {list(weights.hf_shapes[name])}"
@@ -74,7 +74,7 @@ def export_errors(
 
 
 def expected_export(hf_name: str, pieces: list[Mapping[str, HeldShard]], weights: ResolvedMap) -> Tensor:
-    """One exported tensor, put together from the pieces that all ranks have of ours."""
+    """The expected exported tensor, assembled from all ranks' shards."""
     whole = torch.full(weights.hf_shapes[hf_name], torch.nan, dtype=torch.float64)
     for own in pieces:
         for name, piece in own.items():
@@ -85,15 +85,15 @@ def expected_export(hf_name: str, pieces: list[Mapping[str, HeldShard]], weights
     return whole
 
 
-def ours_in(hf_name: str, weights: ResolvedMap) -> set[str]:
-    """Our names of the tensors that an exported one is made of."""
+def parameters_in(hf_name: str, weights: ResolvedMap) -> set[str]:
+    """Archon's names of the tensors that an exported tensor consists of."""
     return {link.ours for link in weights.links_of_hf[hf_name]}
 
 
 def _pairs(
     files: Mapping[str, Tensor], own: Mapping[str, HeldShard], weights: ResolvedMap
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, own values and exported values of every part of an exported tensor that lies on this rank."""
+    """Name, own values and exported values of every part of an exported tensor on this rank."""
     for name, piece in own.items():
         for link in weights.links_in(name, piece.box):
             if link.hf in files and files[link.hf].shape == weights.hf_shapes[link.hf]:

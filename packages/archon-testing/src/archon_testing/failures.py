@@ -1,7 +1,7 @@
-"""What went wrong in a world, told from the rank where it began.
+"""Failures of a world, ordered so that the root cause comes first.
 
-When one rank dies, its peers fail moments later with errors about lost connections, and may be the first to be heard.
-So what tells of a lost connection comes last, whatever its time.
+When one rank dies, its peers fail moments later with errors about lost connections, which may arrive first. So lost
+connections are ordered last, whatever their time.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from archon_core.errors import ArchonError
 
 @dataclass(frozen=True)
 class RankFailure:
-    """How one rank ended without a result.
+    """The end of a rank without a result.
 
     Attributes:
-        rank: which one.
-        cause: it raised, was killed by a signal, exited, or was still running at the time limit.
+        rank: the rank.
+        cause: exception, signal, exit, or time limit.
         summary: one line: the exception, the signal, the exit code.
         details: traceback, or the stacks of a hung rank; may be empty.
-        output: the end of what it printed.
-        lost_connection: it failed because another rank was gone or silent.
-        time: when that was seen, in seconds since 1970.
+        output: the end of its output.
+        lost_connection: whether it failed because another rank was gone or silent.
+        time: when the parent noticed, in seconds since the epoch.
     """
 
     rank: int
@@ -42,7 +42,7 @@ class WorldError(ArchonError):
     """A world whose ranks did not all return.
 
     Attributes:
-        failures: of the ranks that failed, the one where it began first.
+        failures: of the failed ranks, the root cause first.
     """
 
     def __init__(self, message: str, failures: Sequence[RankFailure]) -> None:
@@ -51,17 +51,17 @@ class WorldError(ArchonError):
 
     @property
     def first(self) -> RankFailure:
-        """Where it began."""
+        """The root cause."""
         return self.failures[0]
 
 
-def in_order_of_blame(failures: Iterable[RankFailure]) -> list[RankFailure]:
-    """By time, those that lost a connection after all others."""
+def order_by_cause(failures: Iterable[RankFailure]) -> list[RankFailure]:
+    """Sorted by time, with lost connections last."""
     return sorted(failures, key=lambda failure: (failure.lost_connection, failure.time, failure.rank))
 
 
 def describe_exit(code: int) -> tuple[Literal["signal", "exit"], str]:
-    """Cause and summary for a process that ended by itself without a word."""
+    """Cause and summary for a process that ended without a message."""
     if code >= 0:
         return "exit", f"exited with code {code} before it returned"
     try:
@@ -74,7 +74,7 @@ def describe_exit(code: int) -> tuple[Literal["signal", "exit"], str]:
 
 def failed_world(n_ranks: int, failures: Iterable[RankFailure]) -> WorldError:
     """The error for a world in which ranks failed."""
-    ordered = in_order_of_blame(failures)
+    ordered = order_by_cause(failures)
     first, *others = ordered
     lines = [f"world of {n_ranks} ranks: rank {first.rank} failed first: {first.summary}", *_sections(first)]
     lines += [f"then rank {failure.rank}: {failure.summary}" for failure in others]
@@ -87,7 +87,7 @@ def hung_world(n_ranks: int, seconds: float, hung: Iterable[RankFailure]) -> Wor
     ranks = ", ".join(str(failure.rank) for failure in failures)
     lines = [
         f"world of {n_ranks} ranks: no result within {seconds:g} s from rank{'s' * (len(failures) > 1)} {ranks}; "
-        "their stacks show where they wait; raise time_limit if they only need longer"
+        "their stacks show where they wait; raise time_limit if they only need more time"
     ]
     for failure in failures:
         lines += _sections(failure)

@@ -1,6 +1,6 @@
-"""Pytest fixtures about plugins: fake ones, installed as pip would, and ``archon`` run in this process beside them.
+"""Pytest fixtures for plugins: fake distributions, installed as pip would, and ``archon`` run in this process.
 
-A test suite takes what it needs into its ``conftest.py``::
+Import the fixtures in a ``conftest.py``::
 
     from archon_testing.fake_plugins import archon, site
 
@@ -57,7 +57,7 @@ class FakeSite:
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSite]:
-    """An empty folder of distributions that is first on ``sys.path``; the process's registry is made anew."""
+    """An empty folder of distributions, first on ``sys.path``; resets the registry of the process."""
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -74,7 +74,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeSite]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left.
+    """The result of a command.
 
     Attributes:
         code: exit code.
@@ -91,7 +91,7 @@ class Outcome:
 def archon(
     site: FakeSite, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
-    """Run ``archon`` with these arguments, with ``site`` beside what is installed."""
+    """Run ``archon`` with these arguments; the plugins of ``site`` are installed in addition."""
     monkeypatch.setenv("COLUMNS", "200")
     # Options write these two variables; set here, they are restored after the test.
     monkeypatch.setenv("ARCHON_DISABLE_PLUGINS", "")
@@ -108,13 +108,13 @@ def archon(
 
 @dataclass(frozen=True)
 class LayoutMessage:
-    """A layout error taken apart.
+    """A parsed layout error.
 
     Attributes:
-        option: what it begins with.
+        option: the option at its start.
         found, allowed, fix: its three statements.
         shown: the layout as printed above the carets.
-        carets: columns that are marked, as (first, after the last) pairs.
+        carets: marked columns, as (start, end) pairs.
     """
 
     option: str
@@ -126,13 +126,13 @@ class LayoutMessage:
 
     @property
     def suggestions(self) -> list[str]:
-        """The layouts that the fix names; each is followed by its number of ranks."""
+        """The layouts in the fix, each followed by its number of ranks."""
         return re.findall(r"'([^']*)' \((?:[0-9]+ ranks?|on the ranks of the trainer)\)", self.fix)
 
 
 @pytest.fixture(scope="session")
 def read_message() -> Callable[[Exception], LayoutMessage]:
-    """Take a layout error apart; fails where one of its statements is missing."""
+    """A function that parses a layout error; it fails if a statement is missing."""
     return read_layout_error
 
 

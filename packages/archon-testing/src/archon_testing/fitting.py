@@ -1,4 +1,4 @@
-"""Which layouts fit a model, by the engine's own rules. Runs in the process of a world, since it builds the module."""
+"""Which layouts fit a model, by the engine's rules. Builds the module, so it runs in the process of a world."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from archon_engine.parallel.sizes import check_refusals, sharded_extents
 from archon_testing.cases import Case, Variant
 
 
-def reasons_against(cases: Sequence[Case], layouts: Sequence[str]) -> dict[str, str] | ArchonError:
-    """For each of ``layouts`` that does not fit the model of every case, why; or why there is no model.
+def misfits(cases: Sequence[Case], layouts: Sequence[str]) -> dict[str, str] | ArchonError:
+    """Layout -> reason, for ``layouts`` that do not fit the model of every case; or the error of building a model.
 
     Args:
-        cases: of different models or variants; their own layouts are not looked at.
+        cases: models or variants; their layouts are ignored.
         layouts: with backend and without schedule, such as ``archon:d2t2``.
     """
     found: dict[str, str] = {}
@@ -52,7 +52,7 @@ def reasons_against(cases: Sequence[Case], layouts: Sequence[str]) -> dict[str, 
 
 
 def refused_variants(cases: Sequence[Case]) -> dict[Variant, str]:
-    """Variant -> why its model cannot be built, of the cases' variants that the model's own package refuses."""
+    """Variant -> reason, for variants that the model's package refuses to build."""
     found: dict[Variant, str] = {}
     for case in cases:
         try:

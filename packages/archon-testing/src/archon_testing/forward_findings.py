@@ -1,4 +1,4 @@
-"""What a failing case computes in its forward pass, module by module, beside what one process computes."""
+"""Compares the forward pass of a failing case with one process, module by module."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from archon_testing.causes import cause_of_factor
 from archon_testing.compare import magnitude
 from archon_testing.diagnosis import Diagnosis
 from archon_testing.engines import CHECKPOINT, build_engine
-from archon_testing.findings import FailingWorld
+from archon_testing.failing_world import FailingWorld
 from archon_testing.module_outputs import Outputs, Passed, is_partial_sum, place_of, plan_of, record_outputs
 
 _LIMITS = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.3}
-"""Hidden states of narrow types differ by more than what is made of them in the end."""
+"""Hidden states in narrow dtypes differ by more than the final outputs."""
 
 _BLAMED_BY_CHANCE = 0.5
-"""Share of a layer's experts beyond which naming them says nothing."""
+"""Share of a layer's experts beyond which naming them is no information."""
 
 
-def look_at_forward(
+def diagnose_forward(
     world: FailingWorld, folder: Path, whole: Outputs, passed: Passed, diagnosis: Diagnosis
 ) -> Diagnosis:
     """``diagnosis`` with the first module whose output differs.
 
     Args:
-        world: the ranks that look.
+        world: the ranks.
         folder: of the reference.
-        whole: every module's outputs on one process.
-        passed: the tokens that they are of.
-        diagnosis: of the rest.
+        whole: the outputs of every module on one process.
+        passed: the corresponding tokens.
+        diagnosis: of everything else.
     """
     engine = build_engine(replace(world.case, n_mbs=1), folder / CHECKPOINT)
     try:
@@ -73,7 +73,7 @@ def _expert_ranks(world: FailingWorld) -> int:
 
 
 def _outputs(world: FailingWorld, own: Mapping[str, Tensor], whole: Mapping[str, Tensor], limit: float) -> list[str]:
-    """What is wrong with what a loss is given, although all modules agree."""
+    """Remarks about wrong inputs of the loss although all modules agree."""
     found = []
     for name, right in whole.items():
         values = own.get(name, right)
@@ -93,7 +93,7 @@ def _beside(
     expected: Sequence[tuple[Tensor, ...]],
     n_tokens: Sequence[int],
 ) -> list[_Output] | None:
-    """A module's outputs on this rank, each with the same part of one process's; ``None`` where no cut fits."""
+    """A module's outputs on this rank, each with the same part on one process; ``None`` if no sharding fits."""
     # A pipeline may run some micro-batches without sequences after those that have some.
     if own is None or len(own) < len(expected):
         return None
@@ -112,7 +112,7 @@ def _beside(
 def _experts_of(
     world: FailingWorld, module: str, own: Outputs, whole: Outputs, passed: Passed, limit: float
 ) -> dict[str, Any]:
-    """The experts to which exactly the tokens went that a block of experts has wrong, if ``module`` is of one."""
+    """The experts whose tokens are exactly the wrong tokens of an expert block; empty for other modules."""
     block = next((name for name in passed.experts if f"{module}.".startswith(f"{name}.")), None)
     if block is None:
         return {}
@@ -150,7 +150,7 @@ class _Output:
     right: Tensor
 
     def wrong_tokens(self, limit: float) -> set[tuple[int, int]]:
-        """Micro-batch and place of the tokens that are off by more than ``limit``."""
+        """(Micro-batch, index) of the tokens that differ by more than ``limit``."""
         if self.first is None or not self.own.numel():
             return set()
         errors = (
@@ -160,7 +160,7 @@ class _Output:
 
 
 def _lost_outputs(outputs: Sequence[_Output], limit: float, n_tokens: int) -> list[str]:
-    """That what is wrong with per-token outputs is that some are missing."""
+    """A remark if the wrong per-token outputs are zero, that is, missing."""
     tokens = set().union(*(output.wrong_tokens(limit) for output in outputs if output.own.ndim == 1))
     off = [o for o in outputs if o.own.ndim == 1 and o.own.numel() and magnitude(o.own - o.right) > limit]
     if not tokens or any(magnitude(o.own[~((o.own - o.right).abs() <= limit)]) > 0 for o in off):
@@ -169,5 +169,5 @@ def _lost_outputs(outputs: Sequence[_Output], limit: float, n_tokens: int) -> li
 
 
 def _batch_of(diagnosis: Diagnosis) -> int:
-    """The batch on which modules are looked at: that of the first wrong step."""
+    """The step whose batch is used to compare modules: the first wrong step."""
     return max(diagnosis.step - 1, 0)

@@ -1,8 +1,7 @@
-"""Names of functions that another process can load, also from files that no import finds.
+"""References to functions that another process can load, including functions in files that cannot be imported by name.
 
-pytest's ``--import-mode=importlib`` gives test files module names that only its own process knows. A reference
-therefore carries the file too, and the process that loads it decides: an ordinary import where that gives this very
-file, the file itself otherwise.
+pytest's ``--import-mode=importlib`` gives test files module names that only its own process knows. So a reference also
+stores the file, and the loading process uses an ordinary import if that gives the same file, else the file itself.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ class FunctionReference:
     Attributes:
         module: the module's name in the process that made the reference.
         qualified_name: ``__qualname__`` of the function.
-        file: where the module's source is; empty for modules that an import finds.
+        file: path of the module's source; empty for importable modules.
     """
 
     module: str
@@ -39,7 +38,7 @@ class FunctionReference:
         """The reference to ``function``.
 
         Raises:
-            ConfigError: another process could not find it: a lambda, a local function, a bound object.
+            ConfigError: another process cannot load it: a lambda, a local function, a bound method.
         """
         module_name = getattr(function, "__module__", None)
         qualified_name = getattr(function, "__qualname__", None)
@@ -47,7 +46,7 @@ class FunctionReference:
         if module is None or qualified_name is None or _attribute(module, qualified_name) is not function:
             raise ConfigError(
                 f"function of a world: found {function!r}, which its ranks cannot load; allowed are functions at the "
-                "top level of a module; define it with def outside of other functions, and pass values as args"
+                "top level of a module; define it with def at the top level, and pass values as args"
             )
         return cls(module.__name__, qualified_name, getattr(module, "__file__", None) or "")
 
@@ -59,7 +58,7 @@ class FunctionReference:
 
         Raises:
             ConfigError: the module has no such attribute.
-            ImportError, or what the file raises: it cannot be loaded.
+            ImportError, or an exception of the file: the module cannot be loaded.
         """
         function = _attribute(self._load_module(), self.qualified_name)
         if function is None:
@@ -70,7 +69,7 @@ class FunctionReference:
         try:
             module = importlib.import_module(self.module)
         except ModuleNotFoundError as error:
-            # Another module that is missing is the file's own problem; running it would report the same less clearly.
+            # A missing module other than this one is the file's own error; running the file would only repeat it.
             if not self.file or error.name is None or not f"{self.module}.".startswith(f"{error.name}."):
                 raise
         else:
@@ -83,7 +82,7 @@ class FunctionReference:
         assert spec is not None, f"{self.file} is no Python file"
         assert spec.loader is not None, f"{self.file} has no loader"
         module = importlib.util.module_from_spec(spec)
-        # Under its name before it runs: pickled values refer to its classes by that name, and so to its parents'.
+        # Registered before it runs: pickled values refer to its classes by module name, and to parent packages.
         _provide_parents(self.module)
         sys.modules[self.module] = module
         spec.loader.exec_module(module)
@@ -91,7 +90,7 @@ class FunctionReference:
 
 
 def _provide_parents(name: str) -> None:
-    """Have a module for every package of a dotted name, an empty one where no import finds it."""
+    """Create an empty module for every parent package of a dotted name that cannot be imported."""
     segments = name.split(".")
     for end in range(1, len(segments)):
         parent = ".".join(segments[:end])
@@ -102,7 +101,7 @@ def _provide_parents(name: str) -> None:
 
 
 def _attribute(module: ModuleType, qualified_name: str) -> Any:
-    """The object of that name; ``None`` where there is none, as for ``f.<locals>.g``."""
+    """The object of that name; ``None`` if there is none, as for ``f.<locals>.g``."""
     return reduce(lambda owner, name: getattr(owner, name, None), qualified_name.split("."), module)
 
 

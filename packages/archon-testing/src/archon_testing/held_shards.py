@@ -1,7 +1,7 @@
-"""Pieces of tensors: what one rank holds, and where it lies in the whole. So records need no gathering.
+"""Shards of tensors: the values that one rank holds, and their box in the whole tensor. So records need no gathering.
 
-A layout's rank compares its own piece with the same box of the reference's whole tensor. All ranks together cover every
-element, and copies are looked at one by one, which a gathered tensor would not show when they have drifted apart.
+A rank compares its shard with the same box of the reference's whole tensor. Together the ranks cover every element, and
+every replica is compared, whereas a gathered tensor would hide replicas that diverged.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class HeldShard:
     """A part of a tensor.
 
     Attributes:
-        values: a copy of its own.
-        box: where it lies.
+        values: a copy of the rank's values.
+        box: position in the whole.
         shape: of the whole.
     """
 
@@ -43,7 +43,7 @@ class HeldShard:
         return float(self.values.abs().max()) if self.values.numel() else 0.0
 
     def at(self, row: int) -> HeldShard | None:
-        """What lies in row number ``row`` of the whole; ``None`` where nothing does."""
+        """The part of the shard in row ``row`` of the whole; ``None`` if there is none."""
         wanted = Box((row, *(0 for _ in self.shape[1:])), (1, *self.shape[1:]))
         part = self.box.intersect(wanted)
         if part is None:
@@ -53,12 +53,12 @@ class HeldShard:
         return HeldShard(values, Box(start, part.shape), (1, *self.shape[1:]))
 
     def scaled(self, factor: float) -> HeldShard:
-        """The same place, the values times ``factor``."""
+        """The shard with its values times ``factor``."""
         return HeldShard(self.values * factor, self.box, self.shape)
 
 
 def own_shard(tensor: Tensor) -> HeldShard:
-    """A copy of what this rank holds of ``tensor``; of a partial sum, which is no rank's to hold, the whole sum."""
+    """A copy of this rank's shard of ``tensor``; for a partial sum, of the whole sum."""
     tensor = tensor.detach()
     if isinstance(tensor, DTensor) and any(placement.is_partial() for placement in tensor.placements):
         return HeldShard.whole(tensor.full_tensor())
@@ -67,5 +67,5 @@ def own_shard(tensor: Tensor) -> HeldShard:
 
 
 def own_gradient(parameter: Tensor) -> HeldShard:
-    """``own_shard`` of a parameter's gradient; zeros where there is none."""
+    """``own_shard`` of a parameter's gradient; zeros if it has none."""
     return own_shard(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)

@@ -1,4 +1,4 @@
-"""The results of ``archon verify`` for programs. docs/verify.md describes the form; ``SCHEMA`` counts its changes."""
+"""The results of ``archon verify`` as JSON. docs/verify.md describes the format; ``SCHEMA`` is its version."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from archon_testing.verdicts import LIMITS, NOTHING, Deviation, Verdict
 from archon_testing.verification import LayoutReport, Plan
 
 SCHEMA = 2
-"""Raised when a field changes its meaning or goes away; new fields may come without."""
+"""Incremented if a field changes its meaning or is removed; new fields may be added without."""
 
 FINDINGS = ("module", "parameter", "loss", "norm", "weight", "state", "export")
 """What a diagnosis may have found."""
 
 
 def json_report(plan: Plan, reports: Sequence[LayoutReport], *, seconds: float) -> dict[str, Any]:
-    """Everything that was found, of JSON's own types only.
+    """All results as JSON types.
 
     Args:
-        plan: what was asked.
-        reports: what became of it.
-        seconds: how long it took.
+        plan: the request.
+        reports: the result of each layout.
+        seconds: duration.
     """
     return {
         "schema": SCHEMA,

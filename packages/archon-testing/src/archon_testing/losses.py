@@ -1,6 +1,6 @@
-"""The losses of the oracle, and a plain one. The oracle's have two units, every output of the head, and a metric.
+"""The losses of the oracle, and a plain one. The oracle's losses use two units, every output of the head, and a metric.
 
-Their terms have one sign and none comes near zero, so that nothing cancels and relative errors mean something in fp32.
+All terms have the same sign and none is near zero, so that nothing cancels and relative errors are meaningful in fp32.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TARGETS = "targets"
 
 
 class NegativeLogLikelihood:
-    """Minus the log-likelihood of every next token, per token: for tests that need some loss."""
+    """Mean negative log-likelihood of the next token, for tests that need any loss."""
 
     request = OutputRequest()
 
@@ -38,12 +38,12 @@ class NegativeLogLikelihood:
 
 @dataclass
 class Counted:
-    """What a loss was given on this rank since the last step.
+    """The targets that a loss saw on this rank since the last step.
 
     Attributes:
-        weighed: targets of the batches that it was asked to weigh.
-        targets: targets of the micro-batches that it was applied to.
-        n_calls: how often it was applied; 0 where another pipeline stage has the loss.
+        weighed: targets of the batches passed to ``weights``.
+        targets: targets of the micro-batches passed to the loss.
+        n_calls: number of calls of the loss; 0 if another pipeline stage computes it.
     """
 
     weighed: float = 0.0
@@ -52,25 +52,25 @@ class Counted:
 
 
 class OracleLoss:
-    """What the oracle's losses have in common: they count their targets."""
+    """Base of the oracle's losses: counts targets."""
 
     def __init__(self) -> None:
         self.counted = Counted()
 
     def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
-        """Targets, and sequences that have some."""
+        """Number of targets, and of sequences with targets."""
         self.counted.weighed += n_targets(batch)
         return {"token": batch.token_fields[MASK].sum(), "sequence": (_counted(batch) > 0).sum()}
 
     def count(self, micro_batch: Batch) -> tuple[Unit, Tensor]:
-        """Take in a micro-batch. A metric: over the whole batch it is 1, or the loss is divided by another number."""
+        """Count a micro-batch; return a metric that is 1 over the whole batch unless the loss is divided wrongly."""
         self.counted.targets += n_targets(micro_batch)
         self.counted.n_calls += 1
         return "token", micro_batch.token_fields[MASK].sum()
 
 
 class LanguageModelLoss(OracleLoss):
-    """Weighted likelihood and entropy per token; mean likelihood per sequence, over those that predict something."""
+    """Weighted likelihood and entropy per token; mean likelihood per sequence with targets."""
 
     request = OutputRequest(("logprobs", "entropy"), temperature=0.8)
 
@@ -84,7 +84,7 @@ class LanguageModelLoss(OracleLoss):
 
 
 class ValueLoss(OracleLoss):
-    """Squared error of the values per token, and its mean per sequence, with targets that values do not reach."""
+    """Squared error of values per token, and its mean per sequence, with targets far from the values."""
 
     offset = 4.0
 
@@ -108,12 +108,12 @@ def n_targets(batch: Batch) -> float:
 
 
 def _masked(values: Tensor, mask: Tensor) -> Tensor:
-    """``values`` [T] with 0 where the mask does not count. Not a product: 0 times infinity is NaN."""
+    """``values`` [T] with 0 outside the mask. Not a product: 0 * inf is NaN."""
     return torch.where(mask > 0, values, 0)
 
 
 def _counted(batch: Batch) -> Tensor:
-    """[S]: tokens of each sequence that the mask counts."""
+    """[S]: targets per sequence."""
     return batch.sum_per_sequence(batch.token_fields[MASK])
 
 

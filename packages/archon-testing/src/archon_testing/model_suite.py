@@ -1,4 +1,4 @@
-"""``ModelPluginSuite``: what a model package must keep, as tests that its author inherits.
+"""``ModelPluginSuite``: the contract of a model package, as tests that its author inherits.
 
 ::
 
@@ -8,7 +8,7 @@
     class TestMyModel(ModelPluginSuite):
         model = "mymodel"
 
-What takes torch is imported by the tests, so that collecting them stays cheap.
+The tests import torch themselves, so that collection stays fast.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class ModelPluginSuite:
 
     Attributes:
         model: name of the model's spec.
-        plugin: the module that its entry point names; ``None`` for what the installed package says.
-        config: a Hugging Face configuration, as a ``config.json`` has it; ``None`` for the spec's ``tiny_config``.
-        hf_class: ``transformers``' class for the language model; ``None`` for ``AutoModelForCausalLM``'s choice.
+        plugin: module of the plugin's entry point; ``None`` to look it up in the installed package.
+        config: content of a ``config.json``; ``None`` for the spec's ``tiny_config``.
+        hf_class: ``transformers`` class of the language model; ``None`` for the choice of ``AutoModelForCausalLM``.
         tolerance: largest difference from ``transformers`` in logits, values and gradients, relative to the largest
-            magnitude of each. Its modules round to fp32 inside, whatever the type.
-        layouts: on which the model is verified, such as ``t2`` or ``p2-ZBV``; ``None`` for two ranks along every axis
-            that it declares and that is installed.
+            magnitude of each. Modules of ``transformers`` round to fp32 internally.
+        layouts: layouts to verify, such as ``t2`` or ``p2-ZBV``; ``None`` for two ranks along every declared axis that
+            the installation supports.
     """
 
     model: ClassVar[str]
@@ -53,7 +53,7 @@ class ModelPluginSuite:
     layouts: ClassVar[tuple[str, ...] | None] = None
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
-        """Give tests the variants and layouts of the model."""
+        """Parametrise tests with the variants and layouts of the model."""
         if "variant" in metafunc.fixturenames:
             metafunc.parametrize("variant", declared_variants(self.spec()))
         if "layout" in metafunc.fixturenames:
@@ -78,11 +78,11 @@ class ModelPluginSuite:
         The engine runs ``p`` with archon-pipeline.
         """
         of_two_ranks = candidate_layouts(runnable_axes(), cls.spec().capabilities, 2)
-        # Replicas ask nothing of a model that d does not.
+        # Replicas require nothing of a model beyond d.
         return tuple(text for text in of_two_ranks if text != "d1" and "r" not in text)
 
     def build(self, variant: Variant) -> BuiltModel:
-        """The model in float64, with random weights of which none is zero or one."""
+        """The model in float64, with random weights, none of them zero or one."""
         from archon_testing.model_checks.built import build_model
 
         return build_model(self.spec(), self.case(variant))

@@ -1,8 +1,8 @@
-"""Outputs of every module in one forward pass, and how a rank's share of one is held against one process's.
+"""Records the outputs of every module in one forward pass, and compares a rank's shard with the output on one process.
 
-Every data rank runs the same whole batch as one micro-batch, so that all that differs between ranks is how context and
-tensor parallelism cut it. A pipeline needs several, and then one process runs as many. Legend: T tokens, c context
-ranks, t tensor ranks.
+Every data rank runs the same whole batch as one micro-batch, so that ranks differ only by context and tensor sharding.
+A pipeline needs several micro-batches, and then one process runs as many. Legend: T tokens, c context ranks, t tensor
+ranks.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from archon_engine.models.parameter_names import global_name
 from archon_engine.models.staged import stages_of
 from archon_testing.cases import Case
 from archon_testing.losses import oracle_loss
-from archon_testing.record import oracle_batches
+from archon_testing.measuring import oracle_batches
 
 Outputs = Mapping[str, Sequence[tuple[Tensor, ...]]]
-"""Module -> its outputs for each micro-batch, in the order in which modules finish first."""
+"""Module -> its outputs per micro-batch, ordered by the first completion of modules."""
 
 
 @dataclass
 class Passed:
-    """What one process passed through a model: of use where no stage, padding or cut comes between.
+    """Context of the recorded outputs; complete only on one process, without stages, padding or sharding.
 
     Attributes:
-        positions: of each micro-batch, the place of every token in its sequence.
-        experts: block of experts -> of each micro-batch, the experts [T, k] that tokens went to.
-        outputs: name -> per-token outputs of the whole batch, in its order, as the engine gives them to a loss.
+        positions: per micro-batch, the position of every token in its sequence.
+        experts: expert block -> per micro-batch, the routed experts [T, k].
+        outputs: name -> per-token outputs of the whole batch, in its order, as the loss gets them.
     """
 
     positions: list[Tensor] = field(default_factory=list)
@@ -41,17 +41,17 @@ class Passed:
 
     @property
     def n_tokens(self) -> list[int]:
-        """Of each micro-batch."""
+        """Tokens per micro-batch."""
         return [len(positions) for positions in self.positions]
 
 
 def record_outputs(engine: Any, case: Case, step: int = 0) -> tuple[Outputs, Passed]:
-    """Outputs of all modules for the oracle's batch of a step, whole on every data rank, and its tokens. Collective."""
+    """Run the oracle's whole batch of a step on every data rank; record the outputs of all modules. Collective."""
     found: dict[str, list[tuple[Tensor, ...]]] = {}
     passed = Passed()
     batch = oracle_batches(case, engine.hf_config)[step]
     stages = stages_of(engine.module)
-    # What stages have in common, such as positions, is looked at on the first one here.
+    # Inputs that all stages share, such as positions, are recorded on the first stage of this rank.
     modules = {
         global_name(name): module for stage in reversed(stages) for name, module in stage.named_modules() if name
     }
@@ -75,7 +75,7 @@ def record_outputs(engine: Any, case: Case, step: int = 0) -> tuple[Outputs, Pas
 
         return with_record
 
-    # Behind the hooks of the engine, which exchange tokens.
+    # After the hooks of the engine, which exchange tokens.
     handles = [module.register_forward_hook(hook(name)) for name, module in modules.items()]
     handles.append(stages[0].register_forward_pre_hook(look))
     if engine.data_ranks.everyone.size == 1:
@@ -96,10 +96,10 @@ def plan_of(engine: Any, case: Case) -> ParallelPlan:
 
 
 def is_partial_sum(name: str, plan: ParallelPlan, tensor_ranks: int, expert_ranks: int = 1) -> bool:
-    """Whether the module's output is no part of one process's.
+    """Whether the module's output is not a shard of the output on one process.
 
-    Tensor ranks sum it in the region that it lies in; experts that are cut (``ep`` or ``etp``) get other rows, or give
-    parts of a sum.
+    Inside a tensor region, ranks hold partial sums; sharded experts (``ep`` or ``etp``) get other rows or give partial
+    sums.
     """
     roles = {role for pattern, role in plan.roles.items() if matches(pattern, name)}
     return (tensor_ranks > 1 and "row" in roles) or (expert_ranks > 1 and "expert" in roles)
@@ -114,20 +114,20 @@ def own_and_expected(
     *,
     longest: int | None = None,
 ) -> tuple[Tensor, Tensor] | None:
-    """A rank's output without padding, and the same part of one process's.
+    """A rank's output without padding, and the same part of the output on one process.
 
-    Rows are tokens: cut over c and, outside of tensor regions, over t within; other dims, over t.
+    Rows are tokens, sharded over c and, outside of tensor regions, then over t; other dims are sharded over t.
 
     Args:
-        own: this rank's.
-        whole: one process's.
+        own: output on this rank.
+        whole: output on one process.
         n_tokens: T, without padding.
-        place: this rank's, by axis (``cp``, ``tp``).
+        place: coordinates of this rank, by axis (``cp``, ``tp``).
         sizes: of these axes.
         longest: T of the longest micro-batch, to which a pipeline pads all others.
 
     Returns:
-        ``None`` when the shapes fit no such cut.
+        ``None`` if the shapes fit no such sharding.
     """
     cut = place_of(own, whole, n_tokens, place, sizes, longest=longest)
     return None if cut is None else (own[: cut[0].stop - cut[0].start] if cut else own, whole[cut])
@@ -142,9 +142,9 @@ def place_of(
     *,
     longest: int | None = None,
 ) -> tuple[slice, ...] | None:
-    """Where in ``whole`` the rows and columns of ``own`` lie, as ``own_and_expected`` says; empty for all of it.
+    """The slices of ``whole`` that correspond to ``own``, as in ``own_and_expected``; empty for all of it.
 
-    The first slice is one of tokens. ``own`` may have padding behind them.
+    The first slice is over tokens. ``own`` may have padding after them.
     """
     if own.ndim != whole.ndim or not own.ndim or whole.shape[0] != n_tokens:
         return () if own.shape == whole.shape else None

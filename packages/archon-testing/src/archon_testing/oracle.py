@@ -7,7 +7,7 @@
         [verdict] = oracle.verify([Case(model_config, layout="archon:d2t2", n_mbs=2)])
         assert verdict.passed, verdict.comparison
 
-Models are built and compared in the ranks of worlds; this process needs no torch.
+Models are built and compared in the ranks of worlds; the calling process imports no torch.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from archon_testing.verdicts import RankReport, Verdict, joint_verdict
 from archon_testing.worlds import MOST_RANKS, World, WorldError, run_world, run_worlds
 
 MOST_REFERENCES_AT_ONCE = 4
-"""Processes that compute references; each is forked for a second's work."""
+"""Largest number of processes that compute references at once."""
 
 _RANKS = "archon_testing.oracle_ranks"
 _COMPUTE = FunctionReference(_RANKS, "compute_references")
-_HOLD = FunctionReference(_RANKS, "hold_against_references")
+_HOLD = FunctionReference(_RANKS, "compare_with_references")
 
 _DIAGNOSING = "archon_testing.diagnosing"
 _OUTPUTS = FunctionReference(_DIAGNOSING, "write_outputs")
@@ -48,11 +48,11 @@ OnVerdict = Callable[[Verdict], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the cases of one layout went.
+    """The results of one layout's cases.
 
     Attributes:
-        verdicts: of the cases that ran, in their order, each the worst of all ranks.
-        crash: what ended the layout's world before they were through; ``None`` when nothing did.
+        verdicts: of the completed cases, in order, each the worst of all ranks.
+        crash: the error that ended the layout's world early; ``None`` if there was none.
     """
 
     verdicts: Sequence[Verdict]
@@ -60,12 +60,12 @@ class Outcome:
 
 
 class Oracle:
-    """Verifies cases; what one process computes is computed once and kept in a folder.
+    """Verifies cases. Computes each reference once and caches it in a folder.
 
     Args:
         folder: for weights and records of references.
-        time_limit: seconds that a case may take.
-        ranks_at_once: that may run beside each other when there are several layouts.
+        time_limit: seconds per case.
+        ranks_at_once: largest number of ranks to run at once.
     """
 
     def __init__(self, folder: Path, *, time_limit: float = 120.0, ranks_at_once: int = MOST_RANKS) -> None:
@@ -75,15 +75,15 @@ class Oracle:
         self._prepared: set[Path] = set()
 
     def count_missing(self, cases: Sequence[Case]) -> int:
-        """How many references ``prepare`` would compute."""
+        """The number of references that ``prepare`` would compute."""
         return len(self._missing(cases))
 
     def prepare(self, cases: Sequence[Case], *, on_reference: OnCase | None = None) -> None:
-        """Compute the references that ``cases`` need and that are not there yet.
+        """Compute the missing references of ``cases``.
 
         Args:
             cases: of any layouts.
-            on_reference: called with each reference that is done.
+            on_reference: called after each reference.
 
         Raises:
             ArchonError: the model cannot be built or trained.
@@ -100,12 +100,13 @@ class Oracle:
     def verify(
         self, cases: Sequence[Case], *, before: Callable[[], Any] | None = None, on_verdict: OnVerdict | None = None
     ) -> list[Verdict]:
-        """Run cases of one layout in one world and hold each against its reference.
+        """Run cases of one layout in one world and compare each with its reference.
 
         Args:
             cases: all of the same layout and schedule.
-            before: called on every rank before the first engine is built; at the top level of a module or test file.
-            on_verdict: called with each verdict as it comes.
+            before: called on every rank before the first engine is built; a function at the top level of a module or
+                test file.
+            on_verdict: called with each verdict.
 
         Returns:
             Verdicts in the order of the cases, each the worst of all ranks.
@@ -127,15 +128,15 @@ class Oracle:
         before: Callable[[], Any] | None = None,
         on_verdict: OnVerdict | None = None,
     ) -> Iterator[tuple[int, Outcome]]:
-        """``verify`` for several layouts beside each other.
+        """``verify`` for several layouts in parallel.
 
         Args:
             groups: the cases of each layout.
             before: as in ``verify``.
-            on_verdict: as in ``verify``, for all of them.
+            on_verdict: as in ``verify``, for all groups.
 
         Yields:
-            The place of a group, once its world has ended, and how it went.
+            The index of a group and its outcome, as soon as its world has ended.
         """
         self.prepare([case for cases in groups for case in cases])
         verdicts: list[list[Verdict]] = [[] for _ in groups]
@@ -149,13 +150,13 @@ class Oracle:
                     yield place, Outcome(verdicts[place], outcome if isinstance(outcome, WorldError) else None)
 
     def diagnose(self, outcome: Outcome, *, before: Callable[[], Any] | None = None) -> list[Diagnosis]:
-        """Run failing cases of a layout once more, and find where their mistakes show first.
+        """Rerun failing cases of a layout, and find where their errors first appear.
 
-        One case is looked at for every check that fails, in float64 where it fails there; runs that are resumed, and
-        the step in bfloat16, only when whole runs pass.
+        Diagnoses one case per failing check, in float64 if it fails there; resumed runs and the bfloat16 step only if
+        training runs pass.
 
         Raises:
-            WorldError: a rank failed or hung while it looked.
+            WorldError: a rank failed or hung during the diagnosis.
         """
         chosen: dict[str, Verdict] = {}
         for verdict in outcome.verdicts:
@@ -176,7 +177,7 @@ class Oracle:
             own, alone = Path(scratch, "own"), Path(scratch, "alone")
             own.mkdir()
             alone.mkdir()
-            # First: what one process has wrong likewise is not the layout's mistake, wherever it shows.
+            # First: an error that also occurs on one process is not caused by the layout.
             differs, remark = False, []
             try:
                 [differs] = run_world(_ALONE, 1, (case, failed, folder, alone, patch), **options)
@@ -212,7 +213,7 @@ class Oracle:
         before: Callable[[], Any] | None,
         on_verdict: OnVerdict | None,
     ) -> World:
-        """A world that adds to ``verdicts``."""
+        """A world that appends to ``verdicts``."""
         n_ranks = n_ranks_of(cases)
         seen: list[list[RankReport]] = [[] for _ in range(n_ranks)]
 
@@ -232,13 +233,13 @@ class Oracle:
         return [(case, folder) for folder, case in places.items() if folder not in self._prepared]
 
     def _place(self, case: Case) -> Path:
-        """The folder of the case's reference, named by everything that its numbers depend on."""
+        """The folder of the case's reference, named by a hash of everything that its values depend on."""
         content = json.dumps(vars(case.reference), sort_keys=True, default=str)
         return self._folder / hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def _of_one_process(case: Case) -> str:
-    """That one process differs likewise, and what it does."""
+    """The remark that one process differs, too."""
     does = [f"with {case.n_mbs} micro-batches"] if case.n_mbs > 1 else []
     does += [f"with ac_mode {case.recompute}"] if case.recompute != "none" else []
     what = " and ".join(does)
@@ -246,7 +247,8 @@ def _of_one_process(case: Case) -> str:
 
 
 def _of_siblings(case: Case, verdicts: Sequence[Verdict]) -> list[str]:
-    """Of a resumed run: what becomes of the same saved state elsewhere, which tells saving from loading."""
+    """Remarks of a resumed run: whether other layouts resume from the same state, which separates saving from
+    loading."""
     if case.check != "resume":
         return []
     others = [v for v in verdicts if v.case.check == "resume" and v.case.reference == case.reference]
@@ -259,9 +261,12 @@ def _of_siblings(case: Case, verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def n_ranks_of(cases: Sequence[Case]) -> int:
-    """Ranks of the layout that all ``cases`` have. Raises ConfigError where they have several, or there are none."""
+    """The number of ranks of the layout of all ``cases``. Raises ConfigError if layouts differ or there are no
+    cases."""
     layouts = {(case.layout, case.schedule) for case in cases}
     if len(layouts) != 1:
-        raise ConfigError(f"verify: found cases of {len(layouts)} layouts; give those of one layout at a time")
+        raise ConfigError(
+            f"verify: found cases of {len(layouts)} layouts; allowed is one per call; call it once per layout"
+        )
     backends = backend_table(registry().all(TrainEngineSpec))
     return parse_layout(cases[0].layout, backends=backends).world_size

@@ -1,4 +1,4 @@
-"""The oracle's work inside the ranks: references from one process, and cases held against them."""
+"""The oracle's work on the ranks: computes references on one process, and compares cases with them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,24 @@ from archon_testing.cases import Case
 from archon_testing.compare import compare, missing_parameters
 from archon_testing.engines import CLIP_TO, write_checkpoints
 from archon_testing.functions import FunctionReference
-from archon_testing.record import Record, initial_weights, measure, measure_resumed, save_training_state
+from archon_testing.measuring import initial_weights, measure, measure_resumed, save_training_state
+from archon_testing.record import Record
 from archon_testing.router_watch import LEAST_MARGIN, watching_routers
 from archon_testing.verdicts import RankReport, Verdict
 
 RECORD = "record.pt"
 
 MOST_ATTEMPTS = 60
-"""Draws of weights: about one in three of small models leaves no token undecided."""
+"""Largest number of weight draws: about one in three draws of a small model has unambiguous routing."""
 
 
 def compute_references(jobs: Sequence[tuple[Case, Path]]) -> Iterator[ArchonError | None]:
-    """Write weights and record of each case, as one process computes it, into its folder.
+    """Compute the reference of each case on one process; write its weights and record to its folder.
 
     Yields:
-        ``None`` for a case that is done, or why it cannot be, which ends the run.
+        ``None`` after each case, or the error that ends the run.
     """
-    draw_apart()
+    diversify_default_generator()
     for case, folder in jobs:
         try:
             record = _clear_reference(case.reference, folder)
@@ -49,7 +50,7 @@ def compute_references(jobs: Sequence[tuple[Case, Path]]) -> Iterator[ArchonErro
 
 
 def _clear_reference(case: Case, folder: Path) -> Record:
-    """What one process does from weights that it draws, in whose passes every choice of experts is clear."""
+    """The record of one process, from weights drawn such that all routing decisions are unambiguous."""
     for attempt in range(MOST_ATTEMPTS):
         write_checkpoints(case, folder, attempt)
         spec = registry().model_for(case.model_config["model_type"], case.model)
@@ -64,20 +65,20 @@ def _clear_reference(case: Case, folder: Path) -> Record:
     )
 
 
-def hold_against_references(
+def compare_with_references(
     jobs: Sequence[tuple[Case, Path]], scratch: Path, before: FunctionReference | None = None
 ) -> Iterator[RankReport]:
-    """Run each case, in a world of its layout's size, and compare with the record in its folder.
+    """Run each case in a world of its layout's size and compare it with its reference.
 
     Args:
-        jobs: cases, and the folders of their references. Those that go on on one process come last.
+        jobs: cases and the folders of their references. Cases that resume on one process must be last.
         scratch: an empty folder of this world.
         before: called once on every rank before the first engine is built.
 
     Yields:
-        What this rank has seen of each case.
+        This rank's report of each case.
     """
-    draw_apart()
+    diversify_default_generator()
     if before is not None:
         before.load()()
     run = CaseRunner(scratch, [case for case, _ in jobs])
@@ -85,7 +86,7 @@ def hold_against_references(
         try:
             record = run(case, folder)
         except LayoutError as error:
-            # Raised on every rank alike, before the first collective: the next case may run.
+            # Raised on every rank before the first collective, so the next case can run.
             yield RankReport(Verdict(case, None, str(error)))
             continue
         if record is None:
@@ -104,13 +105,13 @@ def hold_against_references(
 
 
 class CaseRunner:
-    """Runs cases one after the other, on every rank of their world.
+    """Runs cases sequentially on every rank of their world.
 
-    A training run leaves the state that resumed runs of the same model continue from, so that no step is trained twice.
+    A training run saves the state that resumed runs of the same model start from, so no step is trained twice.
 
     Args:
         scratch: an empty folder of the world.
-        cases: that will be run.
+        cases: the cases to run.
     """
 
     def __init__(self, scratch: Path, cases: Sequence[Case]) -> None:
@@ -121,10 +122,10 @@ class CaseRunner:
         self._has_left = False
 
     def __call__(self, case: Case, folder: Path) -> Record | None:
-        """The record of a case; ``None`` on ranks that a run on one process does without.
+        """The record of a case; ``None`` on ranks that take no part in a run on one process.
 
         Raises:
-            ArchonError: as the engine does.
+            ArchonError: from the engine.
         """
         self._number += 1
         own, key = self._scratch / str(self._number), _without_layout(case)
@@ -138,15 +139,15 @@ class CaseRunner:
         if key not in self._saved:
             save_training_state(case, folder, own)
             self._saved[key] = own
-        if goes_on_alone(case) and dist.is_initialized():
+        if resumes_on_one_process(case) and dist.is_initialized():
             rank = dist.get_rank()
             dist.destroy_process_group()
             self._has_left = rank > 0
         return None if self._has_left else measure_resumed(case.last, folder, self._saved[key])
 
 
-def goes_on_alone(case: Case) -> bool:
-    """Whether a case is resumed on one process after a layout of several has saved."""
+def resumes_on_one_process(case: Case) -> bool:
+    """Whether several ranks save the state and one process resumes."""
     return case.resume_on is not None and _world_size(case.resume_on) == 1 < _world_size(case.layout)
 
 
@@ -155,12 +156,12 @@ def _world_size(layout: str) -> int:
 
 
 def _without_layout(case: Case) -> str:
-    """What the numbers of a case depend on."""
+    """Everything that the values of a case depend on, as text."""
     return repr(case.reference)
 
 
 def pipeline_of(case: Case) -> int:
-    """The first rank of this one's pipeline: of those that together hold the model."""
+    """The first rank of this rank's pipeline, whose ranks together hold the model."""
     if not dist.is_initialized():
         return 0
     layout = parse_layout(case.layout, backends=backend_table(registry().all(TrainEngineSpec)))
@@ -170,16 +171,16 @@ def pipeline_of(case: Case) -> int:
 
 @lru_cache(maxsize=8)
 def load_record(folder: Path) -> Record:
-    """The reference that was written there."""
+    """The reference in a folder."""
     # A file of our own, holding more than tensors.
     return torch.load(folder / RECORD, weights_only=False)
 
 
-def draw_apart() -> None:
-    """Give torch's own generator another state on every rank of every world.
+def diversify_default_generator() -> None:
+    """Seed torch's default generator differently on every rank of every world.
 
-    Ranks are forked from one process, so a draw that no seed of the run governs would be the same on all of them, and
-    nobody would see it.
+    Ranks are forked from one process, so a draw that ignores the run's seed would be equal on all ranks and go
+    unnoticed.
     """
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     torch.manual_seed(derive_seed(0, "verify rank", size, rank))

@@ -1,7 +1,4 @@
-"""Pipelines of layouts: whether there are any, which schedule one runs, and into how many stages it cuts a model.
-
-Imports no torch.
-"""
+"""Pipeline schedules of layouts and their numbers of stages. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +10,14 @@ from archon_engine.options.archon import ArchonOptions
 from archon_testing.cases import Case
 
 OUR_ENGINE = "archon"
-"""Engines of plugins have pipelines of their own."""
+"""Only this engine uses archon-pipeline; other engines bring their own pipelines."""
 
 _DEFAULT_STAGES_PER_RANK = 2
-"""Of schedules that take any number: what the engine takes where no option says otherwise."""
+"""The engine's default number of stages per rank, for schedules that allow any number."""
 
 
 def runnable_axes() -> str:
-    """Letters of the axes that our engine runs with a size above 1, as it is installed."""
+    """Letters of the axes that the installed Archon engine runs with a size above 1."""
     axes = registry().get(TrainEngineSpec, OUR_ENGINE).axes
     try:
         pipeline_schedule(None)
@@ -41,12 +38,12 @@ def pipeline_schedule(name: str | None) -> ScheduleSpec:
 
 
 def count_stages(schedule: ScheduleSpec, n_ranks: int) -> int:
-    """Into how many stages a model is cut for ``n_ranks`` pipeline ranks."""
+    """The number of stages on ``n_ranks`` pipeline ranks."""
     return (schedule.stages_per_rank or _DEFAULT_STAGES_PER_RANK) * n_ranks
 
 
 def n_stages_of(case: Case) -> int:
-    """The stages of a case's layout; 1 without a pipeline."""
+    """The number of stages of a case's layout; 1 without a pipeline."""
     layout = parse_layout(case.layout, backends=backend_table(registry().all(TrainEngineSpec)))
     n_ranks = layout.dims["p"]
     if n_ranks == 1 or layout.backend != OUR_ENGINE:

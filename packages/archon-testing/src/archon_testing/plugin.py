@@ -1,4 +1,4 @@
-"""What archon-testing adds to Archon. Imports no torch: targets are loaded when they are used."""
+"""Plugin registration of archon-testing. Imports no torch: targets are loaded on use."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def archon_commands() -> Iterable[CommandSpec]:
         CommandSpec(
             name="verify",
             target="archon_testing.cli:verify",
-            summary="Hold layouts against one process: loss, norm, every gradient, weights, log-probabilities.",
+            summary="Compare layouts with one process: loss, norm, every gradient, weights, log-probabilities.",
         )
     ]

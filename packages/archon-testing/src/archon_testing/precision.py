@@ -1,8 +1,8 @@
-"""The step in bfloat16: whether gradients were summed in a wider type.
+"""The check of the bfloat16 step: gradients must be summed in a wider dtype.
 
-A bfloat16 number has 8 significant bits. The sum of two of them rarely has so few: among the sums of gradients of
-several ranks, or micro-batches, about one in three is a bfloat16 number by chance. Where all of them are, they were
-summed in bfloat16, or rounded to it afterwards. No other run and no tolerance is needed to see that.
+A bfloat16 number has 8 significant bits, and a sum of two such numbers rarely fits into 8 bits: among gradients summed
+over ranks or micro-batches, about one in three is representable in bfloat16 by chance. If nearly all are, they were
+summed in bfloat16 or rounded to it afterwards. This needs neither a reference nor a tolerance.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ import torch
 from archon_testing.held_shards import HeldShard
 
 ENOUGH = 100
-"""Elements of which not all can be bfloat16 numbers by chance."""
+"""Least number of elements for a significant result."""
 MOST_BY_CHANCE = 0.95
-"""Share of bfloat16 numbers above which sums count as rounded. Sums that one rank alone contributes to are such
-numbers, too: those of an embedding's rows, so that only layers are counted."""
+"""Share of bfloat16 numbers above which sums count as rounded. Only layers count: a row of an embedding often gets its
+gradient from one rank alone, which is no sum."""
 
 
 def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bool) -> Iterator[str]:
-    """Sentences about gradients of layers that were rounded to bfloat16.
+    """Remarks about gradients of layers that were rounded to bfloat16.
 
     Args:
-        gradients: parameter -> this rank's piece of what all ranks and micro-batches together gave, before clipping.
+        gradients: parameter -> this rank's shard of the total gradient, before clipping.
         dense: whether matrices are sums of several gradients.
         experts: whether stacked matrices are.
     """

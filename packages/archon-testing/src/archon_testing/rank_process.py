@@ -1,7 +1,7 @@
-"""One rank of a world: what runs in the process that the forkserver makes.
+"""The process of one rank of a world, forked from the forkserver.
 
-It tells its parent what it yields, returns or raises, and stays until the parent closes the connection: a process that
-left earlier would cut connections on which its peers still wait for data.
+It sends yielded values, the result or the failure to its parent, and stays until the parent closes the connection: an
+early exit would break connections on which peers still wait for data.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from archon_testing.failures import RankFailure
 from archon_testing.functions import FunctionReference
 
 STACK_SIGNAL = signal.SIGUSR1
-"""A rank that receives it appends the Python stacks of its threads to ``stack_file``."""
+"""On this signal, a rank appends the Python stacks of its threads to ``stack_file``."""
 
 _OF_LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _OF_RANKS = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-"""Worlds are for numbers, not for speed: one thread, and the CPU, on every machine."""
+"""Worlds check values, not speed: one thread on the CPU, on every machine."""
 
 
 @dataclass(frozen=True)
 class RankStart:
-    """What a rank needs to know.
+    """The start arguments of a rank.
 
     Attributes:
         rank: from 0.
-        n_ranks: of the world; one alone gets no process group.
+        n_ranks: of the world; a single rank gets no process group.
         folder: of the world, for the store, outputs and stacks.
-        environment: of the parent; the forkserver's is that of an earlier time.
-        function: what to run.
+        environment: of the parent; the forkserver's environment may be outdated.
+        function: the function to run.
         arguments: its positional arguments, pickled.
         collective_timeout: seconds after which a collective gives up.
     """
@@ -58,10 +58,10 @@ class RankStart:
 
 @dataclass(frozen=True)
 class Message:
-    """From a rank to its parent.
+    """A message from a rank to its parent.
 
     Attributes:
-        kind: ``value`` for what a generator yields, ``result`` and ``failure`` for the end.
+        kind: ``value`` for a generator's values, ``result`` or ``failure`` at the end.
         payload: the value, result or ``RankFailure``, pickled.
     """
 
@@ -70,21 +70,21 @@ class Message:
 
 
 def output_file(folder: Path, rank: int) -> Path:
-    """Where a rank's standard output and error go."""
+    """The file of a rank's standard output and error."""
     return folder / f"rank{rank}.output"
 
 
 def stack_file(folder: Path, rank: int) -> Path:
-    """Where a rank writes its stacks."""
+    """The file of a rank's stacks."""
     return folder / f"rank{rank}.stack"
 
 
 def run_rank(start: RankStart, connection: Connection) -> None:
-    """The whole life of a rank's process; never returns."""
-    # Ctrl-C reaches every process of a terminal; the parent is the one to act on it.
+    """Run a rank's process to its end; never returns."""
+    # Ctrl-C reaches every process of a terminal; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if connection.poll():
-        # The parent gave up while the forkserver was still importing; the world's folder is gone too.
+        # The parent gave up while the forkserver was importing; the world's folder is gone, too.
         _end(0)
     _redirect_output(output_file(start.folder, start.rank))
     with open(stack_file(start.folder, start.rank), "w", encoding="utf-8") as stacks:
@@ -105,13 +105,13 @@ def run_rank(start: RankStart, connection: Connection) -> None:
 
 def leave_with_parent(connection: Connection) -> None:
     """End this process when its parent closes the connection, or dies."""
-    # The parent never sends anything: what can be read is the end.
+    # The parent sends nothing: readable means closed.
     connection.poll(None)
     _end(0)
 
 
 def _run(start: RankStart, connection: Connection) -> None:
-    # The function first: its file may define the classes of the arguments.
+    # Load the function first: its file may define the classes of the arguments.
     function = start.function.load()
     arguments = pickle.loads(start.arguments)
     _set_up_torch(start)
@@ -130,7 +130,7 @@ def _set_up_torch(start: RankStart) -> None:
     torch.set_num_threads(1)
     if start.n_ranks == 1:
         return
-    # All ranks are on this machine; the interface that belongs to its name may be down, or have no address.
+    # All ranks are on this machine; the interface of its host name may be down or have no address.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
     dist.init_process_group(
         "gloo",
@@ -151,7 +151,7 @@ def _redirect_output(file: Path) -> None:
         for stream, descriptor in ((sys.stdout, 1), (sys.stderr, 2)):
             stream.flush()
             os.dup2(output.fileno(), descriptor)
-    # The last lines of a rank that is killed are the ones that matter.
+    # Unbuffered, to keep the last lines of a killed rank.
     sys.stdout.reconfigure(line_buffering=True)
 
 
@@ -180,13 +180,13 @@ def _failure(rank: int, error: BaseException) -> RankFailure:
 
 
 def own_stacks(text: str) -> str:
-    """What ``STACK_SIGNAL`` made a rank write, without what is ours: the thread that waits, the frames below _run."""
+    """The stacks that a rank wrote on ``STACK_SIGNAL``, without this module's waiting thread and outer frames."""
     threads = [thread for thread in text.split("\n\n") if f" in {leave_with_parent.__name__}" not in thread]
     return "\n".join(thread.partition(f'\n  File "{__file__}"')[0].rstrip() for thread in threads)
 
 
 def _end(code: int) -> None:
-    """Leave at once: an orderly exit would wait for threads and peers that may never come."""
+    """Exit at once: an orderly exit could wait forever for threads and peers."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -1,4 +1,4 @@
-"""What ``archon verify`` prints: a line per layout that agrees, a table and a diagnosis per layout that does not."""
+"""Output of ``archon verify``: a line per passing layout, a table and a diagnosis per failing layout."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ COLUMNS: dict[Quantity, str] = {
     "export": "export",
 }
 PIPE_WIDTH = 120
-"""Columns of a table that goes to a file, where nothing need be folded."""
+"""Table width if the output is not a terminal."""
 CHECKS = {"training": "", "resume": " resumed", "initial": " initial", "precision": " one step"}
 
 
 def kind_of(case: Case) -> str:
-    """Variant and what is looked at, as in ``untied resumed``."""
+    """Variant and check, such as ``untied resumed``."""
     return f"{case.variant}{CHECKS[case.check]}"
 
 
-def kind_and_place(case: Case) -> str:
-    """The same, and where a resumed run goes on, as in ``untied resumed on archon:d1``."""
+def kind_and_resume(case: Case) -> str:
+    """Variant, check, and the layout that resumes, such as ``untied resumed on archon:d1``."""
     return f"{kind_of(case)} on {case.resumed_on}" if case.resumed_on else kind_of(case)
 
 
 def print_line(report: LayoutReport) -> None:
-    """Print one line: a layout that agrees with one process, and its worst relative error."""
+    """Print one line for a passing layout: its worst relative error."""
     judged = [
         c.worst[quantity]
         for v in report.verdicts
@@ -58,7 +58,7 @@ def print_line(report: LayoutReport) -> None:
 
 
 def print_report(report: LayoutReport) -> None:
-    """Print a layout's table: a line per type and variant, the worst over micro-batch counts; and what went wrong."""
+    """Print a layout's table, with the worst errors per dtype and variant, and its problems."""
     ranks = report.layout.layout.world_size
     print_text(Text(f"{report.layout}, {ranks} rank{'s' * (ranks > 1)}", style="bold"))
     if report.refusal:
@@ -72,7 +72,7 @@ def print_report(report: LayoutReport) -> None:
         table.add_row(*_row(variant, comparison))
     console = Console()
     (console if console.is_terminal else Console(width=PIPE_WIDTH)).print(table)
-    for variant, comparison in _lines(report, kind_and_place):
+    for variant, comparison in _lines(report, kind_and_resume):
         errors = [f"{quantity}: {comparison.worst[quantity]}" for quantity in comparison.failed]
         for problem in (*errors, *comparison.problems):
             print_text(Text.assemble(("FAIL ", "bold red"), f"{comparison.dtype} {variant}: {problem}"))
@@ -83,16 +83,16 @@ def print_report(report: LayoutReport) -> None:
 
 
 def print_summary(reports: Sequence[LayoutReport], left_out: Mapping[str, str]) -> None:
-    """Print the last lines: how many layouts agree with one process, which do not, and which were not tried.
+    """Print the summary: the number of passing layouts, the failing ones, and those left out.
 
     Args:
         reports: of all layouts.
-        left_out: layouts of ``--all`` that do not fit the model -> why.
+        left_out: layouts of ``--all`` that do not fit the model -> reason.
     """
     if left_out:
         layout, reason = next(iter(left_out.items()))
         what = f"{len(left_out)} layout{'s' * (len(left_out) > 1)}"
-        print_text(f"{what} left out, which cannot cut this model, such as {layout}: {reason}")
+        print_text(f"{what} left out, because they do not fit this model, such as {layout}: {reason}")
     passed = [report for report in reports if report.passed]
     n_cases = sum(len(report.verdicts) for report in reports)
     ran = {verdict.case.compute_dtype for report in reports for verdict in report.verdicts}
@@ -111,7 +111,7 @@ def print_summary(reports: Sequence[LayoutReport], left_out: Mapping[str, str]) 
 def _print_diagnoses(report: LayoutReport) -> None:
     for diagnosis in report.diagnoses:
         case = diagnosis.case
-        of = f"{case.compute_dtype} {kind_and_place(case)}, {case.n_mbs} micro-batch{'es' * (case.n_mbs > 1)}"
+        of = f"{case.compute_dtype} {kind_and_resume(case)}, {case.n_mbs} micro-batch{'es' * (case.n_mbs > 1)}"
         if case.recompute != "none":
             of += f", ac_mode {case.recompute}"
         print_text(Text.assemble(("DIAGNOSIS ", "bold cyan"), of))
@@ -122,12 +122,12 @@ def _print_diagnoses(report: LayoutReport) -> None:
 
 
 def _strictest(report: LayoutReport) -> str:
-    """The type with the lowest limit of those that ran."""
+    """The dtype with the lowest limit among those that ran."""
     return min({v.case.compute_dtype for v in report.verdicts}, key=LIMITS.__getitem__, default="float64")
 
 
 def _lines(report: LayoutReport, kind: Callable[[Case], str]) -> list[tuple[str, Comparison]]:
-    """Per type and kind, in the order in which they ran, the worst of all cases."""
+    """The worst comparison per dtype and kind, in running order."""
     groups: dict[tuple[str, str], list[Comparison]] = {}
     for verdict in report.verdicts:
         if verdict.comparison is not None:
@@ -143,7 +143,7 @@ def _row(variant: str, comparison: Comparison) -> list[Text]:
 
 
 def _error(comparison: Comparison, quantity: Quantity) -> Text:
-    """Red above the limit, dim where there is none, a dash where nothing of the kind was looked at."""
+    """Red above the limit, dim without a limit, a dash if not recorded."""
     if comparison.worst[quantity].name == NOTHING:
         return Text("-", "dim")
     style = "red" if quantity in comparison.failed else "" if quantity in comparison.judged else "dim"

@@ -1,4 +1,4 @@
-"""Layouts as users of ``archon verify`` write them. Imports no torch."""
+"""Parses the layouts of ``archon verify``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RequestedLayout:
 
     Attributes:
         layout: parsed.
-        schedule: the pipeline schedule's own name; ``None`` when none was written.
+        schedule: name of the pipeline schedule; ``None`` if none was given.
         n_stages: pipeline stages.
     """
 
@@ -34,13 +34,13 @@ class RequestedLayout:
 
     @property
     def sums_gradients(self) -> bool:
-        """Whether ranks see other tokens than others, so that their gradients are summed."""
+        """Whether ranks work on different tokens, so that gradients are summed."""
         dims = self.layout.parallel_dims(moe=True)
         return dims.dp_replicate * dims.dp_shard * dims.cp > 1
 
     @property
     def resumable(self) -> tuple[str, str | None]:
-        """As ``Case.resume_on`` and ``Case.resume_schedule`` have it."""
+        """Values of ``Case.resume_on`` and ``Case.resume_schedule``."""
         return str(self.layout), self.schedule
 
     def check_runnable(self) -> None:
@@ -49,7 +49,7 @@ class RequestedLayout:
 
 
 def read_layouts(texts: Iterable[str]) -> list[RequestedLayout]:
-    """Parse layouts; one that is asked for again is there once.
+    """Parse layouts and drop duplicates.
 
     Raises:
         LayoutError, UnknownNameError: as ``read_layout`` does.
@@ -61,9 +61,9 @@ def read_layout(text: str) -> RequestedLayout:
     """Parse ``[archon:]DIMS[-SCHEDULE]``, such as ``d2t2`` or ``p2-ZBV``.
 
     Raises:
-        LayoutError: malformed; of an engine that does not train; of more ranks than a world has; or with a schedule
-            and without pipeline parallelism.
-        UnknownNameError: no plugin provides the schedule, the engine, or what runs schedules.
+        LayoutError: the layout is malformed, names an inference engine, has more ranks than a world, or has a schedule
+            without pipeline parallelism.
+        UnknownNameError: no plugin provides the schedule, the engine, or the pipeline.
     """
     backend, colon, rest = text.partition(":")
     if not colon or "(" in backend:
@@ -74,22 +74,22 @@ def read_layout(text: str) -> RequestedLayout:
     layout = parse_layout(f"{backend}:{dims}", backends=backends, option=_OPTION)
     if layout.kind != "train":
         raise LayoutError(
-            f"{_OPTION} {text!r}: found the engine {layout.backend!r}, which generates; allowed are engines that "
-            f"train; write {DEFAULT_BACKEND}:{dims or 'd2'}"
+            f"{_OPTION} {text!r}: found the inference engine {layout.backend!r}; allowed are training engines; write "
+            f"{DEFAULT_BACKEND}:{dims or 'd2'}"
         )
     plugins.get(TrainEngineSpec, layout.backend)
     if layout.world_size > MOST_RANKS:
         raise LayoutError(
-            f"{_OPTION} {text!r}: found {layout.world_size} ranks; a world has at most {MOST_RANKS}; every axis shows "
-            "its mistakes at size 2 already: take a smaller size of each"
+            f"{_OPTION} {text!r}: found {layout.world_size} ranks; allowed are at most {MOST_RANKS}; reduce the sizes: "
+            "every axis shows its errors at size 2 already"
         )
     n_ranks = layout.dims["p"]
     if not dash and n_ranks == 1:
         return RequestedLayout(layout)
     if n_ranks == 1:
         raise LayoutError(
-            f"{_OPTION} {text!r}: found the schedule {schedule!r} without pipeline parallelism; a schedule needs p "
-            f"of at least 2; write {dims}, or p2-{schedule or 'ZBV'}"
+            f"{_OPTION} {text!r}: found the schedule {schedule!r} without pipeline parallelism; a schedule needs p2 or "
+            f"more; write {dims}, or p2-{schedule or 'ZBV'}"
         )
     if layout.backend != OUR_ENGINE:
         return RequestedLayout(layout, plugins.get(ScheduleSpec, schedule).name if dash else None, n_ranks)
@@ -100,12 +100,12 @@ def read_layout(text: str) -> RequestedLayout:
 def resume_layouts(
     asked: RequestedLayout, others: Sequence[RequestedLayout], number: int = 0
 ) -> list[tuple[str, str | None]]:
-    """Where a run on ``asked`` is resumed, beside ``asked`` itself: on another layout of as many ranks, and on one.
+    """The layouts that resume a run of ``asked``: another layout of equally many ranks, and one process.
 
     Args:
         asked: the layout that saves.
-        others: layouts that can run the same model. Those that cut along other axes are preferred, in turn.
-        number: whose turn it is.
+        others: layouts that can run the same model. Those with other axes are preferred, alternating by ``number``.
+        number: index of the alternation.
     """
     if asked.layout.world_size == 1:
         return []
@@ -129,10 +129,10 @@ def resume_layouts(
 
 
 def model_of_engines(layouts: Iterable[tuple[RequestedLayout, str]], run_as: str | None) -> str | None:
-    """The model spec that the engines of all layouts run: ``run_as``, or the only one that some engine knows.
+    """The model spec that the engines of all layouts run: ``run_as``, or the fixed one of an engine.
 
     Raises:
-        ConfigError: engines that run different ones. One reference cannot serve both.
+        ConfigError: engines run different specs, for which one reference cannot serve.
     """
     plugins = registry()
     found: dict[str | None, str] = {}

@@ -1,4 +1,4 @@
-"""MODEL as users write it: a registered model's name, or a ``config.json``, made small where it must be. No torch."""
+"""Resolves MODEL: the name of a registered model, or a ``config.json``, shrunk if it is large. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from archon_core.plugins import ModelSpec, registry
 from archon_testing.small_config import LARGE, changes, deepen, estimated_parameters, shrink, with_layers
 
 ENOUGH_LAYERS = 2
-"""A first and a last layer, and a next one of each: all that sharding within layers can get wrong."""
+"""A first and a last layer suffice to show errors of sharding within layers."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class RequestedModel:
     """A model to verify.
 
     Attributes:
-        spec: what builds it.
+        spec: the model spec.
         entries: of its ``config.json``.
-        as_given: whether the user chose the sizes; otherwise layouts may run it with fewer layers, or more.
-        changes: what was made smaller, as ``hidden_size 4096 -> 32``.
-        remarks: what else is not as the user might expect, as sentences.
+        as_given: whether the user chose the sizes; otherwise layouts may run it with fewer or more layers.
+        changes: reduced sizes, such as ``hidden_size 4096 -> 32``.
+        remarks: further remarks for the user, as sentences.
     """
 
     spec: ModelSpec
@@ -36,26 +36,26 @@ class RequestedModel:
     remarks: tuple[str, ...] = ()
 
     def entries_for(self, n_stages: int) -> Mapping[str, Any]:
-        """The configuration that a layout of so many pipeline stages runs with: a layer in each, at least."""
+        """The configuration for a layout with ``n_stages`` pipeline stages: at least one layer per stage."""
         if self.as_given or "num_hidden_layers" not in self.entries:
             return self.entries
         return with_layers(self.entries, ENOUGH_LAYERS) if n_stages == 1 else deepen(self.entries, n_stages)
 
 
 def read_model(name: str, *, as_is: bool = False, run_as: str | None = None) -> RequestedModel:
-    """The model that ``name`` stands for: a registered one in its size for tests, or that of a ``config.json``.
+    """The model ``name``: a registered model with its test configuration, or the model of a ``config.json``.
 
-    A configuration of more than 20 million parameters, by estimate, keeps its structure and gets the sizes for tests.
+    A configuration with an estimated 20 million parameters or more keeps its structure and gets test sizes.
 
     Args:
-        name: of a registered model, or the path of a ``config.json`` or of a folder that holds one.
+        name: of a registered model, or path of a ``config.json`` or its folder.
         as_is: keep the sizes of a file, however large.
-        run_as: name of the model spec that runs it; ``None`` for the one that serves its model type, and where none
-            does, for the one that takes any, which is told.
+        run_as: name of the model spec; ``None`` for the spec of the model type or, with a remark, the spec that takes
+            any model type.
 
     Raises:
-        UnknownNameError: nothing of this name is installed or exists, or nothing can run the file's model type.
-        ModelError: the file is no configuration, or the model has no configuration for tests.
+        UnknownNameError: the name is neither installed nor a file, or no spec runs the file's model type.
+        ModelError: the file is not a configuration, or the model has no test configuration.
         ConfigError: ``as_is`` with a registered model.
     """
     path = Path(name).expanduser()

@@ -1,8 +1,7 @@
-"""What routers do while one process computes a reference: whether the choice of experts could fall otherwise, and
-whether some expert goes without tokens.
+"""Watches routers during a reference run: margins of routing decisions, and experts without tokens.
 
-Two experts with nearly equal logits may change places by rounding, and a layout that is right would then differ. So a
-reference is only taken of weights with which all choices are clear; weights are drawn again where they are not.
+Rounding may swap two experts with nearly equal logits, so that a correct layout would differ. So references use only
+weights for which all routing decisions are unambiguous; other weights are redrawn.
 
 Legend: T tokens, E experts, K experts per token.
 """
@@ -23,17 +22,17 @@ from torch.overrides import TorchFunctionMode
 from archon_core.contracts.packed import PackedSequences
 
 LEAST_MARGIN = 1e-4
-"""Least distance of the last logit that is chosen from the first that is not: far above the rounding of fp32."""
+"""Least distance between the last chosen logit and the first unchosen one: far above fp32 rounding."""
 
 
 @dataclass
 class RouterWatch:
-    """What was seen.
+    """Statistics of routers.
 
     Attributes:
-        margin: the smallest of all tokens; infinite where there are no experts.
-        n_passes: training passes of blocks of experts.
-        n_with_idle: those of them in which some expert got no token.
+        margin: the smallest margin of all tokens; infinite without experts.
+        n_passes: number of training passes of expert blocks.
+        n_with_idle: number of those passes in which some expert got no token.
     """
 
     margin: float = math.inf
@@ -42,12 +41,12 @@ class RouterWatch:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the passes can be compared with those of other layouts, and try experts without tokens."""
+        """Whether all decisions are unambiguous, and some expert without tokens is covered."""
         return self.margin > LEAST_MARGIN and (self.n_passes == 0 or self.n_with_idle > 0)
 
     @torch.no_grad()
     def look(self, router: nn.Module, x: Tensor, chosen: Tensor, *, is_training: bool) -> None:
-        """Take in one pass: ``x`` [T, hidden], ``chosen`` int [T, K], -1 for padding."""
+        """Record one pass: ``x`` [T, hidden], ``chosen`` int [T, K], -1 for padding."""
         real = chosen[:, 0] >= 0
         x, chosen = x.detach()[real], chosen[real].long()
         logits = x.double() @ router.weight.detach().double().T
@@ -58,7 +57,7 @@ class RouterWatch:
         if not is_chosen.all() and len(chosen):
             inside = logits.masked_fill(~is_chosen, math.inf).amin(1)
             outside = logits.masked_fill(is_chosen, -math.inf).amax(1)
-            # Below zero where the choice is limited to groups, which no margin between experts tells.
+            # Below zero if the choice is limited to groups; then a margin between experts is meaningless.
             margins = (inside - outside)[inside > outside]
             self.margin = min([self.margin, *margins.tolist()])
         if is_training:
@@ -68,10 +67,10 @@ class RouterWatch:
 
 @contextmanager
 def watching_routers(*, of_others: bool = False) -> Iterator[RouterWatch]:
-    """Look at every block of experts that runs in this process meanwhile.
+    """Watch every expert block that runs in this process inside the block.
 
     Args:
-        of_others: whether routers are in modules of another library, of which only their choices can be seen.
+        of_others: whether the routers belong to another library, of which only ``topk`` calls can be observed.
     """
     watch = RouterWatch()
     if of_others:
@@ -98,13 +97,13 @@ def watching_routers(*, of_others: bool = False) -> Iterator[RouterWatch]:
 
 
 def _takes_packed(args: tuple[Any, ...]) -> bool:
-    """Whether a block is called as ``archon_core.contracts.moe`` describes blocks of experts."""
+    """Whether a block is called with the signature of ``archon_core.contracts.moe``."""
     return len(args) == 2 and isinstance(args[1], PackedSequences)
 
 
 class _WatchedChoices(TorchFunctionMode):
-    """Looks at every ``topk`` of tokens by experts. Routers choose among probabilities or logits, so distances are
-    those of logarithms where all are positive."""
+    """Observes every ``topk`` over [tokens, experts]. Scores may be probabilities or logits, so distances are taken
+    between logarithms if all scores are positive."""
 
     def __init__(self, watch: RouterWatch) -> None:
         super().__init__()
@@ -113,7 +112,7 @@ class _WatchedChoices(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         chosen = func(*args, **kwargs)
-        # Tensors without values are of a class of their own.
+        # Skip tensors without values, which have another class.
         if func in (torch.topk, Tensor.topk) and type(args[0]) is Tensor and args[0].ndim == 2:
             self._look(args[0].detach().double(), chosen[0].shape[-1])
         return chosen

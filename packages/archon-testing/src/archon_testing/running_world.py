@@ -1,7 +1,7 @@
-"""One world at work: its processes, what is heard of them, and how they end.
+"""A running world: its processes, their messages, and their end.
 
-Ranks are forked from a forkserver that has torch and the engine loaded. Nothing here waits for more than one thing at a
-time: who runs worlds asks each for what it waits for, waits for all of that, and has each take in what has come.
+Ranks are forked from a forkserver that has torch and the engine loaded. ``RunningWorld`` does not block: the caller
+collects ``waits_for`` of all worlds, waits for any of them, and passes the ready ranks to ``hear``.
 """
 
 from __future__ import annotations
@@ -45,23 +45,22 @@ PRELOADED = (
     "archon_testing.oracle_ranks",
     "archon_testing.rank_process",
 )
-"""What the forkserver imports, once, before the first rank: what an engine would otherwise import in every rank. It
-passes over what cannot be imported."""
+"""Modules that the forkserver imports once instead of every rank; missing modules are skipped."""
 
 GRACE = 1.0
-"""Seconds after a failure in which the other ranks may say what happened to them."""
+"""Seconds after a failure in which other ranks may report their failures."""
 STACK_WAIT = 3.0
-"""Most seconds for hung ranks to write their stacks."""
+"""Largest number of seconds for hung ranks to write their stacks."""
 LEAVE_WAIT = 5.0
-"""Most seconds for ranks to leave by themselves after all have returned."""
+"""Largest number of seconds for ranks to exit by themselves after all have returned."""
 _OUTPUT_LINES = 30
 
 OnValue = Callable[[int, Any], None]
-"""Called with the rank and what its generator yielded."""
+"""Called with the rank and the value that its generator yielded."""
 
 
 class RunningWorld:
-    """The processes of a running world; leaving the ``with`` block ends them."""
+    """The processes of a running world; the end of the ``with`` block ends them."""
 
     def __init__(self, starts: Sequence[RankStart], time_limit: float, on_value: OnValue) -> None:
         self._starts = starts
@@ -92,30 +91,30 @@ class RunningWorld:
 
     @property
     def waits_for(self) -> dict[Any, int]:
-        """What to wait for, with ``multiprocessing.connection.wait``, and the rank that each belongs to."""
+        """Object for ``multiprocessing.connection.wait`` -> its rank."""
         sources: dict[Any, int] = {self._connections[rank]: rank for rank in self._running}
         return sources | {self._processes[rank].sentinel: rank for rank in self._running}
 
     @property
     def seconds_left(self) -> float:
-        """Until it must be looked at again, even if nothing is heard of it."""
+        """Seconds until the world needs attention even without a message."""
         deadlines = (self._deadlines[rank] for rank in self._running)
         return max(0.0, min(self._grace_ends, *deadlines, math.inf) - time.monotonic())
 
     @property
     def has_ended(self) -> bool:
-        """Whether all ranks have returned or failed, or time is up."""
+        """Whether all ranks have returned or failed, or the time limit has passed."""
         return not self._running or self.seconds_left <= 0
 
     def hear(self, ranks: Sequence[int]) -> None:
-        """Take in all that there is of ``ranks``."""
+        """Read all pending messages of ``ranks``."""
         for rank in dict.fromkeys(ranks):
             self._read(rank)
         if self._failures and self._grace_ends == math.inf:
             self._grace_ends = time.monotonic() + GRACE
 
     def results(self) -> list[Any]:
-        """What the ranks of a world that has ended returned, in order. Raises WorldError."""
+        """The results of all ranks of an ended world, in order. Raises WorldError."""
         n_ranks = len(self._starts)
         if self._failures:
             raise failed_world(n_ranks, self._failures.values())
@@ -124,7 +123,7 @@ class RunningWorld:
         return [self._results[start.rank] for start in self._starts]
 
     def show_output(self) -> None:
-        """Print what the ranks have printed, each line with its rank."""
+        """Print the output of the ranks, each line with its rank."""
         for start in self._starts:
             for line in self._output(start.rank):
                 print(f"[rank {start.rank}] {line}")
@@ -170,7 +169,7 @@ class RunningWorld:
                 self._failures[rank] = content
 
     def _stacks(self, ranks: Sequence[int]) -> list[RankFailure]:
-        """Have hung ranks write down where they are."""
+        """Make hung ranks write their stacks."""
         folder = self._starts[0].folder
         for rank in ranks:
             pid = self._processes[rank].pid
@@ -202,7 +201,7 @@ class RunningWorld:
         return "\n".join(self._output(rank)[-_OUTPUT_LINES:])
 
     def _end(self) -> None:
-        """Let ranks that have returned leave, kill the others, and wait until all are gone."""
+        """Let returned ranks exit, kill the others, and wait for all."""
         running = self._running
         for connection in self._connections.values():
             connection.close()
@@ -218,9 +217,9 @@ class RunningWorld:
 
 
 def _ensure_forkserver() -> None:
-    """Start the forkserver of this process, deaf to Ctrl-C: while it imports torch it would answer with a traceback."""
+    """Start the forkserver of this process so that it ignores Ctrl-C, which would print a traceback during imports."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(list(PRELOADED))
-    # Before the signal is held: starting the tracker, which the forkserver needs, lets it through again.
+    # Before the signal is blocked: starting the resource tracker, which the forkserver needs, unblocks it.
     multiprocessing.resource_tracker.ensure_running()
     with _interrupts_held():
         multiprocessing.forkserver.ensure_running()

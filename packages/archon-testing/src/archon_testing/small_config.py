@@ -1,7 +1,7 @@
-"""A small model of the same structure: what ``archon verify`` makes of a ``config.json`` that no laptop can train.
+"""Shrinks a ``config.json`` to a small model of the same structure, which ``archon verify`` can train on a laptop.
 
-Kept is what decides how the model computes and how it can be cut: head counts, biases, norms, ties, rotation, kinds of
-layers, and by which numbers up to 8 a size can be divided. Sizes become those of the family's configuration for tests.
+It keeps everything that determines computation and sharding: head counts, biases, norms, ties, rotary settings, layer
+types, and divisibility of sizes by numbers up to 8. Sizes become those of the family's test configuration.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 LARGE = 20_000_000
-"""Parameters above which a model is made small: three steps of some twenty cases take seconds below, minutes above."""
+"""Models with more parameters are shrunk: three steps of some twenty cases take seconds below this, minutes above."""
 
 Entries = Mapping[str, Any]
 
@@ -19,15 +19,15 @@ _HEADS = ("num_attention_heads", "num_key_value_heads")
 _LAYERS = "num_hidden_layers"
 _TOP_K = "num_experts_per_tok"
 _EXACT = (_LAYERS, _TOP_K)
-"""Nothing divides these. With as many experts per token as there are, routers would choose nothing."""
+"""Sizes without divisibility constraints. Experts per token must stay below the number of experts."""
 _DIVISORS = math.lcm(*range(1, 9))
 _WINDOW = 8
 _ROPE_LENGTH = 16
-"""Below the longest sequence of the oracle, which is what windows and rotations that look at lengths are made for."""
+"""Below the longest sequence of the oracle, so that windows and length-dependent rotations take effect."""
 
 
 def estimated_parameters(entries: Entries) -> int:
-    """About how many parameters a decoder of these sizes has, by the usual names; 0 for sizes of other names."""
+    """The approximate number of parameters of a decoder with these sizes; 0 if the names are unknown."""
     size = {name: value for name, value in entries.items() if isinstance(value, int)}
     hidden, vocabulary = size.get("hidden_size", 0), size.get("vocab_size", 0)
     attention = 4 * hidden * hidden
@@ -42,13 +42,13 @@ def shrink(entries: Entries, tiny: Entries) -> dict[str, Any]:
 
     Args:
         entries: a ``config.json`` of the family.
-        tiny: its plugin's configuration for tests. Every integer in both is a size, but for the head counts.
+        tiny: the plugin's test configuration. Every integer in both is a size, except head counts.
     """
     entries = _with_usual_names(entries)
     small = dict(entries)
     for name, size in tiny.items():
         if _is_size(size) and _is_size(entries.get(name)) and name not in _HEADS and entries[name] > size:
-            small[name] = size if name in _EXACT else smallest_alike(entries[name], least=size)
+            small[name] = size if name in _EXACT else smallest_with_same_divisors(entries[name], least=size)
     if "hidden_size" in small and not entries.get("head_dim"):
         per_head = max(4, tiny.get("hidden_size", 0) // max(tiny.get("num_attention_heads", 1), 1))
         heads = entries.get("num_attention_heads", 1)
@@ -60,7 +60,7 @@ def shrink(entries: Entries, tiny: Entries) -> dict[str, Any]:
 
 
 def with_layers(entries: Entries, n_layers: int) -> dict[str, Any]:
-    """``entries`` with at most ``n_layers`` layers, but one of every kind that ``layer_types`` lists."""
+    """``entries`` with at most ``n_layers`` layers, but at least one of every type in ``layer_types``."""
     kept = min(n_layers, entries.get(_LAYERS, n_layers))
     changed = dict(entries)
     kinds = entries.get("layer_types")
@@ -78,8 +78,8 @@ def with_layers(entries: Entries, n_layers: int) -> dict[str, Any]:
 
 
 def _sparse_and_dense(entries: Entries, kept: int) -> dict[str, Any]:
-    """What makes ``kept`` layers of experts, and a dense one first if the whole model has any; changes where the first
-    ``kept`` layers have not both."""
+    """Changes that leave an expert layer, and a dense first layer if the model has any, among the first ``kept``
+    layers."""
     if _TOP_K not in entries or _LAYERS not in entries:
         return {}
     step, dense = entries.get("decoder_sparse_step") or 1, entries.get("mlp_only_layers") or []
@@ -90,22 +90,22 @@ def _sparse_and_dense(entries: Entries, kept: int) -> dict[str, Any]:
 
 
 def _with_usual_names(entries: Entries) -> Entries:
-    """``num_local_experts``, as transformers 5 writes, by the name that configurations are given in."""
+    """Renames ``num_local_experts``, as transformers 5 writes it, to the name in published configurations."""
     if "num_local_experts" not in entries or "num_experts" in entries:
         return entries
     return {{"num_local_experts": "num_experts"}.get(name, name): value for name, value in entries.items()}
 
 
 def deepen(entries: Entries, n_layers: int) -> dict[str, Any]:
-    """``entries`` with at least ``n_layers`` layers, whose kinds repeat those that ``layer_types`` lists."""
+    """``entries`` with at least ``n_layers`` layers; ``layer_types`` is repeated."""
     number = max(n_layers, entries.get(_LAYERS, n_layers))
     kinds = entries.get("layer_types")
     longer = {"layer_types": [kinds[place % len(kinds)] for place in range(number)]} if kinds else {}
     return {**entries, **longer, _LAYERS: number}
 
 
-def smallest_alike(extent: int, *, least: int) -> int:
-    """The smallest number from ``least``, at most ``extent``, that the same numbers up to 8 divide as ``extent``."""
+def smallest_with_same_divisors(extent: int, *, least: int) -> int:
+    """The smallest number between ``least`` and ``extent`` with the same divisors up to 8 as ``extent``."""
     common = math.gcd(extent, _DIVISORS)
     number = -(-least // common) * common
     while math.gcd(number, _DIVISORS) != common:
@@ -114,7 +114,7 @@ def smallest_alike(extent: int, *, least: int) -> int:
 
 
 def changes(before: Entries, after: Entries) -> tuple[str, ...]:
-    """What was changed, as ``hidden_size 4096 -> 32``."""
+    """The changed entries, such as ``hidden_size 4096 -> 32``."""
     shown = [
         (name, value, after.get(name)) for name, value in before.items() if after.get(name) != value and _is_size(value)
     ]
@@ -122,7 +122,7 @@ def changes(before: Entries, after: Entries) -> tuple[str, ...]:
 
 
 def _shorten(small: dict[str, Any]) -> None:
-    """Windows and rotations, so that the oracle's sequences go beyond them; in place."""
+    """Shorten windows and rotary lengths in place, so that the oracle's sequences exceed them."""
     if _is_size(small.get("sliding_window")):
         small["sliding_window"] = min(small["sliding_window"], _WINDOW)
     per_head = small.get("head_dim") or small.get("hidden_size", 0) // max(small.get("num_attention_heads", 1), 1)

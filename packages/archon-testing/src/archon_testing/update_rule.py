@@ -1,8 +1,7 @@
-"""The first optimizer step by its published formula, from a rank's own gradient: AdamW (Loshchilov and Hutter, 2019).
+"""Checks the first optimizer step against the published formula of AdamW (Loshchilov and Hutter, 2019).
 
-No run is needed beside the one that is looked at. So a wrong step shows on one process too, where a comparison with
-one process would see nothing. In the first step both moments of Adam, with their bias corrected, are those of the
-gradient g itself: a weight w becomes w - lr * decay * w - lr * g / (|g| + eps).
+It needs no reference run, so it also finds a wrong step that one process and a layout share. In the first step, the
+bias-corrected moments of Adam are g and g^2 for the gradient g: w becomes w - lr * decay * w - lr * g / (|g| + eps).
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from archon_core.contracts.engine_config import OptimizerConfig
 from archon_testing.held_shards import HeldShard
 
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-5}
-"""Relative to the largest weight. The decay of one step is 1e-3 of a weight, and less rounding of a step is 1e-7."""
+"""Relative to the largest weight. One step's decay is 1e-3 of a weight; its rounding is about 1e-7."""
 
 Decay = Literal["right", "missing", "unwanted", "wrong", "other"]
 
@@ -29,10 +28,10 @@ def wrong_updates(
     learning_rate: float,
     optimizer: OptimizerConfig,
 ) -> list[str]:
-    """What is wrong with the first step, as sentences; nothing for a right one.
+    """Remarks about a wrong first step; empty for a right one.
 
     Args:
-        before: parameter -> this rank's piece before the step.
+        before: parameter -> this rank's shard before the step.
         gradients: after clipping.
         after: after the step.
         learning_rate: of the step.
@@ -56,7 +55,7 @@ def wrong_updates(
 def decay_of_update(
     before: HeldShard, gradient: HeldShard, after: HeldShard, *, learning_rate: float, optimizer: OptimizerConfig
 ) -> Decay:
-    """What the first step did with weight decay: it is for matrices, as ``engine.optimizer.is_decayed`` says."""
+    """The remark about wrong weight decay in the first step; only matrices decay (``is_decayed``)."""
     start, g, end = (piece.values.double() for piece in (before, gradient, after))
     decay = optimizer.weight_decay if len(after.shape) >= 2 else 0.0
     scale = float(start.abs().max()) if start.numel() else 0.0
@@ -65,7 +64,7 @@ def decay_of_update(
     left = end - undecayed + learning_rate * decay * start
     if not start.numel() or float(left.abs().max()) <= limit:
         return "right"
-    # How much decay there was: the least-squares multiple of what one decay takes away.
+    # The amount of decay: the least-squares multiple of one step's decay.
     step = learning_rate * optimizer.weight_decay * start
     factor = float(((undecayed - end) * step).sum() / (step * step).sum())
     if float((undecayed - end - factor * step).abs().max()) > limit:

@@ -1,4 +1,4 @@
-"""How far a layout's numbers are from those of one process, and how far they may be. Imports no torch."""
+"""Deviations of a layout from one process, and their limits. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ Quantity = Literal["loss", "gradient norm", "gradients", "weights", "outputs", "
 
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 NOTHING = "nothing was recorded"
-"""The name of a deviation of which nothing was looked at."""
+"""Name of the deviation of a quantity that was not recorded."""
 LIMITS: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 0.25}
-"""In float64 rounding cannot hide a bug; float32 takes other paths, such as grouped matrix products. bfloat16 rounds
-to 8 bits after every operation: on one process already, single elements of gradients are off by up to 0.09 of the
-tensor's largest. What the step in bfloat16 is for does not depend on this limit (``precision``)."""
+"""In float64, rounding cannot hide a bug; float32 uses other code paths, such as grouped matrix products. bfloat16
+rounds
+to 8 bits after every operation: even on one process, single elements of gradients differ by up to 0.09 of the largest
+one. The purpose of the bfloat16 step does not depend on this limit (see ``precision``)."""
 
 NARROW_LIMITS: Mapping[tuple[str, Quantity], float] = {
     ("bfloat16", "loss"): 0.01,
     ("bfloat16", "gradient norm"): 0.02,
 }
-"""Of numbers in which many errors of bfloat16 cancel: on one process they are off by up to 0.002 and 0.007."""
+"""For quantities in which many bfloat16 errors cancel: on one process they differ by up to 0.002 and 0.007."""
 
 
 def limit_of(dtype: str, quantity: Quantity) -> float:
-    """The largest error that is allowed."""
+    """The largest allowed error."""
     return NARROW_LIMITS.get((dtype, quantity), LIMITS[dtype])
 
 
@@ -52,13 +53,13 @@ class Deviation:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A record held against that of one process.
+    """The comparison of a record with one process.
 
     Attributes:
         dtype: of the record.
         worst: the worst error of each quantity.
-        problems: what is wrong whatever the numbers are, such as ranks that report different losses.
-        trained: whether there were optimizer steps before weights were looked at.
+        problems: errors that need no reference, such as ranks that report different losses.
+        trained: whether there were optimizer steps before the weights were recorded.
     """
 
     dtype: str
@@ -68,8 +69,8 @@ class Comparison:
 
     @property
     def judged(self) -> tuple[Quantity, ...]:
-        """The quantities that decide: all in float64. Adam divides nearly zero gradients by their own size, so float32
-        weights and the second moments of their gradients drift apart; their error is shown and not judged."""
+        """The quantities that are judged: all in float64. Adam divides nearly zero gradients by their own size, so
+        weights and second moments diverge in float32; their error is shown but not judged."""
         if self.dtype == "float64" or not self.trained:
             return QUANTITIES
         return tuple(quantity for quantity in QUANTITIES if quantity not in ("weights", "optimizer state"))
@@ -87,12 +88,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the oracle says about a case.
+    """The oracle's verdict on a case.
 
     Attributes:
-        case: which one.
-        comparison: with one process, the worst of all ranks; ``None`` when the layout was refused.
-        refusal: why the engine cannot run the model on this layout; empty when it can.
+        case: the case.
+        comparison: with one process, the worst of all ranks; ``None`` if the layout was refused.
+        refusal: why the engine cannot run the model on this layout; empty if it can.
     """
 
     case: Case
@@ -101,26 +102,26 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the layout ran and changed no number."""
+        """Whether the layout ran and all values agree."""
         return self.comparison is not None and self.comparison.passed
 
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank says of a case.
+    """The report of one rank on a case.
 
     Attributes:
-        verdict: of its own pieces.
-        told: numbers that every rank must have alike to the last bit, by what they are.
-        data_rank: the share of the batch that it worked on.
-        outputs: a checksum of its per-token outputs, which ranks of one data rank must have alike.
+        verdict: of its shards.
+        shared: numbers that every rank must have alike to the last bit, by what they are.
+        data_rank: its data rank.
+        outputs: a checksum of its per-token outputs, equal for all ranks of one data rank.
         missing: parameters of the model that it does not have.
-        pipeline: the first rank of its pipeline: of those that have the model's parameters between them.
-        takes_part: false on ranks that have left before a run goes on on one process.
+        pipeline: the first rank of its pipeline, whose ranks together hold the model.
+        takes_part: false on ranks that do not take part when one process resumes a run.
     """
 
     verdict: Verdict
-    told: Mapping[str, float] = field(default_factory=dict)
+    shared: Mapping[str, float] = field(default_factory=dict)
     data_rank: int = 0
     outputs: int = 0
     missing: frozenset[str] = frozenset()
@@ -129,7 +130,7 @@ class RankReport:
 
 
 def joint_verdict(reports: Sequence[RankReport]) -> Verdict:
-    """The worst of all ranks' verdicts, with what they do not agree upon."""
+    """The worst of all ranks' verdicts, with their disagreements as problems."""
     reports = [report for report in reports if report.takes_part]
     case = reports[0].verdict.case
     refusals = [report.verdict.refusal for report in reports if report.verdict.refusal]
@@ -140,8 +141,8 @@ def joint_verdict(reports: Sequence[RankReport]) -> Verdict:
 
 
 def _disagreements(reports: Sequence[RankReport]) -> Iterator[str]:
-    for name in reports[0].told:
-        values = [report.told.get(name, math.nan) for report in reports]
+    for name in reports[0].shared:
+        values = [report.shared.get(name, math.nan) for report in reports]
         if len({value.hex() for value in values}) > 1:
             yield f"ranks report different values of {name}: {', '.join(map(repr, values))}"
     for data_rank in sorted({report.data_rank for report in reports}):
@@ -152,7 +153,7 @@ def _disagreements(reports: Sequence[RankReport]) -> Iterator[str]:
         nowhere = frozenset.intersection(*(reports[rank].missing for rank in ranks))
         if nowhere:
             named = ", ".join(sorted(nowhere))
-            yield f"no rank of {', '.join(map(str, ranks))}, which have the model between them, has {named}"
+            yield f"no rank of {', '.join(map(str, ranks))}, which together hold the model, has {named}"
 
 
 def worst_deviation(deviations: Iterable[Deviation]) -> Deviation:

@@ -1,4 +1,4 @@
-"""The work of ``archon verify``: which layouts run which cases, beside each other, and what became of each."""
+"""The work of ``archon verify``: plans the cases of all layouts, runs them in parallel, and reports each layout."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from archon_testing.requested_model import RequestedModel
 from archon_testing.verdicts import Verdict
 from archon_testing.worlds import run_world
 
-_REASONS_AGAINST = FunctionReference("archon_testing.fitting", "reasons_against")
+_REASONS_AGAINST = FunctionReference("archon_testing.fitting", "misfits")
 _REFUSED = FunctionReference("archon_testing.fitting", "refused_variants")
 
 Advance = Callable[[], None]
-"""Called whenever a reference or a case is done."""
+"""Called after each reference and each case."""
 
 
 @dataclass(frozen=True)
 class LayoutReport:
-    """What was found on one layout.
+    """The results of one layout.
 
     Attributes:
-        layout: which one.
-        verdicts: of the cases that ran.
-        refusal: why it cannot run; empty when it can.
-        crash: what ended its ranks before they were through; empty when nothing did.
-        diagnoses: where its mistakes show first; of layouts whose numbers differ.
-        undiagnosed: why there is none, should looking for one fail.
+        layout: the layout.
+        verdicts: of the completed cases.
+        refusal: why it cannot run; empty if it can.
+        crash: the error that ended its ranks early; empty if there was none.
+        diagnoses: for layouts with wrong values, where the errors first appear.
+        undiagnosed: the error of a failed diagnosis; empty if there was none.
     """
 
     layout: RequestedLayout
@@ -50,7 +50,7 @@ class LayoutReport:
 
     @property
     def passed(self) -> bool:
-        """Whether all cases did."""
+        """Whether all cases passed."""
         return not (self.refusal or self.crash) and all(verdict.passed for verdict in self.verdicts)
 
     @property
@@ -63,15 +63,15 @@ class LayoutReport:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be verified.
+    """The plan of a verification.
 
     Attributes:
-        model: which model.
-        layouts: those that run, and those that were asked for by name and cannot, with the reason.
-        left_out: layouts of ``--all`` that do not fit the model -> why.
-        design: which cases each runs.
+        model: the model.
+        layouts: layouts, each with the reason why it cannot run; empty if it can.
+        left_out: layouts of ``--all`` that do not fit the model -> reason.
+        design: selects the cases of each layout.
         seed: of weights and batches.
-        fitting: layouts that can run the model, on which runs may be resumed.
+        fitting: layouts that can run the model, to resume runs on.
     """
 
     model: RequestedModel
@@ -83,7 +83,7 @@ class Plan:
 
     @property
     def groups(self) -> list[list[Case]]:
-        """The cases of every layout that runs."""
+        """The cases of every layout that can run."""
         return [self._cases(layout, number) for number, (layout, refusal) in enumerate(self.layouts) if not refusal]
 
     def _cases(self, layout: RequestedLayout, number: int) -> list[Case]:
@@ -111,13 +111,13 @@ class Plan:
 
 
 def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) -> tuple[list[str], dict[str, str]]:
-    """The layouts of ``--all``, and those that do not fit the model, with the reasons.
+    """The layouts of ``--all``, and the reasons of those that do not fit the model.
 
     Raises:
         ArchonError: the model cannot be built.
         WorldError: the process that builds it failed.
     """
-    # A p2 without a name runs the default one.
+    # A p2 without a schedule name runs the default schedule.
     schedules = [spec.name for spec in registry().all(ScheduleSpec) if spec.name != ArchonOptions().pp_schedule]
     texts = candidate_layouts(runnable_axes(), model.spec.capabilities, world, schedules=schedules)
     cases = [variant_case(model.entries, variant, model=model.spec.name) for variant in variants]
@@ -136,18 +136,18 @@ def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) 
 def buildable_variants(
     model: RequestedModel, variants: Sequence[Variant], *, explicit: bool
 ) -> tuple[tuple[Variant, ...], tuple[str, ...]]:
-    """The variants that this very model has, and sentences about those that it has not.
+    """The variants that can be built, and remarks about the others.
 
-    A spec that takes any model type declares what models have in general; one of them may lack it.
+    A spec that takes any model type declares general capabilities, which a specific model may lack.
 
     Args:
-        model: that is to be verified.
+        model: the model to verify.
         variants: that its spec declares.
-        explicit: whether the user asked for these.
+        explicit: whether the user requested these variants.
 
     Raises:
-        ModelError: none of them can be built, or one cannot that was asked for.
-        WorldError: the process that tries failed.
+        ModelError: no variant can be built, or a requested one cannot.
+        WorldError: the process that builds them failed.
     """
     if not model.spec.takes_any:
         return tuple(variants), ()
@@ -160,19 +160,19 @@ def buildable_variants(
 
 
 def too_few_layers(model: RequestedModel, layout: RequestedLayout) -> str:
-    """Why a model whose sizes are given cannot be cut into a layout's stages; nothing when it can."""
+    """Why a model with given sizes does not fit a layout's stages; empty if it does."""
     return _reason_against_stages(model.entries_for(layout.n_stages).get("num_hidden_layers"), layout.n_stages)
 
 
 def _reason_against_stages(n_layers: object, n_stages: int) -> str:
-    # The embedding and the head make stages, too.
+    # The embedding and the head can be stages, too.
     if not isinstance(n_layers, int) or n_stages <= n_layers + 2:
         return ""
     return f"found {n_stages} stages; {n_layers} layers, the embedding and the head fill {n_layers + 2}"
 
 
 def requested_layouts(layouts: Sequence[RequestedLayout]) -> list[tuple[RequestedLayout, str]]:
-    """Layouts that were asked for by name, each with why the engine cannot run it, or nothing."""
+    """Each layout with the reason why the engine cannot run it; empty if it can."""
 
     def refusal(layout: RequestedLayout) -> str:
         try:
@@ -184,8 +184,8 @@ def requested_layouts(layouts: Sequence[RequestedLayout]) -> list[tuple[Requeste
     return [(layout, refusal(layout)) for layout in layouts]
 
 
-def most_ranks_of_ours(asked: Sequence[tuple[RequestedLayout, str]]) -> int:
-    """The ranks of the largest layout of our engine that runs; 0 where none does."""
+def largest_world_size(asked: Sequence[tuple[RequestedLayout, str]]) -> int:
+    """The ranks of the largest runnable layout of the Archon engine; 0 if there is none."""
     ours = [layout.layout for layout, refusal in asked if not refusal and layout.layout.backend == DEFAULT_BACKEND]
     return max((layout.world_size for layout in ours), default=0)
 
@@ -196,16 +196,16 @@ def layouts_of_all(texts: Sequence[str]) -> list[tuple[RequestedLayout, str]]:
 
 
 def count_steps(plan: Plan, oracle: Oracle) -> int:
-    """How often ``run_plan`` advances."""
+    """The number of ``advance`` calls of ``run_plan``."""
     cases = [case for group in plan.groups for case in group]
     return oracle.count_missing(cases) + len(cases)
 
 
 def run_plan(plan: Plan, oracle: Oracle, advance: Advance) -> Iterator[LayoutReport]:
-    """Verify the layouts beside each other, those with most ranks first.
+    """Verify the layouts in parallel, largest first.
 
     Yields:
-        A report of each layout, in the order of the plan, as soon as it and all before it are done.
+        The report of each layout, in the order of the plan, as soon as it and all before it are done.
 
     Raises:
         ArchonError: the model cannot be built or trained on one process.

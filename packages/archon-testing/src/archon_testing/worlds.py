@@ -1,8 +1,8 @@
-"""Worlds: a function on several ranks of a gloo process group, started in a fraction of a second.
+"""Worlds: run a function on several ranks of a gloo process group, started in a fraction of a second.
 
-A forkserver has torch and the engine loaded; every rank is forked from it. ``run_world`` returns what the ranks
-return, or raises ``WorldError`` with the rank where it went wrong. ``run_worlds`` runs several at a time. Either way no
-rank is left.
+Every rank is forked from a forkserver that has torch and the engine loaded. ``run_world`` returns the results of all
+ranks, or raises ``WorldError`` with the rank that failed first. ``run_worlds`` runs several worlds at once. Neither
+leaves processes behind.
 
 ::
 
@@ -43,13 +43,13 @@ class World:
     """A function to run on ranks.
 
     Attributes:
-        function: at the top level of a module or test file. A generator function's values go to ``on_value`` as they
-            come, and its result is ``None``.
+        function: at the top level of a module or test file. Values of a generator function go to ``on_value``, and its
+            result is ``None``.
         n_ranks: 1 to 8.
-        args: the same for all ranks; they must be picklable, as must what the function gives.
-        time_limit: seconds that a rank may take until it returns, or until its next value.
-        on_value: receives what generators yield.
-        show_output: print what the ranks have printed, each line with its rank, when the world has ended.
+        args: arguments, equal for all ranks; they must be picklable, and so must the results.
+        time_limit: seconds until a rank returns, or yields its next value.
+        on_value: receives yielded values.
+        show_output: print the ranks' output, each line with its rank, at the end.
     """
 
     function: Callable[..., Any] | FunctionReference
@@ -69,17 +69,16 @@ def run_world(
     on_value: OnValue | None = None,
     show_output: bool = True,
 ) -> list[Any]:
-    """Run ``function(*args)`` on every rank of a world, each a process of one thread, and return all results.
+    """Run ``function(*args)`` on every rank of a world, each a single-threaded process, and return all results.
 
-    Two ranks or more have a default gloo process group when the function starts; a single one has none. Arguments are
-    those of ``World``.
+    Two or more ranks get a default gloo process group; a single rank gets none. See ``World`` for the arguments.
 
     Returns:
-        What each rank returned, in order.
+        The result of each rank, in order.
 
     Raises:
-        ConfigError: an argument is none of the above.
-        WorldError: a rank raised, died, or passed the time limit, in which case its stack is shown.
+        ConfigError: an argument is invalid.
+        WorldError: a rank raised, died, or exceeded the time limit; in that case its stack is shown.
     """
     [(_, outcome)] = run_worlds([World(function, n_ranks, args, time_limit, on_value, show_output)])
     if isinstance(outcome, WorldError):
@@ -90,20 +89,19 @@ def run_world(
 def run_worlds(
     worlds: Sequence[World], *, ranks_at_once: int = MOST_RANKS
 ) -> Iterator[tuple[int, list[Any] | WorldError]]:
-    """Run worlds beside each other, as many as have ``ranks_at_once`` ranks together; the first that fits is next.
+    """Run worlds in parallel, with up to ``ranks_at_once`` ranks in total; the next world is the first that fits.
 
-    An exception that is raised while this waits, from ``on_value`` or by Ctrl-C, ends all of them, as does leaving the
-    loop over it early, once the generator is closed.
+    An exception from ``on_value``, Ctrl-C, or closing the generator early ends all worlds.
 
     Args:
-        worlds: what to run.
-        ranks_at_once: more than that are never running, but for a single world that has more.
+        worlds: the worlds to run.
+        ranks_at_once: limit of running ranks; a single larger world may exceed it.
 
     Yields:
-        The place of a world in ``worlds``, as soon as it has ended, and its results or why it has none.
+        The index of a world, as soon as it has ended, and its results or its error.
 
     Raises:
-        ConfigError: before any starts, a world is not what ``World`` says.
+        ConfigError: before any world starts, if one is invalid.
     """
     prepared = [_prepare(world) for world in worlds]
     waiting = list(range(len(worlds)))
@@ -144,12 +142,12 @@ def _prepare(world: World) -> tuple[FunctionReference, bytes]:
 
 
 def _start(world: World, function: FunctionReference, arguments: bytes) -> tuple[RunningWorld, ExitStack]:
-    """The world, and what ends it."""
+    """The started world, and an exit stack that ends it."""
     with ExitStack() as stack:
         folder = tempfile.TemporaryDirectory(prefix="archon-world-", ignore_cleanup_errors=True)
         place, n_ranks = Path(stack.enter_context(folder)), world.n_ranks
         starts = [
-            # Collectives outlive the world's own limit, so that a hang is reported as one, with stacks.
+            # Collectives time out after the world's limit, so that a hang is reported with stacks.
             RankStart(rank, n_ranks, place, dict(os.environ), function, arguments, 2 * world.time_limit + 60)
             for rank in range(n_ranks)
         ]
@@ -160,7 +158,7 @@ def _start(world: World, function: FunctionReference, arguments: bytes) -> tuple
 
 
 def _hear(worlds: Sequence[RunningWorld]) -> None:
-    """Wait until something is heard of a world, or one must be looked at."""
+    """Wait for a message of any world, or until one needs attention."""
     sources = {source: (world, rank) for world in worlds for source, rank in world.waits_for.items()}
     seconds = min(world.seconds_left for world in worlds)
     heard = [sources[source] for source in wait(list(sources), timeout=None if seconds == math.inf else seconds)]
@@ -179,7 +177,7 @@ def _outcome(world: RunningWorld, *, show_output: bool) -> list[Any] | WorldErro
 
 
 def _next(worlds: Sequence[World], waiting: Sequence[int], free: int, *, alone: bool) -> int | None:
-    """The place of the first world that fits; of the first of all when nothing else runs."""
+    """The index of the first world that fits; of the first one if nothing is running."""
     if alone and waiting:
         return waiting[0]
     return next((place for place in waiting if worlds[place].n_ranks <= free), None)

@@ -1,3 +1,3 @@
-"""``archon train``: the schema of a run, dry runs, AReaL's dialect, launching and run folders."""
+"""``archon train``: the configuration schema, dry runs, AReaL's dialect, launching and run folders."""
 
 __version__ = "0.1.0"

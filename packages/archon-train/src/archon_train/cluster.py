@@ -1,8 +1,8 @@
-"""The layouts of a whole experiment: which engine inherits whose, and whether all of them fit the cluster.
+"""The layouts of an experiment's engines, their inheritance, and the check that they fit the cluster together.
 
-Actor, critic, reference and teacher are colocated, as they are in AReaL by default: engines whose world size is
-the actor's live side by side in the actor's processes and need no ranks of their own. An engine of another
-world size has processes of its own. Rollout has its own too, unless its engine runs on the trainer's ranks.
+Actor, critic, reference and teacher are colocated, as in AReaL by default: an engine with the actor's world size runs
+in the actor's processes and needs no additional ranks. An engine with another world size, and a rollout engine that
+does not run on the trainer's ranks, needs separate processes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ ENGINE_KINDS: Mapping[str, Kind] = {
     "ref": "train",
     "teacher": "train",
 }
-"""The engines of an experiment, in the order in which they are reported."""
+"""Role -> kind of engine, in reporting order."""
 
 
 def engine_backends(config: ExperimentConfig) -> dict[str, str | None]:
-    """The ``backend`` option of every engine that a configuration has."""
+    """The ``backend`` option of every engine in a configuration, by role."""
     engines = {role: getattr(config, role) for role in ENGINE_KINDS}
     return {role: engine.backend for role, engine in engines.items() if engine is not None}
 
@@ -42,12 +42,12 @@ def engine_layouts(
     """Parse the ``backend`` options of an experiment.
 
     Args:
-        options: role -> layout, for the engines that the experiment has. Critic, ref and teacher inherit the
-            actor's layout when theirs is empty or ``None``.
+        options: role -> layout, for the engines of the experiment. Critic, ref and teacher inherit the actor's layout
+            if theirs is empty or ``None``.
         backends: engines by name.
 
     Raises:
-        ConfigError: the actor, or a rollout that is there, has no backend; or a role is unknown.
+        ConfigError: the actor, or a given rollout, has no backend; or a role is unknown.
         LayoutError: a layout is malformed, or names an engine of the wrong kind.
     """
     unknown = [role for role in options if role not in ENGINE_KINDS]
@@ -90,13 +90,13 @@ def _purpose(kind: Kind) -> str:
 
 @dataclass(frozen=True)
 class EngineShare:
-    """What one engine takes of the cluster.
+    """The ranks of one engine.
 
     Attributes:
         role: ``actor``, ``rollout``, ...
         layout: its layout.
-        ranks: ranks that it adds to the sum.
-        hosted_by: the role whose ranks it runs on, if it has none of its own.
+        ranks: number of ranks that it adds to the total.
+        hosted_by: the role on whose ranks it runs, if it adds none.
     """
 
     role: str
@@ -111,7 +111,7 @@ class EngineShare:
 
 
 def cluster_shares(layouts: Mapping[str, Layout]) -> tuple[EngineShare, ...]:
-    """What each engine takes of the cluster, by the rules of colocation in this module's docstring."""
+    """The ranks of each engine, by the colocation rules in this module's docstring."""
     actor = layouts["actor"]
     shares = []
     for role, layout in layouts.items():
@@ -122,18 +122,18 @@ def cluster_shares(layouts: Mapping[str, Layout]) -> tuple[EngineShare, ...]:
 
 
 def check_cluster(layouts: Mapping[str, Layout], *, n_nodes: int, n_gpus_per_node: int) -> tuple[EngineShare, ...]:
-    """Check that the engines fit the cluster together; ranks may be left over.
+    """Check that the engines fit the cluster together; it may have unused ranks.
 
     Args:
-        layouts: role -> layout, as ``engine_layouts`` gives them.
+        layouts: role -> layout, from ``engine_layouts``.
         n_nodes: ``cluster.n_nodes``.
         n_gpus_per_node: ``cluster.n_gpus_per_node``.
 
     Returns:
-        What each engine takes.
+        The ranks of each engine.
 
     Raises:
-        ConfigError: they need more ranks than there are. The message shows the sum.
+        ConfigError: the engines need more ranks than the cluster has. The message shows the sum.
     """
     for option, number in (("cluster.n_nodes", n_nodes), ("cluster.n_gpus_per_node", n_gpus_per_node)):
         if number < 1:
@@ -150,6 +150,6 @@ def check_cluster(layouts: Mapping[str, Layout], *, n_nodes: int, n_gpus_per_nod
             f"cluster.n_nodes {n_nodes} x cluster.n_gpus_per_node {n_gpus_per_node} = {available}\n"
             f"allowed: a sum of at most {available}\n"
             f"fix: cluster.n_nodes={-(-needed // n_gpus_per_node)}, cluster.n_gpus_per_node={-(-needed // n_nodes)} "
-            f"where a machine can run as many (a CPU can), or smaller sizes in {options}"
+            f"if a machine can run that many (a CPU can), or smaller sizes in {options}"
         )
     return shares

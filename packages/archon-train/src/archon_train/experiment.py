@@ -1,7 +1,7 @@
-"""The schema of a run: the top level of the YAML files that ``archon train`` reads.
+"""The configuration schema of a run: the top level of the YAML files that ``archon train`` reads.
 
-Plugins add their options with ``ConfigSection``. Every field has a default, so that a file names only what it changes.
-A docstring's ``Attributes`` entry is the option's documentation: the reference page is made from it.
+Plugins add options with ``ConfigSection``. Every field has a default, so a file contains only its changes. The
+``Attributes`` entries of the docstrings document the options: the reference page is generated from them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class ClusterConfig:
     """The machines.
 
     Attributes:
-        n_nodes: machines.
-        n_gpus_per_node: accelerators per machine, or processes per machine on CPU. Together they bound the sum
-            of the engines' world sizes.
-        fileroot: folder under which run folders are made: ``<fileroot>/<experiment_name>/<trial_name>``.
+        n_nodes: number of machines.
+        n_gpus_per_node: accelerators per machine, or processes per machine on CPU. The product with ``n_nodes`` bounds
+            the sum of the engines' world sizes.
+        fileroot: parent of run folders: ``<fileroot>/<experiment_name>/<trial_name>``.
     """
 
     n_nodes: int = option(1, POSITIVE)
@@ -39,10 +39,10 @@ class ClusterConfig:
 
 @dataclass
 class SchedulerConfig:
-    """How processes are started.
+    """The launcher of a run's processes.
 
     Attributes:
-        type: ``local``, or a launcher that a plugin brings (``ray``, ``slurm``).
+        type: ``local``, or the name of a launcher plugin (``ray``, ``slurm``).
     """
 
     type: str = "local"
@@ -50,11 +50,11 @@ class SchedulerConfig:
 
 @dataclass
 class TokenizerConfig:
-    """The tokenizer, when it does not come with the checkpoint.
+    """The tokenizer: read from a checkpoint, or built from the data.
 
     Attributes:
         kind: ``pretrained`` reads ``tokenizer_path`` or ``actor.path``; ``characters`` has one token per character
-            that the data contains, held-out records included; ``bpe`` is trained on the same text.
+            in the data, including held-out records; ``bpe`` is trained on the same text.
         vocab_size: size of a ``bpe`` vocabulary.
     """
 
@@ -68,18 +68,19 @@ class DataConfig:
 
     Attributes:
         dataset: name of a dataset plugin: ``jsonl``, ``hf``, ``arithmetic``, ...
-        path: file, folder or hub id for the datasets that read one.
-        validation_path: the same for the held-out split; null takes ``validation_size`` records off ``path``.
-        validation_size: held-out records.
-        prompt_key: field of the prompt: text, a number, or a list of messages with ``role`` and ``content``. Dots lead
-            into nested objects, as in ``extra_info.question``.
-        answer_key: field of the answer, in the same way; null when records have none.
+        path: file, folder or hub id, for data sets that read one.
+        validation_path: file, folder or hub id of the held-out split; null holds out ``validation_size`` records of
+            ``path``.
+        validation_size: number of held-out records.
+        prompt_key: field of the prompt: text, a number, or a list of messages with ``role`` and ``content``. Dots
+            address nested objects, as in ``extra_info.question``.
+        answer_key: field of the answer, likewise; null if records have no answer.
         batch_size: records per training step.
-        max_length: longer sequences are left out (SFT) or records with longer prompts are (RL); null for no limit.
-        overlong: what happens to records that the run could not take in some step, because model, ``gconfig`` or
-            ``mb_spec`` allow no sequence of that length: ``error`` refuses them before the first step, ``drop`` leaves
-            them out as a recorded decision.
-        shuffle: a new order each epoch, from the seed.
+        max_length: leave out records with a longer sequence (SFT) or a longer prompt (RL), in tokens; null for no
+            limit.
+        overlong: what to do with records that are too long for the model, ``gconfig`` or ``mb_spec``: ``error`` stops
+            before the first step, ``drop`` leaves them out and records a decision.
+        shuffle: shuffle the records of each epoch, by the seed.
     """
 
     dataset: str = "jsonl"
@@ -96,24 +97,24 @@ class DataConfig:
 
 @dataclass
 class TrainerConfig:
-    """The length of a run and what it writes.
+    """Length and output of a run.
 
     Attributes:
-        max_steps: optimizer steps; null for ``max_epochs`` epochs.
-        max_epochs: passes over the training data when ``max_steps`` is null.
-        save_every: steps between checkpoints; 0 writes only the last.
-        async_save: write checkpoints while training goes on, from a copy of the state on the host.
-        keep_last: how many of the last checkpoints are kept; null keeps all.
-        keep_every: with ``keep_last``, checkpoints of steps that this divides are kept as well.
-        eval_every: steps between evaluations on held-out data; 0 for none but the last.
-        eval_size: most held-out records per evaluation; null for all.
-        resume: continue from the run folder's last checkpoint; an error when there is none.
-        auto_resume: the same when there is one, and start anew when there is none.
-        max_restarts: how often the ranks are started again from the last checkpoint after one of them died. Mistakes
-            in the configuration or the data are never tried again.
-        accept_changed: what may have changed since the checkpoint that a resumed run goes on from: ``data``,
-            ``validation``, ``tokenizer``, ``chat_template``, ``reward``. A change that is not listed is an error.
-        verify_export: after the run, load the exported checkpoint with transformers and compare logits.
+        max_steps: training steps; null for ``max_epochs`` epochs.
+        max_epochs: passes over the training data if ``max_steps`` is null.
+        save_every: steps between checkpoints; 0 writes only the last one.
+        async_save: write checkpoints in the background, from a copy of the state on the host.
+        keep_last: number of recent checkpoints to keep; null keeps all.
+        keep_every: with ``keep_last``, also keep the checkpoints of steps that are multiples of this.
+        eval_every: steps between evaluations on held-out data; 0 evaluates only at the end.
+        eval_size: largest number of held-out records per evaluation; null for all.
+        resume: continue from the run folder's last checkpoint; an error if there is no such run.
+        auto_resume: continue from the last checkpoint if there is one, otherwise start a new run.
+        max_restarts: number of restarts from the last checkpoint after a rank died. Errors in the configuration or the
+            data are not retried.
+        accept_changed: inputs that may differ from those of the checkpoint of a resumed run: ``data``, ``validation``,
+            ``tokenizer``, ``chat_template``, ``reward``. Any other change is an error.
+        verify_export: after the run, load the export with transformers and compare logits.
     """
 
     max_steps: int | None = option(None, POSITIVE)
@@ -134,12 +135,12 @@ class TrainerConfig:
     verify_export: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Options that do not go together."""
+        """Pairs of options that contradict each other."""
         if self.keep_every is not None and self.keep_last is None:
             yield (
                 "keep_every",
-                f"found {self.keep_every} without trainer.keep_last, which keeps all checkpoints; set keep_last, or "
-                "leave keep_every out",
+                f"found {self.keep_every} without trainer.keep_last, which keeps all checkpoints; set "
+                "trainer.keep_last, or leave trainer.keep_every out",
             )
 
 
@@ -148,23 +149,23 @@ class ExperimentConfig:
     """A whole run: the top level of a YAML file.
 
     Attributes:
-        experiment_name: groups runs.
-        trial_name: names this one.
-        seed: every random draw is derived from it.
+        experiment_name: name of a group of runs.
+        trial_name: name of this run.
+        seed: seed of all random draws.
         algorithm: name of the algorithm: ``sft``, ``grpo``, ...
         reward: name of the reward function, for algorithms that use one.
         tokenizer_path: folder or hub id of the tokenizer; null takes ``actor.path``.
         cluster: the machines.
-        scheduler: how processes are started.
-        tokenizer: the tokenizer, when it is built from the data.
-        actor: the model in training.
-        critic: its value model, for algorithms that use one.
-        ref: a fixed model to stay close to.
-        teacher: a fixed model to learn from.
-        rollout: where completions come from.
+        scheduler: the launcher.
+        tokenizer: the tokenizer.
+        actor: the trained model.
+        critic: the value model, for algorithms that use one.
+        ref: the frozen reference model of the KL terms.
+        teacher: a frozen model to distil from.
+        rollout: the engine that samples completions.
         gconfig: sampling options.
         data: the data set.
-        trainer: the length of the run and what it writes.
+        trainer: length and output of the run.
     """
 
     experiment_name: str = option("archon", folder_name)
@@ -197,14 +198,14 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "inference_engine": ("rollout.backend",),
     "train_engine": tuple(f"{role}.backend" for role in ROLES),
 }
-"""Kind of spec -> the options that name one, beside those by which engines name models, schedules and experts."""
+"""Kind of spec -> the options that name one. Engines declare their options for models, schedules and experts."""
 
 ROOT = RootSchema(ExperimentConfig, SELECTORS)
-"""The shape of a run's configuration file."""
+"""The root schema of a run's configuration file."""
 
 
 def load_config(
     path: Path | str, overrides: Sequence[str] = (), registry: Registry | None = None, *, allow_missing: bool = False
 ) -> LoadedConfig:
-    """Read a run's YAML file and apply dotted overrides; see ``archon_train.experiment.load_config``."""
+    """Read a run's YAML file and apply dotted overrides; see ``archon_core.config.loading.read_config``."""
     return read_config(path, overrides, root=ROOT, registry=registry, allow_missing=allow_missing)

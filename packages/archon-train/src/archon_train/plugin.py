@@ -1,4 +1,4 @@
-"""Entry point: ``archon train`` and AReaL's dialect. Imports no torch."""
+"""Plugin registration of archon-train: ``archon train`` and AReaL's dialect. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ARCHON_PLUGIN_API = "1.0"
 def archon_commands() -> list[CommandSpec]:
     return [
         CommandSpec(
-            name="train", target="archon_train.cli.train:train", summary="Train a model as a YAML file describes."
+            name="train", target="archon_train.cli.train:train", summary="Run the training that a YAML file describes."
         )
     ]
 

@@ -1,7 +1,7 @@
-"""Everything that would stop a run, found before anything starts: layouts, the cluster, packages, paths.
+"""Preflight: collects all obstacles of a run before it starts: layouts, cluster, packages, paths.
 
-``plan_run`` is pure but for two looks at the file system (is there a checkpoint folder, a data file). It starts
-nothing and imports no torch, so that a layout for a hundred devices can be checked on a laptop.
+``plan_run`` is pure except for reading the file system (checkpoint folders, data files). It starts nothing and imports
+no torch, so a laptop can check a layout for a hundred devices.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
-    """Collect everything that stops a run of this configuration on this machine."""
+    """The plan of a run of this configuration on this machine."""
     planner = _Planner(loaded, registry)
     planner.plan()
     return RunPlan(
@@ -89,9 +89,9 @@ class _Planner:
         table, backends = self.backends(), engine_backends(self.config)
         for role in ["actor", *(other for other in backends if other != "actor")]:
             if role != "actor" and "actor" not in self.layouts and not backends[role]:
-                continue  # it inherits the actor's, which is reported already
+                continue  # inherits the actor's layout, whose error is reported already
             try:
-                # One by one, so that every mistake is found; an actor that cannot be read is reported already.
+                # One role at a time, to find every error; an unreadable actor layout is reported already.
                 actor = str(self.layouts.get("actor", "archon:d1"))
                 self.layouts[role] = engine_layouts({"actor": actor, role: backends[role]}, backends=table)[role]
             except ArchonError as error:
@@ -105,7 +105,7 @@ class _Planner:
                 self.wrong(str(error))
 
     def backends(self) -> Mapping[str, Backend]:
-        """The engines that layouts may name: those that core knows of, and those that are installed."""
+        """The engines that layouts may name: core's built-in table and installed engines."""
         try:
             return backend_table(self.registry.all(TrainEngineSpec), self.registry.all(InferenceEngineSpec))
         except PluginError as error:
@@ -130,7 +130,7 @@ class _Planner:
             return
         option = f"{role}.backend"
         engine = self.look_up("train_engine", layout.backend, option)
-        if config.backend:  # an inherited layout is checked where it is written
+        if config.backend:  # an inherited layout is checked for the role that sets it
             if isinstance(engine, TrainEngineSpec):
                 try:
                     refuse_axes(layout, engine.axes, option=option)
@@ -157,7 +157,7 @@ class _Planner:
             self.preview(engine, outline)
 
     def preview(self, engine: TrainEngineSpec, outline: EngineOutline) -> None:
-        """What the engine itself says."""
+        """Add the problems and decisions that the engine's own preview finds."""
         try:
             found = engine.load_part("preview")(outline)
         except PluginError as error:
@@ -170,7 +170,7 @@ class _Planner:
     def check_pipeline(
         self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec
     ) -> tuple[ScheduleSpec | None, PipelineSpec | None]:
-        """The schedule and who runs it, of a layout with stages."""
+        """The schedule and the pipeline plugin of a layout with stages."""
         name, option = engine.asked(config, "schedule"), engine.option("schedule", role)
         if layout.dims["p"] == 1 or name is None or option is None:
             return None, None
@@ -191,14 +191,14 @@ class _Planner:
         if actor is not None and layout.world_size != actor.world_size:
             self.unable(
                 f"{role}.backend: found {layout}, on {count(layout.world_size, 'rank')}; this version runs every model "
-                f"on the ranks of the actor, which {actor} has {actor.world_size} of; choose a layout of "
-                f"{count(actor.world_size, 'rank')}, or leave {role}.backend out to take the actor's"
+                f"on the ranks of the actor ({actor}, on {count(actor.world_size, 'rank')}); choose a layout of "
+                f"{count(actor.world_size, 'rank')}, or leave {role}.backend out to inherit the actor's"
             )
 
     def check_experts(
         self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec, model: ModelSpec | None
     ) -> None:
-        """That someone builds the experts, and that the options about experts can be honoured."""
+        """Check that a plugin builds the experts, and that the expert options are valid."""
         has_experts = None if model is None else "moe" in model.needs
         installed = self.registry.all(MoESpec)
         needed = has_experts or layout.ep > 1 or (layout.etp or 1) > 1
@@ -224,7 +224,7 @@ class _Planner:
                 self.wrong(text)
 
     def check_model(self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec) -> ModelSpec | None:
-        """The architecture, when the checkpoint is here to tell it."""
+        """The model spec, if the model type is known locally."""
         model_type = _model_type(config)
         if model_type is None or not engine.model_type:
             return None
@@ -253,8 +253,8 @@ class _Planner:
         actor = self.config.actor
         if not actor.path and actor.model_config is None:
             self.wrong(
-                "actor: found neither a path nor a model_config; set actor.path to a checkpoint folder or a hub id, or "
-                "write the model's config.json into actor.model_config"
+                "actor: found neither actor.path nor actor.model_config; set actor.path to a checkpoint folder or hub "
+                "id, or write the model's config.json into actor.model_config"
             )
         self.check_end_tokens(actor)
         seen: set[str] = set()
@@ -270,7 +270,7 @@ class _Planner:
             self.unable(f"data.path: found no file or folder {data!r}; give an existing one")
 
     def check_end_tokens(self, actor: EngineConfig) -> None:
-        """That the model's list of tokens that end a completion can be read, where its files are here."""
+        """Check the model's list of end tokens, if its files are on this machine."""
         try:
             if actor.model_config is not None:
                 config_ends(actor.model_config, "actor.model_config")
@@ -283,14 +283,12 @@ class _Planner:
         if _is_local(path) or not HUB_ID.fullmatch(path):
             self.unable(f"{option}: found no folder {path!r}; give a checkpoint folder or a hub id (owner/name)")
         else:
-            self.notes.append(
-                f"{option}: {path} is no folder here; it is fetched from the hub unless it is in its cache"
-            )
+            self.notes.append(f"{option}: {path} is not a local folder; it is fetched from the hub unless cached")
 
     def look_up(self, kind: str, name: str, option: str) -> Spec | None:
         try:
             return self.registry.get(kind, name)
-        except PluginError as error:  # two plugins provide it: no package is missing
+        except PluginError as error:  # two plugins provide the name: no package is missing
             self.unable(f"{option}: {error}")
             return None
         except ArchonError as error:
@@ -316,7 +314,7 @@ class _Planner:
 def _is_folder(path: str) -> bool:
     try:
         return Path(path).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):  # no right to look, an unknown user's home, a NUL character
+    except (OSError, RuntimeError, ValueError):  # no permission, an unknown user's home, a NUL character
         return False
 
 
@@ -332,13 +330,13 @@ def _is_local(path: str) -> bool:
 
 
 def _model_entries(config: EngineConfig) -> Mapping[str, Any]:
-    """The model's ``config.json``, as far as it is here."""
+    """The model's ``config.json`` if it is on this machine, else empty."""
     entries = config.model_config
     if entries is None and config.path:
         try:
             entries = json.loads((Path(config.path).expanduser() / "config.json").read_text(encoding="utf-8"))
         except (OSError, RuntimeError, ValueError):
-            return {}  # not here, or damaged: whoever loads it says so
+            return {}  # not here, or damaged: loading reports it
     return entries if isinstance(entries, dict) else {}
 
 

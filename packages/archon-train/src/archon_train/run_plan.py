@@ -1,4 +1,4 @@
-"""What a run would do with the cluster, and what stops it, as data."""
+"""The plan of a run as data: layouts, ranks, and obstacles."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from archon_train.cluster import EngineShare
 
 @dataclass(frozen=True)
 class Obstacle:
-    """One thing that stops a run.
+    """A reason why a run cannot start.
 
     Attributes:
-        text: found / allowed / fix.
-        kind: ``config`` when the configuration is wrong wherever it runs, ``environment`` when this machine, or
-            what is installed on it, cannot run it.
+        text: message: found / allowed / fix.
+        kind: ``config`` if the configuration is wrong on any machine, ``environment`` if this machine or its installed
+            packages cannot run it.
     """
 
     text: str
@@ -28,7 +28,7 @@ class Obstacle:
 
 @dataclass(frozen=True)
 class Need:
-    """A package that a run needs, and what for."""
+    """A missing package, and the options that need it."""
 
     package: MissingPackage
     purposes: tuple[str, ...]
@@ -36,16 +36,15 @@ class Need:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """What a run would do with the cluster, and what stops it.
+    """The plan of a run.
 
     Attributes:
-        layouts: role -> layout, of every engine whose layout can be read.
-        shares: what each of them takes of the cluster.
-        needs: packages to install first.
-        obstacles: everything else to mend first.
-        notes: what is worth knowing and stops nothing.
-        decisions: what the engines will do other than asked, as far as that does not depend on the device; a run
-            records these and the others when it makes them.
+        layouts: role -> layout, of every engine whose layout can be parsed.
+        shares: the ranks of each engine.
+        needs: missing packages.
+        obstacles: all other reasons why the run cannot start.
+        notes: remarks that do not stop the run.
+        decisions: device-independent decisions of the engines; the run itself records these and any others.
     """
 
     layouts: Mapping[str, Layout] = field(default_factory=dict)
@@ -57,17 +56,17 @@ class RunPlan:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the configuration itself has to change."""
+        """Whether the configuration has errors."""
         return any(obstacle.kind == "config" for obstacle in self.obstacles)
 
     @property
     def can_run(self) -> bool:
-        """Whether nothing stops the run here."""
+        """Whether the run can start on this machine."""
         return not self.needs and not self.obstacles
 
 
 def install_commands(needs: tuple[Need, ...]) -> Iterator[str]:
-    """The commands that bring the packages, as few as possible."""
+    """The commands that install the packages, at most one per kind of command."""
     for prefix in ("pip install", "pip install --upgrade"):
         names = [need.package.name for need in needs if need.package.command == f"{prefix} {need.package.name}"]
         if names:

@@ -62,7 +62,7 @@ def test_a_plugins_own_section_is_left_alone() -> None:
 
 
 def test_an_option_under_both_names_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"f:1: train_dataset\.path is AReaL's name for data\.path, .*\(f:2\)"):
+    with pytest.raises(ConfigError, match=r"f:1: found train_dataset\.path, AReaL's name for data\.path, .*\(f:2\)"):
         renamed("train_dataset: {path: a}\ndata: {path: b}\n")
 
 

@@ -68,8 +68,10 @@ def test_references_take_the_value_of_the_other_option_overrides_and_defaults_in
         ("trial_name: ${seed}\nseed: ${trial_name}", "a reference that leads back to itself"),
         (
             "seed: ${trial_name}",
-            "seed: While dereferencing interpolation '${trial_name}': Value 'trial0'",
+            "seed: found ${trial_name}, whose value does not fit the option; allowed are ${name.of.option}",
         ),
+        ("trial_name: ${oc.create:{a:1}}", "trial_name: found ${oc.create:{a:1}}, whose value does not fit the option"),
+        ("trial_name: ${env:HOME}", "found the resolver 'env' in a reference; allowed are ${name.of.option}"),
         ("trial_name: ${open", "found a reference that cannot be read"),
         ("trial_name: ${oc.env:ARCHON_NO_SUCH}", "the environment has no ARCHON_NO_SUCH; set it"),
     ],

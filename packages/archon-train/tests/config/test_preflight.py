@@ -93,8 +93,8 @@ def test_engines_inherit_the_actors_layout_and_share_its_ranks(load: Load, compl
 def test_a_model_on_another_number_of_ranks_than_the_actor_is_refused(load: Load, complete: Registry) -> None:
     found = plan(load, complete, RUNNABLE + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
     assert environment_errors(found) == [
-        "critic.backend: found able:d2, on 2 ranks; this version runs every model on the ranks of the actor, which "
-        "able:d4 has 4 of; choose a layout of 4 ranks, or leave critic.backend out to take the actor's"
+        "critic.backend: found able:d2, on 2 ranks; this version runs every model on the ranks of the actor "
+        "(able:d4, on 4 ranks); choose a layout of 4 ranks, or leave critic.backend out to inherit the actor's"
     ]
     assert plan(load, complete, RUNNABLE + "critic: {backend: 'able:d2t2'}\n", "actor.backend=able:d4").can_run
 
@@ -303,7 +303,7 @@ def test_the_model_type_is_read_from_a_checkpoint_folder(load: Load, complete: R
 
 def test_a_model_has_to_come_from_somewhere(load: Load, complete: Registry) -> None:
     (text,) = config_errors(plan(load, complete, "seed: 1\n"))
-    assert text.startswith("actor: found neither a path nor a model_config")
+    assert text.startswith("actor: found neither actor.path nor actor.model_config")
 
 
 @pytest.mark.parametrize("path", ["/no/such/folder", "./nowhere", "~/nowhere", "a/b/c", "a b"])

@@ -185,7 +185,7 @@ def test_a_dry_run_names_missing_packages_and_still_succeeds(train: Train, capsy
 
 def test_a_dry_run_of_a_wrong_configuration_fails(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--dry-run", "actor.backend=archon:d0") == 2
-    assert "the configuration has to change:" in capsys.readouterr().out
+    assert "errors in the configuration:" in capsys.readouterr().out
     assert train("--dry-run", "sed=1") == 2
     assert "unknown option sed; did you mean 'seed'?" in capsys.readouterr().err
 
@@ -249,7 +249,7 @@ def test_an_interrupted_run_says_so_and_exits_as_the_signal_does(
 ) -> None:
     before = signal.getsignal(signal.SIGINT)
     assert train(f"reward={how}") == code
-    assert "there was no checkpoint yet" in capsys.readouterr().err
+    assert "there is no checkpoint yet" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -258,7 +258,7 @@ def test_an_interrupted_run_names_its_last_checkpoint_and_the_command_that_goes_
 ) -> None:
     assert train("reward=checkpoint-then-stop", "gconfig.stop_token_ids=[1, 2]") == 130
     printed = capsys.readouterr().err
-    assert f"{run_folder}/checkpoints/step-00000003, is whole; to go on from step 3: " in printed
+    assert f"{run_folder}/checkpoints/step-00000003; to continue from step 3: " in printed
     command = shlex.split(printed.rpartition("step 3: ")[2])
     assert command[:2] == ["archon", "train"]
     assert command[3:] == ["reward=checkpoint-then-stop", "gconfig.stop_token_ids=[1, 2]", "--resume"]
@@ -269,7 +269,7 @@ def test_an_interrupted_run_names_its_last_checkpoint_and_the_command_that_goes_
 def test_a_second_run_in_the_same_folder_is_refused(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("reward=checkpoint") == 0
     assert train("reward=checkpoint") == 2
-    assert "already holds a run" in capsys.readouterr().err
+    assert "found an earlier run" in capsys.readouterr().err
 
 
 def test_a_restart_sets_the_earlier_run_aside_and_deletes_nothing(
@@ -281,7 +281,7 @@ def test_a_restart_sets_the_earlier_run_aside_and_deletes_nothing(
         assert (run_folder.with_name(run_folder.name + suffix) / "checkpoints" / "step-00000003" / "weights").is_file()
     assert f"earlier run set aside: {run_folder}.2" in capsys.readouterr().err
     assert train("--restart", "--resume") == 2
-    assert "found both" in capsys.readouterr().err
+    assert "found trainer.resume=true as well" in capsys.readouterr().err
 
 
 def test_resuming_nothing_is_refused_and_makes_no_folder(
@@ -297,15 +297,15 @@ def test_resuming_with_other_options_names_each_of_them(
 ) -> None:
     assert train("reward=checkpoint") == 0
     assert train("reward=checkpoint", "actor.optimizer.lr=0.5", "gconfig.stop_token_ids=[7]", "--resume") == 0
-    assert "until now the run had" in capsys.readouterr().out
+    assert "before this resume it was" in capsys.readouterr().out
     changes = [
         (decision["option"], decision["requested"], decision["effective"], decision["reason"])
         for decision in json.loads((run_folder / "decisions.json").read_text())
         if decision["option"] != "actor.dtype"
     ]
     assert changes == [
-        ("actor.optimizer.lr", "0.5", "0.5", "until now the run had 1.0e-05"),
-        ("gconfig.stop_token_ids", "[7]", "[7]", "until now the run had []"),
+        ("actor.optimizer.lr", "0.5", "0.5", "before this resume it was 1.0e-05"),
+        ("gconfig.stop_token_ids", "[7]", "[7]", "before this resume it was []"),
     ]
 
 
@@ -314,7 +314,7 @@ def test_resuming_with_another_algorithm_is_refused(
 ) -> None:
     assert train("reward=checkpoint") == 0
     assert train("algorithm=other", "--resume") == 2
-    assert "begun with fake; go on with algorithm=fake" in capsys.readouterr().err
+    assert "started with fake; set algorithm=fake" in capsys.readouterr().err
     assert "algorithm: fake\n" in (run_folder / "config.yaml").read_text()
 
 
@@ -328,7 +328,7 @@ def test_resuming_a_run_without_a_checkpoint_starts_again_and_says_so(
         (run_folder / "logs" / "start-1").mkdir(parents=True)
     assert train("reward=nothing", "--resume") == 0
     assert trainer.RUNS[-1].config.trainer.resume is False  # type: ignore[attr-defined]
-    reason = "the run stopped before its first checkpoint, so it starts again"
+    reason = "the run stopped before its first checkpoint, so it starts over"
     assert reason in [decision["reason"] for decision in json.loads((run_folder / "decisions.json").read_text())]
     assert reason in " ".join(capsys.readouterr().out.split())
 

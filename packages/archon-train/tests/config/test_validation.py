@@ -91,6 +91,17 @@ def test_a_value_that_is_not_allowed_is_found_with_what_is(schema: Any, option: 
 
 
 @pytest.mark.parametrize("value", ["op", "1", "12"])
+@pytest.mark.parametrize("size", [-1, 0, 0.5])
+def test_a_size_of_model_config_is_at_least_one(schema: Any, size: float) -> None:
+    config = with_option(schema(), "actor.model_config", {"hidden_size": size, "head_dim": None, "vocab_size": 8})
+    assert check_options(config) == [
+        (
+            "actor.model_config.hidden_size",
+            f"actor.model_config.hidden_size: found {size}; allowed is 1 or more; correct it, or leave it out",
+        )
+    ]
+
+
 def test_every_nth_layer_is_a_number_from_one(schema: Any, value: str) -> None:
     assert check_options(with_option(schema(), "actor.archon.selective_ac_option", value)) == []
 

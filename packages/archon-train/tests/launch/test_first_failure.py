@@ -100,6 +100,6 @@ def test_an_error_is_explained_by_its_message_and_the_rank() -> None:
     assert explain(ended(0, 2, error=left("user")), 8) == (
         "why\nrank 0 of 8 (process 1000) failed first; its output is above"
     )
-    assert "lost a connection, and no rank says why" in explain(LOST, 8)
-    assert explain(TOLD, 9).startswith("why\nrank 8 of 9 (process 1008) was told so; ")
-    assert "it ended with exit code 7 and left no message" in explain(SILENT, 8)
+    assert "lost a connection, and no rank reported a cause" in explain(LOST, 8)
+    assert explain(TOLD, 9).startswith("why\nrank 8 of 9 (process 1008) relayed this error; ")
+    assert "with exit code 7 and no error message" in explain(SILENT, 8)

@@ -22,7 +22,7 @@ def test_ranks_go_on_from_the_last_checkpoint_after_one_was_killed(start: Start,
     n_ranks = int(layout[1:])
     told = rf"restart 1 of 1: rank {n_ranks - 1} of {n_ranks} \(process \d+\) was killed first, by SIGKILL"
     assert re.search(told, run.err)
-    assert "all ranks start again from step 2" in run.err
+    assert "all ranks restart from step 2" in run.err
     assert "error: " not in run.err
     assert steps(run.rows()) == [1, 2, 3, 4, 5], "the third step, done twice, is there once"
     assert (run.folder / "logs/start-2").is_dir()
@@ -33,7 +33,7 @@ def test_ranks_that_left_no_checkpoint_begin_again(start: Start) -> None:
     run = start("reward=die-once", "trainer.max_restarts=3")
     assert run.wait() == 0, run.err
     assert "restart 1 of 3: " in run.err
-    assert "all ranks start again from the beginning, since there is no checkpoint yet" in run.err
+    assert "all ranks restart from the beginning, since there is no checkpoint yet" in run.err
     assert steps(run.rows()) == [1, 2, 3, 4, 5]
 
 

@@ -30,7 +30,7 @@ def test_a_run_folder_that_is_taken_is_refused_before_ranks_start_and_set_aside_
     assert start().wait() == 0
     refused = start()
     assert refused.wait() == 2
-    assert "already holds a run" in refused.last_lines
+    assert "found an earlier run" in refused.last_lines
     assert "ranks: " not in refused.err
     run = start("--restart", "actor.archon.enable_compile=false")
     assert run.wait() == 0, run.err
@@ -108,7 +108,7 @@ def test_a_second_signal_ends_ranks_that_cannot_end_by_themselves(start: Start) 
     time.sleep(SAME_SIGNAL_SECONDS)
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 130
-    assert "interrupted: there was no checkpoint yet" in run.last_lines
+    assert "interrupted: there is no checkpoint yet" in run.last_lines
     assert run.leaves_no_process()
 
 

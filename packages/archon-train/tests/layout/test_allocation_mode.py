@@ -49,7 +49,7 @@ def test_the_decision_names_the_backend_of_each_engine(allocation_mode: str, ove
 def test_engines_on_the_same_ranks_have_no_equivalent_and_the_decision_says_so() -> None:
     reason = allocation_mode_decision("sglang:d4|fsdp:d4").reason
 
-    assert "write rollout.backend=sglang:d4 actor.backend=fsdp:d4; nothing replaces '|'" in reason
+    assert "write rollout.backend=sglang:d4 actor.backend=fsdp:d4; '|' needs no replacement" in reason
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_engines_that_do_not_fit_are_refused_with_the_sum() -> None:
         "  teacher archon:d2: 2\n"
         "  sum: 8 + 16 + 2 = 26; cluster.n_nodes 2 x cluster.n_gpus_per_node 8 = 16\n"
         "allowed: a sum of at most 16\n"
-        "fix: cluster.n_nodes=4, cluster.n_gpus_per_node=13 where a machine can run as many (a CPU can), "
+        "fix: cluster.n_nodes=4, cluster.n_gpus_per_node=13 if a machine can run that many (a CPU can), "
         "or smaller sizes in rollout.backend, actor.backend and teacher.backend"
     )
     check_cluster(layouts, n_nodes=4, n_gpus_per_node=8)

@@ -45,7 +45,7 @@ def test_a_fileroot_that_is_a_file_is_refused_with_the_option_to_set(tmp_path):
 def test_a_folder_that_holds_metrics_is_not_reused_unless_the_run_goes_on(tmp_path):
     RunFolder.open(tmp_path, "e", "t").metrics.write_text('{"step": 1}\n')
     with pytest.raises(
-        ConfigError, match=r"metrics\.jsonl.*--resume, set it aside by --restart, or choose another trial_name"
+        ConfigError, match=r"metrics\.jsonl.*--resume, rename it with --restart, or choose another trial_name"
     ):
         RunFolder.open(tmp_path, "e", "t")
     assert RunFolder.open(tmp_path, "e", "t", resume=True).metrics.read_text() == '{"step": 1}\n'

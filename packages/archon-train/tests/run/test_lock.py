@@ -37,7 +37,7 @@ def holder(tmp_path):
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_folder_that_another_process_writes_is_refused_and_left_alone(tmp_path, holder, resume):
     with (
-        pytest.raises(ConfigError, match=f"process {holder.pid} on .* is writing to it; wait for it or stop it"),
+        pytest.raises(ConfigError, match=f"process {holder.pid} on .* is writing to it; wait for it, stop it"),
         RunFolder.hold(tmp_path, "e", "t", resume=resume),
     ):
         pass
@@ -67,4 +67,4 @@ def test_a_file_system_without_locks_is_said_and_stops_nothing(tmp_path, monkeyp
     monkeypatch.setattr(fcntl, "flock", flock)
     with sole_writer(tmp_path):
         pass
-    assert f"run folder {tmp_path}: nothing keeps a second process from writing to it" in caplog.text
+    assert f"run folder {tmp_path}: cannot lock it against a second process" in caplog.text

@@ -14,10 +14,12 @@ import typer
 from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
+from archon_core.cli.console import print_remark
 from archon_core.errors import PluginError
 from archon_core.plugins import CommandSpec, registry
 from archon_core.plugins.hints import not_installed
 from archon_core.plugins.loader import load_core
+from archon_core.ranks.environment import rank_environment
 
 COMPLETION_OPTIONS = ("install_completion", "show_completion")
 
@@ -43,6 +45,9 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[str, Any, list[str]]:
         name, *rest = args
+        if name not in core_commands() and rank_environment() is None:  # ranks would repeat what their launcher says
+            for problem in registry().problems:
+                print_remark(problem, label="warning: ")
         spec = core_commands().get(name) or registry().get(CommandSpec, name)
         return spec.name, build_command(spec), rest
 

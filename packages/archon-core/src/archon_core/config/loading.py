@@ -205,6 +205,9 @@ def _resolved(schema: type, converted: Converted) -> Any:
         raise ConfigError(f"{option}: {_explain(error)}") from error
 
 
+_REFERENCES = "${name.of.option} and ${oc.env:NAME}, of the option's type"
+
+
 def _explain(error: Exception) -> str:
     """OmegaConf's message as ours: without its trailer, and with what to do."""
     message = str(error).partition("\n")[0]
@@ -214,6 +217,16 @@ def _explain(error: Exception) -> str:
         return "found a reference that leads back to itself; write the value itself"
     if match := re.search(r"Environment variable '(\w+)' not found", message):
         return f"found ${{oc.env:{match[1]}}}, but the environment has no {match[1]}; set it, or write the value itself"
+    if match := re.match(
+        r"(?:While dereferencing interpolation '(.*?)': )?Unsupported interpolation type (\w+)", message
+    ):
+        return (
+            f"found the resolver {match[2]!r} in a reference; allowed are {_REFERENCES}; write one, or the value itself"
+        )
+    if match := re.match(r"While dereferencing interpolation '(.*?)': ", message):
+        return (
+            f"found {match[1]}, whose value does not fit the option; allowed are {_REFERENCES}; write the value itself"
+        )
     if type(error).__name__ == "GrammarParseError":
         return (
             f"found a reference that cannot be read ({message}); write ${{name.of.option}}, or \\${{ for a plain text"

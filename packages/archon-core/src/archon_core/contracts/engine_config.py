@@ -16,6 +16,20 @@ from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_
 DECAY = number(least=0, below=1)
 DTYPE = one_of("float32", "bfloat16", "float64")
 
+MODEL_SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_experts_per_tok",
+    "head_dim",
+    "vocab_size",
+    "max_position_embeddings",
+)
+"""Entries of a Hugging Face ``config.json`` that are at least 1 in every model that has them."""
+
 
 @dataclass
 class MicroBatchSpec:
@@ -116,3 +130,10 @@ class EngineConfig:
     enable_tree_training: bool = False
     mb_spec: MicroBatchSpec = field(default_factory=MicroBatchSpec)
     optimizer: OptimizerConfig | None = field(default_factory=OptimizerConfig)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Sizes in ``model_config`` that no model can have."""
+        for name in MODEL_SIZES:
+            size = (self.model_config or {}).get(name)
+            if isinstance(size, int | float) and size < 1:
+                yield f"model_config.{name}", f"found {size}; allowed is 1 or more; correct it, or leave it out"

@@ -124,13 +124,28 @@ def config_ends(config: Mapping[str, Any], where: str) -> ModelEnds:
 
 
 def read_entries(file: Path) -> Mapping[str, Any]:
-    """The entries of a model's JSON file. Raises ModelError: it cannot be read, or is no JSON object."""
+    """The entries of a model's JSON file.
+
+    Raises:
+        ModelError: the file is unreadable, not a JSON object, or has a name twice in one object.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in entries if names.count(name) > 1)
+            raise ModelError(f"{file}: found the name {twice!r} twice in one object; keep one of them")
+        return entries
+
     try:
-        entries = json.loads(file.read_bytes().decode("utf-8"))
+        entries = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=unique)
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON ({error}); copy the file anew") from error
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{file}: cannot read it as JSON ({error}); copy the file again") from error
     if not isinstance(entries, dict):
-        raise ModelError(f"{file}: found {_json_kind(entries)}; allowed is a JSON object; copy the file anew")
+        raise ModelError(f"{file}: found {_json_kind(entries)}; allowed is a JSON object; copy the file again")
     return entries
 
 
@@ -155,7 +170,7 @@ def _ids(value: Any, where: str) -> tuple[int, ...]:
         found = _json_kind(wrong[0])
         raise ModelError(
             f"{where}: found {found}; allowed is a token id, a list of token ids, or null; correct it, or copy the "
-            "file anew"
+            "file again"
         )
     return tuple(dict.fromkeys(ids))
 
@@ -166,7 +181,7 @@ def _json_kind(value: Any) -> str:
 
 
 def _checked(model: ModelEnds) -> ModelEnds:
-    _check_range(model, model.vocab_size, ModelError, "correct the list, or copy the file anew")
+    _check_range(model, model.vocab_size, ModelError, "correct the list, or copy the file again")
     return model
 
 

@@ -189,16 +189,21 @@ def build_registry(discovery: Discovery, environment: Mapping[str, str]) -> Regi
     disabled = {normalise(name) for name in environment.get("ARCHON_DISABLE_PLUGINS", "").split(",") if name.strip()}
     plugins = [load_core()]
     names: set[str] = set()
+    installed: list[str] = []
     for entry_point in discovery.entry_points:
         own = {normalise(entry_point.name), normalise(distribution_name(entry_point))}
         names |= own
+        installed.append(entry_point.name)
         plugins.append(load_plugin(entry_point, disabled=bool(disabled & (own | {"all"}))))
     for unreadable in discovery.unreadable:
         names.add(normalise(unreadable.name))
+        installed.append(unreadable.name)
         ignored = disabled & {normalise(unreadable.name), "all"}
         plugins.append(replace(unreadable, status="disabled") if ignored else unreadable)
     problems = [
-        f"ARCHON_DISABLE_PLUGINS names {name!r}, which is no installed plugin{did_you_mean(name, sorted(names))}"
+        f"ARCHON_DISABLE_PLUGINS: found {name!r}, which disables nothing; allowed are all, "
+        f"{', '.join(dict.fromkeys(installed)) or 'and no plugin is installed'}; correct or remove the name"
+        f"{did_you_mean(name, sorted(names))}"
         for name in sorted(disabled - names - {"all"})
     ]
     registry = Registry(plugins, problems=problems)

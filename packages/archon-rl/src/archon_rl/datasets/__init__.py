@@ -1,1 +1,1 @@
-"""Sources of records: files, Hugging Face data sets and a procedural task."""
+"""Data sets: JSON lines, Hugging Face data sets and generated arithmetic problems."""

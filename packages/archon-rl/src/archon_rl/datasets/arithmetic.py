@@ -1,7 +1,7 @@
-"""A procedural task with a verifiable answer: all problems ``a op b`` with operands from 0 to a limit.
+"""A generated task with verifiable answers: all problems ``a op b`` with operands from 0 to a limit.
 
-Training and held-out problems are two parts of one enumeration, shuffled by the seed, so that no held-out problem
-is ever trained on; nor is its mirror image, since 35+7 gives 7+35 away.
+A seeded shuffle divides all problems into training and held-out problems. The mirror image of a held-out problem is not
+trained on either: 35+7 would reveal 7+35.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any
 
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError
-from archon_rl.datasets.records import Split, SubsetDataset, cut
+from archon_rl.datasets.records import Split, SubsetDataset, split_records
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 COMMUTATIVE = "+*"
 MOST_PROBLEMS = 20_000_000
-"""The order of all problems is kept in memory."""
+"""Limited because the shuffled order is held in memory."""
 
 
 @dataclass(frozen=True)
 class Problems:
-    """The enumeration: record i is computed from i.
+    """All problems; record i is computed from i.
 
     Attributes:
         max_operand: operands run from 0 to this number.
         operators: characters of ``OPERATORS``.
-        prompt_key: field for ``"a+b="``.
-        answer_key: field for the result, as text.
-        zero_pad: leading zeros give all operands one width, and all results of an operator one width.
+        prompt_key: field of the prompt, ``"a+b="``.
+        answer_key: field of the result, as text.
+        zero_pad: pad operands, and the results of each operator, to a fixed width with leading zeros.
     """
 
     max_operand: int
@@ -54,7 +54,7 @@ class Problems:
         return {self.prompt_key: f"{a:0{width}d}{symbol}{b:0{width}d}=", self.answer_key: written}
 
     def mirrored(self, index: int) -> int | None:
-        """The problem with the operands exchanged that has the same answer; ``None`` when there is no other."""
+        """Index of the problem with swapped operands and the same answer; ``None`` if there is none."""
         a, symbol, b = self._terms(index)
         if symbol not in COMMUTATIVE or a == b:
             return None
@@ -69,42 +69,43 @@ class Problems:
 
 
 def arithmetic_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
-    """The training or the held-out part of all problems.
+    """The training or the held-out problems.
 
-    ``data.validation_size`` of them are held out; mirror images of those belong to neither part.
+    ``data.validation_size`` problems are held out; their mirror images belong to neither split.
 
     Raises:
-        ConfigError: an unknown operator, no operands, more problems than fit, or none left to train on.
+        ConfigError: an operator is unknown, there are too few operands or too many problems, or none is left to train
+            on.
     """
     options = config.arithmetic
     unknown = sorted(set(options.operators) - set(OPERATORS))
     if unknown or not options.operators or len(set(options.operators)) != len(options.operators):
         raise ConfigError(
-            f"data.arithmetic.operators: found {options.operators!r}; allowed is any of {''.join(OPERATORS)!r}, "
-            "each once"
+            f"data.arithmetic.operators: found {options.operators!r}; allowed are {''.join(OPERATORS)!r}, each at most "
+            "once"
         )
     if options.max_operand < 1:
-        raise ConfigError(f"data.arithmetic.max_operand: found {options.max_operand}; it must be 1 or more")
+        raise ConfigError(f"data.arithmetic.max_operand: found {options.max_operand}; allowed is 1 or more")
     if config.answer_key is None:
         raise ConfigError(
-            "data.answer_key: found null; the data set 'arithmetic' writes its results to a field, so allowed is a "
-            "name; set data.answer_key=answer"
+            "data.answer_key: found null; the data set 'arithmetic' needs a field name for its results; set "
+            "data.answer_key=answer"
         )
     problems = Problems(options.max_operand, options.operators, config.prompt_key, config.answer_key, options.zero_pad)
     if len(problems) > MOST_PROBLEMS:
         raise ConfigError(
-            f"data.arithmetic.max_operand={options.max_operand} makes {len(problems):,} problems; at most "
-            f"{MOST_PROBLEMS:,} can be enumerated; choose a smaller operand"
+            f"data.arithmetic.max_operand: found {options.max_operand}, which gives {len(problems):,} problems; "
+            f"allowed are at most {MOST_PROBLEMS:,}; lower it"
         )
-    held_out = cut(problems, validation_size=config.validation_size, split="validation", seed=seed)
+    held_out = split_records(problems, validation_size=config.validation_size, split="validation", seed=seed)
     if split == "validation":
         return held_out
-    given_away = {problems.mirrored(index) for index in held_out.indices}
-    train = cut(problems, validation_size=config.validation_size, split="train", seed=seed)
-    kept = [index for index in train.indices if index not in given_away]
+    mirrors = {problems.mirrored(index) for index in held_out.indices}
+    train = split_records(problems, validation_size=config.validation_size, split="train", seed=seed)
+    kept = [index for index in train.indices if index not in mirrors]
     if not kept:
         raise ConfigError(
-            f"data.validation_size: found {config.validation_size} of {len(problems)} problems; with their mirror "
-            "images they leave none to train on; hold out fewer"
+            f"data.validation_size: found {config.validation_size} of {len(problems)} problems, which leave none to "
+            "train on without their mirror images; lower it"
         )
     return SubsetDataset(problems, kept)

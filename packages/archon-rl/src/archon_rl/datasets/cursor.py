@@ -1,7 +1,6 @@
-"""Which records belong to which step: a function of the step alone, so that nothing needs to be remembered.
+"""The order of records: a pure function of the step, so a checkpoint holds no state of the data loader.
 
-Epochs follow each other without a gap: a batch may take the last records of one and the first of the next, and
-over the epochs every record is seen equally often.
+A batch may span two epochs: epochs follow each other without dropping records, so all records are seen equally often.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ class DataCursor:
     Attributes:
         n_records: records of the training split.
         batch_size: records per step.
-        seed: the run's seed; the order of epoch e comes from it and e.
-        shuffle: false keeps the order of the data set.
+        seed: the run's seed; the order of an epoch depends on it and on the epoch.
+        shuffle: shuffle each epoch; false keeps the order of the data set.
 
     Raises:
-        ConfigError: a batch has more records than the data set, or none.
+        ConfigError: ``batch_size`` is not between 1 and ``n_records``.
     """
 
     n_records: int
@@ -37,8 +36,8 @@ class DataCursor:
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.n_records:
             raise ConfigError(
-                f"data.batch_size: found {self.batch_size}, with {self.n_records} training records; allowed is 1 to "
-                f"{self.n_records}; choose another size, or give more records"
+                f"data.batch_size: found {self.batch_size}, and {self.n_records} training records; allowed is 1 to "
+                f"{self.n_records}; change it, or add records"
             )
 
     def steps(self, epochs: int) -> int:
@@ -46,11 +45,11 @@ class DataCursor:
         return epochs * self.n_records // self.batch_size
 
     def position(self, step: int) -> tuple[int, int]:
-        """Epoch and place in it of the first record of ``step``, counted from 0."""
+        """Epoch, and position in it, of the first record of ``step``, all counted from 0."""
         return divmod(step * self.batch_size, self.n_records)
 
     def indices(self, step: int) -> list[int]:
-        """The records of ``step``, counted from 0."""
+        """Indices of the records of ``step``, counted from 0."""
         first = step * self.batch_size
         places = [divmod(first + i, self.n_records) for i in range(self.batch_size)]
         orders = {epoch: self._order(epoch) for epoch, _ in places}

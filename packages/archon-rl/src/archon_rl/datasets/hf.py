@@ -1,4 +1,4 @@
-"""Records from Hugging Face ``datasets``, which is an optional dependency."""
+"""Records from Hugging Face ``datasets``, an optional dependency."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError, DataError
-from archon_rl.datasets.records import Split, cut, require_path
-from archon_rl.fields import Fields, located
+from archon_rl.datasets.records import Split, require_path, split_records
+from archon_rl.fields import Fields, with_location
 
 
 @dataclass(frozen=True)
 class HuggingFaceDataset:
-    """A loaded split as records.
+    """Records of a loaded split.
 
     Attributes:
         columns: a ``datasets.Dataset``.
-        name: what the split is called in messages.
+        name: of the split, for messages.
     """
 
     columns: Any
@@ -28,27 +28,27 @@ class HuggingFaceDataset:
         return len(self.columns)
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """The record. Raises DataError when ``datasets`` cannot decode it."""
+        """The record. Raises DataError if ``datasets`` cannot decode it."""
         try:
             return self.columns[index]
         except Exception as error:  # decoders of images, audio and archives raise their own types
             raise DataError(f"{self.where(index)}: datasets could not decode it: {error}") from error
 
     def where(self, index: int) -> str:
-        """The name of a record in messages."""
+        """The location of a record, for messages."""
         return f"{self.name}, record {index} (counted from 0)"
 
 
 def huggingface_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
-    """A split of the data set ``data.path`` (hub id or local folder), as ``data.hf`` says.
+    """A split of the data set ``data.path`` (hub id or local folder), with the options ``data.hf``.
 
-    Held-out records are ``data.hf.validation_split`` of ``data.validation_path``, each of which defaults to what is
-    trained on; without either, ``data.validation_size`` records are held out.
+    Held-out records are the split ``data.hf.validation_split`` of ``data.validation_path``; either defaults to its
+    training counterpart. If neither is set, ``data.validation_size`` training records are held out.
 
     Raises:
-        ConfigError: ``datasets`` is not installed, there is no path, the data set cannot be loaded, or
-            the held-out records would be those trained on.
-        DataError: the records lack a field, or the first one cannot be used.
+        ConfigError: ``datasets`` is not installed, there is no path, the data set cannot be loaded, or the held-out
+            records are the training records.
+        DataError: the records lack a field, or the first one is invalid.
     """
     path = require_path(config, "hf", "openai/gsm8k")
     options = config.hf
@@ -59,11 +59,11 @@ def huggingface_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
         return _load(path, options.name, options.split, config)
     if config.validation_path or options.validation_split:
         raise ConfigError(
-            f"data.hf.validation_split: the held-out records are split {validation_split!r} of {validation_path!r}, "
-            "which is what is trained on; name another split, or set data.validation_size alone"
+            f"data.hf.validation_split: found split {validation_split!r} of {validation_path!r}, which is the training "
+            "data; choose another split, or set data.validation_size alone"
         )
     records = _load(path, options.name, options.split, config)
-    return cut(records, validation_size=config.validation_size, split=split, seed=seed)
+    return split_records(records, validation_size=config.validation_size, split=split, seed=seed)
 
 
 def _load(path: str, name: str | None, split: str, config: Any) -> HuggingFaceDataset:
@@ -71,13 +71,13 @@ def _load(path: str, name: str | None, split: str, config: Any) -> HuggingFaceDa
         import datasets
     except ImportError as error:
         raise ConfigError(
-            "data.dataset: 'hf' needs the package datasets, which is not installed; pip install 'archon-rl[datasets]'"
+            "data.dataset: found 'hf', whose package 'datasets' is not installed; pip install 'archon-rl[datasets]'"
         ) from error
     where = f"data set {path!r}, split {split!r}"
     try:
-        # Versions before 4 would run a loading script of the data set, or ask whether to.
+        # Before version 4, datasets runs a data set's loading script, or prompts for permission.
         columns = datasets.load_dataset(path, name, split=split, trust_remote_code=False)
-    except Exception as error:  # those of datasets, pyarrow, the file systems and the hub's client
+    except Exception as error:  # of datasets, pyarrow, fsspec or huggingface_hub
         raise ConfigError(
             f"data.path={path!r}, data.hf.name={name!r}, split {split!r}: datasets could not load it: "
             f"{str(error) or type(error).__name__}"
@@ -85,7 +85,7 @@ def _load(path: str, name: str | None, split: str, config: Any) -> HuggingFaceDa
     if len(columns) == 0:
         raise DataError(f"{where}: found no records")
     dataset = HuggingFaceDataset(columns, where)
-    # All records have the same columns; their values are checked with those of every data set, before the first step.
-    with located(dataset.where(0)):
+    # All records have the same columns. Their values are checked later, when all records are measured.
+    with with_location(dataset.where(0)):
         Fields(config.prompt_key, config.answer_key).check(dataset[0])
     return dataset

@@ -1,7 +1,7 @@
 """Records from JSON lines: one object per line, UTF-8.
 
-Python's reader of JSON takes more than JSON allows (``NaN``, a name twice) and lets some files end in errors of
-Python's own. Here every line is an object that can be used, or a ``DataError`` that starts with ``file:line``.
+The parser is stricter than Python's ``json``, which accepts ``NaN`` and duplicate names and raises other exceptions for
+some files: every line is a valid object, or a ``DataError`` that starts with ``file:line``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError, DataError
-from archon_rl.datasets.records import ListDataset, Split, cut, require_path
-from archon_rl.fields import Fields, json_type, located
+from archon_rl.datasets.records import ListDataset, Split, require_path, split_records
+from archon_rl.fields import Fields, json_type, with_location
 
 ONE_OBJECT = "every line must hold one JSON object"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -29,15 +29,16 @@ _MAGIC = {
     codecs.BOM_UTF16_LE: "UTF-16: convert it to UTF-8",
     codecs.BOM_UTF16_BE: "UTF-16: convert it to UTF-8",
 }
-"""How files of other kinds begin."""
+"""Magic bytes of common file types -> description and fix."""
 
 
 def jsonl_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
-    """The records of ``data.path``; held-out ones from ``data.validation_path``, or ``data.validation_size`` of them.
+    """The records of ``data.path``; held-out records come from ``data.validation_path``, or are
+    ``data.validation_size`` records of ``data.path``.
 
     Raises:
         ConfigError: there is no path, or no such file.
-        DataError: a line is not JSON, or a field is missing or cannot be used; the message starts with ``file:line``.
+        DataError: a line is not JSON, or a field is missing or invalid; the message starts with ``file:line``.
     """
     path = require_path(config, "jsonl", "train.jsonl")
     keys = (config.prompt_key, config.answer_key)
@@ -46,18 +47,18 @@ def jsonl_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
     records = read_jsonl(Path(path), keys)
     if config.validation_path:
         return records
-    return cut(records, validation_size=config.validation_size, split=split, seed=seed)
+    return split_records(records, validation_size=config.validation_size, split=split, seed=seed)
 
 
 def read_jsonl(path: Path, keys: tuple[str, str | None], *, option: str = "data.path") -> ListDataset:
-    """All records of a file, each with a usable prompt and answer. Empty lines are skipped.
+    """All records of a file, each with a valid prompt and answer. Empty lines are skipped.
 
     Args:
-        keys: fields of the prompt and of the answer, as ``fields.Fields`` takes them.
-        option: what names the file, for messages.
+        keys: fields of the prompt and of the answer, as for ``fields.Fields``.
+        option: the option that names the file, for messages.
 
     Raises:
-        ConfigError: there is no such file, or it cannot be read.
+        ConfigError: the file is missing or unreadable.
         DataError: see ``jsonl_dataset``.
     """
     fields = Fields(*keys)
@@ -66,7 +67,7 @@ def read_jsonl(path: Path, keys: tuple[str, str | None], *, option: str = "data.
         where = f"{path}:{number}"
         if not line.strip():
             continue
-        with located(where):
+        with with_location(where):
             record = parse_record(line)
             fields.check(record)
         records.append(record)
@@ -77,10 +78,11 @@ def read_jsonl(path: Path, keys: tuple[str, str | None], *, option: str = "data.
 
 
 def parse_record(line: bytes) -> Mapping[str, Any]:
-    """The object that a line holds.
+    """Parse one line.
 
     Raises:
-        DataError: it is not UTF-8, not JSON, no object, or one that has a name twice or half of a surrogate pair.
+        DataError: the line is not UTF-8, not JSON or not an object, or the object has a duplicate name or an unpaired
+            surrogate.
     """
     try:
         text = line.decode("utf-8")
@@ -97,34 +99,31 @@ def parse_record(line: bytes) -> Mapping[str, Any]:
         ) from error
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise DataError(
-            f"found {half} alone, half of a surrogate pair, which is no character; write the whole pair, or remove it"
-        ) from error
+        raise DataError(f"found {half}, an unpaired surrogate; write the whole pair, or remove it") from error
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg} at column {error.colno}; {ONE_OBJECT}") from error
     except RecursionError as error:
-        raise DataError("found lists or objects that are nested too deep to read; make the record flatter") from error
+        raise DataError("found lists or objects nested too deeply to parse; flatten the record") from error
     except ValueError as error:
-        raise DataError("found an integer of more digits than Python reads (4,300); write it as text") from error
+        raise DataError("found an integer of more than 4,300 digits; write it as text") from error
     if not isinstance(record, dict):
         raise DataError(f"found {json_type(record)}; {ONE_OBJECT}")
     return record
 
 
 def _lines(path: Path, option: str) -> Iterator[tuple[int, bytes]]:
-    """Number, from 1, and bytes of every line; a byte order mark at the start is no part of the first."""
+    """Number, from 1, and bytes of every line, without the file's byte order mark."""
     try:
         if not path.is_file():
             raise ConfigError(
-                f"{option}: found no file {str(path)!r}; the dataset 'jsonl' reads one file of JSON lines"
+                f"{option}: found no file {str(path)!r}; the data set 'jsonl' reads one file of JSON lines"
             )
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
     except OSError as error:
         raise ConfigError(
-            f"{option}: the file {str(path)!r} cannot be read ({error.strerror or error}); check the path and your "
-            "permissions"
+            f"{option}: cannot read the file {str(path)!r} ({error.strerror or error}); check path and permissions"
         ) from error
 
 
@@ -133,19 +132,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in record if names.count(name) > 1)
-        raise DataError(f"found the name {twice!r} twice in one object, with two values; remove one")
+        raise DataError(f"found the name {twice!r} twice in one object; remove one")
     return record
 
 
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise DataError(f"found the number {text}, which is too large for a float; write it as text")
+        raise DataError(f"found the number {text}, too large for a float; write it as text")
     return number
 
 
 def _constant(text: str) -> float:
-    raise DataError(f"not JSON: found {text}, which JSON has no number for; write null or a number, or leave it out")
+    raise DataError(f"not JSON: found {text}; write null or a number, or leave it out")
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_constant)

@@ -1,4 +1,4 @@
-"""Records that know where they come from, so that a later error can name the file and line."""
+"""Records with their source location, for errors that name file and line."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from archon_rl.datasets.records import place_of
 
 
 class PlacedRecord(dict[str, Any]):
-    """A record and its place. It compares and pickles as the dictionary that it is.
+    """A record with its location. Compares equal to the plain dictionary; pickling keeps the location.
 
     Attributes:
-        place: for messages, such as ``train.jsonl:3``.
+        place: location for messages, such as ``train.jsonl:3``.
     """
 
     __slots__ = ("place",)
@@ -27,5 +27,5 @@ class PlacedRecord(dict[str, Any]):
 
 
 def read_placed(dataset: Dataset, index: int) -> PlacedRecord:
-    """The record ``index`` of a data set, with its place there."""
+    """Record ``index`` of a data set, with its location."""
     return PlacedRecord(dataset[index], place_of(dataset, index))

@@ -1,4 +1,4 @@
-"""What the sources of records share: where a record stands, and the cut into training and held-out records."""
+"""Shared by all data sets: locations of records, and the split into training and held-out records."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class ListDataset:
     """Records in memory.
 
     Attributes:
-        records: all of them.
-        places: where each one was read, for messages.
+        records: all records.
+        places: location of each record, for messages.
     """
 
     records: Sequence[Mapping[str, Any]]
@@ -34,7 +34,7 @@ class ListDataset:
         return self.records[index]
 
     def where(self, index: int) -> str:
-        """Where the record was read."""
+        """The location of a record, for messages."""
         return self.places[index]
 
 
@@ -52,24 +52,23 @@ class SubsetDataset:
         return self.source[self.indices[index]]
 
     def where(self, index: int) -> str:
-        """Where the record stands in its source."""
+        """The location of a record in its source, for messages."""
         return place_of(self.source, self.indices[index])
 
 
-def cut(source: Dataset, *, validation_size: int, split: Split, seed: int) -> SubsetDataset:
-    """The training or the held-out part of ``source``: ``validation_size`` records, drawn by the seed, are held out.
+def split_records(source: Dataset, *, validation_size: int, split: Split, seed: int) -> SubsetDataset:
+    """The training or the held-out records of ``source``; a seeded draw holds out ``validation_size`` records.
 
-    Training records keep their order. Held-out ones come in the order in which they were drawn, so that the first
-    few of them are a sample of all.
+    Training records keep their order. Held-out records are in drawing order, so the first few are a random sample.
 
     Raises:
-        ConfigError: nothing would be left to train on.
+        ConfigError: no record would be left to train on.
     """
     n_records = len(source)
     if not 0 <= validation_size < n_records:
         raise ConfigError(
-            f"data.validation_size: found {validation_size} and a data set of {n_records} records; "
-            f"it must be from 0 to {n_records - 1}"
+            f"data.validation_size: found {validation_size}, and a data set of {n_records} records; "
+            f"allowed is 0 to {n_records - 1}"
         )
     generator = torch.Generator().manual_seed(derive_seed(seed, "validation_split"))
     order = torch.randperm(n_records, generator=generator)
@@ -78,13 +77,13 @@ def cut(source: Dataset, *, validation_size: int, split: Split, seed: int) -> Su
 
 
 def place_of(dataset: Dataset, index: int) -> str:
-    """The name of a record in messages: what the data set's ``where(index)`` says, where it has that method."""
+    """The location of a record for messages: ``dataset.where(index)`` if the data set has that method."""
     where = getattr(dataset, "where", None)
     return f"record {index} (counted from 0)" if where is None else where(index)
 
 
 def require_path(config: Any, dataset: str, example: str) -> str:
-    """``data.path``, or a ``ConfigError`` that says how to give it."""
+    """``data.path``; raises ConfigError if it is not set."""
     if not config.path:
-        raise ConfigError(f"data.path: found none, and dataset {dataset!r} needs one; add data.path={example}")
+        raise ConfigError(f"data.path: found none, and data set {dataset!r} needs one; add data.path={example}")
     return str(config.path)

@@ -1,13 +1,13 @@
-"""How per-token losses become one number: the three normalisations in use for policy gradients.
+"""Aggregation of per-token losses to a scalar: the three normalisations in use for policy gradients.
 
 With values l_{i,t} over the trained tokens of sequence i (|o_i| of them, S sequences, N tokens in all):
 
-- ``TokenMean``: sum l_{i,t} / N. DAPO (arXiv:2503.14476, eq. 12): every token weighs the same.
-- ``SequenceMean``: sum_i (1 / |o_i|) sum_t l_{i,t} / S. GRPO (arXiv:2402.03300, eq. 3): every sequence does.
+- ``TokenMean``: sum l_{i,t} / N. DAPO (arXiv:2503.14476, eq. 12): all tokens weigh the same.
+- ``SequenceMean``: sum_i (1 / |o_i|) sum_t l_{i,t} / S. GRPO (arXiv:2402.03300, eq. 3): all sequences weigh the same.
 - ``ConstantLength``: sum l_{i,t} / (S * L) with a fixed L. Dr.GRPO (arXiv:2503.20783): no length bias.
 
-Each gives its numerator per micro-batch and its denominator from the batch alone, which is what makes the
-result independent of the split. A sequence is never divided between micro-batches.
+The numerator is summed per micro-batch, and the denominator depends on the whole batch alone, so the result does not
+depend on the split into micro-batches. A split never divides a sequence.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.contracts.loss import Unit
 
 LOSS_MASK = "loss_mask"
-"""Token field, bool [T], aligned to predictions: which predictions are trained on."""
+"""Token field, bool [T], aligned to predictions: true where the loss counts."""
 
 
 class Aggregation(Protocol):
@@ -30,7 +30,7 @@ class Aggregation(Protocol):
 
     @property
     def unit(self) -> Unit:
-        """The unit of ``contracts.loss.Loss`` that both belong to."""
+        """The unit (``contracts.loss.Unit``) of both."""
 
     def weight(self, batch: Batch) -> Tensor:
         """The denominator, a float64 scalar; additive over any split of the batch by sequences."""
@@ -54,7 +54,7 @@ class TokenMean:
 
 @dataclass(frozen=True)
 class SequenceMean:
-    """The mean over sequences of the mean over their trained tokens; sequences without any do not count."""
+    """The mean over sequences of the mean over their trained tokens; sequences without trained tokens do not count."""
 
     unit: Unit = "sequence"
 
@@ -67,7 +67,7 @@ class SequenceMean:
 
 @dataclass(frozen=True)
 class ConstantLength:
-    """The sum over ``length`` times the number of sequences, trained on or not."""
+    """The sum divided by ``length`` times the number of sequences, with or without trained tokens."""
 
     length: int
     unit: Unit = "constant"
@@ -80,5 +80,5 @@ class ConstantLength:
 
 
 def _trained_tokens(batch: Batch) -> Tensor:
-    """int64 [S]: tokens in the loss mask per sequence."""
+    """int64 [S]: trained tokens per sequence."""
     return batch.sum_per_sequence(batch.token_fields[LOSS_MASK].long())

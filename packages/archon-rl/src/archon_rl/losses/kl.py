@@ -7,8 +7,8 @@ http://joschu.net/blog/kl-approx.html):
 - ``k2`` = x^2 / 2: biased, low variance.
 - ``k3`` = exp(-x) - 1 + x: unbiased, low variance, never negative. GRPO's loss uses it (arXiv:2402.03300, eq. 4).
 
-An unbiased estimate of the KL need not have an unbiased gradient: as a loss term, an estimator is differentiated at
-given samples, which leaves out that the samples come from the policy. With the score s = grad log pi(y), so that
+An unbiased estimate of the KL need not have an unbiased gradient: the gradient of a loss term treats the samples as
+constants and ignores that the policy drew them. With the score s = grad log pi(y), so that
 grad x = s, E[s] = 0 and E[f(y) s] = sum_y f(y) grad pi(y), the expected gradients over y ~ pi are
 
 - ``k1``: E[s] = 0. The term does not regularise; ``k1`` works only as a penalty inside the reward.
@@ -17,7 +17,8 @@ grad x = s, E[s] = 0 and E[f(y) s] = sum_y f(y) grad pi(y), the expected gradien
   exchanged. Both agree to first order where pi = pi_ref. (The literature calls KL(pi || pi_ref) the reverse KL and
   KL(pi_ref || pi) the forward KL.)
 
-They hold on samples of the policy itself: for the first update after a rollout, not exactly for later ones.
+This holds for samples of the current policy: exactly for the first update after a rollout, approximately for later
+ones.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from archon_rl.losses.objective import TermValues
 
 KLEstimator = Literal["k1", "k2", "k3"]
 REF_LOGPROBS = "ref_logprobs"
-"""Token field [T]: log-probabilities of the same tokens under the reference."""
+"""Token field [T]: log-probabilities of the sampled tokens under the reference."""
 
 
 def kl_estimate(logprobs: Tensor, reference: Tensor, estimator: KLEstimator) -> Tensor:
@@ -58,7 +59,7 @@ class KLTerm:
 
     Attributes:
         coefficient: weight in the loss.
-        estimator: decides which KL the gradient descends, see above.
+        estimator: which KL the gradient descends depends on it; see the module's docstring.
     """
 
     coefficient: float

@@ -1,8 +1,8 @@
-"""The one ``contracts.loss.Loss`` of this package: a sum of per-token terms under one aggregation.
+"""``Objective``, the implementation of ``contracts.loss.Loss``: a sum of per-token terms under one aggregation.
 
-A term sees model outputs and the micro-batch and returns a value per token. The objective decides which tokens count
-and divides the sum, so a term cannot depend on the split of a batch. The objective also replaces outputs and fields
-outside the loss mask before any term reads them (``losses.masking``), so no term can turn a masked token into NaN.
+A term maps model outputs and a micro-batch to a value per token. The objective applies the loss mask and normalises, so
+a term cannot depend on the split of a batch. It also neutralises outputs and fields outside the mask before any term
+reads them (``losses.masking``), so no term can turn a masked token into NaN.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from archon_rl.losses.masking import mask_fields, mask_inputs, mask_values
 
 @dataclass(frozen=True)
 class TermValues:
-    """A term's results for each token.
+    """The results of a term.
 
     Attributes:
-        values: [T], this term's part of the loss.
+        values: [T], the term's contribution to the loss.
         metrics: name -> detached [T], reported as means over the trained tokens.
     """
 
@@ -40,7 +40,7 @@ class TokenTerm(Protocol):
 
     @property
     def name(self) -> str:
-        """Under which its aggregated value is reported."""
+        """Metric name of its aggregated value."""
 
     @property
     def outputs(self) -> tuple[OutputName, ...]:
@@ -48,14 +48,14 @@ class TokenTerm(Protocol):
 
     @property
     def fields(self) -> frozenset[str]:
-        """Token fields of the batch that it reads, the loss mask aside."""
+        """Token fields of the batch that it reads, besides the loss mask."""
 
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> TermValues:
         """Values per token.
 
         Args:
-            outputs: the outputs named above, with ``masking.NEUTRAL`` outside the loss mask.
-            micro_batch: its floating-point token fields likewise.
+            outputs: the requested outputs, ``masking.NEUTRAL`` outside the loss mask.
+            micro_batch: the micro-batch, whose floating-point token fields are masked likewise.
 
         Returns:
             Values and metrics; entries outside the loss mask are ignored.
@@ -67,9 +67,9 @@ class Objective:
     """The sum of ``terms``, aggregated over the trained tokens.
 
     Attributes:
-        terms: the parts.
-        aggregation: what the sum is divided by.
-        temperature: that of the distribution whose log-probabilities and entropy the terms read.
+        terms: summands.
+        aggregation: normalisation of the sum.
+        temperature: of the distribution whose log-probabilities and entropy the terms read.
     """
 
     terms: tuple[TokenTerm, ...]

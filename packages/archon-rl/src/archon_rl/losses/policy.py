@@ -1,4 +1,4 @@
-"""The clipped policy loss, with its asymmetric, dual and decoupled forms.
+"""The clipped policy loss, with the asymmetric, dual-clip and decoupled variants.
 
 Per token, with the ratio r = pi / pi_prox, advantage A and behaviour weight w = pi_prox / pi_behave:
 
@@ -6,7 +6,7 @@ Per token, with the ratio r = pi / pi_prox, advantage A and behaviour weight w =
 - Asymmetric bounds, "clip higher" (DAPO, arXiv:2503.14476, eq. 10): the upper bound is ``1 + eps_higher``.
 - Dual clip (arXiv:1912.09729, eq. 5): for A < 0, ``l = min(l, -c A)``, so that a large ratio cannot dominate.
 - Decoupled (arXiv:2110.00641; for asynchronous training, arXiv:2505.24298): pi_prox is the policy at the start of
-  the step, pi_behave the one that sampled, and ``l`` is multiplied by w. Otherwise pi_prox is pi_behave, w = 1.
+  the step, pi_behave the policy that sampled, and ``l`` is multiplied by w. Otherwise pi_prox is pi_behave and w = 1.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from archon_rl.losses.objective import TermValues
 ADVANTAGES = "advantages"
 """Token field [T]."""
 LOGPROBS = "logprobs"
-"""Token field [T]: log-probabilities of the sampled tokens under the policy that sampled them."""
+"""Token field [T]: log-probabilities of the sampled tokens under the behaviour policy."""
 PROX_LOGPROBS = "prox_logprobs"
 """Token field [T]: log-probabilities under the policy at the start of the step."""
 
@@ -44,7 +44,7 @@ class BehaviourWeight:
     mode: Literal["token_mask", "token_truncate"] = "token_mask"
 
     def __call__(self, proximal: Tensor, behaviour: Tensor) -> tuple[Tensor, Tensor]:
-        """w [T], and bool [T]: which were above the limit."""
+        """w [T], and bool [T]: true where w exceeded the limit."""
         weight = (proximal - behaviour).exp()
         if self.cap is None:
             return weight, torch.zeros_like(weight, dtype=torch.bool)
@@ -57,10 +57,10 @@ class ClippedPolicyTerm:
     """The clipped surrogate.
 
     Attributes:
-        eps_clip: lower bound's distance from 1.
-        eps_clip_higher: upper bound's; ``None`` for the same.
+        eps_clip: distance of the lower bound from 1.
+        eps_clip_higher: distance of the upper bound from 1; ``None`` for the same.
         c_clip: bound of the dual clip, above 1; ``None`` for none.
-        behaviour: weights of the decoupled form; ``None`` for the plain one.
+        behaviour: weights of the decoupled loss; ``None`` for the plain loss.
     """
 
     eps_clip: float = 0.2
@@ -88,7 +88,7 @@ class ClippedPolicyTerm:
         metrics = {
             "ratio": ratio,
             "clip_fraction": clipped.to(ratio.dtype),
-            # KL(pi_prox || pi): the samples are the proximal policy's, so it takes the first place.
+            # KL(pi_prox || pi), in this order: the samples come from the proximal policy.
             "approx_kl": kl_estimate(proximal, logprobs.detach(), "k3"),
         }
         constant = clipped | (advantages == 0)
@@ -104,7 +104,7 @@ class ClippedPolicyTerm:
             metrics["behave_capped_fraction"] = above.to(ratio.dtype)
             weight = torch.where(advantages == 0, 0, weight)
             constant = constant | (weight == 0)
-        # A token whose loss is constant must not pass through exp: where the ratio overflows, the zero gradient that
-        # comes back would become 0 * inf = NaN.
+        # A token whose loss is constant must not pass through exp: where the ratio overflows, its zero gradient would
+        # become 0 * inf = NaN.
         loss = -torch.where(constant, bound, torch.where(constant, 0, log_ratio).exp()) * advantages
         return TermValues(loss if weight is None else loss * weight, metrics)

@@ -1,4 +1,4 @@
-"""Cross entropy of the tokens that the data set wants."""
+"""Cross entropy, the loss of supervised fine-tuning."""
 
 from __future__ import annotations
 

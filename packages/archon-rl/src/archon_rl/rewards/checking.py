@@ -1,7 +1,7 @@
-"""Calls a reward function and accepts a finite number, nothing else.
+"""Calls a reward function and accepts only a finite number.
 
-One NaN makes the advantages of its whole group NaN, and the update is skipped; an infinite reward would be cut by
-``actor.reward_clip`` and look like a large one. Both are faults of the reward, so both end the run with an error.
+One NaN would make the advantages of its whole group NaN, and ``actor.reward_clip`` would turn an infinite reward into a
+plausible one. Both are bugs of the reward function, so both end the run with an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHOWN_CHARACTERS = 80
 
 @dataclass(frozen=True)
 class NamedReward:
-    """A reward function and the name under which the configuration selects it."""
+    """A reward function and its name in the configuration."""
 
     name: str
     function: Reward
@@ -35,16 +35,16 @@ class NamedReward:
 def checked_reward(
     reward: NamedReward, prompt: str, completion: str, record: Mapping[str, Any], *, place: str
 ) -> float:
-    """The reward of one completion as a finite number.
+    """The reward of one completion as a finite float.
 
-    Python, numpy and torch numbers are accepted, and booleans: ``True`` is 1.0.
+    Accepts Python, numpy and torch numbers, and booleans: ``True`` is 1.0.
 
     Args:
-        place: names the record in messages, such as ``problems.jsonl:3``.
+        place: location of the record for messages, such as ``problems.jsonl:3``.
 
     Raises:
-        RewardError: the function raised, or returned anything else: None, text, NaN, an infinity, several numbers.
-        DataError: the function raised one.
+        RewardError: the function raised, or did not return one finite number.
+        DataError: the function raised a DataError.
     """
     where = f"{place}: reward {reward.name!r}"
     try:
@@ -55,7 +55,7 @@ def checked_reward(
         raise RewardError(f"{place}: {error}") from error
     except (Exception, SystemExit) as error:  # a reward may run a model's code, which may call exit()
         raise RewardError(
-            f"{where}: it raised {_described(error)}; correct the function, or have it return a number for "
+            f"{where}: it raised {_described(error)}; correct the function, or let it return a number for "
             f"completions that it cannot score; the completion was {_shown(completion)}"
         ) from error
     number = _as_float(value)
@@ -68,14 +68,14 @@ def checked_reward(
 
 
 def _as_float(value: Any) -> float | None:
-    """``value`` as a float, infinite where it is too large for one; ``None`` for anything but a single real number."""
+    """``value`` as a float, infinite if it overflows; ``None`` if it is not a single real number."""
     if isinstance(value, (str, bytes)):
         return None
-    # Scalars of numpy, torch and jax, and their tensors of one element, know how to become Python numbers.
+    # Scalars and one-element tensors of numpy, torch and jax convert themselves to Python numbers.
     if callable(getattr(value, "item", None)):
         try:
             value = value.item()
-        except Exception:  # whatever the object's own method raises
+        except Exception:  # item() is foreign code
             return None
     if not isinstance(value, (numbers.Real, Decimal)):
         return None
@@ -83,15 +83,15 @@ def _as_float(value: Any) -> float | None:
         return float(value)
     except OverflowError:
         return math.inf
-    except ValueError:  # a signalling NaN of decimal
+    except ValueError:  # a signalling NaN of Decimal
         return math.nan
 
 
 def _described(error: BaseException) -> str:
-    """Type and message of an exception, and the line of the reward function that raised it or called what did."""
+    """Type and message of an exception, and the line of the reward function that it passed through."""
     try:
         message = " ".join(str(error).split())
-    except Exception:  # an exception of the user's own whose message cannot be built
+    except Exception:  # a user-defined exception whose __str__ fails
         message = ""
     frames = traceback.extract_tb(error.__traceback__)[1:2]  # the first frame is our call
     place = "".join(f" ({Path(frame.filename).name}:{frame.lineno} in {frame.name})" for frame in frames)

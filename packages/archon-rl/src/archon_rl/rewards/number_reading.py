@@ -1,7 +1,4 @@
-"""Reads the number that a text gives as its answer: the one reader of all rewards about numbers.
-
-docs/rewards.md lists the rules.
-"""
+"""Extracts the numeric answer from a text, for all rewards about numbers. docs/rewards.md lists the rules."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from archon_rl.rewards.number_spelling import OPAQUE, plain_spelling
 from archon_rl.rewards.number_tokens import CURRENCY, LETTER, Number, last_token_number, number_tokens
 
 MARK = "####"
-"""Stands before the answer in GSM8K (arXiv:2110.14168)."""
+"""Precedes the answer in GSM8K (arXiv:2110.14168)."""
 
 _BEFORE_ANSWER = re.compile(rf"[\s*_`~({{\[:=\u2248+{CURRENCY}-]*")
 _EXPRESSION_GOES_ON = re.compile(
@@ -38,20 +35,21 @@ def last_number(text: str) -> Number | None:
 
 
 def answer_number(text: str, *, hash_mark: bool = False) -> Number | None:
-    """The number that ``text`` gives as its answer: the marked one, or the last one where nothing is marked.
+    """The numeric answer of ``text``: the marked number, or the last number if there is no mark.
 
-    A mark is ``\\boxed{...}``, or ``####`` and a number on a line; the last mark counts. A marked text with several
+    A mark is ``\\boxed{...}``, or a line with ``####`` and a number; the last mark counts. A marked text with several
     numbers, an expression, or a number that is part of a value such as ``2x`` gives no number.
 
     Args:
-        hash_mark: ``####`` is a mark whatever else stands on the line. Otherwise such a line is a Markdown heading.
+        hash_mark: treat ``####`` as a mark even if the line has other text. If false, such a line is a Markdown
+            heading.
     """
     marks = [(text.rfind(MARK), False), *((text.rfind(f"\\{name}{{"), True) for name in ("boxed", "fbox"))]
     for place, is_box in sorted((mark for mark in marks if mark[0] >= 0), reverse=True):
         if is_box:
             content = _group(text, text.index("{", place))
             number = None if _FACTORIAL.search(content) else _only_number(plain_spelling(content))
-            # The sign may stand outside; a dash with a space is one of a list.
+            # The sign may precede the box; a dash followed by a space is a list marker.
             negated = number is not None and plain_spelling(text[max(0, place - 1) : place]) == "-"
             return replace(number, value=-number.value) if number is not None and negated else number
         line = plain_spelling(text[place + len(MARK) :].lstrip("#").lstrip().partition("\n")[0])
@@ -62,10 +60,10 @@ def answer_number(text: str, *, hash_mark: bool = False) -> Number | None:
 
 
 def _leading_number(text: str, *, alone: bool) -> Number | None:
-    """The number that ``text`` begins with, but for signs, currency and emphasis; not the first of an expression.
+    """The number at the start of ``text``, after signs, currency and emphasis, unless an expression follows.
 
     Args:
-        alone: nothing else may stand in ``text``.
+        alone: ``text`` must contain nothing else.
     """
     token = next(number_tokens(text), None)
     if token is None or not _BEFORE_ANSWER.fullmatch(text[: token.start]):
@@ -76,7 +74,7 @@ def _leading_number(text: str, *, alone: bool) -> Number | None:
 
 
 def _only_number(text: str) -> Number | None:
-    """The number that ``text`` consists of, beside words and units; of an equation, its right side's."""
+    """The only number of ``text``, besides words and units; of an equation, of its right side."""
     text = re.split("[=\u2248]", text)[-1].strip()
     if whole := _EMPHASISED.fullmatch(text):
         text = whole[2]
@@ -90,7 +88,7 @@ def _only_number(text: str) -> Number | None:
 
 
 def _group(text: str, brace: int) -> str:
-    """What stands between the brace at ``brace`` and the one that closes it; nothing when none does."""
+    """The text between the brace at ``brace`` and the matching one; empty if it is never closed."""
     depth = 0
     for match in re.finditer(r"\\.|[{}]", text[brace:], re.DOTALL):
         depth += {"{": 1, "}": -1}.get(match[0], 0)

@@ -1,6 +1,6 @@
-"""Rewrites Unicode and TeX spellings of numbers into plain ASCII ones, before ``number_reading`` looks for numbers.
+"""Rewrites Unicode and TeX spellings of numbers to plain ASCII before ``number_reading`` looks for numbers.
 
-Every function is one pass or a regular expression without nested repetition, so a long completion takes linear time.
+Every function is a single pass or a regular expression without nested repetition, so long completions take linear time.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ import re
 import unicodedata
 
 OPAQUE = "\ue000"
-"""Replaces a TeX group whose content is only a part of a value, such as the argument of a root or an exponent."""
+"""Replaces a TeX group that is only part of a value, such as the argument of a root or an exponent."""
 THIN_SPACE = "\u202f"
-"""Replaces every space that separates digit groups and nothing else: no-break, thin and figure spaces, TeX ``\\,``."""
+"""Replaces spaces that only separate digit groups: no-break, thin and figure spaces, TeX ``\\,``."""
 
 _CHARACTERS = str.maketrans(
     {
@@ -51,7 +51,7 @@ _TEX_COMMANDS = {
     "pounds": "\u00a3",
     "euro": "\u20ac",
 }
-"""Command names -> what they become. Braces of an argument stay: ``5\\text{ km}`` becomes ``5 { km}``."""
+"""TeX command names -> replacement. Braces of arguments stay: ``5\\text{ km}`` becomes ``5 { km}``."""
 _TEX_NAMES = {name: plain for names, plain in _TEX_COMMANDS.items() for name in names.split()}
 _TEX_NAME = re.compile(r"\\([A-Za-z]+)")
 _TEX_SYMBOL = re.compile(r"\\([^A-Za-z\s]| )")
@@ -66,7 +66,7 @@ _LONGEST_NAME = 20
 
 
 def plain_spelling(text: str) -> str:
-    """``text`` with its numbers spelled in ASCII, as far as they have such a spelling.
+    """``text`` with its numbers spelled in ASCII where possible.
 
     >>> plain_spelling("x = \u2212\\\\frac{1}{2}, 10\u2075, \u00bd")
     'x = -1/2, 10^5, 1/2'
@@ -101,7 +101,7 @@ def _without_tex(text: str) -> str:
 
 
 def _plain_fraction(match: re.Match[str]) -> str:
-    """``\\frac{1}{2}`` as ``1/2``, with a space after a digit: then it is a mixed number."""
+    """``\\frac{1}{2}`` as ``1/2``; after a digit with a space, which makes a mixed number."""
     parts = [_FRACTION_PART.fullmatch(match[2] or match[3] or ""), _FRACTION_PART.fullmatch(match[4] or match[5] or "")]
     if None in parts:
         return match[0]
@@ -110,8 +110,8 @@ def _plain_fraction(match: re.Match[str]) -> str:
 
 
 def _hide_arguments(text: str) -> str:
-    """``text`` with ``OPAQUE`` for every group in braces that is an argument of an unknown command, a root, a fraction,
-    an exponent or an index. Other braces stay, and so does what they hold."""
+    """``text`` with every braced argument of an unknown command, root, fraction, exponent or index replaced by
+    ``OPAQUE``. Other braces and their content stay."""
     pieces: list[str] = []
     kept_from, depth, hidden_at, hidden_until = 0, 0, -1, -1
     for match in re.finditer(r"[{}]", text):

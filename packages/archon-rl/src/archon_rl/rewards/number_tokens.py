@@ -1,4 +1,4 @@
-"""Finds the numbers of a plainly spelled text, and tells them from digits that are part of something else.
+"""Finds the numbers of a text in plain spelling, as opposed to digits that are part of something else.
 
 Values are exact fractions, never floats.
 """
@@ -13,7 +13,7 @@ from fractions import Fraction
 from archon_rl.rewards.number_spelling import OPAQUE, THIN_SPACE
 
 MOST_DIGITS = 500
-"""Numbers with more digits, or an exponent of ten beyond this, are not read: arithmetic with them would take long."""
+"""Numbers with more digits or a larger exponent of ten are ignored: exact arithmetic with them would be slow."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Number:
     """A number in a text.
 
     Attributes:
-        value: before a percent sign is applied.
+        value: without the percent sign: 50 for 50%.
         is_percentage: whether a percent sign, or the word, follows.
     """
 
@@ -42,12 +42,12 @@ class Number:
 
 @dataclass(frozen=True)
 class Token:
-    """A number, or something that has digits and is none.
+    """A number, or another token with digits.
 
     Attributes:
-        number: ``None`` for the latter.
-        start: where its first digit, or decimal point, stands.
-        end: where it ends.
+        number: ``None`` if it is not a number.
+        start: index of the first digit or decimal point.
+        end: index after the last character.
     """
 
     number: Number | None
@@ -58,7 +58,7 @@ class Token:
 # Letters of scripts that separate words by spaces: a number beside one is part of a word. (5個 is five.)
 LETTER = f"A-Za-z_\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u0370-\u03ff\u0400-\u04ff{OPAQUE}"
 CURRENCY = "$\u20ac\u00a3\u00a5\u20b9"
-# Units that are written without a space. Not k, M, B and x: 5k is another number than 5, and 5x a product.
+# Units written without a space. Not k, M, B and x: 5k is not 5, and 5x is a product.
 _UNITS = (
     "mm|cm|dm|km|m|in|ft|yd|mi|mg|kg|g|lbs?|oz|ml|mL|cl|l|L|gal|s|secs?|mins?|min|hrs?|h|days?|hours?|minutes?|seconds?|"
     "weeks?|months?|years?|yrs?|am|pm|AM|PM|mph|kph|kWh|kW|Hz|kHz|MHz|GHz|kB|KB|MB|GB|TB|USD|EUR|GBP|cents?|ct|dollars?"
@@ -71,7 +71,7 @@ _GROUPED = "|".join(rf"[1-9][0-9]{{0,2}}(?:{separator}[0-9]{{3}})+(?![0-9])" for
 _INTEGER = rf"(?:{_GROUPED}|[0-9]++)"
 # A point without digits before it is a decimal point, but not the last one of an ellipsis.
 _DECIMAL = rf"(?:{_INTEGER}(?:\.[0-9]++)?|(?<![.0-9])\.[0-9]++)"
-# What must not follow a number, or it is part of something else.
+# Lookaheads: what must not follow a number, since the digits would then be part of something else.
 _END = rf"""
     (?![0-9]|[.,:'{THIN_SPACE}][0-9])                      # decimal commas, versions, times, feet and inches
     (?!-[0-9]+[-/][0-9]|-0[0-9])                           # dates, 1-1/2
@@ -102,7 +102,7 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _SIGN_WINDOW = 24
-"""Characters before a number in which its sign is looked for."""
+"""Number of characters before a number to search for its sign."""
 _SIGN = re.compile(
     rf"""
     (?:^|[^0-9{LETTER}%)\]}}-]) -(?:[{CURRENCY}]\s?)?\(?$    # directly before; after a value it is an operator
@@ -117,14 +117,14 @@ _VALUE = re.compile(r".*[0-9)\]}%]|[A-Za-z]")
 
 
 def number_tokens(text: str) -> Iterator[Token]:
-    """Numbers of a plainly spelled text, and what begins with a digit and is none; words with digits are left out."""
+    """Numbers of a text in plain spelling, and other tokens that start with a digit; words with digits are skipped."""
     for match in _TOKEN.finditer(text):
         if match["word"] is None:
             yield Token(_number(match), match.start(), match.end())
 
 
 def last_token_number(text: str) -> Number | None:
-    """The last number of a plainly spelled text."""
+    """The last number of a text in plain spelling."""
     matches = [match for match in _TOKEN.finditer(text) if match["word"] is None]
     return next((number for number in map(_number, reversed(matches)) if number is not None), None)
 
@@ -154,7 +154,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 def _fraction(digits: str, exponent: str = "0") -> Fraction | None:
-    """The value of a decimal number; ``None`` when it is too long."""
+    """The value of a decimal number; ``None`` if it is too long."""
     digits = re.sub(rf"[,_' {THIN_SPACE}]", "", digits)
     if len(digits) > MOST_DIGITS or len(exponent) > len(str(MOST_DIGITS)) + 1 or abs(int(exponent)) > MOST_DIGITS:
         return None

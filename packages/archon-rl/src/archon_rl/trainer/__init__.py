@@ -1,1 +1,1 @@
-"""Trainers: what turns a configuration into a run, in pieces of one concern each."""
+"""The trainers (``RLTrainer``, ``SFTTrainer``) and the parts that they share."""

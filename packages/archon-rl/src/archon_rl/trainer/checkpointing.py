@@ -1,7 +1,7 @@
-"""Checkpoints of a run: the engine's training state, and where the trainer stood.
+"""Checkpoints of a run: the engine's training state, and the progress of the trainer.
 
-Weights and optimizer state lie in ``dcp/``, everything else in ``trainer.json``. No generator state is among it:
-what is drawn in a step depends on the run's seed and the step.
+``dcp/`` holds weights and optimizer state, ``trainer.json`` everything else. Neither holds random generator state: all
+draws of a step are functions of the run's seed and the step.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from archon_engine.models.tokenizer import save_tokenizer
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.trainer.fingerprint import Fingerprint
 from archon_rl.trainer.record import record_decisions
-from archon_rl.trainer.sharing import written_together
+from archon_rl.trainer.sharing import publish_collectively
 from archon_train.run.context import RunContext
 
 STATE_FILE = "trainer.json"
 ENGINE_FOLDER = "dcp"
 TOKENIZER_FOLDER = "tokenizer"
-"""In the run folder: the run's own copy of its tokenizer, and the tokens that end its completions."""
+"""In the run folder: a copy of the tokenizer, and the tokens that end completions."""
 
 
 NONE: Mapping[str, Fingerprint] = MappingProxyType({})
@@ -47,18 +47,18 @@ NONE: Mapping[str, Fingerprint] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where a run stands.
+    """The progress of a run, as ``trainer.json`` stores it.
 
     Attributes:
-        step: training steps done.
-        version: that of the weights.
+        step: completed training steps.
+        version: of the weights.
         epoch: of the next record.
         position: of the next record in its epoch.
-        n_records: training records, which the order of records depends on.
-        batch_size: records per step; a resumed run must have as many for its order to be the same.
-        baseline: the first evaluation of the run, before training.
-        fingerprints: name -> ``fingerprint.Fingerprint`` as a dict, of what the run learns from; ``None`` in states of
-            earlier versions.
+        n_records: number of training records; the order of records depends on it.
+        batch_size: records per step; a resumed run needs the same value for the same order.
+        baseline: metrics of the evaluation before training.
+        fingerprints: name -> ``fingerprint.Fingerprint`` as a dict, of the run's inputs; ``None`` in states of earlier
+            versions.
     """
 
     step: int
@@ -72,24 +72,24 @@ class TrainerState:
 
 
 def resumed_checkpoint(run: RunContext) -> Path | None:
-    """The checkpoint that ``run`` goes on from, or ``None`` when it begins at its beginning.
+    """The checkpoint that ``run`` resumes from; ``None`` if it starts from scratch.
 
-    The first rank looks: on a shared disk, others may see a folder later than it was written.
+    The first rank searches and broadcasts: on a shared file system, other ranks may see a new folder late.
     """
     found = run.folder.latest_checkpoint() if run.config.trainer.resume and run.ranks.is_first else None
     return run.ranks.broadcast(found)
 
 
 class Checkpoints:
-    """Writes a run's checkpoints, in turn with training or beside it, and removes those that are not kept.
+    """Writes the checkpoints of a run, synchronously or in the background, and removes superseded ones.
 
     All ranks call the same methods in the same order.
 
     Args:
-        run: the run; ``trainer.async_save``, ``keep_last`` and ``keep_every`` say how.
-        engine: the model in training.
-        cursor: where its data stand.
-        fingerprints: what it learns from.
+        run: the run, with the options ``trainer.async_save``, ``keep_last`` and ``keep_every``.
+        engine: the engine of the trained model.
+        cursor: the position in the data.
+        fingerprints: of the run's inputs.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class Checkpoints:
         self._apart: Ranks | None = None
 
     def save(self, step: int, baseline: dict[str, float]) -> None:
-        """Write the checkpoint after ``step`` training steps, or begin to. It appears whole or not at all.
+        """Write the checkpoint of ``step``, or start to write it in the background. Publication is atomic.
 
         Raises:
-            WeightsError: this one, or the one before, could not be written.
+            WeightsError: this or the previous checkpoint could not be written.
         """
         self.finish()
         epoch, position = self._cursor.position(step)
@@ -122,34 +122,35 @@ class Checkpoints:
         ranks, staged = self._apart, self._engine.stage()
         self._pending = _in_background(lambda: self._write(state, lambda folder: staged.write(folder, ranks), ranks))
 
-    def look(self) -> None:
-        """Between steps: notice that the write in the background has ended, on all ranks at once.
+    def poll(self) -> None:
+        """Between steps: finish the background write if it has ended on all ranks.
 
         Raises:
-            WeightsError: it could not be written.
+            WeightsError: the checkpoint could not be written.
         """
-        # Some ranks may see its end before others do; all must raise at the same place.
+        # Ranks may finish at different times, but all must raise in the same call.
         if self._pending is not None and all(self._run.ranks.gather(self._pending.done())):
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the write in the background, if there is one.
+        """Wait for the background write, if there is one.
 
         Raises:
-            WeightsError: it could not be written.
+            WeightsError: the checkpoint could not be written.
         """
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
 
-    def leave(self) -> None:
-        """After an error: let a single process end its write; with others, which may be gone, leave it."""
+    def abandon(self) -> None:
+        """After an error: wait for the write of a single process; with more ranks, peers may be gone, so do not
+        wait."""
         if self._pending is not None and self._run.ranks.size == 1:
             wait([self._pending])
 
     def _write(self, state: TrainerState, write_engine: Callable[[Path], None], ranks: Ranks) -> None:
         folder, trainer = self._run.folder, self._run.config.trainer
-        with written_together(ranks, folder.writing(state.step)) as checkpoint:
+        with publish_collectively(ranks, folder.writing(state.step)) as checkpoint:
             write_engine(checkpoint / ENGINE_FOLDER)
             with failing_together(ranks):
                 if ranks.is_first:
@@ -161,7 +162,7 @@ class Checkpoints:
 
 
 def _in_background(work: Callable[[], None]) -> Future[None]:
-    """Run ``work`` in a thread that does not keep the process alive: a second Ctrl-C ends it at once."""
+    """Run ``work`` in a daemon thread, so that a second Ctrl-C ends the process at once."""
     future: Future[None] = Future()
 
     def run() -> None:
@@ -177,10 +178,10 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
 
 
 def load_checkpoint(run: RunContext, checkpoint: Path, engine: TrainEngine, cursor: DataCursor) -> TrainerState:
-    """Give ``engine`` the checkpoint's weights and optimizer state. All ranks call this.
+    """Load the checkpoint's weights and optimizer state into ``engine``. Collective.
 
     Raises:
-        WeightsError: on every rank, the checkpoint is damaged, or was written for other batches.
+        WeightsError: on every rank, the checkpoint is damaged, or was written for another batch size or data set size.
     """
     with with_resume_advice(checkpoint):
         with failing_together(run.ranks):
@@ -191,14 +192,14 @@ def load_checkpoint(run: RunContext, checkpoint: Path, engine: TrainEngine, curs
 
 
 def read_state(run: RunContext, checkpoint: Path) -> TrainerState:
-    """Where the run stood when ``checkpoint`` was written.
+    """The progress of the run at ``checkpoint``.
 
     Raises:
-        DamagedError: its file is damaged.
+        DamagedError: ``trainer.json`` is damaged.
     """
     file, seal = checkpoint / STATE_FILE, read_seal(checkpoint)
     if seal is None:
-        reason = "it has no checksums: an earlier version of archon-rl wrote it, or they were removed"
+        reason = "the checkpoint has no checksums: an earlier version of archon-rl wrote it, or they were removed"
         unchecked = Decision("trainer.resume", f"{file}, checked", "not checked for damage", reason)
         if unchecked not in run.decisions:
             run.decisions.append(unchecked)
@@ -207,42 +208,42 @@ def read_state(run: RunContext, checkpoint: Path) -> TrainerState:
     try:
         return TrainerState(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise DamagedError(f"{file}: it cannot be read ({error})") from error
+        raise DamagedError(f"{file}: cannot read the file ({error})") from error
 
 
 def _check_batches(run: RunContext, checkpoint: Path, state: TrainerState, cursor: DataCursor) -> None:
     if cursor.batch_size != state.batch_size:
         raise WeightsError(
-            f"checkpoint {checkpoint}: found data.batch_size {cursor.batch_size}, the run began with "
-            f"{state.batch_size}; the order of records depends on it: set data.batch_size={state.batch_size}, or begin "
-            "a new run with another trial_name"
+            f"data.batch_size: found {cursor.batch_size}, but the run of checkpoint {checkpoint} started with "
+            f"{state.batch_size}, and the order of records depends on it; set data.batch_size={state.batch_size}, or "
+            "start a new run with another trial_name"
         )
     accepted = "data" in run.config.trainer.accept_changed
     if cursor.n_records != state.n_records and not accepted:
         raise WeightsError(
-            f"checkpoint {checkpoint}: found {cursor.n_records} training records, the run began with "
-            f"{state.n_records}; restore them, go on with trainer.accept_changed=[data], or begin a new run with "
-            "another trial_name"
+            f"checkpoint {checkpoint}: found {cursor.n_records} training records, but the run started with "
+            f"{state.n_records}; restore the data, accept it with trainer.accept_changed=[data], or start a new run "
+            "with another trial_name"
         )
 
 
 @contextmanager
 def with_resume_advice(checkpoint: Path) -> Iterator[None]:
-    """Say how to go on without a damaged checkpoint; that is never done unasked."""
+    """Add to a DamagedError how to resume from an earlier checkpoint; that never happens automatically."""
     try:
         yield
     except DamagedError as error:
-        error.add_note(f"to go on from the checkpoint before, if there is one, move {checkpoint} away and resume again")
+        error.add_note(f"to resume from the previous checkpoint, if there is one, move {checkpoint} away and run again")
         raise
 
 
 def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any, ends: EndTokens) -> Path:
-    """Write model and tokenizer to the run's ``export`` folder, in Hugging Face's form. All ranks call this.
+    """Write model and tokenizer to the run's ``export`` folder in Hugging Face format. Collective.
 
-    Whoever generates with the export ends completions at the tokens at which the run did, but for those of
-    ``gconfig.stop_token_ids``, which belong to the run.
+    The exported ``generation_config.json`` ends completions at the same tokens as the run, except for
+    ``gconfig.stop_token_ids``, which apply to the run only.
     """
-    with written_together(run.ranks, run.folder.exporting()) as export:
+    with publish_collectively(run.ranks, run.folder.exporting()) as export:
         engine.save(export, "hf")
         with failing_together(run.ranks):
             if run.ranks.is_first:
@@ -255,7 +256,7 @@ def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any, ends: End
 def _written_ends(ends: EndTokens) -> Decision:
     return Decision(
         f"export/{GENERATION_CONFIG}",
-        "eos_token_id as the model's files give it",
+        "eos_token_id from the model's files",
         f"eos_token_id={list(ends.own)}",
-        "the run ended completions there, so whoever loads the export does too",
+        "completions of the exported model end where those of the run did",
     )

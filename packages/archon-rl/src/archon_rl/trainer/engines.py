@@ -1,4 +1,4 @@
-"""Building the engines of a run from its configuration, through the registry."""
+"""Builds the engines of a run from its configuration, through the registry."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from archon_train.run.context import RunContext
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 VOCABULARY_MULTIPLE = 64
-"""Vocabularies that we size are rounded up to this: matrix products prefer round sizes."""
+"""A vocabulary size that Archon chooses is rounded up to a multiple of this, for efficient matrix products."""
 
 
 def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: int | None) -> TrainEngine:
-    """The engine that ``config.backend`` names, with its weights. Its decisions join those of the run."""
+    """The engine of ``config.backend`` with its weights. Adds its decisions to those of the run."""
     engine = assemble(
         config,
         role=role,
@@ -52,10 +52,10 @@ def _layout(run: RunContext, role: str) -> Layout:
 
 
 def complete_model_config(run: RunContext, tokenizer: Any) -> Any:
-    """``actor`` with what its inline ``model_config`` leaves to the tokenizer: vocabulary size and special ids.
+    """``actor`` with an inline ``model_config`` completed from the tokenizer: vocabulary size and special token ids.
 
     Raises:
-        ConfigError: the vocabulary that it writes is smaller than the tokenizer's.
+        ConfigError: the given vocabulary is smaller than the tokenizer's.
     """
     actor = run.config.actor
     if actor.model_config is None:
@@ -87,7 +87,7 @@ def complete_model_config(run: RunContext, tokenizer: Any) -> Any:
                 option="actor.model_config",
                 requested=f"no {', '.join(special)}",
                 effective=", ".join(f"{name}={value}" for name, value in special.items()),
-                reason="the tokenizer's, so that the exported model knows them",
+                reason="taken from the tokenizer, for the exported model",
             )
         )
     record_decisions(run, decisions)
@@ -97,18 +97,18 @@ def complete_model_config(run: RunContext, tokenizer: Any) -> Any:
 def _check_vocabulary(where: str, vocab_size: int, tokenizer: Any) -> None:
     if vocab_size < len(tokenizer):
         raise ConfigError(
-            f"{where}: found vocab_size {vocab_size}, the tokenizer has {len(tokenizer)} tokens; it must be at least "
-            "that: change it, leave it out of model_config, or choose a smaller tokenizer"
+            f"{where}: found vocab_size {vocab_size}; allowed is at least {len(tokenizer)}, the size of the tokenizer; "
+            "raise it, leave it out of model_config, or choose a smaller tokenizer"
         )
 
 
-def starting_from(actor: Any, checkpoint: Path) -> Any:
-    """``actor`` with its weights from ``checkpoint`` instead of where they came from."""
+def with_checkpoint(actor: Any, checkpoint: Path) -> Any:
+    """``actor`` with the weights of ``checkpoint``."""
     return replace(actor, path=str(checkpoint), init_from_scratch=False, model_config=None)
 
 
 def reference_config(ref: Any, actor: Any) -> Any:
-    """The ``ref`` section with the actor's starting weights when it names none of its own, and without optimizer."""
+    """The ``ref`` section, with the actor's initial weights unless it names others, and without an optimizer."""
     if not ref.path and ref.model_config is None:
         ref = replace(ref, path=actor.path, model_config=actor.model_config, init_from_scratch=actor.init_from_scratch)
     return replace(ref, optimizer=None)

@@ -1,4 +1,4 @@
-"""Held-out records: mean reward of greedy completions, or mean loss of answers."""
+"""Evaluation on held-out records: mean reward of greedy completions, or mean loss of answers."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def evaluate_reward(
 
     Args:
         options: greedy sampling options (``sampling_options(..., greedy=True)``).
-        data_ranks: share the records.
+        data_ranks: divide the records among them.
 
     Raises:
         RewardError: as ``score`` does.
     """
     records = [read_placed(dataset, index) for index in range(_size(dataset, limit))]
-    # Greedy completions draw no random numbers; requests must have a seed all the same.
+    # Greedy decoding draws no random numbers, but a request needs a seed.
     rollout = sample(engine, encoder, records, options, seed_of=lambda place, number: 0, data_ranks=data_ranks)
     return {EVAL_REWARD: float(score(rollout, encoder, reward, data_ranks).double().mean())}
 
@@ -56,7 +56,7 @@ def evaluate_loss(
     batch_size: int,
     limit: int | None = None,
 ) -> dict[str, float]:
-    """``eval/loss``: the mean loss per answer token of the first ``limit`` records, whatever the batch size."""
+    """``eval/loss``: the mean loss per answer token of the first ``limit`` records; independent of ``batch_size``."""
     total, weight = 0.0, 0.0
     for records in _batches(dataset, _size(dataset, limit), batch_size):
         batch = supervised_batch(encoder, records)

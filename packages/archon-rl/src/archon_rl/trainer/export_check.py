@@ -1,4 +1,4 @@
-"""Does ``transformers`` compute with the exported model what the engine computes? A check from outside."""
+"""Verifies an export: compares the logits of ``transformers`` with the engine's."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ONE_PROCESS = Ranks()
 def verify_export(engine: TrainEngine, export: Path, batch: Batch, ranks: Ranks = ONE_PROCESS) -> float:
     """Load ``export`` with ``AutoModelForCausalLM`` and compare its logits on ``batch`` with the engine's.
 
-    Every rank's engine computes the whole batch: it is small, and its logits are too large to be sent around.
-    ``transformers`` computes on the first rank alone, and all ranks hear the verdict.
+    Every data rank computes the whole batch, which is small, to avoid a transfer of logits. ``transformers`` runs on
+    the first rank, which broadcasts the difference.
 
     Returns:
-        The largest difference, as a share of the largest logit.
+        The largest absolute difference, divided by the largest logit.
 
     Raises:
-        TrainingError: it is above ``TOLERANCE``, or not a number; on all ranks.
+        TrainingError: on all ranks, the difference is above ``TOLERANCE`` or NaN.
     """
     ours = engine.forward_batch(batch, OutputRequest(("logits",)))["logits"]
     difference = 0.0
@@ -41,8 +41,8 @@ def verify_export(engine: TrainEngine, export: Path, batch: Batch, ranks: Ranks 
     difference = ranks.broadcast(difference)
     if not difference <= TOLERANCE:
         raise TrainingError(
-            f"export {export}: transformers computes logits that differ from the engine's by {difference:.2e} of the "
-            f"largest one; allowed is {TOLERANCE:g}; do not use this export, and report the model's configuration"
+            f"export {export}: found logits in transformers that differ from the engine's by {difference:.2e} of the "
+            f"largest logit; allowed is {TOLERANCE:g}; do not use this export, and report the model's configuration"
         )
     return difference
 
@@ -61,7 +61,7 @@ def _transformers_logits(export: Path, batch: Batch, dtype: torch.dtype) -> Tens
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    """Keep the bar of ``transformers`` out of ours."""
+    """Hide the progress bar of ``transformers``, which would break ours."""
     from transformers.utils import logging
 
     was_enabled = logging.is_progress_bar_enabled()

@@ -1,7 +1,7 @@
-"""Fingerprints of what a run learns from: records, tokenizer, chat template and reward.
+"""Fingerprints of a run's inputs: records, tokenizer, chat template and reward.
 
-They lie in the training state, and a resumed run compares them: the same options can stand for other data once a file,
-a package or a folder has changed. All are functions of content alone, whatever the layout, the machine or the paths.
+Checkpoints store them and a resumed run compares them, since files, packages and folders can change behind unchanged
+options. They depend on content alone, not on layout, machine or paths.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ SHOWN_DIGITS = 12
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """One thing that a run learns from.
+    """The fingerprint of one input.
 
     Attributes:
-        digest: SHA-256 of its content, in hexadecimal.
-        about: what it is, for messages.
+        digest: SHA-256 of the content, in hexadecimal.
+        about: description for messages.
     """
 
     digest: str
@@ -42,7 +42,7 @@ class Fingerprint:
 
 
 def records_fingerprint(records: Iterable[Mapping[str, Any]]) -> Fingerprint:
-    """Of records in their order. Every field counts, since a reward may read any; the order of fields does not."""
+    """Fingerprint of records and their order. All fields count, since a reward may read any; their order does not."""
     digest, count = hashlib.sha256(), 0
     for record in records:
         digest.update(_record_bytes(record))
@@ -51,10 +51,10 @@ def records_fingerprint(records: Iterable[Mapping[str, Any]]) -> Fingerprint:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> Fingerprint:
-    """Of a ``transformers`` tokenizer: vocabulary, merges, normalisation and special tokens, not its chat template."""
+    """Fingerprint of a tokenizer: vocabulary, merges, normalisation and special tokens; not the chat template."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     pipeline = {} if backend is None else json.loads(backend.to_str())
-    for state in ("truncation", "padding", "version"):  # the first two change whenever a batch is encoded with them
+    for state in ("truncation", "padding", "version"):  # encoding a batch changes the first two
         pipeline.pop(state, None)
     content = {
         "pipeline": pipeline or sorted(tokenizer.get_vocab().items()),
@@ -67,16 +67,16 @@ def tokenizer_fingerprint(tokenizer: Any) -> Fingerprint:
 
 
 def template_fingerprint(tokenizer: Any) -> Fingerprint:
-    """Of a tokenizer's chat template, or its templates by name."""
+    """Fingerprint of a tokenizer's chat template, or of its named templates."""
     template = tokenizer.chat_template
     about = "no chat template" if not template else f"a chat template of {len(str(template))} characters"
     return Fingerprint(hashlib.sha256(_json_bytes(template or None)).hexdigest(), about)
 
 
 def reward_fingerprint(spec: RewardSpec) -> Fingerprint:
-    """Of a reward, which must have been loaded: the source of its module, and of modules beside it that it imports.
+    """Fingerprint of a loaded reward: the source of its module, and of the modules of its package that it imports.
 
-    A reward without source, such as one that is compiled, goes by the version of its package.
+    Without source, for a compiled module, it is the version of the package.
     """
     version = _version(spec.origin)
     module, _, attribute = spec.target.partition(":")
@@ -88,8 +88,8 @@ def reward_fingerprint(spec: RewardSpec) -> Fingerprint:
 
 def _record_bytes(record: Mapping[str, Any]) -> bytes:
     try:
-        return _json_bytes(record) + b"\n"  # JSON has no newline of its own, so records cannot run together
-    except (TypeError, ValueError, RecursionError):  # mixed types of names, numbers of thousands of digits
+        return _json_bytes(record) + b"\n"  # compact JSON has no newlines, so records cannot run together
+    except (TypeError, ValueError, RecursionError):  # keys of mixed types, integers of thousands of digits
         return pickle.dumps(record, protocol=4)
 
 
@@ -110,7 +110,7 @@ def _version(distribution: str) -> str:
 
 
 def _sources(module: str) -> dict[str, str]:
-    """Module -> digest of its file: ``module``, and what it imports from its own package, directly or not."""
+    """Module -> digest of its file, for ``module`` and its transitive imports within the package."""
     package = module.rpartition(".")[0] or module
     waiting, found = [module], {}
     while waiting:
@@ -126,12 +126,12 @@ def _sources(module: str) -> dict[str, str]:
 def _file_of(module: ModuleType | None) -> bytes | None:
     try:
         return Path(module.__file__ or "").read_bytes() if module is not None else None
-    except (AttributeError, OSError):  # built in, or made in the process
+    except (AttributeError, OSError):  # a built-in module, or one created at run time
         return None
 
 
 def _imports(module: ModuleType, source: bytes) -> Iterator[str]:
-    """Names of modules that a module's source imports, and of some that are attributes instead."""
+    """Names that a module's source imports: modules, and some attributes of modules."""
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):  # a compiled module

@@ -1,6 +1,6 @@
-"""The loop that all trainers share: steps, evaluations, checkpoints, a request to stop, and the export at the end.
+"""The training loop of all trainers: steps, evaluations, checkpoints, requests to stop, and the final export.
 
-All ranks run it in step: what decides where it goes is the same for all of them, or agreed on.
+All ranks run it in lockstep: every branch depends on values that are equal on all ranks, or that the ranks agree on.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class TrainingLoop:
 
     Attributes:
         run: the run.
-        task: its data.
-        engine: the model in training.
+        task: data and tokenizer.
+        engine: the engine of the trained model.
         total_steps: training steps of the whole run.
-        run_step: does step number n, counted from 0, and returns its metrics, ``tokens`` among them.
-        evaluate: metrics of the held-out records; ``None`` when there are none.
-        fingerprints: what the run learns from (``resuming.fingerprints``), for its checkpoints.
-        shown: metrics for the progress line, as far as a step has them.
+        run_step: runs step n, counted from 0; returns its metrics, including ``tokens``.
+        evaluate: returns metrics of the held-out records; ``None`` without such records.
+        fingerprints: of the run's inputs (``resuming.fingerprints``), stored in checkpoints.
+        shown: metrics to show in the progress line if present.
     """
 
     run: RunContext
@@ -52,7 +52,7 @@ class TrainingLoop:
         self._checkpoints = Checkpoints(self.run, self.engine, self.task.cursor, self.fingerprints)
 
     def resume(self) -> int:
-        """Give the engine the run's last checkpoint, if there is one; return the steps that are done."""
+        """Load the run's latest checkpoint, if any, into the engine; return the number of completed steps."""
         checkpoint = resumed_checkpoint(self.run)
         if checkpoint is None:
             return 0
@@ -63,14 +63,14 @@ class TrainingLoop:
         return state.step
 
     def run_from(self, done: int) -> None:
-        """Train from ``done`` steps to the end, then export.
+        """Train from ``done`` completed steps to the end, then export.
 
         Raises:
-            KeyboardInterrupt: the user asked to stop; a checkpoint of the step that was done last, if any, is there.
-            TrainingError: the export is not what it should be.
+            KeyboardInterrupt: the user asked to stop; the last completed step has a checkpoint.
+            TrainingError: the verification of the export failed.
         """
         if done >= self.total_steps:
-            self.run.progress.note(f"Nothing is left to train: {done} of {self.total_steps} steps are done")
+            self.run.progress.note(f"Nothing left to train: {done} of {self.total_steps} steps are done")
         if done == 0 and self.evaluate is not None:
             self._stop_before_first_step()
             self._baseline = self._latest = self.evaluate()
@@ -85,20 +85,19 @@ class TrainingLoop:
                 self._finish_step(done, row)
             self._finish_run()
         except Exception:
-            self._checkpoints.leave()
+            self._checkpoints.abandon()
             raise
 
     def _finish_step(self, done: int, row: dict[str, float]) -> None:
         trainer, last = self.run.config.trainer, done == self.total_steps
         if row.get("skipped_updates"):
             self.run.progress.note(
-                f"Step {done}: {row['skipped_updates']:.0f} of {row['updates']:.0f} updates were skipped, because "
-                "their gradient norm was not finite"
+                f"Step {done}: skipped {row['skipped_updates']:.0f} of {row['updates']:.0f} updates, because their "
+                "gradient norm was not finite"
             )
         if row.get("left_out_updates"):
             self.run.progress.note(
-                f"Step {done}: {row['left_out_updates']:.0f} mini-batches were left out, because they hold no "
-                "completion to learn from"
+                f"Step {done}: left out {row['left_out_updates']:.0f} mini-batches without a completion to learn from"
             )
         clock = PhaseClock()
         if self.evaluate is not None and (last or _is_due(done, trainer.eval_every)):
@@ -108,7 +107,7 @@ class TrainingLoop:
         self.run.metrics.log(done, row)
         shown = {name: row[name] for name in (*self.shown, *self._latest) if name in row}
         self.run.progress.update(done, n_tokens=int(row["tokens"]), **shown)
-        self._checkpoints.look()
+        self._checkpoints.poll()
         stop = not last and self._stop_requested()
         if last or stop or _is_due(done, trainer.save_every):
             self._checkpoints.save(done, self._baseline)
@@ -121,7 +120,7 @@ class TrainingLoop:
             raise KeyboardInterrupt("stopped before the first step")
 
     def _stop_requested(self) -> bool:
-        # A signal may have reached some ranks only, or some later than others: they must stop after the same step.
+        # A signal may reach some ranks late or never; all must stop after the same step.
         return self.run.ranks.any(self.run.stop.requested)
 
     def _finish_run(self) -> None:
@@ -134,7 +133,7 @@ class TrainingLoop:
             sample = [records[i] for i in range(min(EXPORT_CHECK_RECORDS, len(records)))]
             batch = comparison_batch(self.task.encoder, sample)
             difference = verify_export(self.engine, export, batch, self.run.ranks)
-            note(f"Export verified: logits of transformers differ by at most {difference:.1e} of the largest one")
+            note(f"Export verified: logits differ from transformers' by at most {difference:.1e} of the largest logit")
         if self._latest:
             note(f"Held-out records: {_listed(self._baseline)} before, {_listed(self._latest)} after training")
 

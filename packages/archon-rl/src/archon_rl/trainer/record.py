@@ -1,4 +1,4 @@
-"""Decisions of a trainer and its engines: recorded with the run and shown as they are taken."""
+"""Records the decisions of a trainer and its engines with the run, and shows them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from archon_train.run.context import RunContext
 
 
 def record_decisions(run: RunContext, decisions: Iterable[Decision]) -> None:
-    """Add to the run's decisions those that are not among them yet, and show them."""
+    """Add new decisions to the run and show them; known ones are skipped."""
     for decision in decisions:
         if decision not in run.decisions:
             run.decisions.append(decision)

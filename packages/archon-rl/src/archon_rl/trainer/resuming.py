@@ -1,7 +1,7 @@
-"""Whether a resumed run still learns from what it began with.
+"""Compares the inputs of a resumed run with those of its checkpoint: data, tokenizer, chat template, reward.
 
-What has changed since the checkpoint was written is an error that names it, unless ``trainer.accept_changed`` lists it;
-then it is a recorded decision, and later checkpoints know the new state of things.
+A change is an error unless ``trainer.accept_changed`` lists it; then it is recorded as a decision, and later
+checkpoints store the new fingerprints.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 OPTION = "trainer.accept_changed"
 AT_ITS_PATH = " at its path"
-"""Ends the name of what stands in the folder that the run's tokenizer was copied from."""
+"""Suffix of the fingerprints of the tokenizer at its original path, as opposed to the run's copy."""
 
 LABELS = {
     "data": "training records",
@@ -49,27 +49,27 @@ LABELS = {
     "chat_template": "chat template",
     "reward": "reward",
 }
-"""What ``trainer.accept_changed`` may list, and what messages call it."""
+"""Values of ``trainer.accept_changed`` -> their names in messages."""
 
 
 def fingerprints(run: RunContext, task: Task, *, reward: str | None = None) -> dict[str, Fingerprint]:
-    """What the run learns from, by name; a resumed run compares it with its checkpoint. Collective.
+    """Fingerprints of the run's inputs by name; a resumed run compares them with its checkpoint. Collective.
 
-    The first rank reads everything, once.
+    The first rank computes them.
 
     Args:
         run: the run.
-        task: its records and tokenizer.
-        reward: name of the reward, which has been loaded; ``None`` for algorithms without one.
+        task: records and tokenizer.
+        reward: name of the reward, already loaded; ``None`` for algorithms without one.
 
     Raises:
-        ConfigError: on every rank, something changed that ``trainer.accept_changed`` does not list.
+        ConfigError: on every rank, an input changed that ``trainer.accept_changed`` does not list.
         DamagedError: on every rank, the checkpoint's ``trainer.json`` cannot be read.
     """
     checkpoint = resumed_checkpoint(run)
     found: dict[str, Fingerprint] = {}
     decisions: list[Decision] = []
-    # The note on a way out is for every rank, so it stands around what is raised on all.
+    # Outside failing_together, so that the advice reaches the error of every rank.
     with nullcontext() if checkpoint is None else with_resume_advice(checkpoint), failing_together(run.ranks):
         if run.ranks.is_first:
             found = _fingerprints(run.config, task, run.folder.path / TOKENIZER_FOLDER)
@@ -81,8 +81,8 @@ def fingerprints(run: RunContext, task: Task, *, reward: str | None = None) -> d
     return run.ranks.broadcast(found)
 
 
-def renew_tokenizer(run: RunContext, folder: Path) -> None:
-    """Copy a resumed run's tokenizer anew where its source has changed and the user accepts that. On the first rank."""
+def refresh_tokenizer(run: RunContext, folder: Path) -> None:
+    """Copy the tokenizer again if its source changed and the user accepts the change. For the first rank."""
     config, checkpoint = run.config, run.folder.latest_checkpoint()
     if not {"tokenizer", "chat_template"} & set(config.trainer.accept_changed) or checkpoint is None:
         return
@@ -102,7 +102,7 @@ def _fingerprints(config: Any, task: Task, tokenizer_folder: Path) -> dict[str, 
     return {
         "data": records_fingerprint(_each(task.train)),
         "validation": records_fingerprint(_each(task.validation)),
-        # As the folder gives it: what other ranks and resumed runs read.
+        # Read from the folder, as other ranks and resumed runs do.
         **_of_tokenizer(load_tokenizer(tokenizer_folder)),
         **({} if source is None else _of_tokenizer(source, AT_ITS_PATH)),
     }
@@ -116,7 +116,7 @@ def _of_tokenizer(tokenizer: Any, suffix: str = "") -> dict[str, Fingerprint]:
 
 
 def _source_tokenizer(config: Any) -> Any:
-    """The tokenizer at the path that the run's own copy came from; ``None`` where there is none, or it is gone."""
+    """The tokenizer at its original path; ``None`` if it was built, or the path is gone."""
     if config.tokenizer.kind != "pretrained":
         return None
     try:
@@ -130,24 +130,22 @@ def _each(dataset: Dataset) -> Any:
 
 
 def _compare(config: Any, checkpoint: Path, state: TrainerState, found: Mapping[str, Fingerprint]) -> list[Decision]:
-    """Decisions about what has changed. Raises ConfigError for what is not accepted."""
+    """Decisions about accepted changes. Raises ConfigError if a change is not accepted."""
     if state.fingerprints is None:
-        reason = "an earlier version of archon-rl wrote the checkpoint, without fingerprints of what it learnt from"
-        return [Decision("trainer.resume", ", ".join(LABELS), "not compared with those of the checkpoint", reason)]
+        reason = "an earlier version of archon-rl wrote the checkpoint, without fingerprints of the run's inputs"
+        return [Decision("trainer.resume", ", ".join(LABELS), "not compared with the checkpoint", reason)]
     before = {name: Fingerprint(**entry) for name, entry in state.fingerprints.items()}
     changed, decisions = [], []
     for name, expected in before.items():
         label = _label(name)
         if name not in found:
-            decisions.append(
-                Decision("trainer.resume", f"{label}: {expected}", "not compared", "it is not there any more")
-            )
+            decisions.append(Decision("trainer.resume", f"{label}: {expected}", "not compared", "it no longer exists"))
         elif found[name].digest != expected.digest:
             if _option(name) == "chat_template" and not config.tokenizer.use_chat_template:
                 continue
             changed.append(name)
         elif found[name].about != expected.about:
-            reason = f"the version is another one, the source of the {label} is the same"
+            reason = f"the version changed, the source of the {label} is the same"
             decisions.append(Decision("trainer.resume", expected.about, found[name].about, reason))
     refused = [name for name in changed if _option(name) not in config.trainer.accept_changed]
     if refused:
@@ -157,7 +155,7 @@ def _compare(config: Any, checkpoint: Path, state: TrainerState, found: Mapping[
             OPTION,
             f"{_label(name)}: {before[name]}",
             str(found[name]),
-            f"accepted: the run learns from it after step {state.step}",
+            f"accepted by {OPTION}: used after step {state.step}",
         )
         for name in changed
     ]
@@ -167,12 +165,12 @@ def _compare(config: Any, checkpoint: Path, state: TrainerState, found: Mapping[
 def _refusal(
     checkpoint: Path, changed: list[str], found: Mapping[str, Fingerprint], before: Mapping[str, Fingerprint]
 ) -> str:
-    lines = [f"  {_label(name)}: found {found[name]}, the run began with {before[name]}" for name in changed]
+    lines = [f"  {_label(name)}: found {found[name]}, the run started with {before[name]}" for name in changed]
     options = ",".join(dict.fromkeys(_option(name) for name in changed))
     return (
-        f"checkpoint {checkpoint}: what the run learns from has changed since it was written:\n"
+        f"checkpoint {checkpoint}: the run's inputs changed since it was written:\n"
         + "\n".join(lines)
-        + f"\nrestore it, or go on with the change by {OPTION}=[{options}], or begin a new run with --restart"
+        + f"\nrestore them, accept the change with {OPTION}=[{options}], or start a new run with --restart"
     )
 
 

@@ -1,4 +1,4 @@
-"""Reinforcement learning from verifiable rewards: builds the engines of a run and hands them to the loop."""
+"""``RLTrainer``: builds the engines of a reinforcement learning run and starts the training loop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from archon_rl.trainer.engines import (
     build_train_engine,
     complete_model_config,
     reference_config,
-    starting_from,
+    with_checkpoint,
 )
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
@@ -33,14 +33,14 @@ from archon_train.run.context import RunContext
 
 
 class RLTrainer:
-    """Rollout, reward, advantages, update, publication, over and over (``contracts.train.Trainer``).
+    """Reinforcement learning from verifiable rewards; implements ``contracts.train.Trainer``.
 
     Args:
         run: the run.
-        algorithm: gives the composition that a step follows.
+        algorithm: builds the algorithm.
 
     Raises:
-        ConfigError: there is no reward, or fewer completions than mini-batches.
+        ConfigError: there is no reward, or a step has fewer completions than mini-batches.
     """
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
@@ -52,16 +52,16 @@ class RLTrainer:
         completions = run.config.data.batch_size * run.config.gconfig.n_samples
         if completions < self._algorithm.n_minibatches:
             raise ConfigError(
-                f"actor.ppo_n_minibatches: found {self._algorithm.n_minibatches}, a step has data.batch_size x "
-                f"gconfig.n_samples = {completions} completions; it must be at most that"
+                f"actor.ppo_n_minibatches: found {self._algorithm.n_minibatches}; allowed is at most data.batch_size x "
+                f"gconfig.n_samples = {completions} completions; lower it"
             )
 
     def fit(self) -> None:
-        """Train to the end.
+        """Run the whole training.
 
         Raises:
             KeyboardInterrupt: the user asked to stop.
-            ArchonError: as the parts do.
+            ArchonError: from the data, the engines, the reward or the checkpoints.
         """
         run, config = self._run, self._run.config
         reference_section = config.ref if self._needs_reference else None
@@ -116,12 +116,12 @@ class RLTrainer:
         return REF_LOGPROBS in self._algorithm.fields
 
     def _build_engines(self, task: Task, total_steps: int, stack: ExitStack) -> tuple[TrainEngine, TrainEngine | None]:
-        """The actor, after its warm start, and the reference if the algorithm reads one; ``stack`` closes them."""
+        """The actor, after the warm start, and the reference if the algorithm needs one; ``stack`` closes them."""
         run = self._run
         config = complete_model_config(run, task.encoder.tokenizer)
         checkpoint = warm_start(run, config, task)
         if checkpoint is not None:
-            config = starting_from(config, checkpoint)
+            config = with_checkpoint(config, checkpoint)
         updates = total_steps * self._algorithm.n_minibatches
         actor = build_train_engine(run, config, role="actor", total_steps=updates)
         stack.callback(actor.close)

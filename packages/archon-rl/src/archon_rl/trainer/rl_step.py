@@ -1,7 +1,7 @@
 """One step of reinforcement learning: rollout, reward, log-probabilities, advantages, updates, publication.
 
-Every rank does the step on the whole batch. Generation, rewards, log-probabilities and updates are shared out inside
-the functions that do them; the rest is computed by all.
+Every rank holds the whole batch. Generation, rewards, log-probabilities and updates are divided among the ranks inside
+the functions that run them; every rank computes the rest redundantly.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from archon_rl.trainer.update_metrics import average
 
 @dataclass(frozen=True)
 class RLStep:
-    """Everything that a step needs; calling it with the step's number, counted from 0, does the step.
+    """A callable that runs step n, counted from 0.
 
     Attributes:
         task: records and tokenizer.
-        algorithm: what to do with the completions.
-        actor: the model in training.
-        rollout: samples from the actor's weights.
-        reference: a fixed model; ``None`` when the algorithm needs none.
+        algorithm: rewards to advantages to objective.
+        actor: the trained model.
+        rollout: samples with the actor's weights.
+        reference: the frozen reference model; ``None`` if the algorithm needs none.
         reward: scores completions.
-        options: sampling options with the end of text among the stop tokens.
+        options: sampling options; the stop tokens include the end-of-text token.
         seed: the run's seed.
-        needs_experts: completions must tell which experts their tokens went to.
+        needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
     """
 
     task: Task
@@ -55,7 +55,7 @@ class RLStep:
     needs_experts: bool = False
 
     def __call__(self, step: int) -> dict[str, float]:
-        """Do step number ``step`` and return its metrics."""
+        """Run step ``step``; return its metrics."""
         clock, ranks = PhaseClock(), self.actor.data_ranks
         records = self.task.records(step)
         with clock("rollout"):
@@ -91,10 +91,10 @@ class RLStep:
         }
 
     def add_logprobs(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
-        """The batch with the log-probabilities that the algorithm needs, and the rollout's distance from them.
+        """The batch with the log-probabilities that the algorithm needs, and metrics of the rollout's distance to them.
 
-        The distances are means over completion tokens: ``rollout_logprob_gap``, the size of the difference to the
-        trainer's log-probabilities, and ``rollout_kl_ref``, the KL to the reference (k3).
+        The metrics are means over completion tokens: ``rollout_logprob_gap``, the absolute difference to the trainer's
+        log-probabilities, and ``rollout_kl_ref``, the KL to the reference (k3).
         """
         needed, request = self.algorithm.fields, OutputRequest(("logprobs",), self.algorithm.temperature)
         mask, sampled = batch.token_fields[LOSS_MASK], batch.token_fields[LOGPROBS]
@@ -117,20 +117,20 @@ class RLStep:
         return batch.with_fields({ADVANTAGES: self.algorithm.advantages(batch)})
 
     def select(self, batch: Batch) -> Batch:
-        """The part of the batch that the algorithm goes on with."""
+        """The sequences that the algorithm's selection keeps."""
         if self.algorithm.selection is None:
             return batch
         return batch.select(self.algorithm.selection(batch).nonzero()[:, 0].tolist())
 
     def filter(self, batch: Batch) -> Batch:
-        """The batch with an empty loss mask on the sequences that a filter rejects."""
+        """The batch with the loss mask cleared for sequences that a filter rejects."""
         mask = batch.token_fields[LOSS_MASK]
         for keep in self.algorithm.filters:
             mask = mask & keep(batch)[batch.sequence_ids]
         return batch.with_fields({LOSS_MASK: mask})
 
     def update(self, batch: Batch, step: int) -> list[StepStats]:
-        """One optimizer step per mini-batch; those without a trained token, on any rank, are left out."""
+        """One optimizer step per mini-batch; skips mini-batches without a trained token."""
         minibatches = split_minibatches(
             batch, self.algorithm.n_minibatches, derive_seed(self.seed, "minibatches", step)
         )
@@ -143,7 +143,7 @@ class RLStep:
 
 
 def split_minibatches(batch: Batch, n: int, seed: int) -> list[Batch]:
-    """``n`` parts of the batch whose numbers of sequences differ by at most one, drawn by ``seed``."""
+    """A random split of the batch into ``n`` parts whose numbers of sequences differ by at most one."""
     if n == 1:
         return [batch]
     order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""From completions to a packed batch with everything that the algorithm needs to know about each token.
+"""Sampling, scoring, and the packed batch of completions with the fields that algorithms read.
 
 Legend: S sequences (prompts times samples), T tokens of all prompts and completions.
 """
@@ -25,7 +25,7 @@ from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.policy import LOGPROBS
 from archon_rl.rewards.checking import NamedReward, checked_reward
 from archon_rl.text_encoding import TextEncoder, continuation_mask
-from archon_rl.trainer.sharing import ONE_RANK, in_shares
+from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
 
 COMPLETION_LENGTHS = "completion_lengths"
 """Sequence field, int64 [S]."""
@@ -36,9 +36,9 @@ class Rollout:
     """Records with their prompts and completions.
 
     Attributes:
-        records: what the prompts were made from.
-        prompts: ids per record.
-        completions: per record, its samples.
+        records: source of the prompts.
+        prompts: token ids per record.
+        completions: samples per record.
     """
 
     records: tuple[Mapping[str, Any], ...]
@@ -47,7 +47,7 @@ class Rollout:
 
 
 def sampling_options(generation: Any, ends: EndTokens, *, greedy: bool = False) -> GenerationConfig:
-    """``gconfig`` with all tokens that end a completion; ``greedy`` makes it one most probable completion."""
+    """``gconfig`` with all tokens that end a completion as stop tokens; ``greedy`` for one greedy completion."""
     options = replace(generation, stop_token_ids=list(ends.ids))
     return replace(options, greedy=True, n_samples=1) if greedy else options
 
@@ -63,8 +63,8 @@ def sample(
     """Complete the prompt of every record ``options.n_samples`` times.
 
     Args:
-        seed_of: (place of the record, number of the sample) -> seed.
-        data_ranks: each completes the prompts of some records, and knows all completions afterwards.
+        seed_of: (position of the record, number of the sample) -> seed.
+        data_ranks: each generates for some of the records; all get all completions.
     """
     prompts = tuple(encoder.encode_prompt(record) for record in records)
 
@@ -77,25 +77,27 @@ def sample(
         ]
         return [tuple(samples) for samples in engine.generate(requests)]
 
-    return Rollout(tuple(records), prompts, tuple(in_shares(len(prompts), generate, data_ranks)))
+    return Rollout(tuple(records), prompts, tuple(map_over_ranks(len(prompts), generate, data_ranks)))
 
 
 def rollout_seeds(seed: int, step: int) -> Callable[[int, int], int]:
-    """Seeds for the samples of a training step: they depend on the run's seed, the step and the sample alone."""
+    """Seeds for the samples of a training step; functions of the run's seed, the step and the sample alone."""
     return lambda place, number: derive_seed(seed, "rollout", step, place, number)
 
 
 def score(
     rollout: Rollout, encoder: TextEncoder, reward: NamedReward, data_ranks: DataRanks = ONE_RANK
 ) -> torch.Tensor:
-    """float32 [S]: the reward of every completion. ``record["answer"]`` is the answer, whatever the data calls
-    it, when there is one; everything else in the record is as it was read.
+    """The reward of every completion, float32 [S].
+
+    The reward function gets the record as it was read, with the answer also under ``"answer"`` whatever the field's
+    name in the data.
 
     Args:
-        data_ranks: each scores the completions of some records, and knows all rewards afterwards.
+        data_ranks: each scores the completions of some records; all get all rewards.
 
     Raises:
-        RewardError, DataError: on every rank, what ``checked_reward`` raises on one.
+        RewardError, DataError: on every rank, if ``checked_reward`` raises it on one.
     """
 
     def rewards_of(index: int) -> list[float]:
@@ -114,24 +116,24 @@ def score(
         with failing_together(data_ranks.everyone):
             return [rewards_of(place) for place in places]
 
-    rewards = in_shares(len(rollout.records), rewards_of_share, data_ranks)
+    rewards = map_over_ranks(len(rollout.records), rewards_of_share, data_ranks)
     return torch.tensor([value for samples in rewards for value in samples], dtype=torch.float32)
 
 
 def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool = False) -> Batch:
-    """Prompts and completions, packed, with their fields.
+    """Prompts and completions as a packed batch with their fields.
 
     Args:
-        rewards: [S], shaped.
+        rewards: shaped rewards [S].
         needs_experts: ``rollout.return_routed_experts``.
 
     Raises:
-        TrainingError: experts are needed, or told of some completions, and others do not tell them.
+        TrainingError: some completions lack their routed experts while others have them or ``needs_experts`` is set.
 
     Returns:
-        A batch with the token fields ``loss_mask`` (bool), ``logprobs`` (of the rollout, 0 outside the mask) and,
-        where the rollout tells them, ``routed_experts``; and the sequence fields ``rewards``, ``group``, ``truncated``
-        and ``completion_lengths``.
+        A batch with the token fields ``loss_mask`` (bool), ``logprobs`` (of the rollout, float64, 0 outside the mask)
+        and, if the rollout returns them, ``routed_experts``; and the sequence fields ``rewards``, ``group``,
+        ``truncated`` and ``completion_lengths``.
     """
     rows = [
         (group, prompt, completion)
@@ -161,21 +163,22 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool 
 def _routed_experts(
     rows: Sequence[tuple[int, tuple[int, ...], Completion]], needed: bool
 ) -> dict[str, list[torch.Tensor]]:
-    """Where tokens went in the rollout, as a token field; none where it does not tell."""
-    told = next((c.routed_experts for _, _, c in rows if c.routed_experts is not None), None)
-    silent = sum(c.routed_experts is None and len(c.token_ids) > 0 for _, _, c in rows)
-    if silent and (needed or told is not None):
+    """The token field ``routed_experts``; empty if the rollout returned no experts."""
+    example = next((c.routed_experts for _, _, c in rows if c.routed_experts is not None), None)
+    n_missing = sum(c.routed_experts is None and len(c.token_ids) > 0 for _, _, c in rows)
+    if n_missing and (needed or example is not None):
         raise TrainingError(
-            f"rollout.return_routed_experts: found {silent} of {len(rows)} completions without the experts of their "
-            "tokens; the inference engine must tell them of all: turn it on there, or set "
+            f"rollout.return_routed_experts: found {n_missing} of {len(rows)} completions without routed experts; "
+            "the inference engine must return them for all completions: enable it there, or set "
             "rollout.return_routed_experts=false and moe_routing_replay=false"
         )
-    if told is None:
+    if example is None:
         return {}
     field = []
     for _, prompt, completion in rows:
-        # The last token went nowhere: nothing was asked about it. Of prompts without completion no token did.
-        whole = told.new_full((len(prompt) + len(completion.token_ids), *told.shape[1:]), -1)
+        # -1 where a token never passed the router: the last token, whose successor nobody predicted, and all tokens of
+        # a prompt without a completion.
+        whole = example.new_full((len(prompt) + len(completion.token_ids), *example.shape[1:]), -1)
         if completion.routed_experts is not None:
             whole[: len(completion.routed_experts)] = completion.routed_experts
         field.append(whole)

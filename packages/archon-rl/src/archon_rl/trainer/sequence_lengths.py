@@ -1,8 +1,8 @@
-"""Lengths of all records in tokens, known before the first step, and the lengths that no step could take.
+"""Token counts of all records, checked against the limits of the run before the first step.
 
-A run must not end in the step that happens to draw an overlong record. So every record is encoded once at the start,
-which also finds each one that cannot be encoded, and compared with what the model's positions, the options of
-generation and the micro-batches allow.
+A run must not fail in the step that happens to draw an overlong record. Every record is encoded once at the start,
+which also finds records that cannot be encoded, and compared with the limits of the model's positions, the generation
+options and the micro-batches.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from archon_core.errors import ArchonError, DataError
 from archon_engine.models.context_length import ContextLength, context_length
 from archon_engine.models.hf_config import load_hf_config
 from archon_rl.datasets.records import place_of
-from archon_rl.fields import located
+from archon_rl.fields import with_location
 from archon_rl.text_encoding import TextEncoder
 
 Records = Sequence[Mapping[str, Any]]
@@ -25,19 +25,19 @@ Measure = Callable[[TextEncoder, Records], list[int]]
 """Tokens per record."""
 
 CHUNK = 1000
-"""Records that are encoded together."""
+"""Number of records to encode together."""
 
 NAMED = 5
-"""Records that a message names."""
+"""Number of records that a message names."""
 
 
-def whole_lengths(encoder: TextEncoder, records: Records) -> list[int]:
-    """Tokens of the sequences that supervised training sees."""
+def example_lengths(encoder: TextEncoder, records: Records) -> list[int]:
+    """Tokens of the sequences of supervised training."""
     return [len(example.ids) for example in encoder.encode_examples(records)]
 
 
 def prompt_lengths(encoder: TextEncoder, records: Records) -> list[int]:
-    """Tokens of the prompts. Answers, which rewards read, are checked and not encoded."""
+    """Tokens of the prompts. Answers are validated but not encoded: rewards read them as text."""
     for record in records:
         encoder.fields.check(record)
     return [len(ids) for ids in encoder.encode_prompts(records)]
@@ -48,10 +48,10 @@ class LengthLimit:
     """The longest record that a part of the run can take.
 
     Attributes:
-        measure: what is limited.
-        longest: tokens.
-        reason: which options or sizes set the limit.
-        fixes: which options to change for a higher one.
+        measure: gives the lengths to limit.
+        longest: limit in tokens.
+        reason: the option or size that sets the limit.
+        fixes: how to raise it.
     """
 
     measure: Measure
@@ -61,16 +61,16 @@ class LengthLimit:
 
 
 def supervised_limits(engine: Any) -> list[LengthLimit]:
-    """Limits of supervised training on the engine that the section ``engine`` describes."""
-    return [LengthLimit(whole_lengths, size, reason, (fix,)) for size, reason, fix in _sequence_limits(engine)]
+    """Limits of supervised training with the engine section ``engine``."""
+    return [LengthLimit(example_lengths, size, reason, (fix,)) for size, reason, fix in _sequence_limits(engine)]
 
 
 def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[LengthLimit]:
-    """Limits of prompts that are completed under ``gconfig``, and trained on with their completions.
+    """Limits of prompts for generation with ``gconfig`` and training on the completions.
 
     Args:
-        actor: the section of the model that samples and is trained.
-        reference: that of the reference model, if there is one.
+        actor: section of the trained model.
+        reference: section of the reference model, if there is one.
     """
     n_new, most = gconfig.max_new_tokens, gconfig.max_tokens
     limits = []
@@ -82,12 +82,12 @@ def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[Leng
         )
     context, sizes = _context(actor), []
     if context.generation != context.positions:
-        why = "above that the frequencies of its rotary embedding depend on the final length"
+        why = "beyond that, the frequencies of its rotary embedding depend on the final length"
         sizes.append((context.generation, f"the model generates up to {context.generation} tokens: {why}", ""))
     for engine in (actor, reference):
         sizes += [] if engine is None else _sequence_limits(engine)
     for size, reason, fix in sizes:
-        # A completion ends at max_tokens where that comes first.
+        # A completion ends at max_tokens if that is the lower limit.
         if most is None or most > size:
             limits.append(
                 LengthLimit(
@@ -104,11 +104,11 @@ def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[Leng
     return limits
 
 
-def measured(dataset: Dataset, encoder: TextEncoder, measure: Measure) -> list[int]:
+def measure_lengths(dataset: Dataset, encoder: TextEncoder, measure: Measure) -> list[int]:
     """Tokens of every record of ``dataset``.
 
     Raises:
-        DataError: a record cannot be encoded; the message starts with its place.
+        DataError: a record cannot be encoded; the message starts with its location.
     """
     lengths: list[int] = []
     for indices in _chunks(len(dataset)):
@@ -116,37 +116,37 @@ def measured(dataset: Dataset, encoder: TextEncoder, measure: Measure) -> list[i
         try:
             lengths += measure(encoder, records)
         except DataError:
-            # Which record it was, the message of a chunk does not say.
+            # Repeat one by one: the error of a chunk does not name the record.
             for index, record in zip(indices, records, strict=True):
-                with located(place_of(dataset, index)):
+                with with_location(place_of(dataset, index)):
                     measure(encoder, [record])
             raise
     return lengths
 
 
-def overlong(lengths: Sequence[int], limit: LengthLimit, kept: Sequence[int]) -> list[int]:
-    """The records among ``kept`` that are longer than ``limit`` allows."""
+def find_overlong(lengths: Sequence[int], limit: LengthLimit, kept: Sequence[int]) -> list[int]:
+    """The records among ``kept`` that exceed ``limit``."""
     return [index for index in kept if lengths[index] > limit.longest]
 
 
-def refusal(
+def overlong_error(
     what: str, dataset: Dataset, lengths: Sequence[int], indices: Sequence[int], limit: LengthLimit
 ) -> DataError:
-    """The error that names overlong records and the option that leaves them out."""
+    """The error for overlong records."""
     fixes = ["shorten them", *limit.fixes]
     if len(indices) < len(dataset):
         fixes.append("leave them out with data.overlong=drop")
     return DataError(
-        f"{_named(dataset, lengths, indices)}: {_count(what, dataset, indices)} are longer than the run can take; "
+        f"{_named(dataset, lengths, indices)}: {_count(what, dataset, indices)} are too long for the run; "
         f"allowed are {_subject(limit)} of at most {max(limit.longest, 0)} tokens ({limit.reason}); "
         f"{', '.join(fixes[:-1])}, or {fixes[-1]}"
     )
 
 
-def left_out(
+def drop_decision(
     what: str, dataset: Dataset, lengths: Sequence[int], indices: Sequence[int], limit: LengthLimit
 ) -> Decision:
-    """The decision to train without overlong records."""
+    """The decision to drop overlong records."""
     return Decision(
         option="data.overlong",
         requested="drop",
@@ -156,10 +156,10 @@ def left_out(
 
 
 def _sequence_limits(engine: Any) -> Iterator[tuple[int, str, str]]:
-    """Longest sequence that an engine trains on, why, and how to change that."""
+    """(limit, reason, fix) for each limit on the sequences that an engine trains on."""
     positions, most = _context(engine).positions, engine.mb_spec.max_tokens_per_mb
     if positions is not None:
-        yield positions, f"the model was made for {positions} positions (max_position_embeddings)", "take another model"
+        yield positions, f"the model has {positions} positions (max_position_embeddings)", "choose another model"
     if most is not None:
         yield most, f"mb_spec.max_tokens_per_mb={most}", "raise mb_spec.max_tokens_per_mb"
 
@@ -171,7 +171,7 @@ def _context(engine: Any) -> ContextLength:
     try:
         return context_length(load_hf_config(source))
     except ArchonError:
-        # An engine may read models of a form of its own, and says better than this what it cannot read.
+        # The engine may read other formats, and reports unreadable models itself.
         return ContextLength()
 
 

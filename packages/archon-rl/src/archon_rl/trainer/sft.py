@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on the answers of a data set."""
+"""``SFTTrainer``: supervised fine-tuning on the answers of a data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.resuming import fingerprints
-from archon_rl.trainer.sequence_lengths import supervised_limits, whole_lengths
+from archon_rl.trainer.sequence_lengths import example_lengths, supervised_limits
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import build_task
 from archon_rl.trainer.update_metrics import average
@@ -21,11 +21,11 @@ from archon_train.run.context import RunContext
 
 
 class SFTTrainer:
-    """Trains on prompt, answer and end of text, with the loss on the answer (``contracts.train.Trainer``).
+    """Supervised fine-tuning with the loss on answers; implements ``contracts.train.Trainer``.
 
     Args:
         run: the run.
-        algorithm: gives the objective.
+        algorithm: builds the algorithm.
     """
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
@@ -35,15 +35,15 @@ class SFTTrainer:
         record_decisions(run, decisions)
 
     def fit(self) -> None:
-        """Train to the end.
+        """Run the whole training.
 
         Raises:
             KeyboardInterrupt: the user asked to stop.
-            ArchonError: as the parts do.
+            ArchonError: from the data, the engine or the checkpoints.
         """
         run, config = self._run, self._run.config
         objective = self._algorithm.objective
-        task = build_task(run, whole_lengths, supervised_limits(config.actor))
+        task = build_task(run, example_lengths, supervised_limits(config.actor))
         known = fingerprints(run, task)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         actor = complete_model_config(run, task.encoder.tokenizer)
@@ -72,7 +72,7 @@ class SFTTrainer:
 
 
 def supervised_step(engine: SharedEngine, batch: Batch, objective: Loss) -> dict[str, float]:
-    """One optimizer step, and its metrics."""
+    """Run one optimizer step; return its metrics."""
     clock = PhaseClock()
     with clock("update"):
         updates = [engine.train_batch(batch, objective)]

@@ -1,10 +1,10 @@
-"""Work that the ranks share: every rank knows the whole batch, does its share, and knows the whole result.
+"""Division of work among data ranks: every rank holds the whole batch, computes its share, and gets the whole result.
 
-Because a step's completions, rewards, advantages and mini-batches are whole on every rank, what is computed from all
-of them, such as the mean reward of a group or the draw of the mini-batches, is exact and the same for every layout.
-Only what takes long is shared: generation, rewards, and the passes of the model.
+Completions, rewards, advantages and mini-batches are whole on every rank, so statistics such as the mean reward of a
+group, and draws such as the mini-batches, are exact and equal for every layout. Only slow work is divided: generation,
+rewards, and passes of the model.
 
-The plans are pure functions of what all ranks know; ``SharedEngine`` and ``in_shares`` are their effects.
+Plans are pure functions of values that all ranks hold; ``SharedEngine`` and ``map_over_ranks`` carry them out.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ ONE_RANK = DataRanks()
 """The data ranks of a single process."""
 
 
-def deal(n_items: int, n_ranks: int) -> list[list[int]]:
-    """Places 0 to ``n_items`` - 1, dealt one after the other: ranks get equally many, or one more.
+def deal_round_robin(n_items: int, n_ranks: int) -> list[list[int]]:
+    """Round-robin assignment of items 0 to ``n_items`` - 1 to ranks; counts differ by at most one.
 
-    >>> deal(5, 2)
+    >>> deal_round_robin(5, 2)
     [[0, 2, 4], [1, 3]]
     """
     return [list(range(rank, n_items, n_ranks)) for rank in range(n_ranks)]
 
 
 def plan_shares(lengths: Sequence[int], n_ranks: int, *, granularity: int = 1) -> list[list[int]]:
-    """Which sequences each data rank works on: whole ones, with about equally many tokens per rank.
+    """Assignment of whole sequences to data ranks, with about equally many tokens per rank.
 
     Args:
         lengths: tokens per sequence.
-        n_ranks: shares to make. Some are empty when there are fewer sequences.
-        granularity: consecutive sequences that stay together.
+        n_ranks: number of shares; some are empty if there are fewer sequences.
+        granularity: number of consecutive sequences to keep together.
 
     Returns:
         Indices into ``lengths`` per rank, ascending.
@@ -59,20 +59,20 @@ def plan_shares(lengths: Sequence[int], n_ranks: int, *, granularity: int = 1) -
     return plan_micro_batches(lengths, n_mbs=n_ranks, granularity=granularity)
 
 
-def in_shares(n_items: int, work: Callable[[list[int]], Sequence[T]], data_ranks: DataRanks) -> list[T]:
-    """Results of ``work`` for items 0 to ``n_items`` - 1, of which each data rank does some.
+def map_over_ranks(n_items: int, work: Callable[[list[int]], Sequence[T]], data_ranks: DataRanks) -> list[T]:
+    """Results of ``work`` for items 0 to ``n_items`` - 1, divided among the data ranks. Collective.
 
     Args:
-        work: from the places of some items to their results, which must be small and can be pickled. It is called
-            once on every rank, with an empty list where there is nothing to do: it may be collective.
+        work: maps item indices to results, which must be small and picklable. Called exactly once on every rank, with
+            an empty list if the rank has no items, so it may be collective.
     """
-    places = deal(n_items, data_ranks.size)
+    places = deal_round_robin(n_items, data_ranks.size)
     results = data_ranks.gather(list(work(places[data_ranks.rank])))
-    return restore(results, places)
+    return restore_order(results, places)
 
 
-def restore(parts: Sequence[Sequence[T]], places: Sequence[Sequence[int]]) -> list[T]:
-    """Put what was taken apart back in order: ``parts[i][j]`` belongs at ``places[i][j]``."""
+def restore_order(parts: Sequence[Sequence[T]], places: Sequence[Sequence[int]]) -> list[T]:
+    """Merge ``parts`` into one list, with ``parts[i][j]`` at index ``places[i][j]``."""
     by_place = {
         place: value
         for part, members in zip(parts, places, strict=True)
@@ -83,13 +83,13 @@ def restore(parts: Sequence[Sequence[T]], places: Sequence[Sequence[int]]) -> li
 
 @dataclass(frozen=True)
 class SharedEngine:
-    """An engine that takes whole batches: each data rank works on its share, and results are those of the whole.
+    """An engine for whole batches: divides each batch among the data ranks and returns results for the whole batch.
 
-    All of the engine's processes call the same methods with the same batches.
+    All processes of the engine call the same methods with the same batches.
 
     Attributes:
-        engine: takes shares.
-        granularity: its ``mb_spec.granularity``; sequences that stay together in micro-batches do so here.
+        engine: takes the share of each rank.
+        granularity: its ``mb_spec.granularity``: number of consecutive sequences to keep together.
     """
 
     engine: TrainEngine
@@ -97,12 +97,12 @@ class SharedEngine:
 
     @property
     def version(self) -> int:
-        """That of the engine's weights."""
+        """The version of the engine's weights."""
         return self.engine.version
 
     @property
     def data_ranks(self) -> DataRanks:
-        """Who shares the work."""
+        """The data ranks that divide the work."""
         return self.engine.data_ranks
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
@@ -118,7 +118,7 @@ class SharedEngine:
         if self.data_ranks.size == 1:
             return self.engine.forward_batch(batch, request)
         outputs = self.engine.forward_batch(self._share(batch), request)
-        # A rank without sequences has nothing to say, not even in which type.
+        # A rank without sequences has no outputs, so their dtype is unknown there.
         parts = self.data_ranks.gather({name: value.cpu() for name, value in outputs.items()})
         plan = self._plan(batch)
         return {
@@ -136,30 +136,30 @@ class SharedEngine:
 
 
 def _join(batch: Batch, parts: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
-    """Per-token values [T, ...] of ``batch`` from those of the sequences at some places."""
+    """Per-token values [T, ...] of ``batch`` from parts, each with the indices of its sequences."""
     rows = [value.split([batch.lengths[place] for place in places]) for value, places in parts]
-    return torch.cat(restore(rows, [places for _, places in parts]))
+    return torch.cat(restore_order(rows, [places for _, places in parts]))
 
 
 @contextmanager
-def written_together(ranks: Ranks, publication: AbstractContextManager[Path]) -> Iterator[Path]:
-    """A folder that all ranks write: the first rank opens and publishes it, and none goes on before it is there.
+def publish_collectively(ranks: Ranks, publication: AbstractContextManager[Path]) -> Iterator[Path]:
+    """A folder that all ranks write: the first rank creates and publishes it, and all wait for the publication.
 
-    What goes wrong inside the block must go wrong on all ranks.
+    If the block raises, it must raise on all ranks.
 
     Args:
-        publication: gives the folder to write into, as ``archon_engine.checkpoint.publication.publish_folder`` does;
-            only the first rank enters.
+        publication: yields the folder to write into, as ``archon_engine.checkpoint.publication.publish_folder`` does;
+            only the first rank enters it.
 
     Raises:
-        WeightsError: on every rank, the first could not open or publish the folder.
+        WeightsError: on every rank, if the first could not create or publish the folder.
     """
     with ExitStack() as stack:
         folder = Path()
         with failing_together(ranks), _disk_errors():
             if ranks.is_first:
                 folder = stack.enter_context(publication)
-        # The block ends inside the stack, so that what it raises reaches the publication.
+        # The yield is inside the stack, so that an error in the block aborts the publication.
         yield ranks.broadcast(folder)
         with failing_together(ranks), _disk_errors():
             stack.pop_all().close()
@@ -170,6 +170,4 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WeightsError(
-            f"checkpoint: it could not be written ({error}); see to the disk's space and rights"
-        ) from error
+        raise WeightsError(f"checkpoint: cannot write it ({error}); check disk space and permissions") from error

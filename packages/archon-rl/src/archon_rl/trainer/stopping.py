@@ -1,4 +1,4 @@
-"""Which tokens end the completions of a run; see ``archon_core.models.end_tokens`` for the rule."""
+"""The tokens that end completions in a run, by the rule of ``archon_core.models.end_tokens``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_end_tokens(run: RunContext, tokenizer: Any) -> EndTokens:
     """The tokens that end a completion in this run. Collective: the first rank reads the files.
 
     Raises:
-        ModelError: the model's list cannot be read, with the file's path.
+        ModelError: the model's ``generation_config.json`` or ``config.json`` cannot be read.
         ConfigError: an id is outside the vocabulary.
     """
     found = None
@@ -26,8 +26,8 @@ def run_end_tokens(run: RunContext, tokenizer: Any) -> EndTokens:
     return run.ranks.broadcast(found)
 
 
-def keep_end_tokens(run: RunContext, ends: EndTokens, folder: Path) -> None:
-    """Write the tokens beside the run's tokenizer, from where ``archon convert`` copies them. On the first rank."""
+def save_end_tokens(run: RunContext, ends: EndTokens, folder: Path) -> None:
+    """Write the tokens next to the run's tokenizer, for ``archon convert`` to copy. For the first rank."""
     if not (folder / GENERATION_CONFIG).is_file():
         write_ends(folder, ends.own, like=_model_folder(run.config))
 
@@ -40,13 +40,13 @@ def _model_ends(config: Any) -> ModelEnds:
 
 
 def _model_folder(config: Any) -> Path | None:
-    """The folder that says how the model generates, if there is one."""
+    """The folder with the model's generation settings, if there is one."""
     if config.actor.model_config is not None or not config.actor.path or _has_other_tokenizer(config):
         return None
     return checkpoint_folder(config.actor.path, weights=False)
 
 
 def _has_other_tokenizer(config: Any) -> bool:
-    """Whether the folder's ids name other tokens than the run's: a model from scratch may take any tokenizer."""
+    """Whether the folder's token ids belong to another tokenizer: a model from scratch may use any tokenizer."""
     own = config.tokenizer.kind == "pretrained" and config.tokenizer_path in (None, config.actor.path)
     return config.actor.init_from_scratch and not own

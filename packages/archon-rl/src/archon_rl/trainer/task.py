@@ -1,4 +1,4 @@
-"""What is trained on: records, tokenizer, and the order in which records come."""
+"""``Task``: the records, the tokenizer and the order of records of a run."""
 
 from __future__ import annotations
 
@@ -18,14 +18,21 @@ from archon_engine.models.tokenizer import save_tokenizer
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.datasets.records import SubsetDataset, place_of
-from archon_rl.fields import located
+from archon_rl.fields import with_location
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import TOKENIZER_FOLDER, resumed_checkpoint
 from archon_rl.trainer.record import record_decisions
-from archon_rl.trainer.resuming import renew_tokenizer
-from archon_rl.trainer.sequence_lengths import LengthLimit, Measure, left_out, measured, overlong, refusal
-from archon_rl.trainer.stopping import keep_end_tokens, run_end_tokens
+from archon_rl.trainer.resuming import refresh_tokenizer
+from archon_rl.trainer.sequence_lengths import (
+    LengthLimit,
+    Measure,
+    drop_decision,
+    find_overlong,
+    measure_lengths,
+    overlong_error,
+)
+from archon_rl.trainer.stopping import run_end_tokens, save_end_tokens
 from archon_train.run.context import RunContext
 
 
@@ -34,10 +41,10 @@ class Task:
     """The data side of a run.
 
     Attributes:
-        encoder: from records to token ids.
-        train: records to train on.
+        encoder: encodes records to token ids.
+        train: training records.
         validation: held-out records; may be empty.
-        cursor: which training records belong to which step.
+        cursor: maps steps to training records.
         ends: the tokens that end a completion.
     """
 
@@ -48,23 +55,23 @@ class Task:
     ends: EndTokens
 
     def records(self, step: int) -> list[Mapping[str, Any]]:
-        """The records of ``step``, counted from 0; each knows its place in the data."""
+        """The records of ``step``, counted from 0, each with its location in the data."""
         return [read_placed(self.train, index) for index in self.cursor.indices(step)]
 
 
 def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] = ()) -> Task:
-    """Load the data sets, and build the tokenizer, or read the one that a resumed run built before.
+    """Load the data sets and build the tokenizer; a resumed run reads the tokenizer from its folder.
 
-    Every record is encoded once, so that none ends the run in the step that draws it.
+    Encodes every record once, so that an invalid record fails here and not in the step that draws it.
 
     Args:
-        run: the run; its folder keeps the tokenizer.
-        measure: what ``data.max_length`` limits.
-        limits: the longest records that the steps can take; longer ones are treated as ``data.overlong`` says.
+        run: the run; its folder holds the tokenizer.
+        measure: the length that ``data.max_length`` limits.
+        limits: the longest records that a step can take; ``data.overlong`` decides about longer ones.
 
     Raises:
-        ConfigError, DataError, ModelError: as the data set, the tokenizer and ``run_end_tokens`` do; a record that
-            cannot be encoded, or is too long.
+        ConfigError, DataError, ModelError: from the data set, the tokenizer and ``run_end_tokens``; a record cannot be
+            encoded or is too long.
     """
     config, data = run.config, run.config.data
     load = registry().get("dataset", data.dataset).load()
@@ -72,17 +79,17 @@ def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] 
     validation = load(data, split="validation", seed=config.seed)
     tokenizer = _tokenizer(run, train, validation)
     encoder = TextEncoder(tokenizer, data.prompt_key, data.answer_key, config.tokenizer.use_chat_template)
-    kept_train = _keep(run, "training", train, encoder, measure, limits)
-    kept_validation = _keep(run, "held-out", validation, encoder, measure, limits)
+    kept_train = _drop_overlong(run, "training", train, encoder, measure, limits)
+    kept_validation = _drop_overlong(run, "held-out", validation, encoder, measure, limits)
     ends = run_end_tokens(run, tokenizer)
     with failing_together(run.ranks):
         if run.ranks.is_first:
-            keep_end_tokens(run, ends, run.folder.path / TOKENIZER_FOLDER)
+            save_end_tokens(run, ends, run.folder.path / TOKENIZER_FOLDER)
     cursor = DataCursor(len(kept_train), data.batch_size, config.seed, data.shuffle)
     return Task(encoder, kept_train, kept_validation, cursor, ends)
 
 
-def _keep(
+def _drop_overlong(
     run: RunContext,
     what: str,
     dataset: Dataset,
@@ -90,21 +97,22 @@ def _keep(
     measure: Measure,
     limits: Sequence[LengthLimit],
 ) -> Dataset:
-    """The records that are short enough; what leaves others out is noted, or a decision."""
+    """The records within the limits; dropped records are noted, or recorded as a decision."""
     data = run.config.data
     lengths: dict[Measure, list[int]] = {}
     with failing_together(run.ranks):
         if run.ranks.is_first:
             lengths = {
-                each: measured(dataset, encoder, each) for each in {measure, *(limit.measure for limit in limits)}
+                each: measure_lengths(dataset, encoder, each)
+                for each in {measure, *(limit.measure for limit in limits)}
             }
-    # By place: functions would have to be pickled.
+    # Sent in this order: a dictionary keyed by functions would have to pickle them.
     measures = [measure, *(limit.measure for limit in limits)]
-    own, *limited = run.ranks.broadcast([lengths[each] for each in measures] if run.ranks.is_first else [])
+    own, *limited = run.ranks.broadcast([lengths[one] for one in measures] if run.ranks.is_first else [])
     kept = [i for i in range(len(dataset)) if data.max_length is None or own[i] <= data.max_length]
     if len(dataset) and not kept:
         raise DataError(
-            f"data.max_length={data.max_length}: none of the {len(dataset)} {what} records is that short; raise it"
+            f"data.max_length: found {data.max_length}, and all {len(dataset)} {what} records are longer; raise it"
         )
     if len(kept) < len(dataset):
         run.progress.note(
@@ -113,12 +121,12 @@ def _keep(
         )
     decisions: list[Decision] = []
     for limit, tokens in sorted(zip(limits, limited, strict=True), key=lambda pair: pair[0].longest):
-        too_long = overlong(tokens, limit, kept)
+        too_long = find_overlong(tokens, limit, kept)
         if not too_long:
             continue
         if data.overlong == "error" or len(too_long) == len(kept):
-            raise refusal(what, dataset, tokens, too_long, limit)
-        decisions.append(left_out(what, dataset, tokens, too_long, limit))
+            raise overlong_error(what, dataset, tokens, too_long, limit)
+        decisions.append(drop_decision(what, dataset, tokens, too_long, limit))
         gone = set(too_long)
         kept = [index for index in kept if index not in gone]
     record_decisions(run, decisions)
@@ -126,12 +134,12 @@ def _keep(
 
 
 def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
-    """Built by the first rank and read by the others, so that all have the same."""
+    """The first rank builds the tokenizer and the others read it, so that all have the same one."""
     folder = run.folder.path / TOKENIZER_FOLDER
     if resumed_checkpoint(run) is not None:
         with failing_together(run.ranks):
             if run.ranks.is_first:
-                renew_tokenizer(run, folder)
+                refresh_tokenizer(run, folder)
         return load_tokenizer(folder)
     tokenizer = None
     with failing_together(run.ranks):
@@ -146,6 +154,6 @@ def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
 def _texts(dataset: Dataset, data: Any) -> Iterator[str]:
     reader = TextEncoder(None, data.prompt_key, data.answer_key)
     for index in range(len(dataset)):
-        with located(place_of(dataset, index)):
+        with with_location(place_of(dataset, index)):
             texts = list(reader.texts(dataset[index]))
         yield from texts

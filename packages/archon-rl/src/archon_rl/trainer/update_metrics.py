@@ -1,4 +1,4 @@
-"""The metrics of a training step from those of its optimizer steps."""
+"""Aggregates the metrics of a step's optimizer updates."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from archon_core.contracts.engine import StepStats
 
 
 def average(updates: Sequence[StepStats]) -> dict[str, float]:
-    """Means over the updates, how many there were and how many were skipped; the last one's learning rate."""
+    """Means over the updates, their number, the number of skipped ones, and the last learning rate."""
     metrics: dict[str, float] = {
         "updates": len(updates),
         "skipped_updates": sum(stats.skipped for stats in updates),

@@ -1,7 +1,7 @@
-"""A short supervised start before reinforcement learning.
+"""Supervised warm start before reinforcement learning.
 
-It has an engine of its own, with its own learning rate and optimizer state; what it leaves behind is a checkpoint in
-the run folder that the actor, and the reference when it has no other, start from.
+It runs on a separate engine with its own learning rate and optimizer state, and writes a checkpoint to the run folder.
+The actor starts from that checkpoint, and so does the reference unless it names another one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from archon_rl.text_encoding import supervised_batch
 from archon_rl.trainer.checkpointing import resumed_checkpoint
 from archon_rl.trainer.engines import build_train_engine
 from archon_rl.trainer.sft import supervised_step
-from archon_rl.trainer.sharing import SharedEngine, written_together
+from archon_rl.trainer.sharing import SharedEngine, publish_collectively
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext
 
@@ -27,13 +27,13 @@ WARMUP_PROPORTION = 0.1
 
 
 def warm_start(run: RunContext, actor: Any, task: Task) -> Path | None:
-    """Train ``actor`` as the section ``warm_start`` says; return the checkpoint, or ``None`` for no steps.
+    """Run the ``warm_start`` steps on ``actor``; return the checkpoint, or ``None`` for no steps.
 
-    A resumed run takes the checkpoint that is there. Metrics are logged under ``warm_start/`` at the steps
-    ``1 - n`` to 0, since step 1 is the first of reinforcement learning.
+    A resumed run returns the existing checkpoint. Metrics are logged under ``warm_start/`` at the steps ``1 - n`` to 0,
+    so that step 1 is the first step of reinforcement learning.
 
     Raises:
-        KeyboardInterrupt: the user asked to stop; nothing is kept, and a resumed run starts anew.
+        KeyboardInterrupt: the user asked to stop; nothing is kept, and the next run starts over.
     """
     options, folder = run.config.warm_start, run.folder.path / "warm_start"
     if options.steps == 0:
@@ -58,7 +58,7 @@ def warm_start(run: RunContext, actor: Any, task: Task) -> Path | None:
             run.progress.update(step + 1, n_tokens=int(row["tokens"]), loss=row["loss"])
             if run.ranks.any(run.stop.requested):
                 raise KeyboardInterrupt("stopped in the warm start")
-        with written_together(run.ranks, publish_folder(folder)) as writing:
+        with publish_collectively(run.ranks, publish_folder(folder)) as writing:
             engine.save(writing, "hf")
     finally:
         engine.close()

@@ -1,1 +1,1 @@
-"""The checks behind ``ModelPluginSuite``. Each raises AssertionError with what the author of a model should look at."""
+"""The checks of ``ModelPluginSuite``. Each raises AssertionError with a hint for the model's author."""

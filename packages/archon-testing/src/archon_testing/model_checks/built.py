@@ -1,4 +1,4 @@
-"""A model as its plugin makes it, on one process, in the form in which the checks take it."""
+"""``BuiltModel``: a model built from its plugin's spec on one process, as the checks use it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BuiltModel:
 
     @property
     def limit(self) -> float:
-        """The largest relative error of what should be equal: in float64, of modules that may round to fp32 inside."""
+        """The largest relative error of equal values: float64 computation, in which modules may round to fp32."""
         return LIMITS["float32" if self.spec.rounds_inside else "float64"]
 
     @property
@@ -66,7 +66,7 @@ class BuiltModel:
 
 
 def build_model(spec: ModelSpec, case: Case) -> BuiltModel:
-    """Build and fill; raises ArchonError as the parts do."""
+    """Build the model and fill its weights. Raises ArchonError from the spec's parts."""
     loaded = spec.load()
     hf_config = load_hf_config(case.model_config)
     arguments = loaded.arguments.from_hf_config(hf_config, critic=case.critic)

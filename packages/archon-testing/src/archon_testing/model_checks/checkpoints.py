@@ -1,4 +1,4 @@
-"""Weights through files: ours to Hugging Face's form and back, bit by bit, and into ``transformers``."""
+"""Checkpoint checks: a bitwise round trip through Hugging Face files, and loading with ``transformers``."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ LENGTHS = (11,)
 
 
 def check_round_trip(model: BuiltModel, folder: Path, *, hf_class: Any, tolerance: float) -> None:
-    """Save, load into a new module, and hold what came back against what was saved."""
+    """Save, load into a new module, and compare the weights bitwise."""
     model.module.to(torch.float32)
     save_hf_weights(
         model.named, model.weights, folder / "saved", model.hf_config, dtype=torch.float32, critic=model.case.critic
     )
     again, initialised = _load(model, folder / "saved", critic=model.case.critic)
     require(
-        not initialised, f"after saving and loading, {', '.join(initialised)} would be drawn anew: it was not saved"
+        not initialised,
+        f"after saving and loading, {', '.join(initialised)} would be initialised again: it was not saved",
     )
     for name, weight in model.named.items():
         require(
@@ -50,7 +51,7 @@ def _load(model: BuiltModel, folder: Path, *, critic: bool) -> tuple[torch.nn.Mo
 
 
 def _check_critic(model: BuiltModel, folder: Path) -> None:
-    """A critic takes a language model's body and draws its own head; its checkpoint is no language model's."""
+    """Check that a critic can start from a language model's checkpoint and initialises its head."""
     arguments = model.loaded.arguments.from_hf_config(model.hf_config, critic=False)
     body = build_alone(model.spec, arguments)
     initialize_weights(body, model.case.seed, 0.5)

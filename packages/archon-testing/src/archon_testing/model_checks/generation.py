@@ -1,4 +1,4 @@
-"""Decoding token by token through a cache must give the log-probabilities that training computes in one pass."""
+"""Checks that token-by-token decoding with a cache gives the log-probabilities of one training pass."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PlainCache:
         window: int | None,
         softcap: float | None = None,
     ) -> Tensor:
-        """Store ``k`` and ``v`` [T, kv heads, D] behind those that are there; attend ``q`` [T, heads, D] to all."""
+        """Append ``k`` and ``v`` [T, kv heads, D] to the cache; attend ``q`` [T, heads, D] to all entries."""
         if layer in self.layers:
             k, v = (torch.cat(pair) for pair in zip(self.layers[layer], (k, v), strict=True))
         self.layers[layer] = (k, v)
@@ -73,7 +73,7 @@ def check_generation(model: BuiltModel) -> None:
 
 
 def _step(model: BuiltModel, ids: Tensor, start: int, end: int, cache: PlainCache) -> Tensor:
-    """Logits of tokens ``start`` to ``end``, when those before are in the cache."""
+    """Logits of tokens ``start`` to ``end``; earlier tokens are in the cache."""
     packed = PackedSequences(
         cu_seqlens=torch.tensor([0, end - start], dtype=torch.int32),
         max_seqlen=end - start,

@@ -1,4 +1,4 @@
-"""The model on a layout, held against one process."""
+"""Compares the model on a layout with one process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from archon_testing.oracle import Oracle, Outcome
 
 
 def check_layout(cases: Sequence[Case], folder: Path) -> None:
-    """Run the cases, all of one layout; what fails is told with its diagnosis."""
+    """Run cases of one layout; failures are reported with their diagnoses."""
     oracle = Oracle(folder, time_limit=300)
     verdicts = oracle.verify(cases)
     refused = [verdict.refusal for verdict in verdicts if verdict.refusal]

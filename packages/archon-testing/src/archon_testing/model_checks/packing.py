@@ -1,4 +1,4 @@
-"""Sequences that are packed end to end must not see each other: together and alone they give the same numbers."""
+"""Checks that packed sequences do not see each other: packed and alone they give the same values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LENGTHS = (7, 1, 20, 3, 12)
 
 
 def check_packing(model: BuiltModel) -> None:
-    """Compare outputs and gradients of a pack with those of its sequences one by one."""
+    """Compare outputs and gradients of a pack with those of its single sequences."""
     ids = model.ids(sum(LENGTHS))
     upstream = torch.randn(sum(LENGTHS), dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     name = "values" if model.case.critic else "logprobs"
@@ -37,7 +37,7 @@ def _outputs_and_gradients(
     model.module.zero_grad()
     outputs = []
     for ids, lengths, upstream in packs:
-        # The last token of a sequence predicts nothing; what stands behind it differs between a pack and a part.
+        # The last token of a sequence has no target; its successor differs between a pack and a single sequence.
         counts = torch.ones(len(ids), dtype=torch.float64)
         if name == "logprobs":
             counts[torch.tensor(lengths).cumsum(0) - 1] = 0

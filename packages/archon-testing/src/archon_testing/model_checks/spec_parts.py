@@ -1,4 +1,4 @@
-"""Whether a model's spec is complete, cheap to import, and honest about what the model can do."""
+"""Checks that a model's spec is complete and cheap to import, and that its capabilities are true."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def plugin_module(spec: ModelSpec) -> str:
 
 
 def check_spec_parts(spec: ModelSpec, case: Case, *, needs_tiny: bool) -> None:
-    """Load all that the spec names and hold the parts against each other, on the meta device."""
+    """Load all parts of the spec and check their consistency, on the meta device."""
     name = f"model {spec.name!r}"
     require(spec.summary, f"{name}: its spec has no summary; `archon plugins` shows one line")
     require(spec.tiny_config or not needs_tiny, f"{name}: its spec names no tiny_config, which `archon verify` needs")

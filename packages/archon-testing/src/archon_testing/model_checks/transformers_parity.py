@@ -1,4 +1,4 @@
-"""Logits, values and gradients against ``transformers``, one sequence at a time there, packed here."""
+"""Compares logits, values and gradients with ``transformers``, which gets one sequence at a time."""
 
 from __future__ import annotations
 

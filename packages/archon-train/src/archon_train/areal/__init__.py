@@ -1,7 +1,7 @@
-"""AReaL's YAML files run as they are: a translation from raw tree to raw tree, driven by the tables in ``keys``.
+"""AReaL's dialect: translates AReaL's YAML files, raw tree to raw tree, by the tables in ``keys``.
 
-``names`` replaces option names, ``meaning`` what an option means or leaves out, ``ignored`` judges what Archon
-accepts without effect. Options that a plugin has itself are left alone.
+``names`` replaces option names, ``meaning`` translates values and fills in AReaL's defaults, ``ignored`` judges options
+that Archon accepts without effect. Options that a plugin declares are left alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["DIALECT", "ArealDialect"]
 
 
 class ArealDialect(Dialect):
-    """AReaL's option names, in its files and in overrides."""
+    """AReaL's option names, in files and in overrides."""
 
     def recognises(self, tree: RawMapping) -> bool:
         return is_areal(tree)

@@ -1,8 +1,8 @@
-"""AReaL's deprecated ``allocation_mode``, which described all engines in one string.
+"""AReaL's deprecated ``allocation_mode``, which describes all engines in one string.
 
-It is not used; a decision tells its user what to write instead. Read are the forms that it had over time::
+Archon ignores it and records a decision with the replacement. It parses all historical forms::
 
-    sglang:d4t2+archon:d4p2t2                     inference and training on ranks of their own
+    sglang:d4t2+archon:d4p2t2                     inference and training on separate ranks
     sglang.d4p1t1+d4p1t1, sglang.d4p1m1+d2p2m1    a dot for the colon, no training backend, m for t
     sglang:d4|fsdp:d4                             both on the same ranks
     sglang[rollout]:d4+archon[actor]:d4           named engines
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from archon_core.contracts.decisions import Decision
 
 DEFAULT_TRAIN_BACKEND = "archon"
-"""For sizes without a backend. AReaL took fsdp or megatron for them, according to the sizes."""
+"""For sizes without a backend. AReaL chooses fsdp or megatron by the sizes."""
 
 _COMPONENT = re.compile(r"(?:(?P<backend>[A-Za-z][\w-]*)(?:\[(?P<role>\w+)\])?[:.])?(?P<sizes>\(.*\)|(?:[a-z][0-9]+)+)")
 _SEPARATOR = re.compile(r"\+|\|(?![^(]*\))")  # not the bar inside (attn:...|ffn:...)
@@ -34,24 +34,26 @@ _NO_TRAINING = ("eval", "cpu")
 
 
 def allocation_mode_decision(allocation_mode: str, *, backends: Mapping[str, Backend] = BUILTIN_BACKENDS) -> Decision:
-    """The decision to ignore ``allocation_mode``, naming the ``backend`` options that say the same.
+    """The decision to ignore ``allocation_mode``, with the equivalent ``backend`` options.
 
-    Never raises: a string that cannot be read is ignored like any other, and the reason says what stopped it.
+    Never raises: a string that cannot be parsed is ignored, too, and the reason contains the error.
     """
     # Imported here because reading a configuration imports layouts.
     from archon_core.contracts.decisions import Decision
 
-    reason = "allocation_mode is deprecated: each engine has a backend of its own; "
+    reason = "allocation_mode is deprecated: each engine has its own backend option; "
     try:
         layouts = allocation_mode_layouts(allocation_mode, backends=backends)
     except LayoutError as error:
         cause = str(error).partition("\n")[0]
-        reason += f"set rollout.backend and actor.backend (no equivalent was made out: {cause})"
+        reason += f"set rollout.backend and actor.backend (cannot parse it: {cause})"
     else:
         overrides = " ".join(shlex.quote(f"{role}.backend={layout}") for role, layout in layouts.items())
         reason += f"write {overrides}"
         if "|" in _SEPARATOR.findall(allocation_mode):
-            reason += "; nothing replaces '|': training engines of one size share ranks as it is, a local rollout too"
+            reason += (
+                "; '|' needs no replacement: engines of one size share ranks by default, and so does rollout local"
+            )
     return Decision(option="allocation_mode", requested=allocation_mode, effective="ignored", reason=reason)
 
 
@@ -61,7 +63,7 @@ def allocation_mode_layouts(
     """The engines of an ``allocation_mode``, by role.
 
     Raises:
-        LayoutError: it has none of the forms above, or one of its layouts is malformed.
+        LayoutError: it has none of the forms above, or a layout is malformed.
     """
     layouts: dict[str, Layout] = {}
     for component in map(str.strip, _SEPARATOR.split(allocation_mode)):

@@ -1,4 +1,4 @@
-"""AReaL's options that are accepted without effect: whether their values may pass."""
+"""Judges AReaL's options that Archon accepts without effect: harmless, a decision, or an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from archon_train.areal.keys import (
 
 
 def judge(path: str, node: RawNode, tree: RawMapping) -> Verdict:
-    """Look up an option among those that AReaL has and Archon accepts without effect."""
+    """Look up an option in the table ``IGNORED``."""
     if path in SECTIONS and isinstance(node, RawScalar) and node.is_null:
         return Verdict(known=True)
     for rule in IGNORED:
@@ -32,7 +32,7 @@ def judge(path: str, node: RawNode, tree: RawMapping) -> Verdict:
 
 
 def names_below(section: str) -> list[str]:
-    """The options that AReaL has in a section; empty when it has no such section."""
+    """AReaL's options in a section; empty if it has no such section."""
     length = len(section.split("."))
     patterns = [pattern.split(".") for pattern in (*RENAMED, *(rule.path for rule in IGNORED))]
     return [p[length] for p in patterns if len(p) > length and fits(".".join(p[:length]), section)]

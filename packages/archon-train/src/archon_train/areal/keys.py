@@ -1,8 +1,7 @@
-"""AReaL's option names, as data: what they are called here, and what is accepted without effect.
+"""Tables of AReaL's option names: their names in Archon, and options without effect.
 
-A row says what an option of an AReaL file becomes. Nothing is dropped silently: unless the value asks for exactly
-what Archon does anyway, a row without effect becomes a decision with the reason given here, and a value that would
-change results is an error.
+Nothing is dropped silently: unless its value requests what Archon does anyway, an option without effect becomes a
+decision with the reason given here, and a value that would change results is an error.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SECTIONS = frozenset(
         "valid_dataset",
     )
 )
-"""Names at the top of a file that tell AReaL's form."""
+"""Top-level names that identify a file in AReaL's format."""
 
 RENAMED = {
     "model": "actor",
@@ -49,19 +48,19 @@ RENAMED = {
     "actor.behav_imp_weight_cap": "actor.behave_imp_weight_cap",
     "*.fsdp.offload_params": "*.archon.offload_params",
 }
-"""AReaL's name -> ours; a section takes all that is in it along. ``*`` is a section's name, the same on both sides."""
+"""AReaL's name -> Archon's; a section moves with its content. ``*`` is a section name, equal on both sides."""
 
 NULL_MEANS = {
     "trainer.save_every": "0",
     "trainer.eval_every": "0",
     "*.mb_spec.n_mbs": "1",
 }
-"""Options that AReaL's files may set to null -> what that is called here."""
+"""Options that AReaL's files may set to null -> Archon's equivalent value."""
 
 DATASETS = {
     "openai/gsm8k": {"data.hf.name": "main", "data.hf.validation_split": "test", "reward": "gsm8k"},
 }
-"""Data sets that AReaL knows by their hub id -> what it fills in for them."""
+"""Hub ids of data sets that AReaL's code knows -> the options that it fills in."""
 
 DEFAULTS = {
     "actor.dtype": "bfloat16",
@@ -72,13 +71,13 @@ DEFAULTS = {
     "data.batch_size": "1",
     "cluster.n_nodes": "32",
 }
-"""Options whose default in AReaL is not ours: leaving them out of an AReaL file is worth a line."""
+"""Options with another default in AReaL -> that default. Omitting one from an AReaL file records a decision."""
 
 PIPELINE_DEFAULTS = {
     "actor.archon.pp_first_stage_less_layers": "1",
     "actor.archon.pp_last_stage_less_layers": "1",
 }
-"""The same where the actor's layout has a pipeline."""
+"""Further such options for layouts with a pipeline."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +85,11 @@ class Ignored:
     """AReaL options that are accepted without effect.
 
     Attributes:
-        path: dotted name; ``*`` is one name. A section stands for all that is in it.
-        reason: why it has no effect, as the decision's reason.
-        harmless: values, as text, that ask for what happens anyway. ``name=value`` looks inside a section.
-        same_as: option that it repeats; the same value there makes it harmless.
-        otherwise: whether another value is a decision or, because it would change results, an error.
+        path: dotted name; ``*`` matches one name. A section covers all of its options.
+        reason: reason of the decision.
+        harmless: values, as text, that match Archon's behaviour. ``name=value`` looks inside a section.
+        same_as: an option that it repeats; an equal value is harmless.
+        otherwise: whether another value becomes a decision or, if it would change results, an error.
     """
 
     path: str
@@ -100,11 +99,11 @@ class Ignored:
     otherwise: Literal["decision", "error"] = "decision"
 
 
-_ONE_NAME = "a run has one name; every part of it uses that"
+_ONE_NAME = "a run has one name for all of its parts"
 _ONE_ROOT = "everything is written under cluster.fileroot"
 _PLACEMENT = "processes are placed by the layout and scheduler.type"
-_SYNCHRONOUS = "rollout and training take turns in this version, so nothing waits in queues or is off-policy"
-_SERVERS = "options of server engines; rollout runs on the trainer's own ranks"
+_SYNCHRONOUS = "rollout and training alternate in this version, without queues or off-policy samples"
+_SERVERS = "an option of server engines; rollout runs on the trainer's ranks"
 _STEPS_ONLY = "trainer.save_every and trainer.eval_every count steps"
 _NO_LORA = "there is no LoRA training"
 
@@ -128,7 +127,7 @@ IGNORED = (
     Ignored("scheduler.reward_model_path", "rewards are computed in the trainer", ("",)),
     Ignored("scheduler.reward_model_service_url", "rewards are computed in the trainer"),
     # Data
-    Ignored("*_dataset.type", "algorithm says what is trained"),
+    Ignored("*_dataset.type", "the option algorithm selects the training"),
     Ignored("*_dataset.pin_memory", "records are texts, tokenized in the trainer", ("false",)),
     Ignored("*_dataset.num_workers", "records are read in the trainer's process", ("0",)),
     Ignored("*_dataset.drop_last", "every training batch is full"),
@@ -138,9 +137,9 @@ IGNORED = (
     # When to write and to evaluate
     Ignored("*.freq_epochs", _STEPS_ONLY, ("null",)),
     Ignored("*.freq_secs", _STEPS_ONLY, ("null",)),
-    Ignored("recover.freq_steps", "checkpoints to resume from are those of trainer.save_every", ("null",)),
-    Ignored("recover.retries", "trainer.max_restarts says how often ranks are started again", ("0",)),
-    Ignored("saver.mode", "trainer.async_save writes checkpoints beside training", ("auto", "sync")),
+    Ignored("recover.freq_steps", "runs resume from the checkpoints of trainer.save_every", ("null",)),
+    Ignored("recover.retries", "trainer.max_restarts sets the number of restarts", ("0",)),
+    Ignored("saver.mode", "trainer.async_save writes checkpoints in the background", ("auto", "sync")),
     Ignored("stats_logger.wandb", "metrics go to metrics.jsonl and TensorBoard", ("mode=disabled", "null")),
     Ignored("stats_logger.swanlab", "metrics go to metrics.jsonl and TensorBoard", ("mode=disabled", "null")),
     Ignored("stats_logger.tensorboard", "TensorBoard files are in the run folder", ("null", "path=null")),
@@ -162,7 +161,7 @@ IGNORED = (
     Ignored("*.scheduling_spec", _PLACEMENT),
     Ignored("*.scheduling_strategy", _PLACEMENT),
     # Sampling
-    Ignored("gconfig.stop", "stop words are not known; use gconfig.stop_token_ids", ("null",), otherwise="error"),
+    Ignored("gconfig.stop", "stop words are not supported; use gconfig.stop_token_ids", ("null",), otherwise="error"),
     Ignored("gconfig.frequency_penalty", "there is no such penalty", ("0", "0.0"), otherwise="error"),
     Ignored("gconfig.ignore_eos", "the end of text always ends a completion", ("false",), otherwise="error"),
     Ignored("gconfig.use_beam_search", "completions are sampled", ("false",), otherwise="error"),
@@ -170,9 +169,9 @@ IGNORED = (
     Ignored("gconfig.lora_name", _NO_LORA),
     # Engines
     Ignored("*.attn_impl", "attention is chosen by archon.attn_type", ("flash_attention_2",)),
-    Ignored("*.weight_update_mode", "the rollout engine says how weights reach it"),
-    Ignored("*.fsdp.wrap_policy", "every layer is a unit", ("null",)),
-    Ignored("*.fsdp.memory_efficient_load", "every rank reads only its own slices"),
+    Ignored("*.weight_update_mode", "the rollout engine decides how it gets weights"),
+    Ignored("*.fsdp.wrap_policy", "every layer is an FSDP unit", ("null",)),
+    Ignored("*.fsdp.memory_efficient_load", "every rank reads only its shards"),
     Ignored("*.fsdp.per_layer_optim_step", "the optimizer steps once", ("false",)),
     Ignored("*.fsdp.optim_step_prefetch_layers", "the optimizer steps once"),
     Ignored("*.megatron", "options of another engine"),
@@ -184,7 +183,7 @@ IGNORED = (
     Ignored("*.lora_alpha", _NO_LORA),
     Ignored("*.target_modules", _NO_LORA),
     Ignored("*.peft_type", _NO_LORA),
-    Ignored("*.archon.ac_preserve_rng_state", "random numbers are restored for whatever is recomputed", ("true",)),
+    Ignored("*.archon.ac_preserve_rng_state", "recomputation always restores the RNG state", ("true",)),
     Ignored("*.optimizer.offload", "optimizer state stays on the device", ("false",), otherwise="error"),
     Ignored("*.optimizer.initial_loss_scale", "bfloat16 and float32 need no loss scale"),
     Ignored("*.optimizer.min_loss_scale", "bfloat16 and float32 need no loss scale"),
@@ -193,13 +192,13 @@ IGNORED = (
     # Algorithms
     Ignored("*.group_size", "groups are the samples of one prompt", same_as="gconfig.n_samples"),
     Ignored("actor.group_adv_norm", "set actor.adv_norm.mean_level=group", ("false",), otherwise="error"),
-    Ignored("*.max_new_tokens", "gconfig says how much is generated", same_as="gconfig.max_new_tokens"),
+    Ignored("*.max_new_tokens", "gconfig.max_new_tokens limits generation", same_as="gconfig.max_new_tokens"),
     Ignored("actor.m2_threshold", "M2PO is not part of this version", ("null",), otherwise="error"),
     Ignored("actor.use_sapo_loss", "SAPO is not part of this version", ("false",), otherwise="error"),
     Ignored("actor.sapo_tau_pos", "SAPO is not part of this version"),
     Ignored("actor.sapo_tau_neg", "SAPO is not part of this version"),
     Ignored("actor.importance_sampling_level", "ratios are per token", ("token",), otherwise="error"),
-    Ignored("actor.prox_logp_method", "they are recomputed", ("recompute",), otherwise="error"),
+    Ignored("actor.prox_logp_method", "proximal log-probabilities are recomputed", ("recompute",), otherwise="error"),
     Ignored("actor.log_agent_stats", "agent workflows are not part of this version", ("false",)),
     Ignored("actor.log_agent_stats_keys", "agent workflows are not part of this version"),
 )
@@ -208,7 +207,7 @@ _SECTION_NAMES = SECTIONS | {*ROLES, "rollout"}
 
 
 def fits(pattern: str, path: str) -> bool:
-    """Whether a dotted name is the one of a table's row. A first ``*`` stands for any section of AReaL's files."""
+    """Whether a dotted name matches a pattern of the tables. A leading ``*`` matches any section of AReaL's files."""
     rows, keys = pattern.split("."), path.split(".")
     if len(rows) != len(keys) or (rows[0] == "*" and keys[0] not in _SECTION_NAMES):
         return False

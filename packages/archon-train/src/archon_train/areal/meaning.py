@@ -1,4 +1,4 @@
-"""What an AReaL file means beyond its names: values that stand for something else here, and what it leaves out."""
+"""Translates the values of AReaL files that mean something else in Archon, and fills in AReaL's defaults."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from archon_train.experiment import ROLES
 
 
 def is_areal(tree: RawMapping) -> bool:
-    """Whether a file, as written, is in AReaL's form: it has a section or option that only AReaL has."""
+    """Whether a file is in AReaL's format: it has a section or option that only AReaL has."""
     return not SECTIONS.isdisjoint(tree.entries)
 
 
 def translate(tree: RawMapping) -> Translation:
-    """Replace what means something else here than in AReaL. ``tree`` has our names and all overrides."""
+    """Replace values that mean something else in Archon. ``tree`` has Archon's names and all overrides."""
     decisions: list[Decision] = []
     for step in (_nulls, _scheduler, _optimizers, _algorithm, _dataset, _recover, _allocation_mode):
         tree = step(tree, decisions)
@@ -35,13 +35,13 @@ def translate(tree: RawMapping) -> Translation:
 
 
 def translate_deprecated(tree: RawMapping) -> Translation:
-    """The same for a file in Archon's form, where only an override may still say ``allocation_mode``."""
+    """Translate a file in Archon's format, which may contain ``allocation_mode`` only as an override."""
     decisions: list[Decision] = []
     return Translation(_allocation_mode(tree, decisions), tuple(decisions))
 
 
 def fill_in(tree: RawMapping, schema: type) -> Translation:
-    """Record the defaults that differ, and write what AReaL's code knows about a data set and its files leave out."""
+    """Record defaults that differ, and add the options that AReaL's code fills in for known data sets."""
     decisions = []
     defaults = DEFAULTS | PIPELINE_DEFAULTS if _is_pipelined(tree) else DEFAULTS
     for option, default in defaults.items():
@@ -52,7 +52,7 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
     for option, value in DATASETS.get(path, {}).items():
         if tree.get(option) is None and knows(schema, option):
             tree = _set(tree, option, value)
-            decisions.append(Decision(option, "left out", value, f"what AReaL does for {path}"))
+            decisions.append(Decision(option, "left out", value, f"AReaL's choice for {path}"))
     return Translation(tree, tuple(decisions))
 
 
@@ -77,9 +77,7 @@ def _optimizers(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
         option = f"{role}.optimizer.type"
         node = tree.get(option)
         if isinstance(node, RawScalar) and node.text == "adam":
-            decisions.append(
-                Decision(option, "adam", "adamw", "AReaL's adam decays weights apart from gradients: AdamW")
-            )
+            decisions.append(Decision(option, "adam", "adamw", "AReaL's adam has decoupled weight decay: AdamW"))
             tree = _set(tree, option, "adamw", node.source)
     return tree
 
@@ -138,7 +136,7 @@ def _allocation_mode(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
 
 
 def _text(tree: RawMapping, option: str) -> str:
-    """What an option or the one that it refers to says; empty when it is not written."""
+    """The text of an option, with references resolved; empty if it is not set."""
     _, node = follow(tree, option)
     return node.text if isinstance(node, RawScalar) and not node.is_null else ""
 
@@ -147,7 +145,7 @@ def _is_pipelined(tree: RawMapping) -> bool:
     try:
         return parse_layout(_text(tree, "actor.backend")).dims["p"] > 1
     except LayoutError:
-        return False  # preflight says what is wrong with it
+        return False  # preflight reports the error
 
 
 def _is_zero(node: RawNode | None) -> bool:

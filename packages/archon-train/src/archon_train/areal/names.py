@@ -1,4 +1,4 @@
-"""AReaL's option names replaced by ours, in keys and inside references."""
+"""Replaces AReaL's option names with Archon's, in keys and inside references."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from archon_train.areal.keys import RENAMED, fits
 
 
 def rename(tree: RawMapping, keep: frozenset[str] = frozenset()) -> RawMapping:
-    """``tree`` with AReaL's option names replaced by ours, inside ``${...}`` too.
+    """``tree`` with AReaL's option names replaced by Archon's, also inside ``${...}``.
 
     Args:
-        tree: as written; relative references become absolute.
-        keep: names at the top that mean something else, because a plugin has a section of that name.
+        tree: the raw tree; relative references become absolute.
+        keep: top-level names to leave alone, because a plugin has a section of that name.
 
     Raises:
-        ConfigError: an option is written under both names.
+        ConfigError: an option is set under both names.
     """
     moved: list[tuple[str, str, RawNode]] = []
 
@@ -42,15 +42,15 @@ def rename(tree: RawMapping, keep: frozenset[str] = frozenset()) -> RawMapping:
             there = result.get(path)
             if there is not None and not isinstance(there, RawMapping):
                 raise ConfigError(
-                    f"{leaf.source}: {old} is AReaL's name for {new}, "
-                    f"and {path} is written too ({there.source}); keep one"
+                    f"{leaf.source}: found {old}, AReaL's name for {new}, "
+                    f"and {path} as well ({there.source}); remove one"
                 )
         result = merge(result, nested(new, node))
     return rename(result, keep) if moved else result  # a moved section may hold names to replace
 
 
 def new_name(path: str, keep: frozenset[str] = frozenset()) -> str | None:
-    """Our name of the option that AReaL calls ``path``; ``None`` when it is called the same."""
+    """Archon's name of AReaL's option ``path``; ``None`` if it is the same."""
     keys = path.split(".")
     if keys[0] in keep:
         return None
@@ -63,7 +63,7 @@ def new_name(path: str, keep: frozenset[str] = frozenset()) -> str | None:
 
 
 def _rewritten(node: RawNode, path: str, keep: frozenset[str]) -> RawNode:
-    """``node`` with absolute references under our names."""
+    """``node`` with references made absolute and renamed."""
     if isinstance(node, RawMapping):
         entries = {key: _rewritten(child, f"{path}.{key}", keep) for key, child in node.entries.items()}
         return RawMapping(MappingProxyType(entries), node.source)

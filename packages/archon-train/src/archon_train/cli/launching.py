@@ -1,4 +1,4 @@
-"""How ``archon train`` starts the ranks of a run, and what it says when they have ended."""
+"""Starts the ranks of a run for ``archon train``, and reports how they ended."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
 def launch_ranks(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int, resume_command: str) -> int:
     """Start the ranks on this machine and wait for them; returns the exit code.
 
-    When a rank dies, all of them are started again from the run's last checkpoint, ``trainer.max_restarts`` times.
+    If a rank dies, all ranks restart from the run's last checkpoint, up to ``trainer.max_restarts`` times.
 
     Args:
-        loaded: a configuration that nothing stops.
+        loaded: a configuration whose plan can run.
         arguments: of ``archon``, for every rank.
-        n_ranks: how many.
-        resume_command: what to tell a user who interrupts the run.
+        n_ranks: number of ranks.
+        resume_command: shown to a user who interrupts the run.
 
     Raises:
         ConfigError: the run folder cannot be used; see ``open_folder``.
     """
-    with open_folder(loaded) as run:  # mistakes are told before seconds go by; the first rank will hold it
+    with open_folder(loaded) as run:  # reports errors before torch is imported; the first rank locks it later
         folder, logs = run.folder, _new_log_folder(run.folder)
     where = f"; the output of all but the first goes to {logs}" if n_ranks > 1 else ""
     print_remark(f"{n_ranks}{where}", label="ranks: ", style="bold")
@@ -60,7 +60,7 @@ def launch_ranks(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int
 
 
 def _new_log_folder(folder: RunFolder) -> Path:
-    """A folder that no other start of this run writes to, so that a resumed run keeps the logs from before."""
+    """A new log folder per start, so that a resumed run keeps earlier logs."""
     for number in itertools.count(1):
         path = folder.path / "logs" / f"start-{number}"
         try:
@@ -72,7 +72,7 @@ def _new_log_folder(folder: RunFolder) -> Path:
 
 
 def _report(exits: Sequence[RankExit], stop: StopSignal, n_ranks: int, folder: RunFolder, resume_command: str) -> int:
-    """Say how the run ended, unless it ended well; returns the exit code."""
+    """Report a run that did not end well; returns the exit code."""
     failed = _failure(exits, stop)
     if failed is None and not stop.insisted and {exit.code for exit in exits} == {0}:
         return 0
@@ -83,7 +83,7 @@ def _report(exits: Sequence[RankExit], stop: StopSignal, n_ranks: int, folder: R
 
 
 def _leave_progress_line() -> None:
-    """Begin a line of our own: a progress line whose process was killed hides the cursor and ends nowhere."""
+    """Start a new line: a killed process leaves its progress line unfinished and the cursor hidden."""
     console = Console(stderr=True)
     if console.is_terminal:
         console.show_cursor()
@@ -91,24 +91,24 @@ def _leave_progress_line() -> None:
 
 
 def _report_restart(failed: RankExit, n_ranks: int, folder: RunFolder, number: int, most: int) -> None:
-    """Say which rank died, and from where all of them go on."""
+    """Report which rank died, and the step that all ranks restart from."""
     _leave_progress_line()
     _show_traceback(failed)
     step = folder.latest_step()
     start = "from the beginning, since there is no checkpoint yet" if step is None else f"from step {step}"
     print_remark(
-        f"{explain(failed, n_ranks)}\nall ranks start again {start}",
+        f"{explain(failed, n_ranks)}\nall ranks restart {start}",
         label=f"restart {number} of {most}: ",
         style="bold",
     )
 
 
 def _failure(exits: Sequence[RankExit], stop: StopSignal) -> RankExit | None:
-    """The rank that made the run fail, or ``None`` when it ended well or was stopped."""
+    """The rank that made the run fail; ``None`` if the run ended well or was stopped."""
     first = first_to_fail(exits)
     if first is None or stop.insisted or not any(exit.failed for exit in exits):
         return None
-    # A rank that was starting up had no handler for the signal yet, and ends without a word.
+    # A rank that is still starting has no handler for the signal yet, and ends without a message.
     was_stopped = stop.requested and first.error is None and first.code in (1, *_ends_by(stop.number))
     return None if was_stopped else first
 
@@ -118,16 +118,16 @@ def _ends_by(number: int | None) -> tuple[int, ...]:
 
 
 def _report_stop(exits: Sequence[RankExit], stop: StopSignal, folder: RunFolder, resume_command: str) -> int:
-    """Say what is left of an interrupted run, unless its first rank has said so; returns the exit code."""
+    """Report the last checkpoint of an interrupted run, unless its first rank did; returns the exit code."""
     code = stop.exit_code or max(exit.code for exit in exits)
-    said = any(exit.rank == 0 and exit.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) for exit in exits)
-    if not said:
+    reported = any(exit.rank == 0 and exit.code in (128 + signal.SIGINT, 128 + signal.SIGTERM) for exit in exits)
+    if not reported:
         print_remark(explain_interruption(folder, resume_command), label="interrupted: ", style="bold yellow")
     return code
 
 
 def _report_failure(first: RankExit, exits: Sequence[RankExit], n_ranks: int) -> int:
-    """Say which rank failed first, and why, as the last thing that is printed; returns the exit code."""
+    """Report which rank failed first, and why, as the last output; returns the exit code."""
     _show_traceback(first)
     shared = shared_error(exits, n_ranks)
     print_remark(shared.message if shared else explain(first, n_ranks), label="error: ", style="bold red")
@@ -135,7 +135,7 @@ def _report_failure(first: RankExit, exits: Sequence[RankExit], n_ranks: int) ->
 
 
 def _show_traceback(failed: RankExit) -> None:
-    """Print where a rank failed, unless it was a user's mistake, whose message says it all."""
+    """Print the traceback of a rank, except for a user error, whose message suffices."""
     error, asked = failed.error, os.environ.get("ARCHON_TRACEBACK", "0") not in ("", "0")
     if error is not None and (error.kind != "user" or asked):
         print_remark(error.traceback, label=f"rank {failed.rank}: ", style="bold")

@@ -1,4 +1,4 @@
-"""How a planned run is shown: layouts, decisions, and what has to be mended first."""
+"""Prints the plan of a run: layouts, decisions, and obstacles."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from archon_train.run_plan import RunPlan, install_commands
 
 
 def print_plan(plan: RunPlan, loaded: LoadedConfig) -> None:
-    """The engines and what they take of the cluster."""
+    """Print the engines with their layouts and ranks."""
     cluster = loaded.config.cluster
     rows = []
     for share in plan.shares:
@@ -26,7 +26,7 @@ def print_plan(plan: RunPlan, loaded: LoadedConfig) -> None:
 
 
 def print_decisions(decisions: Sequence[Decision]) -> None:
-    """The decisions table."""
+    """Print the table of decisions."""
     if decisions:
         rows = [(d.option, d.requested, d.effective, d.reason) for d in decisions]
         print_table(("option", "asked", "used", "because"), rows)
@@ -34,24 +34,24 @@ def print_decisions(decisions: Sequence[Decision]) -> None:
 
 
 def print_obstacles(plan: RunPlan) -> None:
-    """Everything that stops the run, on standard output: for a dry run, which was asked for it."""
+    """Print all obstacles to standard output, for a dry run."""
     print_text("\n".join(describe_obstacles(plan)))
 
 
 def describe_obstacles(plan: RunPlan) -> list[str]:
-    """What stops a run, as lines."""
+    """All obstacles of a run, as lines."""
     lines = []
     wrong = [obstacle.text for obstacle in plan.obstacles if obstacle.kind == "config"]
     unable = [obstacle.text for obstacle in plan.obstacles if obstacle.kind == "environment"]
     if wrong:
-        lines += ["the configuration has to change:", *_items(wrong)]
+        lines += ["errors in the configuration:", *_items(wrong)]
     if plan.needs:
-        lines.append("packages to install before this runs:")
+        lines.append("missing packages:")
         for need in plan.needs:
             lines += _items([f"{need.package.name}, which {need.package.matter}; for {'; '.join(need.purposes)}"])
         lines += [f"  {command}" for command in install_commands(plan.needs)]
     if unable:
-        lines += ["what cannot run here as it is:", *_items(unable)]
+        lines += ["cannot run on this machine:", *_items(unable)]
     return lines
 
 

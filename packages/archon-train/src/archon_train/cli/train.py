@@ -1,4 +1,4 @@
-"""``archon train``: read the configuration, say everything that stops it, then run it."""
+"""``archon train``: reads the configuration, reports all obstacles at once, then runs it."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ from archon_train.run_plan import RunPlan
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file, in Archon's form or AReaL's.")],
+    config: Annotated[Path, typer.Argument(help="YAML file in Archon's or AReaL's format.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="Options to set, such as actor.optimizer.lr=1e-5; a later one wins.", show_default=False),
+        typer.Argument(help="Options to set, such as actor.optimizer.lr=1e-5; the last one wins.", show_default=False),
     ] = None,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run",
-            help="Print what would run, and what stops it; start nothing. Ends with 2 where the configuration is "
-            "wrong, with 0 where only this machine lacks something.",
+            help="Print the plan and all obstacles without starting anything. Exit code 2 for errors in the "
+            "configuration, 0 if only this machine lacks something.",
         ),
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run folder's last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")] = False,
     restart: Annotated[
-        bool, typer.Option("--restart", help="Begin anew; an earlier run of this name is set aside, not deleted.")
+        bool, typer.Option("--restart", help="Start a new run; renames the folder of an earlier run of this name.")
     ] = False,
 ) -> None:
-    """Train a model as a YAML file describes."""
+    """Run the training that a YAML file describes."""
     command = ["train", str(config), *(overrides or [])]
     given = [*(overrides or []), *(["trainer.resume=true"] if resume else [])]
     if dry_run:
@@ -91,7 +91,7 @@ def _read(config: Path, overrides: list[str]) -> tuple[LoadedConfig, RunPlan]:
     """The configuration and its plan.
 
     Raises:
-        ConfigError: naming everything that stops the run.
+        ConfigError: with all obstacles.
     """
     loaded = load_config(config, overrides, allow_missing=True)
     plan = plan_run(loaded, registry())
@@ -107,17 +107,17 @@ def _print_preliminaries(loaded: LoadedConfig, plan: RunPlan) -> None:
 
 
 def _restarted_by_launcher(loaded: LoadedConfig) -> LoadedConfig:
-    """``loaded`` with the decision that ``trainer.max_restarts`` has no effect, when it asks for some."""
+    """``loaded``, with a decision that ``trainer.max_restarts`` has no effect if it is set."""
     asked = loaded.config.trainer.max_restarts
     if asked == 0:
         return loaded
-    reason = "another launcher started the ranks and restarts them; torchrun takes --max-restarts, which needs"
+    reason = "another launcher started the ranks and restarts them; with torchrun, use --max-restarts and"
     decision = Decision("trainer.max_restarts", str(asked), "0", f"{reason} trainer.auto_resume=true")
     return replace(loaded, decisions=(*loaded.decisions, decision))
 
 
 def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bool, restart: bool) -> int:
-    """Run here, start ranks here, or hand over to the launcher that ``scheduler.type`` names; returns the exit code."""
+    """Run in this process, start local ranks, or call the launcher of ``scheduler.type``; returns the exit code."""
     loaded, plan = read
     kind = loaded.config.scheduler.type
     if kind == "local" and (elsewhere := explain_machines(plan.layouts, loaded.config.cluster, command)):
@@ -130,7 +130,7 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
         launcher = registry().get(LauncherSpec, kind).load()
         return int(launcher(loaded.config, _entry(loaded, resume_command)))
     n_ranks = ranks_needed(plan.layouts)
-    # A process cannot start itself again after it was killed: a single rank that may be restarted is launched too.
+    # A killed process cannot restart itself, so a single rank with restarts is launched as a child, too.
     if n_ranks == 1 and loaded.config.trainer.max_restarts == 0:
         return run_training(loaded, resume_command=resume_command)
     arguments = [*command, *(["--resume"] if resume else [])]
@@ -138,7 +138,7 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
 
 
 def _entry(loaded: LoadedConfig, resume_command: str) -> Callable[[], None]:
-    """What a launcher's process runs: a rank, when the environment says so by then."""
+    """The entry point of a launcher's processes, which set the rank environment before they call it."""
 
     def entry() -> None:
         place: RankEnvironment | None = rank_environment()

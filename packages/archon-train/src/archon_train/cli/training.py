@@ -1,4 +1,4 @@
-"""What ``archon train`` does in a process that trains: alone, or as one rank of several."""
+"""Runs the training of ``archon train`` in one process: the only one, or one rank of several."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ RECOMPUTE_FILE = "ac_debug-rank0.txt"
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A run folder that is ready to be written, and what was found in it.
+    """An open run folder.
 
     Attributes:
-        folder: the run folder; only the first rank holds it, so that no second run writes there.
-        resumed: whether there is a checkpoint in it to go on from.
+        folder: the run folder; the first rank holds its lock.
+        resumed: whether the run continues from a checkpoint.
         decisions: recorded so far.
     """
 
@@ -47,16 +47,16 @@ class OpenRun:
 def run_training(
     loaded: LoadedConfig, *, resume_command: str, place: RankEnvironment | None = None, restart: bool = False
 ) -> int:
-    """Train to the end, or to the step in which Ctrl-C falls; returns the exit code.
+    """Train to the end, or until the user stops the run; returns the exit code.
 
     Args:
-        loaded: a configuration that nothing stops.
-        resume_command: what to tell a user who interrupts the run.
-        place: which rank this is; ``None`` for a run of one process.
-        restart: set an earlier run of this name aside first.
+        loaded: a configuration whose plan can run.
+        resume_command: shown to a user who interrupts the run.
+        place: the rank's environment; ``None`` for a run of one process.
+        restart: rename the folder of an earlier run of this name first.
 
     Raises:
-        ArchonError: as the trainer does.
+        ArchonError: from the trainer.
     """
     stop = StopSignal() if place is None else _rank_stop(place)
     run: OpenRun | None = None
@@ -77,7 +77,7 @@ def run_training(
                 if is_first:
                     run.folder.write_decisions(run.decisions)
     except KeyboardInterrupt:
-        if not stop.requested:  # else the signal that asked first tells the exit code
+        if not stop.requested:  # otherwise the first signal determines the exit code
             stop.request()
         code = stop.exit_code
     if code and is_first and run is not None:
@@ -86,7 +86,7 @@ def run_training(
 
 
 def _rank_stop(place: RankEnvironment) -> StopSignal:
-    # Our own launcher answers the user itself: a rank may sit in a collective for long before it can.
+    # Archon's launcher answers the user itself, since a rank may be in a long collective.
     return StopSignal(announce=place.rank == 0 and not started_by_archon(), same_within=SAME_SIGNAL_SECONDS)
 
 
@@ -110,7 +110,7 @@ def _any_engine_sets(option: str, config: ExperimentConfig) -> bool:
 
 @contextmanager
 def open_run(loaded: LoadedConfig, ranks: Ranks, *, restart: bool = False) -> Iterator[OpenRun]:
-    """Open the run folder on the first rank, and tell the others what was found.
+    """Open the run folder on the first rank, and broadcast the result.
 
     Raises:
         ArchonError: on every rank, when the first cannot open it; see ``open_folder``.
@@ -153,13 +153,13 @@ def open_folder(loaded: LoadedConfig) -> Iterator[OpenRun]:
     place = (config.cluster.fileroot, config.experiment_name, config.trial_name)
     if config.trainer.resume and not RunFolder.at(*place).path.is_dir():
         raise ConfigError(
-            f"trainer.resume: found no run in {RunFolder.at(*place).path}; leave --resume out to start one, or set "
-            "cluster.fileroot, experiment_name and trial_name to those of the run to go on with"
+            f"trainer.resume: found no run in {RunFolder.at(*place).path}; remove --resume to start one, or set "
+            "cluster.fileroot, experiment_name and trial_name to those of the run to continue"
         )
     with RunFolder.hold(*place, resume=asked) as folder:
         resumed = asked and folder.latest_step() is not None
         if config.trainer.resume and not resumed:
-            reason = "the run stopped before its first checkpoint, so it starts again"
+            reason = "the run stopped before its first checkpoint, so it starts over"
             decisions.append(Decision("trainer.resume", "true", "false", reason))
         elif config.trainer.auto_resume:
             found = f"step {folder.latest_step()}" if resumed else "no checkpoint"
@@ -174,7 +174,7 @@ def set_aside(config: ExperimentConfig) -> None:
         ConfigError: the run is to be resumed too, or another process is writing it.
     """
     if config.trainer.resume:
-        raise ConfigError("--restart and resuming: found both; one begins anew, the other goes on; use one of them")
+        raise ConfigError("--restart: found trainer.resume=true as well; allowed is one of the two; remove one")
     folder = RunFolder.at(config.cluster.fileroot, config.experiment_name, config.trial_name)
     aside = folder.set_aside()
     if aside is not None:
@@ -182,11 +182,11 @@ def set_aside(config: ExperimentConfig) -> None:
 
 
 def explain_interruption(folder: RunFolder, resume_command: str) -> str:
-    """What is left of a run that was interrupted, and how to go on with it."""
+    """The last checkpoint of an interrupted run, and the command to continue it."""
     step = folder.latest_step()
     if step is None:
-        return f"there was no checkpoint yet (trainer.save_every says how often); to start again: {resume_command}"
-    return f"the last checkpoint, {folder.checkpoint_path(step)}, is whole; to go on from step {step}: {resume_command}"
+        return f"there is no checkpoint yet (see trainer.save_every); to start over: {resume_command}"
+    return f"the last checkpoint is {folder.checkpoint_path(step)}; to continue from step {step}: {resume_command}"
 
 
 def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, ranks: Ranks) -> None:

@@ -1,4 +1,4 @@
-"""Starting the processes of a run, watching them, and saying which one failed first.
+"""Starts and watches the processes of a run, and reports which one failed first.
 
-``local`` runs in the process that the user started; ``rank`` runs in the processes that it starts.
+``local`` runs in the launcher, the process that the user started; ``rank`` runs in the processes that it starts.
 """

@@ -1,7 +1,7 @@
-"""Which rank failed first, and how to say so. Pure functions over what the ranks left.
+"""Finds and explains the rank that failed first. Pure functions of how the ranks ended.
 
-When one rank dies, the others lose their connections to it and fail within milliseconds; a launcher that names the
-first failure it sees often names one of those.
+When one rank dies, the others lose their connections and fail within milliseconds. A launcher that reports the first
+failure it sees often reports one of those.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 @dataclass(frozen=True)
 class RankExit:
-    """How a rank ended.
+    """The end of a rank's process.
 
     Attributes:
-        rank: which one.
-        pid: its process.
-        code: exit code; minus the signal's number when a signal ended it.
-        time: when that was seen, in seconds since 1970.
-        error: what it left, if anything.
-        log: the file that holds its output; ``None`` when that went to the terminal.
+        rank: the rank.
+        pid: process id.
+        code: exit code; the negative signal number if a signal ended it.
+        time: when the launcher noticed, in seconds since the epoch.
+        error: from its error file, if it wrote one.
+        log: file with its output; ``None`` if that went to the terminal.
     """
 
     rank: int
@@ -38,15 +38,15 @@ class RankExit:
 
     @property
     def failed(self) -> bool:
-        """Whether it ended otherwise than by success or by the stop that the ranks agreed upon."""
+        """Whether it ended neither successfully nor by a requested stop."""
         return self.code != 0 and self.code not in _STOPPED
 
 
 def first_to_fail(exits: Sequence[RankExit]) -> RankExit | None:
-    """The rank on which the run failed, or ``None`` when none ended with an error.
+    """The rank that failed first; ``None`` if no rank failed.
 
-    First come ranks that a signal killed, since they tell nothing themselves, then those with an error of their own,
-    then those that were told of it, those that gave up, and last those that lost a connection; among equals the
+    In order of precedence: ranks killed by a signal, which leave no error; ranks with an error of their own; ranks that
+    relayed another rank's error; aborted ranks; stopped ranks; ranks that lost a connection. Among equals, the
     earliest.
     """
     ended = [exit for exit in exits if exit.code != 0]
@@ -58,34 +58,34 @@ def _order(exit: RankExit) -> int:
         return {"told": 2, "connection": 5}.get(exit.error.kind, 1)
     if exit.code in _STOPPED:
         return 4
-    # NCCL's watchdog aborts a rank whose peers are gone; and SIGINT and SIGTERM reach all of them.
+    # NCCL's watchdog aborts a rank whose peers are gone. SIGINT and SIGTERM reach all ranks.
     return {-signal.SIGABRT: 3, -signal.SIGINT: 4, -signal.SIGTERM: 4}.get(exit.code, 0 if exit.code < 0 else 1)
 
 
 def is_worth_another_try(first: RankExit) -> bool:
-    """Whether a run that failed on this rank may do better when it is started again: not after a user's mistake."""
+    """Whether a restart may succeed after this failure: not after a user error."""
     return first.error is None or first.error.kind != "user"
 
 
 def shared_error(exits: Sequence[RankExit], n_ranks: int) -> RankError | None:
-    """The user's error that all ranks raised alike, if they did."""
+    """The user error that all ranks raised, if they all raised the same."""
     errors = [exit.error for exit in exits if exit.error is not None and exit.error.kind == "user"]
     alike = len(errors) == n_ranks and len({(error.name, error.message) for error in errors}) == 1
     return errors[0] if alike else None
 
 
 def explain(exit: RankExit, n_ranks: int) -> str:
-    """What a user reads last: which rank failed first, why, and where to read more."""
+    """The final message: which rank failed first, why, and where its output is."""
     place = f"its output is in {exit.log}" if exit.log else "its output is above"
     who = f"rank {exit.rank} of {n_ranks} (process {exit.pid})"
     if exit.error is not None:
         named = exit.error.kind in ("error", "connection")
         why = f"{exit.error.name}: {exit.error.message}" if named else exit.error.message
-        how = {"connection": "lost a connection, and no rank says why", "told": "was told so"}
+        how = {"connection": "lost a connection, and no rank reported a cause", "told": "relayed this error"}
         return f"{why}\n{who} {how.get(exit.error.kind, 'failed first')}; {place}"
     if exit.code < 0:
         return f"{who} was killed first, by {_signal_name(-exit.code)}{_likely_cause(-exit.code)}; {place}"
-    return f"{who} failed first: it ended with exit code {exit.code} and left no message; {place}"
+    return f"{who} failed first, with exit code {exit.code} and no error message; {place}"
 
 
 def _signal_name(number: int) -> str:
@@ -98,7 +98,7 @@ def _signal_name(number: int) -> str:
 def _likely_cause(number: int) -> str:
     if number == signal.SIGKILL:
         return (
-            ". Unless someone sent it, this was the kernel running out of memory (`dmesg` or the container's log says "
-            "so): take smaller micro-batches (actor.mb_spec.max_tokens_per_mb), or more ranks"
+            ". Unless someone sent the signal, the kernel ran out of memory (see `dmesg` or the container's log): use "
+            "smaller micro-batches (actor.mb_spec.max_tokens_per_mb), or more ranks"
         )
     return ""

@@ -1,7 +1,7 @@
-"""Starts the ranks of a run on this machine and watches them, in the process that the user started.
+"""The local launcher: starts and watches the ranks of a run on this machine.
 
-The processes are torch's (``torch.distributed.elastic.multiprocessing``), the watching is ours: elastic's own gives
-the others 30 seconds to end when one rank dies, and has no say for a rank's being stopped on purpose.
+It starts processes with ``torch.distributed.elastic.multiprocessing`` but watches them itself: elastic's watcher gives
+other ranks 30 seconds to end when one dies, and does not distinguish a requested stop from a failure.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from archon_train.run.interrupt import StopSignal
 POLL_SECONDS = 0.05
 
 GRACE_SECONDS = 1.5
-"""How long the other ranks may take to leave their errors after one has died; then they are killed."""
+"""Time for the other ranks to write their errors after one has died, before they are killed."""
 
 MISTAKE_GRACE_SECONDS = 5
-"""The same after a user's mistake: the others are about to find it too, but may still be importing what they need."""
+"""The same after a user error, which the other ranks will raise, too, but perhaps after slow imports."""
 
 REAP_SECONDS = 10
-"""How long a killed process is waited for. One that hangs inside a device driver cannot be reaped at all."""
+"""Time to wait for a killed process. A process that hangs in a device driver cannot be reaped."""
 
 LOCALHOST = "127.0.0.1"
 
@@ -50,19 +50,19 @@ _ELASTIC_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT
 
 
 def run_ranks(arguments: Sequence[str], *, n_ranks: int, logs: Path, stop: StopSignal) -> list[RankExit]:
-    """Start the ranks, wait for them, and leave none behind.
+    """Start the ranks and wait for them; leaves no process behind.
 
-    The first signal that ``stop`` catches is passed on to every rank, which then end after their step; the second one,
+    The first signal that ``stop`` catches is forwarded to every rank, which stop after their step; the second signal,
     or the failure of a rank, kills them.
 
     Args:
         arguments: of ``archon``, for every rank.
-        n_ranks: how many.
-        logs: an empty folder, for the output of all ranks but the first, which has the terminal.
-        stop: entered; it must not raise.
+        n_ranks: number of ranks.
+        logs: an empty folder for the output of all ranks but the first, which writes to the terminal.
+        stop: an entered ``StopSignal`` that does not raise.
 
     Returns:
-        The ranks that ended by themselves. Those that were killed here are left out.
+        The ranks that ended by themselves, without those that were killed here.
     """
     store = _serve_store()
     try:
@@ -74,11 +74,11 @@ def run_ranks(arguments: Sequence[str], *, n_ranks: int, logs: Path, stop: StopS
         return _watch(context, logs, stop)
     finally:
         _kill(context)
-        del store  # only now: ranks that still run would take its end for a failure
+        del store  # last: running ranks would treat its end as a failure
 
 
 def _serve_store() -> TCPStore:
-    """The key-value store by which ranks find one another, on a free port that nobody off this machine can reach."""
+    """The rendezvous store of the ranks, on a free port of the loopback interface."""
     listener = socket.socket()
     listener.bind((LOCALHOST, 0))
     listener.listen(1024)
@@ -87,18 +87,18 @@ def _serve_store() -> TCPStore:
 
 
 class _RankLogs(LogsSpecs):
-    """Where each rank's output and error go."""
+    """Paths of each rank's output and error file."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(log_dir=str(folder))
         self._folder = folder
 
     def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Elastic's hook: file names, an empty one standing for the terminal."""
+        """Elastic's hook: file names; an empty name stands for the terminal."""
         errors = {rank: str(_error_path(self._folder, rank)) for rank in envs}
         for rank, environment in envs.items():
             environment[ERROR_FILE] = errors[rank]
-        # Two files would be written over one another if they had one name; the rank joins its streams itself.
+        # Elastic would overwrite a file that both streams name, so the rank merges its streams itself.
         return LogsDest(
             stdouts={rank: os.devnull if rank else "" for rank in envs},
             stderrs={rank: str(_log_path(self._folder, rank)) if rank else "" for rank in envs},
@@ -120,7 +120,7 @@ def _error_path(folder: Path, rank: int) -> Path:
 
 
 def _start(arguments: Sequence[str], n_ranks: int, logs: Path, port: int) -> SubprocessContext:
-    # Without -P, Python would put the working folder in front of the installed packages, which `archon` does not.
+    # Without -P, `python -m` would put the working directory first on sys.path, which `archon` does not.
     isolated = () if sys.path[0] in ("", os.getcwd()) else ("-P",)
     command = (*isolated, "-m", "archon_core.cli", *arguments)
     sys.stdout.flush()
@@ -139,7 +139,7 @@ def _start(arguments: Sequence[str], n_ranks: int, logs: Path, port: int) -> Sub
 
 @contextlib.contextmanager
 def _handlers_kept() -> Iterator[None]:
-    """Elastic installs signal handlers of its own and leaves them there."""
+    """Restore signal handlers: elastic installs its own and leaves them."""
     handlers = {number: signal.getsignal(number) for number in _ELASTIC_SIGNALS}
     try:
         yield
@@ -156,21 +156,21 @@ def _rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(n_ranks),
         "MASTER_ADDR": LOCALHOST,
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # all ranks are clients of our store
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # all ranks are clients of the launcher's store
         LAUNCHER_PID: str(os.getpid()),
     }
     defaults = {
         "OMP_NUM_THREADS": str(threads_per_rank(n_ranks)),
-        "PYTHONUNBUFFERED": "1",  # the last lines of a rank that is killed are the ones that matter
+        "PYTHONUNBUFFERED": "1",  # keep the last lines of a killed rank
     }
     loopback = {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}
-    if loopback:  # gloo would look up the host's own name, which fails on many laptops and in containers
+    if loopback:  # gloo would resolve the host name, which fails on many laptops and in containers
         defaults["GLOO_SOCKET_IFNAME"] = loopback.pop()
     return {name: os.environ.get(name, value) for name, value in defaults.items()} | place
 
 
 def _watch(context: SubprocessContext, logs: Path, stop: StopSignal) -> list[RankExit]:
-    """Wait until all ranks have ended, or must be ended."""
+    """Wait until all ranks have ended, or must be killed."""
     running = {rank: handler.proc for rank, handler in context.subprocess_handlers.items()}
     ended: list[RankExit] = []
     passed_on = False
@@ -192,11 +192,11 @@ def _watch(context: SubprocessContext, logs: Path, stop: StopSignal) -> list[Ran
 
 
 def _kill(context: SubprocessContext) -> None:
-    """End every rank and whatever it has started, at once."""
+    """Kill every rank and its child processes."""
     processes = [handler.proc for handler in context.subprocess_handlers.values()]
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # each rank leads a process group of its own
+            os.killpg(process.pid, signal.SIGKILL)  # each rank leads a process group
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(REAP_SECONDS)

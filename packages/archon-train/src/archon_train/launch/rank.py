@@ -1,4 +1,4 @@
-"""What a process does because it is one rank of a run: end with its launcher, and leave its error where that looks."""
+"""Runs a process as one rank: it ends with its launcher, and writes an error file for it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from archon_core.ranks.error_file import ERROR_FILE, describe_error, write_error
 from archon_train.launch.watchdog import end_with_parent
 
 LAUNCHER_PID = "ARCHON_LAUNCHER_PID"
-"""The environment variable by which our own launcher says that it started a rank."""
+"""Environment variable with the process id of Archon's local launcher."""
 
 TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
-"""The same of ``torchrun``. Other launchers may end before their ranks do, so those are not watched."""
+"""Environment variable that ``torchrun`` sets. Other launchers may end before their ranks, so they are not watched."""
 
 
 def started_by_archon(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether ``archon train`` started this rank; then that one talks to the user about starting and failing."""
+    """Whether ``archon train`` started this rank; it then reports start and failure to the user."""
     return LAUNCHER_PID in environment
 
 
 def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> NoReturn:
-    """Run ``body`` as a rank; the process ends here, with its exit code and without the interpreter's clean-up.
+    """Run ``body`` as a rank and exit with its code, without the interpreter's shutdown.
 
-    That would wait for threads of collectives that no other rank will ever enter, when one fails. When all is well, it
-    takes down torch while threads of it are at work, which aborts the process now and then ("terminate called without
-    an active exception", 2.13 with gloo).
+    After a failure, the shutdown would wait for threads in collectives that other ranks never enter. After success, it
+    would destroy torch's state under running threads, which occasionally aborts the process ("terminate called without
+    an active exception", torch 2.13 with gloo).
 
     Args:
-        place: which rank this is.
+        place: the rank's environment.
         body: returns the exit code.
     """
     faulthandler.enable()
@@ -57,14 +57,14 @@ def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> NoReturn:
 
 
 def _leave(error: Exception, place: RankEnvironment) -> None:
-    """Write the error file, and print what no launcher will show."""
-    told = describe_error(error)
-    write_error(told)
+    """Write the error file, and print the error unless the launcher will."""
+    described = describe_error(error)
+    write_error(described)
     if started_by_archon():
-        if place.rank > 0:  # into its log; the launcher shows the first rank's, if that was the one
+        if place.rank > 0:  # into the rank's log; the launcher shows the error of the first rank
             traceback.print_exception(error)
-    elif told.kind != "user" or os.environ.get("ARCHON_TRACEBACK", "0") not in ("", "0"):
+    elif described.kind != "user" or os.environ.get("ARCHON_TRACEBACK", "0") not in ("", "0"):
         traceback.print_exception(error)
     elif place.rank == 0 or not os.environ.get(ERROR_FILE):
         who = f"rank {place.rank}: " if place.rank > 0 else ""
-        print(f"{who}error: {told.message}", file=sys.stderr)
+        print(f"{who}error: {described.message}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How many processes a run needs, whether that many were started, and how to start them. Imports no torch."""
+"""The number of processes of a run: required, started, and the command to start them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def ranks_needed(layouts: Mapping[str, Layout]) -> int:
-    """The processes that train: those of the actor, which its critic, reference and teacher share."""
+    """The number of training processes: those of the actor, which critic, reference and teacher share."""
     return layouts["actor"].world_size
 
 
@@ -24,12 +24,12 @@ def check_started(place: RankEnvironment, layouts: Mapping[str, Layout], argumen
     """Check that a launcher started as many processes as the layouts need.
 
     Args:
-        place: what the launcher said.
+        place: the rank environment that the launcher set.
         layouts: role -> layout.
         arguments: of ``archon``, such as ``["train", "run.yaml"]``, to show how to start it.
 
     Raises:
-        ConfigError: it started more, or fewer.
+        ConfigError: the numbers differ.
     """
     needed = ranks_needed(layouts)
     if place.world_size != needed:
@@ -37,36 +37,36 @@ def check_started(place: RankEnvironment, layouts: Mapping[str, Layout], argumen
         nodes = max(1, place.world_size // place.local_world_size)
         raise ConfigError(
             f"launcher: found {place.world_size} processes (WORLD_SIZE); actor.backend={layout} needs {needed}; start "
-            f"{needed} of them:\n  {torchrun_command(arguments, needed, nodes if needed % nodes == 0 else 1)}\n"
-            f"or change actor.backend to a layout of {place.world_size}"
+            f"{needed} processes:\n  {torchrun_command(arguments, needed, nodes if needed % nodes == 0 else 1)}\n"
+            f"or set actor.backend to a layout of {place.world_size}"
         )
 
 
 def explain_machines(layouts: Mapping[str, Layout], cluster: ClusterConfig, arguments: Sequence[str]) -> str | None:
-    """What to start on each machine, when the processes of a run do not all have their place on one; else ``None``."""
+    """The command to run on each machine if the run needs several; else ``None``."""
     needed = ranks_needed(layouts)
     if needed <= cluster.n_gpus_per_node:
         return None
     nodes = -(-needed // cluster.n_gpus_per_node)
     return (
-        f"scheduler.type: found local, which starts processes on this machine; actor.backend={layouts['actor']} needs "
-        f"{needed} on {nodes} machines (cluster.n_gpus_per_node={cluster.n_gpus_per_node}); start this on each of "
-        f"them, HOST being one of them:\n  {torchrun_command(arguments, needed, nodes)}\n"
-        f"or set cluster.n_gpus_per_node={needed} where one machine is to run them all, which a CPU can"
+        f"scheduler.type: found local, which starts processes on this machine only; actor.backend={layouts['actor']} "
+        f"needs {needed} on {nodes} machines (cluster.n_gpus_per_node={cluster.n_gpus_per_node}); run this on each "
+        f"machine, with HOST as the address of one of them:\n  {torchrun_command(arguments, needed, nodes)}\n"
+        f"or set cluster.n_gpus_per_node={needed} to run all on this machine, which a CPU can"
     )
 
 
 def torchrun_command(arguments: Sequence[str], n_ranks: int, n_nodes: int = 1) -> str:
-    """The command that starts a run by torch's own launcher, on each of ``n_nodes`` machines."""
+    """The torchrun command to run on each of ``n_nodes`` machines."""
     rendezvous = [f"--nnodes={n_nodes}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:29500", "--rdzv-id=archon"]
     command = ["torchrun", *(rendezvous if n_nodes > 1 else []), f"--nproc-per-node={-(-n_ranks // n_nodes)}"]
     return shlex.join([*command, "-m", "archon_core.cli", *arguments])
 
 
 def threads_per_rank(n_ranks: int) -> int:
-    """The share of this machine's cores that each process may use; at least one."""
+    """This machine's cores per process; at least one."""
     try:
         cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows do not say which cores a process may use
+    except AttributeError:  # not available on macOS and Windows
         cores = os.cpu_count() or 1
     return max(1, cores // n_ranks)

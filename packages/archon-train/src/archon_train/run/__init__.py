@@ -1,1 +1,1 @@
-"""A run as the user sees it: its folder, metrics, progress and interruption."""
+"""The run folder, metrics, progress display and interruption of a run."""

@@ -1,4 +1,4 @@
-"""What a resumed run does otherwise than it began: never refused for that, and never silent about it."""
+"""Options that changed since a resumed run was started: allowed, and recorded as decisions."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from archon_core.errors import ConfigError
 from archon_train.run.folder import RunFolder
 
 UNREMARKABLE = ("trainer.resume", "trainer.auto_resume", "trainer.accept_changed", "cluster.fileroot")
-"""Options that differ between a run and its continuation, or that say only where its folder stands."""
+"""Options that always differ between a run and its continuation, or only locate its folder."""
 
 
 def changes_since_start(folder: RunFolder, resolved: str) -> list[Decision]:
-    """One decision per option that has another value than in the folder's ``config.yaml``.
+    """One decision per option whose value differs from the folder's ``config.yaml``.
 
     Args:
-        folder: of a run that goes on.
-        resolved: the whole configuration that it goes on with, as YAML.
+        folder: of the resumed run.
+        resolved: the whole current configuration, as YAML.
 
     Raises:
-        ConfigError: it was begun by another algorithm, or its ``config.yaml`` cannot be read.
+        ConfigError: the run was started with another algorithm, or its ``config.yaml`` cannot be read.
     """
     if not folder.config.is_file():
         return []
@@ -28,11 +28,13 @@ def changes_since_start(folder: RunFolder, resolved: str) -> list[Decision]:
     if "algorithm" in before and before["algorithm"] != now["algorithm"]:
         began = shown(before["algorithm"])
         raise ConfigError(
-            f"algorithm: found {shown(now['algorithm'])}, and the run in {folder.path} was begun with {began}; go on "
-            f"with algorithm={began}, or begin another run with another trial_name"
+            f"algorithm: found {shown(now['algorithm'])}, but the run in {folder.path} was started with {began}; set "
+            f"algorithm={began}, or start a new run with another trial_name"
         )
     return [
-        Decision(option, _shown(now, option), _shown(now, option), f"until now the run had {_shown(before, option)}")
+        Decision(
+            option, _shown(now, option), _shown(now, option), f"before this resume it was {_shown(before, option)}"
+        )
         for option in dict.fromkeys((*before, *now))
         if before.get(option) != now.get(option) and option not in UNREMARKABLE
     ]

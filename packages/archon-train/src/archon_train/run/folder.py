@@ -1,4 +1,4 @@
-"""The run folder: where everything that a run writes has its place.
+"""The run folder, which holds all files of a run.
 
 ``<fileroot>/<experiment_name>/<trial_name>/`` holds ``config.yaml`` (resolved), ``decisions.json``,
 ``metrics.jsonl``, ``tensorboard/``, ``checkpoints/step-00000010/`` and ``export/``.
@@ -29,7 +29,7 @@ from archon_train.run.retention import superseded
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths of one run. Use ``open`` to create or to re-enter one.
+    """Paths of one run. Use ``open`` to create the folder or to reopen it.
 
     Attributes:
         path: the folder.
@@ -39,16 +39,16 @@ class RunFolder:
 
     @classmethod
     def open(cls, fileroot: str | Path, experiment_name: str, trial_name: str, *, resume: bool = False) -> RunFolder:
-        """Create the folder of a run, or re-enter it to go on; remove what a crashed write left there.
+        """Create the folder of a run, or reopen it to resume; remove temporary files of a crashed write.
 
         Args:
             fileroot: ``cluster.fileroot``; ``~`` is the home folder.
-            experiment_name: groups runs.
-            trial_name: names this one.
-            resume: go on with the run that is there, if there is one.
+            experiment_name: name of the group of runs.
+            trial_name: name of the run.
+            resume: allow a folder that holds a run already.
 
         Raises:
-            ConfigError: a name cannot be a folder's, the folder cannot be made, or it holds a run already and
+            ConfigError: a name is not a valid folder name, the folder cannot be created, or it holds a run already and
                 ``resume`` is false.
         """
         folder = cls.at(fileroot, experiment_name, trial_name)
@@ -61,10 +61,10 @@ class RunFolder:
 
     @classmethod
     def at(cls, fileroot: str | Path, experiment_name: str, trial_name: str) -> RunFolder:
-        """The folder of a run, whether or not it is there; nothing is made.
+        """The folder of a run, which need not exist; creates nothing.
 
         Raises:
-            ConfigError: a name cannot be a folder's.
+            ConfigError: a name is not a valid folder name.
         """
         for option, name in (("experiment_name", experiment_name), ("trial_name", trial_name)):
             if not name or name in (".", "..") or re.search(r"[/\\\0]", name):
@@ -76,10 +76,10 @@ class RunFolder:
     def hold(
         cls, fileroot: str | Path, experiment_name: str, trial_name: str, *, resume: bool = False
     ) -> Iterator[RunFolder]:
-        """``open`` for the process that writes; no other can hold the folder until the block ends.
+        """``open`` and lock the folder for writing until the block ends.
 
         Raises:
-            ConfigError: as ``open`` does, and when another process holds the folder.
+            ConfigError: as ``open``; or another process holds the lock.
         """
         folder = cls.at(fileroot, experiment_name, trial_name)
         folder._make()
@@ -113,34 +113,34 @@ class RunFolder:
 
     @property
     def export(self) -> Path:
-        """The trained model in Hugging Face's form."""
+        """The trained model in Hugging Face format."""
         return self.path / "export"
 
     def checkpoint_path(self, step: int) -> Path:
-        """Where the checkpoint after ``step`` optimizer steps stands, or will."""
+        """The folder of the checkpoint after ``step`` training steps, which need not exist."""
         return step_folder(self.path, step)
 
     def checkpoint_steps(self) -> list[int]:
-        """The steps of all whole checkpoints, ascending."""
+        """The steps of all complete checkpoints, ascending."""
         return saved_steps(self.path)
 
     def latest_step(self) -> int | None:
-        """The step of the last whole checkpoint, or ``None`` when there is none."""
+        """The step of the last complete checkpoint; ``None`` if there is none."""
         return max(self.checkpoint_steps(), default=None)
 
     def latest_checkpoint(self) -> Path | None:
-        """The last whole checkpoint, or ``None`` when there is none."""
+        """The last complete checkpoint; ``None`` if there is none."""
         step = self.latest_step()
         return None if step is None else self.checkpoint_path(step)
 
     @contextmanager
     def writing(self, step: int) -> Iterator[Path]:
-        """Give an empty folder to write a checkpoint into; see ``publish_folder`` for when it takes its place."""
+        """Yield an empty folder to write a checkpoint into; published atomically, see ``publish_folder``."""
         with publish_folder(self.checkpoint_path(step)) as folder:
             yield folder
 
     def remove_superseded(self, *, keep_last: int | None, keep_every: int | None) -> list[int]:
-        """Remove the checkpoints that ``superseded`` names; returns their steps. Call it when a new one is there."""
+        """Remove superseded checkpoints; returns their steps. Call it after a new checkpoint is published."""
         steps = superseded(self.checkpoint_steps(), keep_last=keep_last, keep_every=keep_every)
         for step in steps:
             remove_folder(self.checkpoint_path(step))
@@ -148,7 +148,7 @@ class RunFolder:
 
     @contextmanager
     def exporting(self) -> Iterator[Path]:
-        """The same for ``export``."""
+        """Yield an empty folder to write the export into; published atomically, see ``publish_folder``."""
         with publish_folder(self.export) as folder:
             yield folder
 
@@ -165,15 +165,15 @@ class RunFolder:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(
-                f"run folder {self.path}: it cannot be made ({error.strerror}); set cluster.fileroot to a folder "
-                "that you may write to"
+                f"run folder {self.path}: cannot create it ({error.strerror}); set cluster.fileroot to a writable "
+                "folder"
             ) from error
 
     def set_aside(self) -> Path | None:
-        """Rename the folder to ``<name>.1``, or the next free number, when it holds a run; return the new path.
+        """If the folder holds a run, rename it to ``<name>.1`` or the next free number; return the new path.
 
         Raises:
-            ConfigError: another process is writing it.
+            ConfigError: another process is writing to it.
         """
         if not self._traces():
             return None
@@ -184,7 +184,7 @@ class RunFolder:
         return aside
 
     def _traces(self) -> list[str]:
-        """What an earlier run left here, as phrases."""
+        """Traces of an earlier run in the folder, as phrases."""
         found = []
         if self.metrics.is_file() and self.metrics.stat().st_size:
             found.append(self.metrics.name)
@@ -196,6 +196,6 @@ class RunFolder:
         found = self._traces()
         if found:
             raise ConfigError(
-                f"run folder {self.path}: it already holds a run ({' and '.join(found)}); go on with it by "
-                "--resume, set it aside by --restart, or choose another trial_name"
+                f"run folder {self.path}: found an earlier run ({' and '.join(found)}); continue it with --resume, "
+                "rename it with --restart, or choose another trial_name"
             )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request: the trainer ends the step it is in and leaves whole files behind."""
+"""Ctrl-C and SIGTERM as a request to stop: the trainer finishes its step and leaves complete files."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 SAME_SIGNAL_SECONDS = 0.5
-"""A run of several processes may be sent one signal twice: by the terminal or the cluster, which reach the whole group,
-and by the launcher, which passes it on. Within this time the same signal is one."""
+"""Repeated signals within this time count as one: a rank may get the same signal from the terminal or the cluster,
+which signal the whole process group, and from the launcher, which forwards it."""
 
 
 class StopSignal:
-    """A context manager that turns the first SIGINT or SIGTERM into ``requested``, which trainers ask between steps.
+    """A context manager that turns the first SIGINT or SIGTERM into ``requested``, which trainers check between steps.
 
-    The second one raises ``KeyboardInterrupt`` at once. On leaving, the handlers from before are back. Only the main
-    thread may install handlers; elsewhere none are, and ``request`` is the only way to stop.
+    The second signal raises ``KeyboardInterrupt`` at once. On exit, the previous handlers are restored. Only the main
+    thread can install handlers; in other threads, ``request`` is the only way to stop.
 
     Args:
-        announce: whether the first signal is answered on standard error.
-        raises: whether the second signal raises; otherwise it is only kept, as ``insisted``.
-        same_within: the same signal within so many seconds of the first is not a second one.
-        clock: gives seconds.
+        announce: print a message to standard error on the first signal.
+        raises: raise on the second signal; otherwise only set ``insisted``.
+        same_within: ignore a repetition of the signal within so many seconds of the first.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class StopSignal:
 
     @property
     def requested(self) -> bool:
-        """Whether the run should end after this step."""
+        """Whether the run should stop after this step."""
         return self._signal is not None
 
     @property
@@ -59,16 +59,16 @@ class StopSignal:
 
     @property
     def insisted(self) -> bool:
-        """Whether a second signal came, after which nothing should be waited for."""
+        """Whether a second signal came: stop without waiting for the step."""
         return self._insisted
 
     @property
     def exit_code(self) -> int:
-        """What the process should exit with: 130 after SIGINT, 143 after SIGTERM, 0 without either."""
+        """The exit code of the process: 130 after SIGINT, 143 after SIGTERM, else 0."""
         return 0 if self._signal is None else 128 + self._signal
 
     def request(self, number: int = signal.SIGINT) -> None:
-        """Ask for the end of the run, as the signal of this number does."""
+        """Request a stop, as if this signal had arrived."""
         self._signal = number
         self._time = self._clock()
 
@@ -82,7 +82,7 @@ class StopSignal:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         for number, handler in self._previous.items():
-            # None stands for a handler that was not installed from Python, which Python cannot put back.
+            # None: the handler was not installed from Python, which cannot restore it.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
 
@@ -96,9 +96,9 @@ class StopSignal:
             return
         self.request(number)
         if self._announce:
-            # Not print: the handler may run in the middle of one, and buffered streams do not bear that.
+            # Not print(): the handler may interrupt one, and buffered streams are not reentrant.
             os.write(
                 2,
-                f"\n{signal.Signals(number).name}: stopping after this step; the last checkpoint stays whole. "
+                f"\n{signal.Signals(number).name}: stopping after this step; the last checkpoint stays intact. "
                 "Press Ctrl-C again to stop at once.\n".encode(),
             )

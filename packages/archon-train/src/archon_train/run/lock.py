@@ -1,6 +1,6 @@
-"""One process at a time writes a run folder.
+"""Locks a run folder for one writing process.
 
-The lock is the kernel's: it ends with the process that holds it, however that dies, so none is ever left behind.
+It is a kernel lock (``flock``): it ends with the process, however that dies, so there are no stale locks.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from archon_core.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-UNLOCKED = "run folder %s: nothing keeps a second process from writing to it, since there are no file locks here"
+UNLOCKED = "run folder %s: cannot lock it against a second process, since this system has no file locks"
 
 NAME = ".lock"
-"""The file, in the run folder; it says who holds or held it. Removing it at the end would let two processes in."""
+"""Lock file in the run folder; names its last holder. Never removed: a removed file could be locked twice."""
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """Keep other processes from writing ``folder`` until the block ends.
 
     Raises:
-        ConfigError: another process is writing it.
+        ConfigError: another process is writing to it.
     """
     try:
         import fcntl
@@ -41,8 +41,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise ConfigError(
-                f"run folder {folder}: {file.read() or 'another process'} is writing to it; wait for it or stop it, "
-                "or choose another trial_name"
+                f"run folder {folder}: {file.read() or 'another process'} is writing to it; wait for it, stop it, or "
+                "choose another trial_name"
             ) from error
         except OSError:  # some network file systems have no locks
             logger.warning(UNLOCKED, folder)

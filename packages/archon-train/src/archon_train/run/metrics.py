@@ -1,7 +1,7 @@
-"""Numbers of a run, one row at a time: ``metrics.jsonl`` for programs, TensorBoard for curves.
+"""The metrics of a run: ``metrics.jsonl`` for programs, TensorBoard for curves.
 
-Rows are flushed as they are written, and a resumed run drops the rows that the crashed one wrote after its last
-checkpoint: the file reads as if the run had never stopped.
+Every row is flushed. A resumed run drops the rows after its checkpoint, so the file reads as if the run had never
+stopped.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ class MetricsLog:
     """Writes rows of numbers. Close it, or use it as a context manager.
 
     Args:
-        folder: the run's.
-        resume_step: step of the checkpoint that the run goes on from; rows of later steps are dropped. ``None``
-            for a run that starts at its beginning: every earlier row is dropped.
-        decisions: where the absence of TensorBoard is recorded.
+        folder: the run folder.
+        resume_step: step of the checkpoint to resume from; rows of later steps are dropped. ``None`` for a new run,
+            which drops all rows.
+        decisions: gets a decision if TensorBoard is not installed.
     """
 
     def __init__(self, folder: RunFolder, *, resume_step: int | None, decisions: list[Decision]) -> None:
@@ -66,7 +66,7 @@ class MetricsLog:
             TypeError: a value is not a number, or a name is ``step``.
         """
         if "step" in values:
-            raise TypeError("metrics: found the name 'step'; it is kept for the step itself, use another one")
+            raise TypeError("metrics: found the name 'step', which is reserved; use another name")
         row: dict[str, float] = {"step": step}
         row |= {name: _number(name, value) for name, value in values.items()}
         self._file.write(_encode_row(row))
@@ -96,7 +96,7 @@ class MetricsLog:
     def _open_tensorboard(self) -> Any:
         from torch.utils.tensorboard import SummaryWriter
 
-        # purge_step hides what the crashed run wrote after its last checkpoint.
+        # purge_step hides the events that the crashed run wrote after its last checkpoint.
         purge_step = 0 if self._resume_step is None else self._resume_step + 1
         return SummaryWriter(str(self._tensorboard_folder), purge_step=purge_step)
 
@@ -108,17 +108,17 @@ class NoMetrics(MetricsLog):
         """Open no file."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Pass over the row; the first rank writes it."""
+        """Ignore the row; the first rank writes it."""
 
     def close(self) -> None:
         """Do nothing."""
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the rows of a ``metrics.jsonl``; an unfinished last line, as a crash leaves it, is passed over.
+    """Read the rows of a ``metrics.jsonl``; skips an incomplete last line after a crash.
 
     Raises:
-        DataError: a line before the last is not a row.
+        DataError: another line is not a valid row.
     """
     if not path.exists():
         return []
@@ -134,8 +134,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             if number == len(lines) and not line.endswith("\n"):
                 break
             raise DataError(
-                f"{path}, line {number}: found {line.strip()[:80]!r}; every line is a JSON object with a step; "
-                "remove the line, or begin a new run with another trial_name"
+                f"{path}, line {number}: found {line.strip()[:80]!r}; every line must be a JSON object with a step; "
+                "remove the line, or start a new run with another trial_name"
             ) from error
     return rows
 

@@ -1,4 +1,4 @@
-"""What the user watches: a live line in a terminal, plain lines in a log file."""
+"""Progress display: a live line in a terminal, plain lines in a log file."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from rich.progress import Progress as LiveBar
 from rich.text import Text
 
 RECENT_STEPS = 20
-"""Steps over which the time per step is averaged; the first ones of a run are slow."""
+"""Number of recent steps to average for the remaining time; the first steps of a run are slow."""
 
 
 class Progress:
-    """Shows how far a run is. A context manager; ``start`` says how long the run, or the next part of it, is.
+    """Shows the progress of a run. A context manager; call ``start`` for each phase of the run.
 
     Args:
-        console: where to; ``None`` for standard output.
-        every: without a terminal, the steps between two lines. The last step always has one.
-        clock: gives seconds.
+        console: output; ``None`` for standard output.
+        every: without a terminal, print every so many steps, and the last one.
+        clock: returns seconds.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
-            # No thread that redraws by itself: ranks are forked, and a fork copies a thread's locks, not the thread.
+            # No auto-refresh thread: ranks may be forked, and a fork copies the thread's locks but not the thread.
             self._live = LiveBar(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
@@ -59,12 +59,12 @@ class Progress:
             self._live = None
 
     def start(self, total: int | None, *, completed: int = 0, label: str = "step") -> None:
-        """Begin a run or a part of it.
+        """Start a phase.
 
         Args:
-            total: its steps; ``None`` when that is not known.
-            completed: those that are behind it already, in a resumed run.
-            label: what a step is called: ``step``, ``warm start``.
+            total: its number of steps; ``None`` if unknown.
+            completed: steps already done, in a resumed run.
+            label: name of a step: ``step``, ``warm start``.
         """
         self._label = label
         self._total = total
@@ -78,12 +78,12 @@ class Progress:
             self._live.refresh()
 
     def update(self, step: int, *, n_tokens: int = 0, **values: float) -> None:
-        """Show that ``step`` steps are done.
+        """Show progress after a step.
 
         Args:
-            step: steps done, ``completed`` ones included.
-            n_tokens: tokens of the steps since the last update; 0 leaves the speed out.
-            values: shown in this order, such as ``reward=0.5, loss=1.2``.
+            step: steps done, including ``completed``.
+            n_tokens: tokens since the last update; 0 to omit the speed.
+            values: metrics to show in this order, such as ``reward=0.5, loss=1.2``.
         """
         now = self._clock()
         seconds = now - self._previous_time
@@ -116,7 +116,7 @@ class Progress:
 
 
 class NoProgress(Progress):
-    """Shows nothing: the progress of a rank that is not the first."""
+    """Shows nothing: for ranks other than the first."""
 
     def __init__(self) -> None:
         super().__init__(Console(quiet=True, force_terminal=False))
