@@ -316,15 +316,15 @@ def test_stages_generate_what_one_process_does(layout, schedule, layers):
 
 def hand_different_micro_batches_to_the_runner():
     engine = make_engine("p2", pp_schedule="1F1B")
-    parts = engine._running.parts
+    running = engine._running
     batch = share(engine, LENGTHS[0], 0)
     messages = []
     for change in ({"n_mbs": 2 + 2 * dist.get_rank()}, {"max_tokens_per_mb": 9 + 4 * dist.get_rank()}):
-        split = dataclasses.replace(parts.split, spec=MicroBatchSpec(**change))
+        split = dataclasses.replace(running.split, spec=MicroBatchSpec(**change))
         plan = split.plan(batch)
         micro_batches = split.build(batch, plan, OutputRequest(), len(plan))
         with pytest.raises(TrainingError) as refused:
-            list(parts.runner.forward(micro_batches))
+            list(running.runner.forward(micro_batches))
         messages.append(str(refused.value))
     return messages, train(engine)
 
@@ -389,7 +389,7 @@ def test_a_stage_that_hands_on_something_else_is_named():
 
 def go_on_after_an_abort():
     engine = make_engine("p2", pp_schedule="1F1B")
-    runner = engine._running.parts.runner
+    runner = engine._running.runner
     run_action = runner._train_action
 
     def out_of_memory(action, *arguments):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,63 +17,27 @@ from archon_core.contracts.engine import StepStats
 from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
-from archon_core.contracts.pipeline import (
-    RECORD_LOGGER,
-    PipelinedRunner,
-    PipelineParts,
-)
+from archon_core.contracts.pipeline import RECORD_LOGGER
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
-from archon_core.ranks.ranks import DataRanks, Ranks
+from archon_core.ranks.ranks import DataRanks
 from archon_core.selection import Selection
-from archon_engine.assembly.assembled import Assembled, assemble
+from archon_engine.assembly.assembled import assemble
 from archon_engine.checkpoint.dcp import TrainingState
-from archon_engine.checkpoint.engine_checkpoints import EngineCheckpoints
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
-from archon_engine.mesh import data_ranks, device_of_rank
+from archon_engine.mesh import device_of_rank
 from archon_engine.nn.evaluation import evaluation_mode
-from archon_engine.offloading import Residence
-from archon_engine.optimizer.named_optimizer import NamedOptimizer
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.combinations import refuse_when_strict
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
-from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
 from archon_engine.parallel.recompute_log import REPORT_LOGGER, RecomputeLog
 from archon_engine.parallel.tensor import shard_sequences
-from archon_engine.step.sequential_runner import SequentialRunner
-from archon_engine.step.step import (
-    Parts,
-    PipelineNeeds,
-    Splitter,
-    eval_step,
-    forward_step,
-    train_step,
-)
+from archon_engine.running import Running, start
+from archon_engine.step.step import eval_step, forward_step, train_step
 
 logger = logging.getLogger(__name__)
 report_logger = logging.getLogger(REPORT_LOGGER)
 record_logger = logging.getLogger(RECORD_LOGGER)
-
-
-@dataclass(frozen=True)
-class _Running:
-    """What ``initialize`` makes.
-
-    Attributes:
-        assembled: the model.
-        parts: what its steps are made of.
-        pipelined: their runner, where the model is cut into stages.
-        optimizer: ``None`` for a model that is not trained.
-        residence: whether it is on its device.
-        checkpoints: saves and loads it.
-    """
-
-    assembled: Assembled
-    parts: Parts
-    pipelined: PipelinedRunner | None
-    optimizer: NamedOptimizer | None
-    residence: Residence
-    checkpoints: EngineCheckpoints
 
 
 class ArchonEngine:
@@ -108,7 +71,7 @@ class ArchonEngine:
         self._layout = layout
         self._seed = seed
         self._total_steps = total_steps
-        self._parts = parts
+        self._selection = parts
         self._version = 0
         device = "cuda" if torch.cuda.is_available() else "cpu"
         # Whether experts have axes is known with the model; until then nobody asks for those.
@@ -120,7 +83,7 @@ class ArchonEngine:
             option = f"{role}.archon.use_deterministic_algorithms"
             ensure_deterministic(option=option)
             self._decisions += deterministic_effects(option)
-        self._running_or_none: _Running | None = None
+        self._running_or_none: Running | None = None
         self._has_reported = False
 
     def initialize(self) -> None:
@@ -133,91 +96,23 @@ class ArchonEngine:
             self._config,
             self._effective,
             layout=self._layout,
-            parts=self._parts,
+            selection=self._selection,
             role=self._role,
             seed=self._seed,
         )
         self._record(decisions)
         self._dims = assembled.plan.dims
-        meshes, pipeline = assembled.meshes, assembled.pipeline
-        ranks = data_ranks(self._dims, losses_on=0 if pipeline is None else pipeline.plan.last_rank)
-        split = Splitter(
-            self._config.mb_spec,
-            multiple=self._effective.pad_multiple,
-            at_least=self._effective.pad_at_least,
-            context=None if meshes is None else meshes.context,
-            pipeline=None if pipeline is None else self._pipeline_needs(pipeline),
-            replays_routing=self._replays_routing(assembled),
-        )
-        pipelined = self._build_pipeline(assembled)
-        parts = Parts(
-            split,
-            SequentialRunner(assembled.module, assembled.groups) if pipelined is None else pipelined,
-            ranks,
-            getattr(assembled.plan.hf_config, "vocab_size", None),
-            pipeline=None if meshes is None else meshes.pipeline,
-            tied=assembled.tied,
-            experts=assembled.experts,
-        )
-        optimizer = self._build_optimizer(assembled)
-        self._running_or_none = _Running(
+        running, decisions = start(
             assembled,
-            parts,
-            pipelined,
-            optimizer,
-            Residence(assembled.module, assembled.groups, optimizer, role=self._role),
-            EngineCheckpoints(
-                self._config,
-                self._effective,
-                assembled,
-                optimizer,
-                ranks.everyone,
-                role=self._role,
-                seed=self._seed,
-            ),
+            self._config,
+            self._effective,
+            role=self._role,
+            seed=self._seed,
+            total_steps=self._total_steps,
         )
-        logger.info("Initialized Archon engine with parallel dims: %s", self._dims.describe())
-
-    def _pipeline_needs(self, pipeline: PipelineParts) -> PipelineNeeds:
-        """Micro-batch constraints of the schedule; records each change as a decision."""
-        schedule, n_ranks, n_stages = pipeline.schedule, pipeline.group.size(), len(pipeline.plan)
-        decisions = micro_batch_decisions(
-            self._config.mb_spec, schedule, n_ranks=n_ranks, n_stages=n_stages, role=self._role
-        )
-        for d in decisions:
-            logger.warning("%s: %s is used, not %s: %s", d.option, d.effective, d.requested, d.reason)
         self._record(decisions)
-        return PipelineNeeds(n_stages, micro_batch_divisor(schedule, n_ranks))
-
-    def _replays_routing(self, assembled: Assembled) -> bool:
-        replays = self._config.archon.moe_routing_replay
-        if replays and assembled.experts is None:
-            raise ConfigError(
-                f"{self._role}.archon.moe_routing_replay: found true; model {assembled.plan.spec.name!r} has no "
-                "experts; set it to false"
-            )
-        return replays
-
-    def _build_pipeline(self, assembled: Assembled) -> PipelinedRunner | None:
-        if assembled.pipeline is None:
-            return None
-        assert self._parts.pipeline is not None, "a selection with a schedule has who runs it"
-        runner = self._parts.pipeline.load()(assembled.pipeline)
-        assembled.module.connect(runner.pass_through, Ranks.of_process_group(assembled.pipeline.group))
-        return runner
-
-    def _build_optimizer(self, assembled: Assembled) -> NamedOptimizer | None:
-        if self._config.optimizer is not None:
-            meshes = assembled.meshes
-            return NamedOptimizer(
-                assembled.parameters,
-                self._config.optimizer,
-                total_steps=self._total_steps,
-                holders=None if meshes is None else meshes.holders,
-            )
-        for parameter in assembled.parameters.values():
-            parameter.requires_grad_(False)
-        return None
+        self._running_or_none = running
+        logger.info("Initialized Archon engine with parallel dims: %s", self._dims.describe())
 
     @property
     def module(self) -> CausalModule:
@@ -242,7 +137,7 @@ class ArchonEngine:
     @property
     def data_ranks(self) -> DataRanks:
         """Which share of a batch is this process's."""
-        return self._running.parts.ranks
+        return self._running.ranks
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -290,8 +185,7 @@ class ArchonEngine:
         stats = train_step(
             batch.to(self.device),
             loss,
-            running.parts,
-            optimizer=running.optimizer,
+            running,
             step=self._version,
             max_gradient_norm=self._config.optimizer.gradient_clipping,
         )
@@ -305,13 +199,13 @@ class ArchonEngine:
         """The loss and its metrics on ``batch``, without gradients and without dropout."""
         running = self._ready
         running.assembled.module.eval()
-        return eval_step(batch.to(self.device), loss, running.parts)
+        return eval_step(batch.to(self.device), loss, running)
 
     def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
         """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients or dropout."""
         running = self._ready
         running.assembled.module.eval()
-        return forward_step(batch.to(self.device), request, running.parts)
+        return forward_step(batch.to(self.device), request, running)
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training.
@@ -377,14 +271,14 @@ class ArchonEngine:
             report_logger.info("%s: %s", self._role, self.recomputation.report())
 
     @property
-    def _ready(self) -> _Running:
+    def _ready(self) -> Running:
         """The running state; raises if offloaded."""
         running = self._running
         running.residence.require_onload()
         return running
 
     @property
-    def _running(self) -> _Running:
+    def _running(self) -> Running:
         if self._running_or_none is None:
             raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
         return self._running_or_none

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from archon_core.contracts.decisions import Decision
@@ -93,7 +92,13 @@ class Assembled:
 
 
 def assemble(
-    config: ArchonEngineConfig, effective: EffectiveConfig, *, layout: Layout, parts: Selection, role: str, seed: int
+    config: ArchonEngineConfig,
+    effective: EffectiveConfig,
+    *,
+    layout: Layout,
+    selection: Selection,
+    role: str,
+    seed: int,
 ) -> tuple[Assembled, list[Decision]]:
     """Build the model that ``config`` names; what was done other than asked comes with it.
 
@@ -103,7 +108,7 @@ def assemble(
         config: the section of the configuration that describes the model.
         effective: what was made of its options.
         layout: how the model is sharded.
-        parts: the chosen model, schedule, pipeline and experts.
+        selection: the chosen model, schedule, pipeline and experts.
         role: the section's name, for messages.
         seed: the run's seed, for weights that no checkpoint gives.
 
@@ -113,7 +118,7 @@ def assemble(
         LayoutError: the model cannot be sharded like that, or another number of processes runs.
         WeightsError: the checkpoint does not fit.
     """
-    plan = draw_blueprint(config, effective, layout=layout, parts=parts, role=role)
+    plan = draw_blueprint(config, effective, layout=layout, selection=selection, role=role)
     meshes = _meshes(effective, plan, option=f"{role}.backend")
     module = _build_stages(plan, meshes)
     if effective.attn_type is not None:
@@ -132,22 +137,25 @@ def assemble(
     # FSDP2 brings parameters to the device block by block; buffers are used from where they are.
     home = "cpu" if effective.offload_params else device_of_rank()
     materialize_empty(module, home, buffer_device=device_of_rank())
+    parameters = {name: parameter for name, _, _, parameter in owners(module)}
+    pipeline = None if plan.stages is None else _pipeline_parts(plan, module, meshes, groups, effective)
+    is_tied = pipeline is not None and plan.weights.ties
     assembled = Assembled(
         plan=plan,
         module=module,
-        parameters={name: parameter for name, _, _, parameter in owners(module)},
+        parameters=parameters,
         named_weights=named_weights(module),
         groups=FsdpGroups.joined(groups) if groups else None,
         blocks=blocks,
         meshes=meshes,
+        pipeline=pipeline,
+        tied=TiedCopies(plan.weights.ties, parameters, pipeline) if is_tied else None,
         experts=experts,
     )
-    if meshes is not None and meshes.pipeline is not None:
-        assembled = _pipelined(assembled, meshes, meshes.pipeline, groups, effective)
     decisions = (
         _model_decisions(plan, role)
         + uneven
-        + (_expert_decisions(assembled, effective, role) if plan.expert_builder is not None else [])
+        + (_expert_decisions(experts, effective, role) if experts is not None else [])
     )
     deviation = plan.hf_config.initializer_range
     if config.path is None or config.init_from_scratch:
@@ -163,11 +171,9 @@ def _model_decisions(plan: Blueprint, role: str) -> list[Decision]:
     return [replace(decision, option=f"{role}.model_config.{decision.option}") for decision in decisions]
 
 
-def _expert_decisions(assembled: Assembled, effective: EffectiveConfig, role: str) -> list[Decision]:
+def _expert_decisions(experts: ExpertBlocks, effective: EffectiveConfig, role: str) -> list[Decision]:
     """What experts change in what was asked."""
-    builder = assembled.plan.expert_builder
-    assert builder is not None, "a model with experts has someone who builds them"
-    decisions = builder.decisions(effective.device, getattr(torch, effective.compute_dtype), role=role)
+    decisions = experts.builder.decisions(effective.device, getattr(torch, effective.compute_dtype), role=role)
     if effective.compile:
         reason = "how many tokens an expert gets differs from batch to batch, so what depends on that stays eager"
         without = "true, without dispatch and experts"
@@ -184,40 +190,33 @@ def _build_stages(plan: Blueprint, meshes: Meshes | None) -> nn.Module:
     return StagedModule({number: plan.build(plan.stages.stages[number]) for number in held}, plan.whole)
 
 
-def _pipelined(
-    assembled: Assembled,
-    meshes: Meshes,
-    pipeline: dist.ProcessGroup,
+def _pipeline_parts(
+    plan: Blueprint,
+    module: nn.Module,
+    meshes: Meshes | None,
     groups: Sequence[FsdpGroups],
     effective: EffectiveConfig,
-) -> Assembled:
-    """The same with what a pipeline needs to know of it."""
-    plan = assembled.plan
-    assert plan.stages is not None, "a mesh with pipeline ranks"
-    assert plan.schedule is not None, "comes with stages and a schedule"
+) -> PipelineParts:
+    """This process's part of the pipeline, as its runner takes it."""
+    schedule = plan.selection.schedule
+    assert plan.stages is not None, "stages come"
+    assert schedule is not None, "with a schedule"
+    assert meshes is not None, "and with pipeline ranks"
+    assert meshes.pipeline is not None, "in their mesh"
     held = plan.stages.held_by(meshes.pipeline_rank)
-    parts = PipelineParts(
+    return PipelineParts(
         plan=plan.stages,
-        schedule=plan.schedule,
-        stages=dict(zip(held, stages_of(assembled.module), strict=True)),
+        schedule=schedule,
+        stages=dict(zip(held, stages_of(module), strict=True)),
         groups=dict(zip(held, groups, strict=True)),
         rank=meshes.pipeline_rank,
-        group=pipeline,
+        group=meshes.pipeline,
         width=plan.hf_config.get_text_config().hidden_size,
         tensor_ranks=plan.dims.tp,
         dtype=getattr(torch, effective.compute_dtype),
         device=device_of_rank(),
         reduce_each=effective.reduce_each_micro_batch,
     )
-    tied = TiedCopies(
-        originals=plan.weights.ties,
-        parameters=assembled.parameters,
-        group=pipeline,
-        rank=meshes.pipeline_rank,
-        copies_on=plan.stages.last_rank,
-        originals_on=plan.stages.rank_of[0],
-    )
-    return replace(assembled, pipeline=parts, tied=tied if plan.weights.ties else None)
 
 
 def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) -> ExpertBlocks:
@@ -230,12 +229,10 @@ def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) ->
         for name, block in stage.named_modules()
         if any(matches(pattern, name) for pattern in plan.parallel.experts)
     }
-    if meshes is None or meshes.experts is None:
-        return ExpertBlocks(builder, blocks)
-    for block in blocks.values():
-        builder.shard(block, meshes.experts.place)
-    holders = meshes.holders or (dist.group.WORLD if plan.dims.world_size > 1 else None)
-    return ExpertBlocks(builder, blocks, holders, meshes.pipeline)
+    if meshes is not None and meshes.experts is not None:
+        for block in blocks.values():
+            builder.shard(block, meshes.experts.place)
+    return ExpertBlocks(builder, blocks, meshes)
 
 
 def _uneven_experts(module: nn.Module, plan: Blueprint, meshes: Meshes, role: str) -> list[Decision]:

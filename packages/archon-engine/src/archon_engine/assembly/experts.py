@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from archon_core.contracts.batch import MicroBatch
 from archon_core.contracts.moe import MoEBuilder
 from archon_core.contracts.packed import Auxiliary
+from archon_engine.mesh import Meshes
 from archon_engine.step.consistency import Share
 
 PREFIX = "moe/"
@@ -48,16 +49,26 @@ class ExpertBlocks:
     """The blocks of an engine.
 
     Attributes:
-        builder: whose they are.
+        builder: built them, and updates and measures them.
         blocks: the layer's number, as text -> block, of those that are here.
-        holders: processes that hold the same layers and other tokens; ``None`` for this one alone.
-        pipeline: processes that hold other layers; ``None`` where all are here.
+        meshes: the ranks that they are sharded over; ``None`` for one process that keeps its module whole.
     """
 
     builder: MoEBuilder
     blocks: Mapping[str, nn.Module]
-    holders: dist.ProcessGroup | None = None
-    pipeline: dist.ProcessGroup | None = None
+    meshes: Meshes | None = None
+
+    @property
+    def holders(self) -> dist.ProcessGroup | None:
+        """Processes that hold the same layers and other tokens; ``None`` for this one alone."""
+        if self.meshes is None:
+            return None
+        return self.meshes.holders or (dist.group.WORLD if self.meshes.dims.world_size > 1 else None)
+
+    @property
+    def pipeline(self) -> dist.ProcessGroup | None:
+        """Processes that hold other layers; ``None`` where all are here."""
+        return None if self.meshes is None else self.meshes.pipeline
 
     def with_batch_totals(
         self, micro_batches: Sequence[MicroBatch], whole: Share

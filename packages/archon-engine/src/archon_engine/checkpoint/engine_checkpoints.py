@@ -136,7 +136,9 @@ class EngineCheckpoints:
     def _state(self, version: int) -> TrainingState:
         assembled = self._assembled
         optimizer: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
-        model = describe_model(assembled.plan.hf_config, critic=self._config.is_critic, name=assembled.plan.spec.name)
+        spec = assembled.plan.selection.model
+        assert spec is not None, "a model was chosen"
+        model = describe_model(assembled.plan.hf_config, critic=self._config.is_critic, name=spec.name)
         originals = assembled.logical_parameters | assembled.buffers
         own_state = {name: state for name, state in optimizer.items() if name in originals}
         return TrainingState.of(originals, own_state, {"version": version}, model)
