@@ -22,9 +22,10 @@ from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks
 from archon_core.selection import Selection
-from archon_engine.assembly.assembled import assemble
+from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
+from archon_engine.distributed.process_group import ensure_own_group
 from archon_engine.mesh import device_of_rank
 from archon_engine.nn.evaluation import evaluation_mode
 from archon_engine.options.archon import ArchonEngineConfig
@@ -92,6 +93,8 @@ class ArchonEngine:
         Raises:
             ConfigError, LayoutError, WeightsError: as the parts do.
         """
+        if self._dims.world_size == 1 and needs_meshes(self._dims, self._effective):
+            ensure_own_group()  # several processes have been launched with a group
         assembled, decisions = assemble(
             self._config,
             self._effective,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.pipeline import PipelineParts
-from archon_core.layout import Layout
+from archon_core.layout import Layout, ParallelDims
 from archon_core.models.parallel_plan import layer_number, matches
 from archon_core.selection import Selection
 from archon_engine.assembly.blocks import Blocks, prepare_blocks
@@ -102,7 +102,8 @@ def assemble(
 ) -> tuple[Assembled, list[Decision]]:
     """Build the model that ``config`` names; what was done other than asked comes with it.
 
-    Collective when the layout has more than one rank.
+    Collective when the layout has more than one rank. Where ``needs_meshes``, the caller has started the process
+    group.
 
     Args:
         config: the section of the configuration that describes the model.
@@ -119,7 +120,10 @@ def assemble(
         WeightsError: the checkpoint does not fit.
     """
     plan = draw_blueprint(config, effective, layout=layout, selection=selection, role=role)
-    meshes = _meshes(effective, plan, option=f"{role}.backend")
+    check_world(plan.dims, option=f"{role}.backend")
+    meshes: Meshes | None = None
+    if needs_meshes(plan.dims, effective):
+        meshes = build_meshes(plan.dims, effective.device, experts=plan.expert_builder is not None)
     module = _build_stages(plan, meshes)
     if effective.attn_type is not None:
         compute_dtype = getattr(torch, effective.compute_dtype)
@@ -248,13 +252,13 @@ def _uneven_experts(module: nn.Module, plan: Blueprint, meshes: Meshes, role: st
     return []
 
 
-def _meshes(effective: EffectiveConfig, plan: Blueprint, *, option: str) -> Meshes | None:
-    """The engine's meshes; ``None`` for one process that keeps its module whole."""
-    check_world(plan.dims, option=option)
+def needs_meshes(dims: ParallelDims, effective: EffectiveConfig) -> bool:
+    """Whether FSDP2 handles the module, which takes meshes, and those a process group.
+
+    One process goes without when it neither casts its weights nor keeps them on the host.
+    """
     is_cast = effective.compute_dtype != effective.master_dtype
-    if plan.dims.world_size == 1 and not is_cast and not effective.offload_params:
-        return None
-    return build_meshes(plan.dims, effective.device, option=option, experts=plan.expert_builder is not None)
+    return dims.world_size > 1 or is_cast or effective.offload_params
 
 
 def _shard_parameters(module: nn.Module, plan: Blueprint, effective: EffectiveConfig, meshes: Meshes) -> FsdpGroups:
