@@ -23,6 +23,7 @@ from archon_core.contracts.spec import load_target
 from archon_core.errors import PluginError, TrainingError
 from archon_engine.models.staged import stages_of
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
+from archon_pipeline.recording import parse_recording
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import WorldError, run_world
@@ -309,6 +310,19 @@ def test_stages_generate_what_one_process_does(layout, schedule, layers):
             assert found.token_ids == wanted.token_ids
             assert found.logprobs == pytest.approx(wanted.logprobs, abs=CLOSE)
         assert afterwards == pytest.approx(after, rel=CLOSE)
+
+
+def record_the_second_step():
+    engine = make_engine("p2", pp_schedule="1F1B", pp_record_step=2)
+    steps = [engine.train_batch(share(engine, LENGTHS[step], step), NegativeLogLikelihood()) for step in range(2)]
+    return [stats.recordings for stats in steps]
+
+
+def test_the_recorded_step_is_returned_on_the_first_pipeline_rank():
+    (before, [recording]), elsewhere = run_world(record_the_second_step, 2)
+    assert recording.file == "pipeline-actor.json"
+    assert parse_recording(recording.text, source=recording.file).step == 2
+    assert (before, elsewhere) == ((), [(), ()])
 
 
 # What goes wrong.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +14,11 @@ from torch import Tensor, nn
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import StepStats
+from archon_core.contracts.engine import StepRecording, StepStats
 from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
-from archon_core.contracts.pipeline import RECORD_LOGGER
+from archon_core.contracts.pipeline import RECORDING_PREFIX
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks
@@ -31,14 +32,12 @@ from archon_engine.nn.evaluation import evaluation_mode
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.combinations import refuse_when_strict
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
-from archon_engine.parallel.recompute_log import REPORT_LOGGER, RecomputeLog
+from archon_engine.parallel.recompute_log import REPORT_FILE, RecomputeLog
 from archon_engine.parallel.tensor import shard_sequences
 from archon_engine.running import Running, start
 from archon_engine.step.step import eval_step, forward_step, train_step
 
 logger = logging.getLogger(__name__)
-report_logger = logging.getLogger(REPORT_LOGGER)
-record_logger = logging.getLogger(RECORD_LOGGER)
 
 
 class ArchonEngine:
@@ -175,7 +174,12 @@ class ArchonEngine:
         return self._version
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
-        """One optimizer step on ``batch``. Raises TrainingError for an engine without an optimizer."""
+        """One optimizer step on ``batch``; see ``contracts.engine.TrainEngine``.
+
+        Raises:
+            TrainingError: the engine has no optimizer, or no term of the loss has a gradient.
+            DataError: on every rank, the batch of one does not fit the options or the model.
+        """
         running = self._ready
         if running.optimizer is None:
             raise TrainingError(
@@ -193,10 +197,14 @@ class ArchonEngine:
             max_gradient_norm=self._config.optimizer.gradient_clipping,
         )
         self._version += 1
-        if records and (recording := running.pipelined.recorded(step=self._version)) is not None:
-            record_logger.info("%s", recording, extra={"role": self._role})
-        self._report_recomputation()
-        return stats
+        recordings: list[StepRecording] = []
+        if records and (timeline := running.pipelined.recorded(step=self._version)) is not None:
+            recordings.append(StepRecording(f"{RECORDING_PREFIX}{self._role}.json", timeline))
+        if self.recomputation is not None and not self._has_reported:
+            self._has_reported = True
+            report = f"{self._role}: {self.recomputation.report()}"
+            recordings.append(StepRecording(REPORT_FILE, report, is_log=True))
+        return replace(stats, recordings=tuple(recordings))
 
     def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """The loss and its metrics on ``batch``, without gradients and without dropout."""
@@ -267,11 +275,6 @@ class ArchonEngine:
         self._decisions += decisions
         if refusal := refuse_when_strict(self._config, decisions, role=self._role):
             raise ConfigError(refusal)
-
-    def _report_recomputation(self) -> None:
-        if self.recomputation is not None and not self._has_reported:
-            self._has_reported = True
-            report_logger.info("%s: %s", self._role, self.recomputation.report())
 
     @property
     def _ready(self) -> Running:

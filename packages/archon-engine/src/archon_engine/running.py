@@ -6,7 +6,6 @@ Each phase holds the one before by reference: ``Selection`` (specs) -> ``Bluepri
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from archon_core.contracts.decisions import Decision
@@ -22,8 +21,6 @@ from archon_engine.options.effective import EffectiveConfig
 from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
 from archon_engine.step.sequential_runner import SequentialRunner
 from archon_engine.step.splitting import PipelineNeeds, Splitter
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -111,8 +108,6 @@ def _pipeline_needs(
     """Micro-batch constraints of the schedule, and a decision for each option that they change."""
     schedule, n_ranks, n_stages = pipeline.schedule, pipeline.group.size(), len(pipeline.plan)
     decisions = micro_batch_decisions(config.mb_spec, schedule, n_ranks=n_ranks, n_stages=n_stages, role=role)
-    for d in decisions:
-        logger.warning("%s: %s is used, not %s: %s", d.option, d.effective, d.requested, d.reason)
     return PipelineNeeds(n_stages, micro_batch_divisor(schedule, n_ranks)), decisions
 
 

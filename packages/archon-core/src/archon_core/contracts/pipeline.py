@@ -194,8 +194,8 @@ class PipelineParts:
     reduce_each: bool = False
 
 
-RECORD_LOGGER = "archon_core.pipeline_record"
-"""What engines say on it is the content of a file; ``role`` is whose."""
+RECORDING_PREFIX = "pipeline-"
+"""The recording of a role's pipeline is the file ``pipeline-<role>.json`` of the run folder."""
 
 
 PIPELINE = "pipeline"

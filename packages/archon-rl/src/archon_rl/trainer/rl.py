@@ -79,7 +79,7 @@ class RLTrainer:
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
-                actor=SharedEngine(actor, config.actor.mb_spec.granularity),
+                actor=SharedEngine(actor, config.actor.mb_spec.granularity, run.recordings),
                 rollout=rollout,
                 reference=reference and SharedEngine(reference, config.ref.mb_spec.granularity),
                 reward=self._reward,

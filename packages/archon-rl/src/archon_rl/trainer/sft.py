@@ -48,7 +48,7 @@ class SFTTrainer:
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         actor = complete_model_config(run, task.encoder.tokenizer)
         engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)
-        shared = SharedEngine(engine, actor.mb_spec.granularity)
+        shared = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
 
         def run_step(step: int) -> dict[str, float]:
             return supervised_step(shared, supervised_batch(task.encoder, task.records(step)), objective)

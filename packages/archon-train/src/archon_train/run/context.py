@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from archon_core.ranks.ranks import Ranks
+from archon_train.run.recordings import Recordings
 
 if TYPE_CHECKING:
     from archon_core.contracts.decisions import Decision
@@ -28,6 +29,7 @@ class RunContext:
         decisions: recorded so far; the engines add theirs.
         explicit: dotted names of the options that the user wrote, as against defaults.
         ranks: all processes of the run. On others than the first, ``metrics`` and ``progress`` show and write nothing.
+        recordings: takes the ``recordings`` of every ``StepStats``.
     """
 
     config: Any
@@ -38,3 +40,4 @@ class RunContext:
     decisions: list[Decision]
     explicit: frozenset[str] = frozenset()
     ranks: Ranks = field(default_factory=Ranks)
+    recordings: Recordings = field(default_factory=Recordings)
