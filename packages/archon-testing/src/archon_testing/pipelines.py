@@ -15,9 +15,6 @@ from archon_testing.cases import Case
 OUR_ENGINE = "archon"
 """Engines of plugins have pipelines of their own."""
 
-_DEFAULT_STAGES_PER_RANK = 2
-"""Of schedules that take any number: what the engine takes where no option says otherwise."""
-
 
 def runnable_axes() -> str:
     """Letters of the axes that our engine runs with a size above 1, as it is installed."""
@@ -42,7 +39,7 @@ def pipeline_schedule(name: str | None) -> ScheduleSpec:
 
 def count_stages(schedule: ScheduleSpec, n_ranks: int) -> int:
     """Into how many stages a model is cut for ``n_ranks`` pipeline ranks."""
-    return (schedule.stages_per_rank or _DEFAULT_STAGES_PER_RANK) * n_ranks
+    return schedule.usual_stages_per_rank * n_ranks
 
 
 def n_stages_of(case: Case) -> int:

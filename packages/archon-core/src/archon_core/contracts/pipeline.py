@@ -73,6 +73,14 @@ class ScheduleSpec(Spec):
     splits_backward: bool = False
     multiple_of_ranks: bool = False
 
+    @property
+    def usual_stages_per_rank(self) -> int:
+        """The stages of each rank where no option asks for another number.
+
+        Two, the fewest, for a schedule that takes any: more of them send more and fill fewer layers each.
+        """
+        return self.stages_per_rank or 2
+
 
 @dataclass(frozen=True)
 class PipelineSpec(Spec):

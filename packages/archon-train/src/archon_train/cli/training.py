@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from archon_core.cli.console import print_remark
 from archon_core.config.loading import LoadedConfig, to_yaml
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.plugins import AlgorithmSpec, registry
 from archon_core.ranks.environment import RankEnvironment
 from archon_core.ranks.ranks import Ranks
 from archon_train.cli.plan_report import print_decisions
-from archon_train.experiment import ROLES
 from archon_train.launch.rank import started_by_archon
 from archon_train.run.changes import changes_since_start
 from archon_train.run.folder import RunFolder
