@@ -20,16 +20,20 @@ MOST_BY_CHANCE = 0.95
 numbers, too: those of an embedding's rows, so that only layers are counted."""
 
 
-def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bool) -> Iterator[str]:
+def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bool, vectors: bool) -> Iterator[str]:
     """Sentences about gradients of layers that were rounded to bfloat16.
 
     Args:
         gradients: parameter -> this rank's piece of what all ranks and micro-batches together gave, before clipping.
         dense: whether matrices are sums of several gradients.
         experts: whether stacked matrices are.
+        vectors: whether weights of norms are. Biases are left out: of those that are summed over tensor ranks, one
+            rank alone adds to the sum.
     """
-    for n_dims, is_sum, what in ((2, dense, "matrices"), (3, experts, "experts")):
-        pieces = [p.values for name, p in gradients.items() if name.startswith("layers.") and p.values.ndim == n_dims]
+    layers = {name: piece for name, piece in gradients.items() if name.startswith("layers.")}
+    layers = {name: piece for name, piece in layers.items() if not name.endswith(".bias")}
+    for n_dims, is_sum, what in ((1, vectors, "norms"), (2, dense, "matrices"), (3, experts, "experts")):
+        pieces = [piece.values for piece in layers.values() if piece.values.ndim == n_dims]
         values = torch.cat([p.flatten() for p in pieces]) if pieces else torch.empty(0)
         values = values[values != 0]
         if not is_sum or len(values) < ENOUGH:

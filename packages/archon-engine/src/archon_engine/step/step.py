@@ -17,6 +17,7 @@ from archon_core.contracts.engine import StepStats
 from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.packed import OutputName
 from archon_core.errors import DataError
+from archon_engine.parallel.tensor import sum_replicated_gradients
 from archon_engine.running import Running
 from archon_engine.step.consistency import Share, agree
 from archon_engine.step.grad_norm import clip_gradients, global_gradient_norm
@@ -49,6 +50,8 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
         micro_batches, reports = assembled.experts.with_batch_totals(micro_batches, whole)
     optimizer.zero_grad()
     running.runner.train(micro_batches, totals.objective)
+    if assembled.meshes is not None and assembled.meshes.tp is not None:
+        sum_replicated_gradients(optimizer.parameters.values(), assembled.meshes.tp)
     if assembled.tied is not None:
         # Before the norm: it counts the original alone, whose gradient is the sum of both copies'.
         assembled.tied.sum_gradients()
