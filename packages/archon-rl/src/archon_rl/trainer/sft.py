@@ -10,13 +10,11 @@ from archon_rl.text_encoding import supervised_batch
 from archon_rl.trainer.engines import build_train_engine, complete_model_config
 from archon_rl.trainer.evaluation import evaluate_loss
 from archon_rl.trainer.loop import TrainingLoop
-from archon_rl.trainer.phase_clock import PhaseClock
-from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.sequence_lengths import supervised_limits, whole_lengths
 from archon_rl.trainer.sharing import SharedEngine
+from archon_rl.trainer.step_metrics import PhaseClock, average
 from archon_rl.trainer.task import build_task
-from archon_rl.trainer.update_metrics import average
 from archon_train.run.context import RunContext
 
 
@@ -32,7 +30,7 @@ class SFTTrainer:
         self._run = run
         decisions: list[Decision] = []
         self._algorithm = algorithm(run.config, decisions)
-        record_decisions(run, decisions)
+        run.record(decisions)
 
     def fit(self) -> None:
         """Train to the end.

@@ -22,7 +22,6 @@ from archon_rl.fields import located
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import TOKENIZER_FOLDER, resumed_checkpoint
-from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.resuming import renew_tokenizer
 from archon_rl.trainer.sequence_lengths import LengthLimit, Measure, left_out, measured, overlong, refusal
 from archon_rl.trainer.stopping import keep_end_tokens, run_end_tokens
@@ -121,7 +120,7 @@ def _keep(
         decisions.append(left_out(what, dataset, tokens, too_long, limit))
         gone = set(too_long)
         kept = [index for index in kept if index not in gone]
-    record_decisions(run, decisions)
+    run.record(decisions)
     return dataset if len(kept) == len(dataset) else SubsetDataset(dataset, kept)
 
 

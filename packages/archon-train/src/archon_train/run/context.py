@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -41,3 +42,12 @@ class RunContext:
     explicit: frozenset[str] = frozenset()
     ranks: Ranks = field(default_factory=Ranks)
     recordings: Recordings = field(default_factory=Recordings)
+
+    def record(self, decisions: Iterable[Decision]) -> None:
+        """Add new decisions to the run and show them; known ones are skipped."""
+        for decision in decisions:
+            if decision not in self.decisions:
+                self.decisions.append(decision)
+                self.progress.note(
+                    f"Decision: {decision.option}: {decision.requested} -> {decision.effective} ({decision.reason})"
+                )
