@@ -1,4 +1,8 @@
-"""The Archon engine: what trainers see of a model in training, composed from the parts beside this module."""
+"""The Archon engine: the training interface that trainers call (``contracts.engine.TrainEngine``).
+
+The class holds options, decisions and the step count. What it trains is built in phases (``running``); steps,
+checkpoints and offloading are modules of their own.
+"""
 
 from __future__ import annotations
 
@@ -48,11 +52,16 @@ class ArchonEngine:
     Args:
         config: the section of the configuration that describes the model.
         role: that section's name: ``actor``, ``critic``, ``ref`` or ``teacher``.
-        layout: parsed from ``config.backend``.
-        parts: the chosen model, schedule, pipeline and experts.
+        layout: how the model is sharded, parsed from ``config.backend``.
+        parts: the specs of the chosen model, schedule, pipeline and experts.
         seed: the run's seed.
         total_steps: optimizer steps of the run, for learning-rate schedules; ``None`` when unknown.
-        explicit: dotted names of the options that the user wrote.
+        explicit: dotted names of the options that the user wrote, as against defaults.
+
+    Raises:
+        ConfigError: options exclude one another, ``strict`` forbids a change that was made, or a process group was
+            started before ``use_deterministic_algorithms`` could take effect.
+        LayoutError: the layout's sizes exclude one another.
     """
 
     def __init__(
@@ -74,7 +83,7 @@ class ArchonEngine:
         self._selection = parts
         self._version = 0
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        # Whether experts have axes is known with the model; until then nobody asks for those.
+        # With expert axes, whether or not the model has experts: it is read in initialize, which corrects this.
         self._dims = layout.parallel_dims(moe=True, option=f"{role}.backend")
         self._effective, self._decisions = resolve_effective(
             self._config, role=role, device=device, dims=self._dims, explicit=explicit, schedule=parts.schedule
@@ -90,7 +99,10 @@ class ArchonEngine:
         """Build the module, load or initialise its weights, make the optimizer. Collective.
 
         Raises:
-            ConfigError, LayoutError, WeightsError: as the parts do.
+            ConfigError: an option does not fit the model, or ``strict`` forbids a change that the model needs.
+            ModelError: the model's configuration cannot be read, or its architecture cannot do what is asked.
+            LayoutError: the layout does not fit the model or the number of running processes.
+            WeightsError: on every rank, the checkpoint is damaged or does not fit.
         """
         if self._dims.world_size == 1 and needs_meshes(self._dims, self._effective):
             ensure_own_group()  # several processes have been launched with a group
@@ -138,7 +150,7 @@ class ArchonEngine:
 
     @property
     def data_ranks(self) -> DataRanks:
-        """Which share of a batch is this process's."""
+        """How a batch is shared out over data ranks, and this process's share."""
         return self._running.ranks
 
     @contextmanager
@@ -160,17 +172,17 @@ class ArchonEngine:
 
     @property
     def effective(self) -> EffectiveConfig:
-        """What the engine runs with."""
+        """The options in effect, after defaults and decisions."""
         return self._effective
 
     @property
     def decisions(self) -> list[Decision]:
-        """What was done other than asked, with reasons."""
+        """Every change to what was asked, with its reason; complete after ``initialize``."""
         return list(self._decisions)
 
     @property
     def version(self) -> int:
-        """Calls of ``train_batch`` so far, in this and in resumed runs."""
+        """Number of ``train_batch`` calls so far, those before a resumed checkpoint included."""
         return self._version
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
@@ -224,7 +236,7 @@ class ArchonEngine:
         Collective; returns when the folder is complete.
 
         Raises:
-            WeightsError: on every rank, ``hf`` weights are there already.
+            WeightsError: on every rank, the folder holds ``hf`` weights already, or cannot be written.
         """
         checkpoints = self._ready.checkpoints
         if format == "hf":
@@ -234,9 +246,9 @@ class ArchonEngine:
         self.data_ranks.everyone.barrier()
 
     def stage(self) -> TrainingState:
-        """What ``save`` would write as ``dcp`` now, copied to the host; training may go on while it is written.
+        """Copy to the host what ``save`` would write as ``dcp`` now, so that training goes on while it is written.
 
-        The copies last until the next call.
+        The next call reuses the memory of the copies.
         """
         return self._ready.checkpoints.stage(version=self._version)
 
@@ -244,7 +256,8 @@ class ArchonEngine:
         """Read what ``save`` wrote. Collective.
 
         Raises:
-            WeightsError: on every rank, it is damaged or does not fit the model; load something whole before going on.
+            WeightsError: on every rank, the folder is damaged or does not fit the model. Weights may be partly replaced
+                then: load a good folder before going on.
         """
         checkpoints = self._ready.checkpoints
         if format == "hf":

@@ -48,16 +48,16 @@ from archon_engine.parallel.tensor import apply_tensor_parallel
 
 @dataclass(frozen=True)
 class Assembled:
-    """A module ready to run.
+    """A sharded module with its weights.
 
     Attributes:
-        plan: what it was built from.
+        plan: the blueprint that it was built from.
         module: on its device, with its weights.
-        parameters: global name -> parameter, sharded; a tied one once, under its first name. Fixed here, because FSDP
-            puts others in their place while a forward pass runs.
+        parameters: global name -> parameter, sharded; a tied one once, under its first name. Looked up once, here:
+            while a forward pass runs, FSDP2 puts whole parameters in the place of these.
         named_weights: the same with persistent buffers, a tied one under each of its names.
         groups: how FSDP2 shards the module; ``None`` for a module that is whole and needs no cast.
-        blocks: what was done to its blocks beside sharding.
+        blocks: compilation and activation checkpointing of its blocks.
         meshes: the ranks that it is sharded over; ``None`` for a module that is whole and needs no cast.
         pipeline: this process's part of a pipeline; ``None`` where the model is not cut into stages.
         tied: weights of which two stages have a copy; ``None`` where none has.
@@ -100,7 +100,7 @@ def assemble(
     role: str,
     seed: int,
 ) -> tuple[Assembled, list[Decision]]:
-    """Build the model that ``config`` names; what was done other than asked comes with it.
+    """Build the model that ``config`` names. Returns it with the decisions that were taken.
 
     Collective when the layout has more than one rank. Where ``needs_meshes``, the caller has started the process
     group.
@@ -134,6 +134,8 @@ def assemble(
     if meshes is not None and meshes.tp is not None:
         for stage in stages_of(module):
             apply_tensor_parallel(stage, plan.parallel, meshes.tp)
+    # The order is fixed: tensor and expert ranks cut parameters before FSDP2 shards what they leave; see also
+    # ``assembly.blocks`` for what comes between the two.
     experts = None if plan.expert_builder is None else _share_experts(module, plan, meshes)
     uneven = _uneven_experts(module, plan, meshes, role) if meshes is not None else []
     blocks = prepare_blocks(module, plan.parallel, effective, role=role, among=plan.block_names)

@@ -1,4 +1,8 @@
-"""Mixture-of-experts blocks in a step: what they are told before it, and what becomes of what they report."""
+"""Mixture-of-experts blocks in a training step.
+
+Before it, micro-batches get the totals by which balancing losses are divided. After it, what the blocks reported is
+summed over all ranks, for metrics and for balancing by bias.
+"""
 
 from __future__ import annotations
 
@@ -17,24 +21,27 @@ from archon_engine.mesh import Meshes
 from archon_engine.step.consistency import Share
 
 PREFIX = "moe/"
-"""Of the names of metrics."""
+"""Prefix of the blocks' metrics."""
 
 Totals = dict[str, dict[str, Tensor]]
 """Layer -> name -> sum over all tokens of a step."""
 
 
 class StepReports:
-    """What layers say of each micro-batch of one step. Saying it again, as recomputation does, replaces it."""
+    """The reports of layers on each micro-batch of one step.
+
+    A second report replaces the first: activation checkpointing runs a block's forward pass twice.
+    """
 
     def __init__(self) -> None:
         self._reports: dict[tuple[str, int], Mapping[str, Tensor]] = {}
 
     def add(self, micro_batch: int, layer: str, values: Mapping[str, Tensor]) -> None:
-        """Take what a layer reports."""
+        """Take a layer's report on one micro-batch: name -> sum over its tokens."""
         self._reports[layer, micro_batch] = {name: value.detach() for name, value in values.items()}
 
     def totals_here(self) -> Totals:
-        """Sums over micro-batches."""
+        """Sums over this rank's micro-batches, in float64."""
         totals: Totals = {}
         for (layer, _), values in sorted(self._reports.items()):
             of_layer = totals.setdefault(layer, {})
@@ -46,7 +53,7 @@ class StepReports:
 
 @dataclass(frozen=True)
 class ExpertBlocks:
-    """The blocks of an engine.
+    """The mixture-of-experts blocks that this process holds.
 
     Attributes:
         builder: built them, and updates and measures them.

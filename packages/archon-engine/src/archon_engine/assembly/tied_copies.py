@@ -1,7 +1,7 @@
-"""Weights that are one in the model and two in a pipeline: a head that is tied to an embedding on another stage.
+"""Tied weights whose two uses lie on different pipeline stages: an embedding, and a head on a later stage.
 
-Each stage has a copy of its own. Both start equal, get the sum of both gradients, and are updated by the same
-arithmetic, so they stay equal to the bit. The first is the original: it alone counts in norms and checkpoints.
+Each stage holds a copy. Both start equal, get the sum of both gradients, and are updated by the same arithmetic, so
+they stay equal to the bit. The first, the original, alone counts in norms and checkpoints.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ class TiedCopies:
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
-        """Give both copies the sum of their gradients, which have been reduced over data ranks. Collective."""
+        """Give both copies the sum of their gradients. Collective over the pipeline.
+
+        FSDP2 has reduced them over data ranks before, so that each process exchanges its shard alone.
+        """
         rank, (embedding_on, head_on) = self.pipeline.rank, self._ends
         for name, original in self.originals.items():
             if embedding_on == head_on:
@@ -85,7 +88,7 @@ class TiedCopies:
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """Its local part; zeros where no token reached the weight."""
+    """The local part of its gradient; zeros where no token reached the weight, since the peer waits in any case."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return local_values(parameter.grad)

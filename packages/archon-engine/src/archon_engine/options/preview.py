@@ -1,4 +1,4 @@
-"""What a dry run can say of the Archon engine: options that do not go together, and decisions before any process."""
+"""The Archon engine in a dry run: problems and decisions that need no device and no process. Imports no torch."""
 
 from __future__ import annotations
 

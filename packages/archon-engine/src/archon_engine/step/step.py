@@ -25,7 +25,7 @@ from archon_engine.step.loss_totals import LossTotals
 
 
 def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gradient_norm: float) -> StepStats:
-    """Forward and backward over all micro-batches, then one optimizer update.
+    """Forward and backward over all micro-batches, then one optimizer update. Collective.
 
     Args:
         batch: this rank's sequences.
@@ -35,7 +35,8 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
         max_gradient_norm: clip to this global norm; 0 does not clip.
 
     Returns:
-        Statistics of all ranks; ``skipped`` when the norm was not finite, in which case no weight and no state changed.
+        Statistics of all ranks. ``skipped`` says that the norm was not finite, so weights and optimizer state are as
+        before.
 
     Raises:
         DataError, TrainingError: the batch does not fit the options or the model, or the loss gives no gradient; on
@@ -79,7 +80,7 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
 
 
 def eval_step(batch: Batch, loss: Loss, running: Running) -> StepStats:
-    """The loss and its metrics without gradients."""
+    """The loss and its metrics without gradients. Collective."""
     micro_batches, whole = _prepare(batch, loss.request, running, loss)
     totals = LossTotals(loss, whole, running.ranks)
     with torch.no_grad():
@@ -98,7 +99,7 @@ def eval_step(batch: Batch, loss: Loss, running: Running) -> StepStats:
 
 
 def forward_step(batch: Batch, request: OutputRequest, running: Running) -> dict[OutputName, Tensor]:
-    """Per-token outputs [T] of this rank's ``batch``, in its order."""
+    """Per-token outputs [T] of this rank's ``batch``, in its order, without gradients. Collective."""
     outputs: dict[OutputName, Tensor] = {}
     micro_batches, _ = _prepare(batch, request, running)
     for micro_batch, values in running.runner.forward(micro_batches):
