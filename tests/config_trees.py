@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from archon_core.config.raw import RawMapping
 from archon_core.config.sections import choose_sections
 from archon_core.config.typed import field_types, section_of, takes_anything
+from archon_core.contracts.engine_config import ROLES
 from archon_core.plugins import SPEC_TYPES, TrainEngineSpec, registry
 from archon_train.areal.keys import IGNORED, RENAMED, SECTIONS
-from archon_train.experiment import ROLES, ROOT, ExperimentConfig
+from archon_train.experiment import ROOT, ExperimentConfig
 
 Names = dict[str, "Names"]
 """Option or section -> the names inside it."""

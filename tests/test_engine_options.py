@@ -5,7 +5,6 @@ among themselves is what ``archon verify`` tells.
 """
 
 import dataclasses
-import logging
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from archon_core import assemble, parse_layout, registry
 from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine import StepRecording
 from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import HeadInputs, PackedSequences
@@ -307,9 +307,9 @@ def test_an_update_that_is_too_small_for_bf16_is_not_lost():
     assert (moved[torch.float32] > 0).all()
 
 
-def test_the_report_of_recomputation_is_logged_once_after_the_first_step(caplog):
+def test_the_first_step_returns_the_report_of_recomputation_and_later_ones_do_not():
     engine = make_engine("d1", ac_mode="full", ac_debug=True)
-    with caplog.at_level(logging.INFO, logger="archon_engine.recomputation"):
-        run(engine)
-    [record] = [record for record in caplog.records if record.name == "archon_engine.recomputation"]
-    assert record.getMessage() == "actor: " + engine.recomputation.report()
+    first, second = (engine.train_batch(share(engine, step), NegativeLogLikelihood()) for step in range(2))
+    [recording] = first.recordings
+    assert recording == StepRecording("ac_debug-rank0.txt", f"actor: {engine.recomputation.report()}", is_log=True)
+    assert second.recordings == ()

@@ -23,6 +23,7 @@ from archon_core.contracts.spec import load_target
 from archon_core.errors import PluginError, TrainingError
 from archon_engine.models.staged import stages_of
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
+from archon_pipeline.recording import parse_recording
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import WorldError, run_world
@@ -311,20 +312,33 @@ def test_stages_generate_what_one_process_does(layout, schedule, layers):
         assert afterwards == pytest.approx(after, rel=CLOSE)
 
 
+def record_the_second_step():
+    engine = make_engine("p2", pp_schedule="1F1B", pp_record_step=2)
+    steps = [engine.train_batch(share(engine, LENGTHS[step], step), NegativeLogLikelihood()) for step in range(2)]
+    return [stats.recordings for stats in steps]
+
+
+def test_the_recorded_step_is_returned_on_the_first_pipeline_rank():
+    (before, [recording]), elsewhere = run_world(record_the_second_step, 2)
+    assert recording.file == "pipeline-actor.json"
+    assert parse_recording(recording.text, source=recording.file).step == 2
+    assert (before, elsewhere) == ((), [(), ()])
+
+
 # What goes wrong.
 
 
 def hand_different_micro_batches_to_the_runner():
     engine = make_engine("p2", pp_schedule="1F1B")
-    parts = engine._running.parts
+    running = engine._running
     batch = share(engine, LENGTHS[0], 0)
     messages = []
     for change in ({"n_mbs": 2 + 2 * dist.get_rank()}, {"max_tokens_per_mb": 9 + 4 * dist.get_rank()}):
-        split = dataclasses.replace(parts.split, spec=MicroBatchSpec(**change))
+        split = dataclasses.replace(running.split, spec=MicroBatchSpec(**change))
         plan = split.plan(batch)
         micro_batches = split.build(batch, plan, OutputRequest(), len(plan))
         with pytest.raises(TrainingError) as refused:
-            list(parts.runner.forward(micro_batches))
+            list(running.runner.forward(micro_batches))
         messages.append(str(refused.value))
     return messages, train(engine)
 
@@ -389,7 +403,7 @@ def test_a_stage_that_hands_on_something_else_is_named():
 
 def go_on_after_an_abort():
     engine = make_engine("p2", pp_schedule="1F1B")
-    runner = engine._running.parts.runner
+    runner = engine._running.runner
     run_action = runner._train_action
 
     def out_of_memory(action, *arguments):

@@ -9,14 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 
 from archon_core.contracts import packed
 from archon_engine import mesh
 from archon_engine.assembly import tied_copies
 from archon_engine.checkpoint import engine_checkpoints as checkpoints
 from archon_engine.models import initialize
-from archon_engine.nn import collectives, norm, ulysses
+from archon_engine.nn import collectives, ulysses
 from archon_engine.step import grad_norm, step
 from archon_engine.step import sequential_runner as runner
 from archon_pipeline import stage_passes
@@ -28,7 +27,8 @@ from archon_testing.requested_model import read_model
 
 def leave_norms_unsummed_over_tensor_ranks():
     """Their gradient is taken for one that every rank has whole, as it would be without sequence sharding."""
-    norm.local_weight = lambda weight: weight.to_local() if isinstance(weight, DTensor) else weight
+    sum_gradients = step.sum_replicated_gradients
+    step.sum_replicated_gradients = lambda parameters, mesh: sum_gradients((p for p in parameters if p.ndim > 1), mesh)
 
 
 def take_the_norm_over_data_ranks_only():

@@ -8,7 +8,7 @@ own world.
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial
 
 from archon_core.contracts import packed
 from archon_engine.assembly import assembled as assembly
@@ -16,11 +16,11 @@ from archon_engine.checkpoint import engine_checkpoints as checkpoints
 from archon_engine.checkpoint import gathering
 from archon_engine.checkpoint.dcp import SavedState
 from archon_engine.data import micro_batch
-from archon_engine.nn import ulysses
+from archon_engine.nn import norm, ulysses
 from archon_engine.optimizer import named_optimizer as optimizer
 from archon_engine.parallel import activation_checkpointing
 from archon_engine.parallel.shards import holders, local_values
-from archon_engine.step import loss_totals
+from archon_engine.step import loss_totals, step
 from archon_testing.batches import MASK
 from archon_testing.cases import variant_case
 from archon_testing.oracle import Oracle, Outcome
@@ -132,6 +132,16 @@ def sum_gradients_in_the_type_of_computation():
         return apply(*arguments, **{**options, "reduce_dtype": options["compute_dtype"]})
 
     assembly.apply_fsdp = narrow
+
+
+def let_fsdp_sum_over_tensor_ranks():
+    """It does so in the type of computation, whatever the type of reductions."""
+
+    def partial(weight):
+        return weight.to_local(grad_placements=[Partial()]) if isinstance(weight, DTensor) else weight
+
+    norm.local_weight = partial
+    step.sum_replicated_gradients = lambda parameters, mesh: None
 
 
 def stop_counting_positions_of_context_ranks():
@@ -274,6 +284,16 @@ def test_gradients_that_are_summed_in_bfloat16(oracle, layout):
     assert comparison.problems[0].startswith("gradients of layers' matrices are summed in bfloat16: 100%")
     assert (found.parameter, found.alone) == (None, False)
     assert found.remarks[0] == comparison.problems[0]
+
+
+@pytest.mark.slow
+def test_gradients_of_norms_that_tensor_ranks_sum_in_bfloat16(oracle):
+    changes = ({"dtype": "float32"}, {"check": "precision"})
+    passed, comparison, _ = look_into(oracle, let_fsdp_sum_over_tensor_ranks, "t2", *changes)
+    assert passed == [True, False]
+    assert comparison.failed == ()
+    [problem] = set(comparison.problems)
+    assert problem.startswith("gradients of layers' norms are summed in bfloat16: 100%")
 
 
 @pytest.mark.slow

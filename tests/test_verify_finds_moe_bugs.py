@@ -13,9 +13,8 @@ from torch.distributed.tensor import DTensor
 
 from archon_engine.assembly import experts
 from archon_engine.checkpoint import hf_saving
-from archon_engine.step import grad_norm
+from archon_engine.step import grad_norm, step
 from archon_moe import experts as moe_experts
-from archon_moe import router
 from archon_moe.experts import GroupedExperts
 from archon_testing.cases import variant_case
 from archon_testing.oracle import Oracle, Outcome
@@ -28,7 +27,8 @@ ROUTER = "layers.1.moe.router.weight"
 
 def leave_router_gradients_unsummed_over_tensor_ranks():
     """Each tensor rank routes its own tokens; the gradient is taken for one that all of them have whole."""
-    router.local_weight = lambda weight: weight.to_local() if isinstance(weight, DTensor) else weight
+    sum_gradients = step.sum_replicated_gradients
+    step.sum_replicated_gradients = lambda parameters, mesh: sum_gradients((p for p in parameters if p.ndim < 2), mesh)
 
 
 def leave_experts_out_of_the_norm():

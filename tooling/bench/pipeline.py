@@ -92,8 +92,8 @@ class Sides:
     def __init__(self, engine: TrainEngine, schedule: str, n_micro_batches: int) -> None:
         self._engine = engine
         self._number = n_micro_batches
-        self._parts = engine._running.parts
-        pipeline = engine._running.assembled.pipeline
+        self._running = engine._running
+        pipeline = self._running.assembled.pipeline
         assert pipeline is not None, "the layout has pipeline ranks"
         self._group = pipeline.group
         self.rank_of = pipeline.plan.rank_of
@@ -111,12 +111,12 @@ class Sides:
         """Of one sequence each, all of this length and alike."""
         ids = torch.arange(length) * 7 % MODEL["vocab_size"]
         batch = Batch.from_sequences([ids] * self._number)
-        split = self._parts.split
+        split = self._running.split
         return split.build(batch, [[n] for n in range(self._number)], OutputRequest(), self._number)
 
     def ours(self, micro_batches: list[MicroBatch]) -> None:
         """One step by our runner."""
-        self._parts.runner.train(micro_batches, lambda outputs, _: -outputs["logprobs"].sum() / LONGEST)
+        self._running.runner.train(micro_batches, lambda outputs, _: -outputs["logprobs"].sum() / LONGEST)
 
     def torchs(self, micro_batches: list[MicroBatch]) -> None:
         """One step by torch, which wants one tensor for all micro-batches and gives stages no dicts."""
@@ -146,10 +146,10 @@ class Sides:
 
     def recording(self, micro_batches: list[MicroBatch]) -> Recording | None:
         """One step of ours, timed; on the first rank."""
-        self._parts.runner.record_next()
+        self._running.runner.record_next()
         self.ours(micro_batches)
         self.gradients()
-        text = self._parts.runner.recorded(step=1)
+        text = self._running.runner.recorded(step=1)
         return None if text is None else parse_recording(text, source="this step")
 
     @staticmethod

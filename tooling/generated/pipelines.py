@@ -75,7 +75,7 @@ def pictures() -> dict[str, str]:
 
 def _lists(name: str, p: int, m: int) -> tuple[RankActions, tuple[int, ...]]:
     spec = SPECS[name]
-    n_stages = p * (spec.stages_per_rank or 2)
+    n_stages = p * spec.usual_stages_per_rank
     return spec.load()(p, n_stages, m), place_stages(spec.placement, p, n_stages)
 
 

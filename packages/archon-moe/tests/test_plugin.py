@@ -11,7 +11,7 @@ from archon_core.config.root import RootSchema
 from archon_core.config.sections import build_schema, choose_sections
 from archon_core.config.typed import convert, knows
 from archon_core.config.yaml_file import parse_yaml
-from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.plugins import TrainEngineSpec
 from archon_moe.options import MoEOptions, read_options
 
@@ -19,9 +19,6 @@ CONFIG = """
 actor: {archon: {moe_aux_loss: sequence, moe_grouped_gemm: false}}
 critic: {archon: {moe_z_loss_coef: 1e-3}}
 """
-
-
-ROLES = ("actor", "critic", "ref", "teacher")
 
 
 @dataclass

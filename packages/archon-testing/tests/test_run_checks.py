@@ -60,7 +60,7 @@ def test_sums_in_float32_are_told_from_sums_that_were_rounded_to_bfloat16(n_rank
 
     def said(tensor, **sums):
         gradients = {"layers.0.mlp.weight": HeldShard.whole(tensor), "embed.weight": HeldShard.whole(parts[0])}
-        return list(rounded_sums(gradients, **{"dense": True, "experts": True, **sums}))
+        return list(rounded_sums(gradients, **{"dense": True, "experts": True, "vectors": True, **sums}))
 
     assert said(whole) == []
     assert said(whole.to(torch.bfloat16).float()) == [
@@ -68,8 +68,14 @@ def test_sums_in_float32_are_told_from_sums_that_were_rounded_to_bfloat16(n_rank
     ]
     assert said(parts[0], dense=False) == []
     stacked = {"layers.1.moe.experts.down_proj": HeldShard.whole(parts[0].reshape(3, 10, 20))}
-    assert ["experts" in text for text in rounded_sums(stacked, dense=True, experts=True)] == [True]
-    assert list(rounded_sums({"layers.0.norm.weight": HeldShard.whole(parts[0][0])}, dense=True, experts=True)) == []
+    assert ["experts" in text for text in rounded_sums(stacked, dense=True, experts=True, vectors=True)] == [True]
+    few = {"layers.0.norm.weight": HeldShard.whole(parts[0][0])}
+    assert list(rounded_sums(few, dense=True, experts=True, vectors=True)) == []
+    norms = {f"layers.{layer}.norm.weight": HeldShard.whole(row) for layer, row in enumerate(parts[0])}
+    assert ["norms" in text for text in rounded_sums(norms, dense=True, experts=True, vectors=True)] == [True]
+    assert list(rounded_sums(norms, dense=True, experts=True, vectors=False)) == []
+    biases = {name.replace("weight", "bias"): piece for name, piece in norms.items()}
+    assert list(rounded_sums(biases, dense=True, experts=True, vectors=True)) == []
 
 
 def weight_map():

@@ -1,11 +1,15 @@
-"""The Archon engine: what trainers see of a model in training, composed from the parts beside this module."""
+"""The Archon engine: the training interface that trainers call (``contracts.engine.TrainEngine``).
+
+The class holds options, decisions and the step count. What it trains is built in phases (``running``); steps,
+checkpoints and offloading are modules of their own.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,67 +18,30 @@ from torch import Tensor, nn
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import StepStats
+from archon_core.contracts.engine import StepRecording, StepStats
 from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
-from archon_core.contracts.pipeline import (
-    RECORD_LOGGER,
-    PipelinedRunner,
-    PipelineParts,
-)
+from archon_core.contracts.pipeline import RECORDING_PREFIX
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
-from archon_core.ranks.ranks import DataRanks, Ranks
+from archon_core.ranks.ranks import DataRanks
 from archon_core.selection import Selection
-from archon_engine.assembly.assembled import Assembled, assemble
+from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
-from archon_engine.checkpoint.engine_checkpoints import EngineCheckpoints
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
-from archon_engine.mesh import data_ranks, device_of_rank
+from archon_engine.distributed.process_group import ensure_own_group
+from archon_engine.mesh import device_of_rank
 from archon_engine.nn.evaluation import evaluation_mode
-from archon_engine.offloading import Residence
-from archon_engine.optimizer.named_optimizer import NamedOptimizer
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.combinations import refuse_when_strict
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
-from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
-from archon_engine.parallel.recompute_log import REPORT_LOGGER, RecomputeLog
+from archon_engine.parallel.recompute_log import REPORT_FILE, RecomputeLog
 from archon_engine.parallel.tensor import shard_sequences
-from archon_engine.step.sequential_runner import SequentialRunner
-from archon_engine.step.step import (
-    Parts,
-    PipelineNeeds,
-    Splitter,
-    eval_step,
-    forward_step,
-    train_step,
-)
+from archon_engine.running import Running, start
+from archon_engine.step.step import eval_step, forward_step, train_step
 
 logger = logging.getLogger(__name__)
-report_logger = logging.getLogger(REPORT_LOGGER)
-record_logger = logging.getLogger(RECORD_LOGGER)
-
-
-@dataclass(frozen=True)
-class _Running:
-    """What ``initialize`` makes.
-
-    Attributes:
-        assembled: the model.
-        parts: what its steps are made of.
-        pipelined: their runner, where the model is cut into stages.
-        optimizer: ``None`` for a model that is not trained.
-        residence: whether it is on its device.
-        checkpoints: saves and loads it.
-    """
-
-    assembled: Assembled
-    parts: Parts
-    pipelined: PipelinedRunner | None
-    optimizer: NamedOptimizer | None
-    residence: Residence
-    checkpoints: EngineCheckpoints
 
 
 class ArchonEngine:
@@ -85,11 +52,16 @@ class ArchonEngine:
     Args:
         config: the section of the configuration that describes the model.
         role: that section's name: ``actor``, ``critic``, ``ref`` or ``teacher``.
-        layout: parsed from ``config.backend``.
-        parts: the chosen model, schedule, pipeline and experts.
+        layout: how the model is sharded, parsed from ``config.backend``.
+        parts: the specs of the chosen model, schedule, pipeline and experts.
         seed: the run's seed.
         total_steps: optimizer steps of the run, for learning-rate schedules; ``None`` when unknown.
-        explicit: dotted names of the options that the user wrote.
+        explicit: dotted names of the options that the user wrote, as against defaults.
+
+    Raises:
+        ConfigError: options exclude one another, ``strict`` forbids a change that was made, or a process group was
+            started before ``use_deterministic_algorithms`` could take effect.
+        LayoutError: the layout's sizes exclude one another.
     """
 
     def __init__(
@@ -108,10 +80,10 @@ class ArchonEngine:
         self._layout = layout
         self._seed = seed
         self._total_steps = total_steps
-        self._parts = parts
+        self._selection = parts
         self._version = 0
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        # Whether experts have axes is known with the model; until then nobody asks for those.
+        # With expert axes, whether or not the model has experts: it is read in initialize, which corrects this.
         self._dims = layout.parallel_dims(moe=True, option=f"{role}.backend")
         self._effective, self._decisions = resolve_effective(
             self._config, role=role, device=device, dims=self._dims, explicit=explicit, schedule=parts.schedule
@@ -120,104 +92,41 @@ class ArchonEngine:
             option = f"{role}.archon.use_deterministic_algorithms"
             ensure_deterministic(option=option)
             self._decisions += deterministic_effects(option)
-        self._running_or_none: _Running | None = None
+        self._running_or_none: Running | None = None
         self._has_reported = False
 
     def initialize(self) -> None:
         """Build the module, load or initialise its weights, make the optimizer. Collective.
 
         Raises:
-            ConfigError, LayoutError, WeightsError: as the parts do.
+            ConfigError: an option does not fit the model, or ``strict`` forbids a change that the model needs.
+            ModelError: the model's configuration cannot be read, or its architecture cannot do what is asked.
+            LayoutError: the layout does not fit the model or the number of running processes.
+            WeightsError: on every rank, the checkpoint is damaged or does not fit.
         """
+        if self._dims.world_size == 1 and needs_meshes(self._dims, self._effective):
+            ensure_own_group()  # several processes have been launched with a group
         assembled, decisions = assemble(
             self._config,
             self._effective,
             layout=self._layout,
-            parts=self._parts,
+            selection=self._selection,
             role=self._role,
             seed=self._seed,
         )
         self._record(decisions)
         self._dims = assembled.plan.dims
-        meshes, pipeline = assembled.meshes, assembled.pipeline
-        ranks = data_ranks(self._dims, losses_on=0 if pipeline is None else pipeline.plan.last_rank)
-        split = Splitter(
-            self._config.mb_spec,
-            multiple=self._effective.pad_multiple,
-            at_least=self._effective.pad_at_least,
-            context=None if meshes is None else meshes.context,
-            pipeline=None if pipeline is None else self._pipeline_needs(pipeline),
-            replays_routing=self._replays_routing(assembled),
-        )
-        pipelined = self._build_pipeline(assembled)
-        parts = Parts(
-            split,
-            SequentialRunner(assembled.module, assembled.groups) if pipelined is None else pipelined,
-            ranks,
-            getattr(assembled.plan.hf_config, "vocab_size", None),
-            pipeline=None if meshes is None else meshes.pipeline,
-            tied=assembled.tied,
-            experts=assembled.experts,
-        )
-        optimizer = self._build_optimizer(assembled)
-        self._running_or_none = _Running(
+        running, decisions = start(
             assembled,
-            parts,
-            pipelined,
-            optimizer,
-            Residence(assembled.module, assembled.groups, optimizer, role=self._role),
-            EngineCheckpoints(
-                self._config,
-                self._effective,
-                assembled,
-                optimizer,
-                ranks.everyone,
-                role=self._role,
-                seed=self._seed,
-            ),
+            self._config,
+            self._effective,
+            role=self._role,
+            seed=self._seed,
+            total_steps=self._total_steps,
         )
-        logger.info("Initialized Archon engine with parallel dims: %s", self._dims.describe())
-
-    def _pipeline_needs(self, pipeline: PipelineParts) -> PipelineNeeds:
-        """Micro-batch constraints of the schedule; records each change as a decision."""
-        schedule, n_ranks, n_stages = pipeline.schedule, pipeline.group.size(), len(pipeline.plan)
-        decisions = micro_batch_decisions(
-            self._config.mb_spec, schedule, n_ranks=n_ranks, n_stages=n_stages, role=self._role
-        )
-        for d in decisions:
-            logger.warning("%s: %s is used, not %s: %s", d.option, d.effective, d.requested, d.reason)
         self._record(decisions)
-        return PipelineNeeds(n_stages, micro_batch_divisor(schedule, n_ranks))
-
-    def _replays_routing(self, assembled: Assembled) -> bool:
-        replays = self._config.archon.moe_routing_replay
-        if replays and assembled.experts is None:
-            raise ConfigError(
-                f"{self._role}.archon.moe_routing_replay: found true; model {assembled.plan.spec.name!r} has no "
-                "experts; set it to false"
-            )
-        return replays
-
-    def _build_pipeline(self, assembled: Assembled) -> PipelinedRunner | None:
-        if assembled.pipeline is None:
-            return None
-        assert self._parts.pipeline is not None, "a selection with a schedule has who runs it"
-        runner = self._parts.pipeline.load()(assembled.pipeline)
-        assembled.module.connect(runner.pass_through, Ranks.of_process_group(assembled.pipeline.group))
-        return runner
-
-    def _build_optimizer(self, assembled: Assembled) -> NamedOptimizer | None:
-        if self._config.optimizer is not None:
-            meshes = assembled.meshes
-            return NamedOptimizer(
-                assembled.parameters,
-                self._config.optimizer,
-                total_steps=self._total_steps,
-                holders=None if meshes is None else meshes.holders,
-            )
-        for parameter in assembled.parameters.values():
-            parameter.requires_grad_(False)
-        return None
+        self._running_or_none = running
+        logger.info("Initialized Archon engine with parallel dims: %s", self._dims.describe())
 
     @property
     def module(self) -> CausalModule:
@@ -241,8 +150,8 @@ class ArchonEngine:
 
     @property
     def data_ranks(self) -> DataRanks:
-        """Which share of a batch is this process's."""
-        return self._running.parts.ranks
+        """How a batch is shared out over data ranks, and this process's share."""
+        return self._running.ranks
 
     @contextmanager
     def generating(self) -> Iterator[None]:
@@ -263,21 +172,26 @@ class ArchonEngine:
 
     @property
     def effective(self) -> EffectiveConfig:
-        """What the engine runs with."""
+        """The options in effect, after defaults and decisions."""
         return self._effective
 
     @property
     def decisions(self) -> list[Decision]:
-        """What was done other than asked, with reasons."""
+        """Every change to what was asked, with its reason; complete after ``initialize``."""
         return list(self._decisions)
 
     @property
     def version(self) -> int:
-        """Calls of ``train_batch`` so far, in this and in resumed runs."""
+        """Number of ``train_batch`` calls so far, those before a resumed checkpoint included."""
         return self._version
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
-        """One optimizer step on ``batch``. Raises TrainingError for an engine without an optimizer."""
+        """One optimizer step on ``batch``; see ``contracts.engine.TrainEngine``.
+
+        Raises:
+            TrainingError: the engine has no optimizer, or no term of the loss has a gradient.
+            DataError: on every rank, the batch of one does not fit the options or the model.
+        """
         running = self._ready
         if running.optimizer is None:
             raise TrainingError(
@@ -290,28 +204,31 @@ class ArchonEngine:
         stats = train_step(
             batch.to(self.device),
             loss,
-            running.parts,
-            optimizer=running.optimizer,
+            running,
             step=self._version,
             max_gradient_norm=self._config.optimizer.gradient_clipping,
         )
         self._version += 1
-        if records and (recording := running.pipelined.recorded(step=self._version)) is not None:
-            record_logger.info("%s", recording, extra={"role": self._role})
-        self._report_recomputation()
-        return stats
+        recordings: list[StepRecording] = []
+        if records and (timeline := running.pipelined.recorded(step=self._version)) is not None:
+            recordings.append(StepRecording(f"{RECORDING_PREFIX}{self._role}.json", timeline))
+        if self.recomputation is not None and not self._has_reported:
+            self._has_reported = True
+            report = f"{self._role}: {self.recomputation.report()}"
+            recordings.append(StepRecording(REPORT_FILE, report, is_log=True))
+        return replace(stats, recordings=tuple(recordings))
 
     def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """The loss and its metrics on ``batch``, without gradients and without dropout."""
         running = self._ready
         running.assembled.module.eval()
-        return eval_step(batch.to(self.device), loss, running.parts)
+        return eval_step(batch.to(self.device), loss, running)
 
     def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
         """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients or dropout."""
         running = self._ready
         running.assembled.module.eval()
-        return forward_step(batch.to(self.device), request, running.parts)
+        return forward_step(batch.to(self.device), request, running)
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training.
@@ -319,7 +236,7 @@ class ArchonEngine:
         Collective; returns when the folder is complete.
 
         Raises:
-            WeightsError: on every rank, ``hf`` weights are there already.
+            WeightsError: on every rank, the folder holds ``hf`` weights already, or cannot be written.
         """
         checkpoints = self._ready.checkpoints
         if format == "hf":
@@ -329,9 +246,9 @@ class ArchonEngine:
         self.data_ranks.everyone.barrier()
 
     def stage(self) -> TrainingState:
-        """What ``save`` would write as ``dcp`` now, copied to the host; training may go on while it is written.
+        """Copy to the host what ``save`` would write as ``dcp`` now, so that training goes on while it is written.
 
-        The copies last until the next call.
+        The next call reuses the memory of the copies.
         """
         return self._ready.checkpoints.stage(version=self._version)
 
@@ -339,7 +256,8 @@ class ArchonEngine:
         """Read what ``save`` wrote. Collective.
 
         Raises:
-            WeightsError: on every rank, it is damaged or does not fit the model; load something whole before going on.
+            WeightsError: on every rank, the folder is damaged or does not fit the model. Weights may be partly replaced
+                then: load a good folder before going on.
         """
         checkpoints = self._ready.checkpoints
         if format == "hf":
@@ -371,20 +289,15 @@ class ArchonEngine:
         if refusal := refuse_when_strict(self._config, decisions, role=self._role):
             raise ConfigError(refusal)
 
-    def _report_recomputation(self) -> None:
-        if self.recomputation is not None and not self._has_reported:
-            self._has_reported = True
-            report_logger.info("%s: %s", self._role, self.recomputation.report())
-
     @property
-    def _ready(self) -> _Running:
+    def _ready(self) -> Running:
         """The running state; raises if offloaded."""
         running = self._running
         running.residence.require_onload()
         return running
 
     @property
-    def _running(self) -> _Running:
+    def _running(self) -> Running:
         if self._running_or_none is None:
             raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
         return self._running_or_none

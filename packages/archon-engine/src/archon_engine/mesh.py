@@ -16,7 +16,6 @@ from archon_core.contracts.moe import ExpertParallel
 from archon_core.errors import LayoutError
 from archon_core.layout import ParallelDims
 from archon_core.ranks.ranks import DataRanks, Ranks
-from archon_engine.distributed.process_group import device_backends
 from archon_engine.nn.ulysses import ContextParallel
 
 PIPELINE, REPLICATE, SHARD, TENSOR = "pp", "dp_replicate", "dp_shard_cp", "tp"
@@ -77,23 +76,19 @@ class Meshes:
         return self.dense.get_local_rank(PIPELINE) if self.dims.pp > 1 else 0
 
 
-def build_meshes(dims: ParallelDims, device_type: str, *, option: str, experts: bool = False) -> Meshes:
-    """Make the process groups of ``dims``. Every process of the run must call it.
+def build_meshes(dims: ParallelDims, device_type: str, *, experts: bool = False) -> Meshes:
+    """Fold the running processes into the axes of ``dims``. Collective over all of them.
 
-    A single process without a process group gets one of its own.
+    The process group is there already, with as many processes as ``check_world`` wants.
 
     Args:
-        option: where the layout is written, for the message.
-        experts: whether the model has any.
-
-    Raises:
-        LayoutError: another number of processes runs than the layout needs.
+        dims: sizes of the axes.
+        device_type: ``cpu`` or ``cuda``.
+        experts: whether the model has any, which get meshes of their own axes.
     """
+    assert dist.is_initialized(), "a process group comes before meshes"
     if device_type == "cuda":
         torch.cuda.init()  # or DeviceMesh warns that it has to guess this process's device
-    if not dist.is_initialized() and dims.world_size == 1:
-        dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)
-    check_world(dims, option=option)
     sizes = {PIPELINE: dims.pp, REPLICATE: dims.dp_replicate, SHARD: dims.dp_shard * dims.cp, TENSOR: dims.tp}
     axes = {name: size for name, size in sizes.items() if size > 1 or name == SHARD}
     dense = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))

@@ -15,7 +15,7 @@ HOST = torch.device("cpu")
 
 
 class Residence:
-    """Where an engine's weights and optimizer state are.
+    """Moves an engine's weights and optimizer state between device and host, and knows where they are.
 
     Args:
         module: with FSDP2 or without.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from archon_core.contracts.engine_config import ROLES
 from archon_core.plugins import CommandSpec, ConfigSection, TrainEngineSpec, hookimpl
 
 ARCHON_PLUGIN_API = "1.0"
@@ -14,10 +15,7 @@ def archon_train_engines() -> list[TrainEngineSpec]:
             name="archon",
             target="archon_engine.engine:ArchonEngine",
             summary="FSDP2, tensor, context, pipeline and expert parallel training on plain PyTorch",
-            config=tuple(
-                ConfigSection(role, "archon_engine.options.archon:ArchonEngineConfig")
-                for role in ("actor", "critic", "ref", "teacher")
-            ),
+            config=tuple(ConfigSection(role, "archon_engine.options.archon:ArchonEngineConfig") for role in ROLES),
             letters="dtpcer",
             hybrid=True,
             axes="dtpcre",

@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from archon_core.errors import DamagedError, WeightsError
-from archon_core.file_names import is_plain_name
 from archon_core.models.box import Box
 from archon_engine.checkpoint.hf import open_checkpoint
+from archon_engine.checkpoint.names_in_files import is_plain_name
 from archon_engine.checkpoint.weight_files import INDEX_FILE, ReadingPlan, plan_reading, read_index
 
 FOLDER = Path("folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.engine_config import ROLES
 from archon_core.contracts.model import ModelSpec
 from archon_core.plugins import ConfigSection, hookimpl
 
@@ -39,10 +40,7 @@ def archon_train_engines() -> list[TrainEngineSpec]:
             hybrid=False,
             axes="dtcr",
             model=MODEL,
-            config=tuple(
-                ConfigSection(role, "archon_engine.options.archon:ArchonEngineConfig")
-                for role in ("actor", "critic", "ref", "teacher")
-            ),
+            config=tuple(ConfigSection(role, "archon_engine.options.archon:ArchonEngineConfig") for role in ROLES),
             preview="archon_engine.options.preview:preview",
             model_type="archon_engine.models.hf_config:model_type_of",
             selectors=(("model", "archon.model"),),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from archon_core.contracts.engine_config import ROLES
 from archon_core.plugins import ConfigSection, MoESpec, hookimpl
 
 ARCHON_PLUGIN_API = "1.0"
@@ -19,6 +20,6 @@ def archon_moe() -> Iterable[MoESpec]:
             target="archon_moe.builder:MoEBlocks",
             summary="any ep x etp, all-to-all dispatch, grouped experts, balancing by loss or bias",
             check="archon_moe.options:check_options",
-            config=tuple(ConfigSection(f"{role}.archon", _OPTIONS) for role in ("actor", "critic", "ref", "teacher")),
+            config=tuple(ConfigSection(f"{role}.archon", _OPTIONS) for role in ROLES),
         )
     ]

@@ -89,7 +89,7 @@ def _choose_stages_per_rank(spec: ScheduleSpec, asked: int | None) -> int:
         raise ConfigError(
             f"--stages-per-rank: found {asked}; {spec.name} allows 2 or more; use 2, or 1F1B for one stage per rank"
         )
-    return asked or 2
+    return asked or spec.usual_stages_per_rank
 
 
 def _parse_costs(text: str) -> StageCosts:

@@ -19,9 +19,6 @@ from archon_core.errors import ConfigError, LayoutError
 from archon_core.models.stage import Stage
 from archon_pipeline.placement import place_stages
 
-DEFAULT_STAGES_PER_RANK = 2
-"""For schedules that take any number: the fewest, since more stages send more messages and have fewer layers each."""
-
 
 def split_into_stages(
     layer_costs: Sequence[float],
@@ -95,11 +92,11 @@ class _Request:
             f"{self.role}.archon.pp_layers_per_stage: found {per_stage}, which splits {_count(self.n_layers, 'layer')}"
             f"{self._shown_less_layers()} into {_count(n_stages, 'stage')}{', some of them empty' if empty else ''}; "
             f"{self.schedule.name} needs {takes} on each of {_count(self.n_ranks, 'rank')}; {fix} for "
-            f"{_count((per_rank or DEFAULT_STAGES_PER_RANK) * self.n_ranks, 'stage')}"
+            f"{_count(self.schedule.usual_stages_per_rank * self.n_ranks, 'stage')}"
         )
 
     def _count_by_schedule(self) -> int:
-        per_rank = self.schedule.stages_per_rank or DEFAULT_STAGES_PER_RANK
+        per_rank = self.schedule.usual_stages_per_rank
         n_stages = per_rank * self.n_ranks
         if self._has_no_empty_stage(n_stages):
             return n_stages

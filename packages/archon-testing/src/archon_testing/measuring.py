@@ -232,11 +232,16 @@ def _train(
 
 
 def _sums(case: Case) -> dict[str, bool]:
-    """Whether gradients of matrices, and of experts, are sums over ranks or micro-batches."""
+    """Whether gradients of matrices, of experts and of vectors are sums over ranks or micro-batches."""
     layout = parse_layout(case.layout, backends=backend_table(registry().all(TrainEngineSpec)))
     dims = layout.parallel_dims(moe=_has_experts(case))
     dense = dims.dp_replicate * dims.dp_shard * dims.cp
-    return {"dense": dense > 1 or case.n_mbs > 1, "experts": dims.dp_replicate * dims.edp > 1 or case.n_mbs > 1}
+    several = {
+        "dense": dense > 1,
+        "experts": dims.dp_replicate * dims.edp > 1,
+        "vectors": dense * dims.tp > 1,  # tensor ranks hold copies of a vector; each saw other tokens or heads
+    }
+    return {what: over_ranks or case.n_mbs > 1 for what, over_ranks in several.items()}
 
 
 def _has_experts(case: Case) -> bool:

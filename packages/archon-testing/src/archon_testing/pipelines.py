@@ -12,9 +12,6 @@ from archon_testing.cases import Case
 OUR_ENGINE = "archon"
 """Only this engine uses archon-pipeline; other engines bring their own pipelines."""
 
-_DEFAULT_STAGES_PER_RANK = 2
-"""The engine's default number of stages per rank, for schedules that allow any number."""
-
 
 def runnable_axes() -> str:
     """Letters of the axes that the installed Archon engine runs with a size above 1."""
@@ -39,7 +36,7 @@ def pipeline_schedule(name: str | None) -> ScheduleSpec:
 
 def count_stages(schedule: ScheduleSpec, n_ranks: int) -> int:
     """The number of stages on ``n_ranks`` pipeline ranks."""
-    return (schedule.stages_per_rank or _DEFAULT_STAGES_PER_RANK) * n_ranks
+    return schedule.usual_stages_per_rank * n_ranks
 
 
 def n_stages_of(case: Case) -> int:

@@ -20,16 +20,19 @@ MOST_BY_CHANCE = 0.95
 gradient from one rank alone, which is no sum."""
 
 
-def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bool) -> Iterator[str]:
+def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bool, vectors: bool) -> Iterator[str]:
     """Remarks about gradients of layers that were rounded to bfloat16.
 
     Args:
         gradients: parameter -> this rank's shard of the total gradient, before clipping.
         dense: whether matrices are sums of several gradients.
         experts: whether stacked matrices are.
+        vectors: whether weights of norms are. The check skips biases: only one tensor rank contributes to some of them.
     """
-    for n_dims, is_sum, what in ((2, dense, "matrices"), (3, experts, "experts")):
-        pieces = [p.values for name, p in gradients.items() if name.startswith("layers.") and p.values.ndim == n_dims]
+    layers = {name: piece for name, piece in gradients.items() if name.startswith("layers.")}
+    layers = {name: piece for name, piece in layers.items() if not name.endswith(".bias")}
+    for n_dims, is_sum, what in ((1, vectors, "norms"), (2, dense, "matrices"), (3, experts, "experts")):
+        pieces = [piece.values for piece in layers.values() if piece.values.ndim == n_dims]
         values = torch.cat([p.flatten() for p in pieces]) if pieces else torch.empty(0)
         values = values[values != 0]
         if not is_sum or len(values) < ENOUGH:

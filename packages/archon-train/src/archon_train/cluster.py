@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ConfigError
 from archon_core.layout.backends import BUILTIN_BACKENDS, Backend, Kind
 from archon_core.layout.diagnostics import Fault, count, layout_error, listed
@@ -20,13 +21,7 @@ from archon_core.layout.layout import Layout
 if TYPE_CHECKING:
     from archon_train.experiment import ExperimentConfig
 
-ENGINE_KINDS: Mapping[str, Kind] = {
-    "rollout": "inference",
-    "actor": "train",
-    "critic": "train",
-    "ref": "train",
-    "teacher": "train",
-}
+ENGINE_KINDS: Mapping[str, Kind] = {"rollout": "inference", **dict.fromkeys(ROLES, "train")}
 """Role -> kind of engine, in reporting order."""
 
 
@@ -115,7 +110,7 @@ def cluster_shares(layouts: Mapping[str, Layout]) -> tuple[EngineShare, ...]:
     actor = layouts["actor"]
     shares = []
     for role, layout in layouts.items():
-        beside_actor = role in ("critic", "ref", "teacher") and layout.world_size == actor.world_size
+        beside_actor = role in ROLES and role != "actor" and layout.world_size == actor.world_size
         hosted = layout.on_trainer_ranks or beside_actor
         shares.append(EngineShare(role, layout, 0 if hosted else layout.world_size, "actor" if hosted else None))
     return tuple(shares)

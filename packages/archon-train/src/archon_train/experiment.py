@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from archon_core.config.loading import LoadedConfig, read_config
 from archon_core.config.root import RootSchema
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, each_one_of, folder_name, one_of, option, path_or_id
-from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
 
 if TYPE_CHECKING:
@@ -186,9 +186,6 @@ class ExperimentConfig:
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
-
-ROLES = ("actor", "critic", "ref", "teacher")
-"""The sections that describe models."""
 
 SELECTORS: dict[str, tuple[str, ...]] = {
     "algorithm": ("algorithm",),

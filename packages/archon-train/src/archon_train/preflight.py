@@ -16,7 +16,7 @@ from archon_core.config.loading import LoadedConfig
 from archon_core.config.packages import MissingPackage, missing_package
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import EngineOutline, TrainEngineSpec
-from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
@@ -37,7 +37,6 @@ from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
-from archon_train.experiment import ROLES
 from archon_train.run_plan import Need, Obstacle, RunPlan
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ import os
 import signal
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import EnginePreview
+from archon_core.contracts.engine import EnginePreview, StepRecording
 from archon_core.errors import TrainingError
 
 RUNS = []
@@ -60,7 +60,8 @@ class Trainer:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
         if what == "report":
-            logging.getLogger("archon_engine.recomputation").info("layers.0: kept all")
+            run.recordings.take([StepRecording("ac_debug-rank0.txt", "layers.0: kept all", is_log=True)])
+            run.recordings.take([StepRecording("pipeline-actor.json", text) for text in ("{}", "[]")])
             logging.getLogger("archon_core.elsewhere").info("nothing of it")
         if what == "fail":
             raise TrainingError("step 2: found no gold; dig elsewhere")
@@ -208,11 +209,13 @@ def test_what_the_engine_cannot_do_stops_a_run_too(train: Train, capsys: pytest.
     assert train("actor.backend=plain:d1") == 0
 
 
-def test_what_recomputation_did_is_written_into_the_run_folder(train: Train, run_folder: Path) -> None:
-    assert train("reward=report", "trial_name=without") == 0
-    assert not (run_folder.parent / "without/ac_debug-rank0.txt").exists()
-    assert train("reward=report", "actor.archon.ac_debug=true") == 0
+def test_what_engines_record_is_written_into_the_run_folder(
+    train: Train, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("reward=report") == 0
     assert (run_folder / "ac_debug-rank0.txt").read_text() == "layers.0: kept all\n"
+    assert "layers.0: kept all" in capsys.readouterr().out
+    assert (run_folder / "pipeline-actor.json").read_text() == "[]"
 
 
 def test_deterministic_mode_is_set_before_any_process_group_exists(

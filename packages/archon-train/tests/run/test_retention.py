@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from archon_train.run.folder import RunFolder
-from archon_train.run.retention import superseded
+from archon_train.run.folder import RunFolder, superseded
 
 
 @pytest.mark.parametrize(

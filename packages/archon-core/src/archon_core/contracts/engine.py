@@ -81,6 +81,21 @@ class TrainEngineSpec(Spec):
 
 
 @dataclass(frozen=True)
+class StepRecording:
+    """What an engine recorded of one step because an option asked for it. A trainer hands it to its run's recordings.
+
+    Attributes:
+        file: name of the file in the run folder, which the first rank writes.
+        text: the file's content, or lines for a reader.
+        is_log: whether ``text`` is lines: shown to the user, and appended to the file without replacing it.
+    """
+
+    file: str
+    text: str
+    is_log: bool = False
+
+
+@dataclass(frozen=True)
 class StepStats:
     """One optimizer step, or one evaluation pass.
 
@@ -92,6 +107,7 @@ class StepStats:
         n_micro_batches: micro-batches that the batch was split into.
         n_tokens: tokens in the batch, over all ranks.
         metrics: the loss's metrics, divided by their global weights.
+        recordings: what options asked to record of this step; none in most steps.
     """
 
     loss: float
@@ -101,6 +117,7 @@ class StepStats:
     n_micro_batches: int
     n_tokens: int
     metrics: Mapping[str, float]
+    recordings: tuple[StepRecording, ...] = ()
 
 
 class StagedState(Protocol):
@@ -140,7 +157,7 @@ class TrainEngine(Protocol):
         """Build the module, load or initialise its weights, create the optimizer."""
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
-        """One optimizer step on ``batch``."""
+        """One optimizer step on ``batch``. A trainer hands the result's ``recordings`` to its run's."""
 
     def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """The loss and its metrics on ``batch``, without gradients."""

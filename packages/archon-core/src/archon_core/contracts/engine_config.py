@@ -13,6 +13,9 @@ from typing import Any
 
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option, path_or_id
 
+ROLES = ("actor", "critic", "ref", "teacher")
+"""The sections of a configuration that describe a model, each with an engine of its own. The first is trained."""
+
 DECAY = number(least=0, below=1)
 DTYPE = one_of("float32", "bfloat16", "float64")
 

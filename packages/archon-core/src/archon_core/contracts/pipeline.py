@@ -79,6 +79,14 @@ class ScheduleSpec(Spec):
     splits_backward: bool = False
     multiple_of_ranks: bool = False
 
+    @property
+    def usual_stages_per_rank(self) -> int:
+        """The stages of each rank where no option asks for another number.
+
+        Two, the fewest, for a schedule that takes any: more of them send more and fill fewer layers each.
+        """
+        return self.stages_per_rank or 2
+
 
 @dataclass(frozen=True)
 class PipelineSpec(Spec):
@@ -209,8 +217,8 @@ class PipelineParts:
     reduce_each: bool = False
 
 
-RECORD_LOGGER = "archon_core.pipeline_record"
-"""Logger on which engines publish recordings: a message is the content of a file, ``record.role`` its engine."""
+RECORDING_PREFIX = "pipeline-"
+"""The recording of a role's pipeline is the file ``pipeline-<role>.json`` of the run folder."""
 
 
 PIPELINE = "pipeline"

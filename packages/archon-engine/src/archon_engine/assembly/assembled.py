@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.pipeline import PipelineParts
-from archon_core.layout import Layout
+from archon_core.layout import Layout, ParallelDims
 from archon_core.models.parallel_plan import layer_number, matches
 from archon_core.selection import Selection
 from archon_engine.assembly.blocks import Blocks, prepare_blocks
@@ -49,16 +48,16 @@ from archon_engine.parallel.tensor import apply_tensor_parallel
 
 @dataclass(frozen=True)
 class Assembled:
-    """A module ready to run.
+    """A sharded module with its weights.
 
     Attributes:
-        plan: what it was built from.
+        plan: the blueprint that it was built from.
         module: on its device, with its weights.
-        parameters: global name -> parameter, sharded; a tied one once, under its first name. Fixed here, because FSDP
-            puts others in their place while a forward pass runs.
+        parameters: global name -> parameter, sharded; a tied one once, under its first name. Looked up once, here:
+            while a forward pass runs, FSDP2 puts whole parameters in the place of these.
         named_weights: the same with persistent buffers, a tied one under each of its names.
         groups: how FSDP2 shards the module; ``None`` for a module that is whole and needs no cast.
-        blocks: what was done to its blocks beside sharding.
+        blocks: compilation and activation checkpointing of its blocks.
         meshes: the ranks that it is sharded over; ``None`` for a module that is whole and needs no cast.
         pipeline: this process's part of a pipeline; ``None`` where the model is not cut into stages.
         tied: weights of which two stages have a copy; ``None`` where none has.
@@ -93,17 +92,24 @@ class Assembled:
 
 
 def assemble(
-    config: ArchonEngineConfig, effective: EffectiveConfig, *, layout: Layout, parts: Selection, role: str, seed: int
+    config: ArchonEngineConfig,
+    effective: EffectiveConfig,
+    *,
+    layout: Layout,
+    selection: Selection,
+    role: str,
+    seed: int,
 ) -> tuple[Assembled, list[Decision]]:
-    """Build the model that ``config`` names; what was done other than asked comes with it.
+    """Build the model that ``config`` names. Returns it with the decisions that were taken.
 
-    Collective when the layout has more than one rank.
+    Collective when the layout has more than one rank. Where ``needs_meshes``, the caller has started the process
+    group.
 
     Args:
         config: the section of the configuration that describes the model.
         effective: what was made of its options.
         layout: how the model is sharded.
-        parts: the chosen model, schedule, pipeline and experts.
+        selection: the chosen model, schedule, pipeline and experts.
         role: the section's name, for messages.
         seed: the run's seed, for weights that no checkpoint gives.
 
@@ -113,8 +119,11 @@ def assemble(
         LayoutError: the model cannot be sharded like that, or another number of processes runs.
         WeightsError: the checkpoint does not fit.
     """
-    plan = draw_blueprint(config, effective, layout=layout, parts=parts, role=role)
-    meshes = _meshes(effective, plan, option=f"{role}.backend")
+    plan = draw_blueprint(config, effective, layout=layout, selection=selection, role=role)
+    check_world(plan.dims, option=f"{role}.backend")
+    meshes: Meshes | None = None
+    if needs_meshes(plan.dims, effective):
+        meshes = build_meshes(plan.dims, effective.device, experts=plan.expert_builder is not None)
     module = _build_stages(plan, meshes)
     if effective.attn_type is not None:
         compute_dtype = getattr(torch, effective.compute_dtype)
@@ -125,6 +134,8 @@ def assemble(
     if meshes is not None and meshes.tp is not None:
         for stage in stages_of(module):
             apply_tensor_parallel(stage, plan.parallel, meshes.tp)
+    # The order is fixed: tensor and expert ranks cut parameters before FSDP2 shards what they leave; see also
+    # ``assembly.blocks`` for what comes between the two.
     experts = None if plan.expert_builder is None else _share_experts(module, plan, meshes)
     uneven = _uneven_experts(module, plan, meshes, role) if meshes is not None else []
     blocks = prepare_blocks(module, plan.parallel, effective, role=role, among=plan.block_names)
@@ -132,22 +143,25 @@ def assemble(
     # FSDP2 brings parameters to the device block by block; buffers are used from where they are.
     home = "cpu" if effective.offload_params else device_of_rank()
     materialize_empty(module, home, buffer_device=device_of_rank())
+    parameters = {name: parameter for name, _, _, parameter in owners(module)}
+    pipeline = None if plan.stages is None else _pipeline_parts(plan, module, meshes, groups, effective)
+    is_tied = pipeline is not None and plan.weights.ties
     assembled = Assembled(
         plan=plan,
         module=module,
-        parameters={name: parameter for name, _, _, parameter in owners(module)},
+        parameters=parameters,
         named_weights=named_weights(module),
         groups=FsdpGroups.joined(groups) if groups else None,
         blocks=blocks,
         meshes=meshes,
+        pipeline=pipeline,
+        tied=TiedCopies(plan.weights.ties, parameters, pipeline) if is_tied else None,
         experts=experts,
     )
-    if meshes is not None and meshes.pipeline is not None:
-        assembled = _pipelined(assembled, meshes, meshes.pipeline, groups, effective)
     decisions = (
         _model_decisions(plan, role)
         + uneven
-        + (_expert_decisions(assembled, effective, role) if plan.expert_builder is not None else [])
+        + (_expert_decisions(experts, effective, role) if experts is not None else [])
     )
     deviation = plan.hf_config.initializer_range
     if config.path is None or config.init_from_scratch:
@@ -163,11 +177,9 @@ def _model_decisions(plan: Blueprint, role: str) -> list[Decision]:
     return [replace(decision, option=f"{role}.model_config.{decision.option}") for decision in decisions]
 
 
-def _expert_decisions(assembled: Assembled, effective: EffectiveConfig, role: str) -> list[Decision]:
+def _expert_decisions(experts: ExpertBlocks, effective: EffectiveConfig, role: str) -> list[Decision]:
     """What experts change in what was asked."""
-    builder = assembled.plan.expert_builder
-    assert builder is not None, "a model with experts has someone who builds them"
-    decisions = builder.decisions(effective.device, getattr(torch, effective.compute_dtype), role=role)
+    decisions = experts.builder.decisions(effective.device, getattr(torch, effective.compute_dtype), role=role)
     if effective.compile:
         reason = "how many tokens an expert gets differs from batch to batch, so what depends on that stays eager"
         without = "true, without dispatch and experts"
@@ -184,40 +196,33 @@ def _build_stages(plan: Blueprint, meshes: Meshes | None) -> nn.Module:
     return StagedModule({number: plan.build(plan.stages.stages[number]) for number in held}, plan.whole)
 
 
-def _pipelined(
-    assembled: Assembled,
-    meshes: Meshes,
-    pipeline: dist.ProcessGroup,
+def _pipeline_parts(
+    plan: Blueprint,
+    module: nn.Module,
+    meshes: Meshes | None,
     groups: Sequence[FsdpGroups],
     effective: EffectiveConfig,
-) -> Assembled:
-    """The same with what a pipeline needs to know of it."""
-    plan = assembled.plan
-    assert plan.stages is not None, "a mesh with pipeline ranks"
-    assert plan.schedule is not None, "comes with stages and a schedule"
+) -> PipelineParts:
+    """This process's part of the pipeline, as its runner takes it."""
+    schedule = plan.selection.schedule
+    assert plan.stages is not None, "stages come"
+    assert schedule is not None, "with a schedule"
+    assert meshes is not None, "and with pipeline ranks"
+    assert meshes.pipeline is not None, "in their mesh"
     held = plan.stages.held_by(meshes.pipeline_rank)
-    parts = PipelineParts(
+    return PipelineParts(
         plan=plan.stages,
-        schedule=plan.schedule,
-        stages=dict(zip(held, stages_of(assembled.module), strict=True)),
+        schedule=schedule,
+        stages=dict(zip(held, stages_of(module), strict=True)),
         groups=dict(zip(held, groups, strict=True)),
         rank=meshes.pipeline_rank,
-        group=pipeline,
+        group=meshes.pipeline,
         width=plan.hf_config.get_text_config().hidden_size,
         tensor_ranks=plan.dims.tp,
         dtype=getattr(torch, effective.compute_dtype),
         device=device_of_rank(),
         reduce_each=effective.reduce_each_micro_batch,
     )
-    tied = TiedCopies(
-        originals=plan.weights.ties,
-        parameters=assembled.parameters,
-        group=pipeline,
-        rank=meshes.pipeline_rank,
-        copies_on=plan.stages.last_rank,
-        originals_on=plan.stages.rank_of[0],
-    )
-    return replace(assembled, pipeline=parts, tied=tied if plan.weights.ties else None)
 
 
 def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) -> ExpertBlocks:
@@ -230,12 +235,10 @@ def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) ->
         for name, block in stage.named_modules()
         if any(matches(pattern, name) for pattern in plan.parallel.experts)
     }
-    if meshes is None or meshes.experts is None:
-        return ExpertBlocks(builder, blocks)
-    for block in blocks.values():
-        builder.shard(block, meshes.experts.place)
-    holders = meshes.holders or (dist.group.WORLD if plan.dims.world_size > 1 else None)
-    return ExpertBlocks(builder, blocks, holders, meshes.pipeline)
+    if meshes is not None and meshes.experts is not None:
+        for block in blocks.values():
+            builder.shard(block, meshes.experts.place)
+    return ExpertBlocks(builder, blocks, meshes)
 
 
 def _uneven_experts(module: nn.Module, plan: Blueprint, meshes: Meshes, role: str) -> list[Decision]:
@@ -251,13 +254,13 @@ def _uneven_experts(module: nn.Module, plan: Blueprint, meshes: Meshes, role: st
     return []
 
 
-def _meshes(effective: EffectiveConfig, plan: Blueprint, *, option: str) -> Meshes | None:
-    """The engine's meshes; ``None`` for one process that keeps its module whole."""
-    check_world(plan.dims, option=option)
+def needs_meshes(dims: ParallelDims, effective: EffectiveConfig) -> bool:
+    """Whether FSDP2 handles the module, which takes meshes, and those a process group.
+
+    One process goes without when it neither casts its weights nor keeps them on the host.
+    """
     is_cast = effective.compute_dtype != effective.master_dtype
-    if plan.dims.world_size == 1 and not is_cast and not effective.offload_params:
-        return None
-    return build_meshes(plan.dims, effective.device, option=option, experts=plan.expert_builder is not None)
+    return dims.world_size > 1 or is_cast or effective.offload_params
 
 
 def _shard_parameters(module: nn.Module, plan: Blueprint, effective: EffectiveConfig, meshes: Meshes) -> FsdpGroups:

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from archon_core.contracts.model import LoadedModel, ModelArguments, ModelSpec
+from archon_core.contracts.model import LoadedModel, ModelArguments
 from archon_core.contracts.moe import MoEBuilder
-from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
+from archon_core.contracts.pipeline import StagePlan
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout, ParallelDims
 from archon_core.layout.model_sizes import check_sizes
@@ -28,6 +28,7 @@ from archon_engine.models.hf_config import read_source
 from archon_engine.models.parameter_names import weight_shapes
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
+from archon_engine.options.routing_replay import replay_without_experts
 from archon_engine.parallel.activation_checkpointing import blocks_of
 from archon_engine.parallel.context import check_context_plan
 from archon_engine.parallel.sizes import check_refusals, sharded_extents
@@ -36,11 +37,11 @@ from archon_engine.parallel.tensor import check_tensor_plan
 
 @dataclass(frozen=True)
 class Blueprint:
-    """What a module will be.
+    """A model that has been planned and holds no storage yet.
 
     Attributes:
-        spec: the model spec.
-        model: its parts.
+        selection: the specs that it is built from, as chosen for the engine.
+        model: the parts of the model's spec, imported.
         hf_config: the checkpoint's configuration, as ``transformers`` reads it.
         arguments: the model's own sizes and options.
         dtype: in which weights are kept.
@@ -49,11 +50,10 @@ class Blueprint:
         whole: the whole model on the meta device, as nothing has sharded it.
         weights: which Hugging Face tensor holds which of its parameters.
         stages: how it is cut for a pipeline; ``None`` without one.
-        schedule: of the pipeline; ``None`` without one.
-        expert_builder: who builds its experts; ``None`` for a model without.
+        expert_builder: builds its experts; ``None`` for a model without.
     """
 
-    spec: ModelSpec
+    selection: Selection
     model: LoadedModel
     hf_config: Any
     arguments: ModelArguments
@@ -63,7 +63,6 @@ class Blueprint:
     whole: nn.Module
     weights: ResolvedMap
     stages: StagePlan | None = None
-    schedule: ScheduleSpec | None = None
     expert_builder: MoEBuilder | None = None
 
     def build(self, stage: Stage | None = None) -> nn.Module:
@@ -77,7 +76,7 @@ class Blueprint:
 
 
 def draw_blueprint(
-    config: ArchonEngineConfig, effective: EffectiveConfig, *, layout: Layout, parts: Selection, role: str
+    config: ArchonEngineConfig, effective: EffectiveConfig, *, layout: Layout, selection: Selection, role: str
 ) -> Blueprint:
     """Plan how ``layout`` cuts the model that ``config`` names. Collective.
 
@@ -85,13 +84,15 @@ def draw_blueprint(
         ConfigError, ModelError, LayoutError: as ``assembled.assemble`` says.
     """
     hf_config = read_source(config, role=role)
-    spec = parts.model
+    spec, schedule = selection.model, selection.schedule
     assert spec is not None, "this engine's spec names a model_type, so a model was chosen"
+    if refusal := replay_without_experts(config, spec, role=role):
+        raise ConfigError(refusal)
     check_capabilities(spec, layout, critic=config.is_critic, role=role)
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)
     _refuse_dropout(config, arguments, role)
-    experts = None if parts.experts is None else parts.experts.load()(config.archon)
+    experts = None if selection.experts is None else selection.experts.load()(config.archon)
     dtype = getattr(torch, effective.master_dtype)
     whole = _build(model, arguments, dtype, experts)
     parallel = model.parallel_plan(arguments)
@@ -99,19 +100,19 @@ def draw_blueprint(
     dims = layout.parallel_dims(moe=model.has_experts, option=option)
     _check_plan(whole, parallel, layout, option=option)
     stages: StagePlan | None = None
-    if parts.schedule is not None:
-        assert parts.pipeline is not None, "a selection with a schedule has who runs it"
+    if schedule is not None:
+        assert selection.pipeline is not None, "a selection with a schedule has a pipeline"
         stages = plan_stages(
             whole,
             parallel,
             n_ranks=dims.pp,
-            schedule=parts.schedule,
-            pipeline=parts.pipeline,
+            schedule=schedule,
+            pipeline=selection.pipeline,
             options=config.archon,
             role=role,
         )
     return Blueprint(
-        spec=spec,
+        selection=selection,
         model=model,
         hf_config=hf_config,
         arguments=arguments,
@@ -121,7 +122,6 @@ def draw_blueprint(
         whole=whole,
         weights=model.weight_map(arguments).resolve(weight_shapes(whole)),
         stages=stages,
-        schedule=parts.schedule,
         expert_builder=experts,
     )
 

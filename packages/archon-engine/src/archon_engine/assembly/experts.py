@@ -1,4 +1,8 @@
-"""Mixture-of-experts blocks in a step: what they are told before it, and what becomes of what they report."""
+"""Mixture-of-experts blocks in a training step.
+
+Before it, micro-batches get the totals by which balancing losses are divided. After it, what the blocks reported is
+summed over all ranks, for metrics and for balancing by bias.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +17,31 @@ from torch import Tensor, nn
 from archon_core.contracts.batch import MicroBatch
 from archon_core.contracts.moe import MoEBuilder
 from archon_core.contracts.packed import Auxiliary
+from archon_engine.mesh import Meshes
 from archon_engine.step.consistency import Share
 
 PREFIX = "moe/"
-"""Of the names of metrics."""
+"""Prefix of the blocks' metrics."""
 
 Totals = dict[str, dict[str, Tensor]]
 """Layer -> name -> sum over all tokens of a step."""
 
 
 class StepReports:
-    """What layers say of each micro-batch of one step. Saying it again, as recomputation does, replaces it."""
+    """The reports of layers on each micro-batch of one step.
+
+    A second report replaces the first: activation checkpointing runs a block's forward pass twice.
+    """
 
     def __init__(self) -> None:
         self._reports: dict[tuple[str, int], Mapping[str, Tensor]] = {}
 
     def add(self, micro_batch: int, layer: str, values: Mapping[str, Tensor]) -> None:
-        """Take what a layer reports."""
+        """Take a layer's report on one micro-batch: name -> sum over its tokens."""
         self._reports[layer, micro_batch] = {name: value.detach() for name, value in values.items()}
 
     def totals_here(self) -> Totals:
-        """Sums over micro-batches."""
+        """Sums over this rank's micro-batches, in float64."""
         totals: Totals = {}
         for (layer, _), values in sorted(self._reports.items()):
             of_layer = totals.setdefault(layer, {})
@@ -45,19 +53,29 @@ class StepReports:
 
 @dataclass(frozen=True)
 class ExpertBlocks:
-    """The blocks of an engine.
+    """The mixture-of-experts blocks that this process holds.
 
     Attributes:
-        builder: whose they are.
+        builder: built them, and updates and measures them.
         blocks: the layer's number, as text -> block, of those that are here.
-        holders: processes that hold the same layers and other tokens; ``None`` for this one alone.
-        pipeline: processes that hold other layers; ``None`` where all are here.
+        meshes: the ranks that they are sharded over; ``None`` for one process that keeps its module whole.
     """
 
     builder: MoEBuilder
     blocks: Mapping[str, nn.Module]
-    holders: dist.ProcessGroup | None = None
-    pipeline: dist.ProcessGroup | None = None
+    meshes: Meshes | None = None
+
+    @property
+    def holders(self) -> dist.ProcessGroup | None:
+        """Processes that hold the same layers and other tokens; ``None`` for this one alone."""
+        if self.meshes is None:
+            return None
+        return self.meshes.holders or (dist.group.WORLD if self.meshes.dims.world_size > 1 else None)
+
+    @property
+    def pipeline(self) -> dist.ProcessGroup | None:
+        """Processes that hold other layers; ``None`` where all are here."""
+        return None if self.meshes is None else self.meshes.pipeline
 
     def with_batch_totals(
         self, micro_batches: Sequence[MicroBatch], whole: Share

@@ -1,4 +1,4 @@
-"""How a model is cut into pipeline stages: what its units cost, and what the pipeline's package makes of that."""
+"""Cuts a model into pipeline stages: estimates what its units cost, and has the pipeline's package split by that."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Weights that are one in the model and two in a pipeline: a head that is tied to an embedding on another stage.
+"""Tied weights whose two uses lie on different pipeline stages: an embedding, and a head on a later stage.
 
-Each stage has a copy of its own. Both start equal, get the sum of both gradients, and are updated by the same
-arithmetic, so they stay equal to the bit. The first is the original: it alone counts in norms and checkpoints.
+Each stage holds a copy. Both start equal, get the sum of both gradients, and are updated by the same arithmetic, so
+they stay equal to the bit. The first, the original, alone counts in norms and checkpoints.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from archon_core.contracts.pipeline import PipelineParts
 from archon_engine.parallel.shards import local_values
 
 
@@ -23,18 +24,12 @@ class TiedCopies:
     Attributes:
         originals: name of each copy -> name of its original, in the whole model.
         parameters: name -> parameter, of what this process holds.
-        group: the processes of the pipeline, in order.
-        rank: this one's place among them.
-        copies_on: the pipeline rank that holds the copies.
-        originals_on: the pipeline rank that holds the originals.
+        pipeline: this process's part of the pipeline.
     """
 
     originals: Mapping[str, str]
     parameters: Mapping[str, nn.Parameter]
-    group: dist.ProcessGroup
-    rank: int
-    copies_on: int
-    originals_on: int
+    pipeline: PipelineParts
 
     @property
     def held(self) -> dict[str, str]:
@@ -43,15 +38,28 @@ class TiedCopies:
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
-        """Give both copies the sum of their gradients, which have been reduced over data ranks. Collective."""
+        """Give both copies the sum of their gradients. Collective over the pipeline.
+
+        FSDP2 has reduced them over data ranks before, so that each process exchanges its shard alone.
+        """
+        rank, (embedding_on, head_on) = self.pipeline.rank, self._ends
         for name, original in self.originals.items():
-            if self.copies_on == self.originals_on:
+            if embedding_on == head_on:
                 self._sum_here(name, original)
-            elif self.rank in (self.copies_on, self.originals_on):
-                self._sum_with_other(name if self.rank == self.copies_on else original)
+            elif rank in (embedding_on, head_on):
+                self._sum_with_other(name if rank == head_on else original)
+
+    @property
+    def _ends(self) -> tuple[int, int]:
+        """The pipeline ranks of the first stage, which has the originals, and of the last, which has the copies.
+
+        They are one rank where stages lie in a V.
+        """
+        plan = self.pipeline.plan
+        return plan.rank_of[0], plan.last_rank
 
     def _sum_here(self, name: str, original: str) -> None:
-        if self.rank == self.copies_on:
+        if self.pipeline.rank == self.pipeline.plan.last_rank:
             mine, other = (_gradient(self.parameters[n]) for n in (original, name))
             mine.add_(other)
             other.copy_(mine)
@@ -59,15 +67,17 @@ class TiedCopies:
     def _sum_with_other(self, name: str) -> None:
         mine = _gradient(self.parameters[name])
         other = torch.empty_like(mine)
-        has_original = self.rank == self.originals_on
-        peer = dist.get_global_rank(self.group, self.copies_on if has_original else self.originals_on)
+        group, (embedding_on, head_on) = self.pipeline.group, self._ends
+        has_original = self.pipeline.rank == embedding_on
+        peer = dist.get_global_rank(group, head_on if has_original else embedding_on)
         # One after the other, not as a batch: with NCCL the first batch of a group needs all of its ranks.
+        # The order differs between the two ends, or both would wait in send.
         if has_original:
-            dist.send(mine.contiguous(), peer, group=self.group)
-        dist.recv(other, peer, group=self.group)
+            dist.send(mine.contiguous(), peer, group=group)
+        dist.recv(other, peer, group=group)
         if not has_original:
-            dist.send(mine.contiguous(), peer, group=self.group)
-        mine.add_(other)
+            dist.send(mine.contiguous(), peer, group=group)
+        mine.add_(other)  # a + b is b + a to the bit, so both copies get the same sum
 
     @torch.no_grad()
     def copy_originals(self) -> None:
@@ -78,7 +88,7 @@ class TiedCopies:
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """Its local part; zeros where no token reached the weight."""
+    """The local part of its gradient; zeros where no token reached the weight, since the peer waits in any case."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return local_values(parameter.grad)

@@ -1,4 +1,4 @@
-"""Weights in Hugging Face's form into a sharded module, checked while they are read."""
+"""Loads Hugging Face weights into a sharded module, checking files against their seal while they are read."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from archon_engine.parallel.shards import local_part
 
 
 def load_weights(module: nn.Module, plan: Blueprint, folder: Path, *, role: str, seed: int) -> list[Decision]:
-    """Fill what this process holds of a model from a Hugging Face folder; what a checkpoint may lack is drawn from the
-    seed, as a decision.
+    """Fill this process's part of a model from a Hugging Face folder. Returns decisions, such as for weights that the
+    checkpoint may lack and the seed gives.
 
-    Collective: a slice that is damaged is read by some ranks only.
+    Collective, because damage that only some ranks read must fail on all of them.
 
     Raises:
         WeightsError: on every rank, the checkpoint does not fit.

@@ -144,11 +144,12 @@ def convert_to_dcp(
 
 
 def _describe(hf_config: Any, *, critic: bool, name: str | None) -> _Model:
-    spec = registry().model_for(hf_config.model_type, name)
+    installed = registry()
+    spec = installed.model_for(hf_config.model_type, name)
     parts = spec.load()
     arguments = parts.arguments.from_hf_config(hf_config, critic=critic)
     with torch.device("meta"):
-        module = build_alone(spec, arguments)
+        module = build_alone(spec, arguments, installed=installed)
     weights = parts.weight_map(arguments).resolve(weight_shapes(module))
     return _Model(spec.name, hf_config, weights, {name: tuple(p.shape) for name, _, _, p in owners(module)})
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from archon_engine.checkpoint.checksum import bytes_of
-from archon_engine.checkpoint.region_writer import RegionWriter
-from archon_engine.checkpoint.seal import Region, SealedFile
+from archon_engine.checkpoint.seal import Region, RegionWriter, SealedFile
 from archon_engine.compat import save_around
 
 ALIGNMENT = 64

@@ -85,8 +85,8 @@ class TrainingState:
         return cls([part_of(name, tensor) for name, tensor in tensors.items()], dict(counters), dict(model))
 
     def write(self, folder: Path, ranks: Ranks) -> None:
-        """Write into ``folder``, which is created. Collective, over ``ranks`` alone: a group of its own may do this
-        while others train.
+        """Write into ``folder``, which is created. Collective over ``ranks`` alone, so that a separate group can write
+        while training goes on.
 
         Raises:
             WeightsError: on every rank, a part could not be written.

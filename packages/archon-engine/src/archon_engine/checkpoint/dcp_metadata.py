@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from archon_core.errors import DamagedError, WeightsError
-from archon_core.file_names import is_plain_name
+from archon_engine.checkpoint.names_in_files import is_plain_name
 from archon_engine.compat import storage_info
 
 _METADATA_CLASSES = {

@@ -1,4 +1,4 @@
-"""What an engine writes of itself and reads back: weights for others, and the state in which its training goes on."""
+"""Saves and loads an engine: weights in Hugging Face's form, and training state to resume from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class EngineCheckpoints:
 
     Args:
         config: the section of the configuration that describes the model.
-        effective: what was made of its options.
+        effective: the options in effect.
         assembled: the model.
         optimizer: its optimizer; ``None`` for a model that is not trained.
         ranks: all processes of the engine.
@@ -102,7 +102,7 @@ class EngineCheckpoints:
         return load_weights(self._assembled.module, self._assembled.plan, folder, role=self._role, seed=self._seed)
 
     def load_dcp(self, folder: Path) -> tuple[int, list[Decision]]:
-        """Read what ``save_dcp`` wrote: the version, and what was done otherwise than usual.
+        """Read what ``save_dcp`` wrote. Returns the version and decisions.
 
         Raises:
             WeightsError: on every rank, it is damaged or does not fit; weights and optimizer state may be of neither
@@ -127,7 +127,7 @@ class EngineCheckpoints:
         return counters["version"], decisions
 
     def _reader(self) -> Mapping[str, Tensor] | BoxCopier:
-        """What gives the writing rank the values of weights."""
+        """Gives the writing rank the values of weights: the weights themselves, or a collective copier."""
         assembled = self._assembled
         if assembled.groups is None:
             return assembled.named_weights
@@ -136,7 +136,9 @@ class EngineCheckpoints:
     def _state(self, version: int) -> TrainingState:
         assembled = self._assembled
         optimizer: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
-        model = describe_model(assembled.plan.hf_config, critic=self._config.is_critic, name=assembled.plan.spec.name)
+        spec = assembled.plan.selection.model
+        assert spec is not None, "a model was chosen"
+        model = describe_model(assembled.plan.hf_config, critic=self._config.is_critic, name=spec.name)
         originals = assembled.logical_parameters | assembled.buffers
         own_state = {name: state for name, state in optimizer.items() if name in originals}
         return TrainingState.of(originals, own_state, {"version": version}, model)

@@ -1,7 +1,8 @@
-"""The seal of a checkpoint folder: ``checksums.json``, by which damaged files are refused by name.
+"""The seal of a checkpoint folder: ``checksums.json``, which lets loading refuse a damaged file by name.
 
-A file is *regions*, the tensors in it, each with a checksum of its own so that it can be checked while it is read; and
-a *frame*, everything else, which is small. Who loads a folder deals its files out, so that every byte is checked once.
+A file consists of *regions*, its tensors, and a *frame*, the small rest. Each region has a checksum, so that a rank can
+check just the tensors that it reads. The ranks that load a folder share out its files, so that every byte is checked
+once.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,9 +19,9 @@ import torch
 from torch import Tensor
 
 from archon_core.errors import DamagedError, WeightsError
-from archon_core.file_names import is_plain_name
 from archon_core.ranks.ranks import Ranks
 from archon_engine.checkpoint.checksum import checksum_of
+from archon_engine.checkpoint.names_in_files import is_plain_name
 
 SEAL = "checksums.json"
 _FORMAT = 1
@@ -38,6 +40,30 @@ class Region:
     start: int
     size: int
     checksum: str
+
+
+class RegionWriter:
+    """Writes tensors into a file, with a checksum of each.
+
+    A second thread adds up the checksum while the kernel copies: both take about as long as memory needs.
+
+    Args:
+        file: open for writing; stays open.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._checker = ThreadPoolExecutor(1, "archon-checksum")
+
+    def write(self, content: Tensor, place: int) -> Region:
+        """Write bytes, uint8 [n] on the CPU, where the file stands, which is ``place``."""
+        checksum = self._checker.submit(checksum_of, content)
+        self._file.write(content.numpy().data)
+        return Region(place, content.numel(), checksum.result())
+
+    def close(self) -> None:
+        """End the thread."""
+        self._checker.shutdown()
 
 
 @dataclass(frozen=True)
@@ -72,6 +98,8 @@ def read_seal(folder: Path) -> dict[str, SealedFile] | None:
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
+        # The list has a checksum too, or a flipped bit in it would be reported as damage of a good file. Its text is
+        # compared, not its content: writing is deterministic, so any other text is damage.
         if text != _encode(content["format"], content["files"]):
             raise ValueError("it does not have the checksum that it names")
         if content["format"] != _FORMAT:
@@ -79,6 +107,7 @@ def read_seal(folder: Path) -> dict[str, SealedFile] | None:
                 f"{file}: found format {content['format']}, this version reads {_FORMAT}; upgrade archon-core, or "
                 "delete the file to load without checking"
             )
+        # Names are joined to the folder below; one with a path would have any file of the system read.
         if outside := [name for name in content["files"] if not is_plain_name(name)]:
             raise ValueError(f"it names {outside[0]!r}; allowed are names of files in the same folder")
         return {
@@ -100,7 +129,7 @@ def seal_whole(path: Path) -> SealedFile:
 
 
 def frame_checksum(pieces: Iterable[bytes | memoryview]) -> str:
-    """The checksum of a frame whose pieces come in the order of their places."""
+    """The checksum of a frame: its pieces in the order of their places, without the regions between them."""
     checksum = hashlib.blake2b(digest_size=8)
     for piece in pieces:
         checksum.update(piece)
@@ -120,6 +149,7 @@ def map_bytes(path: Path, size: int) -> Tensor:
     """The bytes of a file, uint8 [size], read when they are looked at."""
     if size == 0:
         return torch.empty(0, dtype=torch.uint8)
+    # A mapping: pages are read as they are summed, and a file larger than memory can be checked.
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
     return torch.empty(0, dtype=torch.uint8).set_(storage)
 

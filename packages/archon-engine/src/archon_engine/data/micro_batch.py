@@ -35,7 +35,10 @@ def build_micro_batch(
         multiple: the padded length is a multiple of this.
         at_least: and no shorter than this.
         context: the ranks over which tokens are cut; ``multiple`` must be one of their number. ``None`` for one.
-        replays_routing: have tokens go to the experts of the field ``ROUTED_EXPERTS``, if ``batch`` has it.
+        replays_routing: route tokens to the experts in the field ``ROUTED_EXPERTS`` [T, layers, top_k], if any.
+
+    Returns:
+        Its ``input_ids`` [T] and ``packed`` are padded and cut; ``batch`` holds the sequences as they were.
     """
     selected = batch.select(indices)
     length = math.ceil(max(selected.n_tokens, at_least, 1) / multiple) * multiple

@@ -1,1 +1,1 @@
-"""Processes: who they are, and small Python values between them. Tensors of training never come this way."""
+"""Process groups, and the process-wide settings that must be made before there is one."""

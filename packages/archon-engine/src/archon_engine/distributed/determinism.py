@@ -1,7 +1,7 @@
-"""Deterministic mode: what makes two runs of one configuration bit-identical.
+"""Deterministic mode: the settings that make two runs of one configuration bit-identical.
 
-All of it is process-wide, and most is read once: by NCCL when a group is made, by cuBLAS with its first kernel. So it
-is set before any process group exists, for every engine of the process, and never unset. Imports torch where it is
+They are process-wide, and most are read once: by NCCL when a group is made, by cuBLAS with its first kernel. So they
+are set before any process group exists, for every engine of the process, and never unset. Imports torch where it is
 used.
 """
 
@@ -40,13 +40,13 @@ def is_deterministic(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def ensure_deterministic(*, option: str) -> None:
-    """Set deterministic mode for an engine that asks for it, where there is still time.
+    """Set deterministic mode for an engine that asks for it, unless it is too late.
 
     Args:
-        option: where it is asked for.
+        option: dotted name of the option that asks for it, for the message.
 
     Raises:
-        ConfigError: a process group exists already, and it was not set before.
+        ConfigError: a process group exists already, made without the settings.
     """
     import torch.distributed as dist
 
@@ -62,7 +62,7 @@ def ensure_deterministic(*, option: str) -> None:
 
 
 def deterministic_effects(option: str) -> list[Decision]:
-    """What the mode consists of, as rows of the decisions table."""
+    """Each effect of the mode as a decision about ``option``."""
 
     def variables(*names: str) -> str:
         return ", ".join(f"{name}={ENVIRONMENT[name]}" for name in names)

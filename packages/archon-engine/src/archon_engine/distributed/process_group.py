@@ -22,6 +22,12 @@ def device_backends() -> str:
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
+def ensure_own_group() -> None:
+    """Start a process group of this process alone, unless there is a group: a mesh of one device needs one as well."""
+    if not dist.is_initialized():
+        dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)
+
+
 @contextmanager
 def process_group(place: RankEnvironment, *, timeout: timedelta = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
     """Join the other processes of a launched run until the block ends.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor
 
 from archon_core.models.box import chunk_of
 from archon_engine import compat
@@ -68,11 +68,12 @@ def local_weight(parameter: Tensor) -> Tensor:
     """This rank's part of a layer's parameter, as a plain tensor.
 
     Layers use their parameters through this function. A replicated one sees other tokens or heads on every rank, so
-    its gradient is declared to be a partial sum, which FSDP2 reduces.
+    its gradient here is a part of the sum that ``parallel.tensor.sum_replicated_gradients`` makes once per step. It is
+    not declared ``Partial``: FSDP2 would sum it in the type of computation, before casting to that of reductions.
     """
     if not isinstance(parameter, DTensor):
         return parameter
     mesh = parameter.device_mesh
     assert mesh.mesh_dim_names == (MESH_AXIS,), f"weight on mesh {mesh.mesh_dim_names}, used outside of forward"
     (placement,) = parameter.placements
-    return parameter.to_local(grad_placements=[Partial() if placement.is_replicate() else placement])
+    return parameter.to_local(grad_placements=[placement])

@@ -1,8 +1,8 @@
 """Muon for sharded matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-Orthogonalising needs the whole matrix. Momentum and weights stay sharded as they are; once per step, one exchange
-brings every matrix's update to one rank, which orthogonalises it, and a second one brings the parts back. So the
-numbers are those of one process, and the work is divided among the ranks.
+Orthogonalising needs the whole matrix. Momentum and weights stay sharded; once per step, one all-to-all brings every
+matrix's update to one rank, which orthogonalises it, and a second one brings the parts back. So the numbers are those
+of one process, and the work is divided among the ranks.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 ITERATIONS = 5
 SMALLEST_NORM = 1e-7
+"""Keeps a matrix of zeros from being divided by 0."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -66,6 +67,7 @@ class Muon(torch.optim.Optimizer):
             rate = group["lr"]
             weight = local_values(parameter)
             weight.mul_(1 - rate * group["weight_decay"])
+            # The sides are the whole matrix's, not the shard's: the layout must not change the update.
             weight.add_(direction.to(weight.dtype), alpha=-rate * 0.2 * math.sqrt(max(parameter.shape[-2:])))
 
     def _momentum_update(self, parameter: nn.Parameter, momentum: float) -> Tensor:
@@ -88,9 +90,11 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     """
     dtype = torch.bfloat16 if matrix.is_cuda else torch.promote_types(matrix.dtype, torch.float32)
     x = matrix.to(dtype)
+    # X X^T of the shorter side is the smaller product; transposing is undone at the end.
     is_tall = x.shape[-2] > x.shape[-1]
     if is_tall:
         x = x.mT
+    # The iteration converges for singular values up to 1; the Frobenius norm bounds the largest of them.
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=SMALLEST_NORM)
     a, b, c = NEWTON_SCHULZ
     for _ in range(ITERATIONS):
@@ -109,10 +113,12 @@ def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | No
     members = dist.get_process_group_ranks(holders or dist.group.WORLD)
     place = {member: number for number, member in enumerate(members)}
     rank, size = place[dist.get_rank()], len(members)
+    # From shapes alone, so that every rank finds the same owners without asking.
     owners = deal([math.prod(update.shape) for update in updates], size)
     boxes = [_boxes(update, place) for update in updates]
 
-    # Every rank sends each matrix's owner the part that it speaks for.
+    # Every rank sends each matrix's owner its part; of ranks with copies of one part, the first alone sends it. Streams
+    # have no headers: sender and receiver both go through the matrices in this order.
     outgoing: list[list[Tensor]] = [[] for _ in range(size)]
     expected = [0] * size
     for update, owner, (parts, _) in zip(updates, owners, boxes, strict=True):

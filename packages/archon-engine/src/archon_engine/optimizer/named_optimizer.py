@@ -1,7 +1,7 @@
-"""Optimizers over named parameters, all but Muon torch's own, with state kept under the parameters' global names.
+"""Optimizers over named parameters. All but Muon are torch's own; state is kept under the parameters' global names.
 
-All but Muon work element by element, so they are given each rank's part of a sharded parameter as a plain tensor:
-DTensor's dispatch would take longer than the update, and seconds in a first step.
+All but Muon work element by element, so they get each rank's part of a sharded parameter as a plain tensor: DTensor's
+dispatch would take longer than the update itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _STATE_ENTRIES: Mapping[type[torch.optim.Optimizer], frozenset[str]] = {
 
 
 class NamedOptimizer:
-    """One or two optimizers that share the parameters of a module between them.
+    """One or two optimizers over the parameters of a module; two with ``muon``, which takes hidden matrices alone.
 
     Attributes:
         parameters: name -> parameter, each once.

@@ -1,7 +1,7 @@
-"""Options that depend on one another, on the device or on what was written: one table of rules.
+"""Options that depend on one another, on the device or on whether the user wrote them: one table of rules.
 
-``options.effective`` applies it, ``validation`` applies what needs no device, and docs/engine-options.md is generated
-from it, so that none of them can say something else. Imports no torch: dry runs read it.
+``options.effective`` applies all of it, validation the rules that need no device, and docs/engine-options.md is
+generated from it, so that they cannot disagree. Imports no torch: dry runs read it.
 """
 
 from __future__ import annotations

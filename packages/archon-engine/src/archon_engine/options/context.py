@@ -41,7 +41,7 @@ class OptionContext:
         pipeline_ranks: int | None = None,
         schedule: ScheduleSpec | None = None,
     ) -> OptionContext:
-        """That of ``role``, with the dotted names of all options that the user wrote."""
+        """The context of ``role``; ``explicit`` are the dotted names of all options that the user wrote."""
         written = (name.removeprefix(f"{role}.") for name in explicit if name.startswith(f"{role}."))
         return cls(engine, device, frozenset(written), pipeline_ranks, schedule)
 

@@ -1,7 +1,7 @@
-"""From what a configuration asks to what the engine does: a pure function, and the decisions it took.
+"""Turns the options that a configuration asks for into those in effect: a pure function that returns its decisions.
 
-Options are never changed in place. What differs from the request is a ``Decision``; what cannot be honoured at all is
-an error that names the option.
+Options are never changed in place. Every difference from the request is a ``Decision``; a request that cannot be
+honoured is an error that names the option.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AcMode = Literal["none", "selective", "full", "memory_budget"]
 
 @dataclass(frozen=True)
 class EffectiveConfig:
-    """What an engine runs with.
+    """An engine's options in effect.
 
     Attributes:
         device: ``cpu`` or ``cuda``.
@@ -49,7 +49,7 @@ class EffectiveConfig:
         deterministic: whether runs are bit-identical.
         reduce_each_micro_batch: whether a pipeline sums gradients over data ranks after every micro-batch.
         pad_multiple: micro-batches are padded to a multiple of this many tokens.
-        pad_at_least: and to no fewer than this.
+        pad_at_least: micro-batches are padded to at least this many tokens.
     """
 
     device: str

@@ -1,5 +1,4 @@
-"""What a pipeline makes of a configuration: how many stages, and how many micro-batches. Dry runs tell it too, so this
-imports no torch."""
+"""The numbers of stages and micro-batches that a pipeline takes. Dry runs report them too, so this imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from archon_engine.options.archon import ArchonOptions
 def count_stages(
     pipeline: PipelineSpec, n_layers: int, *, schedule: ScheduleSpec, n_ranks: int, options: ArchonOptions, role: str
 ) -> int:
-    """Into how many stages a model is cut. It takes a module to know what layers cost, which does not enter here.
+    """The number of stages that a model is cut into, which does not depend on what layers cost.
 
     Raises:
         PluginError: the split cannot be imported.
@@ -27,14 +26,14 @@ def count_stages(
 
 
 def micro_batch_divisor(schedule: ScheduleSpec, n_ranks: int) -> int:
-    """Of what the number of micro-batches must be a multiple on ``n_ranks`` pipeline ranks."""
+    """The number of micro-batches must be a multiple of this on ``n_ranks`` pipeline ranks."""
     return n_ranks if schedule.multiple_of_ranks else 1
 
 
 def micro_batch_decisions(
     spec: MicroBatchSpec, schedule: ScheduleSpec, *, n_ranks: int, n_stages: int, role: str
 ) -> list[Decision]:
-    """The changes, as decisions about the options of ``role``."""
+    """The changes that a pipeline makes to ``spec``, as decisions about the options of ``role``."""
     decisions = []
     if spec.n_mbs < n_stages:
         reason = f"{n_stages} pipeline stages work at once only on as many micro-batches"

@@ -1,4 +1,4 @@
-"""What a dry run can say of the Archon engine: options that do not go together, and decisions before any process."""
+"""The Archon engine in a dry run: problems and decisions that need no device and no process. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
 from archon_engine.options.pipelines import count_stages, micro_batch_decisions
+from archon_engine.options.routing_replay import replay_without_experts, replay_without_record
 
 
 def preview(outline: EngineOutline) -> EnginePreview:
@@ -29,23 +30,12 @@ def preview(outline: EngineOutline) -> EnginePreview:
 
 
 def _routing_replay_problems(outline: EngineOutline) -> list[str]:
-    if not outline.config.archon.moe_routing_replay:
-        return []
-    option, model = f"{outline.role}.archon.moe_routing_replay", outline.model
-    problems = []
-    if outline.rollout is None:
-        problems.append(
-            f"{option}: found true with an algorithm that samples no completions whose experts could be replayed; set "
-            "it to false"
-        )
-    elif not outline.rollout.return_routed_experts:
-        problems.append(
-            f"{option}: found true and rollout.return_routed_experts=false; there would be nothing to replay: set "
-            "rollout.return_routed_experts=true too"
-        )
-    if model is not None and "moe" not in model.needs:
-        problems.append(f"{option}: found true; model {model.name!r} has no experts; set it to false")
-    return problems
+    config, role, model = outline.config, outline.role, outline.model
+    problems = [
+        replay_without_record(config, outline.rollout, role=role),
+        None if model is None else replay_without_experts(config, model, role=role),
+    ]
+    return [problem for problem in problems if problem is not None]
 
 
 def _head_problems(outline: EngineOutline) -> list[str]:

@@ -30,8 +30,8 @@ from archon_engine.parallel.shards import local_values
 Contexts = Callable[[], tuple[Any, Any]]
 """What ``torch.utils.checkpoint`` takes: makes the contexts of the first and of the second computation."""
 
-REPORT_LOGGER = "archon_engine.recomputation"
-"""The logger that an engine's report goes to."""
+REPORT_FILE = "ac_debug-rank0.txt"
+"""In the run folder: the first rank's report (``ac_debug``)."""
 
 MIB = 2**20
 

@@ -6,10 +6,13 @@ tensor regions get a hook before, which gathers tokens, and one after, which sca
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -19,7 +22,8 @@ from archon_core.errors import ModelError
 from archon_core.models.box import chunk_of
 from archon_core.models.parallel_plan import ParallelPlan, Role, matches
 from archon_engine.nn.key_heads import HeadExchange, needs_exchange
-from archon_engine.nn.tensor_parallel import TensorParallel
+from archon_engine.nn.tensor_parallel import MESH_AXIS, TensorParallel
+from archon_engine.parallel.shards import local_values
 
 SHARDED_DIM: dict[tuple[Role, str], int] = {
     ("vocabulary", "weight"): 0,
@@ -100,6 +104,33 @@ def shard_sequences(module: nn.Module, enabled: bool) -> None:
         parallel = getattr(part, _PARALLEL, None)
         if isinstance(parallel, TensorParallel):
             part.parallel = replace(parallel, sequence_sharded=enabled)
+
+
+@torch.no_grad()
+def sum_replicated_gradients(parameters: Iterable[nn.Parameter], mesh: DeviceMesh) -> None:
+    """Sum the gradients of parameters that all tensor ranks hold, in place: each rank has those of its tokens or heads.
+
+    Collective over ``mesh``, the tensor ranks; call it once per step, when FSDP2 has reduced over the other ranks. One
+    exchange in at least fp32. With ``Partial`` gradients FSDP2 would do the sum itself, but parameter by parameter
+    after every micro-batch, and in the type of computation: it redistributes a gradient before it casts it to the
+    reduce dtype (torch 2.11 to 2.13).
+    """
+    gradients = [local_values(p.grad) for p in parameters if p.grad is not None and _is_replicated(p)]
+    if not gradients:
+        return
+    dtype = reduce(torch.promote_types, (gradient.dtype for gradient in gradients), torch.float32)
+    flat = torch.cat([gradient.reshape(-1).to(dtype) for gradient in gradients])
+    dist.all_reduce(flat, group=mesh.get_group())
+    sums = flat.split([gradient.numel() for gradient in gradients])
+    for gradient, total in zip(gradients, sums, strict=True):
+        gradient.copy_(total.view(gradient.shape))
+
+
+def _is_replicated(parameter: nn.Parameter) -> bool:
+    """Whether every tensor rank holds the same; the experts' meshes have no such axis, and sum by themselves."""
+    if not isinstance(parameter, DTensor) or MESH_AXIS not in (parameter.device_mesh.mesh_dim_names or ()):
+        return False
+    return parameter.placements[parameter.device_mesh.mesh_dim_names.index(MESH_AXIS)].is_replicate()
 
 
 def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:

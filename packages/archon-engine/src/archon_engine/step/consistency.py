@@ -1,7 +1,8 @@
-"""What the ranks tell one another about a batch before its first forward pass.
+"""Agreement of all ranks on a batch before its first forward pass.
 
-Each knows its own sequences only. How many micro-batches all run, and by what losses are divided, must be the same
-everywhere: a rank with fewer sequences joins in with padding, or the others would wait for it for ever.
+Each rank knows its own sequences. The number of micro-batches and the divisors of losses must be the same everywhere:
+collectives run inside forward passes, so a rank with fewer sequences adds micro-batches of padding, or the others would
+wait for it for ever.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Share:
         n_sequences: sequences in it.
         n_tokens: their tokens.
         n_micro_batches: micro-batches that it was split into.
-        weights: what the loss counts in it.
-        fingerprint: the same on ranks that were given the same sequences.
+        weights: unit -> how much of it the loss counts here, such as tokens with a target.
+        fingerprint: checksum of the sequences, equal on ranks with equal ones.
     """
 
     n_sequences: int

@@ -1,7 +1,7 @@
 """The global gradient norm: every logical element of every parameter counted once, whatever it is sharded over.
 
-Which ranks hold different parts of a gradient, and which hold copies, is read from its placements; no list of axes
-could be forgotten here.
+A gradient's placements tell which ranks hold different parts of it and which hold copies. There is no list of axes to
+keep in step with the layouts, which is how norms go wrong silently: a forgotten axis only changes clipping.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def global_gradient_norm(parameters: Iterable[nn.Parameter], pipeline: dist.Proc
     norm = _norm_here(list(parameters))
     if pipeline is None:
         return norm
-    # One type everywhere: a process may have no gradient that would tell.
+    # Float64 on all of them: a stage without any gradient cannot know the others' type, and types must match.
     square = norm.to(torch.float64).square()
     dist.all_reduce(square, group=pipeline)
     return square.sqrt()
@@ -41,11 +41,14 @@ def _norm_here(parameters: Sequence[nn.Parameter]) -> Tensor:
     for parameter in parameters:
         if parameter.grad is not None:
             gradient = local_values(parameter.grad)
+            # In at least fp32: the squares of a large bf16 gradient would not add up in 8 bits.
             norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
             local_norms.setdefault(_sharded_axes(parameter.grad), []).append(norm)
     if not local_norms:
         return torch.zeros((), device=parameters[0].device if parameters else None)
     norms = []
+    # One all-reduce per mesh and set of axes, not per parameter. Ranks of a mesh meet the same sets in the same order:
+    # that of the parameters of their stage.
     for (mesh, axes), parts in local_norms.items():
         norm = torch.linalg.vector_norm(torch.stack(parts))
         if mesh is not None and axes:
@@ -58,7 +61,7 @@ def _norm_here(parameters: Sequence[nn.Parameter]) -> Tensor:
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], norm: Tensor, max_norm: float) -> None:
-    """Scale all gradients in place so that their global norm, which is ``norm`` now, is at most ``max_norm``."""
+    """Scale all gradients in place so that their global norm, ``norm`` before, is at most ``max_norm``."""
     if norm <= max_norm:
         return
     for parameter in parameters:

@@ -17,7 +17,16 @@ from archon_engine.step.consistency import Share
 
 
 class LossTotals:
-    """Applies a loss to micro-batches and adds up what it returns, normalised by the weights of the whole batch."""
+    """Applies a loss to micro-batches and adds up what it returns, normalised by the weights of the whole batch.
+
+    Args:
+        loss: returns sums per unit.
+        whole: the batch of all ranks; its weights divide the sums.
+        ranks: the ranks with the other sequences.
+
+    Raises:
+        DataError: a weight is not positive, as when no token has a target.
+    """
 
     def __init__(self, loss: Loss, whole: Share, ranks: DataRanks) -> None:
         self._loss = loss

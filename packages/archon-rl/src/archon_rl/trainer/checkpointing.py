@@ -32,7 +32,6 @@ from archon_engine.checkpoint.seal import (
 from archon_engine.models.tokenizer import save_tokenizer
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.trainer.fingerprint import Fingerprint
-from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.sharing import publish_collectively
 from archon_train.run.context import RunContext
 
@@ -249,7 +248,7 @@ def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any, ends: End
             if run.ranks.is_first:
                 save_tokenizer(tokenizer, export)
                 if write_ends(export, ends.own):
-                    record_decisions(run, [_written_ends(ends)])
+                    run.record([_written_ends(ends)])
     return run.folder.export
 
 

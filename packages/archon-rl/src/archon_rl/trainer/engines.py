@@ -14,7 +14,6 @@ from archon_core.errors import ConfigError
 from archon_core.layout import Layout, backend_table
 from archon_core.plugins import InferenceEngineSpec, TrainEngineSpec, registry
 from archon_engine.models.hf_config import load_hf_config
-from archon_rl.trainer.record import record_decisions
 from archon_train.cluster import engine_backends, engine_layouts
 from archon_train.run.context import RunContext
 
@@ -34,7 +33,7 @@ def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: 
         explicit=run.explicit,
     )
     engine.initialize()
-    record_decisions(run, engine.decisions)
+    run.record(engine.decisions)
     return engine
 
 
@@ -90,7 +89,7 @@ def complete_model_config(run: RunContext, tokenizer: Any) -> Any:
                 reason="taken from the tokenizer, for the exported model",
             )
         )
-    record_decisions(run, decisions)
+    run.record(decisions)
     return replace(actor, model_config=model)
 
 

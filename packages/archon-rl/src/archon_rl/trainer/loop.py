@@ -13,8 +13,7 @@ from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import Checkpoints, export_model, load_checkpoint, resumed_checkpoint
 from archon_rl.trainer.export_check import verify_export
 from archon_rl.trainer.fingerprint import Fingerprint
-from archon_rl.trainer.phase_clock import PhaseClock
-from archon_rl.trainer.record import record_decisions
+from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext
 
@@ -57,7 +56,7 @@ class TrainingLoop:
         if checkpoint is None:
             return 0
         state = load_checkpoint(self.run, checkpoint, self.engine, self.task.cursor)
-        record_decisions(self.run, self.engine.decisions)
+        self.run.record(self.engine.decisions)
         self._baseline = state.baseline
         self.run.progress.note(f"Resuming after step {state.step} from {checkpoint}")
         return state.step

@@ -32,7 +32,6 @@ from archon_rl.trainer.fingerprint import (
     template_fingerprint,
     tokenizer_fingerprint,
 )
-from archon_rl.trainer.record import record_decisions
 from archon_train.run.context import RunContext
 
 if TYPE_CHECKING:
@@ -77,7 +76,7 @@ def fingerprints(run: RunContext, task: Task, *, reward: str | None = None) -> d
                 found["reward"] = reward_fingerprint(registry().get(RewardSpec, reward))
             if checkpoint is not None:
                 decisions = _compare(run.config, checkpoint, read_state(run, checkpoint), found)
-    record_decisions(run, run.ranks.broadcast(decisions))
+    run.record(run.ranks.broadcast(decisions))
     return run.ranks.broadcast(found)
 
 

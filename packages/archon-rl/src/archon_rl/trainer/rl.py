@@ -21,7 +21,6 @@ from archon_rl.trainer.engines import (
 )
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
-from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.rollout_batch import sampling_options
@@ -47,7 +46,7 @@ class RLTrainer:
         self._run = run
         decisions: list[Decision] = []
         self._algorithm = algorithm(run.config, decisions)
-        record_decisions(run, decisions)
+        run.record(decisions)
         self._reward = _load_reward(run.config.reward, self._algorithm.name)
         completions = run.config.data.batch_size * run.config.gconfig.n_samples
         if completions < self._algorithm.n_minibatches:
@@ -75,11 +74,11 @@ class RLTrainer:
             actor, reference = self._build_engines(task, total_steps, stack)
             rollout = build_inference_engine(run, actor)
             stack.callback(rollout.close)
-            record_decisions(run, [task.ends.decision()])
+            run.record([task.ends.decision()])
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
-                actor=SharedEngine(actor, config.actor.mb_spec.granularity),
+                actor=SharedEngine(actor, config.actor.mb_spec.granularity, run.recordings),
                 rollout=rollout,
                 reference=reference and SharedEngine(reference, config.ref.mb_spec.granularity),
                 reward=self._reward,

@@ -21,11 +21,10 @@ from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy import ADVANTAGES, LOGPROBS, PROX_LOGPROBS
 from archon_rl.rewards.checking import NamedReward
-from archon_rl.trainer.phase_clock import PhaseClock
 from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
 from archon_rl.trainer.sharing import SharedEngine
+from archon_rl.trainer.step_metrics import PhaseClock, average
 from archon_rl.trainer.task import Task
-from archon_rl.trainer.update_metrics import average
 
 
 @dataclass(frozen=True)

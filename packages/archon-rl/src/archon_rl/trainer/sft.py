@@ -10,13 +10,11 @@ from archon_rl.text_encoding import supervised_batch
 from archon_rl.trainer.engines import build_train_engine, complete_model_config
 from archon_rl.trainer.evaluation import evaluate_loss
 from archon_rl.trainer.loop import TrainingLoop
-from archon_rl.trainer.phase_clock import PhaseClock
-from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.sequence_lengths import example_lengths, supervised_limits
 from archon_rl.trainer.sharing import SharedEngine
+from archon_rl.trainer.step_metrics import PhaseClock, average
 from archon_rl.trainer.task import build_task
-from archon_rl.trainer.update_metrics import average
 from archon_train.run.context import RunContext
 
 
@@ -32,7 +30,7 @@ class SFTTrainer:
         self._run = run
         decisions: list[Decision] = []
         self._algorithm = algorithm(run.config, decisions)
-        record_decisions(run, decisions)
+        run.record(decisions)
 
     def fit(self) -> None:
         """Run the whole training.
@@ -48,7 +46,7 @@ class SFTTrainer:
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         actor = complete_model_config(run, task.encoder.tokenizer)
         engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)
-        shared = SharedEngine(engine, actor.mb_spec.granularity)
+        shared = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
 
         def run_step(step: int) -> dict[str, float]:
             return supervised_step(shared, supervised_batch(task.encoder, task.records(step)), objective)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from archon_core.errors import WeightsError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks, Ranks
 from archon_engine.data.packing import plan_micro_batches
+from archon_train.run.recordings import Recordings
 
 T = TypeVar("T")
 
@@ -90,10 +91,12 @@ class SharedEngine:
     Attributes:
         engine: takes the share of each rank.
         granularity: its ``mb_spec.granularity``: number of consecutive sequences to keep together.
+        recordings: collects what the engine records of its steps.
     """
 
     engine: TrainEngine
     granularity: int = 1
+    recordings: Recordings = field(default_factory=Recordings)
 
     @property
     def version(self) -> int:
@@ -107,7 +110,9 @@ class SharedEngine:
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """One optimizer step on the whole ``batch``."""
-        return self.engine.train_batch(self._share(batch), loss)
+        stats = self.engine.train_batch(self._share(batch), loss)
+        self.recordings.take(stats.recordings)
+        return stats
 
     def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """The loss and its metrics on the whole ``batch``."""

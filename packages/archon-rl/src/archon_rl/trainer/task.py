@@ -22,7 +22,6 @@ from archon_rl.fields import with_location
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import TOKENIZER_FOLDER, resumed_checkpoint
-from archon_rl.trainer.record import record_decisions
 from archon_rl.trainer.resuming import refresh_tokenizer
 from archon_rl.trainer.sequence_lengths import (
     LengthLimit,
@@ -129,7 +128,7 @@ def _drop_overlong(
         decisions.append(drop_decision(what, dataset, tokens, too_long, limit))
         gone = set(too_long)
         kept = [index for index in kept if index not in gone]
-    record_decisions(run, decisions)
+    run.record(decisions)
     return dataset if len(kept) == len(dataset) else SubsetDataset(dataset, kept)
 
 

@@ -44,7 +44,7 @@ def warm_start(run: RunContext, actor: Any, task: Task) -> Path | None:
         actor.optimizer, lr=options.lr, lr_scheduler_type="linear", warmup_steps_proportion=WARMUP_PROPORTION
     )
     engine = build_train_engine(run, replace(actor, optimizer=optimizer), role="actor", total_steps=options.steps)
-    shared = SharedEngine(engine, actor.mb_spec.granularity)
+    shared = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
     cursor = DataCursor(
         len(task.train), options.batch_size or task.cursor.batch_size, derive_seed(run.config.seed, "warm_start")
     )

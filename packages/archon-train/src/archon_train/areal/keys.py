@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from archon_train.experiment import ROLES
+from archon_core.contracts.engine_config import ROLES
 
 SECTIONS = frozenset(
     (

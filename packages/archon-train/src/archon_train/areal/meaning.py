@@ -7,6 +7,7 @@ from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, merge
 from archon_core.config.root import default_text
 from archon_core.config.typed import knows
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout import parse_layout
 from archon_train.areal.allocation_mode import allocation_mode_decision
@@ -18,7 +19,6 @@ from archon_train.areal.keys import (
     SECTIONS,
     fits,
 )
-from archon_train.experiment import ROLES
 
 
 def is_areal(tree: RawMapping) -> bool:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from archon_core.cli.console import print_remark
 from archon_core.config.loading import LoadedConfig, to_yaml
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.plugins import AlgorithmSpec, registry
 from archon_core.ranks.environment import RankEnvironment
 from archon_core.ranks.ranks import Ranks
 from archon_train.cli.plan_report import print_decisions
-from archon_train.experiment import ROLES
 from archon_train.launch.rank import started_by_archon
 from archon_train.run.changes import changes_since_start
 from archon_train.run.folder import RunFolder
@@ -23,10 +23,6 @@ from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
 
 if TYPE_CHECKING:
     from archon_train.experiment import ExperimentConfig
-
-
-RECOMPUTE_FILE = "ac_debug-rank0.txt"
-"""In the run folder: what activation checkpointing kept and recomputed on the first rank (``ac_debug``)."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +188,10 @@ def explain_interruption(folder: RunFolder, resume_command: str) -> str:
 def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, ranks: Ranks) -> None:
     # These import numpy, TensorBoard and the trainer: seconds that a dry run does not need.
     from archon_train.run.context import RunContext
-    from archon_train.run.log import recorded_pipelines, shown_log, written_log
+    from archon_train.run.log import shown_log
     from archon_train.run.metrics import MetricsLog, NoMetrics
     from archon_train.run.progress import NoProgress, Progress
+    from archon_train.run.recordings import Recordings
 
     spec = registry().get(AlgorithmSpec, config.algorithm)
     trainer, algorithm = spec.load_trainer(), spec.load()
@@ -204,15 +201,12 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
             metrics = stack.enter_context(MetricsLog(run.folder, resume_step=step, decisions=run.decisions))
             progress = stack.enter_context(Progress())
             stack.enter_context(shown_log(progress.note))
-            stack.enter_context(recorded_pipelines(run.folder.path))
-            if _any_engine_sets("ac_debug", config):
-                from archon_engine.parallel.recompute_log import REPORT_LOGGER
-
-                stack.enter_context(written_log(run.folder.path / RECOMPUTE_FILE, REPORT_LOGGER))
+            recordings = Recordings(run.folder.path, progress.note)
         else:
-            metrics, progress = NoMetrics(), NoProgress()
+            metrics, progress, recordings = NoMetrics(), NoProgress(), Recordings()
             if started_by_archon():  # its output is a log file of its own
                 stack.enter_context(shown_log(print))
+                recordings = Recordings(note=print)
         context = RunContext(
             config=config,
             folder=run.folder,
@@ -222,5 +216,6 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
             decisions=run.decisions,
             explicit=explicit,
             ranks=ranks,
+            recordings=recordings,
         )
         trainer(context, algorithm).fit()

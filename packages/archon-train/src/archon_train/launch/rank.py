@@ -6,6 +6,8 @@ import faulthandler
 import logging
 import os
 import sys
+import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import NoReturn
@@ -13,13 +15,15 @@ from typing import NoReturn
 from archon_core.errors import USER_ERROR, ArchonError
 from archon_core.ranks.environment import RankEnvironment
 from archon_core.ranks.error_file import ERROR_FILE, describe_error, write_error
-from archon_train.launch.watchdog import end_with_parent
 
 LAUNCHER_PID = "ARCHON_LAUNCHER_PID"
 """Environment variable with the process id of Archon's local launcher."""
 
 TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 """Environment variable that ``torchrun`` sets. Other launchers may end before their ranks, so they are not watched."""
+
+
+PARENT_CHECK_SECONDS = 0.5
 
 
 def started_by_archon(environment: Mapping[str, str] = os.environ) -> bool:
@@ -54,6 +58,24 @@ def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def end_with_parent(parent: int) -> None:
+    """End this process at once, without clean-up, when ``parent`` is no longer its parent.
+
+    A launcher that is killed has no chance to end its ranks. The look-out is a thread, since the main one may sit in a
+    collective for as long as another rank takes.
+
+    Args:
+        parent: process id of the launcher.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="archon-watchdog", daemon=True).start()
 
 
 def _leave(error: Exception, place: RankEnvironment) -> None:

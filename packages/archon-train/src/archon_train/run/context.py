@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from archon_core.ranks.ranks import Ranks
+from archon_train.run.recordings import Recordings
 
 if TYPE_CHECKING:
     from archon_core.contracts.decisions import Decision
@@ -28,6 +30,7 @@ class RunContext:
         decisions: recorded so far; the engines add theirs.
         explicit: dotted names of the options that the user wrote, as against defaults.
         ranks: all processes of the run. On others than the first, ``metrics`` and ``progress`` show and write nothing.
+        recordings: takes the ``recordings`` of every ``StepStats``.
     """
 
     config: Any
@@ -38,3 +41,13 @@ class RunContext:
     decisions: list[Decision]
     explicit: frozenset[str] = frozenset()
     ranks: Ranks = field(default_factory=Ranks)
+    recordings: Recordings = field(default_factory=Recordings)
+
+    def record(self, decisions: Iterable[Decision]) -> None:
+        """Add new decisions to the run and show them; known ones are skipped."""
+        for decision in decisions:
+            if decision not in self.decisions:
+                self.decisions.append(decision)
+                self.progress.note(
+                    f"Decision: {decision.option}: {decision.requested} -> {decision.effective} ({decision.reason})"
+                )

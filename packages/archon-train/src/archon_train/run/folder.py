@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from archon_engine.checkpoint.publication import (
 )
 from archon_engine.checkpoint.step_folders import checkpoints_of, saved_steps, step_folder
 from archon_train.run.lock import sole_writer
-from archon_train.run.retention import superseded
 
 
 @dataclass(frozen=True)
@@ -199,3 +198,21 @@ class RunFolder:
                 f"run folder {self.path}: found an earlier run ({' and '.join(found)}); continue it with --resume, "
                 "rename it with --restart, or choose another trial_name"
             )
+
+
+def superseded(steps: Collection[int], *, keep_last: int | None, keep_every: int | None) -> list[int]:
+    """The steps whose checkpoints are not kept, ascending; never the last one.
+
+    Args:
+        steps: of all whole checkpoints.
+        keep_last: how many of the last ones are kept; ``None`` for all.
+        keep_every: those of steps that this divides are kept as well; ``None`` for no more.
+
+    >>> superseded([10, 20, 30, 40, 50], keep_last=2, keep_every=20)
+    [10, 30]
+    """
+    if keep_last is None:
+        return []
+    assert keep_last > 0, "a run without a checkpoint cannot go on"
+    older = sorted(steps)[:-keep_last]
+    return [step for step in older if keep_every is None or step % keep_every]

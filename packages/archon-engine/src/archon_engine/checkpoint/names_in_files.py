@@ -1,4 +1,4 @@
-"""JSON objects with each name once: ``json`` itself would keep the last of two."""
+"""Names that a checkpoint's own files contain: each once in a JSON object, and none that leads out of the folder."""
 
 from __future__ import annotations
 
@@ -18,3 +18,8 @@ def unique_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
             raise NameTwiceError(repr(name))
         result[name] = value
     return result
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is the name of an entry of a folder, on every system: no path, not absolute, not ``..``."""
+    return bool(name) and name not in (".", "..") and not any(sign in name for sign in "/\\:\0")

@@ -1,0 +1,36 @@
+"""What engines record of single steps, brought to where it belongs: a file of the run folder, or the user's screen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from archon_core.contracts.engine import StepRecording
+from archon_engine.checkpoint.publication import publish_text
+
+
+@dataclass(frozen=True)
+class Recordings:
+    """Takes the ``recordings`` of every ``StepStats``.
+
+    Attributes:
+        folder: the run folder; ``None`` writes no files, as on all ranks but the first.
+        note: shows lines to the user, such as ``Progress.note``; ``None`` shows none.
+    """
+
+    folder: Path | None = None
+    note: Callable[[str], None] | None = None
+
+    def take(self, recordings: Iterable[StepRecording]) -> None:
+        """Write and show them."""
+        for recording in recordings:
+            if recording.is_log and self.note is not None:
+                self.note(recording.text)
+            if self.folder is None:
+                continue
+            if recording.is_log:
+                with (self.folder / recording.file).open("a", encoding="utf-8") as file:
+                    file.write(recording.text + "\n")
+            else:
+                publish_text(self.folder / recording.file, recording.text)
