@@ -56,14 +56,14 @@ class ModelSpec(Spec):
     Attributes:
         model_types: Hugging Face ``model_type`` values that this architecture serves.
         arguments: target of the arguments dataclass.
-        weight_map: target of the function that builds the weight map.
-        parallel_plan: target of the function that builds the parallel plan.
-        tiny_config: target of a function ``() -> dict`` that returns a Hugging Face config of this family, small
-            enough for tests.
+        weight_map: target of the function that makes the weight map.
+        parallel_plan: target of the function that makes the parallel plan.
+        tiny_config: target of a function ``() -> dict`` giving a Hugging Face config of this family that is
+            small enough for tests.
         capabilities: axes and features that the architecture supports.
-        needs: kinds of plugin that the model requires, such as ``"moe"``.
-        rounds_inside: the reason why its modules compute in fp32 whatever the type of their weights, as modules of
-            other libraries may; empty if they do not. ``archon verify`` compares such a model in fp32.
+        needs: kinds of plugin that it cannot do without, such as ``"moe"``.
+        rounds_inside: why its modules compute in fp32 whatever the type of their weights, as those of other libraries
+            may; empty for modules that never round below it. ``archon verify`` compares such a model in fp32.
     """
 
     kind: ClassVar[str] = "model"

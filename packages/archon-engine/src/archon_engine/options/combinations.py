@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """A value of an option that conflicts with another setting.
+    """Two things that do not go together as they were asked.
 
     Attributes:
         option: the option that gives way.
-        asked: its value.
-        beside: the conflicting setting.
-        effect: ``error`` refuses the value; ``decision`` uses ``becomes`` instead and records it.
-        becomes: the value to use instead.
-        reason: the cause of the conflict, as a sentence without a full stop.
-        fix: for an error, the change to make.
-        applies: whether the rule applies in a context.
+        asked: the value that was asked for.
+        beside: what stands against it.
+        effect: ``error`` refuses it; ``decision`` records that ``becomes`` is used in its place.
+        becomes: the value that is used.
+        reason: why, as a sentence without a full stop.
+        fix: for an error, what to write.
+        applies: whether the context is this one.
     """
 
     option: str
