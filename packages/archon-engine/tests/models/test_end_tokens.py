@@ -116,11 +116,11 @@ def test_a_broken_list_is_an_error_with_the_files_path(tmp_path: Path, text: str
 def test_a_generation_config_that_is_no_utf_8_or_no_file_is_an_error_with_its_path(tmp_path: Path) -> None:
     file = tmp_path / "generation_config.json"
     file.write_bytes(b'{"eos_token_id": 2}\xff')
-    with pytest.raises(ModelError, match=r"generation_config\.json: cannot be read"):
+    with pytest.raises(ModelError, match=r"generation_config\.json: cannot read it"):
         folder_ends(tmp_path)
     file.unlink()
     file.symlink_to(tmp_path / "gone")
-    with pytest.raises(ModelError, match=r"generation_config\.json: cannot be read"):
+    with pytest.raises(ModelError, match=r"generation_config\.json: cannot read it"):
         folder_ends(tmp_path)
 
 
