@@ -17,8 +17,8 @@ EXPERTS = {"num_local_experts": 4}
 def test_windows_scales_and_caps_are_those_that_layers_ask_for(arguments_of):
     made = arguments_of("gemma2", head_dim=8, query_pre_attn_scalar=4, sliding_window=5)
     first, second = made.facts.attention
-    assert (first.window, second.window) == (5, None)
-    assert (first.scale, first.softcap, made.facts.form.softcap) == (0.5, 50.0, 30.0)
+    assert (first.settings.window, second.settings.window) == (5, None)
+    assert (first.settings.scale, first.settings.softcap, made.facts.form.softcap) == (0.5, 50.0, 30.0)
     assert (first.n_heads, first.n_kv_heads, first.head_dim) == (4, 2, 8)
     assert made.facts.tied
 

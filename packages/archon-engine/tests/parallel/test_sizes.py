@@ -2,6 +2,7 @@ import pytest
 from torch import nn
 
 from archon_core import parse_layout
+from archon_core.contracts.packed import AttentionSettings
 from archon_core.errors import LayoutError, ModelError
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
@@ -69,7 +70,7 @@ def test_key_heads_may_be_any_number_where_the_plan_says_which_outputs_ranks_exc
 
 
 def attention():
-    return PackedAttention("0", scale=1.0)
+    return PackedAttention("0", AttentionSettings(1.0))
 
 
 PLAN = ParallelPlan(roles={}, attention=("core",), heads=HeadCounts(4, 2))

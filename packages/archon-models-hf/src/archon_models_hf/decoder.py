@@ -97,9 +97,7 @@ class HfDecoder(nn.Module):
             facts = self.arguments.facts.attention[int(number)]
             attention = SizedAttention(
                 number,
-                scale=facts.scale,
-                window=facts.window,
-                softcap=facts.softcap,
+                facts.settings,
                 n_heads=facts.n_heads,
                 n_kv_heads=facts.n_kv_heads,
                 gets_own_key_heads=bool(tensor.key_value),

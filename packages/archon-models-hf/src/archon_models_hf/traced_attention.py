@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from archon_core.contracts.packed import AttentionSettings
 from archon_core.errors import ModelError
 from archon_models_hf.advice import ADVICE
 from archon_models_hf.masks import MaskForm
@@ -39,9 +40,7 @@ class AttentionFacts:
 
     Attributes:
         module: its name in the layer.
-        scale: factor on the scores.
-        window: keys that a token sees, its own included; ``None`` for all earlier ones.
-        softcap: of the scores; ``None`` for none.
+        settings: scale, window and softcap of its calls.
         n_heads: query heads.
         n_kv_heads: key and value heads.
         head_dim: size of a head.
@@ -50,9 +49,7 @@ class AttentionFacts:
     """
 
     module: str
-    scale: float
-    window: int | None
-    softcap: float | None
+    settings: AttentionSettings
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -121,9 +118,11 @@ class Recorder:
         scale = options.get("scaling")
         self.calls[module] = AttentionFacts(
             module="",
-            scale=float(q.shape[-1] ** -0.5 if scale is None else scale),
-            window=self._window(who, mask, options.get("sliding_window")),
-            softcap=options.get("softcap"),
+            settings=AttentionSettings(
+                scale=float(q.shape[-1] ** -0.5 if scale is None else scale),
+                window=self._window(who, mask, options.get("sliding_window")),
+                softcap=options.get("softcap"),
+            ),
             n_heads=q.shape[1],
             n_kv_heads=k.shape[1],
             head_dim=q.shape[-1],

@@ -47,24 +47,33 @@ class TensorRanks(Protocol):
     sequence_sharded: bool
 
 
+@dataclass(frozen=True)
+class AttentionSettings:
+    """What causal attention computes in one layer, apart from its inputs.
+
+    Backends and caches receive this object whole. Each honours every field or raises for a value that it does not
+    implement; ignoring one would give wrong numbers without an error.
+
+    Attributes:
+        scale: factor on the scores, such as ``head_dim ** -0.5``.
+        window: number of keys that a token sees, its own included; ``None`` for all earlier ones.
+        softcap: scores s become ``softcap * tanh(s / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None``
+            leaves them.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
 class AttentionCache(Protocol):
     """Keys and values of earlier tokens, kept by a generation loop."""
 
     def attend(
-        self,
-        layer: str,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        packed: PackedSequences,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings
     ) -> Tensor:
-        """Store ``k`` and ``v`` [T, kv heads, head dim] for ``layer`` and attend ``q`` [T, heads, head dim] to all
-        that is stored of its own sequence. Returns [T, heads, head dim]. ``softcap`` is given where scores are capped.
-        """
+        """Store ``k`` and ``v`` [T, kv heads, head dim] under ``layer``, then attend ``q`` [T, heads, head dim] to
+        everything stored for its own sequence. Returns [T, heads, head dim]."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from archon_engine.models.initialize import initialize_weights
 from archon_engine.models.materialize import materialize_empty
 from archon_engine.models.parameter_names import named_weights, owners
 from archon_engine.models.staged import StagedModule, stages_of
-from archon_engine.nn.attention import check_attention_backend, set_attention_backend, softcap_of
+from archon_engine.nn.attention import attention_settings, check_attention_backend, set_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.parallel.fsdp import (
@@ -119,8 +119,9 @@ def assemble(
     if effective.attn_type is not None:
         compute_dtype = getattr(torch, effective.compute_dtype)
         head_dim = plan.arguments.head_dim
-        capped = softcap_of(module)
-        backend = check_attention_backend(effective.attn_type, effective.device, compute_dtype, head_dim, capped)
+        backend = check_attention_backend(
+            effective.attn_type, effective.device, compute_dtype, head_dim, attention_settings(module)
+        )
         set_attention_backend(module, backend)
     if meshes is not None and meshes.tp is not None:
         for stage in stages_of(module):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from archon_core.contracts.packed import AttentionSettings
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
 from archon_core.models.stage import Stage
 from archon_core.models.weight_map import WeightMap
@@ -57,7 +58,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=False)
         self.v_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=False)
         self.o_proj = Linear(a.n_heads * a.head_dim, a.hidden_size, bias=False)
-        self.core = PackedAttention(str(layer), scale=a.head_dim**-0.5)
+        self.core = PackedAttention(str(layer), AttentionSettings(scale=a.head_dim**-0.5))
 
     def forward(self, x, rotation, packed):
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
