@@ -87,7 +87,7 @@ class HfDecoder(nn.Module):
         return super().train(False)
 
     def fill_buffers(self) -> None:
-        """Write what transformers keeps in buffers; see ``archon_engine.models.materialize``."""
+        """Write what transformers keeps in buffers; see ``archon_core.contracts.module``."""
         fill_constants(self._constants, self._base[0])
 
     def _adapt(self) -> None:

@@ -97,6 +97,8 @@ class ModelSpec(Spec):
 class CausalModule(Protocol):
     """A decoder model. Parts that are not on this pipeline stage are ``None``.
 
+    What its modules may declare for the engine to find, such as initial values, is listed in ``contracts.module``.
+
     ``embed`` maps ids [T] to hidden states [T, hidden]; ``layers`` is an ``nn.ModuleDict`` with string ids;
     ``norm`` and ``head`` finish. Without ``embed`` the input is hidden states; without ``head`` the output is.
     """
@@ -112,8 +114,7 @@ class CausalModule(Protocol):
 class ModelArguments(Protocol):
     """A frozen dataclass with a model's own sizes and options.
 
-    It may have ``decisions``, a sequence of ``contracts.decisions.Decision``: where the module departs from the model's
-    configuration, of which ``option`` names an entry.
+    It may also have ``decisions`` and ``attention_dropout``; see ``contracts.module``.
     """
 
     @classmethod

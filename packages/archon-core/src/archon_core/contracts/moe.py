@@ -12,8 +12,7 @@ hidden size):
 - ``shared.gate_proj.weight``, ``shared.up_proj.weight``, ``shared.down_proj.weight`` with a shared expert, and
   ``shared_gate.weight`` [1, H] where that has a gate
 
-When blocks are compiled, a block stays eager as a whole, because its shapes depend on where tokens go; or only the
-methods that its class names in ``eager_methods``, the only ones that may use ``experts``.
+A block may declare ``parallel`` and ``eager_methods``; see ``archon_core.contracts.module``.
 """
 
 from __future__ import annotations

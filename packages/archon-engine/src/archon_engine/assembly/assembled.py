@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.model import CausalModule
+from archon_core.contracts.module import model_decisions
 from archon_core.contracts.pipeline import PipelineParts
 from archon_core.layout import Layout
 from archon_core.models.parallel_plan import layer_number, matches
@@ -160,8 +161,10 @@ def assemble(
 
 def _model_decisions(plan: Blueprint, role: str) -> list[Decision]:
     """What the model's package does other than the model's configuration says; it names entries of that."""
-    decisions: Sequence[Decision] = getattr(plan.arguments, "decisions", ())
-    return [replace(decision, option=f"{role}.model_config.{decision.option}") for decision in decisions]
+    return [
+        replace(decision, option=f"{role}.model_config.{decision.option}")
+        for decision in model_decisions(plan.arguments)
+    ]
 
 
 def _expert_decisions(assembled: Assembled, effective: EffectiveConfig, role: str) -> list[Decision]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from archon_core.contracts.model import LoadedModel, ModelArguments, ModelSpec
+from archon_core.contracts.module import attention_dropout
 from archon_core.contracts.moe import MoEBuilder
 from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
 from archon_core.errors import ConfigError
@@ -138,7 +139,7 @@ def _build(
 
 
 def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role: str) -> None:
-    dropout = getattr(arguments, "attention_dropout", 0.0)
+    dropout = attention_dropout(arguments)
     if dropout and not config.disable_dropout:
         raise ConfigError(
             f"{role}.disable_dropout: found false with attention_dropout {dropout} in the model's configuration; this "

@@ -7,16 +7,14 @@ global name. So it depends neither on the other parameters nor on device, dtype,
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from archon_core.contracts.module import InitialValue, initial_values
 from archon_core.models.box import Box, Shape
 from archon_core.seeding import derive_seed
 from archon_engine.models.parameter_names import named_weights, owners
-
-InitialValue = Literal["normal", "ones", "zeros"]
 
 
 def draw_weight(name: str, shape: Shape, kind: InitialValue, seed: int, std: float) -> Tensor:
@@ -37,11 +35,9 @@ def draw_weight(name: str, shape: Shape, kind: InitialValue, seed: int, std: flo
 def initial_value(owner: nn.Module, attribute: str, parameter: Tensor) -> InitialValue:
     """How the parameter ``owner.attribute`` starts.
 
-    A module that needs something else than the rule says so in a class attribute ``initial_values``, a mapping from
-    attribute to ``InitialValue``. The rule: matrices, embeddings and stacks of matrices are normal, biases zero, and
-    other vectors, which scale norms, one.
+    See ``archon_core.contracts.module.initial_values`` for the rule, and for how a module departs from it.
     """
-    declared: Mapping[str, InitialValue] = getattr(owner, "initial_values", {})
+    declared = initial_values(owner)
     if attribute in declared:
         return declared[attribute]
     if attribute.endswith("bias"):

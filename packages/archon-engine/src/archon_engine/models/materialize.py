@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from archon_core.contracts.module import FillsBuffers
+
 
 def materialize_empty(
     module: nn.Module, device: torch.device | str, *, buffer_device: torch.device | str | None = None
@@ -12,7 +14,7 @@ def materialize_empty(
     """Replace meta tensors by uninitialised ones on ``device``, in place; tied parameters stay one parameter.
 
     ``nn.Module.to_empty`` visits a shared parameter once per owner and makes a new one each time, which unties them. It
-    empties buffers, too: a module that keeps constants in some has a method ``fill_buffers`` that writes them anew.
+    also empties buffers, so modules that keep constants there write them anew (``contracts.module.FillsBuffers``).
 
     Args:
         buffer_device: where buffers go, when parameters are kept elsewhere than the module runs.
@@ -31,5 +33,5 @@ def materialize_empty(
                 if buffer is not None:
                     owner._buffers[name] = torch.empty_like(buffer, device=buffer_device)
     for part in list(module.modules()):
-        if hasattr(part, "fill_buffers"):
+        if isinstance(part, FillsBuffers):
             part.fill_buffers()

@@ -43,7 +43,7 @@ class PackedAttention(nn.Module):
         backend: which implementation; ``None`` chooses by device and type at each call.
     """
 
-    takes_cut_tokens = True
+    accepts_sequence_shards = True
 
     def __init__(self, layer: str, settings: AttentionSettings) -> None:
         super().__init__()

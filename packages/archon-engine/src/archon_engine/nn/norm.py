@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from archon_engine.models.initialize import InitialValue
+from archon_core.contracts.module import InitialValue
 from archon_engine.nn.tensor_parallel import TensorParallel, local_weight
 
 

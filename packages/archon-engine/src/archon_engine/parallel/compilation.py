@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archon_core.contracts.module import eager_methods
 from archon_core.errors import ConfigError
 from archon_core.models.parallel_plan import ParallelPlan, matches
 from archon_engine import compat
@@ -81,7 +82,7 @@ class CompiledBlocks:
             if any(matches(pattern, name) for pattern in plan.attention):
                 part.forward = torch.compiler.disable(part.forward, reason="lengths differ from batch to batch")
             elif any(matches(pattern, name) for pattern in plan.experts):
-                for method in _eager_methods(part):
+                for method in eager_methods(part):
                     disabled = torch.compiler.disable(getattr(part, method), reason="loads differ from batch to batch")
                     setattr(part, method, disabled)
         keeping = keeping or Keeping()
@@ -143,16 +144,11 @@ def check_compiler(device_type: str, *, option: str, environment: Mapping[str, s
         )
 
 
-def _eager_methods(experts: nn.Module) -> tuple[str, ...]:
-    """Those of a mixture-of-experts block whose shapes depend on where tokens go: all of it, where it says nothing."""
-    return getattr(experts, "eager_methods", ("forward",))
-
-
 def _eager_modules(module: nn.Module, plan: ParallelPlan) -> Iterator[nn.Module]:
     """Modules that no compiled code runs."""
     for name, part in module.named_modules():
         if any(matches(pattern, name) for pattern in plan.experts):
-            yield from (part if _eager_methods(part) == ("forward",) else part.experts).modules()
+            yield from (part if eager_methods(part) == ("forward",) else part.experts).modules()
 
 
 def _places(block: nn.Module, eager: Collection[nn.Module]) -> list[tuple[dict[str, Tensor], str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from archon_core.contracts.module import accepts_sequence_shards
 from archon_core.errors import ModelError
 from archon_core.models.parallel_plan import ParallelPlan, matches
 from archon_engine.nn.attention import PackedAttention
@@ -11,8 +12,6 @@ from archon_engine.nn.attention import PackedAttention
 
 def check_context_plan(module: nn.Module, plan: ParallelPlan) -> None:
     """Check that every attention module of ``plan`` exchanges heads where tokens are cut, as ``PackedAttention`` does.
-
-    A module opts in by a true class attribute ``takes_cut_tokens``, and by honouring ``packed.context``.
 
     Raises:
         ModelError: the plan names no attention although the model has heads, or a module that needs whole sequences;
@@ -22,7 +21,7 @@ def check_context_plan(module: nn.Module, plan: ParallelPlan) -> None:
     problems = [
         f"{name}: {type(part).__name__} needs whole sequences; use archon_engine.nn's PackedAttention"
         for name, part in named.items()
-        if not getattr(part, "takes_cut_tokens", False)
+        if not accepts_sequence_shards(part)
     ]
     problems += [
         f"{name}: attention that the plan's `attention` does not name"

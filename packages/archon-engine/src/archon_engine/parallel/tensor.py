@@ -7,6 +7,7 @@ tensor regions get a hook before, which gathers tokens, and one after, which sca
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
+from archon_core.contracts.module import RowProjection, TensorParallelLayer
 from archon_core.errors import ModelError
 from archon_core.models.box import chunk_of
 from archon_core.models.parallel_plan import ParallelPlan, Role, matches
@@ -28,12 +30,6 @@ SHARDED_DIM: dict[tuple[Role, str], int] = {
     ("row", "weight"): 1,
 }
 """(role, parameter) -> the tensor dim that is cut; all others are replicated."""
-
-_PARALLEL = "parallel"
-"""The attribute under which layers and tensor regions keep their ``TensorParallel``."""
-
-_ADDS_BIAS = "adds_bias"
-"""The attribute of a projection that can sum partial outputs: see ``archon_engine.nn.linear.Linear``."""
 
 _TOKENS = "hidden_states"
 """The keyword argument in which a region of another library's module may take its tokens."""
@@ -60,12 +56,12 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
             if parameter not in sharded:
                 sharded[parameter] = _distribute(parameter, _placement(role, attribute), mesh)
             setattr(owner, attribute, sharded[parameter])
-        if role == "row" and hasattr(owner, _ADDS_BIAS):
+        if role == "row" and isinstance(owner, RowProjection):
             owner.adds_bias = parallel.rank == 0
-        if hasattr(owner, _PARALLEL):
+        if isinstance(owner, TensorParallelLayer):
             owner.parallel = parallel
     for name, block in module.named_modules():
-        if any(matches(pattern, name) for pattern in plan.experts) and hasattr(block, _PARALLEL):
+        if any(matches(pattern, name) for pattern in plan.experts) and isinstance(block, TensorParallelLayer):
             block.parallel = parallel
     _exchange_key_heads(module, plan, parallel)
     for name, region in module.named_modules():
@@ -84,22 +80,21 @@ def _exchange_key_heads(module: nn.Module, plan: ParallelPlan, parallel: TensorP
         return
     for name, part in module.named_modules():
         if any(matches(pattern, name) for pattern in plan.key_value):
-            part.head_exchange = HeadExchange.plan(
+            exchange = HeadExchange.plan(
                 part.weight.shape[0],
                 plan.heads.key_value,
                 group=parallel.group,
                 rank=parallel.rank,
                 size=parallel.size,
             )
-            part.register_forward_hook(_exchange_heads)
+            part.register_forward_hook(partial(_exchange_heads, exchange))
 
 
 def shard_sequences(module: nn.Module, enabled: bool) -> None:
     """Switch sequence sharding of all layers on or off; it must be on wherever gradients are computed."""
     for part in module.modules():
-        parallel = getattr(part, _PARALLEL, None)
-        if isinstance(parallel, TensorParallel):
-            part.parallel = replace(parallel, sequence_sharded=enabled)
+        if isinstance(part, TensorParallelLayer) and isinstance(part.parallel, TensorParallel):
+            part.parallel = replace(part.parallel, sequence_sharded=enabled)
 
 
 def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
@@ -125,9 +120,9 @@ def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
             problems.append(f"{name}: role {role!r} {where}")
         if any(matches(pattern, name) for pattern in plan.key_value) and role != "column":
             problems.append(f"{name}: role {role!r}, and `key_value` names it; its outputs must be sharded (column)")
-        if role == "vocabulary" and not hasattr(owner, _PARALLEL):
+        if role == "vocabulary" and not isinstance(owner, TensorParallelLayer):
             problems.append(f"{name}: {type(owner).__name__} cannot hold part of a vocabulary; use archon_engine.nn's")
-        if role == "row" and not hasattr(owner, _ADDS_BIAS):
+        if role == "row" and not isinstance(owner, RowProjection):
             problems.append(f"{name}: {type(owner).__name__} sums no partial outputs; use archon_engine.nn's Linear")
     if problems:
         raise ModelError("parallel plan: it cannot be used for tensor parallelism:\n  " + "\n  ".join(problems))
@@ -152,8 +147,8 @@ def _distribute(parameter: nn.Parameter, placement: Placement, mesh: DeviceMesh)
     return nn.Parameter(sharded)
 
 
-def _exchange_heads(projection: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    return projection.head_exchange.apply(output)
+def _exchange_heads(exchange: HeadExchange, projection: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return exchange.apply(output)
 
 
 def _gather_tokens(region: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
