@@ -90,8 +90,8 @@ def test_the_parallel_plan_gives_every_parameter_one_role(arguments_of, model_ty
 
 def test_norms_over_whole_projections_have_all_of_them(arguments_of):
     made = arguments_of("olmo2")
-    assert made.facts.tensor.gathering == {f"layers.*.self_attn.{name}_proj" for name in "qkv"}
-    assert made.facts.tensor.splitting == {"layers.*.self_attn.o_proj"}
+    assert made.facts.tensor.gathering == {f"layers.{{layer}}.self_attn.{name}_proj" for name in "qkv"}
+    assert made.facts.tensor.splitting == {"layers.{layer}.self_attn.o_proj"}
     assert parallel_plan(made).role_of("layers.0.self_attn.q_norm") == "head_norm"
 
 

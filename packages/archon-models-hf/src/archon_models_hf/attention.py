@@ -21,7 +21,7 @@ from archon_engine.nn.tensor_parallel import TensorParallel
 IMPLEMENTATION = "archon"
 """Under this name transformers finds ``attend``; without a mask function, so that it makes no masks."""
 
-CHILD = "packed_attention"
+CORE_ATTENTION = "packed_attention"
 """The submodule of transformers' attention that computes. It has no weights, so it adds no name to checkpoints."""
 
 
@@ -49,7 +49,7 @@ def attend(
     Returns:
         [1, T, Hq, D], of this tensor rank's heads where there are several; and no weights.
     """
-    core: SizedAttention = getattr(module, CHILD)
+    core: SizedAttention = getattr(module, CORE_ATTENTION)
     scale = core.settings.scale
     if packed is None:
         packed, attention_mask = attention_mask, None

@@ -57,12 +57,12 @@ class AttentionFacts:
 
 
 @dataclass(frozen=True)
-class HandedDown:
-    """Takes the place of a layer's mask while a model is examined.
+class MaskWithRecorder:
+    """Takes the place of a layer's mask while a model is examined: the mask reaches attention in every family.
 
     Attributes:
-        mask: that was there.
-        recorder: to be told.
+        mask: the layer's own.
+        recorder: which receives the call of attention.
     """
 
     mask: Any
@@ -92,7 +92,7 @@ class Recorder:
             )
         if "attention_mask" not in kwargs:
             return args, kwargs
-        return args, {**kwargs, "attention_mask": HandedDown(kwargs["attention_mask"], self)}
+        return args, {**kwargs, "attention_mask": MaskWithRecorder(kwargs["attention_mask"], self)}
 
     def take(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
         """Write down one call; raises ModelError for what ``PackedAttention`` does not do."""
@@ -176,7 +176,7 @@ class Recorder:
 
 def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any) -> Any:
     """An ``AttentionInterface`` function that tells a ``Recorder``; [1, T, Hq, D] of zeros, and no weights."""
-    if isinstance(attention_mask, HandedDown):
+    if isinstance(attention_mask, MaskWithRecorder):
         attention_mask.recorder.take(module, query, key, value, attention_mask.mask, options)
     elif isinstance(recorder := options.get("packed"), Recorder):
         recorder.take(module, query, key, value, attention_mask, options)

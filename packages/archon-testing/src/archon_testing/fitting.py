@@ -10,11 +10,12 @@ from torch import nn
 from archon_core.errors import ArchonError, LayoutError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.layout.model_sizes import check_sizes
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
-from archon_engine.parallel.sizes import check_refusals, sharded_extents
+from archon_engine.parallel.plan_checks import check_refusals, sharded_extents
 from archon_testing.cases import Case, Variant
 
 

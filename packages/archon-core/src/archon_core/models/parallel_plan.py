@@ -1,16 +1,16 @@
-"""The parallel plan: what a model's modules are, so that core can shard them. Data only; nothing here shards.
+"""The parallel plan: what a model's modules are to each kind of parallelism. Data only; the engine shards.
 
-Module names are patterns in which ``*`` stands for one segment, as in ``layers.*.attention.q_proj``.
+Module names are patterns as in weight rules (``archon_core.models.name_pattern``): ``layers.{layer}.attention.q_proj``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from archon_core.errors import ModelError
+from archon_core.models.name_pattern import matches
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,7 +55,7 @@ class ParallelPlan:
             plan that names none is refused there.
         attention: core attention modules, where context parallelism exchanges heads or keys.
         experts: expert blocks, where tokens are dispatched.
-        units: the pipeline's units in order; one pattern may stand for many, such as ``layers.*``.
+        units: the pipeline's units in order; one pattern may stand for many, such as ``layers.{layer}``.
         blocks: pattern of the repeated blocks: what FSDP wraps, checkpointing recomputes and compile compiles.
         heads: head counts; ``None`` for a model without attention heads.
         batched: whether hidden states inside of the module have a first dim of one sequence, [1, T, hidden], as modules
@@ -70,8 +70,8 @@ class ParallelPlan:
     key_value: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
-    units: tuple[str, ...] = ("embed", "layers.*", "norm", "head")
-    blocks: str = "layers.*"
+    units: tuple[str, ...] = ("embed", "layers.{layer}", "norm", "head")
+    blocks: str = "layers.{layer}"
     heads: HeadCounts | None = None
     batched: bool = False
     refusals: Mapping[str, str] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class ParallelPlan:
                 continue
             shown = ", ".join(f"{name}.{attribute}" for attribute in own)
             roles = [pattern for pattern in self.roles if matches(pattern, name)]
-            units = [pattern for pattern in self.units if any(matches(pattern, p) for p in _ancestors(name))]
+            units = [pattern for pattern in self.units if any(matches(pattern, part) for part in ancestors(name))]
             if len(roles) != 1:
                 problems.append(f"{shown}: {len(roles)} roles ({', '.join(roles) or 'no pattern matches'})")
             if len(units) != 1:
@@ -119,7 +119,11 @@ class ParallelPlan:
             *self.units,
             self.blocks,
         )
-        problems += [f"pattern {pattern!r} matches no module" for pattern in patterns if not _any(pattern, names)]
+        problems += [
+            f"pattern {pattern!r} matches no module"
+            for pattern in patterns
+            if not any(matches(pattern, name) for name in names)
+        ]
         if problems:
             raise ModelError(
                 "the parallel plan does not fit the module: every parameter needs one role and one pipeline unit:\n  "
@@ -127,21 +131,12 @@ class ParallelPlan:
             )
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a module name has the form of ``pattern``; ``*`` stands for one segment."""
-    return re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), name) is not None
-
-
 def layer_number(name: str) -> int:
     """The number of the layer that a module lies in: the first segment of its name that is one."""
     return next(int(segment) for segment in name.split(".") if segment.isdecimal())
 
 
-def _any(pattern: str, names: Iterable[str]) -> bool:
-    return any(matches(pattern, name) for name in names)
-
-
-def _ancestors(name: str) -> list[str]:
-    """``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
+def ancestors(name: str) -> list[str]:
+    """A module's name and those of the modules around it: ``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
     segments = name.split(".")
     return [".".join(segments[: i + 1]) for i in range(len(segments))]

@@ -17,7 +17,8 @@ from archon_core.contracts.model import CausalModule
 from archon_core.contracts.module import model_decisions
 from archon_core.contracts.pipeline import PipelineParts
 from archon_core.layout import Layout
-from archon_core.models.parallel_plan import layer_number, matches
+from archon_core.models.name_pattern import matches_any
+from archon_core.models.parallel_plan import layer_number
 from archon_core.selection import Selection
 from archon_engine.assembly.blocks import Blocks, prepare_blocks
 from archon_engine.assembly.blueprint import Blueprint, draw_blueprint
@@ -232,7 +233,7 @@ def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) ->
         str(layer_number(name)): block
         for stage in stages_of(module)
         for name, block in stage.named_modules()
-        if any(matches(pattern, name) for pattern in plan.parallel.experts)
+        if matches_any(plan.parallel.experts, name)
     }
     if meshes is None or meshes.experts is None:
         return ExpertBlocks(builder, blocks)

@@ -30,9 +30,12 @@ from archon_engine.models.parameter_names import weight_shapes
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.parallel.activation_checkpointing import blocks_of
-from archon_engine.parallel.context import check_context_plan
-from archon_engine.parallel.sizes import check_refusals, sharded_extents
-from archon_engine.parallel.tensor import check_tensor_plan
+from archon_engine.parallel.plan_checks import (
+    check_context_plan,
+    check_refusals,
+    check_tensor_plan,
+    sharded_extents,
+)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from archon_core.contracts.module import eager_methods
 from archon_core.errors import ConfigError
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches_any
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine import compat
 from archon_engine.nn.tensor_parallel import local_weight
 from archon_engine.parallel.activation_checkpointing import blocks_of, is_kept
@@ -79,9 +80,9 @@ class CompiledBlocks:
     ) -> None:
         self._is_suspended = False
         for name, part in module.named_modules():
-            if any(matches(pattern, name) for pattern in plan.attention):
+            if matches_any(plan.attention, name):
                 part.forward = torch.compiler.disable(part.forward, reason="lengths differ from batch to batch")
-            elif any(matches(pattern, name) for pattern in plan.experts):
+            elif matches_any(plan.experts, name):
                 for method in eager_methods(part):
                     disabled = torch.compiler.disable(getattr(part, method), reason="loads differ from batch to batch")
                     setattr(part, method, disabled)
@@ -147,7 +148,7 @@ def check_compiler(device_type: str, *, option: str, environment: Mapping[str, s
 def _eager_modules(module: nn.Module, plan: ParallelPlan) -> Iterator[nn.Module]:
     """Modules that no compiled code runs."""
     for name, part in module.named_modules():
-        if any(matches(pattern, name) for pattern in plan.experts):
+        if matches_any(plan.experts, name):
             yield from (part if eager_methods(part) == ("forward",) else part.experts).modules()
 
 

@@ -23,7 +23,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches, matches_any
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.compat import (
     forget_forward_passes,
     reduce_gradients,
@@ -180,7 +181,7 @@ def apply_fsdp(
 def expert_modules(module: nn.Module, plan: ParallelPlan) -> list[nn.Module]:
     """The modules that hold stacked expert weights."""
     patterns = [pattern for pattern, role in plan.roles.items() if role == "expert"]
-    return [part for name, part in module.named_modules() if any(matches(pattern, name) for pattern in patterns)]
+    return [part for name, part in module.named_modules() if matches_any(patterns, name)]
 
 
 def even_dim(parameter: nn.Parameter, size: int) -> int | None:

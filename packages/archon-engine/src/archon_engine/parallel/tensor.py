@@ -17,9 +17,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
 from archon_core.contracts.module import RowProjection, TensorParallelLayer
-from archon_core.errors import ModelError
 from archon_core.models.box import chunk_of
-from archon_core.models.parallel_plan import ParallelPlan, Role, matches
+from archon_core.models.name_pattern import matches_any
+from archon_core.models.parallel_plan import ParallelPlan, Role
 from archon_engine.nn.key_heads import HeadExchange, needs_exchange
 from archon_engine.nn.tensor_parallel import TensorParallel
 
@@ -61,11 +61,11 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
         if isinstance(owner, TensorParallelLayer):
             owner.parallel = parallel
     for name, block in module.named_modules():
-        if any(matches(pattern, name) for pattern in plan.experts) and isinstance(block, TensorParallelLayer):
+        if matches_any(plan.experts, name) and isinstance(block, TensorParallelLayer):
             block.parallel = parallel
     _exchange_key_heads(module, plan, parallel)
     for name, region in module.named_modules():
-        if any(matches(pattern, name) for pattern in plan.tensor_regions):
+        if matches_any(plan.tensor_regions, name):
             region.parallel = parallel
             if plan.batched:
                 region.register_forward_pre_hook(_gather_batched_tokens, with_kwargs=True)
@@ -79,7 +79,7 @@ def _exchange_key_heads(module: nn.Module, plan: ParallelPlan, parallel: TensorP
     if plan.heads is None or not needs_exchange(plan.heads.key_value, parallel.size):
         return
     for name, part in module.named_modules():
-        if any(matches(pattern, name) for pattern in plan.key_value):
+        if matches_any(plan.key_value, name):
             exchange = HeadExchange.plan(
                 part.weight.shape[0],
                 plan.heads.key_value,
@@ -95,37 +95,6 @@ def shard_sequences(module: nn.Module, enabled: bool) -> None:
     for part in module.modules():
         if isinstance(part, TensorParallelLayer) and isinstance(part.parallel, TensorParallel):
             part.parallel = replace(part.parallel, sequence_sharded=enabled)
-
-
-def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
-    """Check a whole model: every sharded projection lies in a region, and everything else outside of it, or the sums
-    would be wrong.
-
-    Raises:
-        ModelError: the plan does not say enough of the module.
-    """
-    plan.validate(module)
-    problems = []
-    for name, owner in module.named_modules():
-        if not any(True for _ in owner.parameters(recurse=False)):
-            continue
-        role = plan.role_of(name)
-        ancestors = [name[:end] for end in range(len(name) + 1) if name[end : end + 1] in (".", "")]
-        in_region = any(matches(pattern, ancestor) for pattern in plan.tensor_regions for ancestor in ancestors)
-        if role == "expert":
-            if not any(matches(pattern, ancestor) for pattern in plan.experts for ancestor in ancestors):
-                problems.append(f"{name}: expert weights outside every block of `experts`")
-        elif in_region != (role in ("column", "row", "head_norm")):
-            where = "in a tensor region" if in_region else "outside every tensor region"
-            problems.append(f"{name}: role {role!r} {where}")
-        if any(matches(pattern, name) for pattern in plan.key_value) and role != "column":
-            problems.append(f"{name}: role {role!r}, and `key_value` names it; its outputs must be sharded (column)")
-        if role == "vocabulary" and not isinstance(owner, TensorParallelLayer):
-            problems.append(f"{name}: {type(owner).__name__} cannot hold part of a vocabulary; use archon_engine.nn's")
-        if role == "row" and not isinstance(owner, RowProjection):
-            problems.append(f"{name}: {type(owner).__name__} sums no partial outputs; use archon_engine.nn's Linear")
-    if problems:
-        raise ModelError("parallel plan: it cannot be used for tensor parallelism:\n  " + "\n  ".join(problems))
 
 
 def _placement(role: Role, attribute: str) -> Placement:

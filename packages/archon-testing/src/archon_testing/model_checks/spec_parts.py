@@ -14,8 +14,7 @@ from archon_core.plugins import ModelSpec
 from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
 from archon_engine.models.parameter_names import weight_shapes
-from archon_engine.parallel.context import check_context_plan
-from archon_engine.parallel.sizes import sharded_extents
+from archon_engine.parallel.plan_checks import check_context_plan, sharded_extents
 from archon_testing.cases import Case
 from archon_testing.model_checks.built import require
 

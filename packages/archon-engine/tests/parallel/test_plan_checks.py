@@ -7,8 +7,7 @@ from archon_core.errors import LayoutError, ModelError
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
 from archon_engine.nn.attention import PackedAttention
-from archon_engine.parallel.context import check_context_plan
-from archon_engine.parallel.sizes import check_refusals, sharded_extents
+from archon_engine.parallel.plan_checks import check_context_plan, check_refusals, sharded_extents
 
 EXTENTS = ShardedExtents({"attention heads": 12, "key and value heads": 6, "rows": 24}, query_heads=12)
 
