@@ -20,7 +20,7 @@ from archon_core.models.stage import Stage
 from archon_engine.checkpoint.hf import load_hf_weights
 from archon_engine.checkpoint.hf_saving import save_hf_weights
 from archon_engine.models.hf_config import load_hf_config
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import materialize_empty
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 from archon_models_qwen.parallel_plan import moe_parallel_plan

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from archon_core.contracts.packed import AttentionSettings
 from archon_core.errors import ModelError
-from archon_models_hf.advice import ADVICE
 from archon_models_hf.masks import MaskForm
+from archon_models_hf.transformers_model import ADVICE
 
 _HANDED_DOWN = frozenset(
     {

@@ -32,8 +32,7 @@ from archon_engine.mesh import (
     device_of_rank,
 )
 from archon_engine.models.hf_config import checkpoint_folder
-from archon_engine.models.initialize import initialize_weights
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import initialize_weights, materialize_empty
 from archon_engine.models.parameter_names import named_weights, owners
 from archon_engine.models.staged import StagedModule, stages_of
 from archon_engine.nn.attention import attention_settings, check_attention_backend, set_attention_backend

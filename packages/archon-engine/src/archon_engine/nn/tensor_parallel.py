@@ -16,7 +16,6 @@ from torch.distributed.tensor import DTensor, Partial
 
 from archon_core.models.box import chunk_of
 from archon_engine import compat
-from archon_engine.nn.collectives import gather_results
 
 MESH_AXIS = "tp"
 
@@ -60,8 +59,35 @@ class TensorParallel:
         return compat.all_gather_with_grad(x[None], 0, self.group).sum(0)
 
     def gather_results(self, x: Tensor, dim: int) -> Tensor:
-        """The ranks' ``x`` along ``dim``, for what every rank goes on to use in the same way."""
+        """See ``gather_results``."""
         return gather_results(x, dim, group=self.group, rank=self.rank, size=self.size)
+
+
+def gather_results(x: Tensor, dim: int, *, group: Any, rank: int, size: int) -> Tensor:
+    """Join the ranks' ``x``, of equal shape, along ``dim``, for a result that every rank goes on to use alike.
+
+    Every rank then computes the same loss from it. So backward takes the rank's own part of the gradient: summing over
+    ranks, as the gradient of a plain gather does, would count that loss ``size`` times.
+
+    Args:
+        x: this rank's part.
+        dim: along which parts are joined.
+        group: the process group.
+        rank: place in it.
+        size: ranks in it.
+    """
+    return _GatherResults.apply(x, dim, group, rank, size)
+
+
+class _GatherResults(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int, group: Any, rank: int, size: int) -> Tensor:
+        ctx.dim, ctx.rank, ctx.size = dim, rank, size
+        return compat.all_gather(x, dim, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return grad.chunk(ctx.size, ctx.dim)[ctx.rank].contiguous(), None, None, None, None
 
 
 def local_weight(parameter: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from archon_engine import compat
-from archon_engine.nn.collectives import gather_results
+from archon_engine.nn.tensor_parallel import gather_results
 
 
 @dataclass(frozen=True)
