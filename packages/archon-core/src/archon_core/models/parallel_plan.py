@@ -30,11 +30,11 @@ Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
 
 @dataclass(frozen=True)
 class HeadCounts:
-    """How many heads the whole model has.
+    """Numbers of heads in the whole model.
 
     Attributes:
-        query: attention heads; tensor and context sizes divide their number.
-        key_value: key and value heads, which divide the number of attention heads.
+        query: attention heads; t x c divides it.
+        key_value: key and value heads; it divides ``query``.
     """
 
     query: int
@@ -47,22 +47,23 @@ class ParallelPlan:
 
     Attributes:
         roles: pattern of modules that own parameters -> their role. Every parameter has exactly one.
-        tensor_regions: modules whose input is gathered from, and whose output is scattered to, sequence shards: the
-            first positional argument, and the only result. Column, row and head_norm modules lie in one, no others do.
-        key_value: column modules whose outputs, when all ranks have put theirs side by side, are the key or the value
-            heads as attention takes them: projections, or norms over whole projections that come after them. Where the
-            tensor ranks are no divisor of the key heads, ranks exchange these outputs so that each has whole heads. A
-            plan that names none is refused there.
-        attention: core attention modules, where context parallelism exchanges heads or keys.
+        tensor_regions: modules such as attention and MLP. Their first positional argument is gathered from sequence
+            shards before them, and their only result is scattered to sequence shards. Column, row and head_norm modules
+            lie in a region; all others lie outside.
+        key_value: column modules whose outputs, joined over the tensor ranks, are the key or the value heads as
+            attention takes them: projections, or norms over whole projections behind them. Where t does not divide the
+            key heads, ranks exchange these outputs so that each has whole heads; a plan that names none is refused
+            there.
+        attention: core attention modules, where context parallelism exchanges heads.
         experts: expert blocks, where tokens are dispatched.
         units: the pipeline's units in order; one pattern may stand for many, such as ``layers.{layer}``.
-        blocks: pattern of the repeated blocks: what FSDP wraps, checkpointing recomputes and compile compiles.
+        blocks: pattern of the repeated blocks: each is a group for FSDP, and is recomputed and compiled as a whole.
         heads: head counts; ``None`` for a model without attention heads.
-        batched: whether hidden states inside of the module have a first dim of one sequence, [1, T, hidden], as modules
-            of other libraries expect. Tensor regions then may take theirs as the keyword argument ``hidden_states``,
-            and may return it first of several results.
-        refusals: letter of a layout's axis -> why this very model cannot be cut along it, as a sentence with what to
-            do, though others of the same spec can.
+        batched: whether hidden states inside the module have a leading batch dim of 1, [1, T, hidden], as modules of
+            other libraries expect. A tensor region may then take them as the keyword argument ``hidden_states`` and
+            return them as the first of several results.
+        refusals: letter of a layout's axis -> why this model, unlike others of the same spec, cannot be cut along it:
+            a sentence that ends with what to do.
     """
 
     roles: Mapping[str, Role]
@@ -132,7 +133,7 @@ class ParallelPlan:
 
 
 def layer_number(name: str) -> int:
-    """The number of the layer that a module lies in: the first segment of its name that is one."""
+    """The number of the layer that a module lies in: the first segment of its name that is a number."""
     return next(int(segment) for segment in name.split(".") if segment.isdecimal())
 
 

@@ -1,7 +1,8 @@
 """Tensor parallelism with sequence parallelism, applied to any module that has a parallel plan.
 
-Parameters become DTensors over the ``tp`` axis. Layers that exchange tokens are told their place in the group, and
-tensor regions get a hook before, which gathers tokens, and one after, which scatters the sum.
+Parameters become DTensors over the ``tp`` axis. Layers that declare ``parallel`` receive this rank's place in the
+group. Tensor regions get a hook before, which gathers tokens, and one after, which scatters the sum. Between regions
+each of t ranks holds T / t tokens.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
     """Shard ``module``, a model or a stage of one that is on the meta device, in place.
 
     Args:
-        plan: what its modules are; ``check_tensor_plan`` has been called for the whole model.
+        plan: the roles of its modules; ``plan_checks.check_tensor_plan`` has accepted it for the whole model.
         mesh: the one-dimensional mesh of the tensor ranks.
     """
     parallel = TensorParallel(mesh.get_group(), mesh.get_local_rank(), mesh.size())
@@ -52,7 +53,7 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
         if role == "expert":
             continue  # sharded over axes of their own
         for attribute, parameter in own.items():
-            # A tied parameter is one parameter before and after.
+            # A tied parameter stays one parameter: its gradients must add up on one tensor.
             if parameter not in sharded:
                 sharded[parameter] = _distribute(parameter, _placement(role, attribute), mesh)
             setattr(owner, attribute, sharded[parameter])
@@ -103,13 +104,13 @@ def _placement(role: Role, attribute: str) -> Placement:
 
 
 def _distribute(parameter: nn.Parameter, placement: Placement, mesh: DeviceMesh) -> nn.Parameter:
-    """A parameter on the meta device with the shape of the whole and the storage, later, of a part."""
+    """A DTensor on the meta device with the shape of the whole parameter; only this rank's part will have storage."""
     assert parameter.is_meta, "sharding comes before weights"
     shape = list(parameter.shape)
     if isinstance(placement, Shard):
         shape[placement.dim] = len(chunk_of(shape[placement.dim], mesh.size(), mesh.get_local_rank()))
     local = torch.empty(shape, dtype=parameter.dtype, device="meta")
-    # Parts may differ in size, so the shape of the whole cannot be told from this one.
+    # Parts may differ in size, so DTensor cannot infer the whole shape from this one.
     sharded = DTensor.from_local(
         local, mesh, [placement], run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
