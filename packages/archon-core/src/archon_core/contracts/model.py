@@ -100,7 +100,6 @@ class ModelSpec(Spec):
 class CausalModule(Protocol):
     """A decoder model. Parts that are not on this pipeline stage are ``None``.
 
-
     ``embed`` maps token ids [T] to hidden states [T, hidden]. ``layers`` is an ``nn.ModuleDict`` keyed by the layer's
     number in the whole model. ``norm`` and ``head`` make the outputs. A stage without ``embed`` takes hidden states; a
     stage without ``head`` returns them.

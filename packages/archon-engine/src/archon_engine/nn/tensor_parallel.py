@@ -1,8 +1,8 @@
-"""What layers do with their share of a tensor-parallel group: collectives between ranks, and local weights.
+"""Tensor parallelism as layers see it: this rank's place, collectives with gradients, and local weights.
 
 The residual stream is sharded over tokens (sequence parallelism): each rank holds T / size of them. A region such as
-attention gathers the tokens, works on its share of heads or features, and gives back its tokens of the ranks' sum.
-Parameters are DTensors; activations are plain tensors.
+attention gathers the tokens, computes on its share of heads or features, and returns this rank's tokens of the sum over
+ranks. Parameters are DTensors; activations are plain tensors.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class TensorParallel:
         group: the process group.
         rank: place in it.
         size: ranks in it.
-        sequence_sharded: whether activations between regions hold 1 / size of the tokens. Off while generating, where
-            the number of tokens is that of the rows being decoded and need not divide; gradients need it on.
+        sequence_sharded: whether activations between regions hold 1 / size of the tokens. False during generation,
+            where the number of tokens is that of the decoded rows, which ``size`` need not divide. Gradients need true.
     """
 
     group: Any
@@ -42,13 +42,13 @@ class TensorParallel:
         return chunk_of(extent, self.size, self.rank)
 
     def gather_tokens(self, x: Tensor) -> Tensor:
-        """[T / size, ...] of each rank to [T, ...]. Backward: each rank its tokens of the sum of all gradients."""
+        """Join the ranks' [T / size, ...] to [T, ...]. Backward returns this rank's tokens of the summed gradients."""
         if not self.sequence_sharded:
             return x
         return compat.all_gather_with_grad(x, 0, self.group)
 
     def scatter_sum(self, x: Tensor) -> Tensor:
-        """Partial sums [T, ...] of each rank to the rank's [T / size, ...] of their sum. Backward gathers."""
+        """Sum the ranks' partial sums [T, ...] and return this rank's tokens, [T / size, ...]. Backward gathers."""
         if self.sequence_sharded:
             return compat.reduce_scatter_with_grad(x, 0, self.group)
         assert not (torch.is_grad_enabled() and x.requires_grad), "whole tokens on every rank are for generation only"
@@ -91,10 +91,10 @@ class _GatherResults(torch.autograd.Function):
 
 
 def local_weight(parameter: Tensor) -> Tensor:
-    """This rank's part of a layer's parameter, as a plain tensor.
+    """This rank's part of a layer's parameter, as a plain tensor. Layers read every parameter through this function.
 
-    Layers use their parameters through this function. A replicated one sees other tokens or heads on every rank, so
-    its gradient is declared to be a partial sum, which FSDP2 reduces.
+    A replicated parameter sees different tokens or heads on every tensor rank, so its gradient is declared a partial
+    sum, which FSDP2 reduces over these ranks. Without that, ranks would update their copies differently.
     """
     if not isinstance(parameter, DTensor):
         return parameter
