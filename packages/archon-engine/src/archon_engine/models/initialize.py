@@ -1,7 +1,7 @@
-"""From a model's spec to a module with weights: building it, giving it storage, drawing random weights from a seed.
+"""From a model's spec to a module with weights: build it, give it storage, draw random weights from a seed.
 
-Each parameter is drawn on the CPU in fp32 from a generator of its own, seeded by the run's seed and the parameter's
-global name. So it depends neither on the other parameters nor on device, dtype, pipeline stage or sharding.
+Each parameter is drawn on the CPU in fp32 from a separate generator, seeded by the run's seed and the parameter's
+global name. So its values depend neither on other parameters nor on device, dtype, pipeline stage or sharding.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def materialize_empty(
     also empties buffers, so modules that keep constants there write them anew (``contracts.module.FillsBuffers``).
 
     Args:
-        buffer_device: where buffers go, when parameters are kept elsewhere than the module runs.
+        buffer_device: where buffers go; ``None`` for ``device``. It differs where parameters are kept in host memory.
     """
     shared: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
