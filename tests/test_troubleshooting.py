@@ -191,7 +191,7 @@ def _(folder: Path) -> None:
 
 @row("Tensor or context ranks do not divide the model")
 def _(folder: Path) -> None:
-    extents = ShardedExtents({"attention heads": 12, "layers.*.mlp.down_proj inputs": 3072}, query_heads=12)
+    extents = ShardedExtents({"attention heads": 12, "layers.{layer}.mlp.down_proj inputs": 3072}, query_heads=12)
     check_sizes(extents, parse_layout("archon:t8"), option="actor.backend")
 
 

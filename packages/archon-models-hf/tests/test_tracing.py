@@ -17,8 +17,8 @@ EXPERTS = {"num_local_experts": 4}
 def test_windows_scales_and_caps_are_those_that_layers_ask_for(arguments_of):
     made = arguments_of("gemma2", head_dim=8, query_pre_attn_scalar=4, sliding_window=5)
     first, second = made.facts.attention
-    assert (first.window, second.window) == (5, None)
-    assert (first.scale, first.softcap, made.facts.form.softcap) == (0.5, 50.0, 30.0)
+    assert (first.settings.window, second.settings.window) == (5, None)
+    assert (first.settings.scale, first.settings.softcap, made.facts.form.softcap) == (0.5, 50.0, 30.0)
     assert (first.n_heads, first.n_kv_heads, first.head_dim) == (4, 2, 8)
     assert made.facts.tied
 
@@ -90,8 +90,8 @@ def test_the_parallel_plan_gives_every_parameter_one_role(arguments_of, model_ty
 
 def test_norms_over_whole_projections_have_all_of_them(arguments_of):
     made = arguments_of("olmo2")
-    assert made.facts.tensor.gathering == {f"layers.*.self_attn.{name}_proj" for name in "qkv"}
-    assert made.facts.tensor.splitting == {"layers.*.self_attn.o_proj"}
+    assert made.facts.tensor.gathering == {f"layers.{{layer}}.self_attn.{name}_proj" for name in "qkv"}
+    assert made.facts.tensor.splitting == {"layers.{layer}.self_attn.o_proj"}
     assert parallel_plan(made).role_of("layers.0.self_attn.q_norm") == "head_norm"
 
 

@@ -19,7 +19,7 @@ from archon_core.models.weight_rules import Drop, Fuse, Rename, Split, Stack, Ti
 from archon_engine.checkpoint.hf import load_hf_weights
 from archon_engine.checkpoint.hf_saving import plan_shards, save_hf_weights
 from archon_engine.checkpoint.weight_files import INDEX_FILE
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import materialize_empty
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 
 LAYERS, EXPERTS, HIDDEN, VOCAB = 2, 3, 4, 10

@@ -24,7 +24,7 @@ from archon_engine.parallel.activation_checkpointing import is_kept
 from archon_engine.parallel.compilation import check_compiler
 from archon_testing.worlds import run_world
 
-PLAN = ParallelPlan(roles={}, attention=("layers.*.core",), units=("layers.*",))
+PLAN = ParallelPlan(roles={}, attention=("layers.{layer}.core",), units=("layers.{layer}",))
 COMPILE = "actor.archon.enable_compile"
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from archon_core.contracts.module import InitialValue
 from archon_core.errors import ModelError
-from archon_engine.models.initialize import InitialValue
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

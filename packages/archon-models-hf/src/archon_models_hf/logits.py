@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from archon_core.errors import ModelError
 from archon_engine.nn.head import LogitForm
-from archon_models_hf.advice import ADVICE
+from archon_models_hf.transformers_model import ADVICE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

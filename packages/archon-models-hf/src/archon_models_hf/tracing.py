@@ -19,7 +19,6 @@ from torch import nn
 from archon_core.errors import ModelError
 from archon_engine import compat
 from archon_engine.nn.head import LogitForm
-from archon_models_hf.advice import ADVICE
 from archon_models_hf.logits import logit_form
 from archon_models_hf.masks import describe_mask
 from archon_models_hf.names import Names
@@ -27,7 +26,7 @@ from archon_models_hf.one_run import Passes, watching
 from archon_models_hf.pipeline_plan import no_pipeline
 from archon_models_hf.tensor_plan import TensorFacts, read_tensor_plan
 from archon_models_hf.traced_attention import AttentionFacts, Recorder, record
-from archon_models_hf.transformers_model import build_transformers
+from archon_models_hf.transformers_model import ADVICE, build_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

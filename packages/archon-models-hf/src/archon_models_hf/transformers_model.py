@@ -6,11 +6,17 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ModelError
-from archon_models_hf.advice import ADVICE
 from archon_models_hf.attention import IMPLEMENTATION, register
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+ADVICE = (
+    "use a model package that serves it, or write one: archon new model NAME (pip install archon-scaffold) begins it "
+    "as a small Llama, with a PORTING.md that says how to go on"
+)
+"""What to do about a model that this package cannot run. Without ``--from-hf``, which reads decoders of the Llama line:
+most of what is refused here is none."""
 
 BY_LENGTH = ("dynamic", "longrope")
 """Rotations whose angles depend on the longest sequence of a call: packed with others, a sequence would get others."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from archon_core.contracts.packed import OutputName, PackedSequences
+from archon_core.contracts.packed import AttentionSettings, OutputName, PackedSequences
 from archon_core.models.stage import Stage
 from archon_engine.nn.attention import PackedAttention
 from archon_engine.nn.embedding import Embedding
@@ -37,7 +37,8 @@ class QwenAttention(nn.Module):
         self.o_proj = Linear(a.n_heads * a.head_dim, a.hidden_size, bias=a.output_bias)
         self.q_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
         self.k_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
-        self.core = PackedAttention(str(layer), scale=a.head_dim**-0.5, window=a.windows[layer])
+        settings = AttentionSettings(scale=a.head_dim**-0.5, window=a.windows[layer])
+        self.core = PackedAttention(str(layer), settings)
 
     def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
         """[T, hidden] to [T, hidden]."""

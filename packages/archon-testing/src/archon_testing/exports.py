@@ -15,8 +15,8 @@ from torch import Tensor
 
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.plugins import registry
-from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.initialize import build_module
 from archon_engine.models.parameter_names import weight_shapes
 from archon_testing.cases import Case
 from archon_testing.held_shards import HeldShard
@@ -29,7 +29,7 @@ def weight_map_of(case: Case) -> ResolvedMap:
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=case.critic)
     with torch.device("meta"):
-        whole = build_alone(spec, arguments)
+        whole = build_module(spec, arguments)
     return model.weight_map(arguments).resolve(weight_shapes(whole))
 
 

@@ -11,8 +11,9 @@ parallel plans refer to its parameters by these names (E experts, F their interm
 - ``shared.gate_proj.weight``, ``shared.up_proj.weight``, ``shared.down_proj.weight`` with a shared expert, and
   ``shared_gate.weight`` [1, H] if that expert has a gate
 
-In compiled models a block stays eager as a whole, because its shapes depend on the routing. A class with the attribute
-``eager_methods`` keeps only those methods eager; no other method may use ``experts``.
+In compiled models a block stays eager as a whole, because its shapes depend on the routing. A class that declares
+``eager_methods`` (``archon_core.contracts.module``) keeps only these methods eager; no other method may use
+``experts``.
 """
 
 from __future__ import annotations

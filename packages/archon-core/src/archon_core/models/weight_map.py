@@ -1,7 +1,7 @@
-"""The weight map: a list of rules between Hugging Face's tensors and ours, and what it means for a given model.
+"""The weight map: a list of rules between Hugging Face's tensors and ours, and its application to a given model.
 
-One list serves loading, saving and publication. ``WeightMap`` is what a model package writes; ``resolve`` applies it to
-the shapes of a whole model and gives the links that everything else works with. No torch is needed.
+One list serves loading, saving and publication. A model package writes a ``WeightMap``; ``resolve`` applies it to the
+shapes of a whole model and returns the links that everything else works with. No torch is needed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ResolvedMap:
         dropped: patterns of Hugging Face names that are ignored.
         stand_ins: Hugging Face name -> our name of the tensor that is read from it when a checkpoint does not store
             the tensor under its own name.
-        alternatives: the same for other forms in which a checkpoint may come. They are for reading.
+        alternatives: resolved maps of the other forms in which checkpoints come, for reading only.
     """
 
     shapes: Mapping[str, Shape]
@@ -95,9 +95,9 @@ class WeightMap:
     """Rules that together cover every weight of a model.
 
     Attributes:
-        rules: their order does not matter. What is saved has the form that they give.
-        alternatives: maps of the same model for other forms that checkpoints have, such as experts that are fused;
-            what a checkpoint holds decides which is used to read it (``key_report.form_of``).
+        rules: in any order. Checkpoints are saved in the form that they describe.
+        alternatives: maps for other forms of the same model's checkpoints, such as fused experts. The names in a
+            checkpoint decide which map reads it (``key_report.form_of``).
     """
 
     rules: tuple[Rename | Fuse | Split | Stack | Tie | Drop, ...]

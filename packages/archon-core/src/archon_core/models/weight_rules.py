@@ -1,7 +1,7 @@
-"""The kinds of rule that a weight map is made of. Each says which boxes of Hugging Face tensors equal which of ours.
+"""The kinds of rule in a weight map. Each maps boxes of Hugging Face tensors to the equal boxes of ours.
 
-A rule is data; ``links`` applies it to the shapes of our tensors. Nothing here reads or writes a weight, so that one
-engine can load any slice, save, or publish through the same rules.
+A rule is data; ``links`` applies it to the shapes of our tensors. Nothing here reads or writes a weight, so loading any
+slice, saving and publication all use the same rules.
 """
 
 from __future__ import annotations

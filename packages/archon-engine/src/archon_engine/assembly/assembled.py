@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.model import CausalModule
+from archon_core.contracts.module import model_decisions
 from archon_core.contracts.pipeline import PipelineParts
 from archon_core.layout import Layout, ParallelDims
-from archon_core.models.parallel_plan import layer_number, matches
+from archon_core.models.name_pattern import matches_any
+from archon_core.models.parallel_plan import layer_number
 from archon_core.selection import Selection
 from archon_engine.assembly.blocks import Blocks, prepare_blocks
 from archon_engine.assembly.blueprint import Blueprint, draw_blueprint
@@ -29,11 +31,10 @@ from archon_engine.mesh import (
     device_of_rank,
 )
 from archon_engine.models.hf_config import checkpoint_folder
-from archon_engine.models.initialize import initialize_weights
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import initialize_weights, materialize_empty
 from archon_engine.models.parameter_names import named_weights, owners
 from archon_engine.models.staged import StagedModule, stages_of
-from archon_engine.nn.attention import check_attention_backend, set_attention_backend, softcap_of
+from archon_engine.nn.attention import attention_settings, check_attention_backend, set_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.parallel.fsdp import (
@@ -128,8 +129,9 @@ def assemble(
     if effective.attn_type is not None:
         compute_dtype = getattr(torch, effective.compute_dtype)
         head_dim = plan.arguments.head_dim
-        capped = softcap_of(module)
-        backend = check_attention_backend(effective.attn_type, effective.device, compute_dtype, head_dim, capped)
+        backend = check_attention_backend(
+            effective.attn_type, effective.device, compute_dtype, head_dim, attention_settings(module)
+        )
         set_attention_backend(module, backend)
     if meshes is not None and meshes.tp is not None:
         for stage in stages_of(module):
@@ -173,8 +175,10 @@ def assemble(
 
 def _model_decisions(plan: Blueprint, role: str) -> list[Decision]:
     """What the model's package does other than the model's configuration says; it names entries of that."""
-    decisions: Sequence[Decision] = getattr(plan.arguments, "decisions", ())
-    return [replace(decision, option=f"{role}.model_config.{decision.option}") for decision in decisions]
+    return [
+        replace(decision, option=f"{role}.model_config.{decision.option}")
+        for decision in model_decisions(plan.arguments)
+    ]
 
 
 def _expert_decisions(experts: ExpertBlocks, effective: EffectiveConfig, role: str) -> list[Decision]:
@@ -233,7 +237,7 @@ def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) ->
         str(layer_number(name)): block
         for stage in stages_of(module)
         for name, block in stage.named_modules()
-        if any(matches(pattern, name) for pattern in plan.parallel.experts)
+        if matches_any(plan.parallel.experts, name)
     }
     if meshes is not None and meshes.experts is not None:
         for block in blocks.values():

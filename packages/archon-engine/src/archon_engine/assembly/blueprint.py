@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from archon_core.contracts.model import LoadedModel, ModelArguments
+from archon_core.contracts.module import attention_dropout
 from archon_core.contracts.moe import MoEBuilder
 from archon_core.contracts.pipeline import StagePlan
 from archon_core.errors import ConfigError
@@ -30,9 +31,12 @@ from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.options.routing_replay import replay_without_experts
 from archon_engine.parallel.activation_checkpointing import blocks_of
-from archon_engine.parallel.context import check_context_plan
-from archon_engine.parallel.sizes import check_refusals, sharded_extents
-from archon_engine.parallel.tensor import check_tensor_plan
+from archon_engine.parallel.plan_checks import (
+    check_context_plan,
+    check_refusals,
+    check_tensor_plan,
+    sharded_extents,
+)
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,7 @@ def _build(
 
 
 def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role: str) -> None:
-    dropout = getattr(arguments, "attention_dropout", 0.0)
+    dropout = attention_dropout(arguments)
     if dropout and not config.disable_dropout:
         raise ConfigError(
             f"{role}.disable_dropout: found false with attention_dropout {dropout} in the model's configuration; this "

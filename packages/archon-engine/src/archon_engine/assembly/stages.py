@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec, StagePlan
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.options.archon import ArchonOptions
 from archon_engine.parallel.activation_checkpointing import blocks_of
 

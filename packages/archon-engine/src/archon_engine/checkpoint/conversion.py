@@ -33,8 +33,8 @@ from archon_engine.checkpoint.publication import publish_folder
 from archon_engine.checkpoint.seal import check_share
 from archon_engine.checkpoint.step_folders import saved_steps, step_folder
 from archon_engine.checkpoint.stored_weights import StoredWeights
-from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.initialize import build_module
 from archon_engine.models.parameter_names import owners, weight_shapes
 
 
@@ -149,7 +149,7 @@ def _describe(hf_config: Any, *, critic: bool, name: str | None) -> _Model:
     parts = spec.load()
     arguments = parts.arguments.from_hf_config(hf_config, critic=critic)
     with torch.device("meta"):
-        module = build_alone(spec, arguments, installed=installed)
+        module = build_module(spec, arguments, installed=installed)
     weights = parts.weight_map(arguments).resolve(weight_shapes(module))
     return _Model(spec.name, hf_config, weights, {name: tuple(p.shape) for name, _, _, p in owners(module)})
 

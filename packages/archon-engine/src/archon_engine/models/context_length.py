@@ -1,4 +1,4 @@
-"""The longest sequence of a model, read from its configuration: before any weight is loaded."""
+"""Reads the longest sequence of a model from its configuration, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class ContextLength:
 
     Attributes:
         positions: longest sequence that the model was made for.
-        generation: longest sequence that can be generated token by token: above it the rotary frequencies depend on
-            the final length, so that keys in a cache would be wrong.
+        generation: longest sequence that can be generated token by token. Above it, rotary frequencies depend on the
+            final length, so keys in a cache would be wrong.
     """
 
     positions: int | None = None

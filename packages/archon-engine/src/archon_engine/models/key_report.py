@@ -1,7 +1,7 @@
-"""Comparing the tensors of a checkpoint with those a model expects, and saying so in a few lines.
+"""Compares the tensors of a checkpoint with those that a model expects, and reports differences in a few lines.
 
-A wrong checkpoint of a large model has hundreds of wrong keys, nearly all of one form: keys that differ in numbers only
-are told together.
+A wrong checkpoint of a large model has hundreds of wrong names, nearly all of one form, so names that differ only in
+numbers share a line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class KeyReport:
         missing: expected and not found.
         unexpected: found, neither expected nor dropped.
         misshapen: name -> (shape found, shape expected).
-        initialised: missing ones that may be, and are drawn at random.
+        initialised: missing tensors that may be missing, and are drawn at random.
     """
 
     missing: tuple[str, ...]
@@ -34,7 +34,7 @@ class KeyReport:
 
     @property
     def n_differences(self) -> int:
-        """Names that keep the checkpoint from being loaded."""
+        """The number of names because of which the checkpoint cannot be loaded."""
         return len(self.missing) + len(self.unexpected) + len(self.misshapen)
 
     @property
@@ -73,8 +73,9 @@ def compare_keys(weights: ResolvedMap, found: Mapping[str, Shape]) -> KeyReport:
 
 
 def form_of(found: Mapping[str, Shape], weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
-    """Which of the forms that ``weights`` knows a checkpoint has: the one that fits, or else differs least. A tied
-    weight that has only its second name in the checkpoint is read from there.
+    """The form of a checkpoint among those that ``weights`` knows: the one that fits, or else differs least.
+
+    A tied weight that is stored under its second name only is read from there.
 
     Args:
         found: the checkpoint's tensors and their shapes.
@@ -86,7 +87,7 @@ def form_of(found: Mapping[str, Shape], weights: ResolvedMap) -> tuple[ResolvedM
 
 
 def summarise_names(names: Iterable[str]) -> list[str]:
-    """Names, those that differ only in numbered segments in one line: ``layers.*.weight (28: 0 to 27)``."""
+    """One line for all names that differ only in numbered segments: ``layers.*.weight (28: 0 to 27)``."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_NUMBER.sub("*", name), []).append(name)

@@ -1,7 +1,7 @@
-"""Global names of a module's weights, free of what wrappers add to them.
+"""Global names of a module's weights: names in the whole model, without what wrappers add.
 
-Weight maps, checkpoints, publication and random draws use these names, so that a compiled or checkpointed module has
-the same ones as a bare module.
+Weight maps, checkpoints, publication and random draws use these names, so that a stage, a compiled or a checkpointed
+module has the same names as a bare module.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def named_weights(module: nn.Module) -> dict[str, Tensor]:
 
 
 def weight_shapes(module: nn.Module) -> dict[str, Shape]:
-    """What ``WeightMap.resolve`` takes, from a whole module; one on the meta device will do."""
+    """Global name -> shape, as ``WeightMap.resolve`` takes them, of a whole module, which may be on the meta device."""
     return {name: tuple(weight.shape) for name, weight in named_weights(module).items()}
 
 

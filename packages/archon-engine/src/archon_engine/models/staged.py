@@ -1,6 +1,7 @@
 """The pipeline stages that one process holds, as one module.
 
-Its parameters keep the names that they have in the whole model: whoever asks for names asks ``stages_of`` first.
+Parameters keep the names that they have in the whole model. A stage is a child of ``StagedModule``, so code that needs
+names iterates over ``stages_of(module)``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class StagedModule(nn.Module):
 
     Args:
         stages: number of a stage -> its module.
-        whole: the model that they are stages of, on the meta device.
+        whole: the whole model, on the meta device.
 
     Attributes:
         stages: number of the stage, as text -> its module.
@@ -32,7 +33,7 @@ class StagedModule(nn.Module):
 
     def __init__(self, stages: Mapping[int, nn.Module], whole: nn.Module) -> None:
         super().__init__()
-        self._whole = (whole,)  # not a part of this module
+        self._whole = (whole,)  # in a tuple, so that it is no submodule
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
         self._pass_through: PassThrough | None = None
         self._pipeline = Ranks()
@@ -43,7 +44,7 @@ class StagedModule(nn.Module):
         return self._pipeline
 
     def connect(self, pass_through: PassThrough, pipeline: Ranks) -> None:
-        """Say how tokens get through all stages, and who has the others; whoever runs the pipeline knows."""
+        """Set how tokens pass through all stages, and which ranks hold those. The pipeline's runner calls this."""
         self._pass_through = pass_through
         self._pipeline = pipeline
 
@@ -54,16 +55,16 @@ class StagedModule(nn.Module):
 
 
 def outline_of(module: nn.Module) -> Any:
-    """The whole model that ``module`` is, or holds stages of: for its sizes and the kinds of its parts, not for its
-    weights, which may be on the meta device."""
+    """The whole model that ``module`` is, or holds stages of, for its sizes and the types of its parts. Its weights may
+    be on the meta device."""
     return module._whole[0] if isinstance(module, StagedModule) else module
 
 
 def stages_of(module: nn.Module) -> list[Any]:
-    """The stages in a module; the module itself where it is not cut."""
+    """The stages in a module, or the module itself without pipeline parallelism."""
     return list(module.stages.values()) if isinstance(module, StagedModule) else [module]
 
 
 def pipeline_of(module: nn.Module) -> Ranks:
-    """The processes that hold other stages of the same model, and this one."""
+    """The processes that together hold all stages of the model, this one among them."""
     return module.pipeline if isinstance(module, StagedModule) else Ranks()

@@ -1,12 +1,11 @@
 """Heads: per-token log-probabilities and entropy without the [T, V] logits, and the critic's values.
 
-``linear_logprobs`` fuses the output projection with log-softmax. It walks over chunks of tokens, keeps two numbers
-per token and recomputes a chunk's logits in backward, so that peak memory holds a few chunks instead of several
-[T, V] matrices. Under tensor parallelism each rank does that for its rows of the vocabulary, and the ranks exchange
-two or three numbers per token, once, after the loop.
+``linear_logprobs`` fuses the output projection with log-softmax. It loops over chunks of tokens, keeps two numbers per
+token and recomputes a chunk's logits in backward, so that peak memory holds a few chunks instead of several [T, V]
+matrices. Under tensor parallelism each rank does so for its rows of the vocabulary; after the loop the ranks exchange
+two or three numbers per token, once.
 
-What some models do to logits before the softmax, scaling and soft capping, is said by ``LogitForm`` and belongs to the
-fused function.
+Some models scale logits or cap them before the softmax. ``LogitForm`` describes this, and the fused function does it.
 
 Legend: T tokens, H hidden size, V vocabulary (this rank's part of it), C tokens in a chunk.
 """
@@ -38,18 +37,19 @@ GPU_CHUNK_BYTES = 2**30
 
 @dataclass(frozen=True)
 class LogitForm:
-    """What becomes of ``hidden @ weight.T``.
+    """How a model makes its logits from x = ``hidden @ weight.T``.
 
     Attributes:
-        scale: it is multiplied by this first.
-        softcap: then ``softcap * tanh(x / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None`` for no cap.
+        scale: x is multiplied by it first.
+        softcap: x then becomes ``softcap * tanh(x / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None``
+            for no cap.
     """
 
     scale: float = 1.0
     softcap: float | None = None
 
     def apply(self, logits: Tensor) -> Tensor:
-        """The model's logits of what its projection gives."""
+        """The model's logits, from the outputs of its projection."""
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
@@ -74,7 +74,7 @@ def linear_logprobs(
         targets_T: int64, rows of the whole vocabulary.
         temperature: logits are divided by it.
         parallel: the tensor ranks that hold the other rows.
-        form: what becomes of logits before they are divided by the temperature.
+        form: applied before the division by the temperature.
         first_row: the first of this rank's rows in the whole vocabulary.
     """
     return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, False, parallel, form, first_row)[0]
@@ -148,17 +148,21 @@ class _LinearLogSoftmax(torch.autograd.Function):
             logits_CV, _ = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, form, dtype)
             log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
             log_normaliser_T[chunk] = log_normaliser_C
+            # Row 0 stands in for targets that are -1 or lie on another rank; both are masked after the loop.
             target_logits_T[chunk] = logits_CV.gather(1, rows_T[chunk, None])[:, 0]
             if entropy_T is not None:
                 # Not log Z - sum p logit: there a rounding of the sum of p counts as often as the logits are large.
                 logprobs_CV = logits_CV.sub_(log_normaliser_C[:, None])
                 entropy_T[chunk] = -logprobs_CV.exp().mul_(logprobs_CV).sum(-1)
         if parallel is not None:
+            # Zero where another rank has the target: the sum over ranks is then its logit.
             log_normaliser_T, target_logits_T, entropy_T = _combine(
                 log_normaliser_T, target_logits_T.masked_fill_(is_elsewhere_T, 0), entropy_T, parallel
             )
         logprobs_T = torch.where(has_target_T, target_logits_T - log_normaliser_T, 0)
         ctx.temperature, ctx.form, ctx.own = temperature, form, own
+        # No logits. The normaliser and the entropy are those of the whole vocabulary, so backward needs no exchange: a
+        # rank's gradient of hidden is its summand, which the gradient of gather_tokens sums.
         ctx.save_for_backward(hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T)
         if entropy_T is None:
             return logprobs_T, None
@@ -180,6 +184,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
             logprobs_CV, capped_CV = _tempered_logits(hidden_TH[chunk], weight_VH, ctx.temperature, ctx.form, dtype)
             logprobs_CV -= log_normaliser_T[chunk, None]
             grad_C = grad_logprobs_T[chunk]
+            # d logprob(target) / d logit_j = [j is the target] - p_j. The first term is scattered in below.
             if entropy_T is None:
                 grad_logits_CV = logprobs_CV.exp_().mul_(-grad_C[:, None])
             else:
@@ -188,15 +193,18 @@ class _LinearLogSoftmax(torch.autograd.Function):
                 probabilities_CV = logprobs_CV.exp()
                 grad_logits_CV = logprobs_CV.add_(entropy_T[chunk, None]).mul_(grad_entropy_C[:, None])
                 grad_logits_CV.add_(grad_C[:, None]).mul_(probabilities_CV).neg_()
-                del probabilities_CV
+                del probabilities_CV  # a [C, V] buffer less while the products below run
             grad_logits_CV.scatter_add_(1, rows_T[chunk, None], grad_at_target_T[chunk, None])
             grad_logits_CV /= ctx.temperature / ctx.form.scale
             if capped_CV is not None:
+                # tanh' = 1 - tanh^2
                 grad_logits_CV.mul_(capped_CV.square_().neg_().add_(1))
             grad_logits_CV = grad_logits_CV.to(hidden_TH.dtype)
             if grad_hidden_TH is not None:
                 grad_hidden_TH[chunk] = grad_logits_CV @ weight_VH
             if grad_weight_VH is not None:
+                # Added up in at least fp32: in bf16 the summands of late chunks would be rounded away. addmm_ needs one
+                # type, so 16-bit products are made first.
                 if grad_weight_VH.dtype == hidden_TH.dtype:
                     grad_weight_VH.addmm_(grad_logits_CV.T, hidden_TH[chunk])
                 else:
@@ -209,8 +217,11 @@ class _LinearLogSoftmax(torch.autograd.Function):
 def _tempered_logits(
     hidden_CH: Tensor, weight_VH: Tensor, temperature: float, form: LogitForm, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits over the temperature; and with a softcap the hyperbolic tangents t in them, where the derivative of what
-    was capped is 1 - t^2."""
+    """Logits over the temperature, and with a softcap their hyperbolic tangents, which backward needs.
+
+    The product is rounded to the type of the weights before it is widened, as in transformers. Everything after it is
+    in place: the product is a new tensor, also where ``.to`` returns it unchanged.
+    """
     logits_CV = (hidden_CH @ weight_VH.T).to(dtype)
     if form.softcap is None:
         divisor = temperature / form.scale
@@ -225,7 +236,7 @@ class LanguageModelHead(nn.Module):
     Attributes:
         weight: [V, H]; the embedding's own parameter when the model ties them.
         vocab_size: rows on all tensor ranks together.
-        form: what becomes of logits before the softmax.
+        form: how logits are made from the projection's outputs.
         parallel: the tensor ranks over which rows are sharded; ``None`` for all of them here.
     """
 

@@ -1,8 +1,8 @@
-"""Rotary position embeddings (Su et al., 2021) with the scaling kinds of ``transformers``, on packed tokens.
+"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864) with transformers' kinds of scaling, on packed tokens.
 
-Frequencies come from ``transformers``' own functions, in fp32 as there, and are constants in every other type: angles
-and their cosines are computed in at least fp32, in float64 when the activations are float64. The kinds whose
-frequencies depend on a sequence's length take each packed sequence's own length, never its neighbours'.
+Frequencies come from transformers' own functions and are fp32, as there, whatever the type of the model. Angles and
+their cosines are computed in at least fp32, and in float64 for float64 activations. Kinds whose frequencies depend on a
+sequence's length use the length of each packed sequence, never that of its neighbours.
 
 Legend: T tokens, D head dimension, U distinct frequency sets.
 """
@@ -25,14 +25,14 @@ ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "pro
 
 
 def _scaling_functions() -> Mapping[str, Any]:
-    """Those of the installed ``transformers``; early releases of version 5 lack ``proportional``."""
+    """The functions of the installed transformers; early releases of version 5 lack ``proportional``."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     return ROPE_INIT_FUNCTIONS
 
 
 def rotary_reach(max_position_embeddings: int, parameters: Mapping[str, Any]) -> int:
-    """Positions that a rotation was made for: linear scaling and YaRN stretch what the configuration names."""
+    """Number of positions that a rotation was made for: linear scaling and YaRN stretch the configuration's."""
     kind = parameters["rope_type"]
     if kind == "linear":
         return int(max_position_embeddings * parameters.get("factor", 1.0))
@@ -43,7 +43,7 @@ def rotary_reach(max_position_embeddings: int, parameters: Mapping[str, Any]) ->
 
 
 def fixed_frequencies_reach(max_position_embeddings: int, parameters: Mapping[str, Any]) -> int | None:
-    """Longest sequence whose frequencies do not depend on its length; ``None`` when none's do."""
+    """Length up to which frequencies do not depend on a sequence's length; ``None`` when they never do."""
     if parameters["rope_type"] == "dynamic":
         return max_position_embeddings
     if parameters["rope_type"] == "longrope":
@@ -53,7 +53,7 @@ def fixed_frequencies_reach(max_position_embeddings: int, parameters: Mapping[st
 
 @dataclass(frozen=True)
 class RopeArguments:
-    """What frequencies are computed from.
+    """The inputs of the computation of frequencies.
 
     Attributes:
         head_dim: D, even.
@@ -113,19 +113,19 @@ class RopeArguments:
 
     @property
     def length_dependent_above(self) -> int | None:
-        """Longest sequence whose frequencies do not depend on its length; ``None`` when none's do."""
+        """Length up to which frequencies do not depend on a sequence's length; ``None`` when they never do."""
         return fixed_frequencies_reach(self.max_position_embeddings, self.parameters)
 
     @property
     def reach(self) -> int:
-        """Positions that the rotation was made for."""
+        """Number of positions that the rotation was made for."""
         return rotary_reach(self.max_position_embeddings, self.parameters)
 
     def frequencies(self, length: int | None = None) -> tuple[Tensor, float]:
         """Angles per position [D/2], fp32 on the CPU, and the factor that cosines and sines are multiplied by.
 
         Args:
-            length: the sequence's length; ``None`` for one that is not above ``length_dependent_above``.
+            length: the sequence's length; ``None`` for sequences up to ``length_dependent_above``.
         """
         with torch.device("cpu"):  # real numbers also while the model is built on the meta device
             if self.kind == "default":
@@ -165,10 +165,10 @@ class Rotation:
 
 
 class RotaryEmbedding(nn.Module):
-    """Computes the rotation of a packed batch. Has no parameters and no buffers.
+    """Computes the rotation of a packed batch. It has no parameters and no buffers.
 
-    Frequencies are kept as a plain CPU tensor: a buffer would be emptied by building on the meta device, and rounded by
-    a cast of the module.
+    Frequencies are a plain CPU tensor: building on the meta device would empty a buffer, and casting the module would
+    round it.
     """
 
     def __init__(self, arguments: RopeArguments) -> None:
@@ -178,8 +178,8 @@ class RotaryEmbedding(nn.Module):
 
     @property
     def length_dependent_above(self) -> int | None:
-        """Longest sequence that can be generated token by token: above it, every position's rotation would depend on
-        the final length, which is not known. ``None`` for no limit."""
+        """Longest sequence that can be generated token by token; ``None`` for no limit. Above it, every position's
+        rotation would depend on the final length, which is not known."""
         return self.arguments.length_dependent_above
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
-"""Activation checkpointing: what a block computed in its forward pass is dropped, and computed again in backward.
+"""Activation checkpointing: results of a block's forward pass are dropped, and computed again in backward.
 
-A block keeps its place and its name: only its ``forward`` is replaced. The hooks of FSDP2 stay outside, so that a block
-is computed again from the weights that FSDP2 has gathered for its backward pass.
+A block keeps its place and its name, because only its ``forward`` is replaced. FSDP2's hooks stay outside, so that a
+block is recomputed from the weights that FSDP2 gathered for its backward pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.compat import ignore_profiler_marks
 from archon_engine.parallel.recompute_log import RecomputeLog
 
@@ -35,20 +36,20 @@ _KEPT_NAMES = (
     "_efficient_attention_forward",
     "_cudnn_attention_forward",
 )
-"""Of namespace ``aten``: matrix products and attention, which take far longer to compute than to read again."""
+"""Kept operations of ``aten``: matrix products and attention, which take far longer to compute than to read."""
 
 _KEPT_NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "torch_attn")
 """Collectives, which no rank may repeat without the others and which are slower still, and torch's varlen attention."""
 
 _EXPERTS = "grouped_experts"
-"""In any namespace: all products of a layer's experts in one operation, as packages of experts may call it."""
+"""Name, in any namespace, that packages of experts may give to one operation with all products of a layer's experts."""
 
 _WAIT = "wait_tensor"
-"""Gives back what it is given; kept, it would hold nothing that the collective before it does not."""
+"""Returns its argument, the result of the collective before it, which is kept already."""
 
 
 def is_kept(operation: Any) -> bool:
-    """Whether selective checkpointing keeps what an operation gives (an ``OpOverload``, or a higher-order one)."""
+    """Whether selective checkpointing keeps the results of ``operation`` (an ``OpOverload`` or a higher-order one)."""
     namespace, name = operation.namespace, operation.name().split("::")[-1].split(".")[0]
     if namespace in _KEPT_NAMESPACES:
         return name != _WAIT
@@ -74,8 +75,9 @@ def apply_full_checkpointing(
         module: changed in place.
         plan: names the blocks.
         every: N.
-        among: names of all blocks of the model that ``module`` is a stage of; ``None`` for a whole model.
-        log: told what is kept and recomputed.
+        among: names of all blocks of the model that ``module`` is a stage of, since N counts over the whole model;
+            ``None`` for a whole model.
+        log: records what is kept and recomputed.
     """
     counted = list(among) if among is not None else [name for name, _ in blocks_of(module, plan)]
     recomputed = set(counted[every - 1 :: every])
@@ -86,7 +88,7 @@ def apply_full_checkpointing(
 
 
 def apply_selective_checkpointing(module: nn.Module, plan: ParallelPlan, *, log: RecomputeLog | None = None) -> None:
-    """Keep what matrix products, attention and collectives gave in every block, and recompute the rest, in place."""
+    """Have every block keep the results of matrix products, attention and collectives, and recompute all others."""
     ignore_profiler_marks()
     for name, block in blocks_of(module, plan):
         contexts = _selective_contexts if log is None else partial(log.around, name, _selective_contexts)
@@ -103,5 +105,5 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
 
 def _checkpoint(block: nn.Module, contexts: Callable[[], tuple[Any, Any]] | None) -> None:
     given = {} if contexts is None else {"context_fn": contexts}
-    # Random numbers are drawn again as they were, in every mode: dropout must drop the same.
+    # The same random numbers are drawn again, in every mode: dropout must drop the same elements.
     block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=True, **given)

@@ -1,6 +1,7 @@
-"""FSDP2 over any module that has a parallel plan: one group per block, one per unit outside the blocks.
+"""FSDP2 over any module that has a parallel plan.
 
-Losses arrive divided by global weights, so every group sums gradients and divides by nothing.
+Every block is a group, as is every unit before the blocks; the units after them are one group together. Losses arrive
+divided by global weights, so groups sum gradients and divide by nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches, matches_any
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.compat import (
     forget_forward_passes,
     reduce_gradients,
@@ -37,7 +39,7 @@ class FsdpGroups:
     """A module that FSDP2 shards.
 
     Attributes:
-        roots: the module, or every pipeline stage that is here.
+        roots: the module, or every pipeline stage on this rank.
         resharding: parts whose whole weights are freed between forward and backward.
     """
 
@@ -46,7 +48,7 @@ class FsdpGroups:
 
     @classmethod
     def joined(cls, groups: Iterable[FsdpGroups]) -> FsdpGroups:
-        """Those of several modules as one."""
+        """The groups of several modules, as one object."""
         parts = tuple(groups)
         return cls(
             tuple(root for part in parts for root in part.roots),
@@ -60,7 +62,7 @@ class FsdpGroups:
 
     @property
     def whole_parameters(self) -> list[nn.Parameter]:
-        """What autograd graphs of the modules lead to; there must have been a forward pass."""
+        """The unsharded parameters, which autograd graphs lead to. They exist from the first forward pass on."""
         return [parameter for root in self.roots for parameter in whole_parameters(root)]
 
     @property
@@ -68,29 +70,34 @@ class FsdpGroups:
         return (part for root in self.roots for part in root.modules() if isinstance(part, FSDPModule))
 
     def end_forward_passes(self) -> None:
-        """Free the whole weights, and the records, that forward passes without a backward pass left behind."""
+        """Free whole weights and records that forward passes without a backward pass left behind.
+
+        FSDP2 frees the weights of its last groups in backward, and prefetches by its record of forward passes, so both
+        would otherwise stay for the next step.
+        """
         for part in self._parts:
             part.reshard()
         for root in self.roots:
             forget_forward_passes(root)
 
     def accumulate(self) -> None:
-        """From now on, have backward passes add up whole gradients and reduce none.
+        """From now on, backward passes add up whole gradients and reduce none.
 
-        Whole weights stay, where they stay after forward passes.
+        Whole weights stay where they also stay after forward passes.
         """
         for root in self.roots:
+            # At the end of the last backward pass FSDP2 waits for reductions and clears its records for prefetching.
             root.set_is_last_backward(False)
             root.set_reshard_after_backward(bool(self.resharding))
             root.set_requires_gradient_sync(False)
 
     def widen(self) -> None:
-        """After the second half of a split backward pass: keep its gradients in the type in which they are reduced."""
+        """After the second half of a split backward pass, keep its gradients in the type of the reductions."""
         for root in self.roots:
             widen_gradients(root)
 
     def reduce(self, *, free: bool = True) -> None:
-        """Sum over ranks what has been added up since ``accumulate``, and add it to the sharded gradients. Collective.
+        """Sum over ranks the gradients added up since ``accumulate``, into the sharded ones. Collective.
 
         Args:
             free: free whole weights afterwards.
@@ -109,6 +116,8 @@ class FsdpGroups:
         """
         for part in self._parts:
             part.unshard()
+            # Or the first forward pass would free its weights, and the second gather them: a collective that ranks
+            # which decode for longer would wait in forever.
             part.set_reshard_after_forward(False, recurse=False)
         try:
             yield
@@ -133,14 +142,15 @@ def apply_fsdp(
     """Shard the parameters of ``module`` over ``mesh``, in place.
 
     Args:
+        module: a model or a pipeline stage, on the meta device.
         plan: names the blocks and the units before and after them.
-        mesh: where to shard.
-        compute_dtype: what parameters are cast to for forward and backward; they keep their own type otherwise.
-        reduce_dtype: in which gradients are summed over ranks.
+        mesh: the ranks that share the parameters; two axes replicate over the first.
+        compute_dtype: the type that parameters are cast to for forward and backward; the shards keep their own.
+        reduce_dtype: the type in which gradients are summed over ranks.
         reshard_after_forward: free whole weights between forward and backward.
-        reshard_last: also those of the last units, and of parameters that units share, with which backward begins.
-        offload: keep parameters and gradients in host memory. The module must be given its storage there.
-        expert_mesh: where to shard what the plan calls experts.
+        reshard_last: also free those of the last units, and of parameters that units share, with which backward begins.
+        offload: keep parameters and gradients in host memory, where the module must get its storage.
+        expert_mesh: the ranks that share the same experts; other ranks of ``mesh`` hold other experts.
     """
     # Inputs keep their type: rotary angles and the like are computed in the type that the model chose for them.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
@@ -150,6 +160,8 @@ def apply_fsdp(
     def shard(parts: nn.Module | list[nn.Module], *, reshard: bool) -> None:
         fully_shard(parts, mesh=mesh, mp_policy=policy, offload_policy=offloading, reshard_after_forward=reshard)
 
+    # From the inside out: a module's group takes the parameters that no group inside of it has taken. So experts come
+    # before the blocks that they lie in, and the root last.
     experts = [] if expert_mesh is None else expert_modules(module, plan)
     for part in experts:
         place = partial(_shard_evenly, size=expert_mesh.size(-1))
@@ -180,7 +192,7 @@ def apply_fsdp(
 def expert_modules(module: nn.Module, plan: ParallelPlan) -> list[nn.Module]:
     """The modules that hold stacked expert weights."""
     patterns = [pattern for pattern, role in plan.roles.items() if role == "expert"]
-    return [part for name, part in module.named_modules() if any(matches(pattern, name) for pattern in patterns)]
+    return [part for name, part in module.named_modules() if matches_any(patterns, name)]
 
 
 def even_dim(parameter: nn.Parameter, size: int) -> int | None:
@@ -190,15 +202,19 @@ def even_dim(parameter: nn.Parameter, size: int) -> int | None:
 
 
 def _shard_evenly(parameter: nn.Parameter, *, size: int) -> Shard:
-    """Along a dim that all ranks get as much of, else the first: experts that are few or odd in number would leave
-    ranks without any, while each expert's weights can be cut."""
+    """Shard along the first dim that ``size`` divides, else along dim 0.
+
+    Where experts are few or odd in number, cutting dim 0 would leave ranks without any, while each expert's weights can
+    be cut.
+    """
     return Shard(even_dim(parameter, size) or 0)
 
 
 def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Units before the blocks and the blocks, one group each, and the units after them, which make one together.
+    """Units before the blocks and the blocks, one group each; and the units after the blocks, one group together.
 
-    Units that share a parameter are in neither: they belong to the root's group.
+    Units that share a parameter, as a tied embedding and head do, are in neither. A parameter is in one group alone,
+    which must be gathered while either unit runs, and only the root's group is gathered for the whole pass.
     """
 
     def found(pattern: str) -> list[nn.Module]:

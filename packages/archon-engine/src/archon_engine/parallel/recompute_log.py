@@ -1,8 +1,8 @@
-"""What activation checkpointing really does (``ac_debug``): per block, what is kept for backward and what recomputed.
+"""Measures what activation checkpointing does (``ac_debug``): per block, what is kept for backward and what recomputed.
 
-Measured on the first micro-batch of the first step. Outside of compiled graphs every operation is watched: its result
-is kept if its memory is still there when the block has returned. Compiled graphs keep what autograd is told to save,
-and recompute what stands in the backward graph as it does in the forward graph.
+The first micro-batch of the first step is measured. Outside of compiled graphs every operation is watched, and a result
+counts as kept if its memory still exists when the block has returned. Compiled graphs keep the tensors that autograd
+saves, and recompute the operations that are in both their forward and their backward graph.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class BlockRecord:
     """One block in one micro-batch.
 
     Attributes:
-        kept: what stays in memory from forward to backward; saved tensors that no watched operation made, such as the
-            block's input, are called ``saved``. What several blocks keep is counted in the first.
-        recomputed: what ran a second time, in backward.
+        kept: results that stay in memory from forward to backward; saved tensors that no watched operation made, such
+            as the block's input, are called ``saved``. A tensor that several blocks keep is counted in the first.
+        recomputed: operations that ran a second time, in backward.
     """
 
     kept: Tally = field(default_factory=Tally)
@@ -86,24 +86,29 @@ class RecomputeLog:
         self._seen: set[int] = set()
 
     def watch(self, name: str, block: nn.Module) -> None:
-        """Measure what ``block`` keeps, by wrapping its ``forward`` in place; to be done after all other wrapping."""
+        """Measure what ``block`` keeps, by wrapping its ``forward`` in place. Call it after all other wrapping."""
         block.forward = partial(self._measured, name, block, block.forward)
 
     def around(self, name: str, contexts: Contexts | None = None) -> tuple[Any, Any]:
-        """The two contexts of a checkpointed block, its second computation being watched."""
+        """The two contexts of a checkpointed block, with its second computation watched."""
         first, second = contexts() if contexts is not None else (nullcontext(), nullcontext())
         record = self.blocks.get(name)
         if record is None or record.has_recomputed:
             return first, second
         record.has_recomputed = True
         if self._compiled:
-            # Watching would switch compiled code off, and eager code keeps other tensors than those that are awaited.
+            # A dispatch mode would switch compiled code off, and eager code saves other tensors than the checkpoint
+            # compares with.
             record.recomputed.operations["all of it, compiled"] += 1
             return first, second
         return first, _below(partial(_Watch, _adds_to(record.recomputed)), second)
 
     def inner_compile(self, graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
-        """Inductor's compilation of one graph, after a look at it."""
+        """Inductor's compilation of one graph, which is looked at before.
+
+        AOTAutograd's partitioner copies a node that backward recomputes under its name in the forward graph. So the
+        names that both graphs have are those of recomputed operations.
+        """
         nodes = {
             node.name: node
             for node in graph.graph.nodes
@@ -138,6 +143,8 @@ class RecomputeLog:
         record = self.blocks[name] = BlockRecord()
         # Of this block alone: FSDP2 may free them after it, and what is made later may lie where they were.
         weights = {_address(local_values(parameter)) for parameter in block.parameters()}
+        # Weak references: the log must not keep alive what it asks about. An address names a storage only while that
+        # exists, since freed memory is used again; so only addresses of live storages are compared.
         results: list[tuple[str, StorageWeakRef, int, int]] = []
 
         def saw(operation: str, made: list[Tensor]) -> None:
@@ -154,6 +161,7 @@ class RecomputeLog:
         watching = nullcontext() if self._compiled else _Watch(saw)
         with watching, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = forward(*args, **kwargs)
+        # The caller holds what the block returns; that counts only where autograd saved it as well.
         returned = {_address(tensor) for tensor in tree_leaves(output) if isinstance(tensor, Tensor)}
         kept = [
             (operation, address, n_bytes)
@@ -168,7 +176,11 @@ class RecomputeLog:
 
 
 class _Watch(TorchDispatchMode):
-    """Reports every operation that computes, with the tensors that it made; views compute nothing."""
+    """Reports every operation that computes, with the tensors that it made.
+
+    Views compute nothing: their results lie where an argument does. An operation in place makes no tensor either, but
+    computes; its name ends in an underscore.
+    """
 
     def __init__(self, on_operation: Callable[[str, list[Tensor]], None]) -> None:
         super().__init__()
@@ -190,7 +202,8 @@ def _adds_to(tally: Tally) -> Callable[[str, list[Tensor]], None]:
 
 @contextmanager
 def _below(make_outer: Callable[[], Any], inner: Any) -> Iterator[None]:
-    """Enter ``outer`` first, so that it sees only what ``inner``, a selective checkpoint's mode, lets run."""
+    """Enter the outer mode first. Dispatch modes are a stack whose top sees an operation first, so the outer one sees
+    only what ``inner``, a selective checkpoint's mode, does not answer from what it kept."""
     with ExitStack() as stack:
         stack.enter_context(make_outer())
         stack.enter_context(inner)
@@ -198,7 +211,7 @@ def _below(make_outer: Callable[[], Any], inner: Any) -> Iterator[None]:
 
 
 def _address(tensor: Tensor) -> int:
-    """Where its memory begins; 0 for a tensor without any."""
+    """Where a tensor's storage begins; 0 without one."""
     with contextlib.suppress(RuntimeError, NotImplementedError):  # wrapper subclasses have no storage of their own
         return tensor.untyped_storage().data_ptr()
     return 0
@@ -211,7 +224,7 @@ def _short(operation: Any) -> str:
 
 
 def _hinted_bytes(value: Any) -> int:
-    """Bytes of a traced result, for the number of tokens that it was traced with."""
+    """Bytes of a traced result, with the number of tokens that it was traced with."""
     return sum(
         size_hint(tensor.numel()) * tensor.dtype.itemsize for tensor in tree_leaves(value) if isinstance(tensor, Tensor)
     )

@@ -1,4 +1,4 @@
-"""Which box of a parameter each process holds, from its placements: pure arithmetic, the same on every process."""
+"""The box of a parameter that each process holds, from its placements: pure arithmetic, equal on every process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Cut:
     Attributes:
         size: ranks along the axis.
         dim: the tensor dim that is cut; ``None`` when the axis holds copies.
-        late: whether it cuts what later axes of the mesh have left, as FSDP does with tensor-parallel parts.
+        late: whether the axis cuts after later axes of the mesh did, as FSDP cuts tensor-parallel parts.
     """
 
     size: int
@@ -74,7 +74,7 @@ def holders(tensor: DTensor) -> dict[int, Box]:
 
 
 def local_values(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, sharing its storage and outside of any graph; all of a plain tensor."""
+    """This process's part of a tensor, detached and sharing its storage; all of a plain tensor."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -91,8 +91,8 @@ def local_part(weight: Tensor) -> tuple[Tensor, Box]:
 def whole_values(tensor: Tensor) -> Tensor:
     """A copy of a whole tensor, on every rank. Collective over the mesh of a DTensor.
 
-    ``DTensor.full_tensor`` is right for equal parts alone: where tensor ranks hold unequal parts, torch 2.13 takes what
-    FSDP2 makes of them for other rows than they are.
+    ``DTensor.full_tensor`` is right for equal parts only. Where tensor ranks hold unequal parts that FSDP2 cuts
+    further, torch 2.13 puts them into the wrong rows.
     """
     if not isinstance(tensor, DTensor):
         return tensor.detach().clone()

@@ -47,7 +47,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "qk_norm_class": qk_norm_class,
         "archon_imports": _archon_imports(a),
         "attention_scale": a.scale.startswith("config."),
-        "core_arguments": _core_arguments(a),
+        "attention_settings": _attention_settings(a),
         "attention_branch": _branch(a, "attention", "self.attention({x}, rotation, packed)"),
         "mlp_branch": _branch(a, "mlp", "self.moe({x}, packed)" if a.experts else "self.mlp({x})"),
         "rounded_embedding": a.embedding_scale == "config.hidden_size**0.5",
@@ -84,7 +84,7 @@ def _archon_imports(a: Architecture) -> list[str]:
     if a.experts:
         block = {"archon_core.contracts.moe": {"MoEBuilder"}}
     imports: Mapping[str, set[str]] = {
-        "archon_core.contracts.packed": {"OutputName", "PackedSequences"},
+        "archon_core.contracts.packed": {"AttentionSettings", "OutputName", "PackedSequences"},
         "archon_core.models.stage": {"Stage"},
         "archon_engine.nn.attention": {"PackedAttention"},
         "archon_engine.nn.embedding": {"Embedding"},
@@ -97,13 +97,12 @@ def _archon_imports(a: Architecture) -> list[str]:
     return [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
 
 
-def _core_arguments(a: Architecture) -> str:
-    parts = ["str(layer)", f"scale={'a.attention_scale' if a.scale.startswith('config.') else 'a.head_dim**-0.5'}"]
+def _attention_settings(a: Architecture) -> str:
+    """The arguments of ``AttentionSettings``."""
+    parts = [f"scale={'a.attention_scale' if a.scale.startswith('config.') else 'a.head_dim**-0.5'}"]
     parts += ["window=a.windows[layer]"] if a.windows else []
     parts += ["softcap=a.attention_softcap"] if a.attention_softcap else []
-    one_line = ", ".join(parts)
-    # As ruff lays it out.
-    return one_line if len(one_line) < 80 else f"\n            {one_line}\n        "
+    return ", ".join(parts)
 
 
 def _branch(a: Architecture, block: str, call: str) -> str:
