@@ -1,4 +1,4 @@
-"""The program ``archon``: global options, dispatch to commands, and how errors reach the user."""
+"""The program ``archon``: global options, dispatch to commands, and reporting of errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _print_version(requested: bool) -> None:
 
 
 def _disable_plugins(names: list[str] | None) -> list[str]:
-    """Put the names into ``ARCHON_DISABLE_PLUGINS``, where the ranks that a command starts find them too."""
+    """Add the names to ``ARCHON_DISABLE_PLUGINS``, which ranks inherit."""
     if not names:
         return []
     entry_points = discover().entry_points
@@ -47,7 +47,7 @@ def _disable_plugins(names: list[str] | None) -> list[str]:
 
 
 def _show_tracebacks(requested: bool) -> None:
-    # Not in the group's callback: typer looks the command up, which may fail, before it calls that.
+    # Not in the group's callback: typer resolves the command first, which may fail.
     if requested:
         os.environ["ARCHON_TRACEBACK"] = "1"
 
@@ -65,7 +65,7 @@ def archon(
             # Before --help, which lists the commands of plugins.
             is_eager=True,
             callback=_disable_plugins,
-            help="Leave out this plugin, by its name or its package's; may be repeated; 'all' leaves out every one.",
+            help="Disable this plugin, by its name or its package's; may be repeated; 'all' disables every plugin.",
         ),
     ] = None,
     traceback: Annotated[
@@ -73,7 +73,7 @@ def archon(
         typer.Option(
             "--traceback",
             callback=_show_tracebacks,
-            help="Show where an error was raised, as ARCHON_TRACEBACK=1 does.",
+            help="Show the traceback of an error; same as ARCHON_TRACEBACK=1.",
         ),
     ] = False,
 ) -> None:
@@ -81,7 +81,7 @@ def archon(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program; exits with 0, with 2 and a message when the user has to change something, or as a command does.
+    """Run the program. Exits with 0, with 2 and a message after a user error, or with the command's exit code.
 
     Args:
         arguments: without the program's name; ``None`` for those of the process.

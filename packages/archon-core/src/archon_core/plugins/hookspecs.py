@@ -1,7 +1,7 @@
 """The hooks that a plugin may implement, one per kind of spec.
 
 A plugin is a light module named by an entry point of the group ``archon``. Its functions, marked with
-``hookimpl`` and named as here, return descriptions; nothing heavy is imported to make or to list them.
+``hookimpl`` and named as here, return specs, and import nothing heavy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def archon_schedules() -> Iterable[ScheduleSpec]:
 
 @hookspec
 def archon_pipelines() -> Iterable[PipelineSpec]:
-    """What cuts models into pipeline stages and runs schedules."""
+    """Pipeline implementations: stage split and schedule runner."""
 
 
 @hookspec
@@ -58,12 +58,12 @@ def archon_inference_engines() -> Iterable[InferenceEngineSpec]:
 
 @hookspec
 def archon_weight_transports() -> Iterable[WeightTransportSpec]:
-    """Ways for weights to reach inference servers."""
+    """Transports of weights to inference servers."""
 
 
 @hookspec
 def archon_launchers() -> Iterable[LauncherSpec]:
-    """Ways to start a run's processes."""
+    """Launchers of a run's processes."""
 
 
 @hookspec
@@ -78,7 +78,7 @@ def archon_rewards() -> Iterable[RewardSpec]:
 
 @hookspec
 def archon_datasets() -> Iterable[DatasetSpec]:
-    """Sources of training records."""
+    """Data sets."""
 
 
 @hookspec
@@ -88,4 +88,4 @@ def archon_commands() -> Iterable[CommandSpec]:
 
 @hookspec
 def archon_dialects() -> Iterable[DialectSpec]:
-    """Ways to read configuration files of other programs."""
+    """Dialects: readers of other programs' configuration files."""
