@@ -1,4 +1,4 @@
-"""Drawings of docs/architecture.md: the packages in layers, from what they declare, and the way of a batch."""
+"""Drawings of docs/architecture.md: package layers, from their declared dependencies, and the path of a batch."""
 
 from __future__ import annotations
 
