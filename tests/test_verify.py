@@ -173,7 +173,7 @@ def test_a_large_configuration_is_verified_with_its_structure_in_a_small_size(ca
     (tmp_path / "config.json").write_text(json.dumps(entries))
     assert run_command(str(tmp_path), "--layout", "t4") == 0
     captured = capsys.readouterr()
-    assert re.search(r"was made small.* hidden_size 3584 -> 112, .*num_hidden_layers 28 -> 4", captured.err)
+    assert re.search(r"was shrunk.* hidden_size 3584 -> 112, .*num_hidden_layers 28 -> 4", captured.err)
     assert "PASS: 1 of 1 layouts" in captured.out
 
 

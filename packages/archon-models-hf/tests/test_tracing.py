@@ -50,8 +50,10 @@ def test_what_packed_sequences_cannot_be_run_through_is_refused_by_name(argument
 
 
 @pytest.mark.parametrize(("model_type", "entries"), [("gpt_oss", EXPERTS), ("falcon", {}), ("opt", {}), ("mamba", {})])
-def test_the_way_out_is_one_for_models_that_are_not_of_the_llama_line(arguments_of, model_type, entries):
-    with pytest.raises(ModelError, match=r"archon new model NAME \(.*\) begins it as a small Llama.*PORTING") as raised:
+def test_refused_models_get_the_advice_for_other_architectures(arguments_of, model_type, entries):
+    with pytest.raises(
+        ModelError, match=r"archon new model NAME \(.*\) creates it as a small Llama.*PORTING"
+    ) as raised:
         arguments_of(model_type, **entries)
     assert "--from-hf" not in str(raised.value)
 

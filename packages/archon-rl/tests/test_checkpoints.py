@@ -74,7 +74,7 @@ def test_a_write_that_fails_in_the_background_is_raised_on_every_rank(run, monke
     run(ASYNC, "trainer.auto_resume=true", "trial_name=again")
 
 
-def test_a_folder_that_cannot_be_published_is_told_to_every_rank(run, monkeypatch):
+def test_a_folder_that_cannot_be_published_is_an_error_on_every_rank(run, monkeypatch):
     flush = publication._flush_tree
 
     def full(path):
@@ -114,7 +114,7 @@ def test_superseded_checkpoints_are_removed_when_a_new_one_is_there(run, monkeyp
     assert sorted(entry.name for entry in folder.checkpoints.iterdir()) == [f"step-{step:08d}" for step in (3, 5, 6)]
 
 
-def test_a_damaged_checkpoint_is_named_with_the_way_on_and_never_passed_by_unasked(run):
+def test_a_damaged_checkpoint_is_an_error_with_advice_and_is_never_skipped_silently(run):
     with pytest.raises(KeyboardInterrupt):
         run("trainer.save_every=1", stop_after=2)
     last = run.folder().checkpoint_path(2)

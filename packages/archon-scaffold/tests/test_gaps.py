@@ -21,7 +21,7 @@ GAPS = {
     "hunyuan_v1_dense": ("attention", "holds key_layernorm.weight, query_layernorm.weight", "model"),
     "exaone4": (
         "attention",
-        "layers.3.attention is the first part that gives other numbers than transformers'",
+        "layers.3.attention is the first part whose output differs from transformers'",
         "model",
     ),
     "glm": ("arguments", "partial_rotary_factor", "arguments"),
@@ -40,7 +40,7 @@ def test_a_gap_is_named_marked_and_fails(write, model_type):
     marked = package.text(module).replace("\n        #", "")
     assert f"GAP: {package.architecture.gaps_at(place)[0].text}" in marked
     assert "GAP" in package.text("tests/test_gaps.py")
-    assert "Not there yet" in package.text("README.md")
+    assert "Missing features" in package.text("README.md")
     assert "ModelPluginSuite" in package.text("tests/test_model.py")
 
 
@@ -81,7 +81,7 @@ def test_a_difference_that_nothing_explains_is_found_where_it_begins(write, tmp_
     file.write_text(file.read_text().replace(right, wrong))
     found = find_difference(tmp_path / "src", module, twin)
     assert found.place == place, found
-    assert "gives other numbers than transformers'" in found.text
+    assert "the first part whose output differs from transformers'" in found.text
     assert module not in sys.modules
 
 

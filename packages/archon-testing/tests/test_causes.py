@@ -76,7 +76,7 @@ def test_all_axes_that_could_have_been_reduced_twice_are_told():
     assert str(Cause("factor", ("cp", "tp"), 4.0)).endswith("over cp x tp")
 
 
-def test_a_ratio_is_told_only_where_it_says_something():
+def test_a_ratio_is_reported_only_if_it_is_informative():
     assert str(Cause(factor=0.0)) == "it is zero throughout"
     assert str(Cause(factor=1.00001)) == ""
     assert str(Cause(factor=0.755)) == "about 0.755 times the right value"
@@ -124,7 +124,7 @@ def test_a_norm_that_counts_copies_is_recognised():
     assert (cause.kind, cause.axes) == ("copies counted", ("tp",))
 
 
-def test_any_other_norm_is_told_as_a_ratio():
+def test_any_other_norm_is_reported_as_a_ratio():
     held, right = gradients(["dp_shard"]), float(RIGHT.norm())
     assert cause_of_norm([3 * right] * 4, right, held, RANKS).kind == "factor"
     assert cause_of_norm([1.1 * right] * 4, right, held, RANKS) == Cause(factor=pytest.approx(1.1))

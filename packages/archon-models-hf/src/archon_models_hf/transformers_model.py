@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 ADVICE = (
-    "use a model package that serves it, or write one: archon new model NAME (pip install archon-scaffold) begins it "
+    "use a model package that serves it, or write one: archon new model NAME (pip install archon-scaffold) creates it "
     "as a small Llama, with a PORTING.md that says how to go on"
 )
 """What to do about a model that this package cannot run. Without ``--from-hf``, which reads decoders of the Llama line:

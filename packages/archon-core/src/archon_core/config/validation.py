@@ -1,7 +1,7 @@
-"""Checks a configuration's values: the rule of each option (``rules.option``), and options that need one another.
+"""Checks the values of a configuration: the rule of each option (``rules.option``), and dependencies between options.
 
-A dataclass whose options depend on one another has a method ``problems()`` that yields the option's name and a
-found / allowed / fix sentence without it.
+A dataclass with dependent options has a method ``problems()`` that yields pairs of an option's name and a
+found / allowed / fix sentence.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_SHOWN = 200
-"""Characters of a value in a message."""
+"""Largest number of characters of a value in a message."""
 
 
 def check_options(config: Any, path: str = "") -> list[tuple[str, str]]:
-    """All values that are not allowed.
+    """All invalid values.
 
     Args:
         config: a section, or the whole configuration.
@@ -35,7 +35,7 @@ def _check(section: Any, path: str) -> Iterator[tuple[str, str]]:
             option = f"{path}.{f.name}".lstrip(".")
             fix = f"; {f.metadata['fix']}" if f.metadata["fix"] else ""
             yield option, f"{option}: found {_shown(value)}; allowed are {allowed}{fix}"
-    # A section is of a class that is joined from core's and plugins' dataclasses; each of them has its own say.
+    # A section's class inherits from core's and plugins' dataclasses, each with its own problems().
     for cls in type(section).__mro__:
         if "problems" in vars(cls):
             for name, text in cls.problems(section):

@@ -1,7 +1,7 @@
-"""The engines that a layout can name, as data: which letters each knows, and whether it takes a hybrid layout.
+"""The engines that a layout can name: their letters, and whether they support hybrid layouts.
 
-The table below lets a layout be read and explained whether or not its engine is installed. An installed
-engine's own spec takes precedence over it.
+The built-in table allows parsing and explaining a layout whose engine is not installed. The spec of an installed engine
+takes precedence.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Backend:
-    """What the grammar knows of an engine.
+    """The grammar's view of an engine.
 
     Attributes:
-        name: what stands before the colon.
+        name: the part before the colon.
         kind: training, or inference, where ``d`` is the number of servers.
-        letters: axes that may have a size above 1. Empty for an engine that takes no sizes at all: in inference
-            it runs on the trainer's own ranks.
-        hybrid: whether ``(attn:...|ffn:...)`` is understood.
+        letters: axes that may have a size above 1. Empty for an engine without sizes; for inference, that is one on the
+            trainer's ranks.
+        hybrid: whether ``(attn:...|ffn:...)`` is supported.
 
     Raises:
-        PluginError: the name or a letter cannot stand in a layout.
+        PluginError: the name or a letter is not valid in a layout.
     """
 
     name: str
@@ -80,7 +80,7 @@ def backend_table(
     """The built-in table with the installed engines added, under their names and aliases.
 
     Raises:
-        PluginError: a spec's name, alias or letters cannot stand in a layout.
+        PluginError: a spec's name, alias or letters are not valid in a layout.
     """
     table = dict(BUILTIN_BACKENDS)
     for spec in train_engines:

@@ -1,4 +1,4 @@
-"""The files of a model package, written for an architecture: only what the family needs stands in them."""
+"""Renders the files of a model package for an architecture, with only the code that the family needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def model_files(name: PackageName, architecture: Architecture) -> dict[str, str]
 
 
 def model_context(name: PackageName, architecture: Architecture) -> dict[str, Any]:
-    """What the templates refer to."""
+    """The variables of the templates."""
     a = architecture
     aliases, norm_name, qk_norm_class = _norm_names(a)
     capabilities = ["tp", "cp", "pp", "tied", *(["critic"] if a.critic else []), *(["ep"] if a.experts else [])]
@@ -62,8 +62,8 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
 
 
 def _norm_names(a: Architecture) -> tuple[dict[str, str], str, str]:
-    """Names that are given to norms with options -> what they stand for; what the stream's norms are called, and those
-    of queries and keys."""
+    """Aliases of norms with options -> expression; and the names of the norms of the residual stream and of queries and
+    keys."""
     aliases: dict[str, str] = {}
     norm_name = CLASS_OF[a.norm.kind]
     if a.norm.options:
@@ -106,7 +106,7 @@ def _attention_settings(a: Architecture) -> str:
 
 
 def _branch(a: Architecture, block: str, call: str) -> str:
-    """What a block adds to the residual stream: ``self.mlp(self.mlp_norm(x))``."""
+    """The expression of a block's addition to the residual stream: ``self.mlp(self.mlp_norm(x))``."""
     inside = f"self.{block}_norm(x)" if f"{block}_norm" in a.norms else "x"
     branch = call.format(x=inside)
     if f"{block}_out_norm" in a.norms:

@@ -1,7 +1,7 @@
-"""The architecture behind a configuration: read off ``transformers``' own model, tried out where names do not tell.
+"""Reads the architecture of a configuration from ``transformers``' model, by names and by experiments.
 
-What a package cannot be written for becomes a ``Gap``; what of a configuration is not read becomes a fixed entry, which
-the written package refuses to see with another value.
+An unsupported feature becomes a ``Gap``; an entry that is not read becomes a fixed entry, whose other values the
+generated package refuses.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ READERS = (
 
 
 def read_architecture(source: HFSource) -> tuple[Architecture, Twin]:
-    """The architecture, and the small model that it was read off.
+    """The architecture, and the small model that it was read from.
 
     Raises:
-        ModelError: it is no decoder of the Llama line.
+        ModelError: the model is not a Llama-like decoder.
     """
     lacking = [name for name in ("num_attention_heads", "rope_parameters") if not hasattr(source.config, name)]
     if lacking:
@@ -82,7 +82,7 @@ def _read(source: HFSource) -> tuple[Architecture, Twin]:
 
 
 def _small_twin(source: HFSource) -> Twin:
-    """The small model, without entries that ``transformers`` does not know: unless they change what it computes."""
+    """The small model, without entries that ``transformers`` does not know and that do not change its values."""
     tiny = tiny_entries(source.entries, source.config)
     twin = build_twin(tiny)
     unknown = unknown_entries(source.entries, source.config)
@@ -94,7 +94,7 @@ def _small_twin(source: HFSource) -> Twin:
 
 
 def _only_in_full_size(source: HFSource, twin: Twin) -> Iterator[Gap]:
-    """A gap where layers of the whole model have parameters that no layer of the small one has, or the reverse."""
+    """A gap if layers of the full model have other parameters than those of the small one."""
     from transformers import AutoModelForCausalLM
 
     try:

@@ -1,4 +1,4 @@
-"""What ``--from-hf`` names: a ``config.json``, a checkpoint folder or a hub id."""
+"""Reads the source of ``--from-hf``: a ``config.json``, a checkpoint folder or a hub id."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MINIMAL: Mapping[str, Any] = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
-"""What a package starts from when nothing is named."""
+"""The configuration of a package without ``--from-hf``."""
 
 SIZES = (
     "vocab_size",
@@ -40,13 +40,13 @@ SIZES = (
 
 @dataclass(frozen=True)
 class HFSource:
-    """A configuration, as it was written and as ``transformers`` reads it.
+    """A configuration, raw and as ``transformers`` reads it.
 
     Attributes:
         entries: of the ``config.json``, ``model_type`` among them.
         config: the ``transformers`` configuration.
         causal_class: ``transformers``' class for the language model.
-        critic_class: its class with a score per sequence, as which critics are saved; empty when it has none.
+        critic_class: its sequence classification class, in whose format critics are saved; empty if there is none.
     """
 
     entries: Mapping[str, Any]
@@ -56,15 +56,15 @@ class HFSource:
 
     @property
     def model_type(self) -> str:
-        """Of the configuration."""
+        """The model type of the configuration."""
         return self.entries["model_type"]
 
 
 def read_source(source: str | None) -> HFSource:
-    """Read what the user named; a small Llama when that is nothing.
+    """Read a source; ``None`` gives a small Llama.
 
     Raises:
-        ModelError: it is no configuration, or ``transformers`` has no language model of its type.
+        ModelError: the source is not a configuration, or ``transformers`` has no causal language model of its type.
     """
     entries = dict(MINIMAL) if source is None else _entries(source)
     _refuse_values(entries, source)
@@ -85,7 +85,7 @@ def read_source(source: str | None) -> HFSource:
 
 
 def _refuse_values(entries: Mapping[str, Any], source: str | None) -> None:
-    """Raise for values that no decoder can be written for."""
+    """Raise for values that no package can support."""
     if quantised := entries.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
         raise ModelError(
@@ -104,7 +104,7 @@ def _refuse_values(entries: Mapping[str, Any], source: str | None) -> None:
 
 
 def _refuse_parts(config: Any, source: str | None) -> None:
-    """Raise for a configuration that holds a language model beside other parts."""
+    """Raise for a composite configuration: a language model and other parts."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:

@@ -1,6 +1,6 @@
-"""``transformers``' own small model with random weights, and what passes between its parts.
+"""``transformers``' model of a small configuration with random weights, and the outputs of its parts.
 
-Weights are drawn wide, so that every part shows in the logits.
+Weights have a large variance, so that every part affects the logits.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from archon_core.errors import ModelError
 from archon_engine.models.hf_config import load_hf_config
 
 N_TOKENS = 24
-"""More than the windows and rotations of configurations for tests are long."""
+"""Longer than windows and rotary lengths of test configurations."""
 
 LARGEST = 20_000_000
-"""Parameters of a model that is small, at most."""
+"""Largest number of parameters of a small model."""
 
 WAYS_OUT = (
     "archon verify CONFIG says whether archon-models-hf runs it unchanged (pip install archon-models-hf); or start "
@@ -33,10 +33,10 @@ class Twin:
     """``transformers``' model of a small configuration.
 
     Attributes:
-        entries: the configuration, as a ``config.json`` has it.
+        entries: content of the ``config.json``.
         config: the same, as ``transformers`` reads it.
         module: its language model, in fp32.
-        root: prefix of the decoder's own names, such as ``model.``.
+        root: prefix of the decoder's names, such as ``model.``.
         layers: its layers.
     """
 
@@ -53,19 +53,19 @@ class Twin:
 
     @property
     def decoder(self) -> nn.Module:
-        """What holds embedding, layers and final norm."""
+        """The module with embedding, layers and final norm."""
         return self.module.get_submodule(self.root.removesuffix("."))
 
     @property
     def ids(self) -> Tensor:
-        """int64 [N_TOKENS], the same every time, no special token among them."""
+        """Token ids, int64 [N_TOKENS]; deterministic, without special tokens."""
         return torch.randint(3, self.config.vocab_size, (N_TOKENS,), generator=torch.Generator().manual_seed(3))
 
     @cached_property
     def trace(self) -> Mapping[str, Tensor]:
-        """What comes out of parts, [N_TOKENS, ...] each, by the names that a written package gives them: ``embed``,
-        ``layers.0.attention``, ``layers.0.mlp``, ``layers.0``, ``norm``, ``projection`` (the logits as the head's
-        matrix gives them) and ``logits``."""
+        """Outputs of the parts, [N_TOKENS, ...] each, by the names of a generated package: ``embed``,
+        ``layers.0.attention``, ``layers.0.mlp``, ``layers.0``, ``norm``, ``projection`` (the raw output of the head's
+        matrix) and ``logits``."""
         trace: dict[str, Tensor] = {}
 
         def keep_input(name: str) -> Any:
@@ -82,7 +82,7 @@ class Twin:
 
             return hook
 
-        # What enters the first layer, since some models scale embeddings outside of the embedding.
+        # The input of the first layer, since some models scale embeddings outside of the embedding.
         hooks = [self.layers[0].register_forward_pre_hook(keep_input("embed"), with_kwargs=True)]
         for number, layer in enumerate(self.layers):
             for name, part in (("attention", "self_attn"), ("mlp", "mlp")):
@@ -100,11 +100,11 @@ class Twin:
 
 
 def build_twin(entries: Mapping[str, Any]) -> Twin:
-    """Build and fill.
+    """Build the model and draw its weights.
 
     Raises:
-        ModelError: ``transformers`` cannot build it, or its model is no decoder of layers with attention and
-            feed-forward blocks under the names of the Llama line.
+        ModelError: ``transformers`` cannot build it, or its model is not a decoder with attention and feed-forward
+            blocks under Llama's names.
     """
     from transformers import AutoModelForCausalLM
 
