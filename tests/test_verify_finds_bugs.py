@@ -296,7 +296,7 @@ def test_a_value_head_that_no_seed_governs(oracle, layout):
     comparison, found = look_into(oracle, plant, layout, variant="critic", check="initial")
     assert comparison.failed == ("weights",)
     # Drawn for an engine without a checkpoint, and for one whose checkpoint is a language model's.
-    assert (found.weight.name, found.remarks[0].partition(" weights")[0]) == ("head.weight", "2 of 50")
+    assert (found.weight.name, found.remarks[0].partition(" initial weights")[0]) == ("head.weight", "2 of 50")
 
 
 @pytest.mark.slow
