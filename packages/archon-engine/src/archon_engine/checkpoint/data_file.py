@@ -1,8 +1,8 @@
-"""One data file of a distributed checkpoint in the making: tensors one after the other, each as ``torch.save`` has it.
+"""Writes a data file of a distributed checkpoint: one tensor after the other, each in the format of ``torch.save``.
 
-torch's own writer copies every tensor on its way through the archive and computes a CRC-32, which makes it less than
-half as fast as a plain write. Here torch writes the archive around the tensor, and the tensor's bytes go from where
-they are straight into the file. torch's readers read the result.
+torch's own writer copies every tensor through the archive and computes a CRC-32, which makes it less than half as fast
+as a plain write. Here torch writes only the archive around the tensor, and the tensor's bytes go from memory straight
+into the file. torch's readers read the result.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from archon_engine.checkpoint.seal import Region, RegionWriter, SealedFile
 from archon_engine.compat import save_around
 
 ALIGNMENT = 64
-"""Archives begin at multiples of this many bytes; inside them torch aligns the tensor alike."""
+"""Archives begin at multiples of this many bytes; torch aligns the tensor in the archive to the same number."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One tensor's place in a file, as torch's metadata tell it.
+    """The archive of one tensor in a file, as torch's metadata describe it.
 
     Attributes:
-        start: the first byte of its archive.
-        size: of the archive, in bytes.
+        start: offset of its first byte.
+        size: its size in bytes.
     """
 
     start: int
@@ -38,10 +38,10 @@ class Archive:
 
 
 class DataFile:
-    """A file that is written from its beginning to its end; a context manager.
+    """A file written sequentially; a context manager.
 
     Args:
-        path: the file to make.
+        path: the file to create.
     """
 
     def __init__(self, path: Path) -> None:
@@ -63,7 +63,7 @@ class DataFile:
         self._file.close()
 
     def append(self, values: Tensor) -> Archive:
-        """Write one tensor, which lies on the CPU and is not empty."""
+        """Write one tensor, which is on the CPU and not empty."""
         kind = values.shape, values.dtype
         if kind not in self._surroundings:
             self._surroundings[kind] = _surroundings(*kind)
@@ -76,7 +76,7 @@ class DataFile:
         return Archive(start, self._place - start)
 
     def sealed(self) -> SealedFile:
-        """What was written; for the time after the last ``append``."""
+        """The seal of the file. Call it after the last ``append``."""
         return SealedFile(self._place, self._frame.hexdigest(), tuple(self._regions))
 
     def _write_frame(self, piece: bytes) -> None:
@@ -90,7 +90,7 @@ class DataFile:
 
 
 def _surroundings(shape: torch.Size, dtype: torch.dtype) -> tuple[bytes, bytes]:
-    """What ``torch.save`` writes before and after the bytes of a tensor; it does not depend on them."""
+    """The bytes that ``torch.save`` writes before and after those of a tensor; they do not depend on its values."""
     tensor = torch.empty(shape, dtype=dtype)
     recorder = _Recorder()
     save_around(tensor, recorder)
@@ -99,7 +99,7 @@ def _surroundings(shape: torch.Size, dtype: torch.dtype) -> tuple[bytes, bytes]:
 
 
 class _Recorder:
-    """The file that ``torch.save`` is given."""
+    """A file object for ``torch.save`` that records the bytes around the tensor."""
 
     def __init__(self) -> None:
         self.before, self.after = bytearray(), bytearray()
