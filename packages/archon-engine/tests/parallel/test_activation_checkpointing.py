@@ -218,6 +218,6 @@ def test_the_five_effects_of_deterministic_mode_are_rows_of_the_decisions_table(
 
 
 def test_a_cpu_without_a_compiler_is_told_before_anything_is_compiled():
-    with pytest.raises(ConfigError, match=r"found true on a CPU and no C\+\+ compiler 'no-such-compiler'.*CXX"):
+    with pytest.raises(ConfigError, match=r"found true on a CPU without the C\+\+ compiler 'no-such-compiler'.*CXX"):
         check_compiler("cpu", option=COMPILE, environment={"CXX": "no-such-compiler"})
     check_compiler("cuda", option=COMPILE, environment={"CXX": "no-such-compiler"})

@@ -35,13 +35,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: A
     elif abs(scale * q.shape[-1] ** 0.5 - 1.0) > 1e-6:
         q = q * (scale * q.shape[-1] ** 0.5)
     if "window_size" in options:
-        # Keys to the left of a token beside its own; -1 is no limit.
+        # Number of keys to the left of a token, besides its own; -1 is no limit.
         arguments["window_size"] = (-1 if window is None else window - 1, 0)
     elif window is None or window >= packed.max_seqlen:
         arguments["is_causal"] = True
     else:
         raise ConfigError(
-            "attn_type 'varlen': found a sliding window, which this torch's kernel does not have; use attn_type sdpa"
+            "attn_type 'varlen': found a sliding window, which this torch's kernel lacks; use attn_type sdpa"
         )
     groups = q.shape[1] // k.shape[1]
     if groups > 1 and "enable_gqa" in options:
