@@ -29,7 +29,8 @@ class Rename:
     Attributes:
         hf: pattern of the Hugging Face name.
         ours: pattern of our name, with the same placeholders.
-        init_if_missing: a checkpoint may lack it; it is then initialised, as a critic's new value head is.
+        init_if_missing: whether a checkpoint may lack the tensor, which is then initialised, like a critic's value
+            head.
     """
 
     hf: str
@@ -118,7 +119,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Stack:
-    """Numbered Hugging Face tensors are the slices of one of ours along a new first dim: experts, for instance.
+    """Numbered Hugging Face tensors, such as those of experts, are the slices of one of ours along a new first dim.
 
     Attributes:
         hf: pattern, or several whose tensors are joined along ``dim`` before they are stacked.
@@ -160,13 +161,13 @@ class Stack:
 
 @dataclass(frozen=True)
 class Tie:
-    """One of our tensors is another one: it has no Hugging Face tensor of its own.
+    """One of our tensors is the same as another, so it has no separate Hugging Face tensor.
 
     Attributes:
-        ours: pattern of the tensor that follows.
-        to: pattern of the tensor that is stored, with the same placeholders.
-        hf: pattern of a Hugging Face name under which a checkpoint may hold a second copy, which must be equal, or the
-            only one.
+        ours: pattern of the tied tensor.
+        to: pattern of the stored tensor, with the same placeholders.
+        hf: pattern of a second Hugging Face name. A checkpoint may hold the tensor under this name only, or under both
+            names with equal values.
     """
 
     ours: str
@@ -183,8 +184,8 @@ class Drop:
 
     Attributes:
         hf: pattern of the Hugging Face names.
-        same_as: pattern of our tensor that has the same values by the model's configuration; it is read from here when
-            a checkpoint does not store it under its own name.
+        same_as: pattern of our tensor that has the same values according to the model's configuration. If a checkpoint
+            lacks that tensor under its own name, it is read from this one.
     """
 
     hf: str
@@ -208,7 +209,7 @@ def _without(shape: Shape, dim: int) -> Shape:
 
 
 def _cut(rule: object, name: str, shape: Shape, dim: int, n_parts: int, sizes: tuple[int, ...] | None) -> list[Box]:
-    """Boxes of a tensor of ``shape`` that is cut along ``dim``; one part needs no such dim."""
+    """Split a tensor of ``shape`` into boxes along ``dim``; a single part needs no such dim."""
     if n_parts == 1 and sizes is None:
         return [Box.whole(shape)]
     if not 0 <= dim < len(shape):
@@ -222,7 +223,8 @@ def _cut(rule: object, name: str, shape: Shape, dim: int, n_parts: int, sizes: t
         sizes = (shape[dim] // n_parts,) * n_parts
     if len(sizes) != n_parts or sum(sizes) != shape[dim]:
         raise WeightsError(
-            f"weight rule {rule}: sizes {sizes} for {n_parts} parts do not sum to dim {dim} of {name!r} {shape}"
+            f"weight rule {rule}: sizes {sizes} for {n_parts} parts do not sum to dim {dim} of {name!r} {shape}; "
+            "correct the sizes"
         )
     boxes, start = [], 0
     for size in sizes:
