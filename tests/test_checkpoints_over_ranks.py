@@ -218,7 +218,7 @@ def fail_between_others(folder, broken):
         def fail(*_):
             raise MemoryError(f"rank {broken} has none left")
 
-        hf_saving.assemble_hf = hf_saving.give_hf = fail
+        hf_saving.assemble_hf = hf_saving.send_shards = fail
     engine.save(folder / str(broken), "hf")
 
 

@@ -216,7 +216,7 @@ def test_an_axis_that_the_model_does_not_have_is_refused_by_name():
     ("options", "error", "message"),
     [
         ({"model_config": None}, ConfigError, r"actor\.path and actor\.model_config: found neither"),
-        ({"path": "somewhere"}, ConfigError, "found trainer.resume=true as well"),
+        ({"path": "somewhere"}, ConfigError, "found both; exactly one must be set"),
         ({"model_config": model_config(model_type="llama")}, UnknownNameError, "llama"),
         ({"archon": ArchonOptions(attn_type="varlen")}, ConfigError, "it needs a CUDA device, found cpu"),
         (

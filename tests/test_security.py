@@ -174,7 +174,7 @@ def test_a_training_state_from_elsewhere_runs_nothing_when_it_is_loaded_or_conve
         engine.load(state, "dcp")
     assert archon("convert", run, tmp_path / "out", "--to", "hf") == 2
     printed = capsys.readouterr().err
-    assert "io.open, which the description of a checkpoint does not need" in printed.replace("\n", " ")
+    assert "io.open, which a checkpoint's description does not need" in printed.replace("\n", " ")
     assert "Traceback" not in printed
     assert not mark.exists()
 

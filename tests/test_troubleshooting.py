@@ -388,7 +388,7 @@ def _(folder: Path) -> None:
     _second_line(b'{"question": "caf\xe9", "answer": "1"}')
 
 
-@row("A data file has half of a surrogate pair")
+@row("A data file has an unpaired surrogate")
 def _(folder: Path) -> None:
     _second_line(rb'{"question": "q\ud83d", "answer": "1"}')
 

@@ -216,7 +216,7 @@ def storage_info(file: str, start: int, size: int) -> Any:
     return _StorageInfo(file, start, size)
 
 
-def save_around(tensor: Tensor, file: Any) -> None:
+def save_without_data(tensor: Tensor, file: Any) -> None:
     """``torch.save`` without the tensor's bytes: ``file.seek(n, 1)`` is called where they belong.
 
     ``skip_data`` is public, but documented as a prototype (2.11 to 2.13). The caller checks what ``file`` receives.
@@ -293,7 +293,7 @@ def is_random(operation: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in operation.tags
 
 
-def compile_apart(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+def compile_isolated(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
     """``torch.compile`` for any number of tokens, with graphs that do not count towards other engines' limit.
 
     ``isolate_recompiles`` exists since 2.13; before, engines share dynamo's limit of graphs per function.
@@ -303,7 +303,7 @@ def compile_apart(function: Callable[..., Any], backend: Callable[..., Any]) -> 
     return torch.compile(function, backend=backend, dynamic=True, **apart)
 
 
-def compile_graph_alone(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
+def inductor_compile(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
     """Inductor's compilation of a graph from AOTAutograd, for use in an ``inner_compile``. See ``inductor``."""
     from torch._inductor.compile_fx import compile_fx_inner
 

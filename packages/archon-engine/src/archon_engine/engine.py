@@ -30,7 +30,7 @@ from archon_core.selection import Selection
 from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
-from archon_engine.distributed.process_group import ensure_own_group
+from archon_engine.distributed.process_group import ensure_single_process_group
 from archon_engine.mesh import device_of_rank
 from archon_engine.nn.evaluation import evaluation_mode
 from archon_engine.options.archon import ArchonEngineConfig
@@ -105,7 +105,7 @@ class ArchonEngine:
             WeightsError: on every rank, if the checkpoint is damaged or does not fit.
         """
         if self._dims.world_size == 1 and needs_meshes(self._dims, self._effective):
-            ensure_own_group()  # several processes were launched with a group
+            ensure_single_process_group()  # several processes were launched with a group
         assembled, decisions = assemble(
             self._config,
             self._effective,

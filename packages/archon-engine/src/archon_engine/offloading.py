@@ -34,7 +34,9 @@ class Residence:
         self._is_offloaded = False
         [self._device] = {parameter.device for parameter in module.parameters()}
         # With ``offload_params`` only buffers are on the device. They are small and stay there.
-        self._is_at_home = self._device == HOST and any(buffer.device != HOST for buffer in module.buffers())
+        self._keeps_parameters_on_host = self._device == HOST and any(
+            buffer.device != HOST for buffer in module.buffers()
+        )
         self._moved: list[tuple[dict[str, Any], str, torch.device]] = []
 
     def require_onload(self) -> None:
@@ -50,7 +52,7 @@ class Residence:
             self._groups.end_forward_passes()
         for parameter in self._module.parameters():
             parameter.grad = None
-        if not self._is_at_home:
+        if not self._keeps_parameters_on_host:
             self._module.to(HOST)
         if self._optimizer is not None:
             self._optimizer.follow_parameters()
@@ -70,7 +72,7 @@ class Residence:
         """Move everything back to its device. Idempotent, not collective."""
         if not self._is_offloaded:
             return
-        if not self._is_at_home:
+        if not self._keeps_parameters_on_host:
             self._module.to(self._device)
         if self._optimizer is not None:
             self._optimizer.follow_parameters()

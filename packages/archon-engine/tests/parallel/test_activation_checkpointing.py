@@ -202,7 +202,7 @@ def asks_too_late():
 
 def test_deterministic_mode_is_refused_once_a_process_group_was_made_without_it():
     for message in run_world(asks_too_late, 2):
-        assert message.startswith("actor.archon.use_deterministic_algorithms: found true, and a process group")
+        assert message.startswith("actor.archon.use_deterministic_algorithms: found true, but the process group")
         assert "set_deterministic() before init_process_group" in message
 
 

@@ -99,7 +99,7 @@ class Split:
             if absent:
                 raise WeightsError(
                     f"weight rule {self}: found some of its tensors but not {', '.join(absent)}; "
-                    "all parts of a split tensor must be in the model"
+                    "all parts of a split tensor must be in the model; correct the rule"
                 )
             start = 0
             for name in names:
@@ -110,7 +110,7 @@ class Split:
                 if others != _without(shapes[names[0]], self.dim):
                     raise WeightsError(
                         f"weight rule {self}: {name!r} {shape} and {names[0]!r} {shapes[names[0]]} differ in a dim "
-                        f"other than {self.dim}; only tensors that agree in the others can be parts of one"
+                        f"other than {self.dim}; parts of one tensor must agree in all other dims; correct the rule"
                     )
                 corner = tuple(start if d == self.dim else 0 for d in range(len(shape)))
                 yield Link(hf.fill(bindings), Box(corner, shape), name, Box.whole(shape))
@@ -139,7 +139,7 @@ class Stack:
         for pattern in self._parts:
             if self.over not in NamePattern(pattern).placeholders:
                 raise WeightsError(
-                    f"weight rule {self}: found no {{{self.over}}} in {pattern!r}; it numbers the slices"
+                    f"weight rule {self}: found no {{{self.over}}} in {pattern!r}; add it: it numbers the slices"
                 )
         _check_placeholders(self, self._parts, (self.ours,), only_left=self.over)
 
@@ -218,7 +218,7 @@ def _cut(rule: object, name: str, shape: Shape, dim: int, n_parts: int, sizes: t
         if shape[dim] % n_parts:
             raise WeightsError(
                 f"weight rule {rule}: dim {dim} of {name!r} {shape} does not divide into {n_parts} equal parts; "
-                "give their sizes"
+                "set their sizes"
             )
         sizes = (shape[dim] // n_parts,) * n_parts
     if len(sizes) != n_parts or sum(sizes) != shape[dim]:
@@ -244,7 +244,7 @@ def _check_placeholders(
     if not left or not right or len(expected) != 1 or clash:
         found = ", ".join(f"{p!r} {sorted(NamePattern(p).placeholders)}" for p in (*left, *right))
         raise WeightsError(
-            f"weight rule {rule}: the names on both sides must have the same placeholders"
-            + (f", and the Hugging Face side {{{only_left}}} besides" if only_left else "")
-            + f"; found {found or 'no names'}"
+            f"weight rule {rule}: found {found or 'no names'}; both sides need the same placeholders"
+            + (f", and the Hugging Face side also {{{only_left}}}" if only_left else "")
+            + "; correct the names"
         )

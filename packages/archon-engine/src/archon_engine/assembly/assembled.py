@@ -20,7 +20,7 @@ from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import layer_number
 from archon_core.selection import Selection
 from archon_engine.assembly.blocks import Blocks, prepare_blocks
-from archon_engine.assembly.blueprint import Blueprint, draw_blueprint
+from archon_engine.assembly.blueprint import Blueprint, build_blueprint
 from archon_engine.assembly.experts import ExpertBlocks
 from archon_engine.assembly.tied_copies import TiedCopies
 from archon_engine.assembly.weight_loading import load_weights
@@ -120,7 +120,7 @@ def assemble(
         LayoutError: the layout does not fit the model or the number of processes.
         WeightsError: the checkpoint does not fit the model.
     """
-    plan = draw_blueprint(config, effective, layout=layout, selection=selection, role=role)
+    plan = build_blueprint(config, effective, layout=layout, selection=selection, role=role)
     check_world(plan.dims, option=f"{role}.backend")
     meshes: Meshes | None = None
     if needs_meshes(plan.dims, effective):
@@ -130,7 +130,12 @@ def assemble(
         compute_dtype = getattr(torch, effective.compute_dtype)
         head_dim = plan.arguments.head_dim
         backend = check_attention_backend(
-            effective.attn_type, effective.device, compute_dtype, head_dim, attention_settings(module)
+            effective.attn_type,
+            effective.device,
+            compute_dtype,
+            head_dim,
+            attention_settings(module),
+            option=f"{role}.archon.attn_type",
         )
         set_attention_backend(module, backend)
     if meshes is not None and meshes.tp is not None:
@@ -138,8 +143,8 @@ def assemble(
             apply_tensor_parallel(stage, plan.parallel, meshes.tp)
     # The order is fixed: tensor and expert ranks shard parameters before FSDP2 shards the parts that they leave.
     # ``assembly.blocks`` describes the steps in between.
-    experts = None if plan.expert_builder is None else _share_experts(module, plan, meshes)
-    uneven = _uneven_experts(module, plan, meshes, role) if meshes is not None else []
+    experts = None if plan.expert_builder is None else _shard_experts(module, plan, meshes)
+    uneven = _uneven_expert_decisions(module, plan, meshes, role) if meshes is not None else []
     blocks = prepare_blocks(module, plan.parallel, effective, role=role, among=plan.block_names)
     groups = [] if meshes is None else [_shard_parameters(s, plan, effective, meshes) for s in stages_of(module)]
     # FSDP2 copies parameters to the device block by block, but buffers are used in place.
@@ -186,7 +191,7 @@ def _expert_decisions(experts: ExpertBlocks, effective: EffectiveConfig, role: s
     decisions = experts.builder.decisions(effective.device, getattr(torch, effective.compute_dtype), role=role)
     if effective.compile:
         reason = "the number of tokens per expert differs from batch to batch, so code that depends on it stays eager"
-        without = "true, without dispatch and experts"
+        without = "true, except dispatch and experts"
         decisions.append(Decision(f"{role}.archon.enable_compile", "true", without, reason))
     return decisions
 
@@ -229,7 +234,7 @@ def _pipeline_parts(
     )
 
 
-def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) -> ExpertBlocks:
+def _shard_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) -> ExpertBlocks:
     """Shard the experts of ``module``, on the meta device, in place."""
     builder = plan.expert_builder
     assert builder is not None, "a model with experts has a builder"
@@ -245,7 +250,7 @@ def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) ->
     return ExpertBlocks(builder, blocks, meshes)
 
 
-def _uneven_experts(module: nn.Module, plan: Blueprint, meshes: Meshes, role: str) -> list[Decision]:
+def _uneven_expert_decisions(module: nn.Module, plan: Blueprint, meshes: Meshes, role: str) -> list[Decision]:
     """Decision for expert weights that do not shard evenly. Call it before FSDP2 shards them."""
     if meshes.experts is None:
         return []
@@ -253,8 +258,8 @@ def _uneven_experts(module: nn.Module, plan: Blueprint, meshes: Meshes, role: st
     experts = [part for stage in stages_of(module) for part in expert_modules(stage, plan.parallel)]
     for name, parameter in (found for part in experts for found in part.named_parameters()):
         if even_dim(parameter, size) is None:
-            reason = f"{name} {tuple(parameter.shape)} has no dim that {size} ranks (edp) can cut evenly"
-            return [Decision(f"{role}.backend", "even shares of experts", "uneven ones, along dim 0", reason)]
+            reason = f"{name} {tuple(parameter.shape)} has no dim that {size} ranks (edp) divide evenly"
+            return [Decision(f"{role}.backend", "equal shards of experts", "unequal shards along dim 0", reason)]
     return []
 
 

@@ -79,7 +79,7 @@ class Blueprint:
         return [name for name, _ in blocks_of(self.whole, self.parallel)]
 
 
-def draw_blueprint(
+def build_blueprint(
     config: ArchonEngineConfig, effective: EffectiveConfig, *, layout: Layout, selection: Selection, role: str
 ) -> Blueprint:
     """Plan the model that ``config`` names for ``layout``. Collective.

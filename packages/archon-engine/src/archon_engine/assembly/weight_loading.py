@@ -50,6 +50,6 @@ def load_weights(module: nn.Module, plan: Blueprint, folder: Path, *, role: str,
         local_part=local_part,
     )
     return report.plan.decisions(f"{role}.path") + [
-        Decision(f"{role}.path", f"{name} of {folder}", "random, from the seed", "the checkpoint has none")
+        Decision(f"{role}.path", f"{name} of {folder}", "random, from the seed", "the checkpoint lacks it")
         for name in report.initialised
     ]

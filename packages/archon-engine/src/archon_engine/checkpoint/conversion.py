@@ -90,7 +90,11 @@ def convert_to_hf(source: Path, destination: Path, *, config: str | None = None,
     stored = StoredWeights(saved)
     problems = _differences(stored.shapes, model.parameters)
     if problems:
-        raise WeightsError(f"training state {state} does not fit the model:\n  " + "\n  ".join(problems))
+        raise WeightsError(
+            f"training state {state} does not fit the model:\n  "
+            + "\n  ".join(problems)
+            + "\ngive the configuration of this state's model with --config"
+        )
     types = set(stored.dtypes.values())
     with publish_folder(destination) as folder:
         save_hf_weights(
@@ -98,7 +102,7 @@ def convert_to_hf(source: Path, destination: Path, *, config: str | None = None,
             model.weights,
             folder,
             model.hf_config,
-            dtype=_one_type(types, dtype, state),
+            dtype=_single_dtype(types, dtype, state),
             critic=critic,
             companions_from=_tokenizer_of(state),
         )
@@ -131,8 +135,12 @@ def convert_to_dcp(
     weights, report = checkpoint.form_of(model.weights)
     if not report.fits or report.initialised:
         lacking = [f"missing     {name}" for name in report.initialised]
-        raise WeightsError(f"checkpoint {source} does not fit the model:\n  " + "\n  ".join(report.lines() + lacking))
-    kind = _one_type({checkpoint.dtype(name) for name in weights.hf_shapes}, dtype, source)
+        raise WeightsError(
+            f"checkpoint {source} does not fit the model:\n  "
+            + "\n  ".join(report.lines() + lacking)
+            + "\ngive a folder whose weights match its config.json"
+        )
+    kind = _single_dtype({checkpoint.dtype(name) for name in weights.hf_shapes}, dtype, source)
     parts = [
         Part(WEIGHT + name, shape, Box.whole(shape), kind, _reader(name, shape, kind, weights, checkpoint))
         for name, shape in model.parameters.items()
@@ -165,9 +173,9 @@ def _reader(
     return read
 
 
-def _one_type(found: set[torch.dtype], asked: str | None, source: Path) -> torch.dtype:
-    if asked is not None:
-        return getattr(torch, asked)
+def _single_dtype(found: set[torch.dtype], requested: str | None, source: Path) -> torch.dtype:
+    if requested is not None:
+        return getattr(torch, requested)
     if len(found) > 1:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
         raise ConfigError(f"{source}: found weights of several dtypes ({names}); choose one with --dtype")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from archon_engine.checkpoint.checksum import bytes_of
 from archon_engine.checkpoint.seal import Region, RegionWriter, SealedFile
-from archon_engine.compat import save_around
+from archon_engine.compat import save_without_data
 
 ALIGNMENT = 64
 """Archives begin at multiples of this many bytes; torch aligns the tensor in the archive to the same number."""
@@ -49,7 +49,7 @@ class DataFile:
         self._place = 0
         self._regions: list[Region] = []
         self._frame = hashlib.blake2b(digest_size=8)
-        self._surroundings: dict[tuple[torch.Size, torch.dtype], tuple[bytes, bytes]] = {}
+        self._cached_bytes: dict[tuple[torch.Size, torch.dtype], tuple[bytes, bytes]] = {}
 
     def __enter__(self) -> DataFile:
         self._file: BinaryIO = self._path.open("wb")
@@ -65,9 +65,9 @@ class DataFile:
     def append(self, values: Tensor) -> Archive:
         """Write one tensor, which is on the CPU and not empty."""
         kind = values.shape, values.dtype
-        if kind not in self._surroundings:
-            self._surroundings[kind] = _surroundings(*kind)
-        before, after = self._surroundings[kind]
+        if kind not in self._cached_bytes:
+            self._cached_bytes[kind] = _bytes_around(*kind)
+        before, after = self._cached_bytes[kind]
         self._write_frame(bytes(-self._place % ALIGNMENT))
         start = self._place
         self._write_frame(before)
@@ -89,11 +89,11 @@ class DataFile:
         self._place += content.numel()
 
 
-def _surroundings(shape: torch.Size, dtype: torch.dtype) -> tuple[bytes, bytes]:
+def _bytes_around(shape: torch.Size, dtype: torch.dtype) -> tuple[bytes, bytes]:
     """The bytes that ``torch.save`` writes before and after those of a tensor; they do not depend on its values."""
     tensor = torch.empty(shape, dtype=dtype)
     recorder = _Recorder()
-    save_around(tensor, recorder)
+    save_without_data(tensor, recorder)
     assert recorder.room == [tensor.nbytes], f"torch.save leaves room for {recorder.room} bytes of {tensor.nbytes}"
     return bytes(recorder.before), bytes(recorder.after)
 

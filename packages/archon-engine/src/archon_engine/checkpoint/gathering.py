@@ -46,7 +46,7 @@ def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None) 
     """
     rank = dist.get_rank() if dist.is_initialized() else WRITER
     inbox = _Inbox()
-    elsewhere = {} if ranks is None else _tell_whereabouts(weights, ranks)
+    elsewhere = {} if ranks is None else _exchange_whereabouts(weights, ranks)
 
     @torch.no_grad()
     def copy(name: str, box: Box, destination: Tensor | None) -> None:
@@ -75,7 +75,7 @@ def _whereabouts(weight: Tensor, rank: int) -> Whereabouts:
     return Whereabouts(weight.dtype, holders(weight) if is_sharded else {rank: Box.whole(tuple(weight.shape))})
 
 
-def _tell_whereabouts(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Whereabouts]:
+def _exchange_whereabouts(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Whereabouts]:
     """Exchange the whereabouts of all weights. The first rank of a mesh reports its DTensors; of several reports on a
     plain tensor, that of the lowest rank counts."""
     own = {

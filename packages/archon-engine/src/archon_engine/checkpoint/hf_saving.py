@@ -29,7 +29,7 @@ from archon_engine.models.weight_conversion import (
     BoxCopier,
     assemble_hf,
     copy_from,
-    give_hf,
+    send_shards,
 )
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def save_hf_weights(
     files = plan_shards(weights.hf_shapes, dtype, max_shard_bytes)
     if not write:
         for name in itertools.chain.from_iterable(files.values()):
-            give_hf(name, weights, copy_ours)
+            send_shards(name, weights, copy_ours)
         return
     lend = (lambda name: None) if callable(tensors) else partial(_lend, tensors=tensors, weights=weights, dtype=dtype)
     assembled = _assembled(itertools.chain.from_iterable(files.values()), weights, copy_ours, lend, dtype)

@@ -56,7 +56,7 @@ class ReadingPlan:
         """
         found = []
         if self.ignored_files:
-            reason = f"{self.decided_by} decides what is read; left out: {_some(self.ignored_files)}"
+            reason = f"only files of {self.decided_by} are read; ignored: {_some(self.ignored_files)}"
             found.append(Decision(option, shown(None), f"the weights by {self.decided_by} of {self.folder}", reason))
         for tensors, what in ((self.elsewhere, "names another file for them"), (self.unnamed, "does not name them")):
             if tensors:
@@ -170,7 +170,7 @@ def read_index(file: Path) -> dict[str, str]:
         if not is_plain_name(place) or not place.endswith(".safetensors"):
             raise WeightsError(
                 f"{file}: names the file {place!r} for {name!r}; allowed are names of .safetensors files in the same "
-                "folder, without a path"
+                "folder, without a path; copy the file again"
             )
     return weight_map
 

@@ -22,7 +22,7 @@ def device_backends() -> str:
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
-def ensure_own_group() -> None:
+def ensure_single_process_group() -> None:
     """Start a process group with this process only, if there is no group. Even a mesh of one device needs a group."""
     if not dist.is_initialized():
         dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)

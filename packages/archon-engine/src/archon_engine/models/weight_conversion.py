@@ -68,7 +68,7 @@ def assemble_hf(
     return result
 
 
-def give_hf(hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier) -> None:
+def send_shards(hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier) -> None:
     """Send this rank's shards to the rank that runs ``assemble_hf``."""
     for link in weights.links_of_hf[hf_name]:
         copy_ours(link.ours, link.our_box, None)

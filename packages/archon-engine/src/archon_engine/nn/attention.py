@@ -85,21 +85,30 @@ def choose_attention_backend(
 
 
 def check_attention_backend(
-    name: str, device_type: str, dtype: torch.dtype, head_dim: int, settings: Collection[AttentionSettings] = ()
+    name: str,
+    device_type: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    settings: Collection[AttentionSettings] = (),
+    *,
+    option: str = "archon.attn_type",
 ) -> AttentionBackend:
     """Check that backend ``name`` exists and can compute ``settings`` on that device; returns it.
 
+    Args:
+        option: dotted name of the option, for messages.
+
     Raises:
-        ConfigError: no backend has that name, or it cannot run on the device, in the type, with that head dimension or
-            with one of the settings.
+        ConfigError: no backend has that name, or it does not support the device, the dtype, the head dimension or one
+            of the settings.
     """
     allowed = get_args(AttentionBackend)
     if name not in allowed:
-        raise ConfigError(f"attn_type: found {name!r}{did_you_mean(name, allowed)}; allowed are {', '.join(allowed)}")
+        raise ConfigError(f"{option}: found {name!r}{did_you_mean(name, allowed)}; allowed are {', '.join(allowed)}")
     backend = cast(AttentionBackend, name)
     obstacles = load_backend(backend).obstacles(device_type, dtype, head_dim, settings)
     if obstacles:
-        raise ConfigError(f"attn_type {name!r} cannot be used: {'; '.join(obstacles)}; use attn_type sdpa")
+        raise ConfigError(f"{option}: found {name!r}, which cannot run here: {'; '.join(obstacles)}; use sdpa")
     return backend
 
 

@@ -110,7 +110,7 @@ def _token_chunks(tokens: int, vocabulary: int, dtype: torch.dtype, device_type:
 def _combine(
     log_normaliser_T: Tensor, target_logits_T: Tensor, entropy_T: Tensor | None, parallel: TensorParallel
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same three for the whole vocabulary, from those of each rank's rows.
+    """Combine the three values of each rank's rows into those of the whole vocabulary.
 
     With w the share of a rank's rows in the whole distribution, its entropy is the sum of w (own entropy - log w).
     """

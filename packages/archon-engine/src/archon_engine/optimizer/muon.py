@@ -115,7 +115,7 @@ def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | No
     place = {member: number for number, member in enumerate(members)}
     rank, size = place[dist.get_rank()], len(members)
     # From shapes only, so that every rank computes the same owners without communication.
-    owners = deal([math.prod(update.shape) for update in updates], size)
+    owners = balance([math.prod(update.shape) for update in updates], size)
     boxes = [_boxes(update, place) for update in updates]
 
     # Every rank sends its part of each matrix to the owner; of ranks with copies, only the first sends. Streams have no
@@ -149,7 +149,7 @@ def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | No
     ]
 
 
-def deal(costs: Sequence[int], n_ranks: int) -> list[int]:
+def balance(costs: Sequence[int], n_ranks: int) -> list[int]:
     """Assign each cost to a rank so that the sums are balanced: largest first, each to the least loaded rank."""
     loads = [(0, rank) for rank in range(n_ranks)]
     owners = [0] * len(costs)

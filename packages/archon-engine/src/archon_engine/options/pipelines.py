@@ -36,11 +36,11 @@ def micro_batch_decisions(
     """The changes that a pipeline makes to ``spec``, as decisions about the options of ``role``."""
     decisions = []
     if spec.n_mbs < n_stages:
-        reason = f"{n_stages} pipeline stages work at once only on as many micro-batches"
+        reason = f"{n_stages} pipeline stages are busy at the same time only with {n_stages} or more micro-batches"
         decisions.append(Decision(f"{role}.mb_spec.n_mbs", f"{spec.n_mbs}", f"{n_stages}", reason))
     divisor = micro_batch_divisor(schedule, n_ranks)
     if spec.n_mbs_divisor % divisor:
         multiple = math.lcm(spec.n_mbs_divisor, divisor)
-        reason = f"{schedule.name} needs a multiple of its {divisor} pipeline ranks"
+        reason = f"{schedule.name} needs a multiple of the {divisor} pipeline ranks"
         decisions.append(Decision(f"{role}.mb_spec.n_mbs_divisor", f"{spec.n_mbs_divisor}", f"{multiple}", reason))
     return decisions

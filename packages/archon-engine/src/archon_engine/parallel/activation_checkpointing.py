@@ -83,7 +83,7 @@ def apply_full_checkpointing(
     recomputed = set(counted[every - 1 :: every])
     for name, block in blocks_of(module, plan):
         if name in recomputed:
-            contexts = None if log is None else partial(log.around, name)
+            contexts = None if log is None else partial(log.checkpoint_contexts, name)
             _checkpoint(block, contexts)
 
 
@@ -91,7 +91,7 @@ def apply_selective_checkpointing(module: nn.Module, plan: ParallelPlan, *, log:
     """Keep the results of matrix products, attention and collectives of every block, and recompute all others."""
     ignore_profiler_marks()
     for name, block in blocks_of(module, plan):
-        contexts = _selective_contexts if log is None else partial(log.around, name, _selective_contexts)
+        contexts = _selective_contexts if log is None else partial(log.checkpoint_contexts, name, _selective_contexts)
         _checkpoint(block, contexts)
 
 

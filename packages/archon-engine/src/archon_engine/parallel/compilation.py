@@ -98,7 +98,7 @@ class CompiledBlocks:
         for _, block in blocks_of(module, plan):
             function = type(block).forward
             if function not in compiled:
-                compiled[function] = compat.compile_apart(function, backend)
+                compiled[function] = compat.compile_isolated(function, backend)
             places = _places(block, eager)
             block.forward = partial(self._run, places, block.forward, partial(compiled[function], block))
 

@@ -21,7 +21,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from archon_engine.compat import (
     TorchDispatchMode,
-    compile_graph_alone,
+    inductor_compile,
     size_hint,
     tree_leaves,
 )
@@ -89,7 +89,7 @@ class RecomputeLog:
         """Measure what ``block`` keeps, by wrapping its ``forward`` in place. Call this after all other wrapping."""
         block.forward = partial(self._measured, name, block, block.forward)
 
-    def around(self, name: str, contexts: Contexts | None = None) -> tuple[Any, Any]:
+    def checkpoint_contexts(self, name: str, contexts: Contexts | None = None) -> tuple[Any, Any]:
         """The two contexts of a checkpointed block, with its second computation watched."""
         first, second = contexts() if contexts is not None else (nullcontext(), nullcontext())
         record = self.blocks.get(name)
@@ -101,7 +101,7 @@ class RecomputeLog:
             # checkpoint expects.
             record.recomputed.operations["all of it, compiled"] += 1
             return first, second
-        return first, _below(partial(_Watch, _adds_to(record.recomputed)), second)
+        return first, _outside(partial(_Watch, _adds_to(record.recomputed)), second)
 
     def inner_compile(self, graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
         """Inspect a graph, then compile it with Inductor.
@@ -123,7 +123,7 @@ class RecomputeLog:
                 if n_bytes:  # skips arithmetic on sizes
                     tally.add(_short(nodes[name].target), n_bytes)
             self.graphs.append(tally)
-        return compile_graph_alone(graph, inputs, **options)
+        return inductor_compile(graph, inputs, **options)
 
     def report(self) -> str:
         """A line per block, and one per compiled backward graph."""
@@ -201,7 +201,7 @@ def _adds_to(tally: Tally) -> Callable[[str, list[Tensor]], None]:
 
 
 @contextmanager
-def _below(make_outer: Callable[[], Any], inner: Any) -> Iterator[None]:
+def _outside(make_outer: Callable[[], Any], inner: Any) -> Iterator[None]:
     """Enter the outer mode first. Dispatch modes are a stack whose top sees an operation first, so the outer one sees
     only what ``inner``, a selective checkpoint's mode, does not answer from what it kept."""
     with ExitStack() as stack:
@@ -211,8 +211,8 @@ def _below(make_outer: Callable[[], Any], inner: Any) -> Iterator[None]:
 
 
 def _address(tensor: Tensor) -> int:
-    """Where a tensor's storage begins; 0 without one."""
-    with contextlib.suppress(RuntimeError, NotImplementedError):  # wrapper subclasses have no storage of their own
+    """The address of a tensor's storage; 0 without storage."""
+    with contextlib.suppress(RuntimeError, NotImplementedError):  # wrapper subclasses have no storage
         return tensor.untyped_storage().data_ptr()
     return 0
 
