@@ -357,7 +357,7 @@ def _(folder: Path) -> str:
 
 @row("A sequence is longer than a micro-batch")
 def _(folder: Path) -> None:
-    plan_micro_batches([4096, 200], n_mbs=1, max_tokens_per_mb=2048)
+    plan_micro_batches([4096, 200], n_mbs=1, max_tokens_per_mb=2048, option="actor.mb_spec")
 
 
 @row("A token id is outside the vocabulary")

@@ -87,9 +87,10 @@ def start(
         context=None if meshes is None else meshes.context,
         pipeline=needs,
         replays_routing=config.archon.moe_routing_replay,
+        option=f"{role}.mb_spec",
     )
     ranks = data_ranks(plan.dims, losses_on=0 if pipeline is None else pipeline.plan.last_rank)
-    optimizer = _build_optimizer(assembled, config, total_steps=total_steps)
+    optimizer = _build_optimizer(assembled, config, role=role, total_steps=total_steps)
     running = Running(
         assembled,
         optimizer,
@@ -121,7 +122,7 @@ def _connect_runner(assembled: Assembled, pipeline: PipelineParts) -> PipelinedR
 
 
 def _build_optimizer(
-    assembled: Assembled, config: ArchonEngineConfig, *, total_steps: int | None
+    assembled: Assembled, config: ArchonEngineConfig, *, role: str, total_steps: int | None
 ) -> NamedOptimizer | None:
     if config.optimizer is not None:
         return NamedOptimizer(
@@ -129,6 +130,7 @@ def _build_optimizer(
             config.optimizer,
             total_steps=total_steps,
             holders=None if assembled.meshes is None else assembled.meshes.holders,
+            option=f"{role}.optimizer",
         )
     for parameter in assembled.parameters.values():
         parameter.requires_grad_(False)

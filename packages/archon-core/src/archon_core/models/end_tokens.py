@@ -22,7 +22,7 @@ from archon_core.errors import ConfigError, ModelError
 GENERATION_CONFIG = "generation_config.json"
 OPTION = "gconfig.stop_token_ids"
 _TEXT_SECTIONS = ("decoder", "generator", "text_config")
-"""Where ``transformers`` looks for the settings of the language model in a composite ``config.json``."""
+"""Sections of a composite ``config.json`` in which ``transformers`` looks for the settings of the language model."""
 
 
 @dataclass(frozen=True)

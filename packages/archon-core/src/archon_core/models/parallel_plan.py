@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
-"""What tensor parallelism does with a module's parameters.
+"""The role of a module's parameters in tensor parallelism.
 
 - ``vocabulary``: embedding or language-model head, sharded over vocabulary rows; the last ranks may hold fewer.
 - ``column``: a projection whose outputs are sharded; its bias too.

@@ -51,7 +51,7 @@ READERS = 2
 
 @dataclass(frozen=True)
 class _Written:
-    """What a rank reports to the first rank about a tensor that it wrote, and about the file that holds it."""
+    """A rank's report to the first rank about a tensor that it wrote, and about the file that holds it."""
 
     file: str
     archive: Archive

@@ -24,6 +24,7 @@ def plan_micro_batches(
     granularity: int = 1,
     n_mbs_divisor: int = 1,
     algorithm: PackingAlgorithm = "ffd",
+    option: str = "mb_spec",
 ) -> list[list[int]]:
     """Assign sequences to micro-batches.
 
@@ -35,6 +36,7 @@ def plan_micro_batches(
         n_mbs_divisor: the number of micro-batches is a multiple of it.
         algorithm: ``ffd``, first fit decreasing, gives the fewest micro-batches; ``kk``, Karmarkar-Karp differencing
             (k-way, doi:10.5555/892131), the most even ones.
+        option: dotted name of the options ``mb_spec``, for messages.
 
     Returns:
         For each micro-batch, indices into ``lengths``, ascending. Micro-batches are empty if there are fewer groups
@@ -45,7 +47,7 @@ def plan_micro_batches(
     """
     if len(lengths) % granularity:
         raise DataError(
-            f"mb_spec.granularity={granularity}: found {len(lengths)} sequences in the batch; "
+            f"{option}.granularity={granularity}: found {len(lengths)} sequences in the batch; "
             f"use a batch of a multiple of {granularity} sequences, or set granularity to a divisor of {len(lengths)}"
         )
     groups = [range(start, start + granularity) for start in range(0, len(lengths), granularity)]
@@ -53,7 +55,7 @@ def plan_micro_batches(
     if max_tokens_per_mb is not None and sizes and max(sizes) > max_tokens_per_mb:
         what = "a sequence" if granularity == 1 else f"a group of {granularity} sequences"
         raise DataError(
-            f"mb_spec.max_tokens_per_mb={max_tokens_per_mb}: found {what} of {max(sizes)} tokens; "
+            f"{option}.max_tokens_per_mb={max_tokens_per_mb}: found {what} of {max(sizes)} tokens; "
             "raise the limit to at least that, or shorten the sequences (data.max_length, gconfig.max_new_tokens)"
         )
     place = {"ffd": _first_fit_decreasing, "kk": _differencing}[algorithm]

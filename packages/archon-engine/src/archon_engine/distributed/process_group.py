@@ -14,7 +14,7 @@ from archon_core.ranks.environment import RankEnvironment
 from archon_core.ranks.ranks import Ranks
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others in a collective: another rank may be generating, or writing a checkpoint."""
+"""Time limit of collectives. It is long because a rank may wait for another that generates or writes a checkpoint."""
 
 
 def device_backends() -> str:

@@ -1,4 +1,4 @@
-"""From a model's spec to a module with weights: build it, give it storage, draw random weights from a seed.
+"""Builds a module from a model's spec, materialises it, and draws random weights from a seed.
 
 Each parameter is drawn on the CPU in fp32 from a separate generator, seeded with the run's seed and the parameter's
 global name. So its values depend neither on other parameters nor on device, dtype, pipeline stage or sharding.

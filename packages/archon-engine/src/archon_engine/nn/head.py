@@ -38,7 +38,7 @@ matrix products."""
 
 @dataclass(frozen=True)
 class LogitForm:
-    """How a model makes its logits from x = ``hidden @ weight.T``.
+    """The function from x = ``hidden @ weight.T`` to a model's logits.
 
     Attributes:
         scale: x is multiplied by it first.
@@ -50,7 +50,7 @@ class LogitForm:
     softcap: float | None = None
 
     def apply(self, logits: Tensor) -> Tensor:
-        """The model's logits, from the outputs of its projection."""
+        """Compute the model's logits from the outputs of its projection."""
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 

@@ -44,24 +44,27 @@ class NamedOptimizer:
         *,
         total_steps: int | None,
         holders: ProcessGroup | None = None,
+        option: str = "optimizer",
     ) -> None:
         """Args:
             parameters: name -> parameter; parameters that need no gradient are ignored.
             config: the options.
             total_steps: optimizer steps of the whole run; ``None`` if unknown.
             holders: the processes that hold parts of the same parameters; ``None`` for all.
+            option: dotted name of the options' section, for messages.
 
         Raises:
             ConfigError: the learning rate depends on the number of steps, which is unknown.
         """
         if total_steps is None and (config.lr_scheduler_type != "constant" or config.warmup_steps_proportion > 0):
             raise ConfigError(
-                f"optimizer.lr_scheduler_type={config.lr_scheduler_type} with warmup_steps_proportion="
+                f"{option}.lr_scheduler_type={config.lr_scheduler_type} with warmup_steps_proportion="
                 f"{config.warmup_steps_proportion}: found no number of steps, which warm-up and decay depend on; pass "
                 "total_steps, or use constant without warm-up"
             )
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         self._config = config
+        self._option = option
         self._total_steps = total_steps
         # What the optimizers hold: the parameters themselves, or parameters around their local parts.
         whole = _hidden_matrices(self.parameters) if config.type == "muon" else {}
@@ -162,7 +165,7 @@ class NamedOptimizer:
         for name, found in entries.items():
             if found != expected:
                 raise WeightsError(
-                    f"optimizer state of {name}: found {', '.join(sorted(found))}; optimizer.type="
+                    f"optimizer state of {name}: found {', '.join(sorted(found))}; {self._option}.type="
                     f"{self._config.type!r} keeps {', '.join(sorted(expected))}; use the type with which the "
                     "state was saved"
                 )

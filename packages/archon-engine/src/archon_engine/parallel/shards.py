@@ -1,4 +1,4 @@
-"""The box of a parameter that each process holds, from its placements: pure arithmetic, equal on every process."""
+"""Computes the box of a parameter on each process from its placements: pure arithmetic, equal on every process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from archon_engine.compat import strided_shard_dim
 
 @dataclass(frozen=True)
 class Cut:
-    """How one axis of a mesh shards a tensor.
+    """The sharding of a tensor along one axis of its mesh.
 
     Attributes:
         size: ranks along the axis.

@@ -45,6 +45,7 @@ class Splitter:
         context: the context ranks, among which tokens are divided; ``None`` without context parallelism.
         pipeline: constraints of the pipeline; ``None`` without one.
         replays_routing: route tokens to the experts recorded in the batch, if any.
+        option: dotted name of the options, for messages.
     """
 
     spec: MicroBatchSpec
@@ -53,6 +54,7 @@ class Splitter:
     context: ContextParallel | None = None
     pipeline: PipelineNeeds | None = None
     replays_routing: bool = False
+    option: str = "mb_spec"
 
     def plan(self, batch: Batch) -> list[Sequence[int]]:
         """Assign the sequences of ``batch`` to micro-batches, none of them empty.
@@ -69,6 +71,7 @@ class Splitter:
             granularity=self.spec.granularity,
             n_mbs_divisor=math.lcm(self.spec.n_mbs_divisor, self.pipeline.divisor if self.pipeline else 1),
             algorithm=self.spec.packing_algorithm,
+            option=self.option,
         )
         return [indices for indices in plan if indices]
 
