@@ -185,7 +185,7 @@ def test_an_axis_that_a_model_cannot_be_cut_along_is_refused_with_the_reason():
 
 def test_the_fsdp_engine_runs_no_other_model_than_transformers():
     entries = load_target(registry().get("model", "qwen3").tiny_config)()
-    with pytest.raises(ConfigError, match=r"actor\.archon\.model: found 'qwen3'; the engine fsdp: runs model 'hf'"):
+    with pytest.raises(ConfigError, match=r"actor\.archon\.model: found 'qwen3'; engine 'fsdp' runs model 'hf'"):
         make_engine("fsdp:d1", entries=entries, model="qwen3")
     with pytest.raises(LayoutError, match="found pipeline parallelism"):
         make_engine("fsdp:p2", entries=entries)

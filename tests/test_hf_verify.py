@@ -129,4 +129,4 @@ def test_a_dry_run_knows_what_serves_a_model_type_under_which_prefix(capsys, tmp
 def test_a_dry_run_refuses_another_model_under_fsdp(capsys, tmp_path):
     code, out, told = dry_run(capsys, tmp_path, "fsdp:d1", "actor.archon.model=qwen3")
     assert code != 0
-    assert "the engine fsdp: runs model 'hf', whatever the model type" in " ".join((out + told).split())
+    assert "engine 'fsdp' runs model 'hf' for every model type" in " ".join((out + told).split())

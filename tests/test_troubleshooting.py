@@ -357,7 +357,7 @@ def _(folder: Path) -> str:
 
 @row("A sequence is longer than a micro-batch")
 def _(folder: Path) -> None:
-    plan_micro_batches([4096, 200], n_mbs=1, max_tokens_per_mb=2048)
+    plan_micro_batches([4096, 200], n_mbs=1, max_tokens_per_mb=2048, option="actor.mb_spec")
 
 
 @row("A token id is outside the vocabulary")
@@ -388,7 +388,7 @@ def _(folder: Path) -> None:
     _second_line(b'{"question": "caf\xe9", "answer": "1"}')
 
 
-@row("A data file has half of a surrogate pair")
+@row("A data file has an unpaired surrogate")
 def _(folder: Path) -> None:
     _second_line(rb'{"question": "q\ud83d", "answer": "1"}')
 

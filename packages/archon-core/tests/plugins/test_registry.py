@@ -318,7 +318,7 @@ def test_an_engine_may_run_one_model_whatever_is_served():
     engine = TrainEngineSpec(name="other", target="a.b:c", model="theirs")
     assert engine.chosen_model(None, option="actor.archon.model") == "theirs"
     assert engine.chosen_model("theirs", option="actor.archon.model") == "theirs"
-    with pytest.raises(ConfigError, match=r"actor\.archon\.model: found 'mine'; the engine other: runs model 'theirs'"):
+    with pytest.raises(ConfigError, match=r"actor\.archon\.model: found 'mine'; engine 'other' runs model 'theirs'"):
         engine.chosen_model("mine", option="actor.archon.model")
     assert TrainEngineSpec(name="any", target="a.b:c").chosen_model("mine", option="actor.archon.model") == "mine"
 

@@ -224,7 +224,7 @@ def test_a_file_holds_no_more_than_the_limit_unless_one_tensor_is_larger() -> No
 
 def test_old_weights_are_never_mixed_with_new_ones(tmp_path: Path) -> None:
     save(Toy(), tmp_path)
-    with pytest.raises(WeightsError, match=r"found weights there already \(model\.safetensors\)"):
+    with pytest.raises(WeightsError, match=r"found weights already \(model\.safetensors\)"):
         save(Toy(), tmp_path)
 
 

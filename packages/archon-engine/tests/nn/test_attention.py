@@ -295,7 +295,7 @@ def test_the_backend_is_chosen_by_device_type_head_and_softcap(
 
 
 def test_varlen_is_refused_where_scores_are_capped() -> None:
-    with pytest.raises(ConfigError, match="it has no softcap, which the model's attention needs; use attn_type sdpa"):
+    with pytest.raises(ConfigError, match="it has no softcap, which the model's attention needs; use sdpa"):
         check_attention_backend("varlen", "cuda", torch.bfloat16, 64, [PLAIN, AttentionSettings(1.0, softcap=50.0)])
 
 

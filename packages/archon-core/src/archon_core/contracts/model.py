@@ -1,6 +1,6 @@
-"""Model architectures: the spec of a model package, and what its module and its arguments must provide.
+"""Contracts of model architectures: the spec of a model package, and the interface of its module and arguments.
 
-``contracts.module`` lists what they may declare beyond that.
+``contracts.module`` lists optional attributes.
 """
 
 from __future__ import annotations
@@ -65,8 +65,9 @@ class ModelSpec(Spec):
             small enough for tests.
         capabilities: axes and features that the architecture supports.
         needs: kinds of plugin that the model requires, such as ``"moe"``.
-        rounds_inside: why its modules compute in fp32 whatever the type of their weights, as modules of other libraries
-            may; empty for modules that never round below that type. ``archon verify`` compares such a model in fp32.
+        rounds_inside: reason why its modules compute in fp32 whatever the dtype of their weights, as modules of other
+            libraries may; empty for modules that never round below that dtype. ``archon verify`` compares such a model
+            in fp32.
     """
 
     kind: ClassVar[str] = "model"
@@ -83,7 +84,7 @@ class ModelSpec(Spec):
 
     @property
     def takes_any(self) -> bool:
-        """Whether the architecture serves every model type, so that it is chosen by its name alone."""
+        """Whether the architecture serves every model type, so that it is chosen only by name."""
         return not self.model_types
 
     def load(self) -> LoadedModel:
@@ -121,4 +122,4 @@ class ModelArguments(Protocol):
 
     @classmethod
     def from_hf_config(cls, config: Any, *, critic: bool) -> ModelArguments:
-        """Read a ``transformers`` config. Raises ``ModelError`` for what the architecture cannot express."""
+        """Read a ``transformers`` config. Raises ``ModelError`` for settings that the architecture does not support."""

@@ -1,7 +1,7 @@
-"""What a model's modules and arguments may declare beyond ``contracts.model``, and what holds where they do not.
+"""Optional attributes of a model's modules and arguments, beyond ``contracts.model``, and their defaults.
 
-The engine looks for these attributes by name, on any module, whoever wrote it. Every one is optional. The layers of
-``archon_engine.nn`` declare what they need, so a model made of those declares nothing itself.
+The engine looks for these attributes by name, on modules of any package. The layers of ``archon_engine.nn`` declare the
+attributes that they need, so a model built from them declares none itself.
 
 | attribute | on | read by | without it |
 |---|---|---|---|
@@ -15,8 +15,8 @@ The engine looks for these attributes by name, on any module, whoever wrote it. 
 | ``decisions`` | arguments | assembly | the model follows its configuration |
 | ``attention_dropout`` | arguments | assembly | 0 |
 
-Attributes that must be there to be set are protocols; attributes with a default are read by the functions below. A test
-checks that the engine reads no other attribute of a module by name.
+Protocols describe attributes that the engine sets; functions below read attributes with a default. A test checks that
+the engine reads no other attribute of a module by name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from archon_core.contracts.packed import TensorRanks
 
 InitialValue = Literal["normal", "ones", "zeros"]
-"""How a parameter starts; ``normal`` has mean 0 and the standard deviation of the model's configuration."""
+"""Initial values of a parameter; ``normal`` has mean 0 and the standard deviation of the model's configuration."""
 
 
 @runtime_checkable
@@ -65,7 +65,7 @@ class FillsBuffers(Protocol):
     """A module that keeps constants in buffers, such as rotary frequencies."""
 
     def fill_buffers(self) -> None:
-        """Write the constants anew. Called when the module, built on the meta device, got uninitialised storage."""
+        """Write the constants. Called after a module that was built on the meta device got uninitialised storage."""
 
 
 def accepts_sequence_shards(attention: nn.Module) -> bool:
@@ -75,13 +75,13 @@ def accepts_sequence_shards(attention: nn.Module) -> bool:
 
 
 def eager_methods(block: nn.Module) -> tuple[str, ...]:
-    """Methods of an expert block that ``torch.compile`` must leave alone, because their shapes depend on where tokens
-    go. They are the only ones that may use ``block.experts``. ``("forward",)``, all of it, where not declared."""
+    """Methods of an expert block that ``torch.compile`` must leave eager, because their shapes depend on the routing.
+    Only these may use ``block.experts``. The default ``("forward",)`` leaves the whole block eager."""
     return getattr(block, "eager_methods", ("forward",))
 
 
 def initial_values(owner: nn.Module) -> Mapping[str, InitialValue]:
-    """Attribute of a parameter -> how it starts, for parameters that depart from the rule.
+    """Attribute name of a parameter -> its initial values, for parameters that deviate from the rule.
 
     The rule: matrices, embeddings and stacks of matrices are ``normal``, biases ``zeros``, and other vectors, which
     scale norms, ``ones``.
@@ -95,8 +95,8 @@ def max_positions(model: nn.Module) -> int | None:
 
 
 def model_decisions(arguments: ModelArguments) -> Sequence[Decision]:
-    """Where a model departs from its configuration (``arguments.decisions``). ``option`` names an entry of that, and
-    assembly puts the section's name before it."""
+    """Deviations of a model from its configuration (``arguments.decisions``). ``option`` names an entry of the
+    configuration; assembly adds the section's name as a prefix."""
     return getattr(arguments, "decisions", ())
 
 

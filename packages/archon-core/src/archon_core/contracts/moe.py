@@ -121,7 +121,7 @@ class MoESettings:
         n_groups: number of equal groups of neighbouring experts.
         top_k_groups: number of groups that a token may choose experts from: those with the largest sum of their two
             best scores.
-        choice_bias: whether experts have a bias that is added to scores for the choice alone (arXiv:2408.15664).
+        choice_bias: whether experts have a bias that is added to scores only for the choice (arXiv:2408.15664).
         shared_intermediate_size: intermediate size of an expert that every token passes; 0 for none.
         shared_gate: whether the output of the shared expert is multiplied by the sigmoid of a gate.
         router_dtype: ``fp32``, or ``None`` for the dtype of the activations. The engine option ``moe_router_dtype``

@@ -1,4 +1,4 @@
-"""What a model's forward pass receives with its tokens: where the packed sequences lie, and what the head returns.
+"""The input of a model's forward pass besides its tokens: positions of packed sequences, and requests to the head.
 
 Legend: T tokens, S sequences, P positions with outputs.
 """
@@ -50,7 +50,7 @@ class TensorRanks(Protocol):
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """What causal attention computes in one layer, apart from its inputs.
+    """The settings of causal attention in one layer.
 
     Backends and caches receive this object whole. Each honours every field or raises for a value that it does not
     implement; ignoring one would give wrong numbers without an error.
@@ -79,7 +79,7 @@ class AttentionCache(Protocol):
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """What the last stage's head computes.
+    """The request to the head of the last stage.
 
     Attributes:
         outputs: names of the per-token outputs to compute.
@@ -105,7 +105,7 @@ class Auxiliary:
         n_sequences: sequences of the whole batch.
         report: called with a layer's name and sums over this rank's tokens. A second call for the same micro-batch, as
             recomputation makes, replaces the first.
-        group: the processes that run the same micro-batch number on other tokens; ``None`` for this process alone.
+        group: the processes that run the same micro-batch number on other tokens; ``None`` if there is only this one.
     """
 
     n_tokens: int
@@ -116,24 +116,24 @@ class Auxiliary:
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Where the sequences lie that are packed into one token dimension.
+    """Positions of the sequences that are packed into one token dimension.
 
     Attributes:
-        cu_seqlens: int32 [S + 1], the start of each sequence, then T. It describes the whole pack, also where
-            ``context`` cuts it.
+        cu_seqlens: int32 [S + 1], the start of each sequence, then T. It describes the whole pack, even if
+            ``context`` divides it.
         max_seqlen: length of the longest sequence, in tokens.
         positions: int64 [T], each token's place in its sequence, from 0; only this rank's [T / c] where ``context``
             cuts the pack.
         lengths: the sequences' lengths on the host, so that code per sequence needs no device synchronisation.
         head: what the head returns, with targets for the tokens of ``positions``; ``None`` on stages without a head.
         cache: keys and values of earlier tokens; ``None`` in training.
-        context: the c ranks over which the pack's tokens are cut; ``None`` when this rank has all.
-        n_padding: length of the last sequence when that is padding; else 0.
+        context: the c ranks among which the pack's tokens are divided; ``None`` if this rank has all.
+        n_padding: length of the last sequence if it is padding; otherwise 0.
         experts: int16 [T, layers, k], the experts to use for each token, such as those recorded during generation; cut
             as ``positions`` are. The router chooses for tokens with -1, and for all tokens when this is ``None``.
         record_experts: called by every layer with experts, with the layer's number in the whole model and the chosen
             experts, int [tokens held between regions, k]; ``None`` when choices are not recorded.
-        auxiliary: for layers that add a loss; ``None`` where nothing is trained or measured.
+        auxiliary: data for layers that add a loss; ``None`` if nothing is trained or measured.
     """
 
     cu_seqlens: Tensor
@@ -164,7 +164,8 @@ class PackedSequences:
         )
 
     def cut(self, context: ContextRanks) -> PackedSequences:
-        """The same pack with this rank's part of the tokens. T must be a multiple of the number of context ranks."""
+        """The same pack reduced to this rank's part of the tokens. T must be a multiple of the number of context
+        ranks."""
         head = self.head
         if head is not None:
             assert head.positions is None, "outputs at chosen positions are for whole packs"
@@ -192,5 +193,5 @@ class PackedSequences:
         return first + parallel.rank * n_own if parallel is not None and parallel.sequence_sharded else first
 
     def local_rows(self, x: Tensor) -> Tensor:
-        """This rank's rows of ``x`` [T, ...]: those of its tokens."""
+        """The rows of ``x`` [T, ...] that belong to this rank's tokens."""
         return x if self.context is None else self.context.local_tokens(x)

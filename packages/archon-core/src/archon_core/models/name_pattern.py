@@ -1,7 +1,7 @@
 """Patterns for dotted names of modules and weights: ``layers.{layer}.mlp.{part}.weight``.
 
-A placeholder stands for one segment. Weight rules and parallel plans both use these patterns; in a weight rule, the
-same placeholders on both sides make it readable in both directions.
+A placeholder matches one segment. Weight rules and parallel plans use these patterns. A weight rule has the same
+placeholders on both sides, so it works in both directions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class NamePattern:
         return re.compile("".join(parts))
 
     def match(self, name: str) -> dict[str, str] | None:
-        """What the placeholders stand for in ``name``, or ``None`` when it has another form."""
+        """The text of each placeholder in ``name``; ``None`` if ``name`` does not match."""
         found = self._regex.fullmatch(name)
         return found.groupdict() if found else None
 
@@ -56,12 +56,12 @@ class NamePattern:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether ``name`` has the form of ``pattern``."""
+    """Whether ``name`` matches ``pattern``."""
     return _compiled(pattern).match(name) is not None
 
 
 def matches_any(patterns: Iterable[str], name: str) -> bool:
-    """Whether ``name`` has the form of one of ``patterns``."""
+    """Whether ``name`` matches one of ``patterns``."""
     return any(matches(pattern, name) for pattern in patterns)
 
 

@@ -1,4 +1,4 @@
-"""The parallel plan: what a model's modules are to each kind of parallelism. Data only; the engine shards.
+"""The parallel plan: the roles of a model's modules in each kind of parallelism. It is data; the engine shards.
 
 Module names are patterns as in weight rules (``archon_core.models.name_pattern``): ``layers.{layer}.attention.q_proj``.
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
-"""What tensor parallelism does with a module's parameters.
+"""The role of a module's parameters in tensor parallelism.
 
 - ``vocabulary``: embedding or language-model head, sharded over vocabulary rows; the last ranks may hold fewer.
 - ``column``: a projection whose outputs are sharded; its bias too.
@@ -43,12 +43,12 @@ class HeadCounts:
 
 @dataclass(frozen=True)
 class ParallelPlan:
-    """How a model's modules take part in each kind of parallelism.
+    """The roles of a model's modules in each kind of parallelism.
 
     Attributes:
         roles: pattern of modules that own parameters -> their role. Every parameter has exactly one.
-        tensor_regions: modules such as attention and MLP. Their first positional argument is gathered from sequence
-            shards before them, and their only result is scattered to sequence shards. Column, row and head_norm modules
+        tensor_regions: modules such as attention and MLP. Sequence shards of their first positional argument are
+            gathered, and their only result is scattered to sequence shards. Column, row and head_norm modules
             lie in a region; all others lie outside.
         key_value: column modules whose outputs, joined over the tensor ranks, are the key or the value heads as
             attention takes them: projections, or norms over whole projections behind them. Where t does not divide the
@@ -56,14 +56,14 @@ class ParallelPlan:
             there.
         attention: core attention modules, where context parallelism exchanges heads.
         experts: expert blocks, where tokens are dispatched.
-        units: the pipeline's units in order; one pattern may stand for many, such as ``layers.{layer}``.
-        blocks: pattern of the repeated blocks: each is a group for FSDP, and is recomputed and compiled as a whole.
+        units: the pipeline's units in order; a pattern such as ``layers.{layer}`` may match several.
+        blocks: pattern of the repeated blocks. Each is an FSDP2 group, and is recomputed and compiled as a whole.
         heads: head counts; ``None`` for a model without attention heads.
         batched: whether hidden states inside the module have a leading batch dim of 1, [1, T, hidden], as modules of
             other libraries expect. A tensor region may then take them as the keyword argument ``hidden_states`` and
             return them as the first of several results.
-        refusals: letter of a layout's axis -> why this model, unlike others of the same spec, cannot be cut along it:
-            a sentence that ends with what to do.
+        refusals: axis letter -> why this model, unlike others of the same spec, does not support the axis: a sentence
+            that ends with the fix.
     """
 
     roles: Mapping[str, Role]
@@ -95,8 +95,8 @@ class ParallelPlan:
         """Check the plan against a whole model, which may be on the meta device.
 
         Raises:
-            ModelError: a parameter without exactly one role, outside every unit or in two, or a pattern that
-                matches nothing; all of these are listed.
+            ModelError: a parameter does not have exactly one role and one unit, or a pattern matches nothing; the
+                message lists all of these.
         """
         names = [name for name, _ in module.named_modules()]
         problems: list[str] = []
@@ -127,17 +127,17 @@ class ParallelPlan:
         ]
         if problems:
             raise ModelError(
-                "the parallel plan does not fit the module: every parameter needs one role and one pipeline unit:\n  "
+                "the parallel plan does not fit the module; every parameter needs one role and one pipeline unit:\n  "
                 + "\n  ".join(problems)
             )
 
 
 def layer_number(name: str) -> int:
-    """The number of the layer that a module lies in: the first segment of its name that is a number."""
+    """The index of the layer that contains a module: the first number among the segments of its name."""
     return next(int(segment) for segment in name.split(".") if segment.isdecimal())
 
 
 def ancestors(name: str) -> list[str]:
-    """A module's name and those of the modules around it: ``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
+    """The names of the enclosing modules and of the module itself: ``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
     segments = name.split(".")
     return [".".join(segments[: i + 1]) for i in range(len(segments))]

@@ -1,6 +1,6 @@
-"""A model before there is any storage: what a configuration asks for, on the meta device, and how it will be cut.
+"""The plan of a model without storage: the module on the meta device, and how the layout shards it.
 
-Nothing here needs another process, except that all of them must find the same configuration.
+Only reading the configuration is collective; everything else works without other processes.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from archon_engine.parallel.plan_checks import (
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model that has been planned and holds no storage yet.
+    """A planned model without storage.
 
     Attributes:
-        selection: the specs that it is built from, as chosen for the engine.
-        model: the parts of the model's spec, imported.
+        selection: the specs chosen for the engine.
+        model: the imported parts of the model's spec.
         hf_config: the checkpoint's configuration, as ``transformers`` reads it.
-        arguments: the model's own sizes and options.
-        dtype: in which weights are kept.
+        arguments: the model's sizes and options.
+        dtype: dtype of stored weights.
         dims: sizes of all axes.
-        parallel: what the model's modules are.
-        whole: the whole model on the meta device, as nothing has sharded it.
-        weights: which Hugging Face tensor holds which of its parameters.
-        stages: how it is cut for a pipeline; ``None`` without one.
-        expert_builder: builds its experts; ``None`` for a model without.
+        parallel: the model's parallel plan.
+        whole: the whole, unsharded model on the meta device.
+        weights: the resolved map between its weights and Hugging Face tensors.
+        stages: the pipeline stages; ``None`` without a pipeline.
+        expert_builder: builds its experts; ``None`` for a model without experts.
     """
 
     selection: Selection
@@ -79,13 +79,13 @@ class Blueprint:
         return [name for name, _ in blocks_of(self.whole, self.parallel)]
 
 
-def draw_blueprint(
+def build_blueprint(
     config: ArchonEngineConfig, effective: EffectiveConfig, *, layout: Layout, selection: Selection, role: str
 ) -> Blueprint:
-    """Plan how ``layout`` cuts the model that ``config`` names. Collective.
+    """Plan the model that ``config`` names for ``layout``. Collective.
 
     Raises:
-        ConfigError, ModelError, LayoutError: as ``assembled.assemble`` says.
+        ConfigError, ModelError, LayoutError: see ``assembled.assemble``.
     """
     hf_config = read_source(config, role=role)
     spec, schedule = selection.model, selection.schedule
@@ -151,7 +151,7 @@ def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role:
 
 
 def _check_plan(whole: nn.Module, plan: ParallelPlan, layout: Layout, *, option: str) -> None:
-    """Check that a whole module can be sharded as ``layout`` says. Raises LayoutError, ModelError."""
+    """Check that ``layout`` can shard a whole module. Raises LayoutError, ModelError."""
     check_refusals(plan, layout, option=option)
     check_sizes(sharded_extents(whole, plan), layout, option=option)
     if layout.dims["c"] > 1:

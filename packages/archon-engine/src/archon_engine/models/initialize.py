@@ -1,6 +1,6 @@
-"""From a model's spec to a module with weights: build it, give it storage, draw random weights from a seed.
+"""Builds a module from a model's spec, materialises it, and draws random weights from a seed.
 
-Each parameter is drawn on the CPU in fp32 from a separate generator, seeded by the run's seed and the parameter's
+Each parameter is drawn on the CPU in fp32 from a separate generator, seeded with the run's seed and the parameter's
 global name. So its values depend neither on other parameters nor on device, dtype, pipeline stage or sharding.
 """
 
@@ -25,16 +25,16 @@ from archon_engine.options.archon import ArchonOptions
 def build_module(
     spec: ModelSpec, arguments: ModelArguments, stage: Stage | None = None, *, installed: Registry | None = None
 ) -> nn.Module:
-    """Build a model's module without an engine: for its names, shapes and numbers on one process.
+    """Build a model's module without an engine, on one process.
 
     Args:
-        spec: the model's.
-        arguments: made by its arguments class.
-        stage: which part of the model; ``None`` for all.
-        installed: where to find the package that builds experts; ``None`` for the registry of this process.
+        spec: spec of the model.
+        arguments: instance of the spec's arguments class.
+        stage: the pipeline stage to build; ``None`` for the whole model.
+        installed: registry that provides the package of the experts; ``None`` for the registry of this process.
 
     Raises:
-        UnknownNameError, ConfigError: the model has experts, and no package or several build them.
+        UnknownNameError, ConfigError: the model has experts, and no installed package builds them, or several do.
     """
     experts = select_experts(spec, installed or registry())
     builder = None if experts is None else experts.load()(ArchonOptions())
@@ -44,13 +44,13 @@ def build_module(
 def materialize_empty(
     module: nn.Module, device: torch.device | str, *, buffer_device: torch.device | str | None = None
 ) -> None:
-    """Replace meta tensors by uninitialised ones on ``device``, in place; tied parameters stay one parameter.
+    """Replace meta tensors by uninitialised ones on ``device``, in place; tied parameters stay tied.
 
     ``nn.Module.to_empty`` visits a shared parameter once per owner and makes a new one each time, which unties them. It
-    also empties buffers, so modules that keep constants there write them anew (``contracts.module.FillsBuffers``).
+    also empties buffers, so modules that keep constants there write them again (``contracts.module.FillsBuffers``).
 
     Args:
-        buffer_device: where buffers go; ``None`` for ``device``. It differs where parameters are kept in host memory.
+        buffer_device: device of the buffers; ``None`` for ``device``. It differs if parameters stay in host memory.
     """
     shared: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
     for owner in module.modules():
@@ -86,9 +86,9 @@ def draw_weight(name: str, shape: Shape, kind: InitialValue, seed: int, std: flo
 
 
 def initial_value(owner: nn.Module, attribute: str, parameter: Tensor) -> InitialValue:
-    """How the parameter ``owner.attribute`` starts.
+    """The kind of initial value of the parameter ``owner.attribute``.
 
-    See ``archon_core.contracts.module.initial_values`` for the rule, and for how a module departs from it.
+    ``archon_core.contracts.module.initial_values`` states the rule, and how a module overrides it.
     """
     declared = initial_values(owner)
     if attribute in declared:
@@ -108,15 +108,16 @@ def initialize_weights(
     ties: Mapping[str, str] | None = None,
     local_part: Callable[[Tensor], tuple[Tensor, Box]] | None = None,
 ) -> None:
-    """Fill the parameters of ``module`` in place. They must have storage, not be on the meta device.
+    """Fill the parameters of ``module`` in place. They must not be on the meta device.
 
     Args:
         seed: the run's seed.
         std: standard deviation of matrices and embeddings.
         only: global names of the parameters to fill; ``None`` for all.
-        ties: name of a tied parameter -> name of the one that it is tied to (``ResolvedMap.ties``): a copy that
-            stands alone, such as a head on the last pipeline stage, starts as its original does.
-        local_part: gives a sharded parameter's storage on this process and the box of the whole that it holds.
+        ties: name of a tied parameter -> name of its original (``ResolvedMap.ties``), so that a separate copy, such as
+            a head on the last pipeline stage, gets the values of the original.
+        local_part: returns a parameter's storage on this process, and the box of the whole tensor that it holds;
+            ``None`` for unsharded parameters.
     """
     for name, owner, attribute, parameter in owners(module):
         if only is not None and name not in only:

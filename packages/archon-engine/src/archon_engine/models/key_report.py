@@ -1,7 +1,7 @@
 """Compares the tensors of a checkpoint with those that a model expects, and reports differences in a few lines.
 
-A wrong checkpoint of a large model has hundreds of wrong names, nearly all of one form, so names that differ only in
-numbers share a line.
+In the wrong checkpoint for a large model hundreds of names are wrong, nearly all of one form, so names that differ only
+in numbers share a line.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 @dataclass(frozen=True)
 class KeyReport:
-    """How the tensors found differ from those expected; all names are Hugging Face's.
+    """Differences between the tensors found and expected, by Hugging Face names.
 
     Attributes:
-        missing: expected and not found.
+        missing: expected, but not found.
         unexpected: found, neither expected nor dropped.
         misshapen: name -> (shape found, shape expected).
-        initialised: missing tensors that may be missing, and are drawn at random.
+        initialised: not found, but allowed to be missing; they are drawn at random.
     """
 
     missing: tuple[str, ...]
@@ -34,7 +34,7 @@ class KeyReport:
 
     @property
     def n_differences(self) -> int:
-        """The number of names because of which the checkpoint cannot be loaded."""
+        """The number of names that prevent loading."""
         return len(self.missing) + len(self.unexpected) + len(self.misshapen)
 
     @property
@@ -73,9 +73,9 @@ def compare_keys(weights: ResolvedMap, found: Mapping[str, Shape]) -> KeyReport:
 
 
 def form_of(found: Mapping[str, Shape], weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
-    """The form of a checkpoint among those that ``weights`` knows: the one that fits, or else differs least.
+    """Choose the form of a checkpoint among those that ``weights`` knows: the one that fits, or else differs least.
 
-    A tied weight that is stored under its second name only is read from there.
+    A tied weight that is stored only under its second name is read from there.
 
     Args:
         found: the checkpoint's tensors and their shapes.

@@ -1,7 +1,7 @@
-"""Global names of a module's weights: names in the whole model, without what wrappers add.
+"""Global names of a module's weights: names in the whole model, without the segments that wrappers add.
 
-Weight maps, checkpoints, publication and random draws use these names, so that a stage, a compiled or a checkpointed
-module has the same names as a bare module.
+Weight maps, checkpoints, publication and random initialisation use these names. So a stage, a compiled or a
+checkpointed module has the same names as a bare module.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def global_name(name: str) -> str:
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by global name; a tied one under each of its names."""
+    """Parameters and persistent buffers by global name; a tied parameter under each of its names."""
     states = [stage.state_dict(keep_vars=True) for stage in stages_of(module)]
     return {global_name(name): weight for state in states for name, weight in state.items()}
 
@@ -33,7 +33,7 @@ def weight_shapes(module: nn.Module) -> dict[str, Shape]:
 
 
 def owners(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Every parameter once: its global name, the module that it is an attribute of, the attribute's name, itself."""
+    """Yield every parameter once: global name, owning module, attribute name, parameter."""
     seen: set[nn.Parameter] = set()
     for prefix, owner in (found for stage in stages_of(module) for found in stage.named_modules()):
         for attribute, parameter in owner.named_parameters(recurse=False):

@@ -20,31 +20,32 @@ PassThrough = Callable[[Tensor, PackedSequences], dict[OutputName, Tensor]]
 class StagedModule(nn.Module):
     """Stages of a decoder.
 
-    Called, it runs the whole model: token ids [T] in, the head's outputs out, the same on every process of the
-    pipeline, all of which must call it.
+    Calling it runs the whole model: it takes token ids [T] and returns the head's outputs, equal on every process of
+    the pipeline. All these processes must call it.
 
     Args:
-        stages: number of a stage -> its module.
+        stages: stage index -> module.
         whole: the whole model, on the meta device.
 
     Attributes:
-        stages: number of the stage, as text -> its module.
+        stages: stage index as text -> module.
     """
 
     def __init__(self, stages: Mapping[int, nn.Module], whole: nn.Module) -> None:
         super().__init__()
-        self._whole = (whole,)  # in a tuple, so that it is no submodule
+        self._whole = (whole,)  # in a tuple, so that it is not registered as a submodule
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
         self._pass_through: PassThrough | None = None
         self._pipeline = Ranks()
 
     @property
     def pipeline(self) -> Ranks:
-        """The processes that hold all stages together."""
+        """The processes that together hold all stages."""
         return self._pipeline
 
     def connect(self, pass_through: PassThrough, pipeline: Ranks) -> None:
-        """Set how tokens pass through all stages, and which ranks hold those. The pipeline's runner calls this."""
+        """Set the function that passes tokens through all stages, and the ranks of these. The pipeline's runner calls
+        this."""
         self._pass_through = pass_through
         self._pipeline = pipeline
 
@@ -55,8 +56,8 @@ class StagedModule(nn.Module):
 
 
 def outline_of(module: nn.Module) -> Any:
-    """The whole model that ``module`` is, or holds stages of, for its sizes and the types of its parts. Its weights may
-    be on the meta device."""
+    """The whole model, for its sizes and the types of its parts: ``module`` itself, or the model that it holds stages
+    of. Its weights may be on the meta device."""
     return module._whole[0] if isinstance(module, StagedModule) else module
 
 

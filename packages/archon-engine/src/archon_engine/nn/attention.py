@@ -1,8 +1,8 @@
 """Causal attention over packed sequences: each token attends to earlier tokens of its own sequence.
 
-``PackedAttention`` holds no weights. It is apart from the projections for two reasons: it alone needs whole sequences,
-which context parallelism exchanges around it, and its backend depends on the device. Backends are modules of
-``attention_backends``, imported when first used.
+``PackedAttention`` holds no weights. It is separate from the projections for two reasons: only it needs whole
+sequences, so context parallelism exchanges data around it, and its backend depends on the device. Backends are modules
+of ``attention_backends``, imported when first used.
 
 Legend: T tokens, Hq query heads, Hkv key and value heads, D head dimension.
 """
@@ -31,7 +31,7 @@ class Backend(Protocol):
     def obstacles(
         self, device_type: str, dtype: torch.dtype, head_dim: int, settings: Collection[AttentionSettings]
     ) -> list[str]:
-        """Why the backend cannot compute ``settings``, those of all layers, as phrases; empty when it can."""
+        """Reasons why the backend cannot compute ``settings``, those of all layers, as phrases; empty if it can."""
 
 
 class PackedAttention(nn.Module):
@@ -40,7 +40,7 @@ class PackedAttention(nn.Module):
     Attributes:
         layer: the layer's id, under which a cache keeps its keys and values.
         settings: scale, window and softcap.
-        backend: which implementation; ``None`` chooses by device and type at each call.
+        backend: name of the implementation; ``None`` chooses by device and dtype at each call.
     """
 
     accepts_sequence_shards = True
@@ -54,7 +54,7 @@ class PackedAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
         """Attend ``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D], or over what ``packed.cache`` holds: [T, Hq, D].
 
-        Where ``packed.context`` cuts the tokens, arguments and result are those of this rank's.
+        With ``packed.context``, arguments and result contain this rank's tokens only.
         """
         if packed.cache is not None:
             assert packed.context is None, "a cache holds whole sequences"
@@ -75,8 +75,8 @@ def choose_attention_backend(
 ) -> AttentionBackend:
     """The fastest backend that can compute ``settings``.
 
-    That is ``varlen`` on CUDA in 16-bit types, ``flex`` on CUDA where scores are capped, and else ``sdpa``, which
-    computes everything but needs memory for all scores [Hq, L, L] of a sequence where it caps them.
+    That is ``varlen`` on CUDA in 16-bit types, ``flex`` on CUDA if scores are capped, and otherwise ``sdpa``, which
+    computes everything, but needs memory for all scores [Hq, L, L] of a sequence if they are capped.
     """
     of_call = (device_type, dtype, head_dim, (settings,))
     if not load_backend("varlen").obstacles(*of_call):
@@ -85,21 +85,30 @@ def choose_attention_backend(
 
 
 def check_attention_backend(
-    name: str, device_type: str, dtype: torch.dtype, head_dim: int, settings: Collection[AttentionSettings] = ()
+    name: str,
+    device_type: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    settings: Collection[AttentionSettings] = (),
+    *,
+    option: str = "archon.attn_type",
 ) -> AttentionBackend:
-    """``name`` as a backend that can compute ``settings`` on that device.
+    """Check that backend ``name`` exists and can compute ``settings`` on that device; returns it.
+
+    Args:
+        option: dotted name of the option, for messages.
 
     Raises:
-        ConfigError: no backend has that name, or it cannot run on the device, in the type, with that head dimension or
-            with one of the settings.
+        ConfigError: no backend has that name, or it does not support the device, the dtype, the head dimension or one
+            of the settings.
     """
     allowed = get_args(AttentionBackend)
     if name not in allowed:
-        raise ConfigError(f"attn_type: found {name!r}{did_you_mean(name, allowed)}; allowed are {', '.join(allowed)}")
+        raise ConfigError(f"{option}: found {name!r}{did_you_mean(name, allowed)}; allowed are {', '.join(allowed)}")
     backend = cast(AttentionBackend, name)
     obstacles = load_backend(backend).obstacles(device_type, dtype, head_dim, settings)
     if obstacles:
-        raise ConfigError(f"attn_type {name!r} cannot be used: {'; '.join(obstacles)}; use attn_type sdpa")
+        raise ConfigError(f"{option}: found {name!r}, which cannot run here: {'; '.join(obstacles)}; use sdpa")
     return backend
 
 

@@ -10,8 +10,8 @@ from archon_engine.nn.tensor_parallel import TensorParallel, local_weight
 
 
 def own_rows(ids: Tensor, own: range) -> tuple[Tensor, Tensor]:
-    """Each id's place among this rank's rows ``own``, and whether another rank has it: int64 [T], bool [T]. The place
-    is 0 for ids of other ranks, so that it can be looked up; the caller masks the result."""
+    """For each id, its index among this rank's rows ``own``, int64 [T], and whether another rank has it, bool [T]. The
+    index is 0 for ids of other ranks, to be a valid row; the caller masks the result."""
     is_elsewhere = (ids < own.start) | (ids >= own.stop)
     return (ids - own.start).masked_fill(is_elsewhere, 0), is_elsewhere
 
@@ -22,8 +22,8 @@ class Embedding(nn.Module):
     Attributes:
         weight: [vocab_size, hidden_size], or this rank's rows of it.
         vocab_size: rows on all tensor ranks together.
-        scale: factor on hidden states. It is rounded to their type before, as in Gemma.
-        parallel: the tensor ranks over which rows are sharded; ``None`` when this rank has all.
+        scale: factor on hidden states. It is rounded to their dtype first, as in Gemma.
+        parallel: the tensor ranks over which rows are sharded; ``None`` without tensor parallelism.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, *, scale: float = 1.0) -> None:

@@ -28,16 +28,17 @@ from archon_engine.nn.embedding import own_rows
 from archon_engine.nn.tensor_parallel import TensorParallel, local_weight
 
 CHUNK_BYTES = 64 * 2**20
-"""Size of one [C, V] buffer on a CPU. Backward holds two; larger chunks gain no speed that could be measured."""
+"""Size of one [C, V] buffer on a CPU. Backward holds two; larger chunks are not measurably faster."""
 
 GPU_CHUNK_BYTES = 2**30
-"""The same on other devices. Every chunk reads the whole weight three times and updates all of its fp32 gradient: with
-110 tokens, a CPU's chunk for 152 thousand words, this traffic would take several times as long as the products."""
+"""The same on other devices. Every chunk reads the whole weight three times and updates its whole fp32 gradient. With
+110 tokens, the CPU's chunk for a vocabulary of 152 thousand, this traffic would take several times as long as the
+matrix products."""
 
 
 @dataclass(frozen=True)
 class LogitForm:
-    """How a model makes its logits from x = ``hidden @ weight.T``.
+    """The function from x = ``hidden @ weight.T`` to a model's logits.
 
     Attributes:
         scale: x is multiplied by it first.
@@ -49,7 +50,7 @@ class LogitForm:
     softcap: float | None = None
 
     def apply(self, logits: Tensor) -> Tensor:
-        """The model's logits, from the outputs of its projection."""
+        """Compute the model's logits from the outputs of its projection."""
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
@@ -109,7 +110,7 @@ def _token_chunks(tokens: int, vocabulary: int, dtype: torch.dtype, device_type:
 def _combine(
     log_normaliser_T: Tensor, target_logits_T: Tensor, entropy_T: Tensor | None, parallel: TensorParallel
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same three for the whole vocabulary, from those of each rank's rows.
+    """Combine the three values of each rank's rows into those of the whole vocabulary.
 
     With w the share of a rank's rows in the whole distribution, its entropy is the sum of w (own entropy - log w).
     """
@@ -203,8 +204,8 @@ class _LinearLogSoftmax(torch.autograd.Function):
             if grad_hidden_TH is not None:
                 grad_hidden_TH[chunk] = grad_logits_CV @ weight_VH
             if grad_weight_VH is not None:
-                # Added up in at least fp32: in bf16 the summands of late chunks would be rounded away. addmm_ needs one
-                # type, so 16-bit products are made first.
+                # Accumulated in at least fp32: in bf16 the summands of late chunks would be rounded away. addmm_ needs
+                # one type, so 16-bit products are made first.
                 if grad_weight_VH.dtype == hidden_TH.dtype:
                     grad_weight_VH.addmm_(grad_logits_CV.T, hidden_TH[chunk])
                 else:
@@ -231,13 +232,13 @@ def _tempered_logits(
 
 
 class LanguageModelHead(nn.Module):
-    """Output projection with the per-token outputs that trainers ask for.
+    """Output projection that computes the per-token outputs that trainers request.
 
     Attributes:
         weight: [V, H]; the embedding's own parameter when the model ties them.
         vocab_size: rows on all tensor ranks together.
         form: how logits are made from the projection's outputs.
-        parallel: the tensor ranks over which rows are sharded; ``None`` for all of them here.
+        parallel: the tensor ranks over which rows are sharded; ``None`` without tensor parallelism.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int, *, scale: float = 1.0, softcap: float | None = None) -> None:
@@ -252,7 +253,7 @@ class LanguageModelHead(nn.Module):
         [P, vocabulary], each whole on every rank.
 
         Raises:
-            ValueError: ``values`` was asked for, or ``logprobs`` or ``entropy`` without targets.
+            ValueError: the request contains ``values``, or ``logprobs`` or ``entropy`` without targets.
         """
         _check_outputs(inputs, allowed=("logprobs", "entropy", "logits"), head="a language-model head")
         targets, weight, temperature = inputs.targets, local_weight(self.weight), inputs.temperature
@@ -280,7 +281,7 @@ class LanguageModelHead(nn.Module):
         return outputs
 
     def _gather_vocabulary(self, logits: Tensor, parallel: TensorParallel) -> Tensor:
-        """[P, vocabulary] of each rank's [P, own rows], which are fewer on the last ranks."""
+        """Gather [P, vocabulary] from each rank's [P, own rows]; the last ranks may have fewer rows."""
         most = len(chunk_of(self.vocab_size, parallel.size, 0))
         padded = functional.pad(logits, (0, most - logits.shape[1]))
         # Parts are full up to the one that the vocabulary ends in, so padding follows all of it.
@@ -292,7 +293,7 @@ class ValueHead(nn.Module):
 
     Attributes:
         weight: [1, H].
-        parallel: the tensor ranks, each with tokens of its own; ``None`` when all are here.
+        parallel: the tensor ranks, each with a part of the tokens; ``None`` without tensor parallelism.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -304,10 +305,10 @@ class ValueHead(nn.Module):
         """``values`` [P], at least fp32 and whole on every rank, for ``hidden``, [T, H] or this rank's tokens of it.
 
         Raises:
-            ValueError: another output was asked for.
+            ValueError: the request contains another output.
         """
         _check_outputs(inputs, allowed=("values",), head="a critic's value head")
-        # Not a column of a product with the matrix: FSDP hooks outputs, and warns about views.
+        # A product with a vector, not a column of a matrix product: FSDP2 hooks outputs, and warns about views.
         values = (hidden @ local_weight(self.weight)[0]).to(_accumulation_dtype(hidden.dtype))
         if self.parallel is not None and self.parallel.sequence_sharded:
             values = self.parallel.gather_results(values, 0)
@@ -318,7 +319,7 @@ def _check_outputs(inputs: HeadInputs, *, allowed: tuple[OutputName, ...], head:
     wrong = [name for name in inputs.outputs if name not in allowed]
     if wrong or not inputs.outputs:
         raise ValueError(
-            f"{head} was asked for {wrong or 'nothing'}; it gives {', '.join(allowed)}; ask for one of them"
+            f"{head}: found a request for {wrong or 'no output'}; allowed are {', '.join(allowed)}; correct the request"
         )
     if inputs.targets is None and {"logprobs", "entropy"} & set(inputs.outputs):
-        raise ValueError(f"{head} was asked for {inputs.outputs} without targets; set HeadInputs.targets")
+        raise ValueError(f"{head}: found a request for {inputs.outputs} without targets; set HeadInputs.targets")

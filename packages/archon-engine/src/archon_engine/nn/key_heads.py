@@ -1,4 +1,4 @@
-"""Key and value heads where the number of tensor ranks does not divide them.
+"""Exchanges key and value heads if the number of tensor ranks does not divide them.
 
 Each query head reads one key head, and tensor rank r has the r-th share of the query heads. Where the ranks divide the
 key heads, a rank's share of the projection's outputs is exactly what its queries read. Elsewhere, with fewer key heads
@@ -27,16 +27,16 @@ from archon_engine import compat
 
 @dataclass(frozen=True)
 class HeadExchange:
-    """What a rank sends and gets so that it has the key heads that its query heads read.
+    """The outputs that a rank sends and receives to get the key heads that its query heads read.
 
     Attributes:
         group: the tensor ranks.
-        sent: for each rank, the first of this rank's outputs that it needs, and how many. Plain numbers, which
+        sent: for each rank, the first of this rank's outputs that it needs, and their number. Plain numbers, which
             torch.compile can trace.
-        received: how many outputs come from each rank.
+        received: number of outputs from each rank.
         head_dim: D.
-        heads: which of the heads that come are the local heads, in order: some twice where the share of the queries
-            begins or ends inside the group that reads one head.
+        heads: indices of the local heads among the received ones, in order. A head occurs twice if this rank's queries
+            begin or end inside the group that reads it.
     """
 
     group: Any

@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
         return ((weight.to(upcast.dtype) + self.offset) * normalised).to(x.dtype)
 
     def mean_square(self, x: Tensor) -> Tensor:
-        """``mean(x^2)`` over the last dim, which is kept."""
+        """``mean(x^2)`` over the last dim: [..., 1]."""
         return x.pow(2).mean(-1, keepdim=True)
 
     def extra_repr(self) -> str:
@@ -60,8 +60,8 @@ class ProjectionRMSNorm(RMSNorm):
     the ranks sum their squares.
 
     Attributes:
-        size: features on all tensor ranks together.
-        parallel: the tensor ranks that hold the other heads; ``None`` when this rank has all.
+        size: number of features on all tensor ranks together.
+        parallel: the tensor ranks, which hold other heads; ``None`` without tensor parallelism.
     """
 
     def __init__(self, size: int, eps: float, *, offset: float = 0.0, rounds_first: bool = True) -> None:

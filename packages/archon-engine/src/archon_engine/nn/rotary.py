@@ -32,7 +32,7 @@ def _scaling_functions() -> Mapping[str, Any]:
 
 
 def rotary_reach(max_position_embeddings: int, parameters: Mapping[str, Any]) -> int:
-    """Number of positions that a rotation was made for: linear scaling and YaRN stretch the configuration's."""
+    """Number of positions that a rotation supports: linear scaling and YaRN extend that of the configuration."""
     kind = parameters["rope_type"]
     if kind == "linear":
         return int(max_position_embeddings * parameters.get("factor", 1.0))
@@ -71,8 +71,8 @@ class RopeArguments:
         """Read a ``transformers`` configuration.
 
         Raises:
-            ModelError: a kind that is not supported, frequencies per layer type, an odd head dimension, or rotation
-                of a part of the head.
+            ModelError: the kind is not supported, frequencies are set per layer type, the head dimension is odd, or
+                only a part of the head is rotated.
         """
         parameters = dict(config.rope_parameters or {})
         where = f"{config.model_type} configuration: rope_parameters"
@@ -83,25 +83,27 @@ class RopeArguments:
             found = "one set per layer type" if nested else f"rope_type {kind!r}{did_you_mean(str(kind), allowed)}"
             raise ModelError(f"{where}: found {found}; allowed is one set with a rope_type of {', '.join(allowed)}")
         if head_dim % 2:
-            raise ModelError(f"{where}: found head_dim {head_dim}; rotation needs an even one")
+            raise ModelError(f"{where}: found head_dim {head_dim}; rotation needs an even one; correct it")
         partial = parameters.get("partial_rotary_factor")
         if partial not in (None, 1.0) and kind != "proportional":
             raise ModelError(
                 f"{where}: found partial_rotary_factor {partial} with rope_type {kind!r}; this architecture rotates "
-                "the whole head: leave it out, or use rope_type 'proportional'"
+                "the whole head; leave it out, or use rope_type 'proportional'"
             )
         if kind == "dynamic" and head_dim < 4:
-            raise ModelError(f"{where}: found rope_type 'dynamic' with head_dim {head_dim}; it needs at least 4")
+            raise ModelError(
+                f"{where}: found rope_type 'dynamic' with head_dim {head_dim}; it needs at least 4; correct it"
+            )
         rope = cls(head_dim, config.max_position_embeddings, parameters)
-        rope.refuse_useless_values(where)
+        rope.check_frequencies(where)
         return rope
 
-    def refuse_useless_values(self, where: str) -> None:
-        """Raise ``ModelError`` when the parameters give no frequencies, or some that are not finite."""
+    def check_frequencies(self, where: str) -> None:
+        """Raise ``ModelError`` if the parameters give no frequencies, or frequencies that are not finite."""
         try:
             usable = bool(self.frequencies()[0].isfinite().all())
             reason = "they give frequencies that are not finite"
-        except Exception as error:  # transformers' functions raise whatever a text or a null leads to
+        except Exception as error:  # transformers' functions raise various errors for a text or a null
             usable, reason = False, f"{type(error).__name__}: {error}"
         if not usable:
             raise ModelError(f"{where}: found {dict(self.parameters)} ({reason}); correct the value")
@@ -118,16 +120,16 @@ class RopeArguments:
 
     @property
     def reach(self) -> int:
-        """Number of positions that the rotation was made for."""
+        """Number of positions that the rotation supports."""
         return rotary_reach(self.max_position_embeddings, self.parameters)
 
     def frequencies(self, length: int | None = None) -> tuple[Tensor, float]:
-        """Angles per position [D/2], fp32 on the CPU, and the factor that cosines and sines are multiplied by.
+        """Angles per position [D/2], fp32 on the CPU, and the factor for cosines and sines.
 
         Args:
             length: the sequence's length; ``None`` for sequences up to ``length_dependent_above``.
         """
-        with torch.device("cpu"):  # real numbers also while the model is built on the meta device
+        with torch.device("cpu"):  # real values even while the model is built on the meta device
             if self.kind == "default":
                 exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
                 return 1.0 / self.parameters["rope_theta"] ** exponents, 1.0
@@ -204,7 +206,7 @@ class RotaryEmbedding(nn.Module):
             if longest > limit:
                 raise ModelError(
                     f"rope_type {self.arguments.kind!r}: found a cached sequence of {longest} tokens; above {limit} "
-                    "every token's rotation depends on the final length, so keys cannot be cached: limit prompt and "
+                    "every token's rotation depends on the final length, so keys cannot be cached; limit prompt and "
                     f"completion to {limit} tokens together"
                 )
         if limit is None or packed.cache is not None or packed.max_seqlen <= limit:

@@ -5,7 +5,7 @@ the heads, and a second one returns the results. All other layers work on single
 sequence, because ``cu_seqlens`` describes the whole pack.
 
 Context parallelism is a property of the batch (``PackedSequences.context``), not of the module, so the same module also
-runs whole packs, as generation does.
+runs whole packs, for instance in generation.
 
 Legend: T tokens of the pack, c context ranks, H heads of any kind, D head dimension.
 """
@@ -25,7 +25,8 @@ from archon_engine.nn.tensor_parallel import gather_results
 
 @dataclass(frozen=True)
 class ContextParallel:
-    """A rank's place among those that share a pack's tokens. Rank i holds the i-th of ``size`` equal parts.
+    """A rank's place among the context ranks, which share a pack's tokens. Rank i holds the i-th of ``size`` equal
+    parts.
 
     Attributes:
         group: the process group.

@@ -1,7 +1,7 @@
-"""Activation checkpointing: results of a block's forward pass are dropped, and computed again in backward.
+"""Activation checkpointing: drops results of a block's forward pass, and recomputes them in backward.
 
-A block keeps its place and its name, because only its ``forward`` is replaced. FSDP2's hooks stay outside, so that a
-block is recomputed from the weights that FSDP2 gathered for its backward pass.
+Only ``forward`` of a block is replaced, so its name stays the same. FSDP2's hooks remain outside, so a block is
+recomputed from the weights that FSDP2 gathered for its backward pass.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ _KEPT_NAMES = (
 """Kept operations of ``aten``: matrix products and attention, which take far longer to compute than to read."""
 
 _KEPT_NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "torch_attn")
-"""Collectives, which no rank may repeat without the others and which are slower still, and torch's varlen attention."""
+"""Collectives, which are slow and which no rank may repeat without the others, and torch's varlen attention."""
 
 _EXPERTS = "grouped_experts"
-"""Name, in any namespace, that packages of experts may give to one operation with all products of a layer's experts."""
+"""Name, in any namespace, by which packages of experts can mark an operation that computes all products of a layer."""
 
 _WAIT = "wait_tensor"
-"""Returns its argument, the result of the collective before it, which is kept already."""
+"""Not kept: it returns its argument, the result of the preceding collective, which is kept."""
 
 
 def is_kept(operation: Any) -> bool:
@@ -69,13 +69,13 @@ def apply_full_checkpointing(
     among: Sequence[str] | None = None,
     log: RecomputeLog | None = None,
 ) -> None:
-    """Have every Nth block, the Nth first, recomputed as a whole.
+    """Recompute every Nth block as a whole, beginning with block N.
 
     Args:
         module: changed in place.
         plan: names the blocks.
         every: N.
-        among: names of all blocks of the model that ``module`` is a stage of, since N counts over the whole model;
+        among: names of all blocks of the model if ``module`` is a stage of it, because N counts over the whole model;
             ``None`` for a whole model.
         log: records what is kept and recomputed.
     """
@@ -83,15 +83,15 @@ def apply_full_checkpointing(
     recomputed = set(counted[every - 1 :: every])
     for name, block in blocks_of(module, plan):
         if name in recomputed:
-            contexts = None if log is None else partial(log.around, name)
+            contexts = None if log is None else partial(log.checkpoint_contexts, name)
             _checkpoint(block, contexts)
 
 
 def apply_selective_checkpointing(module: nn.Module, plan: ParallelPlan, *, log: RecomputeLog | None = None) -> None:
-    """Have every block keep the results of matrix products, attention and collectives, and recompute all others."""
+    """Keep the results of matrix products, attention and collectives of every block, and recompute all others."""
     ignore_profiler_marks()
     for name, block in blocks_of(module, plan):
-        contexts = _selective_contexts if log is None else partial(log.around, name, _selective_contexts)
+        contexts = _selective_contexts if log is None else partial(log.checkpoint_contexts, name, _selective_contexts)
         _checkpoint(block, contexts)
 
 
@@ -105,5 +105,5 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
 
 def _checkpoint(block: nn.Module, contexts: Callable[[], tuple[Any, Any]] | None) -> None:
     given = {} if contexts is None else {"context_fn": contexts}
-    # The same random numbers are drawn again, in every mode: dropout must drop the same elements.
+    # In every mode, recomputation draws the same random numbers: dropout must drop the same elements.
     block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=True, **given)

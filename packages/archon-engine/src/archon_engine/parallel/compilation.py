@@ -1,9 +1,9 @@
-"""``torch.compile`` of every block by itself, into graphs that blocks of the same form share.
+"""Compiles every block separately with ``torch.compile``, into graphs that equal blocks share.
 
-A block keeps its place and its name, because only its ``forward`` is replaced; FSDP2's hooks stay outside the graphs.
-Graphs hold plain tensors and functional collectives only: weights are unwrapped before, because tracing DTensors takes
-several times as long. Attention stays eager, since every batch has other sequence lengths and each would need a graph.
-So do the methods of expert blocks whose shapes depend on where tokens go.
+Only ``forward`` of a block is replaced, so its name stays the same; FSDP2's hooks remain outside the graphs. Graphs
+contain only plain tensors and functional collectives: weights are unwrapped first, because tracing DTensors takes
+several times as long. Attention stays eager, because sequence lengths differ from batch to batch and each combination
+would need a graph. So do methods of expert blocks whose shapes depend on the routing.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from archon_engine.parallel.activation_checkpointing import blocks_of, is_kept
 from archon_engine.parallel.recompute_log import RecomputeLog
 
 SMALLEST_BUDGET = 1e-9
-"""In place of 0: with 0, AOTAutograd also recomputes random numbers and collectives, which is wrong (torch 2.13)."""
+"""Used instead of 0, with which AOTAutograd also recomputes random numbers and collectives, which is wrong (torch
+2.13)."""
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """What compiled graphs keep from forward to backward; by default the partitioner's own choice.
+    """The results that compiled graphs keep from forward to backward; by default the partitioner chooses.
 
     Attributes:
         settings: settings of AOTAutograd.
-        kept: decides, by the operation that made a result, whether it must be kept.
+        kept: whether the result of an operation must be kept.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -47,12 +48,12 @@ class Keeping:
 
     @classmethod
     def by_operation(cls) -> Keeping:
-        """The operations that selective checkpointing keeps."""
+        """Keep what selective checkpointing keeps."""
         return cls({"aggressive_recomputation": True}, _is_kept_or_random)
 
     @classmethod
     def within(cls, budget: float) -> Keeping:
-        """A share of what is kept by default: 1 for all of it, 0 for inputs and results that cannot be recomputed."""
+        """Keep a share of the default: 1 for all of it, 0 for only inputs and results that cannot be recomputed."""
         return cls({"activation_memory_budget": max(budget, SMALLEST_BUDGET)}, compat.is_random)
 
 
@@ -61,7 +62,7 @@ def _is_kept_or_random(operation: Any) -> bool:
 
 
 class CompiledBlocks:
-    """The compiled blocks of a module. Their ``forward`` is compiled when it is first called.
+    """The compiled blocks of a module. torch compiles ``forward`` on its first call.
 
     Args:
         module: changed in place.
@@ -89,7 +90,7 @@ class CompiledBlocks:
         keeping = keeping or Keeping()
         settings, inner_compile = dict(keeping.settings), None
         if log is not None:
-            # A graph from the cache would not pass through the log.
+            # A cached graph would bypass the log.
             settings["enable_autograd_cache"], inner_compile = False, log.inner_compile
         backend = compat.inductor(settings, kept=keeping.kept, inner_compile=inner_compile)
         eager = set(_eager_modules(module, plan))
@@ -97,13 +98,13 @@ class CompiledBlocks:
         for _, block in blocks_of(module, plan):
             function = type(block).forward
             if function not in compiled:
-                compiled[function] = compat.compile_apart(function, backend)
+                compiled[function] = compat.compile_isolated(function, backend)
             places = _places(block, eager)
             block.forward = partial(self._run, places, block.forward, partial(compiled[function], block))
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Run blocks eagerly inside: for generation, whose shapes and caches would each need another graph."""
+        """Run blocks eagerly inside the context: generation's shapes and caches would need many graphs."""
         before, self._is_suspended = self._is_suspended, True
         try:
             yield
@@ -140,13 +141,13 @@ def check_compiler(device_type: str, *, option: str, environment: Mapping[str, s
     compiler = environment.get("CXX", default)
     if device_type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(
-            f"{option}: found true on a CPU and no C++ compiler {compiler!r}; compiling for the CPU needs one: install "
-            f"{default}, name another one in the environment variable CXX, or set {option}=false"
+            f"{option}: found true on a CPU without the C++ compiler {compiler!r}, which compiling for a CPU needs; "
+            f"install {default}, name another compiler in the environment variable CXX, or set {option}=false"
         )
 
 
 def _eager_modules(module: nn.Module, plan: ParallelPlan) -> Iterator[nn.Module]:
-    """Modules that no compiled code runs. Their parameters stay DTensors, which they unwrap themselves."""
+    """Modules that stay eager. Their parameters remain DTensors, which they unwrap themselves."""
     for name, part in module.named_modules():
         if matches_any(plan.experts, name):
             yield from (part if eager_methods(part) == ("forward",) else part.experts).modules()
@@ -155,7 +156,7 @@ def _eager_modules(module: nn.Module, plan: ParallelPlan) -> Iterator[nn.Module]
 def _places(block: nn.Module, eager: Collection[nn.Module]) -> list[tuple[dict[str, Tensor], str]]:
     """The dictionary and the key of every parameter in the block's compiled parts.
 
-    FSDP2 replaces the parameters and leaves the dictionaries, so places need looking up only once.
+    FSDP2 replaces the parameters but not the dictionaries, so they need to be looked up only once.
     """
     return [
         (part._parameters, name)  # type: ignore[misc]

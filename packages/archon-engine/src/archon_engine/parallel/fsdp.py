@@ -1,7 +1,7 @@
-"""FSDP2 over any module that has a parallel plan.
+"""Applies FSDP2 to any module with a parallel plan.
 
-Every block is a group, as is every unit before the blocks; the units after them are one group together. Losses arrive
-divided by global weights, so groups sum gradients and divide by nothing.
+Every block is a group, as is every unit before the blocks; the units after them form one group. Losses are already
+divided by global weights, so groups sum gradients without dividing.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from archon_engine.compat import (
 
 @dataclass(frozen=True)
 class FsdpGroups:
-    """A module that FSDP2 shards.
+    """The FSDP2 groups of a module.
 
     Attributes:
         roots: the module, or every pipeline stage on this rank.
-        resharding: parts whose whole weights are freed between forward and backward.
+        resharding: modules whose unsharded weights are freed between forward and backward.
     """
 
     roots: tuple[FSDPModule, ...]
@@ -57,12 +57,12 @@ class FsdpGroups:
 
     @property
     def frees_weights(self) -> bool:
-        """Whether whole weights of some part are freed between forward and backward."""
+        """Whether unsharded weights of some module are freed between forward and backward."""
         return bool(self.resharding)
 
     @property
     def whole_parameters(self) -> list[nn.Parameter]:
-        """The unsharded parameters, which autograd graphs lead to. They exist from the first forward pass on."""
+        """The unsharded parameters, in which autograd graphs end. They exist from the first forward pass on."""
         return [parameter for root in self.roots for parameter in whole_parameters(root)]
 
     @property
@@ -70,10 +70,10 @@ class FsdpGroups:
         return (part for root in self.roots for part in root.modules() if isinstance(part, FSDPModule))
 
     def end_forward_passes(self) -> None:
-        """Free whole weights and records that forward passes without a backward pass left behind.
+        """Free the unsharded weights and records left by forward passes without a backward pass.
 
         FSDP2 frees the weights of its last groups in backward, and prefetches by its record of forward passes, so both
-        would otherwise stay for the next step.
+        would otherwise remain for the next step.
         """
         for part in self._parts:
             part.reshard()
@@ -81,9 +81,9 @@ class FsdpGroups:
             forget_forward_passes(root)
 
     def accumulate(self) -> None:
-        """From now on, backward passes add up whole gradients and reduce none.
+        """From now on, backward passes accumulate unsharded gradients without reducing them.
 
-        Whole weights stay where they also stay after forward passes.
+        Unsharded weights are freed after backward only if they are also freed after forward passes.
         """
         for root in self.roots:
             # At the end of the last backward pass FSDP2 waits for reductions and clears its records for prefetching.
@@ -92,15 +92,15 @@ class FsdpGroups:
             root.set_requires_gradient_sync(False)
 
     def widen(self) -> None:
-        """After the second half of a split backward pass, keep its gradients in the type of the reductions."""
+        """Move the gradients of the second half of a split backward pass into the dtype of reductions."""
         for root in self.roots:
             widen_gradients(root)
 
     def reduce(self, *, free: bool = True) -> None:
-        """Sum over ranks the gradients added up since ``accumulate``, into the sharded ones. Collective.
+        """Sum the gradients accumulated since ``accumulate`` over ranks, into sharded gradients. Collective.
 
         Args:
-            free: free whole weights afterwards.
+            free: free the unsharded weights afterwards.
         """
         for root in self.roots:
             root.set_is_last_backward(True)
@@ -110,14 +110,14 @@ class FsdpGroups:
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
-        """Gather all weights for the length of the block: forward passes inside need no other data rank.
+        """Gather all weights inside the context, where forward passes need no other data rank.
 
-        Entering is collective. Tensor-parallel weights stay sharded over their axis.
+        Entering is collective. Weights stay sharded over tensor ranks.
         """
         for part in self._parts:
             part.unshard()
-            # Or the first forward pass would free its weights, and the second gather them: a collective that ranks
-            # which decode for longer would wait in forever.
+            # Otherwise the first forward pass would free the weights and the second gather them: a collective in which
+            # ranks that decode longer than others would wait forever.
             part.set_reshard_after_forward(False, recurse=False)
         try:
             yield
@@ -148,20 +148,20 @@ def apply_fsdp(
         compute_dtype: the type that parameters are cast to for forward and backward; the shards keep their own.
         reduce_dtype: the type in which gradients are summed over ranks.
         reshard_after_forward: free whole weights between forward and backward.
-        reshard_last: also free those of the last units, and of parameters that units share, with which backward begins.
-        offload: keep parameters and gradients in host memory, where the module must get its storage.
+        reshard_last: also free those of the last units and of shared parameters, with which backward begins.
+        offload: keep parameters and gradients in host memory; the module must be materialised there.
         expert_mesh: the ranks that share the same experts; other ranks of ``mesh`` hold other experts.
     """
-    # Inputs keep their type: rotary angles and the like are computed in the type that the model chose for them.
+    # Inputs keep their dtype: the model chooses that of rotary angles, for instance.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    # Pages that cannot be swapped out are what copies to a CUDA device run beside computation from.
+    # Copies to a CUDA device overlap with computation only if they come from pinned memory.
     offloading = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
 
     def shard(parts: nn.Module | list[nn.Module], *, reshard: bool) -> None:
         fully_shard(parts, mesh=mesh, mp_policy=policy, offload_policy=offloading, reshard_after_forward=reshard)
 
-    # From the inside out: a module's group takes the parameters that no group inside of it has taken. So experts come
-    # before the blocks that they lie in, and the root last.
+    # From the inside out: a module's group takes the parameters that no inner group has taken. So experts come before
+    # the blocks around them, and the root comes last.
     experts = [] if expert_mesh is None else expert_modules(module, plan)
     for part in experts:
         place = partial(_shard_evenly, size=expert_mesh.size(-1))
@@ -196,7 +196,7 @@ def expert_modules(module: nn.Module, plan: ParallelPlan) -> list[nn.Module]:
 
 
 def even_dim(parameter: nn.Parameter, size: int) -> int | None:
-    """The first dim of a parameter's part on this rank that ``size`` ranks can cut evenly; ``None`` without one."""
+    """The first dim of this rank's part of a parameter that ``size`` divides; ``None`` if there is none."""
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return next((dim for dim, extent in enumerate(local.shape) if extent % size == 0), None)
 
@@ -204,8 +204,8 @@ def even_dim(parameter: nn.Parameter, size: int) -> int | None:
 def _shard_evenly(parameter: nn.Parameter, *, size: int) -> Shard:
     """Shard along the first dim that ``size`` divides, else along dim 0.
 
-    Where experts are few or odd in number, cutting dim 0 would leave ranks without any, while each expert's weights can
-    be cut.
+    If the number of experts is small or odd, sharding dim 0 would leave ranks without weights, although the weights of
+    each expert can be divided.
     """
     return Shard(even_dim(parameter, size) or 0)
 
@@ -213,8 +213,8 @@ def _shard_evenly(parameter: nn.Parameter, *, size: int) -> Shard:
 def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], list[nn.Module]]:
     """Units before the blocks and the blocks, one group each; and the units after the blocks, one group together.
 
-    Units that share a parameter, as a tied embedding and head do, are in neither. A parameter is in one group alone,
-    which must be gathered while either unit runs, and only the root's group is gathered for the whole pass.
+    Units that share a parameter, such as a tied embedding and head, are in neither. A parameter belongs to one group,
+    which must be gathered while either unit runs; only the root's group is gathered for the whole pass.
     """
 
     def found(pattern: str) -> list[nn.Module]:

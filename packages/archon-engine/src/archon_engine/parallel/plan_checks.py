@@ -1,7 +1,7 @@
-"""Whether a model can be cut as a layout asks: its parallel plan against its module, before anything is sharded.
+"""Checks a model's parallel plan against its module and the layout, before anything is sharded.
 
-``sharded_extents`` feeds ``archon_core.layout.model_sizes``, which checks that axes divide what they cut. The others
-refuse what a plan rules out, and plans that do not describe enough of the module.
+``sharded_extents`` provides the sizes for ``archon_core.layout.model_sizes``, which checks that axes divide them. The
+other functions raise for axes that a plan rules out, and for plans that do not describe the module completely.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from archon_engine.parallel.tensor import SHARDED_DIM
 
 
 def sharded_extents(module: nn.Module, plan: ParallelPlan) -> ShardedExtents:
-    """The extents of a whole module, which may be on the meta device."""
+    """The sizes in a whole module, possibly on the meta device, that a layout must divide."""
     heads = {} if plan.heads is None else {"attention heads": plan.heads.query}
     if plan.heads is not None and not plan.key_value:
         heads["key and value heads"] = plan.heads.key_value
@@ -32,7 +32,7 @@ def sharded_extents(module: nn.Module, plan: ParallelPlan) -> ShardedExtents:
 
 
 def check_refusals(plan: ParallelPlan, layout: Layout, *, option: str) -> None:
-    """Refuse axes that the plan says this model cannot be cut along. Raises LayoutError with its reason."""
+    """Raise LayoutError for axes that the plan rules out, with its reason."""
     for letter, reason in plan.refusals.items():
         size = layout.dims[letter]
         if size > 1:
@@ -40,11 +40,11 @@ def check_refusals(plan: ParallelPlan, layout: Layout, *, option: str) -> None:
 
 
 def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
-    """Check a whole model: every sharded projection lies in a region, and everything else outside of it, or the sums
-    would be wrong.
+    """Check that in a whole model all sharded projections lie inside tensor regions, and everything else outside;
+    otherwise sums over ranks would be wrong.
 
     Raises:
-        ModelError: the plan does not say enough of the module.
+        ModelError: the plan is wrong or incomplete.
     """
     plan.validate(module)
     problems = []
@@ -61,25 +61,31 @@ def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
             where = "in a tensor region" if in_region else "outside every tensor region"
             problems.append(f"{name}: role {role!r} {where}")
         if matches_any(plan.key_value, name) and role != "column":
-            problems.append(f"{name}: role {role!r}, and `key_value` names it; its outputs must be sharded (column)")
+            problems.append(f"{name}: role {role!r}, but `key_value` names it; its outputs must be sharded (column)")
         if role == "vocabulary" and not isinstance(owner, TensorParallelLayer):
-            problems.append(f"{name}: {type(owner).__name__} cannot hold part of a vocabulary; use archon_engine.nn's")
+            problems.append(
+                f"{name}: {type(owner).__name__} cannot hold part of a vocabulary; use a layer of archon_engine.nn"
+            )
         if role == "row" and not isinstance(owner, RowProjection):
-            problems.append(f"{name}: {type(owner).__name__} sums no partial outputs; use archon_engine.nn's Linear")
+            problems.append(
+                f"{name}: {type(owner).__name__} sums no partial outputs; use archon_engine.nn.linear.Linear"
+            )
     if problems:
-        raise ModelError("parallel plan: it cannot be used for tensor parallelism:\n  " + "\n  ".join(problems))
+        raise ModelError(
+            "the parallel plan does not support tensor parallelism; correct it:\n  " + "\n  ".join(problems)
+        )
 
 
 def check_context_plan(module: nn.Module, plan: ParallelPlan) -> None:
-    """Check that every attention module of ``plan`` exchanges heads where tokens are cut, as ``PackedAttention`` does.
+    """Check that every attention module of ``plan`` exchanges heads between context ranks, as ``PackedAttention`` does.
 
     Raises:
-        ModelError: the plan names no attention although the model has heads, or a module that needs whole sequences;
-            or the model has a ``PackedAttention`` that the plan does not name.
+        ModelError: the plan names no attention although the model has heads, names a module that needs whole
+            sequences, or omits a ``PackedAttention`` of the model.
     """
     named = {name: part for name, part in module.named_modules() if matches_any(plan.attention, name)}
     problems = [
-        f"{name}: {type(part).__name__} needs whole sequences; use archon_engine.nn's PackedAttention"
+        f"{name}: {type(part).__name__} needs whole sequences; use archon_engine.nn.attention.PackedAttention"
         for name, part in named.items()
         if not accepts_sequence_shards(part)
     ]
@@ -91,12 +97,14 @@ def check_context_plan(module: nn.Module, plan: ParallelPlan) -> None:
     if plan.heads is not None and not named:
         problems.append("`attention` names no module, although the model has attention heads")
     if problems:
-        raise ModelError("parallel plan: it cannot be used for context parallelism:\n  " + "\n  ".join(problems))
+        raise ModelError(
+            "the parallel plan does not support context parallelism; correct it:\n  " + "\n  ".join(problems)
+        )
 
 
 def _cut_by_tensor_ranks(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, int, bool]]:
-    """The weights that tensor parallelism cuts, described once per kind, with the extent and whether parts must be
-    equal: those of the vocabulary need not be, nor those of projections to key heads that ranks exchange."""
+    """Yield the weights that tensor parallelism shards, once per kind: description, extent, and whether parts must be
+    equal. Parts of the vocabulary, and of projections to key heads that ranks exchange, may differ."""
     for pattern, role in plan.roles.items():
         for name, owner in module.named_modules():
             dim = SHARDED_DIM.get((role, "weight"))

@@ -33,17 +33,17 @@ SHARDED_DIM: dict[tuple[Role, str], int] = {
     ("column", "bias"): 0,
     ("row", "weight"): 1,
 }
-"""(role, parameter) -> the tensor dim that is cut; all others are replicated."""
+"""(role, parameter) -> the sharded dim; all other parameters are replicated."""
 
 _TOKENS = "hidden_states"
 """The keyword argument in which a region of another library's module may take its tokens."""
 
 
 def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMesh) -> None:
-    """Shard ``module``, a model or a stage of one that is on the meta device, in place.
+    """Shard ``module``, a model or a stage on the meta device, in place.
 
     Args:
-        plan: the roles of its modules; ``plan_checks.check_tensor_plan`` has accepted it for the whole model.
+        plan: the roles of its modules, as checked by ``plan_checks.check_tensor_plan`` for the whole model.
         mesh: the one-dimensional mesh of the tensor ranks.
     """
     parallel = TensorParallel(mesh.get_group(), mesh.get_local_rank(), mesh.size())
@@ -54,9 +54,9 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
             continue
         role = plan.role_of(name)
         if role == "expert":
-            continue  # sharded over axes of their own
+            continue  # experts are sharded over other axes
         for attribute, parameter in own.items():
-            # A tied parameter stays one parameter: its gradients must add up on one tensor.
+            # A tied parameter stays one parameter, so that its gradients accumulate in one tensor.
             if parameter not in sharded:
                 sharded[parameter] = _distribute(parameter, _placement(role, attribute), mesh)
             setattr(owner, attribute, sharded[parameter])
@@ -95,7 +95,7 @@ def _exchange_key_heads(module: nn.Module, plan: ParallelPlan, parallel: TensorP
 
 
 def shard_sequences(module: nn.Module, enabled: bool) -> None:
-    """Switch sequence sharding of all layers on or off; it must be on wherever gradients are computed."""
+    """Switch sequence sharding of all layers on or off. It must be on while gradients are computed."""
     for part in module.modules():
         if isinstance(part, TensorParallelLayer) and isinstance(part.parallel, TensorParallel):
             part.parallel = replace(part.parallel, sequence_sharded=enabled)
@@ -103,12 +103,13 @@ def shard_sequences(module: nn.Module, enabled: bool) -> None:
 
 @torch.no_grad()
 def sum_replicated_gradients(parameters: Iterable[nn.Parameter], mesh: DeviceMesh) -> None:
-    """Sum the gradients of parameters that all tensor ranks hold, in place: each rank has those of its tokens or heads.
+    """Sum the gradients of parameters that are replicated over tensor ranks, in place. Each rank has the gradient of
+    its tokens or heads.
 
-    Collective over ``mesh``, the tensor ranks; call it once per step, when FSDP2 has reduced over the other ranks. One
-    exchange in at least fp32. With ``Partial`` gradients FSDP2 would do the sum itself, but parameter by parameter
-    after every micro-batch, and in the type of computation: it redistributes a gradient before it casts it to the
-    reduce dtype (torch 2.11 to 2.13).
+    Collective over ``mesh``, the tensor ranks. Call it once per step, after FSDP2 has reduced over the other ranks. It
+    makes one exchange in at least fp32. With ``Partial`` gradients FSDP2 would sum by itself, but one parameter at a
+    time, after every micro-batch and in the compute dtype: it redistributes a gradient before casting it to the reduce
+    dtype (torch 2.11 to 2.13).
     """
     gradients = [local_values(p.grad) for p in parameters if p.grad is not None and _is_replicated(p)]
     if not gradients:
@@ -122,7 +123,7 @@ def sum_replicated_gradients(parameters: Iterable[nn.Parameter], mesh: DeviceMes
 
 
 def _is_replicated(parameter: nn.Parameter) -> bool:
-    """Whether every tensor rank holds the same; the experts' meshes have no such axis, and sum by themselves."""
+    """Whether every tensor rank holds a copy. Meshes of experts have no such axis; experts sum by themselves."""
     if not isinstance(parameter, DTensor) or MESH_AXIS not in (parameter.device_mesh.mesh_dim_names or ()):
         return False
     return parameter.placements[parameter.device_mesh.mesh_dim_names.index(MESH_AXIS)].is_replicate()
@@ -134,7 +135,7 @@ def _placement(role: Role, attribute: str) -> Placement:
 
 
 def _distribute(parameter: nn.Parameter, placement: Placement, mesh: DeviceMesh) -> nn.Parameter:
-    """A DTensor on the meta device with the shape of the whole parameter; only this rank's part will have storage."""
+    """A DTensor on the meta device with the shape of the whole parameter; only this rank's part gets storage."""
     assert parameter.is_meta, "sharding comes before weights"
     shape = list(parameter.shape)
     if isinstance(placement, Shard):

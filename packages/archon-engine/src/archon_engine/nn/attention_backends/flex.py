@@ -1,7 +1,7 @@
 """Packed attention by FlexAttention: CUDA, 16- and 32-bit types, windows in every torch release.
 
-The block mask is worked out from the lengths on the host: torch's own ``create_block_mask`` would evaluate the mask
-for every pair of tokens, [T, T].
+The block mask is computed from the lengths on the host; torch's ``create_block_mask`` would evaluate the mask for every
+pair of tokens, [T, T].
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def obstacles(
 
 @cache
 def _cap(softcap: float) -> Callable[..., Tensor]:
-    # One function object per cap: torch.compile compiles anew for every other one.
+    # One function object per cap: torch.compile recompiles for a new object.
     def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
         return torch.tanh(score / softcap) * softcap
 

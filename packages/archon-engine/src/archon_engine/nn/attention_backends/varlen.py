@@ -23,8 +23,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: A
     scale, window = settings.scale, settings.window
     if settings.softcap is not None:
         raise ConfigError(
-            f"attn_type 'varlen': found a softcap of {settings.softcap:g}, which this kernel lacks; use attn_type flex "
-            "or sdpa"
+            f"attn_type 'varlen': found a softcap of {settings.softcap:g}, which this kernel lacks; use flex or sdpa"
         )
     from torch.nn.attention.varlen import varlen_attn
 
@@ -35,14 +34,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: A
     elif abs(scale * q.shape[-1] ** 0.5 - 1.0) > 1e-6:
         q = q * (scale * q.shape[-1] ** 0.5)
     if "window_size" in options:
-        # Keys to the left of a token beside its own; -1 is no limit.
+        # Number of keys to the left of a token, besides its own; -1 is no limit.
         arguments["window_size"] = (-1 if window is None else window - 1, 0)
     elif window is None or window >= packed.max_seqlen:
         arguments["is_causal"] = True
     else:
-        raise ConfigError(
-            "attn_type 'varlen': found a sliding window, which this torch's kernel does not have; use attn_type sdpa"
-        )
+        raise ConfigError("attn_type 'varlen': found a sliding window, which this torch's kernel lacks; use sdpa")
     groups = q.shape[1] // k.shape[1]
     if groups > 1 and "enable_gqa" in options:
         arguments["enable_gqa"] = True
