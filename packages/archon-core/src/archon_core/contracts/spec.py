@@ -25,7 +25,7 @@ def load_target(target: str, *, origin: str = "") -> Any:
         PluginError: the string has another form, the module does not import or has no such attribute.
     """
     described = f"target {target!r} of {origin}" if origin else f"target {target!r}"
-    mend = f"; correct the spec, or update its package: {update_advice(origin)}" if origin else ""
+    fix = f"; correct the spec, or update its package: {update_advice(origin)}" if origin else ""
     module_name, colon, attribute = target.partition(":")
     if not colon or not module_name or not attribute:
         raise PluginError(f"{described}: found no 'package.module:attribute'; write it in that form")
@@ -34,11 +34,11 @@ def load_target(target: str, *, origin: str = "") -> Any:
     except Exception as error:
         # Whatever a module raises while it is imported, the user needs to know whose module it was.
         raise PluginError(
-            f"{described}: importing {module_name!r} failed: {type(error).__name__}: {error}{mend}"
+            f"{described}: importing {module_name!r} failed: {type(error).__name__}: {error}{fix}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(loaded, part):
-            raise PluginError(f"{described}: {module_name!r} was imported but has no attribute {attribute!r}{mend}")
+            raise PluginError(f"{described}: {module_name!r} was imported but has no attribute {attribute!r}{fix}")
         loaded = getattr(loaded, part)
     return loaded
 
