@@ -1,4 +1,4 @@
-"""Recorded decisions: every change that Archon makes to what was asked, with its reason."""
+"""Recorded decisions: every setting that Archon changes, with the reason."""
 
 from __future__ import annotations
 

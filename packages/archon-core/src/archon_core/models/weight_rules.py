@@ -242,7 +242,7 @@ def _check_placeholders(
     if not left or not right or len(expected) != 1 or clash:
         found = ", ".join(f"{p!r} {sorted(NamePattern(p).placeholders)}" for p in (*left, *right))
         raise WeightsError(
-            f"weight rule {rule}: the names on both sides must have the same placeholders"
-            + (f", and the Hugging Face side {{{only_left}}} besides" if only_left else "")
+            f"weight rule {rule}: both sides must have the same placeholders"
+            + (f", and only the Hugging Face side must also have {{{only_left}}}" if only_left else "")
             + f"; found {found or 'no names'}"
         )
