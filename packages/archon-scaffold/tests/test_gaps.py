@@ -1,4 +1,4 @@
-"""What cannot be written for is said: in the code, in a failing test, by the command. It is never left out silently."""
+"""Gaps are reported in the code, in a failing test and by the command, never left out silently."""
 
 from __future__ import annotations
 

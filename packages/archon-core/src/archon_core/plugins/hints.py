@@ -121,10 +121,10 @@ def alternatives(model_type: str, plugins: Sequence[PluginStatus]) -> str:
 
     unchanged, scaffold = unless_there("archon-models-hf"), unless_there("archon-scaffold")
     return (
-        f"Ways out: where transformers has a causal language model of that type, its own module unchanged{unchanged}, "
-        "by an fsdp: backend in place of archon:, or by archon: with actor.archon.model=hf (--model hf on the command "
-        f"line); a package of your own that archon new model NAME --from-hf CONFIG writes{scaffold}; or a package that "
-        f"serves {model_type!r}"
+        f"Alternatives: run transformers' own module{unchanged}, if it has a causal language model of that type, "
+        "with an fsdp: backend in place of archon:, or with archon: and actor.archon.model=hf (--model hf on the "
+        f"command line); write a package with archon new model NAME --from-hf CONFIG{scaffold}; or install a package "
+        f"that serves {model_type!r}"
     )
 
 
