@@ -26,7 +26,7 @@ class Selection:
 
     Attributes:
         engine: the training engine.
-        model: the model architecture; ``None`` for an engine that has models of its own.
+        model: the model architecture; ``None`` for an engine that has its own models.
         schedule: of the pipeline; ``None`` without one.
         pipeline: cuts the model into stages and runs them; ``None`` without a pipeline.
         experts: builds mixture-of-experts blocks; ``None`` for a model without experts.

@@ -37,7 +37,7 @@ class TrainEngineSpec(Spec):
         preview: target of ``preview(outline) -> EnginePreview``, which gives a dry run the problems and decisions of
             an engine (``EngineOutline``) before it starts. It must not import torch. Empty for no preview.
         model_type: target of ``model_type(config, *, role) -> str``, which returns the ``model_type`` of the model that
-            an ``EngineConfig`` names. Empty for an engine with models of its own, which receives no parts.
+            an ``EngineConfig`` names. Empty for an engine with its own models, which receives no parts.
         model: name of the model spec that this engine always runs; empty to choose by model type.
         selectors: kind of spec -> the option, under the role's section, that names one, such as
             ``("schedule", "archon.pp_schedule")``.
@@ -195,13 +195,13 @@ class TrainEngine(Protocol):
 
 @dataclass(frozen=True)
 class EngineOutline:
-    """What is known of an engine before any process starts.
+    """What is known about an engine before any process starts.
 
     Attributes:
         config: the role's section, an ``EngineConfig`` with the engine's own options.
         role: its name.
         explicit: dotted names of the options that the user wrote.
-        layout: ``None`` when it cannot be read.
+        layout: ``None`` if it is invalid.
         model: ``None`` when its package is missing, or the model type is not known.
         schedule: of the pipeline; ``None`` without one, or when it is missing.
         pipeline: who cuts the model into stages; ``None`` without one, or when it is missing.

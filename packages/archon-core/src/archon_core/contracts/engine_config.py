@@ -1,6 +1,6 @@
 """The options that every training engine understands: the model, its optimizer, the split into micro-batches.
 
-An engine adds its own with a ``ConfigSection``. Names are those that AReaL's users know. Every field has a default, so
+An engine adds its own with a ``ConfigSection``. AReaL's users know the names. Every field has a default, so
 that a file names only what it changes. A docstring's ``Attributes`` entry is the option's documentation: the reference
 page is made from it.
 """
@@ -14,7 +14,7 @@ from typing import Any
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option, path_or_id
 
 ROLES = ("actor", "critic", "ref", "teacher")
-"""The sections of a configuration that describe a model, each with an engine of its own. The first is trained."""
+"""The sections of a configuration that describe a model, each with its own engine. The first is trained."""
 
 DECAY = number(least=0, below=1)
 DTYPE = one_of("float32", "bfloat16", "float64")

@@ -1,7 +1,7 @@
-"""What a model's modules and arguments may declare beyond ``contracts.model``, and what holds where they do not.
+"""Optional attributes of a model's modules and arguments, beyond ``contracts.model``, with their defaults.
 
-The engine looks for these attributes by name, on any module, whoever wrote it. Every one is optional. The layers of
-``archon_engine.nn`` declare what they need, so a model made of those declares nothing itself.
+The engine looks for these attributes by name, on every module, of Archon or not. Each is optional. The layers of
+``archon_engine.nn`` declare what they need, so a model made of these layers declares nothing itself.
 
 | attribute | on | read by | without it |
 |---|---|---|---|
@@ -15,8 +15,8 @@ The engine looks for these attributes by name, on any module, whoever wrote it. 
 | ``decisions`` | arguments | assembly | the model follows its configuration |
 | ``attention_dropout`` | arguments | assembly | 0 |
 
-Attributes that must be there to be set are protocols; attributes with a default are read by the functions below. A test
-checks that the engine reads no other attribute of a module by name.
+Attributes that the engine sets are protocols, since a module must have them; the functions below read attributes with a
+default. A test checks that the engine reads no other attribute of a module by name.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class FillsBuffers(Protocol):
 
 def accepts_sequence_shards(attention: nn.Module) -> bool:
     """Whether a core attention module honours ``PackedSequences.context``: it computes this rank's tokens from those
-    of all context ranks. False where not declared."""
+    of all context ranks. Default: false."""
     return getattr(attention, "accepts_sequence_shards", False)
 
 
 def eager_methods(block: nn.Module) -> tuple[str, ...]:
     """Methods of an expert block that ``torch.compile`` must leave alone, because their shapes depend on where tokens
-    go. They are the only ones that may use ``block.experts``. ``("forward",)``, all of it, where not declared."""
+    go. They are the only ones that may use ``block.experts``. Default: ``("forward",)``, the whole block."""
     return getattr(block, "eager_methods", ("forward",))
 
 

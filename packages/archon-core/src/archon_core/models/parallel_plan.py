@@ -1,4 +1,4 @@
-"""The parallel plan: what a model's modules are to each kind of parallelism. Data only; the engine shards.
+"""The parallel plan: the role of a model's modules in each kind of parallelism. Data only; the engine shards.
 
 Module names are patterns as in weight rules (``archon_core.models.name_pattern``): ``layers.{layer}.attention.q_proj``.
 """

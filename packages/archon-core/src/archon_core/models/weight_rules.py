@@ -160,7 +160,7 @@ class Stack:
 
 @dataclass(frozen=True)
 class Tie:
-    """One of our tensors is another one: it has no Hugging Face tensor of its own.
+    """One of our tensors is an alias of another one, without a separate Hugging Face tensor.
 
     Attributes:
         ours: pattern of the tensor that follows.

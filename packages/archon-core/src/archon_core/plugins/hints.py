@@ -83,7 +83,7 @@ def explain_unknown(
         name: the requested name.
         listed: installed names.
         aliases: installed aliases, used only for suggestions.
-        plugins: all plugins; those that are not loaded are listed with their cause, since they may provide the name.
+        plugins: all plugins; the message lists unloaded ones with their cause, since they may provide the name.
         noun: describes ``name``; ``None`` for the kind's label.
     """
     noun = noun or label(kind)
