@@ -180,8 +180,8 @@ def test_a_large_configuration_is_verified_with_its_structure_in_a_small_size(ca
 def facts_of_reference(case, folder):
     assert list(compute_references([(case, folder)])) == [None]
     record = torch.load(folder / RECORD, weights_only=False)
-    names = {frozenset(pieces) for moment in record.steps for pieces in (moment.gradients, moment.weights)}
-    gradients = [piece.values for moment in record.steps for piece in moment.gradients.values()]
+    names = {frozenset(shards) for moment in record.steps for shards in (moment.gradients, moment.weights)}
+    gradients = [shard.values for moment in record.steps for shard in moment.gradients.values()]
     shape = record.steps[0].gradients["embed.weight"].shape
     return [sorted(found) for found in names], shape, min(float(gradient.abs().max()) for gradient in gradients)
 

@@ -33,7 +33,7 @@ def run_apart(group: Group, context: Context, only: tuple[str, ...], left: float
     end: Status | None = None
     reason = ""
     with output.open("w", encoding="utf-8") as log:
-        # A session of its own, so that its children end with it.
+        # A new session, so that its children end with it.
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", call], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

@@ -46,7 +46,7 @@ CODE = "open(MARK, 'w').close()\nfrom transformers import PreTrainedTokenizerFas
 @pytest.mark.parametrize("answer", ["y\n", ""])
 @pytest.mark.parametrize("known", [True, False])
 def test_python_files_of_a_folder_are_never_run_nor_asked_about(folder, answer, known, monkeypatch):
-    """transformers asks at a terminal when nothing else is said, and runs the file after a yes."""
+    """By default, transformers asks at a terminal, and runs the file after a yes."""
     mark = folder / "mark"
     (folder / "custom.py").write_text(CODE.replace("MARK", repr(str(mark))), encoding="utf-8")
     file = folder / "tokenizer_config.json"

@@ -44,7 +44,7 @@ def attend(
         value: likewise.
         attention_mask: none is made for this implementation. Where layers hand nothing else down, what ``packed`` is.
         packed: where the sequences lie.
-        options: those that were seen when the model was examined.
+        options: the attention options of the traced run.
 
     Returns:
         [1, T, Hq, D], of this tensor rank's heads where there are several; and no weights.

@@ -62,8 +62,8 @@ class HfDecoder(nn.Module):
             self.head.weight = self.embed.weight
 
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor | dict[OutputName, Tensor]:
-        """Token ids [T] on the first stage, hidden states [T, hidden] after it, to what ``packed.head`` asks for on the
-        last stage, hidden states before it."""
+        """Token ids [T] on the first stage, hidden states [T, hidden] after it, to the outputs of ``packed.head`` on
+        the last stage, hidden states before it."""
         if self.embed is not None:
             x = self.embed(x)
         [base] = self._base

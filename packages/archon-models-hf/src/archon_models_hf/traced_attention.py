@@ -133,9 +133,7 @@ class Recorder:
         if mask is None:
             return sliding_window
         if not isinstance(mask, MaskForm) or not mask.is_causal:
-            found = (
-                "another mask than a causal one" if isinstance(mask, MaskForm) else f"a mask of its own ({mask!r:.80})"
-            )
+            found = "a mask that is not causal" if isinstance(mask, MaskForm) else f"a custom mask ({mask!r:.80})"
             raise ModelError(f"{who}: found {found}; allowed are causal masks, with or without a window; {ADVICE}")
         if sliding_window not in (None, mask.window):
             raise ModelError(

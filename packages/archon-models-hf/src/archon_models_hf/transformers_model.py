@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 ADVICE = (
     "use a model package that serves it, or write one: archon new model NAME (pip install archon-scaffold) creates it "
-    "as a small Llama, with a PORTING.md that says how to go on"
+    "as a small Llama, with a PORTING.md that explains the next steps"
 )
-"""What to do about a model that this package cannot run. Without ``--from-hf``, which reads decoders of the Llama line:
-most of what is refused here is none."""
+"""The fix for a model that this package cannot run. It does not mention ``--from-hf``, which reads Llama-like decoders
+only: most models refused here are none."""
 
 BY_LENGTH = ("dynamic", "longrope")
 """Rotations whose angles depend on the longest sequence of a call: packed with others, a sequence would get others."""

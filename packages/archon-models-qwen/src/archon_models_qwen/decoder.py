@@ -1,6 +1,6 @@
 """The dense Qwen decoder, Qwen2 and Qwen3 in one: pre-norm blocks of grouped-query attention and SwiGLU.
 
-What the decoder is beside its blocks serves models with other blocks, too.
+Everything except the blocks also serves models with other blocks.
 
 Legend: T packed tokens, Hq and Hkv heads, D head dimension.
 """
@@ -104,8 +104,8 @@ class QwenDecoder(nn.Module):
         self.rotary = RotaryEmbedding(a.rope)
 
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor | dict[OutputName, Tensor]:
-        """Token ids [T] on the first stage, hidden states [T, hidden] after it, to what ``packed.head`` asks for on the
-        last stage, hidden states before it."""
+        """Token ids [T] on the first stage, hidden states [T, hidden] after it, to the outputs of ``packed.head`` on
+        the last stage, hidden states before it."""
         if self.embed is not None:
             x = self.embed(x)
         rotation = self.rotary(packed, x.dtype)

@@ -73,14 +73,14 @@ def export_errors(
     return errors, problems
 
 
-def expected_export(hf_name: str, pieces: list[Mapping[str, HeldShard]], weights: ResolvedMap) -> Tensor:
+def expected_export(hf_name: str, shards: list[Mapping[str, HeldShard]], weights: ResolvedMap) -> Tensor:
     """The expected exported tensor, assembled from all ranks' shards."""
     whole = torch.full(weights.hf_shapes[hf_name], torch.nan, dtype=torch.float64)
-    for own in pieces:
-        for name, piece in own.items():
-            for link in weights.links_in(name, piece.box):
+    for own in shards:
+        for name, shard in own.items():
+            for link in weights.links_in(name, shard.box):
                 if link.hf == hf_name:
-                    values = piece.values[link.our_box.relative_to(piece.box.start).slices]
+                    values = shard.values[link.our_box.relative_to(shard.box.start).slices]
                     whole[link.hf_box.slices] = values.double().reshape(link.hf_box.shape)
     return whole
 
@@ -94,10 +94,10 @@ def _pairs(
     files: Mapping[str, Tensor], own: Mapping[str, HeldShard], weights: ResolvedMap
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, own values and exported values of every part of an exported tensor on this rank."""
-    for name, piece in own.items():
-        for link in weights.links_in(name, piece.box):
+    for name, shard in own.items():
+        for link in weights.links_in(name, shard.box):
             if link.hf in files and files[link.hf].shape == weights.hf_shapes[link.hf]:
-                mine = piece.values[link.our_box.relative_to(piece.box.start).slices]
+                mine = shard.values[link.our_box.relative_to(shard.box.start).slices]
                 yield link.hf, mine.reshape(link.hf_box.shape), files[link.hf][link.hf_box.slices]
 
 

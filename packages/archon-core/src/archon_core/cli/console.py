@@ -79,9 +79,20 @@ def _print_details(lines: Sequence[str]) -> None:
 
 def print_hanging(text: str, *, indent: int) -> None:
     """Print a text wrapped between words, with a hanging indent."""
+    print(wrap_hanging(text, indent=indent))
+
+
+def wrap_hanging(text: str, *, indent: int, first: str = "") -> str:
+    """Wrap a text between words at the width of the terminal.
+
+    Args:
+        text: without line breaks.
+        indent: of the second and further lines, in characters.
+        first: indent of the first line.
+    """
     width = max(Console().width, indent + 1)
     form = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
-    print("\n".join(textwrap.wrap(text, width, **form)))
+    return "\n".join(textwrap.wrap(text, width, initial_indent=first, **form))
 
 
 def print_json(data: Any) -> None:

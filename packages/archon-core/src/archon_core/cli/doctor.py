@@ -15,13 +15,15 @@ import typer
 from rich.text import Text
 
 from archon_core import __version__
-from archon_core.cli.console import print_json, print_text
+from archon_core.cli.console import print_json, print_text, wrap_hanging
 from archon_core.plugins import PLUGIN_API, Registry, build_registry
 from archon_core.plugins.discovery import discover
 from archon_core.plugins.hints import FIRST_STEPS
 from archon_core.tested_versions import TESTED_VERSIONS
 
 State = Literal["ok", "note", "failure"]
+
+STATE_WIDTH = 8
 
 STYLES: Mapping[State, str] = {"ok": "green", "note": "yellow", "failure": "bold red"}
 
@@ -58,12 +60,15 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
+            subject = f"{finding.subject:<14} "
+            indent = STATE_WIDTH + len(subject)
             print_text(
                 Text.assemble(
-                    (f"{finding.state:<8}", STYLES[finding.state]),
-                    (f"{finding.subject:<14} ", "bold"),
-                    finding.found,
-                    f"\n        {finding.advice}" if finding.advice else "",
+                    (f"{finding.state:<{STATE_WIDTH}}", STYLES[finding.state]),
+                    (subject, "bold"),
+                    wrap_hanging(finding.found, indent=indent, first=" " * indent)[indent:],
+                    # Not wrapped: users copy commands from it.
+                    f"\n{'':{STATE_WIDTH}}{finding.advice}" if finding.advice else "",
                 )
             )
     if any(finding.state == "failure" for finding in findings):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from archon_core.errors import did_you_mean
 MAX_NAME_BYTES = 255
 MAX_PATH_LENGTH = 4000
 """Limits of file systems and kernels, rounded down."""
+
+MAX_SHOWN = 200
+"""Largest number of characters of a value in a message."""
 
 Rule = Callable[[Any], str | None]
 """Takes a non-null value; returns ``None`` if it is valid, else a description of the allowed values."""
@@ -34,6 +37,16 @@ def option(default: Any, allowed: Rule, *, fix: str = "") -> Any:
         fix: appended to the message after the allowed values.
     """
     return dataclasses.field(default=default, metadata={"rule": allowed, "fix": fix})
+
+
+def broken_rules(section: Any) -> Iterator[tuple[str, str]]:
+    """Name and found / allowed / fix sentence of each option of a dataclass, sections aside, that breaks its rule."""
+    for f in dataclasses.fields(section):
+        value, rule = getattr(section, f.name), f.metadata.get("rule")
+        allowed = None if value is None or rule is None else rule(value)
+        if allowed is not None:
+            fix = f"; {f.metadata['fix']}" if f.metadata["fix"] else ""
+            yield f.name, f"found {_shown(value)}; allowed are {allowed}{fix}"
 
 
 def one_of(*choices: str) -> Rule:
@@ -91,6 +104,11 @@ def path_or_id(value: str) -> str | None:
     except RuntimeError:
         return "a path; '~NAME' stands for the home folder of a user of this machine, './~NAME' for a folder here"
     return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else f"{value}"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
 
 
 def _is_too_long(text: str) -> bool:

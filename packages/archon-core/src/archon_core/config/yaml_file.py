@@ -57,10 +57,10 @@ def parse_yaml_node(text: str, name: str) -> RawNode | None:
         where = f"{name}:{mark.line + 1}" if mark else name
         if "'\\t'" in (error.problem or ""):
             raise ConfigError(f"{where}: a tab stands where YAML wants spaces; indent with spaces") from error
-        context = f" {error.context}" if error.context else ""
-        raise ConfigError(f"{where}: not valid YAML{context}: {error.problem}") from error
+        context = f" ({error.context})" if error.context else ""
+        raise ConfigError(f"{where}: invalid YAML{context}: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML: {error}") from error
+        raise ConfigError(f"{name}: invalid YAML: {error}") from error
 
 
 class _Builder:
@@ -113,7 +113,7 @@ class _Builder:
         lines: dict[str, int] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise self._error(event, "found a name that is not a single text; write 'name: value'")
+                raise self._error(event, "found a name that is not plain text; write 'name: value'")
             key, line = self._text(event), event.start_mark.line + 1
             if event.style is None and key == "<<":
                 inherited = self._merged(event, self._node(next(self._events), depth + 1)) | inherited

@@ -70,7 +70,7 @@ class FillsBuffers(Protocol):
 
 def accepts_sequence_shards(attention: nn.Module) -> bool:
     """Whether a core attention module honours ``PackedSequences.context``: it computes this rank's tokens from those
-    of all context ranks. False where not declared."""
+    of all context ranks. Default: false."""
     return getattr(attention, "accepts_sequence_shards", False)
 
 

@@ -83,7 +83,7 @@ def explain_unknown(
         name: the requested name.
         listed: installed names.
         aliases: installed aliases, used only for suggestions.
-        plugins: all plugins; those that are not loaded are listed with their cause, since they may provide the name.
+        plugins: all plugins; the message lists unloaded ones with their cause, since they may provide the name.
         noun: describes ``name``; ``None`` for the kind's label.
     """
     noun = noun or label(kind)
@@ -121,10 +121,10 @@ def alternatives(model_type: str, plugins: Sequence[PluginStatus]) -> str:
 
     unchanged, scaffold = unless_there("archon-models-hf"), unless_there("archon-scaffold")
     return (
-        f"Ways out: where transformers has a causal language model of that type, its own module unchanged{unchanged}, "
-        "by an fsdp: backend in place of archon:, or by archon: with actor.archon.model=hf (--model hf on the command "
-        f"line); a package of your own that archon new model NAME --from-hf CONFIG writes{scaffold}; or a package that "
-        f"serves {model_type!r}"
+        f"Alternatives: run transformers' own module{unchanged}, if it has a causal language model of that type, "
+        "with an fsdp: backend in place of archon:, or with archon: and actor.archon.model=hf (--model hf on the "
+        f"command line); write a package with archon new model NAME --from-hf CONFIG{scaffold}; or install a package "
+        f"that serves {model_type!r}"
     )
 
 

@@ -47,7 +47,14 @@ def convert(
             show_default=False,
         ),
     ],
-    dtype: Annotated[StoredType | None, typer.Option("--dtype", help="Type to store; by default the source's.")] = None,
+    dtype: Annotated[
+        StoredType | None,
+        typer.Option(
+            "--dtype",
+            metavar="TYPE",
+            help=f"Type to store: {', '.join(StoredType)}. Default: the source's.",
+        ),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(

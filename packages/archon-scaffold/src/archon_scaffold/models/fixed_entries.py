@@ -9,19 +9,12 @@ from typing import Any
 from archon_core.errors import ModelError
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_scaffold.models.architecture import Architecture, Gap
-from archon_scaffold.models.source import HFSource
+from archon_scaffold.models.source import SIZES, HFSource
 from archon_scaffold.models.tiny import is_dropout, unknown_entries
 
 _READ_BY_ALL = frozenset(
     {
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
+        *SIZES,
         "rope_parameters",
         "rope_theta",
         "rope_scaling",

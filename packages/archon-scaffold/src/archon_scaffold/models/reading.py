@@ -23,7 +23,7 @@ from archon_scaffold.models.probes import same
 from archon_scaffold.models.source import HFSource
 from archon_scaffold.models.stream import read_alike, read_logits, read_rotation, read_scores, read_stream
 from archon_scaffold.models.tiny import is_dropout, tiny_entries, unknown_entries
-from archon_scaffold.models.twin import WAYS_OUT, Twin, build_twin
+from archon_scaffold.models.twin import ALTERNATIVES, Twin, build_twin
 
 READERS = (
     read_norms,
@@ -47,8 +47,8 @@ def read_architecture(source: HFSource) -> tuple[Architecture, Twin]:
     lacking = [name for name in ("num_attention_heads", "rope_parameters") if not hasattr(source.config, name)]
     if lacking:
         raise ModelError(
-            f"model type {source.model_type!r} is not of the Llama line: its configuration has no "
-            f"{' and no '.join(lacking)}; {WAYS_OUT}"
+            f"model type {source.model_type!r} is not a Llama-like decoder: its configuration has no "
+            f"{' and no '.join(lacking)}; {ALTERNATIVES}"
         )
     try:
         return _read(source)
@@ -56,8 +56,8 @@ def read_architecture(source: HFSource) -> tuple[Architecture, Twin]:
         raise
     except Exception as error:  # whatever transformers raises where sizes of other architectures are asked of it
         raise ModelError(
-            f"model type {source.model_type!r} is not of the Llama line: reading its small model failed "
-            f"({type(error).__name__}: {error}); {WAYS_OUT}"
+            f"model type {source.model_type!r} is not a Llama-like decoder: reading its small model failed "
+            f"({type(error).__name__}: {error}); {ALTERNATIVES}"
         ) from error
 
 

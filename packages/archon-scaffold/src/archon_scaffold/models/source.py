@@ -74,8 +74,8 @@ def read_source(source: str | None) -> HFSource:
         causal = architecture_name(config.model_type, critic=False)
     except ModelError as error:
         raise ModelError(
-            f"{source}: found model_type {config.model_type!r}, of which transformers has no causal language model; "
-            "give the configuration of one"
+            f"{source}: found model_type {config.model_type!r}, but transformers has no causal language model of that "
+            "type; give the configuration of one"
         ) from error
     try:
         critic = architecture_name(config.model_type, critic=True)
@@ -90,7 +90,7 @@ def _refuse_values(entries: Mapping[str, Any], source: str | None) -> None:
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
         raise ModelError(
             f"{source}: found quantization_config (quant_method {method!r}); allowed is none, since models are trained "
-            "on plain weights: give the config.json of the original checkpoint, or leave the entry out"
+            "on plain weights; give the config.json of the original checkpoint, or leave the entry out"
         )
     small = [
         f"{name} {value!r}"
@@ -98,9 +98,7 @@ def _refuse_values(entries: Mapping[str, Any], source: str | None) -> None:
         if isinstance(value := entries.get(name), (int, float)) and not isinstance(value, bool) and value < 1
     ]
     if small:
-        raise ModelError(
-            f"{source}: found {', '.join(small)}; allowed are sizes of 1 and more: correct the config.json"
-        )
+        raise ModelError(f"{source}: found {', '.join(small)}; allowed are sizes from 1; correct the config.json")
 
 
 def _refuse_parts(config: Any, source: str | None) -> None:
@@ -118,12 +116,12 @@ def _refuse_parts(config: Any, source: str | None) -> None:
         raise ModelError(f"{found}several language models beside other parts; give the configuration of one")
     if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
-            f"{found}a text model (model_type {text.model_type!r}) beside other parts, and transformers has no causal "
-            "language model of that type, so there is none to write a package for; give the configuration of one"
+            f"{found}a text model (model_type {text.model_type!r}) beside other parts, but transformers has no causal "
+            "language model of that type; give the configuration of one"
         )
     raise ModelError(
         f"{found}a language model beside other parts; write its text_config (model_type {text.model_type!r}) to a "
-        "config.json of its own"
+        "separate config.json"
     )
 
 

@@ -22,8 +22,8 @@ N_TOKENS = 24
 LARGEST = 20_000_000
 """Largest number of parameters of a small model."""
 
-WAYS_OUT = (
-    "archon verify CONFIG says whether archon-models-hf runs it unchanged (pip install archon-models-hf); or start "
+ALTERNATIVES = (
+    "archon verify CONFIG shows whether archon-models-hf runs it unchanged (pip install archon-models-hf); or start "
     "from a small Llama (leave --from-hf out) and follow PORTING.md, which comes with it"
 )
 
@@ -117,15 +117,15 @@ def build_twin(entries: Mapping[str, Any]) -> Twin:
             n_parameters = sum(parameter.numel() for parameter in outline.parameters())
             if n_parameters > LARGEST:
                 raise ModelError(
-                    f"model type {config.model_type!r} is not of the Llama line: with small sizes it has "
-                    f"{n_parameters / 1e6:,.0f} million parameters, so its sizes have other names; {WAYS_OUT}"
+                    f"model type {config.model_type!r} is not a Llama-like decoder: with small sizes it has "
+                    f"{n_parameters / 1e6:,.0f} million parameters, so its sizes have other names; {ALTERNATIVES}"
                 )
             module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         except ModelError:
             raise
         except Exception as error:  # whatever its constructor raises for sizes that it does not take
             raise ModelError(
-                f"model type {config.model_type!r}: transformers cannot build a small one ({error}); {WAYS_OUT}"
+                f"model type {config.model_type!r}: transformers cannot build a small one ({error}); {ALTERNATIVES}"
             ) from error
         with torch.no_grad():
             for parameter in module.parameters():
@@ -144,9 +144,9 @@ def build_twin(entries: Mapping[str, Any]) -> Twin:
             else ""
         )
         raise ModelError(
-            f"model type {config.model_type!r} is not of the Llama line: "
+            f"model type {config.model_type!r} is not a Llama-like decoder: "
             f"{'its layers hold ' + parts if parts else 'found no list of layers'}, and packages are written for "
-            f"decoders with embed_tokens and layers.N.self_attn; {WAYS_OUT}"
+            f"decoders with embed_tokens and layers.N.self_attn; {ALTERNATIVES}"
         )
     return Twin(entries, config, module, root, layers)
 
