@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from archon_core.config.sections import upgrade
-from archon_core.contracts.engine import TrainEngine, TrainEngineSpec
+from archon_core.contracts.engine import Selection, TrainEngine, TrainEngineSpec
 from archon_core.contracts.engine_config import EngineConfig
 from archon_core.contracts.spec import load_target
 from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
 from archon_core.plugins.registry import Registry
 from archon_core.plugins.registry import registry as installed
-from archon_core.selection import Selection, select
+from archon_core.selection import select
 
 
 def assemble(

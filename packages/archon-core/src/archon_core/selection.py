@@ -6,10 +6,9 @@ every missing package; ``assemble`` selects all of them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.engine import Selection, TrainEngineSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
@@ -18,25 +17,6 @@ from archon_core.layout import Layout
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.hints import explain_none
 from archon_core.plugins.registry import Registry
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The specs from which one engine is assembled.
-
-    Attributes:
-        engine: the training engine.
-        model: the model architecture; ``None`` for an engine that brings its models.
-        schedule: the pipeline schedule; ``None`` without a pipeline.
-        pipeline: splits the model into stages and runs them; ``None`` without a pipeline.
-        experts: builds mixture-of-experts blocks; ``None`` for a model without experts.
-    """
-
-    engine: TrainEngineSpec
-    model: ModelSpec | None = None
-    schedule: ScheduleSpec | None = None
-    pipeline: PipelineSpec | None = None
-    experts: MoESpec | None = None
 
 
 def select(config: Any, layout: Layout, registry: Registry, *, model_type: str, role: str) -> Selection:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import StepRecording, StepStats
+from archon_core.contracts.engine import Selection, StepRecording, StepStats
 from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
@@ -26,7 +26,6 @@ from archon_core.contracts.pipeline import RECORDING_PREFIX
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks
-from archon_core.selection import Selection
 from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic

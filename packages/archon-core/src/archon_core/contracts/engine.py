@@ -1,10 +1,10 @@
-"""Training engines: the spec, the protocol that trainers see, and the options that every engine understands."""
+"""Training engines: the spec, the protocol that trainers see, and the parts that an engine is assembled from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from archon_core.contracts.decisions import Decision
     from archon_core.contracts.loss import Loss, OutputRequest
     from archon_core.contracts.model import CausalModule, ModelSpec
+    from archon_core.contracts.moe import MoESpec
     from archon_core.contracts.packed import OutputName
     from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
-    from archon_core.contracts.rollout import RolloutConfig
     from archon_core.layout import Layout
     from archon_core.ranks.ranks import DataRanks, Ranks
-    from archon_core.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -194,43 +193,22 @@ class TrainEngine(Protocol):
 
 
 @dataclass(frozen=True)
-class EngineOutline:
-    """An engine before any process starts.
+class Selection:
+    """The specs from which one engine is assembled.
 
     Attributes:
-        config: the role's section, an ``EngineConfig`` with the engine's options.
-        role: the section's name.
-        explicit: dotted names of the options that the user wrote.
-        layout: the layout; ``None`` if it is invalid.
-        model: the model's spec; ``None`` if its package is missing, or the model type is unknown.
-        schedule: the pipeline schedule; ``None`` without a pipeline, or if its package is missing.
-        pipeline: the pipeline package's spec; ``None`` without a pipeline, or if that package is missing.
-        entries: entries of the model's ``config.json``; empty if the file is not available.
-        rollout: the rollout options; ``None`` for an algorithm that samples no completions.
+        engine: the training engine.
+        model: the model architecture; ``None`` for an engine that brings its models.
+        schedule: the pipeline schedule; ``None`` without a pipeline.
+        pipeline: splits the model into stages and runs them; ``None`` without a pipeline.
+        experts: builds mixture-of-experts blocks; ``None`` for a model without experts.
     """
 
-    config: Any
-    role: str
-    explicit: frozenset[str]
-    layout: Layout | None = None
+    engine: TrainEngineSpec
     model: ModelSpec | None = None
     schedule: ScheduleSpec | None = None
     pipeline: PipelineSpec | None = None
-    entries: Mapping[str, Any] = field(default_factory=dict)
-    rollout: RolloutConfig | None = None
-
-
-@dataclass(frozen=True)
-class EnginePreview:
-    """An engine's view of a configuration in a dry run.
-
-    Attributes:
-        problems: settings that cannot be honoured, as found / allowed / fix sentences.
-        decisions: changes to the configuration that do not depend on the device.
-    """
-
-    problems: tuple[str, ...] = ()
-    decisions: tuple[Decision, ...] = ()
+    experts: MoESpec | None = None
 
 
 class TrainEngineFactory(Protocol):

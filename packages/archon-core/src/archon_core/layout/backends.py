@@ -9,14 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from archon_core.errors import PluginError
 from archon_core.layout.axes import AXIS_NAMES, list_letters
-
-if TYPE_CHECKING:
-    from archon_core.contracts.engine import TrainEngineSpec
-    from archon_core.contracts.rollout import InferenceEngineSpec
 
 Kind = Literal["train", "inference"]
 
@@ -74,8 +70,22 @@ BUILTIN_BACKENDS: Mapping[str, Backend] = {
 }
 
 
+class InferenceBackend(Protocol):
+    """The attributes of an ``InferenceEngineSpec`` that a layout depends on."""
+
+    name: str
+    aliases: tuple[str, ...]
+    letters: str
+
+
+class TrainBackend(InferenceBackend, Protocol):
+    """The attributes of a ``TrainEngineSpec`` that a layout depends on."""
+
+    hybrid: bool
+
+
 def backend_table(
-    train_engines: Iterable[TrainEngineSpec] = (), inference_engines: Iterable[InferenceEngineSpec] = ()
+    train_engines: Iterable[TrainBackend] = (), inference_engines: Iterable[InferenceBackend] = ()
 ) -> dict[str, Backend]:
     """The built-in table with the installed engines added, under their names and aliases.
 

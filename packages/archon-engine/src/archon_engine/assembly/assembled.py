@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import Selection
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.module import model_decisions
 from archon_core.contracts.pipeline import PipelineParts
 from archon_core.layout import Layout, ParallelDims
 from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import layer_number
-from archon_core.selection import Selection
 from archon_engine.assembly.blocks import Blocks, prepare_blocks
 from archon_engine.assembly.blueprint import Blueprint, build_blueprint
 from archon_engine.assembly.experts import ExpertBlocks

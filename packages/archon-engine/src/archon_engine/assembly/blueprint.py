@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from archon_core.contracts.engine import Selection
 from archon_core.contracts.model import LoadedModel, ModelArguments
 from archon_core.contracts.module import attention_dropout
 from archon_core.contracts.moe import MoEBuilder
@@ -22,7 +23,6 @@ from archon_core.layout.model_sizes import check_sizes
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.models.stage import Stage
 from archon_core.models.weight_map import ResolvedMap
-from archon_core.selection import Selection
 from archon_engine.assembly.stages import plan_stages
 from archon_engine.models.capabilities import check_capabilities
 from archon_engine.models.hf_config import read_source

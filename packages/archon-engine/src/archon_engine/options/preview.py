@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import EngineOutline, EnginePreview
+from archon_core.contracts.preview import EngineOutline, EnginePreview
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
