@@ -21,10 +21,10 @@ from archon_rl import config as options_module
 from archon_rl import plugin
 from archon_rl.advantages import Normalisation
 from archon_rl.algorithm import Algorithm, DropTruncated
-from archon_rl.config import NormConfig, PolicyOptions
+from archon_rl.config import NormConfig, PolicyOptions, RejectionSamplingConfig
 from archon_rl.losses.aggregation import ConstantLength, SequenceMean, TokenMean
+from archon_rl.losses.behaviour import BehaviourWeight, RejectionSampling
 from archon_rl.losses.kl import KLTerm
-from archon_rl.losses.policy import BehaviourWeight
 from archon_rl.presets import grpo, sft
 
 
@@ -87,8 +87,9 @@ def test_aggregations_are_chosen_by_name(name, aggregation):
 
 
 def test_the_decoupled_loss_recomputes_and_the_plain_one_replaces():
-    decoupled, _ = compose(use_decoupled_loss=True, recompute_logprob=True, behave_imp_weight_cap=2.0)
-    assert decoupled.loss.behaviour == BehaviourWeight(2.0, "token_mask")
+    bounds = RejectionSamplingConfig(upper=2.0, level="sequence")
+    decoupled, _ = compose(use_decoupled_loss=True, recompute_logprob=True, rejection_sampling=bounds)
+    assert decoupled.loss.behaviour == BehaviourWeight(RejectionSampling(upper=2.0, level="sequence"))
     assert "prox_logprobs" in decoupled.fields
     assert not decoupled.replace_logprobs
     plain, _ = compose(recompute_logprob=True)
@@ -131,9 +132,8 @@ def test_groups_without_a_difference_leave_the_batch_when_asked():
     [
         ({"kl_estimator": "k4"}, r"actor\.kl_estimator: found 'k4'; allowed are k1, k2, k3"),
         ({"loss_aggregation": "tokn"}, r"found 'tokn'; allowed are token, sequence, constant; did you mean 'token'"),
-        ({"eps_clip": 1.5}, r"actor\.eps_clip: found 1\.5; allowed is between 0 and 1"),
+        ({"eps_clip": 1.5}, r"actor\.eps_clip: found 1\.5; allowed is from 0 to 1"),
         ({"c_clip": 0.5}, r"actor\.c_clip: found 0\.5; allowed is above 1, or null"),
-        ({"behave_imp_weight_cap": 1.0}, r"behave_imp_weight_cap: found 1\.0; allowed is above 1"),
         ({"reward_scaling": math.nan}, r"actor\.reward_scaling: found nan; allowed is a finite number"),
         ({"reward_bias": -math.inf}, r"actor\.reward_bias: found -inf; allowed is a finite number"),
         ({"entropy_coef": math.nan}, r"actor\.entropy_coef: found nan; allowed is a finite number"),

@@ -18,7 +18,7 @@ from torch import Tensor
 from archon_core.contracts.batch import Batch
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.kl import REF_LOGPROBS, KLEstimator, kl_estimate
-from archon_rl.losses.policy import LOGPROBS
+from archon_rl.losses.policy_term import LOGPROBS
 
 Level = Literal["batch", "group"]
 REWARDS = "rewards"

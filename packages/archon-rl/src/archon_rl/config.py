@@ -6,15 +6,17 @@ KL loss term, the entropy bonus) say so in their description.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from archon_core.config.rules import SHARE, number, one_of, option
 from archon_core.errors import ConfigError, did_you_mean
 
 NORM_LEVELS = ("batch", "group", None)
 KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token", "sequence", "constant")
-BEHAVE_WEIGHT_MODES = ("token_mask", "token_truncate")
+REJECTION_METRICS = ("ratio", "kl_k1", "kl_k2", "kl_k3", "binary_kl")
+PROX_LOGP_METHODS = ("recompute", "loglinear", "metrics", "reuse_train_logp")
 TOKENIZER_KINDS = ("pretrained", "characters", "bpe")
 
 
@@ -40,14 +42,73 @@ class NormConfig:
 
 
 @dataclass
+class RejectionSamplingConfig:
+    """Bounds of the decoupled loss's weight pi_prox / pi_behave. TIS, MIS, IcePop and KPop are settings of it:
+    ``archon algorithms`` lists them.
+
+    Attributes:
+        level: judge every ``token``, or every ``sequence`` as a whole. With metric ``ratio``, level ``sequence`` also
+            makes the geometric mean of a sequence's ratios the weight of each of its tokens.
+        action: ``mask`` takes what is out of bounds out of the loss (the mean still counts it), ``clamp`` limits the
+            weight to the bounds.
+        metric: what is bounded: the weight itself (``ratio``), an estimate of the KL (``kl_k1``, ``kl_k2``, ``kl_k3``),
+            or the larger direction of the binary KL (``binary_kl``).
+        agg: at level ``sequence``, how the metric of a sequence follows from its tokens: ``sum``, ``mean`` or ``max``;
+            ratios are summed and averaged as logarithms.
+        upper: upper bound.
+        lower: lower bound; null for none.
+    """
+
+    level: str = option("token", one_of("token", "sequence"))
+    action: str = option("mask", one_of("mask", "clamp"))
+    metric: str = option("ratio", one_of(*REJECTION_METRICS))
+    agg: str = option("mean", one_of("sum", "mean", "max"))
+    upper: float = option(5.0, number(above=0))
+    lower: float | None = option(None, number())
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.action == "clamp" and self.metric != "ratio":
+            yield (
+                "action",
+                f"found 'clamp' with metric={self.metric}; only the metric 'ratio' can be clamped; use 'mask'",
+            )
+        if self.lower is None:
+            return
+        if self.metric == "binary_kl":
+            yield "lower", f"found {self.lower} with metric=binary_kl, which has an upper bound alone; leave it out"
+        elif self.lower >= self.upper:
+            yield "lower", f"found {self.lower}; allowed are numbers below upper={self.upper}, or null"
+
+
+@dataclass
 class PolicyOptions:
     """Policy optimisation (``actor``).
 
     Attributes:
         ppo_n_minibatches: optimizer steps per rollout batch, each on a different part of it.
-        eps_clip: clip the policy ratio to [1 - eps_clip, 1 + eps_clip].
+        policy_loss: the loss, by its name in ``archon algorithms``: ``clip``, ``cispo``, ``sapo``, ``dppo``, ``gmpo``,
+            ``clip_cov``, ``kl_cov``, or one from a plugin. Not in AReaL, which has a switch for each of two.
+        eps_clip: clip the policy ratio to [1 - eps_clip, 1 + eps_clip]; 0 with ``m2_threshold`` for no clipping. With
+            ``gmpo``, bounds of the log-ratio.
         eps_clip_higher: distance of the upper bound from 1; null takes ``eps_clip``.
         c_clip: dual clip: limit the loss of a negative advantage to c_clip times its size; above 1, or null for none.
+        importance_sampling_level: ``token`` compares the policies at every token; ``sequence`` takes the geometric mean
+            over a sequence (GSPO).
+        use_cispo_loss: AReaL's switch for ``policy_loss: cispo``.
+        use_sapo_loss: AReaL's switch for ``policy_loss: sapo``.
+        sapo_tau_pos: SAPO's temperature for positive advantages.
+        sapo_tau_neg: SAPO's temperature for negative advantages.
+        m2_threshold: M2PO: before each update, leave out the tokens with the largest squared log-ratio to the rollout's
+            policy until the mean over the others is at most this; null for none.
+        dppo_mask_low: DPPO's threshold of the divergence for negative advantages. Not in AReaL.
+        dppo_mask_high: DPPO's threshold of the divergence for positive advantages. Not in AReaL.
+        dppo_divergence: DPPO's divergence: total variation (``tv``) or binary KL (``kl``). Not in AReaL.
+        dppo_kl_coef: weight of the squared log-ratio beside DPPO's mask; 0 in the paper. Not in AReaL.
+        clip_cov_ratio: largest share of tokens that Clip-Cov leaves out. Not in AReaL.
+        clip_cov_lower: smallest covariance of a token that Clip-Cov leaves out. Not in AReaL.
+        clip_cov_upper: largest covariance of a token that Clip-Cov leaves out. Not in AReaL.
+        kl_cov_ratio: share of tokens that KL-Cov penalises. Not in AReaL.
+        kl_cov_coef: weight of KL-Cov's penalty. Not in AReaL.
         reward_norm: normalise the rewards of a batch; null for none. If ``adv_norm`` is null too, ``grpo`` normalises
             with mean and deviation of the group.
         reward_scaling: rewards become (reward + reward_bias) * reward_scaling.
@@ -69,9 +130,11 @@ class PolicyOptions:
         recompute_logprob: replace the rollout's log-probabilities with the trainer's.
         use_decoupled_loss: clip against the trainer's log-probabilities at the start of the step, and weight the loss
             by their ratio to the rollout's.
-        behave_imp_weight_cap: limit of that ratio; null for none.
-        behave_imp_weight_mode: above the limit, ``token_mask`` drops the token from the loss (the mean still
-            counts it), ``token_truncate`` sets the ratio to the limit.
+        rejection_sampling: bounds of that weight; null for none.
+        prox_logp_method: where the log-probabilities at the start of the step come from: ``recompute`` (a forward
+            pass), ``loglinear`` (interpolated between rollout and training by the weights' versions), ``metrics`` (a
+            forward pass, and metrics of the errors of approximations) or ``reuse_train_logp`` (the training pass;
+            needs one mini-batch).
         loss_aggregation: ``token`` (mean over tokens, DAPO), ``sequence`` (mean over sequences of their means,
             GRPO) or ``constant`` (sum over sequences times ``gconfig.max_new_tokens``, Dr.GRPO). Not in AReaL.
         kl_loss_coef: weight of the KL to the reference as a term of the loss. Needs ``ref``. Not in AReaL.
@@ -82,9 +145,25 @@ class PolicyOptions:
     """
 
     ppo_n_minibatches: int = 4
+    policy_loss: str = "clip"
     eps_clip: float = 0.2
     eps_clip_higher: float | None = None
     c_clip: float | None = None
+    importance_sampling_level: str = option("token", one_of("token", "sequence"))
+    use_cispo_loss: bool = False
+    use_sapo_loss: bool = False
+    sapo_tau_pos: float = option(1.0, number(above=0))
+    sapo_tau_neg: float = option(1.05, number(above=0))
+    m2_threshold: float | None = option(None, number(above=0))
+    dppo_mask_low: float = option(0.2, number(least=0))
+    dppo_mask_high: float = option(0.2, number(least=0))
+    dppo_divergence: str = option("tv", one_of("tv", "kl"))
+    dppo_kl_coef: float = option(1e-3, number(least=0))
+    clip_cov_ratio: float = option(2e-4, SHARE)
+    clip_cov_lower: float = option(1.0, number())
+    clip_cov_upper: float = option(5.0, number())
+    kl_cov_ratio: float = option(2e-4, SHARE)
+    kl_cov_coef: float = option(0.1, number(least=0))
     reward_norm: NormConfig | None = None
     reward_scaling: float = 1.0
     reward_bias: float = 0.0
@@ -101,8 +180,8 @@ class PolicyOptions:
     kl_estimator: str = "k1"
     recompute_logprob: bool = False
     use_decoupled_loss: bool = False
-    behave_imp_weight_cap: float | None = 5.0
-    behave_imp_weight_mode: str = "token_mask"
+    rejection_sampling: RejectionSamplingConfig | None = None
+    prox_logp_method: str = option("recompute", one_of(*PROX_LOGP_METHODS))
     loss_aggregation: str = "token"
     kl_loss_coef: float = 0.0
     kl_loss_estimator: str = "k3"

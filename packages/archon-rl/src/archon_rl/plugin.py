@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from archon_core.plugins import AlgorithmSpec, ConfigSection, DatasetSpec, RewardSpec, hookimpl
+from archon_core.plugins import AlgorithmSpec, ConfigSection, DatasetSpec, PolicyLossSpec, RewardSpec, hookimpl
 
 ARCHON_PLUGIN_API = "1.0"
 
@@ -32,6 +32,57 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
             config=(_TOKENIZER, _POLICY, _WARM_START),
+        ),
+    ]
+
+
+@hookimpl
+def archon_policy_losses() -> Iterable[PolicyLossSpec]:
+    return [
+        PolicyLossSpec(
+            name="clip",
+            target="archon_rl.losses.policy:build_clip",
+            summary="PPO's clipped loss, with asymmetric bounds, dual clip and GSPO's sequence level",
+            source="arXiv:1707.06347",
+            sequence_level=True,
+        ),
+        PolicyLossSpec(
+            name="cispo",
+            target="archon_rl.losses.cispo:build_cispo",
+            summary="CISPO: the policy gradient with a clipped importance weight",
+            source="arXiv:2506.13585",
+        ),
+        PolicyLossSpec(
+            name="sapo",
+            target="archon_rl.losses.sapo:build_sapo",
+            summary="SAPO: a sigmoid gate in place of clipping",
+            source="arXiv:2511.20347",
+            sequence_level=True,
+        ),
+        PolicyLossSpec(
+            name="dppo",
+            target="archon_rl.losses.dppo:build_dppo",
+            summary="DPPO: a mask by the divergence of the policies at a token, and a squared log-ratio",
+            source="arXiv:2602.04879",
+            decoupled=False,
+        ),
+        PolicyLossSpec(
+            name="gmpo",
+            target="archon_rl.losses.gmpo:build_gmpo",
+            summary="GMPO: the geometric mean of clipped token ratios",
+            source="arXiv:2507.20673",
+        ),
+        PolicyLossSpec(
+            name="clip_cov",
+            target="archon_rl.losses.covariance:build_clip_cov",
+            summary="Clip-Cov: the clipped loss without the tokens of highest covariance",
+            source="arXiv:2505.22617",
+        ),
+        PolicyLossSpec(
+            name="kl_cov",
+            target="archon_rl.losses.covariance:build_kl_cov",
+            summary="KL-Cov: a KL penalty at the tokens of highest covariance",
+            source="arXiv:2505.22617",
         ),
     ]
 
