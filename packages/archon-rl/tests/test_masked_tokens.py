@@ -48,6 +48,10 @@ POLICY_OPTIONS = (
     ("actor.c_clip=1.5", "actor.eps_clip_higher=0.28"),
     ("actor.adv_norm={}",),
     ("actor.entropy_coef=0.01",),
+    (REFERENCE, "actor.kl_ctl=0.1", "actor.gae_timestep_unit=turn"),
+    ("actor.gae_lambda=length_adaptive", "actor.gae_lambda_kwargs={alpha: 0.05}"),
+    ("actor.reward_norm={mean_level: group, std_level: null, mean_weights: length}",),
+    ("actor.reward_norm={mean_level: group, std_level: group, scale: mean}",),
     (
         REFERENCE,
         "actor.kl_loss_coef=0.1",

@@ -7,7 +7,8 @@ KL loss term, the entropy bonus) say so in their description.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from archon_core.config.rules import SHARE, number, one_of, option
 from archon_core.errors import ConfigError, did_you_mean
@@ -30,6 +31,10 @@ class NormConfig:
         std_level: take the standard deviation over the ``batch`` or over the ``group``; null for no scaling.
         std_unbiased: divide the squared deviations by n - 1 instead of n.
         eps: added to the standard deviation.
+        mean_weights: in the mean, weigh all samples equally (``equal``), or by their numbers of tokens (``length``, as
+            in OPO). For rewards alone. Not in AReaL.
+        scale: divide by the ``deviation``, or by the ``mean`` of the same level (MaxRL). For rewards alone, which must
+            not be shifted below 0. Not in AReaL.
         group_size: samples per prompt; must be null or equal to ``gconfig.n_samples``.
     """
 
@@ -39,6 +44,8 @@ class NormConfig:
     std_unbiased: bool = True
     eps: float = 1e-5
     group_size: int | None = None
+    mean_weights: str = option("equal", one_of("equal", "length"))
+    scale: str = option("deviation", one_of("deviation", "mean"))
 
 
 @dataclass
@@ -122,8 +129,13 @@ class PolicyOptions:
             statistics of their group.
         dynamic_sampling: drop groups whose rewards are all equal, since their advantages are 0. No other prompts are
             drawn to replace them.
-        discount: discount factor per token.
-        gae_lambda: decay of generalised advantage estimation; without a critic it multiplies ``discount``.
+        discount: discount factor per step.
+        gae_lambda: lambda of generalised advantage estimation: a number, ``length_adaptive`` (VAPO) or
+            ``relative_position``. Without a critic it multiplies ``discount``. AReaL's dotted names of the two
+            functions are accepted.
+        gae_lambda_kwargs: ``{alpha: A}`` for ``length_adaptive``, 1 - 1 / (A n) for n steps; ``{q: Q}`` for
+            ``relative_position``, Q to the power of 1 / (n - 1).
+        gae_timestep_unit: what a step is: a ``token``, or a ``turn`` of trained tokens without interruption.
         adv_norm: normalise advantages over all trained tokens of a batch; null for none.
         kl_ctl: weight of the KL penalty that is subtracted from every token's reward. Needs ``ref``.
         kl_estimator: estimator of the KL penalty: ``k1``, ``k2`` or ``k3``.
@@ -174,7 +186,9 @@ class PolicyOptions:
     mask_no_eos_with_zero: bool = False
     dynamic_sampling: bool = False
     discount: float = 1.0
-    gae_lambda: float = 1.0
+    gae_lambda: float | str = 1.0
+    gae_lambda_kwargs: dict[str, Any] = field(default_factory=dict)
+    gae_timestep_unit: str = option("token", one_of("token", "turn"))
     adv_norm: NormConfig | None = None
     kl_ctl: float = 0.1
     kl_estimator: str = "k1"

@@ -18,6 +18,7 @@ from archon_rl.config import (
     PolicyOptions,
     check_choice,
 )
+from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm
@@ -87,7 +88,6 @@ def _check(options: PolicyOptions) -> None:
         ("c_clip", options.c_clip, _null_or_above(options.c_clip, 1), "above 1, or null"),
         ("reward_clip", options.reward_clip, options.reward_clip > 0, "above 0"),
         ("discount", options.discount, 0 <= options.discount <= 1, "from 0 to 1"),
-        ("gae_lambda", options.gae_lambda, 0 <= options.gae_lambda <= 1, "from 0 to 1"),
         ("reward_scaling", options.reward_scaling, math.isfinite(options.reward_scaling), "a finite number"),
         ("reward_bias", options.reward_bias, math.isfinite(options.reward_bias), "a finite number"),
         ("kl_ctl", options.kl_ctl, 0 <= options.kl_ctl < math.inf, "0 or above"),
@@ -165,12 +165,34 @@ def _group_advantages(
             )
         )
     return GroupAdvantages(
-        reward_norm=_normalisation("actor.reward_norm", reward_norm, generation.n_samples),
-        adv_norm=_normalisation("actor.adv_norm", options.adv_norm, generation.n_samples),
+        reward_norm=_reward_normalisation(options, reward_norm, generation.n_samples),
+        adv_norm=_advantage_normalisation(options.adv_norm, generation.n_samples),
         kl_ctl=kl_ctl,
         kl_estimator=options.kl_estimator,
-        decay=options.discount * options.gae_lambda,
+        discount=options.discount,
+        gae_lambda=build_gae_lambda(options, decisions),
+        unit=options.gae_timestep_unit,
     )
+
+
+def _reward_normalisation(options: PolicyOptions, config: NormConfig | None, n_samples: int) -> Normalisation | None:
+    shifted = options.reward_bias < 0 or options.overlong_reward_penalty
+    if config is not None and config.scale == "mean" and shifted:
+        raise ConfigError(
+            "actor.reward_norm.scale: found mean with rewards that actor.reward_bias or actor.overlong_reward_penalty "
+            "moves below 0; dividing by their mean would turn their signs; set actor.reward_bias=0 and "
+            "actor.overlong_reward_penalty=false"
+        )
+    return _normalisation("actor.reward_norm", config, n_samples)
+
+
+def _advantage_normalisation(config: NormConfig | None, n_samples: int) -> Normalisation | None:
+    if config is not None and (config.mean_weights, config.scale) != ("equal", "deviation"):
+        raise ConfigError(
+            f"actor.adv_norm: found mean_weights={config.mean_weights} and scale={config.scale}, which are for "
+            "rewards; set them in actor.reward_norm"
+        )
+    return _normalisation("actor.adv_norm", config, n_samples)
 
 
 def _normalisation(option: str, config: NormConfig | None, n_samples: int) -> Normalisation | None:
@@ -195,4 +217,6 @@ def _normalisation(option: str, config: NormConfig | None, n_samples: int) -> No
         leave_one_out=config.mean_leave1out,
         unbiased=config.std_unbiased,
         eps=config.eps,
+        mean_weights=config.mean_weights,
+        scale=config.scale,
     )

@@ -139,6 +139,8 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.eps_clip",
         "actor.eps_clip_higher",
         "actor.gae_lambda",
+        "actor.gae_lambda_kwargs",
+        "actor.gae_timestep_unit",
         "actor.importance_sampling_level",
         "actor.kl_cov_coef",
         "actor.kl_cov_ratio",
