@@ -11,7 +11,7 @@ from run_results import rows
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine import StepStats
-from archon_core.errors import ConfigError, UnknownNameError
+from archon_core.errors import ConfigError
 from archon_core.plugins import PolicyLossSpec, registry
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.behaviour import BehaviourWeight
@@ -86,7 +86,7 @@ def test_options_that_contradict_each_other_are_refused(run, options, message):
 
 
 def test_an_unknown_loss_names_the_nearest_one(run):
-    with pytest.raises(UnknownNameError, match=r"policy loss 'clipp'.*mean 'clip'.*\nInstalled policy losses: clip"):
+    with pytest.raises(ConfigError, match=r"policy loss 'clipp'.*mean 'clip'.*\nInstalled policy losses: clip"):
         run("actor.policy_loss=clipp")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from archon_core.config.rules import SHARE, number, one_of, option
 from archon_core.errors import ConfigError, did_you_mean
+from archon_rl.option_checks import gae_lambda_problems, normalisation_problems, policy_loss_problems
 
 NORM_LEVELS = ("batch", "group", None)
 KL_ESTIMATORS = ("k1", "k2", "k3")
@@ -200,6 +201,11 @@ class PolicyOptions:
     kl_loss_coef: float = 0.0
     kl_loss_estimator: str = "k3"
     entropy_coef: float = 0.0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from policy_loss_problems(self)
+        yield from gae_lambda_problems(self)
+        yield from normalisation_problems(self)
 
 
 @dataclass

@@ -5,15 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from archon_core.contracts.decisions import Decision
-from archon_core.errors import ConfigError
 from archon_core.plugins import PolicyLossSpec, registry
 from archon_rl.config import PolicyOptions
 from archon_rl.losses.behaviour import BehaviourWeight, RejectionSampling
 from archon_rl.losses.m2po import SecondMomentMask
 from archon_rl.losses.policy_term import PolicyLoss, ProximalSource
-
-SWITCHES = {"use_cispo_loss": "cispo", "use_sapo_loss": "sapo"}
-"""AReaL's switch -> the loss that it chooses."""
+from archon_rl.option_checks import loss_name
 
 PROXIMAL: dict[str, ProximalSource] = {
     "recompute": "batch",
@@ -28,15 +25,11 @@ def build_policy_loss(options: PolicyOptions, changes: list[Decision], notes: li
     """The loss that ``actor`` asks for.
 
     Args:
-        options: the ``actor`` section.
+        options: the ``actor`` section, without problems.
         changes: gets a decision for every setting that has no effect.
         notes: gets a decision for every formula on which a paper and AReaL differ.
-
-    Raises:
-        ConfigError: the options contradict each other.
     """
     spec = registry().get(PolicyLossSpec, loss_name(options))
-    _check(options, spec)
     masks = (SecondMomentMask(options.m2_threshold),) if options.m2_threshold is not None else ()
     if options.use_decoupled_loss:
         behaviour = BehaviourWeight(_rejection(options))
@@ -55,43 +48,6 @@ def build_policy_loss(options: PolicyOptions, changes: list[Decision], notes: li
     )
     notes.extend(_differences(options, spec.name))
     return PolicyLoss(loss.term, (*masks, *loss.masks))
-
-
-def loss_name(options: PolicyOptions) -> str:
-    """The name of the loss that ``policy_loss`` or one of AReaL's switches chooses."""
-    chosen = [switch for switch in SWITCHES if getattr(options, switch)]
-    if len(chosen) > 1:
-        raise ConfigError(f"actor.{chosen[0]}: found true, and so is actor.{chosen[1]}; set one of them to false")
-    if not chosen:
-        return options.policy_loss
-    name = SWITCHES[chosen[0]]
-    if options.policy_loss not in ("clip", name):
-        raise ConfigError(
-            f"actor.{chosen[0]}: found true with actor.policy_loss={options.policy_loss}; set it to false, or leave "
-            "actor.policy_loss out"
-        )
-    return name
-
-
-def _check(options: PolicyOptions, spec: PolicyLossSpec) -> None:
-    if options.importance_sampling_level == "sequence" and not spec.sequence_level:
-        able = ", ".join(other.name for other in registry().all(PolicyLossSpec) if other.sequence_level)
-        raise ConfigError(
-            f"actor.importance_sampling_level: found sequence with the policy loss {spec.name}, whose ratios are per "
-            f"token; set it to token, or choose one of {able}"
-        )
-    if options.use_decoupled_loss and not spec.decoupled:
-        raise ConfigError(
-            f"actor.use_decoupled_loss: found true with the policy loss {spec.name}, which compares the policy with "
-            "the rollout's; set it to false"
-        )
-    reuses = options.use_decoupled_loss and options.prox_logp_method == "reuse_train_logp"
-    if reuses and options.ppo_n_minibatches > 1:
-        raise ConfigError(
-            "actor.prox_logp_method: found reuse_train_logp with actor.ppo_n_minibatches="
-            f"{options.ppo_n_minibatches}; after the first update, the training pass is no longer the policy of the "
-            "start of the step; set actor.ppo_n_minibatches=1"
-        )
 
 
 def _rejection(options: PolicyOptions) -> RejectionSampling | None:

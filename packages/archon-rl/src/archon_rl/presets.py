@@ -78,6 +78,8 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
 
 
 def _check(options: PolicyOptions) -> None:
+    for name, text in PolicyOptions.problems(options):
+        raise ConfigError(f"actor.{name}: {text}")
     check_choice("actor.kl_estimator", options.kl_estimator, KL_ESTIMATORS)
     check_choice("actor.kl_loss_estimator", options.kl_loss_estimator, KL_ESTIMATORS)
     check_choice("actor.loss_aggregation", options.loss_aggregation, AGGREGATIONS)
@@ -165,34 +167,14 @@ def _group_advantages(
             )
         )
     return GroupAdvantages(
-        reward_norm=_reward_normalisation(options, reward_norm, generation.n_samples),
-        adv_norm=_advantage_normalisation(options.adv_norm, generation.n_samples),
+        reward_norm=_normalisation("actor.reward_norm", reward_norm, generation.n_samples),
+        adv_norm=_normalisation("actor.adv_norm", options.adv_norm, generation.n_samples),
         kl_ctl=kl_ctl,
         kl_estimator=options.kl_estimator,
         discount=options.discount,
         gae_lambda=build_gae_lambda(options, decisions),
         unit=options.gae_timestep_unit,
     )
-
-
-def _reward_normalisation(options: PolicyOptions, config: NormConfig | None, n_samples: int) -> Normalisation | None:
-    shifted = options.reward_bias < 0 or options.overlong_reward_penalty
-    if config is not None and config.scale == "mean" and shifted:
-        raise ConfigError(
-            "actor.reward_norm.scale: found mean with rewards that actor.reward_bias or actor.overlong_reward_penalty "
-            "moves below 0; dividing by their mean would turn their signs; set actor.reward_bias=0 and "
-            "actor.overlong_reward_penalty=false"
-        )
-    return _normalisation("actor.reward_norm", config, n_samples)
-
-
-def _advantage_normalisation(config: NormConfig | None, n_samples: int) -> Normalisation | None:
-    if config is not None and (config.mean_weights, config.scale) != ("equal", "deviation"):
-        raise ConfigError(
-            f"actor.adv_norm: found mean_weights={config.mean_weights} and scale={config.scale}, which are for "
-            "rewards; set them in actor.reward_norm"
-        )
-    return _normalisation("actor.adv_norm", config, n_samples)
 
 
 def _normalisation(option: str, config: NormConfig | None, n_samples: int) -> Normalisation | None:

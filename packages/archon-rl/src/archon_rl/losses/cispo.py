@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import Tensor
 
-from archon_core.errors import ConfigError
 from archon_rl.losses.policy_term import PolicyInputs, PolicyLoss, PolicyTerm
 
 
@@ -36,9 +35,4 @@ class CISPOTerm(PolicyTerm):
 
 def build_cispo(options: Any, shared: Mapping[str, Any]) -> PolicyLoss:
     """The ``PolicyLossFactory`` of ``cispo``."""
-    if options.eps_clip_higher is None:
-        raise ConfigError(
-            "actor.eps_clip_higher: found null; CISPO needs an upper bound of the ratio's distance from 1; set it, "
-            "with actor.eps_clip=1.0 for no lower bound (arXiv:2506.13585)"
-        )
     return PolicyLoss(CISPOTerm(eps_clip=options.eps_clip, eps_clip_higher=options.eps_clip_higher, **shared))

@@ -168,7 +168,4 @@ class PolicyLossFactory(Protocol):
         Args:
             options: the ``actor`` section.
             shared: values for the fields of ``PolicyTerm``.
-
-        Raises:
-            ConfigError: an option of this loss has an invalid value.
         """
