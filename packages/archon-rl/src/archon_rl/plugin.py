@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from archon_core.plugins import AlgorithmSpec, ConfigSection, DatasetSpec, PolicyLossSpec, RewardSpec, hookimpl
+from archon_core.plugins import (
+    AlgorithmSpec,
+    CommandSpec,
+    ConfigSection,
+    DatasetSpec,
+    PolicyLossSpec,
+    RewardSpec,
+    hookimpl,
+)
 
 ARCHON_PLUGIN_API = "1.0"
 
@@ -124,4 +132,15 @@ def archon_datasets() -> Iterable[DatasetSpec]:
             summary="generated problems 'a op b', with a held-out split",
             config=(_ARITHMETIC,),
         ),
+    ]
+
+
+@hookimpl
+def archon_commands() -> Iterable[CommandSpec]:
+    return [
+        CommandSpec(
+            name="algorithms",
+            target="archon_rl.cli:algorithms",
+            summary="List algorithms, policy losses, and presets with their sources and options.",
+        )
     ]

@@ -15,6 +15,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
     },
     "command": {
+        "archon-rl": ("algorithms",),
         "archon-rollout": ("generate",),
         "archon-engine": ("convert",),
         "archon-pipeline": ("pipeline",),
