@@ -250,3 +250,18 @@ def test_maxrl_divides_by_the_groups_mean():
     values = torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64)
     found = normalise(values, torch.tensor([0, 0, 0, 0, 1, 1]), how)
     assert_tokens(found, [3, -1, -1, -1, 0, 0])
+
+
+def test_reinforce_plus_plus_normalises_rewards_less_the_kl_over_the_batch():
+    # KL estimates k1 of 1 and 2 per token, at 0.1: returns 1 - 0.3 and 1 - 0.2; then 0 - 0.1.
+    kl = {"logprobs": [1.0, 2.0, 0.0, 1.0, 0.0], "ref_logprobs": [0.0] * 5}
+    batch = sequences([[1, 1, 0], [1, 0]], [1.0, 0.0], [0, 0], **kl)
+    plain = GroupAdvantages(kl_ctl=0.1)
+    assert_tokens(plain(batch), [0.7, 0.8, 0, -0.1, 0])
+    mean = (0.7 + 0.8 - 0.1) / 3
+    deviation = math.sqrt(((0.7 - mean) ** 2 + (0.8 - mean) ** 2 + (-0.1 - mean) ** 2) / 2)
+    whole = GroupAdvantages(kl_ctl=0.1, adv_norm=Normalisation(eps=0.0))
+    assert_tokens(whole(batch), [(0.7 - mean) / deviation, (0.8 - mean) / deviation, 0, (-0.1 - mean) / deviation, 0])
+    # The baseline form subtracts the mean reward of the group, 0.5, first.
+    baseline = GroupAdvantages(reward_norm=Normalisation("group", None), kl_ctl=0.1)
+    assert_tokens(baseline(batch), [0.2, 0.3, 0, -0.6, 0])

@@ -115,8 +115,10 @@ class FakeActor:
     def __init__(self) -> None:
         self.version = 5
         self.trained: list[Batch] = []
+        self.n_forward = 0
 
     def forward_batch(self, batch: Batch, request) -> dict[str, torch.Tensor]:
+        self.n_forward += 1
         shift = 1.0 if self.trained else 0.0
         return {"logprobs": batch.token_fields["logprobs"].float() + shift}
 
@@ -145,3 +147,22 @@ def test_masks_and_fractions_are_computed_with_the_weights_that_each_update_chan
     # The step starts at version 5. Tokens of versions 3 and 5; weights of version 5, then 6.
     assert first["prox_fraction"][:2].tolist() == [1, 1]
     assert second["prox_fraction"][:2].tolist() == pytest.approx([2 / 3, 0])
+    assert actor.n_forward == 2
+
+
+def test_the_first_mask_reuses_the_forward_pass_at_the_start_of_the_step():
+    term = ClippedPolicyTerm(masks=("m2_kept",), behaviour=BehaviourWeight())
+    fields = {
+        "loss_mask": torch.tensor([True, True, False] * 2),
+        "logprobs": torch.zeros(6, dtype=torch.float64),
+        "prox_logprobs": torch.tensor([0.0, 0.8, 0.0] * 2, dtype=torch.float64),
+        "versions": torch.tensor([5, 5, -1] * 2),
+    }
+    actor = FakeActor()
+    algorithm = Algorithm(name="test", loss=term, masks=(SecondMomentMask(0.3),), n_minibatches=2)
+    step = RLStep(None, algorithm, actor, None, None, None, None, seed=0)
+    step.update(Batch(torch.zeros(6, dtype=torch.int64), (3, 3), fields), 0)
+    first, second = (batch.token_fields["m2_kept"].tolist() for batch in actor.trained)
+    assert first == [True, False, False]
+    assert second == [False, False, False]
+    assert actor.n_forward == 1

@@ -14,6 +14,7 @@ from torch import Tensor
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine import StepStats
 from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.packed import OutputName
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import TRUNCATED, Algorithm
@@ -150,13 +151,20 @@ class RLStep:
         fields: dict[str, Tensor] = {}
         if PROX_FRACTION in self.algorithm.fields:
             fields[PROX_FRACTION] = prox_fraction(minibatch.token_fields[VERSIONS], start, self.actor.version)
-        if masks := self.algorithm.masks:
-            names = dict.fromkeys(name for mask in masks for name in mask.outputs)
-            outputs = self.actor.forward_batch(minibatch, OutputRequest(tuple(names), self.algorithm.temperature))
-            # The batch is where the rollout left it, outputs may be on the engine's device.
-            outputs = {name: value.to(minibatch.input_ids.device) for name, value in outputs.items()}
-            fields |= {mask.field: mask(outputs, minibatch) for mask in masks}
+        if self.algorithm.masks:
+            outputs = self._outputs_before_update(minibatch, start)
+            fields |= {mask.field: mask(outputs, minibatch) for mask in self.algorithm.masks}
         return minibatch.with_fields(fields)
+
+    def _outputs_before_update(self, minibatch: Batch, start: int) -> dict[OutputName, Tensor]:
+        names = tuple(dict.fromkeys(name for mask in self.algorithm.masks for name in mask.outputs))
+        fields = minibatch.token_fields
+        if names == ("logprobs",) and self.actor.version == start and PROX_LOGPROBS in fields:
+            # The weights have not changed since the forward pass at the start of the step.
+            return {"logprobs": fields[PROX_LOGPROBS]}
+        outputs = self.actor.forward_batch(minibatch, OutputRequest(names, self.algorithm.temperature))
+        # The batch is where the rollout left it; outputs may be on the engine's device.
+        return {name: value.to(minibatch.input_ids.device) for name, value in outputs.items()}
 
 
 def split_minibatches(batch: Batch, n: int, seed: int) -> list[Batch]:
