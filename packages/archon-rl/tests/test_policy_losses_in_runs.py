@@ -14,6 +14,7 @@ from archon_core.contracts.engine import StepStats
 from archon_core.errors import ConfigError
 from archon_core.plugins import PolicyLossSpec, registry
 from archon_rl.algorithm import Algorithm
+from archon_rl.config import PolicyOptions
 from archon_rl.losses.behaviour import BehaviourWeight
 from archon_rl.losses.m2po import SecondMomentMask
 from archon_rl.losses.policy import ClippedPolicyTerm
@@ -107,6 +108,26 @@ def test_bounds_without_the_decoupled_loss_are_a_decision(run):
     found = decisions(run, "actor.rejection_sampling.upper=3", "actor.use_sapo_loss=true")
     assert "its weight is 1" in found["actor.rejection_sampling"]
     assert isinstance(run.context.config.actor.rejection_sampling.upper, float)
+
+
+def test_options_of_another_loss_are_reported_as_unused(run):
+    found = decisions(
+        run, "actor.policy_loss=sapo", "actor.eps_clip=0.4", "actor.dppo_kl_coef=0", "actor.sapo_tau_pos=2"
+    )
+    for option in ("actor.eps_clip", "actor.dppo_kl_coef"):
+        assert found[option] == "not used: the policy loss sapo has no such option"
+    assert "actor.sapo_tau_pos" not in found
+
+
+def test_every_option_of_a_loss_exists_and_is_read_by_it():
+    """Changing one changes the term or its masks."""
+    others = {str: "kl", float: 0.37, type(None): 0.37}
+    for spec in registry().all(PolicyLossSpec):
+        plain = spec.load()(PolicyOptions(eps_clip_higher=0.5), {"masks": ()})
+        for name in spec.options:
+            options = PolicyOptions(eps_clip_higher=0.5)
+            setattr(options, name, others[type(getattr(PolicyOptions(), name))])
+            assert spec.load()(options, {"masks": ()}) != plain, f"{spec.name}: {name}"
 
 
 class FakeActor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from archon_core.contracts.decisions import Decision
 from archon_core.plugins import PolicyLossSpec, registry
@@ -30,6 +30,7 @@ def build_policy_loss(options: PolicyOptions, changes: list[Decision], notes: li
         notes: gets a decision for every formula on which a paper and AReaL differ.
     """
     spec = registry().get(PolicyLossSpec, loss_name(options))
+    changes.extend(_unused_options(options, spec))
     masks = (SecondMomentMask(options.m2_threshold),) if options.m2_threshold is not None else ()
     if options.use_decoupled_loss:
         behaviour = BehaviourWeight(_rejection(options))
@@ -55,6 +56,17 @@ def _rejection(options: PolicyOptions) -> RejectionSampling | None:
     return None if rejection is None else RejectionSampling(**asdict(rejection))
 
 
+def _unused_options(options: PolicyOptions, spec: PolicyLossSpec) -> list[Decision]:
+    """Options of other losses that have a value of their own."""
+    others = dict.fromkeys(name for other in registry().all(PolicyLossSpec) for name in other.options)
+    defaults = {f.name: f.default for f in fields(options)}
+    return [
+        Decision(f"actor.{name}", str(value), "not used", f"the policy loss {spec.name} has no such option")
+        for name in others
+        if name not in spec.options and (value := getattr(options, name)) != defaults[name]
+    ]
+
+
 def _without_effect(options: PolicyOptions) -> list[Decision]:
     reason = "without actor.use_decoupled_loss the loss compares the policy with the rollout's, and its weight is 1"
     found = []
@@ -77,6 +89,16 @@ def _differences(options: PolicyOptions, name: str) -> list[Decision]:
                 "weight pi_prox / pi_behave, without bounds",
                 "the decoupled loss (arXiv:2505.24298, eq. 5) has this weight; AReaL leaves it out without "
                 "rejection_sampling",
+            )
+        )
+    masks_tokens = options.rejection_sampling is not None and options.rejection_sampling.action == "mask"
+    if options.use_decoupled_loss and options.importance_sampling_level == "sequence" and masks_tokens:
+        found.append(
+            Decision(
+                "actor.importance_sampling_level",
+                "sequence",
+                "mean over all trained tokens of a sequence",
+                "as in GSPO (arXiv:2507.18071, eq. 7); AReaL leaves out the tokens that rejection_sampling masks",
             )
         )
     if options.m2_threshold is not None:

@@ -53,6 +53,8 @@ class PolicyLossSpec(Spec):
         source: paper that defines the loss, as ``arXiv:NUMBER``.
         sequence_level: whether the loss works with ``actor.importance_sampling_level: sequence``.
         decoupled: whether the loss works with ``actor.use_decoupled_loss``.
+        options: options under ``actor`` that it reads and some other loss does not. Their values are reported as unused
+            when another loss is chosen.
     """
 
     kind: ClassVar[str] = "policy_loss"
@@ -61,6 +63,7 @@ class PolicyLossSpec(Spec):
     source: str = ""
     sequence_level: bool = False
     decoupled: bool = True
+    options: tuple[str, ...] = ()
 
 
 @runtime_checkable
