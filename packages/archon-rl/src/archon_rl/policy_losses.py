@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 
 from archon_core.contracts.decisions import Decision
 from archon_core.plugins import PolicyLossSpec, registry
@@ -59,11 +59,11 @@ def _rejection(options: PolicyOptions) -> RejectionSampling | None:
 def _unused_options(options: PolicyOptions, spec: PolicyLossSpec) -> list[Decision]:
     """Options of other losses that have a value of their own."""
     others = dict.fromkeys(name for other in registry().all(PolicyLossSpec) for name in other.options)
-    defaults = {f.name: f.default for f in fields(options)}
+    defaults = {f.name: f.default for f in fields(options) if f.default is not MISSING}
     return [
         Decision(f"actor.{name}", str(value), "not used", f"the policy loss {spec.name} has no such option")
         for name in others
-        if name not in spec.options and (value := getattr(options, name)) != defaults[name]
+        if name in defaults and name not in spec.options and (value := getattr(options, name)) != defaults[name]
     ]
 
 
