@@ -42,6 +42,9 @@ def test_presets_are_what_their_papers_say(run):
     assert compose(run, "OPO").advantages.reward_norm == Normalisation("group", None, mean_weights="length")
     reinforce = compose(run, "REINFORCE++").advantages
     assert (reinforce.reward_norm, reinforce.adv_norm) == (None, Normalisation("batch", "batch"))
+    baseline = compose(run, "REINFORCE++ baseline").advantages
+    assert baseline.reward_norm == Normalisation("group", None)
+    assert baseline.adv_norm == Normalisation("batch", "batch")
     assert compose(run, "VAPO lambda").advantages.gae_lambda == LengthAdaptiveLambda(0.05)
     assert compose(run, "M2PO").loss == ClippedPolicyTerm(eps_clip=None, masks=("m2_kept",))
     rules = {name: compose(run, name).loss.behaviour.rejection for name in ("TIS", "MIS", "IcePop", "KPop")}

@@ -34,13 +34,14 @@ class NamedSettings:
         return tuple(f"{option}={value}" for option, value in self.options.items())
 
 
-def _group(std_level: str = "group", **more: str) -> dict[str, str]:
-    """Rewards centred by their group, and advantages as they are."""
-    norm = {"mean_level": "group", "std_level": std_level, **more}
-    return {**{f"actor.reward_norm.{name}": value for name, value in norm.items()}, "actor.adv_norm": "null"}
-
-
+_AS_THEY_ARE = {"actor.adv_norm": "null"}
 _WHOLE_BATCH = {"actor.adv_norm.mean_level": "batch", "actor.adv_norm.std_level": "batch"}
+
+
+def _group(std_level: str = "group", *, advantages: Mapping[str, str] = _AS_THEY_ARE, **more: str) -> dict[str, str]:
+    """Rewards centred by their group."""
+    norm = {"mean_level": "group", "std_level": std_level, **more}
+    return {**{f"actor.reward_norm.{name}": value for name, value in norm.items()}, **advantages}
 
 
 def _corrected(**bounds: str) -> dict[str, str]:
@@ -175,7 +176,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
         "REINFORCE++ baseline",
         "arXiv:2501.03262",
         "rewards relative to the mean of the group, then normalised over the batch; needs ref",
-        {**_group("null"), **_WHOLE_BATCH, "actor.kl_ctl": "1e-3", "actor.kl_estimator": "k2"},
+        {**_group("null", advantages=_WHOLE_BATCH), "actor.kl_ctl": "1e-3", "actor.kl_estimator": "k2"},
     ),
     NamedSettings(
         "LitePPO",
