@@ -87,8 +87,7 @@ def _differences(options: PolicyOptions, name: str) -> list[Decision]:
                 "actor.rejection_sampling",
                 "null",
                 "weight pi_prox / pi_behave, without bounds",
-                "the decoupled loss (arXiv:2505.24298, eq. 5) has this weight; AReaL leaves it out without "
-                "rejection_sampling",
+                "the decoupled loss (arXiv:2505.24298) has this weight; AReaL leaves it out without rejection_sampling",
             )
         )
     masks_tokens = options.rejection_sampling is not None and options.rejection_sampling.action == "mask"
@@ -98,7 +97,7 @@ def _differences(options: PolicyOptions, name: str) -> list[Decision]:
                 "actor.importance_sampling_level",
                 "sequence",
                 "mean over all trained tokens of a sequence",
-                "as in GSPO (arXiv:2507.18071, eq. 7); AReaL leaves out the tokens that rejection_sampling masks",
+                "as in GSPO (arXiv:2507.18071); AReaL leaves out the tokens that rejection_sampling masks",
             )
         )
     if options.m2_threshold is not None:

@@ -44,7 +44,7 @@ class ConstantLambda:
 
 @dataclass(frozen=True)
 class LengthAdaptiveLambda:
-    """VAPO's length-adaptive form (arXiv:2504.05118, section 4.2): lambda = 1 - 1 / (alpha n), at least 0.
+    """VAPO's length-adaptive form (arXiv:2504.05118): lambda = 1 - 1 / (alpha n), at least 0.
 
     The coefficients lambda^k of the deltas then sum to about alpha n, in proportion to the length n.
 

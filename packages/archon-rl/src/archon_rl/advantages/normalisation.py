@@ -4,7 +4,7 @@ GRPO (arXiv:2402.03300), Dr.GRPO (arXiv:2503.20783: no deviation), RLOO (arXiv:2
 (arXiv:2508.08221: mean of the group, deviation of the batch), REINFORCE++ (arXiv:2501.03262: the batch, after the
 group's mean in its baseline form), OPO and MaxRL differ only in this.
 
-- OPO (arXiv:2505.23585, eq. 8) weighs the mean of a group by the lengths of its samples, sum_i n_i r_i / sum_i n_i: the
+- OPO (arXiv:2505.23585) weighs the mean of a group by the lengths of its samples, sum_i n_i r_i / sum_i n_i: the
   baseline of least variance if the norm of a sample's gradient grows with its length.
 - MaxRL (arXiv:2602.02710) divides by the mean of the group instead of its deviation, (r_i - mean) / mean, and gives no
   advantage where the mean is not positive. In expectation this is the gradient of a truncated series of the

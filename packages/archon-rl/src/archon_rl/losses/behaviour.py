@@ -1,8 +1,8 @@
 """The behaviour weight of the decoupled loss, and rejection sampling on it.
 
 The rollout sampled with pi_behave, which differs from pi_prox, the trainer's policy at the start of the step: it may be
-older, and it is computed by another engine. The decoupled objective (arXiv:2110.00641, eq. 11; for asynchronous
-training of language models, arXiv:2505.24298, eq. 5) corrects this with the importance weight, per token,
+older, and it is computed by another engine. The decoupled objective (arXiv:2110.00641; for asynchronous
+training of language models, arXiv:2505.24298) corrects this with the importance weight, per token,
 
     w_t = pi_prox(y_t) / pi_behave(y_t) = exp(x_t),    x_t = log pi_prox(y_t) - log pi_behave(y_t).
 

@@ -1,14 +1,14 @@
 """Clip-Cov and KL-Cov (arXiv:2505.22617): spare the few tokens that make entropy collapse.
 
-The entropy falls with the covariance of log-probabilities and advantages, to which a token contributes (eq. 10)
+The entropy falls with the covariance of log-probabilities and advantages, to which a token contributes
 
     cov_t = (log pi(y_t) - mean log pi) (A_t - mean A),
 
 with means over all trained tokens of the batch. A share of the tokens is treated apart:
 
-- Clip-Cov (eq. 11 and 12): tokens with cov_t between two bounds leave the loss, at most ``ratio`` of all tokens. The
+- Clip-Cov: tokens with cov_t between two bounds leave the loss, at most ``ratio`` of all tokens. The
   paper draws them at random; here those with the largest cov_t leave, so that no draw is needed.
-- KL-Cov (eq. 13 and 14): the ``ratio`` of all tokens with the largest cov_t pay for their distance to the policy that
+- KL-Cov: the ``ratio`` of all tokens with the largest cov_t pay for their distance to the policy that
   sampled: ``l = -r A + coef KL(pi_prox || pi)``, ``l = -r A`` for the others. The KL is estimated by k3, r - 1 - log r,
   whose gradient is the KL's for samples of pi_prox.
 """

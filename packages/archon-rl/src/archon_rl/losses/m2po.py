@@ -2,7 +2,7 @@
 
 With m_t = (log pi(y_t) - log pi_behave(y_t))^2, the tokens with the largest m_t are masked, as few as possible, so that
 the mean of the others is at most a threshold. The masked policy loss is ``l = -M r A`` without clipping, divided by the
-number of all tokens (eq. 6 and algorithm 1).
+number of all tokens.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class PolicyTerm(ABC):
             log pi_behave and the current log pi (``interpolated``), or the current log pi itself (``current``).
         report_approximations: report how far approximations of log pi_prox are from the batch's.
         level: ``sequence`` replaces the ratio by the geometric mean over the sequence's trained tokens, and the
-            advantage by their mean (GSPO, arXiv:2507.18071, eq. 7).
+            advantage by their mean (GSPO, arXiv:2507.18071).
         masks: bool token fields; tokens at which one is false leave the loss.
     """
 
