@@ -104,6 +104,10 @@ def test_where_a_paper_and_areal_differ_a_decision_names_both(run):
         assert "AReaL" in found[option]
 
 
+def test_a_loss_that_is_not_quite_its_papers_says_so(run):
+    assert "arXiv:2505.22617 draws" in decisions(run, "actor.policy_loss=clip_cov")["actor.policy_loss"]
+
+
 def test_bounds_without_the_decoupled_loss_are_a_decision(run):
     found = decisions(run, "actor.rejection_sampling.upper=3", "actor.use_sapo_loss=true")
     assert "its weight is 1" in found["actor.rejection_sampling"]

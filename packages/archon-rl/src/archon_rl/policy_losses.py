@@ -119,6 +119,15 @@ def _differences(options: PolicyOptions, name: str) -> list[Decision]:
                     "M2PO's loss (arXiv:2510.01161) is not clipped; AReaL clips the ratio to 1",
                 )
             )
+    if name == "clip_cov":
+        found.append(
+            Decision(
+                "actor.policy_loss",
+                name,
+                "leaves out the tokens with the largest covariances between the bounds",
+                "without a draw; arXiv:2505.22617 draws among the tokens between the bounds, AReaL has no such loss",
+            )
+        )
     if options.prox_logp_method == "loglinear" and options.use_decoupled_loss:
         found.append(
             Decision(
