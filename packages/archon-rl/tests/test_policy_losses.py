@@ -17,6 +17,7 @@ from archon_rl.losses.covariance import ClipCovMask, KLCovMask, KLCovTerm
 from archon_rl.losses.dppo import DPPOTerm
 from archon_rl.losses.gmpo import GMPOTerm
 from archon_rl.losses.m2po import SecondMomentMask
+from archon_rl.losses.objective import Objective
 from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.losses.proximal import prox_fraction
 from archon_rl.losses.sapo import SAPOTerm
@@ -146,6 +147,7 @@ class TestBehaviourWeight:
         # The first ratio to pi_prox is 1.1, its weight 2; the second token is masked.
         assert losses == pytest.approx([-1.1 * 2, 0])
         assert gradients == pytest.approx([-1.1 * 2, 0])
+        assert float(Objective((term,)).weights(batch)["token"]) == 2
 
 
 def test_gspo_clips_the_geometric_mean_of_a_sequences_ratios():
