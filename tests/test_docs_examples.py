@@ -75,7 +75,8 @@ def test_a_command_that_is_shown_can_be_given(line: str) -> None:
 def quick_commands() -> list[str]:
     """Those that need no more than what is installed, and a second."""
     quick = re.compile(
-        r"archon (plugins|models|schedules|pipeline show (?!LIFO|--run).*|train examples/.*--dry-run.*?)( +#.*)?"
+        r"archon (plugins|models|schedules|algorithms|pipeline show (?!LIFO|--run).*|train examples/.*--dry-run.*?)"
+        r"( +#.*)?"
     )
     return [match[0] for line in commands() if (match := quick.fullmatch(line))]
 

@@ -59,6 +59,10 @@ gconfig: {n_samples: 3, max_new_tokens: 3, temperature: 0.8}
 """
 POLICY = """ppo_n_minibatches: 2
   use_decoupled_loss: true
+  rejection_sampling: {level: sequence, upper: 1.02}
+  m2_threshold: 1e-3
+  policy_loss: kl_cov
+  kl_cov_ratio: 0.2
   kl_ctl: 0.1
   entropy_coef: 0.01
   temperature: 0.8
@@ -170,3 +174,4 @@ def test_the_runs_that_are_compared_have_something_to_learn(alone):
     if "reward" in trained[0]:
         assert any(row["reward_std"] > 0 for row in trained)
         assert trained[-1]["rollout_kl_ref"] > 1e-6
+        assert any(row["m2_kept_fraction"] < 1 for row in trained)

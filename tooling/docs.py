@@ -15,7 +15,7 @@ from archon_engine.options.combinations import render_rules
 from archon_train.experiment import ROOT as ROOT_SCHEMA
 from compatibility_page import PATH as COMPATIBILITY
 from compatibility_page import render_compatibility
-from generated import architecture, areal, engines, layouts, models, packages, pipelines, torchtitan
+from generated import algorithms, architecture, areal, engines, layouts, models, packages, pipelines, torchtitan
 from generated.command_line import render_command_line
 from generated.first_party import PATH as FIRST_PARTY
 from generated.first_party import render_first_party
@@ -61,6 +61,10 @@ def generated_pages() -> dict[Path, str]:
             "archon_train.areal (data sets)": areal.render_datasets(),
             "archon_train.areal (refused)": areal.render_refused(),
             "archon_train.areal (without effect)": areal.render_without_effect(),
+        },
+        "docs/algorithms.md": {
+            "the specs of policy losses": algorithms.render_losses(is_ours),
+            "archon_rl.named_settings": algorithms.render_presets(),
         },
         "docs/from-areal-fsdp.md": {"archon_train.areal (fsdp)": areal.render_fsdp_renamed()},
         "docs/from-torchtitan.md": {"generated.torchtitan": torchtitan.render_torchtitan()},

@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 
 from archon_core.contracts.batch import Batch
 from archon_rl.advantages import (
+    ConstantLambda,
     GroupAdvantages,
+    LengthAdaptiveLambda,
     Normalisation,
-    discounted_sums,
+    RelativePositionLambda,
+    ValueAdvantages,
+    generalised_advantages,
     normalise,
     rewards_at_last_token,
 )
@@ -87,10 +91,13 @@ def test_no_level_at_all_changes_nothing():
     torch.testing.assert_close(normalise(VALUES, GROUPS, Normalisation(None, None)), VALUES)
 
 
-def test_discounted_sums_stay_inside_their_sequence():
+def test_rewards_are_summed_inside_their_sequence_with_discount_times_lambda():
+    batch = sequences([[1, 1, 1], [1, 1]], [0.0, 0.0], [0, 0])
     rewards = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
     expected = torch.tensor([1 + 0.5 * 2 + 0.25 * 4, 2 + 0.5 * 4, 4.0, 8 + 0.5 * 16, 16.0])
-    torch.testing.assert_close(discounted_sums(rewards, (3, 2), 0.5), expected)
+    advantages, returns = generalised_advantages(batch, rewards, discount=0.625, gae_lambda=ConstantLambda(0.8))
+    torch.testing.assert_close(advantages, expected)
+    torch.testing.assert_close(returns, expected)
 
 
 def test_a_reward_stands_at_the_last_trained_prediction():
@@ -138,3 +145,123 @@ def test_the_overlong_penalty_is_the_papers_zero_then_linear_then_minus_one(leng
     # DAPO's eq. 13 with L_max = 10 and L_cache = 4, by hand: (10 - 4 - length) / 4 between 6 and 10.
     overlong = OverlongPenalty(limit=10, tokens=4, factor=factor)
     assert overlong(torch.tensor([length])).item() == pytest.approx(factor * penalty)
+
+
+TURNS = [[0, 1, 1, 0, 0, 1, 0], [1, 1, 0]]
+"""Two turns of two tokens and one token; and one turn of two."""
+
+
+def assert_tokens(found: torch.Tensor, expected: list[float]) -> None:
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
+
+
+def test_gae_steps_over_trained_tokens_alone():
+    batch = sequences(TURNS, [0.0, 0.0], [0, 0])
+    rewards = torch.tensor([9.0, 1.0, 0.0, 9.0, 9.0, 2.0, 9.0, 0.0, 3.0, 9.0], dtype=torch.float64)
+    values = torch.tensor([7.0, 0.5, 0.25, 7.0, 7.0, 1.0, 7.0, 2.0, 1.0, 7.0], dtype=torch.float64)
+    # Discount 0.9, lambda 0.5. First sequence: deltas 2 - 1 = 1; 0.9 * 1 - 0.25 = 0.65; 1 + 0.9 * 0.25 - 0.5 = 0.725.
+    third = 1.0
+    second = 0.65 + 0.45 * third
+    first = 0.725 + 0.45 * second
+    # Second sequence: delta = 3 - 1 = 2; 0.9 - 2 = -1.1.
+    fifth = 2.0
+    fourth = -1.1 + 0.45 * fifth
+    advantages, returns = generalised_advantages(batch, rewards, values, discount=0.9, gae_lambda=ConstantLambda(0.5))
+    assert_tokens(advantages, [0, first, second, 0, 0, third, 0, fourth, fifth, 0])
+    assert_tokens(returns, [0, first + 0.5, second + 0.25, 0, 0, third + 1, 0, fourth + 2, fifth + 1, 0])
+
+
+def test_gae_over_turns_has_one_advantage_per_turn():
+    batch = sequences(TURNS, [0.0, 0.0], [0, 0])
+    rewards = torch.tensor([9.0, 1.0, 0.5, 9.0, 9.0, 2.0, 9.0, 0.0, 3.0, 9.0], dtype=torch.float64)
+    values = torch.tensor([7.0, 0.5, 0.25, 7.0, 7.0, 1.0, 7.0, 2.0, 1.0, 7.0], dtype=torch.float64)
+    # A turn has its tokens' rewards and the value of its first token: 1.5 and 0.5; 2 and 1; 3 and 2.
+    second = 2 - 1.0
+    first = 1.5 + 0.9 * 1 - 0.5 + 0.45 * second
+    advantages, returns = generalised_advantages(
+        batch, rewards, values, discount=0.9, gae_lambda=ConstantLambda(0.5), unit="turn"
+    )
+    assert_tokens(advantages, [0, first, first, 0, 0, second, 0, 1, 1, 0])
+    assert_tokens(returns, [0, first + 0.5, first + 0.5, 0, 0, second + 1, 0, 3, 3, 0])
+
+
+def test_turns_of_neighbouring_sequences_are_apart():
+    batch = sequences([[0, 1], [1, 1]], [0.0, 0.0], [0, 0])
+    rewards = torch.tensor([0.0, 1.0, 2.0, 3.0], dtype=torch.float64)
+    assert_tokens(generalised_advantages(batch, rewards, unit="turn")[0], [0, 1, 5, 5])
+
+
+def test_a_sequence_that_was_cut_off_goes_on_from_its_last_value():
+    batch = sequences([[0, 1, 1, 0], [1, 1, 0]], [1.0, 1.0], [0, 1], values=[9.0, 0.5, 0.25, 4.0, 0.5, 0.25, 4.0])
+    batch = batch.with_fields({}, {"truncated": torch.tensor([True, False])})
+    estimator = ValueAdvantages(bootstrap="truncated", discount=0.5)
+    # Cut off: delta = 1 + 0.5 * 4 - 0.25 = 2.75; 0.5 * 0.25 - 0.5 = -0.375. Ended: 0.75 and -0.375.
+    assert_tokens(estimator(batch), [0, -0.375 + 0.5 * 2.75, 2.75, 0, -0.375 + 0.5 * 0.75, 0.75, 0])
+    assert estimator.fields == {"loss_mask", "values"}
+    assert_tokens(ValueAdvantages(discount=0.5)(batch), [0, 0, 0.75, 0, 0, 0.75, 0])
+
+
+def test_a_turn_pays_for_the_kl_of_each_token_alone():
+    batch = sequences([[0, 1, 1, 0]], [1.0], [0], logprobs=[9.0, -1.0, -2.0, 9.0], ref_logprobs=[0.0, -1.5, -1.0, 0.0])
+    estimator = GroupAdvantages(kl_ctl=0.1, unit="turn")
+    advantages, returns = estimator.with_returns(batch)
+    # k1: +0.5 at the first trained token, -1 at the second.
+    assert_tokens(advantages, [0, 1 - 0.05, 1 + 0.1, 0])
+    assert_tokens(returns, [0, 1, 1, 0])
+
+
+def test_length_adaptive_lambda_is_vapos():
+    # 1 - 1 / (0.5 n): below 0 for one step, 0 for two.
+    found = LengthAdaptiveLambda(0.5)(torch.tensor([1, 2, 4, 10, 0]))
+    assert found.tolist() == pytest.approx([0, 0, 0.5, 0.8, 0])
+
+
+def test_relative_position_lambda_keeps_the_share_q_at_the_first_step():
+    found = RelativePositionLambda(0.3)(torch.tensor([0, 1, 2, 5]))
+    assert found.tolist() == pytest.approx([1, 1, 0.3, 0.3**0.25])
+    batch = sequences([[1] * 5], [2.0], [0])
+    assert float(GroupAdvantages(gae_lambda=RelativePositionLambda(0.3))(batch)[0]) == pytest.approx(0.6)
+
+
+def test_every_sequence_has_the_lambda_of_its_length():
+    batch = sequences([[1, 1], [1, 1, 1, 1]], [1.0, 1.0], [0, 0])
+    estimator = GroupAdvantages(gae_lambda=LengthAdaptiveLambda(0.5))
+    assert_tokens(estimator(batch), [0, 1, 0.125, 0.25, 0.5, 1])
+
+
+def test_opos_baseline_weighs_samples_by_their_lengths():
+    # Group 0: lengths 1 and 3, rewards 1 and 0: baseline 1 / 4. Group 1: lengths 2 and 2: baseline 1.5.
+    batch = sequences([[0, 1], [1, 1, 1, 0], [1, 1], [1, 1]], [1.0, 0.0, 1.0, 2.0], [0, 0, 1, 1])
+    how = Normalisation("group", None, mean_weights="length")
+    assert_tokens(GroupAdvantages(reward_norm=how)(batch), [0, 0.75, *[-0.25] * 3, 0, *[-0.5] * 2, *[0.5] * 2])
+
+
+def test_a_leave_one_out_baseline_can_be_weighted_by_length():
+    how = Normalisation("group", None, leave_one_out=True, mean_weights="length")
+    values, groups = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64), torch.tensor([0, 0, 0])
+    lengths = torch.tensor([1, 2, 3])
+    expected = [1 - (4 + 18) / 5, 2 - (1 + 18) / 4, 6 - (1 + 4) / 3]
+    assert_tokens(normalise(values, groups, how, lengths=lengths), expected)
+
+
+def test_maxrl_divides_by_the_groups_mean():
+    # Group 0: one success in four, mean 1/4. Group 1: no success, no advantage.
+    how = Normalisation("group", "group", scale="mean", eps=0.0)
+    values = torch.tensor([1.0, 0, 0, 0, 0, 0], dtype=torch.float64)
+    found = normalise(values, torch.tensor([0, 0, 0, 0, 1, 1]), how)
+    assert_tokens(found, [3, -1, -1, -1, 0, 0])
+
+
+def test_reinforce_plus_plus_normalises_rewards_less_the_kl_over_the_batch():
+    # KL estimates k1 of 1 and 2 per token, at 0.1: returns 1 - 0.3 and 1 - 0.2; then 0 - 0.1.
+    kl = {"logprobs": [1.0, 2.0, 0.0, 1.0, 0.0], "ref_logprobs": [0.0] * 5}
+    batch = sequences([[1, 1, 0], [1, 0]], [1.0, 0.0], [0, 0], **kl)
+    plain = GroupAdvantages(kl_ctl=0.1)
+    assert_tokens(plain(batch), [0.7, 0.8, 0, -0.1, 0])
+    mean = (0.7 + 0.8 - 0.1) / 3
+    deviation = math.sqrt(((0.7 - mean) ** 2 + (0.8 - mean) ** 2 + (-0.1 - mean) ** 2) / 2)
+    whole = GroupAdvantages(kl_ctl=0.1, adv_norm=Normalisation(eps=0.0))
+    assert_tokens(whole(batch), [(0.7 - mean) / deviation, (0.8 - mean) / deviation, 0, (-0.1 - mean) / deviation, 0])
+    # The baseline form subtracts the mean reward of the group, 0.5, first.
+    baseline = GroupAdvantages(reward_norm=Normalisation("group", None), kl_ctl=0.1)
+    assert_tokens(baseline(batch), [0.2, 0.3, 0, -0.6, 0])

@@ -15,7 +15,7 @@ from archon_rl.losses.aggregation import ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm, kl_estimate
 from archon_rl.losses.objective import Objective
-from archon_rl.losses.policy import BehaviourWeight, ClippedPolicyTerm
+from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.losses.supervised import NegativeLogLikelihood
 
 VOCABULARY = 11
@@ -24,12 +24,6 @@ PROMPTS = (2, 1, 3, 1, 4, 1)
 """Tokens of the prompt per sequence; sequences 1 and 4 have no continuation."""
 
 AGGREGATIONS = {"token": TokenMean(), "sequence": SequenceMean(), "constant": ConstantLength(8)}
-POLICIES = {
-    "ppo": ClippedPolicyTerm(),
-    "clip higher": ClippedPolicyTerm(eps_clip=0.1, eps_clip_higher=0.28),
-    "dual clip": ClippedPolicyTerm(c_clip=1.5),
-    "decoupled": ClippedPolicyTerm(behaviour=BehaviourWeight(cap=1.1)),
-}
 
 
 @pytest.fixture
@@ -97,9 +91,8 @@ def sequence_rows(batch: Batch, values: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
-@pytest.mark.parametrize("policy", POLICIES)
-def test_objective_and_gradient_do_not_depend_on_the_split(batch, policy, aggregation):
-    loss = Objective((POLICIES[policy], EntropyTerm(0.01), KLTerm(0.1)), AGGREGATIONS[aggregation])
+def test_objective_and_gradient_do_not_depend_on_the_split(batch, aggregation):
+    loss = Objective((ClippedPolicyTerm(), EntropyTerm(0.01), KLTerm(0.1)), AGGREGATIONS[aggregation])
     assert isinstance(loss, Loss)
     whole = objective_value(loss, batch, [[0, 1, 2, 3, 4, 5]])
     for parts in ([[0, 1, 2], [3, 4, 5]], [[5, 0], [2, 1], [3], [4]], [[i] for i in range(6)]):
@@ -133,16 +126,15 @@ def test_the_clipped_loss_is_ppos_formula(batch):
     assert metrics["clip_fraction"] == pytest.approx(clipped / len(losses))
 
 
-def single_token(ratio: float, advantage: float, *, proximal: float = 1.0) -> tuple[Batch, dict[str, torch.Tensor]]:
-    """One trained token whose policy is ``ratio`` times the proximal one, and that ``proximal`` times the sampler."""
+def single_token(ratio: float, advantage: float) -> tuple[Batch, dict[str, torch.Tensor]]:
+    """One trained token whose policy is ``ratio`` times the one that sampled."""
     fields = {
         "loss_mask": torch.tensor([True, False]),
         "advantages": torch.tensor([advantage, 0.0]),
         "logprobs": torch.zeros(2),
-        "prox_logprobs": torch.tensor([proximal, 1.0]).log(),
     }
     batch = Batch(torch.zeros(2, dtype=torch.int64), (2,), fields)
-    return batch, {"logprobs": torch.tensor([ratio * proximal, 1.0]).log()}
+    return batch, {"logprobs": torch.tensor([ratio, 1.0]).log()}
 
 
 @pytest.mark.parametrize(("ratio", "advantage", "expected"), [(5.0, -1.0, 3.0), (2.0, -1.0, 2.0), (5.0, 1.0, -1.2)])
@@ -151,23 +143,6 @@ def test_dual_clip_bounds_only_the_loss_of_negative_advantages(ratio, advantage,
     sums = Objective((ClippedPolicyTerm(c_clip=3.0),))(outputs, batch)
     assert float(sums.terms["token"]) == pytest.approx(expected)
     assert float(sums.metrics["dual_clip_fraction"][1]) == (1.0 if ratio == 5.0 and advantage < 0 else 0.0)
-
-
-@pytest.mark.parametrize(
-    ("proximal", "mode", "expected"),
-    [(1.5, "token_mask", -1.5 * 1.1), (3.0, "token_mask", 0.0), (3.0, "token_truncate", -2.0 * 1.1)],
-)
-def test_the_decoupled_loss_weighs_by_the_capped_behaviour_ratio(proximal, mode, expected):
-    batch, outputs = single_token(1.1, 1.0, proximal=proximal)
-    term = ClippedPolicyTerm(behaviour=BehaviourWeight(cap=2.0, mode=mode))
-    assert "prox_logprobs" in term.fields
-    assert float(Objective((term,))(outputs, batch).terms["token"]) == pytest.approx(expected)
-
-
-def test_without_a_cap_a_behaviour_weight_is_the_plain_ratio():
-    weight, above = BehaviourWeight(cap=None)(torch.tensor([8.0]).log(), torch.zeros(1))
-    assert float(weight) == pytest.approx(8.0)
-    assert not above.any()
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)

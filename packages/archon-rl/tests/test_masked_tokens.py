@@ -19,23 +19,39 @@ import archon_rl
 from archon_core.contracts.batch import Batch
 from archon_core.plugins import registry
 from archon_rl.algorithm import Algorithm
-from archon_rl.config import AGGREGATIONS, BEHAVE_WEIGHT_MODES, KL_ESTIMATORS
+from archon_rl.config import AGGREGATIONS, KL_ESTIMATORS, PROX_LOGP_METHODS, REJECTION_METRICS
+from archon_rl.losses.behaviour import BehaviourWeight, RejectionSampling
+from archon_rl.losses.covariance import COV_KEPT, COV_PENALISED
 from archon_rl.losses.entropy import EntropyTerm
+from archon_rl.losses.m2po import M2_KEPT
 from archon_rl.losses.masking import mask_inputs
 from archon_rl.losses.objective import Objective, TermValues
-from archon_rl.losses.policy import BehaviourWeight, ClippedPolicyTerm
+from archon_rl.losses.policy import ClippedPolicyTerm
 
 REFERENCE = "ref={}"
+DECOUPLED = "actor.use_decoupled_loss=true"
 POLICY_OPTIONS = (
     (),
     *((f"actor.loss_aggregation={name}",) for name in AGGREGATIONS),
     *((REFERENCE, "actor.kl_loss_coef=0.1", f"actor.kl_loss_estimator={name}") for name in KL_ESTIMATORS),
     *((REFERENCE, "actor.kl_ctl=0.1", f"actor.kl_estimator={name}") for name in KL_ESTIMATORS),
-    *(("actor.use_decoupled_loss=true", f"actor.behave_imp_weight_mode={name}") for name in BEHAVE_WEIGHT_MODES),
-    ("actor.use_decoupled_loss=true", "actor.behave_imp_weight_cap=null"),
+    *((DECOUPLED, f"actor.rejection_sampling.metric={name}") for name in REJECTION_METRICS),
+    *(
+        (DECOUPLED, "actor.rejection_sampling.level=sequence", f"actor.rejection_sampling.agg={name}")
+        for name in ("sum", "mean", "max")
+    ),
+    (DECOUPLED, "actor.rejection_sampling.action=clamp"),
+    *((DECOUPLED, f"actor.prox_logp_method={name}") for name in PROX_LOGP_METHODS),
+    ("actor.importance_sampling_level=sequence",),
+    ("actor.m2_threshold=0.04", "actor.eps_clip=0.0"),
+    *((f"actor.policy_loss={spec.name}", "actor.eps_clip_higher=0.3") for spec in registry().all("policy_loss")),
     ("actor.c_clip=1.5", "actor.eps_clip_higher=0.28"),
     ("actor.adv_norm={}",),
     ("actor.entropy_coef=0.01",),
+    (REFERENCE, "actor.kl_ctl=0.1", "actor.gae_timestep_unit=turn"),
+    ("actor.gae_lambda=length_adaptive", "actor.gae_lambda_kwargs={alpha: 0.05}"),
+    ("actor.reward_norm={mean_level: group, std_level: null, mean_weights: length}",),
+    ("actor.reward_norm={mean_level: group, std_level: group, scale: mean}",),
     (
         REFERENCE,
         "actor.kl_loss_coef=0.1",
@@ -47,6 +63,7 @@ POLICY_OPTIONS = (
         "actor.mask_no_eos_with_zero=true",
     ),
 )
+BOOLEAN_FIELDS = {M2_KEPT, COV_KEPT, COV_PENALISED}
 EXTREMES = (1e4, -1e4, math.inf, -math.inf, math.nan)
 MASKS = ([0, 1, 1, 0], [0, 0], [1, 0, 1, 0, 0], [0, 1, 0])
 """One sequence is not trained on at all."""
@@ -70,7 +87,7 @@ def algorithms(run) -> dict[str, Algorithm]:
 def batch_with(fields) -> Batch:
     """Four sequences with plausible values at trained tokens and 0 elsewhere."""
     generator = torch.Generator().manual_seed(0)
-    values = {name: _plausible(generator) for name in sorted(fields) if name != "loss_mask"}
+    values = {name: _field(name, generator) for name in sorted(fields) if name != "loss_mask"}
     return Batch(
         input_ids=torch.zeros(len(MASK), dtype=torch.int64),
         lengths=tuple(map(len, MASKS)),
@@ -81,6 +98,12 @@ def batch_with(fields) -> Batch:
             "truncated": torch.tensor([False, True, False, False]),
         },
     )
+
+
+def _field(name: str, generator: torch.Generator) -> torch.Tensor:
+    if name in BOOLEAN_FIELDS:
+        return torch.rand(len(MASK), generator=generator) < 0.7
+    return _plausible(generator)
 
 
 def _plausible(generator: torch.Generator) -> torch.Tensor:
@@ -127,7 +150,7 @@ def test_no_value_at_masked_tokens_reaches_loss_gradient_or_metrics_of_any_algor
         clean = evaluate(objective, outputs, batch)
         assert torch.isfinite(clean.loss), name
         assert all(torch.isfinite(gradient).all() for gradient in clean.gradients.values()), name
-        fields = {field: v for field, v in batch.token_fields.items() if field != "loss_mask"}
+        fields = {field: v for field, v in batch.token_fields.items() if v.is_floating_point()}
         for extreme in EXTREMES:
             bad_fields = {field: poisoned(values, extreme) for field, values in fields.items()}
             bad_outputs = {output: poisoned(values, extreme) for output, values in outputs.items()}
@@ -161,6 +184,7 @@ def test_every_term_and_aggregation_of_the_package_is_built_by_some_case(algorit
         for c in classes
         if c.__module__.startswith("archon_rl.")
         and not getattr(c, "_is_protocol", False)
+        and not inspect.isabstract(c)
         and any(_has(c, names) for names in (("outputs", "fields", "name"), ("weight", "sum")))
     }
     assert {c.__name__ for c in parts} >= {"ClippedPolicyTerm", "KLTerm", "EntropyTerm", "NegativeLogLikelihood"}
@@ -223,7 +247,7 @@ HUGE = 1e5
         (ClippedPolicyTerm(eps_clip=0.2), 2.0, HUGE, -2.4),
         (ClippedPolicyTerm(), 0.0, HUGE, 0.0),
         (ClippedPolicyTerm(c_clip=3.0), -2.0, HUGE, 6.0),
-        (ClippedPolicyTerm(behaviour=BehaviourWeight(cap=None)), 0.0, HUGE, 0.0),
+        (ClippedPolicyTerm(behaviour=BehaviourWeight()), 0.0, HUGE, 0.0),
     ],
     ids=["clipped above", "no advantage", "dual clip", "decoupled without advantage"],
 )
@@ -251,7 +275,7 @@ def test_a_token_whose_behaviour_weight_exceeds_the_cap_is_dropped_even_where_it
         "prox_logprobs": torch.tensor([-HUGE, 0.0], dtype=torch.float64),
     }
     logprobs = torch.zeros(2, dtype=torch.float64, requires_grad=True)
-    term = ClippedPolicyTerm(behaviour=BehaviourWeight(cap=5.0))
+    term = ClippedPolicyTerm(behaviour=BehaviourWeight(RejectionSampling(upper=5.0)))
     sums = Objective((term,))({"logprobs": logprobs}, Batch(torch.zeros(2, dtype=torch.int64), (2,), fields))
     sums.terms["token"].backward()
     assert logprobs.grad.tolist() == [0.0, -1.0]

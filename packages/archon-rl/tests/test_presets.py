@@ -19,12 +19,12 @@ from archon_core.errors import ConfigError
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl import config as options_module
 from archon_rl import plugin
-from archon_rl.advantages import Normalisation
+from archon_rl.advantages import ConstantLambda, LengthAdaptiveLambda, Normalisation, RelativePositionLambda
 from archon_rl.algorithm import Algorithm, DropTruncated
-from archon_rl.config import NormConfig, PolicyOptions
+from archon_rl.config import NormConfig, PolicyOptions, RejectionSamplingConfig
 from archon_rl.losses.aggregation import ConstantLength, SequenceMean, TokenMean
+from archon_rl.losses.behaviour import BehaviourWeight, RejectionSampling
 from archon_rl.losses.kl import KLTerm
-from archon_rl.losses.policy import BehaviourWeight
 from archon_rl.presets import grpo, sft
 
 
@@ -87,8 +87,9 @@ def test_aggregations_are_chosen_by_name(name, aggregation):
 
 
 def test_the_decoupled_loss_recomputes_and_the_plain_one_replaces():
-    decoupled, _ = compose(use_decoupled_loss=True, recompute_logprob=True, behave_imp_weight_cap=2.0)
-    assert decoupled.loss.behaviour == BehaviourWeight(2.0, "token_mask")
+    bounds = RejectionSamplingConfig(upper=2.0, level="sequence")
+    decoupled, _ = compose(use_decoupled_loss=True, recompute_logprob=True, rejection_sampling=bounds)
+    assert decoupled.loss.behaviour == BehaviourWeight(RejectionSampling(upper=2.0, level="sequence"))
     assert "prox_logprobs" in decoupled.fields
     assert not decoupled.replace_logprobs
     plain, _ = compose(recompute_logprob=True)
@@ -126,19 +127,63 @@ def test_groups_without_a_difference_leave_the_batch_when_asked():
     assert compose()[0].selection is None
 
 
+AREAL = "areal.trainer.ppo.lambda_fn."
+
+
+@pytest.mark.parametrize(
+    ("asked", "arguments", "form"),
+    [
+        (0.9, {}, ConstantLambda(0.9)),
+        (0, {}, ConstantLambda(0)),
+        ("length_adaptive", {"alpha": 0.05}, LengthAdaptiveLambda(0.05)),
+        ("relative_position", {"q": 1}, RelativePositionLambda(1.0)),
+        (AREAL + "vapo_length_adaptive_gae", {"alpha": 2}, LengthAdaptiveLambda(2.0)),
+        (AREAL + "relative_position_gae_lambda", {"q": 0.3}, RelativePositionLambda(0.3)),
+    ],
+)
+def test_gae_lambda_is_a_number_or_a_named_form(asked, arguments, form):
+    algorithm, decisions = compose(gae_lambda=asked, gae_lambda_kwargs=arguments, gae_timestep_unit="turn")
+    assert algorithm.advantages.gae_lambda == form
+    assert algorithm.advantages.unit == "turn"
+    assert ("actor.gae_lambda" in decisions) is (str(asked).startswith(AREAL))
+
+
+def test_opo_and_maxrl_are_normalisations_of_the_reward():
+    opo, _ = compose(reward_norm=NormConfig(mean_level="group", std_level=None, mean_weights="length"))
+    assert opo.advantages.reward_norm == Normalisation("group", None, mean_weights="length")
+    maxrl, _ = compose(reward_norm=NormConfig(mean_level="group", std_level="group", scale="mean"))
+    assert maxrl.advantages.reward_norm == Normalisation("group", "group", scale="mean")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"kl_estimator": "k4"}, r"actor\.kl_estimator: found 'k4'; allowed are k1, k2, k3"),
         ({"loss_aggregation": "tokn"}, r"found 'tokn'; allowed are token, sequence, constant; did you mean 'token'"),
-        ({"eps_clip": 1.5}, r"actor\.eps_clip: found 1\.5; allowed is between 0 and 1"),
+        ({"eps_clip": 1.5}, r"actor\.eps_clip: found 1\.5; allowed is from 0 to 1"),
         ({"c_clip": 0.5}, r"actor\.c_clip: found 0\.5; allowed is above 1, or null"),
-        ({"behave_imp_weight_cap": 1.0}, r"behave_imp_weight_cap: found 1\.0; allowed is above 1"),
         ({"reward_scaling": math.nan}, r"actor\.reward_scaling: found nan; allowed is a finite number"),
         ({"reward_bias": -math.inf}, r"actor\.reward_bias: found -inf; allowed is a finite number"),
         ({"entropy_coef": math.nan}, r"actor\.entropy_coef: found nan; allowed is a finite number"),
         ({"kl_ctl": math.inf}, r"actor\.kl_ctl: found inf; allowed is 0 or above"),
         ({"overlong_reward_penalty": True, "overlong_tokens": 8, "overlong_penalty_factor": math.nan}, "factor=nan"),
+        ({"gae_lambda": 1.5}, r"gae_lambda: found 1\.5; allowed is from 0 to 1, or one of length_adaptive"),
+        ({"gae_lambda": "length"}, r"gae_lambda: found 'length'; allowed are numbers and length_adaptive"),
+        ({"gae_lambda": "my.module.f"}, r"gae_lambda: found 'my\.module\.f'.*dotted names are not imported"),
+        ({"gae_lambda": "length_adaptive"}, r"gae_lambda_kwargs: found \{\} with gae_lambda=length_adaptive; it needs"),
+        (
+            {"gae_lambda": "relative_position", "gae_lambda_kwargs": {"q": 1.5}},
+            r"gae_lambda_kwargs: found \{'q': 1\.5\}.*\{q: NUMBER\}, above 0 up to 1",
+        ),
+        (
+            {"gae_lambda": "length_adaptive", "gae_lambda_kwargs": {"alpha": 1, "q": 1}},
+            r"gae_lambda_kwargs: found .*it needs \{alpha: NUMBER\}",
+        ),
+        ({"adv_norm": NormConfig(mean_weights="length")}, r"actor\.adv_norm: found mean_weights=length .* for rewards"),
+        (
+            {"reward_norm": NormConfig(std_level="group", scale="mean"), "reward_bias": -0.5},
+            r"reward_norm\.scale: found mean with rewards that actor\.reward_bias .* below 0",
+        ),
         ({"ppo_n_minibatches": 0}, r"ppo_n_minibatches: found 0; allowed is at least 1"),
         ({"overlong_reward_penalty": True}, r"found actor\.overlong_tokens=None .* set both"),
         (

@@ -7,7 +7,8 @@ import torch
 
 from archon_core.contracts.batch import Batch
 from archon_rl.algorithm import Algorithm
-from archon_rl.losses.policy import BehaviourWeight, ClippedPolicyTerm
+from archon_rl.losses.behaviour import BehaviourWeight
+from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.trainer.rl_step import RLStep
 
 SAMPLED = torch.tensor([0.0, -1.0, -2.0, 0.0], dtype=torch.float64)

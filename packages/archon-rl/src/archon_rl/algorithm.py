@@ -18,6 +18,7 @@ from archon_core.contracts.decisions import Decision
 from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.losses.aggregation import Aggregation, TokenMean
 from archon_rl.losses.objective import Objective, TokenTerm
+from archon_rl.losses.whole_batch import WholeBatchMask
 from archon_rl.reward_shaping import RewardShaping
 
 TRUNCATED = "truncated"
@@ -75,6 +76,7 @@ class Algorithm:
         name: for messages.
         loss: the policy loss, or the supervised loss.
         regularisers: further terms of the objective.
+        masks: bool token fields that the loss reads, computed over each mini-batch before its update.
         aggregation: reduces per-token losses to a scalar.
         temperature: of the distribution that is trained.
         rewards: shapes raw rewards.
@@ -88,6 +90,7 @@ class Algorithm:
     name: str
     loss: TokenTerm
     regularisers: tuple[TokenTerm, ...] = ()
+    masks: tuple[WholeBatchMask, ...] = ()
     aggregation: Aggregation = field(default_factory=TokenMean)
     temperature: float = 1.0
     rewards: RewardShaping = field(default_factory=RewardShaping)
@@ -104,8 +107,9 @@ class Algorithm:
 
     @property
     def fields(self) -> frozenset[str]:
-        """Token fields that the advantages and the objective read."""
-        return self.objective.fields | (self.advantages.fields if self.advantages else frozenset())
+        """Token fields that the advantages, the masks and the objective read."""
+        parts = (*self.masks, *((self.advantages,) if self.advantages else ()))
+        return self.objective.fields.union(*(part.fields for part in parts))
 
 
 class AlgorithmFactory(Protocol):

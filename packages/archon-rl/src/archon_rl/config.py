@@ -6,15 +6,19 @@ KL loss term, the entropy bonus) say so in their description.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
+from archon_core.config.rules import SHARE, number, one_of, option
 from archon_core.errors import ConfigError, did_you_mean
+from archon_rl.option_checks import gae_lambda_problems, normalisation_problems, policy_loss_problems
 
 NORM_LEVELS = ("batch", "group", None)
 KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token", "sequence", "constant")
-BEHAVE_WEIGHT_MODES = ("token_mask", "token_truncate")
+REJECTION_METRICS = ("ratio", "kl_k1", "kl_k2", "kl_k3", "binary_kl")
+PROX_LOGP_METHODS = ("recompute", "loglinear", "metrics", "reuse_train_logp")
 TOKENIZER_KINDS = ("pretrained", "characters", "bpe")
 
 
@@ -28,6 +32,10 @@ class NormConfig:
         std_level: take the standard deviation over the ``batch`` or over the ``group``; null for no scaling.
         std_unbiased: divide the squared deviations by n - 1 instead of n.
         eps: added to the standard deviation.
+        mean_weights: in the mean, weigh all samples equally (``equal``), or by their numbers of tokens (``length``, as
+            in OPO). For rewards alone. Not in AReaL.
+        scale: divide by the ``deviation``, or by the ``mean`` of the same level (MaxRL). For rewards alone, which must
+            not be shifted below 0. Not in AReaL.
         group_size: samples per prompt; must be null or equal to ``gconfig.n_samples``.
     """
 
@@ -37,6 +45,47 @@ class NormConfig:
     std_unbiased: bool = True
     eps: float = 1e-5
     group_size: int | None = None
+    mean_weights: str = option("equal", one_of("equal", "length"))
+    scale: str = option("deviation", one_of("deviation", "mean"))
+
+
+@dataclass
+class RejectionSamplingConfig:
+    """Bounds of the decoupled loss's weight pi_prox / pi_behave. TIS, MIS, IcePop and KPop are settings of it:
+    ``archon algorithms`` lists them.
+
+    Attributes:
+        level: judge every ``token``, or every ``sequence`` as a whole. With metric ``ratio``, level ``sequence`` also
+            makes the geometric mean of a sequence's ratios the weight of each of its tokens.
+        action: ``mask`` takes what is out of bounds out of the loss (the mean still counts it), ``clamp`` limits the
+            weight to the bounds.
+        metric: what is bounded: the weight itself (``ratio``), an estimate of the KL (``kl_k1``, ``kl_k2``, ``kl_k3``),
+            or the larger direction of the binary KL (``binary_kl``).
+        agg: at level ``sequence``, how the metric of a sequence follows from its tokens: ``sum``, ``mean`` or ``max``;
+            ratios are summed and averaged as logarithms.
+        upper: upper bound.
+        lower: lower bound; null for none.
+    """
+
+    level: str = option("token", one_of("token", "sequence"))
+    action: str = option("mask", one_of("mask", "clamp"))
+    metric: str = option("ratio", one_of(*REJECTION_METRICS))
+    agg: str = option("mean", one_of("sum", "mean", "max"))
+    upper: float = option(5.0, number(above=0))
+    lower: float | None = option(None, number())
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        if self.action == "clamp" and self.metric != "ratio":
+            yield (
+                "action",
+                f"found 'clamp' with metric={self.metric}; only the metric 'ratio' can be clamped; use 'mask'",
+            )
+        if self.lower is None:
+            return
+        if self.metric == "binary_kl":
+            yield "lower", f"found {self.lower} with metric=binary_kl, which has an upper bound alone; leave it out"
+        elif self.lower >= self.upper:
+            yield "lower", f"found {self.lower}; allowed are numbers below upper={self.upper}, or null"
 
 
 @dataclass
@@ -45,9 +94,29 @@ class PolicyOptions:
 
     Attributes:
         ppo_n_minibatches: optimizer steps per rollout batch, each on a different part of it.
-        eps_clip: clip the policy ratio to [1 - eps_clip, 1 + eps_clip].
+        policy_loss: the loss, by its name in ``archon algorithms``: ``clip``, ``cispo``, ``sapo``, ``dppo``, ``gmpo``,
+            ``clip_cov``, ``kl_cov``, or one from a plugin. Not in AReaL, which has a switch for each of two.
+        eps_clip: clip the policy ratio to [1 - eps_clip, 1 + eps_clip]; 0 with ``m2_threshold`` for no clipping. With
+            ``gmpo``, bounds of the log-ratio.
         eps_clip_higher: distance of the upper bound from 1; null takes ``eps_clip``.
         c_clip: dual clip: limit the loss of a negative advantage to c_clip times its size; above 1, or null for none.
+        importance_sampling_level: ``token`` compares the policies at every token; ``sequence`` takes the geometric mean
+            over a sequence (GSPO).
+        use_cispo_loss: AReaL's switch for ``policy_loss: cispo``.
+        use_sapo_loss: AReaL's switch for ``policy_loss: sapo``.
+        sapo_tau_pos: SAPO's temperature for positive advantages.
+        sapo_tau_neg: SAPO's temperature for negative advantages.
+        m2_threshold: M2PO: before each update, leave out the tokens with the largest squared log-ratio to the rollout's
+            policy until the mean over the others is at most this; null for none.
+        dppo_mask_low: DPPO's threshold of the divergence for negative advantages. Not in AReaL.
+        dppo_mask_high: DPPO's threshold of the divergence for positive advantages. Not in AReaL.
+        dppo_divergence: DPPO's divergence: total variation (``tv``) or binary KL (``kl``). Not in AReaL.
+        dppo_kl_coef: weight of the squared log-ratio beside DPPO's mask; 0 in the paper. Not in AReaL.
+        clip_cov_ratio: largest share of tokens that Clip-Cov leaves out. Not in AReaL.
+        clip_cov_lower: smallest covariance of a token that Clip-Cov leaves out. Not in AReaL.
+        clip_cov_upper: largest covariance of a token that Clip-Cov leaves out. Not in AReaL.
+        kl_cov_ratio: share of tokens that KL-Cov penalises. Not in AReaL.
+        kl_cov_coef: weight of KL-Cov's penalty. Not in AReaL.
         reward_norm: normalise the rewards of a batch; null for none. If ``adv_norm`` is null too, ``grpo`` normalises
             with mean and deviation of the group.
         reward_scaling: rewards become (reward + reward_bias) * reward_scaling.
@@ -61,17 +130,24 @@ class PolicyOptions:
             statistics of their group.
         dynamic_sampling: drop groups whose rewards are all equal, since their advantages are 0. No other prompts are
             drawn to replace them.
-        discount: discount factor per token.
-        gae_lambda: decay of generalised advantage estimation; without a critic it multiplies ``discount``.
+        discount: discount factor per step.
+        gae_lambda: lambda of generalised advantage estimation: a number, ``length_adaptive`` (VAPO) or
+            ``relative_position``. Without a critic it multiplies ``discount``. AReaL's dotted names of the two
+            functions are accepted.
+        gae_lambda_kwargs: ``{alpha: A}`` for ``length_adaptive``, 1 - 1 / (A n) for n steps; ``{q: Q}`` for
+            ``relative_position``, Q to the power of 1 / (n - 1).
+        gae_timestep_unit: what a step is: a ``token``, or a ``turn`` of trained tokens without interruption.
         adv_norm: normalise advantages over all trained tokens of a batch; null for none.
         kl_ctl: weight of the KL penalty that is subtracted from every token's reward. Needs ``ref``.
         kl_estimator: estimator of the KL penalty: ``k1``, ``k2`` or ``k3``.
         recompute_logprob: replace the rollout's log-probabilities with the trainer's.
         use_decoupled_loss: clip against the trainer's log-probabilities at the start of the step, and weight the loss
             by their ratio to the rollout's.
-        behave_imp_weight_cap: limit of that ratio; null for none.
-        behave_imp_weight_mode: above the limit, ``token_mask`` drops the token from the loss (the mean still
-            counts it), ``token_truncate`` sets the ratio to the limit.
+        rejection_sampling: bounds of that weight; null for none.
+        prox_logp_method: where the log-probabilities at the start of the step come from: ``recompute`` (a forward
+            pass), ``loglinear`` (interpolated between rollout and training by the weights' versions), ``metrics`` (a
+            forward pass, and metrics of the errors of approximations) or ``reuse_train_logp`` (the training pass;
+            needs one mini-batch).
         loss_aggregation: ``token`` (mean over tokens, DAPO), ``sequence`` (mean over sequences of their means,
             GRPO) or ``constant`` (sum over sequences times ``gconfig.max_new_tokens``, Dr.GRPO). Not in AReaL.
         kl_loss_coef: weight of the KL to the reference as a term of the loss. Needs ``ref``. Not in AReaL.
@@ -82,9 +158,25 @@ class PolicyOptions:
     """
 
     ppo_n_minibatches: int = 4
+    policy_loss: str = "clip"
     eps_clip: float = 0.2
     eps_clip_higher: float | None = None
     c_clip: float | None = None
+    importance_sampling_level: str = option("token", one_of("token", "sequence"))
+    use_cispo_loss: bool = False
+    use_sapo_loss: bool = False
+    sapo_tau_pos: float = option(1.0, number(above=0))
+    sapo_tau_neg: float = option(1.05, number(above=0))
+    m2_threshold: float | None = option(None, number(above=0))
+    dppo_mask_low: float = option(0.2, number(least=0))
+    dppo_mask_high: float = option(0.2, number(least=0))
+    dppo_divergence: str = option("tv", one_of("tv", "kl"))
+    dppo_kl_coef: float = option(1e-3, number(least=0))
+    clip_cov_ratio: float = option(2e-4, SHARE)
+    clip_cov_lower: float = option(1.0, number())
+    clip_cov_upper: float = option(5.0, number())
+    kl_cov_ratio: float = option(2e-4, SHARE)
+    kl_cov_coef: float = option(0.1, number(least=0))
     reward_norm: NormConfig | None = None
     reward_scaling: float = 1.0
     reward_bias: float = 0.0
@@ -95,18 +187,25 @@ class PolicyOptions:
     mask_no_eos_with_zero: bool = False
     dynamic_sampling: bool = False
     discount: float = 1.0
-    gae_lambda: float = 1.0
+    gae_lambda: float | str = 1.0
+    gae_lambda_kwargs: dict[str, Any] = field(default_factory=dict)
+    gae_timestep_unit: str = option("token", one_of("token", "turn"))
     adv_norm: NormConfig | None = None
     kl_ctl: float = 0.1
     kl_estimator: str = "k1"
     recompute_logprob: bool = False
     use_decoupled_loss: bool = False
-    behave_imp_weight_cap: float | None = 5.0
-    behave_imp_weight_mode: str = "token_mask"
+    rejection_sampling: RejectionSamplingConfig | None = None
+    prox_logp_method: str = option("recompute", one_of(*PROX_LOGP_METHODS))
     loss_aggregation: str = "token"
     kl_loss_coef: float = 0.0
     kl_loss_estimator: str = "k3"
     entropy_coef: float = 0.0
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        yield from policy_loss_problems(self)
+        yield from gae_lambda_problems(self)
+        yield from normalisation_problems(self)
 
 
 @dataclass

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from archon_core.plugins import AlgorithmSpec, ConfigSection, DatasetSpec, RewardSpec, hookimpl
+from archon_core.plugins import (
+    AlgorithmSpec,
+    CommandSpec,
+    ConfigSection,
+    DatasetSpec,
+    PolicyLossSpec,
+    RewardSpec,
+    hookimpl,
+)
 
 ARCHON_PLUGIN_API = "1.0"
 
@@ -12,6 +20,7 @@ _ARITHMETIC = ConfigSection("data.arithmetic", "archon_rl.config:ArithmeticOptio
 _HUGGING_FACE = ConfigSection("data.hf", "archon_rl.config:HuggingFaceOptions")
 _TOKENIZER = ConfigSection("tokenizer", "archon_rl.config:TokenizerOptions")
 _POLICY = ConfigSection("actor", "archon_rl.config:PolicyOptions")
+_CLIP_RANGE = ("eps_clip", "eps_clip_higher")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -32,6 +41,64 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
             config=(_TOKENIZER, _POLICY, _WARM_START),
+        ),
+    ]
+
+
+@hookimpl
+def archon_policy_losses() -> Iterable[PolicyLossSpec]:
+    return [
+        PolicyLossSpec(
+            name="clip",
+            target="archon_rl.losses.policy:build_clip",
+            summary="PPO's clipped loss, with asymmetric bounds, dual clip and GSPO's sequence level",
+            source="arXiv:1707.06347",
+            options=(*_CLIP_RANGE, "c_clip"),
+            sequence_level=True,
+        ),
+        PolicyLossSpec(
+            name="cispo",
+            target="archon_rl.losses.cispo:build_cispo",
+            summary="CISPO: the policy gradient with a clipped importance weight",
+            source="arXiv:2506.13585",
+            options=_CLIP_RANGE,
+        ),
+        PolicyLossSpec(
+            name="sapo",
+            target="archon_rl.losses.sapo:build_sapo",
+            summary="SAPO: a sigmoid gate in place of clipping",
+            source="arXiv:2511.20347",
+            options=("sapo_tau_pos", "sapo_tau_neg"),
+            sequence_level=True,
+        ),
+        PolicyLossSpec(
+            name="dppo",
+            target="archon_rl.losses.dppo:build_dppo",
+            summary="DPPO: a mask by the divergence of the policies at a token, and a squared log-ratio",
+            source="arXiv:2602.04879",
+            options=("dppo_mask_low", "dppo_mask_high", "dppo_divergence", "dppo_kl_coef"),
+            decoupled=False,
+        ),
+        PolicyLossSpec(
+            name="gmpo",
+            target="archon_rl.losses.gmpo:build_gmpo",
+            summary="GMPO: the geometric mean of clipped token ratios",
+            source="arXiv:2507.20673",
+            options=_CLIP_RANGE,
+        ),
+        PolicyLossSpec(
+            name="clip_cov",
+            target="archon_rl.losses.covariance:build_clip_cov",
+            summary="Clip-Cov: the clipped loss without the tokens of highest covariance",
+            source="arXiv:2505.22617",
+            options=(*_CLIP_RANGE, "c_clip", "clip_cov_ratio", "clip_cov_lower", "clip_cov_upper"),
+        ),
+        PolicyLossSpec(
+            name="kl_cov",
+            target="archon_rl.losses.covariance:build_kl_cov",
+            summary="KL-Cov: a KL penalty at the tokens of highest covariance",
+            source="arXiv:2505.22617",
+            options=("kl_cov_ratio", "kl_cov_coef"),
         ),
     ]
 
@@ -73,4 +140,15 @@ def archon_datasets() -> Iterable[DatasetSpec]:
             summary="generated problems 'a op b', with a held-out split",
             config=(_ARITHMETIC,),
         ),
+    ]
+
+
+@hookimpl
+def archon_commands() -> Iterable[CommandSpec]:
+    return [
+        CommandSpec(
+            name="algorithms",
+            target="archon_rl.cli:algorithms",
+            summary="List algorithms, policy losses, and presets with their sources and options.",
+        )
     ]

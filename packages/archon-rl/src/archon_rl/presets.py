@@ -12,19 +12,19 @@ from archon_rl.advantages import GroupAdvantages, Normalisation
 from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import (
     AGGREGATIONS,
-    BEHAVE_WEIGHT_MODES,
     KL_ESTIMATORS,
     NORM_LEVELS,
     NormConfig,
     PolicyOptions,
     check_choice,
 )
+from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm
 from archon_rl.losses.objective import TokenTerm
-from archon_rl.losses.policy import BehaviourWeight, ClippedPolicyTerm
 from archon_rl.losses.supervised import NegativeLogLikelihood
+from archon_rl.policy_losses import build_policy_loss
 from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
 
 
@@ -42,6 +42,8 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
     options, generation = config.actor, config.gconfig
     _check(options)
     changes: list[Decision] = []
+    notes: list[Decision] = []
+    policy = build_policy_loss(options, changes, notes)
     kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
     temperature = 1.0 if generation.greedy else generation.temperature
     if options.temperature != temperature:
@@ -55,18 +57,14 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
         )
     if refusal := refuse_when_strict(options, changes, role="actor"):
         raise ConfigError(refusal)
-    decisions.extend(changes)
+    decisions.extend((*changes, *notes))
     regularisers: list[TokenTerm] = [EntropyTerm(options.entropy_coef)]
     if kl_loss_coef:
         regularisers.append(KLTerm(kl_loss_coef, options.kl_loss_estimator))
     return Algorithm(
         name="grpo",
-        loss=ClippedPolicyTerm(
-            eps_clip=options.eps_clip,
-            eps_clip_higher=options.eps_clip_higher,
-            c_clip=options.c_clip,
-            behaviour=_behaviour(options),
-        ),
+        loss=policy.term,
+        masks=policy.masks,
         regularisers=tuple(regularisers),
         aggregation=_aggregation(options, generation),
         temperature=temperature,
@@ -80,24 +78,18 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
 
 
 def _check(options: PolicyOptions) -> None:
+    for name, text in PolicyOptions.problems(options):
+        raise ConfigError(f"actor.{name}: {text}")
     check_choice("actor.kl_estimator", options.kl_estimator, KL_ESTIMATORS)
     check_choice("actor.kl_loss_estimator", options.kl_loss_estimator, KL_ESTIMATORS)
     check_choice("actor.loss_aggregation", options.loss_aggregation, AGGREGATIONS)
-    check_choice("actor.behave_imp_weight_mode", options.behave_imp_weight_mode, BEHAVE_WEIGHT_MODES)
     limits = (
         ("ppo_n_minibatches", options.ppo_n_minibatches, options.ppo_n_minibatches >= 1, "at least 1"),
-        ("eps_clip", options.eps_clip, 0 < options.eps_clip < 1, "between 0 and 1"),
+        ("eps_clip", options.eps_clip, 0 <= options.eps_clip <= 1, "from 0 to 1"),
         ("eps_clip_higher", options.eps_clip_higher, _null_or_above(options.eps_clip_higher, 0), "above 0, or null"),
         ("c_clip", options.c_clip, _null_or_above(options.c_clip, 1), "above 1, or null"),
-        (
-            "behave_imp_weight_cap",
-            options.behave_imp_weight_cap,
-            _null_or_above(options.behave_imp_weight_cap, 1),
-            "above 1, or null",
-        ),
         ("reward_clip", options.reward_clip, options.reward_clip > 0, "above 0"),
         ("discount", options.discount, 0 <= options.discount <= 1, "from 0 to 1"),
-        ("gae_lambda", options.gae_lambda, 0 <= options.gae_lambda <= 1, "from 0 to 1"),
         ("reward_scaling", options.reward_scaling, math.isfinite(options.reward_scaling), "a finite number"),
         ("reward_bias", options.reward_bias, math.isfinite(options.reward_bias), "a finite number"),
         ("kl_ctl", options.kl_ctl, 0 <= options.kl_ctl < math.inf, "0 or above"),
@@ -133,12 +125,6 @@ def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]
             )
         )
     return 0.0, 0.0
-
-
-def _behaviour(options: PolicyOptions) -> BehaviourWeight | None:
-    if not options.use_decoupled_loss:
-        return None
-    return BehaviourWeight(cap=options.behave_imp_weight_cap, mode=options.behave_imp_weight_mode)
 
 
 def _aggregation(options: PolicyOptions, generation: Any) -> Aggregation:
@@ -185,7 +171,9 @@ def _group_advantages(
         adv_norm=_normalisation("actor.adv_norm", options.adv_norm, generation.n_samples),
         kl_ctl=kl_ctl,
         kl_estimator=options.kl_estimator,
-        decay=options.discount * options.gae_lambda,
+        discount=options.discount,
+        gae_lambda=build_gae_lambda(options, decisions),
+        unit=options.gae_timestep_unit,
     )
 
 
@@ -211,4 +199,6 @@ def _normalisation(option: str, config: NormConfig | None, n_samples: int) -> No
         leave_one_out=config.mean_leave1out,
         unbiased=config.std_unbiased,
         eps=config.eps,
+        mean_weights=config.mean_weights,
+        scale=config.scale,
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, runtime_checkable
+
+from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,6 +43,27 @@ class LossSums:
 
     terms: Mapping[Unit, Tensor]
     metrics: Mapping[str, tuple[Unit, Tensor]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PolicyLossSpec(Spec):
+    """A policy loss (``actor.policy_loss``). ``target`` names an ``archon_rl.losses.policy_term.PolicyLossFactory``.
+
+    Attributes:
+        source: paper that defines the loss, as ``arXiv:NUMBER``.
+        sequence_level: whether the loss works with ``actor.importance_sampling_level: sequence``.
+        decoupled: whether the loss works with ``actor.use_decoupled_loss``.
+        options: options under ``actor`` that it reads and some other loss does not. Their values are reported as unused
+            when another loss is chosen.
+    """
+
+    kind: ClassVar[str] = "policy_loss"
+    hook: ClassVar[str] = "archon_policy_losses"
+
+    source: str = ""
+    sequence_level: bool = False
+    decoupled: bool = True
+    options: tuple[str, ...] = ()
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ and an entry point of the group ``archon`` that names it.
 
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import Capability, LoadedModel, ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
@@ -43,6 +44,7 @@ __all__ = [
     "ModelSpec",
     "PipelineSpec",
     "PluginStatus",
+    "PolicyLossSpec",
     "Registry",
     "RewardSpec",
     "ScheduleSpec",

@@ -12,6 +12,7 @@ import pluggy
 
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
@@ -69,6 +70,11 @@ def archon_launchers() -> Iterable[LauncherSpec]:
 @hookspec
 def archon_algorithms() -> Iterable[AlgorithmSpec]:
     """Training algorithms."""
+
+
+@hookspec
+def archon_policy_losses() -> Iterable[PolicyLossSpec]:
+    """Policy losses for reinforcement learning."""
 
 
 @hookspec

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
@@ -33,6 +34,7 @@ SPEC_TYPES: tuple[type[Spec], ...] = (
     WeightTransportSpec,
     LauncherSpec,
     AlgorithmSpec,
+    PolicyLossSpec,
     RewardSpec,
     DatasetSpec,
     CommandSpec,

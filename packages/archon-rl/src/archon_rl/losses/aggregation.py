@@ -59,10 +59,10 @@ class SequenceMean:
     unit: Unit = "sequence"
 
     def weight(self, batch: Batch) -> Tensor:
-        return (_trained_tokens(batch) > 0).sum(dtype=torch.float64)
+        return (trained_tokens(batch) > 0).sum(dtype=torch.float64)
 
     def sum(self, values: Tensor, batch: Batch) -> Tensor:
-        return (batch.sum_per_sequence(values) / _trained_tokens(batch).clamp(min=1)).sum()
+        return (batch.sum_per_sequence(values) / trained_tokens(batch).clamp(min=1)).sum()
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,6 @@ class ConstantLength:
         return values.sum()
 
 
-def _trained_tokens(batch: Batch) -> Tensor:
+def trained_tokens(batch: Batch) -> Tensor:
     """int64 [S]: trained tokens per sequence."""
     return batch.sum_per_sequence(batch.token_fields[LOSS_MASK].long())

@@ -14,12 +14,14 @@ from torch import Tensor
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine import StepStats
 from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.packed import OutputName
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import TRUNCATED, Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
-from archon_rl.losses.policy import ADVANTAGES, LOGPROBS, PROX_LOGPROBS
+from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
+from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
 from archon_rl.trainer.sharing import SharedEngine
@@ -133,12 +135,36 @@ class RLStep:
         minibatches = split_minibatches(
             batch, self.algorithm.n_minibatches, derive_seed(self.seed, "minibatches", step)
         )
-        objective = self.algorithm.objective
+        objective, start = self.algorithm.objective, self.actor.version
         return [
-            self.actor.train_batch(minibatch, objective)
+            self.actor.train_batch(self.prepare_update(minibatch, start), objective)
             for minibatch in minibatches
             if minibatch.token_fields[LOSS_MASK].any()
         ]
+
+    def prepare_update(self, minibatch: Batch, start: int) -> Batch:
+        """The mini-batch with the fields that depend on the weights that its update changes.
+
+        Args:
+            start: version of the weights at the start of the step.
+        """
+        fields: dict[str, Tensor] = {}
+        if PROX_FRACTION in self.algorithm.fields:
+            fields[PROX_FRACTION] = prox_fraction(minibatch.token_fields[VERSIONS], start, self.actor.version)
+        if self.algorithm.masks:
+            outputs = self._outputs_before_update(minibatch, start)
+            fields |= {mask.field: mask(outputs, minibatch) for mask in self.algorithm.masks}
+        return minibatch.with_fields(fields)
+
+    def _outputs_before_update(self, minibatch: Batch, start: int) -> dict[OutputName, Tensor]:
+        names = tuple(dict.fromkeys(name for mask in self.algorithm.masks for name in mask.outputs))
+        fields = minibatch.token_fields
+        if names == ("logprobs",) and self.actor.version == start and PROX_LOGPROBS in fields:
+            # The weights have not changed since the forward pass at the start of the step.
+            return {"logprobs": fields[PROX_LOGPROBS]}
+        outputs = self.actor.forward_batch(minibatch, OutputRequest(names, self.algorithm.temperature))
+        # The batch is where the rollout left it; outputs may be on the engine's device.
+        return {name: value.to(minibatch.input_ids.device) for name, value in outputs.items()}
 
 
 def split_minibatches(batch: Batch, n: int, seed: int) -> list[Batch]:

@@ -22,13 +22,16 @@ from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.algorithm import TRUNCATED
 from archon_rl.fields import read_field
 from archon_rl.losses.aggregation import LOSS_MASK
-from archon_rl.losses.policy import LOGPROBS
+from archon_rl.losses.policy_term import LOGPROBS
+from archon_rl.losses.proximal import VERSIONS
 from archon_rl.rewards.checking import NamedReward, checked_reward
 from archon_rl.text_encoding import TextEncoder, continuation_mask
 from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
 
 COMPLETION_LENGTHS = "completion_lengths"
 """Sequence field, int64 [S]."""
+NO_VERSION = -1
+"""Version of tokens that were not sampled."""
 
 
 @dataclass(frozen=True)
@@ -131,8 +134,9 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool 
         TrainingError: some completions lack their routed experts while others have them or ``needs_experts`` is set.
 
     Returns:
-        A batch with the token fields ``loss_mask`` (bool), ``logprobs`` (of the rollout, float64, 0 outside the mask)
-        and, if the rollout returns them, ``routed_experts``; and the sequence fields ``rewards``, ``group``,
+        A batch with the token fields ``loss_mask`` (bool), ``logprobs`` (of the rollout, float64, 0 outside the mask),
+        ``versions`` (of the weights that sampled, int64, ``NO_VERSION`` outside the mask) and, if the rollout returns
+        them, ``routed_experts``; and the sequence fields ``rewards``, ``group``,
         ``truncated`` and ``completion_lengths``.
     """
     rows = [
@@ -147,6 +151,10 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool 
             LOSS_MASK: [continuation_mask(len(prompt), n) for (_, prompt, _), n in zip(rows, lengths, strict=True)],
             LOGPROBS: [
                 torch.tensor([0.0] * (len(prompt) - 1) + [*completion.logprobs] + [0.0], dtype=torch.float64)
+                for _, prompt, completion in rows
+            ],
+            VERSIONS: [
+                torch.tensor([NO_VERSION] * (len(prompt) - 1) + [*completion.versions] + [NO_VERSION])
                 for _, prompt, completion in rows
             ],
             **_routed_experts(rows, needs_experts),

@@ -193,12 +193,6 @@ IGNORED = (
     Ignored("*.group_size", "groups are the samples of one prompt", same_as="gconfig.n_samples"),
     Ignored("actor.group_adv_norm", "set actor.adv_norm.mean_level=group", ("false",), otherwise="error"),
     Ignored("*.max_new_tokens", "gconfig.max_new_tokens limits generation", same_as="gconfig.max_new_tokens"),
-    Ignored("actor.m2_threshold", "M2PO is not part of this version", ("null",), otherwise="error"),
-    Ignored("actor.use_sapo_loss", "SAPO is not part of this version", ("false",), otherwise="error"),
-    Ignored("actor.sapo_tau_pos", "SAPO is not part of this version"),
-    Ignored("actor.sapo_tau_neg", "SAPO is not part of this version"),
-    Ignored("actor.importance_sampling_level", "ratios are per token", ("token",), otherwise="error"),
-    Ignored("actor.prox_logp_method", "proximal log-probabilities are recomputed", ("recompute",), otherwise="error"),
     Ignored("actor.log_agent_stats", "agent workflows are not part of this version", ("false",)),
     Ignored("actor.log_agent_stats_keys", "agent workflows are not part of this version"),
 )

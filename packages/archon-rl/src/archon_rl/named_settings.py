@@ -1,0 +1,255 @@
+"""Published algorithms as settings of ``algorithm: grpo``: names for combinations of options. Imports no torch.
+
+``archon algorithms`` lists them. The values of a paper's own experiments stand here where the paper has them; they are
+a start, not a recommendation for other models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class NamedSettings:
+    """An algorithm or correction by its published name.
+
+    Attributes:
+        name: as users write it.
+        source: paper as ``arXiv:NUMBER``, or the address of the document that defines it.
+        summary: what it changes.
+        options: dotted option -> value, as an override on the command line has it.
+        corrects: whether it corrects for the difference of rollout and trainer, so that it combines with the others.
+    """
+
+    name: str
+    source: str
+    summary: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    corrects: bool = False
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The options as overrides of ``archon train``."""
+        return tuple(f"{option}={value}" for option, value in self.options.items())
+
+
+_AS_THEY_ARE = {"actor.adv_norm": "null"}
+_WHOLE_BATCH = {"actor.adv_norm.mean_level": "batch", "actor.adv_norm.std_level": "batch"}
+
+
+def _group(std_level: str = "group", *, advantages: Mapping[str, str] = _AS_THEY_ARE, **more: str) -> dict[str, str]:
+    """Rewards centred by their group."""
+    norm = {"mean_level": "group", "std_level": std_level, **more}
+    return {**{f"actor.reward_norm.{name}": value for name, value in norm.items()}, **advantages}
+
+
+def _corrected(**bounds: str) -> dict[str, str]:
+    rejection = {f"actor.rejection_sampling.{name}": value for name, value in bounds.items()}
+    return {"actor.use_decoupled_loss": "true", **rejection}
+
+
+NAMED_SETTINGS: tuple[NamedSettings, ...] = (
+    NamedSettings(
+        "GRPO",
+        "arXiv:2402.03300",
+        "rewards relative to mean and deviation of the group, losses averaged per sequence",
+        {**_group(), "actor.loss_aggregation": "sequence"},
+    ),
+    NamedSettings(
+        "Dr.GRPO",
+        "arXiv:2503.20783",
+        "GRPO without division by the deviation and by lengths",
+        {**_group("null"), "actor.loss_aggregation": "constant"},
+    ),
+    NamedSettings(
+        "DAPO",
+        "arXiv:2503.14476",
+        "asymmetric clipping, losses averaged over tokens, groups without a difference left out; add "
+        "actor.overlong_reward_penalty with a buffer that suits gconfig.max_new_tokens",
+        {
+            **_group(),
+            "actor.eps_clip": "0.2",
+            "actor.eps_clip_higher": "0.28",
+            "actor.loss_aggregation": "token",
+            "actor.dynamic_sampling": "true",
+        },
+    ),
+    NamedSettings(
+        "GSPO",
+        "arXiv:2507.18071",
+        "one ratio per sequence, clipped as a whole",
+        {
+            **_group(),
+            "actor.importance_sampling_level": "sequence",
+            "actor.eps_clip": "3e-4",
+            "actor.eps_clip_higher": "4e-4",
+            "actor.loss_aggregation": "sequence",
+        },
+    ),
+    NamedSettings(
+        "CISPO",
+        "arXiv:2506.13585",
+        "clips the importance weight and keeps every token's gradient",
+        {
+            **_group(),
+            "actor.policy_loss": "cispo",
+            "actor.eps_clip": "1.0",
+            "actor.eps_clip_higher": "4.0",
+            "actor.loss_aggregation": "token",
+        },
+    ),
+    NamedSettings(
+        "SAPO",
+        "arXiv:2511.20347",
+        "a sigmoid gate in place of clipping",
+        {
+            **_group(),
+            "actor.policy_loss": "sapo",
+            "actor.sapo_tau_pos": "1.0",
+            "actor.sapo_tau_neg": "1.05",
+            "actor.loss_aggregation": "sequence",
+        },
+    ),
+    NamedSettings(
+        "M2PO",
+        "arXiv:2510.01161",
+        "leaves out the tokens with the largest squared log-ratios, and does not clip",
+        {**_group(), "actor.m2_threshold": "0.04", "actor.eps_clip": "0.0", "actor.loss_aggregation": "token"},
+    ),
+    NamedSettings(
+        "DPPO",
+        "arXiv:2602.04879",
+        "masks tokens by the total variation of the two policies; with prime-rl's thresholds and squared log-ratio",
+        {
+            "actor.policy_loss": "dppo",
+            "actor.dppo_divergence": "tv",
+            "actor.dppo_mask_low": "0.2",
+            "actor.dppo_mask_high": "0.2",
+            "actor.dppo_kl_coef": "1e-3",
+            **_group("null"),
+        },
+    ),
+    NamedSettings(
+        "GMPO",
+        "arXiv:2507.20673",
+        "the geometric mean of clipped token ratios",
+        {**_group(), "actor.policy_loss": "gmpo", "actor.eps_clip": "0.4", "actor.loss_aggregation": "sequence"},
+    ),
+    NamedSettings(
+        "Clip-Cov",
+        "arXiv:2505.22617",
+        "leaves out tokens with a high covariance of log-probability and advantage",
+        {
+            **_group(),
+            "actor.policy_loss": "clip_cov",
+            "actor.clip_cov_ratio": "2e-4",
+            "actor.clip_cov_lower": "1.0",
+            "actor.clip_cov_upper": "5.0",
+        },
+    ),
+    NamedSettings(
+        "KL-Cov",
+        "arXiv:2505.22617",
+        "a KL penalty at the tokens with the highest covariance",
+        {**_group(), "actor.policy_loss": "kl_cov", "actor.kl_cov_ratio": "2e-3", "actor.kl_cov_coef": "1.0"},
+    ),
+    NamedSettings(
+        "dual clip",
+        "arXiv:1912.09729",
+        "bounds the loss of tokens with a negative advantage",
+        {"actor.c_clip": "3.0"},
+    ),
+    NamedSettings(
+        "RLOO",
+        "arXiv:2402.14740",
+        "rewards relative to the mean of the other samples",
+        _group("null", mean_leave1out="true"),
+    ),
+    NamedSettings(
+        "REINFORCE++",
+        "arXiv:2501.03262",
+        "no baseline per prompt: the KL to the reference in the reward, normalised over the batch; needs ref",
+        {"actor.reward_norm": "null", **_WHOLE_BATCH, "actor.kl_ctl": "1e-3", "actor.kl_estimator": "k1"},
+    ),
+    NamedSettings(
+        "REINFORCE++ baseline",
+        "arXiv:2501.03262",
+        "rewards relative to the mean of the group, then normalised over the batch; needs ref",
+        {**_group("null", advantages=_WHOLE_BATCH), "actor.kl_ctl": "1e-3", "actor.kl_estimator": "k2"},
+    ),
+    NamedSettings(
+        "LitePPO",
+        "arXiv:2508.08221",
+        "mean of the group, deviation of the batch, losses averaged over tokens",
+        {**_group("batch"), "actor.loss_aggregation": "token"},
+    ),
+    NamedSettings(
+        "OPO",
+        "arXiv:2505.23585",
+        "the mean of the group weighted by lengths, one update per batch, no KL and no entropy bonus",
+        {
+            **_group("null", mean_weights="length"),
+            "actor.ppo_n_minibatches": "1",
+            "actor.kl_ctl": "0.0",
+            "actor.entropy_coef": "0.0",
+        },
+    ),
+    NamedSettings(
+        "MaxRL",
+        "arXiv:2602.02710",
+        "divides by the mean of the group; rewards from 0 on",
+        {**_group("group", scale="mean"), "actor.reward_bias": "0.0"},
+    ),
+    NamedSettings(
+        "VAPO lambda",
+        "arXiv:2504.05118",
+        "lambda of advantage estimation that grows with the length of the completion",
+        {"actor.gae_lambda": "length_adaptive", "actor.gae_lambda_kwargs.alpha": "0.05"},
+    ),
+    NamedSettings(
+        "decoupled",
+        "arXiv:2505.24298",
+        "clips against the policy at the start of the step, and weighs by its ratio to the rollout's",
+        {"actor.use_decoupled_loss": "true"},
+        corrects=True,
+    ),
+    NamedSettings(
+        "TIS",
+        "https://fengyao.notion.site/off-policy-rl",
+        "truncated importance sampling: limits the weight of every token",
+        _corrected(level="token", action="clamp", metric="ratio", upper="2.0"),
+        corrects=True,
+    ),
+    NamedSettings(
+        "MIS",
+        "https://richardli.xyz/rl-collapse",
+        "masked importance sampling: leaves out sequences that became too much more likely",
+        _corrected(level="sequence", action="mask", metric="ratio", agg="sum", upper="2.0"),
+        corrects=True,
+    ),
+    NamedSettings(
+        "IcePop",
+        "arXiv:2510.18855",
+        "leaves out tokens whose probabilities differ too much, in both directions",
+        _corrected(level="token", action="mask", metric="ratio", lower="0.5", upper="5.0"),
+        corrects=True,
+    ),
+    NamedSettings(
+        "KPop",
+        "https://ringtech.notion.site/kpop",
+        "leaves out tokens whose binary KL is too large in either direction",
+        _corrected(level="token", action="mask", metric="binary_kl", upper="2.0"),
+        corrects=True,
+    ),
+)
+
+
+def find_settings(name: str) -> NamedSettings | None:
+    """The settings of a name, in any case; spaces, hyphens, dots and underscores do not count."""
+    wanted = _plain(name)
+    return next((settings for settings in NAMED_SETTINGS if _plain(settings.name) == wanted), None)
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter not in " -._")

@@ -1,0 +1,201 @@
+"""Every registered policy loss, under every aggregation, gives the same loss, gradient and metrics for every split of a
+batch into micro-batches.
+
+A loss enters these tests by being registered (``archon_policy_losses``). ``tests/test_losses_over_layouts.py`` compares
+layouts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from archon_core.contracts.batch import Batch
+from archon_core.plugins import PolicyLossSpec, registry
+from archon_rl.config import AGGREGATIONS, REJECTION_METRICS, PolicyOptions, RejectionSamplingConfig
+from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
+from archon_rl.losses.entropy import EntropyTerm
+from archon_rl.losses.kl import KLTerm
+from archon_rl.losses.objective import Objective
+from archon_rl.losses.policy_term import PolicyLoss
+from archon_rl.losses.proximal import PROX_FRACTION
+from archon_rl.policy_losses import build_policy_loss
+
+TOLERANCE = 1e-9
+VOCABULARY = 13
+LENGTHS = (7, 3, 11, 5, 9, 2, 8)
+PROMPTS = (2, 3, 4, 1, 5, 1, 2)
+"""Tokens of each prompt; the second sequence has no trained token."""
+SPLITS = (
+    [[0, 1, 2], [3, 4, 5, 6]],
+    [[6, 0], [5, 2], [1], [4, 3]],
+    [[i] for i in range(len(LENGTHS))],
+    [list(reversed(range(len(LENGTHS))))],
+)
+AGGREGATION_TYPES: dict[str, Aggregation] = {
+    "token": TokenMean(),
+    "sequence": SequenceMean(),
+    "constant": ConstantLength(9),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Options that change what any loss computes, and what a loss needs to take them."""
+
+    name: str
+    options: dict = field(default_factory=dict)
+    decoupled: bool = False
+    sequence_level: bool = False
+
+    def suits(self, spec: PolicyLossSpec) -> bool:
+        return (spec.decoupled or not self.decoupled) and (spec.sequence_level or not self.sequence_level)
+
+
+def rejecting(name: str, **bounds) -> Variant:
+    return Variant(name, {"rejection_sampling": RejectionSamplingConfig(**bounds)}, decoupled=True)
+
+
+BOUNDS = {
+    "ratio": (1.1, 0.9, 0.97, 1.13),
+    "kl_k1": (0.1, 0.0, 0.0, 0.13),
+    "kl_k2": (0.01, 0.03, 0.01, 0.012),
+    "kl_k3": (0.01, 0.03, 0.01, 0.012),
+    "binary_kl": (0.0005, 0.002, 0.00055, 0.0007),
+}
+"""Metric -> upper bounds of tokens, and of the sum, mean and maximum of sequences, that some exceed."""
+
+VARIANTS = (
+    Variant("plain"),
+    Variant("sequence level", {"importance_sampling_level": "sequence"}, sequence_level=True),
+    Variant("m2", {"m2_threshold": 0.01}),
+    Variant("m2 without clipping", {"m2_threshold": 0.01, "eps_clip": 0.0}),
+    Variant("dual clip", {"c_clip": 1.1}),
+    Variant("decoupled", decoupled=True),
+    Variant("log-linear", {"prox_logp_method": "loglinear"}, decoupled=True),
+    Variant("reused", {"prox_logp_method": "reuse_train_logp"}, decoupled=True),
+    Variant("approximations", {"prox_logp_method": "metrics"}, decoupled=True),
+    rejecting("clamped", action="clamp", upper=1.05, lower=0.9),
+    rejecting("clamped sequences", action="clamp", level="sequence", upper=1.02, lower=0.94),
+    *(rejecting(f"rejected by {metric}", metric=metric, upper=bounds[0]) for metric, bounds in BOUNDS.items()),
+    *(
+        rejecting(f"sequences rejected by {metric} {agg}", metric=metric, agg=agg, level="sequence", upper=upper)
+        for metric, bounds in BOUNDS.items()
+        for agg, upper in zip(("sum", "mean", "max"), bounds[1:], strict=True)
+    ),
+)
+
+
+def build(spec: PolicyLossSpec, variant: Variant) -> PolicyLoss:
+    options = PolicyOptions(policy_loss=spec.name, ppo_n_minibatches=1, use_decoupled_loss=variant.decoupled)
+    options.eps_clip, options.eps_clip_higher, options.clip_cov_lower = 0.1, 0.15, 0.0
+    options.clip_cov_ratio = options.kl_cov_ratio = 0.2
+    options.dppo_mask_low = options.dppo_mask_high = 0.01
+    for name, value in variant.options.items():
+        setattr(options, name, value)
+    return build_policy_loss(options, [], [])
+
+
+class TableModel:
+    """Logits per token id, in float64."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.table = torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
+        logprobs = self.table[batch.input_ids].log_softmax(-1)
+        chosen = logprobs.gather(1, batch.targets.clamp(min=0)[:, None])[:, 0]
+        return {"logprobs": chosen, "entropy": -(logprobs.exp() * logprobs).sum(-1)}
+
+
+def make_batch() -> Batch:
+    """Sampled near the table's probabilities, so that some tokens are inside of every bound and some outside."""
+    generator = torch.Generator().manual_seed(2)
+    n_tokens = sum(LENGTHS)
+
+    def noise(scale: float) -> torch.Tensor:
+        return scale * torch.randn(n_tokens, generator=generator, dtype=torch.float64)
+
+    trained = [
+        (torch.arange(n) >= prompt - 1) & (torch.arange(n) < n - 1) for n, prompt in zip(LENGTHS, PROMPTS, strict=True)
+    ]
+    ids = torch.randint(VOCABULARY, (n_tokens,), generator=generator)
+    batch = Batch(ids, LENGTHS, {"loss_mask": torch.cat(trained)})
+    with torch.no_grad():
+        current = TableModel()(batch)["logprobs"]
+    proximal = current + noise(0.15)
+    return batch.with_fields(
+        {
+            "advantages": torch.where(torch.arange(n_tokens) % 7 == 0, 0.0, noise(1.0)),
+            "prox_logprobs": proximal,
+            "logprobs": proximal + noise(0.15),
+            "ref_logprobs": current + noise(0.3),
+            PROX_FRACTION: torch.rand(n_tokens, generator=generator, dtype=torch.float64),
+        }
+    )
+
+
+def prepared(batch: Batch, loss: PolicyLoss) -> Batch:
+    """With the masks over the whole batch, as the trainer adds them before an update."""
+    with torch.no_grad():
+        outputs = TableModel()(batch)
+    return batch.with_fields({mask.field: mask(outputs, batch) for mask in loss.masks})
+
+
+def evaluate(objective: Objective, batch: Batch, parts: list[list[int]]):
+    """What an engine computes: the objective, its gradient, and the metrics."""
+    model = TableModel()
+    weights = objective.weights(batch)
+    total, metrics = torch.zeros((), dtype=torch.float64), {}
+    for part in parts:
+        micro_batch = batch.select(part)
+        sums = objective(model(micro_batch), micro_batch)
+        for unit, term in sums.terms.items():
+            total = total + term / weights[unit]
+        for name, (unit, value) in sums.metrics.items():
+            metrics[name] = metrics.get(name, 0.0) + float(value / weights[unit])
+    total.backward()
+    return float(total.detach()), model.table.grad, metrics
+
+
+CASES = {
+    f"{spec.name}, {variant.name}": (spec, variant)
+    for spec in registry().all(PolicyLossSpec)
+    for variant in VARIANTS
+    if variant.suits(spec)
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_split_changes_loss_gradient_or_metrics(case):
+    batch, loss = make_batch(), build(*CASES[case])
+    batch = prepared(batch, loss)
+    for aggregation in AGGREGATIONS:
+        objective = Objective((loss.term, EntropyTerm(0.01), KLTerm(0.1)), AGGREGATION_TYPES[aggregation])
+        value, gradient, metrics = evaluate(objective, batch, [list(range(len(LENGTHS)))])
+        assert gradient.abs().max() > 1e-4
+        for parts in SPLITS:
+            other, other_gradient, other_metrics = evaluate(objective, batch, parts)
+            assert other == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE)
+            assert (other_gradient - gradient).abs().max() <= TOLERANCE * gradient.abs().max()
+            assert other_metrics == pytest.approx(metrics, rel=TOLERANCE, abs=TOLERANCE)
+
+
+def test_every_metric_has_bounds():
+    assert set(BOUNDS) == set(REJECTION_METRICS)
+
+
+def test_bounds_and_masks_take_some_tokens_out_and_leave_some():
+    """Otherwise the cases would compare less than they seem to."""
+    for name, (spec, variant) in CASES.items():
+        loss = build(spec, variant)
+        batch = prepared(make_batch(), loss)
+        *_, metrics = evaluate(Objective((loss.term,)), batch, [list(range(len(LENGTHS)))])
+        shares = [n for n in metrics if n in ("clip_fraction", "behave_masked", "behave_clamped", "divergence_masked")]
+        shares += [n for n in metrics if n.endswith(("_kept_fraction", "_penalised_fraction"))]
+        expected = [n for n in shares if n != "clip_fraction" or variant.name == "plain"]
+        for share in expected:
+            assert 0 < metrics[share] < 1 - 1e-9, f"{name}: {share} = {metrics[share]}"

@@ -1,0 +1,101 @@
+"""``archon algorithms``, and that every preset is a set of options that ``grpo`` takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from archon_core.cli.main import main
+from archon_core.plugins import AlgorithmSpec, PolicyLossSpec, registry
+from archon_rl.advantages import LengthAdaptiveLambda, Normalisation
+from archon_rl.algorithm import Algorithm
+from archon_rl.losses.behaviour import RejectionSampling
+from archon_rl.losses.policy import ClippedPolicyTerm
+from archon_rl.named_settings import NAMED_SETTINGS, find_settings
+
+
+def compose(run, *names: str) -> Algorithm:
+    overrides = [override for name in names for override in find_settings(name).overrides]
+    config = run.config("ref={}", *overrides)
+    return registry().get(AlgorithmSpec, "grpo").load()(config, [])
+
+
+@pytest.mark.parametrize("name", [settings.name for settings in NAMED_SETTINGS])
+def test_grpo_takes_the_options_of_every_preset_alone_and_corrected(run, name):
+    settings = find_settings(name)
+    assert compose(run, name).name == "grpo"
+    corrections = [other.name for other in NAMED_SETTINGS if other.corrects]
+    if not settings.corrects and name != "DPPO":
+        for correction in corrections:
+            assert compose(run, name, correction).loss.behaviour is not None
+
+
+def test_presets_are_what_their_papers_say(run):
+    gspo = compose(run, "GSPO").loss
+    assert (gspo.level, gspo.eps_clip, gspo.eps_clip_higher) == ("sequence", 3e-4, 4e-4)
+    assert compose(run, "Dr.GRPO").advantages.reward_norm == Normalisation("group", None)
+    assert compose(run, "RLOO").advantages.reward_norm == Normalisation("group", None, leave_one_out=True)
+    assert compose(run, "LitePPO").advantages.reward_norm == Normalisation("group", "batch")
+    assert compose(run, "OPO").advantages.reward_norm == Normalisation("group", None, mean_weights="length")
+    reinforce = compose(run, "REINFORCE++").advantages
+    assert (reinforce.reward_norm, reinforce.adv_norm) == (None, Normalisation("batch", "batch"))
+    baseline = compose(run, "REINFORCE++ baseline").advantages
+    assert baseline.reward_norm == Normalisation("group", None)
+    assert baseline.adv_norm == Normalisation("batch", "batch")
+    assert compose(run, "VAPO lambda").advantages.gae_lambda == LengthAdaptiveLambda(0.05)
+    assert compose(run, "M2PO").loss == ClippedPolicyTerm(eps_clip=None, masks=("m2_kept",))
+    rules = {name: compose(run, name).loss.behaviour.rejection for name in ("TIS", "MIS", "IcePop", "KPop")}
+    assert rules == {
+        "TIS": RejectionSampling(action="clamp", upper=2.0),
+        "MIS": RejectionSampling(level="sequence", agg="sum", upper=2.0),
+        "IcePop": RejectionSampling(lower=0.5, upper=5.0),
+        "KPop": RejectionSampling(metric="binary_kl", upper=2.0),
+    }
+
+
+def archon(capsys, *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["algorithms", *arguments])
+    shown = capsys.readouterr()
+    return ended.value.code or 0, shown.out, shown.err
+
+
+def test_algorithms_lists_algorithms_losses_and_presets_with_their_sources(capsys):
+    code, text, _ = archon(capsys)
+    assert code == 0
+    for spec in (*registry().all(AlgorithmSpec), *registry().all(PolicyLossSpec)):
+        assert spec.name in text
+    for settings in NAMED_SETTINGS:
+        assert settings.name in text
+        assert settings.source in text
+
+
+def test_algorithms_as_json_holds_options(capsys):
+    data = json.loads(archon(capsys, "--json")[1])
+    assert {loss["name"]: loss["source"] for loss in data["policy_losses"]}["sapo"] == "arXiv:2511.20347"
+    presets = {preset["name"]: preset for preset in data["presets"]}
+    assert presets["KPop"]["options"]["actor.rejection_sampling.metric"] == "binary_kl"
+    assert presets["KPop"]["algorithm"] == "grpo"
+    assert "grpo" in {algorithm["name"] for algorithm in data["algorithms"]}
+
+
+@pytest.mark.parametrize("name", ["Dr.GRPO", "drgrpo", "DR-GRPO", "dr_grpo"])
+def test_a_preset_is_printed_as_overrides(capsys, name):
+    code, text, _ = archon(capsys, name)
+    assert code == 0
+    assert text.split() == list(find_settings("Dr.GRPO").overrides)
+
+
+def test_an_unknown_preset_names_those_that_exist(capsys):
+    code, _, error = archon(capsys, "GSP")
+    assert code != 0
+    assert "found 'GSP'; allowed are GRPO" in error
+    assert "did you mean 'GSPO'" in error
+
+
+def test_the_command_imports_no_torch():
+    code = "import sys, archon_rl.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,341 @@
+"""Policy losses against their papers' formulas, computed by hand with Python's floats.
+
+A case is one or two sequences of a few tokens. The expected losses are those of single tokens, before aggregation.
+"""
+
+from __future__ import annotations
+
+from math import exp, log
+
+import pytest
+import torch
+
+from archon_core.contracts.batch import Batch
+from archon_rl.losses.behaviour import BehaviourWeight, RejectionSampling
+from archon_rl.losses.cispo import CISPOTerm
+from archon_rl.losses.covariance import ClipCovMask, KLCovMask, KLCovTerm
+from archon_rl.losses.dppo import DPPOTerm
+from archon_rl.losses.gmpo import GMPOTerm
+from archon_rl.losses.m2po import SecondMomentMask
+from archon_rl.losses.objective import Objective
+from archon_rl.losses.policy import ClippedPolicyTerm
+from archon_rl.losses.proximal import prox_fraction
+from archon_rl.losses.sapo import SAPOTerm
+
+DTYPE = torch.float64
+
+
+def tensor(values) -> torch.Tensor:
+    return torch.tensor(values, dtype=DTYPE)
+
+
+def batch_of(lengths: tuple[int, ...] = (1,), **fields) -> Batch:
+    """Trained tokens only; probabilities are given, log-probabilities stored."""
+    logs = {
+        "logprobs": fields.pop("behave", None),
+        "prox_logprobs": fields.pop("prox", None),
+    }
+    n_tokens = sum(lengths)
+    token_fields = {
+        "loss_mask": torch.ones(n_tokens, dtype=torch.bool),
+        **{name: tensor(values).log() for name, values in logs.items() if values is not None},
+        **{name: v if isinstance(v, torch.Tensor) else tensor(v) for name, v in fields.items()},
+    }
+    return Batch(torch.zeros(n_tokens, dtype=torch.int64), lengths, token_fields)
+
+
+def losses_and_gradients(term, probabilities, batch) -> tuple[list[float], list[float]]:
+    """Loss per token, and the gradient of their sum with respect to the log-probabilities."""
+    logprobs = tensor(probabilities).log().requires_grad_()
+    values = term({"logprobs": logprobs}, batch).values
+    values.sum().backward()
+    return values.tolist(), logprobs.grad.tolist()
+
+
+class TestBehaviourWeight:
+    """Two policies at three tokens: ratios 2, 1/4 and 1."""
+
+    PROX = (0.4, 0.1, 0.3)
+    BEHAVE = (0.2, 0.4, 0.3)
+
+    def weights(self, rejection: RejectionSampling | None, lengths=(3,)) -> list[float]:
+        batch = batch_of(lengths)
+        return BehaviourWeight(rejection)(tensor(self.PROX).log(), tensor(self.BEHAVE).log(), batch)[0].tolist()
+
+    def test_without_rejection_the_weight_is_the_ratio(self):
+        assert self.weights(None) == pytest.approx([2, 0.25, 1])
+
+    @pytest.mark.parametrize(
+        ("metric", "lower", "upper", "expected"),
+        [
+            ("ratio", None, 1.5, [0, 0.25, 1]),
+            ("ratio", 0.5, 1.5, [0, 0, 1]),
+            ("ratio", 0.25, 2.0, [2, 0.25, 1]),
+            # x = log ratio: 0.693, -1.386, 0.
+            ("kl_k1", None, 0.5, [0, 0.25, 1]),
+            ("kl_k1", -1.0, 0.7, [2, 0, 1]),
+            # x^2 / 2: 0.240, 0.961, 0.
+            ("kl_k2", None, 0.5, [2, 0, 1]),
+            ("kl_k2", None, 0.2, [0, 0, 1]),
+            # exp(-x) - 1 + x: 0.5 - 1 + 0.693 = 0.193; 4 - 1 - 1.386 = 1.614; 0.
+            ("kl_k3", None, 0.19, [0, 0, 1]),
+            ("kl_k3", None, 0.20, [2, 0, 1]),
+            ("kl_k3", 0.1, 2.0, [2, 0.25, 0]),
+        ],
+    )
+    def test_a_token_outside_the_bounds_of_its_metric_has_weight_zero(self, metric, lower, upper, expected):
+        rule = RejectionSampling(metric=metric, lower=lower, upper=upper)
+        assert self.weights(rule) == pytest.approx(expected)
+
+    def test_the_binary_kl_is_the_larger_of_its_two_directions(self):
+        def kl(p: float, q: float) -> float:
+            return p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
+
+        first = max(kl(0.4, 0.2), kl(0.2, 0.4))
+        second = max(kl(0.1, 0.4), kl(0.4, 0.1))
+        assert kl(0.4, 0.2) > kl(0.2, 0.4)
+        assert kl(0.4, 0.1) > kl(0.1, 0.4)
+        for upper, expected in (
+            (second + 1e-9, [2, 0.25, 1]),
+            (second - 1e-9, [2, 0, 1]),
+            (first - 1e-9, [0, 0, 1]),
+        ):
+            assert self.weights(RejectionSampling(metric="binary_kl", upper=upper)) == pytest.approx(expected)
+
+    @pytest.mark.parametrize(
+        ("lower", "upper", "expected"), [(None, 1.5, [1.5, 0.25, 1]), (0.5, 1.5, [1.5, 0.5, 1]), (0.5, 9, [2, 0.5, 1])]
+    )
+    def test_clamping_limits_the_weight_to_the_bounds(self, lower, upper, expected):
+        assert self.weights(RejectionSampling(action="clamp", lower=lower, upper=upper)) == pytest.approx(expected)
+
+    def test_the_geometric_mean_is_the_weight_of_every_token_of_a_sequence(self):
+        # Sequences of two tokens and of one: sqrt(2 / 4), and 1.
+        rule = RejectionSampling(level="sequence", upper=5.0)
+        assert self.weights(rule, (2, 1)) == pytest.approx([0.5**0.5, 0.5**0.5, 1])
+        clamped = RejectionSampling(level="sequence", action="clamp", lower=0.8, upper=0.9)
+        assert self.weights(clamped, (2, 1)) == pytest.approx([0.8, 0.8, 0.9])
+
+    @pytest.mark.parametrize(
+        ("agg", "lower", "kept"),
+        [
+            # The sequence's ratio is 2 * 1/4 = 0.5, its geometric mean 0.707, its largest ratio 2.
+            ("sum", 0.6, False),
+            ("sum", 0.4, True),
+            ("mean", 0.8, False),
+            ("mean", 0.6, True),
+            ("max", 1.9, True),
+            ("max", 2.1, False),
+        ],
+    )
+    def test_ratios_of_a_sequence_are_summed_and_averaged_as_logarithms(self, agg, lower, kept):
+        rule = RejectionSampling(level="sequence", agg=agg, lower=lower)
+        weight = 0.5**0.5 if kept else 0
+        assert self.weights(rule, (2, 1))[:2] == pytest.approx([weight, weight])
+
+    @pytest.mark.parametrize(("agg", "value"), [("sum", 0.2402265 + 0.9609060), ("mean", 0.6005663), ("max", 0.960906)])
+    def test_kls_of_a_sequence_are_aggregated_as_they_are(self, agg, value):
+        # k2: log(2)^2 / 2 = 0.2402265 and log(4)^2 / 2 = 0.9609060; the weights stay those of the tokens.
+        inside = RejectionSampling(level="sequence", metric="kl_k2", agg=agg, upper=value + 1e-6)
+        outside = RejectionSampling(level="sequence", metric="kl_k2", agg=agg, upper=value - 1e-6)
+        assert self.weights(inside, (2, 1)) == pytest.approx([2, 0.25, 1])
+        assert self.weights(outside, (2, 1)) == pytest.approx([0, 0, 1])
+
+    def test_the_decoupled_loss_is_multiplied_by_the_weight_and_keeps_its_denominator(self):
+        batch = batch_of((2,), behave=[0.2, 0.4], prox=[0.4, 0.1], advantages=[1.0, -1.0])
+        term = ClippedPolicyTerm(behaviour=BehaviourWeight(RejectionSampling(lower=0.5, upper=5.0)))
+        losses, gradients = losses_and_gradients(term, [0.44, 0.1], batch)
+        # The first ratio to pi_prox is 1.1, its weight 2; the second token is masked.
+        assert losses == pytest.approx([-1.1 * 2, 0])
+        assert gradients == pytest.approx([-1.1 * 2, 0])
+        assert float(Objective((term,)).weights(batch)["token"]) == 2
+
+
+def test_gspo_clips_the_geometric_mean_of_a_sequences_ratios():
+    # Ratios 1.2, 1.5 and 0.9 in the first sequence: (1.2 * 1.5 * 0.9)^(1/3) = 1.1744; 1.1 and 1.3 in the second.
+    behave = [0.5, 0.2, 0.6, 0.5, 0.3]
+    current = [0.6, 0.3, 0.54, 0.55, 0.39]
+    batch = batch_of((3, 2), behave=behave, advantages=[2.0, 2.0, 2.0, -1.0, -3.0])
+    first, second = (1.2 * 1.5 * 0.9) ** (1 / 3), (1.1 * 1.3) ** 0.5
+    losses, gradients = losses_and_gradients(ClippedPolicyTerm(level="sequence", eps_clip=0.2), current, batch)
+    assert losses == pytest.approx([-first * 2] * 3 + [second * 2] * 2)
+    # d/dlogp of -3 s A with s = exp(mean): -s A for each token.
+    assert gradients == pytest.approx([-first * 2] * 3 + [second * 2] * 2)
+    narrow, constant = losses_and_gradients(ClippedPolicyTerm(level="sequence", eps_clip=0.1), current, batch)
+    assert narrow[:3] == pytest.approx([-1.1 * 2] * 3)
+    assert constant[:3] == [0, 0, 0]
+
+
+def test_cispo_clips_the_weight_and_keeps_the_gradient():
+    batch = batch_of((4,), behave=[0.1, 0.5, 0.4, 0.5], advantages=[1.0, 2.0, -1.0, 0.0])
+    current = [0.9, 0.55, 0.1, 0.5]
+    # Ratios 9, 1.1, 0.25 and 1, clipped to [0.5, 5].
+    term = CISPOTerm(eps_clip=0.5, eps_clip_higher=4.0)
+    losses, gradients = losses_and_gradients(term, current, batch)
+    assert losses == pytest.approx([-5 * log(0.9), -1.1 * 2 * log(0.55), 0.5 * log(0.1), 0])
+    assert gradients == pytest.approx([-5, -1.1 * 2, 0.5, 0])
+    unbounded_below = CISPOTerm(eps_clip=1.0, eps_clip_higher=4.0)
+    assert losses_and_gradients(unbounded_below, current, batch)[1] == pytest.approx([-5, -2.2, 0.25, 0])
+
+
+def test_sapo_gates_with_the_temperature_of_the_advantages_sign():
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + exp(-x))
+
+    batch = batch_of((3,), behave=[0.2, 0.4, 0.5], advantages=[1.5, -2.0, 1.0])
+    losses, gradients = losses_and_gradients(SAPOTerm(tau_pos=2.0, tau_neg=3.0), [0.3, 0.2, 0.5], batch)
+    # Ratios 1.5, 0.5 and 1.
+    up, down = sigmoid(2 * 0.5), sigmoid(3 * -0.5)
+    assert losses == pytest.approx([-2 * up * 1.5, 4 / 3 * down * 2, -2 * 0.5])
+    # d(4 / tau sigmoid(tau (r - 1)))/dlog r = 4 p (1 - p) r.
+    assert gradients == pytest.approx([-4 * up * (1 - up) * 1.5 * 1.5, 4 * down * (1 - down) * 0.5 * 2, -1])
+
+
+def test_dppo_masks_tokens_that_an_update_would_drive_too_far_apart():
+    # Changes of probability: +0.3 and -0.3 with both signs of the advantage, and +0.1.
+    batch = batch_of((5,), behave=[0.5, 0.5, 0.5, 0.5, 0.5], advantages=[1.0, -1.0, 1.0, -1.0, 1.0])
+    current = [0.8, 0.8, 0.2, 0.2, 0.6]
+    term = DPPOTerm(mask_low=0.2, mask_high=0.2, kl_coef=0.01)
+    losses, gradients = losses_and_gradients(term, current, batch)
+    up, down, little = log(1.6), log(0.4), log(1.2)
+    expected = [
+        0.01 * up**2,
+        1.6 + 0.01 * up**2,
+        -0.4 + 0.01 * down**2,
+        0.01 * down**2,
+        -1.2 + 0.01 * little**2,
+    ]
+    assert losses == pytest.approx(expected)
+    slopes = [0.02 * up, 1.6 + 0.02 * up, -0.4 + 0.02 * down, 0.02 * down, -1.2 + 0.02 * little]
+    assert gradients == pytest.approx(slopes)
+
+
+def test_dppos_binary_kl_is_that_of_the_rollouts_policy():
+    # kl(0.5, 0.8) = 0.5 log(0.5 / 0.8) + 0.5 log(0.5 / 0.2).
+    divergence = 0.5 * log(0.5 / 0.8) + 0.5 * log(0.5 / 0.2)
+    batch = batch_of(behave=[0.5], advantages=[1.0])
+    for threshold, loss in ((divergence + 1e-9, -1.6), (divergence - 1e-9, 0.0)):
+        term = DPPOTerm(mask_high=threshold, divergence="kl", kl_coef=0.0)
+        assert losses_and_gradients(term, [0.8], batch)[0] == pytest.approx([loss])
+
+
+def test_dppo_penalises_tokens_without_advantage():
+    batch = batch_of(behave=[0.5], advantages=[0.0])
+    assert losses_and_gradients(DPPOTerm(kl_coef=0.5), [0.6], batch)[0] == pytest.approx([0.5 * log(1.2) ** 2])
+
+
+def test_gmpo_averages_clipped_log_ratios():
+    # Log-ratios 1, -2 and 0.1; a positive advantage clips from above, a negative one from below.
+    ratios = [exp(1), exp(-2), exp(0.1)]
+    behave = [0.1, 0.5, 0.3]
+    current = [b * r for b, r in zip(behave, ratios, strict=True)]
+    up = exp((0.4 - 2 + 0.1) / 3)
+    losses, gradients = losses_and_gradients(
+        GMPOTerm(eps_clip=0.4), current, batch_of((3,), behave=behave, advantages=[2.0, 2.0, 2.0])
+    )
+    assert losses == pytest.approx([-up * 2] * 3)
+    assert gradients == pytest.approx([0, -up * 2, -up * 2])
+    down = exp((1 - 0.3 + 0.1) / 3)
+    losses, gradients = losses_and_gradients(
+        GMPOTerm(eps_clip=0.3, eps_clip_higher=9.0), current, batch_of((3,), behave=behave, advantages=[-1.0] * 3)
+    )
+    assert losses == pytest.approx([down] * 3)
+    assert gradients == pytest.approx([down, 0, down])
+
+
+def test_m2po_masks_as_few_tokens_as_its_threshold_needs():
+    # Squared log-ratios: 0.01, 1, 0.04 and 0.25. Means of the smallest 1, 2, 3, 4: 0.01, 0.025, 0.1, 0.325.
+    behave = [0.1, 0.2, 0.3, 0.4]
+    logprobs = tensor(behave).log() + tensor([0.1, -1.0, -0.2, 0.5])
+    batch = batch_of((1, 3), behave=behave)
+    for threshold, kept in (
+        (0.33, [True, True, True, True]),
+        (0.101, [True, False, True, True]),
+        (0.0251, [True, False, True, False]),
+        (0.0101, [True, False, False, False]),
+        (0.0099, [False, False, False, False]),
+    ):
+        assert SecondMomentMask(threshold)({"logprobs": logprobs}, batch).tolist() == kept, threshold
+
+
+def test_m2pos_loss_is_not_clipped_and_masked_tokens_leave_it():
+    kept = torch.tensor([True, False])
+    batch = batch_of((2,), behave=[0.1, 0.5], advantages=[1.0, 1.0], m2_kept=kept)
+    losses, gradients = losses_and_gradients(ClippedPolicyTerm(eps_clip=None, masks=("m2_kept",)), [0.3, 0.6], batch)
+    assert losses == pytest.approx([-3, 0])
+    assert gradients == pytest.approx([-3, 0])
+
+
+class TestCovariance:
+    """Log-probabilities -1, -2, -3, -6 (mean -3) and advantages 2, 1, -1, -2 (mean 0): 4, 1, 0 and 6."""
+
+    LOGPROBS = tensor([-1.0, -2.0, -3.0, -6.0])
+    BATCH = batch_of((2, 2), behave=[0.1] * 4, advantages=[2.0, 1.0, -1.0, -2.0])
+
+    @pytest.mark.parametrize(
+        ("ratio", "lower", "upper", "kept"),
+        [
+            (0.25, 1.0, 5.0, [False, True, True, True]),
+            (0.5, 1.0, 5.0, [False, False, True, True]),
+            (1.0, 1.0, 5.0, [False, False, True, True]),
+            (0.25, 1.0, 7.0, [True, True, True, False]),
+            (0.0, 5.0, 7.0, [True, True, True, False]),
+            (0.5, 8.0, 9.0, [True, True, True, True]),
+        ],
+    )
+    def test_clip_cov_leaves_out_the_largest_within_its_bounds(self, ratio, lower, upper, kept):
+        mask = ClipCovMask(ratio, lower, upper)
+        assert mask({"logprobs": self.LOGPROBS}, self.BATCH).tolist() == kept
+
+    @pytest.mark.parametrize(
+        ("ratio", "chosen"), [(1e-4, [False] * 3 + [True]), (0.5, [True, False, False, True]), (1.0, [True] * 4)]
+    )
+    def test_kl_cov_chooses_the_largest(self, ratio, chosen):
+        assert KLCovMask(ratio)({"logprobs": self.LOGPROBS}, self.BATCH).tolist() == chosen
+
+    def test_means_are_over_trained_tokens_alone(self):
+        mask = torch.tensor([True, True, True, True, False])
+        fields = {"loss_mask": mask, "advantages": tensor([2.0, 1.0, -1.0, -2.0, 99.0])}
+        batch = Batch(torch.zeros(5, dtype=torch.int64), (5,), fields)
+        logprobs = torch.cat([self.LOGPROBS, tensor([torch.nan])])
+        assert KLCovMask(0.5)({"logprobs": logprobs}, batch).tolist() == [True, False, False, True, False]
+
+    def test_kl_cov_penalises_the_chosen_tokens_alone(self):
+        chosen = torch.tensor([True, False])
+        batch = batch_of((2,), behave=[0.2, 0.2], advantages=[1.0, 1.0], cov_penalised=chosen)
+        losses, gradients = losses_and_gradients(KLCovTerm(kl_coef=0.5), [0.3, 0.3], batch)
+        assert losses == pytest.approx([-1.5 + 0.5 * (1.5 - 1 - log(1.5)), -1.5])
+        assert gradients == pytest.approx([-1.5 + 0.5 * (1.5 - 1), -1.5])
+
+
+class TestProximalPolicy:
+    def test_the_fraction_is_the_part_of_the_versions_that_had_passed_at_the_start_of_the_step(self):
+        versions = torch.tensor([4, 5, 7, 8, -1])
+        # The step began at version 7; two updates later the weights have version 9.
+        assert prox_fraction(versions, 7, 9).tolist() == pytest.approx([3 / 5, 2 / 4, 0, 0, 8 / 10])
+        # In the step's first update the proximal policy is the current one.
+        assert prox_fraction(versions, 7, 7).tolist() == [1, 1, 1, 1, 1]
+
+    def test_the_log_linear_form_interpolates_between_rollout_and_training(self):
+        batch = batch_of((2,), behave=[0.2, 0.2], advantages=[1.0, 1.0], prox_fraction=[0.5, 0.0])
+        term = ClippedPolicyTerm(eps_clip=None, behaviour=BehaviourWeight(), proximal="interpolated")
+        assert term.fields == {"advantages", "logprobs", "prox_fraction"}
+        losses, gradients = losses_and_gradients(term, [0.8, 0.4], batch)
+        # log pi_prox = log sqrt(0.2 * 0.8) = log 0.4: ratio 2, weight 2; then pi_prox = pi_behave: ratio 2, weight 1.
+        assert losses == pytest.approx([-4, -2])
+        assert gradients == pytest.approx([-4, -2])
+
+    def test_the_training_pass_can_be_the_proximal_policy(self):
+        batch = batch_of(behave=[0.2], advantages=[1.0])
+        term = ClippedPolicyTerm(behaviour=BehaviourWeight(), proximal="current")
+        assert term.fields == {"advantages", "logprobs"}
+        losses, gradients = losses_and_gradients(term, [0.5], batch)
+        assert losses == pytest.approx([-2.5])
+        assert gradients == pytest.approx([-2.5])
+
+    def test_the_errors_of_approximations_are_reported(self):
+        batch = batch_of(behave=[0.2], prox=[0.3], advantages=[1.0], prox_fraction=[0.5])
+        term = ClippedPolicyTerm(behaviour=BehaviourWeight(), report_approximations=True)
+        metrics = term({"logprobs": tensor([0.8]).log()}, batch).metrics
+        assert float(metrics["prox_error/loglinear"]) == pytest.approx(log(0.4) - log(0.3))
+        assert float(metrics["prox_error/linear"]) == pytest.approx(log(0.5) - log(0.3))
+        assert float(metrics["prox_error/rollout"]) == pytest.approx(log(0.3) - log(0.2))
