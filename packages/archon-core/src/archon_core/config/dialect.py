@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from archon_core.config.raw import RawMapping, RawNode
 from archon_core.config.typed import Problem
@@ -48,6 +49,15 @@ class Dialect:
         """Whether a file, as written, is in this dialect."""
         return False
 
+    def compose(self, tree: RawMapping, folder: Path) -> RawMapping:
+        """Add the content of other files that a file of this dialect names.
+
+        Args:
+            tree: the file as written.
+            folder: its folder.
+        """
+        return tree
+
     def rename(self, tree: RawMapping, *, keep: frozenset[str]) -> RawMapping:
         """Replace the dialect's option names by Archon's, in every file and override.
 
@@ -69,8 +79,15 @@ class Dialect:
         """Write what the other program knows and its files leave out, where ``schema`` has an option for it."""
         return Translation(tree)
 
-    def judge(self, path: str, node: RawNode, tree: RawMapping) -> Verdict:
-        """Look up an option that the schema does not have."""
+    def judge(self, path: str, node: RawNode, tree: RawMapping, *, recognised: bool) -> Verdict:
+        """Look up an option that the schema does not have.
+
+        Args:
+            path: its dotted name.
+            node: its value.
+            tree: the whole tree, in Archon's option names.
+            recognised: whether the file is in this dialect.
+        """
         return Verdict()
 
     def names_below(self, section: str) -> Sequence[str]:

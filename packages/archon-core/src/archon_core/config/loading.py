@@ -86,6 +86,8 @@ def read_config(
 
         registry = installed()
     written = read_yaml(Path(path))
+    for spec in registry.all(DialectSpec):
+        written = spec.load().compose(written, Path(path).parent)
     return read_tree(written, parse_overrides(overrides), registry, root=root, allow_missing=allow_missing)
 
 
@@ -110,7 +112,9 @@ def read_tree(
     for dialect in recognised:
         filled = dialect.fill_in(merged, schema)
         merged, decisions = filled.tree, [*decisions, *filled.decisions]
-    unknown = sort_unknown_options(merged, schema, choice, registry, root=root, dialects=dialects)
+    unknown = sort_unknown_options(
+        merged, schema, choice, registry, root=root, dialects=dialects, recognised=recognised
+    )
     converted = convert(unknown.tree, schema)
     problems = [*unknown.problems, *converted.problems]
     if not allow_missing:

@@ -70,6 +70,7 @@ def sort_unknown_options(
     *,
     root: RootSchema,
     dialects: Sequence[Dialect] = (),
+    recognised: Sequence[Dialect] = (),
 ) -> UnknownOptions:
     """Take options that the schema does not have out of ``tree``, where a plugin, a package or a dialect has them."""
     from archon_core.plugins.hints import package_for_option
@@ -83,7 +84,7 @@ def sort_unknown_options(
         return [name for dialect in dialects for name in dialect.names_below(section)]
 
     def sort(path: str, node: RawNode, *, inside_dialect: bool = False) -> None:
-        verdicts = (dialect.judge(path, node, tree) for dialect in dialects)
+        verdicts = (dialect.judge(path, node, tree, recognised=dialect in recognised) for dialect in dialects)
         verdict = next((verdict for verdict in verdicts if verdict.known), Verdict())
         unused = _why_unused(path, choice, tree, root)
         package = package_for_option(path, known=lambda option: knows(schema, option))
@@ -146,11 +147,17 @@ def _unnamed(kind: str, name: str, root: RootSchema) -> str:
 def _inlined(tree: RawMapping, whole: RawMapping, removed: set[str]) -> RawMapping:
     """``tree`` with references to options that were taken out replaced by their texts."""
 
+    def is_removed(name: str) -> bool:
+        return any(name == path or name.startswith(f"{path}.") for path in removed)
+
     def text(match: re.Match[str]) -> str:
-        name = match["name"]
-        target = whole.get(name)
-        gone = any(name == path or name.startswith(f"{path}.") for path in removed)
-        return target.text if gone and isinstance(target, RawScalar) else match[0]
+        name, target = match["name"], whole.get(match["name"])
+        while is_removed(name) and isinstance(target, RawScalar):
+            further = REFERENCE.fullmatch(target.text)
+            if further is None or further["name"] == name:
+                return target.text
+            name, target = further["name"], whole.get(further["name"])
+        return match[0] if name == match["name"] else f"${{{name}}}"
 
     def inline(node: RawNode) -> RawNode:
         if isinstance(node, RawMapping):
