@@ -170,7 +170,6 @@ _ONLINE = "agents that call in from outside are not part of this version; they n
 _TEACHER_SERVERS = (
     "a teacher on inference servers is not part of this version; engine_type: train runs it in the engine"
 )
-_SAPO = "SAPO is not part of this version"
 _LOSS_SCALE = "bfloat16 and float32 need no loss scale"
 _FSDP2 = "parameters, gradients and optimizer state are sharded by FSDP2"
 _HEAD = "the head computes log-probabilities in chunks and never holds all logits"
@@ -349,11 +348,6 @@ IGNORED = (
     Ignored("*.group_size", "groups are the samples of one prompt", same_as="gconfig.n_samples"),
     _refused("actor.group_adv_norm", ("false",), "set actor.adv_norm.mean_level=group"),
     Ignored("*.max_new_tokens", "gconfig.max_new_tokens limits generation", same_as="gconfig.max_new_tokens"),
-    _refused("*.m2_threshold", ("null",), "M2PO is not part of this version", "M2PO"),
-    _refused("*.use_sapo_loss", ("false",), _SAPO, "SAPO"),
-    Ignored("*.sapo_tau_*", _SAPO),
-    _refused("*.importance_sampling_level", ("token",), "ratios are per token"),
-    _refused("*.prox_logp_method", ("recompute",), "proximal log-probabilities are recomputed"),
     Ignored("*.log_agent_stats", "agent workflows are not part of this version", ("false",)),
     Ignored("*.log_agent_stats_keys", "agent workflows are not part of this version"),
 )
