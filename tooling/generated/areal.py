@@ -31,24 +31,6 @@ from archon_train.areal.names import new_name
 from archon_train.experiment import ROOT
 from generated.tables import code, codes, table
 
-ENGINE_DEFAULTS = {
-    "attn_type": "varlen",
-    "offload_params": "false",
-    "enable_compile": "true",
-    "ac_mode": "selective",
-    "selective_ac_option": "op",
-    "ac_memory_budget": "0.5",
-    "ac_debug": "false",
-    "pp_schedule": "Interleaved1F1B",
-    "pp_layers_per_stage": "null",
-    "pp_first_stage_less_layers": "1",
-    "pp_last_stage_less_layers": "1",
-    "reshard_after_forward_policy": "default",
-    "use_deterministic_algorithms": "false",
-    "moe_router_dtype": "fp32",
-}
-"""Options that AReaL's ``ArchonEngineConfig`` (areal/api/cli_args.py) shares with Archon -> AReaL's default."""
-
 ENGINE_NOTES = {
     "attn_type": "null chooses by device: `varlen` on CUDA; no `tree`",
     "enable_compile": "on a CPU only if you write it",
@@ -64,21 +46,26 @@ def _ours(option: str) -> str:
     """Archon's default of an option, with the sections of the plugins that a file without entries uses."""
     root = ROOT.with_engines(registry().all(TrainEngineSpec))
     schema = build_schema(ROOT.schema, choose_sections(registry(), RawMapping({}), root).used)
-    return default_text(schema, option) or "null"
+    text = default_text(schema, option) or "null"
+    return text.lower() if text in ("True", "False") else text
 
 
 def render_engine_options() -> str:
     """``actor.archon``, option by option: AReaL's default and ours."""
-    unknown = {*ENGINE_DEFAULTS, *ENGINE_NOTES} - {field.name for field in dataclasses.fields(ArchonOptions)}
+    unknown = set(ENGINE_NOTES) - {field.name for field in dataclasses.fields(ArchonOptions)}
     assert not unknown, f"no options of ours: {unknown}"
     rows = []
     for field in dataclasses.fields(ArchonOptions):
         name = field.name
-        theirs = ENGINE_DEFAULTS.get(name)
+        theirs = facts(f"actor.archon.{name}")
         ours = _ours(f"actor.archon.{name}")
-        ours = ours.lower() if ours in ("True", "False") else ours
         rows.append(
-            [code(field.name), code(theirs) if theirs else "no such option", code(ours), ENGINE_NOTES.get(name, "")]
+            [
+                code(field.name),
+                code(theirs[0].shown_default) if theirs else "no such option",
+                code(ours),
+                ENGINE_NOTES.get(name, ""),
+            ]
         )
     return table(["`actor.archon`", "AReaL's default", "Archon's default", ""], rows)
 

@@ -327,6 +327,7 @@ def test_a_whole_file_in_areals_form_loads_and_every_change_is_told(load: Load) 
     assert config.data.batch_size == 256
     options = {option for decision in loaded.decisions for option in decision.option.split(", ")}
     assert options == {
+        "actor.archon.enable_compile",
         "actor.optimizer.type",
         "actor.scheduling_spec",
         "algorithm",

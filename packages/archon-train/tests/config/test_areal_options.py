@@ -87,12 +87,14 @@ def test_a_refusal_says_what_would_be_needed_and_lists_the_options_of_its_featur
     assert "\n" not in text
 
 
-def test_a_section_that_areal_leaves_null_asks_for_something_by_being_there(load: Load) -> None:
-    with pytest.raises(
-        ConfigError, match=r"actor\.rejection_sampling: found \{upper: 5.0\}; allowed is null: this ver"
-    ):
-        load("actor: {rejection_sampling: {upper: 5.0}}\n")
-    assert not decided(load("actor: {rejection_sampling: null}\n"))
+def test_a_section_that_areal_leaves_null_asks_for_something_by_being_there() -> None:
+    tree = parse_yaml("actor: {rejection_sampling: {upper: 5.0}}\n", "f")
+    node, null = tree.get("actor.rejection_sampling"), parse_yaml("x: null", "f").entries["x"]
+    assert node is not None
+    problem = judge("actor.rejection_sampling", node, tree).problem
+    assert problem is not None
+    assert problem.text.startswith("actor.rejection_sampling: found {upper: 5.0}; allowed is null: this version does")
+    assert judge("actor.rejection_sampling", null, nested("actor.rejection_sampling", null)).problem is None
 
 
 def test_options_of_a_script_are_one_decision(load: Load) -> None:
@@ -245,6 +247,13 @@ def test_options_of_megatron_beside_another_engine_have_no_effect_whatever_they_
     assert made == {"actor.megatron.enable_mtp, actor.megatron.recompute_granularity": ("true, null", "no effect")}
     with pytest.raises(ConfigError, match=r"unknown option actor\.megatron\.enable_mpt; did you mean 'enable_mtp'"):
         megatron(load, "fsdp:d1", "megatron: {enable_mpt: true}")
+
+
+def test_the_kernel_for_cuda_is_chosen_by_the_device(load: Load) -> None:
+    loaded = load("total_train_epochs: 1\nactor: {archon: {attn_type: varlen}}\n")
+    assert loaded.config.actor.archon.attn_type is None
+    assert decided(loaded) == {"actor.archon.attn_type": ("varlen", "null")}
+    assert load("actor: {archon: {attn_type: varlen}}\n").config.actor.archon.attn_type == "varlen"
 
 
 def test_a_reference_to_a_megatron_backend_follows_it(load: Load) -> None:

@@ -75,6 +75,7 @@ DATASETS = {
 
 DEFAULTS = {
     "actor.dtype": "bfloat16",
+    "actor.archon.enable_compile": "false",
     "actor.optimizer.lr": "0.001",
     "actor.optimizer.warmup_steps_proportion": "0.001",
     "gconfig.max_new_tokens": "16384",

@@ -43,6 +43,7 @@ def translate(tree: RawMapping) -> Translation:
         _nulls,
         _scheduler,
         translate_megatron,
+        _attention,
         _optimizers,
         _algorithm,
         _dataset,
@@ -64,8 +65,9 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
     decisions: list[Decision] = []
     defaults = DEFAULTS | PIPELINE_DEFAULTS if _is_pipelined(tree) else DEFAULTS
     for option, default in defaults.items():
-        if tree.get(option) is None:
+        if tree.get(option) is None and knows(schema, option):
             ours = default_text(schema, option) or "null"
+            ours = "true" if ours == "True" else ours
             decisions.append(Decision(option, f"left out ({default} in AReaL)", ours, "Archon's default is used"))
     tree = translate_removed(tree, schema, decisions)
     path = _text(tree, "data.path")
@@ -101,6 +103,17 @@ def _scheduler(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     if isinstance(kind, RawScalar) and kind.is_null:
         decisions.append(Decision("scheduler.type", "null", "local", "without a launcher, processes start here"))
         return _set(tree, "scheduler.type", "local", kind.source)
+    return tree
+
+
+def _attention(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    """AReaL's default kernel needs CUDA; null chooses it there."""
+    for role in ROLES:
+        option = f"{role}.archon.attn_type"
+        node = tree.get(option)
+        if isinstance(node, RawScalar) and node.text == "varlen":
+            decisions.append(Decision(option, "varlen", "null", "null chooses varlen on CUDA, and sdpa elsewhere"))
+            tree = _set(tree, option, "null", node.source)
     return tree
 
 
