@@ -307,3 +307,29 @@ def test_other_defaults_lists_are_refused(load: Load, tmp_path, names: str, mess
     (tmp_path / "base.yaml").write_text("seed: 5\n")
     with pytest.raises(ConfigError, match=message):
         load(f"defaults: {names}\ntotal_train_epochs: 2\n")
+
+
+def test_options_of_one_class_that_stands_for_a_feature_share_an_error(load: Load) -> None:
+    with pytest.raises(ConfigError) as error:
+        load("critic: {ppo_n_minibatches: 1, mask_no_eos_with_zero: true, eps_clip: 0.5}\ntotal_train_epochs: 1\n")
+    text = str(error.value)
+    assert "critic.ppo_n_minibatches: found 1; allowed is 4: this version does not have the option" in text
+    assert text.endswith("(the same holds for critic.mask_no_eos_with_zero)")
+
+
+def test_training_options_of_a_frozen_model_have_no_effect(load: Load) -> None:
+    assert decided(load("ref: {ppo_n_minibatches: 1, kl_ctl: 0.1}\ntotal_train_epochs: 1\n")) == {
+        "ref.ppo_n_minibatches": ("1", "no effect")
+    }
+
+
+def test_a_misspelt_section_is_reported_as_a_whole(load: Load) -> None:
+    with pytest.raises(
+        ConfigError, match=r"config\.yaml:1: unknown option trian_dataset; did you mean 'train_dataset'"
+    ):
+        load("trian_dataset: {path: a, type: rl}\ntotal_train_epochs: 1\n")
+
+
+def test_a_misspelt_option_of_areal_gets_its_name(load: Load) -> None:
+    with pytest.raises(ConfigError, match=r"unknown option actor\.use_lorra; did you mean 'use_lora'"):
+        load("actor: {use_lorra: true}\ntotal_train_epochs: 1\n")

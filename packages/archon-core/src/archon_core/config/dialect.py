@@ -35,11 +35,13 @@ class Verdict:
         known: whether the dialect has the option.
         decision: when it is accepted without the effect that it asks for.
         problem: when it cannot be honoured and would change results.
+        feature: the feature that it needs. Options that need the same one share the problem of the first.
     """
 
     known: bool = False
     decision: Decision | None = None
     problem: Problem | None = None
+    feature: str = ""
 
 
 class Dialect:
@@ -91,5 +93,5 @@ class Dialect:
         return Verdict()
 
     def names_below(self, section: str) -> Sequence[str]:
-        """The options that the dialect has in a section; empty when it has no such section."""
+        """The options that the dialect has in a section, or at the top for an empty name."""
         return ()

@@ -18,7 +18,16 @@ from archon_train.areal.facts import (
     takes_anything,
     unknown_below,
 )
-from archon_train.areal.keys import IGNORED, RENAMED, SCRIPT_OPTIONS, SCRIPT_REASON, SECTIONS, Ignored, fits
+from archon_train.areal.keys import (
+    IGNORED,
+    RENAMED,
+    SCRIPT_OPTIONS,
+    SCRIPT_REASON,
+    SECTIONS,
+    SHARED_BY_OWNER,
+    Ignored,
+    fits,
+)
 
 TYPO = 0.8
 """Similarity, from 0 to 1, above which a top-level name counts as a misspelt option."""
@@ -51,9 +60,13 @@ def judge(path: str, node: RawNode, tree: RawMapping, *, recognised: bool = True
         return Verdict(known=True)
     if isinstance(node, RawMapping) and section_classes(found) and (not _is_absent(found) or has_rules(path)):
         return Verdict()  # its options are judged one by one
+    role = path.partition(".")[0]
+    if role in ("ref", "teacher") and found[0].owner in ("PPOActorConfig", "DPOEngineConfig"):
+        return Verdict(known=True, decision=Decision(path, shown(node), "no effect", f"{role} is not trained"))
     default = "null" if _is_absent(found) else found[0].shown_default
     text = f"{path}: found {shown(node)}; allowed is {default}: this version does not have the option; leave it out"
-    return Verdict(known=True, problem=Problem(node.source, text))
+    owner = found[0].owner if found[0].owner in SHARED_BY_OWNER else ""
+    return Verdict(known=True, problem=Problem(node.source, text), feature=owner)
 
 
 def rule_for(path: str) -> Ignored | None:
@@ -65,7 +78,9 @@ def rule_for(path: str) -> Ignored | None:
 
 
 def names_below(section: str) -> list[str]:
-    """AReaL's options in a section; empty if it has no such section."""
+    """AReaL's options in a section, or at the top for an empty name; empty if it has no such section."""
+    if not section:
+        return names_in("")
     length = len(section.split("."))
     patterns = [pattern.split(".") for pattern in (*RENAMED, *(rule.path for rule in IGNORED))]
     named = [p[length] for p in patterns if len(p) > length and fits(".".join(p[:length]), section)]
@@ -81,24 +96,9 @@ def _judge_by(rule: Ignored, path: str, node: RawNode, tree: RawMapping, found: 
         return Verdict(known=True)
     if rule.otherwise == "decision":
         return Verdict(known=True, decision=Decision(path, shown(node), "no effect", rule.reason))
-    first, *others = _refused_with(rule, tree) or [path]
-    if first != path:
-        return Verdict(known=True)  # the feature's first option reports all of them
     allowed = " or ".join(value or "empty" for value in rule.harmless)
     text = f"{path}: found {shown(node)}; allowed is {allowed}: {rule.reason}"
-    if others:
-        text += f" (the same holds for {', '.join(others)})"
-    return Verdict(known=True, problem=Problem(node.source, text))
-
-
-def _refused_with(rule: Ignored, tree: RawMapping) -> list[str]:
-    """The options in the tree that ask for the feature that ``rule`` refuses."""
-    same = [other for other in IGNORED if other.otherwise == "error" and other.feature == rule.feature]
-    return [
-        path
-        for path, node in walk(tree)
-        if (row := rule_for(path)) in same and row is not None and not _is_harmless(path, node, row, tree, facts(path))
-    ]
+    return Verdict(known=True, problem=Problem(node.source, text), feature=rule.feature)
 
 
 def _judge_script_option(path: str, node: RawNode) -> Verdict:

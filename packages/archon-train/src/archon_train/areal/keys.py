@@ -191,6 +191,9 @@ MEGATRON_TRANSLATED = {
 }
 """Options under ``megatron`` -> the options of the Archon engine that they become (``areal.megatron``)."""
 
+SHARED_BY_OWNER = frozenset(("PPOCriticConfig", "DPOEngineConfig", "TeacherConfig"))
+"""Classes of AReaL that stand for one feature each: options that this version does not have share one error."""
+
 IGNORED = (
     Ignored("*.experiment_name", _ONE_NAME, same_as="experiment_name"),
     Ignored("*.trial_name", _ONE_NAME, same_as="trial_name"),
@@ -359,6 +362,6 @@ _SECTION_NAMES = SECTIONS | {*ROLES, "rollout"}
 def fits(pattern: str, path: str) -> bool:
     """Whether a dotted name matches a pattern of the tables. A leading ``*`` matches any section of AReaL's files."""
     rows, keys = pattern.split("."), path.split(".")
-    if len(rows) != len(keys) or (rows[0] == "*" and keys[0] not in _SECTION_NAMES):
+    if len(rows) != len(keys) or (rows[0].startswith("*") and keys[0] not in _SECTION_NAMES):
         return False
     return all(fnmatchcase(key, row) for key, row in zip(keys, rows, strict=True))

@@ -36,7 +36,8 @@ def translate_removed(tree: RawMapping, schema: type, decisions: list[Decision])
     _, cap = follow(tree, CAP)
     _, mode = follow(tree, MODE)
     source = next(node.source for option in written if (node := tree.get(option)) is not None)
-    if tree.get(NEW) is not None:
+    new = tree.get(NEW)
+    if new is not None and not (isinstance(new, RawScalar) and new.is_null):
         raise ConfigError(f"{source}: found {written[0]}, which became {NEW}, and {NEW} as well; remove one")
     limit = cap.text if isinstance(cap, RawScalar) else DEFAULT_CAP
     text = mode.text if isinstance(mode, RawScalar) else DEFAULT_MODE
