@@ -1,8 +1,8 @@
-"""A run that is killed while it saves goes on from a whole checkpoint, whatever moment it dies at.
+"""A run that is killed while it saves continues from a whole checkpoint, at whatever moment it dies.
 
 One process has the engine ready; the runs that die are forked from it, and die by SIGKILL. Afterwards the run folder is
-opened as a resumed run opens it: there is a checkpoint, its weights are those that the run had after its step, and
-nothing is left of the one that was being written.
+opened as a resumed run opens it: there is a checkpoint, it has the weights of its step, and nothing
+is left of the checkpoint that was being written.
 """
 
 import os

@@ -119,7 +119,7 @@ def test_the_command_converts_copies_the_tokenizer_and_stores_another_type_when_
 
 def test_the_commands_of_the_documentation_run_as_they_are_written(runs, tmp_path, monkeypatch):
     page = (Path(__file__).parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-    commands = [shlex.split(line) for line in page.splitlines() if line.startswith("archon convert ")]
+    commands = [shlex.split(line) for line in dict.fromkeys(page.splitlines()) if line.startswith("archon convert ")]
     assert [command[5] for command in commands] == ["hf", "hf", "dcp"]
     monkeypatch.chdir(tmp_path)
     shutil.copytree(runs / "qwen3 tied", "runs/arithmetic/grpo")
@@ -146,7 +146,7 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(runs, tmp_path):
             convert(*arguments, **options)
         assert not out.exists()
 
-    refused(ConfigError, "found no training state there", convert_to_hf, tmp_path, out)
+    refused(ConfigError, "found no training state", convert_to_hf, tmp_path, out)
     refused(ArchonError, r"found no config\.json", convert_to_dcp, tmp_path, out)
     other = runs / "qwen2 untied" / "hf"
     refused(WeightsError, "does not fit the model:\n  missing ", convert_to_hf, state, out, config=str(other))
@@ -154,13 +154,13 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(runs, tmp_path):
     data = bytearray((damaged / "__1_0.distcp").read_bytes())
     data[len(data) // 2] ^= 1
     (damaged / "__1_0.distcp").write_bytes(data)
-    refused(DamagedError, r"__1_0\.distcp: it is damaged", convert_to_hf, damaged, out)
+    refused(DamagedError, r"__1_0\.distcp: found damage", convert_to_hf, damaged, out)
     (damaged / "checksums.json").unlink()
     refused(WeightsError, r"found no checksums\.json", convert_to_hf, damaged, out)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     for convert, source in ((convert_to_hf, state), (convert_to_dcp, run / "hf")):
-        refused(ConfigError, "found something there already", convert, source, tmp_path / "full")
+        refused(ConfigError, "found a file, or a folder that is not empty", convert, source, tmp_path / "full")
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["file"]
 
 

@@ -1,7 +1,7 @@
 """Options of the engine change speed and memory, never the numbers: recomputation, compilation, offloading, resharding.
 
-Every mode of one layout runs in one world, and is held against the same layout without the option; that layouts agree
-among themselves is what ``archon verify`` tells.
+Every mode of one layout runs in one world, and is compared with the same layout without the option; ``archon verify``
+compares layouts with each other.
 """
 
 import dataclasses

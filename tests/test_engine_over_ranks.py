@@ -132,7 +132,7 @@ def refusal(layout, changes):
         ("t3", {}, "attention heads (8), ", "the largest t below 3 that works is t2"),
         ("t6", {"num_key_value_heads": 1}, "attention heads (8), ", "the largest t below 6 that works is t4"),
         ("t4", {"vocab_size": 9}, "embed outputs (9), head outputs (9) are too few", "t below 4 that works is t2"),
-        ("t2", {"intermediate_size": 47}, "layers.*.mlp.down_proj inputs (47)", "no smaller one does; leave t out"),
+        ("t2", {"intermediate_size": 47}, "mlp.down_proj inputs (47)", "no smaller one does; leave t out"),
         ("c3", {}, "attention heads, so it must divide the model's 8", "the largest c below 3 that works is c2"),
         ("c7", {}, "the model's 8 attention heads", "the largest c below 7 that works is c4"),
         ("t4c4", {}, "8 attention heads, of which each of 4 tensor ranks has 2", "that works is c2"),

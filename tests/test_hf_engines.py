@@ -75,7 +75,7 @@ def whole(tensor):
 
 
 def one_step(backend, checkpoint, model):
-    """Of one step from a checkpoint, by transformers' names: what was told, every gradient, every weight."""
+    """One step from a checkpoint: its statistics, and every gradient and weight by transformers' names."""
     engine = make_engine(backend, path=checkpoint, n_mbs=2)
     [told] = train(engine, [0])
     gradients = {name: whole(parameter.grad) for name, parameter in engine.parameters.items()}
@@ -185,17 +185,17 @@ def test_an_axis_that_a_model_cannot_be_cut_along_is_refused_with_the_reason():
 
 def test_the_fsdp_engine_runs_no_other_model_than_transformers():
     entries = load_target(registry().get("model", "qwen3").tiny_config)()
-    with pytest.raises(ConfigError, match=r"actor\.archon\.model: found 'qwen3'; the engine fsdp: runs model 'hf'"):
+    with pytest.raises(ConfigError, match=r"actor\.archon\.model: found 'qwen3'; engine 'fsdp' runs model 'hf'"):
         make_engine("fsdp:d1", entries=entries, model="qwen3")
     with pytest.raises(LayoutError, match="found pipeline parallelism"):
         make_engine("fsdp:p2", entries=entries)
 
 
-def test_an_unserved_model_type_names_the_ways_out():
+def test_the_error_for_an_unserved_model_type_names_alternatives():
     with pytest.raises(Exception, match="model type 'mistral'") as raised:
         make_engine("archon:d1", entries={**SIZES, **MISTRAL})
     message = str(raised.value)
-    assert "by an fsdp: backend in place of archon:" in message
+    assert "with an fsdp: backend in place of archon:" in message
     assert "actor.archon.model=hf" in message
     assert "archon new model NAME --from-hf CONFIG" in message
     assert "pip install archon-models-hf" not in message, "it is installed"

@@ -1,4 +1,4 @@
-"""transformers' families, of which Archon has no module of its own, held against one process on many layouts.
+"""Families that only transformers implements, compared with one process on many layouts.
 
 About three minutes on two cores: run by ``hatch run test-wide``, not with the other tests.
 """

@@ -1,4 +1,4 @@
-"""``archon verify`` and dry runs of models that no package serves: what a user is told, and what is run."""
+"""``archon verify`` and dry runs of models that no package serves: messages, and what runs."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_a_dry_run_knows_what_serves_a_model_type_under_which_prefix(capsys, tmp
     _, out, told = dry_run(capsys, tmp_path, "archon:d1")
     text = " ".join((out + told).split())
     assert "model type 'mistral': no installed plugin provides it" in text
-    assert "by an fsdp: backend in place of archon:" in text
+    assert "with an fsdp: backend in place of archon:" in text
     for arguments in (["fsdp:d1"], ["archon:d1", "actor.archon.model=hf"]):
         code, out, told = dry_run(capsys, tmp_path, *arguments)
         assert code == 0
@@ -129,4 +129,4 @@ def test_a_dry_run_knows_what_serves_a_model_type_under_which_prefix(capsys, tmp
 def test_a_dry_run_refuses_another_model_under_fsdp(capsys, tmp_path):
     code, out, told = dry_run(capsys, tmp_path, "fsdp:d1", "actor.archon.model=qwen3")
     assert code != 0
-    assert "the engine fsdp: runs model 'hf', whatever the model type" in " ".join((out + told).split())
+    assert "engine 'fsdp' runs model 'hf' for every model type" in " ".join((out + told).split())

@@ -65,8 +65,8 @@ def completed(requests, results):
 
 
 def largest_gap(trainer, pairs, temperature):
-    """Between the completions' log-probabilities and those that the trainer computes for the same tokens, as a share
-    of the largest one."""
+    """The largest difference between log-probabilities of completions and of the trainer for the same tokens,
+    relative to the largest one."""
     batch = Batch.from_sequences([prompt + completion.token_ids for prompt, completion in pairs])
     expected = trainer.forward_batch(batch, OutputRequest(temperature=temperature))["logprobs"]
     gaps = []

@@ -63,7 +63,7 @@ from archon_models_qwen.weight_map import weight_map
 def plan_with_a_wrong_role(arguments):
     """The projections into the feed-forward block are taken for whole ones; so each rank has all of its outputs."""
     plan = parallel_plan(arguments)
-    whole = {f"layers.*.mlp.{name}_proj": "head_norm" for name in ("gate", "up", "down")}
+    whole = {f"layers.{{layer}}.mlp.{name}_proj": "head_norm" for name in ("gate", "up", "down")}
     return replace(plan, roles={**plan.roles, **whole})
 
 

@@ -1,7 +1,7 @@
 """Saved folders give the same logits, and the same token ids, in transformers 4.57 as where they were saved.
 
-That version is fetched from a package index into a folder of its own, beside this environment's torch. Slow: fetching,
-and a model of every family in two processes.
+pip installs that version from a package index into a separate folder, beside this environment's torch. Slow: it
+downloads, and runs a model of every family in two processes.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from archon_core.plugins import ModelSpec, Registry, registry
 from archon_engine.checkpoint.conversion import convert_to_dcp, convert_to_hf
 from archon_engine.checkpoint.hf import load_hf_weights
 from archon_engine.checkpoint.hf_saving import save_hf_weights
-from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.initialize import build_module
 from archon_engine.models.key_report import form_of
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_engine.models.weight_conversion import (
@@ -80,7 +80,7 @@ def spec() -> ModelSpec:
 def build(config: Any, dtype: torch.dtype) -> tuple[nn.Module, ResolvedMap]:
     model = spec().load()
     arguments = model.arguments.from_hf_config(config, critic=False)
-    module = build_alone(spec(), arguments).to(dtype)
+    module = build_module(spec(), arguments).to(dtype)
     return module, model.weight_map(arguments).resolve(weight_shapes(module))
 
 

@@ -165,7 +165,7 @@ def test_a_replay_of_another_model_is_refused():
 def test_a_model_without_experts_neither_records_nor_replays():
     with pytest.raises(ConfigError, match=r"actor.archon.moe_routing_replay: found true; model 'qwen3' has no experts"):
         make_engine(model="qwen3", replay=True)
-    with pytest.raises(ConfigError, match=r"rollout.return_routed_experts: found true; the model has no experts"):
+    with pytest.raises(ConfigError, match=r"rollout.return_routed_experts: found true, but the model has no experts"):
         LocalEngine(RECORDING, trainer=make_engine(model="qwen3")).generate(requests())
 
 

@@ -170,11 +170,11 @@ def test_a_training_state_from_elsewhere_runs_nothing_when_it_is_loaded_or_conve
     state, mark = run / "checkpoints" / "step-00000001" / "dcp", tmp_path / "mark"
     (state / ".metadata").write_bytes(pickle.dumps(Touch(mark)))
     reseal(state, ".metadata")
-    with pytest.raises(WeightsError, match=r"dcp/\.metadata: names \w*io\.open, .*nothing was run"):
+    with pytest.raises(WeightsError, match=r"dcp/\.metadata: found \w*io\.open, .*nothing was run"):
         engine.load(state, "dcp")
     assert archon("convert", run, tmp_path / "out", "--to", "hf") == 2
     printed = capsys.readouterr().err
-    assert "io.open, which the description of a checkpoint does not need" in printed.replace("\n", " ")
+    assert "io.open, which a checkpoint's description does not need" in printed.replace("\n", " ")
     assert "Traceback" not in printed
     assert not mark.exists()
 

@@ -89,15 +89,15 @@ DRY_RUNS: dict[str, list[str]] = {
 }
 """Row -> overrides of examples/grpo_arithmetic.yaml whose dry run prints the row's message."""
 
-Situation = Callable[..., str | None]
-SITUATIONS: dict[str, Situation] = {}
+Provocation = Callable[..., str | None]
+PROVOCATIONS: dict[str, Provocation] = {}
 
 
-def row(heading: str) -> Callable[[Situation], Situation]:
-    """Register a function that brings the row's situation about: it raises, prints or returns what users see."""
+def row(heading: str) -> Callable[[Provocation], Provocation]:
+    """Register the function that provokes the row's message: it raises, prints or returns what users see."""
 
-    def register(function: Situation) -> Situation:
-        SITUATIONS[heading] = function
+    def register(function: Provocation) -> Provocation:
+        PROVOCATIONS[heading] = function
         return function
 
     return register
@@ -106,7 +106,7 @@ def row(heading: str) -> Callable[[Situation], Situation]:
 def test_every_row_has_a_test_and_every_test_a_row() -> None:
     headings = re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
     assert headings == list(ROWS), "each row has symptom, cause, message and fix"
-    assert sorted(headings) == sorted([*DRY_RUNS, *SITUATIONS])
+    assert sorted(headings) == sorted([*DRY_RUNS, *PROVOCATIONS])
 
 
 @pytest.mark.parametrize("heading", list(ROWS))
@@ -119,7 +119,7 @@ def test_what_the_page_says_is_printed(
         printed = ""
     else:
         try:
-            printed = SITUATIONS[heading](tmp_path) or ""
+            printed = PROVOCATIONS[heading](tmp_path) or ""
         except Exception as error:  # the errors of every package, as the command line shows them
             printed = str(error)
     output = capsys.readouterr()
@@ -191,7 +191,7 @@ def _(folder: Path) -> None:
 
 @row("Tensor or context ranks do not divide the model")
 def _(folder: Path) -> None:
-    extents = ShardedExtents({"attention heads": 12, "layers.*.mlp.down_proj inputs": 3072}, query_heads=12)
+    extents = ShardedExtents({"attention heads": 12, "layers.{layer}.mlp.down_proj inputs": 3072}, query_heads=12)
     check_sizes(extents, parse_layout("archon:t8"), option="actor.backend")
 
 
@@ -369,7 +369,7 @@ def _(folder: Path) -> str:
 
 @row("A sequence is longer than a micro-batch")
 def _(folder: Path) -> None:
-    plan_micro_batches([4096, 200], n_mbs=1, max_tokens_per_mb=2048)
+    plan_micro_batches([4096, 200], n_mbs=1, max_tokens_per_mb=2048, option="actor.mb_spec")
 
 
 @row("A token id is outside the vocabulary")
@@ -400,7 +400,7 @@ def _(folder: Path) -> None:
     _second_line(b'{"question": "caf\xe9", "answer": "1"}')
 
 
-@row("A data file has half of a surrogate pair")
+@row("A data file has an unpaired surrogate")
 def _(folder: Path) -> None:
     _second_line(rb'{"question": "q\ud83d", "answer": "1"}')
 

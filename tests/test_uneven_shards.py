@@ -1,5 +1,5 @@
 """Sizes that tensor ranks do not divide: vocabularies of any number of rows, key heads fewer than ranks or no multiple
-of them. Numbers are those of one process in float64, files those that one process writes."""
+of them. Numbers and files equal those of one process in float64."""
 
 from __future__ import annotations
 

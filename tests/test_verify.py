@@ -173,15 +173,15 @@ def test_a_large_configuration_is_verified_with_its_structure_in_a_small_size(ca
     (tmp_path / "config.json").write_text(json.dumps(entries))
     assert run_command(str(tmp_path), "--layout", "t4") == 0
     captured = capsys.readouterr()
-    assert re.search(r"was made small.* hidden_size 3584 -> 112, .*num_hidden_layers 28 -> 4", captured.err)
+    assert re.search(r"was shrunk.* hidden_size 3584 -> 112, .*num_hidden_layers 28 -> 4", captured.err)
     assert "PASS: 1 of 1 layouts" in captured.out
 
 
 def facts_of_reference(case, folder):
     assert list(compute_references([(case, folder)])) == [None]
     record = torch.load(folder / RECORD, weights_only=False)
-    names = {frozenset(pieces) for moment in record.steps for pieces in (moment.gradients, moment.weights)}
-    gradients = [piece.values for moment in record.steps for piece in moment.gradients.values()]
+    names = {frozenset(shards) for moment in record.steps for shards in (moment.gradients, moment.weights)}
+    gradients = [shard.values for moment in record.steps for shard in moment.gradients.values()]
     shape = record.steps[0].gradients["embed.weight"].shape
     return [sorted(found) for found in names], shape, min(float(gradient.abs().max()) for gradient in gradients)
 

@@ -15,7 +15,7 @@ from archon_engine import mesh
 from archon_engine.assembly import tied_copies
 from archon_engine.checkpoint import engine_checkpoints as checkpoints
 from archon_engine.models import initialize
-from archon_engine.nn import collectives, ulysses
+from archon_engine.nn import tensor_parallel, ulysses
 from archon_engine.step import grad_norm, step
 from archon_engine.step import sequential_runner as runner
 from archon_pipeline import stage_passes
@@ -140,13 +140,13 @@ def leave_replicas_unsummed():
 
 def sum_what_every_context_rank_has_whole():
     """The gradient of gathered outputs is the same on every rank; summing it once more doubles it."""
-    take_part = collectives._GatherResults.backward
+    take_part = tensor_parallel._GatherResults.backward
 
     def summed(ctx, grad):
         own, *rest = take_part(ctx, grad)
         return ctx.size * own, *rest
 
-    collectives._GatherResults.backward = staticmethod(summed)
+    tensor_parallel._GatherResults.backward = staticmethod(summed)
 
 
 def apply_a_micro_batchs_gradient_twice():
@@ -296,7 +296,7 @@ def test_a_value_head_that_no_seed_governs(oracle, layout):
     comparison, found = look_into(oracle, plant, layout, variant="critic", check="initial")
     assert comparison.failed == ("weights",)
     # Drawn for an engine without a checkpoint, and for one whose checkpoint is a language model's.
-    assert (found.weight.name, found.remarks[0].partition(" weights")[0]) == ("head.weight", "2 of 50")
+    assert (found.weight.name, found.remarks[0].partition(" initial weights")[0]) == ("head.weight", "2 of 50")
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Planted mistakes of mixture-of-experts training, each a patch of one place, are caught and traced.
 
-They are those that the field's silent bugs are made of: gradients of routers and experts that lack a reduction or are
-scaled by a number of the wrong ranks, norms without experts, balancing losses that each rank counts by itself.
+They stand for the field's silent bugs: gradients of routers and experts that lack a reduction or are scaled by the
+number of the wrong ranks, norms without experts, balancing losses that each rank counts by itself.
 """
 
 from dataclasses import replace

@@ -174,9 +174,9 @@ def test_a_checkpoint_that_is_damaged_where_one_rank_looks_is_refused_by_all(tmp
     for messages, losses in run_world(refusals, 5, ("d5", tmp_path)):
         assert "'lm_head.weight' differs from 'model.embed_tokens.weight'" in messages["copy"]
         assert f"tensor {norm!r} has type I8" in messages["quantised"]
-        assert "metadata/.metadata: it is damaged: found 7 bytes" in messages["metadata"]
-        assert "part/__0_0.distcp: it is damaged: found" in messages["part"]
-        assert "found weights there already" in messages["save"]
+        assert "metadata/.metadata: found damage: the file has 7 bytes" in messages["metadata"]
+        assert "part/__0_0.distcp: found damage: the file has" in messages["part"]
+        assert "found weights already" in messages["save"]
         assert losses == pytest.approx(expected, rel=1e-5)
 
 

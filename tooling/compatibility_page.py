@@ -1,4 +1,4 @@
-"""docs/reference/compatibility.md: which versions of the packages go together, made from their pyproject.toml files."""
+"""Generates docs/reference/compatibility.md: compatible versions of the packages, from their pyproject.toml files."""
 
 from __future__ import annotations
 

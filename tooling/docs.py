@@ -29,7 +29,7 @@ END = "<!-- end -->\n"
 
 
 def is_ours(distribution: str) -> bool:
-    """Whether a distribution is one of this repository: others are not documented, though they may be installed."""
+    """Whether a distribution belongs to this repository; others may be installed but are not documented."""
     return (ROOT / "packages" / distribution / "pyproject.toml").is_file()
 
 
@@ -103,7 +103,7 @@ def with_tables(path: Path, tables: Mapping[str, str]) -> str:
 
 
 def main() -> int:
-    """Write the pages, or return 1 when ``--check`` finds one that is not current."""
+    """Write the pages; with ``--check``, return 1 if a page is outdated."""
     stale = 0
     for path, content in generated_pages().items():
         current = path.read_text(encoding="utf-8") if path.is_file() else None

@@ -27,7 +27,7 @@ MakeEnvironment = Callable[..., FreshEnvironment]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever stands in this folder is one step of its own."""
+    """Mark the tests of this folder ``wheels``: ``hatch run test-wheels`` runs them separately."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("wheels")

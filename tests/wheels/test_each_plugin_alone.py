@@ -33,7 +33,7 @@ WHAT_IS_LACKING = {
         "pip install archon-models-qwen archon-rl archon-rollout",
     ),
 }
-"""Package -> something that it cannot do alone, and what is said then. Packages that lack nothing are not here."""
+"""Package -> something that it cannot do alone, and the message. Packages that lack nothing are not listed."""
 
 
 @pytest.fixture(scope="module", params=[name for name in find_packages() if name != CORE])
@@ -42,7 +42,7 @@ def alone(request: pytest.FixtureRequest, make_fresh: Callable[..., FreshEnviron
 
 
 def needed_packages(name: str) -> set[str]:
-    """A package of ours and those that it needs, directly or not."""
+    """A package of the workspace, and the ones that it needs, directly or not."""
     packages = find_packages()
     own = {requirement.name for requirement in packages[name].requirements} & set(packages)
     return {name}.union(*map(needed_packages, own))

@@ -1,7 +1,7 @@
 """Peak memory and time of the fused log-probability head against the plain one, forward and backward.
 
-Memory is what a process needs beyond the weight, the hidden states and their gradients. Each variant runs in a process
-of its own, since the peak resident size of a process never falls. Exits 1 when the bar is missed.
+Memory is what a process needs beyond the weight, the hidden states and their gradients. Each variant runs in a separate
+process, since the peak resident size of a process never falls. Exits 1 when the bar is missed.
 
     python tooling/bench/head.py [--tokens 4096] [--hidden 1024] [--vocab 151936] [--dtype float32] [--device cpu]
 """

@@ -186,7 +186,7 @@ def measure(schedule: str, n_micro_batches: int, rounds: int) -> dict[str, Any]:
 
 
 def predicted_seconds(found: dict[str, Any], n_micro_batches: int) -> float:
-    """What the simulator makes of a schedule with the mean times of its own actions."""
+    """The simulated seconds of a schedule with the mean times of its recorded actions."""
     recording: Recording = found["recording"]
     spec = registry().get(ScheduleSpec, recording.schedule)
     actions = spec.load()(RANKS, len(found["rank_of"]), n_micro_batches)

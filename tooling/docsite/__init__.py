@@ -1,4 +1,4 @@
-"""The documentation site: which files of the repository are pages, how their links are kept whole, and what is checked.
+"""The documentation site: its pages, their links, and checks.
 
-Pages are written for a code host, where links go from file to file; the site is made from the same files.
+Pages are written for a code host, where links connect files; the site is built from the same files.
 """

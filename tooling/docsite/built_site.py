@@ -1,5 +1,5 @@
-"""The site as it was built: every link and anchor leads somewhere, nothing is loaded from elsewhere, and no Markdown
-is left standing as text. ``python tooling/docsite/built_site.py site``"""
+"""Checks the built site: every link and anchor exists, nothing is loaded from other hosts, and no Markdown is left
+unrendered. Usage: ``python tooling/docsite/built_site.py site``"""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # also when it is 
 from docsite.source_links import external_problem
 
 LOADING = {"script": "src", "img": "src", "source": "src", "iframe": "src", "object": "data"}
-"""Elements with which a page loads a file, and the attribute that names it."""
+"""Elements that load a file -> the attribute with its address."""
 LOADING_RELATIONS = {"stylesheet", "preload", "icon", "preconnect", "dns-prefetch", "modulepreload"}
 LEFT_OVER = re.compile(r"^\s*(\|.*\||\|?\s*:?-{3,}:?\s*\|.*|```.*|[-*] \S.*|\d+\. \S.*|#{2,6} \S.*)$", re.MULTILINE)
-"""What Markdown looks like that was not understood: rows of tables, fences, items, headings."""
+"""Patterns of unrendered Markdown: table rows, fences, list items, headings."""
 
 
 @dataclass
@@ -67,7 +67,7 @@ class BuiltPage(HTMLParser):
 
 
 def problems(site: Path) -> Iterator[str]:
-    """One sentence per mistake, in all HTML files under ``site``."""
+    """One sentence per error, in all HTML files under ``site``."""
     pages = {}
     for path in sorted(site.rglob("*.html")):
         pages[path] = BuiltPage()

@@ -1,4 +1,4 @@
-"""What mkdocs is told beyond mkdocs.yml: pages that stand outside of docs/, and links that lead there."""
+"""mkdocs hooks: adds pages from outside of docs/, and rewrites links between files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading Markdown as far as the site needs it: its links and its headings, outside of code."""
+"""Finds links and headings in Markdown, outside of code."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which files of the repository are pages of the site, and where a link between two files leads there.
+"""Maps files of the repository to pages of the site, and links between files to links between pages.
 
-Pages of ``docs/`` keep their places. Markdown elsewhere (READMEs, changelogs) gets one by the table below; any other
-file that a page links to, such as a test or an example, is shown as a page of source text.
+Pages of ``docs/`` keep their paths. The table below places other Markdown files (READMEs, changelogs); any other linked
+file, such as a test or an example, becomes a page with its source text.
 """
 
 from __future__ import annotations

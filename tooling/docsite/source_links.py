@@ -1,4 +1,4 @@
-"""Links as a code host has them: every relative one leads to a file, every anchor to a heading."""
+"""Checks links in the sources: relative links must lead to files, anchors to headings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from docsite.repository import BrokenLinkError, Repository
 
 
 def broken_links(repository: Repository) -> Iterator[str]:
-    """One sentence per link that leads nowhere, in all Markdown of the repository."""
+    """One sentence per broken link, in all Markdown of the repository."""
     for file in repository.all_markdown():
         for link in links((repository.root / file).read_text(encoding="utf-8")):
             problem = external_problem(link.target) if link.is_external else _problem(repository, file, link)

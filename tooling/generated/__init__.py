@@ -1,1 +1,1 @@
-"""Pages and tables of docs/ that are made from the code; ``tooling/docs.py`` writes them."""
+"""Pages and tables of docs/ that are generated from the code; ``tooling/docs.py`` writes them."""

@@ -1,7 +1,6 @@
 """Tables of docs/reference/engines.md: backends of layouts, and a comparison of engines.
 
-What is said of our engines comes from their specs. What is said of others is what their documentation says, with its
-address.
+Facts about Archon's engines come from their specs; facts about others from their documentation, with its address.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""archon_core/plugins/first_party.py: what this repository's packages bring, made from their plugins."""
+"""Generates archon_core/plugins/first_party.py: the specs and options of this repository's packages."""
 
 from __future__ import annotations
 

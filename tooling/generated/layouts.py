@@ -115,7 +115,7 @@ class _Drawing:
 
     def svg(self) -> str:
         width, height = self.width + PAD, self.height + PAD
-        # A background of its own: readers with a dark scheme see the same picture.
+        # An explicit background: readers with a dark scheme see the same picture.
         return (
             f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}' "
             f"{FONT} font-size='14' role='img'><title>{self.title}</title>"

@@ -1,4 +1,4 @@
-"""docs/reference/models.md: the architectures of Archon's packages and what each runs on."""
+"""Generates docs/reference/models.md: the architectures of Archon's packages and the axes that each supports."""
 
 from __future__ import annotations
 

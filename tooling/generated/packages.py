@@ -1,4 +1,4 @@
-"""The table of docs/reference/packages.md: what each package brings, from its metadata and its specs."""
+"""Generates the table of docs/reference/packages.md: the content of each package, from metadata and specs."""
 
 from __future__ import annotations
 

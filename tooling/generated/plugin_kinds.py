@@ -110,7 +110,7 @@ def _linked(text: str) -> str:
 
 
 def _interfaces(kind: type[Spec]) -> Iterator[type]:
-    """The protocols that a spec's documentation names, and those that they return."""
+    """The protocols that a spec's documentation names, and the protocols that these return."""
     queue = re.findall(r"`((?:archon_core\.)?[\w.]*[A-Z]\w+)`", inspect.getdoc(kind) or "")
     if kind.kind == "model":
         queue = ["CausalModule", "ModelArguments"]

@@ -1,4 +1,4 @@
-"""A group of checks in a process of its own, from both sides."""
+"""Runs a group of checks in a separate process: parent and child side."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from gpu.journal import read_journal, run_checks
 from gpu.records import Context, Record, Status
 
 LAST_LINES = 15
-"""Of a process's output, shown when it did not end in order."""
+"""Number of characters of a failed process's output to show."""
 
 GRACE = 1.0
-"""Seconds that a process has to write down where it was, before it is killed."""
+"""Seconds for a process to write its stacks before it is killed."""
 
 
 def run_apart(group: Group, context: Context, only: tuple[str, ...], left: float) -> list[Record]:
@@ -33,7 +33,7 @@ def run_apart(group: Group, context: Context, only: tuple[str, ...], left: float
     end: Status | None = None
     reason = ""
     with output.open("w", encoding="utf-8") as log:
-        # A session of its own, so that its children end with it.
+        # A new session, so that its children end with it.
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", call], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )

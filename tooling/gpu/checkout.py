@@ -48,7 +48,7 @@ def unpack_wheels(wheels: Path, folder: Path) -> None:
 
 
 def put_on_path(*folders: Path) -> None:
-    """Put folders first on the path, of this process and of those that it starts."""
+    """Put folders first on the path of this process and of its children."""
     texts = [str(folder) for folder in folders]
     sys.path[:0] = texts
     os.environ["PYTHONPATH"] = os.pathsep.join([*texts, *filter(None, [os.environ.get("PYTHONPATH")])])

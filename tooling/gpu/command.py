@@ -1,7 +1,7 @@
-"""The command behind ``check.py``: groups of checks, each in a process of its own, and what comes of them.
+"""The command behind ``check.py``: runs groups of checks, each in a separate process, and reports them.
 
-A crash or a time limit costs one group the checks that had not ended. The command prints a table, writes JSON where
-asked, after every group and also where nothing can run, and exits 1 unless every check that ran has passed.
+A crash or a time limit costs one group its unfinished checks. The command prints a table and exits 1 unless every check
+that ran has passed. With a file for JSON, it writes the results after every group, and also if nothing can run.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def _wanted(parts: tuple[str, ...], only: tuple[str, ...]) -> Iterator[Group]:
 
 
 def _prepare(work: Path, options: argparse.Namespace) -> None:
-    """Set up this process's path and environment, which those that it starts inherit."""
+    """Set up this process's path and environment, which its children inherit."""
     checkout.write_metadata(work / "metadata")
     if options.wheels is not None:
         checkout.unpack_wheels(options.wheels, work / "wheels")
@@ -109,7 +109,7 @@ def _prepare(work: Path, options: argparse.Namespace) -> None:
 
 
 def _machine() -> Mapping[str, object]:
-    """Asked in a process of its own: this one must not hold memory of the GPU."""
+    """Queried in a separate process: this one must not hold memory of the GPU."""
     command = [
         sys.executable,
         "-P",

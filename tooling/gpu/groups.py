@@ -1,4 +1,4 @@
-"""The groups of checks, each run by a process of its own, in the order in which they are worth most."""
+"""The groups of checks, each run in a separate process, most valuable first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of a group of checks, written while they run, so that a crash or a time limit loses none that ended.
+"""The journal of a group of checks, written while they run, so that a crash or a time limit loses no finished check.
 
 One JSON object per line: the plan, then the beginning of every check and its record. The process that runs the checks
 writes it; the one that started that process reads it.

@@ -1,4 +1,4 @@
-"""What this machine is, so that figures have a name to stand beside."""
+"""Describes this machine, to label figures."""
 
 from __future__ import annotations
 

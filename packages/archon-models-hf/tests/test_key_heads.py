@@ -8,11 +8,11 @@ import torch
 from archon_core import parse_layout
 from archon_core.errors import LayoutError
 from archon_core.layout.model_sizes import check_sizes
-from archon_engine.parallel.sizes import sharded_extents
+from archon_engine.parallel.plan_checks import sharded_extents
 from archon_models_hf.decoder import HfDecoder
 from archon_models_hf.parallel_plan import parallel_plan
 
-EXCHANGED = ("layers.*.self_attn.k_proj", "layers.*.self_attn.v_proj")
+EXCHANGED = ("layers.{layer}.self_attn.k_proj", "layers.{layer}.self_attn.v_proj")
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gemma2", "qwen3", "mistral"])

@@ -1,5 +1,5 @@
 """What every model package must keep: for a family with q and k projections, and for one with biases, means in norms,
-fused projections and names of its own. What verifies more families on more layouts is ``hatch run test-families``."""
+fused projections and other names. ``hatch run test-families`` verifies more families on more layouts."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_engine.checkpoint.hf import load_hf_weights
 from archon_engine.checkpoint.hf_saving import save_hf_weights
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import materialize_empty
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_models_hf.decoder import HfDecoder
 from archon_models_hf.weight_map import weight_map

@@ -17,8 +17,8 @@ EXPERTS = {"num_local_experts": 4}
 def test_windows_scales_and_caps_are_those_that_layers_ask_for(arguments_of):
     made = arguments_of("gemma2", head_dim=8, query_pre_attn_scalar=4, sliding_window=5)
     first, second = made.facts.attention
-    assert (first.window, second.window) == (5, None)
-    assert (first.scale, first.softcap, made.facts.form.softcap) == (0.5, 50.0, 30.0)
+    assert (first.settings.window, second.settings.window) == (5, None)
+    assert (first.settings.scale, first.settings.softcap, made.facts.form.softcap) == (0.5, 50.0, 30.0)
     assert (first.n_heads, first.n_kv_heads, first.head_dim) == (4, 2, 8)
     assert made.facts.tied
 
@@ -50,8 +50,10 @@ def test_what_packed_sequences_cannot_be_run_through_is_refused_by_name(argument
 
 
 @pytest.mark.parametrize(("model_type", "entries"), [("gpt_oss", EXPERTS), ("falcon", {}), ("opt", {}), ("mamba", {})])
-def test_the_way_out_is_one_for_models_that_are_not_of_the_llama_line(arguments_of, model_type, entries):
-    with pytest.raises(ModelError, match=r"archon new model NAME \(.*\) begins it as a small Llama.*PORTING") as raised:
+def test_refused_models_get_the_advice_for_other_architectures(arguments_of, model_type, entries):
+    with pytest.raises(
+        ModelError, match=r"archon new model NAME \(.*\) creates it as a small Llama.*PORTING"
+    ) as raised:
         arguments_of(model_type, **entries)
     assert "--from-hf" not in str(raised.value)
 
@@ -90,8 +92,8 @@ def test_the_parallel_plan_gives_every_parameter_one_role(arguments_of, model_ty
 
 def test_norms_over_whole_projections_have_all_of_them(arguments_of):
     made = arguments_of("olmo2")
-    assert made.facts.tensor.gathering == {f"layers.*.self_attn.{name}_proj" for name in "qkv"}
-    assert made.facts.tensor.splitting == {"layers.*.self_attn.o_proj"}
+    assert made.facts.tensor.gathering == {f"layers.{{layer}}.self_attn.{name}_proj" for name in "qkv"}
+    assert made.facts.tensor.splitting == {"layers.{layer}.self_attn.o_proj"}
     assert parallel_plan(made).role_of("layers.0.self_attn.q_norm") == "head_norm"
 
 

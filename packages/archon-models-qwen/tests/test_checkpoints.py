@@ -18,8 +18,7 @@ from archon_engine.checkpoint.hf import load_hf_weights
 from archon_engine.checkpoint.hf_saving import save_hf_weights
 from archon_engine.checkpoint.weight_files import INDEX_FILE
 from archon_engine.models.hf_config import load_hf_config
-from archon_engine.models.initialize import initialize_weights
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import initialize_weights, materialize_empty
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_models_qwen.tiny_config import tiny_qwen2, tiny_qwen3
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from archon_core import registry
 from archon_core.config.root import RootSchema
+from archon_core.config.rules import broken_rules
 from archon_core.config.sections import build_schema, choose_sections
 from archon_core.config.typed import convert, knows
 from archon_core.config.yaml_file import parse_yaml
@@ -29,6 +30,14 @@ class Models:
     critic: EngineConfig | None = None
     ref: EngineConfig | None = None
     teacher: EngineConfig | None = None
+
+
+def test_fields_carry_the_rules_that_configurations_are_checked_with() -> None:
+    options = MoEOptions(moe_aux_loss="sequences", moe_z_loss_coef=-1.0)
+    assert dict(broken_rules(options)) == {
+        "moe_aux_loss": "found 'sequences'; allowed are none, sequence, global_batch; did you mean 'sequence'?",
+        "moe_z_loss_coef": "found -1.0; allowed are numbers from 0; 0 disables it",
+    }
 
 
 def test_every_role_has_the_options() -> None:

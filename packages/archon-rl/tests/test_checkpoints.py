@@ -63,10 +63,10 @@ def test_a_write_that_fails_in_the_background_is_raised_on_every_rank(run, monke
         if self.version == 3:
             # As the engine does: it fails on all ranks or on none.
             raised.append(ranks.rank)
-            raise WeightsError(f"training state {folder}: it could not be written (disk full)")
+            raise WeightsError(f"training state {folder}: cannot write it (disk full)")
 
     monkeypatch.setattr(StagedTable, "write", fail_once)
-    with pytest.raises(WeightsError, match="could not be written"):
+    with pytest.raises(WeightsError, match="cannot write it"):
         run(ASYNC, f"actor.backend=bigram:d{n_ranks}", ranks=n_ranks)
     assert sorted(raised) == list(range(n_ranks))
     assert list(run.folder().checkpoints.iterdir()) == []
@@ -74,7 +74,7 @@ def test_a_write_that_fails_in_the_background_is_raised_on_every_rank(run, monke
     run(ASYNC, "trainer.auto_resume=true", "trial_name=again")
 
 
-def test_a_folder_that_cannot_be_published_is_told_to_every_rank(run, monkeypatch):
+def test_a_folder_that_cannot_be_published_is_an_error_on_every_rank(run, monkeypatch):
     flush = publication._flush_tree
 
     def full(path):
@@ -114,13 +114,13 @@ def test_superseded_checkpoints_are_removed_when_a_new_one_is_there(run, monkeyp
     assert sorted(entry.name for entry in folder.checkpoints.iterdir()) == [f"step-{step:08d}" for step in (3, 5, 6)]
 
 
-def test_a_damaged_checkpoint_is_named_with_the_way_on_and_never_passed_by_unasked(run):
+def test_a_damaged_checkpoint_is_an_error_with_advice_and_is_never_skipped_silently(run):
     with pytest.raises(KeyboardInterrupt):
         run("trainer.save_every=1", stop_after=2)
     last = run.folder().checkpoint_path(2)
     text = (last / "trainer.json").read_text()
     (last / "trainer.json").write_text(text.replace('"position": 8', '"position": 9'))
-    with pytest.raises(DamagedError, match=r"trainer\.json: it is damaged: bytes") as refused:
+    with pytest.raises(DamagedError, match=r"trainer\.json: found damage: bytes") as refused:
         run("trainer.resume=true", "actor.backend=bigram:d2", ranks=2)
     assert refused.value.__notes__ == [
         f"to resume from the previous checkpoint, if there is one, move {last} away and run again"

@@ -35,7 +35,7 @@ def test_text_and_numbers_are_text(value, text):
         ({"a": 1}, "found an object;"),
         (b"abc", "found a bytes;"),
         pytest.param(10**5000, "an integer of more than 4,300 digits", id="digits"),
-        ("q\ud83d", "half of a surrogate pair"),
+        ("q\ud83d", "an unpaired surrogate"),
         ([], "found an empty list;"),
         (["a", "b"], "message 1: found text in a list;"),
         ([USER, None], "message 2: found null in a list;"),
@@ -47,7 +47,7 @@ def test_text_and_numbers_are_text(value, text):
             [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
             "found a list as the content; allowed is text",
         ),
-        ([{"role": "user", "content": "\udc80"}], r"message 1: text .* half of a surrogate pair"),
+        ([{"role": "user", "content": "\udc80"}], r"message 1: text .* an unpaired surrogate"),
     ],
 )
 def test_everything_else_is_an_error_that_names_option_and_value(value, found):

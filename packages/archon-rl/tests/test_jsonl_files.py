@@ -86,7 +86,7 @@ def test_unusual_files_are_read(tmp_path, content, records):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (gzip.compress(GOOD * 9), r"a\.jsonl:1: not UTF-8: .* this is a gzip archive: unpack it first"),
+        (gzip.compress(GOOD * 9, mtime=0), r"a\.jsonl:1: not UTF-8: .* this is a gzip archive: unpack it first"),
         (b"PAR1\x15\x04\xff", r"a\.jsonl:1: not UTF-8: .* a Parquet file: data\.dataset=hf"),
         (GOOD.decode().encode("utf-16"), r"a\.jsonl:1: not UTF-8: .* this is UTF-16: convert it"),
         (b"", r"a\.jsonl: found no records"),

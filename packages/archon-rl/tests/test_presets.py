@@ -106,7 +106,7 @@ def test_the_policy_is_trained_at_the_temperature_it_is_sampled_at():
 def test_strict_turns_a_change_of_what_was_asked_into_an_error():
     strict = ArchonOptions(strict=True)
     with pytest.raises(
-        ConfigError, match=r"strict=true allows no change .*\n  actor\.kl_ctl: asked 0\.1, would be 0\.0"
+        ConfigError, match=r"strict: found true, and settings that .*\n  actor\.kl_ctl: found 0\.1, would use 0\.0"
     ):
         compose(archon=strict)
     compose(archon=strict, kl_ctl=0.0)

@@ -25,7 +25,7 @@ EMPTY = Completion((), (), (), "length")
 ROLLOUT = Rollout(records=({}, {}), prompts=((1, 5), (1,)), completions=((A, B), (B, EMPTY)))
 
 
-def test_masks_and_log_probabilities_stand_where_each_token_is_predicted():
+def test_masks_and_log_probabilities_are_aligned_to_predictions():
     batch = build_batch(ROLLOUT, torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert batch.lengths == (5, 3, 2, 1)
     first = batch.select([0])
@@ -39,7 +39,7 @@ def test_masks_and_log_probabilities_stand_where_each_token_is_predicted():
         assert tuple(row.token_fields["logprobs"][mask].tolist()) == completion.logprobs
 
 
-def test_completions_that_do_not_tell_their_experts_are_refused_where_others_do_or_all_must():
+def test_completions_without_routed_experts_are_refused_if_others_have_them_or_all_must():
     complete = replace(A, routed_experts=torch.zeros(4, 2, 2, dtype=torch.int16))
     for completion, needed in ((complete, False), (A, True)):
         rollout = Rollout(records=({},), prompts=((1, 5),), completions=((completion, B, EMPTY),))
@@ -73,7 +73,7 @@ class Echo:
         ]
 
 
-def test_rewards_see_prompt_text_completion_text_and_the_answer_under_its_own_name():
+def test_rewards_get_prompt_and_completion_as_text_and_the_answer_as_answer():
     encoder = TextEncoder(characters_tokenizer(["ab12"]), "prompt", "solution")
     records = [{"prompt": "a1", "solution": "1", "level": 5}, {"prompt": "b2", "solution": "7", "level": 6}]
     rollout = sample(Echo(), encoder, records, GenerationConfig(n_samples=2), rollout_seeds(1, 0))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_core.contracts.packed import AttentionSettings, HeadInputs, PackedSequences
 from archon_core.ranks.ranks import DataRanks
 from archon_engine.nn.evaluation import evaluation_mode
 from archon_engine.nn.head import LanguageModelHead
@@ -46,7 +46,7 @@ class TinyAttention(nn.Module):
         q, k, v = qkv.split([HEADS, KV_HEADS, KV_HEADS], dim=1)
         scale = HEAD_DIM**-0.5
         if packed.cache is not None:
-            attended = packed.cache.attend(self.layer, q, k, v, packed, scale=scale, window=self.window)
+            attended = packed.cache.attend(self.layer, q, k, v, packed, AttentionSettings(scale, window=self.window))
         else:
             parts = zip(*(t.split(packed.lengths) for t in (q, k, v)), strict=True)
             attended = torch.cat([textbook_attention(*part, scale=scale, window=self.window) for part in parts])

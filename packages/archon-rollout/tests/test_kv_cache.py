@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_engine.nn.attention import PackedAttention
 from archon_rollout import kv_cache
 from archon_rollout.kv_cache import DecodeCache, PromptCache
@@ -46,7 +46,7 @@ def decode_and_compare(cache: DecodeCache, reference: Reference, windows: dict[s
     packed = PackedSequences.from_lengths((1,) * len(new))
     for layer in LAYERS:
         q, k, v = (torch.cat([tokens[layer][part] for tokens in new]) for part in range(3))
-        got = step.attend(layer, q, k, v, packed, scale=SCALE, window=windows[layer])
+        got = step.attend(layer, q, k, v, packed, AttentionSettings(SCALE, window=windows[layer]))
         torch.testing.assert_close(got, reference.attended(layer, windows[layer]))
 
 
@@ -93,12 +93,12 @@ def test_capped_scores_are_those_of_attention_over_the_whole_sequence(window, ti
     new = reference.tokens(1)
     step = cache.begin_step(torch.tensor([5, 5]), 6)
     q, k, v = (torch.cat([part, part]) for part in new["0"])
-    options = {"scale": SCALE, "window": window, "softcap": 0.5}
-    got = step.attend("0", q, k, v, PackedSequences.from_lengths((1, 1)), **options)
+    settings = AttentionSettings(SCALE, window=window, softcap=0.5)
+    got = step.attend("0", q, k, v, PackedSequences.from_lengths((1, 1)), settings)
     reference.extend(0, new)
-    whole = PackedAttention("0", **options)(*reference.rows[0]["0"], PackedSequences.from_lengths((6,)))[-1]
+    whole = PackedAttention("0", settings)(*reference.rows[0]["0"], PackedSequences.from_lengths((6,)))[-1]
     torch.testing.assert_close(got, torch.stack([whole, whole]))
-    prompt = PromptCache().attend("0", *reference.rows[0]["0"], PackedSequences.from_lengths((6,)), **options)
+    prompt = PromptCache().attend("0", *reference.rows[0]["0"], PackedSequences.from_lengths((6,)), settings)
     torch.testing.assert_close(prompt[-1], whole)
 
 
@@ -111,7 +111,7 @@ def test_a_prompt_cache_attends_within_each_prompt_and_keeps_its_keys_and_values
     packed = PackedSequences.from_lengths(lengths)
     for layer in LAYERS:
         q, k, v = (torch.cat([prompt[layer][part] for prompt in prompts]) for part in range(3))
-        got = cache.attend(layer, q, k, v, packed, scale=SCALE, window=window)
+        got = cache.attend(layer, q, k, v, packed, AttentionSettings(SCALE, window=window))
         expected = [tiny.textbook_attention(*prompt[layer], scale=SCALE, window=window) for prompt in prompts]
         torch.testing.assert_close(got, torch.cat(expected))
     for kept, prompt in zip(cache.split(lengths), prompts, strict=True):

@@ -291,5 +291,5 @@ def test_a_pipeline_stage_is_refused(module, make_engine):
 
 
 def test_a_batch_of_no_rows_is_refused(module, make_engine):
-    with pytest.raises(ConfigError, match=r"rollout.max_batch_size: found 0, allowed is at least 1"):
+    with pytest.raises(ConfigError, match=r"rollout.max_batch_size: found 0; allowed are numbers from 1"):
         make_engine(module, 0)

@@ -15,15 +15,15 @@ def request(prompt=(1, 2), seeds=(0,), **options) -> GenerationRequest:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_samples": 0}, r"n_samples: found 0, allowed is at least 1"),
-        ({"max_new_tokens": -1}, r"max_new_tokens: found -1, allowed is at least 0"),
-        ({"min_new_tokens": -1}, r"min_new_tokens: found -1, allowed is at least 0"),
-        ({"min_new_tokens": 9}, r"min_new_tokens: found 9, allowed is at most max_new_tokens \(8\)"),
-        ({"temperature": 0.0}, r"temperature: found 0.0, allowed is above 0; set greedy=true"),
+        ({"n_samples": 0}, r"n_samples: found 0; allowed are numbers from 1"),
+        ({"max_new_tokens": -1}, r"max_new_tokens: found -1; allowed are numbers from"),
+        ({"min_new_tokens": -1}, r"min_new_tokens: found -1; allowed are numbers from 0"),
+        ({"min_new_tokens": 9}, r"min_new_tokens: found 9, above max_new_tokens 8; lower it"),
+        ({"temperature": 0.0}, r"temperature: found 0.0; allowed are numbers above 0; .*greedy=true"),
         ({"temperature": float("nan")}, r"temperature: found nan"),
-        ({"top_p": 0.0}, r"top_p: found 0.0, allowed is above 0 and at most 1"),
+        ({"top_p": 0.0}, r"top_p: found 0.0; allowed are numbers above 0 up to 1"),
         ({"top_p": 1.1}, r"top_p: found 1.1"),
-        ({"top_k": -1}, r"top_k: found -1, allowed is at least 0"),
+        ({"top_k": -1}, r"top_k: found -1; allowed are numbers from 0; 0 keeps all"),
     ],
 )
 def test_options_out_of_range_name_what_is_allowed(options, message):

@@ -27,7 +27,7 @@ def test_a_package_is_written_and_the_next_commands_are_printed(tmp_path, capsys
     assert (folder / f"tests/test_{kind}.py").is_file()
     code, _, err = archon(capsys, "new", kind, "my-own", "--dir", str(tmp_path / "some where"))
     assert code == 2
-    assert "nothing is overwritten" in err
+    assert "never overwritten" in err
 
 
 def test_without_a_source_a_model_is_a_small_llama(tmp_path, capsys):

@@ -33,9 +33,9 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "empty", "dangling"):
-        with pytest.raises(ConfigError, match="nothing is overwritten; give another name or --dir"):
+        with pytest.raises(ConfigError, match="never overwritten; choose another name or --dir"):
             check_free(tmp_path / name)
-    with pytest.raises(ConfigError, match=r"file is a file; give another --dir"):
+    with pytest.raises(ConfigError, match=r"found the file .* in the path; choose another --dir"):
         check_free(tmp_path / "file" / "b")
     assert (tmp_path / "file").read_text() == "kept"
 
@@ -46,6 +46,6 @@ def test_a_folder_that_appears_meanwhile_is_kept(tmp_path):
             (tmp_path / "b").mkdir()
             (tmp_path / "b" / "theirs").touch()
 
-    with pytest.raises(ConfigError, match="nothing is overwritten"):
+    with pytest.raises(ConfigError, match="never overwritten"):
         overtaken()
     assert (tmp_path / "b" / "theirs").exists()

@@ -1,4 +1,4 @@
-"""What cannot be written for is said: in the code, in a failing test, by the command. It is never left out silently."""
+"""Gaps are reported in the code, in a failing test and by the command, never left out silently."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GAPS = {
     "hunyuan_v1_dense": ("attention", "holds key_layernorm.weight, query_layernorm.weight", "model"),
     "exaone4": (
         "attention",
-        "layers.3.attention is the first part that gives other numbers than transformers'",
+        "layers.3.attention is the first part whose output differs from transformers'",
         "model",
     ),
     "glm": ("arguments", "partial_rotary_factor", "arguments"),
@@ -40,7 +40,7 @@ def test_a_gap_is_named_marked_and_fails(write, model_type):
     marked = package.text(module).replace("\n        #", "")
     assert f"GAP: {package.architecture.gaps_at(place)[0].text}" in marked
     assert "GAP" in package.text("tests/test_gaps.py")
-    assert "Not there yet" in package.text("README.md")
+    assert "Missing features" in package.text("README.md")
     assert "ModelPluginSuite" in package.text("tests/test_model.py")
 
 
@@ -81,7 +81,7 @@ def test_a_difference_that_nothing_explains_is_found_where_it_begins(write, tmp_
     file.write_text(file.read_text().replace(right, wrong))
     found = find_difference(tmp_path / "src", module, twin)
     assert found.place == place, found
-    assert "gives other numbers than transformers'" in found.text
+    assert "the first part whose output differs from transformers'" in found.text
     assert module not in sys.modules
 
 
@@ -102,14 +102,14 @@ def test_weights_that_no_rule_covers_are_found(write, tmp_path):
         ("[]", "found no model_type"),
         ("{", "found no readable JSON"),
         ('{"model_type": "lama"}', "'lama' is unknown to transformers.*did you mean 'llama'"),
-        ('{"model_type": "gemma4_text"}', "'gemma4_text' is not of the Llama line: .*per-layer attribute"),
+        ('{"model_type": "gemma4_text"}', "'gemma4_text' is not a Llama-like decoder: .*per-layer attribute"),
         ('{"model_type": "hunyuan_v1_dense"}', "transformers cannot build the hunyuan_v1_dense of this configuration"),
-        ('{"model_type": "gpt2"}', "'gpt2' is not of the Llama line: its configuration has no rope_parameters"),
+        ('{"model_type": "gpt2"}', "'gpt2' is not a Llama-like decoder: its configuration has no rope_parameters"),
         ('{"model_type": "musicgen"}', "several language models beside other parts; give the configuration of one"),
-        ('{"model_type": "clip"}', "transformers has no causal language model of that type, so there is none to write"),
-        ('{"model_type": "qwen2_vl"}', "'qwen2_vl_text'.* beside other parts, and transformers has no causal language"),
-        ('{"model_type": "gpt_neox"}', "hold attention, .*archon verify CONFIG says .*PORTING.md"),
-        ('{"model_type": "bert"}', "not of the Llama line"),
+        ('{"model_type": "clip"}', "transformers has no causal language model of that type; give the"),
+        ('{"model_type": "qwen2_vl"}', "'qwen2_vl_text'.* beside other parts, but transformers has no causal language"),
+        ('{"model_type": "gpt_neox"}', "hold attention, .*archon verify CONFIG shows .*PORTING.md"),
+        ('{"model_type": "bert"}', "not a Llama-like decoder"),
         ('{"model_type": "vit"}', "no causal language model"),
         ('{"model_type": "gemma3"}', "beside other parts; write its text_config .model_type 'gemma3_text'. to"),
         (

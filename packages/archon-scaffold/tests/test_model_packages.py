@@ -1,6 +1,6 @@
-"""Packages for the families of the Llama line: complete, equal to transformers, and of what the family needs only.
+"""Packages for Llama-like families are complete, equal transformers, and contain only what the family needs.
 
-That the logits are those of transformers is part of writing a package: a difference would be a gap.
+Writing a package compares its logits with those of transformers: a difference would be a gap.
 """
 
 from __future__ import annotations

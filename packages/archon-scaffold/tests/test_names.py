@@ -57,7 +57,7 @@ def test_a_name_that_hides_a_module_is_refused_and_a_mere_folder_is_no_module(tm
     (tmp_path / "some_module.py").touch()
     (tmp_path / "some_folder").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ConfigError, match="a module 'some_module' can be imported here, which the package would hide"):
+    with pytest.raises(ConfigError, match="the package would hide the installed module 'some_module'"):
         check_name("some-module", "model")
     assert check_name("some-folder", "model").module == "some_folder"
 

@@ -33,19 +33,19 @@ def rows_of_data_ranks(values_of_rank):
 
 
 def test_parts_that_sum_to_the_right_value_miss_a_reduction():
-    pieces = rows_of_data_ranks(lambda rank, right: right * (0.25 if RANKS[rank]["tp"] else 0.75))
-    assert cause_of_tensor(pieces, RIGHT, RANKS) == Cause("missing reduction", ("tp",))
+    shards = rows_of_data_ranks(lambda rank, right: right * (0.25 if RANKS[rank]["tp"] else 0.75))
+    assert cause_of_tensor(shards, RIGHT, RANKS) == Cause("missing reduction", ("tp",))
 
 
 def test_values_whose_mean_is_right_were_never_averaged():
-    pieces = rows_of_data_ranks(lambda rank, right: right + (0.5 if RANKS[rank]["tp"] else -0.5))
-    assert cause_of_tensor(pieces, RIGHT, RANKS) == Cause("averaged", ("tp",))
+    shards = rows_of_data_ranks(lambda rank, right: right + (0.5 if RANKS[rank]["tp"] else -0.5))
+    assert cause_of_tensor(shards, RIGHT, RANKS) == Cause("averaged", ("tp",))
 
 
 def test_a_reduction_may_be_missing_over_two_axes():
     shares = [0.1, 0.2, 0.3, 0.4]
-    pieces = [HeldShard.whole(RIGHT * share) for share in shares]
-    assert cause_of_tensor(pieces, RIGHT, RANKS) == Cause("missing reduction", ("dp_shard", "tp"))
+    shards = [HeldShard.whole(RIGHT * share) for share in shares]
+    assert cause_of_tensor(shards, RIGHT, RANKS) == Cause("missing reduction", ("dp_shard", "tp"))
 
 
 BOTH = (("dp_shard",), ("tp",))
@@ -63,8 +63,8 @@ BOTH = (("dp_shard",), ("tp",))
     ],
 )
 def test_a_clean_multiple_is_named_with_the_axes_of_that_size(factor, axes, candidates):
-    pieces = rows_of_data_ranks(lambda rank, right: factor * right)
-    cause = cause_of_tensor(pieces, RIGHT, RANKS)
+    shards = rows_of_data_ranks(lambda rank, right: factor * right)
+    cause = cause_of_tensor(shards, RIGHT, RANKS)
     assert (cause.kind, cause.axes, cause.candidates) == ("factor", axes, candidates)
     assert cause.factor == pytest.approx(factor)
 
@@ -76,15 +76,15 @@ def test_all_axes_that_could_have_been_reduced_twice_are_told():
     assert str(Cause("factor", ("cp", "tp"), 4.0)).endswith("over cp x tp")
 
 
-def test_a_ratio_is_told_only_where_it_says_something():
+def test_a_ratio_is_reported_only_if_it_is_informative():
     assert str(Cause(factor=0.0)) == "it is zero throughout"
     assert str(Cause(factor=1.00001)) == ""
     assert str(Cause(factor=0.755)) == "about 0.755 times the right value"
 
 
 def test_what_is_no_multiple_is_not_called_one():
-    pieces = rows_of_data_ranks(lambda rank, right: right + torch.tensor([1.0, 0.0]))
-    cause = cause_of_tensor(pieces, RIGHT, RANKS)
+    shards = rows_of_data_ranks(lambda rank, right: right + torch.tensor([1.0, 0.0]))
+    cause = cause_of_tensor(shards, RIGHT, RANKS)
     assert (cause.kind, cause.factor) == ("unknown", pytest.approx(1.1, abs=0.2))
     assert cause_of_factor([(torch.full((4,), math.nan), RIGHT)], RANKS) == Cause()
     assert cause_of_factor([(RIGHT, torch.zeros(4))], RANKS) == Cause()
@@ -99,14 +99,14 @@ def test_only_whole_ratios_of_single_numbers_are_clean():
 
 def gradients(sharded_over):
     """One vector, cut over some of the axes."""
-    pieces = []
+    shards = []
     for place in RANKS:
         start, extent = 0, 4
         for axis in sharded_over:
             extent //= 2
             start += place[axis] * extent
-        pieces.append({"weight": HeldShard(RIGHT[start : start + extent], Box((start,), (extent,)), (4,))})
-    return pieces
+        shards.append({"weight": HeldShard(RIGHT[start : start + extent], Box((start,), (extent,)), (4,))})
+    return shards
 
 
 def test_a_norm_that_forgets_an_axis_is_recognised():
@@ -124,7 +124,7 @@ def test_a_norm_that_counts_copies_is_recognised():
     assert (cause.kind, cause.axes) == ("copies counted", ("tp",))
 
 
-def test_any_other_norm_is_told_as_a_ratio():
+def test_any_other_norm_is_reported_as_a_ratio():
     held, right = gradients(["dp_shard"]), float(RIGHT.norm())
     assert cause_of_norm([3 * right] * 4, right, held, RANKS).kind == "factor"
     assert cause_of_norm([1.1 * right] * 4, right, held, RANKS) == Cause(factor=pytest.approx(1.1))
@@ -139,8 +139,8 @@ def halves(values):
 
 
 def test_a_tensor_of_one_stage_is_judged_by_the_ranks_that_have_it():
-    pieces = [None, None, HeldShard.whole(RIGHT * 0.25), HeldShard.whole(RIGHT * 0.75)]
-    assert cause_of_tensor(pieces, RIGHT, STAGES) == Cause("missing reduction", ("dp_shard",))
+    shards = [None, None, HeldShard.whole(RIGHT * 0.25), HeldShard.whole(RIGHT * 0.75)]
+    assert cause_of_tensor(shards, RIGHT, STAGES) == Cause("missing reduction", ("dp_shard",))
     assert cause_of_tensor([None, None, *halves(2 * RIGHT)], RIGHT, STAGES).axes == ("dp_shard",)
 
 

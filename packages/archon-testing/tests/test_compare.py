@@ -1,4 +1,4 @@
-"""The oracle's rule on numbers written by hand: what counts as equal, and what each quantity is told for."""
+"""The oracle's rule on numbers written by hand: what counts as equal, and what each quantity reports."""
 
 import math
 from dataclasses import replace
@@ -105,7 +105,7 @@ def test_another_shape_is_never_equal():
         ({"weights": {**STEP.weights, "more.weight": whole(1.0)}}, "weights", Deviation(math.inf, "more.weight", 2)),
     ],
 )
-def test_a_changed_number_is_told_with_its_quantity_name_and_step(fields, quantity, deviation):
+def test_a_changed_value_is_reported_with_its_quantity_name_and_step(fields, quantity, deviation):
     comparison = compare(changed(**fields), REFERENCE, "float64")
     assert comparison.failed == (quantity,)
     found = comparison.worst[quantity]
@@ -113,7 +113,7 @@ def test_a_changed_number_is_told_with_its_quantity_name_and_step(fields, quanti
     assert found.error == pytest.approx(deviation.error)
 
 
-def test_a_changed_output_is_told_with_its_name():
+def test_a_changed_output_is_reported_with_its_name():
     comparison = compare(
         replace(REFERENCE, outputs={"logprobs before training": tensor(-1.0, -4.4)}), REFERENCE, "float64"
     )

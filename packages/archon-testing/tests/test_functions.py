@@ -79,6 +79,6 @@ def test_what_the_file_itself_lacks_is_not_hidden(module_of, monkeypatch):
         reference.load()
 
 
-def test_a_name_that_is_gone_is_told():
+def test_a_missing_name_is_an_error():
     with pytest.raises(ConfigError, match="has no 'missing'"):
         FunctionReference("os", "missing").load()

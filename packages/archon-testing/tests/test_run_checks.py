@@ -45,11 +45,11 @@ def test_a_first_step_is_held_against_adamw_and_its_decay_is_named(dtype, decay_
     weights = {name: weight.to(dtype) for name, weight in weights.items()}
     gradients = {name: 1e-3 * torch.randn_like(weight) for name, weight in weights.items()}
     after = step_of_torch(weights, gradients, decay_of)
-    pieces = [{name: HeldShard.whole(t) for name, t in tensors.items()} for tensors in (weights, gradients, after)]
-    found = wrong_updates(*pieces, learning_rate=RATE, optimizer=OPTIMIZER)
+    shards = [{name: HeldShard.whole(t) for name, t in tensors.items()} for tensors in (weights, gradients, after)]
+    found = wrong_updates(*shards, learning_rate=RATE, optimizer=OPTIMIZER)
     assert len(found) == (words is not None)
     assert all(words in sentence for sentence in found)
-    [other] = wrong_updates(*pieces, learning_rate=2 * RATE, optimizer=OPTIMIZER)[-1:]
+    [other] = wrong_updates(*shards, learning_rate=2 * RATE, optimizer=OPTIMIZER)[-1:]
     assert "otherwise than AdamW" in other
 
 
@@ -74,7 +74,7 @@ def test_sums_in_float32_are_told_from_sums_that_were_rounded_to_bfloat16(n_rank
     norms = {f"layers.{layer}.norm.weight": HeldShard.whole(row) for layer, row in enumerate(parts[0])}
     assert ["norms" in text for text in rounded_sums(norms, dense=True, experts=True, vectors=True)] == [True]
     assert list(rounded_sums(norms, dense=True, experts=True, vectors=False)) == []
-    biases = {name.replace("weight", "bias"): piece for name, piece in norms.items()}
+    biases = {name.replace("weight", "bias"): shard for name, shard in norms.items()}
     assert list(rounded_sums(biases, dense=True, experts=True, vectors=True)) == []
 
 

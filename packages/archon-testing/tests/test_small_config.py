@@ -109,7 +109,7 @@ def test_a_deeper_model_repeats_the_kinds_of_its_layers():
     }
 
 
-def test_what_was_changed_is_told():
+def test_changed_sizes_are_listed():
     assert changes({"hidden_size": 4096, "tie": True, "gone_token_id": 5}, {"hidden_size": 32, "tie": True}) == (
         "hidden_size 4096 -> 32",
     )

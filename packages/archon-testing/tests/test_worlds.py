@@ -208,7 +208,7 @@ def test_a_lost_connection_is_blamed_last_even_when_it_is_heard_first():
     assert [failure.lost_connection for failure in caught.value.failures] == [False, True, True]
 
 
-def test_a_rank_that_exits_is_told_with_its_code_and_last_words():
+def test_a_rank_that_exits_is_reported_with_its_code_and_last_output():
     with pytest.raises(WorldError, match="rank 0 failed first: exited with code 3") as caught:
         run_world(exit_silently, 2, (0,))
     assert "last words" in str(caught.value)

@@ -12,13 +12,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from archon_core.contracts.packed import PackedSequences
-from archon_engine.nn.attention import (
-    AttentionBackend,
-    PackedAttention,
-    flex_obstacles,
-    varlen_obstacles,
-)
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
+from archon_engine.nn.attention import AttentionBackend, PackedAttention, load_backend
 from gpu.numerics.comparing import relative_error, worst
 from gpu.numerics.tolerances import BF16_KERNEL, FP32
 from gpu.records import Check, Context, Outcome, Skipped
@@ -47,16 +42,12 @@ def of_backend(context: Context, backend: AttentionBackend) -> Iterator[Check]:
 
 def attend(context: Context, backend: AttentionBackend, dtype: torch.dtype, window: int | None) -> Outcome:
     """Outputs and gradients of a backend against ``formula`` on the same rounded inputs."""
-    obstacles = {
-        "varlen": varlen_obstacles(context.device, dtype, HEAD_DIM),
-        "flex": flex_obstacles(context.device, dtype),
-        "sdpa": [],
-    }[backend]
-    if obstacles:
+    settings = AttentionSettings(scale=SCALE, window=window)
+    if obstacles := load_backend(backend).obstacles(context.device, dtype, HEAD_DIM, (settings,)):
         raise Skipped("; ".join(obstacles))
     q, k, v, grad = _inputs(context.device, dtype)
     packed = PackedSequences.from_lengths(LENGTHS, context.device)
-    attention = PackedAttention("0", scale=SCALE, window=window)
+    attention = PackedAttention("0", settings)
     attention.backend = backend
     out = attention(q, k, v, packed)
     return _compare(out, (q, k, v), grad, window, BF16_KERNEL if dtype == torch.bfloat16 else FP32)

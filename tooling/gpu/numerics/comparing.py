@@ -1,4 +1,4 @@
-"""How far tensors are apart."""
+"""Relative differences between tensors."""
 
 from __future__ import annotations
 

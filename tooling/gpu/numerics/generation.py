@@ -27,7 +27,7 @@ def checks(context: Context) -> Iterator[Check]:
 def greedy(context: Context, name: ModelName, dtype: str) -> Outcome:
     """Tokens equal the reference's in fp32; in both types, log-probabilities equal those of a training pass."""
     expected = reference(name, context)
-    # In bf16 a decode step and a training pass may send a token to different experts, unless it is told to replay them.
+    # In bf16 a decode step and a training pass may send a token to different experts, unless it replays them.
     replays = name == "qwen3_moe" and dtype == "bfloat16"
     engine = build(name, context, path=expected.checkpoint, dtype=dtype, moe_routing_replay=replays)
     prompts = prompts_of(context)

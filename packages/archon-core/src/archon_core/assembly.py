@@ -1,15 +1,15 @@
-"""From a configuration and what is installed to an engine: selection, then the engine's factory with the parts."""
+"""Assembles an engine: selects installed parts for a configuration, and passes them to the engine's factory."""
 
 from __future__ import annotations
 
 from archon_core.config.sections import upgrade
-from archon_core.contracts.engine import TrainEngine, TrainEngineSpec
+from archon_core.contracts.engine import Selection, TrainEngine, TrainEngineSpec
 from archon_core.contracts.engine_config import EngineConfig
 from archon_core.contracts.spec import load_target
 from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
 from archon_core.plugins.registry import Registry
 from archon_core.plugins.registry import registry as installed
-from archon_core.selection import Selection, select
+from archon_core.selection import select
 
 
 def assemble(
@@ -22,22 +22,22 @@ def assemble(
     explicit: frozenset[str] = frozenset(),
     registry: Registry | None = None,
 ) -> TrainEngine:
-    """Build the training engine of a role from the installed parts. ``initialize()`` gives it its weights.
+    """Build the training engine of a role from installed parts. Its ``initialize()`` loads the weights.
 
-    Under several processes, call it on all of them.
+    With several processes, call it on all of them.
 
     Args:
         config: the model and its options.
         role: the section's name, for messages: ``actor``, ``critic``, ``ref`` or ``teacher``.
-        layout: how the model is sharded; ``None`` takes ``config.backend``, and ``archon:d1`` where that is empty.
+        layout: the layout of the model; ``None`` uses ``config.backend``, or ``archon:d1`` if that is empty.
         seed: the run's seed.
         total_steps: optimizer steps of the run, for learning-rate schedules; ``None`` when unknown.
         explicit: dotted names of the options that the user wrote, as against defaults.
-        registry: what is installed; ``None`` for the registry of this process.
+        registry: the installed specs; ``None`` for the registry of this process.
 
     Raises:
-        UnknownNameError: a part is not installed; the message has the command that installs it.
-        LayoutError, ConfigError, ModelError: the layout, options or model cannot be used, or not together.
+        UnknownNameError: a part is not installed; the message contains the command that installs it.
+        LayoutError, ConfigError, ModelError: the layout, options or model are invalid, or do not fit together.
     """
     registry = registry or installed()
     option = f"{role}.backend"
@@ -57,9 +57,9 @@ def assemble(
 
 
 def with_options_of(engine: TrainEngineSpec, config: EngineConfig, *, role: str) -> EngineConfig:
-    """``config`` with the defaults of the options that the engine adds to the section ``role``, where it lacks them.
+    """Add the options of the engine, with their defaults, to ``config``, the section ``role``, if they are missing.
 
-    A configuration that was read from a file has them; one that a program makes may be a plain ``EngineConfig``.
+    A configuration from a file has them; a program may pass a plain ``EngineConfig``.
     """
     for section in engine.config:
         if section.path == role:

@@ -48,7 +48,7 @@ class ModelError(ArchonError, ValueError):
 
 
 class DataError(ArchonError, ValueError):
-    """A dataset record or a batch that cannot be used for what was asked."""
+    """A dataset record or a batch that does not suit the task."""
 
 
 class RewardError(ArchonError):

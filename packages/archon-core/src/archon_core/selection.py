@@ -1,15 +1,14 @@
-"""The one choice of engine, model, schedule, pipeline and experts for a role, among what is installed.
+"""Selects engine, model, schedule, pipeline and experts for a role among the installed ones.
 
-Pure functions over the registry; they import none of what they choose. Dry runs take the choices one by one, so that
-each missing package is reported; ``assemble`` takes all of them.
+Pure functions of the registry, which import none of the selected parts. Dry runs select one part at a time to report
+every missing package; ``assemble`` selects all of them.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.engine import Selection, TrainEngineSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
@@ -20,38 +19,19 @@ from archon_core.plugins.hints import explain_none
 from archon_core.plugins.registry import Registry
 
 
-@dataclass(frozen=True)
-class Selection:
-    """The specs that one engine is assembled from.
-
-    Attributes:
-        engine: the training engine.
-        model: the model architecture; ``None`` for an engine that has models of its own.
-        schedule: of the pipeline; ``None`` without one.
-        pipeline: cuts the model into stages and runs them; ``None`` without a pipeline.
-        experts: builds mixture-of-experts blocks; ``None`` for a model without experts.
-    """
-
-    engine: TrainEngineSpec
-    model: ModelSpec | None = None
-    schedule: ScheduleSpec | None = None
-    pipeline: PipelineSpec | None = None
-    experts: MoESpec | None = None
-
-
 def select(config: Any, layout: Layout, registry: Registry, *, model_type: str, role: str) -> Selection:
-    """Choose everything that an engine needs.
+    """Select all parts of an engine.
 
     Args:
         config: the section of the configuration that describes the model (``EngineConfig``).
-        layout: how the model is sharded.
-        registry: what is installed.
-        model_type: of the model's Hugging Face configuration.
+        layout: the layout of the model.
+        registry: the installed specs.
+        model_type: ``model_type`` of the model's Hugging Face configuration.
         role: the section's name, for messages.
 
     Raises:
-        UnknownNameError: a part is not installed, with the package that has it.
-        ConfigError: several could be meant and none is chosen, or the engine runs another model than was chosen.
+        UnknownNameError: a part is not installed; the message names its package.
+        ConfigError: the choice is ambiguous, or the user chose another model than the engine runs.
         PluginError: more than one plugin provides a part.
     """
     engine = registry.get(TrainEngineSpec, layout.backend)
@@ -77,7 +57,8 @@ def select_schedule(config: Any, engine: TrainEngineSpec, registry: Registry) ->
     name = engine.asked(config, "schedule")
     if name is None:
         raise ConfigError(
-            f"engine {engine.name!r} has no option that names a pipeline schedule; use a layout without p"
+            f"engine {engine.name!r}: found a layout with p, but the engine has no option for a schedule; use a layout "
+            "without p"
         )
     return registry.get(ScheduleSpec, name)
 
@@ -85,11 +66,11 @@ def select_schedule(config: Any, engine: TrainEngineSpec, registry: Registry) ->
 def select_experts(
     model: ModelSpec, registry: Registry, *, asked: str | None = None, option: str | None = None
 ) -> MoESpec | None:
-    """Who builds the experts of a model; ``None`` for a model without experts.
+    """The package that builds the experts of a model; ``None`` for a model without experts.
 
     Args:
-        asked: the name that a configuration chooses; ``None`` takes the only one installed.
-        option: the option that chooses, for messages; ``None`` where no configuration does.
+        asked: the configured name; ``None`` selects the only one installed.
+        option: the option of the name, for messages; ``None`` without a configuration.
 
     Raises:
         UnknownNameError, ConfigError: as ``select`` does.

@@ -88,6 +88,19 @@ def test_doctor_reports_everything_and_fails_when_a_plugin_does_even_in_strict_m
     assert "no such accelerator" in findings["plugin broken"]["advice"]
 
 
+def test_a_long_finding_wraps_between_words_below_its_first_line(archon, site, only_fakes, monkeypatch):
+    names = [f"plugin-{number}" for number in range(12)]
+    for name in names:
+        site.install(f"archon-{name}", "")
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = archon("doctor").out.splitlines()
+    begins = next(number for number, line in enumerate(lines) if "loaded: " in line)
+    listed = lines[begins : begins + 3]
+    assert max(map(len, listed)) <= 80
+    assert [line.index("plugin-") for line in listed[1:]] == [lines[begins].index("loaded: ")] * 2
+    assert all(name in "".join(listed) for name in names)
+
+
 @pytest.fixture
 def only_fakes(monkeypatch, site):
     """Nothing is installed but core and what is in ``site``."""

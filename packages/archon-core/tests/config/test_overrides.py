@@ -53,8 +53,8 @@ def test_null_is_null_and_nothing_is_the_empty_text() -> None:
         ("--a=1", "found a flag where an override is expected"),
         ("a.0=1", "lists are replaced as a whole"),
         ("a[0]=1", "lists are replaced as a whole"),
-        ("a=[1, 2", "not valid YAML"),
-        ("a='open", "not valid YAML"),
+        ("a=[1, 2", "invalid YAML"),
+        ("a='open", "invalid YAML"),
         ("a={b:1}", "found 'b:1' without a space after the colon"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every way of writing a layout wrong: the place that is marked, what is said to be there, what is suggested."""
+"""Malformed layouts: the message marks the place, names what it found there, and suggests a fix."""
 
 from __future__ import annotations
 

@@ -284,7 +284,9 @@ def test_what_a_plugin_prints_stays_out_of_the_output_of_commands(site, build, c
 
 def test_a_part_that_a_spec_leaves_empty_is_named_when_it_is_needed():
     model = ModelSpec(name="own", target="json:loads", arguments="json:loads", origin="archon-own")
-    with pytest.raises(PluginError, match="model 'own' of archon-own: its weight_map is empty; the ModelSpec names"):
+    with pytest.raises(
+        PluginError, match="model 'own' of archon-own: its weight_map is empty; set it in the ModelSpec to"
+    ):
         model.load()
     with pytest.raises(PluginError, match="algorithm 'mine': its trainer is empty"):
         AlgorithmSpec(name="mine", target="json:loads").load_trainer()

@@ -293,14 +293,14 @@ class TestModelFor:
         with pytest.raises(UnknownNameError, match=r"model type 'qwen3'.*pip install archon-models-qwen"):
             build().model_for("qwen3")
 
-    def test_a_type_that_nothing_serves_gets_the_served_ones_and_the_ways_out(self, site, build):
+    def test_a_type_that_nothing_serves_gets_the_served_ones_and_alternatives(self, site, build):
         site.install("archon-left", model_plugin("left", "falcon"))
         with pytest.raises(UnknownNameError) as raised:
             build().model_for("falcn")
         message = str(raised.value)
         assert "did you mean 'falcon'" in message
         assert "Installed model types: falcon" in message
-        assert "by an fsdp: backend in place of archon:" in message
+        assert "with an fsdp: backend in place of archon:" in message
         assert "archon:" in message
         assert "actor.archon.model=hf" in message
         assert "archon new model NAME --from-hf CONFIG" in message
@@ -318,7 +318,7 @@ def test_an_engine_may_run_one_model_whatever_is_served():
     engine = TrainEngineSpec(name="other", target="a.b:c", model="theirs")
     assert engine.chosen_model(None, option="actor.archon.model") == "theirs"
     assert engine.chosen_model("theirs", option="actor.archon.model") == "theirs"
-    with pytest.raises(ConfigError, match=r"actor\.archon\.model: found 'mine'; the engine other: runs model 'theirs'"):
+    with pytest.raises(ConfigError, match=r"actor\.archon\.model: found 'mine'; engine 'other' runs model 'theirs'"):
         engine.chosen_model("mine", option="actor.archon.model")
     assert TrainEngineSpec(name="any", target="a.b:c").chosen_model("mine", option="actor.archon.model") == "mine"
 

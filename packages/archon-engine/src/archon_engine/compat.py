@@ -1,6 +1,6 @@
 """Every private or renamed torch API that Archon uses, in one place.
 
-Each entry says on which versions it was seen, where upstream stands, and when it can go.
+Each entry states the torch versions it was seen on, the state of upstream, and the condition for its removal.
 """
 
 from __future__ import annotations
@@ -15,31 +15,32 @@ from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.fsdp import FSDPModule
 
-# The two halves of a backward pass, as torch's own pipeline stages compute them: private, unchanged in 2.11 to 2.13. To
-# be imported from elsewhere once they are public.
+# The two halves of a backward pass, as torch's own pipeline stages compute them. Private, unchanged in 2.11 to 2.13.
+# Import them from their public place once there is one.
 from torch.distributed.pipelining._backward import stage_backward_input as stage_backward_input
 from torch.distributed.pipelining._backward import stage_backward_weight as stage_backward_weight
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
-# What watches every operation, and what finds the tensors in any structure: used by torch's own documentation, and in
-# modules with private names in 2.11 to 2.13. To be imported from elsewhere once they have public ones.
+# A mode that sees every operation, and a function that finds the tensors in nested structures. torch's documentation
+# uses both, but their modules have private names in 2.11 to 2.13. Import them from a public place once there is one.
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils.checkpoint import SAC_IGNORED_OPS
 
 
 def all_gather_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:
-    """The ranks' ``x`` one after the other along ``dim``; backward sums gradients and gives each rank its part.
+    """Concatenate the ranks' ``x`` along ``dim``; backward sums the gradients and returns each rank's part.
 
-    Functional collectives are what torch.compile understands; their module is private in 2.11 to 2.13. 2.13 renamed
-    this function and warns about the old name. Remove when a public functional API exists (pytorch/pytorch RFC 93173).
+    torch.compile needs functional collectives, whose module is private in 2.11 to 2.13. Version 2.13 renamed this
+    function and warns about the old name. Remove when a public functional API exists (pytorch/pytorch RFC 93173).
     """
     gather = getattr(functional_collectives, "all_gather_single_autograd", None)
     return _waited((gather or functional_collectives.all_gather_tensor_autograd)(x, dim, group))
 
 
 def reduce_scatter_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:
-    """Each rank's part along ``dim`` of the sum of the ranks' ``x``; backward gathers. See ``all_gather_with_grad``."""
+    """Sum the ranks' ``x`` and return this rank's part along ``dim``; backward gathers. See
+    ``all_gather_with_grad``."""
     scatter = getattr(functional_collectives, "reduce_scatter_single_autograd", None)
     return _waited((scatter or functional_collectives.reduce_scatter_tensor_autograd)(x, "sum", dim, group))
 
@@ -47,13 +48,14 @@ def reduce_scatter_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:
 def all_to_all_with_grad(
     x: Tensor, group: Any, sent: Sequence[int] | None = None, received: Sequence[int] | None = None
 ) -> Tensor:
-    """Part i of ``x`` along dim 0 to rank i; parts come in order of ranks. Backward sends gradients back.
+    """Send part i of ``x`` along dim 0 to rank i; return the received parts in rank order. Backward sends gradients
+    back.
 
-    See ``all_gather_with_grad``; this name has not changed.
+    See ``all_gather_with_grad``; this function was not renamed.
 
     Args:
-        sent: rows of each part, which may be none; ``None`` for equal parts.
-        received: rows that come from each rank.
+        sent: number of rows for each rank, possibly 0; ``None`` for equal parts.
+        received: number of rows from each rank; ``None`` for equal parts.
     """
     exchange = functional_collectives.all_to_all_single_autograd
     return _waited(exchange(x.contiguous(), _listed(received), _listed(sent), group))
@@ -72,12 +74,12 @@ def _listed(sizes: Sequence[int] | None) -> list[int] | None:
 
 
 def wanted_gradients(node: Any) -> list[bool]:
-    """Of each tensor that an ``autograd.Function`` was given, whether the running backward pass needs its gradient.
+    """For each input of an ``autograd.Function``, whether the running backward pass needs its gradient.
 
-    Called in ``backward`` with its ``ctx``. ``needs_input_grad`` does not know which half of a split backward pass it
-    is in, so that costly functions would compute the gradients of both twice. Parameters must have gone through an
-    operation, such as ``view``, before: torch does not tell of leaves (2.11 to 2.13). Remove when ``needs_input_grad``
-    tells, as it does of functions that are written in C++.
+    Call it in ``backward`` with ``ctx``. ``needs_input_grad`` does not depend on which half of a split backward pass is
+    running, so a costly function would compute all gradients twice. Parameters must pass through an operation such as
+    ``view`` first, because torch does not answer for leaves (2.11 to 2.13). Remove when ``needs_input_grad`` tells,
+    as it does in C++ functions.
     """
     return [edge is not None and torch._C._will_engine_execute_node(edge) for edge, _ in node.next_functions]
 
@@ -85,9 +87,9 @@ def wanted_gradients(node: Any) -> list[bool]:
 def _waited(x: Tensor) -> Tensor:
     """A collective's result as a plain tensor of the same graph.
 
-    Outside of a compiled graph it is an ``AsyncCollectiveTensor``, which waits when it is first used. As an input of a
-    compiled graph it loses its gradient without a word (2.13): what is computed before the graph is not trained.
-    Remove when such inputs keep their gradient, and waiting late is worth something.
+    Outside compiled graphs it is an ``AsyncCollectiveTensor``, which waits on first use. As an input of a compiled
+    graph it silently loses its gradient (2.13), so everything computed before the graph gets none. Remove when such
+    inputs keep their gradient and late waiting saves time.
     """
     return _Wait.apply(x) if isinstance(x, functional_collectives.AsyncCollectiveTensor) else x
 
@@ -116,23 +118,23 @@ def all_reduce(x: Tensor, group: Any) -> Tensor:
 
 
 def strided_shard_dim(placement: Placement) -> int | None:
-    """The tensor dim of a shard that was cut after those of later mesh dims; ``None`` for any other placement.
+    """The tensor dim of a placement that shards after later mesh dims did; ``None`` for any other placement.
 
-    FSDP2 cuts what tensor parallelism left, and marks that with ``_StridedShard``, which is neither public nor, since
-    2.13, a subclass of ``Shard``. Remove when placements can be asked for their order.
+    FSDP2 shards the parts that tensor parallelism left, and marks this with ``_StridedShard``. It is not public and,
+    since 2.13, not a subclass of ``Shard``. Remove when placements expose their order.
     """
     return placement.dim if isinstance(placement, _StridedShard) else None
 
 
 def forget_forward_passes(root: FSDPModule) -> None:
-    """Make FSDP2 forget passes that no backward pass will follow.
+    """Make FSDP2 forget forward passes that no backward pass will follow.
 
-    It records every forward pass, also without gradients, until a backward pass ends, and prefetches by that record
-    (2.11 to 2.13). After ranks have run different numbers of such passes, one would gather weights for a pass of long
-    ago and the others would not: a hang. 2.13 has ``reset_iter_state``, which also throws away gradients on their way.
-    Remove when passes without gradients are not recorded.
+    FSDP2 records every forward pass, even without gradients, until a backward pass ends, and prefetches by this record
+    (2.11 to 2.13). If ranks ran different numbers of such passes, one would gather weights for an old pass and the
+    others would not: a hang. ``reset_iter_state`` of 2.13 also drops gradients that are being reduced. Remove when
+    passes without gradients are no longer recorded.
     """
-    # The first forward pass makes the list; a rank that has only lent its weights to others ran none.
+    # The first forward pass creates the list. A rank that only took part in gathers ran none.
     getattr(root._get_fsdp_state()._comm_ctx, "post_forward_order", []).clear()
     for part in root.modules():
         if isinstance(part, FSDPModule):
@@ -141,11 +143,12 @@ def forget_forward_passes(root: FSDPModule) -> None:
 
 
 def reduce_gradients(root: FSDPModule) -> None:
-    """Have FSDP2 reduce the gradients that were added up without being reduced, as at the end of a backward pass.
+    """Have FSDP2 reduce accumulated gradients, as it does at the end of a backward pass.
 
-    Outside of one: a pipeline's micro-batches end stage by stage, and split backward passes run no hook at their end.
-    The state's methods are private; torch's own pipeline stages call them like this (2.11 to 2.13). Remove when
-    FSDP2 can be asked to reduce.
+    Needed outside backward passes: a pipeline's micro-batches end stage by stage, and split backward passes run no
+        final
+    hook. The methods are private; torch's own pipeline stages call them in the same way (2.11 to 2.13). Remove when
+    FSDP2 has a public call for this.
     """
     state = root._get_fsdp_state()
     for part in state._state_ctx.all_states:
@@ -155,10 +158,11 @@ def reduce_gradients(root: FSDPModule) -> None:
 
 
 def widen_gradients(root: FSDPModule) -> None:
-    """Have FSDP2 add gradients that are there into those that it keeps in the type of its reductions.
+    """Have FSDP2 move new gradients into the accumulated ones, which have the dtype of reductions.
 
-    At the end of a backward pass it does so; the second half of a split one it does not see, and gradients of several
-    would be summed in the type of computation. Private (2.11 to 2.13). Remove with ``stage_backward_weight``.
+    FSDP2 does so at the end of a backward pass, but does not notice the second half of a split one. Gradients of
+    several micro-batches would then be summed in the compute dtype. Private (2.11 to 2.13). Remove with
+    ``stage_backward_weight``.
     """
     for part in root._get_fsdp_state()._state_ctx.all_states:
         for group in _parameter_groups(part):
@@ -169,10 +173,10 @@ def widen_gradients(root: FSDPModule) -> None:
 
 
 def whole_parameters(root: FSDPModule) -> list[torch.nn.Parameter]:
-    """The parameters that FSDP2 puts in the place of sharded ones while a module runs: those that its graphs lead to.
+    """The unsharded parameters, which replace the sharded ones while a module runs, and in which its graphs end.
 
-    Between passes the module may show the sharded ones again. There are none before the first pass (2.11 to 2.13).
-    Remove when FSDP2 gives them.
+    Between passes the module may expose the sharded ones again. Empty before the first pass (2.11 to 2.13). Remove when
+    FSDP2 exposes them.
     """
     return [
         sharded._unsharded_param
@@ -190,10 +194,10 @@ def _parameter_groups(state: Any) -> list[Any]:
 
 
 def ignore_profiler_marks() -> None:
-    """Have selective checkpointing take no notice of the profiler's marks.
+    """Have selective checkpointing ignore the profiler's marks.
 
-    FSDP2's hooks set them, for experts inside of a checkpointed block, and fewer in one pass than in the other; 2.13
-    takes that for another computation. The set of ignored operations is public. Remove when marks are in it.
+    FSDP2's hooks set marks for experts inside a checkpointed block, fewer in one pass than in the other; torch 2.13
+    takes this for a different computation. The set of ignored operations is public. Remove when it contains marks.
     """
     profiler = torch.ops.profiler
     SAC_IGNORED_OPS.update(
@@ -205,18 +209,17 @@ def ignore_profiler_marks() -> None:
 
 
 def storage_info(file: str, start: int, size: int) -> Any:
-    """Where torch's own reader of distributed checkpoints finds an archive: what ``.metadata`` holds for each tensor.
+    """The entry of ``.metadata`` by which torch's reader of distributed checkpoints finds a tensor's archive.
 
-    The class is private in 2.11 to 2.13 and part of the format on disk. Remove when a writer can be told where its
-    data go.
+    The class is private in 2.11 to 2.13 and part of the format on disk. Remove when torch has a public class for it.
     """
     return _StorageInfo(file, start, size)
 
 
-def save_around(tensor: Tensor, file: Any) -> None:
+def save_without_data(tensor: Tensor, file: Any) -> None:
     """``torch.save`` without the tensor's bytes: ``file.seek(n, 1)`` is called where they belong.
 
-    ``skip_data`` is public and called a prototype (2.11 to 2.13). What ``file`` sees is checked by the caller.
+    ``skip_data`` is public, but documented as a prototype (2.11 to 2.13). The caller checks what ``file`` receives.
     """
     with torch.serialization.skip_data():
         torch.save(tensor, file)
@@ -228,16 +231,16 @@ def inductor(
     kept: Callable[[Any], bool] | None = None,
     inner_compile: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Inductor as a backend of ``torch.compile``, with settings of AOTAutograd for the graphs compiled by it alone.
+    """Inductor as a backend of ``torch.compile``, with AOTAutograd settings that apply only to graphs of this backend.
 
-    The settings are those of ``torch._functorch.config``, which ``torch.compile`` takes for the whole process only;
-    what a graph keeps for backward is said by marks on its nodes, as selective checkpointing makes them (2.11 to 2.13).
-    Remove when its ``options`` take both.
+    The settings are those of ``torch._functorch.config``, which otherwise apply to the whole process. Marks on nodes,
+    as selective checkpointing sets them, determine which results a graph keeps for backward (2.11 to 2.13). Remove when
+    the ``options`` of ``torch.compile`` accept both.
 
     Args:
         settings: such as ``activation_memory_budget``.
-        kept: tells by its operation whether a result is kept for backward; what is not may be computed again.
-        inner_compile: in place of Inductor's own compilation of each forward and backward graph.
+        kept: whether the result of an operation is kept for backward; other results may be recomputed.
+        inner_compile: replaces Inductor's compilation of each forward and backward graph.
     """
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
@@ -253,9 +256,9 @@ def inductor(
 
 
 def without_code(name: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
-    """A backend of ``torch.compile`` that generates no code, such as ``aot_eager``, with settings of AOTAutograd.
+    """A backend of ``torch.compile`` that generates no code, such as ``aot_eager``, with AOTAutograd settings.
 
-    Backends are looked up by ``torch._dynamo`` (2.11 to 2.13); for tests, in which it takes the place of ``inductor``.
+    For tests, where it replaces ``inductor``. ``torch._dynamo`` looks backends up by name (2.11 to 2.13).
     """
 
     def compile_graph(graph: torch.fx.GraphModule, inputs: Any) -> Callable[..., Any]:
@@ -269,7 +272,7 @@ def without_code(name: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
 
 
 def _keeping(kept: Callable[[Any], bool]) -> Any:
-    """A pass over joint graphs that marks the results to be kept."""
+    """A pass over joint graphs that marks results to keep."""
     from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
     from torch.utils.checkpoint import CheckpointPolicy
 
@@ -286,38 +289,38 @@ def _keeping(kept: Callable[[Any], bool]) -> Any:
 
 
 def is_random(operation: Any) -> bool:
-    """Whether an operation draws random numbers. Tags are public, this one's meaning is not documented."""
+    """Whether an operation draws random numbers. Tags are public, but the meaning of this one is not documented."""
     return torch.Tag.nondeterministic_seeded in operation.tags
 
 
-def compile_apart(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` for any number of tokens, whose graphs do not count towards the limit of other engines'.
+def compile_isolated(function: Callable[..., Any], backend: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compile`` for any number of tokens, with graphs that do not count towards other engines' limit.
 
-    ``isolate_recompiles`` exists since 2.13; before, dynamo's limit of graphs per function is shared.
+    ``isolate_recompiles`` exists since 2.13; before, engines share dynamo's limit of graphs per function.
     """
     isolated = "isolate_recompiles" in inspect.signature(torch.compile).parameters
     apart: dict[str, Any] = {"isolate_recompiles": True} if isolated else {}
     return torch.compile(function, backend=backend, dynamic=True, **apart)
 
 
-def compile_graph_alone(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
-    """What Inductor does with a graph that AOTAutograd has made; to be called by an ``inner_compile``. See above."""
+def inductor_compile(graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
+    """Inductor's compilation of a graph from AOTAutograd, for use in an ``inner_compile``. See ``inductor``."""
     from torch._inductor.compile_fx import compile_fx_inner
 
     return compile_fx_inner(graph, inputs, **options)
 
 
 def size_hint(size: int | torch.SymInt) -> int:
-    """A size as it was when a graph was traced (``SymNode.hint``; 2.11 to 2.13)."""
+    """The value of a size while its graph was traced (``SymNode.hint``; 2.11 to 2.13)."""
     return size if isinstance(size, int) else int(size.node.hint)
 
 
 def without_storage() -> Any:
-    """A context in which tensors have shapes, types and a device, and no values: ``FakeTensorMode``.
+    """A context in which tensors have shapes, dtypes and a device, but no values: ``FakeTensorMode``.
 
-    Unlike the meta device it is what torch.compile traces with, so code that looks at values knows how to go on
-    without. Its module is private in 2.11 to 2.13, and what cannot run is logged with a stack as well as raised.
-    Remove when a public one exists.
+    torch.compile traces with it, so unlike on the meta device, code that inspects values has a way to handle this. Its
+    module is private in 2.11 to 2.13, and errors are logged with a stack as well as raised. Remove when a public one
+    exists.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -325,7 +328,7 @@ def without_storage() -> Any:
 
 
 def with_storage() -> Any:
-    """Inside of ``without_storage``, a context in which tensors have values again. See there."""
+    """Inside ``without_storage``, a context in which tensors have values again. See there."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     return unset_fake_temporarily()

@@ -1,7 +1,7 @@
 """The Archon engine: the training interface that trainers call (``contracts.engine.TrainEngine``).
 
-The class holds options, decisions and the step count. What it trains is built in phases (``running``); steps,
-checkpoints and offloading are modules of their own.
+The class holds options, decisions and the step count. ``running`` describes the phases in which the model is built;
+steps, checkpoints and offloading have separate modules.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import StepRecording, StepStats
+from archon_core.contracts.engine import Selection, StepRecording, StepStats
 from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
@@ -26,11 +26,10 @@ from archon_core.contracts.pipeline import RECORDING_PREFIX
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks
-from archon_core.selection import Selection
 from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
-from archon_engine.distributed.process_group import ensure_own_group
+from archon_engine.distributed.process_group import ensure_single_process_group
 from archon_engine.mesh import device_of_rank
 from archon_engine.nn.evaluation import evaluation_mode
 from archon_engine.options.archon import ArchonEngineConfig
@@ -45,9 +44,9 @@ logger = logging.getLogger(__name__)
 
 
 class ArchonEngine:
-    """A model with its optimizer, on this process's share of the layout (``contracts.engine.TrainEngine``).
+    """A model with its optimizer: the part that the layout assigns to this process (``contracts.engine.TrainEngine``).
 
-    ``archon_core.assemble`` builds it with the parts that are installed.
+    ``archon_core.assemble`` builds it from the installed parts.
 
     Args:
         config: the section of the configuration that describes the model.
@@ -59,9 +58,9 @@ class ArchonEngine:
         explicit: dotted names of the options that the user wrote, as against defaults.
 
     Raises:
-        ConfigError: options exclude one another, ``strict`` forbids a change that was made, or a process group was
-            started before ``use_deterministic_algorithms`` could take effect.
-        LayoutError: the layout's sizes exclude one another.
+        ConfigError: options conflict, ``strict`` forbids a change, or a process group was started before
+            ``use_deterministic_algorithms`` could take effect.
+        LayoutError: the sizes of the layout conflict.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class ArchonEngine:
         self._selection = parts
         self._version = 0
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        # With expert axes, whether or not the model has experts: it is read in initialize, which corrects this.
+        # Assumes experts: the model is unknown before initialize, which corrects this.
         self._dims = layout.parallel_dims(moe=True, option=f"{role}.backend")
         self._effective, self._decisions = resolve_effective(
             self._config, role=role, device=device, dims=self._dims, explicit=explicit, schedule=parts.schedule
@@ -96,16 +95,16 @@ class ArchonEngine:
         self._has_reported = False
 
     def initialize(self) -> None:
-        """Build the module, load or initialise its weights, make the optimizer. Collective.
+        """Build the module, load or initialise its weights, create the optimizer. Collective.
 
         Raises:
             ConfigError: an option does not fit the model, or ``strict`` forbids a change that the model needs.
-            ModelError: the model's configuration cannot be read, or its architecture cannot do what is asked.
+            ModelError: the model's configuration is unreadable, or its architecture does not support the options.
             LayoutError: the layout does not fit the model or the number of running processes.
-            WeightsError: on every rank, the checkpoint is damaged or does not fit.
+            WeightsError: on every rank, if the checkpoint is damaged or does not fit.
         """
         if self._dims.world_size == 1 and needs_meshes(self._dims, self._effective):
-            ensure_own_group()  # several processes have been launched with a group
+            ensure_single_process_group()  # several processes were launched with a group
         assembled, decisions = assemble(
             self._config,
             self._effective,
@@ -135,7 +134,7 @@ class ArchonEngine:
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Global name -> parameter, a DTensor where it is sharded; a tied one once, under its first name."""
+        """Global name -> parameter, a DTensor if it is sharded; a tied parameter once, under its first name."""
         return dict(self._running.assembled.parameters)
 
     @property
@@ -145,17 +144,17 @@ class ArchonEngine:
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """The device on which the model runs."""
         return device_of_rank()
 
     @property
     def data_ranks(self) -> DataRanks:
-        """How a batch is shared out over data ranks, and this process's share."""
+        """The data ranks, among which batches are divided, and this process's place."""
         return self._running.ranks
 
     @contextmanager
     def generating(self) -> Iterator[None]:
-        """Ready ``module`` for generation; see ``contracts.engine.TrainEngine``."""
+        """Prepare ``module`` for generation; see ``contracts.engine.TrainEngine``."""
         built = self._ready.assembled
         with ExitStack() as stack:
             stack.enter_context(evaluation_mode(built.module))
@@ -165,7 +164,7 @@ class ArchonEngine:
             if built.experts is not None:
                 stack.enter_context(built.experts.builder.whole_experts(list(built.experts.blocks.values())))
             if self._dims.tp > 1:
-                # Rows being decoded need not be a multiple of the tensor ranks.
+                # The number of sequences being decoded need not be a multiple of the tensor ranks.
                 shard_sequences(built.module, False)
                 stack.callback(shard_sequences, built.module, True)
             yield
@@ -177,12 +176,12 @@ class ArchonEngine:
 
     @property
     def decisions(self) -> list[Decision]:
-        """Every change to what was asked, with its reason; complete after ``initialize``."""
+        """Every change to the configuration, with its reason; complete after ``initialize``."""
         return list(self._decisions)
 
     @property
     def version(self) -> int:
-        """Number of ``train_batch`` calls so far, those before a resumed checkpoint included."""
+        """Number of ``train_batch`` calls so far, including those before a resumed checkpoint."""
         return self._version
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
@@ -190,7 +189,7 @@ class ArchonEngine:
 
         Raises:
             TrainingError: the engine has no optimizer, or no term of the loss has a gradient.
-            DataError: on every rank, the batch of one does not fit the options or the model.
+            DataError: on every rank, if the batch of one does not fit the options or the model.
         """
         running = self._ready
         if running.optimizer is None:
@@ -236,7 +235,7 @@ class ArchonEngine:
         Collective; returns when the folder is complete.
 
         Raises:
-            WeightsError: on every rank, the folder holds ``hf`` weights already, or cannot be written.
+            WeightsError: on every rank, if the folder holds ``hf`` weights already, or cannot be written.
         """
         checkpoints = self._ready.checkpoints
         if format == "hf":
@@ -246,18 +245,18 @@ class ArchonEngine:
         self.data_ranks.everyone.barrier()
 
     def stage(self) -> TrainingState:
-        """Copy to the host what ``save`` would write as ``dcp`` now, so that training goes on while it is written.
+        """Copy the state that ``save`` would write as ``dcp`` to the host; training may continue while it is written.
 
-        The next call reuses the memory of the copies.
+        The copy is valid until the next call, which reuses its memory.
         """
         return self._ready.checkpoints.stage(version=self._version)
 
     def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
-        """Read what ``save`` wrote. Collective.
+        """Read a folder that ``save`` wrote. Collective.
 
         Raises:
-            WeightsError: on every rank, the folder is damaged or does not fit the model. Weights may be partly replaced
-                then: load a good folder before going on.
+            WeightsError: on every rank, if the folder is damaged or does not fit the model. Weights may then be partly
+                replaced: load a good folder before using the engine.
         """
         checkpoints = self._ready.checkpoints
         if format == "hf":
@@ -271,12 +270,12 @@ class ArchonEngine:
         self._running.residence.offload()
 
     def onload(self) -> None:
-        """Move them back; see ``contracts.engine.TrainEngine``."""
+        """Undo ``offload``; see ``contracts.engine.TrainEngine``."""
         self._running.residence.onload()
 
     @property
     def recomputation(self) -> RecomputeLog | None:
-        """What activation checkpointing keeps and recomputes, from the first step on; ``None`` without ``ac_debug``."""
+        """The log of kept and recomputed activations, filled by the first step; ``None`` without ``ac_debug``."""
         return self._running.assembled.blocks.log
 
     def close(self) -> None:
@@ -284,7 +283,7 @@ class ArchonEngine:
         self._running_or_none = None
 
     def _record(self, decisions: list[Decision]) -> None:
-        """Add to the decisions. Raises ConfigError when ``strict`` allows no change to what was asked."""
+        """Add decisions. Raises ConfigError if ``strict`` is set and one of them changes the configuration."""
         self._decisions += decisions
         if refusal := refuse_when_strict(self._config, decisions, role=self._role):
             raise ConfigError(refusal)
@@ -299,5 +298,5 @@ class ArchonEngine:
     @property
     def _running(self) -> Running:
         if self._running_or_none is None:
-            raise TrainingError(f"engine {self._role!r}: found no model in it; call initialize() first")
+            raise TrainingError(f"engine {self._role!r}: found no model; call initialize() first")
         return self._running_or_none

@@ -1,7 +1,7 @@
-"""Device meshes of an engine, from the sizes of its axes.
+"""Builds the device meshes of an engine from the sizes of its axes.
 
-Ranks are numbered as ``ParallelDims.dense_grid`` lays them out, tensor ranks innermost. Every mesh here is that same
-order, folded into fewer axes.
+``ParallelDims.dense_grid`` numbers the ranks, tensor ranks innermost. Every mesh here has this order, folded into fewer
+axes.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from archon_core.ranks.ranks import DataRanks, Ranks
 from archon_engine.nn.ulysses import ContextParallel
 
 PIPELINE, REPLICATE, SHARD, TENSOR = "pp", "dp_replicate", "dp_shard_cp", "tp"
-"""Axes of the mesh of dense parameters. Context ranks hold different tokens and so take part in sharding parameters as
-data ranks do. No parameter is placed along the first: pipeline ranks hold different ones."""
+"""Axes of the mesh of dense parameters. Context ranks hold different tokens, so they shard parameters like data ranks.
+No parameter is placed along the first axis, because pipeline ranks hold different parameters."""
 
 
 @dataclass(frozen=True)
 class ExpertMeshes:
-    """The meshes of expert parameters, parts of one root.
+    """The meshes of expert parameters, submeshes of one root.
 
     Attributes:
-        fsdp: where FSDP shards them: one axis (``edp``), or a replicating one before it.
-        place: this rank's among those that share a block's experts.
+        fsdp: the mesh over which FSDP shards them: the axis ``edp``, preceded by a replicating axis if there is one.
+        place: this rank's place among the ranks that share a block's experts.
     """
 
     fsdp: DeviceMesh
@@ -42,11 +42,11 @@ class Meshes:
 
     Attributes:
         dims: sizes of the axes.
-        dense: root mesh of dense parameters; see ``PIPELINE``, ``REPLICATE``, ``SHARD``, ``TENSOR``. Only the third is
-            always there.
-        context: this rank's place among those that share its sequences; ``None`` without context parallelism.
-        experts: the same ranks as experts see them; ``None`` for a model without.
-        holders: the processes that hold the same stages as this one; ``None`` for all.
+        dense: root mesh of dense parameters, with the axes ``PIPELINE``, ``REPLICATE``, ``SHARD``, ``TENSOR``. Only
+            ``SHARD`` always exists.
+        context: this rank's place among its context ranks; ``None`` without context parallelism.
+        experts: the meshes of expert parameters; ``None`` for a model without experts.
+        holders: the processes that hold the same stages as this one; ``None`` for all processes.
     """
 
     dims: ParallelDims
@@ -57,38 +57,40 @@ class Meshes:
 
     @property
     def fsdp(self) -> DeviceMesh:
-        """Where FSDP shards dense parameters: one axis, or a replicating one before it."""
+        """The mesh over which FSDP shards dense parameters: one axis, preceded by a replicating axis if there is
+        one."""
         return self.dense[REPLICATE, SHARD] if self.dims.dp_replicate > 1 else self.dense[SHARD]
 
     @property
     def tp(self) -> DeviceMesh | None:
-        """Tensor ranks; ``None`` without tensor parallelism."""
+        """The tensor ranks; ``None`` without tensor parallelism."""
         return self.dense[TENSOR] if self.dims.tp > 1 else None
 
     @property
     def pipeline(self) -> dist.ProcessGroup | None:
-        """The processes with this one's tokens on other stages, in order; ``None`` without pipeline parallelism."""
+        """The processes of this pipeline, which process the same tokens, in stage order; ``None`` without a
+        pipeline."""
         return self.dense.get_group(PIPELINE) if self.dims.pp > 1 else None
 
     @property
     def pipeline_rank(self) -> int:
-        """This process's place among them."""
+        """This process's rank in its pipeline."""
         return self.dense.get_local_rank(PIPELINE) if self.dims.pp > 1 else 0
 
 
 def build_meshes(dims: ParallelDims, device_type: str, *, experts: bool = False) -> Meshes:
-    """Fold the running processes into the axes of ``dims``. Collective over all of them.
+    """Arrange the running processes along the axes of ``dims``. Collective over all of them.
 
-    The process group is there already, with as many processes as ``check_world`` wants.
+    The process group must exist, with the number of processes that ``check_world`` requires.
 
     Args:
         dims: sizes of the axes.
         device_type: ``cpu`` or ``cuda``.
-        experts: whether the model has any, which get meshes of their own axes.
+        experts: whether the model has experts, which need separate meshes.
     """
     assert dist.is_initialized(), "a process group comes before meshes"
     if device_type == "cuda":
-        torch.cuda.init()  # or DeviceMesh warns that it has to guess this process's device
+        torch.cuda.init()  # otherwise DeviceMesh warns that it guesses this process's device
     sizes = {PIPELINE: dims.pp, REPLICATE: dims.dp_replicate, SHARD: dims.dp_shard * dims.cp, TENSOR: dims.tp}
     axes = {name: size for name, size in sizes.items() if size > 1 or name == SHARD}
     dense = init_device_mesh(device_type, tuple(axes.values()), mesh_dim_names=tuple(axes))
@@ -127,21 +129,21 @@ def _context(dims: ParallelDims, device_type: str) -> ContextParallel | None:
 
 
 def check_world(dims: ParallelDims, *, option: str) -> None:
-    """Raise LayoutError unless as many processes run as the layout needs."""
+    """Raise LayoutError unless the number of running processes fits the layout."""
     running = dist.get_world_size() if dist.is_initialized() else 1
     if running != dims.world_size:
         raise LayoutError(
             f"{option}: found {running} running process{'es' if running > 1 else ''}, the layout needs "
-            f"{dims.world_size} ({dims.describe()}); start as many (`archon train` does, or torchrun), or write a "
-            f"layout of {running}"
+            f"{dims.world_size} ({dims.describe()}); start {dims.world_size} with `archon train` or torchrun, or write "
+            f"a layout of {running}"
         )
 
 
 def data_ranks(dims: ParallelDims, *, losses_on: int = 0) -> DataRanks:
-    """Which sequences are this process's: one share per dp_replicate x dp_shard place.
+    """The data ranks: one per place along dp_replicate x dp_shard.
 
     Args:
-        losses_on: the pipeline rank that sees outputs in training, and so speaks for the others.
+        losses_on: the pipeline rank that computes losses in training, and represents its pipeline.
     """
     if dims.world_size == 1:
         return DataRanks()
@@ -157,5 +159,5 @@ def data_ranks(dims: ParallelDims, *, losses_on: int = 0) -> DataRanks:
 
 
 def device_of_rank() -> torch.device:
-    """This process's device: its CUDA device where there is one, else the CPU."""
+    """This process's CUDA device; the CPU without CUDA."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")

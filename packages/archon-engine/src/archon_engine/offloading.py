@@ -1,4 +1,4 @@
-"""Moving an idle engine to host memory and back, so that another model or a generator can have the device."""
+"""Moves an idle engine to host memory and back, to free the device for another model or for generation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ HOST = torch.device("cpu")
 
 
 class Residence:
-    """Moves an engine's weights and optimizer state between device and host, and knows where they are.
+    """Moves an engine's weights and optimizer state between device and host, and tracks where they are.
 
     Args:
-        module: with FSDP2 or without.
-        groups: how FSDP2 shards it.
+        module: the model, sharded by FSDP2 or not.
+        groups: its FSDP2 groups; ``None`` without FSDP2.
         optimizer: ``None`` for a model that is not trained.
         role: the engine's name, for messages.
     """
@@ -33,26 +33,26 @@ class Residence:
         self._role = role
         self._is_offloaded = False
         [self._device] = {parameter.device for parameter in module.parameters()}
-        # With ``offload_params`` only buffers are on the device, and they stay there: they are small.
-        self._is_at_home = self._device == HOST and any(buffer.device != HOST for buffer in module.buffers())
+        # With ``offload_params`` only buffers are on the device. They are small and stay there.
+        self._keeps_parameters_on_host = self._device == HOST and any(
+            buffer.device != HOST for buffer in module.buffers()
+        )
         self._moved: list[tuple[dict[str, Any], str, torch.device]] = []
 
     def require_onload(self) -> None:
-        """Raise TrainingError while the engine is in host memory, also where that is where it always is."""
+        """Raise TrainingError while the engine is offloaded, even on a CPU, where nothing moves."""
         if self._is_offloaded:
-            raise TrainingError(
-                f"engine {self._role!r}: found it offloaded to host memory; call onload() before it is used again"
-            )
+            raise TrainingError(f"engine {self._role!r}: found it offloaded to host memory; call onload() first")
 
     def offload(self) -> None:
-        """Move everything to host memory and drop gradients; nothing when it is there. Not collective."""
+        """Move everything to host memory and drop gradients. Idempotent, not collective."""
         if self._is_offloaded:
             return
         if self._groups is not None:
             self._groups.end_forward_passes()
         for parameter in self._module.parameters():
             parameter.grad = None
-        if not self._is_at_home:
+        if not self._keeps_parameters_on_host:
             self._module.to(HOST)
         if self._optimizer is not None:
             self._optimizer.follow_parameters()
@@ -69,10 +69,10 @@ class Residence:
         self._is_offloaded = True
 
     def onload(self) -> None:
-        """Move everything back to where it was; nothing when it is there. Not collective."""
+        """Move everything back to its device. Idempotent, not collective."""
         if not self._is_offloaded:
             return
-        if not self._is_at_home:
+        if not self._keeps_parameters_on_host:
             self._module.to(self._device)
         if self._optimizer is not None:
             self._optimizer.follow_parameters()

@@ -1,4 +1,4 @@
-"""The last phase of an engine: an assembled model with its optimizer, and what runs, moves and saves it.
+"""The last phase of building an engine: an assembled model with optimizer, runner, offloading and checkpoints.
 
 Each phase holds the one before by reference: ``Selection`` (specs) -> ``Blueprint`` (the model on the meta device) ->
 ``Assembled`` (sharded, with weights) -> ``Running``.
@@ -30,10 +30,10 @@ class Running:
     Attributes:
         assembled: the model.
         optimizer: updates its parameters; ``None`` for a model that is not trained.
-        split: cuts this rank's part of a batch into micro-batches.
+        split: splits this rank's part of a batch into micro-batches.
         runner: executes micro-batches.
-        ranks: which ranks hold which sequences of a batch.
-        residence: whether weights and optimizer state are on the device or offloaded.
+        ranks: the data ranks, among which batches are divided.
+        residence: moves weights and optimizer state between device and host.
         checkpoints: saves and loads the model and its optimizer.
     """
 
@@ -47,7 +47,7 @@ class Running:
 
     @property
     def pipelined(self) -> PipelinedRunner | None:
-        """The runner, where the model is cut into stages."""
+        """The runner of a pipeline; ``None`` without one."""
         return None if self.assembled.pipeline is None else self.runner  # type: ignore[return-value]
 
 
@@ -60,7 +60,7 @@ def start(
     seed: int,
     total_steps: int | None,
 ) -> tuple[Running, list[Decision]]:
-    """Give ``assembled`` an optimizer, a runner and checkpoints. Returns them with the decisions taken on the way.
+    """Give ``assembled`` an optimizer, a runner and checkpoints. Returns them with the decisions.
 
     Args:
         config: the section of the configuration that describes the model.
@@ -87,9 +87,10 @@ def start(
         context=None if meshes is None else meshes.context,
         pipeline=needs,
         replays_routing=config.archon.moe_routing_replay,
+        option=f"{role}.mb_spec",
     )
     ranks = data_ranks(plan.dims, losses_on=0 if pipeline is None else pipeline.plan.last_rank)
-    optimizer = _build_optimizer(assembled, config, total_steps=total_steps)
+    optimizer = _build_optimizer(assembled, config, role=role, total_steps=total_steps)
     running = Running(
         assembled,
         optimizer,
@@ -121,7 +122,7 @@ def _connect_runner(assembled: Assembled, pipeline: PipelineParts) -> PipelinedR
 
 
 def _build_optimizer(
-    assembled: Assembled, config: ArchonEngineConfig, *, total_steps: int | None
+    assembled: Assembled, config: ArchonEngineConfig, *, role: str, total_steps: int | None
 ) -> NamedOptimizer | None:
     if config.optimizer is not None:
         return NamedOptimizer(
@@ -129,6 +130,7 @@ def _build_optimizer(
             config.optimizer,
             total_steps=total_steps,
             holders=None if assembled.meshes is None else assembled.meshes.holders,
+            option=f"{role}.optimizer",
         )
     for parameter in assembled.parameters.values():
         parameter.requires_grad_(False)

@@ -138,7 +138,7 @@ def test_a_planted_pickle_runs_nothing_and_is_refused_by_file_and_name(
         "convert": lambda: convert_to_hf(state, tmp_path / "hf"),
     }
     for reader, read in readers.items():
-        with pytest.raises(WeightsError, match=rf"\.metadata: names \S*{name}, .*nothing was run") as refused:
+        with pytest.raises(WeightsError, match=rf"\.metadata: found \S*{name}, .*nothing was run") as refused:
             read()
         assert refused.value.__cause__ is None, reader
         assert not mark.exists(), reader
@@ -152,7 +152,7 @@ def test_pickled_objects_in_the_place_of_tensors_are_refused(state: Path, tmp_pa
     for key in ("weights.matrix", "optimizer.matrix.exp_avg"):
         described = {**theirs.state_dict_metadata, key: BytesStorageMetadata()}
         planted(state, pickle.dumps(dataclasses.replace(theirs, state_dict_metadata=described)))
-        with pytest.raises(WeightsError, match=f"names '{key}' as pickled bytes"):
+        with pytest.raises(WeightsError, match=f"found '{key}' as pickled bytes"):
             load_training_state(state, TENSORS)
 
 
@@ -200,7 +200,7 @@ def test_parts_that_do_not_make_up_a_tensor_are_refused(state: Path) -> None:
             SavedState.open(state)
     lost = {k: v for k, v in theirs.storage_data.items() if k != MetadataIndex("weights.half", torch.Size((0,)))}
     planted(state, pickle.dumps(dataclasses.replace(theirs, storage_data=lost)))
-    with pytest.raises(DamagedError, match=r"'weights\.half' is stored nowhere"):
+    with pytest.raises(DamagedError, match=r"'weights\.half' is not stored in any file"):
         SavedState.open(state)
 
 

@@ -19,7 +19,7 @@ from archon_core.models.weight_rules import Drop, Fuse, Rename, Split, Stack, Ti
 from archon_engine.checkpoint.hf import load_hf_weights
 from archon_engine.checkpoint.hf_saving import plan_shards, save_hf_weights
 from archon_engine.checkpoint.weight_files import INDEX_FILE
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import materialize_empty
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 
 LAYERS, EXPERTS, HIDDEN, VOCAB = 2, 3, 4, 10
@@ -224,7 +224,7 @@ def test_a_file_holds_no_more_than_the_limit_unless_one_tensor_is_larger() -> No
 
 def test_old_weights_are_never_mixed_with_new_ones(tmp_path: Path) -> None:
     save(Toy(), tmp_path)
-    with pytest.raises(WeightsError, match=r"found weights there already \(model\.safetensors\)"):
+    with pytest.raises(WeightsError, match=r"found weights already \(model\.safetensors\)"):
         save(Toy(), tmp_path)
 
 

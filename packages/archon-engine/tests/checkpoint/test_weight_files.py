@@ -55,7 +55,7 @@ REFUSED: dict[str, tuple[Files, Mapping[str, str] | None, str]] = {
     "an index beside a single file": (
         {SINGLE: {"a", "b"}, FIRST: {"a"}, SECOND: {"b"}},
         SPLIT,
-        f"found {SINGLE} beside {INDEX_FILE}, .*remove the one that is stale",
+        f"found {SINGLE} beside {INDEX_FILE}, .*remove the stale one",
     ),
     "a stale index beside a single file": ({SINGLE: {"a", "b"}}, SPLIT, f"found {SINGLE} beside {INDEX_FILE}"),
     "shards without an index": ({FIRST: {"a"}, SECOND: {"b"}}, None, f"without {INDEX_FILE}.*copy the checkpoint's"),
@@ -145,7 +145,7 @@ def test_an_index_that_leads_out_of_its_folder_is_refused_before_anything_is_ope
 def test_an_index_that_names_a_tensor_twice_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {FIRST: {"a": 1.0}, SECOND: {"a": 2.0}})
     (tmp_path / INDEX_FILE).write_text(f'{{"weight_map": {{"a": "{FIRST}", "a": "{SECOND}"}}}}')
-    with pytest.raises(WeightsError, match=r"index\.json: names 'a' twice"):
+    with pytest.raises(WeightsError, match=r"index\.json: found the name 'a' twice"):
         read_index(tmp_path / INDEX_FILE)
 
 

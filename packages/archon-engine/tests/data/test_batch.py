@@ -45,8 +45,8 @@ def test_sums_per_sequence(batch):
     ("arguments", "message"),
     [
         ({"lengths": (2, 0)}, "found a sequence of 0 tokens"),
-        ({"lengths": (1,)}, r"input_ids has shape \(2,\), the lengths sum to 1"),
-        ({"lengths": (2,), "token_fields": {"mask": torch.zeros(3)}}, r"token field 'mask' has shape \(3,\)"),
+        ({"lengths": (1,)}, r"found input_ids of shape \(2,\) with lengths that sum to 1"),
+        ({"lengths": (2,), "token_fields": {"mask": torch.zeros(3)}}, r"found token field 'mask' of shape \(3,\)"),
         ({"lengths": (2,), "sequence_fields": {"reward": torch.zeros(2)}}, "sequence field 'reward'"),
     ],
 )

@@ -35,5 +35,5 @@ def test_steps_beyond_the_end_keep_the_least_rate():
 
 
 def test_a_decay_without_a_number_of_steps_is_an_error():
-    with pytest.raises(ValueError, match=r"'cosine' needs the number of steps; found none; set trainer.max_steps"):
+    with pytest.raises(ValueError, match=r"'cosine': found no number of steps, which it needs; set trainer.max_steps"):
         lr_factor(3, None, "cosine")

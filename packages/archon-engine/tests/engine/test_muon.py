@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from archon_engine.optimizer.muon import Muon, deal, orthogonalise
+from archon_engine.optimizer.muon import Muon, balance, orthogonalise
 
 
 def matrix(*shape, seed=0, dtype=torch.float64):
@@ -66,10 +66,10 @@ def test_updates_have_the_size_that_adamw_has():
 
 
 def test_matrices_are_dealt_evenly_and_each_once():
-    owners = deal([8, 1, 1, 8, 4, 4, 1, 1], 3)
+    owners = balance([8, 1, 1, 8, 4, 4, 1, 1], 3)
     loads = [
         sum(cost for cost, owner in zip([8, 1, 1, 8, 4, 4, 1, 1], owners, strict=True) if owner == r) for r in range(3)
     ]
     assert sum(loads) == 28
     assert max(loads) - min(loads) <= 2
-    assert deal([], 4) == []
+    assert balance([], 4) == []

@@ -81,7 +81,7 @@ def test_the_state_of_another_optimizer_is_refused(saved, kind):
     set_gradients(named, seed=1)
     original.step(0.1)
     other = NamedOptimizer(parameters(), OptimizerConfig(type=kind, lr=0.1), total_steps=None)
-    with pytest.raises(WeightsError, match=rf"(?s)found .*optimizer\.type='{kind}' keeps .*continue with the type"):
+    with pytest.raises(WeightsError, match=rf"(?s)found .*optimizer\.type='{kind}' keeps .*use the type with which"):
         other.load_state(original.state())
     assert other.state() == {}
 
@@ -106,7 +106,7 @@ def test_the_learning_rate_follows_the_schedule_in_steps_of_the_run():
 
 @pytest.mark.parametrize("options", [{"lr_scheduler_type": "cosine"}, {"warmup_steps_proportion": 0.1}])
 def test_a_rate_that_depends_on_the_number_of_steps_needs_one(options):
-    with pytest.raises(ConfigError, match=r"found no number of steps.*give total_steps"):
+    with pytest.raises(ConfigError, match=r"found no number of steps.*pass total_steps"):
         NamedOptimizer(parameters(), OptimizerConfig(**options), total_steps=None)
 
 

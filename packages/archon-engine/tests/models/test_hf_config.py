@@ -50,7 +50,7 @@ def test_a_folder_without_or_with_a_damaged_configuration_is_named(tmp_path: Pat
     with pytest.raises(ModelError, match=r"no config\.json"):
         load_hf_config(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ModelError, match="no valid JSON"):
+    with pytest.raises(ModelError, match="cannot read it as JSON"):
         load_hf_config(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="found a list"):
@@ -65,7 +65,7 @@ def test_a_path_that_is_no_hub_id_is_never_looked_up(path: str) -> None:
 
 def test_a_hub_id_that_cannot_be_reached_says_what_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"neither a folder .* nor a hub id.*network"):
+    with pytest.raises(ModelError, match=r"no such folder, and cannot read it as a hub id.*network"):
         checkpoint_folder("archon-nobody/no-such-model")
 
 

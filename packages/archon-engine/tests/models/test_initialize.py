@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from archon_engine.models.initialize import draw_weight, initialize_weights
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import draw_weight, initialize_weights, materialize_empty
 from archon_engine.models.parameter_names import global_name, named_weights, weight_shapes
 from archon_engine.nn.embedding import Embedding
 from archon_engine.nn.linear import Linear

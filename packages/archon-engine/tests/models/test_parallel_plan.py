@@ -16,17 +16,17 @@ def toy() -> nn.Module:
     return module
 
 
-ROLES = {"embed": "vocabulary", "layers.*.up": "column", "norm": "sequence", "head": "vocabulary"}
+ROLES = {"embed": "vocabulary", "layers.{layer}.up": "column", "norm": "sequence", "head": "vocabulary"}
 
 
 def test_a_plan_that_covers_every_parameter_once_is_valid() -> None:
-    plan = ParallelPlan(roles=ROLES, tensor_regions=("layers.*",))
+    plan = ParallelPlan(roles=ROLES, tensor_regions=("layers.{layer}",))
     plan.validate(toy())
     assert plan.role_of("layers.1.up") == "column"
 
 
 def test_a_parameter_without_a_role_is_named() -> None:
-    plan = ParallelPlan(roles={k: v for k, v in ROLES.items() if k != "layers.*.up"})
+    plan = ParallelPlan(roles={k: v for k, v in ROLES.items() if k != "layers.{layer}.up"})
     with pytest.raises(ModelError, match=r"layers\.0\.up\.weight, layers\.0\.up\.bias: 0 roles"):
         plan.validate(toy())
     with pytest.raises(ModelError, match=r"'layers\.0\.up'.*no pattern"):
@@ -42,15 +42,15 @@ def test_a_parameter_with_two_roles_is_named() -> None:
 
 
 def test_a_pattern_that_matches_nothing_is_named() -> None:
-    with pytest.raises(ModelError, match=r"'layers\.\*\.attention' matches no module"):
-        ParallelPlan(roles=ROLES, attention=("layers.*.attention",)).validate(toy())
+    with pytest.raises(ModelError, match=r"'layers\.\{layer\}\.attention' matches no module"):
+        ParallelPlan(roles=ROLES, attention=("layers.{layer}.attention",)).validate(toy())
 
 
 def test_a_parameter_outside_the_pipeline_units_is_named() -> None:
     with pytest.raises(ModelError, match=r"norm\.weight.*in 0 pipeline units"):
-        ParallelPlan(roles=ROLES, units=("embed", "layers.*", "head")).validate(toy())
+        ParallelPlan(roles=ROLES, units=("embed", "layers.{layer}", "head")).validate(toy())
 
 
-def test_a_star_stands_for_one_segment_only() -> None:
+def test_a_placeholder_stands_for_one_segment_only() -> None:
     with pytest.raises(ModelError, match=r"layers\.0\.up\.weight"):
-        ParallelPlan(roles={**{k: v for k, v in ROLES.items() if "*" not in k}, "layers.*": "column"}).validate(toy())
+        ParallelPlan(roles={"embed": "vocabulary", "layers.{layer}": "column", "norm": "sequence"}).validate(toy())

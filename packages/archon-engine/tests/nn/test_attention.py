@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_core.errors import ConfigError
 from archon_engine.nn.attention import (
     PackedAttention,
@@ -23,6 +23,7 @@ from archon_engine.nn.attention_backends import flex, sdpa, varlen
 from archon_engine.nn.attention_backends.buckets import LEAST_FILL, plan_buckets
 
 lengths_lists = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(tuple)
+PLAIN = AttentionSettings(scale=1.0)
 
 
 def formula(
@@ -69,7 +70,7 @@ def test_sdpa_equals_the_formula_in_value_and_gradient(
 ) -> None:
     q, k, v = qkv(sum(lengths), kv_heads * group, kv_heads, dim)
     packed = PackedSequences.from_lengths(lengths)
-    out = PackedAttention("0", scale=0.3, window=window, softcap=softcap)(q, k, v, packed)
+    out = PackedAttention("0", AttentionSettings(scale=0.3, window=window, softcap=softcap))(q, k, v, packed)
     expected = formula(q, k, v, lengths, 0.3, window, softcap)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
     upstream = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
@@ -82,9 +83,9 @@ def test_sdpa_equals_the_formula_in_value_and_gradient(
 def test_a_sequence_attends_the_same_whatever_is_packed_beside_it() -> None:
     lengths = (5, 9, 8, 40, 7, 8)
     q, k, v = qkv(sum(lengths), 4, 2, 8)
-    together = sdpa.attend(q, k, v, PackedSequences.from_lengths(lengths), scale=0.5, window=None).split(lengths)
+    together = sdpa.attend(q, k, v, PackedSequences.from_lengths(lengths), AttentionSettings(0.5)).split(lengths)
     for part, *alone in zip(together, q.split(lengths), k.split(lengths), v.split(lengths), strict=True):
-        single = sdpa.attend(*alone, PackedSequences.from_lengths((len(part),)), scale=0.5, window=None)
+        single = sdpa.attend(*alone, PackedSequences.from_lengths((len(part),)), AttentionSettings(0.5))
         torch.testing.assert_close(part, single, rtol=1e-12, atol=1e-12)
 
 
@@ -92,14 +93,14 @@ def test_a_layout_first_used_without_gradients_serves_training_too() -> None:
     packed = PackedSequences.from_lengths((31, 3, 29))
     q, k, v = qkv(63, 2, 2, 4)
     with torch.inference_mode():
-        sdpa.attend(q, k, v, packed, scale=0.5, window=None)
-    sdpa.attend(q, k, v, packed, scale=0.5, window=None).sum().backward()
+        sdpa.attend(q, k, v, packed, AttentionSettings(0.5))
+    sdpa.attend(q, k, v, packed, AttentionSettings(0.5)).sum().backward()
     assert q.grad is not None
 
 
 def test_no_tokens_give_no_outputs() -> None:
     q, k, v = qkv(0, 2, 1, 4)
-    assert sdpa.attend(q, k, v, PackedSequences.from_lengths(()), scale=0.5, window=None).shape == (0, 2, 4)
+    assert sdpa.attend(q, k, v, PackedSequences.from_lengths(()), AttentionSettings(0.5)).shape == (0, 2, 4)
 
 
 @given(st.lists(st.integers(1, 300), max_size=60))
@@ -134,14 +135,14 @@ def test_hundreds_of_short_sequences_take_a_few_calls() -> None:
 def test_a_cache_attends_in_the_backends_place() -> None:
     seen = {}
 
-    def attend(layer, q, k, v, packed, *, scale, window):
-        seen.update(layer=layer, scale=scale, window=window)
+    def attend(layer, q, k, v, packed, settings):
+        seen.update(layer=layer, settings=settings)
         return q + 1
 
     q, k, v = qkv(3, 2, 2, 4)
     packed = replace(PackedSequences.from_lengths((3,)), cache=SimpleNamespace(attend=attend))
-    assert torch.equal(PackedAttention("7", scale=0.25, window=5)(q, k, v, packed), q + 1)
-    assert seen == {"layer": "7", "scale": 0.25, "window": 5}
+    assert torch.equal(PackedAttention("7", AttentionSettings(0.25, window=5))(q, k, v, packed), q + 1)
+    assert seen == {"layer": "7", "settings": AttentionSettings(0.25, window=5)}
 
 
 @given(lengths=lengths_lists, window=st.none() | st.integers(1, 14), block=st.sampled_from([1, 2, 4]))
@@ -170,9 +171,9 @@ def test_flex_equals_sdpa(window: int | None, softcap: float | None, monkeypatch
     lengths = (100, 3, 200, 57)
     q, k, v = (x.detach().float() for x in qkv(sum(lengths), 4, 2, 16))
     packed = PackedSequences.from_lengths(lengths)
-    options = {"scale": 0.2, "window": window, "softcap": softcap}
-    expected = sdpa.attend(q, k, v, packed, **options)
-    torch.testing.assert_close(flex.attend(q, k, v, packed, **options), expected, rtol=1e-5, atol=1e-5)
+    settings = AttentionSettings(scale=0.2, window=window, softcap=softcap)
+    expected = sdpa.attend(q, k, v, packed, settings)
+    torch.testing.assert_close(flex.attend(q, k, v, packed, settings), expected, rtol=1e-5, atol=1e-5)
     mask = flex._block_mask(lengths, window, q.device)
     first = flex.first_key_blocks(lengths, window)
     assert mask.to_dense()[0, 0].tolist() == [[int(first[i] <= j <= i) for j in range(3)] for i in range(3)]
@@ -213,7 +214,7 @@ def test_varlen_computes_grouped_heads_with_the_window_scale_and_lengths_on_ever
     lengths = (4, 1, 6)
     q, k, v = qkv(11, 4, 2, 8)
     packed = PackedSequences.from_lengths(lengths)
-    out = varlen.attend(q, k, v, packed, scale=0.2, window=window)
+    out = varlen.attend(q, k, v, packed, AttentionSettings(0.2, window=window))
     expected = formula(q, k, v, lengths, 0.2, window)
     torch.testing.assert_close(out, expected)
     grad = torch.ones_like(out)
@@ -233,12 +234,12 @@ def test_varlen_without_options_scales_the_queries_and_refuses_the_rest(monkeypa
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _stand_in("is_causal"))
     q, k, v = (x.detach() for x in qkv(11, 4, 4, 8))
     packed = PackedSequences.from_lengths((4, 1, 6))
-    out = varlen.attend(q, k, v, packed, scale=0.2, window=None)
+    out = varlen.attend(q, k, v, packed, AttentionSettings(0.2))
     torch.testing.assert_close(out, formula(q, k, v, (4, 1, 6), 0.2))
     with pytest.raises(ConfigError, match="sliding window"):
-        varlen.attend(q, k, v, packed, scale=0.2, window=2)
+        varlen.attend(q, k, v, packed, AttentionSettings(0.2, window=2))
     with pytest.raises(ConfigError, match="found a softcap of 50"):
-        varlen.attend(q, k, v, packed, scale=0.2, window=None, softcap=50.0)
+        varlen.attend(q, k, v, packed, AttentionSettings(0.2, softcap=50.0))
 
 
 @pytest.mark.parametrize(
@@ -263,7 +264,7 @@ def test_sdpa_with_repeated_key_heads_equals_the_formula_and_its_gradients(
     monkeypatch.setattr(sdpa, "repeats_heads", lambda *_, **__: True)
     lengths = (4, 1, 6)
     q, k, v = qkv(11, 4, 2, 8)
-    out = sdpa.attend(q, k, v, PackedSequences.from_lengths(lengths), scale=0.2, window=window)
+    out = sdpa.attend(q, k, v, PackedSequences.from_lengths(lengths), AttentionSettings(0.2, window=window))
     expected = formula(q, k, v, lengths, 0.2, window)
     torch.testing.assert_close(out, expected)
     grad = torch.ones_like(out)
@@ -290,12 +291,12 @@ def test_sdpa_with_repeated_key_heads_equals_the_formula_and_its_gradients(
 def test_the_backend_is_chosen_by_device_type_head_and_softcap(
     device: str, dtype: torch.dtype, head_dim: int, softcap: float | None, expected: str
 ) -> None:
-    assert choose_attention_backend(device, dtype, head_dim, softcap) == expected
+    assert choose_attention_backend(device, dtype, head_dim, AttentionSettings(1.0, softcap=softcap)) == expected
 
 
 def test_varlen_is_refused_where_scores_are_capped() -> None:
-    with pytest.raises(ConfigError, match="it has no softcap, which the model's attention needs; use attn_type sdpa"):
-        check_attention_backend("varlen", "cuda", torch.bfloat16, 64, softcap=50.0)
+    with pytest.raises(ConfigError, match="it has no softcap, which the model's attention needs; use sdpa"):
+        check_attention_backend("varlen", "cuda", torch.bfloat16, 64, [PLAIN, AttentionSettings(1.0, softcap=50.0)])
 
 
 @pytest.mark.parametrize(
@@ -313,6 +314,6 @@ def test_a_backend_that_cannot_run_is_refused(name: str, device: str, dtype: tor
 
 
 def test_a_backend_that_can_run_is_accepted_and_set_everywhere() -> None:
-    layers = torch.nn.ModuleList([PackedAttention(str(i), scale=1.0) for i in range(2)])
+    layers = torch.nn.ModuleList([PackedAttention(str(i), PLAIN) for i in range(2)])
     set_attention_backend(layers, check_attention_backend("sdpa", "cpu", torch.float64, 7))
     assert [layer.backend for layer in layers] == ["sdpa", "sdpa"]

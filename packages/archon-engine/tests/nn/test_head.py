@@ -141,10 +141,10 @@ def test_the_value_head_is_a_linear_map_to_one_number():
 @pytest.mark.parametrize(
     ("head", "outputs", "message"),
     [
-        (LanguageModelHead, ("values",), "gives logprobs, entropy, logits"),
-        (ValueHead, ("logprobs",), "gives values"),
+        (LanguageModelHead, ("values",), "allowed are logprobs, entropy, logits"),
+        (ValueHead, ("logprobs",), "allowed are values"),
         (LanguageModelHead, ("logprobs",), "without targets"),
-        (LanguageModelHead, (), "was asked for nothing"),
+        (LanguageModelHead, (), "found a request for no output"),
     ],
 )
 def test_outputs_that_a_head_does_not_have_are_refused(head, outputs, message):

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_core.contracts.packed import AttentionSettings, HeadInputs, PackedSequences
 from archon_engine.nn.attention import PackedAttention
 from archon_engine.nn.ulysses import ContextParallel, replicate_heads
 from archon_testing.worlds import run_world
@@ -23,7 +23,7 @@ def tensors(tokens, heads, kv_heads, value_dim):
 
 
 def attend(q, k, v, packed, window):
-    return PackedAttention("0", scale=0.5, window=window)(q, k, v, packed)
+    return PackedAttention("0", AttentionSettings(0.5, window=window))(q, k, v, packed)
 
 
 def differences():

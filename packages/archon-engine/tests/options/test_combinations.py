@@ -76,10 +76,10 @@ def resolve_split(config, *, device="cpu", written=()):
 
 
 def test_every_rule_has_a_case_here():
-    of_schedules = [rule for rule in RULES if "splits the backward pass" in rule.beside]
+    of_schedules = [rule for rule in RULES if "splits the backward pass" in rule.conflict]
     others = [rule for rule in RULES if rule not in of_schedules]
     assert {(rule.option, rule.asked) for rule in others if rule.effect == "decision"} == set(DECISIONS)
-    assert {(rule.option, rule.beside) for rule in others if rule.effect == "error"} == set(ERRORS)
+    assert {(rule.option, rule.conflict) for rule in others if rule.effect == "error"} == set(ERRORS)
     for effect in ("decision", "error"):
         assert {(rule.option, rule.asked) for rule in of_schedules if rule.effect == effect} == set(SPLIT_OPTIONS)
     for rule in RULES:
@@ -101,26 +101,28 @@ def test_a_decision_is_recorded_with_what_was_asked_and_what_is_used(option, ask
 def test_strict_makes_a_decision_an_error_that_names_the_option(option, asked):
     config, used = DECISIONS[option, asked]
     strict = dataclasses.replace(config, archon=dataclasses.replace(config.archon, strict=True))
-    with pytest.raises(ConfigError, match=rf"(?s)actor\.archon\.strict=true.*actor\.{option}: asked .*would be {used}"):
+    with pytest.raises(
+        ConfigError, match=rf"(?s)actor\.archon\.strict: found true.*actor\.{option}: found .*would use {used}"
+    ):
         resolve(strict)
 
 
 def test_strict_refuses_a_padding_that_the_layout_changes_and_nothing_that_was_not_asked():
-    with pytest.raises(ConfigError, match=r"(?s)strict=true.*actor\.batch_align_to: asked 6, would be 12"):
+    with pytest.raises(ConfigError, match=r"(?s)strict: found true.*actor\.batch_align_to: found 6, would use 12"):
         resolve(engine(strict=True, batch_align_to=6), dims=ParallelDims(tp=4), explicit=frozenset())
     effective, _ = resolve(engine(strict=True), dims=ParallelDims(tp=4), explicit=frozenset())
     assert (effective.compute_dtype, effective.pad_multiple) == ("float32", 4)
     # What a default device cannot do was asked by nobody in particular, but it is asked.
-    with pytest.raises(ConfigError, match=r"(?s)strict=true.*enable_compile: asked true, would be false"):
+    with pytest.raises(ConfigError, match=r"(?s)strict: found true.*enable_compile: found true, would use false"):
         resolve(engine(strict=True, enable_compile=True), explicit=frozenset())
 
 
 @pytest.mark.parametrize(("option", "beside"), ERRORS, ids=lambda value: str(value).split(",")[0])
 def test_an_error_says_what_was_found_and_what_to_write(option, beside):
-    [rule] = [rule for rule in RULES if (rule.option, rule.beside) == (option, beside)]
+    [rule] = [rule for rule in RULES if (rule.option, rule.conflict) == (option, beside)]
     with pytest.raises(ConfigError) as refused:
         resolve(ERRORS[option, beside])
-    assert f"actor.{option}: found {shown(rule.asked)} with {beside}; {rule.reason}: {rule.fix}" in str(refused.value)
+    assert f"actor.{option}: found {shown(rule.asked)} with {beside}; {rule.reason}; {rule.fix}" in str(refused.value)
 
 
 @pytest.mark.parametrize(("option", "asked"), SPLIT_OPTIONS)
@@ -135,7 +137,9 @@ def test_what_a_split_backward_cannot_have_is_a_decision_by_default_and_an_error
         resolve_split(config, device=device, written=[option])
     assert f"actor.{option}: found {shown(asked)} with a schedule that splits the backward pass; " in str(refused.value)
     strict = dataclasses.replace(config, archon=dataclasses.replace(config.archon, strict=True))
-    with pytest.raises(ConfigError, match=rf"(?s)actor\.archon\.strict=true.*actor\.{option}: asked .*would be {used}"):
+    with pytest.raises(
+        ConfigError, match=rf"(?s)actor\.archon\.strict: found true.*actor\.{option}: found .*would use {used}"
+    ):
         resolve_split(strict, device=device)
 
 

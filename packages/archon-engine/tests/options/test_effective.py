@@ -22,7 +22,7 @@ def test_defaults_on_a_cpu_are_recorded_with_their_reasons():
 
 
 def test_strict_turns_a_decision_into_an_error_and_defaults_by_device_do_not_count():
-    with pytest.raises(ConfigError, match=r"(?s)strict=true.*enable_compile: asked true, would be false"):
+    with pytest.raises(ConfigError, match=r"(?s)strict: found true.*enable_compile: found true, would use false"):
         resolve(ArchonEngineConfig(archon=ArchonOptions(strict=True)))
     effective, _ = resolve(ArchonEngineConfig(archon=ArchonOptions(strict=True, enable_compile=False)))
     assert effective.compute_dtype == "float32"

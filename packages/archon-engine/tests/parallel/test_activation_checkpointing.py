@@ -24,7 +24,7 @@ from archon_engine.parallel.activation_checkpointing import is_kept
 from archon_engine.parallel.compilation import check_compiler
 from archon_testing.worlds import run_world
 
-PLAN = ParallelPlan(roles={}, attention=("layers.*.core",), units=("layers.*",))
+PLAN = ParallelPlan(roles={}, attention=("layers.{layer}.core",), units=("layers.{layer}",))
 COMPILE = "actor.archon.enable_compile"
 
 
@@ -202,7 +202,7 @@ def asks_too_late():
 
 def test_deterministic_mode_is_refused_once_a_process_group_was_made_without_it():
     for message in run_world(asks_too_late, 2):
-        assert message.startswith("actor.archon.use_deterministic_algorithms: found true, and a process group")
+        assert message.startswith("actor.archon.use_deterministic_algorithms: found true, but the process group")
         assert "set_deterministic() before init_process_group" in message
 
 
@@ -218,6 +218,6 @@ def test_the_five_effects_of_deterministic_mode_are_rows_of_the_decisions_table(
 
 
 def test_a_cpu_without_a_compiler_is_told_before_anything_is_compiled():
-    with pytest.raises(ConfigError, match=r"found true on a CPU and no C\+\+ compiler 'no-such-compiler'.*CXX"):
+    with pytest.raises(ConfigError, match=r"found true on a CPU without the C\+\+ compiler 'no-such-compiler'.*CXX"):
         check_compiler("cpu", option=COMPILE, environment={"CXX": "no-such-compiler"})
     check_compiler("cuda", option=COMPILE, environment={"CXX": "no-such-compiler"})

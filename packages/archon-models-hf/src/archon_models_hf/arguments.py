@@ -1,4 +1,4 @@
-"""What the decoder is built from: a configuration of transformers, made ready, and what was found of its model."""
+"""The arguments of the decoder: a prepared transformers configuration, and the facts found by tracing its model."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class HfArguments:
-    """A model of transformers.
+    """The arguments of a transformers model.
 
     Attributes:
-        config: of transformers, with our attention, without dropout.
-        critic: a value head instead of the language-model head.
-        facts: what its module is.
-        attention_dropout: the largest of its dropouts. None is applied: an engine that is told to keep dropout must
-            refuse a value above 0.
-        decisions: what the configuration asks for and the module does not do.
+        config: the transformers configuration, with Archon's attention and without dropout.
+        critic: whether the model has a value head instead of the language-model head.
+        facts: findings about its module.
+        attention_dropout: the largest dropout of the configuration. It is never applied, so an engine with
+            ``disable_dropout=false`` must refuse a value above 0.
+        decisions: settings of the configuration that the module ignores.
     """
 
     config: PreTrainedConfig
@@ -42,15 +42,15 @@ class HfArguments:
 
     @property
     def head_dim(self) -> int:
-        """The largest size of a head."""
+        """The largest head size."""
         return max(layer.head_dim for layer in self.facts.attention)
 
     @classmethod
     def from_hf_config(cls, config: PreTrainedConfig, *, critic: bool) -> HfArguments:
-        """Examine the model of a ``transformers`` configuration, of any model type.
+        """Trace the model of a ``transformers`` configuration, of any model type.
 
         Raises:
-            ModelError: it has none that is a causal decoder, or one that packed sequences cannot be run through.
+            ModelError: the model is not a causal decoder, or does not support packed sequences.
         """
         if getattr(config, "is_causal", True) is False:
             raise ModelError(
@@ -63,20 +63,20 @@ class HfArguments:
 
 @lru_cache(maxsize=16)
 def _examined(config_class: type[PreTrainedConfig], entries: str, critic: bool) -> Facts:
-    """Ranks of a test, and parts of a program, ask for the same model again and again."""
+    """Cached, since a process often requests the same model several times."""
     config = config_class(**json.loads(entries))
     return examine(prepared_config(config)[0], critic=critic)
 
 
 def _router_losses(config: PreTrainedConfig) -> list[Decision]:
-    """transformers adds a router's loss to the loss of a forward pass that is asked for it. Archon has losses of its
-    own, which know nothing of routers inside of a module of transformers."""
+    """A decision if the configuration enables router losses: transformers adds them to its own loss, which Archon does
+    not use."""
     reason = "losses of routers inside of transformers' modules are not applied; archon-moe's models have them"
     decisions = []
     if getattr(config, "output_router_logits", False):
         decisions.append(Decision("output_router_logits", "true", "false", reason))
     coefficient = getattr(config, "router_aux_loss_coef", 0.0)
     if coefficient and not decisions:
-        # As transformers has it: no loss without output_router_logits, so nothing that was asked for changes.
+        # Without output_router_logits, transformers adds no router loss either, so nothing changes.
         decisions.append(Decision("router_aux_loss_coef", "not set", "0", reason))
     return decisions

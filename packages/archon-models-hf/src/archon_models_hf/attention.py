@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_core.errors import ModelError
 from archon_engine.nn.attention import PackedAttention
 from archon_engine.nn.tensor_parallel import TensorParallel
@@ -21,7 +21,7 @@ from archon_engine.nn.tensor_parallel import TensorParallel
 IMPLEMENTATION = "archon"
 """Under this name transformers finds ``attend``; without a mask function, so that it makes no masks."""
 
-CHILD = "packed_attention"
+CORE_ATTENTION = "packed_attention"
 """The submodule of transformers' attention that computes. It has no weights, so it adds no name to checkpoints."""
 
 
@@ -44,18 +44,19 @@ def attend(
         value: likewise.
         attention_mask: none is made for this implementation. Where layers hand nothing else down, what ``packed`` is.
         packed: where the sequences lie.
-        options: those that were seen when the model was examined.
+        options: the attention options of the traced run.
 
     Returns:
         [1, T, Hq, D], of this tensor rank's heads where there are several; and no weights.
     """
-    core: SizedAttention = getattr(module, CHILD)
+    core: SizedAttention = getattr(module, CORE_ATTENTION)
+    scale = core.settings.scale
     if packed is None:
         packed, attention_mask = attention_mask, None
     assert isinstance(packed, PackedSequences), "the model was examined, so it hands this down"
-    if attention_mask is not None or options.get("scaling", core.scale) != core.scale:
+    if attention_mask is not None or options.get("scaling", scale) != scale:
         raise ModelError(
-            f"{type(module).__name__}: found a mask, or a scale other than {core.scale:.4g} with which the model was "
+            f"{type(module).__name__}: found a mask, or a scale other than {scale:.4g} with which the model was "
             "examined; attention that changes from call to call cannot be run by archon-models-hf"
         )
     q, k, v = (x.squeeze(0).transpose(0, 1) for x in (query, key, value))
@@ -80,15 +81,13 @@ class SizedAttention(PackedAttention):
     def __init__(
         self,
         layer: str,
+        settings: AttentionSettings,
         *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
         n_heads: int,
         n_kv_heads: int,
         gets_own_key_heads: bool = False,
     ) -> None:
-        super().__init__(layer, scale=scale, window=window, softcap=softcap)
+        super().__init__(layer, settings)
         self.n_heads = n_heads
         self.n_kv_heads = n_kv_heads
         self.gets_own_key_heads = gets_own_key_heads

@@ -1,4 +1,4 @@
-"""What transformers' modules keep in buffers that no checkpoint has, such as rotary frequencies, and how weights start.
+"""Non-persistent buffers of transformers' modules, such as rotary frequencies, and initial values of weights.
 
 Both are known to transformers alone: its ``_init_weights`` writes the first after a model has been built without
 storage, and says the second. Which is what it is called for here, one module at a time.
@@ -14,24 +14,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from archon_core.contracts.module import InitialValue
 from archon_core.errors import ModelError
-from archon_engine.models.initialize import InitialValue
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _INITIALISED = "_is_hf_initialized"
-"""The mark by which transformers leaves a tensor alone."""
+"""Attribute with which transformers marks an initialised tensor."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """A buffer that no checkpoint has.
+    """A buffer that is not part of checkpoints.
 
     Attributes:
         owner: its module.
-        name: there.
-        dtype: in which transformers made it, whatever the type of weights is.
+        name: its name in the module.
+        dtype: its dtype in transformers, independent of the weights' dtype.
     """
 
     owner: nn.Module
@@ -40,7 +40,7 @@ class Constant:
 
 
 def constants_of(module: nn.Module) -> tuple[Constant, ...]:
-    """All of them in a module as transformers built it."""
+    """The constants of a module, as transformers built it."""
     return tuple(
         Constant(owner, name, buffer.dtype)
         for owner in module.modules()
@@ -51,10 +51,10 @@ def constants_of(module: nn.Module) -> tuple[Constant, ...]:
 
 @torch.no_grad()
 def fill_constants(constants: tuple[Constant, ...], base: PreTrainedModel) -> None:
-    """Write them anew, in their own types, where their storage is now.
+    """Recompute the constants, in their dtypes, on their current device.
 
     Raises:
-        ModelError: transformers does not say what one of them holds.
+        ModelError: transformers does not initialise one of them.
     """
     owners: dict[nn.Module, list[Constant]] = {}
     for constant in constants:
@@ -80,7 +80,7 @@ def fill_constants(constants: tuple[Constant, ...], base: PreTrainedModel) -> No
 
 
 def starting_values(module: nn.Module, base: PreTrainedModel) -> dict[str, InitialValue]:
-    """Attribute -> how it starts, of the vectors that ``module`` owns and that transformers starts at zero or one."""
+    """Attribute -> initial value, for vectors of ``module`` that transformers initialises to zero or one."""
     vectors = {n: p for n, p in module._parameters.items() if p is not None and p.ndim < 2}
     if not vectors or isinstance(module, nn.Linear | nn.Embedding):
         return {}

@@ -12,7 +12,7 @@ from archon_core.contracts.packed import OutputName, PackedSequences
 from archon_core.models.stage import Stage
 from archon_engine.nn.head import LanguageModelHead, ValueHead
 from archon_models_hf.arguments import HfArguments
-from archon_models_hf.attention import CHILD, SizedAttention, give_packed_as_mask
+from archon_models_hf.attention import CORE_ATTENTION, SizedAttention, give_packed_as_mask
 from archon_models_hf.constants import constants_of, fill_constants, starting_values
 from archon_models_hf.leaves import adapt_embedding, adapt_leaves
 from archon_models_hf.names import pattern_of
@@ -62,8 +62,8 @@ class HfDecoder(nn.Module):
             self.head.weight = self.embed.weight
 
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor | dict[OutputName, Tensor]:
-        """Token ids [T] on the first stage, hidden states [T, hidden] after it, to what ``packed.head`` asks for on the
-        last stage, hidden states before it."""
+        """Token ids [T] on the first stage, hidden states [T, hidden] after it, to the outputs of ``packed.head`` on
+        the last stage, hidden states before it."""
         if self.embed is not None:
             x = self.embed(x)
         [base] = self._base
@@ -87,7 +87,7 @@ class HfDecoder(nn.Module):
         return super().train(False)
 
     def fill_buffers(self) -> None:
-        """Write what transformers keeps in buffers; see ``archon_engine.models.materialize``."""
+        """Write what transformers keeps in buffers; see ``archon_core.contracts.module``."""
         fill_constants(self._constants, self._base[0])
 
     def _adapt(self) -> None:
@@ -97,14 +97,12 @@ class HfDecoder(nn.Module):
             facts = self.arguments.facts.attention[int(number)]
             attention = SizedAttention(
                 number,
-                scale=facts.scale,
-                window=facts.window,
-                softcap=facts.softcap,
+                facts.settings,
                 n_heads=facts.n_heads,
                 n_kv_heads=facts.n_kv_heads,
                 gets_own_key_heads=bool(tensor.key_value),
             )
-            layer.get_submodule(facts.module).add_module(CHILD, attention)
+            layer.get_submodule(facts.module).add_module(CORE_ATTENTION, attention)
             if not facts.gets_packed:
                 layer.register_forward_pre_hook(give_packed_as_mask, with_kwargs=True)
         for part in self._with_other_weights():

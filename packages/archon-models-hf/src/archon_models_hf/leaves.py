@@ -66,7 +66,7 @@ class Projection(nn.Linear):
         if bias is not None and not self.adds_bias:
             bias = bias * 0.0  # not None: its gradient, zero here, is summed over the ranks
         out = functional.linear(x, weight, bias)
-        # Each rank goes on with a part of its own: gradients of the others' parts are sums over ranks.
+        # Each rank continues with its own part: gradients of the others' parts are sums over ranks.
         return compat.all_gather_with_grad(out, out.ndim - 1, self.parallel.group) if self.gathers_output else out
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from archon_core.errors import ModelError
 from archon_engine.nn.head import LogitForm
-from archon_models_hf.advice import ADVICE
+from archon_models_hf.transformers_model import ADVICE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,14 +66,14 @@ def logit_form(lm: PreTrainedModel, *, body: str, head: str) -> LogitForm:
     except Exception as error:  # of any code of transformers
         raise _refusal(lm, f"it could not be examined ({type(error).__name__}: {error})") from error
     if found.shape != hidden.shape:
-        raise _refusal(lm, f"it gives logits {tuple(found.shape)} for a head's {tuple(hidden.shape)}")
+        raise _refusal(lm, f"it returns logits {tuple(found.shape)} where its head returns {tuple(hidden.shape)}")
     found = found.double().flatten()
     scale = float(found[-3] / _SMALL)
     for softcap in (None, float(found[-1])):
         form = LogitForm(scale, softcap)
         if softcap != 0.0 and torch.allclose(form.apply(values), found, rtol=_AGREES, atol=_AGREES * abs(scale)):
             return LogitForm(_rounded(scale), None if softcap is None else _rounded(softcap))
-    raise _refusal(lm, "its logits are neither scaled nor softly capped ones of its head")
+    raise _refusal(lm, "it changes its head's logits by more than a scale and a softcap")
 
 
 def _rounded(number: float) -> float:

@@ -1,4 +1,4 @@
-"""What a mask of transformers says, read while a model is examined: causal, or causal within a window, or neither.
+"""Classifies transformers' attention masks during tracing: causal, causal within a window, or neither.
 
 transformers describes a mask as a function of a query's and a key's place. It is evaluated at the places where causal
 masks with and without a window differ.
@@ -18,11 +18,11 @@ from archon_engine import compat
 
 @dataclass(frozen=True)
 class MaskForm:
-    """What stands in for a mask.
+    """Replaces a mask during tracing.
 
     Attributes:
-        window: keys that a token sees, its own included; ``None`` for all earlier ones.
-        is_causal: whether the mask is no more than that.
+        window: number of keys that a token sees, including its own; ``None`` for all earlier ones.
+        is_causal: whether the mask is exactly that.
     """
 
     window: int | None
@@ -30,7 +30,7 @@ class MaskForm:
 
 
 def describe_mask(*, mask_function: Callable[..., Tensor], local_size: int | None = None, **_: Any) -> Any:
-    """An ``AttentionMaskInterface`` function that gives a ``MaskForm``."""
+    """An ``AttentionMaskInterface`` function that returns a ``MaskForm``."""
     with compat.with_storage():
         queries, keys = _places(local_size)
         zero = torch.zeros((), dtype=torch.int64)
@@ -46,7 +46,7 @@ def describe_mask(*, mask_function: Callable[..., Tensor], local_size: int | Non
 
 
 def _places(window: int | None) -> tuple[Tensor, Tensor]:
-    """Places of queries and keys around the borders of a mask."""
+    """Positions of queries and keys around the borders of a mask."""
     size = 4 if window is None else window
     pairs = {
         (query, key)

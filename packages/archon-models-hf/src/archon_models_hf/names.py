@@ -44,14 +44,14 @@ class Names:
 
 
 def pattern_of(name: str) -> str:
-    """Our name with ``*`` for the layer's number, as parallel plans write it."""
-    return _NUMBER.sub("*", name)
+    """Our name with ``{layer}`` for the layer's number, as parallel plans and weight rules write it."""
+    return _NUMBER.sub("{layer}", name)
 
 
-def placeholder_of(name: str) -> tuple[str, str | None]:
-    """Our name with ``{layer}`` for the layer's number, as weight rules write it, and the number."""
+def layer_of(name: str) -> str | None:
+    """The layer's number in our name; ``None`` outside of layers."""
     found = _NUMBER.search(name)
-    return (name, None) if found is None else (_NUMBER.sub("{layer}", name), found[0])
+    return None if found is None else found[0]
 
 
 def _joined(part: str, rest: str) -> str:

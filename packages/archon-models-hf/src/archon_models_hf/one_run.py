@@ -1,4 +1,4 @@
-"""What happens inside of a base model of transformers while it runs once."""
+"""Records one forward pass of a transformers base model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, nn
 
 _LAYER = ""
-"""Among the names of parts, stands for a layer."""
+"""Placeholder for a layer in the recorded names."""
 
 
 @dataclass
 class Passes:
-    """What was seen.
+    """The record of the pass.
 
     Attributes:
         calls: parts of the base model as they were called, a layer being ``""``.
@@ -31,7 +31,7 @@ class Passes:
 
     @property
     def n_layer_calls(self) -> int:
-        """How often layers were run."""
+        """Number of layer calls."""
         return self.calls.count(_LAYER)
 
     @property
@@ -58,7 +58,7 @@ class Passes:
 
 @contextmanager
 def watching(base: nn.Module, layers: nn.ModuleList) -> Iterator[Passes]:
-    """Write down what ``base`` does meanwhile."""
+    """Record the calls of ``base``'s parts inside the block."""
     passes = Passes()
     handles = []
 

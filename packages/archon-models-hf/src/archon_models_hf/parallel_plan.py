@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan, Role
 from archon_models_hf.arguments import HfArguments
-from archon_models_hf.attention import CHILD
+from archon_models_hf.attention import CORE_ATTENTION
 from archon_models_hf.names import pattern_of
 from archon_models_hf.traced_attention import common_heads
 
@@ -20,8 +20,10 @@ def parallel_plan(arguments: HfArguments) -> ParallelPlan:
         roles={pattern: _role(pattern, arguments) for pattern in patterns},
         tensor_regions=facts.tensor.regions,
         key_value=facts.tensor.key_value,
-        attention=tuple(dict.fromkeys(f"layers.*.{layer.module}.{CHILD}" for layer in facts.attention)),
-        units=("embed", *others, "layers.*", "norm", "head"),
+        attention=tuple(
+            dict.fromkeys(f"layers.{{layer}}.{layer.module}.{CORE_ATTENTION}" for layer in facts.attention)
+        ),
+        units=("embed", *others, "layers.{layer}", "norm", "head"),
         heads=HeadCounts(query=query, key_value=key_value),
         batched=True,
         refusals={letter: reason for letter, reason in refusals.items() if reason},

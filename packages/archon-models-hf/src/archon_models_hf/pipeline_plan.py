@@ -1,4 +1,4 @@
-"""Whether a model of transformers can be cut into pipeline stages: it declares so, and its run bears it out."""
+"""Whether a transformers model can be split into pipeline stages, by its declaration and its traced run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def no_pipeline(
     config: PreTrainedConfig, base: nn.Module, names: Names, passes: Passes, embeds: Tensor, last: Any
 ) -> str:
-    """Why a base model cannot be cut between layers, as a sentence with what to do; empty when it can.
+    """Why a base model cannot be split between layers, with a fix; empty if it can.
 
     A later stage runs the same forward pass with hidden states in place of embeddings. So what lies between embedding
     and layers, between layers, and behind the norm must be nothing.

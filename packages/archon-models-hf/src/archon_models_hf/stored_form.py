@@ -1,11 +1,11 @@
-"""How transformers stores the weights that it has in memory: by its own conversion, followed with numbered elements.
+"""How transformers stores the weights that it has in memory, found out by converting tensors of numbered elements.
 
-Legend: a *piece* is a stored tensor that holds a box of one in memory.
+A stored tensor holds a slice of one in memory: all of it, or one expert of a stack, for example.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from archon_core.errors import ModelError
 from archon_core.models.box import Box, Shape
-from archon_models_hf.names import placeholder_of
+from archon_models_hf.names import layer_of, pattern_of
 from archon_models_hf.transformers_model import build_transformers
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stored tensor.
+class StoredSlice:
+    """A stored tensor, and the slice of a tensor in memory that it holds.
 
     Attributes:
         name: pattern of its name, with ``{layer}`` for the layer's number.
-        shape: its own.
-        box: where it lies in the tensor in memory.
+        shape: of the stored tensor.
+        box: the slice.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Piece:
     box: Box
 
 
-Forms = dict[str, tuple[Piece, ...]]
+Forms = dict[str, tuple[StoredSlice, ...]]
 """Pattern of our name -> the stored tensors that it is made of."""
 
 
-def stored_pieces(arguments: HfArguments) -> tuple[Forms, Forms, str]:
+def stored_forms(arguments: HfArguments) -> tuple[Forms, Forms, str]:
     """How a model is stored, and how it is in memory, but for its head; and the name of the head's stored weight.
 
     Raises:
@@ -55,23 +55,24 @@ def stored_pieces(arguments: HfArguments) -> tuple[Forms, Forms, str]:
     kept: Forms = {}
     unchanged = set(_stored(lm, in_memory))
     for name, weight in in_memory.items():
-        ours, number = placeholder_of(names.ours(name))
+        our_name = names.ours(name)
+        ours, number = pattern_of(our_name), layer_of(our_name)
         if ours in kept:
             continue
         shape = tuple(weight.shape)
-        itself = Piece(_with_layer(name, number, names.layers), shape, Box.whole(shape))
+        itself = StoredSlice(_with_layer(name, number, names.layers), shape, Box.whole(shape))
         kept[ours] = (itself,)
         if name in unchanged:
             saved[ours] = (itself,)
         else:
-            found = _pieces(lm, name, shape)
-            saved[ours] = tuple(Piece(_with_layer(p.name, number, names.layers), p.shape, p.box) for p in found)
+            found = _slices_of(lm, name, shape)
+            saved[ours] = tuple(replace(part, name=_with_layer(part.name, number, names.layers)) for part in found)
     head = f"{names.head}.weight"
     [stored_head] = _stored(lm, {head: torch.empty(1, 1)})
     return saved, kept, stored_head
 
 
-def _pieces(lm: PreTrainedModel, name: str, shape: Shape) -> list[Piece]:
+def _slices_of(lm: PreTrainedModel, name: str, shape: Shape) -> list[StoredSlice]:
     """Follow the elements of one tensor through the conversion. Its last dim, which is never cut, is one wide here."""
     tracked = shape if len(shape) < 3 else (*shape[:-1], 1)
     elements = torch.arange(Box.whole(tracked).numel, device="cpu").view(tracked)
@@ -85,7 +86,8 @@ def _pieces(lm: PreTrainedModel, name: str, shape: Shape) -> list[Piece]:
             )
         if len(shape) >= 3:
             box = Box(box.start, (*box.shape[:-1], shape[-1]))
-        found.append(Piece(stored, (*part.shape[:-1], shape[-1]) if len(shape) >= 3 else tuple(part.shape), box))
+        extent = (*part.shape[:-1], shape[-1]) if len(shape) >= 3 else tuple(part.shape)
+        found.append(StoredSlice(stored, extent, box))
     return found
 
 

@@ -7,13 +7,16 @@ same place, which the examined run shows.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from archon_core.models.parallel_plan import Role, matches
+from archon_core.models.name_pattern import matches
+from archon_core.models.parallel_plan import Role
 from archon_models_hf.names import Names, pattern_of
 from archon_models_hf.traced_attention import AttentionFacts
 
@@ -121,7 +124,14 @@ def read_tensor_plan(
 def _styles(base: nn.Module, declared: Mapping[str, str]) -> dict[str, str]:
     """Name of every module or parameter that the plan names -> its style."""
     known = [name for name, _ in base.named_modules() if name] + [name for name, _ in base.named_parameters()]
-    return {name: style for pattern, style in declared.items() for name in known if matches(pattern, name)}
+    patterns = {_translated(pattern): style for pattern, style in declared.items()}
+    return {name: style for pattern, style in patterns.items() for name in known if matches(pattern, name)}
+
+
+def _translated(pattern: str) -> str:
+    """A pattern of transformers, in which ``*`` stands for one segment, as one of ours."""
+    numbers = count()
+    return re.sub(r"\*", lambda _: f"{{number{next(numbers)}}}", pattern)
 
 
 def _key_value(
@@ -135,7 +145,7 @@ def _key_value(
     for layer, facts in zip(layers, attention, strict=True):
         modules = dict(layer.named_modules())
         for name in (f"{facts.module}.{projection}" for projection in _KEY_VALUE):
-            module, pattern = modules.get(name), f"layers.*.{name}"
+            module, pattern = modules.get(name), f"layers.{{layer}}.{name}"
             if pattern not in exchanged or getattr(module, "out_features", 0) != facts.n_kv_heads * facts.head_dim:
                 return ()
             patterns[pattern] = None

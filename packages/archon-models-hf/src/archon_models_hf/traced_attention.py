@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from archon_core.contracts.packed import AttentionSettings
 from archon_core.errors import ModelError
-from archon_models_hf.advice import ADVICE
 from archon_models_hf.masks import MaskForm
+from archon_models_hf.transformers_model import ADVICE
 
 _HANDED_DOWN = frozenset(
     {
@@ -39,9 +40,7 @@ class AttentionFacts:
 
     Attributes:
         module: its name in the layer.
-        scale: factor on the scores.
-        window: keys that a token sees, its own included; ``None`` for all earlier ones.
-        softcap: of the scores; ``None`` for none.
+        settings: scale, window and softcap of its calls.
         n_heads: query heads.
         n_kv_heads: key and value heads.
         head_dim: size of a head.
@@ -50,9 +49,7 @@ class AttentionFacts:
     """
 
     module: str
-    scale: float
-    window: int | None
-    softcap: float | None
+    settings: AttentionSettings
     n_heads: int
     n_kv_heads: int
     head_dim: int
@@ -60,12 +57,12 @@ class AttentionFacts:
 
 
 @dataclass(frozen=True)
-class HandedDown:
-    """Takes the place of a layer's mask while a model is examined.
+class MaskWithRecorder:
+    """Takes the place of a layer's mask while a model is examined: the mask reaches attention in every family.
 
     Attributes:
-        mask: that was there.
-        recorder: to be told.
+        mask: the layer's own.
+        recorder: which receives the call of attention.
     """
 
     mask: Any
@@ -95,7 +92,7 @@ class Recorder:
             )
         if "attention_mask" not in kwargs:
             return args, kwargs
-        return args, {**kwargs, "attention_mask": HandedDown(kwargs["attention_mask"], self)}
+        return args, {**kwargs, "attention_mask": MaskWithRecorder(kwargs["attention_mask"], self)}
 
     def take(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Any, options: Mapping[str, Any]) -> None:
         """Write down one call; raises ModelError for what ``PackedAttention`` does not do."""
@@ -121,9 +118,11 @@ class Recorder:
         scale = options.get("scaling")
         self.calls[module] = AttentionFacts(
             module="",
-            scale=float(q.shape[-1] ** -0.5 if scale is None else scale),
-            window=self._window(who, mask, options.get("sliding_window")),
-            softcap=options.get("softcap"),
+            settings=AttentionSettings(
+                scale=float(q.shape[-1] ** -0.5 if scale is None else scale),
+                window=self._window(who, mask, options.get("sliding_window")),
+                softcap=options.get("softcap"),
+            ),
             n_heads=q.shape[1],
             n_kv_heads=k.shape[1],
             head_dim=q.shape[-1],
@@ -134,9 +133,7 @@ class Recorder:
         if mask is None:
             return sliding_window
         if not isinstance(mask, MaskForm) or not mask.is_causal:
-            found = (
-                "another mask than a causal one" if isinstance(mask, MaskForm) else f"a mask of its own ({mask!r:.80})"
-            )
+            found = "a mask that is not causal" if isinstance(mask, MaskForm) else f"a custom mask ({mask!r:.80})"
             raise ModelError(f"{who}: found {found}; allowed are causal masks, with or without a window; {ADVICE}")
         if sliding_window not in (None, mask.window):
             raise ModelError(
@@ -177,7 +174,7 @@ class Recorder:
 
 def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **options: Any) -> Any:
     """An ``AttentionInterface`` function that tells a ``Recorder``; [1, T, Hq, D] of zeros, and no weights."""
-    if isinstance(attention_mask, HandedDown):
+    if isinstance(attention_mask, MaskWithRecorder):
         attention_mask.recorder.take(module, query, key, value, attention_mask.mask, options)
     elif isinstance(recorder := options.get("packed"), Recorder):
         recorder.take(module, query, key, value, attention_mask, options)

@@ -19,7 +19,6 @@ from torch import nn
 from archon_core.errors import ModelError
 from archon_engine import compat
 from archon_engine.nn.head import LogitForm
-from archon_models_hf.advice import ADVICE
 from archon_models_hf.logits import logit_form
 from archon_models_hf.masks import describe_mask
 from archon_models_hf.names import Names
@@ -27,7 +26,7 @@ from archon_models_hf.one_run import Passes, watching
 from archon_models_hf.pipeline_plan import no_pipeline
 from archon_models_hf.tensor_plan import TensorFacts, read_tensor_plan
 from archon_models_hf.traced_attention import AttentionFacts, Recorder, record
-from archon_models_hf.transformers_model import build_transformers
+from archon_models_hf.transformers_model import ADVICE, build_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,16 +37,16 @@ _EXAMINING = "archon_examining"
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found.
+    """The structure of a traced model.
 
     Attributes:
-        names: what its parts are called.
-        attention: of each layer.
-        form: what becomes of the head's logits.
+        names: names of its parts.
+        attention: attention of each layer.
+        form: scale and softcap of the head's logits.
         tied: whether the head uses the embedding's weight.
         owners: our names of all modules that own parameters.
-        tensor: how tensor parallelism cuts it, or why not.
-        no_pipeline: why it cannot be cut into stages, as a sentence with what to do; empty when it can.
+        tensor: how tensor parallelism shards it, or the reason why it cannot.
+        no_pipeline: the reason why it cannot be split into stages, with a fix; empty if it can.
     """
 
     names: Names
@@ -179,7 +178,7 @@ def _is_tied(lm: PreTrainedModel, config: PreTrainedConfig, names: Names, where:
 
 @contextmanager
 def _without_experts(base: nn.Module) -> Iterator[None]:
-    """Let stacks of experts pass zeros on: which tokens they get is a matter of values, of which there are none."""
+    """Let stacks of experts return zeros: their tokens depend on values, which a model without storage lacks."""
     stacks = [m for m in base.modules() if any(p.ndim > 2 for p in m.parameters(recurse=False))]
     for stack in stacks:
         stack.forward = _zeros  # type: ignore[method-assign]
@@ -196,7 +195,7 @@ def _zeros(hidden_states: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the stacks that torch logs of operations that fail without storage: the error tells all."""
+    """Suppress torch's logs of operations that fail without storage: the error suffices."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     before, logger.disabled = logger.disabled, True
     try:

@@ -6,11 +6,17 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ModelError
-from archon_models_hf.advice import ADVICE
 from archon_models_hf.attention import IMPLEMENTATION, register
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+ADVICE = (
+    "use a model package that serves it, or write one: archon new model NAME (pip install archon-scaffold) creates it "
+    "as a small Llama, with a PORTING.md that explains the next steps"
+)
+"""The fix for a model that this package cannot run. It does not mention ``--from-hf``, which reads Llama-like decoders
+only: most models refused here are none."""
 
 BY_LENGTH = ("dynamic", "longrope")
 """Rotations whose angles depend on the longest sequence of a call: packed with others, a sequence would get others."""

@@ -11,20 +11,20 @@ from archon_core.models.name_pattern import NamePattern
 from archon_core.models.weight_map import WeightMap
 from archon_core.models.weight_rules import Drop, Rename, Tie
 from archon_models_hf.arguments import HfArguments
-from archon_models_hf.stored_form import Forms, Piece, stored_pieces
+from archon_models_hf.stored_form import Forms, StoredSlice, stored_forms
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """One of our tensors is made of several stored ones.
+class Assemble:
+    """A weight rule: one of our tensors is assembled from slices that are stored as tensors.
 
     Attributes:
         ours: pattern of our name.
-        pieces: the stored ones, with patterns that have the same placeholders.
+        slices: the stored tensors, with patterns that have the same placeholders.
     """
 
     ours: str
-    pieces: tuple[Piece, ...]
+    slices: tuple[StoredSlice, ...]
 
     def links(self, shapes: Mapping[str, Shape]) -> Iterator[Link]:
         """Links for every name in ``shapes`` that the rule covers."""
@@ -32,22 +32,22 @@ class Pieces:
         for name in shapes:
             bindings = ours.match(name)
             if bindings is not None:
-                for piece in self.pieces:
-                    hf = NamePattern(piece.name).fill(bindings)
-                    yield Link(hf, Box.whole(piece.shape), name, piece.box)
+                for part in self.slices:
+                    hf = NamePattern(part.name).fill(bindings)
+                    yield Link(hf, Box.whole(part.shape), name, part.box)
 
 
 def weight_map(arguments: HfArguments) -> WeightMap:
     """The rules for a model of these arguments: saved as transformers saves, read in the form of its memory too."""
-    stored, in_memory, stored_head = stored_pieces(arguments)
+    stored, in_memory, stored_head = stored_forms(arguments)
     head = f"{arguments.facts.names.head}.weight"
     saved = (*_rules(stored), *_outside_layers(arguments, stored_head))
     as_kept = (*_rules(in_memory), *_outside_layers(arguments, head))
     return WeightMap(saved, alternatives=() if saved == as_kept else (WeightMap(as_kept),))
 
 
-def _rules(forms: Forms) -> list[Rename | Pieces]:
-    return [_rule(ours, pieces) for ours, pieces in forms.items()]
+def _rules(forms: Forms) -> list[Rename | Assemble]:
+    return [_rule(ours, slices) for ours, slices in forms.items()]
 
 
 def _outside_layers(arguments: HfArguments, head: str) -> list[Tie | Drop | Rename]:
@@ -71,6 +71,6 @@ def _outside_layers(arguments: HfArguments, head: str) -> list[Tie | Drop | Rena
     return rules
 
 
-def _rule(ours: str, pieces: tuple[Piece, ...]) -> Rename | Pieces:
-    [first, *others] = pieces
-    return Pieces(ours, pieces) if others or first.shape != first.box.shape else Rename(first.name, ours)
+def _rule(ours: str, slices: tuple[StoredSlice, ...]) -> Rename | Assemble:
+    [first, *others] = slices
+    return Assemble(ours, slices) if others or first.shape != first.box.shape else Rename(first.name, ours)

@@ -42,13 +42,13 @@ class QwenArguments:
         qk_norm: normalise every query and key head.
         hidden_act: activation by its ``transformers`` name.
         norm_eps: added to mean squares.
-        windows: per layer the keys that a token sees, its own included; ``None`` for all.
+        windows: per layer, the number of keys that a token sees, including its own; ``None`` for all.
         rope: rotary frequencies.
-        tied: the head uses the embedding's weight.
-        critic: a value head instead of the language-model head.
-        attention_dropout: what the configuration asks for in training. The decoder applies none: an engine that is
-            told to keep dropout must refuse a value above 0.
-        tied_in_files: the checkpoint's language-model head is its embedding, also where a value head replaces it.
+        tied: whether the head uses the embedding's weight.
+        critic: whether the model has a value head instead of the language-model head.
+        attention_dropout: dropout of the configuration. It is never applied, so an engine with
+            ``disable_dropout=false`` must refuse a value above 0.
+        tied_in_files: whether the checkpoint's language-model head is its embedding, even if a value head replaces it.
     """
 
     vocab_size: int

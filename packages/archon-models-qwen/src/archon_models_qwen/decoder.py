@@ -1,6 +1,6 @@
 """The dense Qwen decoder, Qwen2 and Qwen3 in one: pre-norm blocks of grouped-query attention and SwiGLU.
 
-What the decoder is beside its blocks serves models with other blocks, too.
+Everything except the blocks also serves models with other blocks.
 
 Legend: T packed tokens, Hq and Hkv heads, D head dimension.
 """
@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from archon_core.contracts.packed import OutputName, PackedSequences
+from archon_core.contracts.packed import AttentionSettings, OutputName, PackedSequences
 from archon_core.models.stage import Stage
 from archon_engine.nn.attention import PackedAttention
 from archon_engine.nn.embedding import Embedding
@@ -37,7 +37,8 @@ class QwenAttention(nn.Module):
         self.o_proj = Linear(a.n_heads * a.head_dim, a.hidden_size, bias=a.output_bias)
         self.q_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
         self.k_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
-        self.core = PackedAttention(str(layer), scale=a.head_dim**-0.5, window=a.windows[layer])
+        settings = AttentionSettings(scale=a.head_dim**-0.5, window=a.windows[layer])
+        self.core = PackedAttention(str(layer), settings)
 
     def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
         """[T, hidden] to [T, hidden]."""
@@ -103,8 +104,8 @@ class QwenDecoder(nn.Module):
         self.rotary = RotaryEmbedding(a.rope)
 
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor | dict[OutputName, Tensor]:
-        """Token ids [T] on the first stage, hidden states [T, hidden] after it, to what ``packed.head`` asks for on the
-        last stage, hidden states before it."""
+        """Token ids [T] on the first stage, hidden states [T, hidden] after it, to the outputs of ``packed.head`` on
+        the last stage, hidden states before it."""
         if self.embed is not None:
             x = self.embed(x)
         rotation = self.rotary(packed, x.dtype)

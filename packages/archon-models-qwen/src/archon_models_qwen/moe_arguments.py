@@ -79,7 +79,9 @@ def _moe_settings(config: PreTrainedConfig) -> MoESettings:
 def _sparse_layers(config: PreTrainedConfig) -> tuple[bool, ...]:
     step = config.decoder_sparse_step
     if step < 1:
-        raise ModelError(f"{_WHERE}: found decoder_sparse_step {step}; every how many layers one has experts, from 1")
+        raise ModelError(
+            f"{_WHERE}: found decoder_sparse_step {step}; allowed are numbers from 1: one layer in N has experts"
+        )
     sparse = tuple(
         layer not in config.mlp_only_layers and (layer + 1) % step == 0 for layer in range(config.num_hidden_layers)
     )

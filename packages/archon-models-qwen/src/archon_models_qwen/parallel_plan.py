@@ -10,9 +10,9 @@ from archon_models_qwen.arguments import QwenArguments
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 
 _MLP: Mapping[str, Role] = {
-    "layers.*.mlp.gate_proj": "column",
-    "layers.*.mlp.up_proj": "column",
-    "layers.*.mlp.down_proj": "row",
+    "layers.{layer}.mlp.gate_proj": "column",
+    "layers.{layer}.mlp.up_proj": "column",
+    "layers.{layer}.mlp.down_proj": "row",
 }
 
 
@@ -24,29 +24,29 @@ def parallel_plan(arguments: QwenArguments) -> ParallelPlan:
 def moe_parallel_plan(arguments: QwenMoEArguments) -> ParallelPlan:
     """The plan for a model with experts. Tensor ranks share the tokens of their blocks, so these are no regions."""
     plan = _plan(arguments, has_mlp=not all(arguments.sparse))
-    roles: dict[str, Role] = {"layers.*.moe.router": "sequence", "layers.*.moe.experts": "expert"}
-    return replace(plan, roles={**plan.roles, **roles}, experts=("layers.*.moe",))
+    roles: dict[str, Role] = {"layers.{layer}.moe.router": "sequence", "layers.{layer}.moe.experts": "expert"}
+    return replace(plan, roles={**plan.roles, **roles}, experts=("layers.{layer}.moe",))
 
 
 def _plan(arguments: QwenArguments, *, has_mlp: bool) -> ParallelPlan:
     roles: dict[str, Role] = {
         "embed": "vocabulary",
-        "layers.*.attention.q_proj": "column",
-        "layers.*.attention.k_proj": "column",
-        "layers.*.attention.v_proj": "column",
-        "layers.*.attention.o_proj": "row",
-        "layers.*.attention_norm": "sequence",
-        "layers.*.mlp_norm": "sequence",
+        "layers.{layer}.attention.q_proj": "column",
+        "layers.{layer}.attention.k_proj": "column",
+        "layers.{layer}.attention.v_proj": "column",
+        "layers.{layer}.attention.o_proj": "row",
+        "layers.{layer}.attention_norm": "sequence",
+        "layers.{layer}.mlp_norm": "sequence",
         "norm": "sequence",
         # A value head has one row: nothing to shard, so it works on each rank's own tokens as a norm does.
         "head": "sequence" if arguments.critic else "vocabulary",
     }
     if arguments.qk_norm:
-        roles |= {"layers.*.attention.q_norm": "head_norm", "layers.*.attention.k_norm": "head_norm"}
+        roles |= {"layers.{layer}.attention.q_norm": "head_norm", "layers.{layer}.attention.k_norm": "head_norm"}
     return ParallelPlan(
         roles={**roles, **_MLP} if has_mlp else roles,
-        tensor_regions=("layers.*.attention", *(("layers.*.mlp",) if has_mlp else ())),
-        key_value=("layers.*.attention.k_proj", "layers.*.attention.v_proj"),
-        attention=("layers.*.attention.core",),
+        tensor_regions=("layers.{layer}.attention", *(("layers.{layer}.mlp",) if has_mlp else ())),
+        key_value=("layers.{layer}.attention.k_proj", "layers.{layer}.attention.v_proj"),
+        attention=("layers.{layer}.attention.core",),
         heads=HeadCounts(query=arguments.n_heads, key_value=arguments.n_kv_heads),
     )

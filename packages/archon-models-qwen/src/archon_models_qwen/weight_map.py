@@ -21,7 +21,7 @@ _FUSED = (
     Split(f"{HF}.mlp.experts.gate_up_proj", (f"{OURS}.moe.experts.gate_proj", f"{OURS}.moe.experts.up_proj"), dim=1),
     Rename(f"{HF}.mlp.experts.down_proj", f"{OURS}.moe.experts.down_proj"),
 )
-"""Experts in the memory of transformers 5, and in files of those who save that."""
+"""Experts as transformers 5 holds them in memory, and as some files store them."""
 
 
 def weight_map(arguments: QwenArguments) -> WeightMap:

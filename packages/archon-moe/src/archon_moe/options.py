@@ -6,12 +6,12 @@ Names follow Megatron-LM, except ``moe_aux_loss``, which selects what the auxili
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from archon_core.errors import ConfigError, did_you_mean
+from archon_core.config.rules import NOT_NEGATIVE, broken_rules, one_of, option
+from archon_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from archon_engine.options.archon import ArchonEngineConfig
@@ -37,10 +37,10 @@ class MoEOptions:
     """
 
     moe_grouped_gemm: bool | None = None
-    moe_aux_loss: str = "none"
-    moe_aux_loss_coef: float = 1e-3
-    moe_z_loss_coef: float = 0.0
-    moe_bias_update_rate: float = 0.0
+    moe_aux_loss: str = option("none", one_of(*AUX_LOSSES))
+    moe_aux_loss_coef: float = option(1e-3, NOT_NEGATIVE, fix="0 disables it")
+    moe_z_loss_coef: float = option(0.0, NOT_NEGATIVE, fix="0 disables it")
+    moe_bias_update_rate: float = option(0.0, NOT_NEGATIVE, fix="0 disables it")
 
 
 def read_options(options: object, *, section: str = "archon") -> MoEOptions:
@@ -54,15 +54,8 @@ def read_options(options: object, *, section: str = "archon") -> MoEOptions:
     """
     own = MoEOptions()
     own = MoEOptions(**{name: getattr(options, name, default) for name, default in vars(own).items()})
-    if own.moe_aux_loss not in AUX_LOSSES:
-        raise ConfigError(
-            f"{section}.moe_aux_loss: found {own.moe_aux_loss!r}; allowed are {', '.join(AUX_LOSSES)}"
-            f"{did_you_mean(str(own.moe_aux_loss), AUX_LOSSES)}"
-        )
-    for name in ("moe_aux_loss_coef", "moe_z_loss_coef", "moe_bias_update_rate"):
-        value = getattr(own, name)
-        if not (math.isfinite(value) and value >= 0):
-            raise ConfigError(f"{section}.{name}: found {value}; allowed are numbers from 0; 0 disables it")
+    for name, text in broken_rules(own):
+        raise ConfigError(f"{section}.{name}: {text}")
     return own
 
 

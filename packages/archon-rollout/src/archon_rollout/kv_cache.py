@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_engine.nn.attention import AttentionBackend, PackedAttention
 
 KeysValues = dict[str, tuple[Tensor, Tensor]]
@@ -40,20 +40,11 @@ class PromptCache:
         self._layers: KeysValues = {}
 
     def attend(
-        self,
-        layer: str,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        packed: PackedSequences,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings
     ) -> Tensor:
         """See ``AttentionCache.attend``. Every sequence starts at position 0."""
         self._layers[layer] = (k, v)
-        attention = PackedAttention(layer, scale=scale, window=window, softcap=softcap)
+        attention = PackedAttention(layer, settings)
         attention.backend = self._backend
         return attention(q, k, v, replace(packed, cache=None))
 
@@ -136,16 +127,7 @@ class DecodeStep:
         self._masks: dict[int | None, Tensor] = {}
 
     def attend(
-        self,
-        layer: str,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        packed: PackedSequences,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings
     ) -> Tensor:
         """See ``AttentionCache.attend``. T is R."""
         keys, values = self._layers[layer]
@@ -156,7 +138,7 @@ class DecodeStep:
         # Query heads that share a kv head take the place of the query sequence, so keys need no copy per query head.
         grouped = q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim)
         keys, values = keys[:n_rows, :, : self._n_places], values[:n_rows, :, : self._n_places]
-        mask = self._mask(window, q.dtype)
+        mask, scale, softcap = self._mask(settings.window, q.dtype), settings.scale, settings.softcap
         if softcap is None:
             attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         else:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from archon_core.config.rules import broken_rules
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.errors import ConfigError, TrainingError
@@ -31,11 +32,8 @@ class LocalEngine:
     """
 
     def __init__(self, config: RolloutConfig, *, trainer: TrainEngine) -> None:
-        if config.max_batch_size < 1:
-            raise ConfigError(
-                f"rollout.max_batch_size: found {config.max_batch_size}, allowed is at least 1; "
-                "set it to the number of sequences to decode at once"
-            )
+        for name, text in broken_rules(config):
+            raise ConfigError(f"rollout.{name}: {text}")
         self._max_batch_size = config.max_batch_size
         self._returns_experts = config.return_routed_experts
         self._trainer = trainer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from archon_core.contracts.model import CausalModule
+from archon_core.contracts.module import max_positions
 from archon_core.errors import ModelError
 from archon_engine.models.staged import outline_of
 from archon_engine.nn.head import ValueHead
@@ -28,7 +29,7 @@ class ModelLimits:
 
 
 def model_limits(module: CausalModule) -> ModelLimits:
-    """The limits of ``module``: of its rotary embeddings, or its attribute ``max_positions`` if it has none.
+    """The limits of ``module``: of its rotary embeddings, or what it declares (``contracts.module.max_positions``).
 
     Raises:
         ModelError: the module holds only some of the model's layers, or is a critic.
@@ -48,6 +49,6 @@ def model_limits(module: CausalModule) -> ModelLimits:
     thresholds = [a.length_dependent_above for a in rotations if a.length_dependent_above is not None]
     return ModelLimits(
         vocab_size=module.embed.weight.shape[0],
-        max_positions=min((rope.reach for rope in rotations), default=getattr(module, "max_positions", None)),
+        max_positions=min((rope.reach for rope in rotations), default=max_positions(module)),
         length_dependent_above=min(thresholds, default=None),
     )

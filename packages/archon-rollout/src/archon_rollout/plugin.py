@@ -27,6 +27,6 @@ def archon_commands() -> Iterable[CommandSpec]:
         CommandSpec(
             name="generate",
             target="archon_rollout.cli:generate",
-            summary="complete prompts with the model in a checkpoint folder",
+            summary="Complete prompts with the model in a checkpoint folder",
         )
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from archon_core.config.rules import broken_rules
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import ConfigError, DataError, ModelError
 from archon_rollout.model_limits import ModelLimits
@@ -39,22 +40,10 @@ def check_requests(requests: Sequence[GenerationRequest], limits: ModelLimits) -
 
 def check_options(config: GenerationConfig) -> None:
     """Raise ConfigError for the first sampling option that is out of range."""
-    rules: tuple[tuple[str, bool, str], ...] = (
-        ("n_samples", config.n_samples >= 1, "at least 1; set it to 1 for one completion per prompt"),
-        ("max_new_tokens", config.max_new_tokens >= 0, "at least 0; set it to the largest number of tokens"),
-        ("min_new_tokens", config.min_new_tokens >= 0, "at least 0; set it to 0 to allow an empty completion"),
-        ("temperature", config.temperature > 0, "above 0; set greedy=true for the most probable token"),
-        ("top_p", 0 < config.top_p <= 1, "above 0 and at most 1; set it to 1 to keep all tokens"),
-        ("top_k", config.top_k >= 0, "at least 0; set it to 0 to keep all tokens"),
-    )
-    for name, in_range, allowed in rules:
-        if not in_range:
-            raise ConfigError(f"sampling option {name}: found {getattr(config, name)}, allowed is {allowed}")
-    if config.min_new_tokens > config.max_new_tokens:
-        raise ConfigError(
-            f"sampling option min_new_tokens: found {config.min_new_tokens}, allowed is at most max_new_tokens "
-            f"({config.max_new_tokens}); lower it or raise max_new_tokens"
-        )
+    for name, text in (*broken_rules(config), *config.problems()):
+        # A caller in Python may request completions of 0 tokens; a configuration may not.
+        if (name, config.max_new_tokens) != ("max_new_tokens", 0):
+            raise ConfigError(f"sampling option {name}: {text}")
 
 
 def _check_ids(request: GenerationRequest, where: str, vocab_size: int) -> None:

@@ -1,4 +1,4 @@
-"""``archon new``: packages of your own, that work from their first minute. Imports no torch."""
+"""``archon new``: creates plugin packages with passing tests. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from archon_scaffold.names import PackageName, check_name
 
 Name = Annotated[
     str,
-    typer.Argument(metavar="NAME", help="Of the package and of what it brings: demo-llama is imported as demo_llama."),
+    typer.Argument(metavar="NAME", help="Name of the package and its plugin: demo-llama is imported as demo_llama."),
 ]
-Dir = Annotated[Path, typer.Option("--dir", metavar="D", help="Where the package's folder is made.")]
+Dir = Annotated[Path, typer.Option("--dir", metavar="D", help="Folder in which to create the package's folder.")]
 
 new = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
-    help="Start a package of your own: a model, a schedule, a reward or an algorithm.",
+    help="Create a plugin package: a model, a schedule, a reward or an algorithm.",
 )
 
 
 @new.callback()
 def group() -> None:
-    """Start a package of your own: a model, a schedule, a reward or an algorithm."""
+    """Create a plugin package: a model, a schedule, a reward or an algorithm."""
 
 
 _MODEL_HELP = "\n\n".join(
     (
-        "Write a model package: installed, its tests pass as it stands.",
-        "[bold]archon new model my-llama --from-hf path/to/config.json[/bold] reads the architecture off transformers' "
-        "own model of that configuration, and writes only what the family needs. What cannot be expressed is said, "
-        "marked GAP in the code, and has a failing test that explains it.",
-        "Without --from-hf it is a small Llama, to change.",
+        "Create a model package with passing tests.",
+        "[bold]archon new model my-llama --from-hf path/to/config.json[/bold] reads the architecture from the "
+        "transformers model of that configuration, and writes only the code that the family needs. A feature that "
+        "cannot be expressed is reported, marked GAP in the code, and has a failing test that explains it.",
+        "Without --from-hf, creates a small Llama as a starting point.",
     )
 )
 
@@ -60,32 +60,32 @@ def model(
     others = [spec.name for spec in registry().all(ModelSpec) if written.model_type in spec.model_types]
     if others:
         print_remark(
-            f"{', '.join(others)} of installed packages serves model type {written.model_type!r} too; in runs, "
-            f"actor.archon.model={package.spec} chooses this one",
+            f"the installed model {', '.join(others)} also serves model type {written.model_type!r}; set "
+            f"actor.archon.model={package.spec} to choose this one",
             label="note: ",
         )
     for gap in written.gaps:
         print_remark(f"{gap.place}: {gap.text}", label="gap: ")
     if written.gaps:
         print_remark(
-            "what is listed above is missing: it is marked GAP in the code, tests fail until it is there, and "
-            "PORTING.md says how to go on",
+            "the features above are missing: they are marked GAP in the code, their tests fail, and PORTING.md "
+            "explains how to add them",
             label="incomplete: ",
         )
     _print_next(folder)
 
 
-@new.command(help="Write a package with a pipeline schedule: a pure function from sizes to what each rank does when.")
+@new.command(help="Create a package with a pipeline schedule: a pure function from sizes to the actions of each rank.")
 def schedule(name: Name, directory: Dir = Path(".")) -> None:
     _write_small("schedule", name, directory)
 
 
-@new.command(help="Write a package with a reward: a function that scores completions.")
+@new.command(help="Create a package with a reward: a function that scores completions.")
 def reward(name: Name, directory: Dir = Path(".")) -> None:
     _write_small("reward", name, directory)
 
 
-@new.command(help="Write a package with a training algorithm: an advantage estimator and a loss, composed.")
+@new.command(help="Create a package with a training algorithm: an advantage estimator and a loss.")
 def algorithm(name: Name, directory: Dir = Path(".")) -> None:
     _write_small("algorithm", name, directory)
 

@@ -1,4 +1,4 @@
-"""The folder of a new package: there whole, or not at all."""
+"""Creates the folder of a new package atomically."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from archon_core.errors import ConfigError
 
 
 def check_free(folder: Path) -> None:
-    """Raise ConfigError when something is there already."""
+    """Raise ConfigError if ``folder`` exists."""
     if folder.exists() or folder.is_symlink():
         raise ConfigError(
-            f"{folder}: found something there already, and nothing is overwritten; give another name or --dir, or move "
-            "it away"
+            f"{folder}: found an existing file or folder, which is never overwritten; choose another name or --dir, or "
+            "move it away"
         )
     for parent in folder.parents:
         if parent.exists() and not parent.is_dir():
-            raise ConfigError(f"{folder}: {parent} is a file; give another --dir")
+            raise ConfigError(f"{folder}: found the file {parent} in the path; choose another --dir")
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes ``folder`` at the end of the block, unless that raises.
+    """A temporary folder that is renamed to ``folder`` at the end of the block, unless the block raises.
 
     Raises:
-        ConfigError: something is there already, or the folder cannot be written.
+        ConfigError: ``folder`` exists or cannot be written.
     """
     check_free(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     except OSError as error:
-        raise ConfigError(f"{folder}: it cannot be written ({error.strerror}); give another --dir") from error
+        raise ConfigError(f"{folder}: cannot write it ({error.strerror}); choose another --dir") from error
     try:
         yield draft
-        draft.chmod(0o755)  # a temporary folder is its user's alone
+        draft.chmod(0o755)  # mkdtemp creates it with mode 0700
         check_free(folder)
         draft.rename(folder)
     finally:

@@ -1,4 +1,4 @@
-"""Names of new packages: what a name becomes, and which ones would hide something else."""
+"""Validates the name of a new package and derives its spellings."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _RESERVED: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class PackageName:
-    """A name in the forms in which a package needs it.
+    """The spellings of a package's name.
 
     Attributes:
-        spec: what users write in configurations, and the name of the distribution and its folder: ``demo-llama``.
-        module: what is imported: ``demo_llama``.
+        spec: name in configurations, of the distribution and of its folder: ``demo-llama``.
+        module: name of the Python package: ``demo_llama``.
     """
 
     spec: str
@@ -43,17 +43,17 @@ class PackageName:
 
 
 def check_name(name: str, kind: str) -> PackageName:
-    """The forms of ``name``, for a package that brings a spec of this ``kind`` and the same name.
+    """The spellings of ``name``, for a package with a spec of this ``kind`` and the same name.
 
     Raises:
-        ConfigError: it has another form, or hides a module, a distribution or a spec that is there already.
+        ConfigError: the name is malformed, or hides an existing module, distribution or spec.
     """
     if not _FORM.fullmatch(name) or len(name) > _LONGEST:
         plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")[:_LONGEST]
         example = plain if _FORM.fullmatch(plain) else f"my-{kind}"
         raise ConfigError(
-            f"name {name!r}: allowed are small letters, digits and single hyphens, beginning with a letter, at most "
-            f"{_LONGEST} characters; use {example!r}"
+            f"name: found {name!r}; allowed are lower-case letters, digits and single hyphens, starting with a letter, "
+            f"at most {_LONGEST} characters; use {example!r}"
         )
     found = PackageName(spec=name.replace("_", "-"), module=name.replace("-", "_"))
     taken = _taken_by(found, kind)
@@ -72,12 +72,12 @@ def _taken_by(name: PackageName, kind: str) -> str | None:
         return f"{name.spec!r} is one of Archon's own packages"
     names = [known for spec in registry().all(kind) for known in (spec.name, *spec.aliases)]
     if name.spec in names or name.module in names:
-        return f"a {kind} of that name is installed (`archon plugins` says by what)"
+        return f"a {kind} of that name is installed (see `archon plugins`)"
     try:
         return f"{distribution(name.spec).metadata['Name']!r} is installed here as a package"
     except PackageNotFoundError:
         pass
-    return f"a module {name.module!r} can be imported here, which the package would hide" if _exists(name) else None
+    return f"the package would hide the installed module {name.module!r}" if _exists(name) else None
 
 
 def _exists(name: PackageName) -> bool:
@@ -85,5 +85,5 @@ def _exists(name: PackageName) -> bool:
         spec = importlib.util.find_spec(name.module)
     except (ImportError, ValueError):
         return False
-    # A mere folder of that name counts as a namespace package, and hides nothing.
+    # A plain folder of that name is a namespace package, and hides nothing.
     return spec is not None and spec.origin is not None

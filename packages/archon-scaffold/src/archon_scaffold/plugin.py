@@ -1,4 +1,4 @@
-"""What archon-scaffold brings: ``archon new``. Imports no torch."""
+"""Plugin registration of archon-scaffold: ``archon new``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def archon_commands() -> Iterable[CommandSpec]:
         CommandSpec(
             name="new",
             target="archon_scaffold.cli:new",
-            summary="Start a package of your own: a model, a schedule, a reward or an algorithm.",
+            summary="Create a plugin package: a model, a schedule, a reward or an algorithm.",
         )
     ]

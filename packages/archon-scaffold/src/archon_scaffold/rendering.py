@@ -1,4 +1,4 @@
-"""Files from templates. A template looks like the file that comes of it; what is needed decides which lines stay."""
+"""Renders the files of a package from jinja templates."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 LINE = 120
-"""Length of lines in written packages."""
+"""Line length of generated code."""
 
 
 def literal(value: Any, indent: int = 0, name: str = "") -> str:
-    """A value as Python source, laid out as ruff does.
+    """A value as Python source, formatted as ruff would.
 
     Args:
-        indent: of the line that it stands in.
-        name: the key before it in that line.
+        indent: of its line.
+        name: the key before it in its line.
     """
     short = _one_line(value)
     if not isinstance(value, (Mapping, list, tuple)) or indent + len(name) + len(short) + len('"": ,') <= LINE:
@@ -77,12 +77,12 @@ def _environment() -> Environment:
 
 
 def render_folder(folder: str, context: Mapping[str, Any], *, without: frozenset[str] = frozenset()) -> dict[str, str]:
-    """The files that a folder of templates makes: path -> text.
+    """The files rendered from a folder of templates: path -> text.
 
     Args:
-        folder: below ``templates``. In a path, ``MODULE`` stands for ``context["module"]``, ``DOT`` for a dot, which
-            would keep a template out of distributions.
-        context: what templates refer to.
+        folder: below ``templates``. In a path, ``MODULE`` stands for ``context["module"]``, and ``DOT`` for a dot,
+            since build tools leave out dot files.
+        context: variables of the templates.
         without: templates to leave out, by their paths in the folder.
     """
     files = {}

@@ -1,4 +1,4 @@
-"""``archon new schedule | reward | algorithm``: small packages, each with one spec and the tests that hold it."""
+"""``archon new schedule | reward | algorithm``: small packages with one spec and its tests."""
 
 from __future__ import annotations
 

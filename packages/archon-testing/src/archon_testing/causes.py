@@ -29,16 +29,16 @@ Coordinates = Sequence[Mapping[str, int]]
 """Axis -> coordinate, for every rank of the world."""
 
 
-def cause_of_tensor(pieces: Sequence[HeldShard | None], expected: Tensor, coordinates: Coordinates) -> Cause:
+def cause_of_tensor(shards: Sequence[HeldShard | None], expected: Tensor, coordinates: Coordinates) -> Cause:
     """The cause of a wrong tensor.
 
     Args:
-        pieces: the shard of every rank; ``None`` if its pipeline stages do not have the tensor.
+        shards: the shard of every rank; ``None`` if its pipeline stages do not have the tensor.
         expected: the whole, right tensor.
         coordinates: of every rank.
     """
-    held = [rank for rank, piece in enumerate(pieces) if piece is not None]
-    present = [piece for piece in pieces if piece is not None]
+    held = [rank for rank, shard in enumerate(shards) if shard is not None]
+    present = [shard for shard in shards if shard is not None]
     cause = _cause_of_held(present, expected, [coordinates[rank] for rank in held])
     if cause.kind != "unknown":
         return cause
@@ -88,41 +88,41 @@ def cause_of_decay(found: Tensor, expected: Tensor, decay: Tensor, *, decayed: b
     return Cause("decay missing") if _near(factor, 1.0) else Cause("decay wrong", factor=1.0 - factor)
 
 
-def cause_of_copies(pieces: Sequence[Sequence[HeldShard]], expected: Tensor) -> Cause | None:
+def cause_of_copies(shards: Sequence[Sequence[HeldShard]], expected: Tensor) -> Cause | None:
     """The cause if the copies of a tied weight, on two stages, only sum to the right value; else ``None``.
 
     Args:
-        pieces: for each copy, the shards of all ranks that have it.
+        shards: for each copy, the shards of all ranks that have it.
         expected: the whole, right tensor.
     """
-    copies = [_assembled(of_copy, expected) for of_copy in pieces]
+    copies = [_assembled(of_copy, expected) for of_copy in shards]
     if any(_equal(copy, expected) for copy in copies) or not _equal(torch.stack(copies).sum(0), expected):
         return None
     return Cause("copies not summed", ("pp",))
 
 
-def _assembled(pieces: Sequence[HeldShard], like: Tensor) -> Tensor:
+def _assembled(shards: Sequence[HeldShard], like: Tensor) -> Tensor:
     whole = torch.zeros(like.shape, dtype=torch.float64)
-    for piece in pieces:
-        whole[piece.box.slices] = piece.values.double()
+    for shard in shards:
+        whole[shard.box.slices] = shard.values.double()
     return whole
 
 
-def _cause_of_held(pieces: Sequence[HeldShard], expected: Tensor, coordinates: Coordinates) -> Cause:
+def _cause_of_held(shards: Sequence[HeldShard], expected: Tensor, coordinates: Coordinates) -> Cause:
     for axes in _axis_sets(coordinates):
-        sums = [_sum_along(axes, rank, pieces, coordinates) for rank in range(len(pieces))]
+        sums = [_sum_along(axes, rank, shards, coordinates) for rank in range(len(shards))]
         if all(total is None for total in sums):
             continue
         size = math.prod(_size(axis, coordinates) for axis in axes)
-        if all(total is None or _equal(total / size, pieces[rank].values) for rank, total in enumerate(sums)):
+        if all(total is None or _equal(total / size, shards[rank].values) for rank, total in enumerate(sums)):
             # Equal on all ranks, so a reduction did happen: the factor is more informative.
             continue
-        totals = [(total, expected[pieces[rank].box.slices]) for rank, total in enumerate(sums)]
+        totals = [(total, expected[shards[rank].box.slices]) for rank, total in enumerate(sums)]
         if all(total is not None and _equal(total, right) for total, right in totals):
             return Cause("missing reduction", axes)
         if all(total is not None and _equal(total / size, right) for total, right in totals):
             return Cause("averaged", axes)
-    pairs = [(piece.values.double(), expected[piece.box.slices].double()) for piece in pieces]
+    pairs = [(shard.values.double(), expected[shard.box.slices].double()) for shard in shards]
     return cause_of_factor(pairs, coordinates)
 
 
@@ -206,16 +206,16 @@ def _size(axis: str, coordinates: Coordinates) -> int:
     return len({own[axis] for own in coordinates})
 
 
-def _sum_along(axes: Sequence[str], rank: int, pieces: Sequence[HeldShard], coordinates: Coordinates) -> Tensor | None:
+def _sum_along(axes: Sequence[str], rank: int, shards: Sequence[HeldShard], coordinates: Coordinates) -> Tensor | None:
     """The sum over the ranks that differ from ``rank`` only along ``axes``; ``None`` if their boxes differ."""
     line = [
-        pieces[other]
+        shards[other]
         for other, place in enumerate(coordinates)
         if all(place[axis] == coordinates[rank][axis] for axis in place if axis not in axes)
     ]
-    if any(piece.box != pieces[rank].box for piece in line):
+    if any(shard.box != shards[rank].box for shard in line):
         return None
-    return torch.stack([piece.values.double() for piece in line]).sum(0)
+    return torch.stack([shard.values.double() for shard in line]).sum(0)
 
 
 def _norm_without(
@@ -225,7 +225,7 @@ def _norm_without(
     own = coordinates[rank]
     alike = [r for r, place in enumerate(coordinates) if all(place[axis] == own[axis] for axis in axes)]
     # Other pipeline stages have other parameters.
-    parts = {(name, piece.box): _square(piece) for r in alike for name, piece in gradients[r].items()}
+    parts = {(name, shard.box): _square(shard) for r in alike for name, shard in gradients[r].items()}
     return math.sqrt(sum(parts.values()))
 
 
@@ -234,15 +234,15 @@ def _norm_with_copies(
 ) -> float:
     """The norm over all shards, counting replicas along ``axes`` separately."""
     parts: dict[tuple[str, Box, tuple[int, ...]], float] = {
-        (name, piece.box, tuple(place[axis] for axis in axes)): _square(piece)
+        (name, shard.box, tuple(place[axis] for axis in axes)): _square(shard)
         for of_rank, place in zip(gradients, coordinates, strict=True)
-        for name, piece in of_rank.items()
+        for name, shard in of_rank.items()
     }
     return math.sqrt(sum(parts.values()))
 
 
-def _square(piece: HeldShard) -> float:
-    return float(piece.values.double().square().sum())
+def _square(shard: HeldShard) -> float:
+    return float(shard.values.double().square().sum())
 
 
 def _clean_factor(factor: float, coordinates: Coordinates) -> Cause:

@@ -114,7 +114,7 @@ def _deviations(
     found: Mapping[str, HeldShard], expected: Mapping[str, HeldShard], step: int | None, partial: bool = False
 ) -> Iterator[Deviation]:
     """``partial``: whether ``found`` need not have all that is expected."""
-    largest = max((piece.largest for piece in expected.values()), default=0.0)
+    largest = max((shard.largest for shard in expected.values()), default=0.0)
     for name in found if partial else dict.fromkeys((*expected, *found)):
         missing = name not in found or name not in expected
         yield Deviation(math.inf if missing else relative_error(found[name], expected[name], largest), name, step)
@@ -128,8 +128,8 @@ def _state_deviations(
         return
     for entry in dict.fromkeys(name.rpartition(" ")[2] for name in expected):
         own, right = (
-            {name: piece for name, piece in pieces.items() if name.endswith(f" {entry}")}
-            for pieces in (found, expected)
+            {name: shard for name, shard in shards.items() if name.endswith(f" {entry}")}
+            for shards in (found, expected)
         )
         yield from _deviations(own, right, step, partial)
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from archon_core import assemble
 from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.module import InitialValue
 from archon_core.plugins import registry
 from archon_core.seeding import derive_seed
-from archon_engine.models.initialize import InitialValue, initial_value
+from archon_engine.models.initialize import initial_value
 from archon_engine.models.parameter_names import owners, weight_shapes
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_testing.batches import STEP_LENGTHS

@@ -31,8 +31,8 @@ def diagnose_export(world: FailingWorld, record: Record, files: Path, diagnosis:
     name = next(name for name in weights.hf_shapes if name in wrong)
     ours = parameters_in(name, weights)
     after, before = (
-        expected_export(name, world.ranks.gather({n: p for n, p in pieces.items() if n in ours}), weights)
-        for pieces in (record.steps[-1].weights, record.start)
+        expected_export(name, world.ranks.gather({n: p for n, p in shards.items() if n in ours}), weights)
+        for shards in (record.steps[-1].weights, record.start)
     )
     found = read_files(files)[name].double()
     if magnitude(found - before) <= limit * magnitude(before):

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.plugins import registry
-from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.initialize import build_module
 from archon_engine.models.parameter_names import weight_shapes
 from archon_testing.cases import Case
 from archon_testing.held_shards import HeldShard
@@ -29,7 +29,7 @@ def weight_map_of(case: Case) -> ResolvedMap:
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=case.critic)
     with torch.device("meta"):
-        whole = build_alone(spec, arguments)
+        whole = build_module(spec, arguments)
     return model.weight_map(arguments).resolve(weight_shapes(whole))
 
 
@@ -73,14 +73,14 @@ def export_errors(
     return errors, problems
 
 
-def expected_export(hf_name: str, pieces: list[Mapping[str, HeldShard]], weights: ResolvedMap) -> Tensor:
+def expected_export(hf_name: str, shards: list[Mapping[str, HeldShard]], weights: ResolvedMap) -> Tensor:
     """The expected exported tensor, assembled from all ranks' shards."""
     whole = torch.full(weights.hf_shapes[hf_name], torch.nan, dtype=torch.float64)
-    for own in pieces:
-        for name, piece in own.items():
-            for link in weights.links_in(name, piece.box):
+    for own in shards:
+        for name, shard in own.items():
+            for link in weights.links_in(name, shard.box):
                 if link.hf == hf_name:
-                    values = piece.values[link.our_box.relative_to(piece.box.start).slices]
+                    values = shard.values[link.our_box.relative_to(shard.box.start).slices]
                     whole[link.hf_box.slices] = values.double().reshape(link.hf_box.shape)
     return whole
 
@@ -94,10 +94,10 @@ def _pairs(
     files: Mapping[str, Tensor], own: Mapping[str, HeldShard], weights: ResolvedMap
 ) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Name, own values and exported values of every part of an exported tensor on this rank."""
-    for name, piece in own.items():
-        for link in weights.links_in(name, piece.box):
+    for name, shard in own.items():
+        for link in weights.links_in(name, shard.box):
             if link.hf in files and files[link.hf].shape == weights.hf_shapes[link.hf]:
-                mine = piece.values[link.our_box.relative_to(piece.box.start).slices]
+                mine = shard.values[link.our_box.relative_to(shard.box.start).slices]
                 yield link.hf, mine.reshape(link.hf_box.shape), files[link.hf][link.hf_box.slices]
 
 

@@ -79,16 +79,16 @@ class FailingWorld:
 
     def tensor(self, name: str, own: Mapping[str, HeldShard], expected: Mapping[str, HeldShard]) -> Finding:
         """The finding about the wrong tensor ``name``, which some rank has."""
-        piece = own.get(name)
-        error = 0.0 if piece is None else relative_error(piece, expected[name], largest_magnitude(expected))
-        gathered = self.ranks.gather((error, piece))
-        pieces, right = [piece for _, piece in gathered], expected[name].values
-        experts = self._wrong_experts(piece, expected[name], largest_magnitude(expected))
+        shard = own.get(name)
+        error = 0.0 if shard is None else relative_error(shard, expected[name], largest_magnitude(expected))
+        gathered = self.ranks.gather((error, shard))
+        shards, right = [shard for _, shard in gathered], expected[name].values
+        experts = self._wrong_experts(shard, expected[name], largest_magnitude(expected))
         if experts:
             # Right experts would hide the factor of the wrong ones.
-            pieces = [None if piece is None else piece.at(experts[0]) for piece in pieces]
+            shards = [None if shard is None else shard.at(experts[0]) for shard in shards]
             right = right[experts[0]][None]
-        cause = self._unsummed_copies(name, own, expected) or cause_of_tensor(pieces, right, self._coordinates_of(name))
+        cause = self._unsummed_copies(name, own, expected) or cause_of_tensor(shards, right, self._coordinates_of(name))
         errors = [error for error, _ in gathered]
         return self.finding(
             name, errors, self.limit, cause=cause, experts=experts, n_experts=len(expected[name].values)
@@ -114,8 +114,8 @@ class FailingWorld:
         largest = largest_magnitude(expected)
         here = {
             name
-            for name, piece in expected.items()
-            if name in own and not relative_error(own[name], piece, largest) <= self.limit
+            for name, shard in expected.items()
+            if name in own and not relative_error(own[name], shard, largest) <= self.limit
         }
         anywhere = set().union(*self.ranks.gather(here))
         return [name for name in expected if name in anywhere]
@@ -129,12 +129,12 @@ class FailingWorld:
         original = self.copies.get(name, name)
         tied = [original, *(copy for copy, of in self.copies.items() if of == original)]
         everywhere = self.ranks.gather({copy: own[copy] for copy in tied if copy in own})
-        pieces = [[held[copy] for held in everywhere if copy in held] for copy in tied]
-        return cause_of_copies(pieces, expected[original].values)
+        shards = [[held[copy] for held in everywhere if copy in held] for copy in tied]
+        return cause_of_copies(shards, expected[original].values)
 
 
-def _whole_row(piece: HeldShard, row: int) -> HeldShard:
-    part = piece.at(row)
+def _whole_row(shard: HeldShard, row: int) -> HeldShard:
+    part = shard.at(row)
     assert part is not None, "a whole tensor has all rows"
     return part
 
@@ -144,8 +144,8 @@ def is_expert_parameter(parameter: str) -> bool:
     return parameter.rpartition(".")[0].endswith(".experts")
 
 
-def largest_magnitude(pieces: Mapping[str, HeldShard]) -> float:
-    return max((magnitude(piece.values) for piece in pieces.values()), default=0.0)
+def largest_magnitude(shards: Mapping[str, HeldShard]) -> float:
+    return max((magnitude(shard.values) for shard in shards.values()), default=0.0)
 
 
 def relative_difference(found: float, right: float) -> float:

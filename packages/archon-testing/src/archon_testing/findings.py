@@ -43,7 +43,7 @@ def diagnose_loading(world: FailingWorld, record: Record, reference: Record) -> 
         remark = f"{len(wrong)} of {len(saved.weights)} weights are not what was saved, after loading"
         return Diagnosis(world.case, weight=found, remarks=(remark,))
     for entry in dict.fromkeys(name.rpartition(" ")[2] for name in saved.state):
-        own, right = (_entries(pieces, entry) for pieces in (record.loaded_state, saved.state))
+        own, right = (_entries(shards, entry) for shards in (record.loaded_state, saved.state))
         wrong = world.wrong(own, right) if world.somewhere(own) else []
         if wrong:
             found = world.tensor(wrong[0], own, right)
@@ -129,11 +129,11 @@ def _weight_finding(
     """The first wrong weight, and a remark about all of them if weight decay is wrong."""
     rate, causes = expected.loss["learning rate"], {}
     for name in wrong:
-        pieces = [piece for piece in world.ranks.gather(own.weights.get(name)) if piece is not None]
+        shards = [shard for shard in world.ranks.gather(own.weights.get(name)) if shard is not None]
         start, right = before[name].values, expected.weights[name].values
         found = right.clone()
-        for piece in pieces:
-            found[piece.box.slices] = piece.values
+        for shard in shards:
+            found[shard.box.slices] = shard.values
         decay = rate * OPTIMIZER.weight_decay * start
         causes[name] = cause_of_decay(found, right, decay, decayed=start.ndim >= 2)
     finding = world.tensor(wrong[0], own.weights, expected.weights)
@@ -142,7 +142,7 @@ def _weight_finding(
         return finding, []
     alike = [name for name in wrong if causes[name] is not None and causes[name].kind == cause.kind]
     kind = "vectors" if cause.kind == "decay unwanted" else "matrices"
-    total = sum((len(piece.shape) >= 2) == (kind == "matrices") for piece in expected.weights.values())
+    total = sum((len(shard.shape) >= 2) == (kind == "matrices") for shard in expected.weights.values())
     return replace(finding, cause=cause), [f"weight decay is to blame: {len(alike)} of {total} {kind} differ like that"]
 
 
@@ -186,9 +186,9 @@ def _scalar_finding(world: FailingWorld, name: str, own: float, right: float) ->
     return world.finding(name, errors, limit, cause=cause_of_number(values[0], right, world.coordinates))
 
 
-def _entries(pieces: Mapping[str, HeldShard], entry: str) -> dict[str, HeldShard]:
+def _entries(shards: Mapping[str, HeldShard], entry: str) -> dict[str, HeldShard]:
     """The optimizer state of one entry."""
-    return {name: piece for name, piece in pieces.items() if name.endswith(f" {entry}")}
+    return {name: shard for name, shard in shards.items() if name.endswith(f" {entry}")}
 
 
 def first_wrong_step(record: Record, reference: Record, case: Case) -> int:
@@ -206,7 +206,7 @@ def first_wrong_step(record: Record, reference: Record, case: Case) -> int:
             kinds.append(("weights", own.weights, right.weights))
         for quantity, mine, theirs in kinds:
             largest = largest_magnitude(theirs)
-            errors += [(quantity, relative_error(piece, theirs[name], largest)) for name, piece in mine.items()]
+            errors += [(quantity, relative_error(shard, theirs[name], largest)) for name, shard in mine.items()]
         if any(not error <= limit_of(dtype, quantity) for quantity, error in errors):
             return number
     return 0

@@ -10,11 +10,12 @@ from torch import nn
 from archon_core.errors import ArchonError, LayoutError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.layout.model_sizes import check_sizes
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.plugins import TrainEngineSpec, registry
-from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
-from archon_engine.parallel.sizes import check_refusals, sharded_extents
+from archon_engine.models.initialize import build_module
+from archon_engine.parallel.plan_checks import check_refusals, sharded_extents
 from archon_testing.cases import Case, Variant
 
 
@@ -34,7 +35,7 @@ def misfits(cases: Sequence[Case], layouts: Sequence[str]) -> dict[str, str] | A
             model = spec.load()
             arguments = model.arguments.from_hf_config(hf_config, critic=case.critic)
             with torch.device("meta"):
-                module = build_alone(spec, arguments)
+                module = build_module(spec, arguments)
             plan = model.parallel_plan(arguments)
             extents = sharded_extents(module, plan)
             for text in layouts:

@@ -39,7 +39,7 @@ class HeldShard:
 
     @cached_property
     def largest(self) -> float:
-        """The largest magnitude; 0 for an empty piece, and not finite where some value is not."""
+        """The largest magnitude; 0 for an empty shard, and not finite where some value is not."""
         return float(self.values.abs().max()) if self.values.numel() else 0.0
 
     def at(self, row: int) -> HeldShard | None:

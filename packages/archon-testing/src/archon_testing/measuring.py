@@ -162,8 +162,8 @@ def initial_weights(case: Case, folder: Path) -> dict[str, HeldShard]:
     found = _weights_of_new_engine(case, None)
     checkpoint = partial_checkpoint(folder)
     if checkpoint is not None:
-        pieces = _weights_of_new_engine(case, checkpoint)
-        found |= {f"{name} (from a checkpoint that lacks the head)": piece for name, piece in pieces.items()}
+        shards = _weights_of_new_engine(case, checkpoint)
+        found |= {f"{name} (from a checkpoint that lacks the head)": shard for name, shard in shards.items()}
     return found
 
 
@@ -226,7 +226,7 @@ def _train(
     # The engine clips in place, with its own norm, right or wrong.
     limit = optimizer_of(case).gradient_clipping
     unclip = max(norm / limit, 1.0) if limit else 1.0
-    gradients = {name: piece.scaled(unclip) for name, piece in clipped.items()}
+    gradients = {name: shard.scaled(unclip) for name, shard in clipped.items()}
     reported = {"loss": stats.loss, "learning rate": stats.learning_rate or 0.0, **stats.metrics}
     return StepRecord(reported, norm, gradients, weights, counted=counted, targets=n_targets(share))
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.plugins import registry
 from archon_engine.models.parameter_names import global_name
 from archon_engine.models.staged import stages_of

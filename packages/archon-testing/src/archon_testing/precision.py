@@ -29,11 +29,11 @@ def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bo
         experts: whether stacked matrices are.
         vectors: whether weights of norms are. The check skips biases: only one tensor rank contributes to some of them.
     """
-    layers = {name: piece for name, piece in gradients.items() if name.startswith("layers.")}
-    layers = {name: piece for name, piece in layers.items() if not name.endswith(".bias")}
+    layers = {name: shard for name, shard in gradients.items() if name.startswith("layers.")}
+    layers = {name: shard for name, shard in layers.items() if not name.endswith(".bias")}
     for n_dims, is_sum, what in ((1, vectors, "norms"), (2, dense, "matrices"), (3, experts, "experts")):
-        pieces = [piece.values for piece in layers.values() if piece.values.ndim == n_dims]
-        values = torch.cat([p.flatten() for p in pieces]) if pieces else torch.empty(0)
+        shards = [shard.values for shard in layers.values() if shard.values.ndim == n_dims]
+        values = torch.cat([p.flatten() for p in shards]) if shards else torch.empty(0)
         values = values[values != 0]
         if not is_sum or len(values) < ENOUGH:
             continue

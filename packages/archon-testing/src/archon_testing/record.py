@@ -81,8 +81,8 @@ class Record:
     def with_copies(self, copies: Mapping[str, str]) -> Record:
         """This record of one process with copies of tied weights, as pipeline stages hold them."""
 
-        def both(pieces: Mapping[str, HeldShard]) -> dict[str, HeldShard]:
-            return {**pieces, **{copy: pieces[name] for copy, name in copies.items() if name in pieces}}
+        def both(shards: Mapping[str, HeldShard]) -> dict[str, HeldShard]:
+            return {**shards, **{copy: shards[name] for copy, name in copies.items() if name in shards}}
 
         steps = [replace(step, gradients=both(step.gradients), weights=both(step.weights)) for step in self.steps]
         return replace(self, steps=tuple(steps), initial=both(self.initial), start=both(self.start))

@@ -38,9 +38,9 @@ def wrong_updates(
         optimizer: AdamW's options.
     """
     found: dict[Decay, list[str]] = {}
-    for name, piece in after.items():
+    for name, shard in after.items():
         verdict = decay_of_update(
-            before[name], gradients[name], piece, learning_rate=learning_rate, optimizer=optimizer
+            before[name], gradients[name], shard, learning_rate=learning_rate, optimizer=optimizer
         )
         found.setdefault(verdict, []).append(name)
     sentences: dict[Decay, str] = {
@@ -56,7 +56,7 @@ def decay_of_update(
     before: HeldShard, gradient: HeldShard, after: HeldShard, *, learning_rate: float, optimizer: OptimizerConfig
 ) -> Decay:
     """The remark about wrong weight decay in the first step; only matrices decay (``is_decayed``)."""
-    start, g, end = (piece.values.double() for piece in (before, gradient, after))
+    start, g, end = (shard.values.double() for shard in (before, gradient, after))
     decay = optimizer.weight_decay if len(after.shape) >= 2 else 0.0
     scale = float(start.abs().max()) if start.numel() else 0.0
     limit = LIMITS.get(after.values.dtype, 1e-2) * scale

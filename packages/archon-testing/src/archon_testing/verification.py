@@ -111,7 +111,7 @@ class Plan:
 
 
 def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) -> tuple[list[str], dict[str, str]]:
-    """The layouts of ``--all``, and the reasons of those that do not fit the model.
+    """The layouts of ``--all``, and the reasons why others do not fit the model.
 
     Raises:
         ArchonError: the model cannot be built.

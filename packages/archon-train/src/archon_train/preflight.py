@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.packages import MissingPackage, missing_package
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import EngineOutline, TrainEngineSpec
+from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
+from archon_core.contracts.preview import EngineOutline
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
 from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError

@@ -28,7 +28,7 @@ OPTIONS_MODULE = "archon_fake_options"
 OPTIONS_SOURCE = '''
 from dataclasses import dataclass, field
 
-from archon_core.contracts.engine import EnginePreview
+from archon_core.contracts.preview import EnginePreview
 from archon_core.errors import ConfigError
 
 

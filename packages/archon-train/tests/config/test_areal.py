@@ -272,7 +272,7 @@ def verdict(option: str, value: str) -> str:
         ("trial_nam", "x", "unknown"),
     ],
 )
-def test_an_option_without_effect_is_told_unless_it_asks_for_what_happens_anyway(
+def test_an_option_without_effect_is_a_decision_unless_its_value_is_harmless(
     option: str, value: str, outcome: str
 ) -> None:
     assert verdict(option, value) == outcome
@@ -317,7 +317,7 @@ def test_an_unknown_option_inside_areals_sections_is_still_unknown(load: Load) -
 FULL = Path(__file__).parent / "areal_gsm8k_grpo.yaml"
 
 
-def test_a_whole_file_in_areals_form_loads_and_every_change_is_told(load: Load) -> None:
+def test_a_whole_areal_file_loads_and_every_change_is_a_decision(load: Load) -> None:
     loaded = load(FULL.read_text(), allow_missing=True)
     config = loaded.config
     assert config.trainer.max_epochs == 10

@@ -75,7 +75,7 @@ def test_what_engines_do_other_than_asked_on_any_device_is_known_and_strict_refu
     changed = {("actor.archon.ac_mode", "none"), ("actor.enable_tree_training", "false")}
     assert {(decision.option, decision.effective) for decision in found.decisions} == changed
     [refusal] = config_errors(plan(load, complete, RUNNABLE, *options, "actor.archon.strict=true"))
-    assert refusal.startswith("actor.archon.strict=true allows no change to what was asked; write what")
+    assert refusal.startswith("actor.archon.strict: found true, and settings that Archon would change; write")
     assert all(option in refusal for option, _ in changed)
 
 
@@ -245,7 +245,7 @@ def test_what_a_pipeline_changes_in_micro_batches_is_known_before_a_run(load: Lo
     found = plan(load, complete, deep)
     assert [(d.option, d.requested, d.effective) for d in found.decisions] == [("actor.mb_spec.n_mbs", "1", "4")]
     (text,) = config_errors(plan(load, complete, deep, "actor.archon.strict=true"))
-    assert "actor.mb_spec.n_mbs: asked 1, would be 4" in text
+    assert "actor.mb_spec.n_mbs: found 1, would use 4" in text
     assert plan(load, complete, deep, "actor.archon.strict=true", "actor.mb_spec.n_mbs=4").can_run
     divided = ("actor.archon.pp_schedule=InRounds", "actor.mb_spec.n_mbs=6", "actor.mb_spec.n_mbs_divisor=3")
     found = plan(load, complete, deep, *divided)
@@ -368,12 +368,12 @@ def with_experts(complete: Registry) -> Registry:
 
 def test_a_replay_of_routing_needs_experts_and_a_rollout_that_tells_them(load: Load, with_experts: Registry) -> None:
     [refusal] = config_errors(plan(load, with_experts, WITH_EXPERTS, REPLAY))
-    assert refusal.endswith("set rollout.return_routed_experts=true too")
+    assert refusal.endswith("set rollout.return_routed_experts=true, too")
     assert plan(load, with_experts, WITH_EXPERTS, REPLAY, TOLD).can_run
     [refusal] = config_errors(plan(load, with_experts, RUNNABLE, REPLAY, TOLD))
     assert "model 'tiny' has no experts; set it to false" in refusal
     [refusal] = config_errors(plan(load, with_experts, WITH_EXPERTS, REPLAY, TOLD, "algorithm=sft"))
-    assert "with an algorithm that samples no completions" in refusal
+    assert "this algorithm samples no completions" in refusal
 
 
 @pytest.mark.parametrize(("text", "told"), [(WITH_EXPERTS, "actor: experts True"), (RUNNABLE, "actor: experts False")])

@@ -30,7 +30,8 @@ import os
 import signal
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import EnginePreview, StepRecording
+from archon_core.contracts.engine import StepRecording
+from archon_core.contracts.preview import EnginePreview
 from archon_core.errors import TrainingError
 
 RUNS = []

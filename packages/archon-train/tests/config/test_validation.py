@@ -75,7 +75,7 @@ def test_the_defaults_are_allowed(schema: Any) -> None:
         ("gconfig.top_p", 0.0, "numbers above 0 up to 1"),
         ("gconfig.top_k", -1, "numbers from 0; 0 keeps all tokens"),
         ("gconfig.temperature", 0.0, "for the most probable token, set greedy=true"),
-        ("gconfig.stop_token_ids", [3, -1], "token ids, which are not negative"),
+        ("gconfig.stop_token_ids", [3, -1], "token ids of 0 or more"),
         ("experiment_name", "a/b", "names of folders, without slashes"),
         ("trial_name", "..", "names of folders, without slashes"),
         ("trial_name", " ", "names of folders, without slashes"),

@@ -63,4 +63,4 @@ def test_another_launchers_ranks_are_restarted_by_that_launcher(start: Start) ->
     assert run.wait() == 0, run.err
     (row,) = (row for row in json.loads((run.folder / "decisions.json").read_text()) if "max_restarts" in row["option"])
     assert (row["requested"], row["effective"]) == ("1", "0")
-    assert "torchrun takes --max-restarts" in row["reason"]
+    assert "with torchrun, use --max-restarts" in row["reason"]

@@ -64,7 +64,7 @@ def test_ctrl_c_stops_all_ranks_after_their_step_and_the_run_goes_on_later(start
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 130, run.err
     assert run.err.count("stopping after this step") == 1
-    assert run.err.count("interrupted: the last checkpoint, ") == 1
+    assert run.err.count("interrupted: the last checkpoint is ") == 1
     assert run.leaves_no_process()
     stopped_at = len(run.rows())
     (checkpoint,) = (run.folder / "checkpoints").iterdir()
@@ -85,7 +85,7 @@ def test_one_signal_that_reaches_launcher_and_ranks_alike_is_one(start: Start) -
         for pid in (run.process.pid, *pids):
             os.kill(pid, signal.SIGTERM)
     assert run.wait() == 143, run.err
-    assert run.err.count("interrupted: the last checkpoint, ") == 1
+    assert run.err.count("interrupted: the last checkpoint is ") == 1
     assert run.leaves_no_process()
 
 
@@ -94,7 +94,7 @@ def test_torchrun_that_is_stopped_stops_the_ranks_after_their_step(start: Start)
     run.wait_for_step(4)
     run.process.send_signal(signal.SIGINT)
     assert run.wait() != 0
-    assert "interrupted: the last checkpoint, " in run.err
+    assert "interrupted: the last checkpoint is " in run.err
     assert run.err.count("stopping after this step") == 1
     assert run.leaves_no_process()
 

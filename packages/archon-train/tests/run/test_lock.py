@@ -58,7 +58,7 @@ def test_a_folder_can_be_held_again_after_the_block(tmp_path):
             assert folder == RunFolder.at(tmp_path, "e", "t")
 
 
-def test_a_file_system_without_locks_is_said_and_stops_nothing(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_is_a_warning_only(tmp_path, monkeypatch, caplog):
     import fcntl
 
     def flock(*_):

@@ -1,4 +1,4 @@
-"""``python -m archon_core.cli`` is ``archon``; launchers start ranks by it."""
+"""``python -m archon_core.cli`` runs ``archon``; launchers start ranks with it."""
 
 from archon_core.cli.main import main
 

@@ -1,6 +1,5 @@
-"""The subcommands of ``archon``: core's own and those of plugins, described without importing them.
-
-A command's target is imported when it is called, so that ``archon --help`` stays quick however much a command needs.
+"""The subcommands of ``archon``, of core and of plugins. A command's target is imported when it is called, so that
+``archon --help`` stays fast.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ COMPLETION_OPTIONS = ("install_completion", "show_completion")
 
 
 class Commands(TyperGroup):
-    """Core's commands, then those of plugins. Core's work even when the plugins cannot be read."""
+    """Core's commands, then the plugins' commands. Core's commands work even if plugins are broken."""
 
     def list_commands(self, ctx: typer.Context) -> list[str]:
         return list(known_commands())
 
     def format_help(self, ctx: typer.Context, formatter: Any) -> None:
-        """The help, with the commands that packages would add."""
+        """The help, with a list of commands of packages that are not installed."""
         self.epilog = explain_missing_commands()
         super().format_help(ctx, formatter)
 
     def get_command(self, ctx: typer.Context, cmd_name: str) -> Any:
-        """What help and completion show of a command; ``resolve_command`` makes the one that runs."""
+        """A stub for help and completion; ``resolve_command`` builds the runnable command."""
         spec = known_commands().get(cmd_name)
         if spec is None:
             return None
@@ -54,18 +53,18 @@ class Commands(TyperGroup):
 
 @functools.cache
 def core_commands() -> Mapping[str, CommandSpec]:
-    """The commands that are part of core, by name. A plugin cannot take them over."""
+    """Core's commands by name. A plugin cannot replace them."""
     return {spec.name: spec for spec in load_core().specs if isinstance(spec, CommandSpec)}
 
 
 def known_commands() -> dict[str, CommandSpec]:
-    """All commands by name, except those of plugins that clash."""
+    """All commands by name, without clashing ones."""
     core = core_commands()
     return dict(core) | {spec.name: spec for spec in registry().all(CommandSpec) if spec.name not in core}
 
 
 def explain_missing_commands() -> str | None:
-    """Which commands are missing for want of a package, for the end of the help; ``None`` when none is."""
+    """The commands of packages that are not installed, for the end of the help; ``None`` if there are none."""
     missing = not_installed(CommandSpec.kind, registry().plugins)
     listed = ", ".join(f"{name} (pip install {package})" for name, package in missing.items())
     return f"Not installed: {listed}" if listed else None

@@ -1,4 +1,4 @@
-"""What the commands print: tables and JSON on standard output, errors and remarks on standard error."""
+"""Output of commands: tables and JSON on standard output, errors and remarks on standard error."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def print_table(
 ) -> None:
     """Print a table that fits the terminal without breaking a word.
 
-    Cells wrap between words. Where even that is too wide, each row becomes a block of ``column  value`` lines.
+    Cells wrap between words. If the table is still too wide, each row becomes a block of ``column  value`` lines.
 
     Args:
         columns: headings.
-        rows: a cell per column each.
-        details: per row, lines to print indented under it.
+        rows: one cell per column.
+        details: per row, indented lines to print below it.
     """
     cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     under = [*details] or [()] * len(cells)
@@ -53,7 +53,7 @@ def print_table(
 
 
 def fit_columns(rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
-    """Column widths at which every row fits ``width`` characters and no word is broken; ``None`` when none do.
+    """Column widths with which all rows fit into ``width`` characters without broken words; ``None`` if impossible.
 
     Args:
         rows: the headings, then the cells.
@@ -66,7 +66,7 @@ def fit_columns(rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
     if sum(least) > available:
         return None
     while sum(widths) > available:
-        # The widest column that can still wrap gives way first.
+        # Shrink the widest column that can still wrap.
         widest = max((n for n in range(len(widths)) if widths[n] > least[n]), key=lambda n: widths[n])
         widths[widest] -= 1
     return widths
@@ -78,19 +78,30 @@ def _print_details(lines: Sequence[str]) -> None:
 
 
 def print_hanging(text: str, *, indent: int) -> None:
-    """Print a text that wraps between words, its further lines indented."""
+    """Print a text wrapped between words, with a hanging indent."""
+    print(wrap_hanging(text, indent=indent))
+
+
+def wrap_hanging(text: str, *, indent: int, first: str = "") -> str:
+    """Wrap a text between words at the width of the terminal.
+
+    Args:
+        text: without line breaks.
+        indent: of the second and further lines, in characters.
+        first: indent of the first line.
+    """
     width = max(Console().width, indent + 1)
     form = {"subsequent_indent": " " * indent, "break_long_words": False, "break_on_hyphens": False}
-    print("\n".join(textwrap.wrap(text, width, **form)))
+    return "\n".join(textwrap.wrap(text, width, initial_indent=first, **form))
 
 
 def print_json(data: Any) -> None:
-    """Print data for programs: indented JSON without colours."""
+    """Print indented JSON without colours."""
     print(json.dumps(data, indent=2))
 
 
 def print_text(text: str | Text) -> None:
-    """Print a text as it is: no markup, and no line breaks of ours inside commands that users copy."""
+    """Print a text literally: no markup, and no line wrapping, which would break commands that users copy."""
     Console().print(Text(text) if isinstance(text, str) else text, soft_wrap=True)
 
 
@@ -106,9 +117,9 @@ def print_error(error: BaseException) -> None:
 
 
 def remark_on_plugins(registry: Registry) -> None:
-    """Say on standard error which plugins a listing lacks."""
+    """Print to standard error the plugins that are missing in a listing."""
     missing = [f"{plugin} ({plugin.status})" for plugin in registry.plugins if plugin.status != "loaded"]
     if missing:
-        print_remark(f"not loaded: {', '.join(missing)}; `archon plugins` says why")
+        print_remark(f"not loaded: {', '.join(missing)}; `archon plugins` shows the causes")
     if any(plugin.problems for plugin in registry.plugins) or registry.problems:
         print_remark("some plugins have problems; `archon plugins` shows them")

@@ -1,4 +1,4 @@
-"""``archon doctor``: Python, torch, devices, plugins and versions, each with what to do when it is not right."""
+"""``archon doctor``: checks Python, torch, devices, plugins and versions, with a fix for every problem."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ import typer
 from rich.text import Text
 
 from archon_core import __version__
-from archon_core.cli.console import print_json, print_text
+from archon_core.cli.console import print_json, print_text, wrap_hanging
 from archon_core.plugins import PLUGIN_API, Registry, build_registry
 from archon_core.plugins.discovery import discover
 from archon_core.plugins.hints import FIRST_STEPS
 from archon_core.tested_versions import TESTED_VERSIONS
 
 State = Literal["ok", "note", "failure"]
+
+STATE_WIDTH = 8
 
 STYLES: Mapping[State, str] = {"ok": "green", "note": "yellow", "failure": "bold red"}
 
@@ -31,10 +33,10 @@ class Finding:
     """One line of the report.
 
     Attributes:
-        subject: what was looked at.
-        state: ``note`` is worth knowing; ``failure`` means that something does not work.
-        found: what is there.
-        advice: what to do; empty when nothing is.
+        subject: the component.
+        state: ``note`` for information; ``failure`` for something that does not work.
+        found: the finding.
+        advice: the fix; empty if none is needed.
     """
 
     subject: str
@@ -44,8 +46,8 @@ class Finding:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Check Python, torch, devices, plugins and versions. Exits with 1 when something does not work."""
-    # Strict mode would stop at the first broken plugin; here all of them are wanted.
+    """Check Python, torch, devices, plugins and versions. Exit code 1 if something does not work."""
+    # Strict mode would stop at the first broken plugin; doctor reports all of them.
     environment = {name: value for name, value in os.environ.items() if name != "ARCHON_STRICT_PLUGINS"}
     registry = build_registry(discover(), environment)
     findings = [
@@ -58,12 +60,15 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
         print_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
+            subject = f"{finding.subject:<14} "
+            indent = STATE_WIDTH + len(subject)
             print_text(
                 Text.assemble(
-                    (f"{finding.state:<8}", STYLES[finding.state]),
-                    (f"{finding.subject:<14} ", "bold"),
-                    finding.found,
-                    f"\n        {finding.advice}" if finding.advice else "",
+                    (f"{finding.state:<{STATE_WIDTH}}", STYLES[finding.state]),
+                    (subject, "bold"),
+                    wrap_hanging(finding.found, indent=indent, first=" " * indent)[indent:],
+                    # Not wrapped: users copy commands from it.
+                    f"\n{'':{STATE_WIDTH}}{finding.advice}" if finding.advice else "",
                 )
             )
     if any(finding.state == "failure" for finding in findings):
@@ -71,7 +76,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
 
 
 def examine_python() -> Iterator[Finding]:
-    """The interpreter, Archon's own version, and what the host offers."""
+    """The interpreter, Archon's version, and the host."""
     yield Finding("Python", "ok", f"{platform.python_version()} ({platform.python_implementation()}, {sys.executable})")
     yield Finding("archon-core", "ok", f"{__version__}, plugin API {'.'.join(map(str, PLUGIN_API))}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -142,7 +147,7 @@ def _examine_devices(torch: Any, build: str | None) -> Iterator[Finding]:
 
 
 def examine_plugins(registry: Registry) -> Iterator[Finding]:
-    """Each plugin that is not loaded or has a problem; one line when there is none."""
+    """Each plugin that is not loaded or has a problem, and a line with the loaded ones."""
     for plugin in registry.plugins:
         subject = f"plugin {plugin.name}"
         if plugin.status == "disabled":
@@ -161,11 +166,11 @@ def examine_plugins(registry: Registry) -> Iterator[Finding]:
 
 
 def examine_versions(tested: Mapping[str, str], installed: Callable[[str], str | None]) -> Iterator[Finding]:
-    """Where the installation differs from the versions that this release was tested with.
+    """Differences from the versions that this release was tested with.
 
     Args:
         tested: distribution -> version.
-        installed: gives a distribution's version, or ``None`` when it is not there.
+        installed: returns a distribution's version, or ``None`` if it is not installed.
     """
     differing = 0
     for name, version in tested.items():
@@ -179,7 +184,7 @@ def examine_versions(tested: Mapping[str, str], installed: Callable[[str], str |
 
 
 def distributions_that_need(name: str, registry: Registry) -> list[str]:
-    """The distributions of installed plugins that name ``name`` among their dependencies, extras left aside."""
+    """The distributions of installed plugins that depend on ``name``, without extras."""
     needing = []
     for distribution in dict.fromkeys(plugin.distribution for plugin in registry.plugins):
         try:
@@ -194,7 +199,7 @@ def distributions_that_need(name: str, registry: Registry) -> list[str]:
 
 
 def installed_version(name: str) -> str | None:
-    """The version of a distribution, or ``None`` when it is not installed."""
+    """The version of a distribution; ``None`` if it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

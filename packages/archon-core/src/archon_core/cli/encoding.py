@@ -1,4 +1,4 @@
-"""Text of the process in UTF-8, whatever the locale: arguments, file names, standard streams."""
+"""Uses UTF-8 for arguments, file names and standard streams, regardless of the locale."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import TextIO
 from archon_core.errors import ConfigError
 
 RESTARTED = "ARCHON_UTF8_RESTART"
-"""The environment variable that keeps a process from starting itself anew twice."""
+"""Environment variable that prevents a second restart of the process."""
 
 
 def ensure_utf8() -> None:
-    """Start the process anew in Python's UTF-8 mode when its file names are ASCII, else mend its streams.
+    """Restart the process in Python's UTF-8 mode if its file system encoding is ASCII; else make its streams tolerant.
 
-    With ASCII, arguments arrive as undecoded bytes and no file with another letter in its name can be opened. Python
-    avoids this in the C locale by itself unless PYTHONUTF8=0 or PYTHONCOERCECLOCALE=0 forbids it.
+    With ASCII, arguments arrive as undecoded bytes, and files with other characters in their names cannot be opened.
+    Python avoids this in the C locale unless PYTHONUTF8=0 or PYTHONCOERCECLOCALE=0 disables it.
     """
     if codecs.lookup(sys.getfilesystemencoding()).name == "ascii" and RESTARTED not in os.environ:
         environment = {**os.environ, "PYTHONUTF8": "1", RESTARTED: "1"}
@@ -28,14 +28,14 @@ def ensure_utf8() -> None:
 
 
 def print_any_text(stream: TextIO) -> None:
-    """Let ``stream`` write ``\\u20ac`` for a letter that its encoding lacks: output must not end a run."""
+    """Let ``stream`` escape characters that its encoding lacks: output must not end a run with an error."""
     encoding = getattr(stream, "encoding", None)
     if encoding and hasattr(stream, "reconfigure") and codecs.lookup(encoding).name != "utf-8":
         stream.reconfigure(errors="backslashreplace")
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for an argument with bytes that the encoding of the process does not know."""
+    """Raise ConfigError for an argument with bytes that are invalid in the encoding of the process."""
     for argument in arguments:
         try:
             argument.encode("utf-8")

@@ -1,4 +1,4 @@
-"""``archon models`` and ``archon schedules``: what the installed plugins provide of one kind."""
+"""``archon models`` and ``archon schedules``: lists the installed specs of one kind."""
 
 from __future__ import annotations
 

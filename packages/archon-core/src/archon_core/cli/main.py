@@ -29,7 +29,7 @@ def _print_version(requested: bool) -> None:
 
 
 def _disable_plugins(names: list[str] | None) -> list[str]:
-    """Put the names into ``ARCHON_DISABLE_PLUGINS``, where the ranks that a command starts find them too."""
+    """Add the names to ``ARCHON_DISABLE_PLUGINS``, which ranks inherit."""
     if not names:
         return []
     entry_points = discover().entry_points
@@ -47,7 +47,7 @@ def _disable_plugins(names: list[str] | None) -> list[str]:
 
 
 def _show_tracebacks(requested: bool) -> None:
-    # Not in the group's callback: typer looks the command up, which may fail, before it calls that.
+    # Not in the group's callback: typer resolves the command first, which may fail.
     if requested:
         os.environ["ARCHON_TRACEBACK"] = "1"
 
@@ -81,7 +81,7 @@ def archon(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the program; exits with 0, with 2 and a message when the user has to change something, or as a command does.
+    """Run the program. Exits with 0, with 2 and a message after a user error, or with the command's exit code.
 
     Args:
         arguments: without the program's name; ``None`` for those of the process.

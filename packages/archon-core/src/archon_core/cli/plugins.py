@@ -1,4 +1,4 @@
-"""``archon plugins``: what is installed, what it provides, and what is wrong with it."""
+"""``archon plugins``: lists the installed plugins, their specs and their problems."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def describe_registry(installed: Registry) -> dict[str, Any]:
 
 
 def _summarise_specs(plugin: PluginStatus) -> list[str]:
-    """The names that a plugin provides, a line per kind."""
+    """The names that a plugin provides, one line per kind."""
     names: defaultdict[str, list[str]] = defaultdict(list)
     for spec in plugin.specs:
         names[spec.kind].append(spec.name)

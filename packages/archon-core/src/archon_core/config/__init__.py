@@ -1,1 +1,1 @@
-"""Configuration: the schema, how files and overrides are merged into it, and the decisions taken over it."""
+"""Configuration: the schema, and the reading of files and overrides into it."""

@@ -29,13 +29,13 @@ class Translation:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What becomes of an option that the schema does not have.
+    """The verdict on an option that the schema does not have.
 
     Attributes:
         known: whether the dialect has the option.
-        decision: when it is accepted without the effect that it asks for.
-        problem: when it cannot be honoured and would change results.
-        feature: the feature that it needs. Options that need the same one share the problem of the first.
+        decision: set if the option is accepted without effect.
+        problem: set if the option is not supported and would change results.
+        feature: the missing feature that it needs. Options that need the same one share the problem of the first.
     """
 
     known: bool = False
@@ -48,7 +48,7 @@ class Dialect:
     """Reads files of another program."""
 
     def recognises(self, tree: RawMapping) -> bool:
-        """Whether a file, as written, is in this dialect."""
+        """Whether a file is in this dialect."""
         return False
 
     def compose(self, tree: RawMapping, folder: Path) -> RawMapping:
@@ -61,11 +61,11 @@ class Dialect:
         return tree
 
     def rename(self, tree: RawMapping, *, keep: frozenset[str]) -> RawMapping:
-        """Replace the dialect's option names by Archon's, in every file and override.
+        """Replace the dialect's option names with Archon's, in every file and override.
 
         Args:
-            tree: as written.
-            keep: top-level names that mean something else here.
+            tree: the raw tree.
+            keep: top-level names to leave alone, because they mean something else in Archon.
         """
         return tree
 
@@ -74,11 +74,11 @@ class Dialect:
         return frozenset()
 
     def translate(self, tree: RawMapping, *, recognised: bool) -> Translation:
-        """Replace what means something else in the dialect. ``tree`` has Archon's names and all overrides."""
+        """Translate values with another meaning in the dialect. ``tree`` has Archon's names and all overrides."""
         return Translation(tree)
 
     def fill_in(self, tree: RawMapping, schema: type) -> Translation:
-        """Write what the other program knows and its files leave out, where ``schema`` has an option for it."""
+        """Add the other program's implicit settings, if ``schema`` has options for them."""
         return Translation(tree)
 
     def judge(self, path: str, node: RawNode, tree: RawMapping, *, recognised: bool) -> Verdict:
@@ -93,5 +93,5 @@ class Dialect:
         return Verdict()
 
     def names_below(self, section: str) -> Sequence[str]:
-        """The options that the dialect has in a section, or at the top for an empty name."""
+        """The dialect's options in a section, or at the top for an empty name; empty if it has no such section."""
         return ()

@@ -1,8 +1,8 @@
-"""From a YAML file and overrides to typed options, in one pass and with all mistakes in one message.
+"""Reads a YAML file and overrides into typed options, and reports all errors in one message.
 
-The steps: texts (``raw``, ``overrides``), another program's names (``dialect``), plugins' sections for the names that
-the file uses (``sections``), types (``typed``), one merge with the schema by OmegaConf, which resolves ``${...}``, and
-the checks of ``validation``.
+Steps: parse to texts (``raw``, ``overrides``), translate dialects (``dialect``), select the plugins' sections
+(``sections``), convert types (``typed``), merge with the schema and resolve ``${...}`` (OmegaConf), and check values
+(``validation``).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class LoadedConfig:
     """A configuration that was read and checked.
 
     Attributes:
-        config: the root schema's dataclass with the sections of the plugins that it uses.
-        decisions: what reading it changed or left without effect.
-        explicit: dotted names of the options that the file or an override writes, under our names.
-        sources: dotted name -> file and line, or override, of those.
-        missing: options that belong to packages that are not there; empty unless they were let through.
-        warnings: what is wrong with plugins' sections, as sentences.
+        config: the root schema's dataclass, with the sections of the plugins that it uses.
+        decisions: options that were changed or have no effect.
+        explicit: dotted names, in Archon's spelling, of the options that the file or an override sets.
+        sources: dotted name -> file and line, or override, of those options.
+        missing: options of packages that are not installed; empty unless ``allow_missing``.
+        warnings: problems of plugins' sections, as sentences.
     """
 
     config: Any
@@ -59,7 +59,7 @@ class LoadedConfig:
     warnings: tuple[str, ...] = ()
 
     def to_yaml(self) -> str:
-        """The whole configuration, defaults included, as a file that loads to the same."""
+        """The whole configuration, including defaults, as YAML that loads to an equal one."""
         return to_yaml(self.config)
 
 
@@ -71,18 +71,18 @@ def read_config(
     registry: Registry | None = None,
     allow_missing: bool = False,
 ) -> LoadedConfig:
-    """Read a YAML file, in Archon's form or in an installed dialect, and apply dotted overrides.
+    """Read a YAML file, in Archon's format or an installed dialect, and apply dotted overrides.
 
     Args:
         path: the file.
-        overrides: ``name.of.option=value``; a later one wins.
-        root: the shape of the file.
-        registry: where plugins' sections and dialects come from; ``None`` for the registry of this process.
-        allow_missing: let options of packages that are not installed pass, into ``missing``.
+        overrides: ``name.of.option=value``; the last one wins.
+        root: the root schema.
+        registry: source of plugins' sections and dialects; ``None`` for the registry of this process.
+        allow_missing: collect options of packages that are not installed in ``missing`` instead of raising.
 
     Raises:
-        ConfigError: naming everything that is wrong with the file or the overrides: syntax, unknown options, wrong
-            types, references to nothing, values that are not allowed, and options of packages that are not there.
+        ConfigError: with all errors of the file and the overrides: syntax, unknown options, wrong types, dangling
+            references, invalid values, and options of packages that are not installed.
     """
     if registry is None:
         from archon_core.plugins import registry as installed
@@ -97,7 +97,7 @@ def read_config(
 def read_tree(
     written: RawMapping, overrides: RawMapping, registry: Registry, *, root: RootSchema, allow_missing: bool = False
 ) -> LoadedConfig:
-    """The same for trees of texts; see ``read_config``."""
+    """``read_config`` for parsed trees."""
     root = root.with_engines(registry.all(TrainEngineSpec))
     dialects: list[Dialect] = [spec.load() for spec in registry.all(DialectSpec)]
     recognised = [dialect for dialect in dialects if dialect.recognises(written)]
@@ -157,13 +157,13 @@ def _plugins_own_roots(registry: Registry, root: RootSchema) -> frozenset[str]:
 
 
 def to_yaml(config: Any) -> str:
-    """A configuration, defaults included, as YAML that loads to the same."""
+    """A configuration, including defaults, as YAML that loads to an equal one."""
     tree = _escaped(dataclasses.asdict(config))
     return yaml.dump(tree, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes every text that would be read back as something else."""
+    """Quotes every text that YAML would read as another type."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
@@ -177,14 +177,14 @@ _Dumper.add_multi_representer(PurePath, lambda dumper, path: _represent_text(dum
 
 
 def _merge(schema: type, converted: Converted) -> Any:
-    """The schema's defaults with the values that were written, and references resolved."""
+    """The schema's defaults with the given values, and references resolved."""
     if not _needs_resolving(converted.values):
         return _filled(schema(), converted.values)
     return _resolved(schema, converted)
 
 
 def _needs_resolving(value: Any) -> bool:
-    """Whether a text is, contains or escapes a reference, or stands for a value to give: OmegaConf's part."""
+    """Whether OmegaConf is needed: a text contains or escapes a reference, or is ``???``."""
     if isinstance(value, dict):
         return any(map(_needs_resolving, value.values()))
     if isinstance(value, list):
@@ -193,7 +193,7 @@ def _needs_resolving(value: Any) -> bool:
 
 
 def _filled(section: Any, values: dict[str, Any]) -> Any:
-    """A copy of a section with the values that were written; as OmegaConf merges them, and tens of times faster."""
+    """A copy of a section with the given values. Equivalent to OmegaConf's merge, but tens of times faster."""
     hints, changes = field_types(type(section)), {}
     for name, value in values.items():
         kind = section_of(hints[name])
@@ -231,7 +231,7 @@ _REFERENCES = "${name.of.option} and ${oc.env:NAME}, of the option's type"
 
 
 def _explain(error: Exception) -> str:
-    """OmegaConf's message as ours: without its trailer, and with what to do."""
+    """OmegaConf's message as found / allowed / fix."""
     message = str(error).partition("\n")[0]
     if match := re.fullmatch(r"Interpolation key '(.*)' not found", message):
         return f"found ${{{match[1]}}}, but there is no option {match[1]}; write that option, or the value itself"
@@ -268,7 +268,7 @@ def _raise_all(problems: Iterable[Problem], choice: SectionChoice | None = None)
 
 
 def _source(option: str, converted: Converted) -> str:
-    """Where an option was written, or the section that holds it."""
+    """The source of an option, or of the nearest section around it."""
     while option and option not in converted.written:
         option = option.rpartition(".")[0]
     return converted.written.get(option, "")

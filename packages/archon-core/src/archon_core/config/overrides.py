@@ -1,7 +1,7 @@
 """Dotted overrides of the command line: ``actor.archon.enable_compile=false``.
 
-A value is taken as it stands, so that shells and YAML need no second layer of quotes. Only what opens a list, a
-section or a quotation is read as YAML.
+A value is taken literally, so that no second layer of quotes is needed for YAML. Only a value that starts a list, a
+section or a quotation is parsed as YAML.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ FORM = "write name.of.option=value"
 
 
 def parse_overrides(overrides: Iterable[str]) -> RawMapping:
-    """All overrides as one tree; a later one wins.
+    """All overrides as one tree; the last one wins.
 
     Raises:
-        ConfigError: one is not of the form ``name=value``; or its value opens a list or section and does not close it.
+        ConfigError: an override is not of the form ``name=value``, or its value is an unclosed list or section.
     """
     tree = RawMapping(MappingProxyType({}))
     for override in overrides:
@@ -30,7 +30,7 @@ def parse_overrides(overrides: Iterable[str]) -> RawMapping:
 
 
 def parse_override(override: str) -> RawMapping:
-    """One override as a tree. A leading ``+``, which other tools ask for with new keys, changes nothing."""
+    """One override as a tree. A leading ``+``, which other tools require for new keys, is ignored."""
     source = f"override {override!r}"
     if whole_text(override) is None:
         raise ConfigError(f"{source}: found bytes that are not text in the encoding of this terminal; write text")
@@ -71,7 +71,7 @@ def _refuse_glued_keys(node: RawMapping, source: str) -> None:
 
 
 def _relabelled(node: RawNode, source: str) -> RawNode:
-    """The same node with the override as its source, in place of a line number within it."""
+    """The node with the override as its source, instead of a line number."""
     if isinstance(node, RawScalar):
         return RawScalar(node.text, node.plain, source)
     if isinstance(node, RawList):

@@ -1,4 +1,4 @@
-"""Packages that a configuration needs and that are not there, or lack what it needs."""
+"""Packages that a configuration needs but that are missing, broken or too old."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MissingPackage:
-    """A package, what is the matter with it, and what to do.
+    """A package that is missing, broken or too old.
 
     Attributes:
-        name: what pip calls it.
-        matter: such as ``is not installed``.
-        command: what helps; empty when ``matter`` says it.
+        name: distribution name.
+        matter: the problem, such as ``is not installed``.
+        command: the command that fixes it; empty if ``matter`` contains it.
     """
 
     name: str
@@ -28,7 +28,7 @@ class MissingPackage:
 
 
 def missing_package(name: str, registry: Registry) -> MissingPackage:
-    """Why a package does not provide what it should: not installed, not loaded, or too old."""
+    """The problem of a package that should provide something: not installed, not loaded, or too old."""
     from archon_core.plugins.discovery import normalise
 
     for plugin in registry.plugins:

@@ -1,8 +1,8 @@
-"""A YAML file as a tree of texts, before anything is guessed about types.
+"""A YAML file as a tree of texts, without type inference.
 
-YAML turns ``off`` into a boolean, ``012`` into ten and ``1:30`` into ninety. Options know their own types, so the
-texts are kept here and converted by ``archon_core.config.typed`` once the schema is known. Every node remembers
-where it was written.
+YAML would turn ``off`` into a boolean, ``012`` into ten and ``1:30`` into ninety. Options have declared types, so the
+tree keeps the texts, and ``archon_core.config.typed`` converts them once the schema is known. Every node has its source
+location.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from archon_core.errors import ConfigError
 NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 MAX_REFERENCES = 64
 REFERENCE = re.compile(r"(?<!\\)\$\{(?P<dots>\.*)(?P<name>[\w.]+)\}")
-"""A plain reference to an option; leading dots make it relative to the section that it stands in."""
+"""A plain reference to an option; leading dots make it relative to its section."""
 
-# An even number of backslashes before it stands for half as many; an odd number makes '${' plain text.
+# An even number of backslashes before '${' is an escape for half as many; an odd number escapes '${' itself.
 _INTERPOLATION = re.compile(r"(?<!\\)(?:\\\\)*\$\{")
 
 
 def whole_text(text: str) -> str | None:
-    """``text`` with escaped surrogate pairs joined; ``None`` when half a pair is left, which no file can hold."""
+    """``text`` with escaped surrogate pairs joined; ``None`` if an unpaired surrogate remains."""
     try:
         return text.encode("utf-16", "surrogatepass").decode("utf-16")
     except UnicodeDecodeError:
@@ -34,10 +34,10 @@ def whole_text(text: str) -> str | None:
 
 @dataclass(frozen=True)
 class RawScalar:
-    """One value as it was written, without its quotes.
+    """One value as text, without its quotes.
 
     Attributes:
-        plain: written without quotes, so that ``null`` means null.
+        plain: whether it has no quotes, so that ``null`` means null.
         source: file and line, or the override.
     """
 
@@ -65,7 +65,7 @@ class RawList:
 
 @dataclass(frozen=True)
 class RawMapping:
-    """A section. ``source`` is where its name stands."""
+    """A section. ``source`` is the location of its name."""
 
     entries: Mapping[str, RawNode]
     source: str = field(default="", compare=False)
@@ -93,7 +93,7 @@ def walk(node: RawNode, path: str = "") -> Iterator[tuple[str, RawNode]]:
 
 
 def nested(path: str, node: RawNode) -> RawMapping:
-    """The tree that has only ``node``, at a dotted path."""
+    """The tree that contains only ``node``, at a dotted path."""
     for key in reversed(path.split(".")):
         node = RawMapping({key: node}, node.source)
     assert isinstance(node, RawMapping)
@@ -101,10 +101,10 @@ def nested(path: str, node: RawNode) -> RawMapping:
 
 
 def merge(base: RawMapping, over: RawMapping, path: str = "") -> RawMapping:
-    """``base`` with what ``over`` writes. Sections are merged; lists and values are replaced.
+    """``base`` overridden by ``over``. Sections are merged; lists and values are replaced.
 
     Raises:
-        ConfigError: ``over`` sets a part of what is a single value in ``base``.
+        ConfigError: ``over`` sets a part of a single value of ``base``.
     """
     entries = dict(base.entries)
     for key, node in over.entries.items():
@@ -135,7 +135,7 @@ def prune(tree: RawMapping, drop: Callable[[str, RawNode], bool], path: str = ""
 
 
 def follow(tree: RawMapping, option: str) -> tuple[str, RawNode | None]:
-    """The option that ``option`` stands for when it is a reference, ``${other.option}``, and its node."""
+    """The option that ``option`` refers to, following ``${other.option}``, and its node."""
     for _ in range(MAX_REFERENCES):
         node = tree.get(option)
         reference = REFERENCE.fullmatch(node.text.strip()) if isinstance(node, RawScalar) else None
@@ -146,7 +146,7 @@ def follow(tree: RawMapping, option: str) -> tuple[str, RawNode | None]:
 
 
 def shown(node: RawNode) -> str:
-    """A value as it is shown to users: short, on one line."""
+    """A value for messages: short, on one line."""
     if isinstance(node, RawScalar):
         text = "null" if node.is_null else node.text
     elif isinstance(node, RawList):

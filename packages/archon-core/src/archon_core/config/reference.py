@@ -1,4 +1,4 @@
-"""The reference page of all options, made from the dataclasses that define them."""
+"""Generates the reference page of all options from their dataclasses."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OptionEntry:
 
 @dataclass
 class SectionEntry:
-    """A dataclass, and the places where it is used."""
+    """A dataclass and the paths of its sections."""
 
     schema: type
     paths: list[str] = field(default_factory=list)
@@ -44,10 +44,10 @@ def render_reference(root: type, sections: Sequence[PluginSection] = ()) -> str:
 
     Args:
         root: dataclass of the top level.
-        sections: those of plugins, which follow the root's.
+        sections: plugins' sections, which follow the root's.
 
     Raises:
-        ValueError: an option has no entry under ``Attributes`` in its dataclass's docstring.
+        ValueError: an option is not documented under ``Attributes`` in its dataclass's docstring.
     """
     parts = [HEADER]
     for entry in root_sections(root):
@@ -71,7 +71,7 @@ def render_reference(root: type, sections: Sequence[PluginSection] = ()) -> str:
 
 
 def root_sections(root: type) -> list[SectionEntry]:
-    """The dataclasses of ``root`` with the dotted names of their places, the top level first."""
+    """The dataclasses of ``root`` with the dotted paths of their sections, the top level first."""
     entries: dict[type, SectionEntry] = {}
 
     def visit(schema: type, path: str) -> None:
@@ -86,7 +86,7 @@ def root_sections(root: type) -> list[SectionEntry]:
 
 
 def options_of(schema: type) -> list[OptionEntry]:
-    """The options of a dataclass with their documentation; those that it inherits stand under its base."""
+    """The options of a dataclass with their documentation, without inherited ones."""
     texts = attribute_texts(schema)
     inherited = {
         f.name for base in schema.__bases__ if dataclasses.is_dataclass(base) for f in dataclasses.fields(base)

@@ -1,6 +1,6 @@
-"""The top level of a configuration file: its dataclass, and which options name plugins.
+"""``RootSchema``: the dataclass of a configuration file's top level, and the options that name plugins.
 
-Core reads configurations of any shape; the package that runs them says which (``archon_train.experiment``).
+Core reads configurations of any schema; the package that runs them provides it (``archon_train.experiment``).
 """
 
 from __future__ import annotations
@@ -15,19 +15,18 @@ from archon_core.contracts.engine import TrainEngineSpec
 
 @dataclass(frozen=True)
 class RootSchema:
-    """The shape of a configuration file.
+    """The schema of a configuration file.
 
     Attributes:
-        schema: dataclass of the top level, of which every field has a default.
-        selectors: kind of spec -> the options that name one. A kind that no option names is used whenever it is
-            installed.
+        schema: dataclass of the top level; every field has a default.
+        selectors: kind of spec -> the options that name one. Specs of other kinds are used whenever installed.
     """
 
     schema: type
     selectors: Mapping[str, tuple[str, ...]]
 
     def with_engines(self, engines: Iterable[TrainEngineSpec]) -> RootSchema:
-        """The same with the options by which engines name other plugins, under each role that has a backend."""
+        """The schema with the engines' own selector options, for each role with a backend."""
         roles = [option.partition(".")[0] for option in self.selectors.get(TrainEngineSpec.kind, ())]
         selectors = dict(self.selectors)
         for kind, name in dict.fromkeys(selector for engine in engines for selector in engine.selectors):
@@ -35,7 +34,7 @@ class RootSchema:
         return replace(self, selectors=selectors)
 
     def named(self, kind: str, tree: RawMapping) -> frozenset[str] | None:
-        """The names of ``kind`` that a configuration uses; ``None`` when any installed one may be."""
+        """The names of ``kind`` that a configuration uses; ``None`` for all installed ones."""
         names: set[str] = set()
         for option in self.selectors.get(kind, ()):
             section = option.partition(".")[0]
@@ -53,7 +52,7 @@ class RootSchema:
         return frozenset(names) or None
 
     def _text_at(self, tree: RawMapping, option: str) -> str | None:
-        """The text of an option, followed through ``${...}``; the schema's default when it is not written."""
+        """The text of an option, with ``${...}`` resolved; the schema's default if it is not set."""
         option, node = follow(tree, option)
         if node is None:
             return default_text(self.schema, option)
@@ -61,13 +60,13 @@ class RootSchema:
 
 
 def default_text(schema: type, option: str) -> str | None:
-    """The default of an option, as text; ``None`` when it is null or ``schema`` has no such option."""
+    """The default of an option, as text; ``None`` if it is null or ``schema`` has no such option."""
     value = default_of(schema, option)
     return None if value is None else str(value)
 
 
 def default_of(schema: type, option: str) -> Any:
-    """The default of a dotted option; ``None`` when it is null or ``schema`` has no such option."""
+    """The default of a dotted option; ``None`` if it is null or ``schema`` has no such option."""
     value: Any = schema()
     for key in option.split("."):
         value = getattr(value, key, None)

@@ -1,4 +1,4 @@
-"""Values that an option may take beyond its type: a rule stands on the option's own field.
+"""Rules for the values of an option beyond its type, declared on the option's field.
 
 ::
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,34 @@ from archon_core.errors import did_you_mean
 
 MAX_NAME_BYTES = 255
 MAX_PATH_LENGTH = 4000
-"""What file systems and kernels take, rounded down."""
+"""Limits of file systems and kernels, rounded down."""
+
+MAX_SHOWN = 200
+"""Largest number of characters of a value in a message."""
 
 Rule = Callable[[Any], str | None]
-"""Takes a value, which is not null, and returns what is allowed when that is not it."""
+"""Takes a non-null value; returns ``None`` if it is valid, else a description of the allowed values."""
 
 
 def option(default: Any, allowed: Rule, *, fix: str = "") -> Any:
-    """A dataclass field with a rule for its values. Null is allowed where the field's type allows it.
+    """A dataclass field with a rule for its values. Null is valid if the field's type allows it.
 
     Args:
         default: an immutable value.
         allowed: the rule.
-        fix: what to say beside the allowed values.
+        fix: appended to the message after the allowed values.
     """
     return dataclasses.field(default=default, metadata={"rule": allowed, "fix": fix})
+
+
+def broken_rules(section: Any) -> Iterator[tuple[str, str]]:
+    """Name and found / allowed / fix sentence of each option of a dataclass, sections aside, that breaks its rule."""
+    for f in dataclasses.fields(section):
+        value, rule = getattr(section, f.name), f.metadata.get("rule")
+        allowed = None if value is None or rule is None else rule(value)
+        if allowed is not None:
+            fix = f"; {f.metadata['fix']}" if f.metadata["fix"] else ""
+            yield f.name, f"found {_shown(value)}; allowed are {allowed}{fix}"
 
 
 def one_of(*choices: str) -> Rule:
@@ -58,7 +71,7 @@ def number(
     allowed = "numbers " + " ".join(filter(None, parts)) if any(parts) else "finite numbers"
 
     def rule(value: float) -> str | None:
-        # Whole numbers are compared as they are: math.isfinite would turn those of 400 digits into floats, and fail.
+        # Integers skip math.isfinite, which converts to float and fails for 400 digits.
         finite = isinstance(value, int) or math.isfinite(value)
         return None if finite and least <= value <= most and above < value < below else allowed
 
@@ -83,7 +96,7 @@ def folder_name(value: str) -> str | None:
 
 
 def path_or_id(value: str) -> str | None:
-    """The value is a path that the operating system can look for, or a hub id."""
+    """The value is a path that the operating system accepts, or a hub id."""
     if "\0" in value or _is_too_long(value) or len(value) > MAX_PATH_LENGTH:
         return f"a path without NUL characters, whose names have at most {MAX_NAME_BYTES} bytes each, or a hub id"
     try:
@@ -91,6 +104,11 @@ def path_or_id(value: str) -> str | None:
     except RuntimeError:
         return "a path; '~NAME' stands for the home folder of a user of this machine, './~NAME' for a folder here"
     return None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value) if isinstance(value, str) else f"{value}"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
 
 
 def _is_too_long(text: str) -> bool:

@@ -1,7 +1,7 @@
-"""Plugins' options in the schema: which sections belong to what a configuration names, and where they go.
+"""Adds plugins' sections to the schema.
 
-A plugin's spec names sections (``ConfigSection``). Only the sections of the specs that the configuration uses become
-part of the schema, so that two algorithms may both have an ``actor.eps_clip`` of their own.
+A plugin's spec declares sections (``ConfigSection``). Only the sections of specs that a configuration uses become part
+of its schema, so that two algorithms may each declare an ``actor.eps_clip``.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from archon_core.plugins.kinds import SPEC_TYPES
 
 
 class SpecSource(Protocol):
-    """The part of the plugin registry that reading a configuration needs."""
+    """The part of the plugin registry that this module needs."""
 
     def all(self, kind: str) -> Iterable[Spec]: ...
 
 
 @dataclass(frozen=True)
 class PluginSection:
-    """One section that a plugin brings.
+    """One section of a plugin.
 
     Attributes:
         path: dotted name of the section.
         schema: its dataclass.
-        spec: the spec that names it.
+        spec: the spec that declares it.
     """
 
     path: str
@@ -48,12 +48,12 @@ class PluginSection:
 
 @dataclass(frozen=True)
 class SectionChoice:
-    """The sections of all installed plugins, by whether the configuration uses what they belong to.
+    """The sections of all installed plugins, by whether the configuration uses their specs.
 
     Attributes:
-        used: those that become part of the schema.
-        unused: those of algorithms, engines, ... that are installed and not named.
-        failures: why a section could not be loaded, as sentences.
+        used: sections that become part of the schema.
+        unused: sections of installed specs that the configuration does not name.
+        failures: errors of sections that could not be loaded, as sentences.
     """
 
     used: tuple[PluginSection, ...] = ()
@@ -62,7 +62,7 @@ class SectionChoice:
 
 
 def choose_sections(source: SpecSource, tree: RawMapping, root: RootSchema) -> SectionChoice:
-    """Sort the sections of all installed plugins by the names that ``tree`` writes, or the schema's defaults."""
+    """Select the sections of the specs that ``tree``, or the schema's defaults, name."""
     used: list[PluginSection] = []
     unused: list[PluginSection] = []
     failures: list[str] = []
@@ -81,13 +81,13 @@ def choose_sections(source: SpecSource, tree: RawMapping, root: RootSchema) -> S
 
 
 def build_schema(root: type, sections: Sequence[PluginSection]) -> type:
-    """The dataclass ``root`` with the sections in their places.
+    """The dataclass ``root`` with the plugins' sections.
 
-    A section that ``root`` has becomes a dataclass that inherits from its own and from the plugins'; another one is a
-    new field.
+    An existing section becomes a dataclass that inherits from the original and the plugins' dataclasses; a new section
+    becomes a new field.
 
     Raises:
-        ConfigError: two plugins, or a plugin and ``root``, define the same option; or a section's place is an option.
+        ConfigError: two plugins, or a plugin and ``root``, define the same option; or a section's path is an option.
     """
     # Several specs, such as two engines of one kind, may name the same section.
     unique = {(section.path, section.schema): section for section in reversed(sections)}
@@ -127,7 +127,9 @@ def _extend(base: type, path: str, placed: list[tuple[tuple[str, ...], PluginSec
         old, optional = _section_type(annotations[name])
         if old is None:
             owner = rest[0][1].owner
-            raise ConfigError(f"{owner} adds the section {rest[0][1].path!r}, but {child} is an option; rename it")
+            raise ConfigError(
+                f"{owner} adds the section {rest[0][1].path!r}, but {child} is an option; rename the section"
+            )
         new = _extend(old, child, rest)
         fields.append((name, new | None if optional else new, _upgraded_default(core[name], new)))
 
@@ -155,8 +157,8 @@ def _refuse_collisions(base: type, path: str, sections: Sequence[PluginSection])
             owner, other = owners.setdefault(f.name, (section.owner, definer))
             if other is not definer:
                 raise ConfigError(
-                    f"option {path}.{f.name} is defined by both {owner} and {section.owner}; one of them has to rename "
-                    f"it; until then, leave one out with ARCHON_DISABLE_PLUGINS"
+                    f"option {path}.{f.name} is defined by both {owner} and {section.owner}; rename it in one of them; "
+                    f"until then, disable one with ARCHON_DISABLE_PLUGINS"
                 )
 
 

@@ -1,7 +1,7 @@
-"""From texts to the types that the schema asks for, and everything that is wrong with them at once.
+"""Converts texts to the types of the schema, and collects all errors.
 
-Each text is read as its option's type reads it: a text option keeps ``off`` and ``1e4`` as they stand, a number
-option reads them or refuses. Values with ``${...}`` pass through; OmegaConf resolves and checks them.
+The option's type determines the conversion: a text option keeps ``off`` and ``1e4``, a number option parses or refuses
+them. Values with ``${...}`` pass through; OmegaConf resolves and checks them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _BOOLEANS = _WORDS | {"1": True, "0": False}
 MAX_SHOWN = 200
 MAX_DIGITS = 300
-"""Longer numbers are no option's; Python refuses to read or print those of thousands of digits."""
+"""Longer numbers are refused: Python itself does not parse or print thousands of digits."""
 _INTEGER = re.compile(r"[-+]?\d+(?:_\d+)*")
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.?inf", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where, and what as a found / allowed / fix sentence."""
+    """One error: its source location, and a found / allowed / fix sentence."""
 
     source: str
     text: str
@@ -46,8 +46,8 @@ class Converted:
     """A tree in the schema's types.
 
     Attributes:
-        values: what was written, as nested dicts.
-        written: dotted name -> source, of every option that was written.
+        values: the given values, as nested dicts.
+        written: dotted name -> source, of every given option.
         problems: unknown options and wrong types, in the order of the file.
     """
 
@@ -57,14 +57,14 @@ class Converted:
 
 
 def convert(tree: RawMapping, schema: type) -> Converted:
-    """Read ``tree`` as the dataclass ``schema``; options that are not written are left out."""
+    """Convert ``tree`` to the types of the dataclass ``schema``, without defaults."""
     reader = _Reader()
     values = reader.section(tree, schema, "")
     return Converted(values, reader.written, tuple(reader.problems))
 
 
 def knows(schema: type, path: str) -> bool:
-    """Whether the schema has an option or a section of this dotted name. Free-form sections know every name."""
+    """Whether the schema has an option or section of this dotted name. A free-form section has every name."""
     annotation: Any = schema
     for key in path.split("."):
         section = section_of(annotation)
@@ -85,7 +85,7 @@ def field_types(schema: type) -> dict[str, Any]:
 
 
 def section_of(annotation: Any) -> type | None:
-    """The dataclass that an annotation holds, alone or beside ``None``."""
+    """The dataclass in an annotation ``D`` or ``D | None``."""
     for member in _members(annotation):
         if dataclasses.is_dataclass(member):
             return typing.cast(type, member)
@@ -93,17 +93,17 @@ def section_of(annotation: Any) -> type | None:
 
 
 def takes_anything(annotation: Any) -> bool:
-    """Whether any names may stand below an option of this type."""
+    """Whether the type is a free-form section."""
     return any(m is Any or m is dict or typing.get_origin(m) is dict for m in _members(annotation))
 
 
 def describe(annotation: Any) -> str:
-    """What an option of this type takes, in words."""
+    """The values of a type, in words."""
     return " or ".join(_describe_one(member) for member in _members(annotation))
 
 
 class _UnreadableError(Exception):
-    """A text that its type cannot read."""
+    """A text that cannot be converted to its type."""
 
 
 class _Reader:
@@ -128,7 +128,7 @@ class _Reader:
     def value(self, node: RawNode, annotation: Any, path: str) -> Any:
         section = section_of(annotation)
         if section is not None and isinstance(node, RawMapping):
-            # A section that is written and empty is still written: 'ref: {}' asks for a reference model.
+            # An empty section still counts as set: 'ref: {}' requests a reference model.
             self.written.setdefault(path, node.source)
             return self.section(node, section, path)
         self.written[path] = node.source
@@ -144,7 +144,7 @@ class _Reader:
         return _read(node, annotation)
 
     def _refuse_python_null(self, node: RawNode, path: str) -> None:
-        """Report a plain ``None``, which YAML reads as a text and whose author most likely meant null."""
+        """Report a plain ``None``, which YAML reads as text although null is probably meant."""
         if isinstance(node, RawMapping):
             for key, child in node.entries.items():
                 self._refuse_python_null(child, f"{path}.{key}")
@@ -169,7 +169,7 @@ class _Reader:
 
 
 def _read(node: RawNode, annotation: Any) -> Any:
-    """The value of one node; the first type of a union that can read it wins, null before all."""
+    """The value of one node: null if it is null, else the first type of a union that can parse it."""
     members = _members(annotation)
     if isinstance(node, RawScalar) and node.is_null and (type(None) in members or Any in members):
         return None
@@ -230,7 +230,7 @@ def _passes(node: RawNode) -> typing.TypeGuard[RawScalar]:
 
 
 def untyped(node: RawNode) -> Any:
-    """A node of a free-form section: null, YAML's booleans, JSON's numbers, else text. Quotes make a text."""
+    """The value of a node in a free-form section: null, YAML's booleans, JSON's numbers, else text; quoted is text."""
     if isinstance(node, RawMapping):
         return {key: untyped(child) for key, child in node.entries.items()}
     if isinstance(node, RawList):

@@ -1,8 +1,8 @@
-"""Options that the schema does not have: whose they are, and what becomes of them.
+"""Classifies options that the schema does not have.
 
-An option may belong to a plugin that is installed and not used, to a package that is not installed, or to another
-program whose dialect is installed. An option that nobody knows stays in the tree, and conversion reports it with the
-nearest name.
+An option may belong to an installed plugin that is not used, to a package that is not installed, or to another program
+with an installed dialect. Other unknown options stay in the tree, and the conversion reports them with the nearest
+name.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MissingOption:
-    """An option of a package that is not there.
+    """An option of a package that is not installed.
 
     Attributes:
         option: dotted name.
-        package: what has it.
-        source: where it is written.
+        package: the package that has it.
+        source: source location.
     """
 
     option: str
@@ -47,13 +47,13 @@ class MissingOption:
 
 @dataclass(frozen=True)
 class UnknownOptions:
-    """The options that the schema does not have, by what becomes of them.
+    """The classified options.
 
     Attributes:
-        tree: the rest: what the schema has, and what nobody knows.
+        tree: the remaining tree: options of the schema, and options that are unknown everywhere.
         decisions: options without effect.
-        missing: options of packages that are not there.
-        problems: options of a dialect with values that Archon cannot honour.
+        missing: options of packages that are not installed.
+        problems: options of a dialect with unsupported values.
     """
 
     tree: RawMapping
@@ -72,7 +72,7 @@ def sort_unknown_options(
     dialects: Sequence[Dialect] = (),
     recognised: Sequence[Dialect] = (),
 ) -> UnknownOptions:
-    """Take options that the schema does not have out of ``tree``, where a plugin, a package or a dialect has them."""
+    """Take out of ``tree`` the options that the schema lacks but a plugin, a package or a dialect has."""
     from archon_core.plugins.hints import package_for_option
 
     decisions: list[Decision] = []
@@ -138,7 +138,7 @@ def _hint_of_dialects(path: str, schema: type, recognised: Sequence[Dialect]) ->
 
 
 def _why_unused(path: str, choice: SectionChoice, tree: RawMapping, root: RootSchema) -> str:
-    """Why an option of something that could be used has no effect; empty when it is no such option."""
+    """Why an option of an installed but unused plugin has no effect; empty for other options."""
     for section in choice.unused:
         inside = path.removeprefix(f"{section.path}.")
         if path == section.path or (inside != path and knows(section.schema, inside)):
@@ -160,7 +160,7 @@ def _unnamed(kind: str, name: str, root: RootSchema) -> str:
 
 
 def _inlined(tree: RawMapping, whole: RawMapping, removed: set[str]) -> RawMapping:
-    """``tree`` with references to options that were taken out replaced by their texts."""
+    """``tree`` with references to removed options replaced by the options' texts."""
 
     def is_removed(name: str) -> bool:
         return any(name == path or name.startswith(f"{path}.") for path in removed)
@@ -191,7 +191,7 @@ def _inlined(tree: RawMapping, whole: RawMapping, removed: set[str]) -> RawMappi
 
 
 def _grouped(decisions: list[Decision]) -> Iterator[Decision]:
-    """Options that have the same reason in one row, so that a long file has a short table."""
+    """One decision per reason, to keep the table short."""
     groups: dict[tuple[str, str], list[Decision]] = {}
     for decision in decisions:
         groups.setdefault((decision.reason, decision.effective), []).append(decision)

@@ -1,7 +1,7 @@
-"""Checks a configuration's values: the rule of each option (``rules.option``), and options that need one another.
+"""Checks the values of a configuration: the rule of each option (``rules.option``), and dependencies between options.
 
-A dataclass whose options depend on one another has a method ``problems()`` that yields the option's name and a
-found / allowed / fix sentence without it.
+A dataclass with dependent options has a method ``problems()`` that yields pairs of an option's name and a
+found / allowed / fix sentence.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-MAX_SHOWN = 200
-"""Characters of a value in a message."""
+from archon_core.config.rules import broken_rules
 
 
 def check_options(config: Any, path: str = "") -> list[tuple[str, str]]:
-    """All values that are not allowed.
+    """All invalid values.
 
     Args:
         config: a section, or the whole configuration.
@@ -28,25 +27,15 @@ def check_options(config: Any, path: str = "") -> list[tuple[str, str]]:
 
 
 def _check(section: Any, path: str) -> Iterator[tuple[str, str]]:
-    for f in dataclasses.fields(section):
-        value, rule = getattr(section, f.name), f.metadata.get("rule")
-        allowed = None if value is None or rule is None else rule(value)
-        if allowed is not None:
-            option = f"{path}.{f.name}".lstrip(".")
-            fix = f"; {f.metadata['fix']}" if f.metadata["fix"] else ""
-            yield option, f"{option}: found {_shown(value)}; allowed are {allowed}{fix}"
-    # A section is of a class that is joined from core's and plugins' dataclasses; each of them has its own say.
+    found = [*broken_rules(section)]
+    # A section's class inherits from core's and plugins' dataclasses, each with its own problems().
     for cls in type(section).__mro__:
         if "problems" in vars(cls):
-            for name, text in cls.problems(section):
-                option = f"{path}.{name}".lstrip(".")
-                yield option, f"{option}: {text}"
+            found += cls.problems(section)
+    for name, text in found:
+        option = f"{path}.{name}".lstrip(".")
+        yield option, f"{option}: {text}"
     for f in dataclasses.fields(section):
         value = getattr(section, f.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from _check(value, f"{path}.{f.name}".lstrip("."))
-
-
-def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else f"{value}"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"

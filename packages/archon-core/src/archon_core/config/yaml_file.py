@@ -1,4 +1,4 @@
-"""Reading YAML into a tree of texts, strictly: each name once, no guesses about types, no surprises from aliases."""
+"""Parses YAML into a tree of texts, strictly: no duplicate names, no type inference, bounded aliases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_yaml(path: Path) -> RawMapping:
     """Read a configuration file.
 
     Raises:
-        ConfigError: it cannot be read, or is not one YAML mapping in UTF-8 with each key once.
+        ConfigError: the file is unreadable, or is not a single YAML mapping in UTF-8 without duplicate keys.
     """
     try:
         data = path.read_bytes()
@@ -34,10 +34,10 @@ def read_yaml(path: Path) -> RawMapping:
 
 
 def parse_yaml(text: str, name: str) -> RawMapping:
-    """Parse the text of a configuration file; ``name`` stands before line numbers in messages.
+    """Parse the text of a configuration file; ``name`` precedes line numbers in messages.
 
     Raises:
-        ConfigError: it is not one YAML mapping with each key once.
+        ConfigError: the text is not a single YAML mapping without duplicate keys.
     """
     root = parse_yaml_node(text, name)
     if root is None or (isinstance(root, RawScalar) and root.is_null):
@@ -49,7 +49,7 @@ def parse_yaml(text: str, name: str) -> RawMapping:
 
 
 def parse_yaml_node(text: str, name: str) -> RawNode | None:
-    """Parse a YAML document of any form; ``None`` when there is none."""
+    """Parse a YAML document of any type; ``None`` if it is empty."""
     try:
         return _Builder(text, name).build()
     except yaml.MarkedYAMLError as error:
@@ -57,14 +57,14 @@ def parse_yaml_node(text: str, name: str) -> RawNode | None:
         where = f"{name}:{mark.line + 1}" if mark else name
         if "'\\t'" in (error.problem or ""):
             raise ConfigError(f"{where}: a tab stands where YAML wants spaces; indent with spaces") from error
-        context = f" {error.context}" if error.context else ""
-        raise ConfigError(f"{where}: not valid YAML{context}: {error.problem}") from error
+        context = f" ({error.context})" if error.context else ""
+        raise ConfigError(f"{where}: invalid YAML{context}: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{name}: not valid YAML: {error}") from error
+        raise ConfigError(f"{name}: invalid YAML: {error}") from error
 
 
 class _Builder:
-    """Builds the tree from YAML's events, which still have texts, quotes and marks."""
+    """Builds the tree from YAML events, which still contain texts, quotes and positions."""
 
     def __init__(self, text: str, name: str) -> None:
         self._events = yaml.parse(text, Loader=yaml.SafeLoader)
@@ -113,7 +113,7 @@ class _Builder:
         lines: dict[str, int] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
-                raise self._error(event, "found a name that is not a single text; write 'name: value'")
+                raise self._error(event, "found a name that is not plain text; write 'name: value'")
             key, line = self._text(event), event.start_mark.line + 1
             if event.style is None and key == "<<":
                 inherited = self._merged(event, self._node(next(self._events), depth + 1)) | inherited
@@ -140,7 +140,7 @@ class _Builder:
             raise self._error(
                 event, f"'*{event.anchor}' stands for no complete value above it; define '&{event.anchor}'"
             )
-        # Copies count in full, so that a few lines cannot stand for billions of nodes.
+        # Aliases count in full, so that a few lines cannot expand to billions of nodes.
         self._grow(event, self._sizes[event.anchor])
         return self._anchors[event.anchor]
 

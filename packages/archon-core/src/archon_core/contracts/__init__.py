@@ -1,1 +1,1 @@
-"""What the packages promise one another, a module per topic: protocol, spec and the data that passes."""
+"""Contracts between packages, one module per topic: protocols, specs and the data that they exchange."""

@@ -21,11 +21,11 @@ from archon_core.contracts.packed import OutputName, PackedSequences
 from archon_core.errors import DataError
 
 NO_TARGET = -1
-"""Target id of a position that predicts nothing: its outputs are 0."""
+"""Target id of a position that predicts nothing; outputs there are 0."""
 
 ROUTED_EXPERTS = "routed_experts"
-"""Token field, int16 [T, layers, k], aligned to tokens: the experts that a token went to when it was computed
-elsewhere; -1 where that is not known."""
+"""Token field, int16 [T, layers, k], aligned to tokens: the experts to which a rollout routed each token; -1 if
+unknown."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,15 @@ class Batch:
         tokens, sequences = sum(self.lengths), len(self.lengths)
         if self.input_ids.shape != (tokens,):
             raise DataError(
-                f"batch: input_ids has shape {tuple(self.input_ids.shape)}, the lengths sum to {tokens}; "
+                f"batch: found input_ids of shape {tuple(self.input_ids.shape)} with lengths that sum to {tokens}; "
                 "pack the sequences end to end into one dimension"
             )
         for kind, fields, size in (("token", self.token_fields, tokens), ("sequence", self.sequence_fields, sequences)):
             for name, value in fields.items():
                 if value.shape[:1] != (size,):
                     raise DataError(
-                        f"batch: {kind} field {name!r} has shape {tuple(value.shape)}; "
-                        f"the first dimension must be {size}"
+                        f"batch: found {kind} field {name!r} of shape {tuple(value.shape)}; "
+                        f"allowed is a first dimension of {size}; pass one row per {kind}"
                     )
 
     @classmethod
@@ -157,12 +157,12 @@ def align_to_predictions(values: Tensor, lengths: Sequence[int], fill: float = 0
 class MicroBatch:
     """One forward pass.
 
-    The padding, when there is any, is one sequence behind the others, so that no real token attends to it.
+    Padding, if any, is one sequence after the others, so no real token attends to it.
 
     Attributes:
-        batch: the real sequences, without padding: what a loss sees.
-        indices: where they stood in the batch that was split.
-        input_ids: int64 [padded tokens]; of this rank's tokens where ``packed.context`` cuts them.
+        batch: the sequences without padding, for the loss.
+        indices: their indices in the whole batch.
+        input_ids: int64 [padded tokens]; only this rank's tokens with ``packed.context``.
         packed: the sequences and the padding.
     """
 
@@ -172,7 +172,8 @@ class MicroBatch:
     packed: PackedSequences
 
     def whole_outputs(self, outputs: Mapping[OutputName, Tensor]) -> dict[OutputName, Tensor]:
-        """Per-token ``outputs`` of the real tokens, those of other context ranks included. Collective over these."""
+        """Per-token ``outputs`` of all real tokens, including those of other context ranks, over which this is
+        collective."""
         context = self.packed.context
         whole = outputs if context is None else {name: context.gather_outputs(v) for name, v in outputs.items()}
         return {name: value[: self.batch.n_tokens] for name, value in whole.items()}

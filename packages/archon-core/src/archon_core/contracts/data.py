@@ -1,4 +1,4 @@
-"""Records, tokenizers and rewards: what data plugins provide."""
+"""Contracts of data plugins: records, tokenizers and rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recorded decisions: every change that Archon makes to what was asked, with its reason."""
+"""Recorded decisions: every change that Archon makes to a configuration, with its reason."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Decision:
 
     Attributes:
         option: dotted name of the option, such as ``actor.archon.enable_compile``.
-        requested: what the configuration says, as text.
-        effective: what the run uses, as text.
+        requested: the configured value, as text.
+        effective: the value that the run uses, as text.
         reason: why, as a sentence without a full stop.
     """
 

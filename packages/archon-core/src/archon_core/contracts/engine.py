@@ -1,10 +1,10 @@
-"""Training engines: the spec, the protocol that trainers see, and the options that every engine understands."""
+"""Training engines: the spec, the protocol that trainers see, and the parts that an engine is assembled from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -18,12 +18,11 @@ if TYPE_CHECKING:
     from archon_core.contracts.decisions import Decision
     from archon_core.contracts.loss import Loss, OutputRequest
     from archon_core.contracts.model import CausalModule, ModelSpec
+    from archon_core.contracts.moe import MoESpec
     from archon_core.contracts.packed import OutputName
     from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
-    from archon_core.contracts.rollout import RolloutConfig
     from archon_core.layout import Layout
     from archon_core.ranks.ranks import DataRanks, Ranks
-    from archon_core.selection import Selection
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class TrainEngineSpec(Spec):
         preview: target of ``preview(outline) -> EnginePreview``, which gives a dry run the problems and decisions of
             an engine (``EngineOutline``) before it starts. It must not import torch. Empty for no preview.
         model_type: target of ``model_type(config, *, role) -> str``, which returns the ``model_type`` of the model that
-            an ``EngineConfig`` names. Empty for an engine with models of its own, which receives no parts.
+            an ``EngineConfig`` names. Empty for an engine that brings its models and receives no parts.
         model: name of the model spec that this engine always runs; empty to choose by model type.
         selectors: kind of spec -> the option, under the role's section, that names one, such as
             ``("schedule", "archon.pp_schedule")``.
@@ -70,24 +69,24 @@ class TrainEngineSpec(Spec):
         """The model spec to run when ``asked`` is the name that the user wrote under ``option``, if any.
 
         Raises:
-            ConfigError: another one than this engine runs.
+            ConfigError: the user chose another model than this engine runs.
         """
         if not self.model or asked in (None, self.model):
             return self.model or asked
         raise ConfigError(
-            f"{option}: found {asked!r}; the engine {self.name}: runs model {self.model!r}, whatever the model type; "
-            f"leave {option} out, or write archon: in place of {self.name}:"
+            f"{option}: found {asked!r}; engine {self.name!r} runs model {self.model!r} for every model type; "
+            f"leave {option} out, or use the prefix archon: instead of {self.name}:"
         )
 
 
 @dataclass(frozen=True)
 class StepRecording:
-    """What an engine recorded of one step because an option asked for it. A trainer hands it to its run's recordings.
+    """A recording of one step that an option enabled. A trainer passes it on to the run's recordings.
 
     Attributes:
         file: name of the file in the run folder, which the first rank writes.
-        text: the file's content, or lines for a reader.
-        is_log: whether ``text`` is lines: shown to the user, and appended to the file without replacing it.
+        text: the file's content.
+        is_log: whether ``text`` is shown to the user and appended to the file, instead of replacing it.
     """
 
     file: str
@@ -100,14 +99,14 @@ class StepStats:
     """One optimizer step, or one evaluation pass.
 
     Attributes:
-        loss: the objective, summed over units, of the whole batch.
+        loss: the objective of the whole batch, summed over units.
         gradient_norm: global L2 norm before clipping; ``None`` in evaluation.
-        learning_rate: that of the step; ``None`` in evaluation.
-        skipped: the update was left out because the norm was not finite.
-        n_micro_batches: micro-batches that the batch was split into.
+        learning_rate: learning rate of the step; ``None`` in evaluation.
+        skipped: whether the update was skipped because the norm was not finite.
+        n_micro_batches: number of micro-batches into which the batch was split.
         n_tokens: tokens in the batch, over all ranks.
         metrics: the loss's metrics, divided by their global weights.
-        recordings: what options asked to record of this step; none in most steps.
+        recordings: recordings of this step that options enabled; empty in most steps.
     """
 
     loss: float
@@ -157,7 +156,7 @@ class TrainEngine(Protocol):
         """Build the module, load or initialise its weights, create the optimizer."""
 
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
-        """One optimizer step on ``batch``. A trainer hands the result's ``recordings`` to its run's."""
+        """One optimizer step on ``batch``. A trainer passes the result's ``recordings`` on to its run."""
 
     def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """The loss and its metrics on ``batch``, without gradients."""
@@ -194,43 +193,22 @@ class TrainEngine(Protocol):
 
 
 @dataclass(frozen=True)
-class EngineOutline:
-    """What is known of an engine before any process starts.
+class Selection:
+    """The specs from which one engine is assembled.
 
     Attributes:
-        config: the role's section, an ``EngineConfig`` with the engine's own options.
-        role: its name.
-        explicit: dotted names of the options that the user wrote.
-        layout: ``None`` when it cannot be read.
-        model: ``None`` when its package is missing, or the model type is not known.
-        schedule: of the pipeline; ``None`` without one, or when it is missing.
-        pipeline: who cuts the model into stages; ``None`` without one, or when it is missing.
-        entries: of the model's ``config.json``; empty when it is not here.
-        rollout: where completions come from; ``None`` for an algorithm that samples none.
+        engine: the training engine.
+        model: the model architecture; ``None`` for an engine that brings its models.
+        schedule: the pipeline schedule; ``None`` without a pipeline.
+        pipeline: splits the model into stages and runs them; ``None`` without a pipeline.
+        experts: builds mixture-of-experts blocks; ``None`` for a model without experts.
     """
 
-    config: Any
-    role: str
-    explicit: frozenset[str]
-    layout: Layout | None = None
+    engine: TrainEngineSpec
     model: ModelSpec | None = None
     schedule: ScheduleSpec | None = None
     pipeline: PipelineSpec | None = None
-    entries: Mapping[str, Any] = field(default_factory=dict)
-    rollout: RolloutConfig | None = None
-
-
-@dataclass(frozen=True)
-class EnginePreview:
-    """What an engine says of a configuration in a dry run.
-
-    Attributes:
-        problems: what cannot be honoured, as found / allowed / fix sentences.
-        decisions: what it will do other than asked, as far as that does not depend on the device.
-    """
-
-    problems: tuple[str, ...] = ()
-    decisions: tuple[Decision, ...] = ()
+    experts: MoESpec | None = None
 
 
 class TrainEngineFactory(Protocol):

@@ -1,8 +1,8 @@
-"""The options that every training engine understands: the model, its optimizer, the split into micro-batches.
+"""The options of every training engine: the model, its optimizer, the split into micro-batches.
 
-An engine adds its own with a ``ConfigSection``. Names are those that AReaL's users know. Every field has a default, so
-that a file names only what it changes. A docstring's ``Attributes`` entry is the option's documentation: the reference
-page is made from it.
+An engine adds options with a ``ConfigSection``. Names are those of AReaL. Every field has a default, so a file names
+only the options that it changes. The ``Attributes`` entry in a docstring documents the option; the reference page is
+generated from it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option, path_or_id
 
 ROLES = ("actor", "critic", "ref", "teacher")
-"""The sections of a configuration that describe a model, each with an engine of its own. The first is trained."""
+"""The sections of a configuration that describe a model. Each has a separate engine. The first is trained."""
 
 DECAY = number(least=0, below=1)
 DTYPE = one_of("float32", "bfloat16", "float64")
@@ -86,12 +86,12 @@ class OptimizerConfig:
     min_lr_ratio: float = option(0.0, SHARE)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Options that do not go together."""
+        """Conflicting options."""
         used = self.warmup_steps_proportion + self.decay_steps_proportion
         if self.lr_scheduler_type == "wsd" and used > 1:
             yield (
                 "decay_steps_proportion",
-                f"found warm-up and decay that together take {used:g} of all steps; allowed is up to 1; lower one",
+                f"found warm-up and decay that together take {used:g} of all steps; allowed is at most 1; lower one",
             )
 
 

@@ -1,4 +1,4 @@
-"""Losses that cannot depend on how a batch is split: weights from the batch alone, then sums per micro-batch."""
+"""Losses that cannot depend on the split of a batch: weights come from the batch, sums from micro-batches."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 Unit = Literal["token", "sequence", "constant"]
-"""What a loss term is normalised by: weighted tokens, weighted sequences, or a constant."""
+"""The divisor of a loss term: weighted tokens, weighted sequences, or a constant."""
 
 
 @dataclass(frozen=True)
 class OutputRequest:
-    """Per-token outputs of a forward pass.
+    """A request for per-token outputs of a forward pass.
 
     Attributes:
-        names: which ones. ``logprobs`` and ``entropy`` of a language model, ``values`` of a critic.
+        names: names of the outputs: ``logprobs`` and ``entropy`` of a language model, ``values`` of a critic.
         temperature: logits are divided by it first.
     """
 
@@ -32,7 +32,7 @@ class OutputRequest:
 
 @dataclass(frozen=True)
 class LossSums:
-    """What a loss returns for one micro-batch: sums, not means.
+    """The result of a loss for one micro-batch: sums, not means.
 
     Attributes:
         terms: unit -> scalar tensor; the objective is the sum over units of term / global weight.
@@ -45,9 +45,9 @@ class LossSums:
 
 @runtime_checkable
 class Loss(Protocol):
-    """A loss that cannot depend on how its batch is split into micro-batches or over ranks.
+    """A loss that cannot depend on the split of its batch into micro-batches or over ranks.
 
-    ``weights`` depends on the batch alone. The engine sums it over all micro-batches and ranks before any
+    ``weights`` depends on the batch only. The engine sums it over all micro-batches and ranks before any
     forward pass, and back-propagates each term of ``__call__`` divided by that global weight.
     """
 

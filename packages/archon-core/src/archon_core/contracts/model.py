@@ -1,4 +1,7 @@
-"""Model architectures: the spec of a model package, and what its module and arguments provide."""
+"""Contracts of model architectures: the spec of a model package, and the interface of its module and arguments.
+
+``contracts.module`` lists optional attributes.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ class LoadedModel:
         arguments: frozen dataclass with ``from_hf_config(config, *, critic)``.
         weight_map: ``weight_map(arguments) -> archon_core.models.weight_map.WeightMap``.
         parallel_plan: ``parallel_plan(arguments) -> archon_core.models.parallel_plan.ParallelPlan``.
-        has_experts: whether the model's layers have experts, which another package builds.
+        has_experts: whether the model has expert blocks, which another package builds.
     """
 
     module: Any
@@ -36,16 +39,16 @@ class LoadedModel:
     has_experts: bool = False
 
     def build(self, arguments: Any, stage: Any = None, *, experts: Any = None) -> Any:
-        """The module.
+        """Build the module.
 
         Args:
             arguments: made by ``self.arguments``.
-            stage: which part of the model; ``None`` for all.
-            experts: the ``MoEBuilder`` of a model that has any.
+            stage: the pipeline stage to build; ``None`` for the whole model.
+            experts: the ``MoEBuilder`` for a model with expert blocks; not used by others.
         """
         if not self.has_experts:
             return self.module(arguments, stage)
-        assert experts is not None, "a model with experts needs someone who builds them"
+        assert experts is not None, "a model with experts needs a MoEBuilder"
         return self.module(arguments, stage, experts)
 
 
@@ -61,9 +64,10 @@ class ModelSpec(Spec):
         tiny_config: target of a function ``() -> dict`` giving a Hugging Face config of this family that is
             small enough for tests.
         capabilities: axes and features that the architecture supports.
-        needs: kinds of plugin that it cannot do without, such as ``"moe"``.
-        rounds_inside: why its modules compute in fp32 whatever the type of their weights, as those of other libraries
-            may; empty for modules that never round below it. ``archon verify`` compares such a model in fp32.
+        needs: kinds of plugin that the model requires, such as ``"moe"``.
+        rounds_inside: reason why its modules compute in fp32 whatever the dtype of their weights, as modules of other
+            libraries may; empty for modules that never round below that dtype. ``archon verify`` compares such a model
+            in fp32.
     """
 
     kind: ClassVar[str] = "model"
@@ -80,7 +84,7 @@ class ModelSpec(Spec):
 
     @property
     def takes_any(self) -> bool:
-        """Whether it is for every model type, chosen by its name alone."""
+        """Whether the architecture serves every model type, so that it is chosen only by name."""
         return not self.model_types
 
     def load(self) -> LoadedModel:
@@ -97,8 +101,9 @@ class ModelSpec(Spec):
 class CausalModule(Protocol):
     """A decoder model. Parts that are not on this pipeline stage are ``None``.
 
-    ``embed`` maps ids [T] to hidden states [T, hidden]; ``layers`` is an ``nn.ModuleDict`` with string ids;
-    ``norm`` and ``head`` finish. Without ``embed`` the input is hidden states; without ``head`` the output is.
+    ``embed`` maps token ids [T] to hidden states [T, hidden]. ``layers`` is an ``nn.ModuleDict`` keyed by the layer's
+    number in the whole model. ``norm`` and ``head`` make the outputs. A stage without ``embed`` takes hidden states; a
+    stage without ``head`` returns them.
     """
 
     embed: nn.Module | None
@@ -112,10 +117,9 @@ class CausalModule(Protocol):
 class ModelArguments(Protocol):
     """A frozen dataclass with a model's own sizes and options.
 
-    It may have ``decisions``, a sequence of ``contracts.decisions.Decision``: where the module departs from the model's
-    configuration, of which ``option`` names an entry.
+    It may also have ``decisions`` and ``attention_dropout``; see ``contracts.module``.
     """
 
     @classmethod
     def from_hf_config(cls, config: Any, *, critic: bool) -> ModelArguments:
-        """Read a ``transformers`` config. Raises ``ModelError`` for what the architecture cannot express."""
+        """Read a ``transformers`` config. Raises ``ModelError`` for settings that the architecture does not support."""

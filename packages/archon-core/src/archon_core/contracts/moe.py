@@ -11,8 +11,9 @@ parallel plans refer to its parameters by these names (E experts, F their interm
 - ``shared.gate_proj.weight``, ``shared.up_proj.weight``, ``shared.down_proj.weight`` with a shared expert, and
   ``shared_gate.weight`` [1, H] if that expert has a gate
 
-In compiled models a block stays eager as a whole, because its shapes depend on the routing. A class with the attribute
-``eager_methods`` keeps only those methods eager; no other method may use ``experts``.
+In compiled models a block stays eager as a whole, because its shapes depend on the routing. A class that declares
+``eager_methods`` (``archon_core.contracts.module``) keeps only these methods eager; no other method may use
+``experts``.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ class MoESettings:
         n_groups: number of equal groups of neighbouring experts.
         top_k_groups: number of groups that a token may choose experts from: those with the largest sum of their two
             best scores.
-        choice_bias: whether experts have a bias that is added to scores for the choice alone (arXiv:2408.15664).
+        choice_bias: whether experts have a bias that is added to scores only for the choice (arXiv:2408.15664).
         shared_intermediate_size: intermediate size of an expert that every token passes; 0 for none.
         shared_gate: whether the output of the shared expert is multiplied by the sigmoid of a gate.
         router_dtype: ``fp32``, or ``None`` for the dtype of the activations. The engine option ``moe_router_dtype``

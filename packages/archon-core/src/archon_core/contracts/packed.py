@@ -1,4 +1,4 @@
-"""What a model's forward receives beside the tokens: where the packed sequences lie and what its head shall return.
+"""The input of a model's forward pass besides its tokens: positions of packed sequences, and requests to the head.
 
 Legend: T tokens, S sequences, P positions with outputs.
 """
@@ -17,7 +17,8 @@ OutputName = Literal["logprobs", "entropy", "values", "logits"]
 
 
 class ContextRanks(Protocol):
-    """This rank's place among those that share a pack's tokens. Rank i holds the i-th of ``size`` equal parts."""
+    """This rank's place among the context ranks, which share a pack's tokens: rank i holds the i-th of ``size`` equal
+    parts."""
 
     rank: int
     size: int
@@ -26,13 +27,13 @@ class ContextRanks(Protocol):
         """This rank's part of ``x`` [T, ...]; T is a multiple of ``size``."""
 
     def gather_outputs(self, x: Tensor) -> Tensor:
-        """Outputs [T / size, ...] of each rank to [T, ...], for a loss that every rank computes in the same way."""
+        """Join the ranks' outputs [T / size, ...] to [T, ...], for a loss that every rank computes alike."""
 
     def gather_sequences(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """All heads of this rank's tokens to this rank's heads of all tokens: [T / size, H, D] to [T, H / size, D]."""
+        """Exchange all heads of this rank's tokens, [T / size, H, D], for its heads of all tokens, [T, H / size, D]."""
 
     def scatter_sequences(self, out: Tensor) -> Tensor:
-        """The inverse for attention's result: [T, H / size, D] to [T / size, H, D]."""
+        """The inverse, for attention's result: [T, H / size, D] to [T / size, H, D]."""
 
 
 class TensorRanks(Protocol):
@@ -47,35 +48,44 @@ class TensorRanks(Protocol):
     sequence_sharded: bool
 
 
+@dataclass(frozen=True)
+class AttentionSettings:
+    """The settings of causal attention in one layer.
+
+    Backends and caches receive this object whole. Each honours every field or raises for a value that it does not
+    implement; ignoring one would give wrong numbers without an error.
+
+    Attributes:
+        scale: factor on the scores, such as ``head_dim ** -0.5``.
+        window: number of keys that a token sees, its own included; ``None`` for all earlier ones.
+        softcap: scores s become ``softcap * tanh(s / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None``
+            leaves them.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+
 class AttentionCache(Protocol):
     """Keys and values of earlier tokens, kept by a generation loop."""
 
     def attend(
-        self,
-        layer: str,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        packed: PackedSequences,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings
     ) -> Tensor:
-        """Store ``k`` and ``v`` [T, kv heads, head dim] for ``layer`` and attend ``q`` [T, heads, head dim] to all
-        that is stored of its own sequence. Returns [T, heads, head dim]. ``softcap`` is given where scores are capped.
-        """
+        """Store ``k`` and ``v`` [T, kv heads, head dim] under ``layer``, then attend ``q`` [T, heads, head dim] to
+        everything stored for its own sequence. Returns [T, heads, head dim]."""
 
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """What the last stage's head computes.
+    """The request to the head of the last stage.
 
     Attributes:
-        outputs: names of the per-token outputs wanted.
-        targets: int64 [T], the token that each position predicts, -1 for none. For ``logprobs``.
+        outputs: names of the per-token outputs to compute.
+        targets: int64 [T], the token that each position predicts, -1 for none. Needed for ``logprobs`` and ``entropy``.
         temperature: logits are divided by it.
-        positions: int64 [P], compute outputs there only; ``None`` for all T. ``targets`` stays [T].
+        positions: int64 [P], the only places to compute outputs at; ``None`` for all T. ``targets`` stays [T].
     """
 
     outputs: tuple[OutputName, ...]
@@ -86,16 +96,16 @@ class HeadInputs:
 
 @dataclass(frozen=True)
 class Auxiliary:
-    """What layers with losses of their own must know of the whole batch, and where they report.
+    """Numbers about the whole batch for layers that add a loss, such as routers, and where these layers report.
 
-    A layer adds its loss by its gradient, divided by one of the numbers here, so that micro-batches and ranks add up.
+    A layer adds the gradient of its loss, divided by one of the numbers here, so that micro-batches and ranks add up.
 
     Attributes:
-        n_tokens: tokens of the whole batch, all ranks and micro-batches together, without padding.
-        n_sequences: its sequences.
-        report: called with a layer's name and sums over this rank's tokens; calling it again for the same micro-batch,
-            as recomputation does, replaces what was said.
-        group: the processes that run the micro-batch of the same number on other tokens; ``None`` for this one alone.
+        n_tokens: tokens of the whole batch, of all ranks and micro-batches together, without padding.
+        n_sequences: sequences of the whole batch.
+        report: called with a layer's name and sums over this rank's tokens. A second call for the same micro-batch, as
+            recomputation makes, replaces the first.
+        group: the processes that run the same micro-batch number on other tokens; ``None`` if there is only this one.
     """
 
     n_tokens: int
@@ -106,23 +116,24 @@ class Auxiliary:
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Where the sequences lie that are packed into one token dimension.
+    """Positions of the sequences that are packed into one token dimension.
 
     Attributes:
-        cu_seqlens: int32 [S + 1], the start of each sequence, and T. Of the whole pack, also where ``context`` cuts it.
-        max_seqlen: length of the longest one.
-        positions: int64 [T], each token's place in its own sequence, from 0; of this rank's tokens [T / c] where
-            ``context`` cuts the pack.
-        lengths: the sequences' lengths on the host, so that per-sequence code needs no device synchronisation.
-        head: what the head returns, its targets for the tokens of ``positions``; ``None`` on stages without one.
+        cu_seqlens: int32 [S + 1], the start of each sequence, then T. It describes the whole pack, even if
+            ``context`` divides it.
+        max_seqlen: length of the longest sequence, in tokens.
+        positions: int64 [T], each token's place in its sequence, from 0; only this rank's [T / c] where ``context``
+            cuts the pack.
+        lengths: the sequences' lengths on the host, so that code per sequence needs no device synchronisation.
+        head: what the head returns, with targets for the tokens of ``positions``; ``None`` on stages without a head.
         cache: keys and values of earlier tokens; ``None`` in training.
-        context: the c ranks over which the pack's tokens are cut; ``None`` when all are here.
-        n_padding: tokens of the last sequence, when that is padding; else 0.
-        experts: int16 [T, layers, k], the experts that each token goes to, chosen before; cut as ``positions`` are.
-            Where a token has -1, the router chooses; ``None`` lets routers choose for all.
-        record_experts: called by every layer with experts, with its number in the whole model and the experts
-            int [tokens held between regions, k] that tokens go to; ``None`` where nobody asks.
-        auxiliary: for layers with losses of their own; ``None`` where nothing is trained or measured.
+        context: the c ranks among which the pack's tokens are divided; ``None`` if this rank has all.
+        n_padding: length of the last sequence if it is padding; otherwise 0.
+        experts: int16 [T, layers, k], the experts to use for each token, such as those recorded during generation; cut
+            as ``positions`` are. The router chooses for tokens with -1, and for all tokens when this is ``None``.
+        record_experts: called by every layer with experts, with the layer's number in the whole model and the chosen
+            experts, int [tokens held between regions, k]; ``None`` when choices are not recorded.
+        auxiliary: data for layers that add a loss; ``None`` if nothing is trained or measured.
     """
 
     cu_seqlens: Tensor
@@ -153,7 +164,8 @@ class PackedSequences:
         )
 
     def cut(self, context: ContextRanks) -> PackedSequences:
-        """The same pack with the part of its tokens that is this rank's. T must be a multiple of the ranks."""
+        """The same pack reduced to this rank's part of the tokens. T must be a multiple of the number of context
+        ranks."""
         head = self.head
         if head is not None:
             assert head.positions is None, "outputs at chosen positions are for whole packs"
@@ -163,10 +175,11 @@ class PackedSequences:
         return replace(self, positions=positions, head=head, context=context, experts=experts)
 
     def local_places(self, parallel: TensorRanks | None = None) -> Tensor:
-        """int64 [own tokens], the place in the whole pack of each token that this rank holds between regions.
+        """int64 [own tokens], the place in the whole pack of each token that this rank holds between tensor regions.
 
         Args:
-            parallel: the tensor ranks over which tokens are cut within those of ``positions``; ``None`` for none.
+            parallel: the tensor ranks, which cut the tokens of ``positions`` further; ``None`` without tensor
+                parallelism.
         """
         n_own = self.positions.shape[0]
         if parallel is not None and parallel.sequence_sharded:
@@ -175,10 +188,10 @@ class PackedSequences:
         return torch.arange(first, first + n_own, device=self.positions.device)
 
     def first_local_place(self, parallel: TensorRanks | None, n_own: int) -> int:
-        """The first of ``local_places``, of which there are ``n_own``; known on the host."""
+        """The first of the ``n_own`` places in ``local_places``, computed on the host."""
         first = 0 if self.context is None else self.context.rank * self.positions.shape[0]
         return first + parallel.rank * n_own if parallel is not None and parallel.sequence_sharded else first
 
     def local_rows(self, x: Tensor) -> Tensor:
-        """The rows of ``x`` [T, ...] that belong to the tokens held here."""
+        """The rows of ``x`` [T, ...] that belong to this rank's tokens."""
         return x if self.context is None else self.context.local_tokens(x)

@@ -81,9 +81,10 @@ class ScheduleSpec(Spec):
 
     @property
     def usual_stages_per_rank(self) -> int:
-        """The stages of each rank where no option asks for another number.
+        """The default number of stages per rank.
 
-        Two, the fewest, for a schedule that takes any: more of them send more and fill fewer layers each.
+        For a schedule that accepts any number it is two, the minimum: more stages communicate more, with fewer layers
+        each.
         """
         return self.stages_per_rank or 2
 
@@ -172,8 +173,8 @@ class ShardedStage(Protocol):
         """From now on backward passes add to unsharded gradients and reduce nothing."""
 
     def widen(self) -> None:
-        """Call after the second half of a split backward pass: moves its gradients into the dtype of reductions, in
-        which those of several micro-batches are summed."""
+        """Call this after the second half of a split backward pass. It moves the gradients into the dtype of
+        reductions, in which gradients of several micro-batches are summed."""
 
     def reduce(self, *, free: bool = True) -> None:
         """Sum the gradients accumulated since ``accumulate`` over data ranks. Collective.
@@ -272,8 +273,8 @@ RankActions = tuple[tuple[Action, ...], ...]
 class ScheduleActions(Protocol):
     """``target`` of a ``ScheduleSpec``: a pure function, which every rank calls for itself and must agree on.
 
-    Every micro-batch passes every stage once: F, then B, or I and W. Lists give an order, no times: ranks wait for each
-    other's results, and the order must not make them wait in a circle.
+    Every micro-batch passes every stage once: F, then B, or I and W. Lists give an order, not times. Ranks wait for
+    each other's results, and the order must not cause a deadlock.
     """
 
     def __call__(self, n_ranks: int, n_stages: int, n_micro_batches: int) -> RankActions:

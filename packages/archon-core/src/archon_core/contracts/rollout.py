@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _token_ids(value: Sequence[int]) -> str | None:
-    return None if all(token >= 0 for token in value) else "token ids, which are not negative"
+    return None if all(token >= 0 for token in value) else "token ids of 0 or more"
 
 
 @dataclass
@@ -124,7 +124,7 @@ class GenerationConfig:
     stop_token_ids: list[int] = field(default_factory=list, metadata={"rule": _token_ids, "fix": ""})
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Options that do not go together."""
+        """Conflicting options."""
         if self.min_new_tokens > self.max_new_tokens:
             yield "min_new_tokens", f"found {self.min_new_tokens}, above max_new_tokens {self.max_new_tokens}; lower it"
 
@@ -136,7 +136,7 @@ class GenerationRequest:
     Attributes:
         prompt_ids: token ids, at least one.
         seeds: one seed per sample. A completion depends on its prompt, weights, options and seed only,
-            never on what else is generated beside it.
+            never on other requests.
     """
 
     prompt_ids: tuple[int, ...]
@@ -154,9 +154,9 @@ class Completion:
             top-k cut it: what a trainer computes for the same tokens at the same temperature.
         versions: the weight version that produced each token.
         stop_reason: ``"stop"`` after a stop token, ``"length"`` at the limit.
-        routed_experts: int16 tensor [prompt and generated tokens - 1, layers, k], where every token went, but
-            for the last one, which no model was asked about; -1 in layers without experts. Name and shape are those of
-            vLLM and SGLang. ``None`` where nobody asked (``rollout.return_routed_experts``).
+        routed_experts: int16 tensor [prompt and generated tokens - 1, layers, k], the experts of every token except the
+            last, which the model never processes; -1 in layers without experts. Name and shape are those of vLLM and
+            SGLang. ``None`` without ``rollout.return_routed_experts``.
     """
 
     token_ids: tuple[int, ...]

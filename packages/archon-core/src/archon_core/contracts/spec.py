@@ -18,27 +18,27 @@ def load_target(target: str, *, origin: str = "") -> Any:
     """Import ``"package.module:attribute"`` and return the attribute.
 
     Args:
-        target: what to import.
-        origin: distribution that named it, for the message.
+        target: the target.
+        origin: distribution that names it, for messages.
 
     Raises:
-        PluginError: the string has another form, the module does not import or has no such attribute.
+        PluginError: the target has another form, its module cannot be imported, or the attribute does not exist.
     """
     described = f"target {target!r} of {origin}" if origin else f"target {target!r}"
-    mend = f"; correct the spec, or update its package: {update_advice(origin)}" if origin else ""
+    fix = f"; correct the spec, or update its package: {update_advice(origin)}" if origin else ""
     module_name, colon, attribute = target.partition(":")
     if not colon or not module_name or not attribute:
         raise PluginError(f"{described}: found no 'package.module:attribute'; write it in that form")
     try:
         loaded: Any = importlib.import_module(module_name)
     except Exception as error:
-        # Whatever a module raises while it is imported, the user needs to know whose module it was.
+        # A module may raise anything while it is imported; the message names its package.
         raise PluginError(
-            f"{described}: importing {module_name!r} failed: {type(error).__name__}: {error}{mend}"
+            f"{described}: importing {module_name!r} failed: {type(error).__name__}: {error}{fix}"
         ) from error
     for part in attribute.split("."):
         if not hasattr(loaded, part):
-            raise PluginError(f"{described}: {module_name!r} was imported but has no attribute {attribute!r}{mend}")
+            raise PluginError(f"{described}: {module_name!r} was imported but has no attribute {attribute!r}{fix}")
         loaded = getattr(loaded, part)
     return loaded
 
@@ -88,19 +88,19 @@ class Spec:
         """Import what another field names.
 
         Raises:
-            PluginError: it is empty, or as ``load_target`` does.
+            PluginError: the field is empty; see also ``load_target``.
         """
         target = getattr(self, part)
         if not target:
             origin = f" of {self.origin}" if self.origin else ""
             raise PluginError(
-                f"{self.kind} {self.name!r}{origin}: its {part} is empty; the {type(self).__name__} names one as "
+                f"{self.kind} {self.name!r}{origin}: its {part} is empty; set it in the {type(self).__name__} to "
                 "'package.module:attribute'"
             )
         return load_target(target, origin=self.origin)
 
     def as_data(self) -> dict[str, Any]:
-        """All fields but ``origin``, as JSON has them: tuples and sets become lists, the latter sorted."""
+        """All fields but ``origin`` as JSON values: tuples become lists, sets sorted lists."""
         fields = {name: value for name, value in asdict(self).items() if name != "origin"}
         return {
             name: sorted(value) if isinstance(value, frozenset) else list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""Runs: algorithms, trainers, and the launchers that start their processes."""
+"""Contracts of runs: algorithms, trainers, and the launchers that start their processes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Layouts: how an engine's ranks are arranged. Parse, validate, derive, explain; pure Python, no torch.
+"""Layouts: the arrangement of an engine's ranks. Parses, validates and explains them; pure Python, no torch.
 
 ``parse_layout`` turns ``archon:d4p2t2`` into a ``Layout``, ``Layout.parallel_dims`` resolves it for a model, and
-``ParallelDims`` knows every rank's place. ``archon_train.cluster`` does it for a whole experiment.
+``ParallelDims`` has every rank's coordinates. ``archon_train.cluster`` handles the layouts of a whole experiment.
 """
 
 from archon_core.layout.backends import BUILTIN_BACKENDS, Backend, backend_table

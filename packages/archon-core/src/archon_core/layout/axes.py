@@ -1,4 +1,4 @@
-"""The letters of the layout grammar and the sizes that a layout gives them."""
+"""The letters of the layout grammar and their sizes in a layout."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ AXIS_NAMES = {
 }
 
 RANK_LETTERS = "dtpcr"
-"""The letters whose sizes multiply to the world size. ``e`` spreads experts over ranks that are there already."""
+"""The letters whose sizes multiply to the world size. ``e`` adds no ranks."""
 
 MAX_SIZE = 999_999
-"""Largest size that the grammar takes: above any cluster, below what makes looking for a nearby layout slow."""
+"""Largest size in the grammar: above any cluster, and small enough for a fast search of nearby layouts."""
 
 
 def list_letters(letters: str) -> str:
@@ -29,7 +29,7 @@ def list_letters(letters: str) -> str:
 
 @dataclass(frozen=True)
 class AxisSizes:
-    """Letters with sizes, in the order in which they were written. A letter that was left out has size 1.
+    """Letters with sizes, in written order. A missing letter has size 1.
 
     Attributes:
         pairs: letters, each once, with sizes of at least 1.
@@ -57,7 +57,7 @@ class AxisSizes:
         return math.prod(self[letter] for letter in letters)
 
     def resized(self, letter: str, size: int) -> AxisSizes:
-        """These sizes with one changed. A letter that was not written yet is added, data axes in front."""
+        """The sizes with one changed. A missing letter is added, data axes in front."""
         if self[letter] == size:
             return self
         if letter not in self:
@@ -66,6 +66,6 @@ class AxisSizes:
         return AxisSizes(tuple((known, size if known == letter else old) for known, old in self.pairs))
 
     def without(self, letters: str) -> AxisSizes:
-        """These sizes without ``letters``; ``d1`` when nothing would be left to write."""
+        """The sizes without ``letters``; ``d1`` if nothing is left."""
         kept = tuple((letter, size) for letter, size in self.pairs if letter not in letters)
         return AxisSizes(kept or (("d", 1),))

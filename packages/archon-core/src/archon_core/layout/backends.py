@@ -1,7 +1,7 @@
-"""The engines that a layout can name, as data: which letters each knows, and whether it takes a hybrid layout.
+"""The engines that a layout can name: their letters, and whether they support hybrid layouts.
 
-The table below lets a layout be read and explained whether or not its engine is installed. An installed
-engine's own spec takes precedence over it.
+The built-in table allows parsing and explaining a layout whose engine is not installed. The spec of an installed engine
+takes precedence.
 """
 
 from __future__ import annotations
@@ -9,14 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal, Protocol
 
 from archon_core.errors import PluginError
 from archon_core.layout.axes import AXIS_NAMES, list_letters
-
-if TYPE_CHECKING:
-    from archon_core.contracts.engine import TrainEngineSpec
-    from archon_core.contracts.rollout import InferenceEngineSpec
 
 Kind = Literal["train", "inference"]
 
@@ -25,17 +21,17 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Backend:
-    """What the grammar knows of an engine.
+    """The grammar's view of an engine.
 
     Attributes:
-        name: what stands before the colon.
+        name: the part before the colon.
         kind: training, or inference, where ``d`` is the number of servers.
-        letters: axes that may have a size above 1. Empty for an engine that takes no sizes at all: in inference
-            it runs on the trainer's own ranks.
-        hybrid: whether ``(attn:...|ffn:...)`` is understood.
+        letters: axes that may have a size above 1. Empty for an engine without sizes; for inference, that is one on the
+            trainer's ranks.
+        hybrid: whether ``(attn:...|ffn:...)`` is supported.
 
     Raises:
-        PluginError: the name or a letter cannot stand in a layout.
+        PluginError: the name or a letter is not valid in a layout.
     """
 
     name: str
@@ -74,13 +70,27 @@ BUILTIN_BACKENDS: Mapping[str, Backend] = {
 }
 
 
+class InferenceBackend(Protocol):
+    """The attributes of an ``InferenceEngineSpec`` that a layout depends on."""
+
+    name: str
+    aliases: tuple[str, ...]
+    letters: str
+
+
+class TrainBackend(InferenceBackend, Protocol):
+    """The attributes of a ``TrainEngineSpec`` that a layout depends on."""
+
+    hybrid: bool
+
+
 def backend_table(
-    train_engines: Iterable[TrainEngineSpec] = (), inference_engines: Iterable[InferenceEngineSpec] = ()
+    train_engines: Iterable[TrainBackend] = (), inference_engines: Iterable[InferenceBackend] = ()
 ) -> dict[str, Backend]:
     """The built-in table with the installed engines added, under their names and aliases.
 
     Raises:
-        PluginError: a spec's name, alias or letters cannot stand in a layout.
+        PluginError: a spec's name, alias or letters are not valid in a layout.
     """
     table = dict(BUILTIN_BACKENDS)
     for spec in train_engines:

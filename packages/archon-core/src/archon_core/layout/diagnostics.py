@@ -1,4 +1,4 @@
-"""How a wrong layout is reported: what was found, marked by carets under the string, what is allowed, and the fix.
+"""Error messages for layouts: found, with carets under the string, allowed, and fix.
 
 ::
 
@@ -17,19 +17,19 @@ from dataclasses import dataclass
 from archon_core.errors import LayoutError
 
 Span = tuple[int, int]
-"""First column and the column after the last; equal where something is missing."""
+"""Start and end (exclusive) columns; equal where something is missing."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong with a layout.
+    """One error in a layout.
 
     Attributes:
-        spans: the places in the string.
-        found: a noun phrase that names what is there.
-        allowed: the rule that it breaks.
-        advice: what to do, where no layout can say it.
-        candidates: layouts that might be meant, most likely first. They are tried before they are suggested.
+        spans: marked columns of the string.
+        found: a noun phrase.
+        allowed: the violated rule.
+        advice: the fix if no valid layout can be suggested.
+        candidates: layouts that may be meant, most likely first. They are validated before they are suggested.
     """
 
     spans: tuple[Span, ...]
@@ -40,7 +40,7 @@ class Fault:
 
 
 def layout_error(text: str, fault: Fault, *, fix: str, option: str = "layout") -> LayoutError:
-    """The error to raise for ``fault`` in ``text``, which ``option`` holds."""
+    """The error for ``fault`` in ``text``, the value of ``option``."""
     return LayoutError(
         f"{option} {text!r}: found {fault.found}\n{underline(text, fault.spans)}\nallowed: {fault.allowed}\nfix: {fix}"
     )
@@ -62,7 +62,7 @@ def underline(text: str, spans: Sequence[Span]) -> str:
 
 
 def alternatives(suggestions: Sequence[tuple[str, int]]) -> str:
-    """Word layouts with their world sizes: ``use 'archon:d4e4' (4 ranks) or 'archon:d2e2' (2 ranks)``."""
+    """Layouts with their world sizes: ``use 'archon:d4e4' (4 ranks) or 'archon:d2e2' (2 ranks)``."""
     return "use " + " or ".join(
         f"{text!r} ({count(ranks, 'rank') if ranks else 'on the ranks of the trainer'})" for text, ranks in suggestions
     )

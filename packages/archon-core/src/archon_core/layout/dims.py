@@ -1,7 +1,7 @@
-"""The sizes of every parallel axis, and the two views of a pipeline stage's ranks that follow from them.
+"""The sizes of all parallel axes, and the two views of a pipeline stage's ranks.
 
 Dense parameters live on ``(dp_replicate, dp_shard, cp, tp)``, experts on ``(dp_replicate, edp, ep, etp)``: the same
-ranks, folded differently. The second view exists whenever ep x etp divides dp_shard x cp x tp; nothing else is asked.
+ranks, folded differently. The second view only requires that ep x etp divides dp_shard x cp x tp.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ParallelDims:
 
     @property
     def dense_grid(self) -> RankGrid:
-        """All ranks as dense parameters see them, pipeline stages outermost."""
+        """All ranks on the axes of dense parameters, pipeline stages outermost."""
         return RankGrid(
             ("pp", "dp_replicate", "dp_shard", "cp", "tp"),
             (self.pp, self.dp_replicate, self.dp_shard, self.cp, self.tp),
@@ -80,14 +80,14 @@ class ParallelDims:
 
     @property
     def expert_grid(self) -> RankGrid:
-        """The same ranks as experts see them."""
+        """The same ranks on the axes of experts."""
         return RankGrid(
             ("pp", "dp_replicate", "edp", "ep", "etp"),
             (self.pp, self.dp_replicate, self.edp, self.ep, self.etp),
         )
 
     def describe(self) -> str:
-        """The sizes as the start-up log line has them."""
+        """The sizes in the format of the start-up log line."""
         names = ["pp", "dp_shard", "tp", "cp", "ep", "etp"]
         if self.dp_replicate > 1:
             names.append("dp_replicate")

@@ -1,4 +1,4 @@
-"""Refusing, by name, the axes of a layout that an engine cannot run as it is installed."""
+"""Refuses the axes of a layout that an installed engine cannot run."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def refuse_axes(layout: Layout, axes: str, *, hints: Mapping[str, str] = NO_HINT
     Splitting inside experts (t of an ``ffn`` part) counts as an expert axis: it needs ``e``.
 
     Args:
-        layout: what is asked for.
-        axes: letters that the engine runs with a size above 1, as ``TrainEngineSpec.axes`` has them.
+        layout: the requested layout.
+        axes: letters that the engine runs with a size above 1 (``TrainEngineSpec.axes``).
         hints: letter -> the command that adds the axis, such as ``{"p": "pip install archon-pipeline"}``.
-        option: where the layout is written; the message begins with it.
+        option: the option with the layout, for the message.
 
     Raises:
-        LayoutError: naming every axis that is refused, what the engine runs, and what to install or write.
+        LayoutError: with every refused axis, the supported axes, and a fix.
     """
     used = _used_axes(layout)
     refused = [(letter, name, span) for letter, name, span in used if letter not in axes]
@@ -45,7 +45,7 @@ def refuse_axes(layout: Layout, axes: str, *, hints: Mapping[str, str] = NO_HINT
 
 
 def _used_axes(layout: Layout) -> list[tuple[str, str, Span]]:
-    """Axes with a size above 1: the letter that an engine must run, the name to show, and the place."""
+    """Axes with a size above 1: the required letter, the name for messages, and the span."""
     used = [
         (letter, f"{AXIS_NAMES[letter]} ({letter}{size})", layout.span(letter))
         for letter, size in layout.dims
@@ -62,7 +62,7 @@ def _used_axes(layout: Layout) -> list[tuple[str, str, Span]]:
 
 
 def _nearest(layout: Layout, axes: str) -> str:
-    """A layout that the engine can run, on as many ranks where that is possible."""
+    """A layout that the engine can run, on equally many ranks if possible."""
     kept = without_axes(layout, "".join(letter for letter in AXIS_NAMES if letter not in axes))
     hybrid = [str(with_derived_data(kept))] if "e" in axes else []
     candidates = (*hybrid, str(replace(kept, ffn=None)), layout.engine.example())

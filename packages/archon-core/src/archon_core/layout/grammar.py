@@ -1,4 +1,4 @@
-"""``parse_layout``: read a layout, check it, and explain what is wrong with it by layouts that work."""
+"""``parse_layout``: parses and checks a layout; errors suggest valid layouts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from archon_core.layout.syntax import UnreadableError, read_layout
 
 
 def parse_layout(text: str, *, backends: Mapping[str, Backend] = BUILTIN_BACKENDS, option: str = "layout") -> Layout:
-    """Read a layout such as ``archon:d4p2t2``. ``str()`` of the result is ``text`` again.
+    """Parse a layout such as ``archon:d4p2t2``. ``str()`` of the result equals ``text``.
 
     Args:
         text: the layout.
-        backends: engines by name; ``backend_table`` makes it from installed specs.
-        option: what the text was written to, such as ``actor.backend``; error messages begin with it.
+        backends: engines by name; ``backend_table`` builds it from installed specs.
+        option: the option with the layout, such as ``actor.backend``, for messages.
 
     Raises:
-        LayoutError: it is malformed, or its sizes do not go together. The message shows the place, what was
-            found, what is allowed, and layouts that work.
+        LayoutError: the layout is malformed, or its sizes are inconsistent. The message marks the place, and suggests
+            valid layouts.
     """
     if isinstance(text, str):
         outcome = _read(text, backends)
@@ -36,7 +36,7 @@ def parse_layout(text: str, *, backends: Mapping[str, Backend] = BUILTIN_BACKEND
 
 
 def working(candidates: Iterable[str], backends: Mapping[str, Backend]) -> Iterator[Layout]:
-    """Those of ``candidates`` that are layouts without a fault, each once, in order."""
+    """The valid layouts among ``candidates``, without duplicates, in order."""
     for text in dict.fromkeys(candidates):
         outcome = _read(text, backends)
         if isinstance(outcome, Layout):
@@ -44,14 +44,14 @@ def working(candidates: Iterable[str], backends: Mapping[str, Backend]) -> Itera
 
 
 def suggest(candidates: Iterable[str], backends: Mapping[str, Backend], *, most: int = 3) -> str:
-    """Word the first ``most`` of ``candidates`` that work; empty when none does."""
+    """The text of the first ``most`` valid ``candidates``; empty if there are none."""
     layouts = islice(working(candidates, backends), most)
     suggestions = [(str(layout), layout.world_size) for layout in layouts]
     return alternatives(suggestions) if suggestions else ""
 
 
 def _read(text: str, backends: Mapping[str, Backend]) -> Layout | Fault:
-    """The layout, or what is wrong first."""
+    """The layout, or its first fault."""
     try:
         layout = read_layout(text, backends)
     except UnreadableError as error:
@@ -60,7 +60,7 @@ def _read(text: str, backends: Mapping[str, Backend]) -> Layout | Fault:
 
 
 def _fix(text: str, fault: Fault, backends: Mapping[str, Backend]) -> str:
-    """The best that can be said: layouts known to work, else a guess at what was meant, and the rule's own advice."""
+    """The fix: valid candidates, else a guess at the intended layout, and the rule's advice."""
     proposal = suggest(fault.candidates, backends) or suggest(mended(text, backends), backends, most=1)
     example = next(iter(backends.values())).example()
     return "; or ".join(filter(None, (proposal, fault.advice))) or f"write it in the form of {example!r}"

@@ -1,4 +1,4 @@
-"""Ranks on a row-major grid of named axes: the arithmetic behind device meshes, without devices."""
+"""Ranks on a row-major grid of named axes: the arithmetic of device meshes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from archon_core.errors import LayoutError
 
 @dataclass(frozen=True)
 class RankGrid:
-    """Ranks 0 to size-1 laid over named axes, outermost first: the last axis has neighbouring ranks.
+    """Ranks 0 to size-1 on named axes, outermost first: neighbours on the last axis have consecutive ranks.
 
     Attributes:
         axes: names, outermost first.
@@ -31,7 +31,7 @@ class RankGrid:
         return math.prod(self.sizes)
 
     def coordinates(self, rank: int) -> dict[str, int]:
-        """The rank's place on each axis.
+        """The rank's coordinate on each axis.
 
         Raises:
             LayoutError: there is no such rank.
@@ -48,7 +48,7 @@ class RankGrid:
         return dict(zip(self.axes, reversed(places), strict=True))
 
     def rank(self, coordinates: Mapping[str, int]) -> int:
-        """The rank at a place given on every axis; the inverse of ``coordinates``."""
+        """The rank with these coordinates; the inverse of ``coordinates``."""
         assert coordinates.keys() == set(self.axes), f"one coordinate for each of {self.axes}"
         rank = 0
         for axis, size in zip(self.axes, self.sizes, strict=True):
@@ -57,7 +57,7 @@ class RankGrid:
         return rank
 
     def ranks_along(self, axes: str | Sequence[str], rank: int) -> tuple[int, ...]:
-        """The ranks that differ from ``rank`` on ``axes`` only, itself included, in increasing order.
+        """The ranks that differ from ``rank`` only on ``axes``, including ``rank``, in increasing order.
 
         Several axes give the group of their product, such as ``("dp_shard", "cp")``, over which FSDP shards.
 
@@ -70,18 +70,18 @@ class RankGrid:
         return self._group_from(start, axes)
 
     def groups(self, axes: str | Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """All groups of ``ranks_along``: every rank stands in exactly one. In order of their first rank."""
+        """All groups of ``ranks_along``, a partition of the ranks, ordered by first rank."""
         chosen = {axis for axis, _, _ in self._chosen(axes)}
         others = [axis for axis in self.axes if axis not in chosen]
         return tuple(self._group_from(start, axes) for start in self._group_from(0, others))
 
     def _group_from(self, start: int, axes: str | Sequence[str]) -> tuple[int, ...]:
-        """The ranks along ``axes`` from one that has place 0 on each of them."""
+        """The ranks along ``axes``, starting at a rank with coordinate 0 on each of them."""
         steps = [range(0, stride * size, stride) for _, stride, size in self._chosen(axes)]
         return tuple(start + sum(offsets) for offsets in itertools.product(*steps))
 
     def _chosen(self, axes: str | Sequence[str]) -> list[tuple[str, int, int]]:
-        """Name, stride and size of ``axes``, outermost first; the stride is the distance between neighbours."""
+        """Name, stride and size of ``axes``, outermost first; the stride is the rank distance of neighbours."""
         chosen = {axes} if isinstance(axes, str) else set(axes)
         assert chosen <= set(self.axes), f"{chosen} are among {self.axes}"
         strides = [math.prod(self.sizes[index + 1 :]) for index in range(len(self.sizes))]

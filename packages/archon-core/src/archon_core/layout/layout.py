@@ -1,6 +1,6 @@
-"""A layout that was read: which engine, and the sizes that were written. What was left out stays left out.
+"""``Layout``: a parsed layout, with the engine and the given sizes.
 
-Sizes that depend on the model, the expert tensor size above all, are resolved by ``Layout.parallel_dims``.
+``Layout.parallel_dims`` resolves sizes that depend on the model, such as the expert tensor size.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ Part = Literal["attn", "ffn"]
 
 @dataclass(frozen=True)
 class Layout:
-    """An engine and its sizes, as ``parse_layout`` gives them.
+    """An engine and its sizes, from ``parse_layout``.
 
-    Two layouts are equal when they are written alike: ``archon:d2`` and ``archon:d2t1`` are not. Compare
-    ``parallel_dims`` to compare what they mean.
+    Equality compares the text: ``archon:d2`` and ``archon:d2t1`` differ. Compare ``parallel_dims`` for equal meaning.
 
     Attributes:
         engine: the backend as the grammar knows it.
@@ -50,28 +49,28 @@ class Layout:
 
     @property
     def on_trainer_ranks(self) -> bool:
-        """Whether this is an inference engine without ranks of its own, such as ``local``."""
+        """Whether this is an inference engine on the trainer's ranks, such as ``local``."""
         return self.kind == "inference" and not self.engine.letters
 
     @property
     def world_size(self) -> int:
-        """Ranks that the engine needs; 0 when it runs on the trainer's."""
+        """Ranks that the engine needs; 0 if it runs on the trainer's ranks."""
         return 0 if self.on_trainer_ranks else self.dims.product(RANK_LETTERS)
 
     @property
     def servers(self) -> int:
-        """Inference servers; 0 when the engine runs on the trainer's ranks."""
+        """Number of inference servers; 0 if the engine runs on the trainer's ranks."""
         assert self.kind == "inference", f"{self} trains: it has ranks, not servers"
         return 0 if self.on_trainer_ranks else self.dims["d"]
 
     @property
     def devices_per_server(self) -> int:
-        """Devices that one inference server spans; 0 when the engine runs on the trainer's ranks."""
+        """Devices per inference server; 0 if the engine runs on the trainer's ranks."""
         return self.world_size // self.servers if self.servers else 0
 
     @property
     def sharding_size(self) -> int:
-        """Ranks of one pipeline stage and replica: what the expert sizes must divide."""
+        """Ranks of one pipeline stage and replica, which the expert sizes must divide."""
         return self.dims.product("dct")
 
     @property
@@ -81,17 +80,17 @@ class Layout:
 
     @property
     def etp(self) -> int | None:
-        """Expert tensor parallel size; ``None`` while it is automatic, which it is in every flat layout."""
+        """Expert tensor parallel size; ``None`` if automatic, as in every flat layout."""
         return None if self.ffn is None else self.ffn["t"]
 
     def parallel_dims(self, *, moe: bool, option: str = "layout") -> ParallelDims:
         """Resolve the sizes for a model with (``moe``) or without experts.
 
-        The automatic expert tensor size is 1 when experts are spread (e > 1) and t otherwise. A model without
-        experts has etp=1. ``option`` is where the layout is written; error messages begin with it.
+        The automatic expert tensor size is 1 if e > 1, and t otherwise. A model without experts has etp=1. ``option``
+        is the option with the layout, for messages.
 
         Raises:
-            LayoutError: the layout spreads or splits experts, and the model has none.
+            LayoutError: the layout has expert sizes, but the model has no experts.
         """
         assert self.kind == "train", f"{self} generates: it has servers, not parallel dims"
         if not moe:
@@ -112,7 +111,7 @@ class Layout:
         )
 
     def part_span(self, part: Part = "attn") -> Span:
-        """Columns of a part's sizes in ``str(self)``; a flat layout has them all in ``attn``."""
+        """Columns of a part's sizes in ``str(self)``; a flat layout has only ``attn``."""
         start = len(f"{self.backend}:")
         if self.ffn is None:
             return start, start + len(str(self.dims))
@@ -123,7 +122,7 @@ class Layout:
         return start, start + len(str(self.ffn))
 
     def span(self, letter: str, part: Part = "attn") -> Span:
-        """Columns of a letter with its size in ``str(self)``; those of the whole part when it is not written."""
+        """Columns of a letter with its size in ``str(self)``; of the whole part if the letter is missing."""
         start, _ = self.part_span(part)
         sizes = self.ffn if part == "ffn" and self.ffn is not None else self.dims
         for written, size in sizes:

@@ -1,4 +1,4 @@
-"""Which tensor and context sizes a model allows: pure arithmetic over its extents, the same before and during a run."""
+"""The tensor and context sizes that a model allows: pure arithmetic, shared by dry runs and runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from archon_core.layout.layout import Layout
 
 @dataclass(frozen=True)
 class ShardedExtents:
-    """What layouts cut.
+    """The extents that layouts shard.
 
     Attributes:
-        by_tensor_ranks: what tensor parallelism cuts into equal parts -> its extent.
-        unequal: what it cuts into parts of which the last may be smaller -> its extent.
-        query_heads: what context parallelism cuts, beside tokens, after tensor parallelism did; 0 for no attention.
+        by_tensor_ranks: name -> extent that tensor parallelism shards evenly.
+        unequal: name -> extent that tensor parallelism shards with a possibly smaller last part.
+        query_heads: query heads, which context parallelism shards after tensor parallelism; 0 without attention.
     """
 
     by_tensor_ranks: Mapping[str, int] = field(default_factory=dict)
@@ -24,28 +24,28 @@ class ShardedExtents:
     unequal: Mapping[str, int] = field(default_factory=dict)
 
     def allows_tensor(self, size: int) -> bool:
-        """Whether every extent can be cut by ``size`` tensor ranks."""
+        """Whether ``size`` tensor ranks can shard every extent."""
         return not self.not_divided_by(size) and not self.too_few_for(size)
 
     def not_divided_by(self, size: int) -> dict[str, int]:
-        """What ``size`` tensor ranks cannot have equal parts of, with its extent."""
+        """The extents that ``size`` does not divide evenly."""
         return {what: extent for what, extent in self.by_tensor_ranks.items() if extent % size}
 
     def too_few_for(self, size: int) -> dict[str, int]:
-        """What ``size`` tensor ranks cannot all have a part of, with its extent. FSDP2 cannot reduce empty parts."""
-        # All parts but the last are of the size of the first, rounded up: ``archon_core.models.box.chunk_of``.
+        """The extents of which some of ``size`` ranks would get an empty part, which FSDP2 cannot reduce."""
+        # All parts but the last have the rounded-up size; see ``archon_core.models.box.chunk_of``.
         return {what: extent for what, extent in self.unequal.items() if -(-extent // size) * (size - 1) >= extent}
 
     def allows_context(self, size: int, tensor: int) -> bool:
-        """Whether ``size`` context ranks can share the heads of each of ``tensor`` tensor ranks."""
+        """Whether ``size`` context ranks can divide the heads of each of ``tensor`` tensor ranks."""
         return self.query_heads % (size * tensor) == 0
 
 
 def check_sizes(extents: ShardedExtents, layout: Layout, *, option: str) -> None:
-    """Refuse tensor and context sizes that do not divide what they cut, or leave ranks without a part.
+    """Refuse tensor and context sizes that do not divide their extents, or leave ranks without a part.
 
     Raises:
-        LayoutError: naming what cannot be cut, and the largest size that works.
+        LayoutError: with the extents and the largest valid size.
     """
     tensor, context = layout.dims["t"], layout.dims["c"]
     where = f"{option} {str(layout)!r}"

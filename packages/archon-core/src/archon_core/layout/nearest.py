@@ -1,4 +1,4 @@
-"""Sizes that work, closest to sizes that do not. Plain arithmetic; the rules turn it into suggestions."""
+"""The valid sizes closest to invalid ones, for suggestions. Pure arithmetic."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def smallest_data_size(at_least: int, ranks_per_unit: int, group: int) -> int:
 
 
 def largest_divisor(number: int, at_most: int) -> int:
-    """The largest divisor of ``number`` that is not above ``at_most``."""
+    """The largest divisor of ``number`` up to ``at_most``."""
     return next(size for size in range(min(number, at_most), 0, -1) if number % size == 0)
 
 
 def largest_expert_sizes(ranks: int, ep: int, etp: int) -> tuple[int, int]:
-    """Expert sizes not above ``ep`` and ``etp`` whose product divides ``ranks``, keeping ``etp`` where it can stay."""
+    """Expert sizes up to ``ep`` and ``etp`` whose product divides ``ranks``, with ``etp`` unchanged if possible."""
     kept_etp = largest_divisor(ranks, etp)
     return largest_divisor(ranks // kept_etp, ep), kept_etp

@@ -1,4 +1,4 @@
-"""What must hold between the sizes of a layout, one function per rule. Each yields the faults that it finds.
+"""The rules between the sizes of a layout, one function per rule. Each yields faults.
 
 ``parse_layout`` raises the first fault; a caller that explains a layout can show them all.
 """
@@ -18,7 +18,7 @@ PART_LETTERS: Mapping[Part, str] = {"attn": "dtpcr", "ffn": "dtpe"}
 
 
 def faults(layout: Layout, backends: Mapping[str, Backend]) -> Iterator[Fault]:
-    """Everything that is wrong with a layout that was read, in the order of its importance."""
+    """All faults of a parsed layout, most important first."""
     yield from _backend_letters(layout, backends)
     yield from _backend_form(layout, backends)
     if layout.ffn is None:
@@ -38,7 +38,7 @@ def _parts(layout: Layout) -> Iterator[tuple[Part, AxisSizes]]:
 
 
 def _backend_letters(layout: Layout, backends: Mapping[str, Backend]) -> Iterator[Fault]:
-    """A letter that the backend lacks may be written with size 1, which asks for nothing."""
+    """A letter that the backend lacks may have size 1 only."""
     engine = layout.engine
     for part, sizes in _parts(layout):
         for letter, size in sizes:
@@ -105,7 +105,7 @@ def _same_pipeline(layout: Layout, ffn: AxisSizes) -> Iterator[Fault]:
 def _flat_experts(layout: Layout) -> Iterator[Fault]:
     """With e > 1 the automatic expert tensor size is 1, so that e alone must divide the ranks.
 
-    Inside an inference server, experts are the server's own affair.
+    An inference server shards experts itself, so the rule does not apply.
     """
     ranks, ep = layout.sharding_size, layout.ep
     if layout.kind == "inference" or ranks % ep == 0:
@@ -128,7 +128,7 @@ def _flat_experts(layout: Layout) -> Iterator[Fault]:
 
 
 def _same_ranks(layout: Layout, ffn: AxisSizes) -> Iterator[Fault]:
-    """d x e x t of the experts are the d x c x t ranks of attention, or divide them where d is derived."""
+    """d x e x t of the experts equals d x c x t of attention, or divides it if d is derived."""
     ranks, group = layout.sharding_size, ffn.product("et")
     if "d" in ffn and ffn["d"] * group == ranks:
         return
@@ -152,7 +152,7 @@ def _with_same_ranks(layout: Layout, ffn: AxisSizes) -> Iterator[Layout]:
     attn, ranks, group = layout.dims, layout.sharding_size, ffn.product("et")
 
     def folded(dims: AxisSizes, experts: AxisSizes) -> Layout:
-        """Set the experts' data size to what is left, where one was written."""
+        """Set the experts' data size, if given, to the remaining ranks."""
         left = dims.product("dct") // experts.product("et")
         return replace(layout, dims=dims, ffn=experts.resized("d", left) if "d" in experts else experts)
 
@@ -166,7 +166,7 @@ def _with_same_ranks(layout: Layout, ffn: AxisSizes) -> Iterator[Layout]:
 
 
 def without_axes(layout: Layout, letters: str) -> Layout:
-    """The layout without ``letters``, its ranks kept by a larger d (by a larger t in servers) where it has one."""
+    """The layout without ``letters``, with a larger d (in servers, t) to keep the number of ranks."""
     absorber = "t" if layout.kind == "inference" and "t" in layout.engine.letters else "d"
     dims = layout.dims.without(letters)
     if absorber not in letters:
@@ -176,7 +176,7 @@ def without_axes(layout: Layout, letters: str) -> Layout:
 
 
 def with_derived_data(layout: Layout) -> Layout:
-    """The layout with d left out of its ffn part, to be derived."""
+    """The layout without d in its ffn part, so that it is derived."""
     if layout.ffn is None or "d" not in layout.ffn or len(layout.ffn.pairs) == 1:
         return layout
     return replace(layout, ffn=layout.ffn.without("d"))

@@ -1,4 +1,4 @@
-"""Guesses at what a text that is no layout was meant to be. Guesses may be wrong: they are tried before use."""
+"""Guesses the intended layout of a malformed text. Guesses are validated before they are suggested."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LOOSE_SIZE = re.compile(rf"([{LETTERS}])[^a-z0-9|()]*([0-9]+)")
 
 
 def mended(text: str, backends: Mapping[str, Backend]) -> Iterator[str]:
-    """Layouts that ``text`` may have been meant to be, most faithful first."""
+    """Layouts that ``text`` may mean, closest first."""
     plain = re.sub(r"\s+", "", text)
     yield plain
     name, body = _split(plain.lower(), backends)
@@ -30,7 +30,7 @@ def mended(text: str, backends: Mapping[str, Backend]) -> Iterator[str]:
 
 
 def _split(text: str, backends: Mapping[str, Backend]) -> tuple[str, str]:
-    """The backend that is meant and the text of the sizes."""
+    """The guessed backend, and the text of the sizes."""
     for name in sorted(backends, key=len, reverse=True):
         if text.startswith(name):
             return name, text.removeprefix(name)
@@ -43,18 +43,18 @@ def _split(text: str, backends: Mapping[str, Backend]) -> tuple[str, str]:
 
 
 def _parts(body: str) -> tuple[str, str]:
-    """What belongs to attention (everything, in a flat layout) and what to the experts."""
+    """The sizes of attention (all of them in a flat layout) and of the experts."""
     first, _, second = body.partition("|") if "|" in body else body.partition("ffn")
     return (second, first) if "ffn" in first else (first, second)
 
 
 def _ranks_of(ffn: str) -> str:
-    """The data size that gives attention as many ranks as ``ffn`` needs."""
+    """The data size with which attention has as many ranks as ``ffn``."""
     return f"d{math.prod(int(size) for letter, size in _LOOSE_SIZE.findall(ffn) if letter in 'det')}"
 
 
 def _sizes(text: str) -> str:
-    """The sizes that can be made out, the first of each letter."""
+    """The recognisable sizes, the first of each letter."""
     sizes: dict[str, str] = {}
     for letter, digits in _LOOSE_SIZE.findall(text):
         size = digits.lstrip("0")

@@ -1,10 +1,9 @@
-"""The grammar: from text to a ``Layout``, or to the fault at the first place that does not fit.
+"""The grammar: parses a text to a ``Layout``, or finds its first syntax fault.
 
     layout := backend | backend ":" sizes | backend ":(attn:" sizes "|ffn:" sizes ")"
     sizes  := (letter number)+        each letter of d t p c e r at most once, numbers from 1 without leading zeros
 
-There is exactly one text for each layout (no spaces, no upper case), so that printing gives back what was read.
-What the sizes mean, and whether they go together, is for ``rules``.
+Each layout has exactly one text (no spaces, no upper case), so ``str`` inverts parsing. ``rules`` checks the sizes.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _HYBRID_RULE = "the form <backend>:(attn:<sizes>|ffn:<sizes>)"
 
 
 class UnreadableError(Exception):
-    """Carries the fault from where it was met to ``parse_layout``, which knows how to word a fix."""
+    """Carries a fault to ``parse_layout``, which words the fix."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__(fault.found)
@@ -40,10 +39,10 @@ class UnreadableError(Exception):
 
 
 def read_layout(text: str, backends: Mapping[str, Backend]) -> Layout:
-    """Read ``text`` by the grammar alone.
+    """Parse ``text`` by the grammar alone.
 
     Raises:
-        UnreadableError: it is no sentence of the grammar.
+        UnreadableError: the text does not match the grammar.
     """
     if not text:
         _fail(0, 0, "an empty text", "<backend>:<sizes>")
@@ -140,7 +139,7 @@ def _read_hybrid(text: str, start: int, backend: Backend) -> Layout:
 
 
 def _read_part(name: str, text: str, at: int) -> tuple[AxisSizes, int]:
-    """A part's sizes and the column after them."""
+    """The sizes of a part, and the column after them."""
     start = _expect(":", text, _expect(name, text, at))
     closing = _CLOSING.search(text, start)
     end = closing.start() if closing else len(text)
@@ -148,7 +147,7 @@ def _read_part(name: str, text: str, at: int) -> tuple[AxisSizes, int]:
 
 
 def _expect(token: str, text: str, at: int) -> int:
-    """The column after ``token``, which must stand at ``at``."""
+    """The column after ``token``, which must be at ``at``."""
     word = _WORD.match(text, at) if token.isalpha() else None
     end = word.end() if word else min(at + 1, len(text))
     if text[at:end] == token:

@@ -9,8 +9,8 @@ Shape = tuple[int, ...]
 
 
 def chunk_of(extent: int, size: int, place: int) -> range:
-    """The indices that rank ``place`` of ``size`` gets of ``extent``, dealt as ``torch.chunk`` and DTensor's ``Shard``
-    do: parts of the size of the first, rounded up; the last ones are smaller or empty."""
+    """The indices of ``extent`` that rank ``place`` of ``size`` holds, as in ``torch.chunk`` and DTensor's ``Shard``:
+    parts have size ``extent / size``, rounded up; the last ones are smaller or empty."""
     part = -(-extent // size)
     return range(min(place * part, extent), min((place + 1) * part, extent))
 
@@ -51,7 +51,7 @@ class Box:
         return tuple(slice(a, a + n) for a, n in zip(self.start, self.shape, strict=True))
 
     def intersect(self, other: Box) -> Box | None:
-        """What both contain; ``None`` when that is empty."""
+        """The intersection of both boxes; ``None`` if it is empty."""
         start = tuple(map(max, self.start, other.start))
         stop = tuple(map(min, self.stop, other.stop))
         if any(a >= b for a, b in zip(start, stop, strict=True)):
@@ -59,7 +59,7 @@ class Box:
         return Box(start, tuple(b - a for a, b in zip(start, stop, strict=True)))
 
     def relative_to(self, origin: Shape) -> Box:
-        """The same box in coordinates that count from ``origin``."""
+        """The same box in coordinates relative to ``origin``."""
         return Box(tuple(a - o for a, o in zip(self.start, origin, strict=True)), self.shape)
 
 
@@ -67,13 +67,14 @@ class Box:
 class Link:
     """Equal elements of two tensors: a box of a Hugging Face tensor and a box of one of ours.
 
-    The two have the same shape, but for a leading dim of size 1 that ours has when it stacks several tensors.
+    Both boxes have the same shape, except that ours has an additional leading dim of size 1 if it stacks several
+    tensors.
 
     Attributes:
         hf: name of the Hugging Face tensor.
-        hf_box: where in it.
+        hf_box: the box in it.
         ours: name of our tensor.
-        our_box: where in it.
+        our_box: the box in it.
     """
 
     hf: str
@@ -92,7 +93,7 @@ class Link:
         return len(self.our_box.shape) > len(self.hf_box.shape)
 
     def clipped_to_ours(self, box: Box) -> Link | None:
-        """The part of the link that lies in ``box`` of our tensor; ``None`` when there is none."""
+        """The part of the link inside ``box`` of our tensor; ``None`` if there is none."""
         ours = self.our_box.intersect(box)
         if ours is None:
             return None

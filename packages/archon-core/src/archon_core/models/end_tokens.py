@@ -1,11 +1,11 @@
 """The tokens that end a completion: one rule for rollouts, evaluation, ``archon generate`` and servers.
 
-They are the union of the tokenizer's end of text, the model's own list, and ``stop_token_ids`` of the sampling
-options. The model's list is ``eos_token_id`` in ``generation_config.json``, a number or a list. Only in a folder
-without that file it is ``eos_token_id`` in ``config.json``, the rule of ``transformers`` 5. Many chat models end a turn
-with a token that is not their tokenizer's end of text.
+They are the union of the tokenizer's end of text, the model's list, and ``stop_token_ids`` of the sampling options. The
+model's list is ``eos_token_id`` in ``generation_config.json``, a number or a list; if a folder lacks that file, it is
+``eos_token_id`` in ``config.json``, as in ``transformers`` 5. Many chat models end a turn with a token that is not
+their tokenizer's end of text.
 
-No torch and no transformers: a dry run reads the same files.
+Imports neither torch nor transformers, because dry runs read the same files.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from archon_core.errors import ConfigError, ModelError
 GENERATION_CONFIG = "generation_config.json"
 OPTION = "gconfig.stop_token_ids"
 _TEXT_SECTIONS = ("decoder", "generator", "text_config")
-"""Where ``transformers`` looks for the settings of the language model in a composite ``config.json``."""
+"""Sections of a composite ``config.json`` in which ``transformers`` looks for the settings of the language model."""
 
 
 @dataclass(frozen=True)
 class NamedIds:
-    """Token ids and where they were found, as messages name it."""
+    """Token ids and their source, as messages name it."""
 
     source: str
     ids: tuple[int, ...] = ()
@@ -35,10 +35,10 @@ class NamedIds:
 
 @dataclass(frozen=True)
 class ModelEnds(NamedIds):
-    """The model's own list.
+    """The model's list.
 
     Attributes:
-        vocab_size: the model's, where its configuration is there and tells it.
+        vocab_size: size of the model's vocabulary; ``None`` if its configuration does not tell.
     """
 
     vocab_size: int | None = None
@@ -50,7 +50,7 @@ class EndTokens:
 
     Attributes:
         tokenizer: the tokenizer's end of text.
-        model: the model's own list.
+        model: the model's list.
         asked: ``stop_token_ids`` of the sampling options.
     """
 
@@ -60,12 +60,12 @@ class EndTokens:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """All of them, each once."""
+        """All end tokens, each once."""
         return tuple(dict.fromkeys((*self.own, *self.asked.ids)))
 
     @property
     def own(self) -> tuple[int, ...]:
-        """Those of tokenizer and model, which belong into the files of a saved model."""
+        """The end tokens of tokenizer and model, which a saved model's files should contain."""
         return tuple(dict.fromkeys((*self.tokenizer.ids, *self.model.ids)))
 
     def described(self) -> str:
@@ -74,12 +74,12 @@ class EndTokens:
         return "; ".join(f"{i} is {' and '.join(n.source for n in named if i in n.ids)}" for i in self.ids)
 
     def decision(self) -> Decision:
-        """The list, and where every token comes from."""
+        """A decision that lists all end tokens with their sources."""
         return Decision(OPTION, str(list(self.asked.ids)), str(list(self.ids)), self.described())
 
 
 def end_tokens(tokenizer_id: int | None, model: ModelEnds, asked: Sequence[int] = ()) -> EndTokens:
-    """Put the tokens that end a completion together.
+    """Combine the tokens that end a completion.
 
     Args:
         tokenizer_id: ``eos_token_id`` of the tokenizer.
@@ -87,7 +87,7 @@ def end_tokens(tokenizer_id: int | None, model: ModelEnds, asked: Sequence[int] 
         asked: ``stop_token_ids`` of the sampling options.
 
     Raises:
-        ConfigError: the tokenizer's id, or one that was asked for, is outside the model's vocabulary.
+        ConfigError: an id of the tokenizer or of ``asked`` is outside the model's vocabulary.
     """
     tokenizer = NamedIds("the tokenizer's end of text", () if tokenizer_id is None else (tokenizer_id,))
     named = EndTokens(tokenizer, model, NamedIds(OPTION, tuple(asked)))
@@ -98,15 +98,15 @@ def end_tokens(tokenizer_id: int | None, model: ModelEnds, asked: Sequence[int] 
 
 
 def folder_ends(folder: Path) -> ModelEnds:
-    """The list of the model in a checkpoint folder.
+    """The model's list in a checkpoint folder.
 
     Raises:
-        ModelError: with the path of the file that is not a JSON object, or whose list holds anything else than ids of
-            the vocabulary that ``config.json`` gives.
+        ModelError: a file is not a JSON object, or its list contains anything but ids of the vocabulary in
+            ``config.json``.
     """
     config = read_entries(folder / "config.json") if (folder / "config.json").is_file() else {}
     file = folder / GENERATION_CONFIG
-    # Not is_file(): a dangling link, or a folder of that name, is no reason to ignore the list.
+    # Not is_file(): a dangling link, or a folder of that name, must raise instead of being ignored.
     if file.exists() or file.is_symlink():
         ids = _ids(read_entries(file).get("eos_token_id"), f"{file}: eos_token_id")
         return _checked(ModelEnds(f"eos_token_id in {file}", ids, _vocab_size(config)))
@@ -114,10 +114,10 @@ def folder_ends(folder: Path) -> ModelEnds:
 
 
 def config_ends(config: Mapping[str, Any], where: str) -> ModelEnds:
-    """The list in the content of a ``config.json``; ``where`` names it in messages.
+    """The model's list in the content of a ``config.json``; ``where`` names the file in messages.
 
     Raises:
-        ModelError: it holds anything else than ids of the vocabulary.
+        ModelError: the list contains anything but ids of the vocabulary.
     """
     ids = _ids(_entry(config, "eos_token_id"), f"{where}: eos_token_id")
     return _checked(ModelEnds(f"eos_token_id in {where}", ids, _vocab_size(config)))
@@ -150,7 +150,7 @@ def read_entries(file: Path) -> Mapping[str, Any]:
 
 
 def _entry(config: Mapping[str, Any], name: str) -> Any:
-    """An entry at the top of a configuration, or of the language model inside a composite one."""
+    """An entry at the top level of a configuration, or in its section of the language model."""
     if config.get(name) is not None:
         return config[name]
     text = next((config[key] for key in _TEXT_SECTIONS if config.get(key)), {})
@@ -176,7 +176,7 @@ def _ids(value: Any, where: str) -> tuple[int, ...]:
 
 
 def _json_kind(value: Any) -> str:
-    """A JSON value for a message: its kind, or the value itself where it is a short one."""
+    """A JSON value for a message: its kind if it is a list or an object, otherwise the shortened value."""
     return {list: "a list", dict: "an object"}.get(type(value)) or json.dumps(value)[:60]
 
 

@@ -1,14 +1,15 @@
-"""Patterns for dotted names: ``layers.{layer}.mlp.{part}.weight``. A placeholder stands for one segment.
+"""Patterns for dotted names of modules and weights: ``layers.{layer}.mlp.{part}.weight``.
 
-The same placeholders on both sides of a weight rule make it readable in both directions.
+A placeholder matches one segment. Weight rules and parallel plans use these patterns. A weight rule has the same
+placeholders on both sides, so it works in both directions.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
@@ -45,10 +46,26 @@ class NamePattern:
         return re.compile("".join(parts))
 
     def match(self, name: str) -> dict[str, str] | None:
-        """What the placeholders stand for in ``name``, or ``None`` when it has another form."""
+        """The text of each placeholder in ``name``; ``None`` if ``name`` does not match."""
         found = self._regex.fullmatch(name)
         return found.groupdict() if found else None
 
     def fill(self, bindings: Bindings) -> str:
         """The name with its placeholders replaced."""
         return _PLACEHOLDER.sub(lambda match: bindings[match[1]], self.text)
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Whether ``name`` matches ``pattern``."""
+    return _compiled(pattern).match(name) is not None
+
+
+def matches_any(patterns: Iterable[str], name: str) -> bool:
+    """Whether ``name`` matches one of ``patterns``."""
+    return any(matches(pattern, name) for pattern in patterns)
+
+
+@cache
+def _compiled(pattern: str) -> NamePattern:
+    # Plans hold a few dozen patterns, each matched against every module of a model.
+    return NamePattern(pattern)

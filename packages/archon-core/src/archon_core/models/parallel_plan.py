@@ -1,22 +1,22 @@
-"""The parallel plan: what a model's modules are, so that core can shard them. Data only; nothing here shards.
+"""The parallel plan: the roles of a model's modules in each kind of parallelism. It is data; the engine shards.
 
-Module names are patterns in which ``*`` stands for one segment, as in ``layers.*.attention.q_proj``.
+Module names are patterns as in weight rules (``archon_core.models.name_pattern``): ``layers.{layer}.attention.q_proj``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from archon_core.errors import ModelError
+from archon_core.models.name_pattern import matches
 
 if TYPE_CHECKING:
     from torch import nn
 
 Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
-"""What tensor parallelism does with a module's parameters.
+"""The role of a module's parameters in tensor parallelism.
 
 - ``vocabulary``: embedding or language-model head, sharded over vocabulary rows; the last ranks may hold fewer.
 - ``column``: a projection whose outputs are sharded; its bias too.
@@ -30,11 +30,11 @@ Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
 
 @dataclass(frozen=True)
 class HeadCounts:
-    """How many heads the whole model has.
+    """Numbers of heads in the whole model.
 
     Attributes:
-        query: attention heads; tensor and context sizes divide their number.
-        key_value: key and value heads, which divide the number of attention heads.
+        query: attention heads; t x c divides it.
+        key_value: key and value heads; it divides ``query``.
     """
 
     query: int
@@ -43,26 +43,27 @@ class HeadCounts:
 
 @dataclass(frozen=True)
 class ParallelPlan:
-    """How a model's modules take part in each kind of parallelism.
+    """The roles of a model's modules in each kind of parallelism.
 
     Attributes:
         roles: pattern of modules that own parameters -> their role. Every parameter has exactly one.
-        tensor_regions: modules whose input is gathered from, and whose output is scattered to, sequence shards: the
-            first positional argument, and the only result. Column, row and head_norm modules lie in one, no others do.
-        key_value: column modules whose outputs, when all ranks have put theirs side by side, are the key or the value
-            heads as attention takes them: projections, or norms over whole projections that come after them. Where the
-            tensor ranks are no divisor of the key heads, ranks exchange these outputs so that each has whole heads. A
-            plan that names none is refused there.
-        attention: core attention modules, where context parallelism exchanges heads or keys.
+        tensor_regions: modules such as attention and MLP. Sequence shards of their first positional argument are
+            gathered, and their only result is scattered to sequence shards. Column, row and head_norm modules
+            lie in a region; all others lie outside.
+        key_value: column modules whose outputs, joined over the tensor ranks, are the key or the value heads as
+            attention takes them: projections, or norms over whole projections behind them. Where t does not divide the
+            key heads, ranks exchange these outputs so that each has whole heads; a plan that names none is refused
+            there.
+        attention: core attention modules, where context parallelism exchanges heads.
         experts: expert blocks, where tokens are dispatched.
-        units: the pipeline's units in order; one pattern may stand for many, such as ``layers.*``.
-        blocks: pattern of the repeated blocks: what FSDP wraps, checkpointing recomputes and compile compiles.
+        units: the pipeline's units in order; a pattern such as ``layers.{layer}`` may match several.
+        blocks: pattern of the repeated blocks. Each is an FSDP2 group, and is recomputed and compiled as a whole.
         heads: head counts; ``None`` for a model without attention heads.
-        batched: whether hidden states inside of the module have a first dim of one sequence, [1, T, hidden], as modules
-            of other libraries expect. Tensor regions then may take theirs as the keyword argument ``hidden_states``,
-            and may return it first of several results.
-        refusals: letter of a layout's axis -> why this very model cannot be cut along it, as a sentence with what to
-            do, though others of the same spec can.
+        batched: whether hidden states inside the module have a leading batch dim of 1, [1, T, hidden], as modules of
+            other libraries expect. A tensor region may then take them as the keyword argument ``hidden_states`` and
+            return them as the first of several results.
+        refusals: axis letter -> why this model, unlike others of the same spec, does not support the axis: a sentence
+            that ends with the fix.
     """
 
     roles: Mapping[str, Role]
@@ -70,8 +71,8 @@ class ParallelPlan:
     key_value: tuple[str, ...] = ()
     attention: tuple[str, ...] = ()
     experts: tuple[str, ...] = ()
-    units: tuple[str, ...] = ("embed", "layers.*", "norm", "head")
-    blocks: str = "layers.*"
+    units: tuple[str, ...] = ("embed", "layers.{layer}", "norm", "head")
+    blocks: str = "layers.{layer}"
     heads: HeadCounts | None = None
     batched: bool = False
     refusals: Mapping[str, str] = field(default_factory=dict)
@@ -94,8 +95,8 @@ class ParallelPlan:
         """Check the plan against a whole model, which may be on the meta device.
 
         Raises:
-            ModelError: a parameter without exactly one role, outside every unit or in two, or a pattern that
-                matches nothing; all of these are listed.
+            ModelError: a parameter does not have exactly one role and one unit, or a pattern matches nothing; the
+                message lists all of these.
         """
         names = [name for name, _ in module.named_modules()]
         problems: list[str] = []
@@ -105,7 +106,7 @@ class ParallelPlan:
                 continue
             shown = ", ".join(f"{name}.{attribute}" for attribute in own)
             roles = [pattern for pattern in self.roles if matches(pattern, name)]
-            units = [pattern for pattern in self.units if any(matches(pattern, p) for p in _ancestors(name))]
+            units = [pattern for pattern in self.units if any(matches(pattern, part) for part in ancestors(name))]
             if len(roles) != 1:
                 problems.append(f"{shown}: {len(roles)} roles ({', '.join(roles) or 'no pattern matches'})")
             if len(units) != 1:
@@ -119,29 +120,24 @@ class ParallelPlan:
             *self.units,
             self.blocks,
         )
-        problems += [f"pattern {pattern!r} matches no module" for pattern in patterns if not _any(pattern, names)]
+        problems += [
+            f"pattern {pattern!r} matches no module"
+            for pattern in patterns
+            if not any(matches(pattern, name) for name in names)
+        ]
         if problems:
             raise ModelError(
-                "the parallel plan does not fit the module: every parameter needs one role and one pipeline unit:\n  "
+                "the parallel plan does not fit the module; every parameter needs one role and one pipeline unit:\n  "
                 + "\n  ".join(problems)
             )
 
 
-def matches(pattern: str, name: str) -> bool:
-    """Whether a module name has the form of ``pattern``; ``*`` stands for one segment."""
-    return re.fullmatch(re.escape(pattern).replace(r"\*", "[^.]+"), name) is not None
-
-
 def layer_number(name: str) -> int:
-    """The number of the layer that a module lies in: the first segment of its name that is one."""
+    """The index of the layer that contains a module: the first number among the segments of its name."""
     return next(int(segment) for segment in name.split(".") if segment.isdecimal())
 
 
-def _any(pattern: str, names: Iterable[str]) -> bool:
-    return any(matches(pattern, name) for name in names)
-
-
-def _ancestors(name: str) -> list[str]:
-    """``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
+def ancestors(name: str) -> list[str]:
+    """The names of the enclosing modules and of the module itself: ``a.b.c`` -> ``a``, ``a.b``, ``a.b.c``."""
     segments = name.split(".")
     return [".".join(segments[: i + 1]) for i in range(len(segments))]

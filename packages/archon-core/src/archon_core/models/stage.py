@@ -1,4 +1,4 @@
-"""Which part of a decoder a process holds. Without pipeline parallelism: all of it."""
+"""The pipeline stage of a decoder: the part that a process holds, or all of it without pipeline parallelism."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class Stage:
     """A pipeline stage of a decoder.
 
     Attributes:
-        layers: numbers of its layers, counted over the whole model, in ascending order.
-        has_embed: whether token ids come in here.
-        has_head: whether the final norm and the head are here.
+        layers: indices of its layers in the whole model, ascending.
+        has_embed: whether it contains the embedding, so that its input is token ids.
+        has_head: whether it contains the final norm and the head.
     """
 
     layers: tuple[int, ...]

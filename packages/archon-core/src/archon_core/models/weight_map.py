@@ -1,7 +1,7 @@
-"""The weight map: a list of rules between Hugging Face's tensors and ours, and what it means for a given model.
+"""The weight map: a list of rules between Hugging Face's tensors and ours, and its application to a given model.
 
-One list serves loading, saving and publication. ``WeightMap`` is what a model package writes; ``resolve`` applies it to
-the shapes of a whole model and gives the links that everything else works with. No torch is needed.
+The same list serves loading, saving and publication. A model package writes a ``WeightMap``; ``resolve`` applies it to
+the shapes of a whole model and returns the links that all other code uses. Needs no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class ResolvedMap:
     Attributes:
         shapes: our name -> shape of the whole tensor.
         hf_shapes: Hugging Face name -> shape, in the order of our tensors.
-        links_of_ours: our name -> links that cover it; for a tied tensor those of the one that is stored.
+        links_of_ours: our name -> links that cover it; for a tied tensor, those of the stored one.
         links_of_hf: Hugging Face name -> links that cover it, from stored tensors only.
         ties: our name of a tied tensor -> our name of the stored one.
         copies: Hugging Face name of a permitted second copy -> our name of the tensor that it must equal.
@@ -33,7 +33,7 @@ class ResolvedMap:
         dropped: patterns of Hugging Face names that are ignored.
         stand_ins: Hugging Face name -> our name of the tensor that is read from it when a checkpoint does not store
             the tensor under its own name.
-        alternatives: the same for other forms in which a checkpoint may come. They are for reading.
+        alternatives: resolved maps of other forms of checkpoints, for reading only.
     """
 
     shapes: Mapping[str, Shape]
@@ -66,8 +66,8 @@ class ResolvedMap:
         return [link for link in clipped if link is not None]
 
     def for_reading(self, found: Collection[str]) -> ResolvedMap:
-        """The map for a checkpoint with these tensors: a tied weight that is stored under its second name only, such
-        as ``lm_head.weight`` without ``model.embed_tokens.weight``, is read from there, as transformers 5 does."""
+        """The map for a checkpoint with these tensors. If a tied weight is stored only under its second name, such as
+        ``lm_head.weight`` without ``model.embed_tokens.weight``, it is read from there, as in transformers 5."""
         result = self
         for hf, ours in self.stand_ins.items():
             own_names = {link.hf for link in result.links_of_ours[ours]}
@@ -95,9 +95,9 @@ class WeightMap:
     """Rules that together cover every weight of a model.
 
     Attributes:
-        rules: their order does not matter. What is saved has the form that they give.
-        alternatives: maps of the same model for other forms that checkpoints have, such as experts that are fused;
-            what a checkpoint holds decides which is used to read it (``key_report.form_of``).
+        rules: the rules, in any order. They describe the form in which checkpoints are saved.
+        alternatives: maps for other forms of the same model's checkpoints, such as fused experts. The names in a
+            checkpoint decide which map reads it (``key_report.form_of``).
     """
 
     rules: tuple[Rename | Fuse | Split | Stack | Tie | Drop, ...]
@@ -107,12 +107,12 @@ class WeightMap:
         """Apply the rules to a whole model, all pipeline stages together.
 
         Args:
-            shapes: our name -> shape of the whole, unsharded tensor, in the order in which to save. A tied tensor
-                may be listed beside the one that it is tied to, or left out.
+            shapes: our name -> shape of the whole, unsharded tensor, in the order of saving. A tied tensor may be
+                listed or left out.
 
         Raises:
-            WeightsError: a rule covers nothing, two rules claim the same tensor, or a tensor has no rule; all of
-                these are listed.
+            WeightsError: a rule covers nothing, two rules claim the same tensor, or a tensor has no rule; the message
+                lists all of these.
         """
         shapes = {name: tuple(shape) for name, shape in shapes.items()}
         problems: list[str] = []
@@ -145,7 +145,7 @@ class WeightMap:
         problems += [f"Hugging Face tensor {name!r} is claimed twice" for name in copies if name in hf_claims]
         if problems:
             raise WeightsError(
-                "the weight map does not fit the model: every tensor needs one rule, and every rule a tensor:\n  "
+                "the weight map does not fit the model; every tensor needs one rule, and every rule a tensor:\n  "
                 + "\n  ".join(problems)
             )
         built = _build(shapes, links, ties, copies, frozenset(optional), self._dropped)

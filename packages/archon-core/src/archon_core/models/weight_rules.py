@@ -1,7 +1,7 @@
-"""The kinds of rule that a weight map is made of. Each says which boxes of Hugging Face tensors equal which of ours.
+"""The kinds of rule in a weight map. Each maps boxes of Hugging Face tensors to the equal boxes of ours.
 
-A rule is data; ``links`` applies it to the shapes of our tensors. Nothing here reads or writes a weight, so that one
-engine can load any slice, save, or publish through the same rules.
+A rule is data; ``links`` applies it to the shapes of our tensors. Nothing here reads or writes a weight, so loading any
+slice, saving and publication all use the same rules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class Rename:
     Attributes:
         hf: pattern of the Hugging Face name.
         ours: pattern of our name, with the same placeholders.
-        init_if_missing: a checkpoint may lack it; it is then initialised, as a critic's new value head is.
+        init_if_missing: whether a checkpoint may lack the tensor, which is then initialised, like a critic's value
+            head.
     """
 
     hf: str
@@ -98,7 +99,7 @@ class Split:
             if absent:
                 raise WeightsError(
                     f"weight rule {self}: found some of its tensors but not {', '.join(absent)}; "
-                    "all parts of a split tensor must be in the model"
+                    "all parts of a split tensor must be in the model; correct the rule"
                 )
             start = 0
             for name in names:
@@ -109,7 +110,7 @@ class Split:
                 if others != _without(shapes[names[0]], self.dim):
                     raise WeightsError(
                         f"weight rule {self}: {name!r} {shape} and {names[0]!r} {shapes[names[0]]} differ in a dim "
-                        f"other than {self.dim}; only tensors that agree in the others can be parts of one"
+                        f"other than {self.dim}; parts of one tensor must agree in all other dims; correct the rule"
                     )
                 corner = tuple(start if d == self.dim else 0 for d in range(len(shape)))
                 yield Link(hf.fill(bindings), Box(corner, shape), name, Box.whole(shape))
@@ -118,7 +119,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Stack:
-    """Numbered Hugging Face tensors are the slices of one of ours along a new first dim: experts, for instance.
+    """Numbered Hugging Face tensors, such as those of experts, are the slices of one of ours along a new first dim.
 
     Attributes:
         hf: pattern, or several whose tensors are joined along ``dim`` before they are stacked.
@@ -138,7 +139,7 @@ class Stack:
         for pattern in self._parts:
             if self.over not in NamePattern(pattern).placeholders:
                 raise WeightsError(
-                    f"weight rule {self}: found no {{{self.over}}} in {pattern!r}; it numbers the slices"
+                    f"weight rule {self}: found no {{{self.over}}} in {pattern!r}; add it: it numbers the slices"
                 )
         _check_placeholders(self, self._parts, (self.ours,), only_left=self.over)
 
@@ -160,13 +161,13 @@ class Stack:
 
 @dataclass(frozen=True)
 class Tie:
-    """One of our tensors is another one: it has no Hugging Face tensor of its own.
+    """One of our tensors is the same as another, so it has no separate Hugging Face tensor.
 
     Attributes:
-        ours: pattern of the tensor that follows.
-        to: pattern of the tensor that is stored, with the same placeholders.
-        hf: pattern of a Hugging Face name under which a checkpoint may hold a second copy, which must be equal, or the
-            only one.
+        ours: pattern of the tied tensor.
+        to: pattern of the stored tensor, with the same placeholders.
+        hf: pattern of a second Hugging Face name. A checkpoint may hold the tensor under this name only, or under both
+            names with equal values.
     """
 
     ours: str
@@ -183,8 +184,8 @@ class Drop:
 
     Attributes:
         hf: pattern of the Hugging Face names.
-        same_as: pattern of our tensor that has the same values by the model's configuration; it is read from here when
-            a checkpoint does not store it under its own name.
+        same_as: pattern of our tensor that has the same values according to the model's configuration. If a checkpoint
+            lacks that tensor under its own name, it is read from this one.
     """
 
     hf: str
@@ -208,7 +209,7 @@ def _without(shape: Shape, dim: int) -> Shape:
 
 
 def _cut(rule: object, name: str, shape: Shape, dim: int, n_parts: int, sizes: tuple[int, ...] | None) -> list[Box]:
-    """Boxes of a tensor of ``shape`` that is cut along ``dim``; one part needs no such dim."""
+    """Split a tensor of ``shape`` into boxes along ``dim``; a single part needs no such dim."""
     if n_parts == 1 and sizes is None:
         return [Box.whole(shape)]
     if not 0 <= dim < len(shape):
@@ -217,12 +218,13 @@ def _cut(rule: object, name: str, shape: Shape, dim: int, n_parts: int, sizes: t
         if shape[dim] % n_parts:
             raise WeightsError(
                 f"weight rule {rule}: dim {dim} of {name!r} {shape} does not divide into {n_parts} equal parts; "
-                "give their sizes"
+                "set their sizes"
             )
         sizes = (shape[dim] // n_parts,) * n_parts
     if len(sizes) != n_parts or sum(sizes) != shape[dim]:
         raise WeightsError(
-            f"weight rule {rule}: sizes {sizes} for {n_parts} parts do not sum to dim {dim} of {name!r} {shape}"
+            f"weight rule {rule}: sizes {sizes} for {n_parts} parts do not sum to dim {dim} of {name!r} {shape}; "
+            "correct the sizes"
         )
     boxes, start = [], 0
     for size in sizes:
@@ -242,7 +244,7 @@ def _check_placeholders(
     if not left or not right or len(expected) != 1 or clash:
         found = ", ".join(f"{p!r} {sorted(NamePattern(p).placeholders)}" for p in (*left, *right))
         raise WeightsError(
-            f"weight rule {rule}: the names on both sides must have the same placeholders"
-            + (f", and the Hugging Face side {{{only_left}}} besides" if only_left else "")
-            + f"; found {found or 'no names'}"
+            f"weight rule {rule}: found {found or 'no names'}; both sides need the same placeholders"
+            + (f", and the Hugging Face side also {{{only_left}}}" if only_left else "")
+            + "; correct the names"
         )

@@ -1,4 +1,4 @@
-"""Names that more than one plugin provides: found by counting, explained with a way out for each side."""
+"""Finds names that more than one plugin provides, and explains how to resolve the clash."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from archon_core.plugins.loader import CORE_DISTRIBUTION
 from archon_core.plugins.status import IN_PROCESS, PluginStatus
 
 Claims = Mapping[tuple[str, str], Sequence[PluginStatus]]
-"""(kind, name or alias) -> the plugins that provide it, one entry for each time that they do."""
+"""(kind, name or alias) -> the plugins that provide it, with repetitions."""
 
 
 def collect_claims(plugins: Sequence[PluginStatus]) -> Claims:
-    """Who provides which name."""
+    """The plugins that provide each name."""
     claims: defaultdict[tuple[str, str], list[PluginStatus]] = defaultdict(list)
     for plugin in plugins:
         for spec in plugin.specs:
@@ -24,7 +24,7 @@ def collect_claims(plugins: Sequence[PluginStatus]) -> Claims:
 
 
 def clashes_of(plugin: PluginStatus, claims: Claims) -> list[str]:
-    """A message for each name of ``plugin`` that is provided more than once. Core has none: it was there first."""
+    """A message for each clashing name of ``plugin``; none for core, whose names take precedence."""
     if is_core(plugin):
         return []
     return [
@@ -35,7 +35,7 @@ def clashes_of(plugin: PluginStatus, claims: Claims) -> list[str]:
 
 
 def explain_clash(kind: str, name: str, claimants: Sequence[PluginStatus]) -> str:
-    """Who provides the name, and how to leave either of them out."""
+    """The message of a clash: the providers, and how to disable each."""
     who = " and ".join(_describe(plugin) for plugin in claimants)
     ways = dict.fromkeys(_remedy(kind, name, plugin, claimants) for plugin in claimants if not is_core(plugin))
     return f"{label(kind)} {name!r} is provided by {who}; leave one of them out: {' or '.join(ways)}"
@@ -58,10 +58,10 @@ def _remedy(kind: str, name: str, plugin: PluginStatus, claimants: Sequence[Plug
 
 
 def explain_several_builders(names: Sequence[str], option: str | None) -> str:
-    """That several packages build experts and none is chosen.
+    """The message if several packages build experts and none is chosen.
 
     Args:
-        option: the option that chooses; ``None`` where there is no configuration.
+        option: the option that selects one; ``None`` without a configuration.
     """
     if option is None:
         return (

@@ -1,7 +1,7 @@
 """Finds the installed plugins without importing any.
 
-``importlib.metadata.entry_points`` stops at the first distribution whose ``entry_points.txt`` is damaged, whoever
-it belongs to; here each distribution is read alone.
+``importlib.metadata.entry_points`` fails at the first distribution with a damaged ``entry_points.txt``; here each
+distribution is read separately.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from archon_core.plugins.status import PluginStatus, describe_error
 
 @dataclass(frozen=True)
 class Discovery:
-    """What is installed.
+    """The installed plugins.
 
     Attributes:
-        entry_points: those of the group ``archon``, sorted by distribution and name.
-        unreadable: distributions that have some, which cannot be read.
+        entry_points: entry points of the group ``archon``, sorted by distribution and name.
+        unreadable: distributions with unreadable entry points.
     """
 
     entry_points: tuple[importlib.metadata.EntryPoint, ...] = ()
@@ -59,12 +59,12 @@ def discover(path: Sequence[str] | None = None) -> Discovery:
 
 
 def distribution_name(entry_point: importlib.metadata.EntryPoint) -> str:
-    """The package that an entry point came with; see ``installing.name_or_folder``. Empty for one made by hand."""
+    """The package of an entry point; see ``installing.name_or_folder``. Empty for one created in code."""
     return name_or_folder(entry_point.dist) if entry_point.dist else ""
 
 
 def distribution_version(entry_point: importlib.metadata.EntryPoint) -> str:
-    """The version of that package; empty when it is not known."""
+    """The version of an entry point's package; empty if unknown."""
     try:
         return (entry_point.dist.version or "") if entry_point.dist else ""
     except Exception:  # a distribution without METADATA: what is raised depends on the Python version
@@ -72,7 +72,7 @@ def distribution_version(entry_point: importlib.metadata.EntryPoint) -> str:
 
 
 def normalise(name: str) -> str:
-    """A distribution's or entry point's name in the form in which names are compared (PEP 503)."""
+    """A distribution's or entry point's name, normalised for comparison (PEP 503)."""
     return re.sub(r"[-_.]+", "-", name.strip()).lower()
 
 

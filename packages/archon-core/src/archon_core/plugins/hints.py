@@ -1,6 +1,5 @@
-"""Which package to install for a name that nothing provides, and how to say so.
-
-The names that Archon's own packages bring stand in ``first_party``, which is made from the packages.
+"""Install hints: the package that provides a missing name. ``first_party``, generated from the packages, has the names
+of Archon's packages.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ FIRST_STEPS = (
     "Training: pip install archon-train. Models: pip install archon-models-qwen. Algorithms: pip install archon-rl. "
     "Rollout: pip install archon-rollout."
 )
-"""What to tell someone who has core alone."""
+"""Advice for an installation of core alone."""
 
 LABELS: Mapping[str, str] = {"moe": "mixture-of-experts block"}
-"""What a kind is called in messages, where that is not the kind itself."""
+"""Kind -> its name in messages, where that differs."""
 
 
 def label(kind: str) -> str:
-    """What a kind of spec is called in messages: ``train engine`` for ``train_engine``."""
+    """The name of a kind in messages: ``train engine`` for ``train_engine``."""
     return LABELS.get(kind, kind.replace("_", " "))
 
 
@@ -40,8 +39,8 @@ def package_for_option(path: str, *, known: Callable[[str], bool] = lambda optio
 
     Args:
         path: of the option.
-        known: whether a configuration has the option or section of a dotted name. What stands in a section that is
-            there is misspelt, not missing.
+        known: whether the configuration has an option or section of a dotted name. An unknown option in an existing
+            section is misspelt, not missing.
     """
     owners = {
         option: package
@@ -54,7 +53,7 @@ def package_for_option(path: str, *, known: Callable[[str], bool] = lambda optio
 
 
 def not_installed(kind: str, plugins: Sequence[PluginStatus]) -> dict[str, str]:
-    """Names of a kind -> the first-party package that would bring them, of packages that are not installed."""
+    """Names of a kind -> the first-party package that provides them, for packages that are not installed."""
     there = {normalise(plugin.distribution) for plugin in plugins}
     return {
         name: package for package, names in PACKAGES.get(kind, {}).items() if package not in there for name in names
@@ -62,7 +61,7 @@ def not_installed(kind: str, plugins: Sequence[PluginStatus]) -> dict[str, str]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The closest of ``known``, whatever its case, or ``None`` when none is close."""
+    """The closest of ``known``, ignoring case; ``None`` if none is close."""
     by_lower = {candidate.lower(): candidate for candidate in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     return by_lower[close[0]] if close else None
@@ -77,15 +76,15 @@ def explain_unknown(
     plugins: Sequence[PluginStatus],
     noun: str | None = None,
 ) -> str:
-    """The message for a name that nothing provides: the package that has it, or the nearest name and the list.
+    """The message for an unknown name: the package that provides it, or the nearest name and all installed names.
 
     Args:
-        kind: of the spec that was looked up.
-        name: that was looked up.
-        listed: names that would have been found.
-        aliases: more of them, which are only suggested.
-        plugins: all of them; those that are not loaded are named with their cause, since the name may be theirs.
-        noun: what ``name`` is called; ``None`` for the kind's label.
+        kind: kind of the requested spec.
+        name: the requested name.
+        listed: installed names.
+        aliases: installed aliases, used only for suggestions.
+        plugins: all plugins; the message lists unloaded ones with their cause, since they may provide the name.
+        noun: describes ``name``; ``None`` for the kind's label.
     """
     noun = noun or label(kind)
     package = package_for(kind, name)
@@ -114,7 +113,7 @@ def explain_unknown(
 
 
 def alternatives(model_type: str, plugins: Sequence[PluginStatus]) -> str:
-    """What to do about a model type that no spec serves, with the packages that it takes."""
+    """Advice for a model type that no spec serves, with the required packages."""
 
     def unless_there(package: str) -> str:
         there = any(normalise(p.distribution) == package and p.status == "loaded" for p in plugins)
@@ -122,15 +121,15 @@ def alternatives(model_type: str, plugins: Sequence[PluginStatus]) -> str:
 
     unchanged, scaffold = unless_there("archon-models-hf"), unless_there("archon-scaffold")
     return (
-        f"Ways out: where transformers has a causal language model of that type, its own module unchanged{unchanged}, "
-        "by an fsdp: backend in place of archon:, or by archon: with actor.archon.model=hf (--model hf on the command "
-        f"line); a package of your own that archon new model NAME --from-hf CONFIG writes{scaffold}; or a package that "
-        f"serves {model_type!r}"
+        f"Alternatives: run transformers' own module{unchanged}, if it has a causal language model of that type, "
+        "with an fsdp: backend in place of archon:, or with archon: and actor.archon.model=hf (--model hf on the "
+        f"command line); write a package with archon new model NAME --from-hf CONFIG{scaffold}; or install a package "
+        f"that serves {model_type!r}"
     )
 
 
 def explain_none(kind: str, plugins: Sequence[PluginStatus], *, noun: str | None = None) -> str:
-    """The message where specs of a kind would be listed and there are none."""
+    """The message for an empty list of specs of a kind."""
     text = f"No {noun or label(kind)} is available"
     package = next(iter(PACKAGES.get(kind, {})), None)
     if package is None:
@@ -142,7 +141,7 @@ def explain_none(kind: str, plugins: Sequence[PluginStatus], *, noun: str | None
 
 
 def _may_provide(plugin: PluginStatus, kind: str) -> bool:
-    """Whether specs of a kind may come from a plugin. Of a package that is not ours nothing is known: they may."""
+    """Whether a plugin may provide specs of a kind; always true for third-party packages."""
     package = normalise(plugin.distribution)
     ours = any(package in packages for packages in PACKAGES.values())
     return package in PACKAGES.get(kind, {}) or not ours

@@ -1,7 +1,7 @@
 """The hooks that a plugin may implement, one per kind of spec.
 
 A plugin is a light module named by an entry point of the group ``archon``. Its functions, marked with
-``hookimpl`` and named as here, return descriptions; nothing heavy is imported to make or to list them.
+``hookimpl`` and named as here, return specs, and import nothing heavy.
 """
 
 from __future__ import annotations

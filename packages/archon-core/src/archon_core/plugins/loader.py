@@ -1,7 +1,7 @@
-"""Loads plugins one at a time, so that a broken one is reported and the others keep working.
+"""Loads plugins one at a time, so that a broken plugin is reported and the others keep working.
 
-pluggy's own bulk loader stops at the first plugin that does not import. Here each entry point and each plugin's
-hooks stand alone: whatever goes wrong becomes the ``PluginStatus`` of that one plugin.
+pluggy's bulk loader fails at the first plugin that does not import. Here every entry point is loaded separately, and
+its errors become its ``PluginStatus``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PREFIX = f"{PROJECT_NAME}_"
 
 
 def load_plugin(entry_point: importlib.metadata.EntryPoint, *, disabled: bool = False) -> PluginStatus:
-    """Import one plugin and ask it for its specs. Nothing that it does wrong raises."""
+    """Import one plugin and collect its specs. Never raises: errors become its status."""
     about = PluginStatus(
         name=entry_point.name,
         distribution=distribution_name(entry_point),
@@ -46,11 +46,11 @@ def load_plugin(entry_point: importlib.metadata.EntryPoint, *, disabled: bool = 
         module=entry_point.value,
     )
     if disabled:
-        cause = "disabled by ARCHON_DISABLE_PLUGINS or --no-plugin; take its name out to use it"
+        cause = "disabled by ARCHON_DISABLE_PLUGINS or --no-plugin; remove its name there to use it"
         return replace(about, status="disabled", cause=cause)
     torch_was_imported = "torch" in sys.modules
     try:
-        # What a plugin prints must not end up in the JSON that a command prints.
+        # Output of a plugin must not mix with a command's JSON.
         with contextlib.redirect_stdout(sys.stderr):
             plugin = entry_point.load()
     except (Exception, SystemExit) as error:
@@ -66,7 +66,7 @@ def load_plugin(entry_point: importlib.metadata.EntryPoint, *, disabled: bool = 
 
 
 def load_core() -> PluginStatus:
-    """Core's own specs. They are part of the program: they cannot be disabled, and an error in them is ours."""
+    """Core's own specs. They cannot be disabled, and an error in them is a bug of core."""
     from archon_core import __version__, plugin
 
     loaded = collect_specs(plugin, PluginStatus("core", CORE_DISTRIBUTION, __version__, plugin.__name__))
@@ -76,7 +76,7 @@ def load_core() -> PluginStatus:
 
 
 def explain_incompatible(declared: object, plugin: PluginStatus) -> str:
-    """Why a plugin that declares this ``ARCHON_PLUGIN_API`` cannot be used and what mends it, or ``""``."""
+    """Why a plugin with this ``ARCHON_PLUGIN_API`` is incompatible, with a fix; empty if it is compatible."""
     core_major, core_minor = PLUGIN_API
     core_has = f"archon-core has plugin API {core_major}.{core_minor}"
     upgrade_plugin = update_advice(plugin.distribution or plugin.name)
@@ -89,7 +89,7 @@ def explain_incompatible(declared: object, plugin: PluginStatus) -> str:
     if match is None:
         return (
             f"it declares ARCHON_PLUGIN_API = {declared!r}, which is not of the form "
-            f'"{core_major}.{core_minor}"; a newer release may be right: {upgrade_plugin}'
+            f'"{core_major}.{core_minor}"; a newer release may correct it: {upgrade_plugin}'
         )
     major, minor = int(match[1]), int(match[2])
     if major == core_major and minor <= core_minor:
@@ -101,10 +101,10 @@ def explain_incompatible(declared: object, plugin: PluginStatus) -> str:
 def collect_specs(plugin: Any, about: PluginStatus) -> PluginStatus:
     """Call the hooks of an imported plugin and check what they return.
 
-    A hook that raises, or returns something else than specs of its kind, makes the plugin ``failed``: it then
-    provides nothing, rather than a part that depends on which hook broke.
+    A hook that raises, or returns anything but specs of its kind, makes the plugin ``failed``: it then provides
+    nothing, rather than an arbitrary part of its specs.
     """
-    # A manager of its own keeps one plugin's errors, and its hook wrappers, away from the others.
+    # A separate manager isolates one plugin's errors and hook wrappers from the others.
     manager = pluggy.PluginManager(PROJECT_NAME)
     manager.add_hookspecs(hookspecs)
     try:
@@ -126,7 +126,7 @@ def collect_specs(plugin: Any, about: PluginStatus) -> PluginStatus:
 
 
 def check_spec(spec: Spec) -> None:
-    """Raise ``ValueError`` when a spec's name, aliases or target do not have the form that users can write."""
+    """Raise ``ValueError`` if a spec's name, aliases or target are malformed."""
     described = f"{type(spec).__name__} {spec.name!r}"
     for name in (spec.name, *spec.aliases):
         if not isinstance(name, str) or not re.fullmatch(r"\S+", name):
@@ -151,7 +151,7 @@ def _checked_specs(provided: object, spec_type: type[Spec]) -> list[Spec]:
 def _misspelt_hooks(manager: pluggy.PluginManager, plugin: Any) -> Iterator[str]:
     known = [spec_type.hook for spec_type in SPEC_TYPES]
     for caller in manager.get_hookcallers(plugin) or []:
-        # An optional hook belongs to a newer plugin API and is meant to be passed over.
+        # An optional hook belongs to a newer plugin API and may be unknown here.
         if not caller.has_spec() and not all(impl.optionalhook for impl in caller.get_hookimpls()):
             meant = _suggest_hook(caller.name, known) or "; known are " + ", ".join(known)
             yield f"{caller.name} is not a hook of Archon{meant}"
@@ -170,7 +170,7 @@ def _misspelt_hooks(manager: pluggy.PluginManager, plugin: Any) -> Iterator[str]
 
 
 def _suggest_hook(name: str, known: Sequence[str]) -> str:
-    # The prefix that all share would make any two of them look alike.
+    # The common prefix would make all hook names look similar.
     close = nearest(name.removeprefix(_PREFIX), [hook.removeprefix(_PREFIX) for hook in known])
     return f"; did you mean '{_PREFIX}{close}'?" if close else ""
 
@@ -185,8 +185,8 @@ def _declared_api(plugin: Any, entry_point: importlib.metadata.EntryPoint) -> ob
 def _failed(about: PluginStatus, what: str, error: BaseException) -> PluginStatus:
     missing = getattr(error, "name", None) if isinstance(error, ImportError) else None
     if missing and missing.partition(".")[0] == "archon_core":
-        mend = "this archon-core does not have what it asks for: pip install --upgrade archon-core"
+        fix = "this archon-core lacks a module or name that it imports: pip install --upgrade archon-core"
     else:
         update = update_advice(about.distribution or about.name)
-        mend = f"update it: {update}, or leave it out: ARCHON_DISABLE_PLUGINS={about.name}"
-    return replace(about, status="failed", cause=f"{what}; {mend}", error=error)
+        fix = f"update it: {update}, or disable it: ARCHON_DISABLE_PLUGINS={about.name}"
+    return replace(about, status="failed", cause=f"{what}; {fix}", error=error)

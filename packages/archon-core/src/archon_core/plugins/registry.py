@@ -1,6 +1,6 @@
-"""What is installed, by kind and name. Every lookup gives a spec, or an error that says what to do.
+"""The registry of installed specs, by kind and name. A failed lookup raises an error that says what to do.
 
-A name that two plugins provide belongs to neither: looking it up raises, everything else keeps working.
+A name that two plugins provide belongs to neither: looking it up raises, and everything else keeps working.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ KINDS: Mapping[str, type[Spec]] = {spec_type.kind: spec_type for spec_type in SP
 
 
 class Registry:
-    """Specs of core and of the loaded plugins, and those that were added in process.
+    """Specs of core, of the loaded plugins, and specs added in process.
 
     Attributes:
-        problems: what is wrong with the plugins' settings, such as a disabled name that no plugin has.
+        problems: errors in the plugins' settings, such as a disabled name that no plugin has.
     """
 
     def __init__(self, plugins: Sequence[PluginStatus], *, problems: Sequence[str] = ()) -> None:
@@ -41,7 +41,7 @@ class Registry:
 
     @property
     def plugins(self) -> list[PluginStatus]:
-        """Core first, then what is installed, then what was added in process; clashes are among the problems."""
+        """Core, then installed plugins, then specs added in process; name clashes are among their problems."""
         everyone = [*self._installed, *([self._in_process] if self._in_process.specs else [])]
         return [replace(plugin, problems=(*plugin.problems, *clashes_of(plugin, self._claims))) for plugin in everyone]
 
@@ -50,16 +50,16 @@ class Registry:
     @overload
     def get(self, kind: str, name: str) -> Spec: ...
     def get(self, kind: str | type[Spec], name: str) -> Spec:
-        """The spec of this kind that has this name or alias.
+        """The spec of this kind with this name or alias.
 
         Args:
             kind: a spec class or its ``kind``: ``ScheduleSpec`` or ``"schedule"``.
-            name: as users write it.
+            name: name or alias.
 
         Raises:
-            UnknownNameError: nothing provides it. The message names the package to install, or the plugin that
+            UnknownNameError: no plugin provides the name. The message names the package to install, the plugin that
                 failed, or the nearest name.
-            PluginError: more than one plugin provides it.
+            PluginError: more than one plugin provides the name.
         """
         kind = _kind(kind)
         claims = self._claims.get((kind, name), ())
@@ -83,7 +83,7 @@ class Registry:
     @overload
     def all(self, kind: str) -> list[Spec]: ...
     def all(self, kind: str | type[Spec]) -> list[Spec]:
-        """Every spec of a kind, core's first, except those whose name more than one plugin provides."""
+        """All specs of a kind, core's first, except those with clashing names."""
         kind = _kind(kind)
         return [
             spec
@@ -93,7 +93,7 @@ class Registry:
         ]
 
     def model_for(self, model_type: str, name: str | None = None) -> ModelSpec:
-        """The architecture for a checkpoint.
+        """The model spec for a checkpoint.
 
         Args:
             model_type: of the checkpoint's Hugging Face config.
@@ -130,10 +130,10 @@ class Registry:
         raise UnknownNameError(self._explain_unserved(model_type))
 
     def add(self, spec: Spec) -> None:
-        """Register a spec for this process, as in a notebook. An equal one may be added again without effect.
+        """Register a spec for this process, as in a notebook. Adding an equal spec again has no effect.
 
         Raises:
-            PluginError: it is malformed, or its name or an alias is taken.
+            PluginError: the spec is malformed, or its name or an alias is taken.
         """
         if not isinstance(spec, tuple(KINDS.values())):
             raise PluginError(f"found {spec!r}; add a spec, such as RewardSpec(name=..., target='module:function')")
@@ -149,10 +149,10 @@ class Registry:
         self._replace_in_process((*self._in_process.specs, replace(spec, origin="")))
 
     def remove(self, kind: str | type[Spec], name: str) -> None:
-        """Take back what ``add`` registered.
+        """Remove a spec that ``add`` registered.
 
         Raises:
-            UnknownNameError: nothing of this name was added in process.
+            UnknownNameError: no spec of this name was added in process.
         """
         kind = _kind(kind)
         rest = tuple(spec for spec in self._in_process.specs if (spec.kind, spec.name) != (kind, name))
@@ -160,7 +160,7 @@ class Registry:
             added = [spec.name for spec in rest if spec.kind == kind]
             raise UnknownNameError(
                 f"{label(kind)} {name!r} was not added in this process{did_you_mean(name, added)}; "
-                "what a plugin provides is left out with ARCHON_DISABLE_PLUGINS"
+                "to disable a plugin, use ARCHON_DISABLE_PLUGINS"
             )
         self._replace_in_process(rest)
 
@@ -179,11 +179,10 @@ class Registry:
 
 
 def build_registry(discovery: Discovery, environment: Mapping[str, str]) -> Registry:
-    """Load what was found as the environment says: ``ARCHON_DISABLE_PLUGINS`` and ``ARCHON_STRICT_PLUGINS``.
+    """Load the discovered plugins, according to ``ARCHON_DISABLE_PLUGINS`` and ``ARCHON_STRICT_PLUGINS``.
 
     Raises:
-        PluginError: a setting is malformed; or strict mode is on and a plugin failed, is incompatible, clashes
-            with another one or has another problem.
+        PluginError: a setting is malformed; or in strict mode, a plugin failed, is incompatible, or has a problem.
     """
     strict = _is_strict(environment)
     disabled = {normalise(name) for name in environment.get("ARCHON_DISABLE_PLUGINS", "").split(",") if name.strip()}
@@ -214,7 +213,7 @@ def build_registry(discovery: Discovery, environment: Mapping[str, str]) -> Regi
 
 @functools.cache
 def registry() -> Registry:
-    """The registry of this process, made at the first call. ``registry.cache_clear()`` has it made anew."""
+    """The registry of this process, built at the first call. ``registry.cache_clear()`` resets it."""
     return build_registry(discover(), os.environ)
 
 

@@ -1,4 +1,4 @@
-"""What became of one plugin: loaded or not, why, and what it provides."""
+"""``PluginStatus``: the result of loading one plugin."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from archon_core.contracts.spec import Spec
 Status = Literal["loaded", "failed", "incompatible", "disabled"]
 
 IN_PROCESS = "this process"
-"""Stands for a distribution's name with specs that were added by ``registry().add``."""
+"""In place of a distribution's name, for specs added by ``registry().add``."""
 
 
 @dataclass(frozen=True)
 class PluginStatus:
-    """What became of one entry point.
+    """The result of loading one entry point.
 
     Attributes:
         name: the entry point's name.
-        distribution: what pip calls the package that brings it, or the folder of its metadata where pip has no name.
+        distribution: name of its package, or the folder of its metadata if that has no name.
         version: of that package.
-        module: what the entry point names, such as ``archon_rl.plugin``.
+        module: the module of the entry point, such as ``archon_rl.plugin``.
         status: ``loaded``, ``failed`` (it raised), ``incompatible`` (another plugin API) or ``disabled``.
-        cause: why it is not loaded, and what to do; empty when it is.
-        problems: what is wrong with a loaded plugin: misspelt hooks, names that another plugin provides too.
-        specs: what it provides; empty unless loaded.
-        error: the exception behind ``cause``, if there is one.
+        cause: why it is not loaded, with a fix; empty if it is loaded.
+        problems: problems of a loaded plugin: misspelt hooks, clashing names.
+        specs: its specs; empty unless loaded.
+        error: the exception behind ``cause``, if any.
     """
 
     name: str
@@ -44,5 +44,5 @@ class PluginStatus:
 
 
 def describe_error(error: BaseException) -> str:
-    """``ValueError: the message``, or the class alone when there is no message."""
+    """``ValueError: the message``, or only the class if there is no message."""
     return f"{type(error).__name__}: {error}".rstrip(": ")

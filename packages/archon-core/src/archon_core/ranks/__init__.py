@@ -1,1 +1,1 @@
-"""Processes: who they are, and small Python values between them. Tensors of training never come this way."""
+"""The processes of a run: identity, exchange of small Python values, and shared errors. Not for tensors."""

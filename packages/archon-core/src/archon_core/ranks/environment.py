@@ -1,6 +1,6 @@
-"""The place that a launcher gave this process: the environment variables of ``torchrun``, which ours sets too.
+"""The rank environment: the environment variables of ``torchrun``, which Archon's launcher sets, too.
 
-Imports no torch, so that a command can tell whether it is a rank before anything heavy is loaded.
+Imports no torch, so that a command knows whether it is a rank before heavy imports.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class RankEnvironment:
     """One process of a launched run.
 
     Attributes:
-        rank: this process, from 0.
-        world_size: how many there are.
-        local_rank: this process among those of its machine; its device.
-        local_world_size: how many there are on its machine.
+        rank: of this process, from 0.
+        world_size: number of processes.
+        local_rank: index of this process on its machine, and of its device.
+        local_world_size: number of processes on its machine.
     """
 
     rank: int
@@ -30,10 +30,10 @@ class RankEnvironment:
 
 
 def rank_environment(environment: Mapping[str, str] = os.environ) -> RankEnvironment | None:
-    """What the launcher said, or ``None`` for a process that no launcher started.
+    """The rank environment; ``None`` for a process without a launcher.
 
     Raises:
-        ConfigError: only some of the variables are there, or they contradict one another.
+        ConfigError: only some of the variables are set, or they contradict each other.
     """
     if "RANK" not in environment or "WORLD_SIZE" not in environment:
         return None

@@ -1,8 +1,8 @@
-"""What a failing rank leaves behind for whoever started it.
+"""The error file of a failing rank, for its launcher.
 
-The file has the form in which torch's own launcher reads it (``torch.distributed.elastic.multiprocessing.errors``), so
-that ``torchrun`` shows our messages too; ours finds more in it. Written and read without torch, since a rank may fail
-before that is imported.
+The format is that of torch's launcher (``torch.distributed.elastic.multiprocessing.errors``), so that ``torchrun``
+shows our messages, too, with additional fields for Archon's launcher. Does not import torch, since a rank may fail
+before that.
 """
 
 from __future__ import annotations
@@ -37,13 +37,12 @@ class RankError:
     """Why a rank failed.
 
     Attributes:
-        kind: ``user`` for an ``ArchonError``; ``told`` for one that only repeats what another rank said of itself;
-            ``connection`` when it lost the connection to another rank, which therefore failed before; ``error`` for
-            everything else.
+        kind: ``user`` for an ``ArchonError``; ``told`` for an error relayed from another rank; ``connection`` for a
+            lost connection to another rank, which failed before; ``error`` for everything else.
         name: class of the exception.
         message: its text and notes.
-        traceback: where it was raised.
-        time: when it was written, in seconds since 1970.
+        traceback: formatted traceback.
+        time: of writing, in seconds since the epoch.
     """
 
     kind: Kind
@@ -54,7 +53,7 @@ class RankError:
 
 
 def describe_error(error: BaseException) -> RankError:
-    """An exception as what is kept of it."""
+    """The ``RankError`` of an exception."""
     kind: Kind = "error"
     if is_connection_loss(error):
         kind = "connection"
@@ -70,8 +69,8 @@ def write_error(error: RankError, path: str | None = None) -> None:
     """Write the file.
 
     Args:
-        error: what is told.
-        path: where to; ``None`` for where the launcher wants it, which may be nowhere.
+        error: the error.
+        path: the file; ``None`` for the path from the launcher, if it set one.
     """
     path = os.environ.get(ERROR_FILE) if path is None else path
     if not path:
@@ -86,7 +85,7 @@ def write_error(error: RankError, path: str | None = None) -> None:
 
 
 def read_error(path: str | Path) -> RankError | None:
-    """Read the file; ``None`` when the rank left none that can be read."""
+    """Read the file; ``None`` if it is missing or unreadable."""
     try:
         message = json.loads(Path(path).read_text(encoding="utf-8"))["message"]
         ours = message["archon"]
@@ -96,9 +95,9 @@ def read_error(path: str | Path) -> RankError | None:
 
 
 def is_connection_loss(error: BaseException) -> bool:
-    """Whether the first exception of a chain says that another rank is gone.
+    """Whether the first exception of a chain is a lost connection to another rank.
 
-    A rank that fails for a reason of its own may lose connections while it cleans up; the reason comes first.
+    A rank that fails for another reason may lose connections during clean-up, but later in the chain.
     """
     *_, first = _chain(error)
     named = {base.__name__ for base in type(first).__mro__} & set(_CONNECTION_TYPES)

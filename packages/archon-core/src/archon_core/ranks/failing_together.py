@@ -1,4 +1,4 @@
-"""One rank's error raised on all of them, so that none goes on alone into a collective and waits there for ever."""
+"""Raises one rank's error on all ranks, so that none enters a collective alone and waits forever."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from archon_core.ranks.ranks import Ranks
 
 @dataclass(frozen=True)
 class Failure:
-    """What went wrong on a rank, as the others are told.
+    """The failure of a rank, as sent to the others.
 
     Attributes:
-        kind: the class that they raise.
-        text: the message, or the error's own name and message when it is not one of ours.
+        kind: the exception class to raise.
+        text: the message; for errors other than ``ArchonError``, with the class name.
     """
 
     kind: type[ArchonError]
@@ -34,11 +34,11 @@ def raise_on_every_rank(own: Exception | None, failures: Sequence[Failure | None
     """Raise if any rank has failed.
 
     Args:
-        own: what happened on this rank.
-        failures: what happened on each.
+        own: the error on this rank, if any.
+        failures: the failure of each rank, if any.
 
     Raises:
-        Exception: ``own``, or on a rank without one an error of the same class as the first failed rank's.
+        Exception: ``own``; without it, an error of the class of the first failed rank's error.
     """
     if own is not None:
         raise own
@@ -51,15 +51,15 @@ def raise_on_every_rank(own: Exception | None, failures: Sequence[Failure | None
 
 @contextmanager
 def failing_together(ranks: Ranks, *, kind: type[Exception] = Exception) -> Iterator[None]:
-    """Raise on every rank when the block has failed on one. Collective; inside the block there may be no collective.
+    """If the block fails on one rank, raise on every rank. Collective; the block itself must not be collective.
 
     Args:
-        ranks: which.
-        kind: the errors that the ranks share. Any other is raised on this rank at once, which ends the run: for a
-            block in which ranks do meet, and which raises this kind only when none waits inside any more.
+        ranks: the ranks.
+        kind: the exception class to share. Others are raised at once on this rank only, which ends the run. A narrower
+            class allows collectives in the block, if it is raised only while no rank waits in one.
 
     Raises:
-        Exception: as ``raise_on_every_rank`` does.
+        Exception: as in ``raise_on_every_rank``.
     """
     own: Exception | None = None
     try:

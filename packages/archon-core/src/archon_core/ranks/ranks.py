@@ -1,7 +1,7 @@
-"""All processes of a run, as trainers see them: who am I, and how do we agree on a small Python value.
+"""``Ranks``: the processes of a run, and the exchange of small Python values between them.
 
-Values are pickled and travel over gloo, whatever the device is. They are for counts, flags, texts, rewards and token
-ids, not for weights.
+Values are pickled and sent over gloo on any device. They are for counts, flags, texts, rewards and token ids, not for
+weights.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class Ranks:
     """The processes of a run. Every method but the properties must be called by all of them, in the same order.
 
     Attributes:
-        rank: this process, from 0.
-        size: how many there are.
-        group: the ``ProcessGroup``; ``None`` for torch's default one. Not used when ``size`` is 1.
+        rank: of this process, from 0.
+        size: number of processes.
+        group: the ``ProcessGroup``; ``None`` for torch's default group. Not used if ``size`` is 1.
     """
 
     rank: int = 0
@@ -28,7 +28,7 @@ class Ranks:
 
     @classmethod
     def of_process_group(cls, group: Any = None) -> Ranks:
-        """The members of ``group``, or of the default group; one single rank when torch.distributed is not set up."""
+        """The members of ``group``, or of the default group; a single rank without torch.distributed."""
         import torch.distributed as dist
 
         if not (dist.is_available() and dist.is_initialized()):
@@ -37,11 +37,11 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes files and talks to the user."""
+        """Whether this process writes files and prints output."""
         return self.rank == 0
 
     def gather(self, value: T) -> list[T]:
-        """``value`` of every rank, in order of ranks."""
+        """The values of all ranks, in rank order."""
         if self.size == 1:
             return [value]
         import torch.distributed as dist
@@ -51,7 +51,7 @@ class Ranks:
         return values
 
     def broadcast(self, value: T) -> T:
-        """``value`` of rank 0; what the others pass is not used."""
+        """The value of rank 0; other values are ignored."""
         if self.size == 1:
             return value
         import torch.distributed as dist
@@ -61,15 +61,15 @@ class Ranks:
         return values[0]
 
     def any(self, flag: bool) -> bool:
-        """Whether ``flag`` is true on some rank."""
+        """Whether ``flag`` is true on any rank."""
         return any(self.gather(flag))
 
     def barrier(self) -> None:
-        """Wait until all ranks are here."""
+        """Wait for all ranks."""
         self.gather(None)
 
     def apart(self) -> Ranks:
-        """The same processes with a gloo group of their own, for a thread that meets while the main one does, too."""
+        """The same processes with a separate gloo group, for collectives in a background thread."""
         if self.size == 1:
             return self
         import torch.distributed as dist
@@ -84,15 +84,15 @@ class Ranks:
 
 @dataclass(frozen=True)
 class DataRanks:
-    """The data-parallel ranks of an engine: each works on sequences of its own.
+    """The data-parallel ranks of an engine, each with its own sequences.
 
-    Ranks that share their sequences, such as tensor ranks, have the same ``rank`` here.
+    Ranks that work on the same sequences, such as tensor ranks, have the same ``rank`` here.
 
     Attributes:
-        rank: of this process.
-        size: how many there are.
+        rank: data rank of this process.
+        size: number of data ranks.
         everyone: all processes of the engine.
-        members: for each data rank, in order, one process that speaks for it.
+        members: per data rank, the process that represents it.
     """
 
     rank: int = 0
@@ -101,6 +101,6 @@ class DataRanks:
     members: tuple[int, ...] = (0,)
 
     def gather(self, value: T) -> list[T]:
-        """``value`` of every data rank, in order. All processes of the engine must call it."""
+        """The values of all data ranks, in order. Collective over all processes of the engine."""
         values = self.everyone.gather(value)
         return [values[member] for member in self.members]

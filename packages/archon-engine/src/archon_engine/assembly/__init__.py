@@ -1,1 +1,1 @@
-"""From a configuration to a sharded module with weights."""
+"""Builds a sharded module with weights from a configuration."""

@@ -1,6 +1,6 @@
-"""From a blueprint to a module with weights: build what this process holds, shard, materialise, fill.
+"""Turns a blueprint into a module with weights: builds this process's part, shards, materialises and fills it.
 
-Everything before the last two steps works on shapes alone, so that no process ever holds more than its part.
+All steps before the last two work on shapes only, so no process ever holds more than its part.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import Selection
 from archon_core.contracts.model import CausalModule
+from archon_core.contracts.module import model_decisions
 from archon_core.contracts.pipeline import PipelineParts
 from archon_core.layout import Layout, ParallelDims
-from archon_core.models.parallel_plan import layer_number, matches
-from archon_core.selection import Selection
+from archon_core.models.name_pattern import matches_any
+from archon_core.models.parallel_plan import layer_number
 from archon_engine.assembly.blocks import Blocks, prepare_blocks
-from archon_engine.assembly.blueprint import Blueprint, draw_blueprint
+from archon_engine.assembly.blueprint import Blueprint, build_blueprint
 from archon_engine.assembly.experts import ExpertBlocks
 from archon_engine.assembly.tied_copies import TiedCopies
 from archon_engine.assembly.weight_loading import load_weights
@@ -29,11 +31,10 @@ from archon_engine.mesh import (
     device_of_rank,
 )
 from archon_engine.models.hf_config import checkpoint_folder
-from archon_engine.models.initialize import initialize_weights
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import initialize_weights, materialize_empty
 from archon_engine.models.parameter_names import named_weights, owners
 from archon_engine.models.staged import StagedModule, stages_of
-from archon_engine.nn.attention import check_attention_backend, set_attention_backend, softcap_of
+from archon_engine.nn.attention import attention_settings, check_attention_backend, set_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.parallel.fsdp import (
@@ -51,17 +52,17 @@ class Assembled:
     """A sharded module with its weights.
 
     Attributes:
-        plan: the blueprint that it was built from.
+        plan: the blueprint from which it was built.
         module: on its device, with its weights.
-        parameters: global name -> parameter, sharded; a tied one once, under its first name. Looked up once, here:
-            while a forward pass runs, FSDP2 puts whole parameters in the place of these.
-        named_weights: the same with persistent buffers, a tied one under each of its names.
-        groups: how FSDP2 shards the module; ``None`` for a module that is whole and needs no cast.
+        parameters: global name -> sharded parameter; a tied parameter once, under its first name. Looked up only once,
+            because FSDP2 replaces these by unsharded parameters while a forward pass runs.
+        named_weights: parameters and persistent buffers; a tied parameter under each of its names.
+        groups: the FSDP2 groups; ``None`` for an unsharded module that needs no cast.
         blocks: compilation and activation checkpointing of its blocks.
-        meshes: the ranks that it is sharded over; ``None`` for a module that is whole and needs no cast.
-        pipeline: this process's part of a pipeline; ``None`` where the model is not cut into stages.
-        tied: weights of which two stages have a copy; ``None`` where none has.
-        experts: the mixture-of-experts blocks that are here; ``None`` for a model without experts.
+        meshes: the meshes over which it is sharded; ``None`` for an unsharded module that needs no cast.
+        pipeline: this process's part of a pipeline; ``None`` without a pipeline.
+        tied: tied weights with copies on two stages; ``None`` if there are none.
+        experts: the mixture-of-experts blocks of this process; ``None`` for a model without experts.
     """
 
     plan: Blueprint
@@ -77,17 +78,18 @@ class Assembled:
 
     @property
     def copies(self) -> Mapping[str, str]:
-        """Names of parameters here that are copies of another -> that one's name."""
+        """Name of each tied copy on this process -> name of its original."""
         return {} if self.tied is None else self.tied.held
 
     @property
     def buffers(self) -> dict[str, Tensor]:
-        """Persistent buffers by name: part of a training state, and whole on every process that has their module."""
+        """Persistent buffers by name. They belong to the training state, and every process with their module holds them
+        whole."""
         return {name: w for name, w in self.named_weights.items() if not isinstance(w, nn.Parameter)}
 
     @property
     def logical_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters without copies: over all processes of a pipeline, each of the model's once."""
+        """The parameters without tied copies, so that the processes of a pipeline together hold each parameter once."""
         return {name: parameter for name, parameter in self.parameters.items() if name not in self.copies}
 
 
@@ -100,26 +102,25 @@ def assemble(
     role: str,
     seed: int,
 ) -> tuple[Assembled, list[Decision]]:
-    """Build the model that ``config`` names. Returns it with the decisions that were taken.
+    """Build the model that ``config`` names. Returns it with the decisions.
 
-    Collective when the layout has more than one rank. Where ``needs_meshes``, the caller has started the process
-    group.
+    Collective if the layout has more than one rank. If ``needs_meshes``, the process group must exist.
 
     Args:
         config: the section of the configuration that describes the model.
-        effective: what was made of its options.
-        layout: how the model is sharded.
+        effective: the options in effect.
+        layout: the layout of the model.
         selection: the chosen model, schedule, pipeline and experts.
         role: the section's name, for messages.
-        seed: the run's seed, for weights that no checkpoint gives.
+        seed: the run's seed, for weights that the checkpoint lacks.
 
     Raises:
-        ConfigError: not exactly one of ``path`` and ``model_config`` is given, or an option does not fit the model.
-        ModelError: the model's configuration cannot be read or expressed, or its architecture has no value head.
-        LayoutError: the model cannot be sharded like that, or another number of processes runs.
-        WeightsError: the checkpoint does not fit.
+        ConfigError: not exactly one of ``path`` and ``model_config`` is set, or an option does not fit the model.
+        ModelError: the model's configuration is unreadable or unsupported, or its architecture has no value head.
+        LayoutError: the layout does not fit the model or the number of processes.
+        WeightsError: the checkpoint does not fit the model.
     """
-    plan = draw_blueprint(config, effective, layout=layout, selection=selection, role=role)
+    plan = build_blueprint(config, effective, layout=layout, selection=selection, role=role)
     check_world(plan.dims, option=f"{role}.backend")
     meshes: Meshes | None = None
     if needs_meshes(plan.dims, effective):
@@ -128,19 +129,25 @@ def assemble(
     if effective.attn_type is not None:
         compute_dtype = getattr(torch, effective.compute_dtype)
         head_dim = plan.arguments.head_dim
-        capped = softcap_of(module)
-        backend = check_attention_backend(effective.attn_type, effective.device, compute_dtype, head_dim, capped)
+        backend = check_attention_backend(
+            effective.attn_type,
+            effective.device,
+            compute_dtype,
+            head_dim,
+            attention_settings(module),
+            option=f"{role}.archon.attn_type",
+        )
         set_attention_backend(module, backend)
     if meshes is not None and meshes.tp is not None:
         for stage in stages_of(module):
             apply_tensor_parallel(stage, plan.parallel, meshes.tp)
-    # The order is fixed: tensor and expert ranks cut parameters before FSDP2 shards what they leave; see also
-    # ``assembly.blocks`` for what comes between the two.
-    experts = None if plan.expert_builder is None else _share_experts(module, plan, meshes)
-    uneven = _uneven_experts(module, plan, meshes, role) if meshes is not None else []
+    # The order is fixed: tensor and expert ranks shard parameters before FSDP2 shards the parts that they leave.
+    # ``assembly.blocks`` describes the steps in between.
+    experts = None if plan.expert_builder is None else _shard_experts(module, plan, meshes)
+    uneven = _uneven_expert_decisions(module, plan, meshes, role) if meshes is not None else []
     blocks = prepare_blocks(module, plan.parallel, effective, role=role, among=plan.block_names)
     groups = [] if meshes is None else [_shard_parameters(s, plan, effective, meshes) for s in stages_of(module)]
-    # FSDP2 brings parameters to the device block by block; buffers are used from where they are.
+    # FSDP2 copies parameters to the device block by block, but buffers are used in place.
     home = "cpu" if effective.offload_params else device_of_rank()
     materialize_empty(module, home, buffer_device=device_of_rank())
     parameters = {name: parameter for name, _, _, parameter in owners(module)}
@@ -172,23 +179,25 @@ def assemble(
 
 
 def _model_decisions(plan: Blueprint, role: str) -> list[Decision]:
-    """What the model's package does other than the model's configuration says; it names entries of that."""
-    decisions: Sequence[Decision] = getattr(plan.arguments, "decisions", ())
-    return [replace(decision, option=f"{role}.model_config.{decision.option}") for decision in decisions]
+    """Decisions of the model package; their options name entries of the model's configuration."""
+    return [
+        replace(decision, option=f"{role}.model_config.{decision.option}")
+        for decision in model_decisions(plan.arguments)
+    ]
 
 
 def _expert_decisions(experts: ExpertBlocks, effective: EffectiveConfig, role: str) -> list[Decision]:
-    """What experts change in what was asked."""
+    """Decisions about the options of experts."""
     decisions = experts.builder.decisions(effective.device, getattr(torch, effective.compute_dtype), role=role)
     if effective.compile:
-        reason = "how many tokens an expert gets differs from batch to batch, so what depends on that stays eager"
-        without = "true, without dispatch and experts"
+        reason = "the number of tokens per expert differs from batch to batch, so code that depends on it stays eager"
+        without = "true, except dispatch and experts"
         decisions.append(Decision(f"{role}.archon.enable_compile", "true", without, reason))
     return decisions
 
 
 def _build_stages(plan: Blueprint, meshes: Meshes | None) -> nn.Module:
-    """What this process holds of the model, on the meta device."""
+    """Build this process's part of the model on the meta device."""
     if plan.stages is None:
         return plan.whole
     assert meshes is not None, "a pipeline has a mesh"
@@ -203,12 +212,12 @@ def _pipeline_parts(
     groups: Sequence[FsdpGroups],
     effective: EffectiveConfig,
 ) -> PipelineParts:
-    """This process's part of the pipeline, as its runner takes it."""
+    """This process's part of the pipeline, for its runner."""
     schedule = plan.selection.schedule
-    assert plan.stages is not None, "stages come"
-    assert schedule is not None, "with a schedule"
-    assert meshes is not None, "and with pipeline ranks"
-    assert meshes.pipeline is not None, "in their mesh"
+    assert plan.stages is not None, "a pipeline has stages"
+    assert schedule is not None, "a pipeline has a schedule"
+    assert meshes is not None, "a pipeline has meshes"
+    assert meshes.pipeline is not None, "the meshes have a pipeline axis"
     held = plan.stages.held_by(meshes.pipeline_rank)
     return PipelineParts(
         plan=plan.stages,
@@ -225,15 +234,15 @@ def _pipeline_parts(
     )
 
 
-def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) -> ExpertBlocks:
+def _shard_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) -> ExpertBlocks:
     """Shard the experts of ``module``, on the meta device, in place."""
     builder = plan.expert_builder
-    assert builder is not None, "a model with experts has someone who builds them"
+    assert builder is not None, "a model with experts has a builder"
     blocks = {
         str(layer_number(name)): block
         for stage in stages_of(module)
         for name, block in stage.named_modules()
-        if any(matches(pattern, name) for pattern in plan.parallel.experts)
+        if matches_any(plan.parallel.experts, name)
     }
     if meshes is not None and meshes.experts is not None:
         for block in blocks.values():
@@ -241,30 +250,30 @@ def _share_experts(module: nn.Module, plan: Blueprint, meshes: Meshes | None) ->
     return ExpertBlocks(builder, blocks, meshes)
 
 
-def _uneven_experts(module: nn.Module, plan: Blueprint, meshes: Meshes, role: str) -> list[Decision]:
-    """Decision for expert weights that do not shard evenly. Call it before FSDP shards them."""
+def _uneven_expert_decisions(module: nn.Module, plan: Blueprint, meshes: Meshes, role: str) -> list[Decision]:
+    """Decision for expert weights that do not shard evenly. Call it before FSDP2 shards them."""
     if meshes.experts is None:
         return []
     size = meshes.experts.fsdp.size(-1)
     experts = [part for stage in stages_of(module) for part in expert_modules(stage, plan.parallel)]
     for name, parameter in (found for part in experts for found in part.named_parameters()):
         if even_dim(parameter, size) is None:
-            reason = f"{name} {tuple(parameter.shape)} has no dim that {size} ranks (edp) can cut evenly"
-            return [Decision(f"{role}.backend", "even shares of experts", "uneven ones, along dim 0", reason)]
+            reason = f"{name} {tuple(parameter.shape)} has no dim that {size} ranks (edp) divide evenly"
+            return [Decision(f"{role}.backend", "equal shards of experts", "unequal shards along dim 0", reason)]
     return []
 
 
 def needs_meshes(dims: ParallelDims, effective: EffectiveConfig) -> bool:
-    """Whether FSDP2 handles the module, which takes meshes, and those a process group.
+    """Whether the module needs FSDP2, and thus meshes and a process group.
 
-    One process goes without when it neither casts its weights nor keeps them on the host.
+    One process needs neither, unless it casts its weights or keeps them on the host.
     """
     is_cast = effective.compute_dtype != effective.master_dtype
     return dims.world_size > 1 or is_cast or effective.offload_params
 
 
 def _shard_parameters(module: nn.Module, plan: Blueprint, effective: EffectiveConfig, meshes: Meshes) -> FsdpGroups:
-    """Shard the parameters over ranks with other tokens, on the meta device, in place."""
+    """Shard the parameters with FSDP2 over ranks with other tokens, on the meta device, in place."""
     return apply_fsdp(
         module,
         plan.parallel,

@@ -1,7 +1,7 @@
-"""What is done to a model's blocks between tensor parallelism and FSDP2: compile, then checkpoint, then measure.
+"""Prepares a model's blocks between tensor parallelism and FSDP2: compiles, then checkpoints, then measures.
 
-Each step replaces ``forward`` by one that calls the one before, so the order is that from the inside out: a checkpoint
-recomputes compiled code, and what is measured is all of it.
+Each step wraps ``forward``, so the first step is innermost: a checkpoint recomputes compiled code, and measuring covers
+both.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from archon_engine.parallel.recompute_log import RecomputeLog
 
 @dataclass(frozen=True)
 class Blocks:
-    """What was done to a module's blocks.
+    """The prepared blocks of a module.
 
     Attributes:
-        compiled: the compiled blocks of each stage; none when they run eagerly.
+        compiled: the compiled blocks of each stage; empty without compilation.
         log: measures the first step; ``None`` without ``ac_debug``.
     """
 
@@ -39,7 +39,7 @@ class Blocks:
 
     @contextmanager
     def eager(self) -> Iterator[None]:
-        """Run no compiled code inside."""
+        """Run blocks eagerly inside the context."""
         with ExitStack() as stack:
             for blocks in self.compiled:
                 stack.enter_context(blocks.suspended())
@@ -49,11 +49,11 @@ class Blocks:
 def prepare_blocks(
     module: nn.Module, plan: ParallelPlan, effective: EffectiveConfig, *, role: str, among: Sequence[str] | None = None
 ) -> Blocks:
-    """Compile and checkpoint the blocks of ``module`` in place, as ``effective`` says.
+    """Compile and checkpoint the blocks of ``module`` in place, according to ``effective``.
 
     Args:
-        role: the name of the section that asks for it, for messages.
-        among: names of all blocks of the model, where ``module`` holds stages of it.
+        role: the section's name, for messages.
+        among: names of all blocks of the model, if ``module`` holds only some stages.
 
     Raises:
         ConfigError: there is no compiler, or the model has too few blocks to recompute every Nth.
@@ -78,7 +78,7 @@ def _prepare_stage(
     compiled = None
     by_operation = effective.ac_mode == "selective" and effective.ac_every is None
     if effective.compile:
-        # The compiler's own recomputation: operations inside of a graph are not seen by torch's checkpoint.
+        # Compiled graphs recompute by themselves, because torch's checkpoint does not see operations inside a graph.
         keeping = None
         if effective.ac_mode == "memory_budget":
             keeping = Keeping.within(effective.ac_memory_budget)

@@ -1,6 +1,6 @@
-"""A model before there is any storage: what a configuration asks for, on the meta device, and how it will be cut.
+"""The plan of a model without storage: the module on the meta device, and how the layout shards it.
 
-Nothing here needs another process, except that all of them must find the same configuration.
+Only reading the configuration is collective; everything else works without other processes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from archon_core.contracts.engine import Selection
 from archon_core.contracts.model import LoadedModel, ModelArguments
+from archon_core.contracts.module import attention_dropout
 from archon_core.contracts.moe import MoEBuilder
 from archon_core.contracts.pipeline import StagePlan
 from archon_core.errors import ConfigError
@@ -21,7 +23,6 @@ from archon_core.layout.model_sizes import check_sizes
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.models.stage import Stage
 from archon_core.models.weight_map import ResolvedMap
-from archon_core.selection import Selection
 from archon_engine.assembly.stages import plan_stages
 from archon_engine.models.capabilities import check_capabilities
 from archon_engine.models.hf_config import read_source
@@ -30,27 +31,30 @@ from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.options.routing_replay import replay_without_experts
 from archon_engine.parallel.activation_checkpointing import blocks_of
-from archon_engine.parallel.context import check_context_plan
-from archon_engine.parallel.sizes import check_refusals, sharded_extents
-from archon_engine.parallel.tensor import check_tensor_plan
+from archon_engine.parallel.plan_checks import (
+    check_context_plan,
+    check_refusals,
+    check_tensor_plan,
+    sharded_extents,
+)
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """A model that has been planned and holds no storage yet.
+    """A planned model without storage.
 
     Attributes:
-        selection: the specs that it is built from, as chosen for the engine.
-        model: the parts of the model's spec, imported.
+        selection: the specs chosen for the engine.
+        model: the imported parts of the model's spec.
         hf_config: the checkpoint's configuration, as ``transformers`` reads it.
-        arguments: the model's own sizes and options.
-        dtype: in which weights are kept.
+        arguments: the model's sizes and options.
+        dtype: dtype of stored weights.
         dims: sizes of all axes.
-        parallel: what the model's modules are.
-        whole: the whole model on the meta device, as nothing has sharded it.
-        weights: which Hugging Face tensor holds which of its parameters.
-        stages: how it is cut for a pipeline; ``None`` without one.
-        expert_builder: builds its experts; ``None`` for a model without.
+        parallel: the model's parallel plan.
+        whole: the whole, unsharded model on the meta device.
+        weights: the resolved map between its weights and Hugging Face tensors.
+        stages: the pipeline stages; ``None`` without a pipeline.
+        expert_builder: builds its experts; ``None`` for a model without experts.
     """
 
     selection: Selection
@@ -75,13 +79,13 @@ class Blueprint:
         return [name for name, _ in blocks_of(self.whole, self.parallel)]
 
 
-def draw_blueprint(
+def build_blueprint(
     config: ArchonEngineConfig, effective: EffectiveConfig, *, layout: Layout, selection: Selection, role: str
 ) -> Blueprint:
-    """Plan how ``layout`` cuts the model that ``config`` names. Collective.
+    """Plan the model that ``config`` names for ``layout``. Collective.
 
     Raises:
-        ConfigError, ModelError, LayoutError: as ``assembled.assemble`` says.
+        ConfigError, ModelError, LayoutError: see ``assembled.assemble``.
     """
     hf_config = read_source(config, role=role)
     spec, schedule = selection.model, selection.schedule
@@ -138,7 +142,7 @@ def _build(
 
 
 def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role: str) -> None:
-    dropout = getattr(arguments, "attention_dropout", 0.0)
+    dropout = attention_dropout(arguments)
     if dropout and not config.disable_dropout:
         raise ConfigError(
             f"{role}.disable_dropout: found false with attention_dropout {dropout} in the model's configuration; this "
@@ -147,7 +151,7 @@ def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role:
 
 
 def _check_plan(whole: nn.Module, plan: ParallelPlan, layout: Layout, *, option: str) -> None:
-    """Check that a whole module can be sharded as ``layout`` says. Raises LayoutError, ModelError."""
+    """Check that ``layout`` can shard a whole module. Raises LayoutError, ModelError."""
     check_refusals(plan, layout, option=option)
     check_sizes(sharded_extents(whole, plan), layout, option=option)
     if layout.dims["c"] > 1:

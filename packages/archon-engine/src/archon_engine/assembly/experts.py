@@ -1,6 +1,6 @@
 """Mixture-of-experts blocks in a training step.
 
-Before it, micro-batches get the totals by which balancing losses are divided. After it, what the blocks reported is
+Before the step, micro-batches get the totals that divide balancing losses. After it, the reports of the blocks are
 summed over all ranks, for metrics and for balancing by bias.
 """
 
@@ -37,7 +37,7 @@ class StepReports:
         self._reports: dict[tuple[str, int], Mapping[str, Tensor]] = {}
 
     def add(self, micro_batch: int, layer: str, values: Mapping[str, Tensor]) -> None:
-        """Take a layer's report on one micro-batch: name -> sum over its tokens."""
+        """Add a layer's report on one micro-batch: name -> sum over its tokens."""
         self._reports[layer, micro_batch] = {name: value.detach() for name, value in values.items()}
 
     def totals_here(self) -> Totals:
@@ -56,9 +56,9 @@ class ExpertBlocks:
     """The mixture-of-experts blocks that this process holds.
 
     Attributes:
-        builder: built them, and updates and measures them.
-        blocks: the layer's number, as text -> block, of those that are here.
-        meshes: the ranks that they are sharded over; ``None`` for one process that keeps its module whole.
+        builder: built the blocks; updates them and computes their metrics.
+        blocks: layer index as text -> block, for the layers of this process.
+        meshes: the meshes over which they are sharded; ``None`` for an unsharded module.
     """
 
     builder: MoEBuilder
@@ -67,20 +67,21 @@ class ExpertBlocks:
 
     @property
     def holders(self) -> dist.ProcessGroup | None:
-        """Processes that hold the same layers and other tokens; ``None`` for this one alone."""
+        """The processes with the same layers and other tokens; ``None`` if there is only this one."""
         if self.meshes is None:
             return None
         return self.meshes.holders or (dist.group.WORLD if self.meshes.dims.world_size > 1 else None)
 
     @property
     def pipeline(self) -> dist.ProcessGroup | None:
-        """Processes that hold other layers; ``None`` where all are here."""
+        """The processes with other layers; ``None`` without a pipeline."""
         return None if self.meshes is None else self.meshes.pipeline
 
     def with_batch_totals(
         self, micro_batches: Sequence[MicroBatch], whole: Share
     ) -> tuple[list[MicroBatch], StepReports]:
-        """Micro-batches with the totals of the whole batch, by which blocks divide their losses, and their reports."""
+        """Add the totals of the whole batch, which divide the blocks' losses, to micro-batches. Returns the
+        micro-batches and the object that collects the blocks' reports."""
         reports = StepReports()
         carrying = []
         for number, micro_batch in enumerate(micro_batches):
@@ -94,7 +95,7 @@ class ExpertBlocks:
         return carrying, reports
 
     def finish(self, reports: StepReports, *, stepped: bool) -> dict[str, float]:
-        """Update what is not trained by gradients, where the optimizer has stepped; returns metrics. Collective."""
+        """If the optimizer has stepped, update state that gradients do not train. Returns metrics. Collective."""
         totals = self._over_all_ranks(reports.totals_here())
         if stepped:
             self.builder.update(self.blocks, totals)

@@ -1,16 +1,18 @@
-"""Cuts a model into pipeline stages: estimates what its units cost, and has the pipeline's package split by that."""
+"""Splits a model into pipeline stages: estimates the costs of its units, and calls the split of the pipeline
+package."""
 
 from __future__ import annotations
 
 from torch import nn
 
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec, StagePlan
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.options.archon import ArchonOptions
 from archon_engine.parallel.activation_checkpointing import blocks_of
 
 HEAD_RECOMPUTES = 4 / 3
-"""A head's matrix product is computed once more in backward than others' are: its logits are not kept."""
+"""Backward computes a head's matrix product once more than others, because logits are not kept."""
 
 
 def plan_stages(
@@ -23,14 +25,14 @@ def plan_stages(
     options: ArchonOptions,
     role: str,
 ) -> StagePlan:
-    """Cut ``whole``, which may be on the meta device, into stages for ``n_ranks`` pipeline ranks.
+    """Split ``whole``, which may be on the meta device, into stages for ``n_ranks`` pipeline ranks.
 
-    Costs are multiplications per token: what the matrices of a unit hold. An embedding multiplies nothing; it counts
-    as one row. Attention's products of tokens with tokens are left out: they are the same in every layer.
+    Costs are multiplications per token: the number of elements in the matrices of a unit. An embedding multiplies
+    nothing and counts as one row. Attention scores are left out, because they cost the same in every layer.
 
     Raises:
         PluginError: the split cannot be imported.
-        LayoutError, ConfigError: as the split does.
+        LayoutError, ConfigError: from the split.
     """
     split = pipeline.load_part("split")
     first_block = plan.units.index(plan.blocks)

@@ -1,7 +1,7 @@
-"""Tied weights whose two uses lie on different pipeline stages: an embedding, and a head on a later stage.
+"""Tied weights on different pipeline stages: an embedding, and a head on a later stage.
 
-Each stage holds a copy. Both start equal, get the sum of both gradients, and are updated by the same arithmetic, so
-they stay equal to the bit. The first, the original, alone counts in norms and checkpoints.
+Each stage holds a copy. Both start equal, get the sum of both gradients and the same update, so they stay equal to the
+bit. Norms and checkpoints include only the first copy, the original.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from archon_engine.parallel.shards import local_values
 
 @dataclass(frozen=True)
 class TiedCopies:
-    """The tied weights of a pipeline whose two copies lie on different stages.
+    """The tied weights of a pipeline that have copies on different stages.
 
     Attributes:
         originals: name of each copy -> name of its original, in the whole model.
-        parameters: name -> parameter, of what this process holds.
+        parameters: name -> parameter, for the parameters of this process.
         pipeline: this process's part of the pipeline.
     """
 
@@ -33,14 +33,14 @@ class TiedCopies:
 
     @property
     def held(self) -> dict[str, str]:
-        """Name of each copy that is here -> name of its original."""
+        """Name of each copy on this process -> name of its original."""
         return {name: original for name, original in self.originals.items() if name in self.parameters}
 
     @torch.no_grad()
     def sum_gradients(self) -> None:
         """Give both copies the sum of their gradients. Collective over the pipeline.
 
-        FSDP2 has reduced them over data ranks before, so that each process exchanges its shard alone.
+        FSDP2 has already reduced them over data ranks, so each process exchanges only its shard.
         """
         rank, (embedding_on, head_on) = self.pipeline.rank, self._ends
         for name, original in self.originals.items():
@@ -53,7 +53,7 @@ class TiedCopies:
     def _ends(self) -> tuple[int, int]:
         """The pipeline ranks of the first stage, which has the originals, and of the last, which has the copies.
 
-        They are one rank where stages lie in a V.
+        They are the same rank if stages are placed in a V.
         """
         plan = self.pipeline.plan
         return plan.rank_of[0], plan.last_rank
@@ -81,14 +81,14 @@ class TiedCopies:
 
     @torch.no_grad()
     def copy_originals(self) -> None:
-        """Fill the copies that lie on the same process as their originals, after something filled those alone."""
+        """Fill the copies on the same process as their originals, after the originals were loaded."""
         for name, original in self.held.items():
             if original in self.parameters:
                 local_values(self.parameters[name]).copy_(local_values(self.parameters[original]))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
-    """The local part of its gradient; zeros where no token reached the weight, since the peer waits in any case."""
+    """The local part of a gradient; zeros if no token reached the weight, because the peer waits in any case."""
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return local_values(parameter.grad)

@@ -18,18 +18,18 @@ from archon_engine.parallel.shards import local_part
 
 
 def load_weights(module: nn.Module, plan: Blueprint, folder: Path, *, role: str, seed: int) -> list[Decision]:
-    """Fill this process's part of a model from a Hugging Face folder. Returns decisions, such as for weights that the
-    checkpoint may lack and the seed gives.
+    """Fill this process's part of a model from a Hugging Face folder. Returns decisions, such as for missing weights
+    that are drawn from the seed.
 
-    Collective, because damage that only some ranks read must fail on all of them.
+    Collective, because damage that only some ranks read must raise on all.
 
     Raises:
-        WeightsError: on every rank, the checkpoint does not fit.
+        WeightsError: on every rank, if the checkpoint is damaged or does not fit.
     """
     ranks = Ranks.of_process_group()
     failure: Exception | None = None
     with ThreadPoolExecutor(1, "archon-check") as pool:
-        checking = pool.submit(check_share, folder, ranks)  # of a folder that we wrote; others have no checksums
+        checking = pool.submit(check_share, folder, ranks)  # only folders that Archon wrote have checksums
         try:
             report = load_hf_weights(
                 module, plan.weights, folder, local_boxes=lambda _name, weight: [local_part(weight)]
@@ -37,7 +37,7 @@ def load_weights(module: nn.Module, plan: Blueprint, folder: Path, *, role: str,
         except Exception as error:
             failure = error
     with failing_together(ranks):
-        checking.result()  # first: damage is named as such on all ranks, whatever it made of loading on one
+        checking.result()  # first, so that damage is reported as damage, whatever error it caused in loading
     with failing_together(ranks):
         if failure is not None:
             raise failure
@@ -50,6 +50,6 @@ def load_weights(module: nn.Module, plan: Blueprint, folder: Path, *, role: str,
         local_part=local_part,
     )
     return report.plan.decisions(f"{role}.path") + [
-        Decision(f"{role}.path", f"{name} of {folder}", "random, from the seed", "the checkpoint has none")
+        Decision(f"{role}.path", f"{name} of {folder}", "random, from the seed", "the checkpoint lacks it")
         for name in report.initialised
     ]

@@ -1,1 +1,1 @@
-"""Checkpoints: Hugging Face folders for weights, distributed checkpoints to continue a run."""
+"""Checkpoints: Hugging Face folders for weights, and distributed checkpoints to continue a run from."""

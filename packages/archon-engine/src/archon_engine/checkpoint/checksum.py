@@ -1,8 +1,8 @@
-"""Checksums that keep up with memory: one pass of additions, not a byte-wise polynomial.
+"""Checksums as fast as memory: one pass of additions instead of a byte-wise polynomial.
 
-The bytes are summed as 64-bit words within pages of 32 KiB, and a hash goes over the sums and over what is left after
-the last whole page. A flipped bit, zeros in the place of data, a stale or a misplaced page change the result, but for
-one case in 2^64; words that only change places inside one page do not show. It reads 25 to 50 GB/s on one core where
+Bytes are summed as 64-bit words within pages of 32 KiB; a hash covers the sums, and the bytes after the last whole
+page. Flipped bits, zeros in place of data, and stale or misplaced pages change the result, except in one case of 2^64.
+Words that swap places within one page go undetected. It reads 25 to 50 GB/s on one core where
 CRC-32 reads 6 and SHA-256 2 (docs/performance.md).
 """
 
@@ -15,19 +15,19 @@ from torch import Tensor
 
 PAGE = 2**15
 BLOCK = 2**20
-"""What is summed at a time, in bytes: it stays in the processor's cache for whoever writes or copies it next."""
+"""Bytes that are summed at a time: few enough to stay in the processor's cache for the next write or copy."""
 
 
 class Checksum:
-    """Of bytes that come in order. All calls but the last must give whole pages."""
+    """The checksum of a sequence of bytes. Every ``update`` but the last must pass whole pages."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=8)
 
     def update(self, content: Tensor) -> None:
-        """Take in bytes, uint8 [n] on the CPU."""
+        """Add bytes, uint8 [n] on the CPU."""
         if content.storage_offset() % 8:
-            content = content.clone()  # only aligned bytes can be seen as words
+            content = content.clone()  # only aligned bytes can be viewed as words
         whole = content.numel() // PAGE * PAGE
         if whole:
             sums = content[:whole].view(torch.int64).view(-1, PAGE // 8).sum(1)
@@ -41,7 +41,7 @@ class Checksum:
 
 
 def blocks(content: Tensor) -> tuple[Tensor, ...]:
-    """Consecutive parts of bytes, uint8 [n], each but the last of ``BLOCK``."""
+    """Split bytes, uint8 [n], into consecutive parts of ``BLOCK``; the last may be shorter."""
     return content.split(BLOCK) if content.numel() else ()
 
 

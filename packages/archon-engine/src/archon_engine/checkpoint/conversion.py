@@ -1,7 +1,7 @@
-"""From a training state to a Hugging Face folder and back, on one process, without building the model.
+"""Converts a training state to a Hugging Face folder and back, on one process, without building the model's weights.
 
-One tensor is in memory at a time, beside mapped files. The model's module is built on the meta device, for the names
-and shapes of its parameters.
+Memory holds one tensor at a time, besides mapped files. The module is built on the meta device, for the names and
+shapes of its parameters.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from archon_engine.checkpoint.publication import publish_folder
 from archon_engine.checkpoint.seal import check_share
 from archon_engine.checkpoint.step_folders import saved_steps, step_folder
 from archon_engine.checkpoint.stored_weights import StoredWeights
-from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.initialize import build_module
 from archon_engine.models.parameter_names import owners, weight_shapes
 
 
 @dataclass(frozen=True)
 class _Model:
-    """What is known of a model without its weights."""
+    """A model without its weights."""
 
     name: str
     hf_config: Any
@@ -49,17 +49,17 @@ class _Model:
 
 
 def find_state(source: Path) -> Path:
-    """The folder of a training state: ``source`` itself, the one in a checkpoint, or that of a run's last checkpoint.
+    """Find the folder of a training state: ``source`` itself, its ``dcp`` folder, or that of a run's last checkpoint.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: there is no training state.
     """
     last = [step_folder(source, step) / "dcp" for step in saved_steps(source)[-1:]]
     candidates = [source, source / "dcp", *last]
     found = next((folder for folder in candidates if (folder / ".metadata").is_file()), None)
     if found is None:
         raise ConfigError(
-            f"{source}: found no training state there; give a run's folder, one of its checkpoints, or a dcp folder"
+            f"{source}: found no training state; give a run folder, one of its checkpoints, or a dcp folder"
         )
     return found
 
@@ -68,29 +68,33 @@ def convert_to_hf(source: Path, destination: Path, *, config: str | None = None,
     """Write the weights of a training state as a Hugging Face folder.
 
     Args:
-        source: see ``find_state``. A tokenizer in the run folder around it is copied, too.
-        destination: must not be there, or be empty.
-        config: folder or hub id with the model's ``config.json``, for states that do not tell their own.
-        dtype: the type to store; ``None`` for the one they have.
+        source: see ``find_state``. If it lies in a run folder, the run's tokenizer is copied, too.
+        destination: a new or empty folder.
+        config: folder or hub id with the model's ``config.json``, for states that contain none.
+        dtype: dtype to store; ``None`` for that of the state.
 
     Returns:
-        The folder that was read.
+        The folder of the training state.
 
     Raises:
-        ArchonError: something is missing, damaged, or does not fit.
+        ArchonError: a file is missing or damaged, or does not fit the model.
     """
     _refuse_occupied(destination)
     state = find_state(source)
     saved = SavedState.open(state)
     entries, critic, name = saved.model.get("hf_config"), saved.model.get("critic", False), saved.model.get("model")
     if config is None and entries is None:
-        raise ConfigError(f"training state {state}: found no model configuration in it; give the model's by --config")
+        raise ConfigError(f"training state {state}: found no model configuration; give it with --config")
     hf_config = load_hf_config(config if config is not None else entries)
     model = _describe(hf_config, critic=critic, name=name if config is None else None)
     stored = StoredWeights(saved)
     problems = _differences(stored.shapes, model.parameters)
     if problems:
-        raise WeightsError(f"training state {state} does not fit the model:\n  " + "\n  ".join(problems))
+        raise WeightsError(
+            f"training state {state} does not fit the model:\n  "
+            + "\n  ".join(problems)
+            + "\ngive the configuration of this state's model with --config"
+        )
     types = set(stored.dtypes.values())
     with publish_folder(destination) as folder:
         save_hf_weights(
@@ -98,7 +102,7 @@ def convert_to_hf(source: Path, destination: Path, *, config: str | None = None,
             model.weights,
             folder,
             model.hf_config,
-            dtype=_one_type(types, dtype, state),
+            dtype=_single_dtype(types, dtype, state),
             critic=critic,
             companions_from=_tokenizer_of(state),
         )
@@ -108,19 +112,19 @@ def convert_to_hf(source: Path, destination: Path, *, config: str | None = None,
 def convert_to_dcp(
     source: Path, destination: Path, *, dtype: str | None = None, run_as: str | None = None
 ) -> list[Decision]:
-    """Write the weights of a Hugging Face folder as a training state of no steps, without optimizer state.
+    """Write the weights of a Hugging Face folder as a training state at step zero, without optimizer state.
 
     Args:
         source: a folder with safetensors files and ``config.json``.
-        destination: must not be there, or be empty.
-        dtype: the type to store; ``None`` for the one they have.
+        destination: a new or empty folder.
+        dtype: dtype to store; ``None`` for that of the folder.
         run_as: name of the model spec that will load it; ``None`` for the one that serves the model type.
 
     Returns:
-        What was left out of the folder.
+        Decisions about files and tensors of the folder that were not read.
 
     Raises:
-        ArchonError: something is missing, damaged, or does not fit.
+        ArchonError: a file is missing or damaged, or does not fit the model.
     """
     _refuse_occupied(destination)
     hf_config = load_hf_config(source)
@@ -131,8 +135,12 @@ def convert_to_dcp(
     weights, report = checkpoint.form_of(model.weights)
     if not report.fits or report.initialised:
         lacking = [f"missing     {name}" for name in report.initialised]
-        raise WeightsError(f"checkpoint {source} does not fit the model:\n  " + "\n  ".join(report.lines() + lacking))
-    kind = _one_type({checkpoint.dtype(name) for name in weights.hf_shapes}, dtype, source)
+        raise WeightsError(
+            f"checkpoint {source} does not fit the model:\n  "
+            + "\n  ".join(report.lines() + lacking)
+            + "\ngive a folder whose weights match its config.json"
+        )
+    kind = _single_dtype({checkpoint.dtype(name) for name in weights.hf_shapes}, dtype, source)
     parts = [
         Part(WEIGHT + name, shape, Box.whole(shape), kind, _reader(name, shape, kind, weights, checkpoint))
         for name, shape in model.parameters.items()
@@ -149,7 +157,7 @@ def _describe(hf_config: Any, *, critic: bool, name: str | None) -> _Model:
     parts = spec.load()
     arguments = parts.arguments.from_hf_config(hf_config, critic=critic)
     with torch.device("meta"):
-        module = build_alone(spec, arguments, installed=installed)
+        module = build_module(spec, arguments, installed=installed)
     weights = parts.weight_map(arguments).resolve(weight_shapes(module))
     return _Model(spec.name, hf_config, weights, {name: tuple(p.shape) for name, _, _, p in owners(module)})
 
@@ -165,12 +173,12 @@ def _reader(
     return read
 
 
-def _one_type(found: set[torch.dtype], asked: str | None, source: Path) -> torch.dtype:
-    if asked is not None:
-        return getattr(torch, asked)
+def _single_dtype(found: set[torch.dtype], requested: str | None, source: Path) -> torch.dtype:
+    if requested is not None:
+        return getattr(torch, requested)
     if len(found) > 1:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
-        raise ConfigError(f"{source}: found weights of several types ({names}); choose one of them by --dtype")
+        raise ConfigError(f"{source}: found weights of several dtypes ({names}); choose one with --dtype")
     [dtype] = found
     return dtype
 
@@ -194,4 +202,4 @@ def _tokenizer_of(state: Path) -> Path | None:
 
 def _refuse_occupied(destination: Path) -> None:
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise ConfigError(f"{destination}: found something there already; give a folder that is new or empty")
+        raise ConfigError(f"{destination}: found a file, or a folder that is not empty; give a new or empty folder")

@@ -1,8 +1,8 @@
-"""One data file of a distributed checkpoint in the making: tensors one after the other, each as ``torch.save`` has it.
+"""Writes a data file of a distributed checkpoint: one tensor after the other, each in the format of ``torch.save``.
 
-torch's own writer copies every tensor on its way through the archive and computes a CRC-32, which makes it less than
-half as fast as a plain write. Here torch writes the archive around the tensor, and the tensor's bytes go from where
-they are straight into the file. torch's readers read the result.
+torch's own writer copies every tensor through the archive and computes a CRC-32, which makes it less than half as fast
+as a plain write. Here torch writes only the archive around the tensor, and the tensor's bytes go from memory straight
+into the file. torch's readers read the result.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import Tensor
 
 from archon_engine.checkpoint.checksum import bytes_of
 from archon_engine.checkpoint.seal import Region, RegionWriter, SealedFile
-from archon_engine.compat import save_around
+from archon_engine.compat import save_without_data
 
 ALIGNMENT = 64
-"""Archives begin at multiples of this many bytes; inside them torch aligns the tensor alike."""
+"""Archives begin at multiples of this many bytes; torch aligns the tensor in the archive to the same number."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """One tensor's place in a file, as torch's metadata tell it.
+    """The archive of one tensor in a file, as torch's metadata describe it.
 
     Attributes:
-        start: the first byte of its archive.
-        size: of the archive, in bytes.
+        start: offset of its first byte.
+        size: its size in bytes.
     """
 
     start: int
@@ -38,10 +38,10 @@ class Archive:
 
 
 class DataFile:
-    """A file that is written from its beginning to its end; a context manager.
+    """A file written sequentially; a context manager.
 
     Args:
-        path: the file to make.
+        path: the file to create.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,7 +49,7 @@ class DataFile:
         self._place = 0
         self._regions: list[Region] = []
         self._frame = hashlib.blake2b(digest_size=8)
-        self._surroundings: dict[tuple[torch.Size, torch.dtype], tuple[bytes, bytes]] = {}
+        self._cached_bytes: dict[tuple[torch.Size, torch.dtype], tuple[bytes, bytes]] = {}
 
     def __enter__(self) -> DataFile:
         self._file: BinaryIO = self._path.open("wb")
@@ -63,11 +63,11 @@ class DataFile:
         self._file.close()
 
     def append(self, values: Tensor) -> Archive:
-        """Write one tensor, which lies on the CPU and is not empty."""
+        """Write one tensor, which is on the CPU and not empty."""
         kind = values.shape, values.dtype
-        if kind not in self._surroundings:
-            self._surroundings[kind] = _surroundings(*kind)
-        before, after = self._surroundings[kind]
+        if kind not in self._cached_bytes:
+            self._cached_bytes[kind] = _bytes_around(*kind)
+        before, after = self._cached_bytes[kind]
         self._write_frame(bytes(-self._place % ALIGNMENT))
         start = self._place
         self._write_frame(before)
@@ -76,7 +76,7 @@ class DataFile:
         return Archive(start, self._place - start)
 
     def sealed(self) -> SealedFile:
-        """What was written; for the time after the last ``append``."""
+        """The seal of the file. Call it after the last ``append``."""
         return SealedFile(self._place, self._frame.hexdigest(), tuple(self._regions))
 
     def _write_frame(self, piece: bytes) -> None:
@@ -89,17 +89,17 @@ class DataFile:
         self._place += content.numel()
 
 
-def _surroundings(shape: torch.Size, dtype: torch.dtype) -> tuple[bytes, bytes]:
-    """What ``torch.save`` writes before and after the bytes of a tensor; it does not depend on them."""
+def _bytes_around(shape: torch.Size, dtype: torch.dtype) -> tuple[bytes, bytes]:
+    """The bytes that ``torch.save`` writes before and after those of a tensor; they do not depend on its values."""
     tensor = torch.empty(shape, dtype=dtype)
     recorder = _Recorder()
-    save_around(tensor, recorder)
+    save_without_data(tensor, recorder)
     assert recorder.room == [tensor.nbytes], f"torch.save leaves room for {recorder.room} bytes of {tensor.nbytes}"
     return bytes(recorder.before), bytes(recorder.after)
 
 
 class _Recorder:
-    """The file that ``torch.save`` is given."""
+    """A file object for ``torch.save`` that records the bytes around the tensor."""
 
     def __init__(self) -> None:
         self.before, self.after = bytearray(), bytearray()

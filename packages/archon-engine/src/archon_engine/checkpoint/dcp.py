@@ -1,7 +1,7 @@
 """Training state in torch's distributed checkpoint format: weights and optimizer state under global parameter names.
 
-Names and values do not depend on how tensors are sharded, so a run can continue on another layout. Beside the tensors
-lie counters and the model's configuration, so that the folder can be understood without the run it came from.
+Names and values do not depend on the sharding, so a run can continue on another layout. Counters and the model's
+configuration lie beside the tensors, so the folder can be read without the run that wrote it.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ MODEL = "model.json"
 
 
 def describe_model(hf_config: Any, *, critic: bool, name: str) -> dict[str, Any]:
-    """What a training state says of its model.
+    """The description of the model in a training state.
 
     Args:
         hf_config: the ``transformers`` configuration.
-        critic: the head is a value head.
-        name: of the model's spec.
+        critic: whether the head is a value head.
+        name: name of the model's spec.
     """
     return {"hf_config": json.loads(hf_config.to_json_string(use_diff=False)), "critic": critic, "model": name}
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """What is saved of an engine.
+    """The state of an engine to save.
 
     Attributes:
-        parts: this rank's, of weights and optimizer state.
-        counters: numbers that belong to them.
+        parts: this rank's parts of weights and optimizer state.
+        counters: counters, such as the version of the weights.
         model: see ``describe_model``.
     """
 
@@ -78,15 +78,15 @@ class TrainingState:
         counters: Mapping[str, int],
         model: Mapping[str, Any],
     ) -> TrainingState:
-        """Describe what is in memory, without copying it."""
+        """Describe weights and optimizer state in memory, without copying them."""
         tensors = {WEIGHT + name: parameter for name, parameter in parameters.items()}
         for name, state in optimizer_state.items():
             tensors.update({f"{_STATE}{name}.{key}": value for key, value in state.items()})
         return cls([part_of(name, tensor) for name, tensor in tensors.items()], dict(counters), dict(model))
 
     def write(self, folder: Path, ranks: Ranks) -> None:
-        """Write into ``folder``, which is created. Collective over ``ranks`` alone, so that a separate group can write
-        while training goes on.
+        """Write into ``folder``, which is created. Collective over ``ranks`` only, so a separate group can write while
+        training continues.
 
         Raises:
             WeightsError: on every rank, a part could not be written.
@@ -96,7 +96,7 @@ class TrainingState:
             if ranks.is_first:
                 (folder / COUNTERS).write_text(json.dumps(self.counters) + "\n", encoding="utf-8")
                 (folder / MODEL).write_text(json.dumps(self.model, indent=2) + "\n", encoding="utf-8")
-        with _in_our_terms(f"training state {folder}: it could not be written; see to the disk's space and rights"):
+        with _translated_errors(f"training state {folder}: cannot write it; check disk space and permissions"):
             dcp.save(
                 {},
                 storage_writer=TensorWriter(folder, (COUNTERS, MODEL)),
@@ -108,14 +108,14 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class SavedState:
-    """A folder that holds a training state, with its small files read and checked.
+    """A training state on disk whose small files have been read and checked.
 
     Attributes:
-        folder: where it is.
-        metadata: torch's: what is saved there under which name.
-        counters: numbers that were saved with it.
-        model: see ``TrainingState``; empty when an earlier version wrote the folder.
-        seal: checksums; ``None`` when an earlier version wrote the folder.
+        folder: the folder.
+        metadata: torch's index of the saved tensors.
+        counters: the saved counters.
+        model: see ``describe_model``; empty if an earlier version wrote the folder.
+        seal: checksums by file; ``None`` if an earlier version wrote the folder.
     """
 
     folder: Path
@@ -126,14 +126,14 @@ class SavedState:
 
     @classmethod
     def open(cls, folder: Path) -> SavedState:
-        """Read what the folder says of itself.
+        """Read and check the small files of a folder.
 
         Raises:
-            WeightsError: there is no training state, or a damaged one.
+            DamagedError: the training state is missing, incomplete or damaged.
         """
         if not (folder / METADATA).is_file() or not (folder / COUNTERS).is_file():
             raise DamagedError(
-                f"training state {folder}: found no complete one there; name a folder written by a dcp save"
+                f"training state {folder}: found none, or an incomplete one; give a folder that was saved as dcp"
             )
         seal = read_seal(folder)
         for name in (METADATA, COUNTERS, MODEL):
@@ -144,7 +144,7 @@ class SavedState:
             model = json.loads((folder / MODEL).read_text(encoding="utf-8")) if (folder / MODEL).is_file() else {}
         except (OSError, ValueError) as error:
             raise DamagedError(
-                f"training state {folder}: its description is damaged ({error!r}); copy it anew"
+                f"training state {folder}: cannot read {COUNTERS} or {MODEL} ({error!r}); copy the folder again"
             ) from error
         return cls(folder, read_metadata(folder / METADATA), counters, model, seal)
 
@@ -155,16 +155,18 @@ class SavedState:
         return {name.removeprefix(WEIGHT): entry for name, entry in saved.items() if name.startswith(WEIGHT)}
 
     def read(self, tensors: dict[str, Any], ranks: Ranks) -> None:
-        """Fill tensors, DTensors among them, by their names in the checkpoint. Collective; checks all files.
+        """Fill tensors, plain or DTensors, by their names in the checkpoint. Collective. Checks all files.
 
         Raises:
-            WeightsError: on every rank, a file is damaged.
+            WeightsError: on every rank, if a file is damaged.
         """
         if self.seal is None:
             reader = DescribedReader(self.folder, self.metadata)
         else:
             reader = TensorReader(self.folder, self.metadata, self.seal, ranks)
-        with _in_our_terms(f"training state {self.folder}: its files are damaged or incomplete; copy it anew"):
+        with _translated_errors(
+            f"training state {self.folder}: its files are damaged or incomplete; copy the folder again"
+        ):
             dcp.load(
                 tensors,
                 storage_reader=reader,
@@ -177,19 +179,19 @@ class SavedState:
 def load_training_state(
     folder: Path, parameters: Mapping[str, Tensor], whole: Collection[str] | None = None
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, int], list[Decision]]:
-    """Read weights into ``parameters`` in place; return the optimizer state by parameter name, the counters, and what
-    was done otherwise than usual.
+    """Read weights into ``parameters`` in place; return the optimizer state by parameter name, the counters, and
+    decisions.
 
     Collective.
 
     Args:
         folder: written by ``TrainingState.write``.
-        parameters: those that this process holds a part of.
-        whole: names of all parameters of the model, on all processes; ``None`` where all are here.
+        parameters: the parameters that this process holds parts of.
+        whole: names of all parameters of the model, on all processes; ``None`` if this process has all.
 
     Raises:
-        WeightsError: on every rank, the folder holds no training state, a damaged one, or one whose names, shapes and
-            types are not those of ``parameters``.
+        WeightsError: on every rank, if the training state is missing or damaged, or its names, shapes or dtypes differ
+            from those of ``parameters``.
     """
     ranks = Ranks.of_process_group()
     with failing_together(ranks):
@@ -210,18 +212,19 @@ def load_training_state(
     saved.read(tensors, ranks)
     decisions = []
     if saved.seal is None:
-        reason = "it has no checksums: an earlier version of archon-core wrote it"
+        reason = "it has no checksums: an earlier version of Archon wrote it"
         decisions.append(Decision("trainer.resume", f"{folder}, checked", "not checked for damage", reason))
     return optimizer_state, dict(saved.counters), decisions
 
 
 @contextmanager
-def _in_our_terms(message: str) -> Iterator[None]:
-    """Around torch's saving and loading, which tells all ranks when one fails.
+def _translated_errors(message: str) -> Iterator[None]:
+    """Turn errors of torch's saving and loading, which reach all ranks, into Archon's.
 
-    Its error is no ``Exception``. It warns that one process without a process group is one process.
+    ``CheckpointException`` is a ``BaseException``. The block also silences torch's warning about a missing process
+    group, which one process does not need.
     """
-    # For good: filters belong to the process, and another thread may be changing them.
+    # Never restored: filters belong to the process, and another thread may be changing them.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
     try:
         yield
@@ -257,6 +260,6 @@ def _check_fit(saved: SavedState, parameters: Mapping[str, Tensor], whole: Colle
     if types:
         pairs = ", ".join(f"found {was}, the model has {now}" for was, now in types)
         raise WeightsError(
-            f"training state {saved.folder}: its weights are of another type: {pairs}; resume with the dtype and "
-            "archon.master_dtype that the run was started with, or begin a new run from its export"
+            f"training state {saved.folder}: its weights have another dtype: {pairs}; resume with the dtype and "
+            "archon.master_dtype that the run was started with, or start a new run from its export"
         )

@@ -1,8 +1,8 @@
-"""Reading ``.metadata`` of a distributed checkpoint without running what is in it.
+"""Reads ``.metadata`` of a distributed checkpoint without running code that it names.
 
-torch pickles its description of a checkpoint and reads it with ``pickle.load``, which calls whatever the file names.
-Here the pickle may name the classes of that description alone, and even these are replaced by records without
-behaviour. torch's objects are then made from the records, field by field. The format is that of torch 2.11 to 2.13.
+torch pickles the description of a checkpoint and reads it with ``pickle.load``, which calls any function that the file
+names. Here the pickle may name only the classes of the description, and even these become records without behaviour.
+torch's objects are then built from the records, field by field. The format is that of torch 2.11 to 2.13.
 """
 
 from __future__ import annotations
@@ -46,24 +46,24 @@ _PATH_MODULES = {"pathlib", "pathlib._local"}  # the second one on Python 3.13
 
 
 def read_metadata(file: Path) -> Metadata:
-    """The description that torch's ``FileSystemWriter`` wrote, of tensors alone.
+    """Read the description that torch's ``FileSystemWriter`` wrote; it must describe tensors only.
 
     Raises:
-        WeightsError: it names something that is no part of such a description, and that loading it would call.
-        DamagedError: it cannot be read, or contradicts itself.
+        WeightsError: it names anything that is not part of a description; torch would call that while loading.
+        DamagedError: it is unreadable or contradicts itself.
     """
     try:
         with file.open("rb") as opened:
             return _metadata(_MetadataUnpickler(opened).load())
     except _ForbiddenError as error:
         raise WeightsError(
-            f"{file}: names {error}, which the description of a checkpoint does not need and which could run code; "
-            "allowed are the classes of torch.distributed.checkpoint.metadata; nothing was run: do not use this "
+            f"{file}: found {error}, which a checkpoint's description does not need and which could run code; "
+            "allowed are the classes of torch.distributed.checkpoint.metadata; nothing was run; do not use this "
             "checkpoint, and find out who changed it"
         ) from None
     except Exception as error:  # what unpickling raises depends on the damage
         raise DamagedError(
-            f"{file}: found no readable description of a checkpoint ({error!r}); copy it anew"
+            f"{file}: found no readable description of a checkpoint ({error!r}); copy the folder again"
         ) from error
 
 
@@ -72,7 +72,7 @@ class _ForbiddenError(Exception):
 
 
 class _Record:
-    """A pickled object as data: what it was made with, and its state."""
+    """A pickled object as data: its constructor's arguments and its state."""
 
     kind = ""
 
@@ -100,7 +100,7 @@ class _Call:
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Resolves the names that the description of a checkpoint consists of, to records, and no others."""
+    """Resolves the names in the description of a checkpoint to records, and refuses all others."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name in _CLASSES.get(module, ()):
@@ -113,7 +113,7 @@ class _MetadataUnpickler(pickle.Unpickler):
                 return _Call(tuple)
         if (module, name) == ("torch.serialization", "_get_layout"):
             return _Call(str)
-        if (module, name) == ("builtins", "getattr"):  # members of enums, as Python 3.11.0 to 3.11.4 pickles them
+        if (module, name) == ("builtins", "getattr"):  # members of enums, as Python 3.11.0 to 3.11.4 pickle them
             return _Call(lambda owner, member: _Record(owner.kind, member))
         if module in _PATH_MODULES and name in _PATHS:
             return _Call(lambda *parts: "/".join(parts))
@@ -126,14 +126,14 @@ def _metadata(record: Any) -> Metadata:
     places = {_index(key): _place(place) for key, place in state["storage_data"].items()}
     stored = {MetadataIndex(name, chunk.offsets) for name, tensor in tensors.items() for chunk in tensor.chunks}
     if lost := stored - places.keys():
-        raise ValueError(f"{next(iter(lost)).fqn!r} is stored nowhere")
+        raise ValueError(f"{next(iter(lost)).fqn!r} is not stored in any file")
     metadata = Metadata(tensors, {}, places, StorageMeta())
     metadata.version = state.get("version")  # a field since torch 2.9
     return metadata
 
 
 def _tensor(record: Any, name: str) -> TensorStorageMetadata:
-    """Objects that are not tensors are refused: torch unpickles their bytes, whatever these are."""
+    """Refuses objects that are not tensors, because torch would unpickle their bytes."""
     if isinstance(record, _Record) and record.kind == "BytesStorageMetadata":
         raise _ForbiddenError(f"{name!r} as pickled bytes")
     state = _state(record, "TensorStorageMetadata")
@@ -152,11 +152,11 @@ def _tensor(record: Any, name: str) -> TensorStorageMetadata:
 
 
 def _properties(record: Any) -> TensorProperties:
-    """The type; what torch calls deprecated beside it is not used."""
+    """The dtype only; torch has deprecated the other properties."""
     _is_record(record, "TensorProperties")
     dtype = record.state[0]
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"found {dtype!r}, no type of tensors")
+        raise TypeError(f"found {dtype!r} in place of a dtype")
     return TensorProperties(dtype=dtype)
 
 
@@ -169,7 +169,7 @@ def _index(record: Any) -> MetadataIndex:
     state = _state(record, "MetadataIndex")
     offset, index = state.get("offset"), state.get("index")
     if not isinstance(index, int | None):
-        raise TypeError(f"found {index!r}, no index of a part")
+        raise TypeError(f"found {index!r} in place of an index")
     return MetadataIndex(_text(state["fqn"]), None if offset is None else _size(offset), index)
 
 
@@ -181,7 +181,7 @@ def _place(record: Any) -> Any:
     if state.get("transform_descriptors"):
         raise ValueError(f"{name} is compressed")
     if not isinstance(start, int) or not isinstance(size, int) or start < 0 or size < 0:
-        raise ValueError(f"found {start!r} and {size!r} as a place in {name}")
+        raise ValueError(f"found {start!r} and {size!r} as offset and length in {name}")
     return storage_info(name, start, size)
 
 
@@ -194,16 +194,16 @@ def _state(record: Any, kind: str) -> Mapping[str, Any]:
 
 def _is_record(record: Any, kind: str) -> None:
     if not isinstance(record, _Record) or record.kind != kind:
-        raise TypeError(f"found {getattr(record, 'kind', None) or type(record).__name__} in the place of {kind}")
+        raise TypeError(f"found {getattr(record, 'kind', None) or type(record).__name__} in place of {kind}")
 
 
 def _size(value: Any) -> torch.Size:
     if not isinstance(value, tuple) or not all(type(extent) is int and extent >= 0 for extent in value):
-        raise TypeError(f"found {value!r}, no size of a tensor")
+        raise TypeError(f"found {value!r} in place of a size")
     return torch.Size(value)
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"found {value!r} in the place of a name")
+        raise TypeError(f"found {value!r} in place of a name")
     return value

@@ -1,7 +1,7 @@
-"""How distributed checkpoints lie on disk: torch's format, written without copies, read through mapped memory, sealed.
+"""Distributed checkpoints on disk: torch's format, written without copies, sealed, and read through mapped memory.
 
-Every rank writes one file, the first one ``.metadata`` and the seal. A rank that reads checks the files of its share:
-tensors that it takes whole while it copies them, everything else for itself.
+Every rank writes one file; the first rank also writes ``.metadata`` and the seal. A reading rank checks its share of
+the files: tensors that it needs whole while it copies them, everything else in a separate pass.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from archon_engine.compat import storage_info
 METADATA = ".metadata"
 
 READERS = 2
-"""Threads that read: the kernel copies, and finds new memory, for one while the other adds up what it has read."""
+"""Number of reading threads: the kernel copies for one while the other computes the checksum of its block."""
 
 
 @dataclass(frozen=True)
 class _Written:
-    """What a rank tells the first one of a tensor that it wrote, and with its last one of the whole file."""
+    """A rank's report to the first rank about a tensor that it wrote, and about the file that holds it."""
 
     file: str
     archive: Archive
@@ -59,15 +59,15 @@ class _Written:
 
 
 class TensorWriter(dcp.FileSystemWriter):
-    """torch's ``StorageWriter`` of a folder, with our files and a seal.
+    """torch's ``StorageWriter`` for a folder, with data files of ``DataFile`` and a seal.
 
     Args:
         folder: where to write.
-        others: small files in it that are written already, to be sealed as well.
+        others: names of small files that are already in the folder, to seal as well.
     """
 
     def __init__(self, folder: Path, others: Iterable[str] = ()) -> None:
-        # Whoever publishes the folder flushes it to disk.
+        # No sync: publish_folder flushes the folder to disk.
         super().__init__(folder, sync_files=False)
         self._folder = folder
         self._others = tuple(others)
@@ -82,7 +82,7 @@ class TensorWriter(dcp.FileSystemWriter):
                     values = planner.resolve_data(item)
                     assert isinstance(values, Tensor), f"{item.index}: only tensors are saved"
                     written.append((item.index, file.append(values.detach().cpu())))
-                    del values  # it may have been made for this, and the next one will be
+                    del values  # it may be a temporary copy; free it before the next one is made
             sealed = file.sealed()
         future: Future[list[WriteResult]] = Future()
         future.set_result(
@@ -91,7 +91,7 @@ class TensorWriter(dcp.FileSystemWriter):
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
-        """Write ``.metadata`` and the seal; on the first rank."""
+        """Write ``.metadata`` and the seal. torch calls this on the first rank."""
         files = {result.storage_data.file: result.storage_data.sealed for part in results for result in part}
         for part in results:
             for place, result in enumerate(part):
@@ -104,13 +104,13 @@ class TensorWriter(dcp.FileSystemWriter):
 
 
 class DescribedReader(dcp.FileSystemReader):
-    """torch's ``StorageReader`` of a folder whose description was read by ``dcp_metadata.read_metadata``.
+    """torch's ``StorageReader`` for a folder whose description ``dcp_metadata.read_metadata`` has read.
 
-    torch's own would unpickle ``.metadata``, or ``__0.metadata`` in its absence, whatever these hold. The tensors
-    themselves it reads with ``torch.load(weights_only=True)``; the description has no other objects.
+    The base class would unpickle ``.metadata``, or ``__0.metadata`` in its absence. It reads the tensors themselves
+    with ``torch.load(weights_only=True)``, and the description contains no other objects.
 
     Args:
-        folder: what to read.
+        folder: the folder to read.
         metadata: its description.
     """
 
@@ -119,18 +119,18 @@ class DescribedReader(dcp.FileSystemReader):
         self._metadata = metadata
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """The description that was read."""
+        """The description."""
         return self._metadata
 
 
 class TensorReader(DescribedReader):
-    """torch's ``StorageReader`` of a folder that ``TensorWriter`` wrote.
+    """torch's ``StorageReader`` for a folder that ``TensorWriter`` wrote.
 
     Args:
-        folder: what to read.
+        folder: the folder to read.
         metadata: its description.
-        seal: of the folder.
-        ranks: who reads it together.
+        seal: its seal.
+        ranks: the ranks that read it together.
     """
 
     def __init__(self, folder: Path, metadata: Metadata, seal: Mapping[str, SealedFile], ranks: Ranks) -> None:
@@ -142,17 +142,17 @@ class TensorReader(DescribedReader):
         self._shapes: dict[MetadataIndex, torch.Size] = {}
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """Note the shapes of what is stored; called before ``read_data``."""
+        """Record the shapes of the stored parts. torch calls this before ``read_data``."""
         super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
         for name, saved in metadata.state_dict_metadata.items():
             chunks: list[ChunkStorageMetadata] = getattr(saved, "chunks", [])
             self._shapes |= {MetadataIndex(name, chunk.offsets): chunk.sizes for chunk in chunks}
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        """Fill what the plan names, and check this rank's share.
+        """Fill the tensors of the plan, and check this rank's share of the files.
 
         Raises:
-            WeightsError: a file is not as it was written.
+            DamagedError: a file is damaged.
         """
         wanted: dict[str, dict[int, list[ReadItem]]] = defaultdict(lambda: defaultdict(list))
         for item in plan.items:
@@ -171,7 +171,7 @@ class TensorReader(DescribedReader):
             check_frame(path, sealed)
         content = map_bytes(path, sealed.size)
         starts = [region.start for region in sealed.regions]
-        # An archive's tensor is the first one behind the archive's beginning.
+        # The tensor of an archive is the first region after the start of the archive.
         requests = {starts[bisect_left(starts, archive)]: items for archive, items in wanted.items()}
 
         def read(region: Region) -> None:
@@ -190,11 +190,11 @@ class TensorReader(DescribedReader):
         regions = [region for region in sealed.regions if is_own or region.start in requests]
         with path.open("rb", buffering=0) as opened, ThreadPoolExecutor(READERS) as pool:
             file = opened.fileno()
-            for _ in pool.map(read, regions):  # raises what one of them raised
+            for _ in pool.map(read, regions):  # raises the error of a thread
                 pass
 
     def _is_whole(self, item: ReadItem, target: Tensor) -> bool:
-        """Whether all bytes of the stored tensor go into ``target`` in their order."""
+        """Whether the bytes of the stored tensor go into ``target`` unchanged and in order."""
         return item.lengths == self._shapes[item.storage_index] and target.is_cpu and target.is_contiguous()
 
     def _part(self, values: Tensor, item: ReadItem, dtype: torch.dtype) -> Tensor:
@@ -205,10 +205,10 @@ class TensorReader(DescribedReader):
 
 
 def _read_checked(file: int, start: int, target: Tensor) -> str:
-    """Fill bytes, uint8 [n], from an open file; the checksum of what was read."""
+    """Fill ``target``, uint8 [n], from an open file, and return its checksum."""
     checksum = Checksum()
     for block in blocks(target):
-        # Quicker than to copy out of mapped memory, whose pages would be looked at a first time here.
+        # Faster than copying from mapped memory, which would fault in every page.
         place, end = block.numpy().data, block.numel()
         filled = 0
         while filled < end:

@@ -1,4 +1,5 @@
-"""Writes the tokens that end a completion into a model's folder, for whoever loads it next."""
+"""Writes the tokens that end a completion into a model folder, where inference servers and ``transformers`` find
+them."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ from archon_engine.checkpoint.publication import publish_text
 
 
 def write_ends(folder: Path, ids: Sequence[int], *, like: Path | None = None) -> bool:
-    """Have whoever loads the model in ``folder`` end completions at ``ids``; returns whether its files said otherwise.
+    """Set the end tokens of the model in ``folder``; returns whether its files had to change.
 
     Args:
-        folder: gets a ``generation_config.json``, or another ``eos_token_id`` in the one that is there.
-        ids: at least one.
-        like: a folder whose ``generation_config.json``, if any, gives the other entries; ``None`` for ``folder``.
+        folder: gets a ``generation_config.json``, or a new ``eos_token_id`` in the existing one.
+        ids: the end tokens, at least one.
+        like: a folder whose ``generation_config.json``, if any, provides the other entries; ``None`` for ``folder``.
 
     Raises:
         ModelError: a file cannot be read.

@@ -1,4 +1,4 @@
-"""Saves and loads an engine: weights in Hugging Face's form, and training state to resume from."""
+"""Saves and loads an engine: weights in Hugging Face format, and training state to resume from."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from archon_engine.options.effective import EffectiveConfig
 
 
 class EngineCheckpoints:
-    """Saves and loads one engine. Every method but ``stage`` is collective.
+    """Saves and loads the state of one engine. All methods but ``stage`` are collective.
 
     Args:
         config: the section of the configuration that describes the model.
         effective: the options in effect.
-        assembled: the model.
+        assembled: the assembled model.
         optimizer: its optimizer; ``None`` for a model that is not trained.
         ranks: all processes of the engine.
         role: the section's name, for messages.
@@ -61,17 +61,17 @@ class EngineCheckpoints:
         self._host_copies = HostCopies()
 
     def save_hf(self, folder: Path) -> None:
-        """Write weights, configuration and what belongs to them in Hugging Face's form.
+        """Write weights, configuration, tokenizer and generation settings in Hugging Face format.
 
         Raises:
-            WeightsError: on every rank, weights are there already, or could not be written.
+            WeightsError: on every rank, if the folder holds weights already, or cannot be written.
         """
         assembled, is_writer = self._assembled, self._ranks.rank == WRITER
         with failing_together(self._ranks):
             if is_writer:
                 prepare_folder(folder)
-        # Ranks send and receive inside. This kind is raised when all has been sent; another, by a rank that others
-        # wait for: it has to end.
+        # Ranks send and receive inside this block. A WeightsError is raised after all shards were sent, so the ranks
+        # can share it. Any other error may come from a rank that others still wait for, so it ends that rank at once.
         with failing_together(self._ranks, kind=WeightsError):
             save_hf_weights(
                 self._reader(),
@@ -88,31 +88,32 @@ class EngineCheckpoints:
         """Write weights, optimizer state and ``version``.
 
         Raises:
-            WeightsError: on every rank, a part could not be written.
+            WeightsError: on every rank, if a part cannot be written.
         """
         self._state(version).write(folder, self._ranks)
 
     def stage(self, *, version: int) -> TrainingState:
-        """What ``save_dcp`` would write now, copied to the host. The copies last until the next call."""
+        """Copy the state that ``save_dcp`` would write now to the host. The copies are valid until the next call."""
         state = self._state(version)
         return replace(state, parts=self._host_copies.of(state.parts))
 
     def load_hf(self, folder: Path) -> list[Decision]:
-        """Read weights in Hugging Face's form; see ``weight_loading.load_weights``."""
+        """Read weights in Hugging Face format; see ``weight_loading.load_weights``."""
         return load_weights(self._assembled.module, self._assembled.plan, folder, role=self._role, seed=self._seed)
 
     def load_dcp(self, folder: Path) -> tuple[int, list[Decision]]:
-        """Read what ``save_dcp`` wrote. Returns the version and decisions.
+        """Read a folder that ``save_dcp`` wrote. Returns the version and decisions.
 
         Raises:
-            WeightsError: on every rank, it is damaged or does not fit; weights and optimizer state may be of neither
-                run then, so load something whole before the engine goes on.
+            WeightsError: on every rank, if the folder is damaged or does not fit. Weights and optimizer state may then
+                be a mixture of both runs: load a good folder before using the engine.
         """
         if self._optimizer is not None:
-            self._optimizer.clear_state()  # or there would be memory for two for a while
+            self._optimizer.clear_state()  # otherwise old and new state would be in memory together
         copies = self._assembled.copies
         parameters = self._assembled.parameters
-        # A copy is filled from its original's entry. Where both are here, the original is, and copied afterwards.
+        # A tied copy is filled from the entry of its original. If this process has both, only the original is read; it
+        # is copied afterwards.
         stored = {
             copies.get(name, name): parameters[name] for name in sorted(parameters, key=lambda n: n not in copies)
         } | self._assembled.buffers
@@ -127,7 +128,7 @@ class EngineCheckpoints:
         return counters["version"], decisions
 
     def _reader(self) -> Mapping[str, Tensor] | BoxCopier:
-        """Gives the writing rank the values of weights: the weights themselves, or a collective copier."""
+        """The writing rank's access to the weights: the weights themselves, or a collective copier."""
         assembled = self._assembled
         if assembled.groups is None:
             return assembled.named_weights
@@ -144,5 +145,5 @@ class EngineCheckpoints:
         return TrainingState.of(originals, own_state, {"version": version}, model)
 
     def _companions(self) -> Path | None:
-        """The folder whose tokenizer and generation settings belong to the weights, when there is one."""
+        """The folder with the model's tokenizer and generation settings, if any."""
         return None if self._config.path is None else checkpoint_folder(self._config.path, weights=False)

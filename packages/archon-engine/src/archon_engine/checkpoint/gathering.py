@@ -1,7 +1,7 @@
-"""Bringing sharded weights to the rank that writes them, a box at a time.
+"""Gathers sharded weights on the rank that writes them, a box at a time.
 
-Parts travel point to point over gloo, straight into the tensor that is being put together: the writing rank holds that
-tensor and one part, the others nothing beyond their own.
+Parts are sent point to point over gloo, straight into the tensor being assembled. So the writing rank holds that tensor
+and one part in addition to its own shards, and the other ranks only their own shards.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ WRITER = 0
 
 @dataclass(frozen=True)
 class Whereabouts:
-    """Where a weight is.
+    """The ranks that hold a weight.
 
     Attributes:
-        dtype: of its elements.
+        dtype: dtype of its elements.
         parts: global rank -> box, for one rank per part.
     """
 
@@ -37,15 +37,16 @@ class Whereabouts:
 
 
 def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None) -> BoxCopier:
-    """A copier of ``weights``, DTensors or plain; every rank must call it for the same boxes in the same order.
+    """A ``BoxCopier`` of ``weights``, DTensors or plain tensors. Every rank must call it for the same boxes in the same
+    order.
 
     Args:
-        weights: what this process holds, by global name.
-        ranks: all processes, where they hold weights of other names, as pipeline stages do. Collective then.
+        weights: global name -> weight, for the weights of this process.
+        ranks: all processes, if they hold different weights, as pipeline stages do. This call is then collective.
     """
     rank = dist.get_rank() if dist.is_initialized() else WRITER
     inbox = _Inbox()
-    elsewhere = {} if ranks is None else _tell_whereabouts(weights, ranks)
+    elsewhere = {} if ranks is None else _exchange_whereabouts(weights, ranks)
 
     @torch.no_grad()
     def copy(name: str, box: Box, destination: Tensor | None) -> None:
@@ -69,13 +70,14 @@ def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None) 
 
 
 def _whereabouts(weight: Tensor, rank: int) -> Whereabouts:
-    """``rank`` speaks for a plain tensor."""
+    """The whereabouts of one weight; a plain tensor counts as held by ``rank``."""
     is_sharded = isinstance(weight, DTensor)
     return Whereabouts(weight.dtype, holders(weight) if is_sharded else {rank: Box.whole(tuple(weight.shape))})
 
 
-def _tell_whereabouts(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Whereabouts]:
-    """Of the weights of all processes. One process speaks for those that share a mesh, the first for plain tensors."""
+def _exchange_whereabouts(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Whereabouts]:
+    """Exchange the whereabouts of all weights. The first rank of a mesh reports its DTensors; of several reports on a
+    plain tensor, that of the lowest rank counts."""
     own = {
         name: _whereabouts(weight, ranks.rank)
         for name, weight in weights.items()
@@ -85,13 +87,13 @@ def _tell_whereabouts(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, 
 
 
 class _Inbox:
-    """One buffer for all parts that arrive: freed ones would not all go back to the system at once."""
+    """One receive buffer for all parts. Separate ones, when freed, would not return to the system at once."""
 
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
     def receive(self, part: Box, dtype: torch.dtype, sender: int) -> Tensor:
-        """The part that ``sender`` sends, valid until the next one."""
+        """Receive a part from ``sender``; the result is valid until the next call."""
         size = part.numel * dtype.itemsize
         if self._bytes.numel() < size:
             self._bytes = torch.empty(size, dtype=torch.uint8)

@@ -1,7 +1,7 @@
 """Loading Hugging Face checkpoints: safetensors files with an index, read in slices.
 
-A resolved weight map says which parts of which stored tensors make up the boxes that a process owns, and those alone
-are read. Which boxes are owned is a function given by the caller, so that sharded modules use the same code.
+A resolved weight map tells which parts of stored tensors make up the boxes of a process, and only those are read. The
+caller provides the function that returns these boxes, so the same code serves sharded modules.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from archon_engine.models.parameter_names import named_weights
 from archon_engine.models.weight_conversion import fill_ours
 
 LocalBoxes = Callable[[str, Tensor], Iterable[tuple[Tensor, Box]]]
-"""For a weight's global name and the tensor itself: storage on this process, and the boxes of the whole that it
+"""Maps a weight's global name and the weight to its storage on this process, with the boxes of the whole tensor that it
 holds."""
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a load did.
+    """The result of a load.
 
     Attributes:
-        initialised: our names of weights that the checkpoint lacks and may lack; their storage was not touched.
+        initialised: our names of weights that the checkpoint lacks, as it may; their storage is unchanged.
         bytes_read: size of the slices read.
         plan: which file each tensor was read from.
     """
@@ -51,19 +51,20 @@ def whole_tensor(_name: str, weight: Tensor) -> Iterable[tuple[Tensor, Box]]:
 def load_hf_weights(
     module: nn.Module, weights: ResolvedMap, folder: Path, *, local_boxes: LocalBoxes = whole_tensor
 ) -> LoadReport:
-    """Fill the weights of ``module`` in place from a checkpoint folder, casting to their types.
+    """Fill the weights of ``module`` in place from a checkpoint folder, casting to their dtypes.
 
-    The keys are checked for the whole model; what is read is what ``module``, which may be one stage, holds of it.
+    ``module`` may be one stage. Keys are checked for the whole model, but only weights of ``module`` are read.
 
     Args:
-        weights: the map, resolved for the whole model; of its forms, the one that the checkpoint has is read.
+        weights: the map, resolved for the whole model. The checkpoint may have any of its forms.
         local_boxes: which parts of each weight to fill.
 
     Returns:
         The report. The caller initialises ``report.initialised``.
 
     Raises:
-        WeightsError: no weights in the folder, damaged files, or missing, unexpected and misshapen keys, all listed.
+        WeightsError: the folder has no weights, a file is damaged, or keys are missing, unexpected or misshapen; all of
+            them are listed.
     """
     checkpoint = open_checkpoint(folder)
     weights, report = checkpoint.form_of(weights)
@@ -90,7 +91,7 @@ def load_hf_weights(
 
 
 class OpenCheckpoint:
-    """The weight files of a folder as one set of tensors.
+    """The weight files of a folder, as one set of tensors.
 
     Attributes:
         shapes: name -> shape of every tensor that is read.
@@ -112,7 +113,7 @@ class OpenCheckpoint:
         return self._file_of[name].path
 
     def dtype(self, name: str) -> torch.dtype:
-        """The stored type of a tensor. Raises WeightsError when it is none that weights are computed in."""
+        """The stored dtype of a tensor. Raises WeightsError for a type that Archon does not compute in."""
         return self._file_of[name].dtype(name)
 
     def read(self, name: str, box: Box) -> Tensor:
@@ -120,26 +121,26 @@ class OpenCheckpoint:
         return self._file_of[name].read(name, box)
 
     def form_of(self, weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
-        """``key_report.form_of`` of what is read.
+        """``key_report.form_of`` for this checkpoint.
 
         Raises:
-            WeightsError: a weight that the model has lies in a file of the index, which does not name it.
+            WeightsError: a file of the index holds a weight of the model, but the index does not name it.
         """
         form, report = form_of(self.shapes, weights)
         lost = [name for name in (*report.missing, *report.initialised) if name in self.plan.unnamed]
         if lost:
             raise WeightsError(
                 f"{self.plan.folder / self.plan.decided_by}: does not name {lost[0]!r}, which the model has and "
-                f"{self.plan.unnamed[lost[0]][0]} holds; index and files are from different checkpoints: copy both anew"
+                f"{self.plan.unnamed[lost[0]][0]} holds; index and files do not belong together; copy both again"
             )
         return form, report
 
 
 def open_checkpoint(folder: Path) -> OpenCheckpoint:
-    """Open the weight files of ``folder``; ``weight_files.plan_reading`` has the rules.
+    """Open the weight files of ``folder``; see ``weight_files.plan_reading`` for the rules.
 
     Raises:
-        WeightsError: there are none, the folder contradicts itself, or a file is damaged.
+        WeightsError: the folder has no weights or contradicts itself, or a file is damaged.
     """
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     index = read_index(folder / INDEX_FILE) if INDEX_FILE in names else None
@@ -153,10 +154,10 @@ def open_checkpoint(folder: Path) -> OpenCheckpoint:
 
 
 def fill_from(checkpoint: OpenCheckpoint, destination: Tensor, name: str, box: Box, weights: ResolvedMap) -> None:
-    """Read ``box`` of our tensor ``name`` into ``destination``, and compare a second copy of a tied weight with it.
+    """Read ``box`` of our tensor ``name`` into ``destination``, and compare it with the second copy of a tied weight.
 
     Raises:
-        WeightsError: a second copy has other values.
+        WeightsError: the second copy differs.
     """
     fill_ours(destination, name, box, weights, checkpoint.read)
     stored = weights.ties.get(name, name)
@@ -166,7 +167,7 @@ def fill_from(checkpoint: OpenCheckpoint, destination: Tensor, name: str, box: B
 
 
 def _check_copy(copy: str, stored: str, box: Box, weights: ResolvedMap, checkpoint: OpenCheckpoint) -> None:
-    """A second copy of a tied weight must be equal, or the checkpoint is not one of a tied model."""
+    """Check that the second copy of a tied weight is equal; otherwise the checkpoint is not of a tied model."""
     for block in _row_blocks(box):
         for link in weights.links_in(stored, block):
             part = checkpoint.read(link.hf, link.hf_box)

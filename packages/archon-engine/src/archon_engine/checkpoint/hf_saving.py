@@ -1,6 +1,6 @@
 """Saving Hugging Face checkpoints: safetensors files with index, configuration, tokenizer and checksums.
 
-One stored tensor is assembled at a time, from boxes of ours; how those are gathered is a function given by the caller.
+Stored tensors are assembled one at a time from boxes of ours; the caller provides the function that gathers these.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from archon_engine.models.weight_conversion import (
     BoxCopier,
     assemble_hf,
     copy_from,
-    give_hf,
+    send_shards,
 )
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ COMPANIONS = (
     "chat_template.jinja",
     "chat_template.json",
 )
-"""Files that make a checkpoint usable and hold no weights."""
+"""Files without weights that make a checkpoint usable."""
 
 
 def save_hf_weights(
@@ -66,27 +66,27 @@ def save_hf_weights(
     """Write a checkpoint folder that ``transformers``, vLLM and SGLang load.
 
     Args:
-        tensors: our whole tensors by name, or a function that copies a box of one: it may gather from other ranks, and
-            is called for the same boxes in the same order on every rank.
+        tensors: our whole tensors by name, or a function that copies a box of one. The function may gather from other
+            ranks; it is called for the same boxes in the same order on every rank.
         weights: the map, resolved for the whole model.
-        folder: where to write; created. It must not hold weights already, lest old shards stay beside new ones.
+        folder: where to write; created. It must not hold weights, or old shards could remain beside new ones.
         config: the model's ``transformers`` configuration.
-        dtype: the type to store.
-        critic: the head is a value head.
-        max_shard_bytes: tensor bytes per file at most; one larger tensor gets a file of its own.
-        tokenizer: something with ``save_pretrained``; written beside the weights.
+        dtype: dtype to store.
+        critic: whether the head is a value head.
+        max_shard_bytes: maximum tensor bytes per file; a larger tensor gets a separate file.
+        tokenizer: a ``transformers`` tokenizer to save beside the weights.
         companions_from: a checkpoint folder whose tokenizer and generation files are copied.
-        write: false on ranks that only take part in gathering.
+        write: false on ranks that only send their shards.
 
     Raises:
-        WeightsError: the folder holds weights, it cannot be written, or ``dtype`` is none that weights are stored in.
-            All that other ranks give has been taken by then, so that none of them waits.
+        WeightsError: the folder holds weights or cannot be written, or ``dtype`` cannot be stored. It is raised after
+            all shards were received, so no other rank is left waiting.
     """
     copy_ours = tensors if callable(tensors) else copy_from(tensors)
     files = plan_shards(weights.hf_shapes, dtype, max_shard_bytes)
     if not write:
         for name in itertools.chain.from_iterable(files.values()):
-            give_hf(name, weights, copy_ours)
+            send_shards(name, weights, copy_ours)
         return
     lend = (lambda name: None) if callable(tensors) else partial(_lend, tensors=tensors, weights=weights, dtype=dtype)
     assembled = _assembled(itertools.chain.from_iterable(files.values()), weights, copy_ours, lend, dtype)
@@ -102,11 +102,11 @@ def save_hf_weights(
         write_seal(folder, sealed)
         _write_companions(folder, config, dtype=dtype, critic=critic, source=companions_from)
     except Exception as error:
-        for _ in assembled:  # what the others still give
+        for _ in assembled:  # receive what other ranks still send
             pass
         if isinstance(error, OSError):
             raise WeightsError(
-                f"checkpoint {folder}: it could not be written ({error}); see to the disk's space and permissions"
+                f"checkpoint {folder}: cannot write it ({error}); check disk space and permissions"
             ) from error
         raise
     if tokenizer is not None:
@@ -120,7 +120,8 @@ def _assembled(
     lend: Callable[[str], Tensor | None],
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Stored tensors in turn, each valid until the next: those that cannot be lent are put together."""
+    """Yield the tensors to store, each valid until the next. A tensor that cannot be lent is assembled in
+    ``scratch``."""
     scratch: Tensor | None = None
     for name in names:
         lent = lend(name)
@@ -130,7 +131,7 @@ def _assembled(
 
 
 def _lend(name: str, *, tensors: Mapping[str, Tensor], weights: ResolvedMap, dtype: torch.dtype) -> Tensor | None:
-    """Our own tensor, where its bytes are those of the stored one."""
+    """Our tensor itself, if its bytes equal those to store; otherwise ``None``."""
     shape, links = weights.hf_shapes[name], weights.links_of_hf[name]
     if len(links) != 1 or links[0].hf_box != Box.whole(shape):
         return None
@@ -157,17 +158,16 @@ def _write_companions(
 
 
 def prepare_folder(folder: Path) -> None:
-    """Create ``folder`` unless it is there. Raises WeightsError when it holds weights."""
+    """Create ``folder`` if it does not exist. Raises WeightsError if it holds weights."""
     folder.mkdir(parents=True, exist_ok=True)
     present = sorted(path.name for path in folder.glob("*.safetensors*"))
     if present:
-        raise WeightsError(
-            f"{folder}: found weights there already ({', '.join(present[:3])}); save to a new or an empty folder"
-        )
+        raise WeightsError(f"{folder}: found weights already ({', '.join(present[:3])}); save to a new or empty folder")
 
 
 def plan_shards(shapes: Mapping[str, Shape], dtype: torch.dtype, max_shard_bytes: int) -> dict[str, list[str]]:
-    """File name -> names of its tensors, in order: the split that ``transformers`` makes for the same limit."""
+    """File name -> names of its tensors, in order. The split is the one that ``transformers`` makes for the same
+    limit."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
     sizes = {name: Box.whole(shape).numel * dtype.itemsize for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""Names that a checkpoint's own files contain: each once in a JSON object, and none that leads out of the folder."""
+"""Checks names in a checkpoint's files: none twice in a JSON object, none that leads out of the folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class NameTwiceError(ValueError):
-    """A JSON object with one name twice, of which ``json`` would keep the last."""
+    """A JSON object has a name twice; ``json`` would keep the last value."""
 
 
 def unique_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
@@ -21,5 +21,5 @@ def unique_names(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether ``name`` is the name of an entry of a folder, on every system: no path, not absolute, not ``..``."""
+    """Whether ``name`` is a plain file name on every system: no path, not absolute, not ``..``."""
     return bool(name) and name not in (".", "..") and not any(sign in name for sign in "/\\:\0")

@@ -1,10 +1,9 @@
-"""What a distributed checkpoint is made of, before anything is copied, written or read: this rank's boxes of named
-tensors.
+"""The parts of a distributed checkpoint: this rank's boxes of named tensors, and torch planners that use them.
 
-Boxes come from placements, so torch's planners need not look at DTensors: their values may lie on the host by the time
-they are written, or be made one at a time. And torch 2.13 computes other boxes than FSDP2 makes where tensor ranks hold
-parts of unequal size: 257 rows over d4t2 are cut into 129 and 128 by the tensor ranks and those into four by the data
-ranks, while ``compute_local_shape_and_global_offset`` chunks all 257 into eight.
+Boxes come from placements, so torch's planners need not inspect DTensors, for two reasons. Values may be on the host
+when they are written, or be built one at a time. And torch 2.13 computes other boxes than FSDP2 creates if tensor ranks
+hold parts of unequal size: over d4t2, tensor ranks cut 257 rows into 129 and 128, and data ranks cut each of these into
+four, while ``compute_local_shape_and_global_offset`` cuts all 257 into eight.
 """
 
 from __future__ import annotations
@@ -41,11 +40,11 @@ class Part:
     """A box of a tensor.
 
     Attributes:
-        name: the tensor's, in the checkpoint.
-        shape: of the whole tensor.
-        box: which part of it.
-        dtype: of its elements.
-        values: gives them, shaped like the box.
+        name: name of the tensor in the checkpoint.
+        shape: shape of the whole tensor.
+        box: position of the part in it.
+        dtype: dtype of its elements.
+        values: returns the elements, in the shape of the box.
     """
 
     name: str
@@ -56,19 +55,19 @@ class Part:
 
 
 def part_of(name: str, tensor: Tensor) -> Part:
-    """What this rank holds of a DTensor, or all of a plain tensor."""
+    """This rank's part of a DTensor, or all of a plain tensor."""
     values, box = local_part(tensor)
     return Part(name, tuple(tensor.shape), box, tensor.dtype, lambda: values)
 
 
 class HostCopies:
-    """Copies of parts on the host, in memory that is kept for the next time."""
+    """Copies parts to the host, in memory that is reused for the next copies."""
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def of(self, parts: Iterable[Part]) -> list[Part]:
-        """The same parts with values that training no longer touches; they last until the next call."""
+        """The same parts with copied values, which training does not change; they are valid until the next call."""
         copies, on_device = [], False
         for part in parts:
             values = part.values()
@@ -88,7 +87,8 @@ class HostCopies:
 
 
 class PartsPlanner(DefaultSavePlanner):
-    """torch's ``SavePlanner`` for parts. Of copies on several ranks one is written; the ranks share them evenly."""
+    """torch's ``SavePlanner`` for parts. If several ranks hold copies, one rank writes; the ranks share this work
+    evenly."""
 
     def __init__(self, parts: Iterable[Part]) -> None:
         super().__init__()
@@ -102,15 +102,15 @@ class PartsPlanner(DefaultSavePlanner):
         return self.plan
 
     def resolve_data(self, write_item: WriteItem) -> Any:
-        """The values of a part, now."""
+        """The values of a part."""
         return self._parts[write_item.index].values()
 
 
 class BoxesPlanner(DefaultLoadPlanner):
-    """torch's ``LoadPlanner`` that fills this rank's boxes of the tensors that it is set up with."""
+    """torch's ``LoadPlanner`` that fills this rank's boxes of the given tensors."""
 
     def create_local_plan(self) -> LoadPlan:
-        """One item per stored part that a box meets."""
+        """One item per stored part that intersects a box."""
         assert self.metadata is not None, "torch has read it"
         self._values: dict[str, tuple[Tensor, Box]] = {name: local_part(t) for name, t in self.state_dict.items()}
         saved = self.metadata.state_dict_metadata

@@ -1,7 +1,7 @@
-"""Folders that appear whole or not at all.
+"""Atomic writing of folders and text files.
 
-A folder is written under a hidden name beside its place, forced to disk, then renamed. Whatever moment the process
-dies at, the place holds the old folder or the new one, and ``remove_leftovers`` tidies up at the next start.
+A folder is written under a hidden name beside its final path, forced to disk, then renamed. If the process dies at any
+moment, the final path holds the old folder or the new one, and ``remove_leftovers`` cleans up at the next start.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _REMOVED = ".removed"
 
 @contextmanager
 def publish_folder(final: Path) -> Iterator[Path]:
-    """Give an empty folder to write into; it becomes ``final`` when the block ends without an exception.
+    """Yield an empty folder to write into. It becomes ``final`` when the block ends without an exception.
 
-    An existing ``final`` is replaced. When the block raises, what it wrote is removed and ``final`` stays as it was.
+    An existing ``final`` is replaced. If the block raises, its files are removed and ``final`` stays as it was.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     writing = _hidden(final, _WRITING)
@@ -35,8 +35,8 @@ def publish_folder(final: Path) -> Iterator[Path]:
         shutil.rmtree(writing, ignore_errors=True)
         raise
     if final.exists():
-        # A folder that is not empty cannot be renamed over. Between these two renames the old one has another
-        # name, under which remove_leftovers finds it.
+        # A rename cannot replace a folder that is not empty. Between these two renames the old folder has another name,
+        # under which remove_leftovers finds it.
         shutil.rmtree(replaced, ignore_errors=True)
         final.rename(replaced)
     writing.rename(final)
@@ -45,9 +45,9 @@ def publish_folder(final: Path) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path) -> list[Path]:
-    """Remove what a process that died left in ``parent``; return the places that it had begun to write.
+    """Remove unfinished folders and files from ``parent`` after a process died; return their final paths.
 
-    Only for folders in which no other process writes now.
+    Call it only if no other process writes into ``parent``.
     """
     if not parent.is_dir():
         return []
@@ -64,13 +64,13 @@ def remove_leftovers(parent: Path) -> list[Path]:
         begun.append(parent / writing.name[1 : -len(_WRITING)])
         if writing.is_dir():
             shutil.rmtree(writing)
-        else:  # of publish_text
+        else:  # from publish_text
             writing.unlink()
     return begun
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder that is whole until it is gone: a crash leaves no half of it under its name."""
+    """Remove a folder atomically: a crash never leaves part of it under its name."""
     removed = _hidden(folder, _REMOVED)
     shutil.rmtree(removed, ignore_errors=True)
     folder.rename(removed)
@@ -79,7 +79,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def publish_text(final: Path, text: str) -> None:
-    """Write a text file that appears whole or not at all."""
+    """Write a text file atomically."""
     writing = _hidden(final, _WRITING)
     writing.write_text(text, encoding="utf-8")
     _flush(writing)
@@ -99,7 +99,7 @@ def _flush_tree(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    # A rename may reach the disk before the data of what was renamed; a power cut would then leave empty files.
+    # A rename may reach the disk before the data of the renamed files; a power cut would then leave empty files.
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

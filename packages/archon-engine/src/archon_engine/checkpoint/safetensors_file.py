@@ -1,8 +1,8 @@
-"""Reading slices of safetensors files and writing them tensor by tensor.
+"""Reads slices of safetensors files, and writes these files tensor by tensor.
 
-The safetensors package reads slices well but writes a file from a mapping that holds all of its tensors at once. The
-format is simple enough to write as a stream: 8 bytes of header length, a JSON header with every tensor's type, shape
-and place, then the bytes (https://github.com/huggingface/safetensors#format).
+The safetensors package reads slices, but writes a file only from a mapping with all tensors in memory. The format is
+simple enough to write as a stream: 8 bytes of header length, a JSON header with every tensor's type, shape and offsets,
+then the bytes (https://github.com/huggingface/safetensors#format).
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
 }
-"""Types of weights by their name in the format, in the order in which a file holds them: wider first, so that all are
-aligned. Quantised types are left out: their numbers need scales."""
+"""Types of weights by their name in the format, in the order of tensors in a file: wider types first, so that all are
+aligned. Quantised types are missing, because their numbers need scales."""
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class SafetensorsReader:
-    """One open file. Tensors are mapped, not read, until a slice is asked for.
+    """One open file. Tensors are memory-mapped; only requested slices are read.
 
     Attributes:
         path: the file.
@@ -55,7 +55,7 @@ class SafetensorsReader:
         """Open and check the header.
 
         Raises:
-            DamagedError: the file is absent, damaged or cut off.
+            DamagedError: the file is missing, damaged or truncated.
         """
         self.path = path
         self.bytes_read = 0
@@ -67,7 +67,7 @@ class SafetensorsReader:
                 header = json.loads(file.read(length), object_pairs_hook=unique_names)
         except (SafetensorError, OSError, NameTwiceError) as error:
             raise DamagedError(
-                f"{path}: found no readable safetensors file ({error}); it is damaged or incomplete: copy it anew"
+                f"{path}: found no readable safetensors file ({error}); it is damaged or incomplete; copy it again"
             ) from error
         header.pop("__metadata__", None)
         self._spans = {name: tuple(8 + length + end for end in entry["data_offsets"]) for name, entry in header.items()}
@@ -77,35 +77,35 @@ class SafetensorsReader:
         self._foreign = {name: kind for name, kind in self._types.items() if kind not in DTYPES}
 
     def dtype(self, name: str) -> torch.dtype:
-        """The stored type of a tensor.
+        """The stored dtype of a tensor.
 
         Raises:
-            WeightsError: it is not a floating-point type that weights are computed in.
+            WeightsError: Archon does not compute in this type.
         """
         if name in self._foreign:
             raise WeightsError(
-                f"{self.path}: tensor {name!r} has type {self._foreign[name]}; allowed are {', '.join(DTYPES)}: "
-                "quantised checkpoints must be converted first"
+                f"{self.path}: tensor {name!r} has type {self._foreign[name]}; allowed are {', '.join(DTYPES)}; "
+                "convert a quantised checkpoint first"
             )
         return DTYPES[self._types[name]]
 
     def read(self, name: str, box: Box) -> Tensor:
-        """The elements inside ``box``, in the stored type, as they lie in the mapped file: not to be written to."""
+        """The elements inside ``box``, in the stored dtype: a view of the mapped file, which must not be modified."""
         dtype, (start, end) = self.dtype(name), self._spans[name]
         content = self._content[start:end]
         if start % dtype.itemsize:
-            content = content.clone()  # old writers do not align
+            content = content.clone()  # old writers do not align tensors
         self.bytes_read += box.numel * dtype.itemsize
         return content.view(dtype).view(self.shapes[name])[box.slices]
 
 
 class SafetensorsWriter:
-    """One file in the making, as a context manager. Tensors may come in any order, one at a time."""
+    """Writes one file; a context manager. Tensors may be written in any order, one at a time."""
 
     def __init__(self, path: Path, entries: Mapping[str, tuple[torch.dtype, Shape]]) -> None:
         """Args:
-        path: the file to make.
-        entries: type and shape of every tensor that it shall hold.
+        path: the file to create.
+        entries: name -> dtype and shape, for every tensor of the file.
         """
         self.path = path
         formats = {name: _format_name(dtype, name) for name, (dtype, _) in entries.items()}
@@ -133,7 +133,7 @@ class SafetensorsWriter:
         return self
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor, which must have the type and size announced."""
+        """Write one tensor, which must have the dtype and size given in ``entries``."""
         assert self._file is not None, "the writer is not open"
         start, end = self._spans[name]
         content = bytes_of(tensor.detach().cpu().contiguous())
@@ -144,7 +144,7 @@ class SafetensorsWriter:
         self._pending.discard(name)
 
     def sealed(self) -> SealedFile:
-        """What was written; for the time after the last ``write``."""
+        """The seal of the file. Call it after the last ``write``."""
         regions = sorted((region for region in self._regions if region.size), key=lambda region: region.start)
         length = len(self._header).to_bytes(8, "little")
         return SealedFile(8 + len(self._header) + self._size, frame_checksum([length, self._header]), tuple(regions))
@@ -160,5 +160,7 @@ class SafetensorsWriter:
 
 def _format_name(dtype: torch.dtype, name: str) -> str:
     if dtype not in _NAMES:
-        raise WeightsError(f"tensor {name!r} has type {dtype}; a weight file holds {', '.join(map(str, _NAMES))}")
+        raise WeightsError(
+            f"tensor {name!r}: found {dtype}; a safetensors file allows {', '.join(map(str, _NAMES))}; choose one"
+        )
     return _NAMES[dtype]

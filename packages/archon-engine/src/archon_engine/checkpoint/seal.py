@@ -1,7 +1,7 @@
-"""The seal of a checkpoint folder: ``checksums.json``, which lets loading refuse a damaged file by name.
+"""The seal of a checkpoint folder: ``checksums.json``, by which loading detects damaged files and names them.
 
-A file consists of *regions*, its tensors, and a *frame*, the small rest. Each region has a checksum, so that a rank can
-check just the tensors that it reads. The ranks that load a folder share out its files, so that every byte is checked
+A file consists of *regions*, its tensors, and a *frame*, the few bytes around them. Each region has a checksum, so a
+rank can check only the tensors that it reads. The ranks that load a folder share its files, so every byte is checked
 once.
 """
 
@@ -32,9 +32,9 @@ class Region:
     """A tensor's bytes in a file.
 
     Attributes:
-        start: the first byte.
-        size: how many.
-        checksum: ``checksum_of`` them.
+        start: offset of the first byte.
+        size: number of bytes.
+        checksum: ``checksum_of`` the bytes.
     """
 
     start: int
@@ -43,12 +43,12 @@ class Region:
 
 
 class RegionWriter:
-    """Writes tensors into a file, with a checksum of each.
+    """Writes tensors into a file and computes a checksum of each.
 
-    A second thread adds up the checksum while the kernel copies: both take about as long as memory needs.
+    A second thread computes the checksum while the kernel copies; memory bandwidth limits both.
 
     Args:
-        file: open for writing; stays open.
+        file: a file open for writing; it is not closed.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -56,7 +56,7 @@ class RegionWriter:
         self._checker = ThreadPoolExecutor(1, "archon-checksum")
 
     def write(self, content: Tensor, place: int) -> Region:
-        """Write bytes, uint8 [n] on the CPU, where the file stands, which is ``place``."""
+        """Write bytes, uint8 [n] on the CPU, at the file's current position, which is ``place``."""
         checksum = self._checker.submit(checksum_of, content)
         self._file.write(content.numpy().data)
         return Region(place, content.numel(), checksum.result())
@@ -68,12 +68,12 @@ class RegionWriter:
 
 @dataclass(frozen=True)
 class SealedFile:
-    """What a file was when it was written.
+    """Size and checksums of a file when it was written.
 
     Attributes:
         size: in bytes.
-        frame: checksum of what lies outside the regions.
-        regions: in the order of their places.
+        frame: checksum of the bytes outside the regions.
+        regions: the regions in the order of their offsets.
     """
 
     size: int
@@ -88,26 +88,26 @@ def write_seal(folder: Path, files: Mapping[str, SealedFile]) -> None:
 
 
 def read_seal(folder: Path) -> dict[str, SealedFile] | None:
-    """What ``write_seal`` wrote; ``None`` when there is no seal.
+    """Read ``checksums.json``; ``None`` if there is none.
 
     Raises:
-        WeightsError: it is of a later version.
+        WeightsError: a later version wrote it.
         DamagedError: it is damaged.
     """
     file = folder / SEAL
     try:
         text = file.read_text(encoding="utf-8")
         content = json.loads(text)
-        # The list has a checksum too, or a flipped bit in it would be reported as damage of a good file. Its text is
-        # compared, not its content: writing is deterministic, so any other text is damage.
+        # The list has a checksum, too; otherwise a flipped bit in it would be reported as damage of a good file. The
+        # text is compared, not its content: writing is deterministic, so any other text is damage.
         if text != _encode(content["format"], content["files"]):
-            raise ValueError("it does not have the checksum that it names")
+            raise ValueError("its own checksum does not match")
         if content["format"] != _FORMAT:
             raise WeightsError(
-                f"{file}: found format {content['format']}, this version reads {_FORMAT}; upgrade archon-core, or "
-                "delete the file to load without checking"
+                f"{file}: found format {content['format']}; this version reads {_FORMAT}; upgrade archon-engine, or "
+                "delete the file to load without checks"
             )
-        # Names are joined to the folder below; one with a path would have any file of the system read.
+        # Names are joined to the folder later; with a path in a name, any file of the system could be read.
         if outside := [name for name in content["files"] if not is_plain_name(name)]:
             raise ValueError(f"it names {outside[0]!r}; allowed are names of files in the same folder")
         return {
@@ -119,17 +119,17 @@ def read_seal(folder: Path) -> dict[str, SealedFile] | None:
     except WeightsError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{file}: found no readable list of checksums ({error}); it is damaged") from error
+        raise DamagedError(f"{file}: found no readable list of checksums ({error}); copy the file again") from error
 
 
 def seal_whole(path: Path) -> SealedFile:
-    """The entry of a small file."""
+    """The seal of a small file, as one frame without regions."""
     content = path.read_bytes()
     return SealedFile(len(content), frame_checksum([content]))
 
 
 def frame_checksum(pieces: Iterable[bytes | memoryview]) -> str:
-    """The checksum of a frame: its pieces in the order of their places, without the regions between them."""
+    """The checksum of a frame, given as its pieces in order, without the regions between them."""
     checksum = hashlib.blake2b(digest_size=8)
     for piece in pieces:
         checksum.update(piece)
@@ -137,41 +137,43 @@ def frame_checksum(pieces: Iterable[bytes | memoryview]) -> str:
 
 
 def check_size(path: Path, sealed: SealedFile) -> None:
-    """Raises DamagedError when the file is not there, or is shorter or longer than it was."""
+    """Raise DamagedError if the file is missing or its size has changed."""
     if not path.is_file():
         raise _damaged(path, "the file is missing")
     size = path.stat().st_size
     if size != sealed.size:
-        raise _damaged(path, f"found {size} bytes, {sealed.size} were written")
+        raise _damaged(path, f"the file has {size} bytes instead of {sealed.size}")
 
 
 def map_bytes(path: Path, size: int) -> Tensor:
-    """The bytes of a file, uint8 [size], read when they are looked at."""
+    """The bytes of a file, uint8 [size], memory-mapped: read when they are accessed."""
     if size == 0:
         return torch.empty(0, dtype=torch.uint8)
-    # A mapping: pages are read as they are summed, and a file larger than memory can be checked.
+    # Pages are read while they are summed, so a file larger than memory can be checked.
     storage = torch.UntypedStorage.from_file(str(path), shared=False, nbytes=size)
     return torch.empty(0, dtype=torch.uint8).set_(storage)
 
 
 def check_region(path: Path, region: Region, found: str) -> None:
-    """Raises DamagedError when ``found`` is another checksum than the region had."""
+    """Raise DamagedError if the checksum ``found`` differs from the region's."""
     if found != region.checksum:
-        raise _damaged(path, f"bytes {region.start} to {region.start + region.size} are not those that were written")
+        raise _damaged(
+            path, f"bytes {region.start} to {region.start + region.size} differ from those that were written"
+        )
 
 
 def check_frame(path: Path, sealed: SealedFile) -> None:
-    """Raises DamagedError when something outside the regions was changed."""
+    """Raise DamagedError if bytes outside the regions have changed."""
     with path.open("rb") as file:
         if frame_checksum(_frame_of(file, sealed)) != sealed.frame:
-            raise _damaged(path, "bytes between its tensors are not those that were written")
+            raise _damaged(path, "bytes between its tensors differ from those that were written")
 
 
 def check_file(path: Path, sealed: SealedFile) -> None:
-    """Read a whole file.
+    """Check a whole file.
 
     Raises:
-        DamagedError: it is not as it was written.
+        DamagedError: the file is damaged.
     """
     check_size(path, sealed)
     content = map_bytes(path, sealed.size)
@@ -181,10 +183,10 @@ def check_file(path: Path, sealed: SealedFile) -> None:
 
 
 def check_share(folder: Path, ranks: Ranks) -> bool:
-    """Check this rank's share of a folder's sealed files; false when the folder has no seal.
+    """Check this rank's share of the files of a folder; returns false if the folder has no seal.
 
     Raises:
-        DamagedError: on this rank alone, a file of its share is not as it was written.
+        DamagedError: on this rank only, if a file of its share is damaged.
     """
     files = read_seal(folder)
     if files is None:
@@ -210,6 +212,6 @@ def _encode(format: object, entries: object) -> str:
 
 def _damaged(path: Path, what: str) -> DamagedError:
     return DamagedError(
-        f"{path}: it is damaged: {what} (by {SEAL} beside it); copy it anew, or use another checkpoint; when it was "
+        f"{path}: found damage: {what}, according to {SEAL}; copy the file again, or use another checkpoint; if it was "
         f"changed on purpose, delete {SEAL}"
     )

@@ -14,7 +14,7 @@ def checkpoints_of(run: Path) -> Path:
 
 
 def step_folder(run: Path, step: int) -> Path:
-    """The place of a run's checkpoint after ``step`` optimizer steps."""
+    """The folder of a run's checkpoint after ``step`` optimizer steps."""
     return checkpoints_of(run) / f"step-{step:08d}"
 
 

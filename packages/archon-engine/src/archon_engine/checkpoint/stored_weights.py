@@ -1,4 +1,4 @@
-"""The weights of a training state on disk as whole tensors, whatever layout wrote them, read a box at a time."""
+"""Reads the weights of a training state as whole tensors, a box at a time, whatever layout wrote them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from archon_engine.checkpoint.seal import check_file, map_bytes
 
 @dataclass(frozen=True)
 class _Chunk:
-    """A stored box of a tensor, and where it lies."""
+    """A stored box of a tensor, and its position in a file."""
 
     box: Box
     file: str
@@ -27,7 +27,7 @@ class _Chunk:
 
 
 class StoredWeights:
-    """Weights by name; their bytes are mapped, and looked at when they are copied.
+    """Weights by name. Their bytes are memory-mapped, and read when they are copied.
 
     Attributes:
         shapes: name -> shape.
@@ -35,10 +35,10 @@ class StoredWeights:
     """
 
     def __init__(self, saved: SavedState) -> None:
-        """Check every file that holds weights, and find them.
+        """Check every file with tensors, and locate the weights.
 
         Raises:
-            DamagedError: a file is not as it was written.
+            DamagedError: a file is damaged.
             WeightsError: the state has no checksums.
         """
         if saved.seal is None:
@@ -46,6 +46,7 @@ class StoredWeights:
                 f"training state {saved.folder}: found no checksums.json, so an earlier version wrote it; resume the "
                 "run and let it save once, then use the new checkpoint"
             )
+        self._folder = saved.folder
         entries = saved.weights
         self.shapes: dict[str, Shape] = {name: tuple(entry.size) for name, entry in entries.items()}
         self.dtypes: dict[str, torch.dtype] = {name: entry.properties.dtype for name, entry in entries.items()}
@@ -68,7 +69,7 @@ class StoredWeights:
         """A ``BoxCopier``."""
         assert destination is not None, "one process converts"
         if name not in self._chunks:
-            raise WeightsError(f"training state: found no weight {name!r} in it; it is one of another model")
+            raise WeightsError(f"training state {self._folder}: found no weight {name!r}; choose a state of this model")
         for chunk in self._chunks[name]:
             part = chunk.box.intersect(box)
             if part is not None:

@@ -1,8 +1,8 @@
-"""Which file of a checkpoint folder each tensor is read from: decided from names alone, never from the order of files.
+"""Decides which file of a checkpoint folder each tensor is read from, by names only, never by the order of files.
 
-With an index, the index decides: of the files that it names, each tensor is read from the one that it names for it.
-Without an index, ``model.safetensors`` alone is read. Where a folder leaves open which of two sets of files is meant,
-it is refused. What is left out is reported as decisions.
+If there is an index, each tensor is read from the file that the index names for it. Without an index, only
+``model.safetensors`` is read. A folder with two sets of files of which either could be meant is an error. Files and
+tensors that are not read are reported as decisions.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _WEIGHTS = re.compile(
     r".+\.(safetensors|gguf|h5|msgpack|ckpt|onnx)|(pytorch_model|consolidated|model|adapter_model).*\.(bin|pt|pth)"
 )
-"""Files that hold weights in any format. ``.bin`` and ``.pt`` are also endings of training arguments and the like."""
+"""Files with weights in any format. Other files, such as training arguments, also end in ``.bin`` and ``.pt``."""
 
 
 @dataclass(frozen=True)
 class ReadingPlan:
-    """Where the tensors of a folder are read from.
+    """The file from which each tensor of a folder is read.
 
     Attributes:
         folder: the folder, for messages.
         decided_by: the index, or the single weight file.
         file_of: tensor -> file, sorted by tensor.
         ignored_files: files with weights that are not read.
-        elsewhere: tensor -> files that hold one of this name too, and are not read for it.
+        elsewhere: tensor -> other files that hold a tensor of this name, which is not read.
         unnamed: tensor that the index does not name -> files that hold it.
     """
 
@@ -49,14 +49,14 @@ class ReadingPlan:
     unnamed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def decisions(self, option: str) -> list[Decision]:
-        """What is left out, as decisions about ``option``, which names the folder.
+        """The files and tensors that are not read, as decisions about ``option``, which names the folder.
 
-        Other files are no change to what was asked: an engine with ``strict`` takes them. Tensors that the index
-        leaves out of a file that it names are one.
+        Ignored files do not change the configuration, so ``strict`` accepts them. Ignored tensors in files of the index
+        do.
         """
         found = []
         if self.ignored_files:
-            reason = f"{self.decided_by} decides what is read; left out: {_some(self.ignored_files)}"
+            reason = f"only files of {self.decided_by} are read; ignored: {_some(self.ignored_files)}"
             found.append(Decision(option, shown(None), f"the weights by {self.decided_by} of {self.folder}", reason))
         for tensors, what in ((self.elsewhere, "names another file for them"), (self.unnamed, "does not name them")):
             if tensors:
@@ -78,16 +78,16 @@ def plan_reading(
     index: Mapping[str, str] | None,
     tensors_in: Callable[[str], Collection[str]],
 ) -> ReadingPlan:
-    """Decide from what a folder holds; the order of ``names`` and of the index does not matter.
+    """Plan which file each tensor is read from. The order of ``names`` and of the index does not matter.
 
     Args:
-        folder: for messages.
-        names: of its files.
-        index: tensor -> file, from ``read_index``; ``None`` where there is none.
-        tensors_in: gives the names of the tensors in a file; called for files that are read.
+        folder: the folder, for messages.
+        names: names of its files.
+        index: tensor -> file, from ``read_index``; ``None`` without an index.
+        tensors_in: returns the names of the tensors in a file; called for files that are read.
 
     Raises:
-        WeightsError: there are no weights that can be read, or it is not clear which are meant.
+        WeightsError: the folder has no readable weights, or two sets of files of which either could be meant.
     """
     shards = sorted(name for name in names if _SHARD.fullmatch(name))
     if index is None:
@@ -96,13 +96,13 @@ def plan_reading(
     if SINGLE_FILE in names and SINGLE_FILE not in files:
         raise WeightsError(
             f"checkpoint {folder}: found {SINGLE_FILE} beside {INDEX_FILE}, which names {_some(files)}; readers of "
-            "checkpoints disagree which of the two to load; remove the one that is stale"
+            "checkpoints disagree which of the two to load; remove the stale one"
         )
     missing = [file for file in files if file not in names]
     if missing:
         raise WeightsError(
             f"{folder / INDEX_FILE}: names {_some(missing)}, not found in the folder; copy the missing files, or the "
-            "whole checkpoint anew"
+            "whole checkpoint again"
         )
     held = {file: frozenset(tensors_in(file)) for file in files}
     wrong = sorted(name for name, file in index.items() if name not in held[file])
@@ -110,7 +110,7 @@ def plan_reading(
         more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
         raise WeightsError(
             f"{folder / INDEX_FILE}: names {wrong[0]!r} in {index[wrong[0]]}, which does not hold it{more}; "
-            "index and files are from different checkpoints: copy both anew"
+            "index and files are from different checkpoints; copy both again"
         )
     others = {
         name: tuple(file for file in files if name in held[file] and index.get(name) != file)
@@ -132,7 +132,7 @@ def _without_index(
     if shards:
         beside = f"{SINGLE_FILE} and " if SINGLE_FILE in names else ""
         raise WeightsError(
-            f"checkpoint {folder}: found {beside}{_some(shards)} without {INDEX_FILE}, which says what is read from "
+            f"checkpoint {folder}: found {beside}{_some(shards)} without {INDEX_FILE}, which assigns tensors to "
             "shards; "
             + (f"remove {SINGLE_FILE} or the shards, whichever is stale" if beside else "copy the checkpoint's index")
         )
@@ -140,19 +140,19 @@ def _without_index(
         found = ", ".join(sorted(names)[:8]) or "nothing"
         raise WeightsError(
             f"checkpoint {folder}: found {found}; weights are read from {SINGLE_FILE} or from the files that "
-            f"{INDEX_FILE} names: convert other formats to safetensors"
+            f"{INDEX_FILE} names; convert other formats to safetensors"
         )
     tensors = dict.fromkeys(sorted(tensors_in(SINGLE_FILE)), SINGLE_FILE)
     return ReadingPlan(folder, SINGLE_FILE, tensors, _weights_beside(names, [SINGLE_FILE]))
 
 
 def read_index(file: Path) -> dict[str, str]:
-    """Tensor -> file, as ``model.safetensors.index.json`` says.
+    """Read ``model.safetensors.index.json``: tensor -> file.
 
-    ``metadata.total_size`` is not compared with the files: tools count it differently, and nothing is read by it.
+    ``metadata.total_size`` is not compared with the files: tools count it differently, and reading does not use it.
 
     Raises:
-        DamagedError: it is no index.
+        DamagedError: the file is not an index.
         WeightsError: it names a tensor twice, or a file that is not a safetensors file beside it.
     """
     try:
@@ -161,16 +161,16 @@ def read_index(file: Path) -> dict[str, str]:
         if not isinstance(weight_map, dict) or not all(isinstance(place, str) for place in weight_map.values()):
             raise ValueError("allowed is an object with weight_map, which maps names of tensors to names of files")
     except NameTwiceError as error:
-        raise WeightsError(f"{file}: names {error} twice; copy the file anew") from error
+        raise WeightsError(f"{file}: found the name {error} twice; copy the file again") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{file}: found no readable index ({error}); copy the file anew") from error
+        raise DamagedError(f"{file}: found no readable index ({error}); copy the file again") from error
     if not weight_map:
-        raise DamagedError(f"{file}: names no tensor; copy the file anew")
+        raise DamagedError(f"{file}: found no tensor in weight_map; copy the file again")
     for name, place in weight_map.items():
         if not is_plain_name(place) or not place.endswith(".safetensors"):
             raise WeightsError(
                 f"{file}: names the file {place!r} for {name!r}; allowed are names of .safetensors files in the same "
-                "folder, without a path"
+                "folder, without a path; copy the file again"
             )
     return weight_map
 

@@ -13,14 +13,14 @@ from archon_core.cli.console import print_remark
 
 
 class Format(StrEnum):
-    """What a checkpoint can be written as."""
+    """The formats that a checkpoint can be written in."""
 
     HF = "hf"
     DCP = "dcp"
 
 
 class StoredType(StrEnum):
-    """Types that weights can be stored in."""
+    """The types that weights can be stored in."""
 
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
@@ -47,7 +47,14 @@ def convert(
             show_default=False,
         ),
     ],
-    dtype: Annotated[StoredType | None, typer.Option("--dtype", help="Type to store; by default the source's.")] = None,
+    dtype: Annotated[
+        StoredType | None,
+        typer.Option(
+            "--dtype",
+            metavar="TYPE",
+            help=f"Type to store: {', '.join(StoredType)}. Default: the source's.",
+        ),
+    ] = None,
     config: Annotated[
         str | None,
         typer.Option(
@@ -66,18 +73,23 @@ def convert(
 ) -> None:
     """Convert a checkpoint: a training state to a Hugging Face folder, or back. Needs one process, no GPU, and memory
     for one tensor."""
-    # Nothing here computes; warnings about the devices that transformers looks for would only puzzle.
+    # No device is used here, so transformers' warnings about missing devices would only confuse.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from archon_engine.checkpoint.conversion import convert_to_dcp, convert_to_hf
 
     stored = None if dtype is None else dtype.value
     if to is Format.HF:
         if run_as is not None:
-            raise typer.BadParameter("a training state tells which model it is of", param_hint="--model")
+            raise typer.BadParameter(
+                "found a model for --to hf; a training state names its model; leave it out", param_hint="--model"
+            )
         read = convert_to_hf(source, destination, config=config, dtype=stored)
     else:
         if config is not None:
-            raise typer.BadParameter("a Hugging Face folder has its own config.json", param_hint="--config")
+            raise typer.BadParameter(
+                "found a folder for --to dcp; a Hugging Face folder contains its config.json; leave it out",
+                param_hint="--config",
+            )
         for decision in convert_to_dcp(source, destination, dtype=stored, run_as=run_as):
             print_remark(f"{source}: {decision.effective}: {decision.reason}")
         read = source

@@ -1,4 +1,4 @@
-"""Builds micro-batches: selects sequences, pads them once, and takes this rank's part of their tokens."""
+"""Builds micro-batches: selects sequences, adds padding, and takes this rank's part of the tokens."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ def build_micro_batch(
     context: ContextParallel | None = None,
     replays_routing: bool = False,
 ) -> MicroBatch:
-    """Select ``indices`` of ``batch``, pad them once, and take this rank's part of their tokens.
+    """Select ``indices`` of ``batch``, append padding, and take this rank's part of the tokens.
 
     Args:
         batch: the whole batch, on the device where the model runs.
-        indices: the sequences of this micro-batch; none at all gives one of padding only.
+        indices: the sequences of this micro-batch; if empty, it consists of padding only.
         request: the outputs that the head computes.
         multiple: the padded length is a multiple of this.
-        at_least: and no shorter than this.
-        context: the ranks over which tokens are cut; ``multiple`` must be one of their number. ``None`` for one.
+        at_least: minimum padded length.
+        context: the context ranks, among which tokens are divided; ``multiple`` must be a multiple of their number.
+            ``None`` without context parallelism.
         replays_routing: route tokens to the experts in the field ``ROUTED_EXPERTS`` [T, layers, top_k], if any.
 
     Returns:
-        Its ``input_ids`` [T] and ``packed`` are padded and cut; ``batch`` holds the sequences as they were.
+        ``input_ids`` [T] and ``packed`` are padded and divided; ``batch`` holds the sequences without padding.
     """
     selected = batch.select(indices)
     length = math.ceil(max(selected.n_tokens, at_least, 1) / multiple) * multiple
@@ -49,7 +50,7 @@ def build_micro_batch(
     input_ids = torch.nn.functional.pad(selected.input_ids, (0, padding), value=PADDING_ID)
     packed = replace(PackedSequences.from_lengths(lengths, batch.input_ids.device, head), n_padding=padding)
     if replays_routing and ROUTED_EXPERTS in selected.token_fields:
-        # Padding goes to no expert, whatever stands here.
+        # Padding is routed to no expert, whatever its values are.
         experts = torch.nn.functional.pad(selected.token_fields[ROUTED_EXPERTS], (0, 0, 0, 0, 0, padding))
         packed = replace(packed, experts=experts)
     if context is not None:

@@ -1,6 +1,6 @@
-"""Which sequences go into which micro-batch: pure functions over lengths.
+"""Assigns sequences to micro-batches: pure functions of lengths.
 
-The split decides speed and memory, never the numbers, so any assignment is correct; these are the even ones.
+The split affects speed and memory, never the numbers. Any assignment is correct; these are balanced.
 A *group* is ``granularity`` consecutive sequences that stay together.
 """
 
@@ -24,36 +24,38 @@ def plan_micro_batches(
     granularity: int = 1,
     n_mbs_divisor: int = 1,
     algorithm: PackingAlgorithm = "ffd",
+    option: str = "mb_spec",
 ) -> list[list[int]]:
     """Assign sequences to micro-batches.
 
     Args:
         lengths: tokens per sequence.
-        n_mbs: least number of micro-batches.
-        max_tokens_per_mb: most tokens in one.
+        n_mbs: minimum number of micro-batches.
+        max_tokens_per_mb: maximum number of tokens in one; ``None`` for no limit.
         granularity: consecutive sequences that stay together.
         n_mbs_divisor: the number of micro-batches is a multiple of it.
-        algorithm: ``ffd``, first fit decreasing: fewest micro-batches. ``kk``, Karmarkar-Karp differencing
-            (k-way, doi:10.5555/892131): the most even ones.
+        algorithm: ``ffd``, first fit decreasing, gives the fewest micro-batches; ``kk``, Karmarkar-Karp differencing
+            (k-way, doi:10.5555/892131), the most even ones.
+        option: dotted name of the options ``mb_spec``, for messages.
 
     Returns:
-        Indices into ``lengths`` per micro-batch, ascending. Micro-batches are empty where there are fewer groups than
-        ``n_mbs`` or the divisor ask for.
+        For each micro-batch, indices into ``lengths``, ascending. Micro-batches are empty if there are fewer groups
+        than ``n_mbs`` or the divisor require.
 
     Raises:
         DataError: a group alone exceeds ``max_tokens_per_mb``, or granularity does not divide the batch.
     """
     if len(lengths) % granularity:
         raise DataError(
-            f"mb_spec.granularity={granularity}: found {len(lengths)} sequences in the batch; "
-            f"the batch must hold a multiple of {granularity}, or granularity be a divisor of {len(lengths)}"
+            f"{option}.granularity={granularity}: found {len(lengths)} sequences in the batch; "
+            f"use a batch of a multiple of {granularity} sequences, or set granularity to a divisor of {len(lengths)}"
         )
     groups = [range(start, start + granularity) for start in range(0, len(lengths), granularity)]
     sizes = [sum(lengths[i] for i in group) for group in groups]
     if max_tokens_per_mb is not None and sizes and max(sizes) > max_tokens_per_mb:
         what = "a sequence" if granularity == 1 else f"a group of {granularity} sequences"
         raise DataError(
-            f"mb_spec.max_tokens_per_mb={max_tokens_per_mb}: found {what} of {max(sizes)} tokens; "
+            f"{option}.max_tokens_per_mb={max_tokens_per_mb}: found {what} of {max(sizes)} tokens; "
             "raise the limit to at least that, or shorten the sequences (data.max_length, gconfig.max_new_tokens)"
         )
     place = {"ffd": _first_fit_decreasing, "kk": _differencing}[algorithm]
@@ -78,7 +80,7 @@ def _first_fit_decreasing(sizes: list[int], capacity: int | None, least: int, di
             fitting = len(bins) - 1
         bins[fitting].append(item)
         loads[fitting] += sizes[item]
-    # More micro-batches than first fit opened: halve the fullest one that can be, which keeps the limit.
+    # If more micro-batches are needed than first fit opened, halve the fullest divisible one, which keeps the limit.
     wanted = _round_up(max(least, len(bins), 1), divisor)
     while len(bins) < wanted:
         divisible = [b for b in range(len(bins)) if len(bins[b]) > 1]
@@ -91,7 +93,7 @@ def _first_fit_decreasing(sizes: list[int], capacity: int | None, least: int, di
 
 
 def _least_loaded(sizes: list[int], items: Sequence[int], n_bins: int) -> list[list[int]]:
-    """Largest first, each into the bin that holds least so far."""
+    """Assign items largest first, each to the least loaded bin."""
     bins: list[list[int]] = [[] for _ in range(n_bins)]
     heap = [(0, b) for b in range(n_bins)]
     for item in sorted(items, key=lambda i: -sizes[i]):

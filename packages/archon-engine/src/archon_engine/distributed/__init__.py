@@ -1,1 +1,1 @@
-"""Process groups, and the process-wide settings that must be made before there is one."""
+"""Process groups, and the process-wide settings that must precede them."""

@@ -1,8 +1,8 @@
 """Deterministic mode: the settings that make two runs of one configuration bit-identical.
 
-They are process-wide, and most are read once: by NCCL when a group is made, by cuBLAS with its first kernel. So they
-are set before any process group exists, for every engine of the process, and never unset. Imports torch where it is
-used.
+The settings are process-wide, and most are read once: by NCCL when it creates a group, by cuBLAS with its first kernel.
+So they are set before any process group exists, for every engine of the process, and never reset. torch is imported
+where it is used.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ENVIRONMENT: Mapping[str, str] = {
     "TORCHINDUCTOR_DETERMINISTIC": "1",  # what torch 2.13 reads
     "TORCH_COMPILE_DETERMINISTIC": "1",
 }
-"""Variables and their values."""
+"""The environment variables of deterministic mode, with their values."""
 
 
 def set_deterministic(environment: MutableMapping[str, str] = os.environ) -> None:
@@ -27,26 +27,26 @@ def set_deterministic(environment: MutableMapping[str, str] = os.environ) -> Non
     import torch
 
     environment.update(ENVIRONMENT)
-    # Only a warning for operations without a deterministic form: there is nothing that a user could put in their place.
-    # It switches an Inductor over that was imported before, and so has read its variables.
+    # warn_only, because users cannot replace operations without a deterministic form. The call also switches an
+    # Inductor that was imported before, and has already read its variables.
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def is_deterministic(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether ``set_deterministic`` holds in this process."""
+    """Whether deterministic mode is on in this process."""
     import torch
 
     return torch.are_deterministic_algorithms_enabled() and ENVIRONMENT.items() <= environment.items()
 
 
 def ensure_deterministic(*, option: str) -> None:
-    """Set deterministic mode for an engine that asks for it, unless it is too late.
+    """Switch deterministic mode on for an engine that needs it.
 
     Args:
-        option: dotted name of the option that asks for it, for the message.
+        option: dotted name of the engine's option, for the message.
 
     Raises:
-        ConfigError: a process group exists already, made without the settings.
+        ConfigError: a process group exists already, created without deterministic mode.
     """
     import torch.distributed as dist
 
@@ -54,15 +54,15 @@ def ensure_deterministic(*, option: str) -> None:
         return
     if dist.is_available() and dist.is_initialized():
         raise ConfigError(
-            f"{option}: found true, and a process group that was made without it; NCCL and cuBLAS read it once: call "
-            "archon_engine.distributed.determinism.set_deterministic() before init_process_group (archon train does), "
-            f"or set {option}=false"
+            f"{option}: found true, but the process group was created without it; NCCL and cuBLAS read these settings "
+            "once; call archon_engine.distributed.determinism.set_deterministic() before init_process_group "
+            f"(archon train does), or set {option}=false"
         )
     set_deterministic()
 
 
 def deterministic_effects(option: str) -> list[Decision]:
-    """Each effect of the mode as a decision about ``option``."""
+    """The effects of deterministic mode, as decisions about ``option``."""
 
     def variables(*names: str) -> str:
         return ", ".join(f"{name}={ENVIRONMENT[name]}" for name in names)

@@ -1,4 +1,4 @@
-"""Setting up and tearing down torch.distributed for a launched process."""
+"""Sets up and tears down torch.distributed in a launched process."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from archon_core.ranks.environment import RankEnvironment
 from archon_core.ranks.ranks import Ranks
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
-"""How long a rank waits for the others. A collective may wait for a rank that generates or writes a checkpoint."""
+"""Time limit of collectives. It is long because a rank may wait for another that generates or writes a checkpoint."""
 
 
 def device_backends() -> str:
-    """Gloo for tensors on the CPU and for Python values; NCCL for CUDA tensors where there is a device."""
+    """The backends: Gloo for CPU tensors and Python values; NCCL for CUDA tensors, if there is a CUDA device."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
-def ensure_own_group() -> None:
-    """Start a process group of this process alone, unless there is a group: a mesh of one device needs one as well."""
+def ensure_single_process_group() -> None:
+    """Start a process group with this process only, if there is no group. Even a mesh of one device needs a group."""
     if not dist.is_initialized():
         dist.init_process_group(device_backends(), store=dist.HashStore(), rank=0, world_size=1)
 
@@ -42,11 +42,11 @@ def process_group(place: RankEnvironment, *, timeout: timedelta = DEFAULT_TIMEOU
         if devices < place.local_world_size:
             raise ConfigError(
                 f"devices: found {devices} CUDA devices for {place.local_world_size} ranks on this machine; every rank "
-                "needs one of its own; choose a smaller layout, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
+                "needs a device; choose a smaller layout, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
             )
         torch.cuda.set_device(place.local_rank)
     dist.init_process_group(device_backends(), timeout=timeout)
     yield Ranks.of_process_group()
-    # Only after success: with an error on its way out, peers may wait in a collective that this process will never
-    # enter, and an orderly goodbye would wait for them.
+    # Only after success. After an error, peers may wait in a collective that this process never enters, and destroying
+    # the group would wait for them.
     dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""The longest sequence of a model, read from its configuration: before any weight is loaded."""
+"""Reads the longest sequence of a model from its configuration, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class ContextLength:
     """Limits in tokens; ``None`` where there is no limit.
 
     Attributes:
-        positions: longest sequence that the model was made for.
-        generation: longest sequence that can be generated token by token: above it the rotary frequencies depend on
-            the final length, so that keys in a cache would be wrong.
+        positions: length of the longest sequence that the model supports.
+        generation: length of the longest sequence that can be generated token by token. Above it, rotary frequencies
+            depend on the final length, so cached keys would be wrong.
     """
 
     positions: int | None = None
@@ -26,7 +26,7 @@ class ContextLength:
 def context_length(config: Any) -> ContextLength:
     """The limits of a ``transformers`` configuration.
 
-    Linear scaling and YaRN stretch ``max_position_embeddings``. Frequencies per layer type do not.
+    Linear scaling and YaRN extend ``max_position_embeddings``. Scaling per layer type is ignored.
     """
     if hasattr(config, "get_text_config"):
         config = config.get_text_config()

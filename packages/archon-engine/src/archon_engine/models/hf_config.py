@@ -1,4 +1,4 @@
-"""Reading a model's configuration as ``transformers`` does, from a folder, the hub's cache or an inline mapping."""
+"""Reads a model's configuration as ``transformers`` does: from a folder, the hub's cache or an inline mapping."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ _METADATA = frozenset(
         "unsloth_version",
     ]
 )
-"""Entries that change no number: tools leave them in ``config.json``, or classes of transformers set them."""
+"""Entries that do not affect numbers: tools leave them in ``config.json``, or classes of transformers set them."""
 
 _IMPLEMENTATIONS = tuple(f"{prefix}{part}_implementation" for part in ("attn", "experts") for prefix in ("", "_"))
-"""Which code computes a part is for whoever runs a model to choose. transformers 5 takes a hub id there, and would
-fetch and run compiled code from it."""
+"""Entries that choose the code of a part, removed on reading: transformers 5 accepts a hub id here, and would fetch and
+run compiled code from it."""
 
 
 def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
@@ -51,7 +51,7 @@ def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
         source: a folder with ``config.json``, a hub id, or the content of a ``config.json``.
 
     Raises:
-        ModelError: there is none, it is not valid, or its ``model_type`` is unknown to ``transformers``.
+        ModelError: there is no configuration, it is not valid, or ``transformers`` does not know its ``model_type``.
     """
     if isinstance(source, Mapping):
         return _from_entries(dict(source), "model_config")
@@ -63,17 +63,17 @@ def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: found no valid JSON ({error}); copy the file anew") from error
+        raise ModelError(f"{file}: cannot read it as JSON ({error}); copy the file again") from error
     if not isinstance(entries, dict):
         kind = "a list" if isinstance(entries, list) else json.dumps(entries)[:60]
-        raise ModelError(f"{file}: found {kind}; a configuration is a JSON object")
+        raise ModelError(f"{file}: found {kind}; allowed is a JSON object; copy the file again")
     config = _from_entries(entries, str(file))
     config.name_or_path = str(source)
     return config
 
 
 def model_type_of(config: EngineConfig, *, role: str) -> str:
-    """The ``model_type`` of the model that ``config`` names. Collective, for an id that is fetched from the hub.
+    """The ``model_type`` of the model that ``config`` names. Collective, since a hub id may have to be fetched.
 
     Raises:
         ConfigError: neither or both of ``path`` and ``model_config`` name one.
@@ -87,8 +87,8 @@ def read_source(config: EngineConfig, *, role: str) -> PreTrainedConfig:
     if (config.path is None) == (config.model_config is None):
         found = "neither" if config.path is None else "both"
         raise ConfigError(
-            f"{role}.path and {role}.model_config: found {found}; exactly one says what to build: a checkpoint's "
-            "path, or a Hugging Face configuration written in place (with random weights)"
+            f"{role}.path and {role}.model_config: found {found}; exactly one must be set: path to a checkpoint "
+            "folder or hub id, or model_config to a Hugging Face configuration (for random weights)"
         )
     with failing_together(Ranks.of_process_group()):
         return load_hf_config(config.model_config if config.model_config is not None else config.path)
@@ -107,8 +107,8 @@ def _from_entries(entries: dict[str, Any], where: str) -> PreTrainedConfig:
 
         raise ModelError(
             f"{where}: model_type {model_type!r} is unknown to transformers {transformers.__version__}"
-            f"{did_you_mean(model_type, list(CONFIG_MAPPING))}; a newer transformers may know it (code from the hub is "
-            "never run)"
+            f"{did_you_mean(model_type, list(CONFIG_MAPPING))}; upgrade transformers if a newer version knows it "
+            "(Archon never runs code from the hub)"
         )
     try:
         return AutoConfig.for_model(model_type, **entries)
@@ -120,13 +120,13 @@ def _from_entries(entries: dict[str, Any], where: str) -> PreTrainedConfig:
 
 
 def _quoted_values(entries: Mapping[str, Any]) -> str:
-    """A hint about booleans and nulls that quotes made texts, the usual reason for a wrong type."""
+    """A hint about booleans and nulls in quotes, the usual cause of a wrong type."""
     texts = [name for name, value in entries.items() if isinstance(value, str) and value.lower() in _YAML_WORDS]
     return f" ({', '.join(texts)}: write true, false or null, without quotes)" if texts else ""
 
 
 def checkpoint_folder(path: str | Path, *, weights: bool = True) -> Path:
-    """The local folder of a checkpoint: ``path`` itself, or where the hub's cache keeps the hub id ``path``.
+    """The local folder of a checkpoint: ``path`` itself, or the folder of the hub id ``path`` in the hub's cache.
 
     Args:
         weights: fetch weight files too when the id is not in the cache.
@@ -147,7 +147,7 @@ def checkpoint_folder(path: str | Path, *, weights: bool = True) -> Path:
         return Path(snapshot_download(path, allow_patterns=[*_OTHER_FILES, *(_WEIGHT_FILES if weights else ())]))
     except Exception as error:  # the hub client raises its own types and those of its HTTP library
         raise ModelError(
-            f"model path {path!r}: found neither a folder of that name nor a hub id that can be read "
+            f"model path {path!r}: found no such folder, and cannot read it as a hub id "
             f"({type(error).__name__}: {str(error).partition(chr(10))[0]}); give an existing folder, or check the id, "
             "the network and HF_TOKEN"
         ) from error
@@ -156,11 +156,11 @@ def checkpoint_folder(path: str | Path, *, weights: bool = True) -> Path:
 def refuse_unknown_entries(config: PreTrainedConfig, honoured: Collection[str] = ()) -> None:
     """Raise for entries that neither ``transformers`` nor the model package knows: ignoring one may change numbers.
 
-    Entries that are empty, false or null, begin with an underscore, are known as metadata or repeat a value of
-    ``rope_parameters`` under the same name pass.
+    Accepts entries that are empty, false or null, begin with an underscore, are known metadata, or repeat a value of
+    ``rope_parameters`` under the same name.
 
     Args:
-        honoured: names that the model package reads beside those of the ``transformers`` class.
+        honoured: names that the model package reads in addition to those of the ``transformers`` class.
 
     Raises:
         ModelError: naming every such entry, with the nearest known name.
@@ -200,7 +200,7 @@ def architecture_name(model_type: str, *, critic: bool) -> str:
     if model_type not in names:
         kind = "sequence-classification" if critic else "causal language"
         raise ModelError(
-            f"model_type {model_type!r}: transformers has no {kind} model of it; save with format dcp instead"
+            f"model_type {model_type!r}: transformers has no {kind} model of this type; save with format dcp instead"
         )
     return names[model_type]
 
@@ -208,9 +208,9 @@ def architecture_name(model_type: str, *, critic: bool) -> str:
 def config_file(config: PreTrainedConfig, *, critic: bool, dtype: str) -> str:
     """The content of ``config.json`` beside saved weights.
 
-    It has the entries that ``transformers`` 5 writes and, beside them, the names under which version 4, vLLM and SGLang
-    look for rotary settings, for the type, and for entries that version 5 has renamed, such as ``num_experts``.
-    ``auto_map`` is left out: it asks for Python files that are not saved.
+    It contains the entries that ``transformers`` 5 writes. Version 4, vLLM and SGLang look for rotary settings, the
+    dtype, and entries that version 5 has renamed (such as ``num_experts``) under other names; these are added.
+    ``auto_map`` is left out, because it names Python files that are not saved.
     """
     saved = config_to_save(config, critic=critic, dtype=dtype)
     entries = json.loads(saved.to_json_string())
@@ -221,7 +221,7 @@ def config_file(config: PreTrainedConfig, *, critic: bool, dtype: str) -> str:
 
 
 def config_to_save(config: PreTrainedConfig, *, critic: bool, dtype: str) -> PreTrainedConfig:
-    """A copy of ``config`` that describes saved weights: architecture, type and, for a critic, its one label."""
+    """A copy of ``config`` that describes the saved weights: architecture, dtype, and one label for a critic."""
     import copy
 
     saved = copy.deepcopy(config)

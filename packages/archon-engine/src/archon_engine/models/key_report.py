@@ -1,7 +1,7 @@
-"""Comparing the tensors of a checkpoint with those a model expects, and saying so in a few lines.
+"""Compares the tensors of a checkpoint with those that a model expects, and reports differences in a few lines.
 
-A wrong checkpoint of a large model has hundreds of wrong keys, nearly all of one form: keys that differ in numbers only
-are told together.
+In the wrong checkpoint for a large model hundreds of names are wrong, nearly all of one form, so names that differ only
+in numbers share a line.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 
 @dataclass(frozen=True)
 class KeyReport:
-    """How the tensors found differ from those expected; all names are Hugging Face's.
+    """Differences between the tensors found and expected, by Hugging Face names.
 
     Attributes:
-        missing: expected and not found.
+        missing: expected, but not found.
         unexpected: found, neither expected nor dropped.
         misshapen: name -> (shape found, shape expected).
-        initialised: missing ones that may be, and are drawn at random.
+        initialised: not found, but allowed to be missing; they are drawn at random.
     """
 
     missing: tuple[str, ...]
@@ -34,7 +34,7 @@ class KeyReport:
 
     @property
     def n_differences(self) -> int:
-        """Names that keep the checkpoint from being loaded."""
+        """The number of names that prevent loading."""
         return len(self.missing) + len(self.unexpected) + len(self.misshapen)
 
     @property
@@ -73,8 +73,9 @@ def compare_keys(weights: ResolvedMap, found: Mapping[str, Shape]) -> KeyReport:
 
 
 def form_of(found: Mapping[str, Shape], weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
-    """Which of the forms that ``weights`` knows a checkpoint has: the one that fits, or else differs least. A tied
-    weight that has only its second name in the checkpoint is read from there.
+    """Choose the form of a checkpoint among those that ``weights`` knows: the one that fits, or else differs least.
+
+    A tied weight that is stored only under its second name is read from there.
 
     Args:
         found: the checkpoint's tensors and their shapes.
@@ -86,7 +87,7 @@ def form_of(found: Mapping[str, Shape], weights: ResolvedMap) -> tuple[ResolvedM
 
 
 def summarise_names(names: Iterable[str]) -> list[str]:
-    """Names, those that differ only in numbered segments in one line: ``layers.*.weight (28: 0 to 27)``."""
+    """One line for all names that differ only in numbered segments: ``layers.*.weight (28: 0 to 27)``."""
     groups: dict[str, list[str]] = {}
     for name in names:
         groups.setdefault(_NUMBER.sub("*", name), []).append(name)

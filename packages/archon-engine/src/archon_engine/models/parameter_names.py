@@ -1,7 +1,7 @@
-"""Global names of a module's weights, free of what wrappers add to them.
+"""Global names of a module's weights: names in the whole model, without the segments that wrappers add.
 
-Weight maps, checkpoints, publication and random draws use these names, so that a compiled or checkpointed module has
-the same ones as a bare module.
+Weight maps, checkpoints, publication and random initialisation use these names. So a stage, a compiled or a
+checkpointed module has the same names as a bare module.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ def global_name(name: str) -> str:
 
 
 def named_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by global name; a tied one under each of its names."""
+    """Parameters and persistent buffers by global name; a tied parameter under each of its names."""
     states = [stage.state_dict(keep_vars=True) for stage in stages_of(module)]
     return {global_name(name): weight for state in states for name, weight in state.items()}
 
 
 def weight_shapes(module: nn.Module) -> dict[str, Shape]:
-    """What ``WeightMap.resolve`` takes, from a whole module; one on the meta device will do."""
+    """Global name -> shape, as ``WeightMap.resolve`` takes them, of a whole module, which may be on the meta device."""
     return {name: tuple(weight.shape) for name, weight in named_weights(module).items()}
 
 
 def owners(module: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
-    """Every parameter once: its global name, the module that it is an attribute of, the attribute's name, itself."""
+    """Yield every parameter once: global name, owning module, attribute name, parameter."""
     seen: set[nn.Parameter] = set()
     for prefix, owner in (found for stage in stages_of(module) for found in stage.named_modules()):
         for attribute, parameter in owner.named_parameters(recurse=False):

@@ -1,9 +1,9 @@
-"""Rotary settings as transformers 4, vLLM and SGLang of its time read them, beside ``rope_parameters``.
+"""Writes rotary settings under the names of transformers 4 and its contemporaries vLLM and SGLang.
 
-transformers 5 writes ``rope_parameters`` alone; older readers take ``rope_theta``, ``rope_scaling`` and names of single
-families, and a default where these are missing, without a word. transformers 5 also reads the old names, so the class
-of a configuration is asked which names it knows: each is given a value, and where the value appears in
-``rope_parameters`` is what the name stands for. So no family is listed here.
+transformers 5 writes ``rope_parameters`` only. Older readers look for ``rope_theta``, ``rope_scaling`` and names of
+single families, and silently use a default if one is missing. transformers 5 still reads the old names. So this module
+probes the configuration class: it sets one old name to a marker value and looks where the marker appears in
+``rope_parameters``. No list of families is needed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PROBE = 0.4375
-"""A value that no configuration has by itself; valid as a frequency's base and as a share of the head."""
+"""The marker: no configuration has this value, and it is valid as a base of frequencies and as a share of the head."""
 
 _PROBED_SCALING: dict[str, Any] = {"rope_type": "linear", "factor": 7.4375}
 
 Leaf = tuple[str, ...]
-"""Where a value stands in ``rope_parameters``: its name, behind the layers' type where there is one set for each."""
+"""Path of a value in ``rope_parameters``: its name, preceded by the layer type if each type has its own set."""
 
 
 def older_rope_entries(config: PreTrainedConfig) -> dict[str, Any]:
-    """Entries to write beside ``rope_parameters``; none for a model without rotation, or of a family that is younger
-    than these names.
+    """Entries to write beside ``rope_parameters``; empty for a model without rotation, or of a family that is newer
+    than the old names.
 
-    What older readers cannot express, such as a scaling for layers that have none there, is logged as a warning.
+    Logs a warning for settings that older readers cannot express, such as a scaling of only some layer types.
     """
     ours = getattr(config, "rope_parameters", None)
     if not ours:
@@ -44,15 +44,15 @@ def older_rope_entries(config: PreTrainedConfig) -> dict[str, Any]:
         lost = _lost(config, ours, covered, entries) if entries else []
     if not agrees:
         logger.warning(
-            "config.json: %s of transformers 5 reads the names of older versions otherwise than rope_parameters, so "
-            "they are left out; use this checkpoint with transformers 5 and later",
+            "config.json: written without the rotary entries of older versions: %s in transformers 5 would read "
+            "them as other values than rope_parameters; use this checkpoint with transformers 5 or later",
             type(config).__name__,
         )
         return {}
     if lost:
         logger.warning(
-            "config.json: versions of transformers before 5 have no name for rope_parameters %s and would assume "
-            "something else; use this checkpoint with transformers 5 and later",
+            "config.json: transformers before version 5 cannot express rope_parameters %s and would use other values; "
+            "use this checkpoint with transformers 5 or later",
             ", ".join(lost),
         )
     return entries
@@ -65,7 +65,7 @@ def repeats_rope_value(config: PreTrainedConfig, name: str) -> bool:
 
 
 def _found_entries(config: PreTrainedConfig, ours: Mapping[str, Any]) -> tuple[dict[str, Any], set[Leaf]]:
-    """Older names with their values, and the places in ``ours`` that they stand for."""
+    """Old names with their values, and the paths in ``ours`` that they cover."""
     leaves = dict(_leaves(ours))
     entries: dict[str, Any] = {}
     covered: set[Leaf] = set()
@@ -89,7 +89,8 @@ def _found_entries(config: PreTrainedConfig, ours: Mapping[str, Any]) -> tuple[d
 def _lost(
     config: PreTrainedConfig, ours: Mapping[str, Any], covered: set[Leaf], entries: Mapping[str, Any]
 ) -> list[str]:
-    """Values that no older name stands for, unless they are what a reader assumes: the default, or the name's value."""
+    """Paths of values that no old name covers and that older readers would get wrong. They use a default, or the value
+    of an old entry of the same name."""
     assumed = dict(_leaves(_parsed(config, entries)))
     return [
         ".".join(place)
@@ -100,7 +101,7 @@ def _lost(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what transformers logs of the configurations that are tried."""
+    """Silence transformers while configurations are probed."""
     from transformers.utils import logging as of_transformers
 
     before = of_transformers.get_verbosity()
@@ -112,7 +113,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _candidates(config: PreTrainedConfig) -> list[str]:
-    """Texts in the code by which the class reads old names, the names among them."""
+    """String constants in the methods by which the class reads old names; these names are among them."""
     methods = (vars(parent).get("convert_rope_params_to_dict") for parent in type(config).__mro__)
     codes: list[CodeType] = [method.__code__ for method in methods if method is not None]
     texts = {text for code in codes for text in code.co_consts if isinstance(text, str) and text.isidentifier()}
@@ -120,16 +121,16 @@ def _candidates(config: PreTrainedConfig) -> list[str]:
 
 
 def _parsed(config: PreTrainedConfig, entries: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``rope_parameters`` of a configuration like ``config``, with these entries in the place of its own."""
+    """``rope_parameters`` of a configuration like ``config`` in which ``entries`` replace its rotary settings."""
     rest = {name: value for name, value in config.to_dict().items() if name not in ("rope_parameters", *entries)}
     try:
         return type(config)(**rest, **copy.deepcopy(dict(entries))).rope_parameters or {}
-    except Exception:  # validators of transformers raise their own types; such a name stands for nothing
+    except Exception:  # validators of transformers raise their own types; such a name covers nothing
         return {}
 
 
 def _bare(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The same sets, of unscaled rotations with nothing else written."""
+    """The same sets, reduced to unscaled rotations."""
     sets = {name: _bare(value) for name, value in parameters.items() if isinstance(value, Mapping)}
     return sets or {"rope_type": "default"}
 

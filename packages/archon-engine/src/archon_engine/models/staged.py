@@ -1,6 +1,7 @@
 """The pipeline stages that one process holds, as one module.
 
-Its parameters keep the names that they have in the whole model: whoever asks for names asks ``stages_of`` first.
+Parameters keep the names that they have in the whole model. A stage is a child of ``StagedModule``, so code that needs
+names iterates over ``stages_of(module)``.
 """
 
 from __future__ import annotations
@@ -19,31 +20,32 @@ PassThrough = Callable[[Tensor, PackedSequences], dict[OutputName, Tensor]]
 class StagedModule(nn.Module):
     """Stages of a decoder.
 
-    Called, it runs the whole model: token ids [T] in, the head's outputs out, the same on every process of the
-    pipeline, all of which must call it.
+    Calling it runs the whole model: it takes token ids [T] and returns the head's outputs, equal on every process of
+    the pipeline. All these processes must call it.
 
     Args:
-        stages: number of a stage -> its module.
-        whole: the model that they are stages of, on the meta device.
+        stages: stage index -> module.
+        whole: the whole model, on the meta device.
 
     Attributes:
-        stages: number of the stage, as text -> its module.
+        stages: stage index as text -> module.
     """
 
     def __init__(self, stages: Mapping[int, nn.Module], whole: nn.Module) -> None:
         super().__init__()
-        self._whole = (whole,)  # not a part of this module
+        self._whole = (whole,)  # in a tuple, so that it is not registered as a submodule
         self.stages = nn.ModuleDict({str(number): stage for number, stage in stages.items()})
         self._pass_through: PassThrough | None = None
         self._pipeline = Ranks()
 
     @property
     def pipeline(self) -> Ranks:
-        """The processes that hold all stages together."""
+        """The processes that together hold all stages."""
         return self._pipeline
 
     def connect(self, pass_through: PassThrough, pipeline: Ranks) -> None:
-        """Say how tokens get through all stages, and who has the others; whoever runs the pipeline knows."""
+        """Set the function that passes tokens through all stages, and the ranks of these. The pipeline's runner calls
+        this."""
         self._pass_through = pass_through
         self._pipeline = pipeline
 
@@ -54,16 +56,16 @@ class StagedModule(nn.Module):
 
 
 def outline_of(module: nn.Module) -> Any:
-    """The whole model that ``module`` is, or holds stages of: for its sizes and the kinds of its parts, not for its
-    weights, which may be on the meta device."""
+    """The whole model, for its sizes and the types of its parts: ``module`` itself, or the model that it holds stages
+    of. Its weights may be on the meta device."""
     return module._whole[0] if isinstance(module, StagedModule) else module
 
 
 def stages_of(module: nn.Module) -> list[Any]:
-    """The stages in a module; the module itself where it is not cut."""
+    """The stages in a module, or the module itself without pipeline parallelism."""
     return list(module.stages.values()) if isinstance(module, StagedModule) else [module]
 
 
 def pipeline_of(module: nn.Module) -> Ranks:
-    """The processes that hold other stages of the same model, and this one."""
+    """The processes that together hold all stages of the model, this one among them."""
     return module.pipeline if isinstance(module, StagedModule) else Ranks()

@@ -1,7 +1,7 @@
-"""Text to token ids, exactly as ``transformers`` does it, for training, rollout and ``archon generate`` alike.
+"""Converts text to token ids exactly as ``transformers`` does, for training, rollout and ``archon generate`` alike.
 
-What a tokenizer cannot encode, and what a chat template refuses, is a ``DataError``. Chat templates run inside
-``transformers``' sandbox (an ``ImmutableSandboxedEnvironment`` of Jinja).
+Text that the tokenizer cannot encode, and messages that the chat template rejects, raise ``DataError``. Chat templates
+run in ``transformers``' sandbox (an ``ImmutableSandboxedEnvironment`` of Jinja).
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any
 from archon_core.errors import DataError
 
 LONGEST_QUOTE = 200
-"""Characters of a text that a message quotes."""
+"""Maximum number of characters that a message quotes of a text."""
 
 
 def encode_texts(
     tokenizer: Any, texts: Sequence[str], *, add_special_tokens: bool, fix: str = "remove those characters"
 ) -> list[tuple[int, ...]]:
-    """Token ids per text, those of ``tokenizer.encode``.
+    """Token ids of each text, equal to those of ``tokenizer.encode``.
 
     Args:
         tokenizer: a ``transformers`` tokenizer.
-        add_special_tokens: let the tokenizer add the tokens that it puts around a text.
+        add_special_tokens: let the tokenizer add the special tokens that it puts around a text.
         fix: what to do about characters without a token, for the message.
 
     Raises:
-        DataError: a text has half of a surrogate pair, or characters that the tokenizer has no token for.
+        DataError: a text has an unpaired surrogate, or characters that the tokenizer has no token for.
     """
     if not texts:
         return []
@@ -46,14 +46,14 @@ def encode_texts(
 def encode_with_offsets(
     tokenizer: Any, text: str, *, fix: str = "remove those characters"
 ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-    """Token ids of a text that has its special tokens in it, and per token the characters (start, end) it stands for.
+    """Token ids of a text that already contains its special tokens, and for each token its characters (start, end).
 
     Raises:
-        DataError: as ``encode_texts``; or the tokenizer is not a fast one: only those give offsets.
+        DataError: as ``encode_texts``, or the tokenizer is not a fast one; only fast ones give offsets.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise DataError(
-            f"tokenizer {type(tokenizer).__name__}: it gives no character offsets, which the loss mask of a "
+            f"tokenizer {type(tokenizer).__name__}: found no character offsets, which the loss mask of a "
             "conversation needs; use a fast tokenizer (one with a tokenizer.json)"
         )
     check_unicode(text)
@@ -64,32 +64,32 @@ def encode_with_offsets(
 
 
 def check_unicode(text: str) -> None:
-    """Raise ``DataError`` for half of a surrogate pair, which no encoding of Unicode can hold."""
+    """Raise ``DataError`` for an unpaired surrogate, which no encoding of Unicode can express."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise DataError(
-            f"text {quote(text)}: found {text[error.start]!r} at character {error.start}, which is half of a surrogate "
-            "pair or a byte that is not UTF-8, and no character; write the whole character, or remove it"
+            f"text {quote(text)}: found {text[error.start]!r} at character {error.start}, an unpaired surrogate or a "
+            "byte that is not UTF-8; write the whole character, or remove it"
         ) from error
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool, fix: str) -> str:
-    """The text that the tokenizer's chat template makes of a conversation.
+    """Render a conversation with the tokenizer's chat template.
 
     Args:
-        messages: what the template gets, each with a ``role``.
+        messages: the conversation; each message has a ``role``.
         generation_prompt: end with the start of an assistant's turn.
         fix: what to do when the template fails, for the message.
 
     Raises:
-        DataError: the template raised something; the message quotes it.
+        DataError: the template raised an error; the message quotes it.
     """
     try:
         return tokenizer.apply_chat_template(
             [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
         )
-    except Exception as error:  # a template is a program that came with the model: it may raise anything
+    except Exception as error:  # a template is a program that comes with the model, so it may raise anything
         raise template_error(tokenizer, messages, error, fix) from error
 
 
@@ -104,7 +104,7 @@ def template_error(tokenizer: Any, messages: Sequence[Mapping[str, Any]], error:
 
 
 def quote(text: str) -> str:
-    """``text`` in quotes for a message, shortened."""
+    """``text`` in quotes, shortened for a message."""
     return repr(text if len(text) <= LONGEST_QUOTE else text[:LONGEST_QUOTE] + "...")
 
 
@@ -116,7 +116,7 @@ def _refuse_unknown(text: str, part: str | None, fix: str) -> None:
 
 
 def _part_without_token(tokenizer: Any, text: str, ids: Sequence[int], add_special_tokens: bool) -> str | None:
-    """What an unknown token in ``ids`` stands for; ``None`` when there is a token for all of ``text``."""
+    """The text behind an unknown token in ``ids``; ``None`` if the tokenizer has tokens for all of ``text``."""
     if getattr(tokenizer, "is_fast", False):
         encoded = tokenizer(text, add_special_tokens=add_special_tokens, return_offsets_mapping=True)
         return _unknown_part(tokenizer, text, ids, encoded["offset_mapping"])
@@ -125,10 +125,10 @@ def _part_without_token(tokenizer: Any, text: str, ids: Sequence[int], add_speci
 
 
 def _unknown_part(tokenizer: Any, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> str | None:
-    """The first characters that an unknown token stands for.
+    """The first text that the tokenizer encoded as the unknown token.
 
-    The id alone does not say: many tokenizers use one token as unknown, begin and end of text. It stands for
-    nothing where the tokenizer itself has put it (no characters), and for itself where the text spells its name.
+    The id alone does not tell, because many tokenizers use one token as unknown, begin and end of text. A token without
+    characters was added by the tokenizer, and a token whose text is its own name was written in the text.
     """
     unknown, name = tokenizer.unk_token_id, tokenizer.unk_token
     if unknown is None or unknown not in ids:

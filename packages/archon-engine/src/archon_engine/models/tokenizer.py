@@ -1,4 +1,4 @@
-"""Reading the tokenizer that lies beside a checkpoint, and saving one for every version of transformers."""
+"""Reads the tokenizer of a checkpoint folder, and saves tokenizers so that transformers 4 and 5 can read them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from archon_core.errors import ConfigError
 
 VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
-"""Files of which a tokenizer has at least one."""
+"""Every tokenizer has at least one of these files."""
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The ``transformers`` tokenizer of a checkpoint folder. Raises ConfigError when there is none."""
+    """The ``transformers`` tokenizer of a checkpoint folder. Raises ConfigError if it is missing or unreadable."""
     from transformers import AutoTokenizer
 
     found = ", ".join(sorted(path.name for path in folder.iterdir())) or "no files"
@@ -24,19 +24,19 @@ def read_tokenizer(folder: Path) -> Any:
             f"{folder}: found no tokenizer among {found}; allowed are {', '.join(VOCABULARY_FILES)}; {fix}"
         )
     try:
-        # False, not None: transformers would ask whether to run Python files of the folder.
+        # False, not None, with which transformers would ask the user whether to run Python files of the folder.
         return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many types, plain Exception among them
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"{folder}: the tokenizer among {found} cannot be read ({reason}); {fix}") from error
+        raise ConfigError(f"{folder}: cannot read the tokenizer among {found} ({reason}); {fix}") from error
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """``save_pretrained`` under the names that ``transformers`` 4 reads, too.
+    """Save a tokenizer with ``save_pretrained``, then rewrite the entries that only ``transformers`` 5 can read.
 
-    Version 5 writes a class that only it has, and the list of further special tokens under a name that means a mapping
-    in version 4, which also puts no space before a text unless the configuration says so, whatever ``tokenizer.json``
-    says. Version 5 reads all of these.
+    - ``tokenizer_class``: version 5 writes a class that version 4 lacks.
+    - ``extra_special_tokens``: a list in version 5, a mapping in version 4.
+    - ``add_prefix_space``: version 4 ignores the setting in ``tokenizer.json``.
     """
     tokenizer.save_pretrained(folder)
     file = folder / "tokenizer_config.json"

@@ -1,7 +1,7 @@
-"""Moving weights through a resolved map, in both directions, a box at a time.
+"""Copies weights through a resolved map, in both directions, a box at a time.
 
-Where the bytes come from is the caller's: a ``BoxReader`` may read a file or slice a tensor, a ``BoxCopier`` may gather
-shards from other ranks. Nothing here holds more than the tensor it was asked for and one slice.
+Callers provide access to the bytes: a ``BoxReader`` may read a file or slice a tensor, a ``BoxCopier`` may gather
+shards from other ranks. Memory holds no more than the tensor being built and one slice.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from archon_core.models.box import Box
 from archon_core.models.weight_map import ResolvedMap
 
 BoxReader = Callable[[str, Box], Tensor]
-"""Gives the elements of a named tensor inside a box, shaped like the box."""
+"""Returns the elements of a named tensor inside a box, in the shape of the box."""
 
 BoxCopier = Callable[[str, Box, Tensor | None], None]
-"""Copies the elements of a named tensor inside a box into a tensor of the box's shape, casting to its type; ``None`` on
-ranks that only give theirs to another one."""
+"""Copies the elements of a named tensor inside a box into a tensor of the box's shape, casting to its type. The tensor
+is ``None`` on ranks that only send their shards to another rank."""
 
 
 def read_from(tensors: Mapping[str, Tensor]) -> BoxReader:
-    """A reader of whole tensors that are in memory."""
+    """A ``BoxReader`` of whole tensors in memory."""
     return lambda name, box: tensors[name][box.slices]
 
 
 def fill_ours(destination: Tensor, name: str, box: Box, weights: ResolvedMap, read_hf: BoxReader) -> None:
     """Copy ``box`` of our tensor ``name`` into ``destination``, which has the box's shape, casting to its dtype.
 
-    Reads from Hugging Face tensors what lies in the box and nothing else.
+    Only elements inside the box are read from Hugging Face tensors.
     """
     assert tuple(destination.shape) == box.shape, f"{name}: {tuple(destination.shape)} for a box of {box.shape}"
     filled = 0
@@ -43,7 +43,7 @@ def fill_ours(destination: Tensor, name: str, box: Box, weights: ResolvedMap, re
 
 
 def copy_from(tensors: Mapping[str, Tensor]) -> BoxCopier:
-    """A copier of whole tensors that are in memory."""
+    """A ``BoxCopier`` of whole tensors in memory."""
 
     def copy(name: str, box: Box, destination: Tensor | None) -> None:
         if destination is not None:
@@ -55,10 +55,11 @@ def copy_from(tensors: Mapping[str, Tensor]) -> BoxCopier:
 def assemble_hf(
     hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier, dtype: torch.dtype, scratch: Tensor | None = None
 ) -> Tensor:
-    """One Hugging Face tensor of ``dtype``, on the CPU, made from boxes of ours.
+    """Build one Hugging Face tensor of ``dtype`` on the CPU from boxes of our tensors.
 
     Args:
-        scratch: memory to make it in, of at least its size; ``None`` for new memory, which is slower to touch.
+        scratch: memory to build it in, at least as large; ``None`` allocates new memory, which is slower to write for
+            the first time.
     """
     shape = weights.hf_shapes[hf_name]
     result = torch.empty(shape, dtype=dtype) if scratch is None else scratch[: math.prod(shape)].view(shape)
@@ -67,7 +68,7 @@ def assemble_hf(
     return result
 
 
-def give_hf(hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier) -> None:
-    """Take part in another rank's ``assemble_hf``."""
+def send_shards(hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier) -> None:
+    """Send this rank's shards to the rank that runs ``assemble_hf``."""
     for link in weights.links_of_hf[hf_name]:
         copy_ours(link.ours, link.our_box, None)

@@ -1,8 +1,8 @@
 """Causal attention over packed sequences: each token attends to earlier tokens of its own sequence.
 
-The module holds no weights. It stands apart from the projections because it alone needs whole sequences, which context
-parallelism gives it, and because a backend can be chosen for the device. Every backend is one function of the same
-form, in a file of its own under ``attention_backends``, imported when it is used.
+``PackedAttention`` holds no weights. It is separate from the projections for two reasons: only it needs whole
+sequences, so context parallelism exchanges data around it, and its backend depends on the device. Backends are modules
+of ``attention_backends``, imported when first used.
 
 Legend: T tokens, Hq query heads, Hkv key and value heads, D head dimension.
 """
@@ -10,38 +10,28 @@ Legend: T tokens, Hq query heads, Hkv key and value heads, D head dimension.
 from __future__ import annotations
 
 import importlib
-from typing import Literal, Protocol, TypedDict, cast, get_args
+from collections.abc import Collection
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_core.errors import ConfigError, did_you_mean
 
 AttentionBackend = Literal["varlen", "flex", "sdpa"]
 
 
-class Attend(Protocol):
-    """The function ``attend`` of a backend."""
+class Backend(Protocol):
+    """A module of ``attention_backends``."""
 
-    def __call__(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        packed: PackedSequences,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
-    ) -> Tensor:
-        """``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D] to [T, Hq, D]; see ``PackedAttention`` for the rest."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings) -> Tensor:
+        """Attend ``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D]. Returns [T, Hq, D]."""
 
-
-class _Options(TypedDict, total=False):
-    scale: float
-    window: int | None
-    softcap: float | None
+    def obstacles(
+        self, device_type: str, dtype: torch.dtype, head_dim: int, settings: Collection[AttentionSettings]
+    ) -> list[str]:
+        """Reasons why the backend cannot compute ``settings``, those of all layers, as phrases; empty if it can."""
 
 
 class PackedAttention(nn.Module):
@@ -49,105 +39,83 @@ class PackedAttention(nn.Module):
 
     Attributes:
         layer: the layer's id, under which a cache keeps its keys and values.
-        scale: factor on the scores.
-        window: keys that a token sees, its own included; ``None`` for all earlier ones.
-        softcap: scores s become ``softcap * tanh(s / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None``
-            leaves them.
-        backend: which implementation; ``None`` chooses by device and type at each call.
+        settings: scale, window and softcap.
+        backend: name of the implementation; ``None`` chooses by device and dtype at each call.
     """
 
-    takes_cut_tokens = True
+    accepts_sequence_shards = True
 
-    def __init__(self, layer: str, *, scale: float, window: int | None = None, softcap: float | None = None) -> None:
+    def __init__(self, layer: str, settings: AttentionSettings) -> None:
         super().__init__()
         self.layer = layer
-        self.scale = scale
-        self.window = window
-        self.softcap = softcap
+        self.settings = settings
         self.backend: AttentionBackend | None = None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
         """Attend ``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D], or over what ``packed.cache`` holds: [T, Hq, D].
 
-        Where ``packed.context`` cuts the tokens, arguments and result are those of this rank's.
+        With ``packed.context``, arguments and result contain this rank's tokens only.
         """
-        # What is not capped asks nothing of a cache or backend that knows no softcap.
-        options: _Options = {"scale": self.scale, "window": self.window}
-        if self.softcap is not None:
-            options["softcap"] = self.softcap
         if packed.cache is not None:
             assert packed.context is None, "a cache holds whole sequences"
-            return packed.cache.attend(self.layer, q, k, v, packed, **options)
-        attend = _load(self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1], self.softcap))
+            return packed.cache.attend(self.layer, q, k, v, packed, self.settings)
+        name = self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1], self.settings)
+        attend = load_backend(name).attend
         if packed.context is None:
-            return attend(q, k, v, packed, **options)
+            return attend(q, k, v, packed, self.settings)
         q, k, v = packed.context.gather_sequences(q, k, v)
-        return packed.context.scatter_sequences(attend(q, k, v, packed, **options))
+        return packed.context.scatter_sequences(attend(q, k, v, packed, self.settings))
 
     def extra_repr(self) -> str:
-        capped = "" if self.softcap is None else f", softcap={self.softcap:.4g}"
-        options = f"scale={self.scale:.4g}, window={self.window}{capped}"
-        return f"layer={self.layer}, {options}, backend={self.backend or 'auto'}"
+        return f"layer={self.layer}, {self.settings}, backend={self.backend or 'auto'}"
 
 
 def choose_attention_backend(
-    device_type: str, dtype: torch.dtype, head_dim: int, softcap: float | None = None
+    device_type: str, dtype: torch.dtype, head_dim: int, settings: AttentionSettings
 ) -> AttentionBackend:
-    """The fastest that computes what is asked: ``varlen`` on CUDA in 16-bit types, ``flex`` on CUDA where scores are
-    capped, which would take the memory of all scores elsewhere; else ``sdpa``, which computes everything."""
-    if not varlen_obstacles(device_type, dtype, head_dim, softcap):
+    """The fastest backend that can compute ``settings``.
+
+    That is ``varlen`` on CUDA in 16-bit types, ``flex`` on CUDA if scores are capped, and otherwise ``sdpa``, which
+    computes everything, but needs memory for all scores [Hq, L, L] of a sequence if they are capped.
+    """
+    of_call = (device_type, dtype, head_dim, (settings,))
+    if not load_backend("varlen").obstacles(*of_call):
         return "varlen"
-    return "flex" if softcap is not None and not flex_obstacles(device_type, dtype) else "sdpa"
-
-
-def varlen_obstacles(device_type: str, dtype: torch.dtype, head_dim: int, softcap: float | None = None) -> list[str]:
-    """Why torch's variable-length kernel cannot run, as phrases; empty when it can."""
-    obstacles = []
-    if softcap is not None:
-        obstacles.append("it has no softcap, which the model's attention needs")
-    if device_type != "cuda":
-        obstacles.append(f"it needs a CUDA device, found {device_type}")
-    if dtype not in (torch.bfloat16, torch.float16):
-        obstacles.append(f"it computes in bfloat16 and float16, found {dtype}".replace("torch.", ""))
-    if head_dim % 8 or head_dim > 256:
-        obstacles.append(f"it needs a head dimension that is a multiple of 8 and at most 256, found {head_dim}")
-    return obstacles
-
-
-def flex_obstacles(device_type: str, dtype: torch.dtype) -> list[str]:
-    """Why FlexAttention cannot run, as phrases; empty when it can."""
-    if device_type != "cuda":
-        # FlexAttention has no backward on the CPU (seen on torch 2.13).
-        return [f"it needs a CUDA device, found {device_type}"]
-    return ["it has no float64"] if dtype == torch.float64 else []
+    return "flex" if settings.softcap is not None and not load_backend("flex").obstacles(*of_call) else "sdpa"
 
 
 def check_attention_backend(
-    name: str, device_type: str, dtype: torch.dtype, head_dim: int, softcap: float | None = None
+    name: str,
+    device_type: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    settings: Collection[AttentionSettings] = (),
+    *,
+    option: str = "archon.attn_type",
 ) -> AttentionBackend:
-    """``name`` as a backend that can run there.
+    """Check that backend ``name`` exists and can compute ``settings`` on that device; returns it.
+
+    Args:
+        option: dotted name of the option, for messages.
 
     Raises:
-        ConfigError: no backend has that name, or it cannot run on the device, in the type, with that head dimension or
-            with a softcap.
+        ConfigError: no backend has that name, or it does not support the device, the dtype, the head dimension or one
+            of the settings.
     """
     allowed = get_args(AttentionBackend)
     if name not in allowed:
-        raise ConfigError(f"attn_type: found {name!r}{did_you_mean(name, allowed)}; allowed are {', '.join(allowed)}")
-    obstacles: list[str] = []
-    if name == "varlen":
-        obstacles = varlen_obstacles(device_type, dtype, head_dim, softcap)
-    elif name == "flex":
-        obstacles = flex_obstacles(device_type, dtype)
+        raise ConfigError(f"{option}: found {name!r}{did_you_mean(name, allowed)}; allowed are {', '.join(allowed)}")
+    backend = cast(AttentionBackend, name)
+    obstacles = load_backend(backend).obstacles(device_type, dtype, head_dim, settings)
     if obstacles:
-        raise ConfigError(f"attn_type {name!r} cannot be used: {'; '.join(obstacles)}; use attn_type sdpa")
-    return cast(AttentionBackend, name)
+        raise ConfigError(f"{option}: found {name!r}, which cannot run here: {'; '.join(obstacles)}; use sdpa")
+    return backend
 
 
-def softcap_of(module: nn.Module) -> float | None:
-    """The softcap of a ``PackedAttention`` in ``module``; ``None`` where no scores are capped."""
-    caps = (part.softcap for part in module.modules() if isinstance(part, PackedAttention))
-    return next((cap for cap in caps if cap is not None), None)
+def attention_settings(module: nn.Module) -> tuple[AttentionSettings, ...]:
+    """The settings of every ``PackedAttention`` in ``module``, each once."""
+    found = (part.settings for part in module.modules() if isinstance(part, PackedAttention))
+    return tuple(dict.fromkeys(found))
 
 
 def set_attention_backend(module: nn.Module, name: AttentionBackend | None) -> None:
@@ -157,5 +125,6 @@ def set_attention_backend(module: nn.Module, name: AttentionBackend | None) -> N
             part.backend = name
 
 
-def _load(backend: AttentionBackend) -> Attend:
-    return importlib.import_module(f"archon_engine.nn.attention_backends.{backend}").attend
+def load_backend(name: AttentionBackend) -> Backend:
+    """Import a backend's module."""
+    return cast(Backend, importlib.import_module(f"archon_engine.nn.attention_backends.{name}"))

@@ -10,19 +10,20 @@ from archon_engine.nn.tensor_parallel import TensorParallel, local_weight
 
 
 def own_rows(ids: Tensor, own: range) -> tuple[Tensor, Tensor]:
-    """Each id's place among the rows ``own``, 0 when it is elsewhere, and whether it is elsewhere: [T], bool [T]."""
+    """For each id, its index among this rank's rows ``own``, int64 [T], and whether another rank has it, bool [T]. The
+    index is 0 for ids of other ranks, to be a valid row; the caller masks the result."""
     is_elsewhere = (ids < own.start) | (ids >= own.stop)
     return (ids - own.start).masked_fill(is_elsewhere, 0), is_elsewhere
 
 
 class Embedding(nn.Module):
-    """Rows of a table, by token id. The table is left uninitialised, as ``Linear`` leaves its weight.
+    """A table of rows by token id. The table is left uninitialised, like the weight of ``Linear``.
 
     Attributes:
         weight: [vocab_size, hidden_size], or this rank's rows of it.
         vocab_size: rows on all tensor ranks together.
-        scale: hidden states are multiplied by it, rounded to their type first, as Gemma's are.
-        parallel: the tensor ranks over which rows are sharded; ``None`` for all of them here.
+        scale: factor on hidden states. It is rounded to their dtype first, as in Gemma.
+        parallel: the tensor ranks over which rows are sharded; ``None`` without tensor parallelism.
     """
 
     def __init__(self, vocab_size: int, hidden_size: int, *, scale: float = 1.0) -> None:

@@ -1,4 +1,4 @@
-"""Evaluation mode for the length of a block."""
+"""Switches a module to evaluation mode temporarily."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Switch dropout and the like off inside the block, then restore the mode of every submodule."""
+    """Evaluation mode inside the context; afterwards the mode of every submodule is restored."""
     training = [submodule for submodule in module.modules() if submodule.training]
     module.eval()
     try:

@@ -1,12 +1,11 @@
 """Heads: per-token log-probabilities and entropy without the [T, V] logits, and the critic's values.
 
-``linear_logprobs`` fuses the output projection with log-softmax. It walks over chunks of tokens, keeps two numbers
-per token and recomputes a chunk's logits in backward, so that peak memory holds a few chunks instead of several
-[T, V] matrices. Under tensor parallelism each rank does that for its rows of the vocabulary, and the ranks exchange
-two or three numbers per token, once, after the loop.
+``linear_logprobs`` fuses the output projection with log-softmax. It loops over chunks of tokens, keeps two numbers per
+token and recomputes a chunk's logits in backward, so that peak memory holds a few chunks instead of several [T, V]
+matrices. Under tensor parallelism each rank does so for its rows of the vocabulary; after the loop the ranks exchange
+two or three numbers per token, once.
 
-What some models do to logits before the softmax, scaling and soft capping, is said by ``LogitForm`` and belongs to the
-fused function.
+Some models scale logits or cap them before the softmax. ``LogitForm`` describes this, and the fused function does it.
 
 Legend: T tokens, H hidden size, V vocabulary (this rank's part of it), C tokens in a chunk.
 """
@@ -29,27 +28,29 @@ from archon_engine.nn.embedding import own_rows
 from archon_engine.nn.tensor_parallel import TensorParallel, local_weight
 
 CHUNK_BYTES = 64 * 2**20
-"""Size of one [C, V] buffer on a CPU. Backward holds two; larger chunks gain no speed that could be measured."""
+"""Size of one [C, V] buffer on a CPU. Backward holds two; larger chunks are not measurably faster."""
 
 GPU_CHUNK_BYTES = 2**30
-"""The same on other devices. Every chunk reads the whole weight three times and updates all of its fp32 gradient: with
-110 tokens, a CPU's chunk for 152 thousand words, this traffic would take several times as long as the products."""
+"""The same on other devices. Every chunk reads the whole weight three times and updates its whole fp32 gradient. With
+110 tokens, the CPU's chunk for a vocabulary of 152 thousand, this traffic would take several times as long as the
+matrix products."""
 
 
 @dataclass(frozen=True)
 class LogitForm:
-    """What becomes of ``hidden @ weight.T``.
+    """The function from x = ``hidden @ weight.T`` to a model's logits.
 
     Attributes:
-        scale: it is multiplied by this first.
-        softcap: then ``softcap * tanh(x / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None`` for no cap.
+        scale: x is multiplied by it first.
+        softcap: x then becomes ``softcap * tanh(x / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None``
+            for no cap.
     """
 
     scale: float = 1.0
     softcap: float | None = None
 
     def apply(self, logits: Tensor) -> Tensor:
-        """The model's logits of what its projection gives."""
+        """Compute the model's logits from the outputs of its projection."""
         logits = logits if self.scale == 1.0 else logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap
 
@@ -74,7 +75,7 @@ def linear_logprobs(
         targets_T: int64, rows of the whole vocabulary.
         temperature: logits are divided by it.
         parallel: the tensor ranks that hold the other rows.
-        form: what becomes of logits before they are divided by the temperature.
+        form: applied before the division by the temperature.
         first_row: the first of this rank's rows in the whole vocabulary.
     """
     return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, False, parallel, form, first_row)[0]
@@ -109,7 +110,7 @@ def _token_chunks(tokens: int, vocabulary: int, dtype: torch.dtype, device_type:
 def _combine(
     log_normaliser_T: Tensor, target_logits_T: Tensor, entropy_T: Tensor | None, parallel: TensorParallel
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same three for the whole vocabulary, from those of each rank's rows.
+    """Combine the three values of each rank's rows into those of the whole vocabulary.
 
     With w the share of a rank's rows in the whole distribution, its entropy is the sum of w (own entropy - log w).
     """
@@ -148,17 +149,21 @@ class _LinearLogSoftmax(torch.autograd.Function):
             logits_CV, _ = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, form, dtype)
             log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
             log_normaliser_T[chunk] = log_normaliser_C
+            # Row 0 stands in for targets that are -1 or lie on another rank; both are masked after the loop.
             target_logits_T[chunk] = logits_CV.gather(1, rows_T[chunk, None])[:, 0]
             if entropy_T is not None:
                 # Not log Z - sum p logit: there a rounding of the sum of p counts as often as the logits are large.
                 logprobs_CV = logits_CV.sub_(log_normaliser_C[:, None])
                 entropy_T[chunk] = -logprobs_CV.exp().mul_(logprobs_CV).sum(-1)
         if parallel is not None:
+            # Zero where another rank has the target: the sum over ranks is then its logit.
             log_normaliser_T, target_logits_T, entropy_T = _combine(
                 log_normaliser_T, target_logits_T.masked_fill_(is_elsewhere_T, 0), entropy_T, parallel
             )
         logprobs_T = torch.where(has_target_T, target_logits_T - log_normaliser_T, 0)
         ctx.temperature, ctx.form, ctx.own = temperature, form, own
+        # No logits. The normaliser and the entropy are those of the whole vocabulary, so backward needs no exchange: a
+        # rank's gradient of hidden is its summand, which the gradient of gather_tokens sums.
         ctx.save_for_backward(hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T)
         if entropy_T is None:
             return logprobs_T, None
@@ -180,6 +185,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
             logprobs_CV, capped_CV = _tempered_logits(hidden_TH[chunk], weight_VH, ctx.temperature, ctx.form, dtype)
             logprobs_CV -= log_normaliser_T[chunk, None]
             grad_C = grad_logprobs_T[chunk]
+            # d logprob(target) / d logit_j = [j is the target] - p_j. The first term is scattered in below.
             if entropy_T is None:
                 grad_logits_CV = logprobs_CV.exp_().mul_(-grad_C[:, None])
             else:
@@ -188,15 +194,18 @@ class _LinearLogSoftmax(torch.autograd.Function):
                 probabilities_CV = logprobs_CV.exp()
                 grad_logits_CV = logprobs_CV.add_(entropy_T[chunk, None]).mul_(grad_entropy_C[:, None])
                 grad_logits_CV.add_(grad_C[:, None]).mul_(probabilities_CV).neg_()
-                del probabilities_CV
+                del probabilities_CV  # a [C, V] buffer less while the products below run
             grad_logits_CV.scatter_add_(1, rows_T[chunk, None], grad_at_target_T[chunk, None])
             grad_logits_CV /= ctx.temperature / ctx.form.scale
             if capped_CV is not None:
+                # tanh' = 1 - tanh^2
                 grad_logits_CV.mul_(capped_CV.square_().neg_().add_(1))
             grad_logits_CV = grad_logits_CV.to(hidden_TH.dtype)
             if grad_hidden_TH is not None:
                 grad_hidden_TH[chunk] = grad_logits_CV @ weight_VH
             if grad_weight_VH is not None:
+                # Accumulated in at least fp32: in bf16 the summands of late chunks would be rounded away. addmm_ needs
+                # one type, so 16-bit products are made first.
                 if grad_weight_VH.dtype == hidden_TH.dtype:
                     grad_weight_VH.addmm_(grad_logits_CV.T, hidden_TH[chunk])
                 else:
@@ -209,8 +218,11 @@ class _LinearLogSoftmax(torch.autograd.Function):
 def _tempered_logits(
     hidden_CH: Tensor, weight_VH: Tensor, temperature: float, form: LogitForm, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Logits over the temperature; and with a softcap the hyperbolic tangents t in them, where the derivative of what
-    was capped is 1 - t^2."""
+    """Logits over the temperature, and with a softcap their hyperbolic tangents, which backward needs.
+
+    The product is rounded to the type of the weights before it is widened, as in transformers. Everything after it is
+    in place: the product is a new tensor, also where ``.to`` returns it unchanged.
+    """
     logits_CV = (hidden_CH @ weight_VH.T).to(dtype)
     if form.softcap is None:
         divisor = temperature / form.scale
@@ -220,13 +232,13 @@ def _tempered_logits(
 
 
 class LanguageModelHead(nn.Module):
-    """Output projection with the per-token outputs that trainers ask for.
+    """Output projection that computes the per-token outputs that trainers request.
 
     Attributes:
         weight: [V, H]; the embedding's own parameter when the model ties them.
         vocab_size: rows on all tensor ranks together.
-        form: what becomes of logits before the softmax.
-        parallel: the tensor ranks over which rows are sharded; ``None`` for all of them here.
+        form: how logits are made from the projection's outputs.
+        parallel: the tensor ranks over which rows are sharded; ``None`` without tensor parallelism.
     """
 
     def __init__(self, hidden_size: int, vocab_size: int, *, scale: float = 1.0, softcap: float | None = None) -> None:
@@ -241,7 +253,7 @@ class LanguageModelHead(nn.Module):
         [P, vocabulary], each whole on every rank.
 
         Raises:
-            ValueError: ``values`` was asked for, or ``logprobs`` or ``entropy`` without targets.
+            ValueError: the request contains ``values``, or ``logprobs`` or ``entropy`` without targets.
         """
         _check_outputs(inputs, allowed=("logprobs", "entropy", "logits"), head="a language-model head")
         targets, weight, temperature = inputs.targets, local_weight(self.weight), inputs.temperature
@@ -269,7 +281,7 @@ class LanguageModelHead(nn.Module):
         return outputs
 
     def _gather_vocabulary(self, logits: Tensor, parallel: TensorParallel) -> Tensor:
-        """[P, vocabulary] of each rank's [P, own rows], which are fewer on the last ranks."""
+        """Gather [P, vocabulary] from each rank's [P, own rows]; the last ranks may have fewer rows."""
         most = len(chunk_of(self.vocab_size, parallel.size, 0))
         padded = functional.pad(logits, (0, most - logits.shape[1]))
         # Parts are full up to the one that the vocabulary ends in, so padding follows all of it.
@@ -281,7 +293,7 @@ class ValueHead(nn.Module):
 
     Attributes:
         weight: [1, H].
-        parallel: the tensor ranks, each with tokens of its own; ``None`` when all are here.
+        parallel: the tensor ranks, each with a part of the tokens; ``None`` without tensor parallelism.
     """
 
     def __init__(self, hidden_size: int) -> None:
@@ -293,10 +305,10 @@ class ValueHead(nn.Module):
         """``values`` [P], at least fp32 and whole on every rank, for ``hidden``, [T, H] or this rank's tokens of it.
 
         Raises:
-            ValueError: another output was asked for.
+            ValueError: the request contains another output.
         """
         _check_outputs(inputs, allowed=("values",), head="a critic's value head")
-        # Not a column of a product with the matrix: FSDP hooks outputs, and warns about views.
+        # A product with a vector, not a column of a matrix product: FSDP2 hooks outputs, and warns about views.
         values = (hidden @ local_weight(self.weight)[0]).to(_accumulation_dtype(hidden.dtype))
         if self.parallel is not None and self.parallel.sequence_sharded:
             values = self.parallel.gather_results(values, 0)
@@ -307,7 +319,7 @@ def _check_outputs(inputs: HeadInputs, *, allowed: tuple[OutputName, ...], head:
     wrong = [name for name in inputs.outputs if name not in allowed]
     if wrong or not inputs.outputs:
         raise ValueError(
-            f"{head} was asked for {wrong or 'nothing'}; it gives {', '.join(allowed)}; ask for one of them"
+            f"{head}: found a request for {wrong or 'no output'}; allowed are {', '.join(allowed)}; correct the request"
         )
     if inputs.targets is None and {"logprobs", "entropy"} & set(inputs.outputs):
-        raise ValueError(f"{head} was asked for {inputs.outputs} without targets; set HeadInputs.targets")
+        raise ValueError(f"{head}: found a request for {inputs.outputs} without targets; set HeadInputs.targets")

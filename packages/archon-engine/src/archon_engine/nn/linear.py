@@ -15,7 +15,7 @@ class Linear(nn.Module):
     Attributes:
         weight: [out_features, in_features].
         bias: [out_features], or ``None``.
-        adds_bias: false on tensor ranks whose output is summed with that of another one that adds the bias.
+        adds_bias: false on all but one of the tensor ranks whose outputs are summed, so that the bias is added once.
     """
 
     def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
@@ -28,7 +28,7 @@ class Linear(nn.Module):
         """Project ``x`` [..., in_features] to [..., out_features]."""
         bias = None if self.bias is None else local_weight(self.bias)
         if bias is not None and not self.adds_bias:
-            bias = bias * 0.0  # not None: its gradient, zero here, is summed over the ranks
+            bias = bias * 0.0  # not None: every rank must contribute a gradient, here zero, to the sum over ranks
         return functional.linear(x, local_weight(self.weight), bias)
 
     def extra_repr(self) -> str:

@@ -1,7 +1,7 @@
 """Normalisation: root mean square (Zhang and Sennrich, 2019) in the forms that models use, and LayerNorm (Ba, 2016).
 
-All compute in at least fp32. Forms that agree in fp32 round at different places in 16-bit types; each here rounds where
-Hugging Face's does, so that the two agree bit for bit in every type up to fp32.
+All compute in at least fp32. Norms that agree in fp32 may round at different places in 16-bit types. Each norm here
+rounds where its counterpart in transformers does, so that both agree bit for bit in every type up to fp32.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from archon_engine.models.initialize import InitialValue
+from archon_core.contracts.module import InitialValue
 from archon_engine.nn.tensor_parallel import TensorParallel, local_weight
 
 
@@ -45,7 +45,7 @@ class RMSNorm(nn.Module):
         return ((weight.to(upcast.dtype) + self.offset) * normalised).to(x.dtype)
 
     def mean_square(self, x: Tensor) -> Tensor:
-        """``mean(x^2)`` over the last dim, which is kept."""
+        """``mean(x^2)`` over the last dim: [..., 1]."""
         return x.pow(2).mean(-1, keepdim=True)
 
     def extra_repr(self) -> str:
@@ -56,12 +56,12 @@ class RMSNorm(nn.Module):
 class ProjectionRMSNorm(RMSNorm):
     """``RMSNorm`` over all heads of a projection at once, as OLMo 2 normalises queries and keys.
 
-    Under tensor parallelism a rank holds a part of the projection, and a share of the weight that fits (role
-    ``column``); the ranks sum their squares.
+    Under tensor parallelism a rank holds part of the projection and the same part of the weight (role ``column``), and
+    the ranks sum their squares.
 
     Attributes:
-        size: features on all tensor ranks together.
-        parallel: the tensor ranks that hold the other heads; ``None`` when all are here.
+        size: number of features on all tensor ranks together.
+        parallel: the tensor ranks, which hold other heads; ``None`` without tensor parallelism.
     """
 
     def __init__(self, size: int, eps: float, *, offset: float = 0.0, rounds_first: bool = True) -> None:

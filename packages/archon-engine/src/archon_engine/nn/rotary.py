@@ -1,8 +1,8 @@
-"""Rotary position embeddings (Su et al., 2021) with the scaling kinds of ``transformers``, on packed tokens.
+"""Rotary position embeddings (Su et al. 2021, arXiv:2104.09864) with transformers' kinds of scaling, on packed tokens.
 
-Frequencies come from ``transformers``' own functions, in fp32 as there, and are constants in every other type: angles
-and their cosines are computed in at least fp32, in float64 when the activations are float64. The kinds whose
-frequencies depend on a sequence's length take each packed sequence's own length, never its neighbours'.
+Frequencies come from transformers' own functions and are fp32, as there, whatever the type of the model. Angles and
+their cosines are computed in at least fp32, and in float64 for float64 activations. Kinds whose frequencies depend on a
+sequence's length use the length of each packed sequence, never that of its neighbours.
 
 Legend: T tokens, D head dimension, U distinct frequency sets.
 """
@@ -25,14 +25,14 @@ ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "pro
 
 
 def _scaling_functions() -> Mapping[str, Any]:
-    """Those of the installed ``transformers``; early releases of version 5 lack ``proportional``."""
+    """The functions of the installed transformers; early releases of version 5 lack ``proportional``."""
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     return ROPE_INIT_FUNCTIONS
 
 
 def rotary_reach(max_position_embeddings: int, parameters: Mapping[str, Any]) -> int:
-    """Positions that a rotation was made for: linear scaling and YaRN stretch what the configuration names."""
+    """Number of positions that a rotation supports: linear scaling and YaRN extend that of the configuration."""
     kind = parameters["rope_type"]
     if kind == "linear":
         return int(max_position_embeddings * parameters.get("factor", 1.0))
@@ -43,7 +43,7 @@ def rotary_reach(max_position_embeddings: int, parameters: Mapping[str, Any]) ->
 
 
 def fixed_frequencies_reach(max_position_embeddings: int, parameters: Mapping[str, Any]) -> int | None:
-    """Longest sequence whose frequencies do not depend on its length; ``None`` when none's do."""
+    """Length up to which frequencies do not depend on a sequence's length; ``None`` when they never do."""
     if parameters["rope_type"] == "dynamic":
         return max_position_embeddings
     if parameters["rope_type"] == "longrope":
@@ -53,7 +53,7 @@ def fixed_frequencies_reach(max_position_embeddings: int, parameters: Mapping[st
 
 @dataclass(frozen=True)
 class RopeArguments:
-    """What frequencies are computed from.
+    """The inputs of the computation of frequencies.
 
     Attributes:
         head_dim: D, even.
@@ -71,8 +71,8 @@ class RopeArguments:
         """Read a ``transformers`` configuration.
 
         Raises:
-            ModelError: a kind that is not supported, frequencies per layer type, an odd head dimension, or rotation
-                of a part of the head.
+            ModelError: the kind is not supported, frequencies are set per layer type, the head dimension is odd, or
+                only a part of the head is rotated.
         """
         parameters = dict(config.rope_parameters or {})
         where = f"{config.model_type} configuration: rope_parameters"
@@ -83,25 +83,27 @@ class RopeArguments:
             found = "one set per layer type" if nested else f"rope_type {kind!r}{did_you_mean(str(kind), allowed)}"
             raise ModelError(f"{where}: found {found}; allowed is one set with a rope_type of {', '.join(allowed)}")
         if head_dim % 2:
-            raise ModelError(f"{where}: found head_dim {head_dim}; rotation needs an even one")
+            raise ModelError(f"{where}: found head_dim {head_dim}; rotation needs an even one; correct it")
         partial = parameters.get("partial_rotary_factor")
         if partial not in (None, 1.0) and kind != "proportional":
             raise ModelError(
                 f"{where}: found partial_rotary_factor {partial} with rope_type {kind!r}; this architecture rotates "
-                "the whole head: leave it out, or use rope_type 'proportional'"
+                "the whole head; leave it out, or use rope_type 'proportional'"
             )
         if kind == "dynamic" and head_dim < 4:
-            raise ModelError(f"{where}: found rope_type 'dynamic' with head_dim {head_dim}; it needs at least 4")
+            raise ModelError(
+                f"{where}: found rope_type 'dynamic' with head_dim {head_dim}; it needs at least 4; correct it"
+            )
         rope = cls(head_dim, config.max_position_embeddings, parameters)
-        rope.refuse_useless_values(where)
+        rope.check_frequencies(where)
         return rope
 
-    def refuse_useless_values(self, where: str) -> None:
-        """Raise ``ModelError`` when the parameters give no frequencies, or some that are not finite."""
+    def check_frequencies(self, where: str) -> None:
+        """Raise ``ModelError`` if the parameters give no frequencies, or frequencies that are not finite."""
         try:
             usable = bool(self.frequencies()[0].isfinite().all())
             reason = "they give frequencies that are not finite"
-        except Exception as error:  # transformers' functions raise whatever a text or a null leads to
+        except Exception as error:  # transformers' functions raise various errors for a text or a null
             usable, reason = False, f"{type(error).__name__}: {error}"
         if not usable:
             raise ModelError(f"{where}: found {dict(self.parameters)} ({reason}); correct the value")
@@ -113,21 +115,21 @@ class RopeArguments:
 
     @property
     def length_dependent_above(self) -> int | None:
-        """Longest sequence whose frequencies do not depend on its length; ``None`` when none's do."""
+        """Length up to which frequencies do not depend on a sequence's length; ``None`` when they never do."""
         return fixed_frequencies_reach(self.max_position_embeddings, self.parameters)
 
     @property
     def reach(self) -> int:
-        """Positions that the rotation was made for."""
+        """Number of positions that the rotation supports."""
         return rotary_reach(self.max_position_embeddings, self.parameters)
 
     def frequencies(self, length: int | None = None) -> tuple[Tensor, float]:
-        """Angles per position [D/2], fp32 on the CPU, and the factor that cosines and sines are multiplied by.
+        """Angles per position [D/2], fp32 on the CPU, and the factor for cosines and sines.
 
         Args:
-            length: the sequence's length; ``None`` for one that is not above ``length_dependent_above``.
+            length: the sequence's length; ``None`` for sequences up to ``length_dependent_above``.
         """
-        with torch.device("cpu"):  # real numbers also while the model is built on the meta device
+        with torch.device("cpu"):  # real values even while the model is built on the meta device
             if self.kind == "default":
                 exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
                 return 1.0 / self.parameters["rope_theta"] ** exponents, 1.0
@@ -165,10 +167,10 @@ class Rotation:
 
 
 class RotaryEmbedding(nn.Module):
-    """Computes the rotation of a packed batch. Has no parameters and no buffers.
+    """Computes the rotation of a packed batch. It has no parameters and no buffers.
 
-    Frequencies are kept as a plain CPU tensor: a buffer would be emptied by building on the meta device, and rounded by
-    a cast of the module.
+    Frequencies are a plain CPU tensor: building on the meta device would empty a buffer, and casting the module would
+    round it.
     """
 
     def __init__(self, arguments: RopeArguments) -> None:
@@ -178,8 +180,8 @@ class RotaryEmbedding(nn.Module):
 
     @property
     def length_dependent_above(self) -> int | None:
-        """Longest sequence that can be generated token by token: above it, every position's rotation would depend on
-        the final length, which is not known. ``None`` for no limit."""
+        """Longest sequence that can be generated token by token; ``None`` for no limit. Above it, every position's
+        rotation would depend on the final length, which is not known."""
         return self.arguments.length_dependent_above
 
     @torch.no_grad()
@@ -204,7 +206,7 @@ class RotaryEmbedding(nn.Module):
             if longest > limit:
                 raise ModelError(
                     f"rope_type {self.arguments.kind!r}: found a cached sequence of {longest} tokens; above {limit} "
-                    "every token's rotation depends on the final length, so keys cannot be cached: limit prompt and "
+                    "every token's rotation depends on the final length, so keys cannot be cached; limit prompt and "
                     f"completion to {limit} tokens together"
                 )
         if limit is None or packed.cache is not None or packed.max_seqlen <= limit:

@@ -9,16 +9,16 @@ from archon_engine.nn.linear import Linear
 
 
 def activation(name: str) -> nn.Module:
-    """The activation that ``transformers`` knows by ``name`` (``hidden_act``).
+    """The activation of ``transformers`` with this name (``hidden_act``).
 
     Raises:
-        ModelError: it knows none of that name.
+        ModelError: ``transformers`` has no such activation.
     """
     from transformers.activations import ACT2FN
 
     if name not in ACT2FN:
         raise ModelError(
-            f"hidden_act: found {name!r}, transformers has no such activation{did_you_mean(name, list(ACT2FN))}; "
+            f"hidden_act: found {name!r}, which transformers does not have{did_you_mean(name, list(ACT2FN))}; "
             f"allowed are {', '.join(sorted(ACT2FN))}"
         )
     return ACT2FN[name]

@@ -1,11 +1,11 @@
-"""Context parallelism in Ulysses' form (Jacobs et al. 2023, arXiv:2309.14509): sequences are cut, attention is not.
+"""Context parallelism as in DeepSpeed Ulysses (Jacobs et al. 2023, arXiv:2309.14509).
 
-Every rank holds T / c of a pack's tokens. Inside attention, one all-to-all gives it all T tokens of its share of the
-heads, and a second one brings the results back; everything else works on tokens one by one. Cuts fall anywhere, also
-inside a sequence: where sequences begin and end is described for the whole pack.
+Every rank holds T / c of a pack's tokens. Around attention, one all-to-all gives each rank all T tokens of its share of
+the heads, and a second one returns the results. All other layers work on single tokens. Cuts may fall inside a
+sequence, because ``cu_seqlens`` describes the whole pack.
 
-That tokens are cut is said by the data (``PackedSequences.context``), not by the module, so the same module also takes
-whole packs, as generation does.
+Context parallelism is a property of the batch (``PackedSequences.context``), not of the module, so the same module also
+runs whole packs, for instance in generation.
 
 Legend: T tokens of the pack, c context ranks, H heads of any kind, D head dimension.
 """
@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from archon_engine import compat
-from archon_engine.nn.collectives import gather_results
+from archon_engine.nn.tensor_parallel import gather_results
 
 
 @dataclass(frozen=True)
 class ContextParallel:
-    """A rank's place among those that share a pack's tokens. Rank i holds the i-th of ``size`` equal parts.
+    """A rank's place among the context ranks, which share a pack's tokens. Rank i holds the i-th of ``size`` equal
+    parts.
 
     Attributes:
         group: the process group.
@@ -50,14 +51,18 @@ class ContextParallel:
     def gather_sequences(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All heads of this rank's tokens to this rank's heads of all tokens: each [T / c, H, D] to [T, H / c, D].
 
-        Key and value heads are replicated first when c does not divide their number. The query heads' number must be a
-        multiple of c and of that of the key heads.
+        Key and value heads are replicated first where c does not divide their number. The number of query heads is a
+        multiple of c and of the number of key heads; layouts for which it is not are refused before.
         """
+        # The fewest copies that c divides. Copies of a head are neighbours, so the r-th part of the query heads still
+        # reads the r-th part of the key heads, in groups of one size, as backends expect.
         copies = math.lcm(k.shape[1], self.size) // k.shape[1]
         k, v = replicate_heads(k, copies), replicate_heads(v, copies)
-        # One exchange for all three: [T / c, c, own heads x D] of each, side by side.
+        # One exchange for all three, since its latency counts once per layer: [T / c, c, own heads x D], side by side.
         by_rank = [x.unflatten(1, (self.size, -1)).flatten(2) for x in (q, k, v)]
+        # An all-to-all sends the r-th part of dim 0 to rank r, so the dim of ranks comes first.
         received = compat.all_to_all_with_grad(torch.cat(by_rank, dim=2).transpose(0, 1), self.group)
+        # What arrives is ordered by sender, which is the order of the tokens: rank i holds the i-th part of the pack.
         whole = received.flatten(0, 1).split([x.shape[2] for x in by_rank], dim=1)
         q, k, v = (part.unflatten(1, (-1, x.shape[2])) for part, x in zip(whole, (q, k, v), strict=True))
         return q, k, v
@@ -66,6 +71,7 @@ class ContextParallel:
         """This rank's heads of all tokens to all heads of this rank's tokens: [T, H / c, D] to [T / c, H, D]."""
         by_rank = out.unflatten(0, (self.size, -1))
         received = compat.all_to_all_with_grad(by_rank, self.group)
+        # [c, T / c, H / c, D], ordered by sender, which is the order of the heads: joined, they are all heads again.
         return received.transpose(0, 1).flatten(1, 2)
 
 

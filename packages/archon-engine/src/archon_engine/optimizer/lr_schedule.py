@@ -17,14 +17,14 @@ def lr_factor(
     decay_steps: int = 0,
     min_ratio: float = 0.0,
 ) -> float:
-    """The share of the peak learning rate that step number ``step`` uses, the first being 0.
+    """The learning rate at step ``step``, counted from 0, as a share of the peak.
 
     Args:
-        total_steps: steps of the whole run; needed by all schedules but ``constant``.
+        total_steps: steps of the whole run; required by all schedules but ``constant``.
         schedule: ``constant``; ``linear`` and ``cosine`` fall from the end of the warm-up to ``min_ratio`` at the last
             step; ``wsd`` (warm-up, stable, decay: arXiv:2404.06395) stays at the peak until the last ``decay_steps``.
-        warmup_steps: the rate rises linearly over these; the first step uses 1 / warmup_steps, not 0.
-        decay_steps: length of the decay of ``wsd``.
+        warmup_steps: number of steps in which the rate rises linearly; the first step uses 1 / warmup_steps, not 0.
+        decay_steps: number of steps in which ``wsd`` decays.
         min_ratio: lowest share.
 
     Raises:
@@ -35,7 +35,9 @@ def lr_factor(
     if schedule == "constant":
         return 1.0
     if total_steps is None:
-        raise ValueError(f"lr_scheduler_type={schedule!r} needs the number of steps; found none; set trainer.max_steps")
+        raise ValueError(
+            f"lr_scheduler_type={schedule!r}: found no number of steps, which it needs; set trainer.max_steps"
+        )
     # The last step at the peak: all of wsd's decay steps are below it.
     first = max(total_steps - 1 - decay_steps, warmup_steps) if schedule == "wsd" else warmup_steps
     if step <= first:

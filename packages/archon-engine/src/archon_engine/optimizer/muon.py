@@ -1,8 +1,8 @@
 """Muon for sharded matrices (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
-Orthogonalising needs the whole matrix. Momentum and weights stay sharded; once per step, one all-to-all brings every
-matrix's update to one rank, which orthogonalises it, and a second one brings the parts back. So the numbers are those
-of one process, and the work is divided among the ranks.
+Orthogonalising needs the whole matrix. Momentum and weights stay sharded. Once per step, an all-to-all sends every
+matrix's update to one rank, which orthogonalises it, and a second all-to-all returns the parts. So the numbers are
+those of one process, and the ranks share the work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 ITERATIONS = 5
 SMALLEST_NORM = 1e-7
-"""Keeps a matrix of zeros from being divided by 0."""
+"""Avoids division by 0 for a matrix of zeros."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -36,8 +36,8 @@ class Muon(torch.optim.Optimizer):
         params: matrices, or stacks of them in three dims; plain tensors, or DTensors that are sharded or replicated.
         lr: learning rate. Updates are scaled to the size of AdamW's, 0.2 sqrt(max(rows, columns)), so that one rate
             fits both (arXiv:2502.16982).
-        weight_decay: decoupled.
-        momentum: of the running mean of gradients; Nesterov's form.
+        weight_decay: decoupled weight decay.
+        momentum: decay of the running mean of gradients, in Nesterov's form.
         holders: the processes that hold parts of these matrices; ``None`` for all.
     """
 
@@ -55,7 +55,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """Update all parameters that have a gradient; the same ones must have one on every rank."""
+        """Update all parameters with a gradient; these must be the same on every rank."""
         assert closure is None, "Muon evaluates no closure"
         updates: list[tuple[nn.Parameter, dict[str, Any], Tensor]] = []
         for group in self.param_groups:
@@ -67,7 +67,7 @@ class Muon(torch.optim.Optimizer):
             rate = group["lr"]
             weight = local_values(parameter)
             weight.mul_(1 - rate * group["weight_decay"])
-            # The sides are the whole matrix's, not the shard's: the layout must not change the update.
+            # The sides of the whole matrix, not of the shard: the layout must not change the update.
             weight.add_(direction.to(weight.dtype), alpha=-rate * 0.2 * math.sqrt(max(parameter.shape[-2:])))
 
     def _momentum_update(self, parameter: nn.Parameter, momentum: float) -> Tensor:
@@ -83,10 +83,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Roughly U V^T of the singular value decomposition U S V^T of ``matrix`` [..., A, B], by Newton-Schulz iteration.
+    """Approximate U V^T of the singular value decomposition U S V^T of ``matrix`` [..., A, B] by Newton-Schulz
+    iteration.
 
-    Computed in bfloat16 on CUDA, as published. Elsewhere in at least fp32: it is faster there, and a rounding to
-    bfloat16 would make the last bits of a gradient, which depend on the order of sums, visible in the weights.
+    On CUDA it computes in bfloat16, as published; elsewhere in at least fp32, which is faster there. Rounding to
+    bfloat16 would also amplify the last bits of a gradient, which depend on the order of sums.
     """
     dtype = torch.bfloat16 if matrix.is_cuda else torch.promote_types(matrix.dtype, torch.float32)
     x = matrix.to(dtype)
@@ -106,19 +107,19 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | None = None) -> list[Tensor]:
     """The local part of each update, orthogonalised as a whole matrix.
 
-    Collective over ``holders``, the processes that hold parts of them, when any of them is a DTensor.
+    Collective over ``holders``, the processes that hold parts of them, if any of them is a DTensor.
     """
     if not any(isinstance(update, DTensor) for update in updates):
         return [orthogonalise(update) for update in updates]
     members = dist.get_process_group_ranks(holders or dist.group.WORLD)
     place = {member: number for number, member in enumerate(members)}
     rank, size = place[dist.get_rank()], len(members)
-    # From shapes alone, so that every rank finds the same owners without asking.
-    owners = deal([math.prod(update.shape) for update in updates], size)
+    # From shapes only, so that every rank computes the same owners without communication.
+    owners = balance([math.prod(update.shape) for update in updates], size)
     boxes = [_boxes(update, place) for update in updates]
 
-    # Every rank sends each matrix's owner its part; of ranks with copies of one part, the first alone sends it. Streams
-    # have no headers: sender and receiver both go through the matrices in this order.
+    # Every rank sends its part of each matrix to the owner; of ranks with copies, only the first sends. Streams have no
+    # headers: sender and receiver go through the matrices in the same order.
     outgoing: list[list[Tensor]] = [[] for _ in range(size)]
     expected = [0] * size
     for update, owner, (parts, _) in zip(updates, owners, boxes, strict=True):
@@ -129,7 +130,7 @@ def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | No
                 expected[source] += box.numel
     incoming = _exchange(outgoing, expected, local_values(updates[0]), holders)
 
-    # Owners put the matrices together, and send every rank, copies included, its part of the result.
+    # Owners assemble the matrices, and send every rank, including those with copies, its part of the result.
     outgoing, expected = [[] for _ in range(size)], [0] * size
     for update, owner, (parts, everyone) in zip(updates, owners, boxes, strict=True):
         if owner == rank:
@@ -148,8 +149,8 @@ def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | No
     ]
 
 
-def deal(costs: Sequence[int], n_ranks: int) -> list[int]:
-    """A rank for each cost so that sums are about even: largest first, each to the rank with least."""
+def balance(costs: Sequence[int], n_ranks: int) -> list[int]:
+    """Assign each cost to a rank so that the sums are balanced: largest first, each to the least loaded rank."""
     loads = [(0, rank) for rank in range(n_ranks)]
     owners = [0] * len(costs)
     for index in sorted(range(len(costs)), key=lambda i: -costs[i]):
@@ -160,14 +161,14 @@ def deal(costs: Sequence[int], n_ranks: int) -> list[int]:
 
 
 def _boxes(update: Tensor, place: Mapping[int, int]) -> tuple[dict[int, Box], dict[int, Box]]:
-    """Rank within the group -> box, of those that speak for a part, and of all that hold one."""
+    """Rank within the group -> box: for the rank that sends each part, and for all ranks that hold one."""
     assert isinstance(update, DTensor), "either all matrices are sharded or none is"
     speakers, everyone = holders_of_parts(update), box_of_each_rank(update)
     return {place[r]: box for r, box in speakers.items()}, {place[r]: box for r, box in everyone.items()}
 
 
 class _Stream:
-    """What came from one rank, taken in the order in which it was sent."""
+    """The elements received from one rank, read in the order in which they were sent."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = values
@@ -181,7 +182,7 @@ class _Stream:
 def _exchange(
     outgoing: Sequence[Sequence[Tensor]], expected: Sequence[int], like: Tensor, group: dist.ProcessGroup | None
 ) -> list[_Stream]:
-    """Send ``outgoing[r]`` to each rank r, one after the other; from each rank r ``expected[r]`` elements come."""
+    """Send ``outgoing[r]`` to each rank r, and receive ``expected[r]`` elements from it."""
     sent = [sum(part.numel() for part in parts) for parts in outgoing]
     flat = [part for parts in outgoing for part in parts]
     source = torch.cat(flat) if flat else like.new_empty(0)

@@ -1,7 +1,7 @@
-"""Optimizers over named parameters. All but Muon are torch's own; state is kept under the parameters' global names.
+"""Optimizers over named parameters, with state under the parameters' global names. All but Muon are torch's.
 
-All but Muon work element by element, so they get each rank's part of a sharded parameter as a plain tensor: DTensor's
-dispatch would take longer than the update itself.
+These work element by element, so they get each rank's part of a sharded parameter as a plain tensor, because DTensor's
+dispatch would take longer than the update.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _STATE_ENTRIES: Mapping[type[torch.optim.Optimizer], frozenset[str]] = {
     torch.optim.SGD: frozenset({"momentum_buffer"}),
     Muon: frozenset({"momentum_buffer"}),
 }
-"""What each optimizer keeps per parameter."""
+"""The state entries of each optimizer, per parameter."""
 
 
 class NamedOptimizer:
-    """One or two optimizers over the parameters of a module; two with ``muon``, which takes hidden matrices alone.
+    """One or two optimizers over the parameters of a module; two for ``muon``, which updates hidden matrices only.
 
     Attributes:
-        parameters: name -> parameter, each once.
+        parameters: name -> trainable parameter, each once.
     """
 
     def __init__(
@@ -44,24 +44,27 @@ class NamedOptimizer:
         *,
         total_steps: int | None,
         holders: ProcessGroup | None = None,
+        option: str = "optimizer",
     ) -> None:
         """Args:
-            parameters: name -> parameter; those that need no gradient are left out.
+            parameters: name -> parameter; parameters that need no gradient are ignored.
             config: the options.
-            total_steps: optimizer steps of the whole run.
+            total_steps: optimizer steps of the whole run; ``None`` if unknown.
             holders: the processes that hold parts of the same parameters; ``None`` for all.
+            option: dotted name of the options' section, for messages.
 
         Raises:
-            ConfigError: the learning rate depends on the number of steps, and there is none.
+            ConfigError: the learning rate depends on the number of steps, which is unknown.
         """
         if total_steps is None and (config.lr_scheduler_type != "constant" or config.warmup_steps_proportion > 0):
             raise ConfigError(
-                f"optimizer.lr_scheduler_type={config.lr_scheduler_type} with warmup_steps_proportion="
-                f"{config.warmup_steps_proportion}: found no number of steps, which warm-up and decay depend on; give "
-                "total_steps, or take constant without warm-up"
+                f"{option}.lr_scheduler_type={config.lr_scheduler_type} with warmup_steps_proportion="
+                f"{config.warmup_steps_proportion}: found no number of steps, which warm-up and decay depend on; pass "
+                "total_steps, or use constant without warm-up"
             )
         self.parameters = {name: p for name, p in parameters.items() if p.requires_grad}
         self._config = config
+        self._option = option
         self._total_steps = total_steps
         # What the optimizers hold: the parameters themselves, or parameters around their local parts.
         whole = _hidden_matrices(self.parameters) if config.type == "muon" else {}
@@ -73,7 +76,7 @@ class NamedOptimizer:
         self._owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
 
     def learning_rate(self, step: int) -> float:
-        """The rate that optimizer step number ``step`` uses, the first being 0."""
+        """The learning rate of optimizer step ``step``, counted from 0."""
         config, total = self._config, self._total_steps or 0
         return config.lr * lr_factor(
             step,
@@ -86,7 +89,7 @@ class NamedOptimizer:
 
     def step(self, learning_rate: float) -> None:
         """Update the parameters from their gradients."""
-        # Anew each time: FSDP2 may move a parameter's storage when its first forward pass begins.
+        # Every time, because FSDP2 may move a parameter's storage when its first forward pass begins.
         self.follow_parameters()
         parts = self._parts()
         for parameter, part in parts:
@@ -99,17 +102,17 @@ class NamedOptimizer:
             part.grad = None
 
     def follow_parameters(self) -> None:
-        """Hold the parameters' storage as it is now, and nothing of what it was before."""
+        """Refer to the parameters' current storage, and release the previous one."""
         for parameter, part in self._parts():
             part.data = local_values(parameter)
 
     def states(self) -> Iterator[dict[str, Any]]:
-        """The state of every parameter that has one, as the optimizers hold it: for moving it between devices."""
+        """Yield the state of every parameter as the optimizers hold it, for moving it between devices."""
         for optimizer in self._optimizers:
             yield from optimizer.state.values()
 
     def _parts(self) -> list[tuple[nn.Parameter, nn.Parameter]]:
-        """Parameters with what is updated in their place."""
+        """Parameters, each with the plain tensor that the optimizers update instead."""
         return [(p, self._updated[name]) for name, p in self.parameters.items() if self._updated[name] is not p]
 
     def zero_grad(self) -> None:
@@ -118,7 +121,8 @@ class NamedOptimizer:
             parameter.grad = None
 
     def state(self) -> dict[str, dict[str, Any]]:
-        """Parameter name -> its state tensors, such as ``exp_avg``, sharded as it is; empty before the first step."""
+        """Parameter name -> its state tensors, such as ``exp_avg``, sharded like the parameter; empty before the first
+        step."""
         states = {name: self._owner[p].state[p] for name, p in self._updated.items() if p in self._owner[p].state}
         return {
             name: {key: _sharded_like(value, self.parameters[name]) for key, value in state.items()}
@@ -126,15 +130,16 @@ class NamedOptimizer:
         }
 
     def clear_state(self) -> None:
-        """Forget all state, as before the first step."""
+        """Drop all state."""
         for optimizer in self._optimizers:
             optimizer.state.clear()
 
     def load_state(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Take over what ``state`` returned for parameters of the same names and shapes, in place of all state so far.
+        """Replace all state by ``state``, as the method of this name returned it for parameters of equal names and
+        shapes.
 
         Raises:
-            WeightsError: it is that of another type of optimizer; no state was changed.
+            WeightsError: it belongs to another type of optimizer; no state is changed.
         """
         names = {p: name for name, p in self._updated.items()}
         loads: list[tuple[torch.optim.Optimizer, dict[str, Any]]] = []
@@ -147,7 +152,7 @@ class NamedOptimizer:
             }
             self._check_entries(optimizer, {ordered[place]: set(entry) for place, entry in entries.items()})
             loads.append((optimizer, {"state": entries, "param_groups": optimizer.state_dict()["param_groups"]}))
-        # torch's own loading knows which entries live on the device: a fused optimizer reads its step there.
+        # torch's loading knows which entries belong on the device: a fused optimizer reads its step there.
         for optimizer, saved in loads:
             optimizer.load_state_dict(saved)
 
@@ -160,24 +165,25 @@ class NamedOptimizer:
         for name, found in entries.items():
             if found != expected:
                 raise WeightsError(
-                    f"optimizer state of {name}: found {', '.join(sorted(found))}; optimizer.type="
-                    f"{self._config.type!r} keeps {', '.join(sorted(expected))}; continue with the type that the "
-                    "state was saved with"
+                    f"optimizer state of {name}: found {', '.join(sorted(found))}; {self._option}.type="
+                    f"{self._config.type!r} keeps {', '.join(sorted(expected))}; use the type with which the "
+                    "state was saved"
                 )
 
 
 def is_decayed(parameter: nn.Parameter) -> bool:
-    """Weight decay applies to matrices; norms and biases are vectors."""
+    """Whether weight decay applies: to matrices, not to the vectors of norms and biases."""
     return parameter.ndim >= 2
 
 
 def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """What Muon updates: matrices of layers, those of experts, which are stacked, among them."""
+    """The parameters that Muon updates: matrices of layers, including the stacked ones of experts."""
     return {name: p for name, p in parameters.items() if p.ndim in (2, 3) and name.startswith("layers.")}
 
 
 def _sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
-    """State of a parameter's local part as a DTensor; what is not per element, such as a step count, as it is."""
+    """The state of a parameter's local part as a DTensor; entries that are not per element, such as step counts,
+    unchanged."""
     if not isinstance(parameter, DTensor) or isinstance(value, DTensor) or value.ndim != parameter.ndim:
         return value
     return DTensor.from_local(

@@ -1,1 +1,1 @@
-"""The engine's options, and what is made of them before any process starts."""
+"""The engine's options, and the decisions that follow from them before any process starts."""

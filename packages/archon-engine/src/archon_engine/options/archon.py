@@ -1,4 +1,4 @@
-"""The options of the Archon engine (``actor.archon``), beside those that every engine has."""
+"""The options of the Archon engine (``actor.archon``), in addition to those of every engine."""
 
 from __future__ import annotations
 
@@ -92,5 +92,5 @@ class ArchonEngineConfig(EngineConfig):
     archon: ArchonOptions = field(default_factory=ArchonOptions)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Options that do not go together."""
+        """Conflicting options."""
         yield from refusals(OptionContext(self))

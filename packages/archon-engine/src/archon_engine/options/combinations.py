@@ -1,7 +1,7 @@
-"""Options that depend on one another, on the device or on whether the user wrote them: one table of rules.
+"""Options that depend on one another, on the device, or on whether the user wrote them: one table of rules.
 
-``options.effective`` applies all of it, validation the rules that need no device, and docs/engine-options.md is
-generated from it, so that they cannot disagree. Imports no torch: dry runs read it.
+``options.effective`` applies all rules, validation those that need no device, and docs/engine-options.md is generated
+from the table, so they cannot disagree. Imports no torch, because dry runs use it.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """Two things that do not go together as they were asked.
+    """A conflict between the value of an option and another setting, and what happens then.
 
     Attributes:
-        option: the option that gives way.
-        asked: the value that was asked for.
-        beside: what stands against it.
-        effect: ``error`` refuses it; ``decision`` records that ``becomes`` is used in its place.
-        becomes: the value that is used.
+        option: the option that is refused or changed.
+        asked: its value in the configuration.
+        conflict: the setting that it conflicts with.
+        effect: ``error`` refuses the value; ``decision`` uses ``becomes`` instead and records that.
         reason: why, as a sentence without a full stop.
-        fix: for an error, what to write.
-        applies: whether the context is this one.
+        applies: whether the conflict exists in a context.
+        becomes: the value used instead.
+        fix: for an error, what the user can write.
     """
 
     option: str
     asked: Any
-    beside: str
+    conflict: str
     effect: Literal["error", "decision"]
     reason: str
     applies: Callable[[OptionContext], bool]
@@ -48,7 +48,7 @@ _SPLIT_BY_DEFAULT = f"{_SPLIT}, if the value is a default"
 _TWICE = "such a schedule goes through each stage's graph twice, for input gradients and then for weight gradients"
 _OTHER_SCHEDULE = "a schedule that does not split it, such as Interleaved1F1B"
 _NO_STAGES = "a layout without p"
-_NOT_CUT = "the model is not cut into stages"
+_NOT_CUT = "the model is not split into stages"
 
 RULES: tuple[Rule, ...] = (
     Rule(
@@ -76,7 +76,7 @@ RULES: tuple[Rule, ...] = (
         "error",
         f"{_TWICE}, and compiled graphs free their buffers in the first pass",
         lambda s: s.splits_backward and s.engine.archon.enable_compile and s.has_written("enable_compile"),
-        fix=f"set archon.enable_compile=false, or take {_OTHER_SCHEDULE}",
+        fix=f"set archon.enable_compile=false, or choose {_OTHER_SCHEDULE}",
     ),
     Rule(
         "archon.ac_mode",
@@ -96,7 +96,7 @@ RULES: tuple[Rule, ...] = (
         "error",
         f"{_TWICE}; results selected by operation are kept for one pass only",
         lambda s: s.splits_backward and s.recomputes_by_operation and s.has_written("ac_mode", "selective_ac_option"),
-        fix=f"set archon.ac_mode=full, or archon.selective_ac_option to a number, or take {_OTHER_SCHEDULE}",
+        fix=f"set archon.ac_mode=full, or archon.selective_ac_option to a number, or choose {_OTHER_SCHEDULE}",
     ),
     Rule(
         "archon.ac_mode",
@@ -114,7 +114,7 @@ RULES: tuple[Rule, ...] = (
         "error",
         "the compiler implements the budget, and such a schedule excludes compiling",
         lambda s: s.splits_backward and s.ac_mode == "memory_budget" and s.has_written("ac_mode"),
-        fix=f"set archon.ac_mode=full, or take {_OTHER_SCHEDULE}",
+        fix=f"set archon.ac_mode=full, or choose {_OTHER_SCHEDULE}",
     ),
     Rule(
         "archon.ac_mode",
@@ -151,7 +151,7 @@ RULES: tuple[Rule, ...] = (
         "another ac_mode than selective",
         "decision",
         "the option applies to ac_mode selective only",
-        lambda s: s.recomputes_otherwise_than("selective") and s.engine.archon.selective_ac_option != "op",
+        lambda s: s.has_other_ac_mode_than("selective") and s.engine.archon.selective_ac_option != "op",
         becomes="op",
     ),
     Rule(
@@ -160,7 +160,7 @@ RULES: tuple[Rule, ...] = (
         "another ac_mode than memory_budget",
         "decision",
         "the option applies to ac_mode memory_budget only",
-        lambda s: s.recomputes_otherwise_than("memory_budget") and s.engine.archon.ac_memory_budget != 0.5,
+        lambda s: s.has_other_ac_mode_than("memory_budget") and s.engine.archon.ac_memory_budget != 0.5,
         becomes=0.5,
     ),
     Rule(
@@ -196,7 +196,7 @@ RULES: tuple[Rule, ...] = (
         _NO_STAGES,
         "decision",
         _NOT_CUT,
-        lambda s: s.is_alone and s.engine.archon.pp_layers_per_stage is not None,
+        lambda s: s.has_no_pipeline and s.engine.archon.pp_layers_per_stage is not None,
     ),
     Rule(
         "archon.pp_first_stage_less_layers",
@@ -204,7 +204,7 @@ RULES: tuple[Rule, ...] = (
         _NO_STAGES,
         "decision",
         _NOT_CUT,
-        lambda s: s.is_alone and s.engine.archon.pp_first_stage_less_layers is not None,
+        lambda s: s.has_no_pipeline and s.engine.archon.pp_first_stage_less_layers is not None,
     ),
     Rule(
         "archon.pp_last_stage_less_layers",
@@ -212,7 +212,7 @@ RULES: tuple[Rule, ...] = (
         _NO_STAGES,
         "decision",
         _NOT_CUT,
-        lambda s: s.is_alone and s.engine.archon.pp_last_stage_less_layers is not None,
+        lambda s: s.has_no_pipeline and s.engine.archon.pp_last_stage_less_layers is not None,
     ),
     Rule(
         "archon.pp_record_step",
@@ -220,7 +220,7 @@ RULES: tuple[Rule, ...] = (
         _NO_STAGES,
         "decision",
         "there are no pipeline actions to time",
-        lambda s: s.is_alone and s.engine.archon.pp_record_step is not None,
+        lambda s: s.has_no_pipeline and s.engine.archon.pp_record_step is not None,
     ),
     Rule(
         "enable_tree_training",
@@ -235,14 +235,15 @@ RULES: tuple[Rule, ...] = (
 
 
 def refusals(context: OptionContext) -> Iterator[tuple[str, str]]:
-    """The errors that apply: the option, and a found / allowed / fix sentence without the option's name."""
+    """Yield the errors that apply: the option, and a found / allowed / fix sentence without the option's name."""
     for rule in RULES:
         if rule.effect == "error" and rule.applies(context):
-            yield rule.option, f"found {shown(rule.asked)} with {rule.beside}; {rule.reason}: {rule.fix}"
+            yield rule.option, f"found {shown(rule.asked)} with {rule.conflict}; {rule.reason}; {rule.fix}"
 
 
 def changes(context: OptionContext, *, role: str) -> tuple[dict[str, Any], list[Decision]]:
-    """What is used in place of what was asked: option -> value, and the decisions, prefixed with ``role``."""
+    """The values that replace those of the configuration: option -> value, and a decision for each, prefixed with
+    ``role``."""
     values: dict[str, Any] = {}
     decisions = []
     for rule in RULES:
@@ -254,24 +255,24 @@ def changes(context: OptionContext, *, role: str) -> tuple[dict[str, Any], list[
 
 
 def refuse_when_strict(config: EngineConfig, decisions: Iterable[Decision], *, role: str) -> str | None:
-    """An error's text where ``strict`` of the section ``role`` allows no change to what was asked.
+    """The text of an error if ``strict`` of the section ``role`` is set and a decision changes the configuration.
 
-    ``None`` when it allows them, as engines without the option do, and when no decision changes what was asked.
+    ``None`` otherwise, and for engines without the option. Decisions about defaults change nothing.
     """
     if not getattr(getattr(config, "archon", None), "strict", False):
         return None
     changed = [decision for decision in decisions if decision.requested != shown(None)]
-    lines = [f"\n  {d.option}: asked {d.requested}, would be {d.effective}: {d.reason}" for d in changed]
+    lines = [f"\n  {d.option}: found {d.requested}, would use {d.effective}: {d.reason}" for d in changed]
     if not lines:
         return None
     return (
-        f"{role}.archon.strict=true allows no change to what was asked; write what would be used, or set it to false; "
-        f"found{''.join(lines)}"
+        f"{role}.archon.strict: found true, and settings that Archon would change; write the values that it would use, "
+        f"or set strict to false:{''.join(lines)}"
     )
 
 
 def asked_value(engine: ArchonEngineConfig, option: str) -> Any:
-    """The value of a dotted option of the section."""
+    """The value of an option, given by its dotted name within the section."""
     value: Any = engine
     for name in option.split("."):
         value = getattr(value, name)
@@ -279,7 +280,7 @@ def asked_value(engine: ArchonEngineConfig, option: str) -> Any:
 
 
 def shown(value: object) -> str:
-    """A value as it is written in YAML; ``default`` for null."""
+    """A value as written in YAML; ``default`` for null."""
     if value is None:
         return "default"
     return str(value).lower() if isinstance(value, bool) else str(value)
@@ -290,5 +291,5 @@ def render_rules() -> str:
     lines = ["| option | value | together with | result | reason |", "|---|---|---|---|---|"]
     for rule in RULES:
         then = f"`{shown(rule.becomes)}`, a recorded decision" if rule.effect == "decision" else f"error: {rule.fix}"
-        lines.append(f"| `{rule.option}` | {shown(rule.asked)} | {rule.beside} | {then} | {rule.reason} |")
+        lines.append(f"| `{rule.option}` | {shown(rule.asked)} | {rule.conflict} | {then} | {rule.reason} |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The input of the rules in ``options.combinations``: options, which were written, the device and the pipeline."""
+"""The input of the rules in ``options.combinations``: options, which of them the user wrote, device and pipeline."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class OptionContext:
-    """What the rules look at.
+    """The facts that the rules depend on.
 
     Attributes:
         engine: the section of the configuration that describes the model.
         device: ``cpu`` or ``cuda``; ``None`` before it is known.
         written: options of the section that the user wrote, as against defaults, such as ``archon.ac_mode``.
-        pipeline_ranks: of the layout; ``None`` before it is known.
-        schedule: of a pipeline; ``None`` before it is known, and without one.
+        pipeline_ranks: number of pipeline ranks in the layout; ``None`` before it is known.
+        schedule: the pipeline schedule; ``None`` before it is known, and without a pipeline.
     """
 
     engine: ArchonEngineConfig
@@ -47,12 +47,12 @@ class OptionContext:
 
     @property
     def splits_backward(self) -> bool:
-        """Whether a schedule computes gradients of inputs and of weights apart."""
+        """Whether the schedule computes gradients of inputs and of weights separately."""
         return self.schedule is not None and self.schedule.splits_backward and self.engine.optimizer is not None
 
     @property
-    def is_alone(self) -> bool:
-        """Whether the model is known not to be cut into stages."""
+    def has_no_pipeline(self) -> bool:
+        """Whether the layout is known to have no pipeline."""
         return self.pipeline_ranks == 1
 
     def has_written(self, *options: str) -> bool:
@@ -61,21 +61,21 @@ class OptionContext:
 
     @property
     def is_default_compile_on_cpu(self) -> bool:
-        """Whether compilation is only switched on by default, and the device is a CPU."""
+        """Whether compilation is on only by default, and the device is a CPU."""
         asked = self.engine.archon.enable_compile
         return asked and self.device == "cpu" and not self.has_written("enable_compile")
 
     @property
     def ac_mode(self) -> str:
-        """The mode of activation checkpointing that ``gradient_checkpointing`` lets through."""
+        """The mode of activation checkpointing; ``none`` without ``gradient_checkpointing`` or an optimizer."""
         recomputes = self.engine.gradient_checkpointing and self.engine.optimizer is not None
         return self.engine.archon.ac_mode if recomputes else "none"
 
-    def recomputes_otherwise_than(self, mode: str) -> bool:
-        """Whether activation checkpointing is on, in another mode."""
+    def has_other_ac_mode_than(self, mode: str) -> bool:
+        """Whether activation checkpointing is on, in another mode than ``mode``."""
         return self.ac_mode not in ("none", mode)
 
     @property
     def recomputes_by_operation(self) -> bool:
-        """Whether activation checkpointing chooses by operation what to keep."""
+        """Whether activation checkpointing selects results by operation."""
         return self.ac_mode == "selective" and self.engine.archon.selective_ac_option == "op"

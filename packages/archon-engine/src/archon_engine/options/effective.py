@@ -1,6 +1,6 @@
-"""Turns the options that a configuration asks for into those in effect: a pure function that returns its decisions.
+"""Turns the options of a configuration into the options in effect: a pure function that also returns its decisions.
 
-Options are never changed in place. Every difference from the request is a ``Decision``; a request that cannot be
+It changes no option in place. Every difference from the configuration is a ``Decision``; a value that cannot be
 honoured is an error that names the option.
 """
 
@@ -37,12 +37,12 @@ class EffectiveConfig:
         master_dtype: type in which weights are kept and updated.
         reduce_dtype: type in which gradients are summed over ranks.
         reshard_after_forward: whether FSDP frees whole weights between forward and backward.
-        reshard_last: whether it does so for the last units too, whose backward comes first.
+        reshard_last: whether it also frees those of the last units, whose backward comes first.
         offload_params: whether parameters, gradients and optimizer state live in host memory, and the device holds the
             parameters of a block while it runs.
-        attn_type: attention backend; ``None`` takes the fastest that runs the model on the device.
+        attn_type: attention backend; ``None`` chooses the fastest that runs the model on the device.
         compile: whether blocks are compiled.
-        ac_mode: what is recomputed in backward.
+        ac_mode: mode of activation checkpointing.
         ac_every: with ``selective``, every Nth block is recomputed; ``None`` recomputes by operation, in all blocks.
         ac_memory_budget: with ``memory_budget``, the share of activations that is kept.
         ac_debug: whether the first step measures what is kept and recomputed.
@@ -90,8 +90,7 @@ def resolve_effective(
         schedule: the pipeline schedule; ``None`` without a pipeline.
 
     Raises:
-        ConfigError: options that do not go together (``options.combinations``), or ``strict`` is set and a decision
-            was needed.
+        ConfigError: options conflict (``options.combinations``), or ``strict`` is set and a decision would be needed.
     """
     dims = dims or ParallelDims()
     options = config.archon
@@ -111,7 +110,7 @@ def resolve_effective(
     if config.dtype is None:
         reason = f"computation is in {compute} by default on {device}"
         decisions.insert(0, Decision(f"{role}.dtype", shown(None), compute, reason))
-    # A model that is not trained has no small updates to keep: its weights are held as they are computed with.
+    # A model that is not trained has no small updates to preserve, so its weights are stored in the compute dtype.
     kept = "float32" if compute == "bfloat16" and config.optimizer is not None else compute
     master: DtypeName = options.master_dtype or kept  # type: ignore[assignment]
     exact = "float64" if "float64" in (compute, master) else "float32"
@@ -140,5 +139,5 @@ def resolve_effective(
 
 
 def _reshard_after_forward(policy: str, dims: ParallelDims) -> bool:
-    """Pipelined stages run many micro-batches at once: freeing weights after each would gather them again and again."""
+    """By default not in a pipeline: stages run many micro-batches, and would gather freed weights again for each."""
     return {"always": True, "never": False}.get(policy, dims.pp == 1)

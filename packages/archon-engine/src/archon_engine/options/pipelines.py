@@ -1,4 +1,4 @@
-"""The numbers of stages and micro-batches that a pipeline takes. Dry runs report them too, so this imports no torch."""
+"""The numbers of stages and micro-batches of a pipeline. Imports no torch, because dry runs report them, too."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from archon_engine.options.archon import ArchonOptions
 def count_stages(
     pipeline: PipelineSpec, n_layers: int, *, schedule: ScheduleSpec, n_ranks: int, options: ArchonOptions, role: str
 ) -> int:
-    """The number of stages that a model is cut into, which does not depend on what layers cost.
+    """The number of stages that a model is split into, which does not depend on the costs of layers.
 
     Raises:
         PluginError: the split cannot be imported.
-        ConfigError, LayoutError: the model cannot be cut so, whatever its layers cost.
+        ConfigError, LayoutError: the model cannot be split like that, whatever its layers cost.
     """
     split = pipeline.load_part("split")
     costs = [1.0] * n_layers
@@ -26,7 +26,7 @@ def count_stages(
 
 
 def micro_batch_divisor(schedule: ScheduleSpec, n_ranks: int) -> int:
-    """The number of micro-batches must be a multiple of this on ``n_ranks`` pipeline ranks."""
+    """The number of micro-batches on ``n_ranks`` pipeline ranks must be a multiple of this."""
     return n_ranks if schedule.multiple_of_ranks else 1
 
 
@@ -36,11 +36,11 @@ def micro_batch_decisions(
     """The changes that a pipeline makes to ``spec``, as decisions about the options of ``role``."""
     decisions = []
     if spec.n_mbs < n_stages:
-        reason = f"{n_stages} pipeline stages work at once only on as many micro-batches"
+        reason = f"{n_stages} pipeline stages are busy at the same time only with {n_stages} or more micro-batches"
         decisions.append(Decision(f"{role}.mb_spec.n_mbs", f"{spec.n_mbs}", f"{n_stages}", reason))
     divisor = micro_batch_divisor(schedule, n_ranks)
     if spec.n_mbs_divisor % divisor:
         multiple = math.lcm(spec.n_mbs_divisor, divisor)
-        reason = f"{schedule.name} needs a multiple of its {divisor} pipeline ranks"
+        reason = f"{schedule.name} needs a multiple of the {divisor} pipeline ranks"
         decisions.append(Decision(f"{role}.mb_spec.n_mbs_divisor", f"{spec.n_mbs_divisor}", f"{multiple}", reason))
     return decisions

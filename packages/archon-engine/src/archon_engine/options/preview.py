@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import EngineOutline, EnginePreview
+from archon_core.contracts.preview import EngineOutline, EnginePreview
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
@@ -39,7 +39,8 @@ def _routing_replay_problems(outline: EngineOutline) -> list[str]:
 
 
 def _head_problems(outline: EngineOutline) -> list[str]:
-    """Whether tensor and context ranks can share the attention heads; the engine itself checks the other sizes."""
+    """Problems with the division of attention heads over tensor and context ranks. The engine checks the other
+    sizes."""
     n_heads, layout = outline.entries.get("num_attention_heads"), outline.layout
     if outline.model is None or layout is None or not isinstance(n_heads, int) or n_heads <= 0:
         return []
@@ -51,7 +52,7 @@ def _head_problems(outline: EngineOutline) -> list[str]:
 
 
 def _pipeline_decisions(outline: EngineOutline) -> list[Decision]:
-    """What the schedule changes about micro-batches. Raises ConfigError, LayoutError: the model has too few layers."""
+    """Decisions of the schedule about micro-batches. Raises ConfigError, LayoutError: the model has too few layers."""
     layout, schedule, pipeline = outline.layout, outline.schedule, outline.pipeline
     n_layers = outline.entries.get("num_hidden_layers")
     if layout is None or schedule is None or pipeline is None or not isinstance(n_layers, int):

@@ -1,1 +1,1 @@
-"""Sharding a module by its parallel plan. Model packages know nothing of it."""
+"""Shards modules by their parallel plan. Model packages contain no sharding code."""

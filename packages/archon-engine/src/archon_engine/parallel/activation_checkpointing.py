@@ -1,7 +1,7 @@
-"""Activation checkpointing: what a block computed in its forward pass is dropped, and computed again in backward.
+"""Activation checkpointing: drops results of a block's forward pass, and recomputes them in backward.
 
-A block keeps its place and its name: only its ``forward`` is replaced. The hooks of FSDP2 stay outside, so that a block
-is computed again from the weights that FSDP2 has gathered for its backward pass.
+Only ``forward`` of a block is replaced, so its name stays the same. FSDP2's hooks remain outside, so a block is
+recomputed from the weights that FSDP2 gathered for its backward pass.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.compat import ignore_profiler_marks
 from archon_engine.parallel.recompute_log import RecomputeLog
 
@@ -35,20 +36,20 @@ _KEPT_NAMES = (
     "_efficient_attention_forward",
     "_cudnn_attention_forward",
 )
-"""Of namespace ``aten``: matrix products and attention, which take far longer to compute than to read again."""
+"""Kept operations of ``aten``: matrix products and attention, which take far longer to compute than to read."""
 
 _KEPT_NAMESPACES = ("_c10d_functional", "_c10d_functional_autograd", "torch_attn")
-"""Collectives, which no rank may repeat without the others and which are slower still, and torch's varlen attention."""
+"""Collectives, which are slow and which no rank may repeat without the others, and torch's varlen attention."""
 
 _EXPERTS = "grouped_experts"
-"""In any namespace: all products of a layer's experts in one operation, as packages of experts may call it."""
+"""Name, in any namespace, by which packages of experts can mark an operation that computes all products of a layer."""
 
 _WAIT = "wait_tensor"
-"""Gives back what it is given; kept, it would hold nothing that the collective before it does not."""
+"""Not kept: it returns its argument, the result of the preceding collective, which is kept."""
 
 
 def is_kept(operation: Any) -> bool:
-    """Whether selective checkpointing keeps what an operation gives (an ``OpOverload``, or a higher-order one)."""
+    """Whether selective checkpointing keeps the results of ``operation`` (an ``OpOverload`` or a higher-order one)."""
     namespace, name = operation.namespace, operation.name().split("::")[-1].split(".")[0]
     if namespace in _KEPT_NAMESPACES:
         return name != _WAIT
@@ -68,28 +69,29 @@ def apply_full_checkpointing(
     among: Sequence[str] | None = None,
     log: RecomputeLog | None = None,
 ) -> None:
-    """Have every Nth block, the Nth first, recomputed as a whole.
+    """Recompute every Nth block as a whole, beginning with block N.
 
     Args:
         module: changed in place.
         plan: names the blocks.
         every: N.
-        among: names of all blocks of the model that ``module`` is a stage of; ``None`` for a whole model.
-        log: told what is kept and recomputed.
+        among: names of all blocks of the model if ``module`` is a stage of it, because N counts over the whole model;
+            ``None`` for a whole model.
+        log: records what is kept and recomputed.
     """
     counted = list(among) if among is not None else [name for name, _ in blocks_of(module, plan)]
     recomputed = set(counted[every - 1 :: every])
     for name, block in blocks_of(module, plan):
         if name in recomputed:
-            contexts = None if log is None else partial(log.around, name)
+            contexts = None if log is None else partial(log.checkpoint_contexts, name)
             _checkpoint(block, contexts)
 
 
 def apply_selective_checkpointing(module: nn.Module, plan: ParallelPlan, *, log: RecomputeLog | None = None) -> None:
-    """Keep what matrix products, attention and collectives gave in every block, and recompute the rest, in place."""
+    """Keep the results of matrix products, attention and collectives of every block, and recompute all others."""
     ignore_profiler_marks()
     for name, block in blocks_of(module, plan):
-        contexts = _selective_contexts if log is None else partial(log.around, name, _selective_contexts)
+        contexts = _selective_contexts if log is None else partial(log.checkpoint_contexts, name, _selective_contexts)
         _checkpoint(block, contexts)
 
 
@@ -103,5 +105,5 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
 
 def _checkpoint(block: nn.Module, contexts: Callable[[], tuple[Any, Any]] | None) -> None:
     given = {} if contexts is None else {"context_fn": contexts}
-    # Random numbers are drawn again as they were, in every mode: dropout must drop the same.
+    # In every mode, recomputation draws the same random numbers: dropout must drop the same elements.
     block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=True, **given)

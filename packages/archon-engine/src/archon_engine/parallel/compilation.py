@@ -1,9 +1,9 @@
-"""``torch.compile`` of every block by itself, as graphs that blocks of the same form share.
+"""Compiles every block separately with ``torch.compile``, into graphs that equal blocks share.
 
-A block keeps its place and its name: only its ``forward`` is replaced, so FSDP2's hooks stay outside of the graphs.
-Inside of them there are plain tensors and functional collectives alone. Weights are unwrapped before, because tracing
-DTensors takes several times as long. Attention stays eager: its sequences have other lengths in every batch, for each
-of which there would be a graph. So does what experts do with the tokens that come to them.
+Only ``forward`` of a block is replaced, so its name stays the same; FSDP2's hooks remain outside the graphs. Graphs
+contain only plain tensors and functional collectives: weights are unwrapped first, because tracing DTensors takes
+several times as long. Attention stays eager, because sequence lengths differ from batch to batch and each combination
+would need a graph. So do methods of expert blocks whose shapes depend on the routing.
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from archon_core.contracts.module import eager_methods
 from archon_core.errors import ConfigError
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches_any
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine import compat
 from archon_engine.nn.tensor_parallel import local_weight
 from archon_engine.parallel.activation_checkpointing import blocks_of, is_kept
 from archon_engine.parallel.recompute_log import RecomputeLog
 
 SMALLEST_BUDGET = 1e-9
-"""In place of 0, with which AOTAutograd recomputes also what must not be: random numbers, collectives (torch 2.13)."""
+"""Used instead of 0, with which AOTAutograd also recomputes random numbers and collectives, which is wrong (torch
+2.13)."""
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """What compiled graphs keep from forward to backward; by default what costs least in both time and memory.
+    """The results that compiled graphs keep from forward to backward; by default the partitioner chooses.
 
     Attributes:
-        settings: of AOTAutograd.
-        kept: tells by its operation whether a result must be kept.
+        settings: settings of AOTAutograd.
+        kept: whether the result of an operation must be kept.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -45,12 +48,12 @@ class Keeping:
 
     @classmethod
     def by_operation(cls) -> Keeping:
-        """What selective checkpointing keeps."""
+        """Keep what selective checkpointing keeps."""
         return cls({"aggressive_recomputation": True}, _is_kept_or_random)
 
     @classmethod
     def within(cls, budget: float) -> Keeping:
-        """A share of what would be kept by default: 1 for all of it, 0 for inputs and what cannot be recomputed."""
+        """Keep a share of the default: 1 for all of it, 0 for only inputs and results that cannot be recomputed."""
         return cls({"activation_memory_budget": max(budget, SMALLEST_BUDGET)}, compat.is_random)
 
 
@@ -59,13 +62,13 @@ def _is_kept_or_random(operation: Any) -> bool:
 
 
 class CompiledBlocks:
-    """The compiled blocks of a module. Their ``forward`` is compiled when it is first called.
+    """The compiled blocks of a module. torch compiles ``forward`` on its first call.
 
     Args:
         module: changed in place.
         plan: names the blocks and their attention.
         keeping: what graphs keep for backward.
-        log: told what graphs recompute.
+        log: records what graphs recompute.
     """
 
     def __init__(
@@ -78,16 +81,16 @@ class CompiledBlocks:
     ) -> None:
         self._is_suspended = False
         for name, part in module.named_modules():
-            if any(matches(pattern, name) for pattern in plan.attention):
+            if matches_any(plan.attention, name):
                 part.forward = torch.compiler.disable(part.forward, reason="lengths differ from batch to batch")
-            elif any(matches(pattern, name) for pattern in plan.experts):
-                for method in _eager_methods(part):
+            elif matches_any(plan.experts, name):
+                for method in eager_methods(part):
                     disabled = torch.compiler.disable(getattr(part, method), reason="loads differ from batch to batch")
                     setattr(part, method, disabled)
         keeping = keeping or Keeping()
         settings, inner_compile = dict(keeping.settings), None
         if log is not None:
-            # A graph that comes out of the cache would not be shown to the log.
+            # A cached graph would bypass the log.
             settings["enable_autograd_cache"], inner_compile = False, log.inner_compile
         backend = compat.inductor(settings, kept=keeping.kept, inner_compile=inner_compile)
         eager = set(_eager_modules(module, plan))
@@ -95,13 +98,13 @@ class CompiledBlocks:
         for _, block in blocks_of(module, plan):
             function = type(block).forward
             if function not in compiled:
-                compiled[function] = compat.compile_apart(function, backend)
+                compiled[function] = compat.compile_isolated(function, backend)
             places = _places(block, eager)
             block.forward = partial(self._run, places, block.forward, partial(compiled[function], block))
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
-        """Run blocks eagerly inside: for generation, whose shapes and caches would each need graphs of their own."""
+        """Run blocks eagerly inside the context: generation's shapes and caches would need many graphs."""
         before, self._is_suspended = self._is_suspended, True
         try:
             yield
@@ -129,7 +132,7 @@ class CompiledBlocks:
 
 
 def check_compiler(device_type: str, *, option: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Make sure that Inductor can build code for the CPU.
+    """Check that Inductor can build code for the CPU.
 
     Raises:
         ConfigError: there is no C++ compiler.
@@ -138,25 +141,23 @@ def check_compiler(device_type: str, *, option: str, environment: Mapping[str, s
     compiler = environment.get("CXX", default)
     if device_type == "cpu" and shutil.which(compiler) is None:
         raise ConfigError(
-            f"{option}: found true on a CPU and no C++ compiler {compiler!r}; compiling for the CPU needs one: install "
-            f"{default}, name another one in the environment variable CXX, or set {option}=false"
+            f"{option}: found true on a CPU without the C++ compiler {compiler!r}, which compiling for a CPU needs; "
+            f"install {default}, name another compiler in the environment variable CXX, or set {option}=false"
         )
 
 
-def _eager_methods(experts: nn.Module) -> tuple[str, ...]:
-    """Those of a mixture-of-experts block whose shapes depend on where tokens go: all of it, where it says nothing."""
-    return getattr(experts, "eager_methods", ("forward",))
-
-
 def _eager_modules(module: nn.Module, plan: ParallelPlan) -> Iterator[nn.Module]:
-    """Modules that no compiled code runs."""
+    """Modules that stay eager. Their parameters remain DTensors, which they unwrap themselves."""
     for name, part in module.named_modules():
-        if any(matches(pattern, name) for pattern in plan.experts):
-            yield from (part if _eager_methods(part) == ("forward",) else part.experts).modules()
+        if matches_any(plan.experts, name):
+            yield from (part if eager_methods(part) == ("forward",) else part.experts).modules()
 
 
 def _places(block: nn.Module, eager: Collection[nn.Module]) -> list[tuple[dict[str, Tensor], str]]:
-    """Where the parameters of the block's compiled parts are kept: FSDP2 puts others there, and leaves the places."""
+    """The dictionary and the key of every parameter in the block's compiled parts.
+
+    FSDP2 replaces the parameters but not the dictionaries, so they need to be looked up only once.
+    """
     return [
         (part._parameters, name)  # type: ignore[misc]
         for part in block.modules()

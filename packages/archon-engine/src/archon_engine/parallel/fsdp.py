@@ -1,6 +1,7 @@
-"""FSDP2 over any module that has a parallel plan: one group per block, one per unit outside the blocks.
+"""Applies FSDP2 to any module with a parallel plan.
 
-Losses arrive divided by global weights, so every group sums gradients and divides by nothing.
+Every block is a group, as is every unit before the blocks; the units after them form one group. Losses are already
+divided by global weights, so groups sum gradients without dividing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
-from archon_core.models.parallel_plan import ParallelPlan, matches
+from archon_core.models.name_pattern import matches, matches_any
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.compat import (
     forget_forward_passes,
     reduce_gradients,
@@ -34,11 +36,11 @@ from archon_engine.compat import (
 
 @dataclass(frozen=True)
 class FsdpGroups:
-    """A module that FSDP2 shards.
+    """The FSDP2 groups of a module.
 
     Attributes:
-        roots: the module, or every pipeline stage that is here.
-        resharding: parts whose whole weights are freed between forward and backward.
+        roots: the module, or every pipeline stage on this rank.
+        resharding: modules whose unsharded weights are freed between forward and backward.
     """
 
     roots: tuple[FSDPModule, ...]
@@ -46,7 +48,7 @@ class FsdpGroups:
 
     @classmethod
     def joined(cls, groups: Iterable[FsdpGroups]) -> FsdpGroups:
-        """Those of several modules as one."""
+        """The groups of several modules, as one object."""
         parts = tuple(groups)
         return cls(
             tuple(root for part in parts for root in part.roots),
@@ -55,12 +57,12 @@ class FsdpGroups:
 
     @property
     def frees_weights(self) -> bool:
-        """Whether whole weights of some part are freed between forward and backward."""
+        """Whether unsharded weights of some module are freed between forward and backward."""
         return bool(self.resharding)
 
     @property
     def whole_parameters(self) -> list[nn.Parameter]:
-        """What autograd graphs of the modules lead to; there must have been a forward pass."""
+        """The unsharded parameters, in which autograd graphs end. They exist from the first forward pass on."""
         return [parameter for root in self.roots for parameter in whole_parameters(root)]
 
     @property
@@ -68,32 +70,37 @@ class FsdpGroups:
         return (part for root in self.roots for part in root.modules() if isinstance(part, FSDPModule))
 
     def end_forward_passes(self) -> None:
-        """Free the whole weights, and the records, that forward passes without a backward pass left behind."""
+        """Free the unsharded weights and records left by forward passes without a backward pass.
+
+        FSDP2 frees the weights of its last groups in backward, and prefetches by its record of forward passes, so both
+        would otherwise remain for the next step.
+        """
         for part in self._parts:
             part.reshard()
         for root in self.roots:
             forget_forward_passes(root)
 
     def accumulate(self) -> None:
-        """From now on, have backward passes add up whole gradients and reduce none.
+        """From now on, backward passes accumulate unsharded gradients without reducing them.
 
-        Whole weights stay, where they stay after forward passes.
+        Unsharded weights are freed after backward only if they are also freed after forward passes.
         """
         for root in self.roots:
+            # At the end of the last backward pass FSDP2 waits for reductions and clears its records for prefetching.
             root.set_is_last_backward(False)
             root.set_reshard_after_backward(bool(self.resharding))
             root.set_requires_gradient_sync(False)
 
     def widen(self) -> None:
-        """After the second half of a split backward pass: keep its gradients in the type in which they are reduced."""
+        """Move the gradients of the second half of a split backward pass into the dtype of reductions."""
         for root in self.roots:
             widen_gradients(root)
 
     def reduce(self, *, free: bool = True) -> None:
-        """Sum over ranks what has been added up since ``accumulate``, and add it to the sharded gradients. Collective.
+        """Sum the gradients accumulated since ``accumulate`` over ranks, into sharded gradients. Collective.
 
         Args:
-            free: free whole weights afterwards.
+            free: free the unsharded weights afterwards.
         """
         for root in self.roots:
             root.set_is_last_backward(True)
@@ -103,12 +110,14 @@ class FsdpGroups:
 
     @contextmanager
     def whole_weights(self) -> Iterator[None]:
-        """Gather all weights for the length of the block: forward passes inside need no other data rank.
+        """Gather all weights inside the context, where forward passes need no other data rank.
 
-        Entering is collective. Tensor-parallel weights stay sharded over their axis.
+        Entering is collective. Weights stay sharded over tensor ranks.
         """
         for part in self._parts:
             part.unshard()
+            # Otherwise the first forward pass would free the weights and the second gather them: a collective in which
+            # ranks that decode longer than others would wait forever.
             part.set_reshard_after_forward(False, recurse=False)
         try:
             yield
@@ -133,23 +142,26 @@ def apply_fsdp(
     """Shard the parameters of ``module`` over ``mesh``, in place.
 
     Args:
+        module: a model or a pipeline stage, on the meta device.
         plan: names the blocks and the units before and after them.
-        mesh: where to shard.
-        compute_dtype: what parameters are cast to for forward and backward; they keep their own type otherwise.
-        reduce_dtype: in which gradients are summed over ranks.
+        mesh: the ranks that share the parameters; two axes replicate over the first.
+        compute_dtype: the type that parameters are cast to for forward and backward; the shards keep their own.
+        reduce_dtype: the type in which gradients are summed over ranks.
         reshard_after_forward: free whole weights between forward and backward.
-        reshard_last: also those of the last units, and of parameters that units share, with which backward begins.
-        offload: keep parameters and gradients in host memory. The module must be given its storage there.
-        expert_mesh: where to shard what the plan calls experts.
+        reshard_last: also free those of the last units and of shared parameters, with which backward begins.
+        offload: keep parameters and gradients in host memory; the module must be materialised there.
+        expert_mesh: the ranks that share the same experts; other ranks of ``mesh`` hold other experts.
     """
-    # Inputs keep their type: rotary angles and the like are computed in the type that the model chose for them.
+    # Inputs keep their dtype: the model chooses that of rotary angles, for instance.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
-    # Pages that cannot be swapped out are what copies to a CUDA device run beside computation from.
+    # Copies to a CUDA device overlap with computation only if they come from pinned memory.
     offloading = CPUOffloadPolicy(pin_memory=mesh.device_type == "cuda") if offload else OffloadPolicy()
 
     def shard(parts: nn.Module | list[nn.Module], *, reshard: bool) -> None:
         fully_shard(parts, mesh=mesh, mp_policy=policy, offload_policy=offloading, reshard_after_forward=reshard)
 
+    # From the inside out: a module's group takes the parameters that no inner group has taken. So experts come before
+    # the blocks around them, and the root comes last.
     experts = [] if expert_mesh is None else expert_modules(module, plan)
     for part in experts:
         place = partial(_shard_evenly, size=expert_mesh.size(-1))
@@ -180,25 +192,29 @@ def apply_fsdp(
 def expert_modules(module: nn.Module, plan: ParallelPlan) -> list[nn.Module]:
     """The modules that hold stacked expert weights."""
     patterns = [pattern for pattern, role in plan.roles.items() if role == "expert"]
-    return [part for name, part in module.named_modules() if any(matches(pattern, name) for pattern in patterns)]
+    return [part for name, part in module.named_modules() if matches_any(patterns, name)]
 
 
 def even_dim(parameter: nn.Parameter, size: int) -> int | None:
-    """The first dim of a parameter's part on this rank that ``size`` ranks can cut evenly; ``None`` without one."""
+    """The first dim of this rank's part of a parameter that ``size`` divides; ``None`` if there is none."""
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return next((dim for dim, extent in enumerate(local.shape) if extent % size == 0), None)
 
 
 def _shard_evenly(parameter: nn.Parameter, *, size: int) -> Shard:
-    """Along a dim that all ranks get as much of, else the first: experts that are few or odd in number would leave
-    ranks without any, while each expert's weights can be cut."""
+    """Shard along the first dim that ``size`` divides, else along dim 0.
+
+    If the number of experts is small or odd, sharding dim 0 would leave ranks without weights, although the weights of
+    each expert can be divided.
+    """
     return Shard(even_dim(parameter, size) or 0)
 
 
 def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Units before the blocks and the blocks, one group each, and the units after them, which make one together.
+    """Units before the blocks and the blocks, one group each; and the units after the blocks, one group together.
 
-    Units that share a parameter are in neither: they belong to the root's group.
+    Units that share a parameter, such as a tied embedding and head, are in neither. A parameter belongs to one group,
+    which must be gathered while either unit runs; only the root's group is gathered for the whole pass.
     """
 
     def found(pattern: str) -> list[nn.Module]:

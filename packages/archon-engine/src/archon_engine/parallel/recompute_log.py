@@ -1,8 +1,8 @@
-"""What activation checkpointing really does (``ac_debug``): per block, what is kept for backward and what recomputed.
+"""Measures activation checkpointing (``ac_debug``): the results that each block keeps for backward and recomputes.
 
-Measured on the first micro-batch of the first step. Outside of compiled graphs every operation is watched: its result
-is kept if its memory is still there when the block has returned. Compiled graphs keep what autograd is told to save,
-and recompute what stands in the backward graph as it does in the forward graph.
+It measures the first micro-batch of the first step. Outside compiled graphs it watches every operation; a result counts
+as kept if its memory still exists when the block has returned. Compiled graphs keep the tensors that autograd saves,
+and recompute the operations that are in both the forward and the backward graph.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from archon_engine.compat import (
     TorchDispatchMode,
-    compile_graph_alone,
+    inductor_compile,
     size_hint,
     tree_leaves,
 )
 from archon_engine.parallel.shards import local_values
 
 Contexts = Callable[[], tuple[Any, Any]]
-"""What ``torch.utils.checkpoint`` takes: makes the contexts of the first and of the second computation."""
+"""A ``context_fn`` of ``torch.utils.checkpoint``: creates the contexts of the first and the second computation."""
 
 REPORT_FILE = "ac_debug-rank0.txt"
-"""In the run folder: the first rank's report (``ac_debug``)."""
+"""Name of the first rank's report in the run folder."""
 
 MIB = 2**20
 
 
 @dataclass
 class Tally:
-    """Operations, with the bytes of their results."""
+    """Counts operations and the bytes of their results."""
 
     operations: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
@@ -57,9 +57,9 @@ class BlockRecord:
     """One block in one micro-batch.
 
     Attributes:
-        kept: what stays in memory from forward to backward; saved tensors that no watched operation made, such as the
-            block's input, are called ``saved``. What several blocks keep is counted in the first.
-        recomputed: what ran a second time, in backward.
+        kept: results that stay in memory from forward to backward; saved tensors that no watched operation made, such
+            as the block's input, are called ``saved``. A tensor that several blocks keep is counted in the first.
+        recomputed: operations that ran a second time, in backward.
     """
 
     kept: Tally = field(default_factory=Tally)
@@ -74,8 +74,8 @@ class RecomputeLog:
         compiled: whether blocks are compiled.
 
     Attributes:
-        blocks: block name -> what was measured.
-        graphs: what each compiled backward graph recomputes; blocks of the same form share graphs.
+        blocks: block name -> record.
+        graphs: the operations that each compiled backward graph recomputes; equal blocks share graphs.
     """
 
     def __init__(self, *, compiled: bool) -> None:
@@ -86,24 +86,29 @@ class RecomputeLog:
         self._seen: set[int] = set()
 
     def watch(self, name: str, block: nn.Module) -> None:
-        """Measure what ``block`` keeps, by wrapping its ``forward`` in place; to be done after all other wrapping."""
+        """Measure what ``block`` keeps, by wrapping its ``forward`` in place. Call this after all other wrapping."""
         block.forward = partial(self._measured, name, block, block.forward)
 
-    def around(self, name: str, contexts: Contexts | None = None) -> tuple[Any, Any]:
-        """The two contexts of a checkpointed block, its second computation being watched."""
+    def checkpoint_contexts(self, name: str, contexts: Contexts | None = None) -> tuple[Any, Any]:
+        """The two contexts of a checkpointed block, with its second computation watched."""
         first, second = contexts() if contexts is not None else (nullcontext(), nullcontext())
         record = self.blocks.get(name)
         if record is None or record.has_recomputed:
             return first, second
         record.has_recomputed = True
         if self._compiled:
-            # Watching would switch compiled code off, and eager code keeps other tensors than those that are awaited.
+            # A dispatch mode would disable compiled code, and eager code saves other tensors than those that the
+            # checkpoint expects.
             record.recomputed.operations["all of it, compiled"] += 1
             return first, second
-        return first, _below(partial(_Watch, _adds_to(record.recomputed)), second)
+        return first, _outside(partial(_Watch, _adds_to(record.recomputed)), second)
 
     def inner_compile(self, graph: torch.fx.GraphModule, inputs: Any, **options: Any) -> Any:
-        """Inductor's compilation of one graph, after a look at it."""
+        """Inspect a graph, then compile it with Inductor.
+
+        AOTAutograd's partitioner copies a node that backward recomputes, with its name, from the forward graph. So
+        names in both graphs are those of recomputed operations.
+        """
         nodes = {
             node.name: node
             for node in graph.graph.nodes
@@ -115,10 +120,10 @@ class RecomputeLog:
             tally = Tally()
             for name in sorted(self._forward_names.get(options.get("graph_id"), set()) & set(nodes)):
                 n_bytes = _hinted_bytes(nodes[name].meta.get("val"))
-                if n_bytes:  # not the arithmetic of sizes
+                if n_bytes:  # skips arithmetic on sizes
                     tally.add(_short(nodes[name].target), n_bytes)
             self.graphs.append(tally)
-        return compile_graph_alone(graph, inputs, **options)
+        return inductor_compile(graph, inputs, **options)
 
     def report(self) -> str:
         """A line per block, and one per compiled backward graph."""
@@ -136,8 +141,10 @@ class RecomputeLog:
         if name in self.blocks or not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         record = self.blocks[name] = BlockRecord()
-        # Of this block alone: FSDP2 may free them after it, and what is made later may lie where they were.
+        # Only this block's weights: FSDP2 may free them afterwards, and later results may reuse their addresses.
         weights = {_address(local_values(parameter)) for parameter in block.parameters()}
+        # Weak references, because the log must not keep storages alive. An address identifies a storage only while that
+        # exists, since freed memory is reused; so only addresses of live storages are compared.
         results: list[tuple[str, StorageWeakRef, int, int]] = []
 
         def saw(operation: str, made: list[Tensor]) -> None:
@@ -154,6 +161,7 @@ class RecomputeLog:
         watching = nullcontext() if self._compiled else _Watch(saw)
         with watching, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = forward(*args, **kwargs)
+        # The caller holds the block's outputs; they count only if autograd saved them as well.
         returned = {_address(tensor) for tensor in tree_leaves(output) if isinstance(tensor, Tensor)}
         kept = [
             (operation, address, n_bytes)
@@ -168,7 +176,11 @@ class RecomputeLog:
 
 
 class _Watch(TorchDispatchMode):
-    """Reports every operation that computes, with the tensors that it made; views compute nothing."""
+    """Reports every operation that computes, with the tensors that it created.
+
+    Views compute nothing; their results share the memory of an argument. In-place operations create no tensor either,
+    but compute; their names end in an underscore.
+    """
 
     def __init__(self, on_operation: Callable[[str, list[Tensor]], None]) -> None:
         super().__init__()
@@ -189,8 +201,9 @@ def _adds_to(tally: Tally) -> Callable[[str, list[Tensor]], None]:
 
 
 @contextmanager
-def _below(make_outer: Callable[[], Any], inner: Any) -> Iterator[None]:
-    """Enter ``outer`` first, so that it sees only what ``inner``, a selective checkpoint's mode, lets run."""
+def _outside(make_outer: Callable[[], Any], inner: Any) -> Iterator[None]:
+    """Enter the outer mode first. Dispatch modes are a stack whose top sees an operation first, so the outer one sees
+    only what ``inner``, a selective checkpoint's mode, does not answer from what it kept."""
     with ExitStack() as stack:
         stack.enter_context(make_outer())
         stack.enter_context(inner)
@@ -198,8 +211,8 @@ def _below(make_outer: Callable[[], Any], inner: Any) -> Iterator[None]:
 
 
 def _address(tensor: Tensor) -> int:
-    """Where its memory begins; 0 for a tensor without any."""
-    with contextlib.suppress(RuntimeError, NotImplementedError):  # wrapper subclasses have no storage of their own
+    """The address of a tensor's storage; 0 without storage."""
+    with contextlib.suppress(RuntimeError, NotImplementedError):  # wrapper subclasses have no storage
         return tensor.untyped_storage().data_ptr()
     return 0
 
@@ -211,7 +224,7 @@ def _short(operation: Any) -> str:
 
 
 def _hinted_bytes(value: Any) -> int:
-    """Bytes of a traced result, for the number of tokens that it was traced with."""
+    """Bytes of a traced result, with the number of tokens that it was traced with."""
     return sum(
         size_hint(tensor.numel()) * tensor.dtype.itemsize for tensor in tree_leaves(value) if isinstance(tensor, Tensor)
     )

@@ -1,4 +1,4 @@
-"""Which box of a parameter each process holds, from its placements: pure arithmetic, the same on every process."""
+"""Computes the box of a parameter on each process from its placements: pure arithmetic, equal on every process."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from archon_engine.compat import strided_shard_dim
 
 @dataclass(frozen=True)
 class Cut:
-    """How one axis of a mesh takes part in sharding a tensor.
+    """The sharding of a tensor along one axis of its mesh.
 
     Attributes:
         size: ranks along the axis.
-        dim: the tensor dim that is cut; ``None`` when the axis holds copies.
-        late: whether it cuts what later axes of the mesh have left, as FSDP does with tensor-parallel parts.
+        dim: the sharded tensor dim; ``None`` if the axis holds copies.
+        late: whether the axis shards after later axes of the mesh, as FSDP2 shards tensor-parallel parts.
     """
 
     size: int
@@ -31,9 +31,9 @@ class Cut:
 
 
 def shard_box(shape: Shape, cuts: Iterable[Cut], places: Iterable[int]) -> Box:
-    """The box of a tensor of ``shape`` at ``places``, one per axis. Its extent may be 0.
+    """The box of a tensor of ``shape`` on the rank at ``places``, its coordinates along the axes. It may be empty.
 
-    An axis cuts as ``chunk_of`` does.
+    Each axis divides a dim as ``chunk_of`` does.
     """
     box = Box.whole(shape)
     axes = list(zip(cuts, places, strict=True))
@@ -68,13 +68,13 @@ def box_of_each_rank(tensor: DTensor) -> dict[int, Box]:
 
 
 def holders(tensor: DTensor) -> dict[int, Box]:
-    """Global rank -> box, for one rank per part that is not empty: together they cover the tensor once."""
+    """Global rank -> box, for one rank per non-empty part. Together these boxes cover the tensor once."""
     first = {box: rank for rank, box in reversed(box_of_each_rank(tensor).items()) if box.numel}
     return {rank: box for box, rank in reversed(first.items())}
 
 
 def local_values(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor, sharing its storage and outside of any graph; all of a plain tensor."""
+    """This process's part of a tensor, detached and sharing its storage; all of a plain tensor."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
@@ -91,8 +91,8 @@ def local_part(weight: Tensor) -> tuple[Tensor, Box]:
 def whole_values(tensor: Tensor) -> Tensor:
     """A copy of a whole tensor, on every rank. Collective over the mesh of a DTensor.
 
-    ``DTensor.full_tensor`` is right for equal parts alone: where tensor ranks hold unequal parts, torch 2.13 takes what
-    FSDP2 makes of them for other rows than they are.
+    ``DTensor.full_tensor`` is correct for equal parts only. If FSDP2 shards unequal parts of tensor ranks, torch 2.13
+    puts them into wrong rows.
     """
     if not isinstance(tensor, DTensor):
         return tensor.detach().clone()

@@ -1,14 +1,15 @@
 """Tensor parallelism with sequence parallelism, applied to any module that has a parallel plan.
 
-Parameters become DTensors over the ``tp`` axis. Layers that exchange tokens are told their place in the group, and
-tensor regions get a hook before, which gathers tokens, and one after, which scatters the sum.
+Parameters become DTensors over the ``tp`` axis. Layers that declare ``parallel`` receive this rank's place in the
+group. Tensor regions get a hook before, which gathers tokens, and one after, which scatters the sum. Between regions
+each of t ranks holds T / t tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -18,9 +19,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.placement_types import Placement
 
-from archon_core.errors import ModelError
+from archon_core.contracts.module import RowProjection, TensorParallelLayer
 from archon_core.models.box import chunk_of
-from archon_core.models.parallel_plan import ParallelPlan, Role, matches
+from archon_core.models.name_pattern import matches_any
+from archon_core.models.parallel_plan import ParallelPlan, Role
 from archon_engine.nn.key_heads import HeadExchange, needs_exchange
 from archon_engine.nn.tensor_parallel import MESH_AXIS, TensorParallel
 from archon_engine.parallel.shards import local_values
@@ -31,23 +33,17 @@ SHARDED_DIM: dict[tuple[Role, str], int] = {
     ("column", "bias"): 0,
     ("row", "weight"): 1,
 }
-"""(role, parameter) -> the tensor dim that is cut; all others are replicated."""
-
-_PARALLEL = "parallel"
-"""The attribute under which layers and tensor regions keep their ``TensorParallel``."""
-
-_ADDS_BIAS = "adds_bias"
-"""The attribute of a projection that can sum partial outputs: see ``archon_engine.nn.linear.Linear``."""
+"""(role, parameter) -> the sharded dim; all other parameters are replicated."""
 
 _TOKENS = "hidden_states"
 """The keyword argument in which a region of another library's module may take its tokens."""
 
 
 def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMesh) -> None:
-    """Shard ``module``, a model or a stage of one that is on the meta device, in place.
+    """Shard ``module``, a model or a stage on the meta device, in place.
 
     Args:
-        plan: what its modules are; ``check_tensor_plan`` has been called for the whole model.
+        plan: the roles of its modules, as checked by ``plan_checks.check_tensor_plan`` for the whole model.
         mesh: the one-dimensional mesh of the tensor ranks.
     """
     parallel = TensorParallel(mesh.get_group(), mesh.get_local_rank(), mesh.size())
@@ -58,22 +54,22 @@ def apply_tensor_parallel(module: nn.Module, plan: ParallelPlan, mesh: DeviceMes
             continue
         role = plan.role_of(name)
         if role == "expert":
-            continue  # sharded over axes of their own
+            continue  # experts are sharded over other axes
         for attribute, parameter in own.items():
-            # A tied parameter is one parameter before and after.
+            # A tied parameter stays one parameter, so that its gradients accumulate in one tensor.
             if parameter not in sharded:
                 sharded[parameter] = _distribute(parameter, _placement(role, attribute), mesh)
             setattr(owner, attribute, sharded[parameter])
-        if role == "row" and hasattr(owner, _ADDS_BIAS):
+        if role == "row" and isinstance(owner, RowProjection):
             owner.adds_bias = parallel.rank == 0
-        if hasattr(owner, _PARALLEL):
+        if isinstance(owner, TensorParallelLayer):
             owner.parallel = parallel
     for name, block in module.named_modules():
-        if any(matches(pattern, name) for pattern in plan.experts) and hasattr(block, _PARALLEL):
+        if matches_any(plan.experts, name) and isinstance(block, TensorParallelLayer):
             block.parallel = parallel
     _exchange_key_heads(module, plan, parallel)
     for name, region in module.named_modules():
-        if any(matches(pattern, name) for pattern in plan.tensor_regions):
+        if matches_any(plan.tensor_regions, name):
             region.parallel = parallel
             if plan.batched:
                 region.register_forward_pre_hook(_gather_batched_tokens, with_kwargs=True)
@@ -87,33 +83,33 @@ def _exchange_key_heads(module: nn.Module, plan: ParallelPlan, parallel: TensorP
     if plan.heads is None or not needs_exchange(plan.heads.key_value, parallel.size):
         return
     for name, part in module.named_modules():
-        if any(matches(pattern, name) for pattern in plan.key_value):
-            part.head_exchange = HeadExchange.plan(
+        if matches_any(plan.key_value, name):
+            exchange = HeadExchange.plan(
                 part.weight.shape[0],
                 plan.heads.key_value,
                 group=parallel.group,
                 rank=parallel.rank,
                 size=parallel.size,
             )
-            part.register_forward_hook(_exchange_heads)
+            part.register_forward_hook(partial(_exchange_heads, exchange))
 
 
 def shard_sequences(module: nn.Module, enabled: bool) -> None:
-    """Switch sequence sharding of all layers on or off; it must be on wherever gradients are computed."""
+    """Switch sequence sharding of all layers on or off. It must be on while gradients are computed."""
     for part in module.modules():
-        parallel = getattr(part, _PARALLEL, None)
-        if isinstance(parallel, TensorParallel):
-            part.parallel = replace(parallel, sequence_sharded=enabled)
+        if isinstance(part, TensorParallelLayer) and isinstance(part.parallel, TensorParallel):
+            part.parallel = replace(part.parallel, sequence_sharded=enabled)
 
 
 @torch.no_grad()
 def sum_replicated_gradients(parameters: Iterable[nn.Parameter], mesh: DeviceMesh) -> None:
-    """Sum the gradients of parameters that all tensor ranks hold, in place: each rank has those of its tokens or heads.
+    """Sum the gradients of parameters that are replicated over tensor ranks, in place. Each rank has the gradient of
+    its tokens or heads.
 
-    Collective over ``mesh``, the tensor ranks; call it once per step, when FSDP2 has reduced over the other ranks. One
-    exchange in at least fp32. With ``Partial`` gradients FSDP2 would do the sum itself, but parameter by parameter
-    after every micro-batch, and in the type of computation: it redistributes a gradient before it casts it to the
-    reduce dtype (torch 2.11 to 2.13).
+    Collective over ``mesh``, the tensor ranks. Call it once per step, after FSDP2 has reduced over the other ranks. It
+    makes one exchange in at least fp32. With ``Partial`` gradients FSDP2 would sum by itself, but one parameter at a
+    time, after every micro-batch and in the compute dtype: it redistributes a gradient before casting it to the reduce
+    dtype (torch 2.11 to 2.13).
     """
     gradients = [local_values(p.grad) for p in parameters if p.grad is not None and _is_replicated(p)]
     if not gradients:
@@ -127,41 +123,10 @@ def sum_replicated_gradients(parameters: Iterable[nn.Parameter], mesh: DeviceMes
 
 
 def _is_replicated(parameter: nn.Parameter) -> bool:
-    """Whether every tensor rank holds the same; the experts' meshes have no such axis, and sum by themselves."""
+    """Whether every tensor rank holds a copy. Meshes of experts have no such axis; experts sum by themselves."""
     if not isinstance(parameter, DTensor) or MESH_AXIS not in (parameter.device_mesh.mesh_dim_names or ()):
         return False
     return parameter.placements[parameter.device_mesh.mesh_dim_names.index(MESH_AXIS)].is_replicate()
-
-
-def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
-    """Check a whole model: every sharded projection lies in a region, and everything else outside of it, or the sums
-    would be wrong.
-
-    Raises:
-        ModelError: the plan does not say enough of the module.
-    """
-    plan.validate(module)
-    problems = []
-    for name, owner in module.named_modules():
-        if not any(True for _ in owner.parameters(recurse=False)):
-            continue
-        role = plan.role_of(name)
-        ancestors = [name[:end] for end in range(len(name) + 1) if name[end : end + 1] in (".", "")]
-        in_region = any(matches(pattern, ancestor) for pattern in plan.tensor_regions for ancestor in ancestors)
-        if role == "expert":
-            if not any(matches(pattern, ancestor) for pattern in plan.experts for ancestor in ancestors):
-                problems.append(f"{name}: expert weights outside every block of `experts`")
-        elif in_region != (role in ("column", "row", "head_norm")):
-            where = "in a tensor region" if in_region else "outside every tensor region"
-            problems.append(f"{name}: role {role!r} {where}")
-        if any(matches(pattern, name) for pattern in plan.key_value) and role != "column":
-            problems.append(f"{name}: role {role!r}, and `key_value` names it; its outputs must be sharded (column)")
-        if role == "vocabulary" and not hasattr(owner, _PARALLEL):
-            problems.append(f"{name}: {type(owner).__name__} cannot hold part of a vocabulary; use archon_engine.nn's")
-        if role == "row" and not hasattr(owner, _ADDS_BIAS):
-            problems.append(f"{name}: {type(owner).__name__} sums no partial outputs; use archon_engine.nn's Linear")
-    if problems:
-        raise ModelError("parallel plan: it cannot be used for tensor parallelism:\n  " + "\n  ".join(problems))
 
 
 def _placement(role: Role, attribute: str) -> Placement:
@@ -170,21 +135,21 @@ def _placement(role: Role, attribute: str) -> Placement:
 
 
 def _distribute(parameter: nn.Parameter, placement: Placement, mesh: DeviceMesh) -> nn.Parameter:
-    """A parameter on the meta device with the shape of the whole and the storage, later, of a part."""
+    """A DTensor on the meta device with the shape of the whole parameter; only this rank's part gets storage."""
     assert parameter.is_meta, "sharding comes before weights"
     shape = list(parameter.shape)
     if isinstance(placement, Shard):
         shape[placement.dim] = len(chunk_of(shape[placement.dim], mesh.size(), mesh.get_local_rank()))
     local = torch.empty(shape, dtype=parameter.dtype, device="meta")
-    # Parts may differ in size, so the shape of the whole cannot be told from this one.
+    # Parts may differ in size, so DTensor cannot infer the whole shape from this one.
     sharded = DTensor.from_local(
         local, mesh, [placement], run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
     return nn.Parameter(sharded)
 
 
-def _exchange_heads(projection: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-    return projection.head_exchange.apply(output)
+def _exchange_heads(exchange: HeadExchange, projection: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+    return exchange.apply(output)
 
 
 def _gather_tokens(region: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -1,8 +1,8 @@
-"""Agreement of all ranks on a batch before its first forward pass.
+"""Makes all ranks agree on a batch before its first forward pass.
 
-Each rank knows its own sequences. The number of micro-batches and the divisors of losses must be the same everywhere:
-collectives run inside forward passes, so a rank with fewer sequences adds micro-batches of padding, or the others would
-wait for it for ever.
+Each rank knows only its own sequences, but the number of micro-batches and the divisors of losses must be equal on all.
+Collectives run inside forward passes, so a rank with fewer sequences adds micro-batches of padding; otherwise the
+others would wait for it forever.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Share:
     """One data rank's part of a batch.
 
     Attributes:
-        n_sequences: sequences in it.
-        n_tokens: their tokens.
-        n_micro_batches: micro-batches that it was split into.
-        weights: unit -> how much of it the loss counts here, such as tokens with a target.
-        fingerprint: checksum of the sequences, equal on ranks with equal ones.
+        n_sequences: number of sequences.
+        n_tokens: number of tokens.
+        n_micro_batches: number of micro-batches into which it was split.
+        weights: unit -> weight of this part in the loss, such as the number of tokens with a target.
+        fingerprint: checksum of the sequences and fields, to compare ranks that must hold equal ones.
     """
 
     n_sequences: int
@@ -41,7 +41,7 @@ class Share:
 
     @classmethod
     def of(cls, batch: Batch, n_micro_batches: int, loss: Loss | None = None) -> Share:
-        """Describe ``batch``; an empty one weighs nothing, whatever the loss."""
+        """Describe ``batch``. An empty batch has no weights, whatever the loss."""
         weights = loss.weights(batch) if loss is not None and len(batch) else {}
         return cls(
             n_sequences=len(batch),
@@ -53,30 +53,30 @@ class Share:
 
 
 def agree(share: Share | Exception, ranks: DataRanks) -> Share:
-    """The whole batch: sums over all shares, and the largest number of micro-batches. Collective.
+    """Combine the shares of all data ranks: sums, and the largest number of micro-batches. Collective.
 
     Args:
-        share: this rank's, or why there is none.
-        ranks: who has the others.
+        share: this rank's share, or the error that prevented it.
+        ranks: the data ranks.
 
     Raises:
-        DataError: there is no sequence at all, or ranks of one data rank were given different ones.
-        Exception: some rank has no share; as ``raise_on_every_rank`` does.
+        DataError: the batch has no sequence, or processes of one data rank hold different sequences.
+        Exception: a rank passed an error; see ``raise_on_every_rank``.
     """
     own = share if isinstance(share, Exception) else None
     answers = ranks.everyone.gather((ranks.rank, share if own is None else Failure.of(own)))
     raise_on_every_rank(own, [answer if isinstance(answer, Failure) else None for _, answer in answers])
     shares: dict[int, Share] = {}
     for data_rank, answer in answers:
-        # By their text: a weight that is not a number equals nothing, and is reported as one later.
+        # Compared as text, because a NaN weight equals nothing; LossTotals reports it later.
         if repr(shares.setdefault(data_rank, answer)) != repr(answer):
             raise DataError(
                 f"batch: found different sequences on processes of data rank {data_rank}; processes with the same "
-                "data_ranks.rank must be given equal batches, fields included"
+                "data_ranks.rank must pass equal batches, including fields"
             )
     whole = [shares[data_rank] for data_rank in sorted(shares)]
     if not any(part.n_sequences for part in whole):
-        raise DataError("batch: found no sequence on any data rank; at least one rank must have one")
+        raise DataError("batch: found no sequence on any data rank; pass at least one on some rank")
     weights: dict[Unit, float] = {}
     for part in whole:
         for unit, weight in part.weights.items():
@@ -90,7 +90,7 @@ def agree(share: Share | Exception, ranks: DataRanks) -> Share:
 
 
 def _fingerprint(batch: Batch) -> int:
-    """A checksum of tokens, lengths and fields: losses that see other fields would pull tensor ranks apart."""
+    """A checksum of tokens, lengths and fields: with different fields, the replicas on tensor ranks would diverge."""
     checksum = zlib.crc32(repr(batch.lengths).encode())
     fields = {"input_ids": batch.input_ids, **batch.token_fields, **batch.sequence_fields}
     for name in sorted(fields):

@@ -1,7 +1,7 @@
-"""The global gradient norm: every logical element of every parameter counted once, whatever it is sharded over.
+"""The global gradient norm: counts every logical element of every parameter once, however it is sharded.
 
-A gradient's placements tell which ranks hold different parts of it and which hold copies. There is no list of axes to
-keep in step with the layouts, which is how norms go wrong silently: a forgotten axis only changes clipping.
+The placements of a gradient tell which ranks hold different parts and which hold copies. So there is no list of axes to
+keep up to date; forgetting an axis in such a list would silently change clipping.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ def global_gradient_norm(parameters: Iterable[nn.Parameter], pipeline: dist.Proc
     over the pipeline.
 
     Args:
-        parameters: those of this process, each logical one once.
-        pipeline: processes that hold other parameters; ``None`` where all are here.
+        parameters: parameters of this process, without tied copies.
+        pipeline: processes that hold other parameters; ``None`` without a pipeline.
     """
     norm = _norm_here(list(parameters))
     if pipeline is None:
         return norm
-    # Float64 on all of them: a stage without any gradient cannot know the others' type, and types must match.
+    # Float64 on all ranks: dtypes must match, and a stage without gradients cannot know that of the others.
     square = norm.to(torch.float64).square()
     dist.all_reduce(square, group=pipeline)
     return square.sqrt()
@@ -41,13 +41,13 @@ def _norm_here(parameters: Sequence[nn.Parameter]) -> Tensor:
     for parameter in parameters:
         if parameter.grad is not None:
             gradient = local_values(parameter.grad)
-            # In at least fp32: the squares of a large bf16 gradient would not add up in 8 bits.
+            # In at least fp32: a sum of many squares in bf16, with 8 bits of precision, would stop growing.
             norm = torch.linalg.vector_norm(gradient, dtype=torch.promote_types(gradient.dtype, torch.float32))
             local_norms.setdefault(_sharded_axes(parameter.grad), []).append(norm)
     if not local_norms:
         return torch.zeros((), device=parameters[0].device if parameters else None)
     norms = []
-    # One all-reduce per mesh and set of axes, not per parameter. Ranks of a mesh meet the same sets in the same order:
+    # One all-reduce per mesh and set of axes, not per parameter. Ranks of a mesh reach the same sets in the same order,
     # that of the parameters of their stage.
     for (mesh, axes), parts in local_norms.items():
         norm = torch.linalg.vector_norm(torch.stack(parts))

@@ -20,12 +20,12 @@ class LossTotals:
     """Applies a loss to micro-batches and adds up what it returns, normalised by the weights of the whole batch.
 
     Args:
-        loss: returns sums per unit.
-        whole: the batch of all ranks; its weights divide the sums.
-        ranks: the ranks with the other sequences.
+        loss: the loss, which returns sums per unit.
+        whole: the combined share of all ranks; its weights divide the sums.
+        ranks: the data ranks.
 
     Raises:
-        DataError: a weight is not positive, as when no token has a target.
+        DataError: a weight is not positive, for instance because no token has a target.
     """
 
     def __init__(self, loss: Loss, whole: Share, ranks: DataRanks) -> None:
@@ -43,8 +43,8 @@ class LossTotals:
         self._has_graph = False
 
     def objective(self, outputs: Mapping[OutputName, Tensor], micro_batch: MicroBatch) -> Tensor:
-        """The scalar to back-propagate for this micro-batch; adds it to the totals."""
-        # Zero, but with a graph: backward must run on every rank, and gradients of zero join the others' sum.
+        """The scalar to back-propagate for this micro-batch. Adds it to the totals."""
+        # A zero with a graph: backward must run on every rank, and its zero gradients must join the sum over ranks.
         nothing = torch.stack([output[:0].sum() for output in outputs.values()]).sum()
         if not micro_batch.indices:
             return nothing
@@ -56,25 +56,25 @@ class LossTotals:
         for name, (unit, metric) in sums.metrics.items():
             share = metric.detach() / self._weights[unit]
             self._metric_sums[name] = self._metric_sums.get(name, 0) + share
-        # A loss may give a plain zero for tokens that it does not count.
+        # A loss may return a plain zero if it counts none of the tokens.
         return value if value.requires_grad else value + nothing
 
     def gather(self, *, differentiated: bool = False) -> tuple[float, dict[str, float]]:
-        """The objective and the loss's metrics over the micro-batches seen, of all ranks together. Collective.
+        """The objective and the loss's metrics, summed over the micro-batches so far and all ranks. Collective.
 
         Args:
-            differentiated: gradients of the objective were computed.
+            differentiated: whether gradients of the objective were computed.
 
         Raises:
-            TrainingError: they were, and nothing that the loss returned on any rank depends on the outputs.
+            TrainingError: gradients were computed, but on no rank does a term of the loss depend on the outputs.
         """
         own = 0.0 if self._loss_sum is None else float(self._loss_sum)
         metrics_here = {name: float(value) for name, value in self._metric_sums.items()}
         parts = self._ranks.gather((own, metrics_here, self._has_graph))
         if differentiated and not any(has_graph for _, _, has_graph in parts):
             raise TrainingError(
-                f"loss {type(self._loss).__name__}: found no term with a gradient on any rank; at least one term must "
-                "be computed from the outputs; do not detach them"
+                f"loss {type(self._loss).__name__}: found no term with a gradient on any rank; compute at least one "
+                "term from the outputs, without detaching them"
             )
         metrics: dict[str, float] = {}
         for _, values, _ in parts:
@@ -87,6 +87,6 @@ class LossTotals:
         missing = used - set(self._weights)
         if missing:
             raise DataError(
-                f"loss {type(self._loss).__name__}: it returned sums in units {sorted(missing)}, its weights() "
-                f"declared {sorted(self._weights)}; declare a weight for every unit that it uses"
+                f"loss {type(self._loss).__name__}: found sums in units {sorted(missing)}; its weights() declare "
+                f"{sorted(self._weights)}; declare a weight for every unit that it uses"
             )

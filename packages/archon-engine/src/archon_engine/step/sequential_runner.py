@@ -1,4 +1,4 @@
-"""Runs the micro-batches of a step one after the other on one module. A pipelined runner comes with archon-pipeline."""
+"""Runs the micro-batches of a step one after the other on one module. archon-pipeline has the runner for pipelines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SequentialRunner:
                 outputs = self._module(micro_batch.input_ids, micro_batch.packed)
                 objective(micro_batch.whole_outputs(outputs), micro_batch).backward()
         except BaseException:
-            # Whoever catches this may load other weights; whole ones that stayed behind would hide them.
+            # The caller may catch this and load other weights, which gathered weights left behind would hide.
             self._end_forward_passes()
             raise
 

@@ -1,4 +1,4 @@
-"""How a rank's part of a batch becomes micro-batches: planned from lengths, filled up to the number that all ranks run.
+"""Splits a rank's part of a batch into micro-batches: planned from lengths, filled up to the number that all ranks run.
 
 The plan is pure; only ``Splitter.build`` touches tensors.
 """
@@ -19,32 +19,33 @@ from archon_engine.nn.ulysses import ContextParallel
 
 @dataclass(frozen=True)
 class PipelineNeeds:
-    """What a pipeline asks of the number of micro-batches.
+    """Constraints of a pipeline on the number of micro-batches.
 
     Attributes:
-        at_least: with fewer, stages would never all work at once.
-        divisor: it must be a multiple of this.
+        at_least: minimum; with fewer, stages would never all work at once.
+        divisor: the number must be a multiple of this.
     """
 
     at_least: int
     divisor: int = 1
 
     def number_for(self, planned: int) -> int:
-        """The least number that satisfies both, and is no less than ``planned``."""
+        """The smallest number that is at least ``planned`` and satisfies both constraints."""
         return math.ceil(max(planned, self.at_least) / self.divisor) * self.divisor
 
 
 @dataclass(frozen=True)
 class Splitter:
-    """How this engine cuts a batch into micro-batches.
+    """Splits batches into micro-batches for one engine.
 
     Attributes:
         spec: the options ``mb_spec``.
-        multiple: every micro-batch's tokens are padded to a multiple of this.
-        at_least: and to no fewer than this.
-        context: the ranks over which its tokens are cut; ``None`` when all stay here.
-        pipeline: what a pipeline asks of the split; ``None`` without one.
-        replays_routing: tokens go to the experts that the batch says, where it says so.
+        multiple: micro-batches are padded to a multiple of this many tokens.
+        at_least: micro-batches are padded to at least this many tokens.
+        context: the context ranks, among which tokens are divided; ``None`` without context parallelism.
+        pipeline: constraints of the pipeline; ``None`` without one.
+        replays_routing: route tokens to the experts recorded in the batch, if any.
+        option: dotted name of the options, for messages.
     """
 
     spec: MicroBatchSpec
@@ -53,12 +54,13 @@ class Splitter:
     context: ContextParallel | None = None
     pipeline: PipelineNeeds | None = None
     replays_routing: bool = False
+    option: str = "mb_spec"
 
     def plan(self, batch: Batch) -> list[Sequence[int]]:
-        """Which sequences of ``batch`` stand in which micro-batch; none is empty.
+        """Assign the sequences of ``batch`` to micro-batches, none of them empty.
 
         Raises:
-            DataError: the options do not allow it.
+            DataError: the batch does not fit the options.
         """
         if not len(batch):
             return []
@@ -69,18 +71,19 @@ class Splitter:
             granularity=self.spec.granularity,
             n_mbs_divisor=math.lcm(self.spec.n_mbs_divisor, self.pipeline.divisor if self.pipeline else 1),
             algorithm=self.spec.packing_algorithm,
+            option=self.option,
         )
         return [indices for indices in plan if indices]
 
     def number_for(self, planned: int) -> int:
-        """How many micro-batches all ranks run when none has planned more than ``planned``."""
+        """The number of micro-batches that all ranks run, given the largest number that a rank has planned."""
         return planned if self.pipeline is None else self.pipeline.number_for(planned)
 
     def build(
         self, batch: Batch, plan: Sequence[Sequence[int]], request: OutputRequest, number: int
     ) -> list[MicroBatch]:
-        """The micro-batches of ``plan``, and as many without sequences as make up ``number``: what a rank runs while
-        others still have some. In a pipeline all of a step have one length."""
+        """Build the micro-batches of ``plan``, and micro-batches of padding up to ``number``, which this rank runs
+        while others still have sequences. In a pipeline, all micro-batches of a step have the same length."""
         at_least = self.at_least
         if self.pipeline is not None:
             at_least = max(at_least, *(sum(batch.lengths[i] for i in indices) for indices in plan), 0)

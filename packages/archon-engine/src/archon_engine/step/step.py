@@ -1,7 +1,7 @@
 """One training step or evaluation over a batch: split, normalise, run, clip, update.
 
-The weights that normalise a loss are summed over the whole batch, all ranks together, before the first forward pass,
-so that neither the split into micro-batches nor that over ranks can enter the numbers.
+The weights that normalise a loss are summed over the whole batch, on all ranks, before the first forward pass. So the
+numbers depend neither on the split into micro-batches nor on the split over ranks.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
 
     Args:
         batch: this rank's sequences.
-        loss: what to minimise.
+        loss: the loss to minimise.
         running: the engine, which has an optimizer.
-        step: number of this optimizer step, the first being 0.
+        step: number of this optimizer step, from 0.
         max_gradient_norm: clip to this global norm; 0 does not clip.
 
     Returns:
-        Statistics of all ranks. ``skipped`` says that the norm was not finite, so weights and optimizer state are as
-        before.
+        Statistics over all ranks. If ``skipped``, the norm was not finite, and weights and optimizer state are
+        unchanged.
 
     Raises:
-        DataError, TrainingError: the batch does not fit the options or the model, or the loss gives no gradient; on
-            every rank alike.
+        DataError, TrainingError: on every rank, if the batch does not fit the options or the model, or the loss has no
+            gradient.
     """
     assembled, optimizer = running.assembled, running.optimizer
     assert optimizer is not None, "the engine refuses to train without one"
@@ -54,12 +54,12 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
     if assembled.meshes is not None and assembled.meshes.tp is not None:
         sum_replicated_gradients(optimizer.parameters.values(), assembled.meshes.tp)
     if assembled.tied is not None:
-        # Before the norm: it counts the original alone, whose gradient is the sum of both copies'.
+        # Before the norm, which counts only the original; its gradient must be the sum of both copies'.
         assembled.tied.sum_gradients()
     objective, metrics = totals.gather(differentiated=True)
     logical = [parameter for name, parameter in optimizer.parameters.items() if name not in assembled.copies]
     norm = global_gradient_norm(logical, None if assembled.pipeline is None else assembled.pipeline.group)
-    # The norm is the same on every rank, so all of them step or none does.
+    # The norm is equal on all ranks, so either all of them step or none does.
     finite = bool(torch.isfinite(norm))
     learning_rate = optimizer.learning_rate(step)
     if finite:
@@ -113,16 +113,16 @@ def forward_step(batch: Batch, request: OutputRequest, running: Running) -> dict
 def _prepare(
     batch: Batch, request: OutputRequest, running: Running, loss: Loss | None = None
 ) -> tuple[list[MicroBatch], Share]:
-    """This rank's micro-batches, as many as on every other rank, and the whole batch's share sums. Collective.
+    """Build this rank's micro-batches, as many as on every other rank, and combine the shares. Collective.
 
     Raises:
-        DataError: on every rank, when the batch of one cannot be split or has ids that the model does not know.
-        Exception: on every rank, what the loss raises on one while it weighs its batch.
+        DataError: on every rank, if the batch of one cannot be split or has token ids outside the vocabulary.
+        Exception: on every rank, an error that the loss raises on one in ``weights``.
     """
     split = running.split
     plan: list[Sequence[int]] = []
     share: Share | Exception
-    # No rank may leave before the collective in agree(): the others would wait in it for ever.
+    # No rank may leave before the collective in agree(): the others would wait in it forever.
     try:
         _check_ids(batch, getattr(running.assembled.plan.hf_config, "vocab_size", None))
         plan = split.plan(batch)
@@ -137,7 +137,7 @@ def _prepare(
 def _check_ids(batch: Batch, vocab_size: int | None) -> None:
     """Raise DataError for an id outside the vocabulary; ``None`` leaves ids unchecked.
 
-    One process would fail at such an id somewhere inside the model; vocabulary shards would take it for zero.
+    On one process the model would fail somewhere inside; sharded embeddings would silently return zeros.
     """
     if vocab_size is None or not batch.n_tokens:
         return

@@ -3,7 +3,7 @@
 A rank sends a token once to every rank that holds a part of one of its experts, however many of its experts that rank
 holds. The receiving rank weights and sums their outputs, each computed from its part of the intermediate size, and
 sends one row back; the token's rank sums the rows that return. Partial sums over ``etp`` and over experts are added in
-the same place, so ``etp`` needs no collective besides.
+the same place, so ``etp`` needs no further collective.
 
 Legend: T tokens of this rank, R ranks of the group, S rows that this rank sends, N rows that it receives, K experts per
 token, H hidden size, P places along ``ep`` (R = P * etp).

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from archon_core.contracts.data import Dataset
 from archon_core.contracts.decisions import Decision
@@ -34,9 +34,6 @@ from archon_rl.trainer.fingerprint import (
 )
 from archon_train.run.context import RunContext
 
-if TYPE_CHECKING:
-    from archon_rl.trainer.task import Task
-
 OPTION = "trainer.accept_changed"
 AT_ITS_PATH = " at its path"
 """Suffix of the fingerprints of the tokenizer at its original path, as opposed to the run's copy."""
@@ -51,14 +48,17 @@ LABELS = {
 """Values of ``trainer.accept_changed`` -> their names in messages."""
 
 
-def fingerprints(run: RunContext, task: Task, *, reward: str | None = None) -> dict[str, Fingerprint]:
+def fingerprints(
+    run: RunContext, train: Dataset, validation: Dataset, *, reward: str | None = None
+) -> dict[str, Fingerprint]:
     """Fingerprints of the run's inputs by name; a resumed run compares them with its checkpoint. Collective.
 
     The first rank computes them.
 
     Args:
         run: the run.
-        task: records and tokenizer.
+        train: the training records.
+        validation: the held-out records; may be empty.
         reward: name of the reward, already loaded; ``None`` for algorithms without one.
 
     Raises:
@@ -71,7 +71,7 @@ def fingerprints(run: RunContext, task: Task, *, reward: str | None = None) -> d
     # Outside failing_together, so that the advice reaches the error of every rank.
     with nullcontext() if checkpoint is None else with_resume_advice(checkpoint), failing_together(run.ranks):
         if run.ranks.is_first:
-            found = _fingerprints(run.config, task, run.folder.path / TOKENIZER_FOLDER)
+            found = _fingerprints(run.config, train, validation, run.folder.path / TOKENIZER_FOLDER)
             if reward is not None:
                 found["reward"] = reward_fingerprint(registry().get(RewardSpec, reward))
             if checkpoint is not None:
@@ -96,11 +96,11 @@ def refresh_tokenizer(run: RunContext, folder: Path) -> None:
             source.save_pretrained(writing)
 
 
-def _fingerprints(config: Any, task: Task, tokenizer_folder: Path) -> dict[str, Fingerprint]:
+def _fingerprints(config: Any, train: Dataset, validation: Dataset, tokenizer_folder: Path) -> dict[str, Fingerprint]:
     source = _source_tokenizer(config)
     return {
-        "data": records_fingerprint(_each(task.train)),
-        "validation": records_fingerprint(_each(task.validation)),
+        "data": records_fingerprint(_each(train)),
+        "validation": records_fingerprint(_each(validation)),
         # Read from the folder, as other ranks and resumed runs do.
         **_of_tokenizer(load_tokenizer(tokenizer_folder)),
         **({} if source is None else _of_tokenizer(source, AT_ITS_PATH)),

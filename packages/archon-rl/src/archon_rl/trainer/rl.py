@@ -68,7 +68,7 @@ class RLTrainer:
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
         task = build_task(run, prompt_lengths, limits)
-        known = fingerprints(run, task, reward=config.reward)
+        known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         with ExitStack() as stack:
             actor, reference = self._build_engines(task, total_steps, stack)

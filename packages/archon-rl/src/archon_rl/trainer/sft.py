@@ -42,7 +42,7 @@ class SFTTrainer:
         run, config = self._run, self._run.config
         objective = self._algorithm.objective
         task = build_task(run, example_lengths, supervised_limits(config.actor))
-        known = fingerprints(run, task)
+        known = fingerprints(run, task.train, task.validation)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         actor = complete_model_config(run, task.encoder.tokenizer)
         engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)

@@ -1,1 +1,1 @@
-"""From a Hugging Face configuration to a model package: read the architecture, write the package, compare the two."""
+"""Generates a model package from a Hugging Face configuration: reads the architecture, writes and compares it."""

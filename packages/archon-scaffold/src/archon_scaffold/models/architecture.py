@@ -1,4 +1,4 @@
-"""What a decoder of the Llama line is made of, as far as packages can be written for it."""
+"""``Architecture``: the features of Llama-like decoders that packages can be generated for."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Place = Literal["arguments", "attention", "feed-forward", "layer", "decoder", "weights"]
-"""Which part of the written package a gap belongs to."""
+"""The part of the generated package that a gap belongs to."""
 
 NormPlace = Literal["attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm"]
-"""Before attention, behind it, before the feed-forward block, behind that: by the names that our modules have."""
+"""Norms before and after attention, before and after the feed-forward block, by the names of our modules."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Something that ``transformers``' model does and the written package does not.
+    """A feature of ``transformers``' model that the generated package lacks.
 
     Attributes:
-        place: where it is missing.
-        text: what it is, and how it was noticed.
+        place: the part that lacks it.
+        text: description, and how it was found.
     """
 
     place: Place
@@ -28,13 +28,13 @@ class Gap:
 
 @dataclass(frozen=True)
 class NormForm:
-    """How a norm computes; see ``archon_engine.nn.norm``.
+    """The formula of a norm; see ``archon_engine.nn.norm``.
 
     Attributes:
-        kind: which class.
+        kind: the class.
         offset: added to the weight of an RMS norm.
         rounds_first: whether an RMS norm rounds before it scales.
-        bias: whether a LayerNorm has one.
+        bias: whether a LayerNorm has a bias.
     """
 
     kind: Literal["rms", "layer"] = "rms"
@@ -44,7 +44,7 @@ class NormForm:
 
     @property
     def options(self) -> str:
-        """Keyword arguments that make it: ``offset=1.0, rounds_first=False``."""
+        """Keyword arguments, such as ``offset=1.0, rounds_first=False``."""
         if self.kind == "layer":
             return "" if self.bias else "bias=False"
         parts = [f"offset={self.offset}"] if self.offset else []
@@ -53,15 +53,15 @@ class NormForm:
 
 @dataclass(frozen=True)
 class Experts:
-    """Blocks of experts in place of feed-forward blocks, in every layer; see ``archon_core.contracts.moe.MoESettings``.
+    """Expert blocks instead of feed-forward blocks, in every layer; see ``archon_core.contracts.moe.MoESettings``.
 
     Attributes:
-        number: the configuration's entry for how many there are.
-        per_token: likewise, for how many a token goes to.
-        size: likewise, for their intermediate size.
-        normalise: whether the chosen ones' scores are divided by their sum, as an expression of ``config``.
-        router: name of the router's weight in files, behind the layer's.
-        projections: names of gate, up and down projection in files, likewise, with ``{expert}``.
+        number: name of the configuration's entry with the number of experts.
+        per_token: name of the entry with the number of experts per token.
+        size: name of the entry with the experts' intermediate size.
+        normalise: whether the chosen scores are divided by their sum, as an expression of ``config``.
+        router: name of the router's weight in files, relative to the layer.
+        projections: names of gate, up and down projection in files, relative to the layer, with ``{expert}``.
     """
 
     number: str
@@ -82,30 +82,30 @@ class Architecture:
         critic: whether it also exists with a value head.
         root: prefix of Hugging Face's weight names, such as ``model.``.
         norm: the norms of the residual stream.
-        norms: which of them each layer has -> Hugging Face's name.
-        norm_eps: the configuration's entry for their epsilon.
-        final_norm: Hugging Face's name of the last norm.
+        norms: norms of each layer -> Hugging Face's names.
+        norm_eps: name of the configuration's entry with their epsilon.
+        final_norm: Hugging Face's name of the final norm.
         qkv_bias: biases on query, key and value projections.
         output_bias: a bias on the attention's output projection.
-        fused_qkv: Hugging Face's name of the three projections in one; empty where they are apart.
-        qk_norm: queries and keys are normalised head by head, or each projection as a whole; ``None`` for not at all.
-        qk_norm_form: how.
+        fused_qkv: Hugging Face's name of the fused query, key and value projection; empty if they are separate.
+        qk_norm: normalisation of queries and keys per head, or per projection; ``None`` for none.
+        qk_norm_form: its formula.
         mlp: gate, up and down projection, with ``fused`` the first two in one; or up and down alone (``plain``).
         mlp_bias: biases on all of them.
         mlp_names: Hugging Face's names of up (or gate and up fused) and down projection.
-        experts: what stands in place of all that; ``None`` for dense layers.
-        activation: the configuration's entry for it.
-        scale: what attention's scores are multiplied by, as an expression of ``config`` and ``head_dim``.
-        windows: per layer by ``layer_types``, the same for all layers, or none anywhere.
-        attention_softcap: whether scores are capped.
-        logit_softcap: whether logits are.
-        embedding_scale: expression of ``config``; empty for none.
-        residual_scale: likewise, of what blocks add to the residual stream.
-        logit_scale: likewise, of logits.
-        dropouts: the configuration's entries for dropout.
-        fixed: entries that decide the form, and the values that the package is written for.
-        tiny: a configuration for tests.
-        gaps: what the package does not do.
+        experts: expert blocks instead of feed-forward blocks; ``None`` for dense layers.
+        activation: name of the configuration's entry with the activation.
+        scale: factor on attention scores, as an expression of ``config`` and ``head_dim``.
+        windows: attention windows per layer (``layer_types``), equal for all layers (``all``), or none.
+        attention_softcap: whether attention scores are soft-capped.
+        logit_softcap: whether logits are soft-capped.
+        embedding_scale: factor on embeddings, as an expression of ``config``; empty for none.
+        residual_scale: factor on the blocks' additions to the residual stream, likewise.
+        logit_scale: factor on logits, likewise.
+        dropouts: names of the configuration's dropout entries.
+        fixed: structural entries and the values that the package supports.
+        tiny: a test configuration.
+        gaps: missing features.
     """
 
     model_type: str
@@ -143,5 +143,5 @@ class Architecture:
         return tuple(gap for gap in self.gaps if gap.place in places)
 
     def with_gaps(self, *gaps: Gap) -> Architecture:
-        """The same with further gaps."""
+        """The architecture with additional gaps."""
         return replace(self, gaps=(*self.gaps, *gaps))

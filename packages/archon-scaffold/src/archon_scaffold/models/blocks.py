@@ -1,7 +1,7 @@
-"""What blocks are made of: norms and where they stand, projections and their biases, the feed-forward block.
+"""Reads the blocks of a layer: norms and their placement, projections and biases, the feed-forward block.
 
-Each function adds to an ``Architecture`` what it reads off ``transformers``' small model, and a ``Gap`` for what it
-does not know.
+Each function adds its findings about ``transformers``' small model to an ``Architecture``, and a ``Gap`` for every
+unknown feature.
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ NORMS: tuple[dict[str, NormPlace], ...] = (
         "post_mlp_layernorm": "mlp_out_norm",
     },
 )
-"""The sets of norms that layers are known to have, and where each stands: in Llama, VaultGemma, Apertus,
-OLMo 2, Gemma 2, GLM 4."""
+"""Known sets of norms in a layer and their placement: Llama, VaultGemma, Apertus, OLMo 2, Gemma 2, GLM 4."""
 
 EPS_ENTRIES = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
 
 
 def read_norms(found: Architecture, twin: Twin) -> Architecture:
-    """The norms of a layer, where they stand, how they compute, and the entry for their epsilon."""
+    """Read the norms of a layer: placement, formula, and the entry with their epsilon."""
     layer, gaps = twin.layers[0], []
     own = {name: part for name, part in layer.named_children() if name not in ("self_attn", "mlp")}
     holding = {name: part for name, part in own.items() if any(True for _ in part.parameters())}
@@ -80,7 +79,7 @@ def _eps_entry(twin: Twin, eps: float | None) -> str | None:
 
 
 def read_attention(found: Architecture, twin: Twin) -> Architecture:
-    """The projections of attention and their biases."""
+    """Read the projections of attention and their biases."""
     own = {
         name.removeprefix("self_attn."): shape for name, shape in twin.names.items() if name.startswith("self_attn.")
     }
@@ -104,7 +103,7 @@ def read_attention(found: Architecture, twin: Twin) -> Architecture:
 
 
 def read_query_key_norms(found: Architecture, twin: Twin) -> Architecture:
-    """Norms of queries and keys."""
+    """Read the norms of queries and keys."""
     attention = twin.layers[0].self_attn
     norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
     if norms == [None, None]:
@@ -123,7 +122,7 @@ def read_query_key_norms(found: Architecture, twin: Twin) -> Architecture:
 
 
 def read_feed_forward(found: Architecture, twin: Twin) -> Architecture:
-    """The feed-forward block and its activation."""
+    """Read the feed-forward block and its activation."""
     own = {name.removeprefix("mlp.") for name in twin.names if name.startswith("mlp.")}
     if own == IN_MEMORY and (experts := read_experts(twin)) is not None:
         return replace(found, experts=experts)

@@ -1,4 +1,4 @@
-"""Blocks of experts of the Mixtral and Qwen3-MoE kind: their names in configurations, in memory and in files."""
+"""Reads expert blocks like those of Mixtral and Qwen3-MoE: names in configurations, in memory and in files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from archon_scaffold.models.architecture import Experts
 from archon_scaffold.models.twin import Twin
 
 IN_MEMORY = frozenset({"gate.weight", "experts.gate_up_proj", "experts.down_proj"})
-"""Parameters of such a block in ``transformers`` 5."""
+"""Parameters of an expert block in ``transformers`` 5."""
 
 _NUMBERS = ("num_experts", "num_local_experts")
 _SIZES = ("moe_intermediate_size", "intermediate_size")
 
 
 def read_experts(twin: Twin) -> Experts | None:
-    """The blocks of a model whose layers hold ``IN_MEMORY``; ``None`` where names say otherwise."""
+    """The expert blocks of a model whose layers have the parameters ``IN_MEMORY``; ``None`` for other names."""
     config, block = twin.config, twin.layers[0].mlp
     n_experts, hidden_and_size = block.experts.gate_up_proj.shape[0], block.experts.down_proj.shape[1:]
     known = twin.entries.keys() | vars(config).keys()
@@ -39,7 +39,7 @@ def read_experts(twin: Twin) -> Experts | None:
 
 
 def _names_in_files(twin: Twin, block: nn.Module) -> tuple[str, tuple[str, str, str]] | None:
-    """As ``transformers`` saves them, one by one: found by their values."""
+    """The names under which ``transformers`` saves single experts, found by their values."""
     with tempfile.TemporaryDirectory() as folder:
         twin.module.save_pretrained(folder)
         tensors: dict[str, Tensor] = {}
@@ -62,9 +62,9 @@ def _equal(found: Tensor, right: Tensor) -> bool:
 
 
 class PlainExperts:
-    """Builds the blocks of ``archon_core.contracts.moe`` without archon-moe, for comparing numbers.
+    """Builds expert blocks without archon-moe, to compare values.
 
-    Every expert computes every token, most of it for nothing.
+    Every expert computes every token, which is simple but wasteful.
     """
 
     def build(self, settings: MoESettings, layer: int) -> nn.Module:

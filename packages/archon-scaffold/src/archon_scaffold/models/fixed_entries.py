@@ -1,4 +1,4 @@
-"""Entries of a configuration that a written package neither reads nor may ignore."""
+"""Configuration entries that a generated package does not read, but must not ignore."""
 
 from __future__ import annotations
 
@@ -9,19 +9,12 @@ from typing import Any
 from archon_core.errors import ModelError
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_scaffold.models.architecture import Architecture, Gap
-from archon_scaffold.models.source import HFSource
+from archon_scaffold.models.source import SIZES, HFSource
 from archon_scaffold.models.tiny import is_dropout, unknown_entries
 
 _READ_BY_ALL = frozenset(
     {
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
+        *SIZES,
         "rope_parameters",
         "rope_theta",
         "rope_scaling",
@@ -37,12 +30,12 @@ _HARMLESS = frozenset(
         "use_cache",
         "initializer_range",
         "pretraining_tp",
-        # How experts are balanced is the engine's to configure.
+        # Expert balancing is an option of the engine.
         "output_router_logits",
         "router_aux_loss_coef",
     }
 )
-"""Entries that change no number of a forward pass."""
+"""Entries that do not affect a forward pass."""
 
 _OF_WINDOWS: Mapping[str | None, tuple[str, ...]] = {
     "layer_types": ("layer_types", "sliding_window", "use_sliding_window", "max_window_layers"),
@@ -52,12 +45,12 @@ _OF_WINDOWS: Mapping[str | None, tuple[str, ...]] = {
 
 
 def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Mapping[str, Any], tuple[Gap, ...]]:
-    """Entry -> the value that the package is written for; and a gap for each that is not read and cannot be fixed.
+    """Entry -> the value that the package supports; and a gap for each entry that is neither read nor fixable.
 
     Args:
-        source: the configuration at hand.
-        small: the one for tests, as ``transformers`` reads it.
-        found: what is read.
+        source: the given configuration.
+        small: the test configuration, as ``transformers`` reads it.
+        found: the architecture, which determines the entries that are read.
     """
     from transformers import PreTrainedConfig
 
@@ -77,20 +70,20 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
         and f"config.{name}" not in expressions
     ]
     values = {name: getattr(source.config, name, None) for name in unread}
-    # What changes with the sizes is no part of the form.
+    # A value that changes with the sizes is not a structural option.
     fixed = {name: value for name, value in values.items() if _is_plain(value) and value == getattr(small, name, None)}
     fixed |= _refused_unless_honoured(source)
-    told = " ".join(gap.text for gap in found.gaps)
+    reported = " ".join(gap.text for gap in found.gaps)
     return fixed, tuple(
         Gap("arguments", f"the configuration's {name} is not read: {_short(value)}")
         for name, value in values.items()
-        if name not in fixed and name not in told
+        if name not in fixed and name not in reported
     )
 
 
 def _refused_unless_honoured(source: HFSource) -> dict[str, Any]:
-    """Entries that ``transformers`` does not know and that packages refuse for it: this one knows the values that it
-    was compared with."""
+    """Entries that ``transformers`` does not know, so that packages refuse them by default; this package accepts the
+    values with which it was compared."""
     unknown = unknown_entries(source.entries, source.config)
 
     def is_refused(name: str) -> bool:
@@ -104,7 +97,7 @@ def _refused_unless_honoured(source: HFSource) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether a value can be written down, and not a configuration of its own."""
+    """Whether a value consists of plain JSON types, not of nested configurations."""
     if isinstance(value, Mapping):
         return all(_is_plain(item) for pair in value.items() for item in pair)
     if isinstance(value, (list, tuple)):

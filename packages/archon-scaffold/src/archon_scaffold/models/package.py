@@ -1,4 +1,4 @@
-"""The files of a model package, written for an architecture: only what the family needs stands in them."""
+"""Renders the files of a model package for an architecture, with only the code that the family needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def model_files(name: PackageName, architecture: Architecture) -> dict[str, str]
 
 
 def model_context(name: PackageName, architecture: Architecture) -> dict[str, Any]:
-    """What the templates refer to."""
+    """The variables of the templates."""
     a = architecture
     aliases, norm_name, qk_norm_class = _norm_names(a)
     capabilities = ["tp", "cp", "pp", "tied", *(["critic"] if a.critic else []), *(["ep"] if a.experts else [])]
@@ -47,7 +47,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "qk_norm_class": qk_norm_class,
         "archon_imports": _archon_imports(a),
         "attention_scale": a.scale.startswith("config."),
-        "core_arguments": _core_arguments(a),
+        "attention_settings": _attention_settings(a),
         "attention_branch": _branch(a, "attention", "self.attention({x}, rotation, packed)"),
         "mlp_branch": _branch(a, "mlp", "self.moe({x}, packed)" if a.experts else "self.mlp({x})"),
         "rounded_embedding": a.embedding_scale == "config.hidden_size**0.5",
@@ -62,8 +62,8 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
 
 
 def _norm_names(a: Architecture) -> tuple[dict[str, str], str, str]:
-    """Names that are given to norms with options -> what they stand for; what the stream's norms are called, and those
-    of queries and keys."""
+    """Aliases of norms with options -> expression; and the names of the norms of the residual stream and of queries and
+    keys."""
     aliases: dict[str, str] = {}
     norm_name = CLASS_OF[a.norm.kind]
     if a.norm.options:
@@ -84,7 +84,7 @@ def _archon_imports(a: Architecture) -> list[str]:
     if a.experts:
         block = {"archon_core.contracts.moe": {"MoEBuilder"}}
     imports: Mapping[str, set[str]] = {
-        "archon_core.contracts.packed": {"OutputName", "PackedSequences"},
+        "archon_core.contracts.packed": {"AttentionSettings", "OutputName", "PackedSequences"},
         "archon_core.models.stage": {"Stage"},
         "archon_engine.nn.attention": {"PackedAttention"},
         "archon_engine.nn.embedding": {"Embedding"},
@@ -97,17 +97,16 @@ def _archon_imports(a: Architecture) -> list[str]:
     return [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
 
 
-def _core_arguments(a: Architecture) -> str:
-    parts = ["str(layer)", f"scale={'a.attention_scale' if a.scale.startswith('config.') else 'a.head_dim**-0.5'}"]
+def _attention_settings(a: Architecture) -> str:
+    """The arguments of ``AttentionSettings``."""
+    parts = [f"scale={'a.attention_scale' if a.scale.startswith('config.') else 'a.head_dim**-0.5'}"]
     parts += ["window=a.windows[layer]"] if a.windows else []
     parts += ["softcap=a.attention_softcap"] if a.attention_softcap else []
-    one_line = ", ".join(parts)
-    # As ruff lays it out.
-    return one_line if len(one_line) < 80 else f"\n            {one_line}\n        "
+    return ", ".join(parts)
 
 
 def _branch(a: Architecture, block: str, call: str) -> str:
-    """What a block adds to the residual stream: ``self.mlp(self.mlp_norm(x))``."""
+    """The expression of a block's addition to the residual stream: ``self.mlp(self.mlp_norm(x))``."""
     inside = f"self.{block}_norm(x)" if f"{block}_norm" in a.norms else "x"
     branch = call.format(x=inside)
     if f"{block}_out_norm" in a.norms:

@@ -1,4 +1,4 @@
-"""The written package beside ``transformers``' model: the same weights, the same tokens, part after part."""
+"""Compares the generated package with ``transformers``' model on the same weights and tokens, part by part."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from archon_scaffold.models.twin import Twin
 
 
 def find_difference(source: Path, module: str, twin: Twin) -> Gap | None:
-    """Where the package in ``source`` first computes something else than ``transformers``; ``None`` for nowhere.
+    """The first difference between the package in ``source`` and ``transformers``; ``None`` if there is none.
 
     Args:
         source: the folder that holds the package ``module``.
@@ -50,7 +50,7 @@ def find_difference(source: Path, module: str, twin: Twin) -> Gap | None:
 
 
 def find_refusal(source: Path, module: str, config: Any) -> Gap | None:
-    """Why the package in ``source`` refuses the configuration that it was written for; ``None`` when it does not."""
+    """Why the package in ``source`` refuses the configuration that it was generated from; ``None`` if it accepts it."""
     with _importable(source, module) as parts:
         try:
             parts["arguments"].ModelArguments.from_hf_config(config, critic=False)
@@ -69,8 +69,8 @@ def _first_difference(ours: dict[str, Tensor], twin: Twin) -> Gap | None:
             error = _distance(ours[name], right)
             return Gap(
                 place,
-                f"{name} is the first part that gives other numbers than transformers' (by {error:.1e} of the largest; "
-                f"logits by {logits:.1e}): compare it, and what enters it, with transformers' source",
+                f"{name} is the first part whose output differs from transformers' (by {error:.1e} of the largest; "
+                f"logits by {logits:.1e}): compare it, and its input, with transformers' source",
             )
     return None
 
@@ -82,7 +82,7 @@ def _distance(found: Tensor, right: Tensor) -> float:
 
 
 def _trace(ours: nn.Module, twin: Twin) -> dict[str, Tensor]:
-    """The same parts as ``Twin.trace``, by the same names."""
+    """The outputs of the same parts as in ``Twin.trace``, by the same names."""
     trace: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
@@ -106,7 +106,7 @@ def _trace(ours: nn.Module, twin: Twin) -> dict[str, Tensor]:
 
 @contextmanager
 def _importable(source: Path, module: str) -> Iterator[dict[str, Any]]:
-    """The package's modules, imported for the length of the block and forgotten after it."""
+    """Import the package's modules inside the block, and remove them from ``sys.modules`` afterwards."""
     sys.path.insert(0, str(source))
     written, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:

@@ -1,4 +1,4 @@
-"""What configurations do not say, found by trying: a norm's formula, a number that something is multiplied by."""
+"""Finds by experiment what configurations do not contain: the formula of a norm, or a scale factor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from archon_engine.nn.norm import LayerNorm, RMSNorm
 from archon_scaffold.models.architecture import NormForm
 
 SAME = 1e-5
-"""Largest difference, relative to the largest magnitude, between two ways to compute the same in fp32."""
+"""Largest difference, relative to the largest magnitude, between equivalent fp32 computations."""
 
 _RMS_FORMS = (
     NormForm(),
@@ -24,14 +24,14 @@ _RMS_FORMS = (
 
 
 def same(found: Tensor, right: Tensor) -> bool:
-    """Whether two tensors are equal within the rounding of fp32."""
+    """Whether two tensors are equal up to fp32 rounding."""
     return found.shape == right.shape and bool((found - right).abs().max() <= SAME * right.abs().max())
 
 
 def norm_form(module: nn.Module) -> NormForm | None:
-    """The formula of ``transformers``' norm, which holds weights; ``None`` for another than ours.
+    """The formula of a ``transformers`` norm with weights; ``None`` if it is unknown.
 
-    Of forms that agree in fp32, that one which rounds alike in bfloat16.
+    Among formulas that agree in fp32, the one with the same bfloat16 rounding.
     """
     size, eps = module.weight.shape, norm_eps(module)
     if len(size) != 1 or eps is None:
@@ -53,7 +53,7 @@ def norm_form(module: nn.Module) -> NormForm | None:
 
 
 def norm_eps(module: nn.Module) -> float | None:
-    """The epsilon of a norm, by the names that ``transformers`` has for it."""
+    """The epsilon of a norm, under the attribute names of ``transformers``."""
     values = (getattr(module, name, None) for name in ("variance_epsilon", "eps"))
     return next((value for value in values if isinstance(value, float)), None)
 
@@ -65,7 +65,7 @@ def _rms(form: NormForm, like: nn.Module, eps: float) -> RMSNorm:
 
 
 def factor_of(value: float, candidates: Mapping[str, float | None]) -> str | None:
-    """The expression among ``candidates`` whose value is ``value``; ``None`` when there is none."""
+    """The expression in ``candidates`` with this value; ``None`` if there is none."""
     for expression, number in candidates.items():
         if number is not None and abs(value - number) <= SAME * max(abs(value), abs(number)):
             return expression
@@ -73,14 +73,14 @@ def factor_of(value: float, candidates: Mapping[str, float | None]) -> str | Non
 
 
 def ratio(found: Tensor, base: Tensor) -> float | None:
-    """The number that all of ``base`` is multiplied by in ``found``; ``None`` when there is none."""
+    """The scalar factor between ``base`` and ``found``; ``None`` if there is none."""
     factor = float((found * base).sum() / base.square().sum())
     return factor if same(found, base * factor) else None
 
 
 def rotates_halves(layer_module: Any) -> bool:
-    """Whether the model's file rotates element i of a head's first half with element i of the second, as Llama does,
-    and not neighbours; true where that cannot be seen."""
+    """Whether the model's source rotates halves of a head, as Llama does, and not adjacent elements; true if
+    unknown."""
     import sys
 
     rotate = getattr(sys.modules[type(layer_module).__module__], "rotate_half", None)

@@ -1,7 +1,7 @@
-"""The architecture behind a configuration: read off ``transformers``' own model, tried out where names do not tell.
+"""Reads the architecture of a configuration from ``transformers``' model, by names and by experiments.
 
-What a package cannot be written for becomes a ``Gap``; what of a configuration is not read becomes a fixed entry, which
-the written package refuses to see with another value.
+An unsupported feature becomes a ``Gap``; an entry that is not read becomes a fixed entry, whose other values the
+generated package refuses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from archon_scaffold.models.probes import same
 from archon_scaffold.models.source import HFSource
 from archon_scaffold.models.stream import read_alike, read_logits, read_rotation, read_scores, read_stream
 from archon_scaffold.models.tiny import is_dropout, tiny_entries, unknown_entries
-from archon_scaffold.models.twin import WAYS_OUT, Twin, build_twin
+from archon_scaffold.models.twin import ALTERNATIVES, Twin, build_twin
 
 READERS = (
     read_norms,
@@ -39,16 +39,16 @@ READERS = (
 
 
 def read_architecture(source: HFSource) -> tuple[Architecture, Twin]:
-    """The architecture, and the small model that it was read off.
+    """The architecture, and the small model that it was read from.
 
     Raises:
-        ModelError: it is no decoder of the Llama line.
+        ModelError: the model is not a Llama-like decoder.
     """
     lacking = [name for name in ("num_attention_heads", "rope_parameters") if not hasattr(source.config, name)]
     if lacking:
         raise ModelError(
-            f"model type {source.model_type!r} is not of the Llama line: its configuration has no "
-            f"{' and no '.join(lacking)}; {WAYS_OUT}"
+            f"model type {source.model_type!r} is not a Llama-like decoder: its configuration has no "
+            f"{' and no '.join(lacking)}; {ALTERNATIVES}"
         )
     try:
         return _read(source)
@@ -56,8 +56,8 @@ def read_architecture(source: HFSource) -> tuple[Architecture, Twin]:
         raise
     except Exception as error:  # whatever transformers raises where sizes of other architectures are asked of it
         raise ModelError(
-            f"model type {source.model_type!r} is not of the Llama line: reading its small model failed "
-            f"({type(error).__name__}: {error}); {WAYS_OUT}"
+            f"model type {source.model_type!r} is not a Llama-like decoder: reading its small model failed "
+            f"({type(error).__name__}: {error}); {ALTERNATIVES}"
         ) from error
 
 
@@ -82,7 +82,7 @@ def _read(source: HFSource) -> tuple[Architecture, Twin]:
 
 
 def _small_twin(source: HFSource) -> Twin:
-    """The small model, without entries that ``transformers`` does not know: unless they change what it computes."""
+    """The small model, without entries that ``transformers`` does not know and that do not change its values."""
     tiny = tiny_entries(source.entries, source.config)
     twin = build_twin(tiny)
     unknown = unknown_entries(source.entries, source.config)
@@ -94,7 +94,7 @@ def _small_twin(source: HFSource) -> Twin:
 
 
 def _only_in_full_size(source: HFSource, twin: Twin) -> Iterator[Gap]:
-    """A gap where layers of the whole model have parameters that no layer of the small one has, or the reverse."""
+    """A gap if layers of the full model have other parameters than those of the small one."""
     from transformers import AutoModelForCausalLM
 
     try:

@@ -1,4 +1,4 @@
-"""What ``--from-hf`` names: a ``config.json``, a checkpoint folder or a hub id."""
+"""Reads the source of ``--from-hf``: a ``config.json``, a checkpoint folder or a hub id."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MINIMAL: Mapping[str, Any] = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": False,
 }
-"""What a package starts from when nothing is named."""
+"""The configuration of a package without ``--from-hf``."""
 
 SIZES = (
     "vocab_size",
@@ -40,13 +40,13 @@ SIZES = (
 
 @dataclass(frozen=True)
 class HFSource:
-    """A configuration, as it was written and as ``transformers`` reads it.
+    """A configuration, raw and as ``transformers`` reads it.
 
     Attributes:
         entries: of the ``config.json``, ``model_type`` among them.
         config: the ``transformers`` configuration.
         causal_class: ``transformers``' class for the language model.
-        critic_class: its class with a score per sequence, as which critics are saved; empty when it has none.
+        critic_class: its sequence classification class, in whose format critics are saved; empty if there is none.
     """
 
     entries: Mapping[str, Any]
@@ -56,15 +56,15 @@ class HFSource:
 
     @property
     def model_type(self) -> str:
-        """Of the configuration."""
+        """The model type of the configuration."""
         return self.entries["model_type"]
 
 
 def read_source(source: str | None) -> HFSource:
-    """Read what the user named; a small Llama when that is nothing.
+    """Read a source; ``None`` gives a small Llama.
 
     Raises:
-        ModelError: it is no configuration, or ``transformers`` has no language model of its type.
+        ModelError: the source is not a configuration, or ``transformers`` has no causal language model of its type.
     """
     entries = dict(MINIMAL) if source is None else _entries(source)
     _refuse_values(entries, source)
@@ -74,8 +74,8 @@ def read_source(source: str | None) -> HFSource:
         causal = architecture_name(config.model_type, critic=False)
     except ModelError as error:
         raise ModelError(
-            f"{source}: found model_type {config.model_type!r}, of which transformers has no causal language model; "
-            "give the configuration of one"
+            f"{source}: found model_type {config.model_type!r}, but transformers has no causal language model of that "
+            "type; give the configuration of one"
         ) from error
     try:
         critic = architecture_name(config.model_type, critic=True)
@@ -85,12 +85,12 @@ def read_source(source: str | None) -> HFSource:
 
 
 def _refuse_values(entries: Mapping[str, Any], source: str | None) -> None:
-    """Raise for values that no decoder can be written for."""
+    """Raise for values that no package can support."""
     if quantised := entries.get("quantization_config"):
         method = quantised.get("quant_method") if isinstance(quantised, Mapping) else quantised
         raise ModelError(
             f"{source}: found quantization_config (quant_method {method!r}); allowed is none, since models are trained "
-            "on plain weights: give the config.json of the original checkpoint, or leave the entry out"
+            "on plain weights; give the config.json of the original checkpoint, or leave the entry out"
         )
     small = [
         f"{name} {value!r}"
@@ -98,13 +98,11 @@ def _refuse_values(entries: Mapping[str, Any], source: str | None) -> None:
         if isinstance(value := entries.get(name), (int, float)) and not isinstance(value, bool) and value < 1
     ]
     if small:
-        raise ModelError(
-            f"{source}: found {', '.join(small)}; allowed are sizes of 1 and more: correct the config.json"
-        )
+        raise ModelError(f"{source}: found {', '.join(small)}; allowed are sizes from 1; correct the config.json")
 
 
 def _refuse_parts(config: Any, source: str | None) -> None:
-    """Raise for a configuration that holds a language model beside other parts."""
+    """Raise for a composite configuration: a language model and other parts."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     try:
@@ -118,12 +116,12 @@ def _refuse_parts(config: Any, source: str | None) -> None:
         raise ModelError(f"{found}several language models beside other parts; give the configuration of one")
     if text.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ModelError(
-            f"{found}a text model (model_type {text.model_type!r}) beside other parts, and transformers has no causal "
-            "language model of that type, so there is none to write a package for; give the configuration of one"
+            f"{found}a text model (model_type {text.model_type!r}) beside other parts, but transformers has no causal "
+            "language model of that type; give the configuration of one"
         )
     raise ModelError(
         f"{found}a language model beside other parts; write its text_config (model_type {text.model_type!r}) to a "
-        "config.json of its own"
+        "separate config.json"
     )
 
 

@@ -1,7 +1,7 @@
-"""What happens inside of attention and between blocks: factors, caps, windows, rotation, the residual stream, logits.
+"""Reads attention scores, windows, rotary positions, the residual stream and logits.
 
-Each function adds to an ``Architecture`` what it reads off ``transformers``' small model, and a ``Gap`` for what it
-does not know.
+Each function adds its findings about ``transformers``' small model to an ``Architecture``, and a ``Gap`` for every
+unknown feature.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from archon_scaffold.models.twin import Twin
 
 
 def read_scores(found: Architecture, twin: Twin) -> Architecture:
-    """What scores are multiplied by, their cap, and windows."""
+    """Read the scale and soft cap of attention scores, and windows."""
     attention, config = twin.layers[0].self_attn, twin.config
     head_dim, gaps = head_dim_of(twin.config), []
     scalar, multiplier = (getattr(config, name, None) for name in ("query_pre_attn_scalar", "attention_multiplier"))
@@ -46,7 +46,7 @@ def read_scores(found: Architecture, twin: Twin) -> Architecture:
 
 
 def read_rotation(found: Architecture, twin: Twin) -> Architecture:
-    """The kind of rotary positions, and which layers have them."""
+    """Read the kind of rotary positions, and the layers that use them."""
     gaps = []
     try:
         RopeArguments.from_hf_config(twin.config, head_dim_of(twin.config))
@@ -65,7 +65,7 @@ def read_rotation(found: Architecture, twin: Twin) -> Architecture:
 
 
 def read_stream(found: Architecture, twin: Twin) -> Architecture:
-    """Factors on embeddings and on what blocks add."""
+    """Read the scale of embeddings and of the blocks' additions."""
     config, gaps = twin.config, []
     rows = twin.module.get_input_embeddings().weight.detach()[twin.ids]
     factor = ratio(twin.trace["embed"], rows)
@@ -76,13 +76,13 @@ def read_stream(found: Architecture, twin: Twin) -> Architecture:
     }
     scale = None if factor is None else factor_of(factor, candidates)
     if scale is None:
-        gaps.append(Gap("decoder", "what enters the first layer is not the embedding times a known number"))
+        gaps.append(Gap("decoder", "the input of the first layer is not the embedding times a known factor"))
     residual = "config.residual_multiplier" if getattr(config, "residual_multiplier", None) is not None else ""
     return replace(found, embedding_scale=scale or "", residual_scale=residual).with_gaps(*gaps)
 
 
 def read_logits(found: Architecture, twin: Twin) -> Architecture:
-    """Factor and cap of logits."""
+    """Read the scale and soft cap of logits."""
     config, gaps = twin.config, []
     head = twin.module.get_output_embeddings()
     if getattr(head, "bias", None) is not None:
@@ -107,7 +107,7 @@ def read_logits(found: Architecture, twin: Twin) -> Architecture:
 
 
 def read_alike(found: Architecture, twin: Twin) -> Architecture:
-    """Whether all layers have the parameters of the first."""
+    """Check that all layers have the parameters of the first one."""
     first = twin.names
     others = [
         number

@@ -1,6 +1,6 @@
-"""A configuration of the same structure that is small enough for tests.
+"""Derives a test configuration of the same structure.
 
-Numbers that a model multiplies by, and caps, are set so that leaving one out would show in logits of order 1.
+Scale factors and caps are set such that a missing one changes logits of order 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LAYERS, VOCABULARY, HIDDEN, INTERMEDIATE = 4, 128, 32, 48
 HEADS, HEAD_DIM, OTHER_HEAD_DIM = 4, 8, 12
 WINDOW = 8
 ROPE_LENGTH = 16
-"""Below the longest sequences of tests, so that rotations that look at lengths show."""
+"""Below the longest test sequences, so that length-dependent rotations take effect."""
 
 _TELLING: Mapping[str, float] = {
     "attn_logit_softcapping": 1.5,
@@ -34,7 +34,7 @@ _EXPERTS: Mapping[str, int] = {
 }
 
 _READ_BY_NAME = ("model_type", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", *_EXPERTS)
-"""Entries that are read wherever they stand, whatever the class declares."""
+"""Entries that are read by name even if the class does not declare them."""
 
 _OF_ALL_LAYERS = ("layer_types", "mlp_layer_types", "no_rope_layers")
 
@@ -43,7 +43,7 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
     """The content of a small ``config.json`` of the family.
 
     Args:
-        entries: of the ``config.json`` at hand.
+        entries: of the given ``config.json``.
         config: the same, as ``transformers`` reads it.
     """
     known = inspect.signature(type(config).__init__).parameters
@@ -92,16 +92,16 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
 
 
 def unknown_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    """Those that ``transformers``' class has neither as a parameter nor as an attribute, and that are not read by their
-    names: what other code once wrote into the ``config.json``."""
+    """Entries that ``transformers``' class neither declares nor reads by name: remnants of other code in the
+    ``config.json``."""
     known = {*inspect.signature(type(config).__init__).parameters, *_READ_BY_NAME}
     default = type(config)()
     return {name: value for name, value in entries.items() if name not in known and not hasattr(default, name)}
 
 
 def is_dropout(name: str) -> bool:
-    """Whether an entry is the share of something that is dropped in training. Nothing is dropped here; an engine that
-    is told to keep dropout refuses models whose configuration asks for any."""
+    """Whether an entry is a dropout probability. Models never apply dropout; an engine with ``disable_dropout=false``
+    refuses configurations with dropout."""
     return name.endswith(("dropout", "_pdrop", "dropout_prob", "dropout_rate"))
 
 
@@ -111,13 +111,13 @@ def head_dim_of(config: Any) -> int:
 
 
 def _is_dropped(name: str, value: Any) -> bool:
-    """What says nothing about the architecture, or refers to the large one's vocabulary."""
+    """Whether an entry is irrelevant for the architecture, or refers to the full vocabulary."""
     described = ("architectures", "auto_map", "transformers_version", "torch_dtype", "dtype", "_name_or_path")
     return value is None or name in described or name.endswith("_token_id") or name.startswith("_")
 
 
 def _some_of_each(kinds: list[Any]) -> list[Any]:
-    """``LAYERS`` of the kinds, in their order of appearance, every kind among them."""
+    """``LAYERS`` layer types in order of appearance, including every type."""
     different = list(dict.fromkeys(kinds))
     return [different[place % len(different)] for place in range(max(LAYERS, len(different)))][:LAYERS]
 

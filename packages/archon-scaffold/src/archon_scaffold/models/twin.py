@@ -1,6 +1,6 @@
-"""``transformers``' own small model with random weights, and what passes between its parts.
+"""``transformers``' model of a small configuration with random weights, and the outputs of its parts.
 
-Weights are drawn wide, so that every part shows in the logits.
+Weights have a large variance, so that every part affects the logits.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from archon_core.errors import ModelError
 from archon_engine.models.hf_config import load_hf_config
 
 N_TOKENS = 24
-"""More than the windows and rotations of configurations for tests are long."""
+"""Longer than windows and rotary lengths of test configurations."""
 
 LARGEST = 20_000_000
-"""Parameters of a model that is small, at most."""
+"""Largest number of parameters of a small model."""
 
-WAYS_OUT = (
-    "archon verify CONFIG says whether archon-models-hf runs it unchanged (pip install archon-models-hf); or start "
+ALTERNATIVES = (
+    "archon verify CONFIG shows whether archon-models-hf runs it unchanged (pip install archon-models-hf); or start "
     "from a small Llama (leave --from-hf out) and follow PORTING.md, which comes with it"
 )
 
@@ -33,10 +33,10 @@ class Twin:
     """``transformers``' model of a small configuration.
 
     Attributes:
-        entries: the configuration, as a ``config.json`` has it.
+        entries: content of the ``config.json``.
         config: the same, as ``transformers`` reads it.
         module: its language model, in fp32.
-        root: prefix of the decoder's own names, such as ``model.``.
+        root: prefix of the decoder's names, such as ``model.``.
         layers: its layers.
     """
 
@@ -53,19 +53,19 @@ class Twin:
 
     @property
     def decoder(self) -> nn.Module:
-        """What holds embedding, layers and final norm."""
+        """The module with embedding, layers and final norm."""
         return self.module.get_submodule(self.root.removesuffix("."))
 
     @property
     def ids(self) -> Tensor:
-        """int64 [N_TOKENS], the same every time, no special token among them."""
+        """Token ids, int64 [N_TOKENS]; deterministic, without special tokens."""
         return torch.randint(3, self.config.vocab_size, (N_TOKENS,), generator=torch.Generator().manual_seed(3))
 
     @cached_property
     def trace(self) -> Mapping[str, Tensor]:
-        """What comes out of parts, [N_TOKENS, ...] each, by the names that a written package gives them: ``embed``,
-        ``layers.0.attention``, ``layers.0.mlp``, ``layers.0``, ``norm``, ``projection`` (the logits as the head's
-        matrix gives them) and ``logits``."""
+        """Outputs of the parts, [N_TOKENS, ...] each, by the names of a generated package: ``embed``,
+        ``layers.0.attention``, ``layers.0.mlp``, ``layers.0``, ``norm``, ``projection`` (the raw output of the head's
+        matrix) and ``logits``."""
         trace: dict[str, Tensor] = {}
 
         def keep_input(name: str) -> Any:
@@ -82,7 +82,7 @@ class Twin:
 
             return hook
 
-        # What enters the first layer, since some models scale embeddings outside of the embedding.
+        # The input of the first layer, since some models scale embeddings outside of the embedding.
         hooks = [self.layers[0].register_forward_pre_hook(keep_input("embed"), with_kwargs=True)]
         for number, layer in enumerate(self.layers):
             for name, part in (("attention", "self_attn"), ("mlp", "mlp")):
@@ -100,11 +100,11 @@ class Twin:
 
 
 def build_twin(entries: Mapping[str, Any]) -> Twin:
-    """Build and fill.
+    """Build the model and draw its weights.
 
     Raises:
-        ModelError: ``transformers`` cannot build it, or its model is no decoder of layers with attention and
-            feed-forward blocks under the names of the Llama line.
+        ModelError: ``transformers`` cannot build it, or its model is not a decoder with attention and feed-forward
+            blocks under Llama's names.
     """
     from transformers import AutoModelForCausalLM
 
@@ -117,15 +117,15 @@ def build_twin(entries: Mapping[str, Any]) -> Twin:
             n_parameters = sum(parameter.numel() for parameter in outline.parameters())
             if n_parameters > LARGEST:
                 raise ModelError(
-                    f"model type {config.model_type!r} is not of the Llama line: with small sizes it has "
-                    f"{n_parameters / 1e6:,.0f} million parameters, so its sizes have other names; {WAYS_OUT}"
+                    f"model type {config.model_type!r} is not a Llama-like decoder: with small sizes it has "
+                    f"{n_parameters / 1e6:,.0f} million parameters, so its sizes have other names; {ALTERNATIVES}"
                 )
             module = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
         except ModelError:
             raise
         except Exception as error:  # whatever its constructor raises for sizes that it does not take
             raise ModelError(
-                f"model type {config.model_type!r}: transformers cannot build a small one ({error}); {WAYS_OUT}"
+                f"model type {config.model_type!r}: transformers cannot build a small one ({error}); {ALTERNATIVES}"
             ) from error
         with torch.no_grad():
             for parameter in module.parameters():
@@ -144,9 +144,9 @@ def build_twin(entries: Mapping[str, Any]) -> Twin:
             else ""
         )
         raise ModelError(
-            f"model type {config.model_type!r} is not of the Llama line: "
+            f"model type {config.model_type!r} is not a Llama-like decoder: "
             f"{'its layers hold ' + parts if parts else 'found no list of layers'}, and packages are written for "
-            f"decoders with embed_tokens and layers.N.self_attn; {WAYS_OUT}"
+            f"decoders with embed_tokens and layers.N.self_attn; {ALTERNATIVES}"
         )
     return Twin(entries, config, module, root, layers)
 

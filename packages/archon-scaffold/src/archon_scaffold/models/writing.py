@@ -1,4 +1,4 @@
-"""``archon new model``: reads a configuration, writes the package, and holds it against ``transformers``."""
+"""``archon new model``: reads a configuration, writes the package, and compares it with ``transformers``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def write_model(name: PackageName, folder: Path, source: str | None) -> Architec
 
     Args:
         name: of the package.
-        folder: where; nothing may be there yet.
+        folder: a new folder.
         source: a ``config.json``, a checkpoint folder or a hub id; ``None`` for a small Llama.
 
     Returns:
-        What was written; its ``gaps`` are what the package does not do.
+        The architecture; its ``gaps`` are the missing features.
 
     Raises:
-        ConfigError: the folder exists, or cannot be written.
-        ModelError: the source is no configuration, or no decoder of the Llama line.
+        ConfigError: the folder exists or cannot be written.
+        ModelError: the source is not a configuration, or not a Llama-like decoder.
     """
     given = read_source(source)
     architecture, twin = read_architecture(given)
@@ -34,7 +34,7 @@ def write_model(name: PackageName, folder: Path, source: str | None) -> Architec
         write_files(draft, model_files(name, architecture))
         difference = find_difference(draft / "src", name.module, twin)
         difference = difference or find_refusal(draft / "src", name.module, given.config)
-        # A known gap explains itself; what it makes different need not be told again.
+        # With known gaps, a difference is expected.
         if difference is not None and not architecture.gaps:
             architecture = architecture.with_gaps(difference)
             write_files(draft, model_files(name, architecture))

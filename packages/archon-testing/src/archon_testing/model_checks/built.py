@@ -13,8 +13,8 @@ from archon_core.contracts.model import LoadedModel
 from archon_core.contracts.packed import HeadInputs, OutputName, PackedSequences
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.plugins import ModelSpec
-from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.initialize import build_module
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_testing.cases import Case
 from archon_testing.compare import magnitude
@@ -70,7 +70,7 @@ def build_model(spec: ModelSpec, case: Case) -> BuiltModel:
     loaded = spec.load()
     hf_config = load_hf_config(case.model_config)
     arguments = loaded.arguments.from_hf_config(hf_config, critic=case.critic)
-    module = build_alone(spec, arguments).to(torch.float64)
+    module = build_module(spec, arguments).to(torch.float64)
     fill_weights(dict(module.named_parameters()), case.seed, starts=starting_points(module))
     weights = loaded.weight_map(arguments).resolve(weight_shapes(module))
     return BuiltModel(case, spec, loaded, hf_config, arguments, module, weights)

@@ -10,9 +10,7 @@ import torch
 from archon_core.errors import WeightsError
 from archon_engine.checkpoint.hf import load_hf_weights
 from archon_engine.checkpoint.hf_saving import save_hf_weights
-from archon_engine.models.build_alone import build_alone
-from archon_engine.models.initialize import initialize_weights
-from archon_engine.models.materialize import materialize_empty
+from archon_engine.models.initialize import build_module, initialize_weights, materialize_empty
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_testing.model_checks.built import BuiltModel, distance, require
 
@@ -44,7 +42,7 @@ def check_round_trip(model: BuiltModel, folder: Path, *, hf_class: Any, toleranc
 def _load(model: BuiltModel, folder: Path, *, critic: bool) -> tuple[torch.nn.Module, tuple[str, ...]]:
     arguments = model.loaded.arguments.from_hf_config(model.hf_config, critic=critic)
     with torch.device("meta"):
-        module = build_alone(model.spec, arguments)
+        module = build_module(model.spec, arguments)
     materialize_empty(module, "cpu")
     weights = model.loaded.weight_map(arguments).resolve(weight_shapes(module))
     return module, load_hf_weights(module, weights, folder).initialised
@@ -53,7 +51,7 @@ def _load(model: BuiltModel, folder: Path, *, critic: bool) -> tuple[torch.nn.Mo
 def _check_critic(model: BuiltModel, folder: Path) -> None:
     """Check that a critic can start from a language model's checkpoint and initialises its head."""
     arguments = model.loaded.arguments.from_hf_config(model.hf_config, critic=False)
-    body = build_alone(model.spec, arguments)
+    body = build_module(model.spec, arguments)
     initialize_weights(body, model.case.seed, 0.5)
     weights = model.loaded.weight_map(arguments).resolve(weight_shapes(body))
     save_hf_weights(named_weights(body), weights, folder / "body", model.hf_config, dtype=torch.float32)

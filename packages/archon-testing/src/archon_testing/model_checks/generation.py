@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from archon_core.contracts.packed import HeadInputs, PackedSequences
+from archon_core.contracts.packed import AttentionSettings, HeadInputs, PackedSequences
 from archon_testing.model_checks.built import BuiltModel, distance, require
 
 N_PROMPT = 5
@@ -19,29 +19,20 @@ class PlainCache:
         self.layers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def attend(
-        self,
-        layer: str,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        packed: PackedSequences,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None = None,
+        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings
     ) -> Tensor:
         """Append ``k`` and ``v`` [T, kv heads, D] to the cache; attend ``q`` [T, heads, D] to all entries."""
         if layer in self.layers:
             k, v = (torch.cat(pair) for pair in zip(self.layers[layer], (k, v), strict=True))
         self.layers[layer] = (k, v)
         group = q.shape[1] // k.shape[1]
-        scores = scale * torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1))
-        if softcap is not None:
-            scores = softcap * torch.tanh(scores / softcap)
+        scores = settings.scale * torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(group, 1))
+        if settings.softcap is not None:
+            scores = settings.softcap * torch.tanh(scores / settings.softcap)
         places = torch.arange(k.shape[0])
         seen = places <= packed.positions[:, None]
-        if window is not None:
-            seen &= places > packed.positions[:, None] - window
+        if settings.window is not None:
+            seen &= places > packed.positions[:, None] - settings.window
         weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
         return torch.einsum("hqk,khd->qhd", weights, v.repeat_interleave(group, 1))
 

@@ -11,11 +11,10 @@ import torch
 from archon_core.errors import ArchonError
 from archon_core.models.stage import Stage
 from archon_core.plugins import ModelSpec
-from archon_engine.models.build_alone import build_alone
 from archon_engine.models.hf_config import load_hf_config
+from archon_engine.models.initialize import build_module
 from archon_engine.models.parameter_names import weight_shapes
-from archon_engine.parallel.context import check_context_plan
-from archon_engine.parallel.sizes import sharded_extents
+from archon_engine.parallel.plan_checks import check_context_plan, sharded_extents
 from archon_testing.cases import Case
 from archon_testing.model_checks.built import require
 
@@ -59,7 +58,7 @@ def check_spec_parts(spec: ModelSpec, case: Case, *, needs_tiny: bool) -> None:
     require(frozen, f"{name}: its arguments are no frozen dataclass; write @dataclass(frozen=True)")
     require(fields(arguments), f"{name}: its arguments have no fields")
     with torch.device("meta"):
-        module = build_alone(spec, arguments)
+        module = build_module(spec, arguments)
     plan = loaded.parallel_plan(arguments)
     plan.validate(module)
     loaded.weight_map(arguments).resolve(weight_shapes(module))
@@ -100,7 +99,7 @@ def _check_stages(spec: ModelSpec, arguments: Any, whole: set[str], n_layers: in
         Stage(tuple(range(half, n_layers)), has_embed=False, has_head=True),
     ]
     with torch.device("meta"):
-        names = [set(weight_shapes(build_alone(spec, arguments, stage))) for stage in stages]
+        names = [set(weight_shapes(build_module(spec, arguments, stage))) for stage in stages]
     require(
         set().union(*names) == whole,
         f"model {spec.name!r}: it declares pp, and its two halves do not have the weights of the whole under the same "

@@ -207,7 +207,7 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
             recordings = Recordings(run.folder.path, progress.note)
         else:
             metrics, progress, recordings = NoMetrics(), NoProgress(), Recordings()
-            if started_by_archon():  # its output is a log file of its own
+            if started_by_archon():  # each rank has its own log file
                 stack.enter_context(shown_log(print))
                 recordings = Recordings(note=print)
         context = RunContext(

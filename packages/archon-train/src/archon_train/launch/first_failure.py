@@ -45,7 +45,7 @@ class RankExit:
 def first_to_fail(exits: Sequence[RankExit]) -> RankExit | None:
     """The rank that failed first; ``None`` if no rank failed.
 
-    In order of precedence: ranks killed by a signal, which leave no error; ranks with an error of their own; ranks that
+    In order of precedence: ranks killed by a signal, which leave no error; ranks that raised an error; ranks that
     relayed another rank's error; aborted ranks; stopped ranks; ranks that lost a connection. Among equals, the
     earliest.
     """

@@ -62,7 +62,7 @@ def run_ranks(arguments: Sequence[str], *, n_ranks: int, logs: Path, stop: StopS
         stop: an entered ``StopSignal`` that does not raise.
 
     Returns:
-        The ranks that ended by themselves, without those that were killed here.
+        The ranks that ended by themselves, without the ranks that this launcher killed.
     """
     store = _serve_store()
     try:

@@ -1,4 +1,4 @@
-"""What a trainer is given: its configuration, where to write, whom to tell, and when to stop."""
+"""A trainer's view of its run: configuration, run folder, reports of progress, and requests to stop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RunContext:
         folder: the run folder.
         metrics: one row per step, to ``metrics.jsonl`` and TensorBoard.
         progress: what the user watches.
-        stop: set by Ctrl-C; a trainer asks it between steps.
+        stop: set by Ctrl-C; a trainer checks it between steps.
         decisions: recorded so far; the engines add theirs.
         explicit: dotted names of the options that the user wrote, as against defaults.
         ranks: all processes of the run. On others than the first, ``metrics`` and ``progress`` show and write nothing.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from archon_core.contracts.packed import AttentionSettings
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
 from archon_core.models.stage import Stage
 from archon_core.models.weight_map import WeightMap
@@ -57,7 +58,7 @@ class Attention(nn.Module):
         self.k_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=False)
         self.v_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=False)
         self.o_proj = Linear(a.n_heads * a.head_dim, a.hidden_size, bias=False)
-        self.core = PackedAttention(str(layer), scale=a.head_dim**-0.5)
+        self.core = PackedAttention(str(layer), AttentionSettings(scale=a.head_dim**-0.5))
 
     def forward(self, x, rotation, packed):
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
@@ -116,18 +117,18 @@ def parallel_plan(arguments: LlamaArguments) -> ParallelPlan:
     return ParallelPlan(
         roles={
             "embed": "vocabulary",
-            **{f"layers.*.attention.{name}_proj": "column" for name in "qkv"},
-            "layers.*.attention.o_proj": "row",
-            "layers.*.mlp.gate_proj": "column",
-            "layers.*.mlp.up_proj": "column",
-            "layers.*.mlp.down_proj": "row",
-            "layers.*.attention_norm": "sequence",
-            "layers.*.mlp_norm": "sequence",
+            **{f"layers.{{layer}}.attention.{name}_proj": "column" for name in "qkv"},
+            "layers.{layer}.attention.o_proj": "row",
+            "layers.{layer}.mlp.gate_proj": "column",
+            "layers.{layer}.mlp.up_proj": "column",
+            "layers.{layer}.mlp.down_proj": "row",
+            "layers.{layer}.attention_norm": "sequence",
+            "layers.{layer}.mlp_norm": "sequence",
             "norm": "sequence",
             "head": "vocabulary",
         },
-        tensor_regions=("layers.*.attention", "layers.*.mlp"),
-        attention=("layers.*.attention.core",),
-        key_value=("layers.*.attention.k_proj", "layers.*.attention.v_proj"),
+        tensor_regions=("layers.{layer}.attention", "layers.{layer}.mlp"),
+        attention=("layers.{layer}.attention.core",),
+        key_value=("layers.{layer}.attention.k_proj", "layers.{layer}.attention.v_proj"),
         heads=HeadCounts(query=arguments.n_heads, key_value=arguments.n_kv_heads),
     )

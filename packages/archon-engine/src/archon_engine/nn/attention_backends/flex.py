@@ -1,12 +1,12 @@
 """Packed attention by FlexAttention: CUDA, 16- and 32-bit types, windows in every torch release.
 
-The block mask is worked out from the lengths on the host: torch's own ``create_block_mask`` would evaluate the mask
-for every pair of tokens, [T, T].
+The block mask is computed from the lengths on the host; torch's ``create_block_mask`` would evaluate the mask for every
+pair of tokens, [T, T].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cache, lru_cache
 from itertools import accumulate
 from typing import Any
@@ -14,37 +14,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
 
 BLOCK = 128
 """Tokens per block, the kernel's default."""
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: PackedSequences,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None = None,
-) -> Tensor:
-    """See ``archon_engine.nn.attention.Attend``."""
-    mask = _block_mask(packed.lengths, window, q.device)
+def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings) -> Tensor:
+    """See ``archon_engine.nn.attention.Backend``."""
+    mask = _block_mask(packed.lengths, settings.window, q.device)
     out = _compiled_flex_attention()(
         *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
-        score_mod=None if softcap is None else _cap(softcap),
+        score_mod=None if settings.softcap is None else _cap(settings.softcap),
         block_mask=mask,
-        scale=scale,
+        scale=settings.scale,
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return out.squeeze(0).transpose(0, 1)
 
 
+def obstacles(
+    device_type: str, dtype: torch.dtype, head_dim: int, settings: Collection[AttentionSettings]
+) -> list[str]:
+    """See ``archon_engine.nn.attention.Backend``."""
+    if device_type != "cuda":
+        # FlexAttention has no backward on the CPU (seen on torch 2.13).
+        return [f"it needs a CUDA device, found {device_type}"]
+    return ["it has no float64"] if dtype == torch.float64 else []
+
+
 @cache
 def _cap(softcap: float) -> Callable[..., Tensor]:
-    # One function object per cap: torch.compile compiles anew for every other one.
+    # One function object per cap: torch.compile recompiles for a new object.
     def capped(score: Tensor, _batch: Tensor, _head: Tensor, _query: Tensor, _key: Tensor) -> Tensor:
         return torch.tanh(score / softcap) * softcap
 

@@ -8,34 +8,26 @@ Legend: T tokens, R rows (tokens with padding), L length of a bucket, Hq and Hkv
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_engine.nn.attention_backends.buckets import Bucket, plan_buckets
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: PackedSequences,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None = None,
-) -> Tensor:
-    """See ``archon_engine.nn.attention.Attend``."""
+def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings) -> Tensor:
+    """See ``archon_engine.nn.attention.Backend``."""
     buckets, token_of_row, row_of_token = _layout(packed.lengths, q.device)
     if token_of_row is not None:
         q, k, v = (x.index_select(0, token_of_row) for x in (q, k, v))
     outputs, start = [], 0
     for bucket in buckets:
         rows = slice(start, start + bucket.n_rows)
-        outputs.append(_attend_bucket(q[rows], k[rows], v[rows], bucket, scale, window, softcap))
+        outputs.append(_attend_bucket(q[rows], k[rows], v[rows], bucket, settings))
         start = rows.stop
     if not outputs:
         return torch.zeros_like(q)
@@ -43,10 +35,16 @@ def attend(
     return out if row_of_token is None else out.index_select(0, row_of_token)
 
 
-def _attend_bucket(
-    q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, scale: float, window: int | None, softcap: float | None
-) -> Tensor:
+def obstacles(
+    device_type: str, dtype: torch.dtype, head_dim: int, settings: Collection[AttentionSettings]
+) -> list[str]:
+    """See ``archon_engine.nn.attention.Backend``: it computes everything, everywhere."""
+    return []
+
+
+def _attend_bucket(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, settings: AttentionSettings) -> Tensor:
     """[R, heads, D] to [R, Hq, D] for the rows of one bucket."""
+    scale, window, softcap = settings.scale, settings.window, settings.softcap
     size = (len(bucket.sequences), bucket.length)
     q, k, v = (x.unflatten(0, size).transpose(1, 2) for x in (q, k, v))
     mask = None

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Collection
 from functools import cache
 
+import torch
 from torch import Tensor
 
-from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_core.errors import ConfigError
 from archon_engine.nn.ulysses import replicate_heads
 
 
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: PackedSequences,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None = None,
-) -> Tensor:
-    """See ``archon_engine.nn.attention.Attend``.
+def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings) -> Tensor:
+    """See ``archon_engine.nn.attention.Backend``.
 
     Raises:
-        ConfigError: the model needs a window, which the installed torch's kernel lacks, or scores are to be capped.
+        ConfigError: the model needs a window that the installed torch's kernel lacks, or a softcap.
     """
-    if softcap is not None:
+    scale, window = settings.scale, settings.window
+    if settings.softcap is not None:
         raise ConfigError(
-            f"attn_type 'varlen': found a softcap of {softcap:g}, which this kernel lacks; use attn_type flex or sdpa"
+            f"attn_type 'varlen': found a softcap of {settings.softcap:g}, which this kernel lacks; use flex or sdpa"
         )
     from torch.nn.attention.varlen import varlen_attn
 
@@ -40,14 +34,12 @@ def attend(
     elif abs(scale * q.shape[-1] ** 0.5 - 1.0) > 1e-6:
         q = q * (scale * q.shape[-1] ** 0.5)
     if "window_size" in options:
-        # Keys to the left of a token beside its own; -1 is no limit.
+        # Number of keys to the left of a token, besides its own; -1 is no limit.
         arguments["window_size"] = (-1 if window is None else window - 1, 0)
     elif window is None or window >= packed.max_seqlen:
         arguments["is_causal"] = True
     else:
-        raise ConfigError(
-            "attn_type 'varlen': found a sliding window, which this torch's kernel does not have; use attn_type sdpa"
-        )
+        raise ConfigError("attn_type 'varlen': found a sliding window, which this torch's kernel lacks; use sdpa")
     groups = q.shape[1] // k.shape[1]
     if groups > 1 and "enable_gqa" in options:
         arguments["enable_gqa"] = True
@@ -56,6 +48,22 @@ def attend(
         k, v = replicate_heads(k, groups), replicate_heads(v, groups)
     cu_seqlens, longest = packed.cu_seqlens, packed.max_seqlen
     return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **arguments)
+
+
+def obstacles(
+    device_type: str, dtype: torch.dtype, head_dim: int, settings: Collection[AttentionSettings]
+) -> list[str]:
+    """See ``archon_engine.nn.attention.Backend``."""
+    found = []
+    if any(one.softcap is not None for one in settings):
+        found.append("it has no softcap, which the model's attention needs")
+    if device_type != "cuda":
+        found.append(f"it needs a CUDA device, found {device_type}")
+    if dtype not in (torch.bfloat16, torch.float16):
+        found.append(f"it computes in bfloat16 and float16, found {dtype}".replace("torch.", ""))
+    if head_dim % 8 or head_dim > 256:
+        found.append(f"it needs a head dimension that is a multiple of 8 and at most 256, found {head_dim}")
+    return found
 
 
 @cache

@@ -2,12 +2,12 @@ import pytest
 from torch import nn
 
 from archon_core import parse_layout
+from archon_core.contracts.packed import AttentionSettings
 from archon_core.errors import LayoutError, ModelError
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
 from archon_engine.nn.attention import PackedAttention
-from archon_engine.parallel.context import check_context_plan
-from archon_engine.parallel.sizes import check_refusals, sharded_extents
+from archon_engine.parallel.plan_checks import check_context_plan, check_refusals, sharded_extents
 
 EXTENTS = ShardedExtents({"attention heads": 12, "key and value heads": 6, "rows": 24}, query_heads=12)
 
@@ -69,7 +69,7 @@ def test_key_heads_may_be_any_number_where_the_plan_says_which_outputs_ranks_exc
 
 
 def attention():
-    return PackedAttention("0", scale=1.0)
+    return PackedAttention("0", AttentionSettings(1.0))
 
 
 PLAN = ParallelPlan(roles={}, attention=("core",), heads=HeadCounts(4, 2))
