@@ -244,6 +244,18 @@ def _(folder: Path) -> None:
     load_config(folder / "run.yaml")
 
 
+@row("The model or the data set has images")
+def _(folder: Path) -> None:
+    (folder / "run.yaml").write_text("total_train_epochs: 1\nactor: {path: Qwen/Qwen2.5-VL-3B-Instruct}\n")
+    load_config(folder / "run.yaml")
+
+
+@row("The file describes no run")
+def _(folder: Path) -> None:
+    (folder / "run.yaml").write_text("env_vars: {}\n")
+    load_config(folder / "run.yaml")
+
+
 @row("An AReaL option needs a missing feature")
 def _(folder: Path) -> None:
     text = {"train_dataset": {"path": "a.jsonl"}, "actor": {"use_lora": True}}

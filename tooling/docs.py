@@ -61,6 +61,9 @@ def generated_pages() -> dict[Path, str]:
             "archon_train.areal (data sets)": areal.render_datasets(),
             "archon_train.areal (refused)": areal.render_refused(),
             "archon_train.areal (without effect)": areal.render_without_effect(),
+            "archon_train.areal (megatron)": areal.render_megatron(),
+            "archon_train.areal (scripts)": areal.render_scripts(),
+            "tests/data/areal_files.tsv": areal.render_files(),
         },
         "docs/algorithms.md": {
             "the specs of policy losses": algorithms.render_losses(is_ours),
@@ -80,6 +83,7 @@ def generated_pages() -> dict[Path, str]:
         ROOT / "docs/reference/options.md": render_reference(ROOT_SCHEMA.schema, sections),
         ROOT / FIRST_PARTY: render_first_party(is_ours, sections, ROOT_SCHEMA.schema),
         ROOT / COMPATIBILITY: render_compatibility(find_packages(), PLUGIN_API_SINCE, tested),
+        ROOT / "docs/reference/areal.md": areal.render_options(),
         ROOT / "docs/reference/cli.md": render_command_line(is_ours),
         ROOT / "docs/reference/plugins.md": render_plugin_kinds(is_ours),
         **{ROOT / page: with_tables(ROOT / page, by_source) for page, by_source in tables.items()},

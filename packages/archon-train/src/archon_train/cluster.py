@@ -122,7 +122,7 @@ def check_cluster(layouts: Mapping[str, Layout], *, n_nodes: int, n_gpus_per_nod
     Args:
         layouts: role -> layout, from ``engine_layouts``.
         n_nodes: ``cluster.n_nodes``.
-        n_gpus_per_node: ``cluster.n_gpus_per_node``.
+        n_gpus_per_node: ``cluster.n_gpus_per_node``; 0 stands for CPUs, which run any number of ranks.
 
     Returns:
         The ranks of each engine.
@@ -130,10 +130,12 @@ def check_cluster(layouts: Mapping[str, Layout], *, n_nodes: int, n_gpus_per_nod
     Raises:
         ConfigError: the engines need more ranks than the cluster has. The message shows the sum.
     """
-    for option, number in (("cluster.n_nodes", n_nodes), ("cluster.n_gpus_per_node", n_gpus_per_node)):
-        if number < 1:
-            raise ConfigError(f"{option}: found {number}; allowed: from 1; fix: {option}=1 for a single one")
+    for option, number, least in (("cluster.n_nodes", n_nodes, 1), ("cluster.n_gpus_per_node", n_gpus_per_node, 0)):
+        if number < least:
+            raise ConfigError(f"{option}: found {number}; allowed: from {least}; fix: {option}=1 for a single one")
     shares = cluster_shares(layouts)
+    if n_gpus_per_node == 0:
+        return shares
     needed, available = sum(share.ranks for share in shares), n_nodes * n_gpus_per_node
     if needed > available:
         table = "\n".join(f"  {share}" for share in shares)

@@ -28,12 +28,12 @@ class ClusterConfig:
     Attributes:
         n_nodes: number of machines.
         n_gpus_per_node: accelerators per machine, or processes per machine on CPU. The product with ``n_nodes`` bounds
-            the sum of the engines' world sizes.
+            the sum of the engines' world sizes. 0 runs on CPUs, also if the machine has GPUs, without that bound.
         fileroot: parent of run folders: ``<fileroot>/<experiment_name>/<trial_name>``.
     """
 
     n_nodes: int = option(1, POSITIVE)
-    n_gpus_per_node: int = option(8, POSITIVE)
+    n_gpus_per_node: int = option(8, NOT_NEGATIVE)
     fileroot: str = option("runs", path_or_id)
 
 

@@ -39,10 +39,15 @@ from archon_core.plugins.hints import package_for
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.run_plan import Need, Obstacle, RunPlan
+from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
 
+NO_MODEL = (
+    "actor: found neither actor.path nor actor.model_config; set actor.path to a checkpoint folder or hub id, or write "
+    "the model's config.json into actor.model_config"
+)
 HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
@@ -74,6 +79,10 @@ class _Planner:
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
     def plan(self) -> None:
+        problem = self.why_nothing_to_train()
+        if problem is not None:
+            self.wrong(problem)  # the rest of the file would report what only follows from this
+            return
         for option in self.loaded.missing:
             self.need(option.package, option.option)
         self.read_layouts()
@@ -84,6 +93,15 @@ class _Planner:
             if getattr(self.config, role) is not None:
                 self.check_engine(role)
         self.check_paths()
+
+    def why_nothing_to_train(self) -> str | None:
+        """The problem of a run without a model, or on images, which no other option or package can solve."""
+        if not any(option.partition(".")[0] == "actor" for option in self.loaded.explicit):
+            return NO_MODEL
+        config = self.config
+        models = [(f"{role}.path", getattr(getattr(config, role), "path", None) or "") for role in ROLES]
+        datasets = [(f"data.{name}", getattr(config.data, name) or "") for name in ("path", "validation_path")]
+        return explain_visual(models, datasets)
 
     def read_layouts(self) -> None:
         table, backends = self.backends(), engine_backends(self.config)
@@ -252,10 +270,7 @@ class _Planner:
     def check_paths(self) -> None:
         actor = self.config.actor
         if not actor.path and actor.model_config is None:
-            self.wrong(
-                "actor: found neither actor.path nor actor.model_config; set actor.path to a checkpoint folder or hub "
-                "id, or write the model's config.json into actor.model_config"
-            )
+            self.wrong(NO_MODEL)
         self.check_end_tokens(actor)
         seen: set[str] = set()
         for role in ROLES:

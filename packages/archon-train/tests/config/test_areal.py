@@ -31,6 +31,16 @@ def decided(loaded: LoadedConfig) -> dict[str, tuple[str, str]]:
     return {d.option: (d.requested, d.effective) for d in loaded.decisions if "left out (" not in d.requested}
 
 
+PLUGINS_OWN = {
+    "actor.behave_imp_weight_cap",
+    "actor.behave_imp_weight_mode",
+    "data.hf.split",
+    "data.hf.validation_split",
+    "trainer.eval_before_train",
+}
+"""Options of packages that these tests do not need, or that an installed release may not have yet."""
+
+
 def renamed(text: str, keep: frozenset[str] = frozenset()) -> object:
     return untyped(rename(parse_yaml(text, "f"), keep))
 
@@ -75,18 +85,15 @@ def test_renaming_ends_and_ends_in_names_that_are_not_renamed(old: str, role: st
 
 def test_the_tables_agree_with_the_schema(make_registry) -> None:
     schema = build_schema(ExperimentConfig, choose_sections(make_registry(), RawMapping({}), ROOT).used)
-    plugins_own = {"actor.behave_imp_weight_cap"}
     for new in RENAMED.values():
-        assert new in plugins_own or knows(schema, new.replace("*", "actor")), new
+        assert new in PLUGINS_OWN or knows(schema, new.replace("*", "actor")), new
     for option in (*DEFAULTS, *PIPELINE_DEFAULTS, *(pattern.replace("*", "actor") for pattern in NULL_MEANS)):
         assert knows(schema, option), option
     for option, default in (DEFAULTS | PIPELINE_DEFAULTS).items():
         assert default_text(schema, option) != default, f"{option}: the defaults agree, so the row says nothing"
     for rule in IGNORED:
-        path = rule.path.replace("*_dataset", "train_dataset").replace("*", "actor")
-        assert not knows(schema, path), f"{path} is an option here: the row is never looked at"
         assert rule.reason
-        assert rule.harmless or rule.otherwise == "decision", f"{path}: an error needs an allowed value"
+        assert rule.harmless or rule.otherwise != "error", f"{rule.path}: an error needs an allowed value"
     assert not any(knows(schema, name) for name in SECTIONS)
 
 
@@ -242,13 +249,27 @@ def verdict(option: str, value: str) -> str:
         ("perf_tracer", "{enabled: false, session_tracer: {enabled: false}}", "harmless"),
         ("perf_tracer", "{enabled: true}", "decision"),
         ("valid_dataset", "null", "harmless"),
-        ("valid_dataset", "text", "unknown"),
+        ("valid_dataset", "text", "error"),
         ("rollout.experiment_name", "${experiment_name}", "harmless"),
         ("rollout.experiment_name", "other", "decision"),
         ("valid_dataset.pin_memory", "true", "decision"),
         ("nonsense.experiment_name", "x", "unknown"),
         ("actor.nonsense", "x", "unknown"),
-        ("cluster.name_resolve.type", "nfs", "unknown"),
+        ("cluster.name_resolve.type", "nfs", "harmless"),
+        ("cluster.name_resolve", "{type: nfs, typ: ray}", "error"),
+        ("rollout.agent.mode", "inline", "harmless"),
+        ("rollout.agent.mode", "online", "error"),
+        ("rollout.agent.turn_discount", "1", "harmless"),
+        ("rollout.agent.turn_discount", "0.5", "decision"),
+        ("rollout.agent.turn_discountt", "0.5", "unknown"),
+        ("actor.megatron.ddp.overlap_grad_reduce", "true", "decision"),
+        ("actor.megatron.ddp.fp8_param_gather", "true", "error"),
+        ("actor.megatron.ddp.nonsense", "1", "unknown"),
+        ("actor.optimizer.warmup_steps", "10", "error"),
+        ("stats_logger.wandb", "{mode: disabled, config: {anything: 1}}", "harmless"),
+        ("max_turns", "3", "decision"),
+        ("my_scripts_own", "{a: 1}", "decision"),
+        ("trial_nam", "x", "unknown"),
     ],
 )
 def test_an_option_without_effect_is_a_decision_unless_its_value_is_harmless(
@@ -274,8 +295,8 @@ def test_a_value_that_would_change_results_is_an_error_with_its_line(load: Load)
 
 
 def test_options_with_the_same_reason_share_a_row(load: Load) -> None:
-    loaded = load("actor: {lora_rank: 8, lora_alpha: 16}\nref: {lora_rank: 8}\n")
-    assert decided(loaded) == {"actor.lora_rank, actor.lora_alpha, ref.lora_rank": ("8, 16", "no effect")}
+    loaded = load("actor: {lora_rank: 8, lora_alpha: 32}\nref: {lora_rank: 8}\n")
+    assert decided(loaded) == {"actor.lora_rank, actor.lora_alpha, ref.lora_rank": ("8, 32", "no effect")}
 
 
 def test_an_unknown_option_inside_areals_sections_is_still_unknown(load: Load) -> None:
@@ -306,9 +327,9 @@ def test_a_whole_areal_file_loads_and_every_change_is_a_decision(load: Load) -> 
     assert config.data.batch_size == 256
     options = {option for decision in loaded.decisions for option in decision.option.split(", ")}
     assert options == {
+        "actor.archon.enable_compile",
         "actor.optimizer.type",
         "actor.scheduling_spec",
-        "actor.weight_update_mode",
         "algorithm",
         "allocation_mode",
         "cluster.name_resolve",

@@ -389,3 +389,27 @@ def test_one_of_several_that_build_experts_must_be_chosen(load: Load, with_exper
     assert refusal.startswith("actor.archon.moe: found none chosen and several installed; allowed are moe, other")
     assert plan(load, with_experts, WITH_EXPERTS, "actor.archon.moe=other").can_run
     assert plan(load, with_experts, RUNNABLE).can_run
+
+
+def test_a_run_on_images_has_no_other_obstacle(load: Load, complete: Registry, tmp_path: Path) -> None:
+    images = "actor: {path: Qwen/Qwen2-VL-7B, backend: 'able:d4'}\ncluster: {n_gpus_per_node: 1}\n"
+    (text,) = config_errors(plan(load, complete, images))
+    assert text.startswith("visual models and data sets: found actor.path=Qwen/Qwen2-VL-7B; allowed are those of text")
+    folder = tmp_path / "my-VL-model"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "qwen3"}')
+    assert not any("visual" in error for error in config_errors(plan(load, complete, f"actor: {{path: {folder}}}\n")))
+    (folder / "config.json").write_text('{"model_type": "qwen3", "vision_config": {}}')
+    assert "visual" in config_errors(plan(load, complete, f"actor: {{path: {folder}}}\n"))[0]
+
+
+def test_a_file_without_an_actor_has_no_other_obstacle(load: Load, complete: Registry) -> None:
+    found = plan(load, complete, "rollout: {backend: 'sglang:d9'}\ncluster: {n_gpus_per_node: 1}\n")
+    assert not found.needs
+    (text,) = config_errors(found)
+    assert text.startswith("actor: found neither actor.path nor actor.model_config")
+
+
+def test_a_cluster_of_cpus_runs_any_number_of_ranks(load: Load, complete: Registry) -> None:
+    text = "actor: {model_config: {model_type: qwen3}, backend: 'able:d64'}\ncluster: {n_gpus_per_node: 0}\n"
+    assert not any("cluster" in error for error in config_errors(plan(load, complete, text)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from archon_core.config.raw import RawMapping, RawNode
 from archon_core.config.typed import Problem
@@ -34,11 +35,13 @@ class Verdict:
         known: whether the dialect has the option.
         decision: set if the option is accepted without effect.
         problem: set if the option is not supported and would change results.
+        feature: the missing feature that it needs. Options that need the same one share the problem of the first.
     """
 
     known: bool = False
     decision: Decision | None = None
     problem: Problem | None = None
+    feature: str = ""
 
 
 class Dialect:
@@ -47,6 +50,15 @@ class Dialect:
     def recognises(self, tree: RawMapping) -> bool:
         """Whether a file is in this dialect."""
         return False
+
+    def compose(self, tree: RawMapping, folder: Path) -> RawMapping:
+        """Add the content of other files that a file of this dialect names.
+
+        Args:
+            tree: the file as written.
+            folder: its folder.
+        """
+        return tree
 
     def rename(self, tree: RawMapping, *, keep: frozenset[str]) -> RawMapping:
         """Replace the dialect's option names with Archon's, in every file and override.
@@ -69,10 +81,17 @@ class Dialect:
         """Add the other program's implicit settings, if ``schema`` has options for them."""
         return Translation(tree)
 
-    def judge(self, path: str, node: RawNode, tree: RawMapping) -> Verdict:
-        """Look up an option that the schema does not have."""
+    def judge(self, path: str, node: RawNode, tree: RawMapping, *, recognised: bool) -> Verdict:
+        """Look up an option that the schema does not have.
+
+        Args:
+            path: its dotted name.
+            node: its value.
+            tree: the whole tree, in Archon's option names.
+            recognised: whether the file is in this dialect.
+        """
         return Verdict()
 
     def names_below(self, section: str) -> Sequence[str]:
-        """The dialect's options in a section; empty if it has no such section."""
+        """The dialect's options in a section, or at the top for an empty name; empty if it has no such section."""
         return ()

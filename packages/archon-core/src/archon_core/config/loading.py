@@ -29,10 +29,13 @@ from archon_core.config.yaml_file import read_yaml
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.train import DialectSpec
-from archon_core.errors import ConfigError
+from archon_core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
+
+MAX_NAMES = 5
+"""Names that an error about a file lists."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def read_config(
 
         registry = installed()
     written = read_yaml(Path(path))
+    for spec in registry.all(DialectSpec):
+        written = spec.load().compose(written, Path(path).parent)
     return read_tree(written, parse_overrides(overrides), registry, root=root, allow_missing=allow_missing)
 
 
@@ -110,7 +115,11 @@ def read_tree(
     for dialect in recognised:
         filled = dialect.fill_in(merged, schema)
         merged, decisions = filled.tree, [*decisions, *filled.decisions]
-    unknown = sort_unknown_options(merged, schema, choice, registry, root=root, dialects=dialects)
+    unknown = sort_unknown_options(
+        merged, schema, choice, registry, root=root, dialects=dialects, recognised=recognised
+    )
+    if not choice.failures:
+        _refuse_other_files(merged, unknown.tree, schema)
     converted = convert(unknown.tree, schema)
     problems = [*unknown.problems, *converted.problems]
     if not allow_missing:
@@ -125,6 +134,19 @@ def read_tree(
         sources=converted.written,
         missing=unknown.missing,
         warnings=choice.failures,
+    )
+
+
+def _refuse_other_files(merged: RawMapping, unknown: RawMapping, schema: type) -> None:
+    """Raise for a file of another kind: nobody knows any of its names, and none resembles a known one."""
+    names = list(merged.entries)
+    known = list(field_types(schema))
+    if not names or any(name in known or name not in unknown.entries or did_you_mean(name, known) for name in names):
+        return
+    found = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    raise ConfigError(
+        f"{merged.source or 'the configuration'}: found no option of a run, but {found}; allowed are "
+        f"{', '.join(sorted(known))}; give the YAML file of a run"
     )
 
 

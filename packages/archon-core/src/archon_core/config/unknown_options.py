@@ -18,7 +18,7 @@ from archon_core.config.packages import MissingPackage, missing_package
 from archon_core.config.raw import REFERENCE, RawList, RawMapping, RawNode, RawScalar, prune, shown
 from archon_core.config.root import RootSchema
 from archon_core.config.sections import SectionChoice
-from archon_core.config.typed import Problem, knows
+from archon_core.config.typed import Problem, field_types, knows, section_of
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import did_you_mean
 from archon_core.layout import BUILTIN_BACKENDS
@@ -70,20 +70,21 @@ def sort_unknown_options(
     *,
     root: RootSchema,
     dialects: Sequence[Dialect] = (),
+    recognised: Sequence[Dialect] = (),
 ) -> UnknownOptions:
     """Take out of ``tree`` the options that the schema lacks but a plugin, a package or a dialect has."""
     from archon_core.plugins.hints import package_for_option
 
     decisions: list[Decision] = []
     missing: list[MissingOption] = []
-    problems: list[Problem] = []
+    problems: list[tuple[str, str, Problem]] = []
     removed: set[str] = set()
 
     def names_below(section: str) -> list[str]:
         return [name for dialect in dialects for name in dialect.names_below(section)]
 
     def sort(path: str, node: RawNode, *, inside_dialect: bool = False) -> None:
-        verdicts = (dialect.judge(path, node, tree) for dialect in dialects)
+        verdicts = (dialect.judge(path, node, tree, recognised=dialect in recognised) for dialect in dialects)
         verdict = next((verdict for verdict in verdicts if verdict.known), Verdict())
         unused = _why_unused(path, choice, tree, root)
         package = package_for_option(path, known=lambda option: knows(schema, option))
@@ -93,14 +94,17 @@ def sort_unknown_options(
             missing.append(MissingOption(path, missing_package(package, registry), node.source))
         elif verdict.known:
             decisions.extend(filter(None, [verdict.decision]))
-            problems.extend(filter(None, [verdict.problem]))
+            if verdict.problem is not None:
+                problems.append((path, verdict.feature, verdict.problem))
         elif isinstance(node, RawMapping) and names_below(path):
             for key, child in node.entries.items():
                 sort(f"{path}.{key}", child, inside_dialect=True)
         elif inside_dialect:
             section, _, key = path.rpartition(".")
             hint = did_you_mean(key, names_below(section))
-            problems.append(Problem(node.source, f"unknown option {path}{hint}"))
+            problems.append((path, "", Problem(node.source, f"unknown option {path}{hint}")))
+        elif hint := _hint_of_dialects(path, schema, recognised):
+            problems.append((path, "", Problem(node.source, f"unknown option {path}{hint}")))
         else:
             return
         removed.add(path)
@@ -108,7 +112,7 @@ def sort_unknown_options(
     for path, node in _unknown(tree, schema):
         sort(path, node)
     kept = _inlined(prune(tree, lambda path, _: path in removed), tree, removed)
-    return UnknownOptions(kept, tuple(_grouped(decisions)), tuple(_grouped_missing(missing)), tuple(problems))
+    return UnknownOptions(kept, tuple(_grouped(decisions)), tuple(_grouped_missing(missing)), tuple(_shared(problems)))
 
 
 def _unknown(tree: RawMapping, schema: type, path: str = "") -> Iterator[tuple[str, RawNode]]:
@@ -119,6 +123,18 @@ def _unknown(tree: RawMapping, schema: type, path: str = "") -> Iterator[tuple[s
             yield below, node
         elif isinstance(node, RawMapping):
             yield from _unknown(node, schema, below)
+
+
+def _hint_of_dialects(path: str, schema: type, recognised: Sequence[Dialect]) -> str:
+    """The nearest name of an unknown option, if it is one of a dialect and not of the schema."""
+    section, _, key = path.rpartition(".")
+    kind: type | None = schema
+    for name in filter(None, section.split(".")):
+        kind = section_of(field_types(kind)[name]) if kind is not None else None
+    own = list(field_types(kind)) if kind is not None else []
+    theirs = [name for dialect in recognised for name in dialect.names_below(section)]
+    hint = did_you_mean(key, [*own, *theirs])
+    return "" if hint == did_you_mean(key, own) else hint
 
 
 def _why_unused(path: str, choice: SectionChoice, tree: RawMapping, root: RootSchema) -> str:
@@ -146,11 +162,17 @@ def _unnamed(kind: str, name: str, root: RootSchema) -> str:
 def _inlined(tree: RawMapping, whole: RawMapping, removed: set[str]) -> RawMapping:
     """``tree`` with references to removed options replaced by the options' texts."""
 
+    def is_removed(name: str) -> bool:
+        return any(name == path or name.startswith(f"{path}.") for path in removed)
+
     def text(match: re.Match[str]) -> str:
-        name = match["name"]
-        target = whole.get(name)
-        gone = any(name == path or name.startswith(f"{path}.") for path in removed)
-        return target.text if gone and isinstance(target, RawScalar) else match[0]
+        name, target = match["name"], whole.get(match["name"])
+        while is_removed(name) and isinstance(target, RawScalar):
+            further = REFERENCE.fullmatch(target.text)
+            if further is None or further["name"] == name:
+                return target.text
+            name, target = further["name"], whole.get(further["name"])
+        return match[0] if name == match["name"] else f"${{{name}}}"
 
     def inline(node: RawNode) -> RawNode:
         if isinstance(node, RawMapping):
@@ -176,6 +198,16 @@ def _grouped(decisions: list[Decision]) -> Iterator[Decision]:
     for (reason, effective), rows in groups.items():
         values = dict.fromkeys(row.requested for row in rows)
         yield Decision(", ".join(row.option for row in rows), ", ".join(values), effective, reason)
+
+
+def _shared(problems: list[tuple[str, str, Problem]]) -> Iterator[Problem]:
+    """The problems of options by feature: the first one's, with the names of the others."""
+    groups: dict[str, list[tuple[str, Problem]]] = {}
+    for option, feature, problem in problems:
+        groups.setdefault(feature or str(problem), []).append((option, problem))
+    for (_, problem), *others in groups.values():
+        names = ", ".join(option for option, _ in others)
+        yield Problem(problem.source, f"{problem.text} (the same holds for {names})") if others else problem
 
 
 def _grouped_missing(missing: list[MissingOption]) -> list[MissingOption]:

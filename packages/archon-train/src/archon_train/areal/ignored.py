@@ -1,58 +1,150 @@
-"""Judges AReaL's options that Archon accepts without effect: harmless, a decision, or an error."""
+"""Judges AReaL's options that Archon's schema does not have: harmless, a decision, an error, or unknown."""
 
 from __future__ import annotations
 
+import difflib
+
 from archon_core.config.dialect import Verdict
-from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, shown
+from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, shown, walk
 from archon_core.config.typed import Problem
 from archon_core.contracts.decisions import Decision
+from archon_core.errors import did_you_mean
+from archon_train.areal.facts import (
+    Fact,
+    facts,
+    names_in,
+    same_value,
+    section_classes,
+    takes_anything,
+    unknown_below,
+)
 from archon_train.areal.keys import (
     IGNORED,
     RENAMED,
+    SCRIPT_OPTIONS,
+    SCRIPT_REASON,
     SECTIONS,
+    SHARED_BY_OWNER,
     Ignored,
     fits,
 )
 
+TYPO = 0.8
+"""Similarity, from 0 to 1, above which a top-level name counts as a misspelt option."""
 
-def judge(path: str, node: RawNode, tree: RawMapping) -> Verdict:
-    """Look up an option in the table ``IGNORED``."""
+
+def judge(path: str, node: RawNode, tree: RawMapping, *, recognised: bool = True) -> Verdict:
+    """Look up an option in the tables.
+
+    Args:
+        path: its dotted name.
+        node: its value.
+        tree: the whole tree, to which references refer.
+        recognised: whether the file is in AReaL's format, and so may have options of AReaL's example scripts.
+    """
     if path in SECTIONS and isinstance(node, RawScalar) and node.is_null:
         return Verdict(known=True)
-    for rule in IGNORED:
-        if not fits(rule.path, path):
-            continue
-        if _is_harmless(path, node, rule, tree):
+    found = facts(path)
+    rule = rule_for(path)
+    if rule is not None:
+        return _judge_by(rule, path, node, tree, found)
+    if not found:
+        if takes_anything(path):
             return Verdict(known=True)
-        if rule.otherwise == "error":
-            text = f"{path}: found {shown(node)}; allowed is {' or '.join(rule.harmless)}: {rule.reason}"
-            return Verdict(known=True, problem=Problem(node.source, text))
-        return Verdict(known=True, decision=Decision(path, shown(node), "no effect", rule.reason))
-    return Verdict(known=False)
+        return _judge_script_option(path, node) if recognised else Verdict()
+    _, value = follow(tree, path)
+    value = value or node
+    if any(fact.is_default(value) for fact in found):
+        return Verdict(known=True)
+    if isinstance(value, RawScalar) and value.is_null and section_classes(found):
+        return Verdict(known=True)
+    if isinstance(node, RawMapping) and section_classes(found) and (not _is_absent(found) or has_rules(path)):
+        return Verdict()  # its options are judged one by one
+    role = path.partition(".")[0]
+    if role in ("ref", "teacher") and found[0].owner in ("PPOActorConfig", "DPOEngineConfig"):
+        return Verdict(known=True, decision=Decision(path, shown(node), "no effect", f"{role} is not trained"))
+    default = "null" if _is_absent(found) else found[0].shown_default
+    text = f"{path}: found {shown(node)}; allowed is {default}: this version does not have the option; leave it out"
+    owner = found[0].owner if found[0].owner in SHARED_BY_OWNER else ""
+    return Verdict(known=True, problem=Problem(node.source, text), feature=owner)
+
+
+def rule_for(path: str) -> Ignored | None:
+    """The row of the table for an option, or for the section that has it."""
+    rule = next((rule for rule in IGNORED if fits(rule.path, path)), None)
+    if rule is not None and "*" in rule.path.rpartition(".")[2] and not facts(path):
+        return None  # a pattern stands for AReaL's options, not for any name
+    return rule
 
 
 def names_below(section: str) -> list[str]:
-    """AReaL's options in a section; empty if it has no such section."""
+    """AReaL's options in a section, or at the top for an empty name; empty if it has no such section."""
+    if not section:
+        return names_in("")
     length = len(section.split("."))
     patterns = [pattern.split(".") for pattern in (*RENAMED, *(rule.path for rule in IGNORED))]
-    return [p[length] for p in patterns if len(p) > length and fits(".".join(p[:length]), section)]
+    named = [p[length] for p in patterns if len(p) > length and fits(".".join(p[:length]), section)]
+    return list(dict.fromkeys([*names_in(section), *(name for name in named if "*" not in name)]))
 
 
-def _is_harmless(path: str, node: RawNode, rule: Ignored, tree: RawMapping) -> bool:
+def _judge_by(rule: Ignored, path: str, node: RawNode, tree: RawMapping, found: tuple[Fact, ...]) -> Verdict:
+    for below, child in unknown_below(path, node):
+        section, _, key = below.rpartition(".")
+        text = f"unknown option {below}{did_you_mean(key, names_in(section))}"
+        return Verdict(known=True, problem=Problem(child.source, text))
+    if rule.otherwise == "translated" or _is_harmless(path, node, rule, tree, found):
+        return Verdict(known=True)
+    if rule.otherwise == "decision":
+        return Verdict(known=True, decision=Decision(path, shown(node), "no effect", rule.reason))
+    allowed = " or ".join(value or "empty" for value in rule.harmless)
+    text = f"{path}: found {shown(node)}; allowed is {allowed}: {rule.reason}"
+    return Verdict(known=True, problem=Problem(node.source, text), feature=rule.feature)
+
+
+def _judge_script_option(path: str, node: RawNode) -> Verdict:
+    """A top-level name that a file in AReaL's format may have for the script that reads it there."""
+    if "." in path or _is_overridden(node):
+        return Verdict()
+    if path not in SCRIPT_OPTIONS and difflib.get_close_matches(path, [*SECTIONS, *names_in("")], 1, TYPO):
+        return Verdict()
+    return Verdict(known=True, decision=Decision(path, shown(node), "no effect", SCRIPT_REASON))
+
+
+def _is_overridden(node: RawNode) -> bool:
+    sources = [node.source, *(child.source for _, child in walk(node))]
+    return any(source.startswith("override ") for source in sources)
+
+
+def _is_absent(found: tuple[Fact, ...]) -> bool:
+    """Whether a section is null unless a file has it, so that it asks for something by being there."""
+    return any(fact.may_be_null for fact in found)
+
+
+def has_rules(section: str) -> bool:
+    """Whether the tables name options in a section."""
+    length = len(section.split("."))
+    patterns = [pattern.split(".") for pattern in (*RENAMED, *(rule.path for rule in IGNORED))]
+    return any(len(p) > length and fits(".".join(p[:length]), section) for p in patterns)
+
+
+def _is_harmless(path: str, node: RawNode, rule: Ignored, tree: RawMapping, found: tuple[Fact, ...]) -> bool:
+    option, value = follow(tree, path)
+    value = node if value is None else value
     if isinstance(node, RawScalar) and rule.same_as:
-        (option, same), (_, repeated) = follow(tree, path), follow(tree, rule.same_as)
-        if option == rule.same_as or (same is not None and same == repeated):
+        _, repeated = follow(tree, rule.same_as)
+        if option == rule.same_as or value == repeated:
             return True
-    for value in rule.harmless:
-        name, equals, inner = value.partition("=")
+    if rule.otherwise == "decision" and any(fact.is_default(value) for fact in found):
+        return True
+    for text in rule.harmless:
+        name, equals, inner = text.partition("=")
         if equals:
-            child = node.get(name) if isinstance(node, RawMapping) else None
-            if isinstance(child, RawScalar) and _is_text(child, inner):
+            child = value.get(name) if isinstance(value, RawMapping) else None
+            if isinstance(child, RawScalar) and same_value(child, inner):
                 return True
-        elif isinstance(node, RawScalar) and _is_text(node, value):
+        elif text == "{}":
+            if isinstance(value, RawMapping) and not value.entries:
+                return True
+        elif isinstance(value, RawScalar) and same_value(value, text):
             return True
     return False
-
-
-def _is_text(node: RawScalar, text: str) -> bool:
-    return node.is_null if text == "null" else node.text.lower() == text

@@ -5,7 +5,7 @@ from __future__ import annotations
 from archon_core.config.dialect import Translation
 from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, merge, nested, prune, shown, walk
 from archon_core.config.root import default_text
-from archon_core.config.typed import knows
+from archon_core.config.typed import Problem, knows
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ConfigError, LayoutError
@@ -19,6 +19,15 @@ from archon_train.areal.keys import (
     SECTIONS,
     fits,
 )
+from archon_train.areal.megatron import translate_megatron
+from archon_train.areal.removed_names import translate_removed
+from archon_train.vision import explain_visual
+
+ADAM = {
+    "adam": "AReaL's adam has decoupled weight decay: AdamW",
+    "adam_bf16": "AdamW; its state has the type of archon.master_dtype",
+}
+"""AReaL's names of AdamW -> reason of the decision."""
 
 
 def is_areal(tree: RawMapping) -> bool:
@@ -29,7 +38,18 @@ def is_areal(tree: RawMapping) -> bool:
 def translate(tree: RawMapping) -> Translation:
     """Replace values that mean something else in Archon. ``tree`` has Archon's names and all overrides."""
     decisions: list[Decision] = []
-    for step in (_nulls, _scheduler, _optimizers, _algorithm, _dataset, _recover, _allocation_mode):
+    for step in (
+        _refuse_images,
+        _nulls,
+        _scheduler,
+        translate_megatron,
+        _attention,
+        _optimizers,
+        _algorithm,
+        _dataset,
+        _recover,
+        _allocation_mode,
+    ):
         tree = step(tree, decisions)
     return Translation(tree, tuple(decisions))
 
@@ -41,19 +61,33 @@ def translate_deprecated(tree: RawMapping) -> Translation:
 
 
 def fill_in(tree: RawMapping, schema: type) -> Translation:
-    """Record defaults that differ, and add the options that AReaL's code fills in for known data sets."""
-    decisions = []
+    """Record defaults that differ, translate removed names, and add what AReaL's code fills in for known data sets."""
+    decisions: list[Decision] = []
     defaults = DEFAULTS | PIPELINE_DEFAULTS if _is_pipelined(tree) else DEFAULTS
     for option, default in defaults.items():
-        if tree.get(option) is None:
+        if tree.get(option) is None and knows(schema, option):
             ours = default_text(schema, option) or "null"
+            ours = "true" if ours == "True" else ours
             decisions.append(Decision(option, f"left out ({default} in AReaL)", ours, "Archon's default is used"))
+    tree = translate_removed(tree, schema, decisions)
     path = _text(tree, "data.path")
     for option, value in DATASETS.get(path, {}).items():
         if tree.get(option) is None and knows(schema, option):
             tree = _set(tree, option, value)
             decisions.append(Decision(option, "left out", value, f"AReaL's choice for {path}"))
     return Translation(tree, tuple(decisions))
+
+
+def _refuse_images(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    """Raise for visual models and data sets, before anything else of their files is judged."""
+    models = {f"{role}.path": _text(tree, f"{role}.path") for role in ROLES}
+    datasets = {option: _text(tree, option) for option in ("data.path", "data.validation_path")}
+    problem = explain_visual(models.items(), datasets.items())
+    if problem is None:
+        return tree
+    named = (tree.get(option) for option in (*models, *datasets) if option in problem)
+    source = next((node.source for node in named if node is not None), "")
+    raise ConfigError(str(Problem(source, problem)))
 
 
 def _nulls(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
@@ -72,12 +106,23 @@ def _scheduler(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     return tree
 
 
+def _attention(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    """AReaL's default kernel needs CUDA; null chooses it there."""
+    for role in ROLES:
+        option = f"{role}.archon.attn_type"
+        node = tree.get(option)
+        if isinstance(node, RawScalar) and node.text == "varlen":
+            decisions.append(Decision(option, "varlen", "null", "null chooses varlen on CUDA, and sdpa elsewhere"))
+            tree = _set(tree, option, "null", node.source)
+    return tree
+
+
 def _optimizers(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     for role in ROLES:
         option = f"{role}.optimizer.type"
         node = tree.get(option)
-        if isinstance(node, RawScalar) and node.text == "adam":
-            decisions.append(Decision(option, "adam", "adamw", "AReaL's adam has decoupled weight decay: AdamW"))
+        if isinstance(node, RawScalar) and node.text in ADAM:
+            decisions.append(Decision(option, node.text, "adamw", ADAM[node.text]))
             tree = _set(tree, option, "adamw", node.source)
     return tree
 

@@ -40,7 +40,7 @@ def rename(tree: RawMapping, keep: frozenset[str] = frozenset()) -> RawMapping:
     for old, new, node in moved:
         for path, leaf in _leaves(new, node):
             there = result.get(path)
-            if there is not None and not isinstance(there, RawMapping):
+            if there is not None and not isinstance(there, RawMapping) and there != leaf:
                 raise ConfigError(
                     f"{leaf.source}: found {old}, AReaL's name for {new}, "
                     f"and {path} as well ({there.source}); remove one"

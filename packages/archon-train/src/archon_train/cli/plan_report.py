@@ -20,7 +20,10 @@ def print_plan(plan: RunPlan, loaded: LoadedConfig) -> None:
     used, available = sum(share.ranks for share in plan.shares), cluster.n_nodes * cluster.n_gpus_per_node
     if rows:
         print_table(("engine", "layout", "ranks"), rows)
-        print_text(f"{used} of {available} ranks (cluster: {cluster.n_nodes} x {cluster.n_gpus_per_node})\n")
+        if available:
+            print_text(f"{used} of {available} ranks (cluster: {cluster.n_nodes} x {cluster.n_gpus_per_node})\n")
+        else:
+            print_text(f"{used} ranks on CPUs (cluster.n_gpus_per_node: 0)\n")
     for note in plan.notes:
         print_text(f"note: {note}")
 

@@ -17,6 +17,7 @@ from archon_core.ranks.environment import RankEnvironment
 from archon_core.ranks.ranks import Ranks
 from archon_train.cli.plan_report import print_decisions
 from archon_train.launch.rank import started_by_archon
+from archon_train.launch.world import hide_gpus
 from archon_train.run.changes import changes_since_start
 from archon_train.run.folder import RunFolder
 from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
@@ -54,6 +55,8 @@ def run_training(
     Raises:
         ArchonError: from the trainer.
     """
+    if loaded.config.cluster.n_gpus_per_node == 0:
+        hide_gpus()
     stop = StopSignal() if place is None else _rank_stop(place)
     run: OpenRun | None = None
     is_first = place is None or place.rank == 0

@@ -45,7 +45,7 @@ def check_started(place: RankEnvironment, layouts: Mapping[str, Layout], argumen
 def explain_machines(layouts: Mapping[str, Layout], cluster: ClusterConfig, arguments: Sequence[str]) -> str | None:
     """The command to run on each machine if the run needs several; else ``None``."""
     needed = ranks_needed(layouts)
-    if needed <= cluster.n_gpus_per_node:
+    if needed <= cluster.n_gpus_per_node or cluster.n_gpus_per_node == 0:
         return None
     nodes = -(-needed // cluster.n_gpus_per_node)
     return (
@@ -54,6 +54,11 @@ def explain_machines(layouts: Mapping[str, Layout], cluster: ClusterConfig, argu
         f"machine, with HOST as the address of one of them:\n  {torchrun_command(arguments, needed, nodes)}\n"
         f"or set cluster.n_gpus_per_node={needed} to run all on this machine, which a CPU can"
     )
+
+
+def hide_gpus() -> None:
+    """Make this process and its children run on CPUs; has no effect once torch has used a GPU."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 def torchrun_command(arguments: Sequence[str], n_ranks: int, n_nodes: int = 1) -> str:

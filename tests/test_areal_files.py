@@ -1,0 +1,189 @@
+"""AReaL's example configurations: each dry-runs or names what is missing, and those that Archon supports train."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+import areal_files
+from archon_core.cli.main import main
+from archon_core.config.loading import LoadedConfig
+from archon_core.errors import ConfigError
+from archon_core.plugins import registry
+from archon_train.experiment import load_config
+from archon_train.preflight import plan_run
+from archon_train.run.metrics import read_metrics
+
+CONFIGS = areal_files.read_stored()
+PROBLEMS = [{"question": f"What is {a} plus {b}?", "answer": f"#### {a + b}"} for a in range(4) for b in range(4)]
+FAMILIES = {"qwen2": ("Qwen2", "Distill-Qwen"), "qwen3_moe": ("A3B", "A22B"), "qwen3": ("Qwen3",)}
+"""Model type -> parts of the names of its checkpoints."""
+
+SHORT = {
+    "actor.backend": "archon:d1",
+    "actor.archon.enable_compile": "false",
+    "rollout.backend": "local",
+    "scheduler.type": "local",
+    "cluster.n_gpus_per_node": "0",
+    "data.dataset": "jsonl",
+    "data.validation_path": "null",
+    "data.validation_size": "2",
+    "data.batch_size": "4",
+    "trainer.max_steps": "2",
+    "trainer.save_every": "0",
+}
+"""One process, two small steps."""
+
+SAMPLING = {"reward": "gsm8k", "gconfig.n_samples": "2", "gconfig.max_new_tokens": "4", "gconfig.max_tokens": "null"}
+
+
+def write(file: str, folder: Path) -> Path:
+    """Write all files, since one may build on another, and return one of them."""
+    for name, config in CONFIGS.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return folder / file
+
+
+def family(file: str) -> str | None:
+    """The model type of a file's actor; ``None`` if Archon has no model of its own for it."""
+    path = CONFIGS[file].get("actor", {}).get("path", "")
+    return next((kind for kind, parts in FAMILIES.items() if any(part in path for part in parts)), None)
+
+
+def overrides(file: str, model: Path, root: Path) -> list[str]:
+    """Options that make a file small and local."""
+    config = CONFIGS[file]
+    options = SHORT | {"actor.path": str(model), "tokenizer_path": str(model), "cluster.fileroot": str(root / "runs")}
+    options["data.path"] = str(root / "problems.jsonl")
+    if "gconfig" in config:
+        options |= SAMPLING
+    if "overlong_tokens" in config.get("actor", {}):
+        options["actor.overlong_tokens"] = "2"
+    return [f"{option}={value}" for option, value in options.items()]
+
+
+def write_problems(root: Path) -> None:
+    (root / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A tiny random checkpoint with a tokenizer, by model type."""
+    folders: dict[str, Path] = {}
+
+    def make(kind: str) -> Path:
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        from archon_rl.tokenization import bpe_tokenizer
+
+        if kind in folders:
+            return folders[kind]
+        torch.manual_seed(1)
+        tokenizer = bpe_tokenizer((text for row in PROBLEMS for text in row.values()), 320)
+        experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+        config = AutoConfig.for_model(
+            kind,
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            eos_token_id=tokenizer.eos_token_id,
+            **({} if kind == "qwen2" else {"head_dim": 8}),
+            **(experts if kind == "qwen3_moe" else {}),
+        )
+        folder = tmp_path_factory.mktemp(kind)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        folders[kind] = folder
+        return folder
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _gpus_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # a run without GPUs hides them; restored afterwards
+
+
+def test_every_file_is_accepted_or_names_one_thing_that_is_missing() -> None:
+    for found in areal_files.outcomes(CONFIGS):
+        pending = found.reason.count("this version does not have the option")  # of a newer archon-rl
+        problems = found.reason.count("\n- ") or 1
+        if found.outcome == "refused":
+            assert problems - pending <= 1, found
+        else:
+            assert "problems" not in found.reason, found
+
+
+@pytest.mark.parametrize("file", [file for file in CONFIGS if file.startswith("vlm")])
+def test_images_are_refused_whatever_else_a_file_lacks(file: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^[^\n]*visual models and data sets: found [^\n]*$"):
+        load_config(write(file, tmp_path))
+
+
+def test_a_cluster_without_gpus_runs_on_cpus(tmp_path: Path) -> None:
+    loaded: LoadedConfig = load_config(
+        write("math/gsm8k_grpo_cpu.yaml", tmp_path),
+        ["actor.rejection_sampling=null", "actor.backend=archon:d4"],
+        allow_missing=True,
+    )
+    plan = plan_run(loaded, registry())
+    assert loaded.config.cluster.n_gpus_per_node == 0
+    assert not [obstacle for obstacle in plan.obstacles if "cluster" in obstacle.text]
+
+
+def test_stored_files_survive_storing(tmp_path: Path) -> None:
+    areal_files.store(CONFIGS, tmp_path / "again.tsv")
+    assert areal_files.read_stored(tmp_path / "again.tsv") == CONFIGS
+
+
+def test_the_command_prints_a_line_per_file_and_succeeds(tmp_path: Path, capsys, monkeypatch) -> None:
+    files = ["math/gsm8k_sft.yaml", "vlm/geometry3k_grpo.yaml"]
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text("".join(json.dumps({"file": name, "config": CONFIGS[name]}) + "\n" for name in files))
+    monkeypatch.setattr("sys.argv", ["areal_files.py", str(examples)])
+    assert areal_files.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["math/gsm8k_sft.yaml", "runs"]
+    assert lines[1].startswith("vlm/geometry3k_grpo.yaml  refused   visual models and data sets: found")
+    assert lines[2] == "2 files: 1 runs, 0 accepted, 1 refused"
+
+
+def trains(file: str, model: Callable[[str], Path], root: Path) -> None:
+    """Two steps of a file; skips it if a dry run refuses it."""
+    kind = family(file)
+    assert kind is not None
+    write_problems(root)
+    path, options = write(file, root), overrides(file, model(kind), root)
+    try:
+        config = load_config(path, options).config
+        refused = plan_run(load_config(path, options), registry()).obstacles
+    except ConfigError as error:
+        pytest.skip(f"refused: {error}")
+    if refused:
+        pytest.skip(f"refused: {refused[0].text}")
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(path), *options])
+    assert ended.value.code == 0
+    rows = read_metrics(root / "runs" / config.experiment_name / config.trial_name / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+
+
+def test_supervised_training_runs_from_areals_file(model: Callable[[str], Path], tmp_path: Path) -> None:
+    trains("math/gsm8k_sft.yaml", model, tmp_path)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("file", [file for file in CONFIGS if family(file) and file != "math/gsm8k_sft.yaml"])
+def test_every_supported_file_trains(file: str, model: Callable[[str], Path], tmp_path: Path) -> None:
+    trains(file, model, tmp_path)
