@@ -129,7 +129,7 @@ def save_from(engine, run, step, last=LAST):
     while step < last:
         train(engine)
         step += 1
-        checkpoints.look()
+        checkpoints.poll()
         checkpoints.save(step, {})
     checkpoints.finish()
 

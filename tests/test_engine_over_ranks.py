@@ -251,7 +251,7 @@ def test_what_goes_wrong_on_one_rank_goes_wrong_on_all_and_training_can_go_on(tm
     expected, messages_of_one = misfortunes("d1", tmp_path)
     no_gradient, too_long, unknown_id, cannot_weigh, cannot_score = messages_of_one
     assert no_gradient.startswith("TrainingError: loss WithoutGraph: found no term with a gradient")
-    assert too_long.startswith("DataError: mb_spec.max_tokens_per_mb=9: found a sequence of 10 tokens")
+    assert too_long.startswith("DataError: actor.mb_spec.max_tokens_per_mb=9: found a sequence of 10 tokens")
     assert unknown_id.startswith("DataError: batch: found token id 128; the model's vocabulary has ids 0 to 127")
     assert cannot_weigh == "ValueError: cannot weigh"
     assert cannot_score == "ValueError: cannot score"
@@ -279,7 +279,7 @@ def mismatched_fields():
 def test_tensor_ranks_that_were_given_different_fields_are_told():
     for message in run_world(mismatched_fields, 2):
         assert "data rank 0" in message
-        assert "fields included" in message
+        assert "including fields" in message
 
 
 def empty_batches():

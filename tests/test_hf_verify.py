@@ -75,7 +75,7 @@ def test_an_fsdp_layout_verifies_transformers_module_of_a_served_model(capsys, t
         (["--layout", "d2", "--model", "qwen3"], "serves the model types qwen3, not 'mistral'"),
         (
             ["--layout", "archon:d2", "--layout", "fsdp:d2", "--model", "qwen3"],
-            "--model: found 'qwen3'; the engine fsdp:",
+            "--model: found 'qwen3'; engine 'fsdp' runs model 'hf'",
         ),
         (["--layout", "fsdp:p2"], "found pipeline parallelism (p2), which fsdp does not have"),
     ],

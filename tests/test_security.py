@@ -263,7 +263,7 @@ def test_a_model_configuration_asks_for_no_code():
     )
     assert config._attn_implementation is None
     assert config._experts_implementation is None
-    with pytest.raises(ArchonError, match="code from the hub is never run"):
+    with pytest.raises(ArchonError, match="Archon never runs code from the hub"):
         load_hf_config({"model_type": "planted", "auto_map": {"AutoConfig": "planted.Config"}})
 
 
