@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Read when torch is imported, by the workers of pytest-xdist too. Threads of several workers that wait for one another
+# on few cores burn more time than they save: the suite takes twice as long with them.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 settings.register_profile("archon", deadline=None)
 settings.load_profile("archon")

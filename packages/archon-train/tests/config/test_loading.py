@@ -197,6 +197,11 @@ def test_the_resolved_configuration_loads_to_itself(
     assert not again.decisions
 
 
+def test_an_unknown_name_with_a_dot_at_its_end_is_an_error_beside_names_of_areal(load: Load) -> None:
+    with pytest.raises(ConfigError, match=r"actor\.0\."):
+        load("actor: {path: m, _version: '', '0.': []}\n")
+
+
 CORE_ONLY = Registry([load_core()])
 
 
@@ -204,7 +209,11 @@ CORE_ONLY = Registry([load_core()])
 @given(
     st.builds(
         DataConfig,
-        path=st.none() | st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=15),
+        path=st.none()
+        # '~NAME' is the home folder of a user, who must exist.
+        | st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=15).filter(
+            lambda t: not t.startswith("~")
+        ),
         prompt_key=st.text(st.characters(blacklist_categories=("Cs", "Cc")), max_size=15),
         answer_key=st.sampled_from(
             ["off", "1e4", "null", "~", "", " x ", "${seed}", "\\${a}", "\\\\${b", "a: b", "# c", "'", "???x"]

@@ -130,7 +130,7 @@ def _hint_of_dialects(path: str, schema: type, recognised: Sequence[Dialect]) ->
     section, _, key = path.rpartition(".")
     kind: type | None = schema
     for name in filter(None, section.split(".")):
-        kind = section_of(field_types(kind)[name]) if kind is not None else None
+        kind = section_of(field_types(kind).get(name)) if kind is not None else None
     own = list(field_types(kind)) if kind is not None else []
     theirs = [name for dialect in recognised for name in dialect.names_below(section)]
     hint = did_you_mean(key, [*own, *theirs])
