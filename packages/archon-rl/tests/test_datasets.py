@@ -158,7 +158,7 @@ def left_over(config, seed):
         (ArithmeticOptions(9, "+/"), r"operators: found '\+/'; allowed are"),
         (ArithmeticOptions(9, "++"), r"operators: found '\+\+'; .* each at most once"),
         (ArithmeticOptions(9, ""), r"operators: found ''"),
-        (ArithmeticOptions(0), r"max_operand: found 0; allowed is 1 or more"),
+        (ArithmeticOptions(0), r"max_operand: found 0; allowed are numbers from 1"),
         (ArithmeticOptions(10**5), r"gives 10,000,200,001 problems; allowed are at most 20,000,000"),
     ],
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from archon_core.config.rules import SHARE, number, one_of, option
+from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option
 from archon_core.errors import ConfigError, did_you_mean
 from archon_rl.option_checks import gae_lambda_problems, normalisation_problems, policy_loss_problems
 
@@ -157,11 +157,11 @@ class PolicyOptions:
         entropy_coef: weight of the entropy bonus. Not in AReaL.
     """
 
-    ppo_n_minibatches: int = 4
+    ppo_n_minibatches: int = option(4, POSITIVE)
     policy_loss: str = "clip"
-    eps_clip: float = 0.2
-    eps_clip_higher: float | None = None
-    c_clip: float | None = None
+    eps_clip: float = option(0.2, SHARE)
+    eps_clip_higher: float | None = option(None, number(above=0))
+    c_clip: float | None = option(None, number(above=1))
     importance_sampling_level: str = option("token", one_of("token", "sequence"))
     use_cispo_loss: bool = False
     use_sapo_loss: bool = False
@@ -178,29 +178,29 @@ class PolicyOptions:
     kl_cov_ratio: float = option(2e-4, SHARE)
     kl_cov_coef: float = option(0.1, number(least=0))
     reward_norm: NormConfig | None = None
-    reward_scaling: float = 1.0
-    reward_bias: float = 0.0
-    reward_clip: float = 20.0
+    reward_scaling: float = option(1.0, number())
+    reward_bias: float = option(0.0, number())
+    reward_clip: float = option(20.0, number(above=0))
     overlong_reward_penalty: bool = False
     overlong_tokens: int | None = None
     overlong_penalty_factor: float | None = None
     mask_no_eos_with_zero: bool = False
     dynamic_sampling: bool = False
-    discount: float = 1.0
+    discount: float = option(1.0, SHARE)
     gae_lambda: float | str = 1.0
     gae_lambda_kwargs: dict[str, Any] = field(default_factory=dict)
     gae_timestep_unit: str = option("token", one_of("token", "turn"))
     adv_norm: NormConfig | None = None
-    kl_ctl: float = 0.1
-    kl_estimator: str = "k1"
+    kl_ctl: float = option(0.1, NOT_NEGATIVE)
+    kl_estimator: str = option("k1", one_of(*KL_ESTIMATORS))
     recompute_logprob: bool = False
     use_decoupled_loss: bool = False
     rejection_sampling: RejectionSamplingConfig | None = None
     prox_logp_method: str = option("recompute", one_of(*PROX_LOGP_METHODS))
-    loss_aggregation: str = "token"
-    kl_loss_coef: float = 0.0
-    kl_loss_estimator: str = "k3"
-    entropy_coef: float = 0.0
+    loss_aggregation: str = option("token", one_of(*AGGREGATIONS))
+    kl_loss_coef: float = option(0.0, NOT_NEGATIVE)
+    kl_loss_estimator: str = option("k3", one_of(*KL_ESTIMATORS))
+    entropy_coef: float = option(0.0, number())
 
     def problems(self) -> Iterator[tuple[str, str]]:
         yield from policy_loss_problems(self)
@@ -235,7 +235,7 @@ class ArithmeticOptions:
         zero_pad: pad operands and results with leading zeros to a fixed width, as in ``07+35=042``.
     """
 
-    max_operand: int = 99
+    max_operand: int = option(99, POSITIVE)
     operators: str = "+"
     zero_pad: bool = False
 

@@ -5,19 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from archon_core.config.rules import broken_rules
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.advantages import GroupAdvantages, Normalisation
 from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
-from archon_rl.config import (
-    AGGREGATIONS,
-    KL_ESTIMATORS,
-    NORM_LEVELS,
-    NormConfig,
-    PolicyOptions,
-    check_choice,
-)
+from archon_rl.config import NORM_LEVELS, NormConfig, PolicyOptions, check_choice
 from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
@@ -78,31 +72,8 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
 
 
 def _check(options: PolicyOptions) -> None:
-    for name, text in PolicyOptions.problems(options):
+    for name, text in (*broken_rules(options), *PolicyOptions.problems(options)):
         raise ConfigError(f"actor.{name}: {text}")
-    check_choice("actor.kl_estimator", options.kl_estimator, KL_ESTIMATORS)
-    check_choice("actor.kl_loss_estimator", options.kl_loss_estimator, KL_ESTIMATORS)
-    check_choice("actor.loss_aggregation", options.loss_aggregation, AGGREGATIONS)
-    limits = (
-        ("ppo_n_minibatches", options.ppo_n_minibatches, options.ppo_n_minibatches >= 1, "at least 1"),
-        ("eps_clip", options.eps_clip, 0 <= options.eps_clip <= 1, "from 0 to 1"),
-        ("eps_clip_higher", options.eps_clip_higher, _null_or_above(options.eps_clip_higher, 0), "above 0, or null"),
-        ("c_clip", options.c_clip, _null_or_above(options.c_clip, 1), "above 1, or null"),
-        ("reward_clip", options.reward_clip, options.reward_clip > 0, "above 0"),
-        ("discount", options.discount, 0 <= options.discount <= 1, "from 0 to 1"),
-        ("reward_scaling", options.reward_scaling, math.isfinite(options.reward_scaling), "a finite number"),
-        ("reward_bias", options.reward_bias, math.isfinite(options.reward_bias), "a finite number"),
-        ("kl_ctl", options.kl_ctl, 0 <= options.kl_ctl < math.inf, "0 or above"),
-        ("kl_loss_coef", options.kl_loss_coef, 0 <= options.kl_loss_coef < math.inf, "0 or above"),
-        ("entropy_coef", options.entropy_coef, math.isfinite(options.entropy_coef), "a finite number"),
-    )
-    for name, value, holds, allowed in limits:
-        if not holds:
-            raise ConfigError(f"actor.{name}: found {value}; allowed is {allowed}")
-
-
-def _null_or_above(value: float | None, bound: float) -> bool:
-    return value is None or value > bound
 
 
 def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]) -> tuple[float, float]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from archon_core.config.rules import broken_rules
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError
 from archon_rl.datasets.records import Split, SubsetDataset, split_records
@@ -84,8 +85,8 @@ def arithmetic_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
             f"data.arithmetic.operators: found {options.operators!r}; allowed are {''.join(OPERATORS)!r}, each at most "
             "once"
         )
-    if options.max_operand < 1:
-        raise ConfigError(f"data.arithmetic.max_operand: found {options.max_operand}; allowed is 1 or more")
+    for name, text in broken_rules(options):
+        raise ConfigError(f"data.arithmetic.{name}: {text}")
     if config.answer_key is None:
         raise ConfigError(
             "data.answer_key: found null; the data set 'arithmetic' needs a field name for its results; set "
