@@ -18,7 +18,8 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
 targets = set()
 for kind in SPEC_TYPES:
     for spec in registry().all(kind):
-        texts = [getattr(spec, field.name) for field in dataclasses.fields(spec) if field.name not in ("name", "source")]
+        names = {field.name for field in dataclasses.fields(spec)} - {"name", "source"}
+        texts = [getattr(spec, name) for name in names]
         texts += [section.schema for section in spec.config]
         targets |= {text for text in texts if isinstance(text, str) and ":" in text and " " not in text}
 for target in sorted(targets):
