@@ -18,6 +18,7 @@ from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError, ModelError
+from archon_core.unique_names import NameTwiceError, unique_names
 
 GENERATION_CONFIG = "generation_config.json"
 OPTION = "gconfig.stop_token_ids"
@@ -129,20 +130,11 @@ def read_entries(file: Path) -> Mapping[str, Any]:
     Raises:
         ModelError: the file is unreadable, not a JSON object, or has a name twice in one object.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        entries = dict(pairs)
-        if len(entries) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in entries if names.count(name) > 1)
-            raise ModelError(f"{file}: found the name {twice!r} twice in one object; keep one of them")
-        return entries
-
     try:
-        entries = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=unique)
+        entries = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=unique_names)
+    except NameTwiceError as error:
+        raise ModelError(f"{file}: found the name {error} twice in one object; keep one of them") from error
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, ModelError):
-            raise
         raise ModelError(f"{file}: cannot read it as JSON ({error}); copy the file again") from error
     if not isinstance(entries, dict):
         raise ModelError(f"{file}: found {_json_kind(entries)}; allowed is a JSON object; copy the file again")

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import DamagedError, WeightsError
-from archon_engine.checkpoint.names_in_files import NameTwiceError, is_plain_name, unique_names
+from archon_core.unique_names import NameTwiceError, unique_names
+from archon_engine.checkpoint.names_in_files import is_plain_name
 from archon_engine.options.combinations import shown
 
 SINGLE_FILE = "model.safetensors"

@@ -16,6 +16,7 @@ from typing import Any
 
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError, DataError
+from archon_core.unique_names import NameTwiceError, unique_names
 from archon_rl.datasets.records import ListDataset, Split, require_path, split_records
 from archon_rl.fields import Fields, json_type, with_location
 
@@ -102,6 +103,8 @@ def parse_record(line: bytes) -> Mapping[str, Any]:
         raise DataError(f"found {half}, an unpaired surrogate; write the whole pair, or remove it") from error
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error.msg} at column {error.colno}; {ONE_OBJECT}") from error
+    except NameTwiceError as error:
+        raise DataError(f"found the name {error} twice in one object; remove one") from error
     except RecursionError as error:
         raise DataError("found lists or objects nested too deeply to parse; flatten the record") from error
     except ValueError as error:
@@ -127,15 +130,6 @@ def _lines(path: Path, option: str) -> Iterator[tuple[int, bytes]]:
         ) from error
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in record if names.count(name) > 1)
-        raise DataError(f"found the name {twice!r} twice in one object; remove one")
-    return record
-
-
 def _number(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
@@ -147,4 +141,4 @@ def _constant(text: str) -> float:
     raise DataError(f"not JSON: found {text}; write null or a number, or leave it out")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=unique_names, parse_float=_number, parse_constant=_constant)
