@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from table_model import TableModel, evaluate
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.loss import Loss
@@ -54,34 +55,8 @@ def batch() -> Batch:
     )
 
 
-class TableModel:
-    """Logits per token id: enough of a model for gradients to flow through log-probabilities and entropy."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(1)
-        self.table = torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64, requires_grad=True)
-
-    def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
-        logits = self.table[batch.input_ids]
-        logprobs = logits.log_softmax(-1)
-        entropy = -(logprobs.exp() * logprobs).sum(-1)
-        return {"logprobs": logprobs.gather(1, batch.targets.clamp(min=0)[:, None])[:, 0], "entropy": entropy}
-
-
 def objective_value(loss: Loss, batch: Batch, parts: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor, dict]:
-    """What an engine computes from the parts of a batch: the objective, its gradient and the metrics."""
-    model = TableModel()
-    weights = loss.weights(batch)
-    total, metrics = torch.zeros((), dtype=torch.float64), {}
-    for part in parts:
-        micro_batch = batch.select(part)
-        sums = loss(model(micro_batch), micro_batch)
-        for unit, term in sums.terms.items():
-            total = total + term / weights[unit]
-        for name, (unit, value) in sums.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + float(value / weights[unit])
-    total.backward()
-    return total.detach(), model.table.grad, metrics
+    return evaluate(TableModel(VOCABULARY), loss, batch, parts)
 
 
 def sequence_rows(batch: Batch, values: torch.Tensor) -> list[torch.Tensor]:
@@ -106,7 +81,7 @@ def test_cross_entropy_is_that_of_torch_over_the_answers(batch):
     loss = Objective((NegativeLogLikelihood(),))
     value, _, metrics = objective_value(loss, batch, [[0, 1, 2], [3, 4, 5]])
     mask = batch.token_fields["loss_mask"]
-    logits = TableModel().table[batch.input_ids]
+    logits = TableModel(VOCABULARY).table[batch.input_ids]
     expected = torch.nn.functional.cross_entropy(logits[mask], batch.targets[mask]).detach()
     torch.testing.assert_close(value, expected)
     assert metrics["cross_entropy"] == pytest.approx(float(expected))
@@ -115,7 +90,7 @@ def test_cross_entropy_is_that_of_torch_over_the_answers(batch):
 def test_the_clipped_loss_is_ppos_formula(batch):
     term = ClippedPolicyTerm(eps_clip=0.1, eps_clip_higher=0.3)
     value, _, metrics = objective_value(Objective((term,)), batch, [[0, 1, 2, 3, 4, 5]])
-    new, fields = TableModel()(batch)["logprobs"].detach(), batch.token_fields
+    new, fields = TableModel(VOCABULARY)(batch)["logprobs"].detach(), batch.token_fields
     losses, clipped = [], 0
     for t in torch.nonzero(fields["loss_mask"])[:, 0].tolist():
         ratio, advantage = float((new[t] - fields["logprobs"][t]).exp()), float(fields["advantages"][t])
@@ -150,7 +125,7 @@ def test_aggregations_are_their_published_means(batch, name):
     value, _, _ = objective_value(
         Objective((NegativeLogLikelihood(),), AGGREGATIONS[name]), batch, [[0, 1, 2, 3, 4, 5]]
     )
-    rows = [row.detach() for row in sequence_rows(batch, -TableModel()(batch)["logprobs"])]
+    rows = [row.detach() for row in sequence_rows(batch, -TableModel(VOCABULARY)(batch)["logprobs"])]
     trained = [row for row in rows if len(row)]
     expected = {
         "token": torch.cat(rows).mean(),
@@ -162,12 +137,12 @@ def test_aggregations_are_their_published_means(batch, name):
 
 def test_the_entropy_bonus_raises_entropy_and_a_zero_coefficient_only_reports(batch):
     _, gradient, metrics = objective_value(Objective((EntropyTerm(0.5),)), batch, [[0, 1, 2, 3, 4, 5]])
-    table = TableModel().table
+    table = TableModel(VOCABULARY).table
     with torch.no_grad():
         table -= 0.1 * gradient
     assert metrics["entropy"] > 0
     mask = batch.token_fields["loss_mask"]
-    before, after = TableModel().table.log_softmax(-1), table.log_softmax(-1)
+    before, after = TableModel(VOCABULARY).table.log_softmax(-1), table.log_softmax(-1)
     entropy = [-(p.exp() * p).sum(-1)[batch.input_ids][mask].mean() for p in (before, after)]
     assert entropy[1] > entropy[0]
     reported = Objective((EntropyTerm(0.0), NegativeLogLikelihood()))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from table_model import TableModel, evaluate
 
 from archon_core.contracts.batch import Batch
 from archon_core.plugins import PolicyLossSpec, registry
@@ -98,19 +99,6 @@ def build(spec: PolicyLossSpec, variant: Variant) -> PolicyLoss:
     return build_policy_loss(options, [], [])
 
 
-class TableModel:
-    """Logits per token id, in float64."""
-
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(1)
-        self.table = torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64, requires_grad=True)
-
-    def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
-        logprobs = self.table[batch.input_ids].log_softmax(-1)
-        chosen = logprobs.gather(1, batch.targets.clamp(min=0)[:, None])[:, 0]
-        return {"logprobs": chosen, "entropy": -(logprobs.exp() * logprobs).sum(-1)}
-
-
 def make_batch() -> Batch:
     """Sampled near the table's probabilities, so that some tokens are inside of every bound and some outside."""
     generator = torch.Generator().manual_seed(2)
@@ -125,7 +113,7 @@ def make_batch() -> Batch:
     ids = torch.randint(VOCABULARY, (n_tokens,), generator=generator)
     batch = Batch(ids, LENGTHS, {"loss_mask": torch.cat(trained)})
     with torch.no_grad():
-        current = TableModel()(batch)["logprobs"]
+        current = TableModel(VOCABULARY)(batch)["logprobs"]
     proximal = current + noise(0.15)
     return batch.with_fields(
         {
@@ -141,24 +129,8 @@ def make_batch() -> Batch:
 def prepared(batch: Batch, loss: PolicyLoss) -> Batch:
     """With the masks over the whole batch, as the trainer adds them before an update."""
     with torch.no_grad():
-        outputs = TableModel()(batch)
+        outputs = TableModel(VOCABULARY)(batch)
     return batch.with_fields({mask.field: mask(outputs, batch) for mask in loss.masks})
-
-
-def evaluate(objective: Objective, batch: Batch, parts: list[list[int]]):
-    """What an engine computes: the objective, its gradient, and the metrics."""
-    model = TableModel()
-    weights = objective.weights(batch)
-    total, metrics = torch.zeros((), dtype=torch.float64), {}
-    for part in parts:
-        micro_batch = batch.select(part)
-        sums = objective(model(micro_batch), micro_batch)
-        for unit, term in sums.terms.items():
-            total = total + term / weights[unit]
-        for name, (unit, value) in sums.metrics.items():
-            metrics[name] = metrics.get(name, 0.0) + float(value / weights[unit])
-    total.backward()
-    return float(total.detach()), model.table.grad, metrics
 
 
 CASES = {
@@ -175,11 +147,11 @@ def test_no_split_changes_loss_gradient_or_metrics(case):
     batch = prepared(batch, loss)
     for aggregation in AGGREGATIONS:
         objective = Objective((loss.term, EntropyTerm(0.01), KLTerm(0.1)), AGGREGATION_TYPES[aggregation])
-        value, gradient, metrics = evaluate(objective, batch, [list(range(len(LENGTHS)))])
+        value, gradient, metrics = evaluate(TableModel(VOCABULARY), objective, batch, [list(range(len(LENGTHS)))])
         assert gradient.abs().max() > 1e-4
         for parts in SPLITS:
-            other, other_gradient, other_metrics = evaluate(objective, batch, parts)
-            assert other == pytest.approx(value, rel=TOLERANCE, abs=TOLERANCE)
+            other, other_gradient, other_metrics = evaluate(TableModel(VOCABULARY), objective, batch, parts)
+            assert float(other) == pytest.approx(float(value), rel=TOLERANCE, abs=TOLERANCE)
             assert (other_gradient - gradient).abs().max() <= TOLERANCE * gradient.abs().max()
             assert other_metrics == pytest.approx(metrics, rel=TOLERANCE, abs=TOLERANCE)
 
@@ -193,7 +165,7 @@ def test_bounds_and_masks_take_some_tokens_out_and_leave_some():
     for name, (spec, variant) in CASES.items():
         loss = build(spec, variant)
         batch = prepared(make_batch(), loss)
-        *_, metrics = evaluate(Objective((loss.term,)), batch, [list(range(len(LENGTHS)))])
+        *_, metrics = evaluate(TableModel(VOCABULARY), Objective((loss.term,)), batch, [list(range(len(LENGTHS)))])
         shares = [n for n in metrics if n in ("clip_fraction", "behave_masked", "behave_clamped", "divergence_masked")]
         shares += [n for n in metrics if n.endswith(("_kept_fraction", "_penalised_fraction"))]
         expected = [n for n in shares if n != "clip_fraction" or variant.name == "plain"]

@@ -142,7 +142,7 @@ class _Request:
         return less == 0 or less + least <= math.ceil(counted / n_stages)
 
     def _counted(self) -> int:
-        """Layers, plus those that the embedding and the head count as."""
+        """Layers, plus the layers that embedding and head count as."""
         return self.n_layers + sum(self.less_layers)
 
     def _made_by(self, per_stage: int) -> int:

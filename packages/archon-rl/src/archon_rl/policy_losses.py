@@ -57,7 +57,7 @@ def _rejection(options: PolicyOptions) -> RejectionSampling | None:
 
 
 def _unused_options(options: PolicyOptions, spec: PolicyLossSpec) -> list[Decision]:
-    """Options of other losses that have a value of their own."""
+    """Options of other losses with a value that differs from the default."""
     others = dict.fromkeys(name for other in registry().all(PolicyLossSpec) for name in other.options)
     defaults = {f.name: f.default for f in fields(options) if f.default is not MISSING}
     return [

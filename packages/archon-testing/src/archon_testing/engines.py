@@ -41,8 +41,8 @@ that fp32 runs diverge after the first step. The learning rate differs at every 
 not restored."""
 
 BALANCING = {"moe_aux_loss": "sequence", "moe_aux_loss_coef": 0.1, "moe_z_loss_coef": 0.01}
-"""Options of archon-moe that enable router losses, limited to those that do not depend on the split into micro-batches.
-Other expert packages may not have these options."""
+"""Options of archon-moe for router losses that do not depend on the split into micro-batches. Other expert
+packages may not have these options."""
 
 FEW_LAYERS = 4
 """Models with more layers, such as those with many pipeline stages, get smaller matrices: float32 rounding grows with

@@ -94,7 +94,7 @@ def _beside(
     n_tokens: Sequence[int],
 ) -> list[_Output] | None:
     """A module's outputs on this rank, each with the same part on one process; ``None`` if no sharding fits."""
-    # A pipeline may run some micro-batches without sequences after those that have some.
+    # A pipeline may run micro-batches without sequences, after all others.
     if own is None or len(own) < len(expected):
         return None
     place, found = world.coordinates[world.ranks.rank], []

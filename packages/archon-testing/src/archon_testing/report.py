@@ -122,7 +122,7 @@ def _print_diagnoses(report: LayoutReport) -> None:
 
 
 def _strictest(report: LayoutReport) -> str:
-    """The dtype with the lowest limit among those that ran."""
+    """The dtype with the lowest limit in the report."""
     return min({v.case.compute_dtype for v in report.verdicts}, key=LIMITS.__getitem__, default="float64")
 
 

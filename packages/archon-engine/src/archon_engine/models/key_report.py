@@ -1,4 +1,4 @@
-"""Compares the tensors of a checkpoint with those that a model expects, and reports differences in a few lines.
+"""Compares the tensors of a checkpoint with the ones a model expects, and reports differences in a few lines.
 
 In the wrong checkpoint for a large model hundreds of names are wrong, nearly all of one form, so names that differ only
 in numbers share a line.
@@ -73,7 +73,7 @@ def compare_keys(weights: ResolvedMap, found: Mapping[str, Shape]) -> KeyReport:
 
 
 def form_of(found: Mapping[str, Shape], weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
-    """Choose the form of a checkpoint among those that ``weights`` knows: the one that fits, or else differs least.
+    """Choose one of the forms that ``weights`` knows for a checkpoint: the one that fits, or else differs least.
 
     A tied weight that is stored only under its second name is read from there.
 

@@ -1,7 +1,7 @@
 """Options that depend on one another, on the device, or on whether the user wrote them: one table of rules.
 
-``options.effective`` applies all rules, validation those that need no device, and docs/engine-options.md is generated
-from the table, so they cannot disagree. Imports no torch, because dry runs use it.
+``options.effective`` applies all rules, and validation the rules that need no device. docs/engine-options.md is
+generated from the table, so they cannot disagree. Imports no torch, because dry runs use it.
 """
 
 from __future__ import annotations

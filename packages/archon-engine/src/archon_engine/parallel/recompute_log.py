@@ -97,8 +97,8 @@ class RecomputeLog:
             return first, second
         record.has_recomputed = True
         if self._compiled:
-            # A dispatch mode would disable compiled code, and eager code saves other tensors than those that the
-            # checkpoint expects.
+            # A dispatch mode would disable compiled code, and eager code does not save the tensors that the checkpoint
+            # expects.
             record.recomputed.operations["all of it, compiled"] += 1
             return first, second
         return first, _outside(partial(_Watch, _adds_to(record.recomputed)), second)
