@@ -9,7 +9,7 @@ import pytest
 
 from archon_core.contracts.pipeline import Action
 from archon_core.errors import ConfigError
-from archon_pipeline.recording import Recording, find_recordings, read_recording, recording_path, write_recording
+from archon_pipeline.recording import Recording, find_recordings, read_recording, render_recording
 from archon_pipeline.timeline import TimedAction, Timeline
 
 
@@ -32,8 +32,8 @@ STEP = Recording(
 
 
 def test_a_recording_round_trips(tmp_path: Path) -> None:
-    path = recording_path(tmp_path, "actor")
-    write_recording(path, STEP)
+    path = tmp_path / "pipeline-actor.json"
+    path.write_text(render_recording(STEP))
     assert find_recordings(tmp_path) == {"actor": path}
     assert read_recording(path) == STEP
 
@@ -62,8 +62,7 @@ def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> 
 
 def test_a_recording_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "pipeline-actor.json"
-    write_recording(path, STEP)
-    content = json.loads(path.read_text())
+    content = json.loads(render_recording(STEP))
     rank = [["0F0", 0, 1]]
     for change in (
         {"rank_of": [0]},

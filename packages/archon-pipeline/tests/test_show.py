@@ -15,7 +15,7 @@ from archon_core import registry
 from archon_core.contracts.pipeline import Action, RankActions
 from archon_core.plugins import ScheduleSpec
 from archon_pipeline.placement import place_stages
-from archon_pipeline.recording import Recording, recording_path, write_recording
+from archon_pipeline.recording import Recording, render_recording
 from archon_pipeline.schedules.one_f_one_b import one_f_one_b
 from archon_pipeline.simulator import simulate
 from archon_pipeline.timeline import TimedAction, Timeline
@@ -114,7 +114,8 @@ def test_stages_per_rank_is_an_option_of_schedules_that_take_any_number(archon: 
 
 def test_a_recording_without_durations_is_drawn(archon: Callable, tmp_path: Path) -> None:
     rank = tuple(TimedAction(Action.parse(text), 0.0, 0.0) for text in ("0F0", "0B0"))
-    write_recording(recording_path(tmp_path, "actor"), Recording("1F1B", 1, 1, Timeline((rank,), (0,))))
+    recording = Recording("1F1B", 1, 1, Timeline((rank,), (0,)))
+    (tmp_path / "pipeline-actor.json").write_text(render_recording(recording))
     shown = archon("pipeline", "show", "--run", str(tmp_path), "--svg", str(tmp_path / "out.svg"))
     assert shown.code == 0
     assert "measured: bubble 0.0000" in shown.out
@@ -124,9 +125,8 @@ def test_a_recording_without_durations_is_drawn(archon: Callable, tmp_path: Path
 def run_folder(tmp_path: Path) -> Path:
     """A run of 1F1B on two ranks; its critic took one second per unit and no time for messages."""
     rank_of = place_stages("loop", 2, 2)
-    write_recording(
-        recording_path(tmp_path, "critic"), Recording("1F1B", 4, 12, simulate(one_f_one_b(2, 2, 4), rank_of))
-    )
+    recording = Recording("1F1B", 4, 12, simulate(one_f_one_b(2, 2, 4), rank_of))
+    (tmp_path / "pipeline-critic.json").write_text(render_recording(recording))
     return tmp_path
 
 

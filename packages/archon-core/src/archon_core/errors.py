@@ -6,14 +6,14 @@ Raise the narrowest class. Users' mistakes are also ``ValueError``; a broken inv
 from __future__ import annotations
 
 USER_ERROR = 2
-"""Exit code of a process that ends with an ``ArchonError``, a rank or not; wrong options of a command give it too."""
+"""Exit code of a process, rank or not, that ends with an ``ArchonError`` or was called with wrong options."""
 
 
 class ArchonError(Exception):
     """Root of all errors that Archon raises on purpose; the command line prints them without a traceback.
 
     Attributes:
-        is_relayed: whether something went wrong on another rank, which told this one (``ranks.failing_together``).
+        is_relayed: whether the error happened on another rank and was sent to this one (``ranks.failing_together``).
     """
 
     is_relayed = False
@@ -40,7 +40,7 @@ class WeightsError(ArchonError, ValueError):
 
 
 class DamagedError(WeightsError):
-    """A checkpoint one of whose files is not as it was written."""
+    """A checkpoint with a damaged file."""
 
 
 class ModelError(ArchonError, ValueError):

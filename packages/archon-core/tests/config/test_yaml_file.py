@@ -59,8 +59,8 @@ def test_of_several_merged_sections_the_first_wins() -> None:
         ("s:\n  a: 1\n  b: 2\n  a: 3\n", "f:4: 'a' stands twice in this section, first in line 2"),
         ("a:\n\tb: 1\n", "f:2: a tab stands where YAML wants spaces"),
         ("a: 1\n---\nb: 2\n", "f:2: a second document"),
-        ("a: *nowhere\n", r"f:1: '\*nowhere' stands for no complete value above it"),
-        ("a: &a\n  b: *a\n", r"f:2: '\*a' stands for no complete value above it"),
+        ("a: *nowhere\n", r"f:1: '\*nowhere' refers to no complete value above it"),
+        ("a: &a\n  b: *a\n", r"f:2: '\*a' refers to no complete value above it"),
         ("a: !include other.yaml\n", "f:1: the tag '!include' is not supported"),
         ("a: !!python/object/apply:os.system [ls]\n", "f:1: the tag .*python.* is not supported"),
         ("? [x, y]\n: 1\n", "f:1: found a name that is not plain text"),
@@ -81,7 +81,7 @@ def test_a_malformed_file_is_refused_with_the_line_and_what_is_wrong(text: str, 
 def test_a_few_lines_cannot_stand_for_billions_of_values() -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    with pytest.raises(ConfigError, match="stands for more than"):
+    with pytest.raises(ConfigError, match="expands to more than"):
         parse_yaml("\n".join(lines), "f")
 
 

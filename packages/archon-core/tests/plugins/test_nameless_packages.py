@@ -38,7 +38,7 @@ def install_nameless(site, distribution, source, metadata, **options):
 def advice(folder):
     return (
         f"its metadata, {folder}, give no package name that pip could look up; delete that folder and install the "
-        "package again from where it came from"
+        "package again from its original source"
     )
 
 

@@ -146,9 +146,8 @@ def reduce_gradients(root: FSDPModule) -> None:
     """Have FSDP2 reduce accumulated gradients, as it does at the end of a backward pass.
 
     Needed outside backward passes: a pipeline's micro-batches end stage by stage, and split backward passes run no
-        final
-    hook. The methods are private; torch's own pipeline stages call them in the same way (2.11 to 2.13). Remove when
-    FSDP2 has a public call for this.
+    final hook. The methods are private; torch's own pipeline stages call them in the same way (2.11 to 2.13). Remove
+    when FSDP2 has a public call for this.
     """
     state = root._get_fsdp_state()
     for part in state._state_ctx.all_states:

@@ -55,6 +55,9 @@ def test_a_folder_without_or_with_a_damaged_configuration_is_named(tmp_path: Pat
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(ModelError, match="found a list"):
         load_hf_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3", "model_type": "qwen2"}')
+    with pytest.raises(ModelError, match="found the name 'model_type' twice in one object; keep one of them"):
+        load_hf_config(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["./missing/folder", "/missing", "a/b/c"])

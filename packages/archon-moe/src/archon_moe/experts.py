@@ -1,7 +1,6 @@
 """The experts of a block: gated feed-forward blocks with stacked weights.
 
-Legend: N rows, K experts per row, E experts of this rank, H hidden size, F their intermediate size on this
-rank.
+Legend: N rows, K experts per row, E experts of this rank, H hidden size, F their intermediate size on this rank.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ from typing import Any
 
 from archon_core.contracts.pipeline import RECORDING_PREFIX, Action, ActionKind
 from archon_core.errors import ConfigError, PluginError
-from archon_engine.checkpoint.publication import publish_text
 from archon_pipeline.costs import Costs, StageCosts
 from archon_pipeline.timeline import TimedAction, Timeline
 
@@ -62,20 +61,10 @@ class Recording:
         )
 
 
-def recording_path(run_folder: Path, role: str) -> Path:
-    """The path of the recording of an engine."""
-    return run_folder / f"{RECORDING_PREFIX}{role}.json"
-
-
 def find_recordings(run_folder: Path) -> dict[str, Path]:
     """Role -> path of its recording, for all recordings in a run folder."""
     paths = sorted(run_folder.glob(f"{RECORDING_PREFIX}*.json"))
     return {path.stem.removeprefix(RECORDING_PREFIX): path for path in paths}
-
-
-def write_recording(path: Path, recording: Recording) -> None:
-    """Write a recording; atomically replaces an earlier one."""
-    publish_text(path, render_recording(recording))
 
 
 def render_recording(recording: Recording) -> str:

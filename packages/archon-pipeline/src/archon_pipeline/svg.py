@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 from archon_pipeline.palette import MEANING, colour, text_colour
 from archon_pipeline.timeline import TimedAction
-from archon_pipeline.view import View, format_number, round_step
+from archon_pipeline.view import View, format_number, round_step, shortest_labelled
 
 _FONT = "font-family='Helvetica, Arial, sans-serif'"
 _LEFT, _RIGHT, _TOP = 64, 204, 72
@@ -58,9 +58,7 @@ def render_svg(views: Sequence[View], title: str) -> str:
 
 def _measure(views: Sequence[View], title: str) -> _Frame:
     end = max(view.timeline.end for view in views)
-    times = sorted(timed.end - timed.start for view in views for rank in view.timeline.ranks for timed in rank)
-    # Measured times have outliers: readable labels on all but the shortest tenth are enough.
-    short = next((time for time in times[len(times) // 10 :] if time > 0), 1.0)
+    short = shortest_labelled(views)
     unit = min(_WIDEST_UNIT, max(_NARROWEST_UNIT, _AIM * short / end if end else _WIDEST_UNIT))
     n_bands = max(1, round(end / short * unit / _AIM))
     # At least one action wide: a recording can consist of actions that took no time.

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from archon_pipeline.palette import MEANING, colour, text_colour
 from archon_pipeline.timeline import TimedAction
-from archon_pipeline.view import View, round_step
+from archon_pipeline.view import View, round_step, shortest_labelled
 
 _LABELLED_BANDS = 4
 """Most bands of a drawing with micro-batch numbers; where more would be needed, only kinds are written."""
@@ -68,9 +68,7 @@ def _row_name(view: View, rank: int) -> str:
 
 def _choose_scale(views: Sequence[View], columns: int) -> _Scale:
     end = max(view.timeline.end for view in views)
-    times = sorted(timed.end - timed.start for view in views for rank in view.timeline.ranks for timed in rank)
-    # Measured times have outliers: readable labels on all but the shortest tenth are enough.
-    short = next((time for time in times[len(times) // 10 :] if time > 0), 1.0)
+    short = shortest_labelled(views)
     label = 1 + len(str(max(view.n_micro_batches for view in views) - 1))
     for cell in (label + 1, label):
         n_bands = _count_bands(end / short * cell, columns)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from archon_core.contracts.pipeline import Action, ActionKind
@@ -100,6 +101,15 @@ class View:
             tuple(stage for stage, holder in enumerate(rank_of) if holder == rank)
             for rank in range(len(self.timeline.ranks))
         ]
+
+
+def shortest_labelled(views: Sequence[View]) -> float:
+    """Duration of the shortest actions whose labels a drawing keeps readable, which sets its scale.
+
+    Measured times have outliers, so the shortest tenth of the actions may be unreadable.
+    """
+    times = sorted(timed.end - timed.start for view in views for rank in view.timeline.ranks for timed in rank)
+    return next((time for time in times[len(times) // 10 :] if time > 0), 1.0)
 
 
 def round_step(least: float) -> float:

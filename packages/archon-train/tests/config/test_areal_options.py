@@ -122,6 +122,12 @@ def test_references_through_options_without_effect_keep_their_value(load: Load) 
     assert load(text).config.experiment_name == "a"
 
 
+def test_options_without_effect_that_refer_to_each_other_are_refused(load: Load) -> None:
+    text = "total_train_epochs: 1\nworkflow: ${eval_workflow}\neval_workflow: ${workflow}\n"
+    with pytest.raises(ConfigError, match=r"experiment_name: found \$\{.*workflow\}, but there is no option"):
+        load(text + "experiment_name: ${eval_workflow}\n")
+
+
 @dataclass
 class Sampling:
     level: str = "token"

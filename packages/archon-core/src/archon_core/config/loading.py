@@ -138,7 +138,7 @@ def read_tree(
 
 
 def _refuse_other_files(merged: RawMapping, unknown: RawMapping, schema: type) -> None:
-    """Raise for a file of another kind: nobody knows any of its names, and none resembles a known one."""
+    """Raise for a file of another kind: none of its names is known or resembles a known one."""
     names = list(merged.entries)
     known = list(field_types(schema))
     if not names or any(name in known or name not in unknown.entries or did_you_mean(name, known) for name in names):

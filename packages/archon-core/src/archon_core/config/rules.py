@@ -46,7 +46,7 @@ def broken_rules(section: Any) -> Iterator[tuple[str, str]]:
         allowed = None if value is None or rule is None else rule(value)
         if allowed is not None:
             fix = f"; {f.metadata['fix']}" if f.metadata["fix"] else ""
-            yield f.name, f"found {_shown(value)}; allowed are {allowed}{fix}"
+            yield f.name, f"found {shown_value(value)}; allowed are {allowed}{fix}"
 
 
 def one_of(*choices: str) -> Rule:
@@ -106,9 +106,11 @@ def path_or_id(value: str) -> str | None:
     return None
 
 
-def _shown(value: Any) -> str:
-    text = repr(value) if isinstance(value, str) else f"{value}"
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
+def shown_value(value: Any) -> str:
+    """A value for messages, shortened; a text in quotes."""
+    plain = f"{value}"
+    text = repr(value) if isinstance(value, str) else plain
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(plain)} characters)"
 
 
 def _is_too_long(text: str) -> bool:

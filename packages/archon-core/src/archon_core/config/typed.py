@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from archon_core.config.raw import RawList, RawMapping, RawNode, RawScalar
+from archon_core.config.rules import shown_value
 from archon_core.errors import did_you_mean
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 """YAML's booleans, in lower case. They mean the same in a typed option and, without quotes, in a free-form section."""
 _BOOLEANS = _WORDS | {"1": True, "0": False}
-MAX_SHOWN = 200
 MAX_DIGITS = 300
 """Longer numbers are refused: Python itself does not parse or print thousands of digits."""
 _INTEGER = re.compile(r"[-+]?\d+(?:_\d+)*")
@@ -256,8 +256,7 @@ def found(node: RawNode) -> str:
         return "a list"
     if node.is_null:
         return "null"
-    text = repr(node.text)
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(node.text)} characters)"
+    return shown_value(node.text)
 
 
 def _members(annotation: Any) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from archon_core.config.dialect import Dialect, Verdict
 from archon_core.config.packages import MissingPackage, missing_package
-from archon_core.config.raw import REFERENCE, RawList, RawMapping, RawNode, RawScalar, prune, shown
+from archon_core.config.raw import MAX_REFERENCES, REFERENCE, RawList, RawMapping, RawNode, RawScalar, prune, shown
 from archon_core.config.root import RootSchema
 from archon_core.config.sections import SectionChoice
 from archon_core.config.typed import Problem, field_types, knows, section_of
@@ -166,12 +166,15 @@ def _inlined(tree: RawMapping, whole: RawMapping, removed: set[str]) -> RawMappi
         return any(name == path or name.startswith(f"{path}.") for path in removed)
 
     def text(match: re.Match[str]) -> str:
-        name, target = match["name"], whole.get(match["name"])
-        while is_removed(name) and isinstance(target, RawScalar):
+        name = match["name"]
+        for _ in range(MAX_REFERENCES):  # references may lead back to themselves
+            target = whole.get(name)
+            if not is_removed(name) or not isinstance(target, RawScalar):
+                break
             further = REFERENCE.fullmatch(target.text)
-            if further is None or further["name"] == name:
+            if further is None:
                 return target.text
-            name, target = further["name"], whole.get(further["name"])
+            name = further["name"]
         return match[0] if name == match["name"] else f"${{{name}}}"
 
     def inline(node: RawNode) -> RawNode:

@@ -138,7 +138,7 @@ class _Builder:
     def _alias(self, event: Any) -> RawNode:
         if event.anchor not in self._anchors:
             raise self._error(
-                event, f"'*{event.anchor}' stands for no complete value above it; define '&{event.anchor}'"
+                event, f"'*{event.anchor}' refers to no complete value above it; define '&{event.anchor}'"
             )
         # Aliases count in full, so that a few lines cannot expand to billions of nodes.
         self._grow(event, self._sizes[event.anchor])
@@ -147,7 +147,7 @@ class _Builder:
     def _grow(self, event: Any, nodes: int) -> None:
         self._count += nodes
         if self._count > MAX_NODES:
-            raise self._error(event, f"the file stands for more than {MAX_NODES} values; write fewer or use no aliases")
+            raise self._error(event, f"the file expands to more than {MAX_NODES} values; write fewer or use no aliases")
 
     def _is_plain(self, event: Any) -> bool:
         if event.tag is not None and event.tag not in _SCALAR_TAGS and event.tag != "!":

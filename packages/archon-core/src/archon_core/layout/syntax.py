@@ -52,7 +52,7 @@ def read_layout(text: str, backends: Mapping[str, Backend]) -> Layout:
     name, _, body = text.partition(":")
     backend = backends.get(name)
     if backend is None:
-        _fail_backend(text, name, backends)
+        _fail_backend(name, backends)
     start = len(f"{name}:")
     if not backend.letters:
         if text != name:
@@ -71,7 +71,7 @@ def _fail(
     raise UnreadableError(Fault(((start, end),), found, allowed, advice, candidates))
 
 
-def _fail_backend(text: str, name: str, backends: Mapping[str, Backend]) -> NoReturn:
+def _fail_backend(name: str, backends: Mapping[str, Backend]) -> NoReturn:
     known = f"a backend, one of {', '.join(sorted(backends))}, then a colon"
     if re.match(r"[(0-9]|$", name) or SIZES.fullmatch(name):
         _fail(0, 0, "no backend before the sizes", known)

@@ -10,7 +10,6 @@ Imports neither torch nor transformers, because dry runs read the same files.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError, ModelError
-from archon_core.unique_names import NameTwiceError, unique_names
+from archon_core.models.json_file import json_kind, read_entries
 
 GENERATION_CONFIG = "generation_config.json"
 OPTION = "gconfig.stop_token_ids"
@@ -124,23 +123,6 @@ def config_ends(config: Mapping[str, Any], where: str) -> ModelEnds:
     return _checked(ModelEnds(f"eos_token_id in {where}", ids, _vocab_size(config)))
 
 
-def read_entries(file: Path) -> Mapping[str, Any]:
-    """The entries of a model's JSON file.
-
-    Raises:
-        ModelError: the file is unreadable, not a JSON object, or has a name twice in one object.
-    """
-    try:
-        entries = json.loads(file.read_bytes().decode("utf-8"), object_pairs_hook=unique_names)
-    except NameTwiceError as error:
-        raise ModelError(f"{file}: found the name {error} twice in one object; keep one of them") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: cannot read it as JSON ({error}); copy the file again") from error
-    if not isinstance(entries, dict):
-        raise ModelError(f"{file}: found {_json_kind(entries)}; allowed is a JSON object; copy the file again")
-    return entries
-
-
 def _entry(config: Mapping[str, Any], name: str) -> Any:
     """An entry at the top level of a configuration, or in its section of the language model."""
     if config.get(name) is not None:
@@ -159,17 +141,12 @@ def _ids(value: Any, where: str) -> tuple[int, ...]:
     # JSON's true is an int in Python.
     wrong = [i for i in ids if not isinstance(i, int) or isinstance(i, bool)]
     if wrong:
-        found = _json_kind(wrong[0])
+        found = json_kind(wrong[0])
         raise ModelError(
             f"{where}: found {found}; allowed is a token id, a list of token ids, or null; correct it, or copy the "
             "file again"
         )
     return tuple(dict.fromkeys(ids))
-
-
-def _json_kind(value: Any) -> str:
-    """A JSON value for a message: its kind if it is a list or an object, otherwise the shortened value."""
-    return {list: "a list", dict: "an object"}.get(type(value)) or json.dumps(value)[:60]
 
 
 def _checked(model: ModelEnds) -> ModelEnds:

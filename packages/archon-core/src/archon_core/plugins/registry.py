@@ -200,8 +200,8 @@ def build_registry(discovery: Discovery, environment: Mapping[str, str]) -> Regi
         ignored = disabled & {normalise(unreadable.name), "all"}
         plugins.append(replace(unreadable, status="disabled") if ignored else unreadable)
     problems = [
-        f"ARCHON_DISABLE_PLUGINS: found {name!r}, which disables nothing; allowed are all, "
-        f"{', '.join(dict.fromkeys(installed)) or 'and no plugin is installed'}; correct or remove the name"
+        f"ARCHON_DISABLE_PLUGINS: found {name!r}, which disables nothing; allowed are "
+        f"{', '.join(dict.fromkeys(['all', *installed]))}; correct or remove the name"
         f"{did_you_mean(name, sorted(names))}"
         for name in sorted(disabled - names - {"all"})
     ]

@@ -79,7 +79,7 @@ def write_error(error: RankError, path: str | None = None) -> None:
     extra = {"py_callstack": shown, "timestamp": str(int(error.time))}
     ours = {"kind": error.kind, "name": error.name, "text": error.message, "traceback": error.traceback}
     message = {"message": f"{error.name}: {error.message}", "extraInfo": extra, "archon": {**ours, "time": error.time}}
-    writing = f"{path}.writing"  # whoever reads it may read at any moment
+    writing = f"{path}.writing"  # renamed when complete, because the launcher may read at any moment
     Path(writing).write_text(json.dumps({"message": message}), encoding="utf-8")
     os.replace(writing, path)
 

@@ -16,13 +16,10 @@ from archon_core.errors import ConfigError
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.models.staged import stages_of
 from archon_engine.options.effective import EffectiveConfig
-from archon_engine.parallel.activation_checkpointing import (
-    apply_full_checkpointing,
-    apply_selective_checkpointing,
-    blocks_of,
-)
+from archon_engine.parallel.activation_checkpointing import apply_full_checkpointing, apply_selective_checkpointing
 from archon_engine.parallel.compilation import CompiledBlocks, Keeping, check_compiler
 from archon_engine.parallel.recompute_log import RecomputeLog
+from archon_engine.parallel.units import blocks_of
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ from archon_engine.models.parameter_names import weight_shapes
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.options.routing_replay import replay_without_experts
-from archon_engine.parallel.activation_checkpointing import blocks_of
 from archon_engine.parallel.plan_checks import (
     check_context_plan,
     check_refusals,
     check_tensor_plan,
     sharded_extents,
 )
+from archon_engine.parallel.units import blocks_of
 
 
 @dataclass(frozen=True)

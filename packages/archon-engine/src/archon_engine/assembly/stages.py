@@ -6,10 +6,9 @@ from __future__ import annotations
 from torch import nn
 
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec, StagePlan
-from archon_core.models.name_pattern import matches
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.options.archon import ArchonOptions
-from archon_engine.parallel.activation_checkpointing import blocks_of
+from archon_engine.parallel.units import blocks_of, units_around_blocks
 
 HEAD_RECOMPUTES = 4 / 3
 """Backward computes a head's matrix product once more than others, because logits are not kept."""
@@ -35,9 +34,7 @@ def plan_stages(
         LayoutError, ConfigError: from the split.
     """
     split = pipeline.load_part("split")
-    first_block = plan.units.index(plan.blocks)
-    after = [part for pattern in plan.units[first_block + 1 :] for part in _found(whole, pattern)]
-    before = [part for pattern in plan.units[:first_block] for part in _found(whole, pattern)]
+    before, after = units_around_blocks(whole, plan)
     return split(
         [_products(block) for _, block in blocks_of(whole, plan)],
         embed_cost=sum(parameter.shape[-1] for part in before for parameter in part.parameters()),
@@ -47,10 +44,6 @@ def plan_stages(
         options=options,
         role=role,
     )
-
-
-def _found(whole: nn.Module, pattern: str) -> list[nn.Module]:
-    return [part for name, part in whole.named_modules() if matches(pattern, name)]
 
 
 def _products(part: nn.Module) -> int:

@@ -2,8 +2,8 @@
 
 Bytes are summed as 64-bit words within pages of 32 KiB; a hash covers the sums, and the bytes after the last whole
 page. Flipped bits, zeros in place of data, and stale or misplaced pages change the result, except in one case of 2^64.
-Words that swap places within one page go undetected. It reads 25 to 50 GB/s on one core where
-CRC-32 reads 6 and SHA-256 2 (docs/performance.md).
+Words that swap places within one page go undetected. It reads 25 to 50 GB/s on one core where CRC-32 reads 6 and
+SHA-256 2 (docs/performance.md).
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from archon_core.models.end_tokens import GENERATION_CONFIG, folder_ends, read_entries
+from archon_core.models.end_tokens import GENERATION_CONFIG, folder_ends
+from archon_core.models.json_file import read_entries
 from archon_engine.checkpoint.publication import publish_text
 
 
@@ -23,7 +24,7 @@ def write_ends(folder: Path, ids: Sequence[int], *, like: Path | None = None) ->
         ModelError: a file cannot be read.
     """
     source = (like or folder) / GENERATION_CONFIG
-    entries = dict(read_entries(source)) if source.is_file() else {}
+    entries = read_entries(source) if source.is_file() else {}
     if (folder / GENERATION_CONFIG).is_file() or (folder / "config.json").is_file():
         found = folder_ends(folder).ids
         if set(found) == set(ids):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ConfigError, ModelError, did_you_mean
+from archon_core.models.json_file import read_entries
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
 from archon_engine.models.rope_entries import older_rope_entries, repeats_rope_value
@@ -60,14 +61,7 @@ def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
         raise ModelError(
             f"model path {str(source)!r}: found no config.json in {file.parent}; give a Hugging Face checkpoint folder"
         )
-    try:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{file}: cannot read it as JSON ({error}); copy the file again") from error
-    if not isinstance(entries, dict):
-        kind = "a list" if isinstance(entries, list) else json.dumps(entries)[:60]
-        raise ModelError(f"{file}: found {kind}; allowed is a JSON object; copy the file again")
-    config = _from_entries(entries, str(file))
+    config = _from_entries(read_entries(file), str(file))
     config.name_or_path = str(source)
     return config
 

@@ -6,17 +6,17 @@ recomputed from the weights that FSDP2 gathered for its backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from archon_core.models.name_pattern import matches
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.compat import ignore_profiler_marks
 from archon_engine.parallel.recompute_log import RecomputeLog
+from archon_engine.parallel.units import blocks_of
 
 _KEPT_NAMES = (
     "mm",
@@ -54,11 +54,6 @@ def is_kept(operation: Any) -> bool:
     if namespace in _KEPT_NAMESPACES:
         return name != _WAIT
     return (namespace == "aten" and name in _KEPT_NAMES) or name in ("flex_attention", _EXPERTS)
-
-
-def blocks_of(module: nn.Module, plan: ParallelPlan) -> Iterator[tuple[str, nn.Module]]:
-    """Name and module of every block, in the model's order."""
-    return ((name, part) for name, part in module.named_modules() if matches(plan.blocks, name))
 
 
 def apply_full_checkpointing(

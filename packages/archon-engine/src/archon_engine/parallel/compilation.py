@@ -26,8 +26,9 @@ from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine import compat
 from archon_engine.nn.tensor_parallel import local_weight
-from archon_engine.parallel.activation_checkpointing import blocks_of, is_kept
+from archon_engine.parallel.activation_checkpointing import is_kept
 from archon_engine.parallel.recompute_log import RecomputeLog
+from archon_engine.parallel.units import blocks_of
 
 SMALLEST_BUDGET = 1e-9
 """Used instead of 0, with which AOTAutograd also recomputes random numbers and collectives, which is wrong (torch

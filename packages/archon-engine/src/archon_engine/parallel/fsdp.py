@@ -24,7 +24,7 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, Shard
 
-from archon_core.models.name_pattern import matches, matches_any
+from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine.compat import (
     forget_forward_passes,
@@ -32,6 +32,7 @@ from archon_engine.compat import (
     whole_parameters,
     widen_gradients,
 )
+from archon_engine.parallel.units import blocks_of, units_around_blocks
 
 
 @dataclass(frozen=True)
@@ -216,16 +217,10 @@ def _groups(module: nn.Module, plan: ParallelPlan) -> tuple[list[nn.Module], lis
     Units that share a parameter, such as a tied embedding and head, are in neither. A parameter belongs to one group,
     which must be gathered while either unit runs; only the root's group is gathered for the whole pass.
     """
-
-    def found(pattern: str) -> list[nn.Module]:
-        return [part for name, part in module.named_modules() if matches(pattern, name)]
-
-    first_block = plan.units.index(plan.blocks)
-    before = [part for pattern in plan.units[:first_block] for part in found(pattern)]
-    after = [part for pattern in plan.units[first_block + 1 :] for part in found(pattern)]
+    before, after = units_around_blocks(module, plan)
     users = Counter(parameter for part in (*before, *after) for parameter in part.parameters())
     early, last = (
         [part for part in parts if all(users[parameter] == 1 for parameter in part.parameters())]
         for parts in (before, after)
     )
-    return [*early, *found(plan.blocks)], last
+    return [*early, *(block for _, block in blocks_of(module, plan))], last
