@@ -19,15 +19,13 @@ from archon_train.areal.ignored import has_rules, rule_for
 from archon_train.areal.keys import (
     DATASETS,
     DEFAULTS,
-    IGNORED,
     MEGATRON_TRANSLATED,
     NULL_MEANS,
     PIPELINE_DEFAULTS,
     RENAMED,
-    SCRIPT_OPTIONS,
-    Ignored,
 )
 from archon_train.areal.names import new_name
+from archon_train.areal.rules import IGNORED, SCRIPT_OPTIONS, Ignored
 from archon_train.experiment import ROOT
 from generated.tables import code, codes, table
 

@@ -15,9 +15,10 @@ from archon_core.errors import ConfigError
 from archon_core.plugins import Registry
 from archon_train.areal.facts import classes, facts, names_in, section_classes
 from archon_train.areal.ignored import judge, rule_for
-from archon_train.areal.keys import IGNORED, fits
+from archon_train.areal.keys import fits
 from archon_train.areal.names import new_name
 from archon_train.areal.removed_names import translate_removed
+from archon_train.areal.rules import IGNORED
 from archon_train.experiment import ROOT, ExperimentConfig
 
 Load = Callable[..., LoadedConfig]

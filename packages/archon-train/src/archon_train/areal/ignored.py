@@ -18,16 +18,8 @@ from archon_train.areal.facts import (
     takes_anything,
     unknown_below,
 )
-from archon_train.areal.keys import (
-    IGNORED,
-    RENAMED,
-    SCRIPT_OPTIONS,
-    SCRIPT_REASON,
-    SECTIONS,
-    SHARED_BY_OWNER,
-    Ignored,
-    fits,
-)
+from archon_train.areal.keys import RENAMED, SECTIONS, fits
+from archon_train.areal.rules import IGNORED, SCRIPT_OPTIONS, SCRIPT_REASON, SHARED_BY_OWNER, Ignored
 
 TYPO = 0.8
 """Similarity, from 0 to 1, above which a top-level name counts as a misspelt option."""

@@ -1,7 +1,7 @@
 """Runs AReaL's ``megatron:`` backends in the Archon engine: the same layout, and the nearest option for each of theirs.
 
 The layout letters mean the same in both. Recomputation and schedules change memory and speed, never the numbers, so the
-nearest setting is enough. The table ``keys.IGNORED`` lists what the other options under ``megatron`` become.
+nearest setting is enough. The table ``rules.IGNORED`` lists what the other options under ``megatron`` become.
 """
 
 from __future__ import annotations
