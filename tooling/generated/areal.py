@@ -15,7 +15,7 @@ from archon_core.config.typed import knows
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_engine.options.archon import ArchonOptions
 from archon_train.areal.facts import Fact, classes, facts, names_in, section_classes
-from archon_train.areal.ignored import has_rules, rule_for
+from archon_train.areal.ignored import is_open, rule_for
 from archon_train.areal.keys import (
     DATASETS,
     DEFAULTS,
@@ -39,6 +39,13 @@ ENGINE_NOTES = {
     "use_deterministic_algorithms": "also sets the variables of torch 2.13's Inductor",
 }
 
+ELSEWHERE = {
+    "recover.mode": "`trainer.auto_resume` or `trainer.resume`",
+    "allocation_mode": "ignored, as a decision that shows the backends to write",
+    "train_dataset.type": "`algorithm`",
+}
+"""Options whose values are translated one by one (``archon_train.areal.meaning``)."""
+
 
 def _ours(option: str) -> str:
     """Archon's default of an option, with the sections of the plugins that a file without entries uses."""
@@ -53,18 +60,10 @@ def render_engine_options() -> str:
     unknown = set(ENGINE_NOTES) - {field.name for field in dataclasses.fields(ArchonOptions)}
     assert not unknown, f"no options of ours: {unknown}"
     rows = []
-    for field in dataclasses.fields(ArchonOptions):
-        name = field.name
+    for name in (field.name for field in dataclasses.fields(ArchonOptions)):
         theirs = facts(f"actor.archon.{name}")
-        ours = _ours(f"actor.archon.{name}")
-        rows.append(
-            [
-                code(field.name),
-                code(theirs[0].shown_default) if theirs else "no such option",
-                code(ours),
-                ENGINE_NOTES.get(name, ""),
-            ]
-        )
+        default = code(theirs[0].shown_default) if theirs else "no such option"
+        rows.append([code(name), default, code(_ours(f"actor.archon.{name}")), ENGINE_NOTES.get(name, "")])
     return table(["`actor.archon`", "AReaL's default", "Archon's default", ""], rows)
 
 
@@ -130,9 +129,8 @@ def render_options() -> str:
     ]
     paths = _paths_by_class()
     for owner in classes():
-        own = [(fact, path) for fact, path in paths.get(owner, ()) if fact.owner == owner]
-        if own:
-            rows = [[code(fact.name), code(fact.shown_default), _outcome(path)] for fact, path in own]
+        if owner in paths:
+            rows = [[code(fact.name), code(fact.shown_default), _outcome(path)] for fact, path in paths[owner]]
             page += [f"## {owner}\n", table(["option", "AReaL's default", "in Archon"], rows)]
     return "\n".join(page)
 
@@ -158,16 +156,13 @@ def _walk(section: str) -> Iterator[str]:
 
 def _outcome(path: str) -> str:
     path = new_name(path) or path
-    fact = facts(path)
     if _is_honoured(path):
         return _option(path)
     if path in ELSEWHERE:
         return ELSEWHERE[path]
     rule = _rule_above(path)
     if rule is None:
-        if section_classes(fact) and (not fact[0].may_be_null or has_rules(path)):
-            return "a section"
-        return "refused"
+        return "a section" if is_open(path) else "refused"
     if rule.otherwise == "error":
         return f"refused, except {codes(rule.harmless)}: {rule.reason}"
     return rule.reason if rule.otherwise == "translated" else f"no effect: {rule.reason}"
@@ -180,14 +175,6 @@ def _rule_above(path: str) -> Ignored | None:
             return rule
         path = path.rpartition(".")[0]
     return None
-
-
-ELSEWHERE = {
-    "recover.mode": "`trainer.auto_resume` or `trainer.resume`",
-    "allocation_mode": "ignored, as a decision that shows the backends to write",
-    "train_dataset.type": "`algorithm`",
-}
-"""Options whose values are translated one by one (``archon_train.areal.meaning``)."""
 
 
 @functools.cache
