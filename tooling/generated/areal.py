@@ -51,8 +51,7 @@ def _ours(option: str) -> str:
     """Archon's default of an option, with the sections of the plugins that a file without entries uses."""
     root = ROOT.with_engines(registry().all(TrainEngineSpec))
     schema = build_schema(ROOT.schema, choose_sections(registry(), RawMapping({}), root).used)
-    text = default_text(schema, option) or "null"
-    return text.lower() if text in ("True", "False") else text
+    return default_text(schema, option) or "null"
 
 
 def render_engine_options() -> str:
