@@ -157,16 +157,14 @@ def map_bytes(path: Path, size: int) -> Tensor:
 def check_region(path: Path, region: Region, found: str) -> None:
     """Raise DamagedError if the checksum ``found`` differs from the region's."""
     if found != region.checksum:
-        raise _damaged(
-            path, f"bytes {region.start} to {region.start + region.size} differ from those that were written"
-        )
+        raise _damaged(path, f"bytes {region.start} to {region.start + region.size} differ from the written ones")
 
 
 def check_frame(path: Path, sealed: SealedFile) -> None:
     """Raise DamagedError if bytes outside the regions have changed."""
     with path.open("rb") as file:
         if frame_checksum(_frame_of(file, sealed)) != sealed.frame:
-            raise _damaged(path, "bytes between its tensors differ from those that were written")
+            raise _damaged(path, "bytes between its tensors differ from the written ones")
 
 
 def check_file(path: Path, sealed: SealedFile) -> None:
