@@ -16,7 +16,8 @@ from archon_core.config.sections import choose_sections
 from archon_core.config.typed import field_types, section_of, takes_anything
 from archon_core.contracts.engine_config import ROLES
 from archon_core.plugins import SPEC_TYPES, TrainEngineSpec, registry
-from archon_train.areal.keys import IGNORED, RENAMED, SECTIONS
+from archon_train.areal.keys import RENAMED, SECTIONS
+from archon_train.areal.rules import IGNORED
 from archon_train.experiment import ROOT, ExperimentConfig
 
 Names = dict[str, "Names"]

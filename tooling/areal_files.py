@@ -1,12 +1,12 @@
-"""What Archon makes of AReaL's example configurations.
+"""Dry runs of AReaL's example configurations.
 
-    python tooling/areal_files.py EXAMPLES.jsonl           # prints file, outcome and reason, as a dry run has them
+    python tooling/areal_files.py EXAMPLES.jsonl           # prints file, outcome and reason
     python tooling/areal_files.py EXAMPLES.jsonl --store   # also stores the files as facts, for tests and documentation
     python tooling/areal_files.py                          # the stored files
 
 A line of ``EXAMPLES.jsonl`` has ``file``, a path below AReaL's ``examples``, and ``config``, its keys and values.
-``STORED`` lists every value once, with the numbers of the files that have it. Values without any effect, such as
-commands, are left out of it.
+``STORED`` lists every value once, with the numbers of the files that have it. Values that describe the authors'
+machines are replaced.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Outcome:
     Attributes:
         file: path below AReaL's ``examples``.
         outcome: ``runs``, ``accepted`` if the dry run exits with 0 but this machine lacks something, or ``refused``.
-        reason: what is missing; empty for a file that runs.
+        reason: the errors, or what this machine lacks; empty for a file that runs.
     """
 
     file: str
@@ -64,7 +64,7 @@ def outcomes(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
 
 
 def dry_run(path: Path, file: str) -> Outcome:
-    """What ``archon train PATH --dry-run`` finds."""
+    """The result of ``archon train PATH --dry-run``."""
     try:
         loaded = load_config(path, allow_missing=True)
     except ArchonError as error:

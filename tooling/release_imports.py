@@ -85,7 +85,7 @@ def package_imports(source: Path) -> dict[str, str]:
 
 
 def known_distributions(packages: Iterable[Package]) -> dict[str, Collection[str]]:
-    """Top-level module -> distributions that hold it: those of this environment, and ours, which are in place."""
+    """Top-level module -> its distributions: installed ones, and the packages of this repository."""
     ours = {package.import_name: (package.name,) for package in packages}
     return {**importlib.metadata.packages_distributions(), **ours}
 

@@ -15,19 +15,17 @@ from archon_core.config.typed import knows
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_engine.options.archon import ArchonOptions
 from archon_train.areal.facts import Fact, classes, facts, names_in, section_classes
-from archon_train.areal.ignored import has_rules, rule_for
+from archon_train.areal.ignored import is_open, rule_for
 from archon_train.areal.keys import (
     DATASETS,
     DEFAULTS,
-    IGNORED,
     MEGATRON_TRANSLATED,
     NULL_MEANS,
     PIPELINE_DEFAULTS,
     RENAMED,
-    SCRIPT_OPTIONS,
-    Ignored,
 )
 from archon_train.areal.names import new_name
+from archon_train.areal.rules import IGNORED, SCRIPT_OPTIONS, Ignored
 from archon_train.experiment import ROOT
 from generated.tables import code, codes, table
 
@@ -41,13 +39,19 @@ ENGINE_NOTES = {
     "use_deterministic_algorithms": "also sets the variables of torch 2.13's Inductor",
 }
 
+ELSEWHERE = {
+    "recover.mode": "`trainer.auto_resume` or `trainer.resume`",
+    "allocation_mode": "ignored, as a decision that shows the backends to write",
+    "train_dataset.type": "`algorithm`",
+}
+"""Options whose values are translated one by one (``archon_train.areal.meaning``)."""
+
 
 def _ours(option: str) -> str:
     """Archon's default of an option, with the sections of the plugins that a file without entries uses."""
     root = ROOT.with_engines(registry().all(TrainEngineSpec))
     schema = build_schema(ROOT.schema, choose_sections(registry(), RawMapping({}), root).used)
-    text = default_text(schema, option) or "null"
-    return text.lower() if text in ("True", "False") else text
+    return default_text(schema, option) or "null"
 
 
 def render_engine_options() -> str:
@@ -55,18 +59,10 @@ def render_engine_options() -> str:
     unknown = set(ENGINE_NOTES) - {field.name for field in dataclasses.fields(ArchonOptions)}
     assert not unknown, f"no options of ours: {unknown}"
     rows = []
-    for field in dataclasses.fields(ArchonOptions):
-        name = field.name
+    for name in (field.name for field in dataclasses.fields(ArchonOptions)):
         theirs = facts(f"actor.archon.{name}")
-        ours = _ours(f"actor.archon.{name}")
-        rows.append(
-            [
-                code(field.name),
-                code(theirs[0].shown_default) if theirs else "no such option",
-                code(ours),
-                ENGINE_NOTES.get(name, ""),
-            ]
-        )
+        default = code(theirs[0].shown_default) if theirs else "no such option"
+        rows.append([code(name), default, code(_ours(f"actor.archon.{name}")), ENGINE_NOTES.get(name, "")])
     return table(["`actor.archon`", "AReaL's default", "Archon's default", ""], rows)
 
 
@@ -132,9 +128,8 @@ def render_options() -> str:
     ]
     paths = _paths_by_class()
     for owner in classes():
-        own = [(fact, path) for fact, path in paths.get(owner, ()) if fact.owner == owner]
-        if own:
-            rows = [[code(fact.name), code(fact.shown_default), _outcome(path)] for fact, path in own]
+        if owner in paths:
+            rows = [[code(fact.name), code(fact.shown_default), _outcome(path)] for fact, path in paths[owner]]
             page += [f"## {owner}\n", table(["option", "AReaL's default", "in Archon"], rows)]
     return "\n".join(page)
 
@@ -160,16 +155,13 @@ def _walk(section: str) -> Iterator[str]:
 
 def _outcome(path: str) -> str:
     path = new_name(path) or path
-    fact = facts(path)
     if _is_honoured(path):
         return _option(path)
     if path in ELSEWHERE:
         return ELSEWHERE[path]
     rule = _rule_above(path)
     if rule is None:
-        if section_classes(fact) and (not fact[0].may_be_null or has_rules(path)):
-            return "a section"
-        return "refused"
+        return "a section" if is_open(path) else "refused"
     if rule.otherwise == "error":
         return f"refused, except {codes(rule.harmless)}: {rule.reason}"
     return rule.reason if rule.otherwise == "translated" else f"no effect: {rule.reason}"
@@ -182,14 +174,6 @@ def _rule_above(path: str) -> Ignored | None:
             return rule
         path = path.rpartition(".")[0]
     return None
-
-
-ELSEWHERE = {
-    "recover.mode": "`trainer.auto_resume` or `trainer.resume`",
-    "allocation_mode": "ignored, as a decision that shows the backends to write",
-    "train_dataset.type": "`algorithm`",
-}
-"""Options whose values are translated one by one (``archon_train.areal.meaning``)."""
 
 
 @functools.cache

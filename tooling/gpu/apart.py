@@ -15,7 +15,7 @@ from gpu.journal import read_journal, run_checks
 from gpu.records import Context, Record, Status
 
 LAST_LINES = 15
-"""Number of characters of a failed process's output to show."""
+"""Number of lines of a failed process's output to show."""
 
 GRACE = 1.0
 """Seconds for a process to write its stacks before it is killed."""

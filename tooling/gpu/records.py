@@ -111,5 +111,5 @@ class Record:
 
 
 def is_wanted(name: str, patterns: tuple[str, ...]) -> bool:
-    """Whether a check or group was asked for; everything is where there is no pattern."""
+    """Whether a pattern selects a check or group; without patterns, all are selected."""
     return not patterns or any(fnmatch(name, pattern) for pattern in patterns)

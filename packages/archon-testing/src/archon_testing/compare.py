@@ -2,8 +2,7 @@
 
 Errors are relative to the largest magnitude of the tensor, but at least to a millionth of the largest magnitude of all
 tensors of its kind at that step, since some true gradients are zero. Each matrix of a stack, such as an expert, counts
-as
-a separate tensor: an expert with few tokens has small gradients.
+as a separate tensor: an expert with few tokens has small gradients.
 """
 
 from __future__ import annotations

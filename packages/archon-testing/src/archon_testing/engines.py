@@ -41,7 +41,7 @@ that fp32 runs diverge after the first step. The learning rate differs at every 
 not restored."""
 
 BALANCING = {"moe_aux_loss": "sequence", "moe_aux_loss_coef": 0.1, "moe_z_loss_coef": 0.01}
-"""Options of archon-moe for router losses that do not depend on the split into micro-batches. Other expert
+"""Options of archon-moe that enable the router losses that do not depend on the split into micro-batches. Other expert
 packages may not have these options."""
 
 FEW_LAYERS = 4
@@ -90,12 +90,10 @@ def optimizer_of(case: Case) -> OptimizerConfig:
 
 
 def write_checkpoints(case: Case, folder: Path, attempt: int = 0) -> None:
-    """Save random weights, none of them zero or one, in Hugging Face format from one process; new ones for each
-    attempt.
+    """Save random weights, none of them zero or one, in Hugging Face format from one process; new ones per attempt.
 
     Initial weights would hide errors: zero biases that are added twice, norm weights of one that are not applied. A
-        model
-    that can start without some of its weights, such as a critic, gets a second checkpoint without them.
+    model that can start without some of its weights, such as a critic, gets a second checkpoint without them.
     """
     engine = build_engine(case.reference, None)
     fill_weights(engine.parameters, case.seed, attempt, starts=starting_points(engine.module))
@@ -110,8 +108,7 @@ def write_checkpoints(case: Case, folder: Path, attempt: int = 0) -> None:
 
 
 def partial_checkpoint(folder: Path) -> Path | None:
-    """The reference's checkpoint without the weights that a model may initialise; ``None`` if it may initialise
-    none."""
+    """The reference's checkpoint without the weights that a model may initialise; ``None`` if there are none."""
     path = folder / HEADLESS
     return path if path.is_dir() else None
 

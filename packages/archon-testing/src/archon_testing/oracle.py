@@ -35,7 +35,7 @@ MOST_REFERENCES_AT_ONCE = 4
 
 _RANKS = "archon_testing.oracle_ranks"
 _COMPUTE = FunctionReference(_RANKS, "compute_references")
-_HOLD = FunctionReference(_RANKS, "compare_with_references")
+_COMPARE = FunctionReference(_RANKS, "compare_with_references")
 
 _DIAGNOSING = "archon_testing.diagnosing"
 _OUTPUTS = FunctionReference(_DIAGNOSING, "write_outputs")
@@ -226,7 +226,7 @@ class Oracle:
 
         jobs = [(case, self._place(case)) for case in cases]
         patch = None if before is None else FunctionReference.of(before)
-        return World(_HOLD, n_ranks, (jobs, scratch, patch), self._time_limit, collect, show_output=False)
+        return World(_COMPARE, n_ranks, (jobs, scratch, patch), self._time_limit, collect, show_output=False)
 
     def _missing(self, cases: Sequence[Case]) -> list[tuple[Case, Path]]:
         places = {self._place(case): case.reference for case in cases}

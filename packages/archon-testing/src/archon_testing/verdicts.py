@@ -16,9 +16,8 @@ NOTHING = "nothing was recorded"
 """Name of the deviation of a quantity that was not recorded."""
 LIMITS: Mapping[str, float] = {"float64": 1e-9, "float32": 1e-5, "bfloat16": 0.25}
 """In float64, rounding cannot hide a bug; float32 uses other code paths, such as grouped matrix products. bfloat16
-rounds
-to 8 bits after every operation: even on one process, single elements of gradients differ by up to 0.09 of the largest
-one. The purpose of the bfloat16 step does not depend on this limit (see ``precision``)."""
+rounds to 8 bits after every operation: even on one process, single elements of gradients differ by up to 0.09 of the
+largest one. The purpose of the bfloat16 step does not depend on this limit (see ``precision``)."""
 
 NARROW_LIMITS: Mapping[tuple[str, Quantity], float] = {
     ("bfloat16", "loss"): 0.01,
@@ -112,7 +111,7 @@ class RankReport:
 
     Attributes:
         verdict: of its shards.
-        shared: numbers that every rank must have alike to the last bit, by what they are.
+        shared: name -> number that must be equal to the last bit on all ranks.
         data_rank: its data rank.
         outputs: a checksum of its per-token outputs, equal for all ranks of one data rank.
         missing: parameters of the model that it does not have.

@@ -21,7 +21,7 @@ from archon_testing.requested_model import RequestedModel
 from archon_testing.verdicts import Verdict
 from archon_testing.worlds import run_world
 
-_REASONS_AGAINST = FunctionReference("archon_testing.fitting", "misfits")
+_MISFITS = FunctionReference("archon_testing.fitting", "misfits")
 _REFUSED = FunctionReference("archon_testing.fitting", "refused_variants")
 
 Advance = Callable[[], None]
@@ -122,7 +122,7 @@ def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) 
     texts = candidate_layouts(runnable_axes(), model.spec.capabilities, world, schedules=schedules)
     cases = [variant_case(model.entries, variant, model=model.spec.name) for variant in variants]
     plain = [f"{DEFAULT_BACKEND}:{text}" for text in texts if "-" not in text]
-    [found] = run_world(_REASONS_AGAINST, 1, (cases, plain), time_limit=120, show_output=False)
+    [found] = run_world(_MISFITS, 1, (cases, plain), time_limit=120, show_output=False)
     if isinstance(found, ArchonError):
         raise found
     reasons = {text.partition(":")[2]: reason for text, reason in found.items()}

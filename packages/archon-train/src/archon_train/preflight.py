@@ -81,7 +81,7 @@ class _Planner:
     def plan(self) -> None:
         problem = self.why_nothing_to_train()
         if problem is not None:
-            self.wrong(problem)  # the rest of the file would report what only follows from this
+            self.wrong(problem)  # other obstacles would only follow from it
             return
         for option in self.loaded.missing:
             self.need(option.package, option.option)

@@ -30,7 +30,7 @@ def explain_visual(models: Iterable[tuple[str, str]], datasets: Iterable[tuple[s
     found += [f"{option}={path}" for option, path in datasets if is_visual_dataset(path)]
     if not found:
         return None
-    return f"visual models and data sets: found {', '.join(found)}; allowed are those of text: {NEEDED}"
+    return f"visual models and data sets: found {', '.join(found)}; allowed are text models and text data: {NEEDED}"
 
 
 def is_visual_model(path: str) -> bool:

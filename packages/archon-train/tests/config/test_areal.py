@@ -15,13 +15,13 @@ from archon_core.errors import ConfigError
 from archon_train.areal.ignored import judge
 from archon_train.areal.keys import (
     DEFAULTS,
-    IGNORED,
     NULL_MEANS,
     PIPELINE_DEFAULTS,
     RENAMED,
     SECTIONS,
 )
 from archon_train.areal.names import new_name, rename
+from archon_train.areal.rules import IGNORED
 from archon_train.experiment import ROOT, ExperimentConfig
 
 Load = Callable[..., LoadedConfig]

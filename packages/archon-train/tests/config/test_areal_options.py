@@ -15,9 +15,10 @@ from archon_core.errors import ConfigError
 from archon_core.plugins import Registry
 from archon_train.areal.facts import classes, facts, names_in, section_classes
 from archon_train.areal.ignored import judge, rule_for
-from archon_train.areal.keys import IGNORED, fits
+from archon_train.areal.keys import fits
 from archon_train.areal.names import new_name
 from archon_train.areal.removed_names import translate_removed
+from archon_train.areal.rules import IGNORED
 from archon_train.experiment import ROOT, ExperimentConfig
 
 Load = Callable[..., LoadedConfig]
@@ -286,8 +287,8 @@ def test_images_are_refused_by_name_before_anything_else(load: Load, text: str, 
     with pytest.raises(ConfigError) as error:
         load(text + "total_train_epochs: 1\nrollout: {use_lora: true}\n")
     assert str(error.value).partition(": ")[2] == (
-        f"visual models and data sets: found {found}; allowed are those of text: images need models with a vision "
-        "encoder, and batches with pixels"
+        f"visual models and data sets: found {found}; allowed are text models and text data: images need models with a "
+        "vision encoder, and batches with pixels"
     )
 
 
@@ -304,8 +305,8 @@ def test_a_file_takes_the_options_of_the_files_in_its_defaults_list(load: Load, 
     [
         ("[missing, _self_]", r"config\.yaml:1: defaults: .*missing\.yaml: cannot be read"),
         ("[base]", r"config\.yaml:1: defaults: found _self_ 0 times; allowed is _self_ once"),
-        ("[db/mysql, _self_]", r"defaults: found 'db/mysql'; allowed is names of YAML files"),
-        ("[{db: mysql}, _self_]", r"defaults: found an entry that is no name; allowed is"),
+        ("[db/mysql, _self_]", r"defaults: found 'db/mysql'; allowed are names of YAML files"),
+        ("[{db: mysql}, _self_]", r"defaults: found an entry that is not a name; allowed are"),
         ("[config, _self_]", r"defaults: found a chain of 32 files"),
     ],
 )

@@ -394,7 +394,7 @@ def test_one_of_several_that_build_experts_must_be_chosen(load: Load, with_exper
 def test_a_run_on_images_has_no_other_obstacle(load: Load, complete: Registry, tmp_path: Path) -> None:
     images = "actor: {path: Qwen/Qwen2-VL-7B, backend: 'able:d4'}\ncluster: {n_gpus_per_node: 1}\n"
     (text,) = config_errors(plan(load, complete, images))
-    assert text.startswith("visual models and data sets: found actor.path=Qwen/Qwen2-VL-7B; allowed are those of text")
+    assert text.startswith("visual models and data sets: found actor.path=Qwen/Qwen2-VL-7B; allowed are text models")
     folder = tmp_path / "my-VL-model"
     folder.mkdir()
     (folder / "config.json").write_text('{"model_type": "qwen3"}')

@@ -60,8 +60,10 @@ class RootSchema:
 
 
 def default_text(schema: type, option: str) -> str | None:
-    """The default of an option, as text; ``None`` if it is null or ``schema`` has no such option."""
+    """The default of an option, as a file would write it; ``None`` if it is null or ``schema`` has no such option."""
     value = default_of(schema, option)
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return None if value is None else str(value)
 
 

@@ -107,7 +107,7 @@ def _only_in_full_size(source: HFSource, twin: Twin) -> Iterator[Gap]:
     other = sorted(_forms_of_names(whole) ^ _forms_of_names(twin.module))
     if other:
         shown = ", ".join(other[:6]) + (" and others" if len(other) > 6 else "")
-        yield Gap("layer", f"in full size, some layers are made otherwise than those of a small model: {shown}")
+        yield Gap("layer", f"in full size, some layers have other parameters than in a small model: {shown}")
 
 
 def _forms_of_names(module: nn.Module) -> set[str]:

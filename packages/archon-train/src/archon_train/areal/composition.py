@@ -1,4 +1,4 @@
-"""Hydra's ``defaults`` list, by which a file of AReaL takes the options of other files."""
+"""Hydra's ``defaults`` list, which adds the options of other files to a file of AReaL."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from archon_core.errors import ConfigError
 SELF = "_self_"
 GLOBAL = "@_global_"
 MAX_FILES = 32
-ALLOWED = f"names of YAML files beside this one, in the form NAME or NAME{GLOBAL}, and {SELF}"
+ALLOWED = f"allowed are names of YAML files beside this one, in the form NAME or NAME{GLOBAL}, and {SELF}"
 
 
 def compose(tree: RawMapping, folder: Path, depth: int = 0) -> RawMapping:
@@ -32,9 +32,9 @@ def compose(tree: RawMapping, folder: Path, depth: int = 0) -> RawMapping:
     texts = [entry.text if isinstance(entry, RawScalar) else "" for entry in entries]
     own = prune(tree, lambda path, _: path == "defaults")
     if texts.count(SELF) != 1:
-        raise _refused(names, f"{SELF} {texts.count(SELF)} times", f"{SELF} once: it says which options win")
+        raise _refused(names, f"{SELF} {texts.count(SELF)} times", f"allowed is {SELF} once: it says which options win")
     if depth == MAX_FILES:
-        raise _refused(names, f"a chain of {depth} files", "a chain that ends; correct the names")
+        raise _refused(names, f"a chain of {depth} files", "allowed is a chain that ends; correct the names")
     result = RawMapping({}, tree.source)
     for entry, text in zip(entries, texts, strict=True):
         result = merge(result, own if text == SELF else _read(entry, text, folder, depth))
@@ -44,7 +44,7 @@ def compose(tree: RawMapping, folder: Path, depth: int = 0) -> RawMapping:
 def _read(entry: RawNode, text: str, folder: Path, depth: int) -> RawMapping:
     name, package = text.removesuffix(GLOBAL), text.endswith(GLOBAL)
     if not name or "@" in name or ":" in name or ("/" in name and not package):
-        raise _refused(entry, repr(text) if text else "an entry that is no name", ALLOWED)
+        raise _refused(entry, repr(text) if text else "an entry that is not a name", ALLOWED)
     path = folder / (name if name.endswith((".yaml", ".yml")) else f"{name}.yaml")
     try:
         return compose(read_yaml(path), path.parent, depth + 1)
@@ -53,4 +53,4 @@ def _read(entry: RawNode, text: str, folder: Path, depth: int) -> RawMapping:
 
 
 def _refused(node: RawNode, found: str, allowed: str) -> ConfigError:
-    return ConfigError(f"{node.source}: defaults: found {found}; allowed is {allowed}")
+    return ConfigError(f"{node.source}: defaults: found {found}; {allowed}")

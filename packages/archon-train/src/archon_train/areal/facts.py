@@ -36,19 +36,12 @@ class Fact:
         name: its name.
         type: its annotation, as text.
         default: its default, as Python text; ``MISSING`` for a mandatory option.
-        choices: allowed values, as text; empty if any.
     """
 
     owner: str
     name: str
     type: str
     default: str
-    choices: str
-
-    @property
-    def may_be_null(self) -> bool:
-        """Whether the option is null unless a file sets it."""
-        return self.default == "None"
 
     @property
     def shown_default(self) -> str:
@@ -58,7 +51,7 @@ class Fact:
         return number[1] if number else texts.get(self.default, self.default.strip("'"))
 
     def is_default(self, node: RawNode) -> bool:
-        """Whether a file that writes ``node`` says what AReaL does anyway."""
+        """Whether ``node`` has the default value."""
         default = _value(self.default)
         return default is not _NO_VALUE and _same(default, _written(node))
 
@@ -71,14 +64,14 @@ def classes() -> dict[str, dict[str, Fact]]:
     for line in lines:
         if line.startswith(("#", "class\t")):
             continue
-        owner, bases, name, kind, default, choices = line.split("\t")
+        owner, bases, name, kind, default, _ = line.split("\t")
         inherited = {k: v for base in filter(None, bases.split(", ")) for k, v in found[base].items()}
-        found.setdefault(owner, inherited)[name] = Fact(owner, name, kind, default, choices)
+        found.setdefault(owner, inherited)[name] = Fact(owner, name, kind, default)
     return found | {name: found[base] for name, base in _WITHOUT_OWN_OPTIONS.items()}
 
 
 def facts(path: str) -> tuple[Fact, ...]:
-    """What AReaL has at a dotted name: several facts if its classes differ, none if it has no such option."""
+    """AReaL's facts about a dotted name: several if its classes differ, none if it has no such option."""
     section, _, rest = path.partition(".")
     return _facts(path) or (_facts(f"{MOVED[section]}.{rest}") if rest and section in MOVED else ())
 
@@ -124,7 +117,7 @@ def unknown_below(path: str, node: RawNode) -> Iterator[tuple[str, RawNode]]:
 
 
 def same_value(node: RawNode, text: str) -> bool:
-    """Whether a file's value is the one that ``text`` writes: ``0`` is ``0.0``, and ``True`` is ``true``."""
+    """Whether a file's value equals that of ``text``: ``0`` is ``0.0``, and ``True`` is ``true``."""
     return _same(untyped(RawScalar(text)), _written(node))
 
 

@@ -18,16 +18,8 @@ from archon_train.areal.facts import (
     takes_anything,
     unknown_below,
 )
-from archon_train.areal.keys import (
-    IGNORED,
-    RENAMED,
-    SCRIPT_OPTIONS,
-    SCRIPT_REASON,
-    SECTIONS,
-    SHARED_BY_OWNER,
-    Ignored,
-    fits,
-)
+from archon_train.areal.keys import RENAMED, SECTIONS, fits
+from archon_train.areal.rules import IGNORED, SCRIPT_OPTIONS, SCRIPT_REASON, SHARED_BY_OWNER, Ignored
 
 TYPO = 0.8
 """Similarity, from 0 to 1, above which a top-level name counts as a misspelt option."""
@@ -58,12 +50,12 @@ def judge(path: str, node: RawNode, tree: RawMapping, *, recognised: bool = True
         return Verdict(known=True)
     if isinstance(value, RawScalar) and value.is_null and section_classes(found):
         return Verdict(known=True)
-    if isinstance(node, RawMapping) and section_classes(found) and (not _is_absent(found) or has_rules(path)):
+    if isinstance(node, RawMapping) and is_open(path):
         return Verdict()  # its options are judged one by one
     role = path.partition(".")[0]
     if role in ("ref", "teacher") and found[0].owner in ("PPOActorConfig", "DPOEngineConfig"):
         return Verdict(known=True, decision=Decision(path, shown(node), "no effect", f"{role} is not trained"))
-    default = "null" if _is_absent(found) else found[0].shown_default
+    default = "null" if _is_null_by_default(found) else found[0].shown_default
     text = f"{path}: found {shown(node)}; allowed is {default}: this version does not have the option; leave it out"
     owner = found[0].owner if found[0].owner in SHARED_BY_OWNER else ""
     return Verdict(known=True, problem=Problem(node.source, text), feature=owner)
@@ -77,14 +69,29 @@ def rule_for(path: str) -> Ignored | None:
     return rule
 
 
+def is_open(section: str) -> bool:
+    """Whether AReaL has a section whose options are judged one by one.
+
+    A section that is null by default requests its feature by being written, so it is judged as a whole unless the
+    tables name options in it.
+    """
+    found = facts(section)
+    return bool(section_classes(found)) and (not _is_null_by_default(found) or bool(_named_below(section)))
+
+
 def names_below(section: str) -> list[str]:
     """AReaL's options in a section, or at the top for an empty name; empty if it has no such section."""
     if not section:
         return names_in("")
+    named = (name for name in _named_below(section) if "*" not in name)
+    return list(dict.fromkeys([*names_in(section), *named]))
+
+
+def _named_below(section: str) -> list[str]:
+    """The names and patterns that the tables have in a section."""
     length = len(section.split("."))
     patterns = [pattern.split(".") for pattern in (*RENAMED, *(rule.path for rule in IGNORED))]
-    named = [p[length] for p in patterns if len(p) > length and fits(".".join(p[:length]), section)]
-    return list(dict.fromkeys([*names_in(section), *(name for name in named if "*" not in name)]))
+    return [p[length] for p in patterns if len(p) > length and fits(".".join(p[:length]), section)]
 
 
 def _judge_by(rule: Ignored, path: str, node: RawNode, tree: RawMapping, found: tuple[Fact, ...]) -> Verdict:
@@ -102,7 +109,7 @@ def _judge_by(rule: Ignored, path: str, node: RawNode, tree: RawMapping, found: 
 
 
 def _judge_script_option(path: str, node: RawNode) -> Verdict:
-    """A top-level name that a file in AReaL's format may have for the script that reads it there."""
+    """The verdict on a top-level name that may be an option of the script that reads the file in AReaL."""
     if "." in path or _is_overridden(node):
         return Verdict()
     if path not in SCRIPT_OPTIONS and difflib.get_close_matches(path, [*SECTIONS, *names_in("")], 1, TYPO):
@@ -115,16 +122,8 @@ def _is_overridden(node: RawNode) -> bool:
     return any(source.startswith("override ") for source in sources)
 
 
-def _is_absent(found: tuple[Fact, ...]) -> bool:
-    """Whether a section is null unless a file has it, so that it asks for something by being there."""
-    return any(fact.may_be_null for fact in found)
-
-
-def has_rules(section: str) -> bool:
-    """Whether the tables name options in a section."""
-    length = len(section.split("."))
-    patterns = [pattern.split(".") for pattern in (*RENAMED, *(rule.path for rule in IGNORED))]
-    return any(len(p) > length and fits(".".join(p[:length]), section) for p in patterns)
+def _is_null_by_default(found: tuple[Fact, ...]) -> bool:
+    return any(fact.default == "None" for fact in found)
 
 
 def _is_harmless(path: str, node: RawNode, rule: Ignored, tree: RawMapping, found: tuple[Fact, ...]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archon_core.config.dialect import Translation
-from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, merge, nested, prune, shown, walk
+from archon_core.config.raw import RawMapping, RawNode, RawScalar, prune, shown, walk
 from archon_core.config.root import default_text
 from archon_core.config.typed import Problem, knows
 from archon_core.contracts.decisions import Decision
@@ -11,15 +11,9 @@ from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout import parse_layout
 from archon_train.areal.allocation_mode import allocation_mode_decision
-from archon_train.areal.keys import (
-    DATASETS,
-    DEFAULTS,
-    NULL_MEANS,
-    PIPELINE_DEFAULTS,
-    SECTIONS,
-    fits,
-)
+from archon_train.areal.keys import DATASETS, DEFAULTS, NULL_MEANS, PIPELINE_DEFAULTS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
+from archon_train.areal.raw_options import text_of, with_text
 from archon_train.areal.removed_names import translate_removed
 from archon_train.vision import explain_visual
 
@@ -67,21 +61,20 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
     for option, default in defaults.items():
         if tree.get(option) is None and knows(schema, option):
             ours = default_text(schema, option) or "null"
-            ours = "true" if ours == "True" else ours
             decisions.append(Decision(option, f"left out ({default} in AReaL)", ours, "Archon's default is used"))
     tree = translate_removed(tree, schema, decisions)
-    path = _text(tree, "data.path")
+    path = text_of(tree, "data.path")
     for option, value in DATASETS.get(path, {}).items():
         if tree.get(option) is None and knows(schema, option):
-            tree = _set(tree, option, value)
+            tree = with_text(tree, option, value)
             decisions.append(Decision(option, "left out", value, f"AReaL's choice for {path}"))
     return Translation(tree, tuple(decisions))
 
 
 def _refuse_images(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     """Raise for visual models and data sets, before anything else of their files is judged."""
-    models = {f"{role}.path": _text(tree, f"{role}.path") for role in ROLES}
-    datasets = {option: _text(tree, option) for option in ("data.path", "data.validation_path")}
+    models = {f"{role}.path": text_of(tree, f"{role}.path") for role in ROLES}
+    datasets = {option: text_of(tree, option) for option in ("data.path", "data.validation_path")}
     problem = explain_visual(models.items(), datasets.items())
     if problem is None:
         return tree
@@ -94,7 +87,7 @@ def _nulls(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     for path, node in list(walk(tree)):
         for pattern, value in NULL_MEANS.items():
             if isinstance(node, RawScalar) and node.is_null and fits(pattern, path):
-                tree = _set(tree, path, value, node.source)
+                tree = with_text(tree, path, value, node.source)
     return tree
 
 
@@ -102,7 +95,7 @@ def _scheduler(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     kind = tree.get("scheduler.type")
     if isinstance(kind, RawScalar) and kind.is_null:
         decisions.append(Decision("scheduler.type", "null", "local", "without a launcher, processes start here"))
-        return _set(tree, "scheduler.type", "local", kind.source)
+        return with_text(tree, "scheduler.type", "local", kind.source)
     return tree
 
 
@@ -113,7 +106,7 @@ def _attention(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
         node = tree.get(option)
         if isinstance(node, RawScalar) and node.text == "varlen":
             decisions.append(Decision(option, "varlen", "null", "null chooses varlen on CUDA, and sdpa elsewhere"))
-            tree = _set(tree, option, "null", node.source)
+            tree = with_text(tree, option, "null", node.source)
     return tree
 
 
@@ -123,7 +116,7 @@ def _optimizers(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
         node = tree.get(option)
         if isinstance(node, RawScalar) and node.text in ADAM:
             decisions.append(Decision(option, node.text, "adamw", ADAM[node.text]))
-            tree = _set(tree, option, "adamw", node.source)
+            tree = with_text(tree, option, "adamw", node.source)
     return tree
 
 
@@ -136,20 +129,20 @@ def _algorithm(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     reason = f"train_dataset.type is {kind.text}" + (" and there is a critic" if critic and name == "ppo" else "")
     decisions.append(Decision("algorithm", "left out", name, reason))
     tree = prune(tree, lambda path, _: path in ("train_dataset.type", "valid_dataset.type"))
-    return _set(tree, "algorithm", name, kind.source)
+    return with_text(tree, "algorithm", name, kind.source)
 
 
 def _dataset(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
-    path = _text(tree, "data.path")
+    path = text_of(tree, "data.path")
     if not path or tree.get("data.dataset") is not None:
         return tree
     name = "jsonl" if path.endswith((".jsonl", ".json")) else "hf"
     decisions.append(Decision("data.dataset", "left out", name, f"data.path is {path}"))
-    tree = _set(tree, "data.dataset", name)
-    if path in DATASETS and _text(tree, "data.validation_path") == path:
+    tree = with_text(tree, "data.dataset", name)
+    if path in DATASETS and text_of(tree, "data.validation_path") == path:
         split = DATASETS[path]["data.hf.validation_split"]
         decisions.append(Decision("data.validation_path", path, "null", f"its split {split} is held out"))
-        tree = _set(tree, "data.validation_path", "null")
+        tree = with_text(tree, "data.validation_path", "null")
     return tree
 
 
@@ -157,7 +150,7 @@ def _recover(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     mode, steps = tree.get("recover.mode"), tree.get("recover.freq_steps")
     if isinstance(steps, RawScalar) and not steps.is_null and _is_zero(tree.get("trainer.save_every")):
         decisions.append(Decision("trainer.save_every", "0", shown(steps), "recover.freq_steps asks for checkpoints"))
-        tree = _set(tree, "trainer.save_every", steps.text, steps.source)
+        tree = with_text(tree, "trainer.save_every", steps.text, steps.source)
     if isinstance(mode, RawScalar):
         options = {"resume": "trainer.resume", "auto": "trainer.auto_resume", "on": "trainer.auto_resume"}
         options["fault"] = "trainer.auto_resume"
@@ -166,7 +159,7 @@ def _recover(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
                 f"{mode.source}: recover.mode: found {shown(mode)}; allowed are auto, disabled, fault, off, on, resume"
             )
         if mode.text in options and tree.get(options[mode.text]) is None:
-            tree = _set(tree, options[mode.text], "true", mode.source)
+            tree = with_text(tree, options[mode.text], "true", mode.source)
         tree = _without(tree, "recover.mode")
     return tree
 
@@ -180,25 +173,15 @@ def _allocation_mode(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     return _without(tree, "allocation_mode")
 
 
-def _text(tree: RawMapping, option: str) -> str:
-    """The text of an option, with references resolved; empty if it is not set."""
-    _, node = follow(tree, option)
-    return node.text if isinstance(node, RawScalar) and not node.is_null else ""
-
-
 def _is_pipelined(tree: RawMapping) -> bool:
     try:
-        return parse_layout(_text(tree, "actor.backend")).dims["p"] > 1
+        return parse_layout(text_of(tree, "actor.backend")).dims["p"] > 1
     except LayoutError:
         return False  # preflight reports the error
 
 
 def _is_zero(node: RawNode | None) -> bool:
     return node is None or (isinstance(node, RawScalar) and node.text == "0")
-
-
-def _set(tree: RawMapping, option: str, text: str, source: str = "AReaL's form") -> RawMapping:
-    return merge(tree, nested(option, RawScalar(text, plain=True, source=source)))
 
 
 def _without(tree: RawMapping, option: str) -> RawMapping:

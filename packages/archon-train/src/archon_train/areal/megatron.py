@@ -1,7 +1,7 @@
 """Runs AReaL's ``megatron:`` backends in the Archon engine: the same layout, and the nearest option for each of theirs.
 
 The layout letters mean the same in both. Recomputation and schedules change memory and speed, never the numbers, so the
-nearest setting is enough. The table ``keys.IGNORED`` lists what the other options under ``megatron`` become.
+nearest setting is enough. The table ``rules.IGNORED`` lists what the other options under ``megatron`` become.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from archon_core.errors import LayoutError
 from archon_core.layout import parse_layout
 from archon_train.areal.facts import facts, same_value
 from archon_train.areal.keys import MEGATRON_TRANSLATED
+from archon_train.areal.raw_options import text_of, with_text
 
 PREFIX = "megatron:"
 REASON = "the Archon engine has Megatron's layouts"
@@ -36,15 +37,13 @@ def translate_megatron(tree: RawMapping, decisions: list[Decision]) -> RawMappin
         if isinstance(written, RawScalar) and written.text.startswith(PREFIX):
             archon = "archon:" + written.text.removeprefix(PREFIX)
             decisions.append(Decision(f"{role}.backend", written.text, archon, REASON))
-            tree = _set(tree, f"{role}.backend", archon, written.source)
+            tree = with_text(tree, f"{role}.backend", archon, written.source)
     return tree
 
 
 def _backend(tree: RawMapping, role: str) -> str:
     """The text of a role's backend; the actor's if it is empty."""
-    _, node = follow(tree, f"{role}.backend")
-    text = node.text if isinstance(node, RawScalar) and not node.is_null else ""
-    return text or (_backend(tree, "actor") if role != "actor" else "")
+    return text_of(tree, f"{role}.backend") or text_of(tree, "actor.backend")
 
 
 def _unused(tree: RawMapping, role: str, backend: str, decisions: list[Decision]) -> RawMapping:
@@ -102,7 +101,7 @@ def _recomputation(tree: RawMapping, role: str, decisions: list[Decision]) -> Ra
         "none": "nothing is recomputed",
     }[mode]
     decisions.append(Decision(options, asked, f"{target}={mode}", f"{REASON}; {reason}"))
-    return _set(tree, target, mode)
+    return with_text(tree, target, mode)
 
 
 def _schedule(tree: RawMapping, role: str, backend: str, decisions: list[Decision]) -> RawMapping:
@@ -120,7 +119,7 @@ def _schedule(tree: RawMapping, role: str, backend: str, decisions: list[Decisio
     asked = "left out (1 in AReaL)" if node is None else virtual
     reason = "1F1B has one stage per rank" if schedule == "1F1B" else "archon.pp_layers_per_stage sets their number"
     decisions.append(Decision(option, asked, f"{target}={schedule}", f"{REASON}; {reason}"))
-    return _set(tree, target, schedule)
+    return with_text(tree, target, schedule)
 
 
 def _is_on(tree: RawMapping, option: str) -> bool:
@@ -133,7 +132,3 @@ def _text(tree: RawMapping, option: str, default: str) -> str:
     if not isinstance(node, RawScalar):
         return default
     return "null" if node.is_null else node.text
-
-
-def _set(tree: RawMapping, option: str, text: str, source: str = "AReaL's form") -> RawMapping:
-    return merge(tree, nested(option, RawScalar(text, plain=True, source=source)))

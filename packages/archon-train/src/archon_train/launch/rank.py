@@ -22,7 +22,6 @@ LAUNCHER_PID = "ARCHON_LAUNCHER_PID"
 TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 """Environment variable that ``torchrun`` sets. Other launchers may end before their ranks, so they are not watched."""
 
-
 PARENT_CHECK_SECONDS = 0.5
 
 
@@ -63,8 +62,7 @@ def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> NoReturn:
 def end_with_parent(parent: int) -> None:
     """End this process at once, without clean-up, when ``parent`` is no longer its parent.
 
-    A launcher that is killed has no chance to end its ranks. The look-out is a thread, since the main one may sit in a
-    collective for as long as another rank takes.
+    A killed launcher cannot end its ranks. A thread checks for that, because the main thread may wait in a collective.
 
     Args:
         parent: process id of the launcher.

@@ -204,15 +204,15 @@ def superseded(steps: Collection[int], *, keep_last: int | None, keep_every: int
     """The steps whose checkpoints are not kept, ascending; never the last one.
 
     Args:
-        steps: of all whole checkpoints.
-        keep_last: how many of the last ones are kept; ``None`` for all.
-        keep_every: those of steps that this divides are kept as well; ``None`` for no more.
+        steps: of all complete checkpoints.
+        keep_last: number of recent checkpoints to keep; ``None`` keeps all.
+        keep_every: also keep the checkpoints of steps that are multiples of this; ``None`` keeps no others.
 
     >>> superseded([10, 20, 30, 40, 50], keep_last=2, keep_every=20)
     [10, 30]
     """
     if keep_last is None:
         return []
-    assert keep_last > 0, "a run without a checkpoint cannot go on"
+    assert keep_last > 0, "a run without a checkpoint cannot be resumed"
     older = sorted(steps)[:-keep_last]
     return [step for step in older if keep_every is None or step % keep_every]

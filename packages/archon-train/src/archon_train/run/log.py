@@ -1,4 +1,4 @@
-"""Brings what Archon logs at level INFO and above to where the user watches a run."""
+"""Shows Archon's log messages of level INFO and above in the progress display."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Notes(logging.Handler):
 
 @contextmanager
 def shown_log(note: Callable[[str], None]) -> Iterator[None]:
-    """Hand every line that Archon logs to ``note``, such as ``Progress.note``, until the block ends."""
+    """Pass every line that Archon logs to ``note``, such as ``Progress.note``, until the block ends."""
     handler = _Notes(note)
     levels = {logger: logger.level for logger in map(logging.getLogger, LOGGERS)}
     for logger in levels:

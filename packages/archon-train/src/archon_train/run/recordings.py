@@ -1,4 +1,4 @@
-"""What engines record of single steps, brought to where it belongs: a file of the run folder, or the user's screen."""
+"""Writes what engines record of single steps to the run folder, and shows logs among it to the user."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Recordings:
     note: Callable[[str], None] | None = None
 
     def take(self, recordings: Iterable[StepRecording]) -> None:
-        """Write and show them."""
+        """Write every recording to its file, and show it if it is a log."""
         for recording in recordings:
             if recording.is_log and self.note is not None:
                 self.note(recording.text)
