@@ -105,7 +105,9 @@ def test_where_a_paper_and_areal_differ_a_decision_names_both(run):
 
 
 def test_a_loss_that_is_not_quite_its_papers_says_so(run):
-    assert "arXiv:2505.22617 draws" in decisions(run, "actor.policy_loss=clip_cov")["actor.policy_loss"]
+    found = decisions(run, "actor.policy_loss=clip_cov", "actor.m2_threshold=0.04", "actor.eps_clip=0.0")
+    assert "arXiv:2505.22617 draws" in found["actor.policy_loss"]
+    assert found["actor.eps_clip"].startswith("no clipping")
 
 
 def test_bounds_without_the_decoupled_loss_are_a_decision(run):

@@ -110,6 +110,8 @@ def test_strict_turns_a_change_of_what_was_asked_into_an_error():
         ConfigError, match=r"strict: found true, and settings that .*\n  actor\.kl_ctl: found 0\.1, would use 0\.0"
     ):
         compose(archon=strict)
+    with pytest.raises(ConfigError, match=r"actor\.gae_lambda_kwargs: found \{'alpha': 1\}, would use not used"):
+        compose(archon=strict, kl_ctl=0.0, gae_lambda_kwargs={"alpha": 1})
     compose(archon=strict, kl_ctl=0.0)
 
 
@@ -192,7 +194,7 @@ def test_opo_and_maxrl_are_normalisations_of_the_reward():
         ),
         (
             {"reward_norm": NormConfig(mean_level="groups")},
-            r"reward_norm\.mean_level: found 'groups'; .* batch, group, null",
+            r"actor\.reward_norm\.mean_level: found 'groups'; allowed are batch, group; .*null for no centring",
         ),
         (
             {"adv_norm": NormConfig(std_level="group", group_size=8)},

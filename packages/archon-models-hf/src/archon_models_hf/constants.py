@@ -1,7 +1,7 @@
 """Non-persistent buffers of transformers' modules, such as rotary frequencies, and initial values of weights.
 
-Both are known to transformers alone: its ``_init_weights`` writes the first after a model has been built without
-storage, and says the second. Which is what it is called for here, one module at a time.
+Only transformers knows both: ``_init_weights`` writes the buffers of a model that was built without storage, and
+initialises the weights. It is called here for one module at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A language model of transformers, taken apart into what the engine shards and run as transformers runs it."""
+"""``HfDecoder``: a transformers language model, split into the parts that the engine shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HfDecoder(nn.Module):
     of [1, T] tokens. Only the head is Archon's, which makes no logits of all tokens.
 
     Args:
-        arguments: what to build, and what it is.
+        arguments: the configuration, and the facts found by tracing.
         stage: which part of it; ``None`` for all.
 
     Attributes:

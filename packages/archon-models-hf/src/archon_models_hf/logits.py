@@ -47,15 +47,15 @@ class _Body(nn.Module):
 
 
 def logit_form(lm: PreTrainedModel, *, body: str, head: str) -> LogitForm:
-    """What ``lm`` makes of its head's output.
+    """The scale and softcap that ``lm`` applies to its head's output.
 
     Args:
-        lm: a causal language model; nothing of it is changed.
+        lm: a causal language model; not modified.
         body: name of its base model.
         head: name of its output projection.
 
     Raises:
-        ModelError: something else than scaling and soft capping, or it cannot be called like that.
+        ModelError: it applies another function, or its forward pass fails.
     """
     values = torch.cat([torch.linspace(-60.0, 60.0, 41), torch.tensor([_SMALL, -_SMALL, _LARGE])]).double()
     hidden = values.view(1, -1, 1)

@@ -1,4 +1,4 @@
-"""What transformers calls the parts of a model, and what we call them: prefixes differ, what is below them is kept."""
+"""Names of a model's parts in transformers and in Archon: the prefixes differ, the rest is the same."""
 
 from __future__ import annotations
 

@@ -18,14 +18,14 @@ def no_pipeline(
 ) -> str:
     """Why a base model cannot be split between layers, with a fix; empty if it can.
 
-    A later stage runs the same forward pass with hidden states in place of embeddings. So what lies between embedding
-    and layers, between layers, and behind the norm must be nothing.
+    A later stage runs the same forward pass with hidden states in place of embeddings. So nothing may run between
+    embedding and layers, between layers, or after the norm.
 
     Args:
         config: of the model.
         base: transformers' base model.
         names: of its parts.
-        passes: what was seen of the run.
+        passes: the record of the run.
         embeds: the embeddings that it was given.
         last: the hidden states that it returned.
     """

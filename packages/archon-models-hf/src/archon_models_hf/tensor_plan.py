@@ -37,8 +37,8 @@ class TensorFacts:
 
     Attributes:
         roles: our pattern of a projection -> column or row.
-        gathering: those of them whose outputs every rank gets.
-        splitting: those of them of whose inputs every rank may have all.
+        gathering: column-wise projections whose outputs are gathered on every rank.
+        splitting: row-wise projections that accept whole inputs and take the rank's part of them.
         regions: our patterns of the modules that hold them.
         key_value: our patterns of the projections to key heads and to value heads, where tensor ranks can exchange
             their outputs; empty where they cannot, so that every rank must have whole key heads.

@@ -75,7 +75,7 @@ class Recorder:
 
     Attributes:
         where: whose attention it is, for messages.
-        calls: attention module -> what it asked for.
+        calls: attention module -> the facts of its call.
     """
 
     where: str
@@ -187,7 +187,7 @@ def record(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attenti
 
 
 def common_heads(attention: Iterable[AttentionFacts]) -> tuple[int, int]:
-    """Query heads, and key and value heads, that divide those of every layer."""
+    """Greatest common divisors over the layers: of the query heads, and of the key and value heads."""
     every = list(attention)
     return math.gcd(*(a.n_heads for a in every)), math.gcd(*(a.n_kv_heads for a in every))
 

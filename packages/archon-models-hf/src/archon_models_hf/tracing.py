@@ -151,7 +151,7 @@ def _run(base: nn.Module, embeds: torch.Tensor, recorder: Recorder, where: str) 
 
 
 def _with_norm(names: Names, base: nn.Module, passes: Passes, where: str) -> Names:
-    """The same with the norm, which is what has weights and runs after the layers, and with what else there is."""
+    """``names`` with the norm, the only part with weights that runs after the layers, and with the other parts."""
     children = dict(base.named_children())
     weighted = {name for name, child in children.items() if any(True for _ in child.parameters())}
     after = [name for name in passes.after_layers if name in weighted] or passes.after_layers

@@ -1,5 +1,5 @@
-"""The rules between transformers' checkpoints and our weights: prefixes, and the forms in which transformers stores
-what it keeps differently in memory, such as experts one by one."""
+"""Weight rules between transformers' checkpoints and our weights: prefixes, and tensors whose stored form differs from
+the one in memory, such as experts that are stored one by one."""
 
 from __future__ import annotations
 

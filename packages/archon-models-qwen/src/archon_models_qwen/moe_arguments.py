@@ -1,4 +1,4 @@
-"""What the decoder with experts is built from: a dense decoder's sizes and options, and those of its expert layers."""
+"""The arguments of the decoder with experts: those of the dense decoder, and the settings of its expert layers."""
 
 from __future__ import annotations
 

@@ -70,4 +70,4 @@ def _named(name: str) -> NamedSettings:
 
 
 def _data(settings: NamedSettings) -> dict:
-    return {**asdict(settings), "options": dict(settings.options), "algorithm": "grpo"}
+    return asdict(settings) | {"algorithm": "grpo"}

@@ -6,20 +6,18 @@ KL loss term, the entropy bonus) say so in their description.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option
-from archon_core.errors import ConfigError, did_you_mean
 from archon_rl.option_checks import gae_lambda_problems, normalisation_problems, policy_loss_problems
 
-NORM_LEVELS = ("batch", "group", None)
+NORM_LEVELS = ("batch", "group")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token", "sequence", "constant")
 REJECTION_METRICS = ("ratio", "kl_k1", "kl_k2", "kl_k3", "binary_kl")
 PROX_LOGP_METHODS = ("recompute", "loglinear", "metrics", "reuse_train_logp")
-TOKENIZER_KINDS = ("pretrained", "characters", "bpe")
 
 
 @dataclass
@@ -39,9 +37,9 @@ class NormConfig:
         group_size: samples per prompt; must be null or equal to ``gconfig.n_samples``.
     """
 
-    mean_level: str | None = "batch"
+    mean_level: str | None = option("batch", one_of(*NORM_LEVELS), fix="null for no centring")
     mean_leave1out: bool = False
-    std_level: str | None = "batch"
+    std_level: str | None = option("batch", one_of(*NORM_LEVELS), fix="null for no scaling")
     std_unbiased: bool = True
     eps: float = 1e-5
     group_size: int | None = None
@@ -57,10 +55,10 @@ class RejectionSamplingConfig:
     Attributes:
         level: judge every ``token``, or every ``sequence`` as a whole. With metric ``ratio``, level ``sequence`` also
             makes the geometric mean of a sequence's ratios the weight of each of its tokens.
-        action: ``mask`` takes what is out of bounds out of the loss (the mean still counts it), ``clamp`` limits the
+        action: ``mask`` takes tokens out of bounds out of the loss (the mean still counts them), ``clamp`` limits the
             weight to the bounds.
-        metric: what is bounded: the weight itself (``ratio``), an estimate of the KL (``kl_k1``, ``kl_k2``, ``kl_k3``),
-            or the larger direction of the binary KL (``binary_kl``).
+        metric: what the bounds limit: the weight itself (``ratio``), an estimate of the KL (``kl_k1``, ``kl_k2``,
+            ``kl_k3``), or the larger direction of the binary KL (``binary_kl``).
         agg: at level ``sequence``, how the metric of a sequence follows from its tokens: ``sum``, ``mean`` or ``max``;
             ratios are summed and averaged as logarithms.
         upper: upper bound.
@@ -265,11 +263,3 @@ class TokenizerOptions:
     """
 
     use_chat_template: bool = True
-
-
-def check_choice(option: str, value: str | None, allowed: Sequence[str | None]) -> None:
-    """Raise ``ConfigError`` when ``value`` is not one of ``allowed``."""
-    if value not in allowed:
-        names = ", ".join("null" if a is None else a for a in allowed)
-        hint = did_you_mean(str(value), [a for a in allowed if a])
-        raise ConfigError(f"{option}: found {value!r}; allowed are {names}{hint}")

@@ -1,10 +1,9 @@
 """The loss mask of a conversation: the tokens of the assistant turns.
 
 A chat template may mark the assistant's text with ``{% generation %}``. Without markers, two more renderings locate
-each
-assistant turn: the messages before it with the generation prompt, and the messages up to and including it. Both must be
-prefixes of the whole rendering; the turn is the text between their ends. The text itself is never searched, so message
-content that looks like a turn cannot shift the mask.
+each assistant turn: the messages before it with the generation prompt, and the messages up to and including it. Both
+must be prefixes of the whole rendering; the turn is the text between their ends. The text itself is never searched, so
+message content that looks like a turn cannot shift the mask.
 """
 
 from __future__ import annotations

@@ -10,16 +10,22 @@ from archon_rl.option_checks import LAMBDA_ARGUMENTS, lambda_form
 FORMS = {"length_adaptive": LengthAdaptiveLambda, "relative_position": RelativePositionLambda}
 
 
-def build_gae_lambda(options: PolicyOptions, decisions: list[Decision]) -> GAELambda:
-    """The form of lambda that ``actor``, which has no problems, asks for."""
+def build_gae_lambda(options: PolicyOptions, changes: list[Decision], notes: list[Decision]) -> GAELambda:
+    """The form of lambda that ``actor`` asks for.
+
+    Args:
+        options: the ``actor`` section, without problems.
+        changes: gets a decision if ``gae_lambda_kwargs`` has no effect.
+        notes: gets a decision if AReaL's name stands for one of the forms.
+    """
     asked, arguments = options.gae_lambda, options.gae_lambda_kwargs
     if not isinstance(asked, str):
         if arguments:
             reason = f"actor.gae_lambda is the number {asked:g}"
-            decisions.append(Decision("actor.gae_lambda_kwargs", str(arguments), "not used", reason))
+            changes.append(Decision("actor.gae_lambda_kwargs", str(arguments), "not used", reason))
         return ConstantLambda(asked)
     name = lambda_form(options)
     if name != asked:
-        decisions.append(Decision("actor.gae_lambda", asked, name, "the same function; Archon imports no dotted name"))
+        notes.append(Decision("actor.gae_lambda", asked, name, "the same function; Archon imports no dotted name"))
     argument, _ = LAMBDA_ARGUMENTS[name]
     return FORMS[name](float(arguments[argument]))

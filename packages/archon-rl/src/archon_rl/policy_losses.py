@@ -9,6 +9,8 @@ from archon_core.plugins import PolicyLossSpec, registry
 from archon_rl.config import PolicyOptions
 from archon_rl.losses.behaviour import BehaviourWeight, RejectionSampling
 from archon_rl.losses.m2po import SecondMomentMask
+from archon_rl.losses.objective import TokenTerm
+from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.losses.policy_term import PolicyLoss, ProximalSource
 from archon_rl.option_checks import loss_name
 
@@ -47,7 +49,7 @@ def build_policy_loss(options: PolicyOptions, changes: list[Decision], notes: li
             "masks": tuple(mask.field for mask in masks),
         },
     )
-    notes.extend(_differences(options, spec.name))
+    notes.extend(_differences(options, spec.name, loss.term))
     return PolicyLoss(loss.term, (*masks, *loss.masks))
 
 
@@ -57,7 +59,7 @@ def _rejection(options: PolicyOptions) -> RejectionSampling | None:
 
 
 def _unused_options(options: PolicyOptions, spec: PolicyLossSpec) -> list[Decision]:
-    """Options of other losses with a value that differs from the default."""
+    """Options of other losses that differ from their defaults."""
     others = dict.fromkeys(name for other in registry().all(PolicyLossSpec) for name in other.options)
     defaults = {f.name: f.default for f in fields(options) if f.default is not MISSING}
     return [
@@ -78,7 +80,7 @@ def _without_effect(options: PolicyOptions) -> list[Decision]:
     return found
 
 
-def _differences(options: PolicyOptions, name: str) -> list[Decision]:
+def _differences(options: PolicyOptions, name: str, term: TokenTerm) -> list[Decision]:
     """Where the published formula and AReaL's differ, and which of them this loss is."""
     found = []
     if options.use_decoupled_loss and options.rejection_sampling is None:
@@ -110,7 +112,7 @@ def _differences(options: PolicyOptions, name: str) -> list[Decision]:
                 "divides by the tokens that are left",
             )
         )
-        if options.eps_clip == 0 and name == "clip":
+        if isinstance(term, ClippedPolicyTerm) and term.eps_clip is None:
             found.append(
                 Decision(
                     "actor.eps_clip",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from archon_core.config.rules import broken_rules
+from archon_core.config.validation import check_options
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_engine.options.combinations import refuse_when_strict
-from archon_rl.advantages import GroupAdvantages, Normalisation
+from archon_rl.advantages import GAELambda, GroupAdvantages, Normalisation
 from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
-from archon_rl.config import NORM_LEVELS, NormConfig, PolicyOptions, check_choice
+from archon_rl.config import NormConfig, PolicyOptions
 from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
@@ -34,10 +34,12 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
         ConfigError: an option has an invalid value, or two options contradict each other.
     """
     options, generation = config.actor, config.gconfig
-    _check(options)
+    for _, text in check_options(options, "actor"):
+        raise ConfigError(text)
     changes: list[Decision] = []
     notes: list[Decision] = []
     policy = build_policy_loss(options, changes, notes)
+    gae_lambda = build_gae_lambda(options, changes, notes)
     kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
     temperature = 1.0 if generation.greedy else generation.temperature
     if options.temperature != temperature:
@@ -63,17 +65,12 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
         aggregation=_aggregation(options, generation),
         temperature=temperature,
         rewards=_reward_shaping(options, generation),
-        advantages=_group_advantages(options, generation, kl_ctl, decisions),
+        advantages=_group_advantages(options, generation, kl_ctl, gae_lambda, decisions),
         selection=MixedGroups() if options.dynamic_sampling else None,
         filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
         replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
         n_minibatches=options.ppo_n_minibatches,
     )
-
-
-def _check(options: PolicyOptions) -> None:
-    for name, text in (*broken_rules(options), *PolicyOptions.problems(options)):
-        raise ConfigError(f"actor.{name}: {text}")
 
 
 def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]) -> tuple[float, float]:
@@ -124,7 +121,7 @@ def _reward_shaping(options: PolicyOptions, generation: Any) -> RewardShaping:
 
 
 def _group_advantages(
-    options: PolicyOptions, generation: Any, kl_ctl: float, decisions: list[Decision]
+    options: PolicyOptions, generation: Any, kl_ctl: float, gae_lambda: GAELambda, decisions: list[Decision]
 ) -> GroupAdvantages:
     reward_norm = options.reward_norm
     if reward_norm is None and options.adv_norm is None:
@@ -143,7 +140,7 @@ def _group_advantages(
         kl_ctl=kl_ctl,
         kl_estimator=options.kl_estimator,
         discount=options.discount,
-        gae_lambda=build_gae_lambda(options, decisions),
+        gae_lambda=gae_lambda,
         unit=options.gae_timestep_unit,
     )
 
@@ -151,8 +148,6 @@ def _group_advantages(
 def _normalisation(option: str, config: NormConfig | None, n_samples: int) -> Normalisation | None:
     if config is None:
         return None
-    check_choice(f"{option}.mean_level", config.mean_level, NORM_LEVELS)
-    check_choice(f"{option}.std_level", config.std_level, NORM_LEVELS)
     if "group" in (config.mean_level, config.std_level):
         if n_samples < 2:
             raise ConfigError(

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from archon_core.config.rules import one_of
 from archon_core.errors import ConfigError
 from archon_engine.models.hf_config import checkpoint_folder
 from archon_engine.models.tokenizer import read_tokenizer
-from archon_rl.config import TOKENIZER_KINDS, check_choice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -108,7 +108,8 @@ def build_tokenizer(config: Any, texts: Iterable[str]) -> Any:
             weights.
     """
     kind = config.tokenizer.kind
-    check_choice("tokenizer.kind", kind, TOKENIZER_KINDS)
+    if allowed := one_of("pretrained", "characters", "bpe")(kind):
+        raise ConfigError(f"tokenizer.kind: found {kind!r}; allowed are {allowed}")
     actor = config.actor
     if kind == "pretrained":
         path = config.tokenizer_path or actor.path

@@ -1,4 +1,4 @@
-"""Approximations of the decoupled loss's proximal policy without an extra forward pass, and their errors.
+"""The proximal policy of the decoupled loss without a separate forward pass, and the error of that approximation.
 
 The decoupled loss needs log pi_prox, the log-probabilities at the start of the step. The exact way is a forward pass
 then. Between the weights' versions v_behave (of the token's rollout), v_prox (start of the step) and v (now), the

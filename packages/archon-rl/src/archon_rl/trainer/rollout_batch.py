@@ -136,8 +136,8 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool 
     Returns:
         A batch with the token fields ``loss_mask`` (bool), ``logprobs`` (of the rollout, float64, 0 outside the mask),
         ``versions`` (of the weights that sampled, int64, ``NO_VERSION`` outside the mask) and, if the rollout returns
-        them, ``routed_experts``; and the sequence fields ``rewards``, ``group``,
-        ``truncated`` and ``completion_lengths``.
+        them, ``routed_experts``; and the sequence fields ``rewards``, ``group``, ``truncated`` and
+        ``completion_lengths``.
     """
     rows = [
         (group, prompt, completion)
