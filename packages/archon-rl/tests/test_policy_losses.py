@@ -116,10 +116,11 @@ def test_gmpo_averages_clipped_log_ratios():
 
 
 def test_m2po_masks_as_few_tokens_as_its_threshold_needs():
-    # Squared log-ratios: 0.01, 1, 0.04 and 0.25. Means of the smallest 1, 2, 3, 4: 0.01, 0.025, 0.1, 0.325.
+    # Each log-ratio has its advantage's sign. Squares: 0.01, 1, 0.04 and 0.25; the means of the smallest 1, 2, 3, 4 of
+    # them: 0.01, 0.025, 0.1, 0.325.
     behave = [0.1, 0.2, 0.3, 0.4]
     logprobs = tensor(behave).log() + tensor([0.1, -1.0, -0.2, 0.5])
-    batch = batch_of((1, 3), behave=behave)
+    batch = batch_of((1, 3), behave=behave, advantages=[1.0, -2.0, -1.0, 3.0])
     for threshold, kept in (
         (0.33, [True, True, True, True]),
         (0.101, [True, False, True, True]),
@@ -128,6 +129,23 @@ def test_m2po_masks_as_few_tokens_as_its_threshold_needs():
         (0.0099, [False, False, False, False]),
     ):
         assert SecondMomentMask(threshold)({"logprobs": logprobs}, batch).tolist() == kept, threshold
+
+
+def test_m2po_keeps_every_token_that_an_update_brings_back():
+    # Log-ratios 1, 1, -1, -1, 0.2, 1: the second, third and last are not driven away. The others' squares, 1, 1 and
+    # 0.04, have means 0.04, 0.52 and 0.68; with all six tokens, the means would be 0.04, 0.52, 0.68, ..., 0.84.
+    logprobs = tensor([0.1] * 6).log() + tensor([1.0, 1.0, -1.0, -1.0, 0.2, 1.0])
+    batch = batch_of((6,), behave=[0.1] * 6, advantages=[1.0, -1.0, 1.0, -1.0, 1.0, 0.0])
+    assert SecondMomentMask(0.5)({"logprobs": logprobs}, batch).tolist() == [False, True, True, False, True, True]
+    assert SecondMomentMask(0.69)({"logprobs": logprobs}, batch).tolist() == [True] * 6
+    assert SecondMomentMask(0.03)({"logprobs": logprobs}, batch).tolist() == [False, True, True, False, False, True]
+
+
+def test_m2po_takes_rounding_for_no_advantage():
+    # With the second token, the mean would be 0.625, and both would stay.
+    logprobs = tensor([0.1] * 2).log() + tensor([1.0, 0.5])
+    batch = batch_of((2,), behave=[0.1] * 2, advantages=[1.0, 1e-16])
+    assert SecondMomentMask(0.7)({"logprobs": logprobs}, batch).tolist() == [False, True]
 
 
 def test_m2pos_loss_is_not_clipped_and_masked_tokens_leave_it():
