@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -250,3 +251,28 @@ def test_every_spec_loads():
 def test_the_plugin_and_its_options_import_no_torch():
     code = "import sys, archon_rl.plugin, archon_rl.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "correction"),
+    [
+        ({}, "the ratio to the rollout's log-probabilities corrects for it"),
+        ({"use_decoupled_loss": True}, "the weight pi_prox / pi_behave .* corrects for it"),
+        ({"recompute_logprob": True}, "nothing corrects for it"),
+    ],
+)
+def test_sampling_options_that_training_does_not_have_are_decisions(options, correction):
+    _, decisions = compose(gconfig={"frequency_penalty": 0.5, "min_new_tokens": 2}, **options)
+    for name, value in (("frequency_penalty", "0.5"), ("min_new_tokens", "2")):
+        decision = decisions[f"gconfig.{name}"]
+        assert (decision.requested, decision.effective) == (value, "in sampling alone")
+        assert re.search(correction, decision.reason)
+    assert not {"gconfig.frequency_penalty", "gconfig.min_new_tokens"} & set(compose(**options)[1])
+
+
+def test_completions_that_can_only_end_at_the_limit_cannot_all_be_left_out():
+    with pytest.raises(
+        ConfigError, match=r"mask_no_eos_with_zero: found true with gconfig\.ignore_eos=true .* add stop"
+    ):
+        compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True})
+    compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True, "stop": ["."]})

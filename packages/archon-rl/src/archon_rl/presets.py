@@ -20,6 +20,7 @@ from archon_rl.losses.objective import TokenTerm
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.policy_losses import build_policy_loss
 from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
+from archon_rl.sampled_policy import sampled_policy_decisions
 
 
 def sft(config: Any, decisions: list[Decision]) -> Algorithm:
@@ -40,6 +41,7 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
     notes: list[Decision] = []
     policy = build_policy_loss(options, changes, notes)
     gae_lambda = build_gae_lambda(options, changes, notes)
+    notes += sampled_policy_decisions(options, generation)
     kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
     temperature = 1.0 if generation.greedy else generation.temperature
     if options.temperature != temperature:

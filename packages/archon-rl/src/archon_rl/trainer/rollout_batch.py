@@ -50,8 +50,9 @@ class Rollout:
 
 
 def sampling_options(generation: Any, ends: EndTokens, *, greedy: bool = False) -> GenerationConfig:
-    """``gconfig`` with all tokens that end a completion as stop tokens; ``greedy`` for one greedy completion."""
-    options = replace(generation, stop_token_ids=list(ends.ids))
+    """Sampling options with all tokens that end a completion as stop tokens; ``greedy`` for one greedy completion."""
+    own = () if generation.ignore_eos else ends.own
+    options = replace(generation, stop_token_ids=list(dict.fromkeys((*own, *generation.stop_token_ids))))
     return replace(options, greedy=True, n_samples=1) if greedy else options
 
 
@@ -74,7 +75,10 @@ def sample(
     def generate(places: list[int]) -> list[tuple[Completion, ...]]:
         requests = [
             GenerationRequest(
-                prompts[place], options, tuple(seed_of(place, number) for number in range(options.n_samples))
+                prompts[place],
+                options,
+                tuple(seed_of(place, number) for number in range(options.n_samples)),
+                encoder.decode_literally,
             )
             for place in places
         ]

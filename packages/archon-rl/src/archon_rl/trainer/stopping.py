@@ -19,10 +19,15 @@ def run_end_tokens(run: RunContext, tokenizer: Any) -> EndTokens:
         ModelError: the model's ``generation_config.json`` or ``config.json`` cannot be read.
         ConfigError: an id is outside the vocabulary.
     """
-    found = None
+    found, generation = None, run.config.gconfig
     with failing_together(run.ranks):
         if run.ranks.is_first:
-            found = end_tokens(tokenizer.eos_token_id, _model_ends(run.config), run.config.gconfig.stop_token_ids)
+            found = end_tokens(
+                tokenizer.eos_token_id,
+                _model_ends(run.config),
+                generation.stop_token_ids,
+                ignore_eos=generation.ignore_eos,
+            )
     return run.ranks.broadcast(found)
 
 

@@ -186,9 +186,6 @@ IGNORED = (
     Ignored("*.setup_timeout", _SERVICE),
     Ignored("*.workers_ready_timeout", _SERVICE),
     # Sampling
-    _refused("gconfig.stop", ("null",), "stop words are not supported; use gconfig.stop_token_ids"),
-    _refused("gconfig.frequency_penalty", ("0",), "there is no such penalty"),
-    _refused("gconfig.ignore_eos", ("false",), "the end of text always ends a completion"),
     _refused("gconfig.use_beam_search", ("false",), "completions are sampled"),
     _refused("gconfig.reward_normalization", ("false",), "set actor.reward_norm"),
     Ignored("gconfig.drop_incomplete_group", "groups are always complete", ("true",)),
