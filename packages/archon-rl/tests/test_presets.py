@@ -21,7 +21,7 @@ from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl import config as options_module
 from archon_rl import plugin
 from archon_rl.advantages import ConstantLambda, LengthAdaptiveLambda, Normalisation, RelativePositionLambda
-from archon_rl.algorithm import Algorithm, DropTruncated
+from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import NormConfig, PolicyOptions, RejectionSamplingConfig
 from archon_rl.losses.aggregation import ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.behaviour import BehaviourWeight, RejectionSampling
@@ -38,12 +38,15 @@ class Actor(ArchonEngineConfig, PolicyOptions):
 class Configuration:
     actor: Actor
     gconfig: GenerationConfig = field(default_factory=lambda: GenerationConfig(n_samples=4, max_new_tokens=16))
+    dynamic_bs: bool = False
     ref: ArchonEngineConfig | None = None
 
 
-def compose(*, ref: bool = False, gconfig: dict | None = None, **options) -> tuple[Algorithm, dict[str, Decision]]:
+def compose(
+    *, ref: bool = False, gconfig: dict | None = None, dynamic_bs: bool = False, **options
+) -> tuple[Algorithm, dict[str, Decision]]:
     decisions: list[Decision] = []
-    base = Configuration(Actor(**options), ref=ArchonEngineConfig() if ref else None)
+    base = Configuration(Actor(**options), ref=ArchonEngineConfig() if ref else None, dynamic_bs=dynamic_bs)
     config = replace(base, gconfig=replace(base.gconfig, **(gconfig or {})))
     algorithm = grpo(config, decisions)
     return algorithm, {decision.option: decision for decision in decisions}
@@ -276,3 +279,16 @@ def test_completions_that_can_only_end_at_the_limit_cannot_all_be_left_out():
     ):
         compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True})
     compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True, "stop": ["."]})
+
+
+def test_dynamic_sampling_has_rounds_unless_batches_may_be_smaller():
+    refilled, _ = compose(dynamic_sampling=True, dynamic_sampling_max_rounds=7)
+    assert (refilled.selection, refilled.max_rounds) == (MixedGroups(), 7)
+    smaller, decisions = compose(dynamic_sampling=True, dynamic_bs=True)
+    assert (smaller.selection, smaller.max_rounds) == (MixedGroups(), 1)
+    assert "dynamic_bs" not in decisions
+    whole, decisions = compose(dynamic_bs=True)
+    assert (whole.selection, whole.max_rounds) == (None, 1)
+    assert decisions["dynamic_bs"].effective == "no effect"
+    with pytest.raises(ConfigError, match=r"dynamic_sampling: found true with gconfig\.n_samples=1; .* 2 or more, or"):
+        compose(dynamic_sampling=True, adv_norm=NormConfig(), gconfig={"n_samples": 1})

@@ -69,6 +69,7 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
         rewards=_reward_shaping(options, generation),
         advantages=_group_advantages(options, generation, kl_ctl, gae_lambda, decisions),
         selection=MixedGroups() if options.dynamic_sampling else None,
+        max_rounds=_sampling_rounds(config, decisions),
         filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
         replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
         n_minibatches=options.ppo_n_minibatches,
@@ -95,6 +96,21 @@ def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]
             )
         )
     return 0.0, 0.0
+
+
+def _sampling_rounds(config: Any, decisions: list[Decision]) -> int:
+    options, n_samples = config.actor, config.gconfig.n_samples
+    if not options.dynamic_sampling:
+        if config.dynamic_bs:
+            reason = "no group is left out of a batch without actor.dynamic_sampling=true"
+            decisions.append(Decision("dynamic_bs", "true", "no effect", reason))
+        return 1
+    if n_samples < 2:
+        raise ConfigError(
+            f"actor.dynamic_sampling: found true with gconfig.n_samples={n_samples}; it leaves out prompts whose "
+            "samples all have the same reward; set gconfig.n_samples to 2 or more, or actor.dynamic_sampling=false"
+        )
+    return 1 if config.dynamic_bs else options.dynamic_sampling_max_rounds
 
 
 def _aggregation(options: PolicyOptions, generation: Any) -> Aggregation:

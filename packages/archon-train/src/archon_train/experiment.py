@@ -154,6 +154,8 @@ class ExperimentConfig:
         seed: seed of all random draws.
         algorithm: name of the algorithm: ``sft``, ``grpo``, ...
         reward: name of the reward function, for algorithms that use one.
+        dynamic_bs: train on fewer than ``data.batch_size`` prompts where ``actor.dynamic_sampling`` leaves some out,
+            instead of drawing further prompts.
         tokenizer_path: folder or hub id of the tokenizer; null takes ``actor.path``.
         cluster: the machines.
         scheduler: the launcher.
@@ -173,6 +175,7 @@ class ExperimentConfig:
     seed: int = 1
     algorithm: str = "grpo"
     reward: str | None = None
+    dynamic_bs: bool = False
     tokenizer_path: str | None = option(None, path_or_id)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

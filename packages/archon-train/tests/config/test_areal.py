@@ -20,6 +20,7 @@ from archon_train.areal.keys import (
     RENAMED,
     SECTIONS,
 )
+from archon_train.areal.meaning import translate
 from archon_train.areal.names import new_name, rename
 from archon_train.areal.rules import IGNORED
 from archon_train.experiment import ROOT, ExperimentConfig
@@ -149,6 +150,16 @@ def test_adam_is_adamw_in_areals_files_and_adam_in_ours(load: Load) -> None:
     ours = load("actor: {optimizer: {type: adam}}\n", ["total_train_epochs=1"])
     assert ours.config.actor.optimizer.type == "adam"
     assert not ours.decisions
+
+
+def test_dynamic_sampling_fills_the_batch_unless_its_size_is_dynamic() -> None:
+    def decisions(text: str) -> list[tuple[str, str]]:
+        return [(d.option, d.effective) for d in translate(parse_yaml(text, "f")).decisions]
+
+    filled = [("actor.dynamic_sampling", "true, and further prompts fill the batch")]
+    assert decisions("actor: {dynamic_sampling: true}") == filled
+    assert decisions("{actor: {dynamic_sampling: true}, dynamic_bs: true}") == []
+    assert decisions("actor: {dynamic_sampling: false}") == []
 
 
 def test_defaults_that_differ_from_areals_are_told_in_its_files_only(load: Load) -> None:

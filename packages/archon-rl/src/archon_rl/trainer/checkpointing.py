@@ -177,7 +177,7 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
 
 
 def load_checkpoint(run: RunContext, checkpoint: Path, engine: TrainEngine, cursor: DataCursor) -> TrainerState:
-    """Load the checkpoint's weights and optimizer state into ``engine``. Collective.
+    """Load the checkpoint's weights and optimizer state into ``engine``, and its place in the data. Collective.
 
     Raises:
         WeightsError: on every rank, the checkpoint is damaged, or was written for another batch size or data set size.
@@ -187,6 +187,7 @@ def load_checkpoint(run: RunContext, checkpoint: Path, engine: TrainEngine, curs
             state = read_state(run, checkpoint)
             _check_batches(run, checkpoint, state, cursor)
         engine.load(checkpoint / ENGINE_FOLDER, "dcp")
+    cursor.seek(state.step, drawn=state.epoch * state.n_records + state.position)
     return state
 
 

@@ -98,6 +98,12 @@ class TrainingLoop:
             self.run.progress.note(
                 f"Step {done}: left out {row['left_out_updates']:.0f} mini-batches without a completion to learn from"
             )
+        if row.get("missing_prompts") and row["sampling_rounds"] > 1:
+            found = row["prompts"] - row["rejected_prompts"]
+            self.run.progress.note(
+                f"Step {done}: {found:.0f} of {row['prompts']:.0f} prompts, drawn in {row['sampling_rounds']:.0f} "
+                f"rounds, have samples with different rewards; {row['missing_prompts']:.0f} are missing to a full batch"
+            )
         clock = PhaseClock()
         if self.evaluate is not None and (last or _is_due(done, trainer.eval_every)):
             with clock("eval"):

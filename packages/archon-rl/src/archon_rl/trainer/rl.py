@@ -62,6 +62,8 @@ class RLTrainer:
         task = build_task(run, prompt_lengths, limits)
         known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        if self._algorithm.max_rounds > 1 and config.trainer.max_steps is None:
+            run.record([_epochs_decision(config.trainer.max_epochs, total_steps)])
         with ExitStack() as stack:
             engines = self._build_engines(task, total_steps, stack)
             actor = engines.actor.engine
@@ -110,6 +112,15 @@ class RLTrainer:
         if checkpoint is not None:
             actor = with_checkpoint(actor, checkpoint)
         return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack)
+
+
+def _epochs_decision(max_epochs: int, total_steps: int) -> Decision:
+    return Decision(
+        option="trainer.max_epochs",
+        requested=str(max_epochs),
+        effective=f"{total_steps} steps",
+        reason="each counts as data.batch_size records, without those that actor.dynamic_sampling draws in addition",
+    )
 
 
 def _load_reward(name: str | None, algorithm: str) -> NamedReward:

@@ -54,8 +54,12 @@ class Task:
     ends: EndTokens
 
     def records(self, step: int) -> list[Mapping[str, Any]]:
-        """The records of ``step``, counted from 0, each with its location in the data."""
+        """The batch of ``step``, counted from 0, each record with its location in the data."""
         return [read_placed(self.train, index) for index in self.cursor.indices(step)]
+
+    def more_records(self, step: int, n: int) -> list[Mapping[str, Any]]:
+        """The next ``n`` records, which ``step`` draws in addition to its batch."""
+        return [read_placed(self.train, index) for index in self.cursor.refill(step, n)]
 
 
 def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] = ()) -> Task:

@@ -14,7 +14,6 @@ SECTIONS = frozenset(
     (
         "allocation_mode",
         "async_training",
-        "dynamic_bs",
         "enable_offload",
         "eval_gconfig",
         "evaluator",

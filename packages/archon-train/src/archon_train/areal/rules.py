@@ -111,7 +111,6 @@ IGNORED = (
     Ignored("enable_offload", _STAYS, ("false",)),
     Ignored("*.offload", _STAYS, ("false",)),
     Ignored("async_training", _SYNCHRONOUS, ("false",)),
-    _refused("dynamic_bs", ("false",), "batches have a fixed number of prompts"),
     _refused("total_train_n_seqs", ("null",), "set trainer.max_steps"),
     Ignored("eval_gconfig", "evaluation samples with gconfig", ("null",)),
     Ignored("launcher", _PLACEMENT),
