@@ -1,4 +1,4 @@
-"""``archon algorithms``, and that every preset is a set of options that ``grpo`` takes."""
+"""``archon algorithms``, and that every preset is a set of options that its algorithm takes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from archon_core.cli.main import main
 from archon_core.plugins import AlgorithmSpec, PolicyLossSpec, registry
-from archon_rl.advantages import LengthAdaptiveLambda, Normalisation
+from archon_rl.advantages import ConstantLambda, LengthAdaptiveLambda, Normalisation
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.behaviour import RejectionSampling
 from archon_rl.losses.policy import ClippedPolicyTerm
@@ -20,13 +20,13 @@ from archon_rl.named_settings import NAMED_SETTINGS, find_settings
 def compose(run, *names: str) -> Algorithm:
     overrides = [override for name in names for override in find_settings(name).overrides]
     config = run.config("ref={}", *overrides)
-    return registry().get(AlgorithmSpec, "grpo").load()(config, [])
+    return registry().get(AlgorithmSpec, config.algorithm).load()(config, [])
 
 
 @pytest.mark.parametrize("name", [settings.name for settings in NAMED_SETTINGS])
-def test_grpo_takes_the_options_of_every_preset_alone_and_corrected(run, name):
+def test_an_algorithm_takes_the_options_of_every_preset_alone_and_corrected(run, name):
     settings = find_settings(name)
-    assert compose(run, name).name == "grpo"
+    assert compose(run, name).name == settings.algorithm
     corrections = [other.name for other in NAMED_SETTINGS if other.corrects]
     if not settings.corrects and name != "DPPO":
         for correction in corrections:
@@ -46,6 +46,13 @@ def test_presets_are_what_their_papers_say(run):
     assert baseline.reward_norm == Normalisation("group", None)
     assert baseline.adv_norm == Normalisation("batch", "batch")
     assert compose(run, "VAPO lambda").advantages.gae_lambda == LengthAdaptiveLambda(0.05)
+    vapo = compose(run, "VAPO")
+    assert (vapo.advantages.gae_lambda, vapo.advantages.returns_lambda) == (
+        LengthAdaptiveLambda(0.05),
+        ConstantLambda(1),
+    )
+    assert (vapo.critic.warmup_steps, vapo.loss.eps_clip_higher) == (50, 0.28)
+    assert compose(run, "PPO").critic.loss.eps_clip is None
     assert compose(run, "M2PO").loss == ClippedPolicyTerm(eps_clip=None, masks=("m2_kept",))
     rules = {name: compose(run, name).loss.behaviour.rejection for name in ("TIS", "MIS", "IcePop", "KPop")}
     assert rules == {
@@ -78,8 +85,8 @@ def test_algorithms_as_json_holds_options(capsys):
     assert {loss["name"]: loss["source"] for loss in data["policy_losses"]}["sapo"] == "arXiv:2511.20347"
     presets = {preset["name"]: preset for preset in data["presets"]}
     assert presets["KPop"]["options"]["actor.rejection_sampling.metric"] == "binary_kl"
-    assert presets["KPop"]["algorithm"] == "grpo"
-    assert "grpo" in {algorithm["name"] for algorithm in data["algorithms"]}
+    assert (presets["KPop"]["algorithm"], presets["VAPO"]["algorithm"]) == ("grpo", "ppo")
+    assert {"grpo", "ppo"} <= {algorithm["name"] for algorithm in data["algorithms"]}
 
 
 @pytest.mark.parametrize("name", ["Dr.GRPO", "drgrpo", "DR-GRPO", "dr_grpo"])

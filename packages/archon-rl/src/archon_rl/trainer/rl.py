@@ -41,11 +41,13 @@ class RLTrainer:
         run.record(decisions)
         self._reward = _load_reward(run.config.reward, self._algorithm.name)
         completions = run.config.data.batch_size * run.config.gconfig.n_samples
-        if completions < self._algorithm.n_minibatches:
-            raise ConfigError(
-                f"actor.ppo_n_minibatches: found {self._algorithm.n_minibatches}; allowed is at most data.batch_size x "
-                f"gconfig.n_samples = {completions} completions; lower it"
-            )
+        for role in ("actor", "critic"):
+            updates = self._algorithm.updates_per_step(role)
+            if updates is not None and completions < updates:
+                raise ConfigError(
+                    f"{role}.ppo_n_minibatches: found {updates}; allowed is at most data.batch_size x "
+                    f"gconfig.n_samples = {completions} completions; lower it"
+                )
 
     def fit(self) -> None:
         """Run the whole training.
@@ -62,6 +64,11 @@ class RLTrainer:
         task = build_task(run, prompt_lengths, limits)
         known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        if self._algorithm.warmup_steps >= total_steps:
+            raise ConfigError(
+                f"critic.warmup_steps: found {self._algorithm.warmup_steps}, and the run has {total_steps} steps, so "
+                "the actor would never learn; lower it, or raise trainer.max_steps"
+            )
         if self._algorithm.max_rounds > 1 and config.trainer.max_steps is None:
             run.record([_epochs_decision(config.trainer.max_epochs, total_steps)])
         with ExitStack() as stack:
@@ -99,6 +106,7 @@ class RLTrainer:
                 evaluate=evaluate if len(task.validation) else None,
                 fingerprints=known,
                 shown=("reward", "loss"),
+                beside={} if engines.critic is None else {"critic": engines.critic.engine},
             )
             done = loop.resume()
             rollout.update_weights(actor.version)
