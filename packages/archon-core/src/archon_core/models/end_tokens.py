@@ -83,7 +83,12 @@ class EndTokens:
 
 
 def end_tokens(
-    tokenizer_id: int | None, model: ModelEnds, asked: Sequence[int] = (), *, ignore_eos: bool = False
+    tokenizer_id: int | None,
+    model: ModelEnds,
+    asked: Sequence[int] = (),
+    *,
+    ignore_eos: bool = False,
+    option: str = OPTION,
 ) -> EndTokens:
     """Combine the tokens that end a completion.
 
@@ -91,12 +96,13 @@ def end_tokens(
         tokenizer_id: ``eos_token_id`` of the tokenizer.
         model: see ``folder_ends`` and ``config_ends``.
         asked, ignore_eos: ``stop_token_ids`` and ``ignore_eos`` of the sampling options.
+        option: name of ``asked``, for messages.
 
     Raises:
         ConfigError: an id of the tokenizer or of ``asked`` is outside the model's vocabulary.
     """
     tokenizer = NamedIds("the tokenizer's end of text", () if tokenizer_id is None else (tokenizer_id,))
-    named = EndTokens(tokenizer, model, NamedIds(OPTION, tuple(asked)), ignore_eos)
+    named = EndTokens(tokenizer, model, NamedIds(option, tuple(asked)), ignore_eos)
     if model.vocab_size is not None:
         _check_range(tokenizer, model.vocab_size, ConfigError, "use the tokenizer that belongs to the model")
         _check_range(named.asked, model.vocab_size, ConfigError, "leave it out")

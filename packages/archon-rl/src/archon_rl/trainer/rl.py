@@ -61,7 +61,9 @@ class RLTrainer:
         limits = rollout_limits(config.gconfig, config.actor, *others)
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
-        task = build_task(run, prompt_lengths, limits)
+        evaluation = config.eval_gconfig
+        held_out = None if evaluation is None else rollout_limits(evaluation, config.actor, section="eval_gconfig")
+        task = build_task(run, prompt_lengths, limits, held_out)
         known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         if self._algorithm.warmup_steps >= total_steps:
@@ -93,8 +95,10 @@ class RLTrainer:
                 task.encoder,
                 task.validation,
                 self._reward,
-                sampling_options(config.gconfig, task.ends, greedy=True),
+                sampling_options(evaluation or config.gconfig, task.ends, greedy=evaluation is None),
                 limit=config.trainer.eval_size,
+                seed=config.seed,
+                pass_above=config.trainer.eval_pass_above,
                 data_ranks=actor.data_ranks,
             )
             loop = TrainingLoop(

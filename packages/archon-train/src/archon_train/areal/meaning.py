@@ -59,6 +59,8 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
     """Record defaults that differ, translate removed names, and add what AReaL's code fills in for known data sets."""
     decisions: list[Decision] = []
     defaults = DEFAULTS | PIPELINE_DEFAULTS if _is_pipelined(tree) else DEFAULTS
+    if isinstance(tree.get("eval_gconfig"), RawMapping):
+        defaults = defaults | {f"eval_{name}": value for name, value in DEFAULTS.items() if name.startswith("gconfig.")}
     for option, default in defaults.items():
         if tree.get(option) is None and knows(schema, option):
             ours = default_text(schema, option) or "null"
