@@ -57,6 +57,15 @@ warm_start: {steps: 8}
 rollout: {backend: local}
 gconfig: {n_samples: 3, max_new_tokens: 3, temperature: 0.8}
 """
+SAMPLED = """
+algorithm: grpo
+reward: arithmetic
+data: {dataset: arithmetic, batch_size: 5, validation_size: 3, arithmetic: {max_operand: 4}}
+warm_start: {steps: 8}
+rollout: {backend: local}
+gconfig: {n_samples: 3, max_new_tokens: 4, min_new_tokens: 1, frequency_penalty: 0.4, stop: ["1", "22"]}
+eval_gconfig: {n_samples: 3, max_new_tokens: 4, top_p: 0.9, stop: ["3"], ignore_eos: true}
+"""
 POLICY = """ppo_n_minibatches: 2
   use_decoupled_loss: true
   rejection_sampling: {level: sequence, upper: 1.02}
@@ -66,6 +75,10 @@ POLICY = """ppo_n_minibatches: 2
   kl_ctl: 0.1
   entropy_coef: 0.01
   temperature: 0.8
+"""
+REFILLED = """ppo_n_minibatches: 2
+  dynamic_sampling: true
+  dynamic_sampling_max_rounds: 6
 """
 PPO = """
 algorithm: ppo
@@ -98,8 +111,13 @@ data: {dataset: arithmetic, batch_size: 3, validation_size: 5, arithmetic: {max_
 """
 
 
-TASKS = {"grpo": (POLICY, "cosine", GRPO), "ppo": (CRITIC, "cosine", PPO), "sft": ("", "wsd", SFT)}
-"""Algorithm -> the actor's options, its schedule, and the rest of the configuration."""
+TASKS = {
+    "grpo": (POLICY, "cosine", GRPO),
+    "sampled": (REFILLED, "cosine", SAMPLED),
+    "ppo": (CRITIC, "cosine", PPO),
+    "sft": ("", "wsd", SFT),
+}
+"""Name -> the actor's options, its schedule, and the rest of the configuration."""
 
 
 def train(file: Path, layout: str, trial: str, overrides: tuple[str, ...] = (), stop_after: int | None = None) -> bool:
@@ -172,7 +190,12 @@ def alone(request, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("alone", "layout", "n_ranks"),
-    [("grpo", "t2", 2), pytest.param("grpo", "d2t2", 4, marks=pytest.mark.wide), ("grpo", "d2p2", 4)],
+    [
+        ("grpo", "t2", 2),
+        pytest.param("grpo", "d2t2", 4, marks=pytest.mark.wide),
+        ("grpo", "d2p2", 4),
+        *(pytest.param("sampled", layout, 2, marks=pytest.mark.wide) for layout in ("d2", "t2", "p2")),
+    ],
     indirect=["alone"],
 )
 def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout, n_ranks):
@@ -210,6 +233,7 @@ def test_actor_and_critic_on_any_layouts_have_the_numbers_of_one_process(alone, 
     ("alone", "layouts"),
     [
         pytest.param("grpo", ("d4", "d2t2", "t4"), id="grpo"),
+        pytest.param("sampled", ("d4", "d2t2", "p2t2"), marks=pytest.mark.wide, id="sampled"),
         pytest.param("ppo", ("d4", "d2t2", "p2c2"), marks=pytest.mark.wide, id="ppo"),
         pytest.param("sft", ("d4", "p2t2", "t4"), marks=pytest.mark.wide, id="sft"),
     ],
@@ -226,6 +250,17 @@ def test_a_run_goes_on_from_layout_to_layout_with_the_numbers_of_an_uninterrupte
     parts = expected.parent / "parts"
     assert_equal_runs(parts, expected)
     assert [checkpoint.name for checkpoint in (parts / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("alone", ["sampled"], indirect=True)
+def test_the_sampled_run_refills_its_batches_and_has_several_samples_per_record(alone):
+    _, expected = alone
+    steps = [row for row in rows(expected) if "reward" in row]
+    assert max(row["sampling_rounds"] for row in steps) > 1
+    assert max(row["prompts"] for row in steps) > 5
+    assert any(row["truncated"] < 1 for row in steps)
+    assert any(0 < row["eval/reward_avg@3"] < 1 for row in rows(expected) if "eval/reward_avg@3" in row)
 
 
 def test_the_runs_that_are_compared_have_something_to_learn(alone):

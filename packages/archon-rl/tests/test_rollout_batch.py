@@ -87,6 +87,26 @@ def test_rewards_get_prompt_and_completion_as_text_and_the_answer_as_answer():
     assert seen == [("a1", "a1", "1", 5)] * 2 + [("b2", "b2", "7", 6)] * 2
 
 
+def test_engines_find_stop_texts_in_text_with_special_tokens_and_rewards_see_it_without():
+    encoder, engine = TextEncoder(characters_tokenizer(["ab12"]), "prompt", "solution"), Echo()
+    records = [{"prompt": "a1b", "solution": "1"}]
+    rollout = sample(engine, encoder, records, GenerationConfig(stop=["1b"]), rollout_seeds(1, 0))
+    [request] = engine.requests
+    ids = [*request.prompt_ids, encoder.tokenizer.eos_token_id]
+    assert request.decode(ids) == "<bos>a1b<eos>"
+    [rewarded] = score(rollout, encoder, NamedReward("text", lambda prompt, completion, record: completion == "a1b"))
+    assert rewarded == 1.0, "the stop text belongs to the completion"
+
+
+def test_ignore_eos_leaves_the_asked_tokens_alone():
+    ends = end_tokens(2, ModelEnds("the model", (3,)), [9], ignore_eos=True)
+    assert (ends.ids, ends.own) == ((9,), (2, 3))
+    assert ends.decision().reason == "gconfig.ignore_eos=true; 9 is gconfig.stop_token_ids"
+    assert sampling_options(GenerationConfig(stop_token_ids=[9], ignore_eos=True), ends).stop_token_ids == [9]
+    # An evaluation with options of its own ends at the model's tokens all the same.
+    assert sampling_options(GenerationConfig(stop_token_ids=[7]), ends).stop_token_ids == [2, 3, 7]
+
+
 def test_rollout_and_evaluation_end_at_the_same_tokens_each_named_once():
     gconfig = GenerationConfig(n_samples=4, temperature=0.7, stop_token_ids=[9, 2])
     ends = end_tokens(2, ModelEnds("the model", (3, 2)), gconfig.stop_token_ids)

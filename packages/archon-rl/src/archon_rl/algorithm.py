@@ -67,7 +67,7 @@ class DropTruncated:
 
 @dataclass(frozen=True)
 class MixedGroups:
-    """Keeps groups whose rewards differ: DAPO's dynamic sampling (arXiv:2503.14476, section 3.2) without new prompts.
+    """Keeps groups whose rewards differ, for DAPO's dynamic sampling (arXiv:2503.14476, section 3.2).
 
     Where all rewards are equal, group-relative advantages are 0. The filter drops such groups even if a KL penalty in
     the reward, or normalisation over the batch, would give them a gradient.
@@ -116,7 +116,9 @@ class Algorithm:
         temperature: of the distribution that is trained.
         rewards: shapes raw rewards.
         advantages: ``None`` for supervised training; with a critic, a ``ReturnEstimator``.
-        selection: removes sequences from the batch before log-probabilities are computed; ``None`` keeps all.
+        selection: removes groups from the batch before log-probabilities are computed; ``None`` keeps all.
+        max_rounds: largest number of sampling rounds per step: above 1, further prompts replace those whose groups
+            ``selection`` removed.
         filters: take rejected sequences out of the loss but keep them in the batch and its statistics.
         replace_logprobs: use the trainer's log-probabilities in place of the rollout's.
         n_minibatches: optimizer steps per rollout batch.
@@ -132,6 +134,7 @@ class Algorithm:
     rewards: RewardShaping = field(default_factory=RewardShaping)
     advantages: AdvantageEstimator | None = None
     selection: SequenceFilter | None = None
+    max_rounds: int = 1
     filters: tuple[SequenceFilter, ...] = ()
     replace_logprobs: bool = False
     n_minibatches: int = 1

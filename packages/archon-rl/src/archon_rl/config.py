@@ -128,8 +128,10 @@ class PolicyOptions:
         overlong_penalty_factor: size of the penalty at and beyond the limit; 1 in DAPO.
         mask_no_eos_with_zero: do not train on completions that reach the length limit. Their rewards still count in the
             statistics of their group.
-        dynamic_sampling: drop groups whose rewards are all equal, since their advantages are 0. No other prompts are
-            drawn to replace them.
+        dynamic_sampling: leave out groups whose rewards are all equal, since their advantages are 0, and draw further
+            prompts in their place until the batch is full (DAPO). AReaL leaves them out only; so does ``dynamic_bs``.
+        dynamic_sampling_max_rounds: largest number of sampling rounds per step, each with as many prompts as are
+            missing; after the last one, the step trains on the groups that it has. Not in AReaL.
         discount: discount factor per step.
         gae_lambda: lambda of generalised advantage estimation: a number, ``length_adaptive`` (VAPO) or
             ``relative_position``. Without a critic it multiplies ``discount``. AReaL's dotted names of the two
@@ -186,6 +188,7 @@ class PolicyOptions:
     overlong_penalty_factor: float | None = None
     mask_no_eos_with_zero: bool = False
     dynamic_sampling: bool = False
+    dynamic_sampling_max_rounds: int = option(10, POSITIVE)
     discount: float = option(1.0, SHARE)
     gae_lambda: float | str = 1.0
     gae_lambda_kwargs: dict[str, Any] = field(default_factory=dict)

@@ -68,7 +68,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
     NamedSettings(
         "DAPO",
         "arXiv:2503.14476",
-        "asymmetric clipping, losses averaged over tokens, groups without a difference left out; add "
+        "asymmetric clipping, losses averaged over tokens, prompts without a difference replaced by others; add "
         "actor.overlong_reward_penalty with a buffer that suits gconfig.max_new_tokens",
         {
             **_group(),

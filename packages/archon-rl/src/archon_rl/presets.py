@@ -23,6 +23,7 @@ from archon_rl.losses.objective import TokenTerm
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.policy_losses import build_policy_loss
 from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
+from archon_rl.sampled_policy import sampled_policy_decisions
 
 Estimates = tuple[AdvantageEstimator, list[Decision]]
 """An advantage estimator, and decisions about its options."""
@@ -62,6 +63,7 @@ def policy_optimisation(
     notes: list[Decision] = []
     policy = build_policy_loss(options, changes, notes)
     gae_lambda = build_gae_lambda(options, changes, notes)
+    notes += sampled_policy_decisions(options, generation)
     kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
     notes.extend(advantage_differences(options, kl_ctl))
     temperature = 1.0 if generation.greedy else generation.temperature
@@ -91,6 +93,7 @@ def policy_optimisation(
         rewards=_reward_shaping(options, generation),
         advantages=estimator,
         selection=MixedGroups() if options.dynamic_sampling else None,
+        max_rounds=_sampling_rounds(config, decisions),
         filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
         replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
         n_minibatches=options.ppo_n_minibatches,
@@ -117,6 +120,21 @@ def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]
             )
         )
     return 0.0, 0.0
+
+
+def _sampling_rounds(config: Any, decisions: list[Decision]) -> int:
+    options, n_samples = config.actor, config.gconfig.n_samples
+    if not options.dynamic_sampling:
+        if config.dynamic_bs:
+            reason = "no group is left out of a batch without actor.dynamic_sampling=true"
+            decisions.append(Decision("dynamic_bs", "true", "no effect", reason))
+        return 1
+    if n_samples < 2:
+        raise ConfigError(
+            f"actor.dynamic_sampling: found true with gconfig.n_samples={n_samples}; it leaves out prompts whose "
+            "samples all have the same reward; set gconfig.n_samples to 2 or more, or actor.dynamic_sampling=false"
+        )
+    return 1 if config.dynamic_bs else options.dynamic_sampling_max_rounds
 
 
 def _aggregation(options: PolicyOptions, generation: Any) -> Aggregation:

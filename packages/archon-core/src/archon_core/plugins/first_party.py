@@ -137,6 +137,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.dppo_mask_high",
         "actor.dppo_mask_low",
         "actor.dynamic_sampling",
+        "actor.dynamic_sampling_max_rounds",
         "actor.entropy_coef",
         "actor.eps_clip",
         "actor.eps_clip_higher",

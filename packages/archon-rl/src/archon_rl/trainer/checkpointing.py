@@ -200,7 +200,8 @@ def load_checkpoint(
     cursor: DataCursor,
     beside: Mapping[str, TrainEngine] = NO_ENGINES,
 ) -> TrainerState:
-    """Load the checkpoint's weights and optimizer state into ``engine`` and the engines ``beside`` it. Collective.
+    """Load the checkpoint's weights and optimizer state into ``engine`` and the engines ``beside`` it, and the place in
+    the data. Collective.
 
     Raises:
         WeightsError: on every rank, the checkpoint is damaged, or was written for another batch size or data set size,
@@ -213,6 +214,7 @@ def load_checkpoint(
             _check_roles(checkpoint, beside)
         for folder, loading in _folders(engine, beside).items():
             loading.load(checkpoint / folder, "dcp")
+    cursor.seek(state.step, drawn=state.epoch * state.n_records + state.position)
     return state
 
 

@@ -79,7 +79,7 @@ class TrainingLoop:
         """
         if done >= self.total_steps:
             self.run.progress.note(f"Nothing left to train: {done} of {self.total_steps} steps are done")
-        if done == 0 and self.evaluate is not None:
+        if done == 0 and self.evaluate is not None and self.run.config.trainer.eval_before_train:
             self._stop_before_first_step()
             self._baseline = self._latest = self.evaluate()
             self.run.metrics.log(0, self._baseline)
@@ -100,6 +100,12 @@ class TrainingLoop:
         trainer, last = self.run.config.trainer, done == self.total_steps
         for note in _update_notes(row, ("", *(f"{role}/" for role in self.beside))):
             self.run.progress.note(f"Step {done}: {note}")
+        if row.get("missing_prompts") and row["sampling_rounds"] > 1:
+            found = row["prompts"] - row["rejected_prompts"]
+            self.run.progress.note(
+                f"Step {done}: {found:.0f} of {row['prompts']:.0f} prompts, drawn in {row['sampling_rounds']:.0f} "
+                f"rounds, have samples with different rewards; {row['missing_prompts']:.0f} are missing to a full batch"
+            )
         clock = PhaseClock()
         if self.evaluate is not None and (last or _is_due(done, trainer.eval_every)):
             with clock("eval"):
@@ -138,7 +144,8 @@ class TrainingLoop:
             difference = verify_export(self.engine, export, batch, self.run.ranks)
             note(f"Export verified: logits differ from transformers' by at most {difference:.1e} of the largest logit")
         if self._latest:
-            note(f"Held-out records: {_listed(self._baseline)} before, {_listed(self._latest)} after training")
+            before = f"{_listed(self._baseline)} before, " if self._baseline else ""
+            note(f"Held-out records: {before}{_listed(self._latest)} after training")
 
 
 def _update_notes(row: Mapping[str, float], prefixes: Iterable[str]) -> Iterator[str]:

@@ -61,7 +61,9 @@ class RLTrainer:
         limits = rollout_limits(config.gconfig, config.actor, *others)
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
-        task = build_task(run, prompt_lengths, limits)
+        evaluation = config.eval_gconfig
+        held_out = None if evaluation is None else rollout_limits(evaluation, config.actor, section="eval_gconfig")
+        task = build_task(run, prompt_lengths, limits, held_out)
         known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         if self._algorithm.warmup_steps >= total_steps:
@@ -69,6 +71,8 @@ class RLTrainer:
                 f"critic.warmup_steps: found {self._algorithm.warmup_steps}, and the run has {total_steps} steps, so "
                 "the actor would never learn; lower it, or raise trainer.max_steps"
             )
+        if self._algorithm.max_rounds > 1 and config.trainer.max_steps is None:
+            run.record([_epochs_decision(config.trainer.max_epochs, total_steps)])
         with ExitStack() as stack:
             engines = self._build_engines(task, total_steps, stack)
             actor = engines.actor.engine
@@ -91,8 +95,10 @@ class RLTrainer:
                 task.encoder,
                 task.validation,
                 self._reward,
-                sampling_options(config.gconfig, task.ends, greedy=True),
+                sampling_options(evaluation or config.gconfig, task.ends, greedy=evaluation is None),
                 limit=config.trainer.eval_size,
+                seed=config.seed,
+                pass_above=config.trainer.eval_pass_above,
                 data_ranks=actor.data_ranks,
             )
             loop = TrainingLoop(
@@ -118,6 +124,15 @@ class RLTrainer:
         if checkpoint is not None:
             actor = with_checkpoint(actor, checkpoint)
         return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack)
+
+
+def _epochs_decision(max_epochs: int, total_steps: int) -> Decision:
+    return Decision(
+        option="trainer.max_epochs",
+        requested=str(max_epochs),
+        effective=f"{total_steps} steps",
+        reason="each counts as data.batch_size records, without those that actor.dynamic_sampling draws in addition",
+    )
 
 
 def _load_reward(name: str | None, algorithm: str) -> NamedReward:

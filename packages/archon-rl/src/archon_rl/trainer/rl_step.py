@@ -18,17 +18,18 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import OutputName
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.seeding import derive_seed
-from archon_rl.algorithm import TRUNCATED, Algorithm
+from archon_rl.algorithm import Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
 from archon_rl.losses.value import RETURNS
 from archon_rl.rewards.checking import NamedReward
+from archon_rl.trainer.collecting import Collected, collect
 from archon_rl.trainer.critic_step import CriticStep
 from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
 from archon_rl.trainer.roles import RoleEngines
-from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
+from archon_rl.trainer.rollout_batch import build_batch, rollout_seeds, sample, score
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
 from archon_rl.trainer.task import Task
@@ -74,16 +75,9 @@ class RLStep:
 
     def __call__(self, step: int) -> dict[str, float]:
         """Run step ``step``; return its metrics."""
-        clock, ranks = PhaseClock(), self.actor.data_ranks
-        records = self.task.records(step)
-        with clock("rollout"):
-            seeds = rollout_seeds(self.seed, step)
-            rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds, ranks)
-        with clock("reward"):
-            rewards = score(rollout, self.task.encoder, self.reward, ranks)
-            lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
-            batch = build_batch(rollout, self.algorithm.rewards(rewards, lengths), needs_experts=self.needs_experts)
-            chosen = self.select(batch)
+        clock = PhaseClock()
+        collected = self.collect(step, clock)
+        chosen = collected.batch
         updates: list[StepStats] = []
         distances: dict[str, float] = {}
         learned: dict[str, float] = {}
@@ -107,16 +101,41 @@ class RLStep:
         times = clock.metrics()
         left_out = self.algorithm.n_minibatches - len(updates) if trains_actor else 0
         return {
-            **_rollout_metrics(batch, rewards),
-            "selected": len(chosen) / len(batch),
+            **collected.statistics,
             **distances,
             **average(updates),
             **learned,
             **({"left_out_updates": left_out} if left_out else {}),
             "version": self.actor.version,
-            "tokens_per_second": batch.n_tokens / times["time/step"],
+            "tokens_per_second": collected.statistics["tokens"] / times["time/step"],
             **times,
         }
+
+    def collect(self, step: int, clock: PhaseClock) -> Collected:
+        """The completions of ``step`` with their rewards."""
+        n_drawn = 0
+
+        def draw(n: int) -> tuple[Batch, Tensor]:
+            nonlocal n_drawn
+            records = self.task.more_records(step, n) if n_drawn else self.task.records(step)
+            encoder, ranks = self.task.encoder, self.actor.data_ranks
+            with clock("rollout"):
+                seeds = rollout_seeds(self.seed, step, n_drawn)
+                rollout = sample(self.rollout, encoder, records, self.options, seeds, ranks)
+            with clock("reward"):
+                rewards = score(rollout, encoder, self.reward, ranks)
+                lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
+                shaped = self.algorithm.rewards(rewards, lengths)
+                batch = build_batch(rollout, shaped, needs_experts=self.needs_experts, first_group=n_drawn)
+            n_drawn += n
+            return batch, rewards
+
+        return collect(
+            draw,
+            self.task.cursor.batch_size,
+            selection=self.algorithm.selection,
+            max_rounds=self.algorithm.max_rounds,
+        )
 
     def add_logprobs(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """The batch with the log-probabilities that the algorithm needs, and metrics of the rollout's distance to them.
@@ -147,12 +166,6 @@ class RLStep:
             return batch.with_fields({ADVANTAGES: estimator(batch)})
         advantages, returns = estimator.with_returns(batch)
         return batch.with_fields({ADVANTAGES: advantages, RETURNS: returns})
-
-    def select(self, batch: Batch) -> Batch:
-        """The sequences that the algorithm's selection keeps."""
-        if self.algorithm.selection is None:
-            return batch
-        return batch.select(self.algorithm.selection(batch).nonzero()[:, 0].tolist())
 
     def update(self, batch: Batch, step: int) -> list[StepStats]:
         """One optimizer step of the actor per mini-batch; skips mini-batches without a trained token."""
@@ -186,17 +199,6 @@ class RLStep:
         outputs = self.actor.forward_batch(minibatch, OutputRequest(names, self.algorithm.temperature))
         # The batch is where the rollout left it; outputs may be on the engine's device.
         return {name: value.to(minibatch.input_ids.device) for name, value in outputs.items()}
-
-
-def _rollout_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
-    fields = batch.sequence_fields
-    return {
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std()) if len(rewards) > 1 else 0.0,
-        "completion_tokens": float(fields[COMPLETION_LENGTHS].double().mean()),
-        "truncated": float(fields[TRUNCATED].double().mean()),
-        "tokens": batch.n_tokens,
-    }
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> float:
