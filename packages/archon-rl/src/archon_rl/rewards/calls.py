@@ -55,6 +55,15 @@ class Outcome:
         """Whether there is no reward."""
         return self.value is None
 
+    def as_json(self) -> float | dict[str, Any]:
+        """The outcome as a value of JSON: a number, or the fields of a failure."""
+        return {"error": self.error, "cause": self.cause, "trace": self.trace} if self.value is None else self.value
+
+    @classmethod
+    def from_json(cls, found: float | dict[str, Any]) -> Outcome:
+        """The outcome that ``as_json`` wrote."""
+        return cls(**found) if isinstance(found, dict) else cls(float(found))
+
 
 class RewardRunner(Protocol):
     """Calls a reward function, in this process or in others."""

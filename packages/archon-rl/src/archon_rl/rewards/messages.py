@@ -1,13 +1,20 @@
 """Messages between the trainer and a reward process: byte strings with their length, over a socket.
 
 The trainer sends pickles, since a record may hold any type that a data set has. A process answers in JSON.
+
+Answers are sent together, at most ``HELD_SECONDS`` after the first: a message for each would take longer than a cheap
+reward. Before each call, a process writes the number of calls begun into a file, so that the trainer knows which call
+hangs or ended the process, even if answers to earlier ones were not sent.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
 from collections.abc import Iterator
+
+HELD_SECONDS = 0.002
 
 _LENGTH = struct.Struct("!Q")
 _CHUNK = 1 << 16
@@ -16,6 +23,26 @@ _CHUNK = 1 << 16
 def send(channel: socket.socket, message: bytes) -> None:
     """Send one message; raises OSError if the other side is gone, or does not read within the socket's timeout."""
     channel.sendall(_LENGTH.pack(len(message)) + message)
+
+
+class CallCounter:
+    """The number of calls that a process has begun, in a file that trainer and process have open.
+
+    Args:
+        file: its descriptor.
+    """
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def write(self, number: int) -> None:
+        """Set the number."""
+        os.pwrite(self._file, _LENGTH.pack(number), 0)
+
+    def read(self) -> int:
+        """The number; 0 in an empty file."""
+        found = os.pread(self._file, _LENGTH.size, 0)
+        return _LENGTH.unpack(found)[0] if found else 0
 
 
 class Receiver:

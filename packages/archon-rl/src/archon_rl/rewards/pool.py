@@ -156,9 +156,10 @@ class RewardPool:
         if "fingerprint" in reply:
             self._fingerprint = Fingerprint(**reply["fingerprint"])
             process.set_ready()
-        elif "outcome" in reply:
-            batch.outcomes[process.answered()] = Outcome(**reply["outcome"])
-            batch.n_answered += 1
+        elif "outcomes" in reply:
+            for outcome in reply["outcomes"]:
+                batch.outcomes[process.answered()] = Outcome.from_json(outcome)
+                batch.n_answered += 1
         else:
             raise _error(reply)
 
@@ -173,7 +174,7 @@ class RewardPool:
             )
         if not process.pending:
             return
-        number, *others = process.pending
+        number, others = process.give_back()
         batch.waiting.extendleft(reversed(others))
         call, batch.n_lost = batch.calls[number], batch.n_lost + 1
         batch.outcomes[number] = Outcome(

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from archon_rl.rewards.calls import RewardCall
-from archon_rl.rewards.messages import Receiver, send
+from archon_rl.rewards.messages import CallCounter, Receiver, send
 from archon_rl.rewards.source import RewardSource
 
 START_SECONDS = 300.0
@@ -40,7 +41,7 @@ class RewardProcess:
     terminal reaches the trainer alone.
 
     Attributes:
-        pending: numbers of the calls that it has not answered; it works on the first.
+        pending: numbers of the calls that it has not answered, in their order.
         deadline: of the call or of the import that it works on, on the monotonic clock; infinite for none.
         ready: whether it has imported the function.
     """
@@ -48,9 +49,13 @@ class RewardProcess:
     def __init__(self, source: RewardSource, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._timeout, self._clock = timeout, clock
         self.channel, theirs = socket.socketpair()
+        self._counter_file = tempfile.TemporaryFile()
+        self._counter = CallCounter(self._counter_file.fileno())
+        self._n_begun = self._n_answered = 0
         arguments = {
             "path": sys.path,
             "descriptor": theirs.fileno(),
+            "counter": self._counter_file.fileno(),
             "trainer": os.getpid(),
             "source": asdict(source),
         }
@@ -58,7 +63,7 @@ class RewardProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _MAIN, json.dumps(arguments)],
                 stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), self._counter_file.fileno()],
                 process_group=0,
             )
         self.channel.settimeout(timeout)
@@ -95,8 +100,15 @@ class RewardProcess:
     def answered(self) -> int:
         """Take note of an answered call; return its number. The next call gets the whole time limit."""
         number = self.pending.popleft()
+        self._n_answered += 1
         self.deadline = self._clock() + self._timeout if self.pending else math.inf
         return number
+
+    def give_back(self) -> tuple[int, list[int]]:
+        """Of a killed process's unanswered calls, the number of the one that it worked on, and the others."""
+        place = min(max(self._n_begun - self._n_answered - 1, 0), len(self.pending) - 1)
+        others = list(self.pending)
+        return others.pop(place), others
 
     def describe_end(self) -> str:
         """How the process ended, for messages. A process that only closed its socket is killed."""
@@ -128,6 +140,9 @@ class RewardProcess:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        if not self._counter_file.closed:
+            self._n_begun = self._counter.read()
+            self._counter_file.close()
         self.channel.close()
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from archon_core.errors import ArchonError
 from archon_rl.rewards.calls import RewardCall, make_call
 from archon_rl.rewards.loading import load_reward
-from archon_rl.rewards.messages import Receiver, send
+from archon_rl.rewards.messages import HELD_SECONDS, CallCounter, Receiver, send
 from archon_rl.rewards.source import RewardSource
 from archon_rl.rewards.source_fingerprint import reward_fingerprint
 
@@ -30,26 +30,38 @@ _SET_PARENT_DEATH_SIGNAL = 1
 """``PR_SET_PDEATHSIG`` of Linux's ``prctl``."""
 
 
-def main(descriptor: int, trainer: int, source: dict[str, str]) -> None:
+def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) -> None:
     """Serve calls until the trainer closes its end of the socket.
 
     Args:
         descriptor: file descriptor of the socket.
+        counter: file descriptor of the ``CallCounter``.
         trainer: process id of the trainer.
         source: fields of the ``RewardSource``.
     """
     _end_with(trainer)
     _leave_signals_to_trainer()
-    os.set_inheritable(descriptor, False)  # processes of the reward must not keep the socket open
+    for one in (descriptor, counter):
+        os.set_inheritable(one, False)  # processes of the reward must not keep the socket open
     channel = socket.socket(fileno=descriptor)
     receiver = Receiver(channel)
     try:
         chosen = RewardSource(**source)
         reward = load_reward(chosen)
         _reply(channel, {"fingerprint": asdict(reward_fingerprint(chosen))})
+        begun = CallCounter(counter)
+        n_begun = 0
         while (message := receiver.wait()) is not None:
+            held: list[Any] = []
+            sent = time.monotonic()
             for fields in pickle.loads(message):
-                _reply(channel, {"outcome": asdict(make_call(reward, RewardCall(*fields)))})
+                if held and time.monotonic() - sent > HELD_SECONDS:
+                    _reply(channel, {"outcomes": held})
+                    held, sent = [], time.monotonic()
+                n_begun += 1
+                begun.write(n_begun)
+                held.append(make_call(reward, RewardCall(*fields)).as_json())
+            _reply(channel, {"outcomes": held})
     except ArchonError as error:
         _reply(channel, {"error": type(error).__name__, "text": str(error)})
 
