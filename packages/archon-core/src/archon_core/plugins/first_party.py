@@ -29,6 +29,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "hf",
             "arithmetic",
         ),
+        "archon-tasks": ("reasoning_gym",),
     },
     "dialect": {
         "archon-train": ("areal",),
@@ -72,6 +73,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "arithmetic",
             "exact",
             "gsm8k",
+        ),
+        "archon-tasks": (
+            "math_verify",
+            "reasoning_gym",
         ),
     },
     "schedule": {
@@ -171,10 +176,12 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.use_sapo_loss",
         "data.arithmetic",
         "data.hf",
+        "rewards",
         "tokenizer.use_chat_template",
         "warm_start",
     ),
     "archon-sglang": ("sglang",),
+    "archon-tasks": ("data.reasoning_gym",),
     "archon-vllm": ("vllm",),
 }
 """Package -> configuration sections and options that it brings."""

@@ -49,7 +49,7 @@ class RewardProcess:
     def __init__(self, source: RewardSource, timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._timeout, self._clock = timeout, clock
         self.channel, theirs = socket.socketpair()
-        self._counter_file = tempfile.TemporaryFile()
+        self._counter_file = tempfile.TemporaryFile()  # noqa: SIM115 - kill() closes it
         self._counter = CallCounter(self._counter_file.fileno())
         self._n_begun = self._n_answered = 0
         arguments = {
