@@ -179,6 +179,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "critic.warmup_steps",
         "data.arithmetic",
         "data.hf",
+        "rewards",
         "tokenizer.use_chat_template",
         "warm_start",
     ),

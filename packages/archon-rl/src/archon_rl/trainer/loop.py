@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from archon_core.contracts.engine import TrainEngine
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import (
     Checkpoints,
@@ -18,7 +19,6 @@ from archon_rl.trainer.checkpointing import (
     resumed_checkpoint,
 )
 from archon_rl.trainer.export_check import verify_export
-from archon_rl.trainer.fingerprint import Fingerprint
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext

@@ -6,7 +6,8 @@ the functions that run them; every rank computes the rest redundantly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -24,12 +25,12 @@ from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
 from archon_rl.losses.value import RETURNS
-from archon_rl.rewards.checking import NamedReward
 from archon_rl.trainer.collecting import Collected, collect
 from archon_rl.trainer.critic_step import CriticStep
 from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
 from archon_rl.trainer.roles import RoleEngines
-from archon_rl.trainer.rollout_batch import build_batch, rollout_seeds, sample, score
+from archon_rl.trainer.rollout_batch import build_batch, rollout_seeds, sample
+from archon_rl.trainer.scoring import Scorer, Scores
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
 from archon_rl.trainer.task import Task
@@ -44,7 +45,7 @@ class RLStep:
         algorithm: rewards to advantages to objective.
         engines: the actor, and the models that the algorithm needs beside it.
         rollout: samples with the actor's weights.
-        reward: scores completions.
+        scorer: scores completions; a step leaves out records with a completion without a reward.
         options: sampling options; the stop tokens include the end-of-text token.
         seed: the run's seed.
         needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
@@ -54,7 +55,7 @@ class RLStep:
     algorithm: Algorithm
     engines: RoleEngines
     rollout: InferenceEngine
-    reward: NamedReward
+    scorer: Scorer
     options: GenerationConfig
     seed: int
     needs_experts: bool = False
@@ -112,10 +113,10 @@ class RLStep:
         }
 
     def collect(self, step: int, clock: PhaseClock) -> Collected:
-        """The completions of ``step`` with their rewards."""
-        n_drawn = 0
+        """The completions of ``step`` with their rewards. Prompts with a completion without a reward are left out."""
+        n_drawn, failed = 0, Counter[str]()
 
-        def draw(n: int) -> tuple[Batch, Tensor]:
+        def draw(n: int) -> tuple[Batch, Tensor] | None:
             nonlocal n_drawn
             records = self.task.more_records(step, n) if n_drawn else self.task.records(step)
             encoder, ranks = self.task.encoder, self.actor.data_ranks
@@ -123,19 +124,31 @@ class RLStep:
                 seeds = rollout_seeds(self.seed, step, n_drawn)
                 rollout = sample(self.rollout, encoder, records, self.options, seeds, ranks)
             with clock("reward"):
-                rewards = score(rollout, encoder, self.reward, ranks)
-                lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
-                shaped = self.algorithm.rewards(rewards, lengths)
-                batch = build_batch(rollout, shaped, needs_experts=self.needs_experts, first_group=n_drawn)
+                # Further prompts are few: all of them may fail without a fault of the whole reward.
+                is_further = n_drawn > 0
+                scores = self.scorer(rollout, ranks, when=f"Step {step + 1}", may_all_fail=is_further)
+                failed.update(scores.metrics())
+                complete = scores.complete(may_be_empty=is_further)
+                batch = self._build_batch(complete, first_group=n_drawn)
             n_drawn += n
-            return batch, rewards
+            return None if batch is None else (batch, complete.values)
 
-        return collect(
+        collected = collect(
             draw,
             self.task.cursor.batch_size,
             selection=self.algorithm.selection,
             max_rounds=self.algorithm.max_rounds,
         )
+        return replace(collected, statistics=collected.statistics | {name: float(n) for name, n in failed.items()})
+
+    def _build_batch(self, scores: Scores, *, first_group: int) -> Batch | None:
+        """The batch of a rollout; ``None`` for one without records."""
+        rollout, rewards = scores.rollout, scores.values
+        if not rollout.records:
+            return None
+        lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
+        shaped = self.algorithm.rewards(rewards, lengths)
+        return build_batch(rollout, shaped, needs_experts=self.needs_experts, first_group=first_group)
 
     def add_logprobs(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """The batch with the log-probabilities that the algorithm needs, and metrics of the rollout's distance to them.
