@@ -30,6 +30,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "hf",
             "arithmetic",
         ),
+        "archon-tasks": ("reasoning_gym",),
     },
     "dialect": {
         "archon-train": ("areal",),
@@ -73,6 +74,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "arithmetic",
             "exact",
             "gsm8k",
+        ),
+        "archon-tasks": (
+            "math_verify",
+            "reasoning_gym",
         ),
     },
     "schedule": {
@@ -184,6 +189,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "warm_start",
     ),
     "archon-sglang": ("sglang",),
+    "archon-tasks": ("data.reasoning_gym",),
     "archon-vllm": ("vllm",),
 }
 """Package -> configuration sections and options that it brings."""
