@@ -7,6 +7,7 @@ To add an algorithm, write a function ``(config, decisions) -> Algorithm`` and n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,14 +16,18 @@ from torch import Tensor
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
-from archon_rl.advantages import GROUPS, REWARDS
+from archon_rl.advantages import GROUPS, REWARDS, VALUES
 from archon_rl.losses.aggregation import Aggregation, TokenMean
+from archon_rl.losses.kl import REF_LOGPROBS
 from archon_rl.losses.objective import Objective, TokenTerm
 from archon_rl.losses.whole_batch import WholeBatchMask
 from archon_rl.reward_shaping import RewardShaping
 
 TRUNCATED = "truncated"
 """Sequence field, bool [S]: completions that ended at the length limit."""
+
+ROLE_OF_FIELD: Mapping[str, str] = {REF_LOGPROBS: "ref", VALUES: "critic"}
+"""Token field -> role of the model that computes it: the algorithm needs the model if it reads the field."""
 
 
 class AdvantageEstimator(Protocol):
@@ -110,6 +115,11 @@ class Algorithm:
         """Token fields that the advantages, the masks and the objective read."""
         parts = (*self.masks, *((self.advantages,) if self.advantages else ()))
         return self.objective.fields.union(*(part.fields for part in parts))
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Models that it needs beside the actor, by their sections of the configuration."""
+        return frozenset(role for name, role in ROLE_OF_FIELD.items() if name in self.fields)
 
 
 class AlgorithmFactory(Protocol):

@@ -6,26 +6,18 @@ from contextlib import ExitStack
 from functools import partial
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import TrainEngine
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_rl.algorithm import AlgorithmFactory
-from archon_rl.losses.kl import REF_LOGPROBS
 from archon_rl.rewards.checking import NamedReward
-from archon_rl.trainer.engines import (
-    build_inference_engine,
-    build_train_engine,
-    complete_model_config,
-    reference_config,
-    with_checkpoint,
-)
+from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.rl_step import RLStep
+from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.rollout_batch import sampling_options
 from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
-from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.warm_start import warm_start
 from archon_train.run.context import RunContext
@@ -63,24 +55,24 @@ class RLTrainer:
             ArchonError: from the data, the engines, the reward or the checkpoints.
         """
         run, config = self._run, self._run.config
-        reference_section = config.ref if self._needs_reference else None
-        limits = rollout_limits(config.gconfig, config.actor, reference_section)
+        others = [getattr(config, role) for role in sorted(self._algorithm.roles)]
+        limits = rollout_limits(config.gconfig, config.actor, *others)
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
         task = build_task(run, prompt_lengths, limits)
         known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         with ExitStack() as stack:
-            actor, reference = self._build_engines(task, total_steps, stack)
+            engines = self._build_engines(task, total_steps, stack)
+            actor = engines.actor.engine
             rollout = build_inference_engine(run, actor)
             stack.callback(rollout.close)
             run.record([task.ends.decision()])
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
-                actor=SharedEngine(actor, config.actor.mb_spec.granularity, run.recordings),
+                engines=engines,
                 rollout=rollout,
-                reference=reference and SharedEngine(reference, config.ref.mb_spec.granularity),
                 reward=self._reward,
                 options=sampling_options(config.gconfig, task.ends),
                 seed=config.seed,
@@ -110,25 +102,14 @@ class RLTrainer:
             rollout.update_weights(actor.version)
             loop.run_from(done)
 
-    @property
-    def _needs_reference(self) -> bool:
-        return REF_LOGPROBS in self._algorithm.fields
-
-    def _build_engines(self, task: Task, total_steps: int, stack: ExitStack) -> tuple[TrainEngine, TrainEngine | None]:
-        """The actor, after the warm start, and the reference if the algorithm needs one; ``stack`` closes them."""
+    def _build_engines(self, task: Task, total_steps: int, stack: ExitStack) -> RoleEngines:
+        """The engines of all roles, after the actor's warm start; ``stack`` closes them."""
         run = self._run
-        config = complete_model_config(run, task.encoder.tokenizer)
-        checkpoint = warm_start(run, config, task)
+        actor = complete_model_config(run, task.encoder.tokenizer)
+        checkpoint = warm_start(run, actor, task)
         if checkpoint is not None:
-            config = with_checkpoint(config, checkpoint)
-        updates = total_steps * self._algorithm.n_minibatches
-        actor = build_train_engine(run, config, role="actor", total_steps=updates)
-        stack.callback(actor.close)
-        if not self._needs_reference:
-            return actor, None
-        reference = build_train_engine(run, reference_config(run.config.ref, config), role="ref", total_steps=None)
-        stack.callback(reference.close)
-        return actor, reference
+            actor = with_checkpoint(actor, checkpoint)
+        return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack)
 
 
 def _load_reward(name: str | None, algorithm: str) -> NamedReward:

@@ -23,6 +23,7 @@ from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
 from archon_rl.rewards.checking import NamedReward
+from archon_rl.trainer.roles import RoleEngines
 from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
@@ -36,9 +37,8 @@ class RLStep:
     Attributes:
         task: records and tokenizer.
         algorithm: rewards to advantages to objective.
-        actor: the trained model.
+        engines: the actor, and the models that the algorithm needs beside it.
         rollout: samples with the actor's weights.
-        reference: the frozen reference model; ``None`` if the algorithm needs none.
         reward: scores completions.
         options: sampling options; the stop tokens include the end-of-text token.
         seed: the run's seed.
@@ -47,13 +47,17 @@ class RLStep:
 
     task: Task
     algorithm: Algorithm
-    actor: SharedEngine
+    engines: RoleEngines
     rollout: InferenceEngine
-    reference: SharedEngine | None
     reward: NamedReward
     options: GenerationConfig
     seed: int
     needs_experts: bool = False
+
+    @property
+    def actor(self) -> SharedEngine:
+        """The trained policy."""
+        return self.engines.actor
 
     def __call__(self, step: int) -> dict[str, float]:
         """Run step ``step``; return its metrics."""
@@ -106,8 +110,8 @@ class RLStep:
             fields[PROX_LOGPROBS if PROX_LOGPROBS in needed else LOGPROBS] = own
             distances["rollout_logprob_gap"] = _masked_mean((own - sampled).abs(), mask)
         if REF_LOGPROBS in needed:
-            assert self.reference is not None, "the algorithm needs a reference; RLTrainer builds one"
-            reference = self.reference.forward_batch(batch, request)["logprobs"].to(sampled)
+            assert self.engines.ref is not None, "the algorithm needs a reference; RLTrainer builds one"
+            reference = self.engines.ref.forward_batch(batch, request)["logprobs"].to(sampled)
             fields[REF_LOGPROBS] = reference
             distances["rollout_kl_ref"] = _masked_mean(kl_estimate(sampled, reference, "k3"), mask)
         return batch.with_fields(fields), distances

@@ -65,12 +65,12 @@ def supervised_limits(engine: Any) -> list[LengthLimit]:
     return [LengthLimit(example_lengths, size, reason, (fix,)) for size, reason, fix in _sequence_limits(engine)]
 
 
-def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[LengthLimit]:
+def rollout_limits(gconfig: Any, actor: Any, *others: Any) -> list[LengthLimit]:
     """Limits of prompts for generation with ``gconfig`` and training on the completions.
 
     Args:
         actor: section of the trained model.
-        reference: section of the reference model, if there is one.
+        others: sections of the models beside it that see prompts with completions.
     """
     n_new, most = gconfig.max_new_tokens, gconfig.max_tokens
     limits = []
@@ -84,8 +84,8 @@ def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[Leng
     if context.generation != context.positions:
         why = "beyond that, the frequencies of its rotary embedding depend on the final length"
         sizes.append((context.generation, f"the model generates up to {context.generation} tokens: {why}", ""))
-    for engine in (actor, reference):
-        sizes += [] if engine is None else _sequence_limits(engine)
+    for engine in (actor, *others):
+        sizes += _sequence_limits(engine)
     for size, reason, fix in sizes:
         # A completion ends at max_tokens if that is the lower limit.
         if most is None or most > size:

@@ -1,0 +1,57 @@
+"""The engines of a run of reinforcement learning by role: the actor, and the models that the algorithm needs beside it.
+
+To add a role: a field of ``RoleEngines``, an entry of ``SECTIONS``, and an entry of ``algorithm.ROLE_OF_FIELD``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from archon_rl.algorithm import Algorithm
+from archon_rl.trainer.engines import build_train_engine, reference_config
+from archon_rl.trainer.sharing import SharedEngine
+from archon_train.run.context import RunContext
+from archon_train.run.recordings import Recordings
+
+
+@dataclass(frozen=True)
+class RoleEngines:
+    """The engines of a run; ``None`` for a role that the algorithm does not need.
+
+    Attributes:
+        actor: the trained policy.
+        ref: the frozen reference of the KL terms.
+    """
+
+    actor: SharedEngine
+    ref: SharedEngine | None = None
+
+
+SECTIONS: Mapping[str, Callable[[Any, Any], Any]] = {"ref": reference_config}
+"""Role -> completes its section of the configuration with the actor's: ``(section, actor) -> section``."""
+
+
+def build_role_engines(
+    run: RunContext, actor: Any, algorithm: Algorithm, *, total_steps: int, stack: ExitStack
+) -> RoleEngines:
+    """Build the actor, and an engine for every role of the algorithm; ``stack`` closes them.
+
+    Args:
+        actor: the ``actor`` section, with the weights that training starts from.
+        total_steps: training steps of the whole run.
+    """
+
+    def build(role: str, section: Any, recordings: Recordings) -> SharedEngine:
+        updates = total_steps * algorithm.n_minibatches if section.optimizer is not None else None
+        engine = build_train_engine(run, section, role=role, total_steps=updates)
+        stack.callback(engine.close)
+        return SharedEngine(engine, section.mb_spec.granularity, recordings)
+
+    others = {role: SECTIONS[role](getattr(run.config, role), actor) for role in SECTIONS if role in algorithm.roles}
+    return RoleEngines(
+        actor=build("actor", actor, run.recordings),
+        **{role: build(role, section, Recordings()) for role, section in others.items()},
+    )
