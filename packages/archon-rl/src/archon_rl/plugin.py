@@ -21,6 +21,7 @@ _HUGGING_FACE = ConfigSection("data.hf", "archon_rl.config:HuggingFaceOptions")
 _TOKENIZER = ConfigSection("tokenizer", "archon_rl.config:TokenizerOptions")
 _POLICY = ConfigSection("actor", "archon_rl.config:PolicyOptions")
 _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
+_PREFERENCES = ConfigSection("data", "archon_rl.config:PreferenceDataOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -41,6 +42,20 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
             config=(_TOKENIZER, _POLICY, _WARM_START),
+        ),
+        AlgorithmSpec(
+            name="dpo",
+            target="archon_rl.preference_algorithms:dpo",
+            trainer="archon_rl.trainer.preferences:PreferenceTrainer",
+            summary="direct preference optimisation (arXiv:2305.18290) and IPO (arXiv:2310.12036)",
+            config=(_TOKENIZER, _PREFERENCES, _WARM_START, ConfigSection("actor", "archon_rl.config:DPOOptions")),
+        ),
+        AlgorithmSpec(
+            name="rw",
+            target="archon_rl.preference_algorithms:rw",
+            trainer="archon_rl.trainer.preferences:PreferenceTrainer",
+            summary="a Bradley-Terry reward model, for reward=model in later runs",
+            config=(_TOKENIZER, _PREFERENCES),
         ),
     ]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from archon_core.contracts.engine import TrainEngine
 from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import Checkpoints, export_model, load_checkpoint, resumed_checkpoint
-from archon_rl.trainer.export_check import verify_export
+from archon_rl.trainer.export_check import verify_export, verify_value_export
 from archon_rl.trainer.fingerprint import Fingerprint
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
@@ -33,6 +33,7 @@ class TrainingLoop:
         evaluate: returns metrics of the held-out records; ``None`` without such records.
         fingerprints: of the run's inputs (``resuming.fingerprints``), stored in checkpoints.
         shown: metrics to show in the progress line if present.
+        is_critic: whether the model has a value head.
     """
 
     run: RunContext
@@ -43,6 +44,7 @@ class TrainingLoop:
     evaluate: Callable[[], dict[str, float]] | None
     fingerprints: Mapping[str, Fingerprint]
     shown: tuple[str, ...] = ("loss",)
+    is_critic: bool = False
     _baseline: dict[str, float] = field(default_factory=dict, init=False)
     _latest: dict[str, float] = field(default_factory=dict, init=False)
     _checkpoints: Checkpoints = field(init=False)
@@ -131,8 +133,12 @@ class TrainingLoop:
             records = self.task.validation if len(self.task.validation) else self.task.train
             sample = [records[i] for i in range(min(EXPORT_CHECK_RECORDS, len(records)))]
             batch = comparison_batch(self.task.encoder, sample)
-            difference = verify_export(self.engine, export, batch, self.run.ranks)
-            note(f"Export verified: logits differ from transformers' by at most {difference:.1e} of the largest logit")
+            check = verify_value_export if self.is_critic else verify_export
+            difference = check(self.engine, export, batch, self.run.ranks)
+            what = "score" if self.is_critic else "logit"
+            note(
+                f"Export verified: {what}s differ from transformers' by at most {difference:.1e} of the largest {what}"
+            )
         if self._latest:
             note(f"Held-out records: {_listed(self._baseline)} before, {_listed(self._latest)} after training")
 
