@@ -8,7 +8,6 @@ import math
 import pytest
 import torch
 from bigram_engine import BigramEngine
-
 from run_results import rows, table
 
 from archon_core.errors import ConfigError, DamagedError, DataError

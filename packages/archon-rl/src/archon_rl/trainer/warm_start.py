@@ -48,8 +48,10 @@ def warm_start(run: RunContext, actor: Any, task: Task, build_batch: BatchBuilde
     optimizer = replace(
         actor.optimizer, lr=options.lr, lr_scheduler_type="linear", warmup_steps_proportion=WARMUP_PROPORTION
     )
-    engine = build_train_engine(run, replace(actor, optimizer=optimizer), role="actor", total_steps=options.steps)
-    shared = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
+    # Groups of sequences belong to the training that follows; here any batch size is right.
+    section = replace(actor, optimizer=optimizer, mb_spec=replace(actor.mb_spec, granularity=1))
+    engine = build_train_engine(run, section, role="actor", total_steps=options.steps)
+    shared = SharedEngine(engine, recordings=run.recordings)
     cursor = DataCursor(
         len(task.train), options.batch_size or task.cursor.batch_size, derive_seed(run.config.seed, "warm_start")
     )
