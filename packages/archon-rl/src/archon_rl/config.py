@@ -257,6 +257,22 @@ class WarmStartOptions:
 
 
 @dataclass
+class RewardOptions:
+    """Calls of the reward function (``rewards``), in processes beside each data rank of the trainer.
+
+    Attributes:
+        processes: reward processes per data rank; 0 calls the function in the trainer, without a time limit.
+        timeout_seconds: time limit per completion. A process that exceeds it is killed and replaced.
+        max_failed: largest share of the last 1,000 completions without a reward (exceptions, invalid values, time
+            limit); more of them end the run.
+    """
+
+    processes: int = option(2, NOT_NEGATIVE)
+    timeout_seconds: float = option(15.0, number(above=0))
+    max_failed: float = option(0.1, SHARE)
+
+
+@dataclass
 class ArithmeticOptions:
     """The generated arithmetic task (``data.arithmetic``): all problems ``a op b``.
 

@@ -22,6 +22,7 @@ _TOKENIZER = ConfigSection("tokenizer", "archon_rl.config:TokenizerOptions")
 _POLICY = ConfigSection("actor", "archon_rl.config:PolicyOptions")
 _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
 _PREFERENCES = ConfigSection("data", "archon_rl.config:PreferenceDataOptions")
+_REWARDS = ConfigSection("rewards", "archon_rl.config:RewardOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -41,7 +42,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             trainer="archon_rl.trainer.rl:RLTrainer",
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
-            config=(_TOKENIZER, _POLICY, _WARM_START),
+            config=(_TOKENIZER, _POLICY, _REWARDS, _WARM_START),
         ),
         AlgorithmSpec(
             name="dpo",

@@ -153,7 +153,8 @@ class ExperimentConfig:
         trial_name: name of this run.
         seed: seed of all random draws.
         algorithm: name of the algorithm: ``sft``, ``grpo``, ...
-        reward: name of the reward function, for algorithms that use one.
+        reward: name of the reward function, for algorithms that use one; or ``module:function`` (``module.function``)
+            in a Python file of the working directory or of a folder of ``PYTHONPATH``.
         tokenizer_path: folder or hub id of the tokenizer; null takes ``actor.path``.
         cluster: the machines.
         scheduler: the launcher.

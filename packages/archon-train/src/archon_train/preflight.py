@@ -36,6 +36,7 @@ from archon_core.models.end_tokens import config_ends, folder_ends
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
+from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.run_plan import Need, Obstacle, RunPlan
@@ -135,12 +136,21 @@ class _Planner:
         algorithm = self.look_up("algorithm", config.algorithm, "algorithm")
         self.look_up("dataset", config.data.dataset, "data.dataset")
         if config.reward is not None:
-            self.look_up("reward", config.reward, "reward")
+            self.check_reward(config.reward)
         rollout = self.layouts.get("rollout")
         needed = algorithm is not None and "inference_engine" in getattr(algorithm, "needs", ())
         self.samples = algorithm is None or needed
         if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
             self.look_up("inference_engine", rollout.backend, "rollout.backend")
+
+    def check_reward(self, name: str) -> None:
+        """Look up the plugin, or the function in the user's module, without importing it."""
+        try:
+            choose_reward(name, self.registry)
+        except (PluginError, UnknownNameError):
+            self.look_up("reward", name, "reward")
+        except ConfigError as error:
+            self.wrong(str(error))
 
     def check_engine(self, role: str) -> None:
         config, layout = getattr(self.config, role), self.layouts.get(role)

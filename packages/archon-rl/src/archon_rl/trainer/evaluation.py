@@ -13,20 +13,22 @@ from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.losses.aggregation import LOSS_MASK
-from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder, supervised_batch
-from archon_rl.trainer.rollout_batch import sample, score
+from archon_rl.trainer.rollout_batch import sample
+from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sharing import ONE_RANK, SharedEngine
 
 EVAL_REWARD = "eval/reward"
 EVAL_LOSS = "eval/loss"
+EVAL_FAILED = "eval/reward_failed"
+"""Completions without a reward, if there are any."""
 
 
 def evaluate_reward(
     engine: InferenceEngine,
     encoder: TextEncoder,
     dataset: Dataset,
-    reward: NamedReward,
+    scorer: Scorer,
     options: GenerationConfig,
     *,
     limit: int | None = None,
@@ -34,17 +36,21 @@ def evaluate_reward(
 ) -> dict[str, float]:
     """``eval/reward``: the mean raw reward of one greedy completion per record, of the first ``limit`` records.
 
+    Completions without a reward are left out of the mean and counted.
+
     Args:
         options: greedy sampling options (``sampling_options(..., greedy=True)``).
         data_ranks: divide the records among them.
 
     Raises:
-        RewardError: as ``score`` does.
+        RewardError: as ``Scorer`` does.
     """
     records = [read_placed(dataset, index) for index in range(_size(dataset, limit))]
     # Greedy decoding draws no random numbers, but a request needs a seed.
     rollout = sample(engine, encoder, records, options, seed_of=lambda place, number: 0, data_ranks=data_ranks)
-    return {EVAL_REWARD: float(score(rollout, encoder, reward, data_ranks).double().mean())}
+    scores = scorer(rollout, data_ranks, when="Evaluation")
+    n_failed = len(scores.failures)
+    return {EVAL_REWARD: float(scores.values.double().mean()), **({EVAL_FAILED: n_failed} if n_failed else {})}
 
 
 def evaluate_loss(

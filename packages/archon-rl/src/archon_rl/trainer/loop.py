@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from archon_core.contracts.engine import TrainEngine
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import Checkpoints, export_model, load_checkpoint, resumed_checkpoint
 from archon_rl.trainer.export_check import verify_export, verify_value_export
-from archon_rl.trainer.fingerprint import Fingerprint
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext

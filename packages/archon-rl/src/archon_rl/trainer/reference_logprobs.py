@@ -25,10 +25,10 @@ from archon_core.errors import DamagedError
 from archon_core.ranks.failing_together import failing_together
 from archon_engine.checkpoint.publication import publish_folder
 from archon_engine.checkpoint.seal import check_file, read_seal, seal_whole, write_seal
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.losses.preference import sequence_logprobs
 from archon_rl.preference_encoding import preference_batch
 from archon_rl.trainer.checkpointing import resumed_checkpoint
-from archon_rl.trainer.fingerprint import Fingerprint
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext

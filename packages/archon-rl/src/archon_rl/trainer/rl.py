@@ -9,7 +9,11 @@ from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_rl.algorithm import AlgorithmFactory
-from archon_rl.rewards.checking import NamedReward
+from archon_rl.config import RewardOptions
+from archon_rl.rewards.calls import RewardRunner
+from archon_rl.rewards.in_process import InProcessRewards
+from archon_rl.rewards.pool import RewardPool
+from archon_rl.rewards.source import RewardSource, reward_source
 from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
@@ -17,6 +21,7 @@ from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.rollout_batch import sampling_options
+from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
 from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.warm_start import warm_start
@@ -39,7 +44,7 @@ class RLTrainer:
         decisions: list[Decision] = []
         self._algorithm = algorithm(run.config, decisions)
         run.record(decisions)
-        self._reward = _load_reward(run.config.reward, self._algorithm.name)
+        self._reward = _choose_reward(run.config.reward, self._algorithm.name)
         completions = run.config.data.batch_size * run.config.gconfig.n_samples
         if completions < self._algorithm.n_minibatches:
             raise ConfigError(
@@ -60,20 +65,23 @@ class RLTrainer:
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
         task = build_task(run, prompt_lengths, limits)
-        known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         with ExitStack() as stack:
+            rewards = _build_runner(self._reward, config.rewards)
+            stack.callback(rewards.close)
+            known = fingerprints(run, task.train, task.validation, reward=rewards)
             engines = self._build_engines(task, total_steps, stack)
             actor = engines.actor.engine
             rollout = build_inference_engine(run, actor)
             stack.callback(rollout.close)
             run.record([task.ends.decision()])
+            scorer = Scorer(rewards, task.encoder, config.rewards.max_failed, run.progress.note)
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
                 engines=engines,
                 rollout=rollout,
-                reward=self._reward,
+                scorer=scorer,
                 options=sampling_options(config.gconfig, task.ends),
                 seed=config.seed,
                 needs_experts=config.rollout.return_routed_experts,
@@ -83,7 +91,7 @@ class RLTrainer:
                 rollout,
                 task.encoder,
                 task.validation,
-                self._reward,
+                scorer,
                 sampling_options(config.gconfig, task.ends, greedy=True),
                 limit=config.trainer.eval_size,
                 data_ranks=actor.data_ranks,
@@ -112,9 +120,17 @@ class RLTrainer:
         return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack)
 
 
-def _load_reward(name: str | None, algorithm: str) -> NamedReward:
+def _choose_reward(name: str | None, algorithm: str) -> RewardSource:
     if name is None:
         installed = ", ".join(spec.name for spec in registry().all("reward"))
-        raise ConfigError(f"reward: found none, and algorithm {algorithm!r} needs one; choose from {installed}")
-    spec = registry().get("reward", name)
-    return NamedReward(spec.name, spec.load())
+        raise ConfigError(
+            f"reward: found none, and algorithm {algorithm!r} needs one; choose from {installed}, or name a function "
+            "of a module in the working directory (module:function)"
+        )
+    return reward_source(name, registry())
+
+
+def _build_runner(source: RewardSource, options: RewardOptions) -> RewardRunner:
+    if options.processes == 0:
+        return InProcessRewards(source)
+    return RewardPool(source, processes=options.processes, timeout=options.timeout_seconds)

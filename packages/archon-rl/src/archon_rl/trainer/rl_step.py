@@ -22,9 +22,9 @@ from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
-from archon_rl.rewards.checking import NamedReward
 from archon_rl.trainer.roles import RoleEngines
-from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
+from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample
+from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
 from archon_rl.trainer.task import Task
@@ -39,7 +39,7 @@ class RLStep:
         algorithm: rewards to advantages to objective.
         engines: the actor, and the models that the algorithm needs beside it.
         rollout: samples with the actor's weights.
-        reward: scores completions.
+        scorer: scores completions; a step leaves out records with a completion without a reward.
         options: sampling options; the stop tokens include the end-of-text token.
         seed: the run's seed.
         needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
@@ -49,7 +49,7 @@ class RLStep:
     algorithm: Algorithm
     engines: RoleEngines
     rollout: InferenceEngine
-    reward: NamedReward
+    scorer: Scorer
     options: GenerationConfig
     seed: int
     needs_experts: bool = False
@@ -67,7 +67,9 @@ class RLStep:
             seeds = rollout_seeds(self.seed, step)
             rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds, ranks)
         with clock("reward"):
-            rewards = score(rollout, self.task.encoder, self.reward, ranks)
+            scores = self.scorer(rollout, ranks, when=f"Step {step + 1}")
+            complete = scores.complete()
+            rollout, rewards = complete.rollout, complete.values
             lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
             batch = build_batch(rollout, self.algorithm.rewards(rewards, lengths), needs_experts=self.needs_experts)
             chosen = self.select(batch)
@@ -86,6 +88,7 @@ class RLStep:
         left_out = self.algorithm.n_minibatches - len(updates)
         return {
             **_rollout_metrics(batch, rewards),
+            **scores.metrics(),
             "selected": len(chosen) / len(batch),
             **distances,
             **average(updates),
