@@ -133,6 +133,12 @@ def archon_rewards() -> Iterable[RewardSpec]:
             target="archon_rl.rewards.gsm8k:gsm8k_reward",
             summary="1 when the number after '####' (or in \\boxed{}, or the last one) is the answer's, else 0",
         ),
+        RewardSpec(
+            name="model",
+            target="archon_rl.trainer.reward_model:RewardModel",
+            summary="the score of a reward model (reward_model.path), such as an export of algorithm rw",
+            role="reward_model",
+        ),
     ]
 
 

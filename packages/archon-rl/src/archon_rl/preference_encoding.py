@@ -71,7 +71,7 @@ class PreferenceEncoder:
                 self.fields.rejected_key, [(preferences[i].prompt, preferences[i].rejected) for i in group], is_rendered
             )
             pairs.update(zip(group, zip(chosen, rejected, strict=True), strict=True))
-        return [pairs[i] for i in range(len(records))]
+        return [(_ended(chosen), _ended(rejected)) for chosen, rejected in (pairs[i] for i in range(len(records)))]
 
     def encode_examples(self, records: Records) -> list[Example]:
         """The sequences of ``encode_pairs``, the rejected one of each pair after the chosen one."""
@@ -133,6 +133,12 @@ def longest_of_pair(encoder: PreferenceEncoder, records: Records) -> list[int]:
 def pair_lengths(encoder: PreferenceEncoder, records: Records) -> list[int]:
     """Tokens of both sequences of each pair, which share a micro-batch."""
     return [sum(len(example.ids) for example in pair) for pair in encoder.encode_pairs(records)]
+
+
+def _ended(example: Example) -> Example:
+    """The sequence up to its last trained token, as a sampled completion ends: a chat template may write more."""
+    end = len(example.trained) - example.trained[::-1].index(True)
+    return Example(example.ids[:end], example.trained[:end])
 
 
 def _separated(chosen: tuple[int, ...], rejected: tuple[int, ...]) -> Pair:

@@ -163,6 +163,7 @@ class ExperimentConfig:
         critic: the value model, for algorithms that use one.
         ref: the frozen reference model of the KL terms.
         teacher: a frozen model to distil from.
+        reward_model: a frozen model that scores completions, for ``reward: model``.
         rollout: the engine that samples completions.
         gconfig: sampling options.
         data: the data set.
@@ -182,6 +183,7 @@ class ExperimentConfig:
     critic: EngineConfig | None = None
     ref: EngineConfig | None = None
     teacher: EngineConfig | None = None
+    reward_model: EngineConfig | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     gconfig: GenerationConfig = field(default_factory=GenerationConfig)
     data: DataConfig = field(default_factory=DataConfig)

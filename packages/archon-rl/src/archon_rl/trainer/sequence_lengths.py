@@ -167,6 +167,11 @@ def drop_decision(
     )
 
 
+def longest_sequence(engine: Any) -> int | None:
+    """The longest sequence that the model of the section ``engine`` takes; ``None`` without a limit."""
+    return min((size for size, _, _ in _sequence_limits(engine)), default=None)
+
+
 def _sequence_limits(engine: Any) -> Iterator[tuple[int, str, str]]:
     """(limit, reason, fix) for each limit on the sequences that an engine trains on."""
     yield from _position_limits(engine)
