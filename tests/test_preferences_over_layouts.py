@@ -203,6 +203,42 @@ def test_a_run_goes_on_on_another_layout_with_the_same_numbers(alone):
         torch.testing.assert_close(found[name], weight, rtol=0, atol=TOLERANCE * float(weight.abs().max()))
 
 
+POLICY = """
+experiment_name: pairs
+reward: model
+reward_model: {path: EXPORT, dtype: float64, archon: {enable_compile: false}}
+tokenizer_path: EXPORT
+actor:
+  dtype: float64
+  kl_ctl: 0.0
+  model_config:
+    {model_type: qwen3, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2, num_attention_heads: 4,
+     num_key_value_heads: 2, head_dim: 8, tie_word_embeddings: true}
+  optimizer: {lr: 0.01}
+  archon: {enable_compile: false}
+data: {dataset: arithmetic, batch_size: 3, validation_size: 3, arithmetic: {max_operand: 3}}
+rollout: {backend: local}
+gconfig: {n_samples: 3, max_new_tokens: 3}
+trainer: {max_steps: 2, verify_export: true}
+cluster: {fileroot: ROOT}
+"""
+
+
+@pytest.mark.wide
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", ["rw"], indirect=True)
+def test_a_reward_model_scores_alike_on_every_layout(alone):
+    _, pairs, trained = alone
+    file = pairs.parent / "policy.yaml"
+    file.write_text(POLICY.replace("EXPORT", str(trained / "export")).replace("ROOT", str(pairs.parent)))
+    run_world(train, 1, (file, "grpo", "d1", "policy"), time_limit=120)
+    expected = trained.parent / "policy"
+    assert any(row.get("reward_std", 0) > 0 for row in rows(expected))
+    for layout, model in (("d2", ""), ("t2", "archon:d2")):
+        run_world(train, 2, (file, "grpo", layout, f"policy_{layout}", (f"reward_model.backend={model}",)))
+        assert_equal_runs(trained.parent / f"policy_{layout}", expected)
+
+
 def assert_equal_runs(found: Path, expected: Path) -> None:
     for row, other in zip(rows(found), rows(expected), strict=True):
         assert row == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE)
