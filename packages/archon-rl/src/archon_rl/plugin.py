@@ -21,7 +21,7 @@ _HUGGING_FACE = ConfigSection("data.hf", "archon_rl.config:HuggingFaceOptions")
 _TOKENIZER = ConfigSection("tokenizer", "archon_rl.config:TokenizerOptions")
 _POLICY = ConfigSection("actor", "archon_rl.config:PolicyOptions")
 _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
-_PREFERENCES = ConfigSection("data", "archon_rl.config:PreferenceDataOptions")
+_PREFERENCES = ConfigSection("data", "archon_rl.preference_config:PreferenceDataOptions")
 _REWARDS = ConfigSection("rewards", "archon_rl.config:RewardOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
@@ -49,7 +49,12 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             target="archon_rl.preference_algorithms:dpo",
             trainer="archon_rl.trainer.preferences:PreferenceTrainer",
             summary="direct preference optimisation (arXiv:2305.18290) and IPO (arXiv:2310.12036)",
-            config=(_TOKENIZER, _PREFERENCES, _WARM_START, ConfigSection("actor", "archon_rl.config:DPOOptions")),
+            config=(
+                _TOKENIZER,
+                _PREFERENCES,
+                _WARM_START,
+                ConfigSection("actor", "archon_rl.preference_config:DPOOptions"),
+            ),
         ),
         AlgorithmSpec(
             name="rw",
