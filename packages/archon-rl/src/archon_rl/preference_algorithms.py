@@ -36,7 +36,7 @@ class PreferenceAlgorithm:
 
     def section(self, actor: Any) -> Any:
         """The section ``actor`` with the head that the algorithm trains, and pairs kept together."""
-        return replace(actor, is_critic=self.is_critic, mb_spec=_with_pairs(actor.mb_spec))
+        return replace(actor, is_critic=self.is_critic, mb_spec=replace(actor.mb_spec, granularity=PAIR))
 
 
 class PreferenceAlgorithmFactory(Protocol):
@@ -100,16 +100,12 @@ def _record_changes(options: Any, changes: list[Decision], decisions: list[Decis
     decisions.extend(changes)
 
 
-def _with_pairs(spec: Any) -> Any:
-    return spec if spec.granularity % PAIR == 0 else replace(spec, granularity=PAIR * spec.granularity)
-
-
 def _granularity(options: Any) -> list[Decision]:
-    asked, effective = options.mb_spec.granularity, _with_pairs(options.mb_spec).granularity
-    if asked == effective:
+    asked = options.mb_spec.granularity
+    if asked == PAIR:
         return []
-    reason = "the two sequences of a pair share a micro-batch"
-    return [Decision("actor.mb_spec.granularity", str(asked), str(effective), reason)]
+    reason = "the two sequences of a pair share a micro-batch, and pairs are independent"
+    return [Decision("actor.mb_spec.granularity", str(asked), str(PAIR), reason)]
 
 
 def _ipo_form(form: str) -> Decision:

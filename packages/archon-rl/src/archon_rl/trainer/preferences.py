@@ -100,12 +100,13 @@ class PreferenceTrainer:
         run = self._run
         role = "actor" if run.config.ref is None else "ref"
         section = replace(actor, optimizer=None) if run.config.ref is None else reference_config(run.config.ref, actor)
+        section = replace(section, mb_spec=replace(section.mb_spec, granularity=1))  # it reads single sequences
 
         @contextmanager
         def opened() -> Iterator[SharedEngine]:
             engine = build_train_engine(run, section, role=role, total_steps=None)
             try:
-                yield SharedEngine(engine, section.mb_spec.granularity)
+                yield SharedEngine(engine)
             finally:
                 engine.close()
 

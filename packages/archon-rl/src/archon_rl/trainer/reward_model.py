@@ -59,7 +59,8 @@ class RewardModel:
                 "folder of a run of algorithm=rw"
             )
         self._run, self._role = run, role
-        self._section = replace(section, is_critic=True, optimizer=None)
+        mb_spec = replace(section.mb_spec, granularity=1)  # it reads single sequences
+        self._section = replace(section, is_critic=True, optimizer=None, mb_spec=mb_spec)
         self._engine: SharedEngine | None = None
         self._check_head()
 
