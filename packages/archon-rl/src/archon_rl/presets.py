@@ -12,6 +12,7 @@ from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.advantages import GAELambda, GroupAdvantages, Normalisation
 from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import NormConfig, PolicyOptions
+from archon_rl.differences import advantage_differences
 from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
@@ -41,6 +42,7 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
     policy = build_policy_loss(options, changes, notes)
     gae_lambda = build_gae_lambda(options, changes, notes)
     kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
+    notes.extend(advantage_differences(options, kl_ctl))
     temperature = 1.0 if generation.greedy else generation.temperature
     if options.temperature != temperature:
         changes.append(
