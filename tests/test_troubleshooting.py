@@ -395,7 +395,7 @@ def _(folder: Path) -> None:
 
 def _second_line(content: bytes) -> None:
     Path("train.jsonl").write_bytes(b'{"question": "a", "answer": "1"}\n' + content)
-    read_jsonl(Path("train.jsonl"), ("question", "answer"))
+    read_jsonl(Path("train.jsonl"), Fields("question", "answer"))
 
 
 @row("A field holds no text")

@@ -17,6 +17,7 @@ from archon_core.errors import ConfigError, DataError, RewardError
 from archon_rl.datasets.jsonl import read_jsonl
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.datasets.records import SubsetDataset
+from archon_rl.fields import Fields
 from archon_rl.rewards.checking import NamedReward, checked_reward
 
 
@@ -150,7 +151,7 @@ def test_an_interrupt_is_not_a_failure_of_the_reward():
 def test_records_of_a_file_know_their_line_through_subsets_and_pickling(tmp_path):
     file = tmp_path / "problems.jsonl"
     file.write_text('{"q": "a"}\n\n{"q": "b"}\n{"q": "c"}\n')
-    subset = SubsetDataset(SubsetDataset(read_jsonl(file, ("q", None)), [2, 1]), [1])
+    subset = SubsetDataset(SubsetDataset(read_jsonl(file, Fields("q", None)), [2, 1]), [1])
     record = read_placed(subset, 0)
     assert record == {"q": "b"}
     assert record.place == pickle.loads(pickle.dumps(record)).place == f"{file}:3"

@@ -179,6 +179,7 @@ class ExperimentConfig:
         critic: the value model, for algorithms that use one.
         ref: the frozen reference model of the KL terms.
         teacher: a frozen model to distil from.
+        reward_model: a frozen model that scores completions, for ``reward: model``.
         rollout: the engine that samples completions.
         gconfig: sampling options.
         eval_gconfig: sampling options of evaluations; options left out have the defaults of this table, not the values
@@ -202,6 +203,7 @@ class ExperimentConfig:
     critic: EngineConfig | None = None
     ref: EngineConfig | None = None
     teacher: EngineConfig | None = None
+    reward_model: EngineConfig | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     gconfig: GenerationConfig = field(default_factory=GenerationConfig)
     eval_gconfig: GenerationConfig | None = None

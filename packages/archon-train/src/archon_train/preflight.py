@@ -42,6 +42,7 @@ from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.model_sections import critic_problems, missing_sections, unused_critic
 from archon_train.process_plan import ProcessPlan, plan_processes
+from archon_train.reward_section import reward_section_problems, unused_reward_model
 from archon_train.run_plan import Need, Obstacle, RunPlan
 from archon_train.vision import explain_visual
 
@@ -144,6 +145,8 @@ class _Planner:
         self.look_up("dataset", config.data.dataset, "data.dataset")
         if config.reward is not None:
             self.check_reward(config.reward)
+        else:
+            self.decisions += unused_reward_model(config, None)
         if isinstance(algorithm, AlgorithmSpec):
             for text in missing_sections(self.config, algorithm):
                 self.wrong(text)
@@ -157,7 +160,10 @@ class _Planner:
     def check_reward(self, name: str) -> None:
         """Look up the plugin, or the function in the user's module, without importing it."""
         try:
-            choose_reward(name, self.registry)
+            chosen = choose_reward(name, self.registry)
+            self.decisions += unused_reward_model(self.config, chosen)
+            for text in reward_section_problems(self.config, chosen):
+                self.wrong(text)
         except (PluginError, UnknownNameError):
             self.look_up("reward", name, "reward")
         except ConfigError as error:

@@ -11,10 +11,17 @@ from archon_core.contracts.spec import Spec
 
 @dataclass(frozen=True)
 class RewardSpec(Spec):
-    """A reward. ``target`` names a ``Reward``."""
+    """A reward. ``target`` names a ``Reward``, or with ``role`` a class like
+    ``archon_rl.trainer.reward_model:RewardModel``.
+
+    Attributes:
+        role: section of the configuration with the model that scores; empty for a function.
+    """
 
     kind: ClassVar[str] = "reward"
     hook: ClassVar[str] = "archon_rewards"
+
+    role: str = ""
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,19 @@ class RewardSource:
         target: ``module:function``.
         origin: the distribution that provides it; empty for a function of a user's own module.
         folder: of a user's own module, which is imported from there; empty for an installed one.
+        role: section of the configuration with the model that scores; empty for a function.
     """
 
     name: str
     target: str
     origin: str = ""
     folder: str = ""
+    role: str = ""
 
 
 def reward_source(name: str, registry: Registry) -> RewardSource:
     """The source of the reward that the configuration names; see ``choose_reward`` for errors."""
     chosen = choose_reward(name, registry)
     if isinstance(chosen, RewardSpec):
-        return RewardSource(chosen.name, chosen.target, chosen.origin)
+        return RewardSource(chosen.name, chosen.target, chosen.origin, role=chosen.role)
     return RewardSource(name, chosen.target, folder=str(chosen.folder))

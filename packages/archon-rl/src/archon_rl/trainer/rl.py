@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from functools import partial
 
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_rl.algorithm import AlgorithmFactory
@@ -18,6 +19,7 @@ from archon_rl.trainer.engines import build_inference_engine, complete_model_con
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.resuming import fingerprints
+from archon_rl.trainer.reward_model import ModelScorer, RewardModel
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.rollout_batch import sampling_options
@@ -78,7 +80,7 @@ class RLTrainer:
         if self._algorithm.max_rounds > 1 and config.trainer.max_steps is None:
             run.record([_epochs_decision(config.trainer.max_epochs, total_steps)])
         with ExitStack() as stack:
-            rewards = _build_runner(self._reward, config.rewards)
+            rewards = _build_runner(run, self._reward)
             stack.callback(rewards.close)
             known = fingerprints(run, task.train, task.validation, reward=rewards)
             engines = self._build_engines(task, total_steps, stack)
@@ -86,7 +88,7 @@ class RLTrainer:
             rollout = build_inference_engine(run, actor)
             stack.callback(rollout.close)
             run.record([task.ends.decision()])
-            scorer = Scorer(rewards, task.encoder, config.rewards.max_failed, run.progress.note)
+            scorer = self._build_scorer(rewards, task)
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
@@ -124,6 +126,14 @@ class RLTrainer:
             rollout.update_weights(actor.version)
             loop.run_from(done)
 
+    def _build_scorer(self, rewards: RewardRunner | RewardModel, task: Task) -> Scorer:
+        """Scores completions; loads the reward model, if the reward is one."""
+        settings = (task.encoder, self._run.config.rewards.max_failed, self._run.progress.note)
+        if not self._reward.role:
+            return Scorer(rewards, *settings)
+        rewards.load(task.encoder)
+        return ModelScorer(rewards, *settings)
+
     def _build_engines(self, task: Task, total_steps: int, stack: ExitStack) -> RoleEngines:
         """The engines of all roles, after the actor's warm start; ``stack`` closes them."""
         run = self._run
@@ -153,7 +163,10 @@ def _choose_reward(name: str | None, algorithm: str) -> RewardSource:
     return reward_source(name, registry())
 
 
-def _build_runner(source: RewardSource, options: RewardOptions) -> RewardRunner:
+def _build_runner(run: RunContext, source: RewardSource) -> RewardRunner | RewardModel:
+    options: RewardOptions = run.config.rewards
+    if source.role:
+        return load_target(source.target, origin=source.origin)(run, source.role)
     if options.processes == 0:
         return InProcessRewards(source)
     return RewardPool(source, processes=options.processes, timeout=options.timeout_seconds)

@@ -113,6 +113,11 @@ class Scorer:
             RewardError: on every rank, every call failed, or more than ``max_failed`` of the recent ones.
             ArchonError: on every rank, the function raised it, such as a DataError about a record.
         """
+        scores = Scores(rollout, tuple(self._outcomes(rollout, data_ranks)))
+        self._judge(scores, when, may_all_fail=may_all_fail)
+        return scores
+
+    def _outcomes(self, rollout: Rollout, data_ranks: DataRanks) -> list[tuple[Outcome, ...]]:
         # Ranks that share a data rank's records leave them to the one whose results count.
         works = data_ranks.is_representative
 
@@ -120,10 +125,7 @@ class Scorer:
             with failing_together(data_ranks.everyone):
                 return self._score(rollout, indices) if works else [() for _ in indices]
 
-        outcomes = map_over_ranks(len(rollout.records), outcomes_of_share, data_ranks)
-        scores = Scores(rollout, tuple(outcomes))
-        self._judge(scores, when, may_all_fail=may_all_fail)
-        return scores
+        return map_over_ranks(len(rollout.records), outcomes_of_share, data_ranks)
 
     def _score(self, rollout: Rollout, indices: Sequence[int]) -> list[tuple[Outcome, ...]]:
         calls = [list(self._calls(rollout, index)) for index in indices]

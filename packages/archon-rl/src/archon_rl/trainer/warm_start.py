@@ -1,4 +1,4 @@
-"""Supervised warm start before reinforcement learning.
+"""Supervised warm start before reinforcement learning or learning from preferences.
 
 It runs on a separate engine with its own learning rate and optimizer state, and writes a checkpoint to the run folder.
 The actor starts from that checkpoint, and so does the reference unless it names another one.
@@ -6,10 +6,12 @@ The actor starts from that checkpoint, and so does the reference unless it names
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from archon_core.contracts.batch import Batch
 from archon_core.seeding import derive_seed
 from archon_engine.checkpoint.publication import publish_folder
 from archon_rl.datasets.cursor import DataCursor
@@ -25,12 +27,15 @@ from archon_train.run.context import RunContext
 
 WARMUP_PROPORTION = 0.1
 
+BatchBuilder = Callable[[Any, Sequence[Mapping[str, Any]]], Batch]
+"""(encoder, records) -> the batch of a supervised step."""
 
-def warm_start(run: RunContext, actor: Any, task: Task) -> Path | None:
+
+def warm_start(run: RunContext, actor: Any, task: Task, build_batch: BatchBuilder = supervised_batch) -> Path | None:
     """Run the ``warm_start`` steps on ``actor``; return the checkpoint, or ``None`` for no steps.
 
     A resumed run returns the existing checkpoint. Metrics are logged under ``warm_start/`` at the steps ``1 - n`` to 0,
-    so that step 1 is the first step of reinforcement learning.
+    so that step 1 is the first step of the training that follows.
 
     Raises:
         KeyboardInterrupt: the user asked to stop; nothing is kept, and the next run starts over.
@@ -43,8 +48,10 @@ def warm_start(run: RunContext, actor: Any, task: Task) -> Path | None:
     optimizer = replace(
         actor.optimizer, lr=options.lr, lr_scheduler_type="linear", warmup_steps_proportion=WARMUP_PROPORTION
     )
-    engine = build_train_engine(run, replace(actor, optimizer=optimizer), role="actor", total_steps=options.steps)
-    shared = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
+    # Groups of sequences belong to the training that follows; here any batch size is right.
+    section = replace(actor, optimizer=optimizer, mb_spec=replace(actor.mb_spec, granularity=1))
+    engine = build_train_engine(run, section, role="actor", total_steps=options.steps)
+    shared = SharedEngine(engine, recordings=run.recordings)
     cursor = DataCursor(
         len(task.train), options.batch_size or task.cursor.batch_size, derive_seed(run.config.seed, "warm_start")
     )
@@ -53,7 +60,7 @@ def warm_start(run: RunContext, actor: Any, task: Task) -> Path | None:
     try:
         for step in range(options.steps):
             records = [task.train[index] for index in cursor.indices(step)]
-            row = supervised_step(shared, supervised_batch(task.encoder, records), objective)
+            row = supervised_step(shared, build_batch(task.encoder, records), objective)
             run.metrics.log(step + 1 - options.steps, {f"warm_start/{name}": value for name, value in row.items()})
             run.progress.update(step + 1, n_tokens=int(row["tokens"]), loss=row["loss"])
             if run.ranks.any(run.stop.requested):
