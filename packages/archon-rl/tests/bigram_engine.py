@@ -31,6 +31,7 @@ class BigramEngine:
         self.version = 0
         self.device = torch.device("cpu")
         self.closed = False
+        self.offloaded = False
         everyone = ranks_here()
         # Data ranks outside, tensor ranks inside, as in a layout.
         tensor_ranks = layout.dims["t"] if layout else 1
@@ -47,8 +48,15 @@ class BigramEngine:
         yield
         self._together("generated")
 
+    def offload(self):
+        self.offloaded = True
+
+    def onload(self):
+        self.offloaded = False
+
     def _together(self, what, value=None):
         """``value`` of every data rank; tensor ranks must have the same."""
+        assert not self.offloaded, "used without onload()"
         said = self.data_ranks.everyone.gather((what, value))
         assert {name for name, _ in said} == {what}
         values = [value for _, value in said]

@@ -13,12 +13,15 @@ from archon_core.plugins import AlgorithmSpec, PolicyLossSpec, registry
 from archon_rl.advantages import LengthAdaptiveLambda, Normalisation
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.behaviour import RejectionSampling
+from archon_rl.losses.distillation import DistillationTerm
 from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.named_settings import NAMED_SETTINGS, find_settings
 
 
 def compose(run, *names: str) -> Algorithm:
     overrides = [override for name in names for override in find_settings(name).overrides]
+    if any(override.startswith("teacher.") for override in overrides):
+        overrides.append("teacher.model_config={model_type: qwen3}")
     config = run.config("ref={}", *overrides)
     return registry().get(AlgorithmSpec, "grpo").load()(config, [])
 
@@ -26,6 +29,9 @@ def compose(run, *names: str) -> Algorithm:
 @pytest.mark.parametrize("name", [settings.name for settings in NAMED_SETTINGS])
 def test_grpo_takes_the_options_of_every_preset_alone_and_corrected(run, name):
     settings = find_settings(name)
+    if name == "on-policy distillation":
+        assert not compose(run, name).needs_rewards
+        return
     assert compose(run, name).name == "grpo"
     corrections = [other.name for other in NAMED_SETTINGS if other.corrects]
     if not settings.corrects and name != "DPPO":
@@ -47,6 +53,10 @@ def test_presets_are_what_their_papers_say(run):
     assert baseline.adv_norm == Normalisation("batch", "batch")
     assert compose(run, "VAPO lambda").advantages.gae_lambda == LengthAdaptiveLambda(0.05)
     assert compose(run, "M2PO").loss == ClippedPolicyTerm(eps_clip=None, masks=("m2_kept",))
+    pure, joint = compose(run, "on-policy distillation"), compose(run, "KDRL")
+    assert pure.loss == DistillationTerm(1.0)
+    assert joint.loss == compose(run).loss
+    assert joint.regularisers[-1] == DistillationTerm(0.005)
     rules = {name: compose(run, name).loss.behaviour.rejection for name in ("TIS", "MIS", "IcePop", "KPop")}
     assert rules == {
         "TIS": RejectionSampling(action="clamp", upper=2.0),

@@ -38,6 +38,7 @@ class Configuration:
     actor: Actor
     gconfig: GenerationConfig = field(default_factory=lambda: GenerationConfig(n_samples=4, max_new_tokens=16))
     ref: ArchonEngineConfig | None = None
+    teacher: ArchonEngineConfig | None = None
 
 
 def compose(*, ref: bool = False, gconfig: dict | None = None, **options) -> tuple[Algorithm, dict[str, Decision]]:

@@ -18,6 +18,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
 from archon_rl.advantages import GROUPS, REWARDS, VALUES
 from archon_rl.losses.aggregation import Aggregation, TokenMean
+from archon_rl.losses.distillation import TEACHER_LOGPROBS
 from archon_rl.losses.kl import REF_LOGPROBS
 from archon_rl.losses.objective import Objective, TokenTerm
 from archon_rl.losses.whole_batch import WholeBatchMask
@@ -26,7 +27,7 @@ from archon_rl.reward_shaping import RewardShaping
 TRUNCATED = "truncated"
 """Sequence field, bool [S]: completions that ended at the length limit."""
 
-ROLE_OF_FIELD: Mapping[str, str] = {REF_LOGPROBS: "ref", VALUES: "critic"}
+ROLE_OF_FIELD: Mapping[str, str] = {REF_LOGPROBS: "ref", VALUES: "critic", TEACHER_LOGPROBS: "teacher"}
 """Token field -> role of the model that computes it: the algorithm needs the model if it reads the field."""
 
 
@@ -85,7 +86,7 @@ class Algorithm:
         aggregation: reduces per-token losses to a scalar.
         temperature: of the distribution that is trained.
         rewards: shapes raw rewards.
-        advantages: ``None`` for supervised training.
+        advantages: ``None`` for supervised training and pure distillation, which need no rewards.
         selection: removes sequences from the batch before log-probabilities are computed; ``None`` keeps all.
         filters: take rejected sequences out of the loss but keep them in the batch and its statistics.
         replace_logprobs: use the trainer's log-probabilities in place of the rollout's.
@@ -115,6 +116,11 @@ class Algorithm:
         """Token fields that the advantages, the masks and the objective read."""
         parts = (*self.masks, *((self.advantages,) if self.advantages else ()))
         return self.objective.fields.union(*(part.fields for part in parts))
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether it learns from rewards."""
+        return self.advantages is not None
 
     @property
     def roles(self) -> frozenset[str]:

@@ -21,6 +21,7 @@ _HUGGING_FACE = ConfigSection("data.hf", "archon_rl.config:HuggingFaceOptions")
 _TOKENIZER = ConfigSection("tokenizer", "archon_rl.config:TokenizerOptions")
 _POLICY = ConfigSection("actor", "archon_rl.config:PolicyOptions")
 _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
+_TEACHER = ConfigSection("teacher", "archon_rl.teacher_options:TeacherOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -40,7 +41,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             trainer="archon_rl.trainer.rl:RLTrainer",
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
-            config=(_TOKENIZER, _POLICY, _WARM_START),
+            config=(_TOKENIZER, _POLICY, _TEACHER, _WARM_START),
         ),
     ]
 

@@ -12,14 +12,17 @@ from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.advantages import GAELambda, GroupAdvantages, Normalisation
 from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import NormConfig, PolicyOptions
+from archon_rl.distillation import distillation_decisions, options_without_effect, with_teacher
 from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
+from archon_rl.losses.distillation import DistillationTerm
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm
 from archon_rl.losses.objective import TokenTerm
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.policy_losses import build_policy_loss
 from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
+from archon_rl.teacher_options import is_pure_distillation
 
 
 def sft(config: Any, decisions: list[Decision]) -> Algorithm:
@@ -28,7 +31,8 @@ def sft(config: Any, decisions: list[Decision]) -> Algorithm:
 
 
 def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
-    """Group relative policy optimisation (arXiv:2402.03300) and the variants that its options select.
+    """Group relative policy optimisation (arXiv:2402.03300) and the variants that its options select, with distillation
+    from ``teacher`` if the configuration has one.
 
     Raises:
         ConfigError: an option has an invalid value, or two options contradict each other.
@@ -36,32 +40,22 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
     options, generation = config.actor, config.gconfig
     for _, text in check_options(options, "actor"):
         raise ConfigError(text)
+    if is_pure_distillation(config.teacher):
+        return _pure_distillation(config, decisions)
     changes: list[Decision] = []
     notes: list[Decision] = []
     policy = build_policy_loss(options, changes, notes)
     gae_lambda = build_gae_lambda(options, changes, notes)
     kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
-    temperature = 1.0 if generation.greedy else generation.temperature
-    if options.temperature != temperature:
-        changes.append(
-            Decision(
-                option="actor.temperature",
-                requested=str(options.temperature),
-                effective=str(temperature),
-                reason="training uses the temperature that gconfig samples with",
-            )
-        )
+    temperature = _temperature(options, generation, changes)
     if refusal := refuse_when_strict(options, changes, role="actor"):
         raise ConfigError(refusal)
     decisions.extend((*changes, *notes))
-    regularisers: list[TokenTerm] = [EntropyTerm(options.entropy_coef)]
-    if kl_loss_coef:
-        regularisers.append(KLTerm(kl_loss_coef, options.kl_loss_estimator))
-    return Algorithm(
+    algorithm = Algorithm(
         name="grpo",
         loss=policy.term,
         masks=policy.masks,
-        regularisers=tuple(regularisers),
+        regularisers=_regularisers(options, kl_loss_coef),
         aggregation=_aggregation(options, generation),
         temperature=temperature,
         rewards=_reward_shaping(options, generation),
@@ -71,6 +65,47 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
         replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
         n_minibatches=options.ppo_n_minibatches,
     )
+    return with_teacher(algorithm, config.teacher, decisions)
+
+
+def _pure_distillation(config: Any, decisions: list[Decision]) -> Algorithm:
+    """On-policy distillation without a policy loss: no rewards, no advantages, and groups of any size."""
+    options, teacher = config.actor, config.teacher
+    changes = options_without_effect(options)
+    temperature = _temperature(options, config.gconfig, changes)
+    if refusal := refuse_when_strict(options, changes, role="actor"):
+        raise ConfigError(refusal)
+    decisions.extend((*changes, *distillation_decisions(teacher, temperature)))
+    _, kl_loss_coef = _kl_coefficients(options, config.ref, [])
+    return Algorithm(
+        name="on-policy distillation",
+        loss=DistillationTerm(teacher.distill_loss_weight),
+        regularisers=_regularisers(options, kl_loss_coef),
+        aggregation=_aggregation(options, config.gconfig),
+        temperature=temperature,
+        filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
+        replace_logprobs=options.recompute_logprob,
+        n_minibatches=options.ppo_n_minibatches,
+    )
+
+
+def _temperature(options: PolicyOptions, generation: Any, decisions: list[Decision]) -> float:
+    temperature = 1.0 if generation.greedy else generation.temperature
+    if options.temperature != temperature:
+        decisions.append(
+            Decision(
+                option="actor.temperature",
+                requested=str(options.temperature),
+                effective=str(temperature),
+                reason="training uses the temperature that gconfig samples with",
+            )
+        )
+    return temperature
+
+
+def _regularisers(options: PolicyOptions, kl_loss_coef: float) -> tuple[TokenTerm, ...]:
+    entropy = EntropyTerm(options.entropy_coef)
+    return (entropy, KLTerm(kl_loss_coef, options.kl_loss_estimator)) if kl_loss_coef else (entropy,)
 
 
 def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]) -> tuple[float, float]:

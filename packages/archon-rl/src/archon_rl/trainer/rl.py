@@ -8,7 +8,7 @@ from functools import partial
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_rl.algorithm import AlgorithmFactory
+from archon_rl.algorithm import Algorithm, AlgorithmFactory
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.evaluation import evaluate_reward
@@ -19,19 +19,20 @@ from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.rollout_batch import sampling_options
 from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
 from archon_rl.trainer.task import Task, build_task
-from archon_rl.trainer.warm_start import warm_start
+from archon_rl.trainer.teacher import prepare_teacher, report_teacher
+from archon_rl.trainer.warm_start import WarmStart
 from archon_train.run.context import RunContext
 
 
 class RLTrainer:
-    """Reinforcement learning from verifiable rewards; implements ``contracts.train.Trainer``.
+    """Reinforcement learning from verifiable rewards or from a teacher; implements ``contracts.train.Trainer``.
 
     Args:
         run: the run.
         algorithm: builds the algorithm.
 
     Raises:
-        ConfigError: there is no reward, or a step has fewer completions than mini-batches.
+        ConfigError: there is no reward, and the algorithm needs one; or a step has fewer completions than mini-batches.
     """
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
@@ -39,7 +40,10 @@ class RLTrainer:
         decisions: list[Decision] = []
         self._algorithm = algorithm(run.config, decisions)
         run.record(decisions)
-        self._reward = _load_reward(run.config.reward, self._algorithm.name)
+        self._reward = _load_reward(run.config.reward, self._algorithm)
+        if self._reward is None and run.config.trainer.eval_every:
+            reason = "evaluation scores completions, and there is no reward"
+            run.record([Decision("trainer.eval_every", str(run.config.trainer.eval_every), "0", reason)])
         completions = run.config.data.batch_size * run.config.gconfig.n_samples
         if completions < self._algorithm.n_minibatches:
             raise ConfigError(
@@ -59,6 +63,8 @@ class RLTrainer:
         limits = rollout_limits(config.gconfig, config.actor, *others)
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
+        if "teacher" in self._algorithm.roles and config.teacher.warm_start.steps:
+            limits += supervised_limits(config.teacher)
         task = build_task(run, prompt_lengths, limits)
         known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
@@ -78,27 +84,29 @@ class RLTrainer:
                 seed=config.seed,
                 needs_experts=config.rollout.return_routed_experts,
             )
-            evaluate = partial(
-                evaluate_reward,
-                rollout,
-                task.encoder,
-                task.validation,
-                self._reward,
-                sampling_options(config.gconfig, task.ends, greedy=True),
-                limit=config.trainer.eval_size,
-                data_ranks=actor.data_ranks,
-            )
+            evaluate = None
+            if self._reward is not None and len(task.validation):
+                evaluate = partial(
+                    evaluate_reward,
+                    encoder=task.encoder,
+                    dataset=task.validation,
+                    reward=self._reward,
+                    options=sampling_options(config.gconfig, task.ends, greedy=True),
+                    limit=config.trainer.eval_size,
+                )
             loop = TrainingLoop(
                 run=run,
                 task=task,
                 engine=actor,
                 total_steps=total_steps,
                 run_step=step,
-                evaluate=evaluate if len(task.validation) else None,
+                evaluate=evaluate and partial(evaluate, rollout, data_ranks=actor.data_ranks),
                 fingerprints=known,
-                shown=("reward", "loss"),
+                shown=("reward", "loss") if self._reward is not None else ("rollout_kl_teacher", "loss"),
             )
             done = loop.resume()
+            if done == 0 and engines.teacher and evaluate:
+                report_teacher(run, engines.teacher, evaluate)
             rollout.update_weights(actor.version)
             loop.run_from(done)
 
@@ -106,15 +114,20 @@ class RLTrainer:
         """The engines of all roles, after the actor's warm start; ``stack`` closes them."""
         run = self._run
         actor = complete_model_config(run, task.encoder.tokenizer)
-        checkpoint = warm_start(run, actor, task)
+        prepared = {}
+        if "teacher" in self._algorithm.roles:
+            prepared["teacher"] = prepare_teacher(run, actor, task)
+        checkpoint = WarmStart("actor", run.config.warm_start).run(run, actor, task)
         if checkpoint is not None:
             actor = with_checkpoint(actor, checkpoint)
-        return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack)
+        return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack, prepared=prepared)
 
 
-def _load_reward(name: str | None, algorithm: str) -> NamedReward:
+def _load_reward(name: str | None, algorithm: Algorithm) -> NamedReward | None:
     if name is None:
+        if not algorithm.needs_rewards:
+            return None
         installed = ", ".join(spec.name for spec in registry().all("reward"))
-        raise ConfigError(f"reward: found none, and algorithm {algorithm!r} needs one; choose from {installed}")
+        raise ConfigError(f"reward: found none, and algorithm {algorithm.name!r} needs one; choose from {installed}")
     spec = registry().get("reward", name)
     return NamedReward(spec.name, spec.load())

@@ -19,6 +19,7 @@ from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import TRUNCATED, Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
+from archon_rl.losses.distillation import TEACHER_LOGPROBS
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
@@ -39,7 +40,7 @@ class RLStep:
         algorithm: rewards to advantages to objective.
         engines: the actor, and the models that the algorithm needs beside it.
         rollout: samples with the actor's weights.
-        reward: scores completions.
+        reward: scores completions; ``None`` for an algorithm that needs no rewards.
         options: sampling options; the stop tokens include the end-of-text token.
         seed: the run's seed.
         needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
@@ -49,7 +50,7 @@ class RLStep:
     algorithm: Algorithm
     engines: RoleEngines
     rollout: InferenceEngine
-    reward: NamedReward
+    reward: NamedReward | None
     options: GenerationConfig
     seed: int
     needs_experts: bool = False
@@ -67,8 +68,10 @@ class RLStep:
             seeds = rollout_seeds(self.seed, step)
             rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds, ranks)
         with clock("reward"):
-            rewards = score(rollout, self.task.encoder, self.reward, ranks)
             lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
+            rewards = torch.zeros(len(lengths))
+            if self.reward is not None:
+                rewards = score(rollout, self.task.encoder, self.reward, ranks)
             batch = build_batch(rollout, self.algorithm.rewards(rewards, lengths), needs_experts=self.needs_experts)
             chosen = self.select(batch)
         updates: list[StepStats] = []
@@ -77,7 +80,7 @@ class RLStep:
             with clock("logprobs"):
                 chosen, distances = self.add_logprobs(chosen)
             with clock("advantage"):
-                chosen = self.filter(self.add_advantages(chosen))
+                chosen = self.filter(self.add_advantages(chosen) if self.algorithm.needs_rewards else chosen)
             with clock("update"):
                 updates = self.update(chosen, step)
         with clock("publish"):
@@ -85,7 +88,8 @@ class RLStep:
         times = clock.metrics()
         left_out = self.algorithm.n_minibatches - len(updates)
         return {
-            **_rollout_metrics(batch, rewards),
+            **(_reward_metrics(rewards) if self.reward is not None else {}),
+            **_rollout_metrics(batch),
             "selected": len(chosen) / len(batch),
             **distances,
             **average(updates),
@@ -99,7 +103,8 @@ class RLStep:
         """The batch with the log-probabilities that the algorithm needs, and metrics of the rollout's distance to them.
 
         The metrics are means over completion tokens: ``rollout_logprob_gap``, the absolute difference to the trainer's
-        log-probabilities, and ``rollout_kl_ref``, the KL to the reference (k3).
+        log-probabilities, ``rollout_kl_ref``, the KL to the reference (k3), and ``rollout_kl_teacher``, the KL to the
+        teacher (k1).
         """
         needed, request = self.algorithm.fields, OutputRequest(("logprobs",), self.algorithm.temperature)
         mask, sampled = batch.token_fields[LOSS_MASK], batch.token_fields[LOGPROBS]
@@ -114,6 +119,11 @@ class RLStep:
             reference = self.engines.ref.forward_batch(batch, request)["logprobs"].to(sampled)
             fields[REF_LOGPROBS] = reference
             distances["rollout_kl_ref"] = _masked_mean(kl_estimate(sampled, reference, "k3"), mask)
+        if TEACHER_LOGPROBS in needed:
+            assert self.engines.teacher is not None, "the algorithm needs a teacher; RLTrainer builds one"
+            teacher = self.engines.teacher.forward_batch(batch, request)["logprobs"].to(sampled)
+            fields[TEACHER_LOGPROBS] = teacher
+            distances["rollout_kl_teacher"] = _masked_mean(kl_estimate(sampled, teacher, "k1"), mask)
         return batch.with_fields(fields), distances
 
     def add_advantages(self, batch: Batch) -> Batch:
@@ -179,11 +189,16 @@ def split_minibatches(batch: Batch, n: int, seed: int) -> list[Batch]:
     return [batch.select(part.tolist()) for part in order.tensor_split(n)]
 
 
-def _rollout_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
-    fields = batch.sequence_fields
+def _reward_metrics(rewards: Tensor) -> dict[str, float]:
     return {
         "reward": float(rewards.mean()),
         "reward_std": float(rewards.std()) if len(rewards) > 1 else 0.0,
+    }
+
+
+def _rollout_metrics(batch: Batch) -> dict[str, float]:
+    fields = batch.sequence_fields
+    return {
         "completion_tokens": float(fields[COMPLETION_LENGTHS].double().mean()),
         "truncated": float(fields[TRUNCATED].double().mean()),
         "tokens": batch.n_tokens,

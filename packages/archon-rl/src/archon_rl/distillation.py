@@ -1,0 +1,78 @@
+"""From the ``teacher`` section to a composition: the policy loss beside the KL to the teacher, or that KL alone."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields, replace
+from typing import Any
+
+from archon_core.contracts.decisions import Decision
+from archon_rl.algorithm import Algorithm
+from archon_rl.config import PolicyOptions
+from archon_rl.losses.distillation import DistillationTerm, WeightedTerm
+
+PURE_OPTIONS = (
+    "ppo_n_minibatches",
+    "mask_no_eos_with_zero",
+    "recompute_logprob",
+    "loss_aggregation",
+    "kl_loss_coef",
+    "kl_loss_estimator",
+    "entropy_coef",
+)
+"""Options of policy optimisation that pure distillation reads."""
+
+
+def with_teacher(algorithm: Algorithm, teacher: Any, decisions: list[Decision]) -> Algorithm:
+    """``algorithm`` with the weights of the ``teacher`` section, or unchanged without one.
+
+    Args:
+        decisions: gets the decisions about the estimate of the KL.
+    """
+    if teacher is None:
+        return algorithm
+    decisions.extend(distillation_decisions(teacher, algorithm.temperature))
+    weight = teacher.rl_loss_weight
+    return replace(
+        algorithm,
+        loss=algorithm.loss if weight == 1 else WeightedTerm(algorithm.loss, weight),
+        regularisers=(*algorithm.regularisers, DistillationTerm(teacher.distill_loss_weight)),
+    )
+
+
+def distillation_decisions(teacher: Any, temperature: float) -> list[Decision]:
+    """What the distillation loss computes where sources differ, and the teacher's temperature."""
+    if teacher.rl_loss_weight == 0:
+        form = Decision(
+            "teacher.rl_loss_weight",
+            "0",
+            "KL(actor || teacher) of each sampled token",
+            "as AReaL; GKD (arXiv:2306.13649) sums over the whole vocabulary, MiniLLM (arXiv:2306.08543) adds the KL "
+            "of later tokens",
+        )
+    else:
+        form = Decision(
+            "teacher.distill_loss_weight",
+            f"{teacher.distill_loss_weight:g}",
+            "a policy gradient with the advantage log p_teacher - log pi at each sampled token",
+            "its expected gradient is that of KL(actor || teacher), the objective of KDRL (arXiv:2506.02208); AReaL "
+            "minimises the mean of log pi - log p_teacher, whose expected gradient is 0",
+        )
+    if teacher.temperature == temperature:
+        return [form]
+    reason = "the distributions of actor and teacher are compared at the temperature that gconfig samples with"
+    return [form, Decision("teacher.temperature", f"{teacher.temperature:g}", f"{temperature:g}", reason)]
+
+
+def options_without_effect(options: PolicyOptions) -> list[Decision]:
+    """Decisions for the options of policy optimisation that differ from their defaults and do nothing without a policy
+    loss."""
+    reason = "with teacher.rl_loss_weight=0 the actor learns from the teacher alone"
+    defaults = {
+        f.name: f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
+        for f in fields(PolicyOptions)
+    }
+    return [
+        Decision(f"actor.{name}", str(value), "not used", reason)
+        for name, default in defaults.items()
+        if name not in PURE_OPTIONS and (value := getattr(options, name)) != default
+    ]
