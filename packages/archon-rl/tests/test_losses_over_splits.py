@@ -17,6 +17,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.plugins import PolicyLossSpec, registry
 from archon_rl.config import AGGREGATIONS, REJECTION_METRICS, PolicyOptions, RejectionSamplingConfig
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
+from archon_rl.losses.distillation import DistillationTerm
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm
 from archon_rl.losses.objective import Objective
@@ -121,6 +122,7 @@ def make_batch() -> Batch:
             "prox_logprobs": proximal,
             "logprobs": proximal + noise(0.15),
             "ref_logprobs": current + noise(0.3),
+            "teacher_logprobs": current + noise(0.3),
             PROX_FRACTION: torch.rand(n_tokens, generator=generator, dtype=torch.float64),
         }
     )
@@ -145,8 +147,9 @@ CASES = {
 def test_no_split_changes_loss_gradient_or_metrics(case):
     batch, loss = make_batch(), build(*CASES[case])
     batch = prepared(batch, loss)
+    terms = (loss.term, EntropyTerm(0.01), KLTerm(0.1), DistillationTerm(0.1))
     for aggregation in AGGREGATIONS:
-        objective = Objective((loss.term, EntropyTerm(0.01), KLTerm(0.1)), AGGREGATION_TYPES[aggregation])
+        objective = Objective(terms, AGGREGATION_TYPES[aggregation])
         value, gradient, metrics = evaluate(TableModel(VOCABULARY), objective, batch, [list(range(len(LENGTHS)))])
         assert gradient.abs().max() > 1e-4
         for parts in SPLITS:

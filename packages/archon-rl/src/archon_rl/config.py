@@ -208,9 +208,9 @@ class PolicyOptions:
 
 @dataclass
 class WarmStartOptions:
-    """Supervised steps before reinforcement learning (``warm_start``), for models that cannot do the task at all. They
-    have a separate optimizer. Reinforcement learning starts from the resulting weights, and so does ``ref`` unless it
-    names a checkpoint.
+    """Supervised steps before reinforcement learning (``warm_start``, ``teacher.warm_start``), for models that cannot do
+    the task at all. They have a separate optimizer. Reinforcement learning starts from the resulting weights, and so
+    does ``ref`` unless it names a checkpoint; a teacher keeps them.
 
     Attributes:
         steps: supervised steps; 0 for none.

@@ -74,7 +74,7 @@ def _check_vocabulary(run: RunContext, teacher: Any, actor: Any, tokenizer: Any)
         if run.ranks.is_first:
             _check_sizes(teacher, actor)
             if teacher.path and not teacher.init_from_scratch:
-                decisions = _compare_tokenizers(teacher.path, tokenizer)
+                decisions = compare_tokenizers(teacher.path, tokenizer)
     run.record(run.ranks.broadcast(decisions))
 
 
@@ -100,7 +100,7 @@ def _vocab_size(section: Any) -> int | None:
         return None
 
 
-def _compare_tokenizers(path: str, tokenizer: Any) -> list[Decision]:
+def compare_tokenizers(path: str, tokenizer: Any) -> list[Decision]:
     """Raises ConfigError if a token has different ids; a decision for what could not be compared."""
     ours: Mapping[str, int] = tokenizer.get_vocab()
     try:
