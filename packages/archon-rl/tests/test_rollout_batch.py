@@ -16,7 +16,7 @@ from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.engines import reference_config, with_checkpoint
-from archon_rl.trainer.rl_step import split_minibatches
+from archon_rl.trainer.minibatches import split_minibatches
 from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample, sampling_options, score
 
 A = Completion((7, 8, 2), (-0.5, -0.25, -1.0), (3, 3, 3), "stop")

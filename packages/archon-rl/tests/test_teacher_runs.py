@@ -122,6 +122,14 @@ def test_without_a_reward_evaluation_is_off_and_recorded(run):
     )
 
 
+def test_ppo_learns_from_its_critic_and_a_teacher(run):
+    ppo = ("algorithm=ppo", "critic={}", "trainer.max_steps=2")
+    [_, row] = trained(run(*TEACHER, *ppo))
+    assert {"policy_loss", "distill_loss", "critic/loss", "rollout_kl_teacher"} <= set(row)
+    with pytest.raises(ConfigError, match=r"teacher\.rl_loss_weight: found 0 with algorithm=ppo; .*set algorithm=grpo"):
+        run(*PURE, *ppo, "trial_name=pure")
+
+
 def test_the_joint_loss_needs_a_reward(run):
     with pytest.raises(ConfigError, match=r"reward: found none, and algorithm 'grpo' needs one"):
         run(*TEACHER, "reward=null")

@@ -207,9 +207,34 @@ class PolicyOptions:
 
 
 @dataclass
+class CriticOptions:
+    """The value model of ``ppo`` and how it learns (``critic``). Without ``path`` it starts from the actor's initial
+    weights, with a value head from the seed.
+
+    Attributes:
+        ppo_n_minibatches: optimizer steps per rollout batch, each on a different part of it.
+        eps_clip: within a step, a value that has moved further than this towards its return no longer lowers the loss;
+            null for no clipping, as in the PPO paper.
+        mask_no_eos_with_zero: do not train the critic on completions that reach the length limit.
+        warmup_steps: training steps at the start in which the critic learns and the actor keeps its weights. Not in
+            AReaL.
+        gae_lambda: lambda of the returns that the critic learns; null takes ``actor.gae_lambda``. Not in AReaL.
+        bootstrap_truncated: continue a completion that reaches the length limit with the critic's value after its last
+            token, instead of 0. Not in AReaL, which continues the longest sequences of its padded batches.
+    """
+
+    ppo_n_minibatches: int = option(4, POSITIVE)
+    eps_clip: float | None = option(0.5, number(above=0), fix="null switches it off")
+    mask_no_eos_with_zero: bool = False
+    warmup_steps: int = option(0, NOT_NEGATIVE)
+    gae_lambda: float | None = option(None, SHARE)
+    bootstrap_truncated: bool = False
+
+
+@dataclass
 class WarmStartOptions:
-    """Supervised steps before reinforcement learning (``warm_start``, ``teacher.warm_start``), for models that cannot do
-    the task at all. They have a separate optimizer. Reinforcement learning starts from the resulting weights, and so
+    """Supervised steps before reinforcement learning (``warm_start``, ``teacher.warm_start``), for models that cannot
+    do the task at all. They have a separate optimizer. Reinforcement learning starts from the resulting weights, and so
     does ``ref`` unless it names a checkpoint; a teacher keeps them.
 
     Attributes:

@@ -23,6 +23,7 @@ from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
 from archon_core.contracts.preview import EngineOutline
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
+from archon_core.contracts.train import AlgorithmSpec
 from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
 from archon_core.layout import (
     BUILTIN_BACKENDS,
@@ -38,6 +39,7 @@ from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
+from archon_train.model_sections import critic_problems, missing_sections, unused_critic
 from archon_train.run_plan import Need, Obstacle, RunPlan
 from archon_train.vision import explain_visual
 
@@ -136,6 +138,10 @@ class _Planner:
         self.look_up("dataset", config.data.dataset, "data.dataset")
         if config.reward is not None:
             self.look_up("reward", config.reward, "reward")
+        if isinstance(algorithm, AlgorithmSpec):
+            for text in missing_sections(self.config, algorithm):
+                self.wrong(text)
+            self.decisions += unused_critic(self.config, algorithm)
         rollout = self.layouts.get("rollout")
         needed = algorithm is not None and "inference_engine" in getattr(algorithm, "needs", ())
         self.samples = algorithm is None or needed
@@ -261,6 +267,9 @@ class _Planner:
             else:
                 self.need(missing_package(package, self.registry), f"{option}: {wanted}")
             return None
+        if role == "critic":
+            for text in critic_problems(config, spec, self.loaded.explicit):
+                self.wrong(text)
         try:
             layout.parallel_dims(moe="moe" in spec.needs, option=f"{role}.backend")
         except LayoutError as error:

@@ -127,6 +127,8 @@ def test_length_data_and_frequencies_are_translated(load: Load) -> None:
     [
         ("train_dataset: {type: rl}\n", "grpo"),
         ("train_dataset: {type: rl}\ncritic: {path: c}\n", "ppo"),
+        ("total_train_epochs: 1\ncritic: {path: c}\n", "ppo"),
+        ("total_train_epochs: 1\ncritic: {path: c}\nalgorithm: grpo\n", "grpo"),
         ("train_dataset: {type: rw}\n", "rw"),
         ("train_dataset: {type: sft}\nalgorithm: grpo\n", "grpo"),
         ("total_train_epochs: 1\n", "grpo"),

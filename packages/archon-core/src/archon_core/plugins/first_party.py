@@ -12,6 +12,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-rl": (
             "sft",
             "grpo",
+            "ppo",
         ),
     },
     "command": {
@@ -169,6 +170,12 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.use_cispo_loss",
         "actor.use_decoupled_loss",
         "actor.use_sapo_loss",
+        "critic.bootstrap_truncated",
+        "critic.eps_clip",
+        "critic.gae_lambda",
+        "critic.mask_no_eos_with_zero",
+        "critic.ppo_n_minibatches",
+        "critic.warmup_steps",
         "data.arithmetic",
         "data.hf",
         "teacher.distill_loss_weight",

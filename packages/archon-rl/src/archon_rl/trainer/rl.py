@@ -45,11 +45,13 @@ class RLTrainer:
             reason = "evaluation scores completions, and there is no reward"
             run.record([Decision("trainer.eval_every", str(run.config.trainer.eval_every), "0", reason)])
         completions = run.config.data.batch_size * run.config.gconfig.n_samples
-        if completions < self._algorithm.n_minibatches:
-            raise ConfigError(
-                f"actor.ppo_n_minibatches: found {self._algorithm.n_minibatches}; allowed is at most data.batch_size x "
-                f"gconfig.n_samples = {completions} completions; lower it"
-            )
+        for role in ("actor", "critic"):
+            updates = self._algorithm.updates_per_step(role)
+            if updates is not None and completions < updates:
+                raise ConfigError(
+                    f"{role}.ppo_n_minibatches: found {updates}; allowed is at most data.batch_size x "
+                    f"gconfig.n_samples = {completions} completions; lower it"
+                )
 
     def fit(self) -> None:
         """Run the whole training.
@@ -68,6 +70,11 @@ class RLTrainer:
         task = build_task(run, prompt_lengths, limits)
         known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        if self._algorithm.warmup_steps >= total_steps:
+            raise ConfigError(
+                f"critic.warmup_steps: found {self._algorithm.warmup_steps}, and the run has {total_steps} steps, so "
+                "the actor would never learn; lower it, or raise trainer.max_steps"
+            )
         with ExitStack() as stack:
             engines = self._build_engines(task, total_steps, stack)
             actor = engines.actor.engine
@@ -103,6 +110,7 @@ class RLTrainer:
                 evaluate=evaluate and partial(evaluate, rollout, data_ranks=actor.data_ranks),
                 fingerprints=known,
                 shown=("reward", "loss") if self._reward is not None else ("rollout_kl_teacher", "loss"),
+                beside={} if engines.critic is None else {"critic": engines.critic.engine},
             )
             done = loop.resume()
             if done == 0 and engines.teacher and evaluate:

@@ -1,4 +1,4 @@
-"""One step of reinforcement learning: rollout, reward, log-probabilities, advantages, updates, publication.
+"""One step of reinforcement learning: rollout, reward, log-probabilities, values, advantages, updates, publication.
 
 Every rank holds the whole batch. Generation, rewards, log-probabilities and updates are divided among the ranks inside
 the functions that run them; every rank computes the rest redundantly.
@@ -7,6 +7,7 @@ the functions that run them; every rank computes the rest redundantly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ from archon_rl.losses.distillation import TEACHER_LOGPROBS
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
+from archon_rl.losses.value import RETURNS
 from archon_rl.rewards.checking import NamedReward
+from archon_rl.trainer.critic_step import CriticStep
+from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
 from archon_rl.trainer.roles import RoleEngines
 from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
 from archon_rl.trainer.sharing import SharedEngine
@@ -60,6 +64,15 @@ class RLStep:
         """The trained policy."""
         return self.engines.actor
 
+    @cached_property
+    def critic(self) -> CriticStep | None:
+        """The critic's part of the step; ``None`` if the algorithm has no critic."""
+        training, engine = self.algorithm.critic, self.engines.critic
+        if training is None:
+            return None
+        assert engine is not None, "the algorithm needs a critic; RLTrainer builds one"
+        return CriticStep(engine, training, self.seed)
+
     def __call__(self, step: int) -> dict[str, float]:
         """Run step ``step``; return its metrics."""
         clock, ranks = PhaseClock(), self.actor.data_ranks
@@ -76,23 +89,34 @@ class RLStep:
             chosen = self.select(batch)
         updates: list[StepStats] = []
         distances: dict[str, float] = {}
+        learned: dict[str, float] = {}
+        trains_actor = step >= self.algorithm.warmup_steps
         if len(chosen):
             with clock("logprobs"):
                 chosen, distances = self.add_logprobs(chosen)
+            if self.critic is not None:
+                with clock("values"):
+                    chosen = self.critic.add_values(chosen)
             with clock("advantage"):
-                chosen = self.filter(self.add_advantages(chosen) if self.algorithm.needs_rewards else chosen)
-            with clock("update"):
-                updates = self.update(chosen, step)
+                if self.algorithm.needs_rewards:
+                    chosen = self.add_advantages(chosen)
+            if self.critic is not None:
+                with clock("critic"):
+                    learned = self.critic.update(chosen, step)
+            if trains_actor:
+                with clock("update"):
+                    updates = self.update(chosen, step)
         with clock("publish"):
             self.rollout.update_weights(self.actor.version)
         times = clock.metrics()
-        left_out = self.algorithm.n_minibatches - len(updates)
+        left_out = self.algorithm.n_minibatches - len(updates) if trains_actor else 0
         return {
             **(_reward_metrics(rewards) if self.reward is not None else {}),
             **_rollout_metrics(batch),
             "selected": len(chosen) / len(batch),
             **distances,
             **average(updates),
+            **learned,
             **({"left_out_updates": left_out} if left_out else {}),
             "version": self.actor.version,
             "tokens_per_second": batch.n_tokens / times["time/step"],
@@ -127,9 +151,13 @@ class RLStep:
         return batch.with_fields(fields), distances
 
     def add_advantages(self, batch: Batch) -> Batch:
-        """The batch with its advantages."""
-        assert self.algorithm.advantages is not None, f"{self.algorithm.name} has no advantage estimator"
-        return batch.with_fields({ADVANTAGES: self.algorithm.advantages(batch)})
+        """The batch with its advantages, and with the returns if there is a critic."""
+        estimator = self.algorithm.advantages
+        assert estimator is not None, f"{self.algorithm.name} has no advantage estimator"
+        if self.critic is None:
+            return batch.with_fields({ADVANTAGES: estimator(batch)})
+        advantages, returns = estimator.with_returns(batch)
+        return batch.with_fields({ADVANTAGES: advantages, RETURNS: returns})
 
     def select(self, batch: Batch) -> Batch:
         """The sequences that the algorithm's selection keeps."""
@@ -137,23 +165,13 @@ class RLStep:
             return batch
         return batch.select(self.algorithm.selection(batch).nonzero()[:, 0].tolist())
 
-    def filter(self, batch: Batch) -> Batch:
-        """The batch with the loss mask cleared for sequences that a filter rejects."""
-        mask = batch.token_fields[LOSS_MASK]
-        for keep in self.algorithm.filters:
-            mask = mask & keep(batch)[batch.sequence_ids]
-        return batch.with_fields({LOSS_MASK: mask})
-
     def update(self, batch: Batch, step: int) -> list[StepStats]:
-        """One optimizer step per mini-batch; skips mini-batches without a trained token."""
-        minibatches = split_minibatches(
-            batch, self.algorithm.n_minibatches, derive_seed(self.seed, "minibatches", step)
-        )
+        """One optimizer step of the actor per mini-batch; skips mini-batches without a trained token."""
+        filtered, seed = apply_filters(batch, self.algorithm.filters), derive_seed(self.seed, "minibatches", step)
         objective, start = self.algorithm.objective, self.actor.version
         return [
             self.actor.train_batch(self.prepare_update(minibatch, start), objective)
-            for minibatch in minibatches
-            if minibatch.token_fields[LOSS_MASK].any()
+            for minibatch in trained_minibatches(filtered, self.algorithm.n_minibatches, seed)
         ]
 
     def prepare_update(self, minibatch: Batch, start: int) -> Batch:
@@ -179,14 +197,6 @@ class RLStep:
         outputs = self.actor.forward_batch(minibatch, OutputRequest(names, self.algorithm.temperature))
         # The batch is where the rollout left it; outputs may be on the engine's device.
         return {name: value.to(minibatch.input_ids.device) for name, value in outputs.items()}
-
-
-def split_minibatches(batch: Batch, n: int, seed: int) -> list[Batch]:
-    """A random split of the batch into ``n`` parts whose numbers of sequences differ by at most one."""
-    if n == 1:
-        return [batch]
-    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
-    return [batch.select(part.tolist()) for part in order.tensor_split(n)]
 
 
 def _reward_metrics(rewards: Tensor) -> dict[str, float]:

@@ -121,10 +121,14 @@ def _optimizers(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
 
 
 def _algorithm(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
-    kind = tree.get("train_dataset.type")
-    if tree.get("algorithm") is not None or not isinstance(kind, RawScalar):
+    kind, critic = tree.get("train_dataset.type"), isinstance(tree.get("critic"), RawMapping)
+    if tree.get("algorithm") is not None:
         return tree
-    critic = isinstance(tree.get("critic"), RawMapping)
+    if not isinstance(kind, RawScalar):
+        if not critic:
+            return tree
+        decisions.append(Decision("algorithm", "left out", "ppo", "there is a critic"))
+        return with_text(tree, "algorithm", "ppo")
     name = {"rl": "ppo" if critic else "grpo"}.get(kind.text, kind.text)
     reason = f"train_dataset.type is {kind.text}" + (" and there is a critic" if critic and name == "ppo" else "")
     decisions.append(Decision("algorithm", "left out", name, reason))

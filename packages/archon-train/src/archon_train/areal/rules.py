@@ -101,7 +101,7 @@ _HEAD = "the head computes log-probabilities in chunks and never holds all logit
 _CONVERSION = "weights are converted by the rules of the model's package"
 _DISPATCH = "tokens are sent to experts by all-to-all, with the kernels that the device has"
 
-SHARED_BY_OWNER = frozenset(("PPOCriticConfig", "DPOEngineConfig", "TeacherConfig"))
+SHARED_BY_OWNER = frozenset(("DPOEngineConfig", "TeacherConfig"))
 """Classes of AReaL that stand for one feature each: options that this version does not have share one error."""
 
 IGNORED = (
