@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parent.parent
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 
 
-def archon(*arguments, cwd=ROOT):
+def archon(*arguments, cwd=ROOT, minutes=5):
     command = [sys.executable, "-c", "from archon_core.cli.main import main; main()", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60 * minutes)
 
 
 def metrics(folder):
@@ -65,6 +65,29 @@ def test_a_mixture_of_experts_tells_the_load_of_its_experts_and_can_train_on_the
     assert rows[0]["warm_start/moe/expert_load_max_over_mean"] >= 1.0
     trained = [row for row in rows if row["step"] > 0 and "loss" in row]
     assert all(row["moe/router_entropy"] > 0 for row in trained)
+
+
+def test_distillation_trains_a_teacher_then_its_student(tmp_path):
+    short = ["warm_start.steps=2", "teacher.warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=20"]
+    small = ["data.batch_size=4", "trainer.verify_export=false"]
+    finished = archon("train", "examples/distill_arithmetic.yaml", f"cluster.fileroot={tmp_path}", *short, *small)
+    assert finished.returncode == 0, finished.stderr
+    assert "Held-out records with the teacher: reward" in finished.stdout
+    rows = metrics(tmp_path / "arithmetic" / "distill")
+    assert [row["step"] for row in rows] == [-3, -2, -1, 0, 0, 0, 1, 2]
+    assert all("rollout_kl_teacher" in row for row in rows if row["step"] > 0)
+
+
+@pytest.mark.wide
+def test_a_small_student_reaches_its_teacher(tmp_path):
+    finished = archon("train", "examples/distill_arithmetic.yaml", f"cluster.fileroot={tmp_path}", minutes=20)
+    assert finished.returncode == 0, finished.stderr
+    rows = metrics(tmp_path / "arithmetic" / "distill")
+    [teacher] = [row["eval/teacher_reward"] for row in rows if "eval/teacher_reward" in row]
+    student = [row["eval/reward"] for row in rows if "eval/reward" in row]
+    assert teacher >= 0.95
+    assert student[0] <= 0.5
+    assert student[-1] >= teacher - 0.05
 
 
 def test_supervised_fine_tuning_on_real_text_lowers_the_loss(tmp_path):
