@@ -1,5 +1,5 @@
-"""Distillation, alone and beside a policy loss, has the loss, gradients, norm and weights of one process on every layout
-of actor and teacher, in float64. The teacher is another size of model, and is offloaded between uses."""
+"""Distillation, alone and beside a policy loss, has the loss, gradients, norm and weights of one process on every
+layout of actor and teacher, in float64. The teacher has another size than the actor, and is offloaded between uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.spec import load_target
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl.losses.aggregation import SequenceMean, TokenMean
-from archon_rl.losses.distillation import TEACHER_LOGPROBS, DistillationTerm, WeightedTerm
+from archon_rl.losses.distillation import (
+    TEACHER_BASELINE,
+    TEACHER_LOGPROBS,
+    DistillationTerm,
+    WeightedTerm,
+    sequence_baseline,
+)
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.objective import Objective
 from archon_rl.losses.policy import ClippedPolicyTerm
@@ -28,7 +34,9 @@ PROMPTS = (2, 3, 4, 1, 5, 1, 2, 1)
 """The second sequence has no trained token."""
 OBJECTIVES = {
     "pure": Objective((DistillationTerm(0.7), EntropyTerm(0.01)), TokenMean(), temperature=0.8),
-    "joint": Objective((WeightedTerm(ClippedPolicyTerm(), 2.0), DistillationTerm(0.3)), SequenceMean(), 0.8),
+    "joint": Objective(
+        (WeightedTerm(ClippedPolicyTerm(), 2.0), DistillationTerm(0.3, has_baseline=True)), SequenceMean(), 0.8
+    ),
 }
 SIZES = {"actor": {}, "teacher": {"num_hidden_layers": 3, "intermediate_size": 96}}
 
@@ -59,13 +67,11 @@ def make_batch(actor: SharedEngine, teacher: SharedEngine) -> Batch:
     batch = Batch(ids, LENGTHS, {"loss_mask": torch.cat(masks)})
     request = OutputRequest(("logprobs",), temperature=0.8)
     noise = torch.randn(2, n_tokens, generator=generator, dtype=torch.float64)
-    return batch.with_fields(
-        {
-            "advantages": noise[0],
-            "logprobs": actor.forward_batch(batch, request)["logprobs"].double() + 0.1 * noise[1],
-            TEACHER_LOGPROBS: teacher.forward_batch(batch, request)["logprobs"].double(),
-        }
-    )
+    sampled = actor.forward_batch(batch, request)["logprobs"].double() + 0.1 * noise[1]
+    logprobs = teacher.forward_batch(batch, request)["logprobs"].double()
+    baseline = sequence_baseline(sampled - logprobs, batch)
+    fields = {"advantages": noise[0], "logprobs": sampled, TEACHER_LOGPROBS: logprobs, TEACHER_BASELINE: baseline}
+    return batch.with_fields(fields)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl.algorithm import DropTruncated
 from archon_rl.config import PolicyOptions, WarmStartOptions
 from archon_rl.losses.aggregation import ConstantLength, SequenceMean, TokenMean
-from archon_rl.losses.distillation import DistillationTerm, WeightedTerm
+from archon_rl.losses.distillation import DistillationTerm, WeightedTerm, sequence_baseline
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm
 from archon_rl.losses.objective import Objective
@@ -38,17 +38,19 @@ def distributions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def one_token_each(sampled: torch.Tensor, teacher: torch.Tensor) -> Batch:
     """A batch in which every token of the vocabulary was sampled once, as a sequence of its own."""
-    fields = {"loss_mask": torch.ones(VOCABULARY, dtype=torch.bool), "logprobs": sampled, "teacher_logprobs": teacher}
-    return Batch(torch.arange(VOCABULARY), (1,) * VOCABULARY, fields)
+    fields = {"logprobs": sampled, "teacher_logprobs": teacher, "teacher_baseline": torch.full_like(teacher, 1.7)}
+    mask = torch.ones(VOCABULARY, dtype=torch.bool)
+    return Batch(torch.arange(VOCABULARY), (1,) * VOCABULARY, {"loss_mask": mask, **fields})
 
 
-def test_value_and_gradient_are_expectations_of_the_kl_whoever_sampled():
+@pytest.mark.parametrize("has_baseline", [False, True])
+def test_value_and_gradient_are_expectations_of_the_kl_whoever_sampled(has_baseline):
     logits, teacher, sampled = distributions()
     policy = logits.log_softmax(-1)
     kl = (policy.exp() * (policy - teacher)).sum()
     (expected,) = torch.autograd.grad(kl, logits, retain_graph=True)
     for behaviour in (policy.detach(), sampled):
-        values = DistillationTerm(1.0)({"logprobs": policy}, one_token_each(behaviour, teacher)).values
+        values = DistillationTerm(1.0, has_baseline)({"logprobs": policy}, one_token_each(behaviour, teacher)).values
         mean = (behaviour.exp() * values).sum()
         torch.testing.assert_close(mean, kl, rtol=1e-12, atol=1e-12)
         (gradient,) = torch.autograd.grad(mean, logits, retain_graph=True)
@@ -77,6 +79,16 @@ def test_the_loss_of_two_tokens_by_hand():
     torch.testing.assert_close(gradient, 0.5 * by_hand)
 
 
+def test_the_baseline_is_the_mean_over_the_trained_tokens_of_other_sequences():
+    mask = torch.tensor([True, True, False, True, False, False, True, True])
+    batch = Batch(torch.zeros(8, dtype=torch.long), (3, 2, 1, 2), {"loss_mask": mask})
+    gap = torch.tensor([1.0, 3.0, math.nan, 5.0, math.nan, math.nan, 2.0, 6.0], dtype=torch.float64)
+    found = sequence_baseline(gap, batch)
+    assert found.tolist() == pytest.approx([13 / 3] * 3 + [12 / 4] * 2 + [17 / 5] + [9 / 3] * 2)
+    alone = batch.select([0])
+    assert sequence_baseline(gap[:3], alone).tolist() == [0, 0, 0]
+
+
 LENGTHS = (5, 2, 7, 4, 3)
 
 
@@ -91,7 +103,7 @@ def test_both_losses_are_divided_by_the_same_weight_of_the_whole_batch(aggregati
         return torch.randn(n_tokens, generator=generator, dtype=torch.float64)
 
     ids = torch.randint(VOCABULARY, (n_tokens,), generator=generator)
-    fields = {"loss_mask": mask, "advantages": noise(), "logprobs": noise() - 2, "teacher_logprobs": noise() - 2}
+    fields = {"advantages": noise(), "logprobs": noise() - 2, "teacher_logprobs": noise() - 2, "loss_mask": mask}
     batch = Batch(ids, LENGTHS, fields)
     policy, distillation = ClippedPolicyTerm(), DistillationTerm(0.25)
     whole = [list(range(len(LENGTHS)))]
@@ -137,11 +149,11 @@ def compose(section: Teacher, actor: Actor | None = None, **changes):
 
 def test_pure_distillation_needs_no_rewards_and_takes_one_sample_per_prompt():
     algorithm, decisions = compose(teacher(rl_loss_weight=0.0, distill_loss_weight=0.5))
-    assert algorithm.loss == DistillationTerm(0.5)
+    assert algorithm.loss == DistillationTerm(0.5, has_baseline=True)
     assert algorithm.regularisers == (EntropyTerm(0.0),)
     assert not algorithm.needs_rewards
     assert algorithm.roles == {"teacher"}
-    assert set(decisions) == {"teacher.rl_loss_weight"}
+    assert set(decisions) == {"teacher.rl_loss_weight", "teacher.baseline"}
     assert "MiniLLM (arXiv:2306.08543)" in decisions["teacher.rl_loss_weight"].reason
 
 
@@ -153,7 +165,7 @@ def test_pure_distillation_keeps_options_that_have_nothing_to_do_with_rewards():
     assert algorithm.filters == (DropTruncated(),)
     assert (algorithm.aggregation, algorithm.n_minibatches) == (SequenceMean(), 3)
     assert algorithm.replace_logprobs
-    assert set(decisions) == {"teacher.rl_loss_weight"}
+    assert set(decisions) == {"teacher.rl_loss_weight", "teacher.baseline"}
 
 
 def test_options_of_a_policy_loss_are_decisions_in_pure_distillation_and_errors_when_strict():
@@ -168,7 +180,10 @@ def test_the_joint_objective_has_both_weights():
     groups = GenerationConfig(n_samples=4, max_new_tokens=16)
     algorithm, decisions = compose(teacher(), gconfig=groups)
     assert isinstance(algorithm.loss, ClippedPolicyTerm)
-    assert algorithm.regularisers[-1] == DistillationTerm(0.005)
+    assert algorithm.regularisers[-1] == DistillationTerm(0.005, has_baseline=True)
+    plain, further = compose(teacher(baseline="none"), gconfig=groups)
+    assert plain.regularisers[-1] == DistillationTerm(0.005)
+    assert "teacher.baseline" not in further
     assert algorithm.needs_rewards
     assert algorithm.roles == {"teacher"}
     assert "AReaL minimises" in decisions["teacher.distill_loss_weight"].reason
@@ -210,4 +225,4 @@ def test_invalid_teachers_are_refused_before_anything_is_built(options, message)
 
 
 def test_the_type_is_areals_default():
-    assert TeacherOptions() == TeacherOptions("rollout", False, 1.0, 0.005)
+    assert TeacherOptions() == TeacherOptions("rollout", False, 1.0, 0.005, "batch")

@@ -124,6 +124,7 @@ def make_batch() -> Batch:
             "logprobs": proximal + noise(0.15),
             "ref_logprobs": current + noise(0.3),
             "teacher_logprobs": current + noise(0.3),
+            "teacher_baseline": noise(0.3),
             PROX_FRACTION: torch.rand(n_tokens, generator=generator, dtype=torch.float64),
             "values": outputs["values"] + noise(0.3),
             "returns": outputs["values"] + noise(0.5),
@@ -150,6 +151,7 @@ OTHER_TERMS: dict[str, TokenTerm] = {
     "values": ValueTerm(),
     "clipped values": ValueTerm(eps_clip=0.2),
     "distillation": DistillationTerm(0.5),
+    "distillation with a baseline": DistillationTerm(0.5, has_baseline=True),
 }
 """Terms that are no policy losses."""
 

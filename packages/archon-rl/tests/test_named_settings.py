@@ -61,9 +61,9 @@ def test_presets_are_what_their_papers_say(run):
     assert compose(run, "PPO").critic.loss.eps_clip is None
     assert compose(run, "M2PO").loss == ClippedPolicyTerm(eps_clip=None, masks=("m2_kept",))
     pure, joint = compose(run, "on-policy distillation"), compose(run, "KDRL")
-    assert pure.loss == DistillationTerm(1.0)
+    assert pure.loss == DistillationTerm(1.0, has_baseline=True)
     assert joint.loss == compose(run).loss
-    assert joint.regularisers[-1] == DistillationTerm(0.005)
+    assert joint.regularisers[-1] == DistillationTerm(0.005, has_baseline=True)
     rules = {name: compose(run, name).loss.behaviour.rejection for name in ("TIS", "MIS", "IcePop", "KPop")}
     assert rules == {
         "TIS": RejectionSampling(action="clamp", upper=2.0),

@@ -167,7 +167,7 @@ def checkpoint(tmp_path):
 def test_a_tokenizer_with_other_ids_is_refused(run, checkpoint):
     with pytest.raises(
         ConfigError,
-        match=r"teacher\.path: found .*, whose tokenizer has other ids for 11 of 15 tokens: '\+' is 4 here and not in its",
+        match=r"teacher\.path: found .*, whose tokenizer has other ids for 11 of 15 tokens: .\+. is 4 here",
     ):
         run(*checkpoint("0123456789a"))
 

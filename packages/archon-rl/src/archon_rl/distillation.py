@@ -35,8 +35,13 @@ def with_teacher(algorithm: Algorithm, teacher: Any, decisions: list[Decision]) 
     return replace(
         algorithm,
         loss=algorithm.loss if weight == 1 else WeightedTerm(algorithm.loss, weight),
-        regularisers=(*algorithm.regularisers, DistillationTerm(teacher.distill_loss_weight)),
+        regularisers=(*algorithm.regularisers, distillation_term(teacher)),
     )
+
+
+def distillation_term(teacher: Any) -> DistillationTerm:
+    """The KL to the teacher that the ``teacher`` section asks for."""
+    return DistillationTerm(teacher.distill_loss_weight, has_baseline=teacher.baseline == "batch")
 
 
 def distillation_decisions(teacher: Any, temperature: float) -> list[Decision]:
@@ -57,10 +62,20 @@ def distillation_decisions(teacher: Any, temperature: float) -> list[Decision]:
             "its expected gradient is that of KL(actor || teacher), the objective of KDRL (arXiv:2506.02208); AReaL "
             "minimises the mean of log pi - log p_teacher, whose expected gradient is 0",
         )
-    if teacher.temperature == temperature:
-        return [form]
-    reason = "the distributions of actor and teacher are compared at the temperature that gconfig samples with"
-    return [form, Decision("teacher.temperature", f"{teacher.temperature:g}", f"{temperature:g}", reason)]
+    found = [form]
+    if teacher.baseline == "batch":
+        found.append(
+            Decision(
+                "teacher.baseline",
+                "batch",
+                "subtracts the mean log-ratio of the batch's other sequences",
+                "the expected gradient stays the same, with less variance; AReaL subtracts nothing",
+            )
+        )
+    if teacher.temperature != temperature:
+        reason = "the distributions of actor and teacher are compared at the temperature that gconfig samples with"
+        found.append(Decision("teacher.temperature", f"{teacher.temperature:g}", f"{temperature:g}", reason))
+    return found
 
 
 def options_without_effect(options: PolicyOptions) -> list[Decision]:

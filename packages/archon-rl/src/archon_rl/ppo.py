@@ -36,8 +36,8 @@ def ppo(config: Any, decisions: list[Decision]) -> Algorithm:
         raise ConfigError("critic.optimizer: found null; ppo trains the critic; leave it out, or set its options")
     if is_pure_distillation(config.teacher):
         raise ConfigError(
-            "teacher.rl_loss_weight: found 0 with algorithm=ppo; pure distillation has no advantages, so that a critic has "
-            "nothing to do; set algorithm=grpo without the section critic, or a weight above 0"
+            "teacher.rl_loss_weight: found 0 with algorithm=ppo; pure distillation has no advantages for a critic to "
+            "estimate; set algorithm=grpo and leave the section critic out, or set a weight above 0"
         )
     if config.actor.dynamic_sampling and config.gconfig.n_samples < 2:
         raise ConfigError(

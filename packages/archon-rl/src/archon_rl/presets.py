@@ -14,10 +14,9 @@ from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.advantages import GAELambda, GroupAdvantages, Normalisation
 from archon_rl.algorithm import AdvantageEstimator, Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import NormConfig, PolicyOptions
-from archon_rl.distillation import distillation_decisions, options_without_effect, with_teacher
+from archon_rl.distillation import distillation_decisions, distillation_term, options_without_effect, with_teacher
 from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
-from archon_rl.losses.distillation import DistillationTerm
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm
 from archon_rl.losses.objective import TokenTerm
@@ -101,7 +100,7 @@ def _pure_distillation(config: Any, decisions: list[Decision]) -> Algorithm:
     _, kl_loss_coef = _kl_coefficients(options, config.ref, [])
     return Algorithm(
         name="on-policy distillation",
-        loss=DistillationTerm(teacher.distill_loss_weight),
+        loss=distillation_term(teacher),
         regularisers=_regularisers(options, kl_loss_coef),
         aggregation=_aggregation(options, config.gconfig),
         temperature=temperature,

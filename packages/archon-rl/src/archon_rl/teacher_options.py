@@ -30,6 +30,9 @@ class TeacherOptions:
         rl_loss_weight: weight of the policy loss. 0 is pure distillation: it needs no reward, and groups may have one
             sample.
         distill_loss_weight: weight of KL(actor || teacher) per token; 0 only reports it.
+        baseline: what is subtracted from a token's log-ratio to the teacher where it weighs the gradient. ``batch`` is
+            the mean over the other sequences of the batch: the expected gradient stays the same, its variance is lower.
+            ``none`` subtracts nothing, as AReaL does. Not in AReaL.
         warm_start: supervised steps that train the teacher at the start of the run, for a teacher without a checkpoint.
             The result is stored in the run folder. Not in AReaL.
     """
@@ -38,6 +41,7 @@ class TeacherOptions:
     offload: bool = False
     rl_loss_weight: float = option(1.0, NOT_NEGATIVE)
     distill_loss_weight: float = option(0.005, NOT_NEGATIVE)
+    baseline: str = option("batch", one_of("batch", "none"))
     warm_start: WarmStartOptions = field(default_factory=WarmStartOptions)
 
     def problems(self) -> Iterator[tuple[str, str]]:

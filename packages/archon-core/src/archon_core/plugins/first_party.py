@@ -178,6 +178,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "critic.warmup_steps",
         "data.arithmetic",
         "data.hf",
+        "teacher.baseline",
         "teacher.distill_loss_weight",
         "teacher.engine_type",
         "teacher.offload",

@@ -14,6 +14,14 @@ s = grad log pi, so that grad r = r s and E_pi[s] = 0,
 This is a policy gradient with the advantage -x = log p_T - log pi per token. It holds for every update of a step, up to
 prefixes that the current policy would not sample as often.
 
+A baseline b that does not depend on the token changes neither expectation, since E_behave[r - 1] and E_behave[r s] are
+0, and can lower the variance:
+
+    l = r sg(x) - (r - 1) b.
+
+``sequence_baseline`` is the mean gap of the batch's other sequences at the start of the step: without it, a student far
+from its teacher mostly learns to avoid whatever it sampled.
+
 Sources differ in what they do with that KL:
 
 - GKD (arXiv:2306.13649) trains on the student's samples and sums over the whole vocabulary at each prefix, without a
@@ -23,6 +31,8 @@ Sources differ in what they do with that KL:
   with log pi_behave in it: equal to x in the first update of a step.
 - AReaL has two forms. With ``rl_loss_weight`` 0 it is l. Beside a policy loss it minimises the mean of x itself, whose
   expected gradient is E[s] = 0: the term moves the student only through the difference of pi and pi_behave.
+
+None of them subtracts a baseline.
 """
 
 from __future__ import annotations
@@ -30,35 +40,58 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.packed import OutputName
+from archon_rl.losses.aggregation import LOSS_MASK, trained_tokens
+from archon_rl.losses.masking import mask_values
 from archon_rl.losses.objective import TermValues, TokenTerm
 from archon_rl.losses.policy_term import LOGPROBS
 
 TEACHER_LOGPROBS = "teacher_logprobs"
 """Token field [T]: log-probabilities of the sampled tokens under the teacher."""
+TEACHER_BASELINE = "teacher_baseline"
+"""Token field [T]: b in the module's docstring."""
 
 
 @dataclass(frozen=True)
 class DistillationTerm:
     """``weight`` times the KL to the teacher, estimated per token; see the module's docstring.
 
-    A weight of 0 only reports the KL.
+    Attributes:
+        weight: 0 only reports the KL.
+        has_baseline: subtract the batch's ``teacher_baseline``.
     """
 
     weight: float
+    has_baseline: bool = False
     name: str = "distill_loss"
     outputs: tuple[OutputName, ...] = ("logprobs",)
-    fields: frozenset[str] = frozenset({LOGPROBS, TEACHER_LOGPROBS})
+
+    @property
+    def fields(self) -> frozenset[str]:
+        return frozenset({LOGPROBS, TEACHER_LOGPROBS, *([TEACHER_BASELINE] if self.has_baseline else [])})
 
     def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> TermValues:
         logprobs, fields = outputs["logprobs"], micro_batch.token_fields
         gap = logprobs.detach() - fields[TEACHER_LOGPROBS]
         ratio = (logprobs - fields[LOGPROBS]).exp()
         kl = ratio * gap
-        return TermValues(self.weight * kl, metrics={"teacher_kl": kl.detach()})
+        loss = kl - (ratio - 1) * fields[TEACHER_BASELINE] if self.has_baseline else kl
+        return TermValues(self.weight * loss, metrics={"teacher_kl": kl.detach()})
+
+
+def sequence_baseline(gap: Tensor, batch: Batch) -> Tensor:
+    """The mean of ``gap`` [T] over the trained tokens of the other sequences, [T]; 0 without others.
+
+    Leaving out the whole sequence keeps the gradient unbiased: gaps of later tokens depend on the token.
+    """
+    mask = batch.token_fields[LOSS_MASK]
+    sums, counts = batch.sum_per_sequence(mask_values(gap, mask)), trained_tokens(batch)
+    others = (sums.sum() - sums) / (counts.sum() - counts).clamp(min=1)
+    return torch.where(counts.sum() > counts, others, 0)[batch.sequence_ids]
 
 
 @dataclass(frozen=True)

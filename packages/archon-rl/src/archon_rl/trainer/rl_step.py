@@ -20,7 +20,7 @@ from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import TRUNCATED, Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
-from archon_rl.losses.distillation import TEACHER_LOGPROBS
+from archon_rl.losses.distillation import TEACHER_BASELINE, TEACHER_LOGPROBS, sequence_baseline
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
@@ -147,6 +147,8 @@ class RLStep:
             assert self.engines.teacher is not None, "the algorithm needs a teacher; RLTrainer builds one"
             teacher = self.engines.teacher.forward_batch(batch, request)["logprobs"].to(sampled)
             fields[TEACHER_LOGPROBS] = teacher
+            if TEACHER_BASELINE in needed:
+                fields[TEACHER_BASELINE] = sequence_baseline(sampled - teacher, batch)
             distances["rollout_kl_teacher"] = _masked_mean(kl_estimate(sampled, teacher, "k1"), mask)
         return batch.with_fields(fields), distances
 
