@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from archon_core.contracts.decisions import Decision
@@ -81,13 +81,9 @@ def distillation_decisions(teacher: Any, temperature: float) -> list[Decision]:
 def options_without_effect(options: PolicyOptions) -> list[Decision]:
     """Decisions for the options of policy optimisation that differ from their defaults and do nothing without a policy
     loss."""
-    reason = "with teacher.rl_loss_weight=0 the actor learns from the teacher alone"
-    defaults = {
-        f.name: f.default if f.default is not MISSING else f.default_factory()  # type: ignore[misc]
-        for f in fields(PolicyOptions)
-    }
+    reason, defaults = "with teacher.rl_loss_weight=0 the actor learns from the teacher alone", PolicyOptions()
     return [
-        Decision(f"actor.{name}", str(value), "not used", reason)
-        for name, default in defaults.items()
-        if name not in PURE_OPTIONS and (value := getattr(options, name)) != default
+        Decision(f"actor.{f.name}", str(value), "not used", reason)
+        for f in fields(PolicyOptions)
+        if f.name not in PURE_OPTIONS and (value := getattr(options, f.name)) != getattr(defaults, f.name)
     ]
