@@ -28,11 +28,11 @@ def unused_critic(config: Any, algorithm: AlgorithmSpec) -> Iterator[Decision]:
         yield Decision("critic", "a section", "not used", reason)
 
 
-def critic_problems(critic: EngineConfig, model: ModelSpec, explicit: Collection[str]) -> Iterator[str]:
-    """Why ``model`` cannot have a value head, or the options do not ask for one."""
+def critic_problems(critic: EngineConfig, model: ModelSpec | None, explicit: Collection[str]) -> Iterator[str]:
+    """Why ``model``, if it is known, cannot have a value head, or the options do not ask for one."""
     if "critic.is_critic" in explicit and not critic.is_critic:
         yield "critic.is_critic: found false; the critic has a value head; leave it out, or set it to true"
-    if "critic" not in model.capabilities:
+    if model is not None and "critic" not in model.capabilities:
         yield (
             f"critic: found a model of {model.name!r}, which has no value head; set critic.path to a model that "
             "supports critic (`archon models`)"

@@ -77,6 +77,7 @@ class _Planner:
         self.needs: dict[MissingPackage, list[str]] = {}
         self.obstacles: list[Obstacle] = []
         self.decisions: list[Decision] = []
+        self.models: dict[str, ModelSpec | None] = {}
         self.samples = True
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
@@ -163,7 +164,11 @@ class _Planner:
             self.check_shares_ranks(role, layout)
         if not isinstance(engine, TrainEngineSpec):
             return
-        model = self.check_model(role, config, layout, engine)
+        model = self.models[role] = self.check_model(role, config, layout, engine)
+        if role == "critic":
+            own = config.path or config.model_config is not None
+            for text in critic_problems(config, model if own else self.models.get("actor"), self.loaded.explicit):
+                self.wrong(text)
         schedule, pipeline = self.check_pipeline(role, config, layout, engine)
         self.check_experts(role, config, layout, engine, model)
         if engine.preview:
@@ -267,9 +272,6 @@ class _Planner:
             else:
                 self.need(missing_package(package, self.registry), f"{option}: {wanted}")
             return None
-        if role == "critic":
-            for text in critic_problems(config, spec, self.loaded.explicit):
-                self.wrong(text)
         try:
             layout.parallel_dims(moe="moe" in spec.needs, option=f"{role}.backend")
         except LayoutError as error:
