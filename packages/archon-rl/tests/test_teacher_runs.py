@@ -8,6 +8,7 @@ from bigram_engine import BigramEngine
 from run_results import rows, table
 
 from archon_core.errors import ConfigError
+from archon_core.ranks.ranks import DataRanks
 from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.sharing import SharedEngine
 
@@ -76,14 +77,30 @@ def test_the_teacher_is_frozen_and_offloaded_between_uses(run, monkeypatch):
     assert not engines[-1].offloaded
 
 
+class FailingEngine:
+    """An engine in host memory whose forward pass raises."""
+
+    data_ranks = DataRanks()
+
+    def __init__(self):
+        self.calls = []
+
+    def onload(self):
+        self.calls.append("onload")
+
+    def offload(self):
+        self.calls.append("offload")
+
+    def forward_batch(self, batch, request):
+        self.calls.append("forward")
+        raise OSError("device lost")
+
+
 def test_an_engine_that_fails_is_offloaded_again():
-    engine = BigramEngine.__new__(BigramEngine)
-    engine.offloaded = True
-    shared = SharedEngine(engine, offloads=True)
-    with pytest.raises(OSError, match="lost"), shared.onloaded() as used:
-        assert not used.offloaded
-        raise OSError("lost")
-    assert engine.offloaded
+    engine = FailingEngine()
+    with pytest.raises(OSError, match="device lost"):
+        SharedEngine(engine, offloads=True).forward_batch(None, None)
+    assert engine.calls == ["onload", "forward", "offload"]
 
 
 @pytest.mark.parametrize("overrides", [PURE, (*TEACHER, "actor.ppo_n_minibatches=2")], ids=["pure", "joint"])
