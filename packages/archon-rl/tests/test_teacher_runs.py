@@ -161,6 +161,29 @@ def test_a_smaller_vocabulary_than_the_actors_is_refused(run):
         run(*PURE, "teacher.model_config.vocab_size=8")
 
 
+AREAL = """
+total_train_steps: 2
+teacher:
+  engine_type: train
+  offload: true
+  rl_loss_weight: 0
+  distill_loss_weight: "5e-3"
+  train: {backend: "bigram:t2", path: large-model, kl_ctl: 0.2, temperature: 0.5, optimizer: null}
+actor: {backend: "bigram:d1", path: small-model}
+"""
+
+
+def test_a_file_of_areal_names_the_engine_under_teacher_train(run):
+    teacher = run.config(text=AREAL).teacher
+    assert (teacher.engine_type, teacher.offload) == ("train", True)
+    assert (teacher.rl_loss_weight, teacher.distill_loss_weight) == (0.0, 0.005)
+    assert (teacher.backend, teacher.path, teacher.temperature) == ("bigram:t2", "large-model", 0.5)
+    with pytest.raises(ConfigError, match=r"teacher\.engine_type: found rollout, AReaL's default"):
+        run.config(text=AREAL.replace("  engine_type: train\n", ""))
+    with pytest.raises(ConfigError, match=r"teacher\.rollout: found .*a teacher on inference servers is not part"):
+        run.config(text=AREAL.replace("engine_type: train", "engine_type: rollout\n  rollout: {backend: vllm:d1}"))
+
+
 @pytest.fixture
 def checkpoint(tmp_path):
     """A teacher's folder with the tokenizer of these characters."""
