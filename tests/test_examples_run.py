@@ -114,6 +114,7 @@ def test_ppo_learns_to_add(tmp_path):
     assert rewards[-1] >= 0.85
 
 
+@pytest.mark.wide
 def test_supervised_fine_tuning_on_real_text_lowers_the_loss(tmp_path):
     if not GSM8K.is_file():
         pytest.skip(f"needs GSM8K's train.jsonl at {GSM8K}, which is not part of the project")

@@ -14,6 +14,7 @@ from archon_rl.advantages import ConstantLambda, LengthAdaptiveLambda, Normalisa
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.behaviour import RejectionSampling
 from archon_rl.losses.distillation import DistillationTerm
+from archon_rl.losses.kl import KLTerm
 from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.named_settings import NAMED_SETTINGS, find_settings
 
@@ -51,6 +52,11 @@ def test_presets_are_what_their_papers_say(run):
     baseline = compose(run, "REINFORCE++ baseline").advantages
     assert baseline.reward_norm == Normalisation("group", None)
     assert baseline.adv_norm == Normalisation("batch", "batch")
+    # Eq. 4 has the KL in the reward, eq. 8 in the loss.
+    assert (reinforce.kl_ctl, reinforce.kl_estimator, baseline.kl_ctl) == (1e-3, "k1", 0.0)
+    assert KLTerm(1e-3, "k2") in compose(run, "REINFORCE++ baseline").regularisers
+    assert not any(isinstance(term, KLTerm) for term in compose(run, "REINFORCE++").regularisers)
+    assert compose(run, "MaxRL").advantages.reward_norm == Normalisation("group", "group", scale="mean", eps=0.0)
     assert compose(run, "VAPO lambda").advantages.gae_lambda == LengthAdaptiveLambda(0.05)
     vapo = compose(run, "VAPO")
     assert (vapo.advantages.gae_lambda, vapo.advantages.returns_lambda) == (

@@ -104,17 +104,19 @@ class PolicyOptions:
         use_sapo_loss: AReaL's switch for ``policy_loss: sapo``.
         sapo_tau_pos: SAPO's temperature for positive advantages.
         sapo_tau_neg: SAPO's temperature for negative advantages.
-        m2_threshold: M2PO: before each update, leave out the tokens with the largest squared log-ratio to the rollout's
-            policy until the mean over the others is at most this; null for none.
+        m2_threshold: M2PO: before each update, leave out some of the tokens that it would drive further from the
+            rollout's policy, those with the largest squared log-ratios, until the mean over the others of them is at
+            most this; null for none.
         dppo_mask_low: DPPO's threshold of the divergence for negative advantages. Not in AReaL.
         dppo_mask_high: DPPO's threshold of the divergence for positive advantages. Not in AReaL.
-        dppo_divergence: DPPO's divergence: total variation (``tv``) or binary KL (``kl``). Not in AReaL.
+        dppo_divergence: DPPO's divergence: total variation (``tv``) or binary KL (``kl``, for which the paper's
+            thresholds are 0.05). Not in AReaL.
         dppo_kl_coef: weight of the squared log-ratio beside DPPO's mask; 0 in the paper. Not in AReaL.
         clip_cov_ratio: largest share of tokens that Clip-Cov leaves out. Not in AReaL.
         clip_cov_lower: smallest covariance of a token that Clip-Cov leaves out. Not in AReaL.
         clip_cov_upper: largest covariance of a token that Clip-Cov leaves out. Not in AReaL.
         kl_cov_ratio: share of tokens that KL-Cov penalises. Not in AReaL.
-        kl_cov_coef: weight of KL-Cov's penalty. Not in AReaL.
+        kl_cov_coef: weight of KL-Cov's penalty; 1 in the paper. Not in AReaL.
         reward_norm: normalise the rewards of a batch; null for none. If ``adv_norm`` is null too, ``grpo`` normalises
             with mean and deviation of the group.
         reward_scaling: rewards become (reward + reward_bias) * reward_scaling.

@@ -178,8 +178,14 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
     NamedSettings(
         "REINFORCE++ baseline",
         "arXiv:2501.03262",
-        "rewards relative to the mean of the group, then normalised over the batch; needs ref",
-        {**_group("null", advantages=_WHOLE_BATCH), "actor.kl_ctl": "1e-3", "actor.kl_estimator": "k2"},
+        "rewards relative to the mean of the group, then normalised over the batch; the KL to the reference in the "
+        "loss; needs ref",
+        {
+            **_group("null", advantages=_WHOLE_BATCH),
+            "actor.kl_ctl": "0.0",
+            "actor.kl_loss_coef": "1e-3",
+            "actor.kl_loss_estimator": "k2",
+        },
     ),
     NamedSettings(
         "LitePPO",
@@ -202,7 +208,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
         "MaxRL",
         "arXiv:2602.02710",
         "divides by the mean of the group; rewards from 0 on",
-        {**_group("group", scale="mean"), "actor.reward_bias": "0.0"},
+        {**_group("group", scale="mean", eps="0.0"), "actor.reward_bias": "0.0"},
     ),
     NamedSettings(
         "VAPO lambda",

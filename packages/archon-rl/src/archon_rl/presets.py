@@ -14,6 +14,7 @@ from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.advantages import GAELambda, GroupAdvantages, Normalisation
 from archon_rl.algorithm import AdvantageEstimator, Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import NormConfig, PolicyOptions
+from archon_rl.differences import advantage_differences
 from archon_rl.distillation import distillation_decisions, distillation_term, options_without_effect, with_teacher
 from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
@@ -67,6 +68,7 @@ def policy_optimisation(
     policy = build_policy_loss(options, changes, notes)
     gae_lambda = build_gae_lambda(options, changes, notes)
     kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
+    notes.extend(advantage_differences(options, kl_ctl))
     temperature = _temperature(options, generation, changes)
     if refusal := refuse_when_strict(options, changes, role="actor"):
         raise ConfigError(refusal)

@@ -47,7 +47,7 @@ class GroupAdvantages:
 
     1. Normalise the rewards [S] with ``reward_norm``.
     2. Put each reward at the last token of its completion, and subtract ``kl_ctl`` times the KL to the reference from
-       every token.
+       every token (REINFORCE++, arXiv:2501.03262, eq. 4; RLOO, arXiv:2402.14740, eq. 3 and 4).
     3. Generalised advantage estimation with values 0: sums of the rewards from each token on, discounted by
        ``discount`` times lambda.
     4. Normalise over all trained tokens with ``adv_norm``.

@@ -44,9 +44,10 @@ class ConstantLambda:
 
 @dataclass(frozen=True)
 class LengthAdaptiveLambda:
-    """VAPO's length-adaptive form (arXiv:2504.05118): lambda = 1 - 1 / (alpha n), at least 0.
+    """VAPO's length-adaptive form (arXiv:2504.05118, eq. 4 and 5): lambda = 1 - 1 / (alpha n), at least 0.
 
-    The coefficients lambda^k of the deltas then sum to about alpha n, in proportion to the length n.
+    The coefficients lambda^k of the deltas then sum to about alpha n, in proportion to the length n. In the paper this
+    is the lambda of the advantages alone; the critic's returns have lambda 1 (section 4.1).
 
     Attributes:
         alpha: above 0; 0.05 in the paper.
