@@ -53,10 +53,11 @@ from archon_rl.rewards.gsm8k import gsm8k_reward
 from archon_rl.rewards.pool import RewardPool
 from archon_rl.rewards.source import RewardSource
 from archon_rl.text_encoding import TextEncoder
-from archon_rl.tokenization import bpe_tokenizer
+from archon_rl.tokenization import bpe_tokenizer, characters_tokenizer
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.scoring import Scorer
+from archon_rl.trainer.teacher import compare_tokenizers
 from archon_train.experiment import load_config
 from archon_train.launch.first_failure import RankExit, explain
 from archon_train.launch.world import check_started, explain_machines
@@ -78,6 +79,7 @@ DRY_RUNS: dict[str, list[str]] = {
     "The layout has expert ranks and the model has no experts": ["actor.backend=archon:d2e2"],
     "The engines need more ranks than the cluster has": ["actor.backend=archon:d16", "cluster.n_gpus_per_node=8"],
     "Critic or reference has another number of ranks": ["ref.backend=archon:d1"],
+    "A teacher needs a served engine": ["teacher.path=./large-model"],
     "The number of micro-batches was raised": ["actor.backend=archon:p2"],
     "A zero-bubble schedule and compiled blocks": [
         "actor.backend=archon:p2",
@@ -183,6 +185,12 @@ def registry_with(folder: Path, distribution: str, source: str, *, name: str | N
     finally:
         sys.path.remove(str(folder))
         sys.modules.pop(module, None)
+
+
+@row("The teacher has another vocabulary")
+def _(folder: Path) -> None:
+    characters_tokenizer(["bcd"]).save_pretrained(folder)
+    compare_tokenizers(str(folder), characters_tokenizer(["abc"]))
 
 
 @row("The layout needs several machines")

@@ -77,7 +77,7 @@ def test_a_reward_model_scores_the_chosen_answers_higher_and_needs_no_reference(
     folder = pairs("algorithm=rw", "trainer.max_steps=40", "trainer.eval_every=40")
     written = rows(folder)
     assert written[-1]["eval/accuracy"] == 1
-    assert written[-1]["eval/loss"] < written[0]["eval/loss"] - 0.3
+    assert written[-1]["eval/loss"] < written[0]["eval/loss"] / 2
     assert written[-1]["margin"] == pytest.approx(written[-1]["chosen_score"] - written[-1]["rejected_score"])
     assert built == [True]
     assert decided(pairs, "actor.is_critic") == ["true"]

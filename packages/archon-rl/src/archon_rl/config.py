@@ -238,9 +238,9 @@ class CriticOptions:
 
 @dataclass
 class WarmStartOptions:
-    """Supervised steps before the training (``warm_start``), for models that cannot do the task at all. They have a
-    separate optimizer. The training starts from the resulting weights, and so does ``ref`` unless it names a
-    checkpoint. With preferences, the steps train on the chosen answers.
+    """Supervised steps before the training (``warm_start``, ``teacher.warm_start``), for models that cannot do the task
+    at all. They have a separate optimizer. The training starts from the resulting weights, and so does ``ref`` unless
+    it names a checkpoint; a teacher keeps them. With preferences, the steps train on the chosen answers.
 
     Attributes:
         steps: supervised steps; 0 for none.

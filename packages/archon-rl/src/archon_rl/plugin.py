@@ -24,6 +24,7 @@ _CRITIC = ConfigSection("critic", "archon_rl.config:CriticOptions")
 _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
 _PREFERENCES = ConfigSection("data", "archon_rl.preference_config:PreferenceDataOptions")
 _REWARDS = ConfigSection("rewards", "archon_rl.config:RewardOptions")
+_TEACHER = ConfigSection("teacher", "archon_rl.teacher_options:TeacherOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -43,7 +44,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             trainer="archon_rl.trainer.rl:RLTrainer",
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
-            config=(_TOKENIZER, _POLICY, _REWARDS, _WARM_START),
+            config=(_TOKENIZER, _POLICY, _REWARDS, _TEACHER, _WARM_START),
         ),
         AlgorithmSpec(
             name="ppo",
@@ -52,7 +53,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             summary="proximal policy optimisation with a critic (arXiv:1707.06347)",
             needs=("inference_engine",),
             sections=("critic",),
-            config=(_TOKENIZER, _POLICY, _REWARDS, _WARM_START, _CRITIC),
+            config=(_TOKENIZER, _POLICY, _REWARDS, _TEACHER, _WARM_START, _CRITIC),
         ),
         AlgorithmSpec(
             name="dpo",

@@ -23,7 +23,7 @@ from archon_rl.trainer.sequence_lengths import preference_limits
 from archon_rl.trainer.sft import supervised_step
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
-from archon_rl.trainer.warm_start import warm_start
+from archon_rl.trainer.warm_start import WarmStart
 from archon_train.run.context import RunContext
 
 
@@ -93,7 +93,7 @@ class PreferenceTrainer:
         actor = complete_model_config(run, task.encoder.tokenizer)
         if not hasattr(run.config, "warm_start"):
             return actor
-        checkpoint = warm_start(run, actor, task, chosen_batch)
+        checkpoint = WarmStart("actor", run.config.warm_start, build_batch=chosen_batch).run(run, actor, task)
         return actor if checkpoint is None else with_checkpoint(actor, checkpoint)
 
     def _reference_model(self, actor: Any) -> ReferenceModel:

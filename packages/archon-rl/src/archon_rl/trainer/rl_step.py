@@ -21,6 +21,7 @@ from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
+from archon_rl.losses.distillation import TEACHER_BASELINE, TEACHER_LOGPROBS, sequence_baseline
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
@@ -29,8 +30,8 @@ from archon_rl.trainer.collecting import Collected, collect
 from archon_rl.trainer.critic_step import CriticStep
 from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
 from archon_rl.trainer.roles import RoleEngines
-from archon_rl.trainer.rollout_batch import build_batch, rollout_seeds, sample
-from archon_rl.trainer.scoring import Scorer, Scores
+from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample
+from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
 from archon_rl.trainer.task import Task
@@ -45,7 +46,8 @@ class RLStep:
         algorithm: rewards to advantages to objective.
         engines: the actor, and the models that the algorithm needs beside it.
         rollout: samples with the actor's weights.
-        scorer: scores completions; a step leaves out records with a completion without a reward.
+        scorer: scores completions; a step leaves out records with a completion without a reward. ``None`` for an
+            algorithm that needs no rewards.
         options: sampling options; the stop tokens include the end-of-text token.
         seed: the run's seed.
         needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
@@ -55,7 +57,7 @@ class RLStep:
     algorithm: Algorithm
     engines: RoleEngines
     rollout: InferenceEngine
-    scorer: Scorer
+    scorer: Scorer | None
     options: GenerationConfig
     seed: int
     needs_experts: bool = False
@@ -90,7 +92,8 @@ class RLStep:
                 with clock("values"):
                     chosen = self.critic.add_values(chosen)
             with clock("advantage"):
-                chosen = self.add_advantages(chosen)
+                if self.algorithm.needs_rewards:
+                    chosen = self.add_advantages(chosen)
             if self.critic is not None:
                 with clock("critic"):
                     learned = self.critic.update(chosen, step)
@@ -124,14 +127,17 @@ class RLStep:
                 seeds = rollout_seeds(self.seed, step, n_drawn)
                 rollout = sample(self.rollout, encoder, records, self.options, seeds, ranks)
             with clock("reward"):
-                # Further prompts are few: all of them may fail without a fault of the whole reward.
-                is_further = n_drawn > 0
-                scores = self.scorer(rollout, ranks, when=f"Step {step + 1}", may_all_fail=is_further)
-                failed.update(scores.metrics())
-                complete = scores.complete(may_be_empty=is_further)
-                batch = self._build_batch(complete, first_group=n_drawn)
+                rewards = torch.zeros(sum(map(len, rollout.completions)))
+                if self.scorer is not None:
+                    # Further prompts are few: all of them may fail without a fault of the whole reward.
+                    is_further = n_drawn > 0
+                    scores = self.scorer(rollout, ranks, when=f"Step {step + 1}", may_all_fail=is_further)
+                    failed.update(scores.metrics())
+                    complete = scores.complete(may_be_empty=is_further)
+                    rollout, rewards = complete.rollout, complete.values
+                batch = self._build_batch(rollout, rewards, first_group=n_drawn) if rollout.records else None
             n_drawn += n
-            return None if batch is None else (batch, complete.values)
+            return None if batch is None else (batch, rewards)
 
         collected = collect(
             draw,
@@ -139,13 +145,12 @@ class RLStep:
             selection=self.algorithm.selection,
             max_rounds=self.algorithm.max_rounds,
         )
-        return replace(collected, statistics=collected.statistics | {name: float(n) for name, n in failed.items()})
+        statistics = collected.statistics | {name: float(n) for name, n in failed.items()}
+        if self.scorer is None:
+            statistics = {name: value for name, value in statistics.items() if name not in ("reward", "reward_std")}
+        return replace(collected, statistics=statistics)
 
-    def _build_batch(self, scores: Scores, *, first_group: int) -> Batch | None:
-        """The batch of a rollout; ``None`` for one without records."""
-        rollout, rewards = scores.rollout, scores.values
-        if not rollout.records:
-            return None
+    def _build_batch(self, rollout: Rollout, rewards: Tensor, *, first_group: int) -> Batch:
         lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
         shaped = self.algorithm.rewards(rewards, lengths)
         return build_batch(rollout, shaped, needs_experts=self.needs_experts, first_group=first_group)
@@ -154,7 +159,8 @@ class RLStep:
         """The batch with the log-probabilities that the algorithm needs, and metrics of the rollout's distance to them.
 
         The metrics are means over completion tokens: ``rollout_logprob_gap``, the absolute difference to the trainer's
-        log-probabilities, and ``rollout_kl_ref``, the KL to the reference (k3).
+        log-probabilities, ``rollout_kl_ref``, the KL to the reference (k3), and ``rollout_kl_teacher``, the KL to the
+        teacher (k1).
         """
         needed, request = self.algorithm.fields, OutputRequest(("logprobs",), self.algorithm.temperature)
         mask, sampled = batch.token_fields[LOSS_MASK], batch.token_fields[LOGPROBS]
@@ -169,6 +175,13 @@ class RLStep:
             reference = self.engines.ref.forward_batch(batch, request)["logprobs"].to(sampled)
             fields[REF_LOGPROBS] = reference
             distances["rollout_kl_ref"] = _masked_mean(kl_estimate(sampled, reference, "k3"), mask)
+        if TEACHER_LOGPROBS in needed:
+            assert self.engines.teacher is not None, "the algorithm needs a teacher; RLTrainer builds one"
+            teacher = self.engines.teacher.forward_batch(batch, request)["logprobs"].to(sampled)
+            fields[TEACHER_LOGPROBS] = teacher
+            if TEACHER_BASELINE in needed:
+                fields[TEACHER_BASELINE] = sequence_baseline(sampled - teacher, batch)
+            distances["rollout_kl_teacher"] = _masked_mean(kl_estimate(sampled, teacher, "k1"), mask)
         return batch.with_fields(fields), distances
 
     def add_advantages(self, batch: Batch) -> Batch:
