@@ -13,7 +13,7 @@ from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import TrainingError
 from archon_core.models.end_tokens import ModelEnds, end_tokens
 from archon_rl.trainer.engines import reference_config, with_checkpoint
-from archon_rl.trainer.rl_step import split_minibatches
+from archon_rl.trainer.minibatches import split_minibatches
 from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sampling_options
 
 A = Completion((7, 8, 2), (-0.5, -0.25, -1.0), (3, 3, 3), "stop")
@@ -68,6 +68,15 @@ class Echo:
             [Completion(r.prompt_ids, (0.0,) * len(r.prompt_ids), (0,) * len(r.prompt_ids), "stop") for _ in r.seeds]
             for r in requests
         ]
+
+
+def test_ignore_eos_leaves_the_asked_tokens_alone():
+    ends = end_tokens(2, ModelEnds("the model", (3,)), [9], ignore_eos=True)
+    assert (ends.ids, ends.own) == ((9,), (2, 3))
+    assert ends.decision().reason == "gconfig.ignore_eos=true; 9 is gconfig.stop_token_ids"
+    assert sampling_options(GenerationConfig(stop_token_ids=[9], ignore_eos=True), ends).stop_token_ids == [9]
+    # An evaluation with options of its own ends at the model's tokens all the same.
+    assert sampling_options(GenerationConfig(stop_token_ids=[7]), ends).stop_token_ids == [2, 3, 7]
 
 
 def test_rollout_and_evaluation_end_at_the_same_tokens_each_named_once():

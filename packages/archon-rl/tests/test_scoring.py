@@ -7,6 +7,7 @@ import math
 import threading
 
 import pytest
+from reward_runner import make_scorer
 from run_results import rows
 from thread_ranks import run_on_ranks
 
@@ -17,31 +18,17 @@ from archon_core.plugins import RewardSpec, registry
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.datasets.placed_record import PlacedRecord
 from archon_rl.datasets.records import ListDataset
-from archon_rl.rewards.calls import make_call
-from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.evaluation import evaluate_reward
-from archon_rl.trainer.rollout_batch import Rollout, sampling_options
+from archon_rl.trainer.rollout_batch import Rollout, rollout_seeds, sample, sampling_options
 from archon_rl.trainer.scoring import FAILED, TIMED_OUT, Scorer
 
 ENCODER = TextEncoder(characters_tokenizer(["0123456789"]), "prompt", "solution")
 
 
-class Runner:
-    """Calls a function in the test's process; counts calls."""
-
-    def __init__(self, function) -> None:
-        self.reward = NamedReward("mine", function)
-        self.n_calls = 0
-
-    def score(self, calls):
-        self.n_calls += len(calls)
-        return [make_call(self.reward, call) for call in calls]
-
-
-def scorer(function, *, max_failed: float = 0.1, notes: list[str] | None = None) -> Scorer:
-    return Scorer(Runner(function), ENCODER, max_failed, ([] if notes is None else notes).append)
+def scorer(function, **options) -> Scorer:
+    return make_scorer(function, ENCODER, **options)
 
 
 def rollout_of(*completions: str, n_samples: int = 1) -> Rollout:
@@ -106,6 +93,32 @@ def test_a_batch_without_any_reward_ends_the_run_with_the_reason():
         r"TimeoutError: no sandbox.*Traceback",
     ):
         scorer(digit)(rollout_of("7", "8"), when="Step 3")
+
+
+def test_further_prompts_of_dynamic_sampling_may_all_fail_up_to_the_share_of_the_run():
+    score = scorer(digit, max_failed=0.002)  # 2 of 1,000
+    scores = score(rollout_of("7", "8"), when="Step 1", may_all_fail=True)
+    assert scores.complete(may_be_empty=True).rollout.records == ()
+    with pytest.raises(RewardError, match=r"Step 2: found 3 of the last 3 completions without a reward; allowed are 2"):
+        score(rollout_of("7"), when="Step 2", may_all_fail=True)
+
+
+def test_engines_find_stop_texts_in_text_with_special_tokens_and_rewards_see_it_without():
+    encoder, requests = TextEncoder(characters_tokenizer(["ab12"]), "prompt", "solution"), []
+
+    class Echo:
+        def generate(self, asked):
+            requests.extend(asked)
+            return [
+                [Completion(r.prompt_ids, (0.0,) * len(r.prompt_ids), (0,) * len(r.prompt_ids), "stop")] for r in asked
+            ]
+
+    records = [{"prompt": "a1b", "solution": "1"}]
+    rollout = sample(Echo(), encoder, records, GenerationConfig(stop=["1b"]), rollout_seeds(1, 0))
+    ids = [*requests[0].prompt_ids, encoder.tokenizer.eos_token_id]
+    assert requests[0].decode(ids) == "<bos>a1b<eos>"
+    found = make_scorer(lambda prompt, completion, record: float(completion == "a1b"), encoder)(rollout, when="Step 1")
+    assert found.values.tolist() == [1.0], "the stop text belongs to the completion"
 
 
 def test_a_step_without_a_complete_prompt_ends_the_run():

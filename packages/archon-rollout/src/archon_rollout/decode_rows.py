@@ -2,7 +2,7 @@
 
 Active rows form a prefix. New rows are appended; when rows finish, the last active rows move into the gaps, so that
 every step works on one slice without finished rows. A token costs a fixed number of tensor operations and one transfer
-of two flags; Python touches single rows only when they join or finish.
+of two flags; Python touches single rows only when they join or finish, except rows with stop texts.
 
 Legend: R active rows, L layers, K experts per token.
 """
@@ -19,7 +19,8 @@ from archon_core.contracts.rollout import Completion
 from archon_core.errors import TrainingError
 from archon_rollout.admission import Sample
 from archon_rollout.random_streams import seed_tensor, uniforms
-from archon_rollout.sampling import SamplingOptions, sample
+from archon_rollout.sampling import SamplingOptions, penalise_frequency, sample
+from archon_rollout.stop_texts import StopTextMatcher
 
 NO_STOP = -1
 """Padding of the table of stop ids; not a valid token id."""
@@ -35,12 +36,14 @@ class RowOwner:
             one step.
         first_version: version of the weights of the prefill.
         prompt_experts: int16 [prompt tokens, L, K], routed experts of the prompt; ``None`` if not recorded.
+        stop_texts: finds the sample's stop texts; ``None`` without any.
     """
 
     sample: Sample
     first_step: int
     first_version: int
     prompt_experts: Tensor | None = None
+    stop_texts: StopTextMatcher | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,8 @@ class DecodeRows:
         self._any_tempered = any(c.temperature != 1.0 and not c.greedy for c in configs)
         self._any_filtered = any((c.top_p < 1 or c.top_k > 0) and not c.greedy for c in configs)
         self._any_greedy = any(c.greedy for c in configs)
+        self._any_penalised = any(c.frequency_penalty for c in configs)
+        self._any_stop_texts = any(c.stop for c in configs)
 
         def column(dtype: torch.dtype, *width: int) -> Tensor:
             return torch.zeros(max_rows, *width, dtype=dtype, device=device)
@@ -85,6 +90,7 @@ class DecodeRows:
         self._temperature = column(torch.float64)
         self._top_p = column(torch.float64)
         self._top_k = column(torch.int64)
+        self._penalty = column(torch.float64)
         self._greedy = column(torch.bool)
         self._stop_ids = column(torch.int64, max(len(c.stop_token_ids) for c in configs))
         self._columns = [value for value in vars(self).values() if isinstance(value, Tensor)]
@@ -157,12 +163,15 @@ class DecodeRows:
             (self._temperature, [1.0 if c.greedy else c.temperature for c in configs]),
             (self._top_p, [1.0 if c.greedy else c.top_p for c in configs]),
             (self._top_k, [0 if c.greedy else c.top_k for c in configs]),
+            (self._penalty, [c.frequency_penalty for c in configs]),
             (self._greedy, [c.greedy for c in configs]),
             (self._stop_ids, stops),
         ):
             column[rows] = torch.tensor(values, dtype=column.dtype, device=column.device).view(column[rows].shape)
         chosen = experts or [None] * len(samples)
-        self._owners += [RowOwner(s, self._step, v, e) for s, v, e in zip(samples, versions, chosen, strict=True)]
+        self._owners += [
+            RowOwner(s, self._step, v, e, _matcher(s)) for s, v, e in zip(samples, versions, chosen, strict=True)
+        ]
         self._stop_banned_until = max(self._stop_banned_until, *(self._step + c.min_new_tokens for c in configs))
         self._update_reach()
 
@@ -181,12 +190,16 @@ class DecodeRows:
         rows = slice(start, self.n_active)
         places = self._n_generated[rows].clone()
         drawn = uniforms(self._seed[rows], places)
+        if self._any_penalised:
+            logits = self._penalised(logits, start)
         tokens, logprobs = sample(logits, drawn, self._options(rows), self._banned(rows, logits.shape[1]))
         self._token_ids[self._row_numbers[rows], places] = tokens
         self._logprobs[self._row_numbers[rows], places] = logprobs.double()
         self._last_token[rows] = tokens
         self._n_generated[rows] += 1
         stopped = (tokens[:, None] == self._stop_ids[rows]).any(-1)
+        if self._any_stop_texts:
+            stopped |= self._complete_stop_texts(tokens, start)
         ended = stopped | (self._n_generated[rows] >= self._limit[rows])
         any_ended, all_finite = torch.stack((ended.any(), logprobs.isfinite().all())).tolist()
         if not all_finite:
@@ -202,6 +215,22 @@ class DecodeRows:
         moves = plan_moves(ended_rows)
         self._apply_moves(moves)
         return finished, moves
+
+    def _penalised(self, logits: Tensor, start: int) -> Tensor:
+        """``logits`` of the rows from ``start`` on, after their frequency penalties."""
+        rows = slice(start, self.n_active)
+        longest = max(self._step - owner.first_step for owner in self._owners[start:])
+        generated = self._token_ids[rows, :longest]
+        return penalise_frequency(logits, generated, self._n_generated[rows], self._penalty[rows])
+
+    def _complete_stop_texts(self, tokens: Tensor, start: int) -> Tensor:
+        """Whether the newest tokens complete a stop text of their rows, from ``start`` on: bool [R - start]."""
+        matchers = [owner.stop_texts for owner in self._owners[start:]]
+        found = [
+            matcher is not None and matcher.add(token) is not None
+            for matcher, token in zip(matchers, tokens.tolist(), strict=True)
+        ]
+        return torch.tensor(found, dtype=torch.bool, device=tokens.device)
 
     def _options(self, rows: slice) -> SamplingOptions:
         return SamplingOptions(
@@ -256,3 +285,10 @@ class DecodeRows:
     def _update_reach(self) -> None:
         # All rows grow by one token per step, so the longest row changes only when rows join or finish.
         self._reach = max((o.sample.prompt_length - o.first_step for o in self._owners), default=0)
+
+
+def _matcher(sample: Sample) -> StopTextMatcher | None:
+    if not sample.config.stop:
+        return None
+    assert sample.decode is not None, "check_requests refuses stop texts without a decode function"
+    return StopTextMatcher(sample.config.stop, sample.decode, sample.config.min_new_tokens)

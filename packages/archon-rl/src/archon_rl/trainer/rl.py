@@ -46,11 +46,13 @@ class RLTrainer:
         run.record(decisions)
         self._reward = _choose_reward(run.config.reward, self._algorithm.name)
         completions = run.config.data.batch_size * run.config.gconfig.n_samples
-        if completions < self._algorithm.n_minibatches:
-            raise ConfigError(
-                f"actor.ppo_n_minibatches: found {self._algorithm.n_minibatches}; allowed is at most data.batch_size x "
-                f"gconfig.n_samples = {completions} completions; lower it"
-            )
+        for role in ("actor", "critic"):
+            updates = self._algorithm.updates_per_step(role)
+            if updates is not None and completions < updates:
+                raise ConfigError(
+                    f"{role}.ppo_n_minibatches: found {updates}; allowed is at most data.batch_size x "
+                    f"gconfig.n_samples = {completions} completions; lower it"
+                )
 
     def fit(self) -> None:
         """Run the whole training.
@@ -64,8 +66,17 @@ class RLTrainer:
         limits = rollout_limits(config.gconfig, config.actor, *others)
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
-        task = build_task(run, prompt_lengths, limits)
+        evaluation = config.eval_gconfig
+        held_out = None if evaluation is None else rollout_limits(evaluation, config.actor, section="eval_gconfig")
+        task = build_task(run, prompt_lengths, limits, held_out)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        if self._algorithm.warmup_steps >= total_steps:
+            raise ConfigError(
+                f"critic.warmup_steps: found {self._algorithm.warmup_steps}, and the run has {total_steps} steps, so "
+                "the actor would never learn; lower it, or raise trainer.max_steps"
+            )
+        if self._algorithm.max_rounds > 1 and config.trainer.max_steps is None:
+            run.record([_epochs_decision(config.trainer.max_epochs, total_steps)])
         with ExitStack() as stack:
             rewards = _build_runner(self._reward, config.rewards)
             stack.callback(rewards.close)
@@ -92,8 +103,10 @@ class RLTrainer:
                 task.encoder,
                 task.validation,
                 scorer,
-                sampling_options(config.gconfig, task.ends, greedy=True),
+                sampling_options(evaluation or config.gconfig, task.ends, greedy=evaluation is None),
                 limit=config.trainer.eval_size,
+                seed=config.seed,
+                pass_above=config.trainer.eval_pass_above,
                 data_ranks=actor.data_ranks,
             )
             loop = TrainingLoop(
@@ -105,6 +118,7 @@ class RLTrainer:
                 evaluate=evaluate if len(task.validation) else None,
                 fingerprints=known,
                 shown=("reward", "loss"),
+                beside={} if engines.critic is None else {"critic": engines.critic.engine},
             )
             done = loop.resume()
             rollout.update_weights(actor.version)
@@ -118,6 +132,15 @@ class RLTrainer:
         if checkpoint is not None:
             actor = with_checkpoint(actor, checkpoint)
         return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack)
+
+
+def _epochs_decision(max_epochs: int, total_steps: int) -> Decision:
+    return Decision(
+        option="trainer.max_epochs",
+        requested=str(max_epochs),
+        effective=f"{total_steps} steps",
+        reason="each counts as data.batch_size records, without those that actor.dynamic_sampling draws in addition",
+    )
 
 
 def _choose_reward(name: str | None, algorithm: str) -> RewardSource:

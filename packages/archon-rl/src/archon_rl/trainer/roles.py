@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from archon_rl.algorithm import Algorithm
-from archon_rl.trainer.engines import build_train_engine, reference_config
+from archon_rl.trainer.engines import build_train_engine, critic_config, reference_config
 from archon_rl.trainer.sharing import SharedEngine
 from archon_train.run.context import RunContext
-from archon_train.run.recordings import Recordings
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,16 @@ class RoleEngines:
 
     Attributes:
         actor: the trained policy.
+        critic: the trained value model.
         ref: the frozen reference of the KL terms.
     """
 
     actor: SharedEngine
+    critic: SharedEngine | None = None
     ref: SharedEngine | None = None
 
 
-SECTIONS: Mapping[str, Callable[[Any, Any], Any]] = {"ref": reference_config}
+SECTIONS: Mapping[str, Callable[[Any, Any], Any]] = {"critic": critic_config, "ref": reference_config}
 """Role -> completes its section of the configuration with the actor's: ``(section, actor) -> section``."""
 
 
@@ -44,14 +45,14 @@ def build_role_engines(
         total_steps: training steps of the whole run.
     """
 
-    def build(role: str, section: Any, recordings: Recordings) -> SharedEngine:
-        updates = total_steps * algorithm.n_minibatches if section.optimizer is not None else None
-        engine = build_train_engine(run, section, role=role, total_steps=updates)
+    def build(role: str, section: Any) -> SharedEngine:
+        engine = build_train_engine(run, section, role=role, total_steps=algorithm.updates(role, total_steps))
         stack.callback(engine.close)
-        return SharedEngine(engine, section.mb_spec.granularity, recordings)
+        return SharedEngine(engine, section.mb_spec.granularity, run.recordings)
 
-    others = {role: SECTIONS[role](getattr(run.config, role), actor) for role in SECTIONS if role in algorithm.roles}
-    return RoleEngines(
-        actor=build("actor", actor, run.recordings),
-        **{role: build(role, section, Recordings()) for role, section in others.items()},
-    )
+    sections = {
+        role: complete(getattr(run.config, role), actor)
+        for role, complete in SECTIONS.items()
+        if role in algorithm.roles
+    }
+    return RoleEngines(build("actor", actor), **{role: build(role, section) for role, section in sections.items()})

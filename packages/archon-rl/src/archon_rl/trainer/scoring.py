@@ -53,16 +53,16 @@ class Scores:
         """The outcomes of the completions without a reward."""
         return [one for one in self._all() if one.failed]
 
-    def complete(self) -> Scores:
+    def complete(self, *, may_be_empty: bool = False) -> Scores:
         """The records all of whose completions have a reward: advantages compare the completions of a record.
 
         Raises:
-            RewardError: there is no such record.
+            RewardError: there is no such record, and there must be one.
         """
         kept = [i for i, outcomes in enumerate(self.outcomes) if not any(one.failed for one in outcomes)]
         if len(kept) == len(self.outcomes):
             return self
-        if not kept:
+        if not kept and not may_be_empty:
             raise RewardError(
                 f"found a completion without a reward for each of the {len(self.outcomes)} prompts of a step, which "
                 f"leaves none to train on; correct the reward; one of them: {self.failures[0].error}"
@@ -96,7 +96,9 @@ class Scorer:
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
     _explained: set[str] = field(default_factory=set, init=False)
 
-    def __call__(self, rollout: Rollout, data_ranks: DataRanks = ONE_RANK, *, when: str) -> Scores:
+    def __call__(
+        self, rollout: Rollout, data_ranks: DataRanks = ONE_RANK, *, when: str, may_all_fail: bool = False
+    ) -> Scores:
         """The outcome of every completion. Collective.
 
         The reward function gets the record as it was read, with the answer also under ``"answer"`` whatever the field's
@@ -105,6 +107,7 @@ class Scorer:
         Args:
             data_ranks: each scores the completions of some records; all get all outcomes.
             when: what the rollout is for, such as ``Step 3``; for messages.
+            may_all_fail: accept a rollout without any reward, because it is small.
 
         Raises:
             RewardError: on every rank, every call failed, or more than ``max_failed`` of the recent ones.
@@ -119,7 +122,7 @@ class Scorer:
 
         outcomes = map_over_ranks(len(rollout.records), outcomes_of_share, data_ranks)
         scores = Scores(rollout, tuple(outcomes))
-        self._judge(scores, when)
+        self._judge(scores, when, may_all_fail=may_all_fail)
         return scores
 
     def _score(self, rollout: Rollout, indices: Sequence[int]) -> list[tuple[Outcome, ...]]:
@@ -139,14 +142,14 @@ class Scorer:
             for completion in rollout.completions[index]
         ]
 
-    def _judge(self, scores: Scores, when: str) -> None:
+    def _judge(self, scores: Scores, when: str, *, may_all_fail: bool) -> None:
         """Explain new failures; raise if there are too many."""
         failures, n_calls = scores.failures, sum(map(len, scores.outcomes))
         self._recent.extend(one.failed for outcomes in scores.outcomes for one in outcomes)
         if not failures:
             return
         self._explain(failures, n_calls, when)
-        if len(failures) == n_calls:
+        if len(failures) == n_calls and not may_all_fail:
             raise RewardError(
                 f"{when}: no reward for any of {n_calls} completions; the first: "
                 f"{failures[0].error}{_traced(failures[0])}"

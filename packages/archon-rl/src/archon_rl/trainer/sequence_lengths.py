@@ -65,19 +65,23 @@ def supervised_limits(engine: Any) -> list[LengthLimit]:
     return [LengthLimit(example_lengths, size, reason, (fix,)) for size, reason, fix in _sequence_limits(engine)]
 
 
-def rollout_limits(gconfig: Any, actor: Any, *others: Any) -> list[LengthLimit]:
+def rollout_limits(gconfig: Any, actor: Any, *others: Any, section: str = "gconfig") -> list[LengthLimit]:
     """Limits of prompts for generation with ``gconfig`` and training on the completions.
 
     Args:
         actor: section of the trained model.
         others: sections of the models beside it that see prompts with completions.
+        section: name of the section ``gconfig``, for messages.
     """
     n_new, most = gconfig.max_new_tokens, gconfig.max_tokens
     limits = []
     if most is not None:
         limits.append(
             LengthLimit(
-                prompt_lengths, most, f"gconfig.max_tokens={most} with the completion", ("raise gconfig.max_tokens",)
+                prompt_lengths,
+                most,
+                f"{section}.max_tokens={most} with the completion",
+                (f"raise {section}.max_tokens",),
             )
         )
     context, sizes = _context(actor), []
@@ -93,10 +97,10 @@ def rollout_limits(gconfig: Any, actor: Any, *others: Any) -> list[LengthLimit]:
                 LengthLimit(
                     prompt_lengths,
                     size - n_new,
-                    f"{reason}, gconfig.max_new_tokens={n_new} of them for the completion",
+                    f"{reason}, {section}.max_new_tokens={n_new} of them for the completion",
                     (
-                        "lower gconfig.max_new_tokens",
-                        f"set gconfig.max_tokens={size}",
+                        f"lower {section}.max_new_tokens",
+                        f"set {section}.max_tokens={size}",
                         *([fix] if fix else []),
                     ),
                 )
