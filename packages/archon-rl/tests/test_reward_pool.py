@@ -196,6 +196,14 @@ def test_a_closed_pool_leaves_no_process_and_starts_again(make_pool):
     assert one(pool, "a").value == 4.0
 
 
+def test_a_process_that_ended_between_batches_is_replaced_and_no_call_is_blamed(make_pool):
+    pool = make_pool()
+    pid = int(one(pool, "pid").value)
+    os.kill(pid, signal.SIGKILL)
+    wait_for_end(pid)
+    assert one(pool, "a").value == 4.0
+
+
 def test_an_interrupt_during_a_call_leaves_no_process(make_pool, monkeypatch):
     pool = make_pool()
     pid = int(one(pool, "pid").value)

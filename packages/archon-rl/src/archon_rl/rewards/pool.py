@@ -84,6 +84,7 @@ class RewardPool:
     def score(self, calls: Sequence[RewardCall]) -> list[Outcome]:
         """See ``RewardRunner``."""
         self.start()
+        self._remove_ended()
         batch = _Batch(calls)
         try:
             while batch.n_left:
@@ -100,6 +101,12 @@ class RewardPool:
         for process in self._processes:
             process.close()
         self._processes.clear()
+
+    def _remove_ended(self) -> None:
+        """Remove processes that ended between batches, such as for want of memory; no call is to blame."""
+        for process in [process for process in self._processes if process.is_idle and process.has_ended]:
+            process.kill()
+            self._processes.remove(process)
 
     def _start_processes(self, number: int) -> None:
         while len(self._processes) < number:
@@ -125,6 +132,8 @@ class RewardPool:
 
     def _listen(self, batch: _Batch) -> None:
         """Wait until a process answers, ends, or exceeds its time limit."""
+        if not self._processes:  # all ended as they were given calls
+            return
         now = self._clock()
         wait = min(POLL_SECONDS, max(0.0, min(process.deadline for process in self._processes) - now))
         readable = self._readable(wait)
