@@ -135,6 +135,7 @@ class Configuration:
     teacher: Teacher | None = None
     gconfig: GenerationConfig = field(default_factory=lambda: GenerationConfig(n_samples=1, max_new_tokens=16))
     ref: ArchonEngineConfig | None = None
+    dynamic_bs: bool = False
 
 
 def teacher(**options) -> Teacher:

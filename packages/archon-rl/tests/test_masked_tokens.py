@@ -48,6 +48,10 @@ POLICY_OPTIONS = (
     ("actor.c_clip=1.5", "actor.eps_clip_higher=0.28"),
     ("actor.adv_norm={}",),
     ("actor.entropy_coef=0.01",),
+    *(
+        (f"teacher={{engine_type: train, path: large, rl_loss_weight: {weight}}}", f"teacher.baseline={baseline}")
+        for weight, baseline in ((0.5, "batch"), (0.5, "none"), (0.0, "batch"))
+    ),
     (REFERENCE, "actor.kl_ctl=0.1", "actor.gae_timestep_unit=turn"),
     ("actor.gae_lambda=length_adaptive", "actor.gae_lambda_kwargs={alpha: 0.05}"),
     ("actor.reward_norm={mean_level: group, std_level: null, mean_weights: length}",),

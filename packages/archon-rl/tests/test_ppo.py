@@ -101,9 +101,9 @@ def test_a_run_reports_the_critic_and_its_values_explain_ever_more(run):
     """The actor does not move, and rewards depend on the lengths of completions, which the last token tells."""
     lengths = ("actor.overlong_reward_penalty=true", "actor.overlong_tokens=4", "actor.overlong_penalty_factor=1")
     fixed = ("actor.optimizer.lr=0.0", "critic.gae_lambda=1.0", "gconfig.max_new_tokens=4", "trainer.eval_every=0")
-    folder = run(*PPO, *lengths, *fixed, "trainer.max_steps=16", "gconfig.n_samples=8")
+    folder = run(*PPO, *lengths, *fixed, "trainer.max_steps=24", "gconfig.n_samples=8")
     trained = [row for row in rows(folder) if "critic/loss" in row]
-    assert len(trained) == 16
+    assert len(trained) == 24
     names = ("gradient_norm", "learning_rate", "value_clip_fraction", "values", "returns", "updates")
     assert all(f"critic/{name}" in row for row in trained for name in names)
     assert trained[0]["critic/updates"] == 3
