@@ -108,7 +108,8 @@ def test_a_run_reports_the_critic_and_its_values_explain_ever_more(run):
     assert all(f"critic/{name}" in row for row in trained for name in names)
     assert trained[0]["critic/updates"] == 3
     assert any(row["critic/value_clip_fraction"] > 0 for row in trained)
-    assert trained[0]["critic/explained_variance"] < -10 < -1 < trained[-1]["critic/explained_variance"]
+    explained = [row["critic/explained_variance"] for row in trained]
+    assert min(explained[-3:]) > max(explained[:3]) / 5, explained
     assert trained[-1]["critic/loss"] < trained[0]["critic/loss"] / 10
 
 
