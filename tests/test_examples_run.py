@@ -67,6 +67,7 @@ def test_a_mixture_of_experts_tells_the_load_of_its_experts_and_can_train_on_the
     assert all(row["moe/router_entropy"] > 0 for row in trained)
 
 
+@pytest.mark.wide
 def test_supervised_fine_tuning_on_real_text_lowers_the_loss(tmp_path):
     if not GSM8K.is_file():
         pytest.skip(f"needs GSM8K's train.jsonl at {GSM8K}, which is not part of the project")

@@ -139,7 +139,9 @@ def alone(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("alone", "layout", "n_ranks"), [("grpo", "t2", 2), ("grpo", "d2t2", 4), ("grpo", "d2p2", 4)], indirect=["alone"]
+    ("alone", "layout", "n_ranks"),
+    [("grpo", "t2", 2), pytest.param("grpo", "d2t2", 4, marks=pytest.mark.wide), ("grpo", "d2p2", 4)],
+    indirect=["alone"],
 )
 def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout, n_ranks):
     file, expected = alone
@@ -149,9 +151,11 @@ def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout, n_r
 
 @pytest.mark.parametrize(
     ("alone", "layouts"),
-    [("grpo", ("d4", "d2t2", "t4")), ("sft", ("d4", "p2t2", "t4"))],
+    [
+        pytest.param("grpo", ("d4", "d2t2", "t4"), id="grpo"),
+        pytest.param("sft", ("d4", "p2t2", "t4"), marks=pytest.mark.wide, id="sft"),
+    ],
     indirect=["alone"],
-    ids=["grpo", "sft"],
 )
 def test_a_run_goes_on_from_layout_to_layout_with_the_numbers_of_an_uninterrupted_one(alone, layouts):
     file, expected = alone

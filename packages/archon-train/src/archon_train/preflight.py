@@ -38,6 +38,7 @@ from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
+from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, Obstacle, RunPlan
 from archon_train.vision import explain_visual
 
@@ -58,6 +59,7 @@ def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
     return RunPlan(
         layouts=planner.layouts,
         shares=planner.shares,
+        processes=planner.processes,
         needs=tuple(Need(package, tuple(purposes)) for package, purposes in planner.needs.items()),
         obstacles=tuple(dict.fromkeys(planner.obstacles)),
         notes=tuple(planner.notes),
@@ -72,6 +74,7 @@ class _Planner:
         self.registry = registry
         self.layouts: dict[str, Layout] = {}
         self.shares: tuple[EngineShare, ...] = ()
+        self.processes = ProcessPlan()
         self.needs: dict[MissingPackage, list[str]] = {}
         self.obstacles: list[Obstacle] = []
         self.decisions: list[Decision] = []
@@ -118,7 +121,8 @@ class _Planner:
             cluster = self.config.cluster
             self.shares = cluster_shares(self.layouts)
             try:
-                check_cluster(self.layouts, n_nodes=cluster.n_nodes, n_gpus_per_node=cluster.n_gpus_per_node)
+                sizes = {"n_nodes": cluster.n_nodes, "n_gpus_per_node": cluster.n_gpus_per_node}
+                self.processes = plan_processes(check_cluster(self.layouts, **sizes), **sizes)
             except ArchonError as error:
                 self.wrong(str(error))
 

@@ -6,11 +6,11 @@ The entropy falls with the covariance of log-probabilities and advantages, to wh
 
 with means over all trained tokens of the batch. A share of the tokens is treated apart:
 
-- Clip-Cov: tokens with cov_t between two bounds leave the loss, at most ``ratio`` of all tokens. The paper draws them at
-  random; here the tokens with the largest cov_t leave, without a draw.
+- Clip-Cov: tokens with cov_t between two bounds leave the loss, at most ``ratio`` of all tokens. The paper draws them
+  at random; here the tokens with the largest cov_t leave, without a draw.
 - KL-Cov: the ``ratio`` of all tokens with the largest cov_t pay for their distance to pi_prox:
-  ``l = -r A + coef KL(pi_prox || pi)``, and ``l = -r A`` for the others. The KL is estimated by k3, r - 1 - log r, whose
-  gradient is the KL's for samples of pi_prox.
+  ``l = -r A + coef KL(pi_prox || pi)``, and ``l = -r A`` for the others. The KL is estimated by k3, r - 1 - log r,
+  whose gradient is the KL's for samples of pi_prox.
 """
 
 from __future__ import annotations
