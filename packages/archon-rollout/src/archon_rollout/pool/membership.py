@@ -52,7 +52,7 @@ class TopologyDecision:
 
     Attributes:
         epoch: rises by 1 with every change; names the process groups of the weight transport.
-        members: the servers that receive weights, by incarnation, in the order in which they joined.
+        members: the servers that receive weights, by incarnation, in the order in which they were first announced.
         evicted: incarnations that left since the previous decision.
         joined: incarnations that are new since the previous decision.
         reason: of the changes, for the log; empty without a change.
