@@ -18,8 +18,8 @@ from typing import Any
 
 from archon_core.contracts.serving import RegistryChange
 from archon_core.errors import ServerError
+from archon_core.serving.change_log import ChangeLog
 from archon_core.serving.record import ServerRecord
-from archon_rollout.registries.change_log import ChangeLog
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SUFFIX = ".server.json"
