@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from archon_core.contracts.engine import TrainEngine
 
 
+StopReason = Literal["stop", "length", "abort"]
+"""Why a completion ends."""
+
+
 def _token_ids(value: Sequence[int]) -> str | None:
     return None if all(token >= 0 for token in value) else "token ids of 0 or more"
 
@@ -153,7 +157,8 @@ class Completion:
         logprobs: log-probability of every generated token under the tempered distribution, before top-p and
             top-k cut it: what a trainer computes for the same tokens at the same temperature.
         versions: the weight version that produced each token.
-        stop_reason: ``"stop"`` after a stop token, ``"length"`` at the limit.
+        stop_reason: ``"stop"`` after a stop token, ``"length"`` at the limit, ``"abort"`` if a server stopped before
+            both.
         routed_experts: int16 tensor [prompt and generated tokens - 1, layers, k], the experts of every token except the
             last, which the model never processes; -1 in layers without experts. Name and shape are those of vLLM and
             SGLang. ``None`` without ``rollout.return_routed_experts``.
@@ -162,5 +167,5 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     versions: tuple[int, ...]
-    stop_reason: Literal["stop", "length"]
+    stop_reason: StopReason
     routed_experts: Any = field(default=None, compare=False)
