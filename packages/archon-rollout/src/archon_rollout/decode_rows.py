@@ -12,16 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import compress
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from archon_core.contracts.rollout import Completion, StopReason
+from archon_core.contracts.rollout import Completion
 from archon_core.errors import TrainingError
 from archon_rollout.admission import Sample
 from archon_rollout.random_streams import seed_tensor, uniforms
 from archon_rollout.row_moves import Moves, plan_moves
 from archon_rollout.sampling import SamplingOptions, sample
+
+StopReason = Literal["stop", "length", "abort"]
 
 NO_STOP = -1
 """Padding of the table of stop ids; not a valid token id."""

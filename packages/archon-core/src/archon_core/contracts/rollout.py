@@ -1,8 +1,8 @@
-"""Rollout: sampling options, requests and completions, inference engines and weight transports."""
+"""Rollout: sampling options, requests and completions, and inference engines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -10,13 +10,7 @@ from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from archon_core.contracts.engine import TrainEngine
-
-
-StopReason = Literal["stop", "length", "abort"]
-"""Why a completion ends."""
 
 
 def _token_ids(value: Sequence[int]) -> str | None:
@@ -54,14 +48,6 @@ class InferenceEngineSpec(Spec):
     letters: str = "d"
 
 
-@dataclass(frozen=True)
-class WeightTransportSpec(Spec):
-    """A transport of weights to inference servers. ``target`` names a ``WeightTransport``."""
-
-    kind: ClassVar[str] = "weight_transport"
-    hook: ClassVar[str] = "archon_weight_transports"
-
-
 class InferenceEngine(Protocol):
     """Samples completions, each with the version of the weights that produced it."""
 
@@ -92,12 +78,6 @@ class InferenceEngineFactory(Protocol):
     """``target`` of an ``InferenceEngineSpec``. ``trainer`` is the engine that provides the weights."""
 
     def __call__(self, config: Any, *, trainer: TrainEngine) -> InferenceEngine: ...
-
-
-class WeightTransport(Protocol):
-    """Moves published weights to inference servers."""
-
-    def send(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None: ...
 
 
 @dataclass
@@ -157,8 +137,8 @@ class Completion:
         logprobs: log-probability of every generated token under the tempered distribution, before top-p and
             top-k cut it: what a trainer computes for the same tokens at the same temperature.
         versions: the weight version that produced each token.
-        stop_reason: ``"stop"`` after a stop token, ``"length"`` at the limit, ``"abort"`` if a server stopped before
-            both.
+        stop_reason: ``"stop"`` after a stop token, ``"length"`` at the limit, ``"abort"`` if a server ended the request
+            earlier; the tokens so far are valid.
         routed_experts: int16 tensor [prompt and generated tokens - 1, layers, k], the experts of every token except the
             last, which the model never processes; -1 in layers without experts. Name and shape are those of vLLM and
             SGLang. ``None`` without ``rollout.return_routed_experts``.
@@ -167,5 +147,5 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     versions: tuple[int, ...]
-    stop_reason: StopReason
+    stop_reason: Literal["stop", "length", "abort"]
     routed_experts: Any = field(default=None, compare=False)
