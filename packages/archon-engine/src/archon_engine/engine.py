@@ -28,6 +28,7 @@ from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks
 from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
+from archon_engine.checkpoint.received import ReceivedWeights
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
 from archon_engine.distributed.process_group import ensure_single_process_group
 from archon_engine.mesh import device_of_rank
@@ -264,6 +265,12 @@ class ArchonEngine:
         else:
             self._version, decisions = checkpoints.load_dcp(path)
         self._record(decisions)
+
+    @property
+    def received_weights(self) -> ReceivedWeights:
+        """Access to this process's weights by Hugging Face name, for servers that receive them."""
+        assembled = self._ready.assembled
+        return ReceivedWeights(assembled.plan.weights, assembled.named_weights)
 
     def offload(self) -> None:
         """Move weights and optimizer state to host memory; see ``contracts.engine.TrainEngine``."""

@@ -28,5 +28,10 @@ def archon_commands() -> Iterable[CommandSpec]:
             name="generate",
             target="archon_rollout.cli:generate",
             summary="Complete prompts with the model in a checkpoint folder",
-        )
+        ),
+        CommandSpec(
+            name="serve",
+            target="archon_rollout.serve_cli:serve",
+            summary="Serve the model in a checkpoint folder over HTTP",
+        ),
     ]
