@@ -23,9 +23,11 @@ from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
 from archon_core.contracts.pipeline import RECORDING_PREFIX
+from archon_core.contracts.serving import WeightBucket
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks
+from archon_core.serving.manifest import WeightManifest
 from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
 from archon_engine.checkpoint.received import ReceivedWeights
@@ -229,6 +231,22 @@ class ArchonEngine:
         running = self._ready
         running.assembled.module.eval()
         return forward_step(batch.to(self.device), request, running)
+
+    def weight_manifest(self, dtype: str | None = None) -> WeightManifest:
+        """The tensors to publish; see ``contracts.engine.TrainEngine``.
+
+        Raises:
+            WeightsError: the model is a critic.
+        """
+        return self._ready.checkpoints.manifest(dtype, version=self._version)
+
+    def weight_buckets(self, max_bytes: int, dtype: str | None = None) -> Iterator[WeightBucket]:
+        """Gather whole Hugging Face tensors on rank 0, bucket by bucket; see ``contracts.engine.TrainEngine``.
+
+        Raises:
+            WeightsError: the model is a critic.
+        """
+        return self._ready.checkpoints.buckets(self.weight_manifest(dtype), max_bytes)
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training.
