@@ -223,7 +223,13 @@ class WeightTransportFactory(Protocol):
 
 
 class WeightStore(Protocol):
-    """Where a server keeps the weights that it receives, beside those in use."""
+    """Where a server keeps the weights that it receives, beside those in use.
+
+    ``reads_back`` says whether ``stored`` returns tensors. Otherwise checksums are those of the bytes that arrived, and
+    say nothing about what became of them.
+    """
+
+    reads_back: bool
 
     def put(self, name: str, values: Tensor) -> None:
         """Copy a whole Hugging Face tensor. ``values`` is valid during the call only and must not be written."""
@@ -232,8 +238,8 @@ class WeightStore(Protocol):
         """Take a tensor over from the weights in use. Raises ServerError if they lack it."""
 
     def stored(self, name: str) -> Tensor | None:
-        """The tensor as it will be used, in the form in which it was put, on the CPU, to compute its checksum; ``None`` if
-        the store cannot read it back."""
+        """A received tensor as it will be used, in the form in which it was put, on the CPU; ``None`` if it is not
+        there."""
 
     def commit(self, version: int) -> None:
         """Use the received weights from now on."""
