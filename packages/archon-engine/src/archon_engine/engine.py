@@ -146,6 +146,11 @@ class ArchonEngine:
         return self._running.assembled.plan.hf_config
 
     @property
+    def selection(self) -> Selection:
+        """The specs from which this engine is assembled."""
+        return self._selection
+
+    @property
     def device(self) -> torch.device:
         """The device on which the model runs."""
         return device_of_rank()

@@ -138,8 +138,8 @@ def _known_fields(data: Any, known: Mapping[str, Any], where: str, *, required: 
 
 def _prompts(prompt: Any) -> list[Any]:
     """A prompt, or a list of prompts."""
-    is_one = isinstance(prompt, str) or (isinstance(prompt, list) and all(isinstance(item, int) for item in prompt))
-    prompts = [prompt] if is_one else prompt
+    is_ids = isinstance(prompt, list) and prompt and all(isinstance(item, int) for item in prompt)
+    prompts = [prompt] if isinstance(prompt, str) or is_ids else prompt
     if not isinstance(prompts, list) or not prompts:
         raise DataError("completions: prompt: allowed are a text, a list of token ids, or a list of these")
     return prompts

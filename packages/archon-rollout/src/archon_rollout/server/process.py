@@ -29,20 +29,15 @@ from archon_engine.checkpoint.publication import publish_text
 from archon_rollout.model_limits import model_limits
 from archon_rollout.server.app import build_app
 from archon_rollout.server.decode_thread import DecodeThread
+from archon_rollout.server.environment import PARENT, TOKEN
 from archon_rollout.server.model import ServedModel
 from archon_rollout.server.openai_app import openai_routes
 from archon_rollout.server.openai_text import TextSide
 from archon_rollout.server.service import Service
 from archon_rollout.server.serving_loop import ServingLoop
-from archon_rollout.server.weight_copies import WeightCopies
+from archon_rollout.server.weight_copies import NO_WEIGHTS, EngineCopies, ServedWeights
 
 logger = logging.getLogger(__name__)
-
-TOKEN = "ARCHON_SERVER_TOKEN"
-"""Environment variable with the token that requests must carry. Other users can read a command line, but not this."""
-
-PARENT = "ARCHON_SERVER_PARENT"
-"""Environment variable with the id of the process that started the server, and without which it must not live on."""
 
 PARENT_CHECK_SECONDS = 0.5
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -91,12 +86,9 @@ def serve(options: ServeOptions) -> None:
     incarnation = uuid.uuid4().hex
     ranks = Ranks()
     active = options.model.load(options.layout)
-    weights = WeightCopies(
-        active,
-        lambda: options.model.load_empty(options.layout),
-        version=options.version if options.model.folder is not None else None,
-        incarnation=incarnation,
-    )
+    copies = EngineCopies(active, lambda: options.model.load_empty(options.layout))
+    version = options.version if options.model.folder is not None else NO_WEIGHTS
+    weights = ServedWeights(copies, version=version, incarnation=incarnation)
     limits = model_limits(active.module)
     server = _Server(options)
     serving = ServingLoop(weights, max_rows=options.max_batch_size)

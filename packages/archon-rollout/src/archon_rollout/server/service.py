@@ -15,7 +15,7 @@ from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_rollout.model_limits import ModelLimits
 from archon_rollout.requests import check_requests
 from archon_rollout.server.decode_thread import DecodeThread, OnTokens, Ticket
-from archon_rollout.server.weight_copies import WeightCopies
+from archon_rollout.server.weight_copies import ServedWeights
 
 T = TypeVar("T")
 
@@ -33,12 +33,12 @@ class Service:
 
     Args:
         decode: generates; started by the caller.
-        weights: the copies of the weights.
+        weights: the weights in use, and their updates.
         limits: of the model.
         record: how the server presents itself; its version is that at the start.
     """
 
-    def __init__(self, decode: DecodeThread, weights: WeightCopies, limits: ModelLimits, record: ServerRecord) -> None:
+    def __init__(self, decode: DecodeThread, weights: ServedWeights, limits: ModelLimits, record: ServerRecord) -> None:
         self._decode = decode
         self._weights = weights
         self._record = record
@@ -61,8 +61,8 @@ class Service:
             incarnation=self._record.incarnation,
             version=self._weights.version,
             paused=self._decode.is_paused,
-            prepared=self._weights.prepared,
-            updating=self._weights.updating,
+            prepared=self._weights.updates.prepared,
+            updating=self._weights.updates.updating,
             running=self._decode.n_requests,
         )
 
@@ -143,11 +143,11 @@ class Service:
 
     async def receive_bucket(self, notice: BucketNotice) -> Receipt:
         """Receive one bucket."""
-        return await self._in_order(lambda: self._weights.receive(notice))
+        return await self._in_order(lambda: self._weights.updates.receive(notice))
 
     async def verify_update(self, manifest: WeightManifest) -> Receipt:
         """Check the received weights."""
-        return await self._in_order(lambda: self._weights.verify(manifest))
+        return await self._in_order(lambda: self._weights.updates.verify(manifest))
 
     async def commit_update(self, version: int) -> None:
         """Switch to the received weights between two steps."""
@@ -160,7 +160,7 @@ class Service:
 
     async def abort_update(self, version: int) -> None:
         """Drop the update to ``version``."""
-        await self._in_order(lambda: self._weights.abort(version))
+        await self._in_order(lambda: self._weights.updates.abort(version))
 
     def end(self) -> int:
         """Refuse new requests; ends those of a paused server at once. Returns how many are still in progress."""

@@ -16,18 +16,18 @@ from archon_rollout.admission import Sample
 from archon_rollout.generation_loop import GenerationLoop
 from archon_rollout.requests import samples_of
 from archon_rollout.server.commands import Abort, Command, Commit, Pause, Results, Resume, Submit
-from archon_rollout.server.weight_copies import WeightCopies
+from archon_rollout.server.weight_copies import ServedWeights
 
 
 class ServingLoop:
     """Executes commands and generates.
 
     Args:
-        weights: the two copies of the weights.
+        weights: the weights in use, and their updates.
         max_rows: largest number of samples to decode at once.
     """
 
-    def __init__(self, weights: WeightCopies, *, max_rows: int) -> None:
+    def __init__(self, weights: ServedWeights, *, max_rows: int) -> None:
         self._weights = weights
         self._max_rows = max_rows
         self._generating = ExitStack()
@@ -104,12 +104,14 @@ class ServingLoop:
         self._finish(self._loop.abort(frozenset(numbers)), results)
 
     def _commit(self, version: int) -> None:
-        if not self._weights.commit(version):
+        before = self._weights.active
+        self._weights.updates.commit(version)
+        if self._weights.active is before:  # a repeated commit
             return
-        before = self._generating
+        prepared_before = self._generating
         self._generating = ExitStack()
         self._generating.enter_context(self._weights.active.generating())
-        before.close()
+        prepared_before.close()
         self._loop.change_weights(self._weights.active.module)
 
     def _finish(self, ended: Sequence[tuple[Sample, Completion]], results: Results) -> None:

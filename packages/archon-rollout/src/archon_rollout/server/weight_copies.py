@@ -1,12 +1,11 @@
 """Two copies of a server's weights: requests use the active one, and an update fills the other.
 
-The second copy is built when the first update begins, so a server without updates holds one. ``commit`` exchanges the
+The second copy is built when the first tensor arrives, so a server without updates holds one. A commit exchanges the
 two and moves no data.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 import torch
@@ -17,186 +16,138 @@ from archon_core.contracts.serving import WeightReceiver, WeightTransportSpec
 from archon_core.errors import ServerError
 from archon_core.plugins import registry
 from archon_core.serving.manifest import WeightManifest
-from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_engine.checkpoint.checksum import bytes_of, checksum_of
+from archon_core.serving.update import UpdatePlan
+from archon_rollout.receiving.updates import WeightUpdates
+
+NO_WEIGHTS = -1
+"""Version of random weights, which must not generate."""
+
+RECEIVE_SECONDS = 600.0
+"""Limit of every wait of a receiver for the trainer."""
 
 
-class WeightCopies:
-    """The weights in use and those of an update. Implements ``contracts.serving.WeightStore`` for the latter.
-
-    Methods other than ``commit`` are called from one thread, beside the one that generates.
+class EngineCopies:
+    """Two engines of one model; implements ``contracts.serving.WeightStore``.
 
     Args:
         active: the initialised engine to start with.
         build: builds an initialised engine of the same model, whose weights do not matter.
-        version: of the active weights; ``None`` if they are random and must not be used.
+    """
+
+    def __init__(self, active: TrainEngine, build: Callable[[], TrainEngine]) -> None:
+        self.active = active
+        self._build = build
+        self._standby: TrainEngine | None = None
+        # In which dtypes tensors arrived: those in use, and those of the update.
+        self._dtypes_in_use: dict[str, torch.dtype] = {}
+        self._dtypes: dict[str, torch.dtype] = {}
+
+    @property
+    def reads_back(self) -> bool:
+        """See ``WeightStore``. One rank of several holds parts of tensors only."""
+        return self.active.data_ranks.everyone.size == 1
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Hugging Face name -> shape of every tensor of the model."""
+        return {name: tuple(shape) for name, shape in self.active.received_weights.shapes.items()}
+
+    def put(self, name: str, values: Tensor) -> None:
+        """See ``WeightStore``."""
+        self._filled().received_weights.put(name, values)
+        self._dtypes[name] = values.dtype
+
+    def keep(self, name: str) -> None:
+        """See ``WeightStore``."""
+        if name not in self._dtypes_in_use:
+            raise ServerError(f"tensor {name!r}: found no published one in the weights in use; send all tensors")
+        self._filled().received_weights.take_over(name, self.active.received_weights)
+        self._dtypes[name] = self._dtypes_in_use[name]
+
+    def stored(self, name: str) -> Tensor | None:
+        """See ``WeightStore``."""
+        if name not in self._dtypes:
+            return None
+        return self._filled().received_weights.whole(name, self._dtypes[name])
+
+    def commit(self, version: int) -> None:
+        """Exchange the copies."""
+        self.active, self._standby = self._filled(), self.active
+        self._dtypes_in_use, self._dtypes = self._dtypes, {}
+
+    def drop(self) -> None:
+        """See ``WeightStore``. The copy stays, for the next update."""
+        self._dtypes = {}
+
+    def _filled(self) -> TrainEngine:
+        if self._standby is None:
+            self._standby = self._build()
+        return self._standby
+
+
+class ServedWeights:
+    """The weights of a server with their versions, and the updates that it receives.
+
+    Args:
+        copies: the two engines.
+        version: of the active one; ``NO_WEIGHTS`` if its weights are random.
         incarnation: of the server.
     """
 
-    def __init__(
-        self, active: TrainEngine, build: Callable[[], TrainEngine], *, version: int | None, incarnation: str
-    ) -> None:
-        self.active = active
-        self._standby: TrainEngine | None = None
-        self._build = build
-        self._version = version
-        self._incarnation = incarnation
-        self._plan: UpdatePlan | None = None
-        self._receiver: WeightReceiver | None = None
-        self._dtypes: dict[str, torch.dtype] = {}
-        self._prepared: int | None = None
-        # A commit must not fall between the check of an update and the first write into the other copy.
-        self._lock = threading.Lock()
+    def __init__(self, copies: EngineCopies, *, version: int, incarnation: str) -> None:
+        self._copies = copies
+        self.updates = WeightUpdates(copies, incarnation=incarnation, version=version, receiver_of=_receiver_of)
+
+    @property
+    def active(self) -> TrainEngine:
+        """The engine with the weights in use."""
+        return self._copies.active
 
     @property
     def version(self) -> int:
-        """Version of the active weights; -1 before the first update of a server that started without weights."""
-        return -1 if self._version is None else self._version
+        """Version of the weights in use."""
+        return self.updates.version
 
     @property
     def is_usable(self) -> bool:
         """Whether there are weights to generate with."""
-        return self._version is not None
-
-    @property
-    def prepared(self) -> int | None:
-        """The version that is complete and verified, but not in use."""
-        return self._prepared
-
-    @property
-    def updating(self) -> int | None:
-        """The version that is being received."""
-        return None if self._plan is None else self._plan.version
+        return self.version != NO_WEIGHTS
 
     def begin(self, plan: UpdatePlan) -> None:
-        """Start an update, and drop an unfinished one.
+        """Start an update.
 
         Raises:
-            ServerError: the plan is for another incarnation or model, its version is older than the active one, or its
-                transport is unknown.
+            ServerError: as ``WeightUpdates.begin``; or the plan is for another model or an older version.
         """
-        if plan.incarnation not in ("", self._incarnation):
-            raise ServerError(
-                f"update: found a plan for incarnation {plan.incarnation}; this is {self._incarnation}; query the state"
-            )
         if plan.version < self.version:
             raise ServerError(
                 f"update: found version {plan.version}; allowed is {self.version}, the version in use, or a later one"
             )
-        base = plan.manifest.base_version
-        if base is not None and (base != self._version):
-            raise ServerError(f"update: found base version {base}; this server has {self._version}; send all tensors")
-        self._check_tensors(plan.manifest)
-        with self._lock:
-            self._drop()
-            if self._standby is None:
-                self._standby = self._build()
-            spec = registry().get(WeightTransportSpec, plan.transport)
-            if not spec.receiver:
-                raise ServerError(f"update: transport {plan.transport!r} has no receiver for this kind of server")
-            self._receiver = spec.load_part("receiver")()
-            self._receiver.begin(plan)
-            self._plan = plan
-
-    def receive(self, notice: BucketNotice) -> Receipt:
-        """Receive one bucket.
-
-        Raises:
-            ServerError: no update of this version is in progress, or the transport failed.
-        """
-        with self._lock:
-            self._require(notice.version)
-            assert self._receiver is not None
-            checksums = self._receiver.receive(notice, self)
-        return Receipt(self._incarnation, notice.version, dict(checksums))
-
-    def verify(self, manifest: WeightManifest) -> Receipt:
-        """Check every tensor of the update against the manifest, from this server's memory.
-
-        Raises:
-            ServerError: a tensor is missing or differs; the update cannot be committed.
-        """
-        with self._lock:
-            self._require(manifest.version)
-            checksums: dict[str, str] = {}
-            for entry in manifest.tensors:
-                values = self.stored(entry.name)
-                if values is None:
-                    raise ServerError(f"update to version {manifest.version}: tensor {entry.name!r} was not received")
-                checksums[entry.name] = checksum_of(bytes_of(values))
-                if entry.checksum and checksums[entry.name] != entry.checksum:
-                    raise ServerError(
-                        f"update to version {manifest.version}: tensor {entry.name!r} has checksum "
-                        f"{checksums[entry.name]}, the publisher sent {entry.checksum}; publish again"
-                    )
-            self._prepared = manifest.version
-        return Receipt(self._incarnation, manifest.version, checksums)
-
-    def abort(self, version: int) -> None:
-        """Drop the update to ``version``. Has no effect on another version."""
-        with self._lock:
-            if self.updating == version:
-                self._drop()
+        self._check_model(plan.manifest)
+        self.updates.begin(plan)
 
     def check_commit(self, version: int) -> None:
-        """Raise ServerError unless ``version`` is complete and verified, or in use already."""
-        if version != self._prepared and version != self._version:
+        """Raise ServerError unless ``version`` is received and verified, or in use already."""
+        if version not in (self.updates.prepared, self.version):
             raise ServerError(
-                f"commit: found version {version}; prepared is {self._prepared}, in use {self._version}; verify the "
-                "update first"
+                f"commit of version {version}: found prepared version {self.updates.prepared}, in use {self.version}; "
+                "only a verified update is committed; query the state before the next call"
             )
 
-    def commit(self, version: int) -> bool:
-        """Exchange the copies. Returns whether the weights changed: a repeated commit has no effect."""
-        self.check_commit(version)
-        with self._lock:
-            self.check_commit(version)
-            if version != self._prepared:
-                return False
-            assert self._standby is not None
-            self.active, self._standby = self._standby, self.active
-            self._version = version
-            self._drop()
-            return True
-
-    def put(self, name: str, values: Tensor) -> None:
-        """See ``contracts.serving.WeightStore``."""
-        assert self._standby is not None
-        self._standby.received_weights.put(name, values)
-        self._dtypes[name] = values.dtype
-
-    def keep(self, name: str) -> None:
-        """See ``contracts.serving.WeightStore``."""
-        assert self._standby is not None
-        assert self._plan is not None
-        dtypes = {entry.name: entry.dtype for entry in self._plan.manifest.tensors}
-        self._standby.received_weights.take_over(name, self.active.received_weights)
-        self._dtypes[name] = getattr(torch, dtypes[name])
-
-    def stored(self, name: str) -> Tensor | None:
-        """See ``contracts.serving.WeightStore``."""
-        if name not in self._dtypes or self._standby is None:
-            return None
-        return self._standby.received_weights.whole(name, self._dtypes[name])
-
-    def _check_tensors(self, manifest: WeightManifest) -> None:
-        ours = self.active.received_weights.shapes
+    def _check_model(self, manifest: WeightManifest) -> None:
+        ours = self._copies.shapes
         sent = {entry.name: entry.shape for entry in manifest.tensors}
-        wrong = [name for name in {**ours, **sent} if tuple(ours.get(name, ())) != tuple(sent.get(name, ()))]
-        if wrong or ours.keys() != sent.keys():
-            name = (wrong or sorted(ours.keys() ^ sent.keys()))[0]
+        wrong = [name for name in {**ours, **sent} if ours.get(name) != sent.get(name)]
+        if wrong:
+            name = wrong[0]
             raise ServerError(
-                f"update: found {name!r} of shape {sent.get(name)}; this server's model has {ours.get(name)} "
-                f"({len(wrong)} such tensors); publish the model that the server runs"
+                f"update: found {name!r} with shape {sent.get(name)}; this server's model has {ours.get(name)}, and "
+                f"{len(wrong)} such differences in all; publish the model that the server runs"
             )
 
-    def _require(self, version: int) -> None:
-        if self.updating != version:
-            raise ServerError(f"update: found version {version}; being received is {self.updating}; begin again")
 
-    def _drop(self) -> None:
-        self._plan, self._prepared = None, None
-        self._dtypes = {}
-        if self._receiver is not None:
-            self._receiver.end()
-            self._receiver = None
+def _receiver_of(transport: str) -> WeightReceiver:
+    spec = registry().get(WeightTransportSpec, transport)
+    if not spec.receiver:
+        raise ServerError(f"update: transport {transport!r} has no receiving end for this kind of server")
+    return spec.load_part("receiver")(timeout=RECEIVE_SECONDS)
