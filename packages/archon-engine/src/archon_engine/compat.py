@@ -331,3 +331,11 @@ def with_storage() -> Any:
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     return unset_fake_temporarily()
+
+
+def copy_all(destinations: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """``destination.copy_(source)`` for each pair, in one call and with casts: ``torch._foreach_copy_``.
+
+    The optimizers of torch use it in 2.11 to 2.13; it has no public name. Remove when it has one.
+    """
+    torch._foreach_copy_(list(destinations), list(sources))

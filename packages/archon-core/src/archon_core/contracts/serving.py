@@ -167,8 +167,8 @@ class WeightTransport(Protocol):
     """Moves weights from the publishing rank to servers, one version after the other.
 
     The order of calls is ``prepare``, then ``send`` and ``wait`` per bucket with at most one pending bucket, then
-    ``commit`` or ``abort``. No method raises for a failing server: outcomes say which servers failed, and these receive
-    nothing more of this version.
+    ``finish``, and ``commit`` or ``abort``. No method raises for a failing server: outcomes say which servers failed, and
+    these receive nothing more of this version.
     """
 
     def prepare(self, version: int, manifest: WeightManifest, servers: Sequence[ServerRecord]) -> Mapping[str, Outcome]:
@@ -180,8 +180,11 @@ class WeightTransport(Protocol):
     def wait(self, pending: PendingBucket) -> Mapping[str, Outcome]:
         """Wait until every server has received the bucket or failed."""
 
+    def finish(self, manifest: WeightManifest) -> None:
+        """All buckets were received. Called before servers verify; ``manifest`` has all checksums."""
+
     def commit(self, version: int) -> None:
-        """Finish a version after all servers have verified it."""
+        """Forget a version that servers have committed."""
 
     def abort(self) -> None:
         """Drop an unfinished version. Idempotent."""
@@ -220,7 +223,13 @@ class WeightTransportFactory(Protocol):
 
 
 class WeightStore(Protocol):
-    """Where a server keeps the weights that it receives, beside those in use."""
+    """Where a server keeps the weights that it receives, beside those in use.
+
+    ``reads_back`` says whether ``stored`` returns tensors. Otherwise checksums are those of the bytes that arrived, and
+    say nothing about what became of them.
+    """
+
+    reads_back: bool
 
     def put(self, name: str, values: Tensor) -> None:
         """Copy a whole Hugging Face tensor. ``values`` is valid during the call only and must not be written."""
@@ -229,7 +238,14 @@ class WeightStore(Protocol):
         """Take a tensor over from the weights in use. Raises ServerError if they lack it."""
 
     def stored(self, name: str) -> Tensor | None:
-        """The tensor in the form in which it was put, on the CPU; ``None`` if it was never put. For checksums."""
+        """A received tensor as it will be used, in the form in which it was put, on the CPU; ``None`` if it is not
+        there."""
+
+    def commit(self, version: int) -> None:
+        """Use the received weights from now on."""
+
+    def drop(self) -> None:
+        """Forget the received weights. Idempotent."""
 
 
 class WeightReceiver(Protocol):
@@ -246,9 +262,9 @@ class WeightReceiver(Protocol):
 
 
 class WeightReceiverFactory(Protocol):
-    """``receiver`` of a ``WeightTransportSpec``."""
+    """``receiver`` of a ``WeightTransportSpec``. ``timeout`` limits every wait for the trainer, in seconds."""
 
-    def __call__(self) -> WeightReceiver: ...
+    def __call__(self, *, timeout: float) -> WeightReceiver: ...
 
 
 @dataclass(frozen=True)

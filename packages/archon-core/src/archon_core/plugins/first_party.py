@@ -91,6 +91,12 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-engine": ("archon",),
         "archon-models-hf": ("fsdp",),
     },
+    "weight_transport": {
+        "archon-rollout": (
+            "disk",
+            "shm",
+        ),
+    },
 }
 """Kind of spec -> package -> names and aliases. The first package of a kind is the one to begin with."""
 
