@@ -18,13 +18,17 @@ def record(name: str, port: int = 0) -> ServerRecord:
 def in_service(*names: str, version: int = 0) -> Membership:
     """Servers that have joined, at time 0."""
     membership = Membership(RULES)
-    membership.committed(version, {}, 0.0)
     membership.announced({name: record(name) for name in names}, 0.0)
-    for name in names:
-        membership.warm(name, 0.0)
-        membership.warmed(name, version, 0.0)
+    publish(membership, version, 0.0)
     membership.decide(0.0)
     return membership
+
+
+def publish(membership: Membership, version: int, now: float, **errors: str) -> list[str]:
+    """A publication to all receivers."""
+    receivers = list(membership.receivers(now))
+    membership.committed(version, {name: errors.get(name, "") for name in receivers}, now)
+    return receivers
 
 
 def states(membership: Membership) -> dict[str, str]:
@@ -36,9 +40,10 @@ def test_a_server_joins_by_warming_up_and_gets_requests_after_the_next_decision(
     membership.announced({"a": record("a")}, 1.0)
     assert states(membership) == {"a": "joining"}
     assert list(membership.waiting(1.0)) == ["a"]
-    membership.warm("a", 1.0)
+    assert list(membership.receivers(1.0)) == ["a"]
+    assert states(membership) == {"a": "warming"}
     assert not membership.waiting(1.0)
-    membership.warmed("a", 0, 2.0)
+    membership.committed(0, {"a": ""}, 2.0)
     assert states(membership) == {"a": "active"}
     assert not membership.active()
     decision = membership.decide(3.0)
@@ -49,13 +54,22 @@ def test_a_server_joins_by_warming_up_and_gets_requests_after_the_next_decision(
     assert membership.decide(5.0).epoch == 1
 
 
-def test_a_newcomer_with_outdated_weights_warms_up_again() -> None:
+def test_a_newcomer_during_a_publication_waits_for_the_next_one() -> None:
     membership = in_service("a")
+    receivers = list(membership.receivers(20.0))
     membership.announced({"a": record("a"), "b": record("b")}, 20.0)
-    membership.warm("b", 20.0)
-    membership.committed(1, {"a": ""}, 21.0)
-    membership.warmed("b", 0, 22.0)
+    membership.committed(1, dict.fromkeys(receivers, ""), 21.0)
     assert states(membership) == {"a": "active", "b": "joining"}
+    assert publish(membership, 2, 22.0, b="the canary differs") == ["a", "b"]
+    assert states(membership) == {"a": "active", "b": "out"}
+
+
+def test_a_server_that_leaves_during_a_publication_stays_out() -> None:
+    membership = in_service("a", "b")
+    receivers = list(membership.receivers(1.0))
+    membership.failed("b", "connection refused", 1.0)
+    membership.committed(1, dict.fromkeys(receivers, ""), 2.0)
+    assert states(membership) == {"a": "active", "b": "out"}
 
 
 def test_nobody_joins_during_the_cooldown_but_the_dead_leave_at_once() -> None:
@@ -69,6 +83,8 @@ def test_nobody_joins_during_the_cooldown_but_the_dead_leave_at_once() -> None:
     assert decision.reason == f"{record('a').address} left: connection refused"
     assert not membership.waiting(13.9)
     assert list(membership.waiting(14.0)) == ["c"]
+    membership.failed("b", "connection refused", 5.0)
+    assert list(membership.waiting(5.0)) == ["c"], "nobody else is left"
 
 
 def test_failed_probes_make_a_server_suspect_and_then_put_it_out() -> None:
@@ -135,7 +151,7 @@ def test_a_server_that_withdrew_is_forgotten_after_its_departure_was_reported() 
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(("announce", "warm", "warmed", "failed", "probed", "committed", "decide")),
+        st.sampled_from(("announce", "begin", "end", "failed", "probed", "decide")),
         st.sets(st.sampled_from("abcd")),
         st.sets(st.sampled_from("abcd")),
         st.floats(0, 8),
@@ -149,25 +165,22 @@ EVENTS = st.lists(
 def test_random_events_never_put_outdated_or_absent_servers_into_service(events) -> None:
     membership, now, version, epoch = Membership(RULES), 0.0, 0, 0
     members: set[str] = set()
+    receivers: list[str] = []
     for event, names, failing, pause in events:
         now += pause
         if event == "announce":
             membership.announced({name: record(name) for name in sorted(names)}, now)
-        elif event == "warm":
-            for name in list(membership.waiting(now)):
-                membership.warm(name, now)
-        elif event == "warmed":
-            for name in names:
-                membership.warmed(name, version - bool(failing), now)
+        elif event == "begin":
+            receivers = list(membership.receivers(now))
         elif event == "failed":
             for name in names & set(membership.members):
                 membership.failed(name, "it failed", now)
         elif event == "probed":
             membership.probed({name: "late" if name in failing else "" for name in names}, now)
-        elif event == "committed":
+        elif event == "end":
             version += 1
-            sent_to = [name for name, m in membership.members.items() if m.state in IN_SERVICE]
-            membership.committed(version, {name: "bits" if name in failing else "" for name in sent_to}, now)
+            membership.committed(version, {name: "bits" if name in failing else "" for name in receivers}, now)
+            receivers = []
         else:
             decision = membership.decide(now)
             assert decision.epoch == epoch + decision.changed

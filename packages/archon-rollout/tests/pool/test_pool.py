@@ -37,11 +37,10 @@ class World:
         self.driver = FakeDriver()
         self.registry = MemoryRegistry(self.clock)
         self.announcements = {}
-        self.warmed: list[str] = []
-        self.cold: set[str] = set()
+        self.wrong: set[str] = set()
         for name in names:
             self.start(name)
-        self.pool = Pool(self.registry, self.driver, self.options, self.warm_up, clock=self.clock)
+        self.pool = Pool(self.registry, self.driver, self.options, clock=self.clock)
         self.client = PoolClient(self.pool, self.driver, self.options)
 
     def start(self, name: str, address: str = "") -> FakeServer:
@@ -50,11 +49,13 @@ class World:
         self.announcements[name] = self.registry.announce(name, record, ttl=1e9)
         return server
 
-    def warm_up(self, record: ServerRecord) -> int:
-        if record.incarnation in self.cold:
-            raise ServerError("the canary's log-probabilities differ by 0.3")
-        self.warmed.append(record.incarnation)
-        return self.pool.version
+    def publish(self) -> list[str]:
+        """Publish the next version to all receivers; those in ``wrong`` fail."""
+        receivers = [server.incarnation for server in self.pool.receivers()]
+        outcomes = {name: "the canary differs by 0.3" if name in self.wrong else "" for name in receivers}
+        self.pool.committed(self.pool.version + 1, outcomes)
+        self.pool.decide()
+        return receivers
 
     def refresh(self, *, at: float | None = None) -> list[str]:
         """One round, and the members after it."""
@@ -63,6 +64,11 @@ class World:
         asyncio.run(self.pool.refresh())
         return list(self.pool.decide().members)
 
+    def begin(self) -> None:
+        """Take all servers into service."""
+        self.refresh()
+        self.publish()
+
     def ask(self, n_tokens: int = 4, **options) -> list[int]:
         request = GenerationRequest((7, 7, 7), GenerationConfig(max_new_tokens=n_tokens), (5,))
         [completion] = asyncio.run(self.client.generate(request, **options))
@@ -70,22 +76,24 @@ class World:
         return list(completion.token_ids)
 
 
-def test_servers_are_warmed_up_before_they_get_requests() -> None:
+def test_servers_join_with_a_publication_that_they_pass() -> None:
     world = World("ab")
-    world.cold.add("b")
-    assert world.refresh() == ["a"]
+    world.wrong.add("b")
+    assert world.refresh() == []
+    assert world.pool.acquire(tokens=1) is None
+    assert world.publish() == ["a", "b"]
     assert world.ask() == [3, 4, 5, 6]
     assert not world.driver.servers["b"].requests
     assert world.pool.target_server_addresses == [world.driver.servers["a"].record.address]
     status = world.pool.status()
-    assert status.members["b"].reason == "warm-up: the canary's log-probabilities differ by 0.3"
+    assert status.members["b"].reason == "the canary differs by 0.3"
     assert (world.pool.consume_group_rebuild_request(), world.pool.consume_group_rebuild_request()) == (True, False)
     assert world.pool.get_last_topology_change_time() == 0.0
 
 
 def test_a_hanging_server_is_put_out_by_probes_and_comes_back() -> None:
     world = World("ab")
-    world.refresh()
+    world.begin()
     world.driver.servers["a"].hangs = True
     assert world.refresh() == ["a", "b"]
     assert {world.pool.acquire(tokens=1).incarnation for _ in range(3)} == {"b"}, "a suspect gets no new requests"
@@ -93,23 +101,26 @@ def test_a_hanging_server_is_put_out_by_probes_and_comes_back() -> None:
     assert world.pool.status().members["a"].reason == "2 probes failed; the last one: no answer in 0.05 s"
     world.driver.servers["a"].hangs = False
     assert world.refresh(at=10.0) == ["b"]
-    assert world.refresh(at=100.0) == ["a", "b"]
-    assert world.warmed == ["a", "b", "a"]
+    assert world.refresh(at=100.0) == ["b"]
+    assert world.publish() == ["a", "b"]
+    assert world.refresh() == ["a", "b"]
 
 
 def test_a_restarted_server_on_the_same_port_is_warmed_up_as_a_new_one() -> None:
     world = World("a", topology_change_cooldown_seconds=0.0)
-    world.refresh()
+    world.begin()
     address = world.driver.servers.pop("a").record.address
     world.announcements["a"].withdraw()
     world.start("x", address)
+    assert world.refresh() == []
+    assert world.pool.has_newcomers()
+    assert world.publish() == ["x"]
     assert world.refresh() == ["x"]
-    assert world.warmed == ["a", "x"]
 
 
 def test_without_discovery_nobody_joins_later() -> None:
     world = World("a", enable_topology_discovery=False, topology_change_cooldown_seconds=0.0)
-    world.refresh()
+    world.begin()
     world.refresh()
     world.start("b")
     assert world.refresh() == ["a"]
@@ -118,7 +129,7 @@ def test_without_discovery_nobody_joins_later() -> None:
 
 def test_an_unreadable_registry_changes_nothing(monkeypatch) -> None:
     world = World("a")
-    world.refresh()
+    world.begin()
 
     def fail() -> None:
         raise ServerError("stale file handle")
@@ -131,7 +142,8 @@ def test_an_unreadable_registry_changes_nothing(monkeypatch) -> None:
 def test_addresses_get_their_incarnation_from_the_server() -> None:
     world = World("ab", topology_change_cooldown_seconds=0.0)
     addresses = [server.record.address for server in world.driver.servers.values()]
-    world.pool = Pool(AddressRegistry(addresses, "served"), world.driver, world.options, world.warm_up)
+    world.pool = Pool(AddressRegistry(addresses, "served"), world.driver, world.options)
+    world.begin()
     assert world.refresh() == ["a", "b"]
     world.driver.servers["a"].hangs = True
     assert world.refresh() == ["a", "b"], "no answer to a query is one failed probe, not a departure"
@@ -140,7 +152,7 @@ def test_addresses_get_their_incarnation_from_the_server() -> None:
 
 def test_a_failed_request_goes_to_another_server() -> None:
     world = World("ab")
-    world.refresh()
+    world.begin()
     world.driver.servers["a"].refuses = "server a: out of memory"
     assert world.ask() == [3, 4, 5, 6]
     assert len(world.driver.servers["a"].requests) == 1
@@ -153,7 +165,7 @@ def test_a_failed_request_goes_to_another_server() -> None:
 
 def test_repetitions_are_limited() -> None:
     world = World("a", request_retries=1, health_check_failure_threshold=100)
-    world.refresh()
+    world.begin()
     server = world.driver.servers["a"]
     server.refuses = "server a: out of memory"
     asyncio.run(world.pool.refresh())
@@ -164,7 +176,7 @@ def test_repetitions_are_limited() -> None:
 
 def test_an_aborted_completion_is_continued_where_it_ended() -> None:
     world = World("ab")
-    world.refresh()
+    world.begin()
     first = world.driver.servers["a"]
     first.aborts_after = 3
     assert world.ask(8) == [3, 4, 5, 6, 7, 8, 9, 10]
@@ -176,7 +188,7 @@ def test_an_aborted_completion_is_continued_where_it_ended() -> None:
 
 def test_an_abort_before_the_first_token_repeats_the_request_itself() -> None:
     world = World("ab")
-    world.refresh()
+    world.begin()
     world.driver.servers["a"].aborts_after = 0
     assert world.ask(2) == [3, 4]
     begun, rest = world.driver.servers["a"].requests
@@ -185,7 +197,7 @@ def test_an_abort_before_the_first_token_repeats_the_request_itself() -> None:
 
 def test_a_request_that_nobody_waits_for_is_ended_on_its_server() -> None:
     world = World("a")
-    world.refresh()
+    world.begin()
     server = world.driver.servers["a"]
     server.hangs = True
 
@@ -205,23 +217,24 @@ def test_a_request_that_nobody_waits_for_is_ended_on_its_server() -> None:
 
 def test_too_few_servers_are_an_error_that_says_who_left_and_why() -> None:
     world = World("ab", min_servers=2)
-    world.pool = Pool(world.registry, world.driver, world.options, world.warm_up)
-    world.cold.add("b")
-    world.refresh()
+    world.pool = Pool(world.registry, world.driver, world.options)
+    world.wrong.add("b")
+    world.begin()
     with pytest.raises(TrainingError) as raised:
-        world.pool.wait_for_servers()
-    assert "found 1 in service after 0.2 s; allowed is at least rollout.min_servers=2" in str(raised.value)
-    assert f"{world.driver.servers['b'].record.address} is out: warm-up: the canary's" in str(raised.value)
+        world.pool.wait_for_receivers()
+    assert "found 1 after 0.2 s; allowed is at least rollout.min_servers=2" in str(raised.value)
+    assert f"{world.driver.servers['b'].record.address} is out: the canary differs" in str(raised.value)
     world.options.min_servers = 1
-    assert list(world.pool.wait_for_servers().members) == ["a"]
+    assert [server.incarnation for server in world.pool.wait_for_receivers()] == ["a"]
 
 
 def test_the_thread_watches_until_it_is_stopped() -> None:
     world = World("ab", health_check_interval_seconds=0.01, topology_change_cooldown_seconds=0.0, setup_timeout=20.0)
-    pool = Pool(world.registry, world.driver, world.options, lambda record: 0)
+    pool = Pool(world.registry, world.driver, world.options)
     pool.start()
     try:
-        pool.wait_for_servers()
+        receivers = pool.wait_for_receivers()
+        pool.committed(1, {server.incarnation: "" for server in receivers})
         world.driver.servers["a"].hangs = True
         deadline = time.monotonic() + 20
         while "a" in pool.decide().members:
@@ -232,17 +245,18 @@ def test_the_thread_watches_until_it_is_stopped() -> None:
         pool.stop()
 
 
-def test_an_error_of_the_thread_reaches_the_trainer() -> None:
+def test_an_error_of_the_thread_reaches_the_trainer(monkeypatch) -> None:
     world = World("a")
 
-    def break_down(record: ServerRecord) -> int:
-        raise RuntimeError("a bug in the warm-up")
+    def break_down() -> None:
+        raise RuntimeError("a bug in the registry")
 
-    world.options.health_check_interval_seconds = 0.01
-    pool = Pool(world.registry, world.driver, world.options, break_down)
+    monkeypatch.setattr(world.registry, "list", break_down)
+    world.options.setup_timeout = 20.0
+    pool = Pool(world.registry, world.driver, world.options)
     pool.start()
     try:
-        with pytest.raises(RuntimeError, match="a bug in the warm-up"):
-            pool.wait_for_servers()
+        with pytest.raises(RuntimeError, match="a bug in the registry"):
+            pool.wait_for_receivers()
     finally:
         pool.stop()

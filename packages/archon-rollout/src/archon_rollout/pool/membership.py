@@ -18,11 +18,11 @@ from typing import Literal
 from archon_core.serving.record import ServerRecord
 
 State = Literal["joining", "warming", "active", "suspect", "out"]
-"""``joining``: announced. ``warming``: receives the current weights and a canary request. ``active``: in service.
+"""``joining``: announced. ``warming``: takes part in a publication of weights, canary included. ``active``: in service.
 ``suspect``: a probe failed; no new requests. ``out``: no requests and no weights."""
 
 IN_SERVICE: tuple[State, ...] = ("active", "suspect")
-"""States of servers that receive new weights."""
+"""States of servers that have the current weights."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TopologyDecision:
 
     Attributes:
         epoch: rises by 1 with every change; names the process groups of the weight transport.
-        members: the servers that receive weights, by incarnation, in the order in which they were first announced.
+        members: the servers in service, by incarnation, in the order in which they were first announced.
         evicted: incarnations that left since the previous decision.
         joined: incarnations that are new since the previous decision.
         reason: of the changes, for the log; empty without a change.
@@ -122,8 +122,9 @@ class Membership:
         return {name: member.record for name, member in self._decided() if member.state == "active"}
 
     def waiting(self, now: float) -> dict[str, ServerRecord]:
-        """The servers that should be warmed now. Empty during the cooldown."""
-        if self._last_change is not None and now < self._last_change + self._rules.cooldown:
+        """The servers that may join now. None during the cooldown, unless no other server is left."""
+        cools_down = self._last_change is not None and now < self._last_change + self._rules.cooldown
+        if cools_down and any(member.state in IN_SERVICE for member in self._members.values()):
             return {}
         return {name: member.record for name, member in self._members.items() if member.state == "joining"}
 
@@ -148,21 +149,14 @@ class Membership:
             if member.state == "out" and now >= member.since + self._rules.retry:
                 self._enter(name, "joining", now)
 
-    def warm(self, name: str, now: float) -> None:
-        """A server starts to receive the current weights."""
-        if self._members[name].state == "joining":
+    def receivers(self, now: float) -> dict[str, ServerRecord]:
+        """The servers of the next publication: those in service and those that may join, which are warming then."""
+        for name in self.waiting(now):
             self._enter(name, "warming", now)
-
-    def warmed(self, name: str, version: int, now: float) -> None:
-        """A server has confirmed the weights of ``version`` and passed the canary. Outdated weights send it back."""
-        member = self._members.get(name)
-        if member is None or member.state != "warming":
-            return  # it left in the meantime
-        self._set_version(name, version)
-        self._enter(name, "active" if version == self._version else "joining", now)
+        return {name: m.record for name, m in self._members.items() if m.state in (*IN_SERVICE, "warming")}
 
     def failed(self, name: str, reason: str, now: float) -> None:
-        """A server failed a warm-up, a transfer, a canary or a call: it is out at once."""
+        """A server failed a call that cannot be repeated: it is out at once."""
         self._leave(name, reason, now)
 
     def probed(self, results: Mapping[str, str], now: float) -> None:
@@ -195,16 +189,20 @@ class Membership:
 
         Args:
             version: of the weights.
-            outcomes: incarnation -> error; empty for a server that confirmed the version. A server in service that is
-                missing here did not receive it.
+            outcomes: incarnation -> error, of the receivers; empty for a server that confirmed the version and passed
+                the canary.
             now: the time.
         """
         self._version = version
         for name, member in list(self._members.items()):
-            if name in outcomes and not outcomes[name]:
-                self._set_version(name, version)
-            elif member.state in IN_SERVICE:
+            if member.state not in (*IN_SERVICE, "warming"):
+                continue  # also a receiver that left during the publication
+            if outcomes.get(name) != "":
                 self._leave(name, outcomes.get(name) or f"it took no part in the publication of {version}", now)
+                continue
+            self._set_version(name, version)
+            if member.state == "warming":
+                self._enter(name, "active", now)
 
     def decide(self, now: float) -> TopologyDecision:
         """The servers of the next step. Call once per step, changed or not."""

@@ -1,7 +1,8 @@
 """The pool of inference servers: watches them, and sends each request to one in service.
 
-One thread watches: it reads the registry, warms up newcomers and probes every server with a request for one token,
-because the health route of a server answers also while its engine hangs. Trainers and clients call from other threads.
+One thread watches: it reads the registry and probes every server with a request for one token, because the health route
+of a server answers also while its engine hangs. Trainers and clients call from other threads. Newcomers join with a
+publication of weights: whoever takes part in it and passes the canary is in service afterwards.
 """
 
 from __future__ import annotations
@@ -19,10 +20,6 @@ from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.membership import Member, Membership, MembershipRules, TopologyDecision
 from archon_rollout.pool.options import PoolOptions
 from archon_rollout.pool.routing import Router
-
-WarmUp = Callable[[ServerRecord], int]
-"""Gives a server the current weights and checks them with a canary request. Returns their version; raises ServerError
-if the server cannot have them. Called from another thread than the pool's."""
 
 POLL_SECONDS = 0.05
 
@@ -53,7 +50,6 @@ class Pool:
         registry: lists the servers.
         driver: calls them.
         options: how servers join and leave.
-        warm_up: brings a newcomer to the current weights.
         clock: seconds, never going back.
     """
 
@@ -62,11 +58,10 @@ class Pool:
         registry: ServerRegistry,
         driver: ServerDriver,
         options: PoolOptions,
-        warm_up: WarmUp,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._registry, self._driver, self._options, self._warm_up = registry, driver, options, warm_up
+        self._registry, self._driver, self._options = registry, driver, options
         self._clock = clock
         self._lock = threading.RLock()
         cooldown = options.topology_change_cooldown_seconds
@@ -137,6 +132,16 @@ class Pool:
             self._rebuild_requested |= self._decision.changed
             return self._decision
 
+    def receivers(self) -> list[ServerRecord]:
+        """The servers of the next publication: those in service, and newcomers."""
+        with self._lock:
+            return list(self._membership.receivers(self._clock()).values())
+
+    def has_newcomers(self) -> bool:
+        """Whether a publication would bring in further servers."""
+        with self._lock:
+            return bool(self._membership.waiting(self._clock()))
+
     def committed(self, version: int, outcomes: Mapping[str, str]) -> None:
         """A publication has ended; see ``Membership.committed``."""
         with self._lock:
@@ -148,19 +153,20 @@ class Pool:
             if incarnation in self._membership.members:
                 self._membership.failed(incarnation, reason, self._clock())
 
-    def wait_for_servers(self) -> TopologyDecision:
-        """Wait until ``min_servers`` servers are in service, and decide.
+    def wait_for_receivers(self) -> list[ServerRecord]:
+        """The servers of the next publication, once there are ``min_servers``.
 
         Raises:
             TrainingError: there are fewer after ``setup_timeout``. Lists which servers left, and why.
         """
         deadline = self._clock() + self._options.setup_timeout
         while True:
-            decision = self.decide()
-            if len(decision.members) >= self._options.min_servers:
-                return decision
+            self.decide()
+            found = self.receivers()
+            if len(found) >= self._options.min_servers:
+                return found
             if self._clock() >= deadline:
-                raise TrainingError(self._explain_lack(len(decision.members)))
+                raise TrainingError(self._explain_lack(len(found)))
             self._stopping.wait(POLL_SECONDS)
 
     def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None:
@@ -179,9 +185,9 @@ class Pool:
                 self._membership.probed({server.incarnation: error}, self._clock())
 
     async def refresh(self) -> None:
-        """One round: read the registry, warm up newcomers, probe all servers."""
+        """One round: read the registry and probe all servers."""
         await self._read_registry()
-        await asyncio.gather(self._warm_up_all(), self._probe_all())
+        await self._probe_all()
 
     def _run(self) -> None:
         try:
@@ -190,20 +196,11 @@ class Pool:
             self._crash = error
 
     async def _watch(self) -> None:
-        warming: set[asyncio.Task[None]] = set()
         while not self._stopping.is_set():
-            await self._read_registry()
-            # A slow warm-up must not keep others from being probed.
-            warming.add(asyncio.create_task(self._warm_up_all()))
-            await self._probe_all()
-            interval = self._clock() + self._options.health_check_interval_seconds
-            while not self._stopping.is_set() and self._clock() < interval:
+            await self.refresh()
+            until = self._clock() + self._options.health_check_interval_seconds
+            while not self._stopping.is_set() and self._clock() < until:
                 await asyncio.sleep(POLL_SECONDS)
-            for task in [task for task in warming if task.done()]:
-                warming.remove(task)
-                task.result()
-        for task in warming:
-            task.cancel()
 
     async def _read_registry(self) -> None:
         try:
@@ -239,22 +236,6 @@ class Pool:
             members = self._membership.members.values()
             return next((m.record for m in members if m.record.address == record.address and m.state != "out"), None)
 
-    async def _warm_up_all(self) -> None:
-        with self._lock:
-            waiting = self._membership.waiting(self._clock())
-            for name in waiting:
-                self._membership.warm(name, self._clock())
-        await asyncio.gather(*(self._warm_up_one(record) for record in waiting.values()))
-
-    async def _warm_up_one(self, record: ServerRecord) -> None:
-        try:
-            version = await asyncio.to_thread(self._warm_up, record)
-        except ServerError as error:
-            self.failed(record.incarnation, f"warm-up: {error}")
-            return
-        with self._lock:
-            self._membership.warmed(record.incarnation, version, self._clock())
-
     async def _probe_all(self) -> None:
         if not self._options.enable_health_monitor:
             return
@@ -273,7 +254,7 @@ class Pool:
     def _explain_lack(self, found: int) -> str:
         options = self._options
         lines = [
-            f"rollout servers: found {found} in service after {options.setup_timeout:g} s; allowed is at least "
+            f"rollout servers: found {found} after {options.setup_timeout:g} s; allowed is at least "
             f"rollout.min_servers={options.min_servers}; start servers, or raise rollout.setup_timeout"
         ]
         with self._lock:
