@@ -8,11 +8,10 @@ import time
 import pytest
 from fake_servers import FakeDriver, FakeServer
 
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.options import PoolOptions
 from archon_rollout.pool.pool import Pool
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
@@ -33,7 +32,7 @@ class World:
 
     def __init__(self, names: str, **options) -> None:
         self.clock = Clock()
-        self.options = PoolOptions(**{**QUICK, **options})
+        self.options = RolloutConfig(**{**QUICK, **options})
         self.driver = FakeDriver()
         self.registry = MemoryRegistry(self.clock)
         self.announcements = {}

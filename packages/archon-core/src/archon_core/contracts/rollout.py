@@ -19,6 +19,9 @@ def _token_ids(value: Sequence[int]) -> str | None:
     return None if all(token >= 0 for token in value) else "token ids of 0 or more"
 
 
+_SECONDS = number(above=0)
+
+
 @dataclass
 class RolloutConfig:
     """The inference engine that generates completions.
@@ -29,8 +32,17 @@ class RolloutConfig:
         return_routed_experts: record the experts of every token in completions; ``actor.archon.moe_routing_replay``
             needs it.
         addresses: ``host:port`` of running servers to use; empty to start them.
-        setup_timeout: seconds for servers to become ready.
-        request_timeout: time limit of a call to a server, in seconds.
+        setup_timeout: seconds to wait for servers: until they are ready, and until ``min_servers`` are in service.
+        request_timeout: seconds for one request, all its attempts included.
+        request_retries: attempts after the first one, each on the server with the least work.
+        min_servers: least number of servers in service. With fewer, the run waits for ``setup_timeout`` and then ends
+            with an error that lists the servers that left.
+        enable_health_monitor: probe every server with a request for one token.
+        health_check_interval_seconds: time between two rounds of probes.
+        health_check_timeout_seconds: time limit of a probe.
+        health_check_failure_threshold: consecutive failed probes after which a server leaves service.
+        enable_topology_discovery: let servers join after the start.
+        topology_change_cooldown_seconds: time after a server joined or left during which no server joins.
         weight_transport: how servers get weights: ``shm`` on one host, ``disk`` through ``cluster.fileroot``.
     """
 
@@ -38,8 +50,16 @@ class RolloutConfig:
     max_batch_size: int = option(256, POSITIVE)
     return_routed_experts: bool = False
     addresses: list[str] = field(default_factory=list)
-    setup_timeout: float = option(300.0, POSITIVE)
-    request_timeout: float = option(3600.0, POSITIVE)
+    setup_timeout: float = option(300.0, _SECONDS)
+    request_timeout: float = option(3600.0, _SECONDS)
+    request_retries: int = option(3, NOT_NEGATIVE)
+    min_servers: int = option(1, POSITIVE)
+    enable_health_monitor: bool = True
+    health_check_interval_seconds: float = option(5.0, _SECONDS)
+    health_check_timeout_seconds: float = option(10.0, _SECONDS)
+    health_check_failure_threshold: int = option(3, POSITIVE)
+    enable_topology_discovery: bool = True
+    topology_change_cooldown_seconds: float = option(30.0, number(least=0))
     weight_transport: str = "shm"
 
 

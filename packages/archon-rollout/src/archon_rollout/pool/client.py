@@ -9,12 +9,11 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 
-from archon_core.contracts.rollout import Completion, GenerationRequest
+from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.continuation import is_complete, joined, rest_of
-from archon_rollout.pool.options import PoolOptions
 from archon_rollout.pool.pool import POLL_SECONDS, Pool
 
 
@@ -32,7 +31,7 @@ class PoolClient:
         self,
         pool: Pool,
         driver: ServerDriver,
-        options: PoolOptions,
+        options: RolloutConfig,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:

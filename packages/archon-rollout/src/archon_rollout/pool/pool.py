@@ -13,12 +13,11 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver, ServerRegistry
 from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.membership import Member, Membership, MembershipRules, TopologyDecision
-from archon_rollout.pool.options import PoolOptions
 from archon_rollout.pool.routing import Router
 
 POLL_SECONDS = 0.05
@@ -57,7 +56,7 @@ class Pool:
         self,
         registry: ServerRegistry,
         driver: ServerDriver,
-        options: PoolOptions,
+        options: RolloutConfig,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
