@@ -43,6 +43,13 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
             summary="shared memory on the trainer's host, one copy per side",
             one_host=True,
         ),
+        WeightTransportSpec(
+            name="distributed",
+            aliases=("xccl",),
+            target="archon_rollout.transports.distributed:DistributedTransport",
+            receiver="archon_rollout.receiving.distributed:DistributedReceiver",
+            summary="a process group of two per server and version, over the network",
+        ),
     ]
 
 

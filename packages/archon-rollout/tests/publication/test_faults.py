@@ -205,11 +205,37 @@ def test_calls_of_another_update_are_refused(engine, driver, servers, context):
 
 
 @pytest.mark.wide
+@pytest.mark.parametrize("transport", ["shm", "distributed"])
+def test_servers_that_die_and_stop_in_the_middle_leave_and_the_others_go_on(
+    transport, engine, driver, context, servers, own_servers, weights_of
+):
+    (_, killed), (stopped_process, stopped) = own_servers(2)
+    publisher = make_publisher(engine, driver, context, transport, bucket_bytes=2**17, timeout=4.0)
+    engine.step()
+    everyone = [killed, *servers, stopped]
+    assert publisher.publish(everyone).failed == ()
+    driver.call(killed, "fault", {"die_in": "layers.1.up"})
+    driver.call(stopped, "fault", {"stop_in": "layers.1.up"})
+    engine.step()
+    result = publisher.publish(everyone)
+    assert result.committed == tuple(servers)
+    assert {(failed.server, failed.phase) for failed in result.failed} == {(killed, "transfer"), (stopped, "transfer")}
+    for server in servers:
+        assert_equal(weights_of(server), engine.tensors)
+    os.kill(stopped_process.pid, signal.SIGCONT)
+    engine.step()
+    assert publisher.publish([*servers, stopped]).failed == ()
+    assert_equal(weights_of(stopped), engine.tensors)
+    publisher.close()
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("transport", ["shm", "distributed"])
 def test_killed_and_stopped_servers_leave_and_the_others_go_on(
-    engine, driver, context, servers, own_servers, weights_of
+    transport, engine, driver, context, servers, own_servers, weights_of
 ):
     (killed, killed_record), (stopped, stopped_record) = own_servers(2)
-    publisher = make_publisher(engine, driver, context, "shm", timeout=1.5)
+    publisher = make_publisher(engine, driver, context, transport, timeout=4.0)
     engine.step()
     everyone = [killed_record, *servers, stopped_record]
     assert publisher.publish(everyone).failed == ()

@@ -11,13 +11,19 @@ import pytest
 import torch
 from sending import arenas, assert_equal, make_publisher
 
-SENDING = ("disk", "shm")
+SIZES = {"1 KiB": 2**10, "128 KiB": 2**17, "whole": 2**30}
+
+# The store of a group is a process that takes seconds to start.
+CASES = [
+    pytest.param(transport, size, marks=[pytest.mark.wide] * (transport == "distributed" and size != "128 KiB"))
+    for transport in ("disk", "shm", "distributed")
+    for size in SIZES
+]
 
 
-@pytest.mark.parametrize("bucket_bytes", [2**10, 2**17, 2**30], ids=["1 KiB", "128 KiB", "whole"])
-@pytest.mark.parametrize("transport", SENDING)
-def test_servers_hold_the_bits_of_every_version(transport, bucket_bytes, engine, driver, context, servers, weights_of):
-    publisher = make_publisher(engine, driver, context, transport, bucket_bytes=bucket_bytes)
+@pytest.mark.parametrize(("transport", "size"), CASES)
+def test_servers_hold_the_bits_of_every_version(transport, size, engine, driver, context, servers, weights_of):
+    publisher = make_publisher(engine, driver, context, transport, bucket_bytes=SIZES[size])
     for _ in range(3):
         engine.step()
         result = publisher.publish(servers)
@@ -31,7 +37,7 @@ def test_servers_hold_the_bits_of_every_version(transport, bucket_bytes, engine,
     assert arenas() == []
 
 
-@pytest.mark.parametrize("transport", SENDING)
+@pytest.mark.parametrize("transport", ["disk", "shm", pytest.param("distributed", marks=pytest.mark.wide)])
 def test_unchanged_tensors_are_not_sent_again(transport, engine, driver, context, servers, weights_of):
     publisher = make_publisher(engine, driver, context, transport, skip_unchanged=True)
     whole = engine.weight_manifest().n_bytes

@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -48,6 +49,10 @@ class LyingStore(MemoryStore):
             return
         if self.faults.get("sleep_in") == name:
             time.sleep(self.faults.pop("seconds"))
+        for fault, signal_number in (("die_in", signal.SIGKILL), ("stop_in", signal.SIGSTOP)):
+            if self.faults.get(fault) == name:
+                del self.faults[fault]
+                os.kill(os.getpid(), signal_number)
         super().put(name, values)
         if self.faults.get("flip") == name:
             self._spare[name].view(torch.uint8).view(-1)[3] ^= 1

@@ -136,10 +136,13 @@ class WeightBucket:
     Attributes:
         index: number of the bucket, from 0.
         tensors: name -> contiguous tensor in the compute dtype; empty on other ranks.
+        content: all bytes of the bucket, uint8, if the tensors are views of it at ``offsets_of`` all entries; a
+            transport may then send it whole.
     """
 
     index: int
     tensors: Mapping[str, Tensor]
+    content: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -167,8 +170,8 @@ class WeightTransport(Protocol):
     """Moves weights from the publishing rank to servers, one version after the other.
 
     The order of calls is ``prepare``, then ``send`` and ``wait`` per bucket with at most one pending bucket, then
-    ``finish``, and ``commit`` or ``abort``. No method raises for a failing server: outcomes say which servers failed, and
-    these receive nothing more of this version.
+    ``finish``, and ``commit`` or ``abort``. No method raises for a failing server: outcomes say which servers failed,
+    and these receive nothing more of this version.
     """
 
     def prepare(self, version: int, manifest: WeightManifest, servers: Sequence[ServerRecord]) -> Mapping[str, Outcome]:

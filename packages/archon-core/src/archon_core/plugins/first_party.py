@@ -95,6 +95,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-rollout": (
             "disk",
             "shm",
+            "distributed",
+            "xccl",
         ),
     },
 }

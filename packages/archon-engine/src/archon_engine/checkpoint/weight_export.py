@@ -69,4 +69,4 @@ def gather_buckets(
             )
             for entry, offset in zip(entries, offsets_of(entries), strict=True)
         }
-        yield WeightBucket(index, gathered)
+        yield WeightBucket(index, gathered, buffer[: size_of_bucket(entries)])

@@ -91,13 +91,17 @@ class NotifyingTransport:
         """Run the call that lets a server receive a bucket, and what this end must do meanwhile."""
         return call()
 
+    def _time_limit(self, notice: BucketNotice) -> float:
+        """Time limit of the call that lets a server receive a bucket, in seconds."""
+        return self._context.timeout
+
     def _deliver(self, bucket: WeightBucket, notice: BucketNotice) -> dict[str, Outcome]:
         servers = list(self._servers)
         try:
             placed = replace(notice, place=self._place(bucket, notice))
         except ServerError as error:
             return {server.incarnation: Outcome(None, str(error)) for server in servers}
-        driver, timeout = self._context.driver, self._context.timeout
+        driver, timeout = self._context.driver, self._time_limit(notice)
 
         def receive(server: ServerRecord) -> Receipt:
             receipt = self._sending(server, placed, lambda: driver.receive_bucket(server, placed, timeout=timeout))
