@@ -9,6 +9,8 @@ import typer
 
 from archon_core.errors import ConfigError
 
+HIGHEST_PORT = 65535
+
 
 def serve(
     model: Annotated[
@@ -48,6 +50,8 @@ def serve(
     for name, value, least in (("--max-batch-size", max_batch_size, 1), ("--version", version, 0)):
         if value < least:
             raise ConfigError(f"{name}: found {value}; allowed are numbers from {least}")
+    if not 0 <= port <= HIGHEST_PORT:
+        raise ConfigError(f"--port: found {port}; allowed are 0, for any free one, to {HIGHEST_PORT}")
     # Imported late: torch takes seconds, and the errors above should not wait for it.
     from archon_rollout.server.model import ServedModel, parse_server_layout
     from archon_rollout.server.process import ServeOptions, serve

@@ -7,6 +7,7 @@ import json
 import socket
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -81,11 +82,12 @@ class Client:
 @contextmanager
 def serving(weights, *, text=None, max_rows: int = 8):
     """A server on a free port; yields its client, service and decode thread."""
-    limits = model_limits(weights.active.module)
+    limits = replace(model_limits(weights.active.module), max_positions=64)
     failures: list[BaseException] = []
     decode = DecodeThread(ServingLoop(weights, max_rows=max_rows), Ranks(), on_failure=failures.append)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen(64)  # requests wait until the server accepts them
     port = listener.getsockname()[1]
     record = ServerRecord(f"127.0.0.1:{port}", "this-start", "served", version=weights.version)
     service = Service(decode, weights, limits, record)

@@ -42,13 +42,21 @@ class DistributedReceiver:
         if self._buffer.numel() < notice.n_bytes:
             self._buffer = torch.empty(notice.n_bytes, dtype=torch.uint8)
         content = self._buffer[: notice.n_bytes]
+        checksums: dict[str, str] = {}
+        coming = list(reversed(notice.sent))
+
+        def take(arrived: int) -> None:
+            """Store the tensors whose bytes have all arrived, while the next messages arrive."""
+            while coming and coming[-1][1] + coming[-1][0].n_bytes <= arrived:
+                entry, offset = coming.pop()
+                values = view_tensor(content, entry, offset)
+                checksums[entry.name] = checksum_of(bytes_of(values))
+                store.put(entry.name, values)
+
+        take(0)  # tensors without elements
         if notice.n_bytes:
-            receive(self._group, content, notice.index, timeout=self._bounded(notice.place.get("timeout")))
-        checksums = {}
-        for entry, offset in notice.sent:
-            values = view_tensor(content, entry, offset)
-            checksums[entry.name] = checksum_of(bytes_of(values))
-            store.put(entry.name, values)
+            for arrived in receive(self._group, content, timeout=self._bounded(notice.place.get("timeout"))):
+                take(arrived)
         return checksums
 
     def end(self) -> None:

@@ -8,6 +8,9 @@ So every server has a separate group. A group is never repaired: the next versio
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +20,9 @@ from torch import Tensor
 from archon_core.errors import ServerError
 
 SENDER, RECEIVER = 0, 1
+
+MESSAGE_BYTES = 2**24
+"""Size of a message: large enough for gloo's full speed, small enough to work on one while others arrive."""
 
 
 def join_group(host: str, port: int, prefix: str, rank: int, *, timeout: float) -> Any:
@@ -36,27 +42,44 @@ def join_group(host: str, port: int, prefix: str, rank: int, *, timeout: float) 
         ) from error
 
 
-def send(group: Any, content: Tensor, tag: int, *, timeout: float) -> None:
-    """Send bytes, uint8 [n], to the receiver. Success proves nothing about the receiver, nor does failure.
+def send(group: Any, content: Tensor, *, timeout: float) -> None:
+    """Send bytes, uint8 [n], to the receiver, as messages of ``MESSAGE_BYTES``. Success proves nothing about the
+    receiver, nor does failure.
 
     Raises:
         ServerError: torch reports a failure.
     """
-    _finish(group.send([content], RECEIVER, tag), timeout, "send")
+    with _described("send", timeout):
+        works = [group.send([message], RECEIVER, tag) for tag, message in enumerate(content.split(MESSAGE_BYTES))]
+        _wait_for_all(works, timeout)
 
 
-def receive(group: Any, content: Tensor, tag: int, *, timeout: float) -> None:
-    """Receive bytes, uint8 [n].
+def receive(group: Any, content: Tensor, *, timeout: float) -> Iterator[int]:
+    """Receive bytes, uint8 [n]. Yields the number of bytes that have arrived, after each message, so that the caller
+    works on these while the next ones arrive.
 
     Raises:
-        ServerError: the sender is gone, or nothing arrived within ``timeout`` seconds.
+        ServerError: the sender is gone, or not all arrived within ``timeout`` seconds.
     """
-    _finish(group.recv([content], SENDER, tag), timeout, "receive")
+    end = time.monotonic() + timeout
+    with _described("receive", timeout):
+        works = [group.recv([message], SENDER, tag) for tag, message in enumerate(content.split(MESSAGE_BYTES))]
+    for number, work in enumerate(works, start=1):
+        with _described("receive", timeout):
+            work.wait(timedelta(seconds=max(0.001, end - time.monotonic())))
+        yield min(number * MESSAGE_BYTES, content.numel())
 
 
-def _finish(work: Any, timeout: float, verb: str) -> None:
+def _wait_for_all(works: list[Any], timeout: float) -> None:
+    end = time.monotonic() + timeout
+    for work in works:
+        work.wait(timedelta(seconds=max(0.001, end - time.monotonic())))
+
+
+@contextmanager
+def _described(verb: str, timeout: float) -> Iterator[None]:
     try:
-        work.wait(timedelta(seconds=timeout))
+        yield
     except RuntimeError as error:
         raise ServerError(f"cannot {verb} weights within {timeout:.1f} s: {_first(error)}") from error
 

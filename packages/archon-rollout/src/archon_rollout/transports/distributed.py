@@ -105,7 +105,7 @@ class DistributedTransport(NotifyingTransport):
             return call()
         group, limit = self._groups[server.incarnation], self._time_limit(notice)
         start = time.perf_counter()
-        sending = self._partners.submit(_send_quietly, group, self._content, notice.index, limit)
+        sending = self._partners.submit(_send_quietly, group, self._content, limit)
         try:
             receipt = call()
         except ServerError as error:
@@ -140,10 +140,10 @@ def address_towards(address: str) -> str:
         raise ServerError(f"server {address}: no network leads there: {error}; check its address") from error
 
 
-def _send_quietly(group: Any, content: Tensor, tag: int, limit: float) -> str:
+def _send_quietly(group: Any, content: Tensor, limit: float) -> str:
     """Send; returns why it failed."""
     try:
-        send(group, content, tag, timeout=limit)
+        send(group, content, timeout=limit)
     except ServerError as error:
         return str(error)
     return ""
