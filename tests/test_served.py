@@ -110,7 +110,7 @@ def test_a_served_engine_samples_what_the_local_one_does_and_follows_updates_in_
         with pytest.raises(TrainingError, match="holds version 1"):
             engine.update_weights(0)
         [long] = requests(n_samples=4, max_new_tokens=100)[1:2]
-        driver, [server] = engine._driver, engine._servers
+        driver, [server] = engine._driver, engine.topology.members.values()
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(driver.generate_all, server, [long], timeout=60)
             wait_until(lambda: driver.state(server, timeout=10).running)

@@ -11,7 +11,7 @@ from contextlib import suppress
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
-from archon_core.errors import ServerError
+from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.continuation import is_complete, joined, rest_of
 from archon_rollout.pool.pool import POLL_SECONDS, Pool
@@ -52,6 +52,7 @@ class PoolClient:
             group: requests of one group go to the same server while it is in service.
 
         Raises:
+            RefusedRequestError: the request is invalid.
             ServerError: no server completed it in ``request_timeout`` seconds and ``request_retries`` repetitions.
         """
         deadline = self._clock() + self._options.request_timeout
@@ -88,6 +89,8 @@ class PoolClient:
             error = ""
             try:
                 return await self._call(server, request, deadline)
+            except RefusedRequestError:
+                raise
             except ServerError as failure:
                 error = str(failure)
                 failures.append(error)

@@ -121,10 +121,14 @@ class Membership:
         """The servers that get requests, by incarnation."""
         return {name: member.record for name, member in self._decided() if member.state == "active"}
 
+    def in_service(self) -> dict[str, ServerRecord]:
+        """The servers that have the current weights, by incarnation."""
+        return {name: member.record for name, member in self._members.items() if member.state in IN_SERVICE}
+
     def waiting(self, now: float) -> dict[str, ServerRecord]:
         """The servers that may join now. None during the cooldown, unless no other server is left."""
         cools_down = self._last_change is not None and now < self._last_change + self._rules.cooldown
-        if cools_down and any(member.state in IN_SERVICE for member in self._members.values()):
+        if cools_down and self.in_service():
             return {}
         return {name: member.record for name, member in self._members.items() if member.state == "joining"}
 
@@ -207,7 +211,7 @@ class Membership:
     def decide(self, now: float) -> TopologyDecision:
         """The servers of the next step. Call once per step, changed or not."""
         before = self._decision.members
-        members = {name: m.record for name, m in self._members.items() if m.state in IN_SERVICE}
+        members = self.in_service()
         evicted = tuple(name for name in before if name not in members)
         joined = tuple(name for name in members if name not in before)
         if not (evicted or joined):

@@ -141,6 +141,11 @@ class Pool:
         with self._lock:
             return bool(self._membership.waiting(self._clock()))
 
+    def is_empty(self) -> bool:
+        """Whether no server is in service, not even a suspect one."""
+        with self._lock:
+            return not self._membership.in_service()
+
     def committed(self, version: int, outcomes: Mapping[str, str]) -> None:
         """A publication has ended; see ``Membership.committed``."""
         with self._lock:
@@ -165,7 +170,7 @@ class Pool:
             if len(found) >= self._options.min_servers:
                 return found
             if self._clock() >= deadline:
-                raise TrainingError(self._explain_lack(len(found)))
+                raise TrainingError(self.explain_lack(len(found)))
             self._stopping.wait(POLL_SECONDS)
 
     def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None:
@@ -250,7 +255,8 @@ class Pool:
         call = self._driver.generate(server, request, request_id="probe", timeout=timeout)
         return await _error_of(call, timeout)
 
-    def _explain_lack(self, found: int) -> str:
+    def explain_lack(self, found: int) -> str:
+        """The error of a run with too few servers: which ones left, and why."""
         options = self._options
         lines = [
             f"rollout servers: found {found} after {options.setup_timeout:g} s; allowed is at least "

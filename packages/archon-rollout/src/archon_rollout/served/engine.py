@@ -1,31 +1,46 @@
 """The inference engine ``served``: our own servers, which the trainer starts, feeds with prompts and gives its weights.
 
-Rank 0 calls the servers and broadcasts what they answer, so every rank has the same completions.
+Rank 0 calls the servers and broadcasts what they answer, so every rank has the same completions and knows the same
+servers. Training goes on while enough servers are in service.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import math
 import os
 import secrets
 import tempfile
+import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import TransportContext, WeightTransportSpec
-from archon_core.errors import ConfigError, ServerError, TrainingError
+from archon_core.contracts.serving import ServerRegistry, TransportContext, WeightTransportSpec
+from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout, backend_table, parse_layout
 from archon_core.plugins import InferenceEngineSpec, registry
 from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.client import PoolClient
+from archon_rollout.pool.membership import TopologyDecision
+from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
+from archon_rollout.registries.addresses import AddressRegistry
+from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.model_files import write_architecture
 from archon_rollout.server.environment import TOKEN
+
+logger = logging.getLogger(__name__)
+
+CANARY = Canary(prompt_ids=(0, 1, 2, 3))
+"""Token ids that every vocabulary has."""
 
 
 class ServedEngine:
@@ -35,6 +50,10 @@ class ServedEngine:
         config: the section ``rollout``.
         trainer: provides the weights.
         folder: for logs of the servers; ``None`` for a temporary folder.
+
+    Attributes:
+        topology: the servers in service, the same on every rank.
+        last_publication: how the last publication went, the same on every rank.
 
     Raises:
         ServerError: on every rank, if a server cannot be started or reached.
@@ -46,10 +65,12 @@ class ServedEngine:
         self._ranks = trainer.data_ranks.everyone
         self._paused = self._closed = False
         self._version = -1
-        self._servers: list[ServerRecord] = []
         self._driver: ServedDriver | None = None
         self._processes: ServerProcesses | None = None
+        self._pool: Pool | None = None
+        self._client: PoolClient | None = None
         self._publisher: Publisher | None = None
+        self.topology = TopologyDecision(0)
         self.last_publication: Publication | None = None
         try:
             with failing_together(self._ranks):
@@ -62,28 +83,39 @@ class ServedEngine:
 
     @property
     def version(self) -> int:
-        """The version of the weights that all servers have; -1 before the first ``update_weights``."""
+        """The version of the weights of the servers in service; -1 before the first ``update_weights``."""
         return self._version
+
+    @property
+    def target_server_addresses(self) -> list[str]:
+        """Addresses of the servers in service."""
+        return [record.address for record in self.topology.members.values()]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Completions per request, in the order of its seeds. Data ranks pass their own requests, possibly none.
 
         Raises:
-            TrainingError: the engine is paused or closed, or has published no weights.
-            ServerError: on every rank, if a server failed.
+            TrainingError: the engine is paused or closed, or has published no weights; or too few servers are left.
+            ServerError: on every rank, if servers in service could not complete a request.
         """
         if self._closed or self._paused or self._version < 0:
             found = "close()" if self._closed else "pause()" if self._paused else "no update_weights()"
             raise TrainingError(f"served engine: generate() was called after {found}")
         data_ranks = self._trainer.data_ranks
         shares = data_ranks.gather(list(requests))
-        answered: list[list[Completion]] = []
-        with failing_together(self._ranks):
-            if self._ranks.is_first:
-                answered = self._ask([request for share in shares for request in share])
-        answered = self._ranks.broadcast(answered)
+        pending = [request for share in shares for request in share]
+        answered: dict[int, list[Completion]] = {}
+        while True:
+            with failing_together(self._ranks):
+                if self._ranks.is_first:
+                    missing = {n: request for n, request in enumerate(pending) if n not in answered}
+                    answered |= asyncio.run(self._ask(missing))
+            if self._ranks.broadcast(len(answered) == len(pending)):
+                break
+            self._publish()  # no server is left: wait for others, which need the weights
+        everything = self._ranks.broadcast([answered[n] for n in sorted(answered)])
         start = sum(map(len, shares[: data_ranks.rank]))
-        return answered[start : start + len(requests)]
+        return everything[start : start + len(requests)]
 
     def health(self) -> bool:
         """Whether ``generate`` accepts requests. Not collective."""
@@ -98,89 +130,118 @@ class ServedEngine:
         self._paused = False
 
     def update_weights(self, version: int) -> None:
-        """Publish the trainer's weights, which have ``version``, to all servers.
+        """Publish the trainer's weights, which have ``version``, to all servers, newcomers included.
 
         Raises:
-            TrainingError: the trainer holds another version.
-            ServerError: on every rank, if a server failed.
+            TrainingError: the trainer holds another version; or fewer than ``rollout.min_servers`` took the weights.
         """
         if version != self._trainer.version:
             raise TrainingError(
                 f"served engine: found a request for weights of version {version}, but the trainer holds version "
                 f"{self._trainer.version}; publish its current weights"
             )
-        if version == self._version:
-            return
-        assert self._publisher is not None
-        publication = self._publisher.publish(self._servers)
-        self.last_publication = publication
-        if publication.failed:
-            reasons = "\n".join(f"  {one.server.address}, in {one.phase}: {one.reason}" for one in publication.failed)
-            raise ServerError(
-                f"rollout: {len(publication.failed)} of {len(self._servers)} servers did not take the weights of "
-                f"version {version}:\n{reasons}\nread the logs of the servers"
-            )
-        self._version = version
+        if version != self._version or self._ranks.broadcast(self._pool is not None and self._pool.has_newcomers()):
+            self._publish()
 
     def close(self) -> None:
         """Stop the servers that this engine started."""
         self._closed = True
+        if self._pool is not None:
+            self._pool.stop()
         if self._publisher is not None:
             self._publisher.close()
         if self._processes is not None:
             self._processes.stop()
 
     def _start(self, folder: Path) -> None:
-        """Start the servers, or connect to running ones."""
+        """Start the servers, or connect to running ones, and watch them."""
         layout = _layout_of(self._config)
         token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
         self._driver = driver = ServedDriver(self._config, token=token)
         if self._config.addresses:
-            self._servers = [self._connect(address) for address in self._config.addresses]
-            return
-        model, options = write_architecture(self._trainer, folder)
-        self._processes = ServerProcesses(driver, layout, model=str(model), folder=folder, options=options)
-        self._servers = self._processes.start(timeout=self._config.setup_timeout)
+            for address in self._config.addresses:
+                self._check_reachable(address)
+            servers: ServerRegistry = AddressRegistry(self._config.addresses, "served")
+        else:
+            model, options = write_architecture(self._trainer, folder)
+            self._processes = ServerProcesses(driver, layout, model=str(model), folder=folder, options=options)
+            servers = MemoryRegistry()
+            for record in self._processes.start(timeout=self._config.setup_timeout):
+                servers.announce(record.incarnation, record, ttl=math.inf)
+        self._pool = Pool(servers, driver, self._config)
+        self._client = PoolClient(self._pool, driver, self._config)
+        self._pool.start()
 
-    def _connect(self, address: str) -> ServerRecord:
+    def _check_reachable(self, address: str) -> None:
         assert self._driver is not None
-        record = self._driver.ready(address, timeout=self._config.setup_timeout)
-        if record is None:
+        if self._driver.ready(address, timeout=self._config.setup_timeout) is None:
             raise ConfigError(
                 f"rollout.addresses: found no server at {address}; start it with archon serve, with the same {TOKEN} "
                 "as the trainer"
             )
-        return record
 
     def _build_publisher(self) -> Publisher:
-        options = PublisherOptions(timeout=self._config.request_timeout)
+        options = PublisherOptions(timeout=self._config.request_timeout, canary=CANARY)
         if self._driver is None:
             return Publisher(self._trainer, None, None, options)
         spec = registry().get(WeightTransportSpec, self._config.weight_transport)
         context = TransportContext(self._driver, run=secrets.token_hex(4), timeout=options.timeout)
         return Publisher(self._trainer, self._driver, spec.load()(context), options)
 
-    def _ask(self, requests: list[GenerationRequest]) -> list[list[Completion]]:
-        """The completions of all requests, divided among the servers."""
-        assert self._driver is not None
-        driver, n_servers = self._driver, len(self._servers)
-        if not requests:
-            return []
-        answered: list[list[Completion]] = [[]] * len(requests)
-        with ThreadPoolExecutor(n_servers, "archon-generate") as pool:
-            calls = [
-                pool.submit(driver.generate_all, server, requests[n::n_servers], timeout=self._config.request_timeout)
-                for n, server in enumerate(self._servers)
-                if n < len(requests)
-            ]
-            try:
-                for n, call in enumerate(calls):
-                    answered[n::n_servers] = call.result()
-            except ServerError:
-                if self._processes is not None:
-                    self._processes.check()  # the end of a server's log says more
-                raise
-        return answered
+    def _publish(self) -> None:
+        """Give the trainer's weights to the servers in service and to newcomers, until there are enough."""
+        assert self._publisher is not None
+        deadline = time.monotonic() + self._config.setup_timeout
+        while True:
+            receivers: list[ServerRecord] = []
+            with failing_together(self._ranks):
+                if self._ranks.is_first:
+                    assert self._pool is not None
+                    receivers = self._pool.wait_for_receivers()
+            publication = self._publisher.publish(receivers)
+            self.last_publication = publication
+            with failing_together(self._ranks):
+                if self._ranks.is_first:
+                    self.topology = self._take_over(publication, late=time.monotonic() >= deadline)
+            self.topology = self._ranks.broadcast(self.topology)
+            if len(self.topology.members) >= self._config.min_servers:
+                self._version = publication.version
+                return
+
+    def _take_over(self, publication: Publication, *, late: bool) -> TopologyDecision:
+        """The decision after a publication; rank 0 only.
+
+        Raises:
+            TrainingError: too few servers took the weights, and the time for others is over.
+        """
+        assert self._pool is not None
+        outcomes = {server.incarnation: "" for server in publication.committed}
+        outcomes |= {one.server.incarnation: f"{one.phase}: {one.reason}" for one in publication.failed}
+        self._pool.committed(publication.version, outcomes)
+        decision = self._pool.decide()
+        if decision.changed:
+            level = logging.WARNING if decision.evicted else logging.INFO
+            logger.log(level, "servers of epoch %d: %s", decision.epoch, decision.reason)
+        if late and len(decision.members) < self._config.min_servers:
+            raise TrainingError(self._pool.explain_lack(len(decision.members)))
+        return decision
+
+    async def _ask(self, requests: dict[int, GenerationRequest]) -> dict[int, list[Completion]]:
+        """The completions of the requests that end before no server is left."""
+        assert self._client is not None
+        assert self._pool is not None
+        tasks = {n: asyncio.create_task(self._client.generate(request)) for n, request in requests.items()}
+        waiting = set(tasks.values())
+        try:
+            while waiting and not self._pool.is_empty():
+                done, waiting = await asyncio.wait(waiting, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+                for task in done:
+                    task.result()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        return {n: task.result() for n, task in tasks.items() if not task.cancelled()}
 
 
 def _layout_of(config: RolloutConfig) -> Layout:

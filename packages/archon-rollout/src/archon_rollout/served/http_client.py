@@ -11,7 +11,7 @@ import http.client
 import json
 from typing import Any
 
-from archon_core.errors import ServerError, UncertainCallError
+from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
 
 LONGEST_ERROR = 500
 """Characters to quote of an answer that is not JSON."""
@@ -29,7 +29,8 @@ def call(address: str, method: str, path: str, data: Any = None, *, token: str, 
         timeout: limit of every wait for the network, in seconds.
 
     Raises:
-        ServerError: the server cannot be reached, refused the request, or answered something invalid.
+        ServerError: the server cannot be reached, or answered something invalid.
+        RefusedRequestError: it refused the request because of its content.
         UncertainCallError: there was no complete answer.
     """
     connection = http.client.HTTPConnection(*_split(address), timeout=timeout)
@@ -101,7 +102,8 @@ def _answer(address: str, path: str, status: int, content: bytes) -> Any:
     if status >= 400:
         found = data.get("error") if isinstance(data, dict) else None
         message = found.get("message") if isinstance(found, dict) else data
-        raise ServerError(f"server {address}: {path} answered {status}: {message}")
+        kind = RefusedRequestError if status == 400 else ServerError
+        raise kind(f"server {address}: {path} answered {status}: {message}")
     return data
 
 
