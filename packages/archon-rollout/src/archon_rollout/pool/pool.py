@@ -124,8 +124,7 @@ class Pool:
         Raises:
             Exception: what ended the watching thread.
         """
-        if self._crash is not None:
-            raise self._crash
+        self._check_thread()
         with self._lock:
             self._decision = self._membership.decide(self._clock())
             self._rebuild_requested |= self._decision.changed
@@ -165,7 +164,7 @@ class Pool:
         """
         deadline = self._clock() + self._options.setup_timeout
         while True:
-            self.decide()
+            self._check_thread()
             found = self.receivers()
             if len(found) >= self._options.min_servers:
                 return found
@@ -192,6 +191,10 @@ class Pool:
         """One round: read the registry and probe all servers."""
         await self._read_registry()
         await self._probe_all()
+
+    def _check_thread(self) -> None:
+        if self._crash is not None:
+            raise self._crash
 
     def _run(self) -> None:
         try:
