@@ -95,9 +95,19 @@ def wait_until(condition, seconds=60.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_served_engine_samples_what_the_local_one_does_and_follows_updates_in_the_middle_of_a_completion(tmp_path):
+@pytest.mark.parametrize(
+    ("backend", "transport"),
+    [
+        ("served:d1", "shm"),
+        pytest.param("served:d1", "disk", marks=pytest.mark.wide),
+        pytest.param("served:d1", "distributed", marks=pytest.mark.wide),
+        pytest.param("served:d1t2", "shm", marks=pytest.mark.wide),
+    ],
+)
+def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(backend, transport, tmp_path):
     trainer = make_trainer()
-    engine = ServedEngine(RolloutConfig(backend="served:d1"), trainer=trainer, folder=tmp_path / "servers")
+    config = RolloutConfig(backend=backend, weight_transport=transport)
+    engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers")
     try:
         with pytest.raises(TrainingError, match="no update_weights"):
             engine.generate(requests())

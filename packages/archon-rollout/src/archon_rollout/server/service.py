@@ -15,6 +15,7 @@ from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_rollout.model_limits import ModelLimits
 from archon_rollout.requests import check_requests
 from archon_rollout.server.decode_thread import DecodeThread, OnTokens, Ticket
+from archon_rollout.server.rank_updates import RankUpdates
 from archon_rollout.server.weight_copies import ServedWeights
 
 T = TypeVar("T")
@@ -33,14 +34,23 @@ class Service:
 
     Args:
         decode: generates; started by the caller.
-        weights: the weights in use, and their updates.
+        weights: the weights in use.
+        updates: receives new weights on all ranks.
         limits: of the model.
         record: how the server presents itself; its version is that at the start.
     """
 
-    def __init__(self, decode: DecodeThread, weights: ServedWeights, limits: ModelLimits, record: ServerRecord) -> None:
+    def __init__(
+        self,
+        decode: DecodeThread,
+        weights: ServedWeights,
+        updates: RankUpdates,
+        limits: ModelLimits,
+        record: ServerRecord,
+    ) -> None:
         self._decode = decode
         self._weights = weights
+        self._receiving = updates
         self._record = record
         self.limits = limits
         # One thread, so that the calls of an update, and its commit, never overlap.
@@ -139,15 +149,21 @@ class Service:
 
     async def begin_update(self, plan: UpdatePlan) -> None:
         """Start an update."""
-        await self._in_order(lambda: self._weights.begin(plan))
+
+        def begin() -> None:
+            if self._receiving.n_ranks > 1:
+                self._decode.build_copy().result()
+            self._receiving.begin(plan)
+
+        await self._in_order(begin)
 
     async def receive_bucket(self, notice: BucketNotice) -> Receipt:
         """Receive one bucket."""
-        return await self._in_order(lambda: self._weights.updates.receive(notice))
+        return await self._in_order(lambda: self._receiving.receive(notice))
 
     async def verify_update(self, manifest: WeightManifest) -> Receipt:
         """Check the received weights."""
-        return await self._in_order(lambda: self._weights.updates.verify(manifest))
+        return await self._in_order(lambda: self._receiving.verify(manifest))
 
     async def commit_update(self, version: int) -> None:
         """Switch to the received weights between two steps."""
@@ -160,7 +176,7 @@ class Service:
 
     async def abort_update(self, version: int) -> None:
         """Drop the update to ``version``."""
-        await self._in_order(lambda: self._weights.updates.abort(version))
+        await self._in_order(lambda: self._receiving.abort(version))
 
     def end(self) -> int:
         """Refuse new requests; ends those of a paused server at once. Returns how many are still in progress."""

@@ -15,7 +15,7 @@ from archon_core.serving.record import PauseMode
 from archon_rollout.admission import Sample
 from archon_rollout.generation_loop import GenerationLoop
 from archon_rollout.requests import samples_of
-from archon_rollout.server.commands import Abort, Command, Commit, Pause, Results, Resume, Submit
+from archon_rollout.server.commands import Abort, BuildCopy, Command, Commit, Pause, Results, Resume, Submit
 from archon_rollout.server.weight_copies import ServedWeights
 
 
@@ -79,6 +79,10 @@ class ServingLoop:
                 self._finish(progress.finished, results)
         return results
 
+    def close(self) -> None:
+        """Give the engine back; nothing can be generated afterwards."""
+        self._generating.close()
+
     def _execute(self, command: Command, results: Results) -> None:
         match command:
             case Submit(number, request, streams, records_experts):
@@ -99,6 +103,8 @@ class ServingLoop:
                 self._pause = None
             case Commit(version):
                 self._commit(version)
+            case BuildCopy():
+                self._weights.build_copy()
 
     def _abort(self, numbers: Iterable[int], results: Results) -> None:
         self._finish(self._loop.abort(frozenset(numbers)), results)
