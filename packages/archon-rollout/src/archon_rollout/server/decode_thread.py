@@ -82,6 +82,11 @@ class DecodeThread(threading.Thread):
         """Number of unfinished requests."""
         return len(self._tickets)
 
+    @property
+    def switch_seconds(self) -> float:
+        """See ``ServingLoop``."""
+        return self._serving.switch_seconds
+
     def submit(
         self, request: GenerationRequest, *, records_experts: bool = False, on_tokens: OnTokens | None = None
     ) -> Ticket:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -17,6 +18,8 @@ from archon_rollout.requests import check_requests
 from archon_rollout.server.decode_thread import DecodeThread, OnTokens, Ticket
 from archon_rollout.server.rank_updates import RankUpdates
 from archon_rollout.server.weight_copies import ServedWeights
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -167,12 +170,15 @@ class Service:
 
     async def commit_update(self, version: int) -> None:
         """Switch to the received weights between two steps."""
+        before = self._weights.version
 
         def commit() -> None:
             self._weights.check_commit(version)
             self._decode.commit(version).result()
 
         await self._in_order(commit)
+        stopped = self._decode.switch_seconds * 1000
+        logger.info("weights: version %d -> %d (generation stopped for %.2f ms)", before, version, stopped)
 
     async def abort_update(self, version: int) -> None:
         """Drop the update to ``version``."""

@@ -6,6 +6,7 @@ collectives.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
@@ -36,6 +37,8 @@ class ServingLoop:
         self._completions: dict[int, list[Completion]] = {}
         self._missing: dict[int, int] = {}
         self._pause: PauseMode | None = None
+        self.switch_seconds = 0.0
+        """Duration of the last switch of weights, in which no token was generated."""
 
     @property
     def is_paused(self) -> bool:
@@ -110,6 +113,7 @@ class ServingLoop:
         self._finish(self._loop.abort(frozenset(numbers)), results)
 
     def _commit(self, version: int) -> None:
+        start = time.perf_counter()
         before = self._weights.active
         self._weights.updates.commit(version)
         if self._weights.active is before:  # a repeated commit
@@ -119,6 +123,7 @@ class ServingLoop:
         self._generating.enter_context(self._weights.active.generating())
         prepared_before.close()
         self._loop.change_weights(self._weights.active.module)
+        self.switch_seconds = time.perf_counter() - start
 
     def _finish(self, ended: Sequence[tuple[Sample, Completion]], results: Results) -> None:
         for sample, completion in ended:
