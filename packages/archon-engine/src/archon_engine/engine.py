@@ -30,6 +30,7 @@ from archon_core.ranks.ranks import DataRanks
 from archon_core.serving.manifest import WeightManifest
 from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
+from archon_engine.checkpoint.received import ReceivedWeights
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
 from archon_engine.distributed.process_group import ensure_single_process_group
 from archon_engine.mesh import device_of_rank
@@ -143,6 +144,11 @@ class ArchonEngine:
     def hf_config(self) -> Any:
         """The model's configuration, as ``transformers`` reads it."""
         return self._running.assembled.plan.hf_config
+
+    @property
+    def selection(self) -> Selection:
+        """The specs from which this engine is assembled."""
+        return self._selection
 
     @property
     def device(self) -> torch.device:
@@ -282,6 +288,12 @@ class ArchonEngine:
         else:
             self._version, decisions = checkpoints.load_dcp(path)
         self._record(decisions)
+
+    @property
+    def received_weights(self) -> ReceivedWeights:
+        """Access to this process's weights by Hugging Face name, for servers that receive them."""
+        assembled = self._ready.assembled
+        return ReceivedWeights(assembled.plan.weights, assembled.named_weights)
 
     def offload(self) -> None:
         """Move weights and optimizer state to host memory; see ``contracts.engine.TrainEngine``."""

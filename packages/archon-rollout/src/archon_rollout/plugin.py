@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from archon_core.plugins import CommandSpec, InferenceEngineSpec, WeightTransportSpec, hookimpl
+from archon_core.plugins import CommandSpec, InferenceEngineSpec, ServerDriverSpec, WeightTransportSpec, hookimpl
 
 ARCHON_PLUGIN_API = "1.0"
 
@@ -17,7 +17,13 @@ def archon_inference_engines() -> Iterable[InferenceEngineSpec]:
             target="archon_rollout.local_engine:LocalEngine",
             summary="samples on the trainer's own module, with a KV cache; needs no server",
             letters="",
-        )
+        ),
+        InferenceEngineSpec(
+            name="served",
+            target="archon_rollout.served.engine:ServedEngine",
+            summary="samples on our own servers, which the trainer starts; served:d2t2 has two, of two ranks each",
+            letters="dt",
+        ),
     ]
 
 
@@ -48,11 +54,28 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
 
 
 @hookimpl
+def archon_server_drivers() -> Iterable[ServerDriverSpec]:
+    return [
+        ServerDriverSpec(
+            name="served",
+            target="archon_rollout.served.driver:ServedDriver",
+            summary="archon serve: two copies of the weights, exact log-probabilities across updates",
+            letters="dt",
+        )
+    ]
+
+
+@hookimpl
 def archon_commands() -> Iterable[CommandSpec]:
     return [
         CommandSpec(
             name="generate",
             target="archon_rollout.cli:generate",
             summary="Complete prompts with the model in a checkpoint folder",
-        )
+        ),
+        CommandSpec(
+            name="serve",
+            target="archon_rollout.serve_cli:serve",
+            summary="Serve the model in a checkpoint folder over HTTP",
+        ),
     ]

@@ -10,6 +10,8 @@ from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from archon_core.contracts.engine import TrainEngine
 
 
@@ -26,11 +28,19 @@ class RolloutConfig:
         max_batch_size: maximum number of sequences that the local engine decodes together.
         return_routed_experts: record the experts of every token in completions; ``actor.archon.moe_routing_replay``
             needs it.
+        addresses: ``host:port`` of running servers to use; empty to start them.
+        setup_timeout: seconds for servers to become ready.
+        request_timeout: time limit of a call to a server, in seconds.
+        weight_transport: how servers get weights: ``shm`` on one host, ``disk`` through ``cluster.fileroot``.
     """
 
     backend: str = "local"
     max_batch_size: int = option(256, POSITIVE)
     return_routed_experts: bool = False
+    addresses: list[str] = field(default_factory=list)
+    setup_timeout: float = option(300.0, POSITIVE)
+    request_timeout: float = option(3600.0, POSITIVE)
+    weight_transport: str = "shm"
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,13 @@ class InferenceEngine(Protocol):
 
 
 class InferenceEngineFactory(Protocol):
-    """``target`` of an ``InferenceEngineSpec``. ``trainer`` is the engine that provides the weights."""
+    """``target`` of an ``InferenceEngineSpec``.
 
-    def __call__(self, config: Any, *, trainer: TrainEngine) -> InferenceEngine: ...
+    ``trainer`` is the engine that provides the weights. Engines with sizes, which have servers, also get ``folder``,
+    for the servers' logs.
+    """
+
+    def __call__(self, config: Any, *, trainer: TrainEngine, folder: Path | None = None) -> InferenceEngine: ...
 
 
 @dataclass

@@ -39,8 +39,11 @@ def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: 
 
 def build_inference_engine(run: RunContext, trainer: TrainEngine) -> InferenceEngine:
     """The engine that ``rollout.backend`` names."""
-    factory = registry().get("inference_engine", _layout(run, "rollout").backend).load()
-    return factory(run.config.rollout, trainer=trainer)
+    layout = _layout(run, "rollout")
+    factory = registry().get("inference_engine", layout.backend).load()
+    if layout.on_trainer_ranks:
+        return factory(run.config.rollout, trainer=trainer)
+    return factory(run.config.rollout, trainer=trainer, folder=run.folder.path / "servers")
 
 
 def _layout(run: RunContext, role: str) -> Layout:

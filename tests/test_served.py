@@ -1,0 +1,259 @@
+"""Servers as processes: ``rollout.backend=served`` against the local engine and the trainer, and ``archon serve``."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from archon_core import assemble, registry
+from archon_core.cli.main import main
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
+from archon_core.contracts.loss import LossSums, OutputRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.spec import load_target
+from archon_core.errors import ServerError, TrainingError
+from archon_rollout.local_engine import LocalEngine
+from archon_rollout.served.engine import ServedEngine
+from archon_testing.worlds import run_world
+
+PROMPTS = [(3,), (1, 2, 3, 4, 5, 6, 7), (9, 8), (4, 4, 4, 4)]
+
+
+def make_trainer(model="qwen3", *, layout="archon:d1", **changes):
+    # Wide weights, so that a random model has opinions about the next token.
+    tiny = {**load_target(registry().get("model", model).tiny_config)(), "initializer_range": 0.3}
+    config = EngineConfig(model_config={**tiny, **changes}, dtype="float32", optimizer=OptimizerConfig(lr=1e-2))
+    trainer = assemble(config, role="actor", layout=layout, seed=3, total_steps=10)
+    trainer.initialize()
+    return trainer
+
+
+class NegativeLogprob:
+    request = OutputRequest()
+
+    def weights(self, batch):
+        return {"sequence": float(len(batch))}
+
+    def __call__(self, outputs, batch):
+        return LossSums(terms={"sequence": -outputs["logprobs"].sum()})
+
+
+def train_step(trainer):
+    batch = Batch.from_sequences([torch.tensor([*prompt, 5, 6, 7, 8]) for prompt in PROMPTS])
+    trainer.train_batch(batch, NegativeLogprob())
+
+
+def requests(n_samples=2, **options):
+    config = GenerationConfig(n_samples=n_samples, **{"max_new_tokens": 12, "temperature": 0.9, **options})
+    return [GenerationRequest(p, config, tuple(range(10 * i, 10 * i + n_samples))) for i, p in enumerate(PROMPTS)]
+
+
+def logprobs_of(trainer, asked, completion):
+    row = torch.tensor(asked.prompt_ids + completion.token_ids)
+    request = OutputRequest(("logprobs",), asked.config.temperature)
+    whole = trainer.forward_batch(Batch.from_sequences([row]), request)["logprobs"]
+    return whole[len(asked.prompt_ids) - 1 : -1]
+
+
+def compare_with_local(engine, trainer):
+    asked = requests()
+    for got, expected in zip(
+        engine.generate(asked), LocalEngine(RolloutConfig(), trainer=trainer).generate(asked), strict=True
+    ):
+        for one, other in zip(got, expected, strict=True):
+            assert (one.token_ids, one.versions, one.stop_reason) == (
+                other.token_ids,
+                other.versions,
+                other.stop_reason,
+            )
+            assert one.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+
+
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        # A zombie has ended; whoever adopted it may be slow to collect it.
+        return open(f"/proc/{pid}/stat", encoding="utf-8").read().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def wait_until(condition, seconds=60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_served_engine_samples_what_the_local_one_does_and_follows_updates_in_the_middle_of_a_completion(tmp_path):
+    trainer = make_trainer()
+    engine = ServedEngine(RolloutConfig(backend="served:d1"), trainer=trainer, folder=tmp_path / "servers")
+    try:
+        with pytest.raises(TrainingError, match="no update_weights"):
+            engine.generate(requests())
+        engine.update_weights(trainer.version)
+        compare_with_local(engine, trainer)
+        assert engine.generate([]) == []
+
+        trainer.save(tmp_path / "before", "hf")
+        train_step(trainer)
+        with pytest.raises(TrainingError, match="holds version 1"):
+            engine.update_weights(0)
+        [long] = requests(n_samples=4, max_new_tokens=100)[1:2]
+        driver, [server] = engine._driver, engine._servers
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(driver.generate_all, server, [long], timeout=60)
+            wait_until(lambda: driver.state(server, timeout=10).running)
+            engine.update_weights(trainer.version)
+            [completions] = running.result(60)
+        before = assemble(EngineConfig(path=str(tmp_path / "before"), dtype="float32", optimizer=None))
+        before.initialize()
+        expected = {0: before, 1: trainer}
+        for completion in completions:
+            found = torch.tensor(completion.logprobs)
+            for version, holder in expected.items():
+                mine = torch.tensor(completion.versions) == version
+                assert (logprobs_of(holder, long, completion) - found)[mine].abs().max() < 1e-5
+        compare_with_local(engine, trainer)
+        pids = [started.process.pid for started in engine._processes._processes]
+    finally:
+        engine.close()
+    assert not any(map(is_alive, pids))
+    log = (tmp_path / "servers" / "server-0.log").read_text(encoding="utf-8")
+    assert "weights: version 0 -> 1" in log
+    assert log.rstrip().endswith("ended")
+
+
+def served_over_ranks(folder):
+    trainer = make_trainer(layout="archon:d2")
+    config = RolloutConfig(backend="served:d2", weight_transport="shm")
+    engine = ServedEngine(config, trainer=trainer, folder=folder)
+    try:
+        engine.update_weights(trainer.version)
+        mine = requests()[trainer.data_ranks.rank :: 2] if trainer.data_ranks.rank else requests()[:3]
+        got = engine.generate(mine)
+        return [[one.token_ids for one in samples] for samples in got]
+    finally:
+        engine.close()
+
+
+@pytest.mark.wide
+def test_two_ranks_share_two_servers(tmp_path):
+    first, second = run_world(served_over_ranks, 2, (tmp_path,), time_limit=240)
+    local = LocalEngine(RolloutConfig(), trainer=make_trainer()).generate(requests())
+    expected = [[one.token_ids for one in samples] for samples in local]
+    assert first == expected[:3]
+    assert second == expected[1::2]
+
+
+@pytest.mark.wide
+def test_routed_experts_come_back_from_a_server(tmp_path):
+    trainer = make_trainer("qwen3_moe")
+    config = RolloutConfig(backend="served:d1", return_routed_experts=True)
+    engine = ServedEngine(config, trainer=trainer, folder=tmp_path)
+    try:
+        engine.update_weights(trainer.version)
+        local = LocalEngine(RolloutConfig(return_routed_experts=True), trainer=trainer).generate(requests())
+        for got, expected in zip(engine.generate(requests()), local, strict=True):
+            for one, other in zip(got, expected, strict=True):
+                assert one.token_ids == other.token_ids
+                assert torch.equal(one.routed_experts, other.routed_experts)
+    finally:
+        engine.close()
+
+
+def test_a_server_that_cannot_start_is_an_error_with_the_end_of_its_log(tmp_path):
+    config = RolloutConfig(backend="served:d1", max_batch_size=-1)
+    with pytest.raises(ServerError, match=r"(?s)server 0 ended with code 2.*--max-batch-size: found -1"):
+        ServedEngine(config, trainer=make_trainer(), folder=tmp_path)
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_served import *
+engine = ServedEngine(RolloutConfig(backend="served:d1"), trainer=make_trainer(), folder=Path(sys.argv[2]))
+print(engine._processes._processes[0].process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.wide
+def test_a_killed_trainer_leaves_no_server_behind(tmp_path):
+    command = [sys.executable, "-c", OWNER, os.path.dirname(__file__), str(tmp_path)]
+    owner = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    pid = int(owner.stdout.readline())
+    assert is_alive(pid)
+    owner.kill()
+    owner.wait()
+    wait_until(lambda: not is_alive(pid))
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("served") / "model"
+    make_trainer().save(folder, "hf")
+    return folder
+
+
+def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_folder, tmp_path):
+    record = tmp_path / "record.json"
+    command = [sys.executable, "-m", "archon_core.cli", "serve", "--model", str(model_folder), "--record", str(record)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env={**os.environ, "ARCHON_SERVER_TOKEN": "mine"}
+    )
+    try:
+        wait_until(lambda: record.exists() or process.poll() is not None)
+        address = json.loads(record.read_text(encoding="utf-8"))["address"]
+        connection = http.client.HTTPConnection(address, timeout=60)
+        body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 90, "n": 8, "seed": 1})
+        connection.request("POST", "/v1/completions", body, {"Authorization": "Bearer mine"})
+        time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        answer = json.loads(connection.getresponse().read())
+        assert [len(choice["token_ids"]) for choice in answer["choices"]] == [90] * 8
+        _, log = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert f"ready: http://{address} (model {model_folder}, version 0" in log
+    assert "mine" not in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no/such/folder/here"], "found no such folder"),
+        (["--model", "{folder}", "--layout", "archon:d2"], "found archon:d2; a server shares each layer"),
+        (["--model", "{folder}", "--layout", "archon:x2"], "--layout"),
+        (["--model", "{folder}", "--port", "{port}"], "cannot listen there"),
+        (["--model", "{folder}", "--port", "99999"], "--port: found 99999; allowed are 0"),
+        (["--model", "{folder}", "--host", "no.such.host.invalid"], "cannot listen there"),
+        (["--model", "{folder}/none.json"], "cannot read"),
+        (["--model", "{folder}", "--max-batch-size", "0"], "--max-batch-size: found 0"),
+    ],
+    ids=str,
+)
+def test_bad_options_end_with_a_message_before_anything_is_loaded(arguments, message, model_folder, capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        names = {"folder": model_folder, "port": taken.getsockname()[1]}
+        with pytest.raises(SystemExit) as exit_:
+            main(["serve", *(argument.format(**names) for argument in arguments)])
+    assert exit_.value.code == 2
+    captured = capsys.readouterr().err
+    assert message in captured
+    assert "Traceback" not in captured
