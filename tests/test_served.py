@@ -6,12 +6,14 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ServerError, TrainingError
+from archon_rl.tokenization import characters_tokenizer
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.served.engine import ServedEngine
 from archon_testing.worlds import run_world
@@ -210,10 +213,32 @@ def test_a_killed_trainer_leaves_no_server_behind(tmp_path):
     wait_until(lambda: not is_alive(pid))
 
 
+def shown_commands() -> list[str]:
+    """The requests that docs/rollout.md shows."""
+    page = Path(__file__).parents[1] / "docs" / "rollout.md"
+    return re.findall(r"^curl .*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def run_shown_commands(address: str) -> None:
+    assert len(shown_commands()) == 6
+    for command in shown_commands():
+        result = subprocess.run(
+            ["bash", "-c", f"{command} --fail-with-body"],
+            env={**os.environ, "SERVER": address, "TOKEN": "mine"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}"
+        last = result.stdout.strip().splitlines()[-1]
+        assert last == "data: [DONE]" or json.loads(last)
+
+
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "model"
     make_trainer().save(folder, "hf")
+    characters_tokenizer(["0123456789+="]).save_pretrained(folder)
     return folder
 
 
@@ -226,8 +251,9 @@ def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_f
     try:
         wait_until(lambda: record.exists() or process.poll() is not None)
         address = json.loads(record.read_text(encoding="utf-8"))["address"]
+        run_shown_commands(address)
         connection = http.client.HTTPConnection(address, timeout=60)
-        body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 90, "n": 8, "seed": 1})
+        body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 90, "min_tokens": 90, "n": 8, "seed": 1})
         connection.request("POST", "/v1/completions", body, {"Authorization": "Bearer mine"})
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
