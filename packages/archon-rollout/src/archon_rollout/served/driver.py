@@ -30,7 +30,7 @@ class ServedDriver:
     """
 
     capabilities = ServerCapabilities(
-        transports=("shm", "disk"),
+        transports=("shm", "distributed", "disk"),
         pause_modes=("keep", "wait", "abort"),
         staged=True,
         checksums=True,
