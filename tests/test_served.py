@@ -147,6 +147,36 @@ def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(b
     assert log.rstrip().endswith("ended")
 
 
+@pytest.mark.wide
+@pytest.mark.parametrize("transport", ["shm", "distributed", "disk"])
+def test_every_transport_publishes_with_a_canary_and_metrics(transport, tmp_path):
+    trainer = make_trainer()
+    config = RolloutConfig(
+        backend="served:d1", weight_transport=transport, weight_bucket_mb=1, skip_unchanged=True, weight_timeout=60
+    )
+    engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers")
+    try:
+        for _ in range(3):
+            metrics = engine.update_weights(trainer.version)
+            assert metrics["publish/servers"] == 1
+            assert metrics["publish/gb"] == trainer.weight_manifest().n_bytes / 1e9
+            assert engine.last_publication.seconds["canary"] > 0
+            compare_with_local(engine, trainer)
+            train_step(trainer)
+        assert engine.update_weights(trainer.version)
+        assert engine.update_weights(trainer.version) == {}, "nothing to publish"
+    finally:
+        engine.close()
+    if transport == "disk":
+        folders = sorted(path.name for path in (tmp_path / "servers" / "weights").iterdir())
+        assert folders == ["v2", "v3"]
+        loaded = assemble(
+            EngineConfig(path=str(tmp_path / "servers" / "weights" / "v3"), dtype="float32", optimizer=None)
+        )
+        loaded.initialize()
+        assert all(torch.equal(loaded.parameters[name], weight) for name, weight in trainer.parameters.items())
+
+
 def served_over_ranks(folder):
     trainer = make_trainer(layout="archon:d2")
     config = RolloutConfig(backend="served:d2", weight_transport="shm")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -31,7 +31,13 @@ class RolloutConfig:
         addresses: ``host:port`` of running servers to use; empty to start them.
         setup_timeout: seconds for servers to become ready.
         request_timeout: time limit of a call to a server, in seconds.
-        weight_transport: how servers get weights: ``shm`` on one host, ``disk`` through ``cluster.fileroot``.
+        weight_transport: how servers get weights: ``shm`` on the trainer's host, ``distributed`` over the network,
+            ``disk`` through the run folder. See docs/weights.md.
+        weight_bucket_mb: size in MiB of the buckets in which weights are gathered and sent; a larger tensor is sent
+            alone. The trainer's first rank holds two, and ``shm`` two more.
+        weight_timeout: time limit in seconds of each call of a publication to a server.
+        weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
+        skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
     backend: str = "local"
@@ -41,6 +47,10 @@ class RolloutConfig:
     setup_timeout: float = option(300.0, POSITIVE)
     request_timeout: float = option(3600.0, POSITIVE)
     weight_transport: str = "shm"
+    weight_bucket_mb: int = option(256, POSITIVE)
+    weight_timeout: float = option(120.0, POSITIVE)
+    weight_canary: bool = True
+    skip_unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,9 @@ class InferenceEngine(Protocol):
     def resume(self) -> None:
         """Accept requests again."""
 
-    def update_weights(self, version: int) -> None:
-        """Switch to the published weights of ``version``."""
+    def update_weights(self, version: int) -> Mapping[str, float]:
+        """Switch to the trainer's weights, which have ``version``. Returns metrics of the publication, if there was
+        one."""
 
     def close(self) -> None:
         """Free the engine's resources."""

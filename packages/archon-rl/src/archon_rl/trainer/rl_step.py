@@ -77,7 +77,7 @@ class RLStep:
             with clock("update"):
                 updates = self.update(chosen, step)
         with clock("publish"):
-            self.rollout.update_weights(self.actor.version)
+            published = self.rollout.update_weights(self.actor.version)
         times = clock.metrics()
         left_out = self.algorithm.n_minibatches - len(updates)
         return {
@@ -86,6 +86,7 @@ class RLStep:
             **distances,
             **average(updates),
             **({"left_out_updates": left_out} if left_out else {}),
+            **published,
             "version": self.actor.version,
             "tokens_per_second": batch.n_tokens / times["time/step"],
             **times,

@@ -5,10 +5,11 @@ Rank 0 calls the servers and broadcasts what they answer, so every rank has the 
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,12 +21,18 @@ from archon_core.layout import Layout, backend_table, parse_layout
 from archon_core.plugins import InferenceEngineSpec, registry
 from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.record import ServerRecord
+from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
 from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.model_files import write_architecture
 from archon_rollout.server.environment import TOKEN
+
+logger = logging.getLogger(__name__)
+
+CANARY = Canary(prompt_ids=(1, 2, 3))
+"""Token ids that every vocabulary has."""
 
 
 class ServedEngine:
@@ -50,12 +57,14 @@ class ServedEngine:
         self._driver: ServedDriver | None = None
         self._processes: ServerProcesses | None = None
         self._publisher: Publisher | None = None
+        self._architecture: Path | None = None
         self.last_publication: Publication | None = None
         try:
             with failing_together(self._ranks):
                 if self._ranks.is_first:
-                    self._start(folder or Path(tempfile.mkdtemp(prefix="archon-servers-")))
-            self._publisher = self._build_publisher()
+                    folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
+                    self._start(folder)
+                self._publisher = self._build_publisher(folder)
         except BaseException:
             self.close()
             raise
@@ -97,8 +106,8 @@ class ServedEngine:
         """Accept requests again."""
         self._paused = False
 
-    def update_weights(self, version: int) -> None:
-        """Publish the trainer's weights, which have ``version``, to all servers.
+    def update_weights(self, version: int) -> Mapping[str, float]:
+        """Publish the trainer's weights, which have ``version``, to all servers. Returns metrics of the publication.
 
         Raises:
             TrainingError: the trainer holds another version.
@@ -110,10 +119,12 @@ class ServedEngine:
                 f"{self._trainer.version}; publish its current weights"
             )
         if version == self._version:
-            return
+            return {}
         assert self._publisher is not None
         publication = self._publisher.publish(self._servers)
         self.last_publication = publication
+        if self._ranks.is_first:
+            logger.info(publication.describe())
         if publication.failed:
             reasons = "\n".join(f"  {one.server.address}, in {one.phase}: {one.reason}" for one in publication.failed)
             raise ServerError(
@@ -121,6 +132,7 @@ class ServedEngine:
                 f"version {version}:\n{reasons}\nread the logs of the servers"
             )
         self._version = version
+        return publication.metrics()
 
     def close(self) -> None:
         """Stop the servers that this engine started."""
@@ -139,6 +151,7 @@ class ServedEngine:
             self._servers = [self._connect(address) for address in self._config.addresses]
             return
         model, options = write_architecture(self._trainer, folder)
+        self._architecture = model.parent
         self._processes = ServerProcesses(driver, layout, model=str(model), folder=folder, options=options)
         self._servers = self._processes.start(timeout=self._config.setup_timeout)
 
@@ -152,12 +165,31 @@ class ServedEngine:
             )
         return record
 
-    def _build_publisher(self) -> Publisher:
-        options = PublisherOptions(timeout=self._config.request_timeout)
+    def _build_publisher(self, folder: Path | None) -> Publisher:
+        config = self._config
+        options = PublisherOptions(
+            bucket_bytes=config.weight_bucket_mb * 2**20,
+            skip_unchanged=config.skip_unchanged,
+            timeout=config.weight_timeout,
+            canary=CANARY if config.weight_canary else None,
+        )
         if self._driver is None:
             return Publisher(self._trainer, None, None, options)
-        spec = registry().get(WeightTransportSpec, self._config.weight_transport)
-        context = TransportContext(self._driver, run=secrets.token_hex(4), timeout=options.timeout)
+        spec = registry().get(WeightTransportSpec, config.weight_transport)
+        allowed = self._driver.capabilities.transports
+        if spec.name not in allowed:
+            raise ConfigError(
+                f"rollout.weight_transport: found {config.weight_transport!r}; these servers receive weights by "
+                f"{', '.join(allowed)}; choose one"
+            )
+        context = TransportContext(
+            self._driver,
+            run=secrets.token_hex(4),
+            folder=folder,
+            timeout=options.timeout,
+            bucket_bytes=options.bucket_bytes,
+            companions=self._architecture,
+        )
         return Publisher(self._trainer, self._driver, spec.load()(context), options)
 
     def _ask(self, requests: list[GenerationRequest]) -> list[list[Completion]]:
