@@ -144,8 +144,11 @@ def _serve(
     server = _Server(options)
     decode = DecodeThread(ServingLoop(weights, max_rows=options.max_batch_size), ranks, on_failure=server.fail)
     limits = model_limits(active.module)
-    service = Service(decode, weights, RankUpdates(weights, followers), limits, record)
-    app = build_app(service, token=token, more_routes=openai_routes(service, TextSide.of(options.model, limits)))
+    text = TextSide.of(options.model, limits)
+    # Stop texts are found by every rank, and the others have no tokenizer.
+    decode_text = text.tokenizer.decode if text.tokenizer is not None and ranks.size == 1 else None
+    service = Service(decode, weights, RankUpdates(weights, followers), limits, record, decode_text)
+    app = build_app(service, token=token, more_routes=openai_routes(service, text))
     decode.start()
     if not given:
         logger.info("token: %s (send it as 'Authorization: Bearer TOKEN'; set %s to choose one)", token, TOKEN)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from archon_core.contracts.rollout import GenerationRequest
@@ -41,6 +42,7 @@ class Service:
         updates: receives new weights on all ranks.
         limits: of the model.
         record: how the server presents itself; its version is that at the start.
+        decode_text: token ids -> text with special tokens, to find ``stop`` texts; ``None`` without a tokenizer.
     """
 
     def __init__(
@@ -50,11 +52,13 @@ class Service:
         updates: RankUpdates,
         limits: ModelLimits,
         record: ServerRecord,
+        decode_text: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         self._decode = decode
         self._weights = weights
         self._receiving = updates
         self._record = record
+        self._decode_text = decode_text
         self.limits = limits
         # One thread, so that the calls of an update, and its commit, never overlap.
         self._updates = ThreadPoolExecutor(1, "archon-update")
@@ -97,6 +101,8 @@ class Service:
             raise UnavailableError("the server is shutting down; send the request to another one")
         if not self._weights.is_usable:
             raise UnavailableError("the server has no weights yet; publish a version first")
+        if self._decode_text is not None:
+            requests = [replace(one, decode=self._decode_text) if one.config.stop else one for one in requests]
         check_requests(requests, self.limits)
         tickets = [
             self._decode.submit(request, records_experts=routed_experts, on_tokens=on_tokens) for request in requests
