@@ -252,7 +252,7 @@ def test_killed_and_stopped_servers_leave_and_the_others_go_on(
     assert publisher.publish([*servers, stopped_record]).failed == ()
     assert_equal(weights_of(stopped_record), engine.tensors)
     publisher.close()
-    assert arenas() == []
+    assert arenas(context.run) == []
 
 
 def test_a_full_shared_memory_fails_all_servers_with_the_fix(engine, driver, context, servers, monkeypatch):
@@ -266,7 +266,7 @@ def test_a_full_shared_memory_fails_all_servers_with_the_fix(engine, driver, con
     assert result.committed == ()
     assert all("lower rollout.weight_bucket_mb" in failed.reason for failed in result.failed)
     publisher.close()
-    assert arenas() == []
+    assert arenas(context.run) == []
 
 
 def test_the_disk_transport_leaves_whole_folders_only(publishing, context, servers, engine):

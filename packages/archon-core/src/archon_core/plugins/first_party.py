@@ -106,6 +106,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "shm",
             "distributed",
             "xccl",
+            "ipc",
         ),
     },
 }
