@@ -47,7 +47,8 @@ class LocalEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Completions per request, in the order of its seeds.
 
-        Completions end only at ``config.stop_token_ids``: the caller adds the tokenizer's end-of-text token.
+        Completions end only at ``config.stop_token_ids`` and ``config.stop``: the caller adds the tokenizer's
+        end-of-text token unless ``config.ignore_eos``, and passes ``decode`` with stop texts.
 
         Collective if the trainer has many ranks: each data rank passes its own requests, possibly none, and ranks that
         work on the same sequences pass the same requests.

@@ -11,6 +11,7 @@ import secrets
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from archon_core.contracts.engine import TrainEngine
@@ -84,8 +85,14 @@ class ServedEngine:
         if self._closed or self._paused or self._version < 0:
             found = "close()" if self._closed else "pause()" if self._paused else "no update_weights()"
             raise TrainingError(f"served engine: generate() was called after {found}")
+        if stops := next((request.config.stop for request in requests if request.config.stop), None):
+            raise ConfigError(
+                f"gconfig.stop: found {stops}; servers that a trainer starts have no tokenizer to find texts; use "
+                "stop_token_ids, or rollout.backend=local"
+            )
         data_ranks = self._trainer.data_ranks
-        shares = data_ranks.gather(list(requests))
+        # Only data travels between ranks; a decode function is of no use to a server.
+        shares = data_ranks.gather([replace(request, decode=None) for request in requests])
         answered: list[list[Completion]] = []
         with failing_together(self._ranks):
             if self._ranks.is_first:
