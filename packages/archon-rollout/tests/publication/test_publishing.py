@@ -16,7 +16,7 @@ SIZES = {"1 KiB": 2**10, "128 KiB": 2**17, "whole": 2**30}
 
 # The store of a group is a process that takes seconds to start.
 CASES = [
-    pytest.param(transport, size, marks=[pytest.mark.wide] * (transport == "distributed" and size != "128 KiB"))
+    pytest.param(transport, size, marks=[pytest.mark.wide] * (transport == "distributed"))
     for transport in ("disk", "shm", "distributed")
     for size in SIZES
 ]
