@@ -107,6 +107,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "shm",
             "distributed",
             "xccl",
+            "ipc",
         ),
     },
 }
