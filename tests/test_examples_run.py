@@ -68,6 +68,29 @@ def test_a_mixture_of_experts_tells_the_load_of_its_experts_and_can_train_on_the
     assert all(row["moe/router_entropy"] > 0 for row in trained)
 
 
+def test_distillation_trains_a_teacher_then_its_student(tmp_path):
+    short = ["warm_start.steps=2", "teacher.warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=20"]
+    small = ["data.batch_size=4", "trainer.verify_export=false"]
+    finished = archon("train", "examples/distill_arithmetic.yaml", f"cluster.fileroot={tmp_path}", *short, *small)
+    assert finished.returncode == 0, finished.stderr
+    assert "Held-out records with the teacher: reward" in finished.stdout
+    rows = metrics(tmp_path / "arithmetic" / "distill")
+    assert [row["step"] for row in rows] == [-3, -2, -1, 0, 0, 0, 1, 2]
+    assert all("rollout_kl_teacher" in row for row in rows if row["step"] > 0)
+
+
+@pytest.mark.wide
+def test_a_small_student_reaches_its_teacher(tmp_path):
+    finished = archon("train", "examples/distill_arithmetic.yaml", f"cluster.fileroot={tmp_path}", timeout=3600)
+    assert finished.returncode == 0, finished.stderr
+    rows = metrics(tmp_path / "arithmetic" / "distill")
+    [teacher] = [row["eval/teacher_reward"] for row in rows if "eval/teacher_reward" in row]
+    student = [row["eval/reward"] for row in rows if "eval/reward" in row]
+    assert teacher >= 0.95
+    assert student[0] <= 0.5
+    assert student[-1] >= teacher - 0.05
+
+
 def test_ppo_trains_a_critic_beside_the_actor_and_exports_both(tmp_path):
     short = ["warm_start.steps=1", "trainer.max_steps=2", "trainer.eval_size=10", "trainer.eval_every=0"]
     tiny = ["data.batch_size=4", "gconfig.n_samples=1", "critic.warmup_steps=1"]

@@ -58,9 +58,35 @@ critic:
 """
 
 
+DISTILLATION = """
+rollout: {backend: local}
+gconfig: {n_samples: 1, max_new_tokens: 3}
+teacher:
+  engine_type: train
+  backend: archon:t2
+  dtype: float64
+  model_config:
+    model_type: qwen3
+    hidden_size: 24
+    intermediate_size: 32
+    num_hidden_layers: 1
+    num_attention_heads: 4
+    num_key_value_heads: 2
+    head_dim: 8
+  warm_start: {steps: 2, lr: 0.02}
+  offload: true
+  rl_loss_weight: 0.0
+  distill_loss_weight: 1.0
+  archon: {enable_compile: false}
+"""
+
+SECTIONS = {"sft": "", "ppo": PPO, "grpo": DISTILLATION}
+"""Algorithm -> its sections of the configuration."""
+
+
 def start(folder: Path, trial: str, *overrides: str, algorithm: str = "sft") -> tuple[subprocess.Popen[str], Path]:
     file = folder / "run.yaml"
-    file.write_text(CONFIG if algorithm == "sft" else CONFIG.replace("algorithm: sft", f"algorithm: ppo{PPO}"))
+    file.write_text(CONFIG.replace("algorithm: sft", f"algorithm: {algorithm}{SECTIONS[algorithm]}"))
     given = [f"trial_name={trial}", f"cluster.fileroot={folder}", *overrides]
     process = subprocess.Popen(
         [sys.executable, "-m", "archon_core.cli", "train", str(file), *given],
@@ -119,6 +145,15 @@ def test_a_run_of_ppo_with_a_killed_rank_ends_with_the_actor_and_the_critic_of_o
     assert {name.partition(":")[0] for name in undisturbed} == {"export", "export_critic"}
     process, run = start(tmp_path, "run", "trainer.async_save=true", algorithm="ppo")
     kill_a_rank(process, run, seed=3)
+    assert_same_weights(process, run, undisturbed)
+
+
+@pytest.mark.wide
+def test_distillation_with_a_killed_rank_keeps_its_teacher_and_ends_with_the_weights_of_a_run_without(tmp_path):
+    (tmp_path / "whole").mkdir()
+    _, undisturbed = finish(*start(tmp_path / "whole", "run", algorithm="grpo"))
+    process, run = start(tmp_path, "run", algorithm="grpo")
+    kill_a_rank(process, run, seed=9)
     assert_same_weights(process, run, undisturbed)
 
 

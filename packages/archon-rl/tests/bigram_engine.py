@@ -31,6 +31,7 @@ class BigramEngine:
         self.version = 0
         self.device = torch.device("cpu")
         self.closed = False
+        self.offloaded = False
         everyone = ranks_here()
         # Data ranks outside, tensor ranks inside, as in a layout.
         tensor_ranks = layout.dims["t"] if layout else 1
@@ -47,8 +48,15 @@ class BigramEngine:
         yield
         self._together("generated")
 
+    def offload(self):
+        self.offloaded = True
+
+    def onload(self):
+        self.offloaded = False
+
     def _together(self, what, value=None):
         """``value`` of every data rank; tensor ranks must have the same."""
+        assert not self.offloaded, "used without onload()"
         said = self.data_ranks.everyone.gather((what, value))
         assert {name for name, _ in said} == {what}
         values = [value for _, value in said]
@@ -77,7 +85,7 @@ class BigramEngine:
     def outputs(self, batch, request):
         if self.config.is_critic:
             assert request.names == ("values",)
-            return {"values": self.table[batch.input_ids, 0]}
+            return {"values": self._values(batch)}
         logits = self.table[batch.input_ids] / request.temperature
         logprobs = logits.log_softmax(-1)
         has_target = batch.targets >= 0
@@ -87,6 +95,11 @@ class BigramEngine:
             "entropy": -(logprobs.exp() * logprobs).sum(-1),
         }
         return {name: values[name] for name in request.names}
+
+    def _values(self, batch):
+        """Each token adds its own number: a value that depends on all tokens up to its place."""
+        numbers = self.table[batch.input_ids, 0].split(batch.lengths)
+        return torch.cat([row.cumsum(0) for row in numbers]) if len(batch) else self.table.new_zeros(0)
 
     def _stats(self, batch, loss):
         """This rank's part of the objective, and the loss, metrics and tokens of all data ranks."""

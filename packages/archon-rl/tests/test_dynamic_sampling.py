@@ -73,6 +73,16 @@ def test_the_bound_leaves_a_smaller_batch_and_counts_what_is_missing():
     assert (len(nothing.batch), nothing.statistics["prompts"], nothing.statistics["selected"]) == (0, 12, 0)
 
 
+def test_a_round_whose_prompts_have_no_rewards_counts_as_rejected():
+    prompts = Prompts(good={0, 1, 2, 6})
+    found = collect(
+        lambda n: (prompts(n), None)[n == 1 and prompts.n_drawn < 6], 4, selection=MixedGroups(), max_rounds=9
+    )
+    assert found.batch.sequence_fields[GROUPS].tolist() == [0, 0, 1, 1, 2, 2, 6, 6]
+    assert (found.statistics["prompts"], found.statistics["rejected_prompts"]) == (7, 3)
+    assert found.statistics["sampling_rounds"] == 4
+
+
 def test_without_a_selection_there_is_one_round_and_nothing_to_count():
     prompts = Prompts(good=set())
     found = collect(prompts, 4, max_rounds=10)

@@ -9,13 +9,13 @@ import pytest
 from bigram_engine import BigramRollout
 from hypothesis import given
 from hypothesis import strategies as st
+from reward_runner import make_scorer
 from run_results import rows
 
 from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import ConfigError, DataError
 from archon_rl.datasets.records import ListDataset
 from archon_rl.pass_at_k import mean_pass_at_k, pass_at_k
-from archon_rl.rewards.checking import NamedReward
 from archon_rl.trainer.evaluation import evaluate_reward, evaluation_seeds
 
 SAMPLED = ("eval_gconfig.n_samples=3", "eval_gconfig.max_new_tokens=3", "eval_gconfig.temperature=0.7")
@@ -51,9 +51,9 @@ def evaluate(rewards, n_samples, **options):
         def generate(self, requests):
             return [[Completion((i,), (0.0,), (0,), "stop") for i in range(len(r.seeds))] for r in requests]
 
-    reward = NamedReward("listed", lambda prompt, completion, record: rewards[prompt][completion])
+    scorer = make_scorer(lambda prompt, completion, record: rewards[prompt][completion], encoder)
     records = ListDataset([{"id": i} for i in range(len(rewards))], [f"record {i}" for i in range(len(rewards))])
-    return evaluate_reward(Engine(), encoder, records, reward, GenerationConfig(n_samples=n_samples), **options)
+    return evaluate_reward(Engine(), encoder, records, scorer, GenerationConfig(n_samples=n_samples), **options)
 
 
 def test_one_sample_has_a_reward_and_several_have_their_mean_and_passes():
@@ -65,6 +65,17 @@ def test_one_sample_has_a_reward_and_several_have_their_mean_and_passes():
     strict = evaluate(graded, 3, pass_above=0.7, limit=2)
     assert strict == pytest.approx(
         {"eval/reward_avg@3": 2.2 / 6, "eval/pass@1": 1 / 3, "eval/pass@2": 0.5, "eval/pass@3": 0.5}
+    )
+
+
+def test_a_completion_without_a_reward_is_left_out_of_the_mean_counted_and_does_not_pass():
+    nan = float("nan")
+    assert evaluate([[1.0], [nan], [0.5], *[[0.0]] * 9], 1) == pytest.approx(
+        {"eval/reward": 1.5 / 11, "eval/reward_failed": 1.0}
+    )
+    some = evaluate([[1.0, nan], [0.0, 0.0], *[[0.0, 0.0]] * 4], 2)
+    assert some == pytest.approx(
+        {"eval/reward_avg@2": 1 / 11, "eval/pass@1": 1 / 12, "eval/pass@2": 1 / 6, "eval/reward_failed": 1.0}
     )
 
 

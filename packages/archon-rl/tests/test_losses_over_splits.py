@@ -17,6 +17,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.plugins import PolicyLossSpec, registry
 from archon_rl.config import AGGREGATIONS, REJECTION_METRICS, PolicyOptions, RejectionSamplingConfig
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
+from archon_rl.losses.distillation import DistillationTerm
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm
 from archon_rl.losses.objective import Objective, TokenTerm
@@ -122,6 +123,8 @@ def make_batch() -> Batch:
             "prox_logprobs": proximal,
             "logprobs": proximal + noise(0.15),
             "ref_logprobs": current + noise(0.3),
+            "teacher_logprobs": current + noise(0.3),
+            "teacher_baseline": noise(0.3),
             PROX_FRACTION: torch.rand(n_tokens, generator=generator, dtype=torch.float64),
             "values": outputs["values"] + noise(0.3),
             "returns": outputs["values"] + noise(0.5),
@@ -147,6 +150,8 @@ CASES = {
 OTHER_TERMS: dict[str, TokenTerm] = {
     "values": ValueTerm(),
     "clipped values": ValueTerm(eps_clip=0.2),
+    "distillation": DistillationTerm(0.5),
+    "distillation with a baseline": DistillationTerm(0.5, has_baseline=True),
 }
 """Terms that are no policy losses."""
 

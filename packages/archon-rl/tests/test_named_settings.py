@@ -13,6 +13,7 @@ from archon_core.plugins import AlgorithmSpec, PolicyLossSpec, registry
 from archon_rl.advantages import ConstantLambda, LengthAdaptiveLambda, Normalisation
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.behaviour import RejectionSampling
+from archon_rl.losses.distillation import DistillationTerm
 from archon_rl.losses.kl import KLTerm
 from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.named_settings import NAMED_SETTINGS, find_settings
@@ -20,6 +21,8 @@ from archon_rl.named_settings import NAMED_SETTINGS, find_settings
 
 def compose(run, *names: str) -> Algorithm:
     overrides = [override for name in names for override in find_settings(name).overrides]
+    if any(override.startswith("teacher.") for override in overrides):
+        overrides.append("teacher.model_config={model_type: qwen3}")
     config = run.config("ref={}", *overrides)
     return registry().get(AlgorithmSpec, config.algorithm).load()(config, [])
 
@@ -27,6 +30,9 @@ def compose(run, *names: str) -> Algorithm:
 @pytest.mark.parametrize("name", [settings.name for settings in NAMED_SETTINGS])
 def test_an_algorithm_takes_the_options_of_every_preset_alone_and_corrected(run, name):
     settings = find_settings(name)
+    if name == "on-policy distillation":
+        assert not compose(run, name).needs_rewards
+        return
     assert compose(run, name).name == settings.algorithm
     corrections = [other.name for other in NAMED_SETTINGS if other.corrects]
     if not settings.corrects and name != "DPPO":
@@ -60,6 +66,10 @@ def test_presets_are_what_their_papers_say(run):
     assert (vapo.critic.warmup_steps, vapo.loss.eps_clip_higher) == (50, 0.28)
     assert compose(run, "PPO").critic.loss.eps_clip is None
     assert compose(run, "M2PO").loss == ClippedPolicyTerm(eps_clip=None, masks=("m2_kept",))
+    pure, joint = compose(run, "on-policy distillation"), compose(run, "KDRL")
+    assert pure.loss == DistillationTerm(1.0, has_baseline=True)
+    assert joint.loss == compose(run).loss
+    assert joint.regularisers[-1] == DistillationTerm(0.005, has_baseline=True)
     rules = {name: compose(run, name).loss.behaviour.rejection for name in ("TIS", "MIS", "IcePop", "KPop")}
     assert rules == {
         "TIS": RejectionSampling(action="clamp", upper=2.0),

@@ -40,6 +40,7 @@ class Configuration:
     gconfig: GenerationConfig = field(default_factory=lambda: GenerationConfig(n_samples=4, max_new_tokens=16))
     dynamic_bs: bool = False
     ref: ArchonEngineConfig | None = None
+    teacher: ArchonEngineConfig | None = None
 
 
 def compose(

@@ -33,7 +33,7 @@ def test_the_policy_is_compared_with_the_log_probabilities_that_the_options_ask_
         algorithm=Algorithm(name="test", loss=ClippedPolicyTerm(behaviour=behaviour), replace_logprobs=replace),
         engines=RoleEngines(actor=SimpleNamespace(forward_batch=lambda batch, request: {"logprobs": OWN})),
         rollout=None,
-        reward=None,
+        scorer=None,
         options=None,
         seed=0,
     )

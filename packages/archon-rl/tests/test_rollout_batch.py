@@ -12,12 +12,9 @@ from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
 from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import TrainingError
 from archon_core.models.end_tokens import ModelEnds, end_tokens
-from archon_rl.rewards.checking import NamedReward
-from archon_rl.text_encoding import TextEncoder
-from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.engines import reference_config, with_checkpoint
 from archon_rl.trainer.minibatches import split_minibatches
-from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample, sampling_options, score
+from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sampling_options
 
 A = Completion((7, 8, 2), (-0.5, -0.25, -1.0), (3, 3, 3), "stop")
 B = Completion((9,), (-2.0,), (3,), "length")
@@ -71,31 +68,6 @@ class Echo:
             [Completion(r.prompt_ids, (0.0,) * len(r.prompt_ids), (0,) * len(r.prompt_ids), "stop") for _ in r.seeds]
             for r in requests
         ]
-
-
-def test_rewards_get_prompt_and_completion_as_text_and_the_answer_as_answer():
-    encoder = TextEncoder(characters_tokenizer(["ab12"]), "prompt", "solution")
-    records = [{"prompt": "a1", "solution": "1", "level": 5}, {"prompt": "b2", "solution": "7", "level": 6}]
-    rollout = sample(Echo(), encoder, records, GenerationConfig(n_samples=2), rollout_seeds(1, 0))
-    seen = []
-
-    def reward(prompt, completion, record):
-        seen.append((prompt, completion, record["answer"], record["level"]))
-        return len(seen)
-
-    assert score(rollout, encoder, NamedReward("counter", reward)).tolist() == [1.0, 2.0, 3.0, 4.0]
-    assert seen == [("a1", "a1", "1", 5)] * 2 + [("b2", "b2", "7", 6)] * 2
-
-
-def test_engines_find_stop_texts_in_text_with_special_tokens_and_rewards_see_it_without():
-    encoder, engine = TextEncoder(characters_tokenizer(["ab12"]), "prompt", "solution"), Echo()
-    records = [{"prompt": "a1b", "solution": "1"}]
-    rollout = sample(engine, encoder, records, GenerationConfig(stop=["1b"]), rollout_seeds(1, 0))
-    [request] = engine.requests
-    ids = [*request.prompt_ids, encoder.tokenizer.eos_token_id]
-    assert request.decode(ids) == "<bos>a1b<eos>"
-    [rewarded] = score(rollout, encoder, NamedReward("text", lambda prompt, completion, record: completion == "a1b"))
-    assert rewarded == 1.0, "the stop text belongs to the completion"
 
 
 def test_ignore_eos_leaves_the_asked_tokens_alone():

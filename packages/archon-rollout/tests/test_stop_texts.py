@@ -61,6 +61,14 @@ def test_a_character_of_several_tokens_completes_a_stop_text(ids, stop):
     assert found_end(ids, [stop], byte_decode, 0) == 3
 
 
+def test_a_stop_text_before_an_incomplete_character_is_found_at_once(monkeypatch):
+    monkeypatch.setitem(globals(), "PIECES", [b"a\xc3", b"\xa9", "b"])
+    assert found_end([2, 0, 1], ["a"], byte_decode, 0) == 2
+    assert stop_suffix([2, 0], ["ba"], byte_decode) == "ba\N{REPLACEMENT CHARACTER}"
+    assert found_end([2, 0, 1, 2], ["a"], byte_decode, 2) is None, "it was complete within the minimum"
+    assert found_end([2, 0, 1, 2], ["aé"], byte_decode, 2) == 3
+
+
 def test_bytes_that_never_become_a_character_do_not_hide_a_stop_text():
     ids = [10] * 9 + [0, 1]
     assert found_end(ids, ["ab"], byte_decode, 0) == len(ids)

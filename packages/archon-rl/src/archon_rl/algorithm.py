@@ -18,6 +18,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
 from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.losses.aggregation import Aggregation, TokenMean
+from archon_rl.losses.distillation import TEACHER_LOGPROBS
 from archon_rl.losses.kl import REF_LOGPROBS
 from archon_rl.losses.objective import Objective, TokenTerm
 from archon_rl.losses.value import VALUES, ValueTerm
@@ -27,7 +28,7 @@ from archon_rl.reward_shaping import RewardShaping
 TRUNCATED = "truncated"
 """Sequence field, bool [S]: completions that ended at the length limit."""
 
-ROLE_OF_FIELD: Mapping[str, str] = {REF_LOGPROBS: "ref", VALUES: "critic"}
+ROLE_OF_FIELD: Mapping[str, str] = {REF_LOGPROBS: "ref", VALUES: "critic", TEACHER_LOGPROBS: "teacher"}
 """Token field -> role of the model that computes it: the algorithm needs the model if it reads the field."""
 
 
@@ -115,7 +116,8 @@ class Algorithm:
         aggregation: reduces per-token losses to a scalar.
         temperature: of the distribution that is trained.
         rewards: shapes raw rewards.
-        advantages: ``None`` for supervised training; with a critic, a ``ReturnEstimator``.
+        advantages: ``None`` for supervised training and pure distillation, which need no rewards; with a critic, a
+            ``ReturnEstimator``.
         selection: removes groups from the batch before log-probabilities are computed; ``None`` keeps all.
         max_rounds: largest number of sampling rounds per step: above 1, further prompts replace those whose groups
             ``selection`` removed.
@@ -155,6 +157,11 @@ class Algorithm:
         """Token fields that the advantages, the masks and the actor's objective read."""
         parts = (*self.masks, *((self.advantages,) if self.advantages else ()))
         return self.objective.fields.union(*(part.fields for part in parts))
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether it learns from rewards."""
+        return self.advantages is not None
 
     @property
     def warmup_steps(self) -> int:

@@ -238,9 +238,9 @@ class CriticOptions:
 
 @dataclass
 class WarmStartOptions:
-    """Supervised steps before reinforcement learning (``warm_start``), for models that cannot do the task at all. They
-    have a separate optimizer. Reinforcement learning starts from the resulting weights, and so does ``ref`` unless it
-    names a checkpoint.
+    """Supervised steps before the training (``warm_start``, ``teacher.warm_start``), for models that cannot do the task
+    at all. They have a separate optimizer. The training starts from the resulting weights, and so does ``ref`` unless
+    it names a checkpoint; a teacher keeps them. With preferences, the steps train on the chosen answers.
 
     Attributes:
         steps: supervised steps; 0 for none.
@@ -251,6 +251,22 @@ class WarmStartOptions:
     steps: int = 0
     lr: float = 1e-3
     batch_size: int | None = None
+
+
+@dataclass
+class RewardOptions:
+    """Calls of the reward function (``rewards``), in processes beside each data rank of the trainer.
+
+    Attributes:
+        processes: reward processes per data rank; 0 calls the function in the trainer, without a time limit.
+        timeout_seconds: time limit per completion. A process that exceeds it is killed and replaced.
+        max_failed: largest share of the last 1,000 completions without a reward (exceptions, invalid values, time
+            limit); more of them end the run.
+    """
+
+    processes: int = option(2, NOT_NEGATIVE)
+    timeout_seconds: float = option(15.0, number(above=0))
+    max_failed: float = option(0.1, SHARE)
 
 
 @dataclass

@@ -217,6 +217,18 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
         {"actor.gae_lambda": "length_adaptive", "actor.gae_lambda_kwargs.alpha": "0.05"},
     ),
     NamedSettings(
+        "on-policy distillation",
+        "https://thinkingmachines.ai/blog/on-policy-distillation",
+        "learns the distribution of teacher, at the tokens of its own completions; needs no reward",
+        {"teacher.engine_type": "train", "teacher.rl_loss_weight": "0.0", "teacher.distill_loss_weight": "1.0"},
+    ),
+    NamedSettings(
+        "KDRL",
+        "arXiv:2506.02208",
+        "the policy loss and the KL to teacher; with AReaL's weights",
+        {"teacher.engine_type": "train", "teacher.rl_loss_weight": "1.0", "teacher.distill_loss_weight": "0.005"},
+    ),
+    NamedSettings(
         "PPO",
         "arXiv:1707.06347",
         "a critic without value clipping, and advantages with lambda 0.95, normalised over the batch",

@@ -13,6 +13,7 @@ from archon_rl.advantages import ConstantLambda, GAELambda, ValueAdvantages
 from archon_rl.algorithm import TRUNCATED, Algorithm, CriticTraining, DropTruncated
 from archon_rl.losses.value import ValueTerm
 from archon_rl.presets import Estimates, estimator_fields, policy_optimisation
+from archon_rl.teacher_options import is_pure_distillation
 
 
 def ppo(config: Any, decisions: list[Decision]) -> Algorithm:
@@ -33,6 +34,11 @@ def ppo(config: Any, decisions: list[Decision]) -> Algorithm:
         raise ConfigError(text)
     if critic.optimizer is None:
         raise ConfigError("critic.optimizer: found null; ppo trains the critic; leave it out, or set its options")
+    if is_pure_distillation(config.teacher):
+        raise ConfigError(
+            "teacher.rl_loss_weight: found 0 with algorithm=ppo; pure distillation has no advantages for a critic to "
+            "estimate; set algorithm=grpo and leave the section critic out, or set a weight above 0"
+        )
     if config.actor.dynamic_sampling and config.gconfig.n_samples < 2:
         raise ConfigError(
             "actor.dynamic_sampling: found true with gconfig.n_samples=1; it drops prompts whose samples have equal "

@@ -15,6 +15,7 @@ from archon_rl.advantages import GAELambda, GroupAdvantages, Normalisation
 from archon_rl.algorithm import AdvantageEstimator, Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import NormConfig, PolicyOptions
 from archon_rl.differences import advantage_differences
+from archon_rl.distillation import distillation_decisions, distillation_term, options_without_effect, with_teacher
 from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
@@ -24,6 +25,7 @@ from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.policy_losses import build_policy_loss
 from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
 from archon_rl.sampled_policy import sampled_policy_decisions
+from archon_rl.teacher_options import is_pure_distillation
 
 Estimates = tuple[AdvantageEstimator, list[Decision]]
 """An advantage estimator, and decisions about its options."""
@@ -35,7 +37,8 @@ def sft(config: Any, decisions: list[Decision]) -> Algorithm:
 
 
 def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
-    """Group relative policy optimisation (arXiv:2402.03300) and the variants that its options select.
+    """Group relative policy optimisation (arXiv:2402.03300) and the variants that its options select, with distillation
+    from ``teacher`` if the configuration has one.
 
     Raises:
         ConfigError: as ``policy_optimisation``.
@@ -59,6 +62,8 @@ def policy_optimisation(
     options, generation = config.actor, config.gconfig
     for _, text in check_options(options, "actor"):
         raise ConfigError(text)
+    if is_pure_distillation(config.teacher):
+        return _pure_distillation(config, decisions)
     changes: list[Decision] = []
     notes: list[Decision] = []
     policy = build_policy_loss(options, changes, notes)
@@ -66,28 +71,16 @@ def policy_optimisation(
     notes += sampled_policy_decisions(options, generation)
     kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
     notes.extend(advantage_differences(options, kl_ctl))
-    temperature = 1.0 if generation.greedy else generation.temperature
-    if options.temperature != temperature:
-        changes.append(
-            Decision(
-                option="actor.temperature",
-                requested=str(options.temperature),
-                effective=str(temperature),
-                reason="training uses the temperature that gconfig samples with",
-            )
-        )
+    temperature = _temperature(options, generation, changes)
     if refusal := refuse_when_strict(options, changes, role="actor"):
         raise ConfigError(refusal)
     estimator, choices = advantages(config, kl_ctl, gae_lambda)
     decisions.extend((*changes, *notes, *choices))
-    regularisers: list[TokenTerm] = [EntropyTerm(options.entropy_coef)]
-    if kl_loss_coef:
-        regularisers.append(KLTerm(kl_loss_coef, options.kl_loss_estimator))
-    return Algorithm(
+    algorithm = Algorithm(
         name=name,
         loss=policy.term,
         masks=policy.masks,
-        regularisers=tuple(regularisers),
+        regularisers=_regularisers(options, kl_loss_coef),
         aggregation=_aggregation(options, generation),
         temperature=temperature,
         rewards=_reward_shaping(options, generation),
@@ -98,6 +91,47 @@ def policy_optimisation(
         replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
         n_minibatches=options.ppo_n_minibatches,
     )
+    return with_teacher(algorithm, config.teacher, decisions)
+
+
+def _pure_distillation(config: Any, decisions: list[Decision]) -> Algorithm:
+    """On-policy distillation without a policy loss: no rewards, no advantages, and groups of any size."""
+    options, teacher = config.actor, config.teacher
+    changes = options_without_effect(options)
+    temperature = _temperature(options, config.gconfig, changes)
+    if refusal := refuse_when_strict(options, changes, role="actor"):
+        raise ConfigError(refusal)
+    decisions.extend((*changes, *distillation_decisions(teacher, temperature)))
+    _, kl_loss_coef = _kl_coefficients(options, config.ref, [])
+    return Algorithm(
+        name="on-policy distillation",
+        loss=distillation_term(teacher),
+        regularisers=_regularisers(options, kl_loss_coef),
+        aggregation=_aggregation(options, config.gconfig),
+        temperature=temperature,
+        filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
+        replace_logprobs=options.recompute_logprob,
+        n_minibatches=options.ppo_n_minibatches,
+    )
+
+
+def _temperature(options: PolicyOptions, generation: Any, decisions: list[Decision]) -> float:
+    temperature = 1.0 if generation.greedy else generation.temperature
+    if options.temperature != temperature:
+        decisions.append(
+            Decision(
+                option="actor.temperature",
+                requested=str(options.temperature),
+                effective=str(temperature),
+                reason="training uses the temperature that gconfig samples with",
+            )
+        )
+    return temperature
+
+
+def _regularisers(options: PolicyOptions, kl_loss_coef: float) -> tuple[TokenTerm, ...]:
+    entropy = EntropyTerm(options.entropy_coef)
+    return (entropy, KLTerm(kl_loss_coef, options.kl_loss_estimator)) if kl_loss_coef else (entropy,)
 
 
 def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]) -> tuple[float, float]:

@@ -34,8 +34,11 @@ class StopTextMatcher:
         self._n_tokens = 0
         # The tokens whose text is known and serves as context, then those whose text is not known yet.
         self._context: list[int] = []
+        self._context_text = ""
         self._unread: list[int] = []
+        # The end of the known text, and the number of characters after it that have been searched.
         self._tail = ""
+        self._n_searched = 0
         self._n_kept = max(map(len, self._texts)) - 1
 
     def add(self, token: int) -> str | None:
@@ -46,17 +49,24 @@ class StopTextMatcher:
         """
         self._n_tokens += 1
         self._unread.append(token)
-        before = self._decode(self._context) if self._context else ""
-        after = self._decode([*self._context, *self._unread])
+        known = [*self._context, *self._unread]
+        after = self._decode(known)
+        text, n_old = self._tail + after[len(self._context_text) :], len(self._tail) + self._n_searched
         if after.endswith(INCOMPLETE) and len(self._unread) < LONGEST_CHARACTER:
-            return None
-        self._context, self._unread = self._unread, []
-        text, n_old = self._tail + after[len(before) :], len(self._tail)
-        self._tail = text[-self._n_kept :] if self._n_kept else ""
+            # The next token may complete the character; the text before it will not change.
+            n_whole = max(n_old, len(text.rstrip(INCOMPLETE)))
+            self._n_searched = n_whole - len(self._tail)
+        else:
+            n_whole = len(text)
+            self._context, self._context_text = self._unread, self._decode(self._unread)
+            if not self._context_text:  # it would not keep a tokenizer from dropping the space of the next token
+                self._context, self._context_text = known, after
+            self._unread, self._n_searched = [], 0
+            self._tail = text[-self._n_kept :] if self._n_kept else ""
         if self._n_tokens <= self._min_new_tokens:
             return None
-        # A match must have a new character.
-        starts = [text.find(stop, max(0, n_old - len(stop) + 1)) for stop in self._texts]
+        # A match must have a character that was not there before.
+        starts = [text.find(stop, max(0, n_old - len(stop) + 1), n_whole) for stop in self._texts]
         found = [start for start in starts if start >= 0]
         return text[min(found) :] if found else None
 

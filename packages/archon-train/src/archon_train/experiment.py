@@ -167,7 +167,8 @@ class ExperimentConfig:
         trial_name: name of this run.
         seed: seed of all random draws.
         algorithm: name of the algorithm: ``sft``, ``grpo``, ...
-        reward: name of the reward function, for algorithms that use one.
+        reward: name of the reward function, for algorithms that use one; or ``module:function`` (``module.function``)
+            in a Python file of the working directory or of a folder of ``PYTHONPATH``.
         dynamic_bs: train on fewer than ``data.batch_size`` prompts where ``actor.dynamic_sampling`` leaves some out,
             instead of drawing further prompts.
         tokenizer_path: folder or hub id of the tokenizer; null takes ``actor.path``.
@@ -178,6 +179,7 @@ class ExperimentConfig:
         critic: the value model, for algorithms that use one.
         ref: the frozen reference model of the KL terms.
         teacher: a frozen model to distil from.
+        reward_model: a frozen model that scores completions, for ``reward: model``.
         rollout: the engine that samples completions.
         gconfig: sampling options.
         eval_gconfig: sampling options of evaluations; options left out have the defaults of this table, not the values
@@ -201,6 +203,7 @@ class ExperimentConfig:
     critic: EngineConfig | None = None
     ref: EngineConfig | None = None
     teacher: EngineConfig | None = None
+    reward_model: EngineConfig | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     gconfig: GenerationConfig = field(default_factory=GenerationConfig)
     eval_gconfig: GenerationConfig | None = None

@@ -37,10 +37,12 @@ from archon_core.models.end_tokens import config_ends, folder_ends
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
+from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.model_sections import critic_problems, missing_sections, unused_critic
 from archon_train.process_plan import ProcessPlan, plan_processes
+from archon_train.reward_section import reward_section_problems, unused_reward_model
 from archon_train.run_plan import Need, Obstacle, RunPlan
 from archon_train.vision import explain_visual
 
@@ -142,7 +144,9 @@ class _Planner:
         algorithm = self.look_up("algorithm", config.algorithm, "algorithm")
         self.look_up("dataset", config.data.dataset, "data.dataset")
         if config.reward is not None:
-            self.look_up("reward", config.reward, "reward")
+            self.check_reward(config.reward)
+        else:
+            self.decisions += unused_reward_model(config, None)
         if isinstance(algorithm, AlgorithmSpec):
             for text in missing_sections(self.config, algorithm):
                 self.wrong(text)
@@ -152,6 +156,18 @@ class _Planner:
         self.samples = algorithm is None or needed
         if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
             self.look_up("inference_engine", rollout.backend, "rollout.backend")
+
+    def check_reward(self, name: str) -> None:
+        """Look up the plugin, or the function in the user's module, without importing it."""
+        try:
+            chosen = choose_reward(name, self.registry)
+            self.decisions += unused_reward_model(self.config, chosen)
+            for text in reward_section_problems(self.config, chosen):
+                self.wrong(text)
+        except (PluginError, UnknownNameError):
+            self.look_up("reward", name, "reward")
+        except ConfigError as error:
+            self.wrong(str(error))
 
     def check_engine(self, role: str) -> None:
         config, layout = getattr(self.config, role), self.layouts.get(role)

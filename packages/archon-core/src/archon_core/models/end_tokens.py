@@ -1,10 +1,9 @@
 """The tokens that end a completion: one rule for rollouts, evaluation, ``archon generate`` and servers.
 
 They are the union of the tokenizer's end of text, the model's list, and ``stop_token_ids`` of the sampling options;
-with ``ignore_eos``, only the latter. The
-model's list is ``eos_token_id`` in ``generation_config.json``, a number or a list; if a folder lacks that file, it is
-``eos_token_id`` in ``config.json``, as in ``transformers`` 5. Many chat models end a turn with a token that is not
-their tokenizer's end of text.
+with ``ignore_eos``, only the last. The model's list is ``eos_token_id`` in ``generation_config.json``, a number or a
+list; if a folder lacks that file, it is ``eos_token_id`` in ``config.json``, as in ``transformers`` 5. Many chat models
+end a turn with a token that is not their tokenizer's end of text.
 
 Imports neither torch nor transformers, because dry runs read the same files.
 """

@@ -31,7 +31,7 @@ from archon_engine.checkpoint.seal import (
 )
 from archon_engine.models.tokenizer import save_tokenizer
 from archon_rl.datasets.cursor import DataCursor
-from archon_rl.trainer.fingerprint import Fingerprint
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.trainer.sharing import publish_collectively
 from archon_train.run.context import RunContext
 

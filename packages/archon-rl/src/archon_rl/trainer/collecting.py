@@ -33,7 +33,7 @@ class Collected:
 
 
 def collect(
-    draw: Callable[[int], tuple[Batch, Tensor]],
+    draw: Callable[[int], tuple[Batch, Tensor] | None],
     n_prompts: int,
     *,
     selection: SequenceFilter | None = None,
@@ -43,24 +43,28 @@ def collect(
 
     Args:
         draw: samples and scores the next n prompts; returns their completions, whose groups have numbers that no other
-            call returns, and raw rewards [S].
+            call returns, and raw rewards [S]; ``None`` without a completion, which the first call never returns.
         selection: chooses sequences, whole groups at a time; ``None`` for all.
     """
     chosen: list[Batch] = []
     rewards: list[Tensor] = []
     lengths: list[Tensor] = []
     truncated: list[Tensor] = []
-    n_tokens = n_drawn = n_kept = 0
-    while n_kept < n_prompts and len(chosen) < max_rounds:
+    n_tokens = n_drawn = n_kept = n_rounds = 0
+    while n_kept < n_prompts and n_rounds < max_rounds:
         n = n_prompts - n_kept
-        batch, raw = draw(n)
+        drawn = draw(n)
+        n_rounds += 1
+        n_drawn += n
+        if drawn is None:
+            continue
+        batch, raw = drawn
         # Only the selected completions are kept: those of many rounds may not fit in memory.
         chosen.append(batch if selection is None else batch.select(selection(batch).nonzero()[:, 0].tolist()))
         rewards.append(raw)
         lengths.append(batch.sequence_fields[COMPLETION_LENGTHS])
         truncated.append(batch.sequence_fields[TRUNCATED])
         n_tokens += batch.n_tokens
-        n_drawn += n
         n_kept += len(chosen[-1].sequence_fields[GROUPS].unique())
     selected, scores = Batch.concatenate(chosen), torch.cat(rewards)
     statistics = {
@@ -73,7 +77,7 @@ def collect(
     }
     if selection is not None:
         statistics |= {
-            "sampling_rounds": len(chosen),
+            "sampling_rounds": n_rounds,
             "prompts": n_drawn,
             "rejected_prompts": n_drawn - n_kept,
             "missing_prompts": n_prompts - n_kept,

@@ -15,21 +15,23 @@ from archon_core.seeding import derive_seed
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.pass_at_k import mean_pass_at_k
-from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder, supervised_batch
-from archon_rl.trainer.rollout_batch import sample, score
+from archon_rl.trainer.rollout_batch import sample
+from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sharing import ONE_RANK, SharedEngine
 
 EVAL_REWARD = "eval/reward"
 EVAL_PASS = "eval/pass"
 EVAL_LOSS = "eval/loss"
+EVAL_FAILED = "eval/reward_failed"
+"""Completions without a reward, if there are any."""
 
 
 def evaluate_reward(
     engine: InferenceEngine,
     encoder: TextEncoder,
     dataset: Dataset,
-    reward: NamedReward,
+    scorer: Scorer,
     options: GenerationConfig,
     *,
     limit: int | None = None,
@@ -38,6 +40,8 @@ def evaluate_reward(
     data_ranks: DataRanks = ONE_RANK,
 ) -> dict[str, float]:
     """Raw rewards of completions of the first ``limit`` records.
+
+    Completions without a reward are left out of the mean, counted, and do not pass.
 
     Args:
         options: sampling options, greedy or not.
@@ -50,18 +54,21 @@ def evaluate_reward(
         the mean over all, and ``eval/pass@j`` for powers of two j up to k and for k.
 
     Raises:
-        RewardError: as ``score`` does.
+        RewardError: as ``Scorer`` does.
     """
     records = [read_placed(dataset, index) for index in range(_size(dataset, limit))]
     rollout = sample(engine, encoder, records, options, evaluation_seeds(seed), data_ranks)
-    rewards = score(rollout, encoder, reward, data_ranks).double()
+    scores = scorer(rollout, data_ranks, when="Evaluation")
+    mean, n_failed = float(scores.values.double().mean()), len(scores.failures)
+    failed = {EVAL_FAILED: float(n_failed)} if n_failed else {}
     n_samples = options.n_samples
     if n_samples == 1:
-        return {EVAL_REWARD: float(rewards.mean())}
-    passed = (rewards.view(-1, n_samples) > pass_above).sum(1).tolist()
+        return {EVAL_REWARD: mean, **failed}
+    passed = [sum(not one.failed and one.value > pass_above for one in group) for group in scores.outcomes]
     return {
-        f"{EVAL_REWARD}_avg@{n_samples}": float(rewards.mean()),
+        f"{EVAL_REWARD}_avg@{n_samples}": mean,
         **{f"{EVAL_PASS}@{k}": share for k, share in mean_pass_at_k(n_samples, passed).items()},
+        **failed,
     }
 
 

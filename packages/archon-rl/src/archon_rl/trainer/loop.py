@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from archon_core.contracts.engine import TrainEngine
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import (
     Checkpoints,
@@ -17,8 +18,7 @@ from archon_rl.trainer.checkpointing import (
     load_checkpoint,
     resumed_checkpoint,
 )
-from archon_rl.trainer.export_check import verify_export
-from archon_rl.trainer.fingerprint import Fingerprint
+from archon_rl.trainer.export_check import verify_export, verify_value_export
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext
@@ -40,6 +40,7 @@ class TrainingLoop:
         fingerprints: of the run's inputs (``resuming.fingerprints``), stored in checkpoints.
         shown: metrics to show in the progress line if present.
         beside: role -> engine of the models that are trained beside it, such as the critic.
+        is_critic: whether the model has a value head.
     """
 
     run: RunContext
@@ -51,6 +52,7 @@ class TrainingLoop:
     fingerprints: Mapping[str, Fingerprint]
     shown: tuple[str, ...] = ("loss",)
     beside: Mapping[str, TrainEngine] = field(default_factory=dict)
+    is_critic: bool = False
     _baseline: dict[str, float] = field(default_factory=dict, init=False)
     _latest: dict[str, float] = field(default_factory=dict, init=False)
     _checkpoints: Checkpoints = field(init=False)
@@ -141,8 +143,12 @@ class TrainingLoop:
             records = self.task.validation if len(self.task.validation) else self.task.train
             sample = [records[i] for i in range(min(EXPORT_CHECK_RECORDS, len(records)))]
             batch = comparison_batch(self.task.encoder, sample)
-            difference = verify_export(self.engine, export, batch, self.run.ranks)
-            note(f"Export verified: logits differ from transformers' by at most {difference:.1e} of the largest logit")
+            check = verify_value_export if self.is_critic else verify_export
+            difference = check(self.engine, export, batch, self.run.ranks)
+            what = "score" if self.is_critic else "logit"
+            note(
+                f"Export verified: {what}s differ from transformers' by at most {difference:.1e} of the largest {what}"
+            )
         if self._latest:
             before = f"{_listed(self._baseline)} before, " if self._baseline else ""
             note(f"Held-out records: {before}{_listed(self._latest)} after training")

@@ -6,32 +6,40 @@ from contextlib import ExitStack
 from functools import partial
 
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_rl.algorithm import AlgorithmFactory
-from archon_rl.rewards.checking import NamedReward
+from archon_rl.algorithm import Algorithm, AlgorithmFactory
+from archon_rl.config import RewardOptions
+from archon_rl.rewards.calls import RewardRunner
+from archon_rl.rewards.in_process import InProcessRewards
+from archon_rl.rewards.pool import RewardPool
+from archon_rl.rewards.source import RewardSource, reward_source
 from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.resuming import fingerprints
+from archon_rl.trainer.reward_model import ModelScorer, RewardModel
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.rollout_batch import sampling_options
+from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
 from archon_rl.trainer.task import Task, build_task
-from archon_rl.trainer.warm_start import warm_start
+from archon_rl.trainer.teacher import prepare_teacher, report_teacher
+from archon_rl.trainer.warm_start import WarmStart
 from archon_train.run.context import RunContext
 
 
 class RLTrainer:
-    """Reinforcement learning from verifiable rewards; implements ``contracts.train.Trainer``.
+    """Reinforcement learning from verifiable rewards or from a teacher; implements ``contracts.train.Trainer``.
 
     Args:
         run: the run.
         algorithm: builds the algorithm.
 
     Raises:
-        ConfigError: there is no reward, or a step has fewer completions than mini-batches.
+        ConfigError: there is no reward, and the algorithm needs one; or a step has fewer completions than mini-batches.
     """
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
@@ -39,7 +47,10 @@ class RLTrainer:
         decisions: list[Decision] = []
         self._algorithm = algorithm(run.config, decisions)
         run.record(decisions)
-        self._reward = _load_reward(run.config.reward, self._algorithm.name)
+        self._reward = _choose_reward(run.config.reward, self._algorithm)
+        if self._reward is None and run.config.trainer.eval_every:
+            reason = "evaluation scores completions, and there is no reward"
+            run.record([Decision("trainer.eval_every", str(run.config.trainer.eval_every), "0", reason)])
         completions = run.config.data.batch_size * run.config.gconfig.n_samples
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
@@ -61,10 +72,11 @@ class RLTrainer:
         limits = rollout_limits(config.gconfig, config.actor, *others)
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
+        if "teacher" in self._algorithm.roles and config.teacher.warm_start.steps:
+            limits += supervised_limits(config.teacher)
         evaluation = config.eval_gconfig
         held_out = None if evaluation is None else rollout_limits(evaluation, config.actor, section="eval_gconfig")
         task = build_task(run, prompt_lengths, limits, held_out)
-        known = fingerprints(run, task.train, task.validation, reward=config.reward)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
         if self._algorithm.warmup_steps >= total_steps:
             raise ConfigError(
@@ -74,56 +86,74 @@ class RLTrainer:
         if self._algorithm.max_rounds > 1 and config.trainer.max_steps is None:
             run.record([_epochs_decision(config.trainer.max_epochs, total_steps)])
         with ExitStack() as stack:
+            rewards = None if self._reward is None else _build_runner(run, self._reward)
+            if rewards is not None:
+                stack.callback(rewards.close)
+            known = fingerprints(run, task.train, task.validation, reward=rewards)
             engines = self._build_engines(task, total_steps, stack)
             actor = engines.actor.engine
             rollout = build_inference_engine(run, actor)
             stack.callback(rollout.close)
             run.record([task.ends.decision()])
+            scorer = None if rewards is None else self._build_scorer(rewards, task)
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
                 engines=engines,
                 rollout=rollout,
-                reward=self._reward,
+                scorer=scorer,
                 options=sampling_options(config.gconfig, task.ends),
                 seed=config.seed,
                 needs_experts=config.rollout.return_routed_experts,
             )
-            evaluate = partial(
-                evaluate_reward,
-                rollout,
-                task.encoder,
-                task.validation,
-                self._reward,
-                sampling_options(evaluation or config.gconfig, task.ends, greedy=evaluation is None),
-                limit=config.trainer.eval_size,
-                seed=config.seed,
-                pass_above=config.trainer.eval_pass_above,
-                data_ranks=actor.data_ranks,
-            )
+            evaluate = None
+            if scorer is not None and len(task.validation):
+                evaluate = partial(
+                    evaluate_reward,
+                    encoder=task.encoder,
+                    dataset=task.validation,
+                    scorer=scorer,
+                    options=sampling_options(evaluation or config.gconfig, task.ends, greedy=evaluation is None),
+                    limit=config.trainer.eval_size,
+                    seed=config.seed,
+                    pass_above=config.trainer.eval_pass_above,
+                )
             loop = TrainingLoop(
                 run=run,
                 task=task,
                 engine=actor,
                 total_steps=total_steps,
                 run_step=step,
-                evaluate=evaluate if len(task.validation) else None,
+                evaluate=evaluate and partial(evaluate, rollout, data_ranks=actor.data_ranks),
                 fingerprints=known,
-                shown=("reward", "loss"),
+                shown=("reward", "loss") if self._reward is not None else ("rollout_kl_teacher", "loss"),
                 beside={} if engines.critic is None else {"critic": engines.critic.engine},
             )
             done = loop.resume()
+            if done == 0 and engines.teacher and evaluate:
+                report_teacher(run, engines.teacher, evaluate)
             rollout.update_weights(actor.version)
             loop.run_from(done)
+
+    def _build_scorer(self, rewards: RewardRunner | RewardModel, task: Task) -> Scorer:
+        """Scores completions; loads the reward model, if the reward is one."""
+        settings = (task.encoder, self._run.config.rewards.max_failed, self._run.progress.note)
+        if not self._reward.role:
+            return Scorer(rewards, *settings)
+        rewards.load(task.encoder)
+        return ModelScorer(rewards, *settings)
 
     def _build_engines(self, task: Task, total_steps: int, stack: ExitStack) -> RoleEngines:
         """The engines of all roles, after the actor's warm start; ``stack`` closes them."""
         run = self._run
         actor = complete_model_config(run, task.encoder.tokenizer)
-        checkpoint = warm_start(run, actor, task)
+        prepared = {}
+        if "teacher" in self._algorithm.roles:
+            prepared["teacher"] = prepare_teacher(run, actor, task)
+        checkpoint = WarmStart("actor", run.config.warm_start).run(run, actor, task)
         if checkpoint is not None:
             actor = with_checkpoint(actor, checkpoint)
-        return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack)
+        return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack, prepared=prepared)
 
 
 def _epochs_decision(max_epochs: int, total_steps: int) -> Decision:
@@ -135,9 +165,22 @@ def _epochs_decision(max_epochs: int, total_steps: int) -> Decision:
     )
 
 
-def _load_reward(name: str | None, algorithm: str) -> NamedReward:
+def _choose_reward(name: str | None, algorithm: Algorithm) -> RewardSource | None:
     if name is None:
+        if not algorithm.needs_rewards:
+            return None
         installed = ", ".join(spec.name for spec in registry().all("reward"))
-        raise ConfigError(f"reward: found none, and algorithm {algorithm!r} needs one; choose from {installed}")
-    spec = registry().get("reward", name)
-    return NamedReward(spec.name, spec.load())
+        raise ConfigError(
+            f"reward: found none, and algorithm {algorithm.name!r} needs one; choose from {installed}, or name a "
+            "function of a module in the working directory (module:function)"
+        )
+    return reward_source(name, registry())
+
+
+def _build_runner(run: RunContext, source: RewardSource) -> RewardRunner | RewardModel:
+    options: RewardOptions = run.config.rewards
+    if source.role:
+        return load_target(source.target, origin=source.origin)(run, source.role)
+    if options.processes == 0:
+        return InProcessRewards(source)
+    return RewardPool(source, processes=options.processes, timeout=options.timeout_seconds)

@@ -6,7 +6,8 @@ the functions that run them; every rank computes the rest redundantly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -20,16 +21,17 @@ from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
+from archon_rl.losses.distillation import TEACHER_BASELINE, TEACHER_LOGPROBS, sequence_baseline
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
 from archon_rl.losses.value import RETURNS
-from archon_rl.rewards.checking import NamedReward
 from archon_rl.trainer.collecting import Collected, collect
 from archon_rl.trainer.critic_step import CriticStep
 from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
 from archon_rl.trainer.roles import RoleEngines
-from archon_rl.trainer.rollout_batch import build_batch, rollout_seeds, sample, score
+from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample
+from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
 from archon_rl.trainer.task import Task
@@ -44,7 +46,8 @@ class RLStep:
         algorithm: rewards to advantages to objective.
         engines: the actor, and the models that the algorithm needs beside it.
         rollout: samples with the actor's weights.
-        reward: scores completions.
+        scorer: scores completions; a step leaves out records with a completion without a reward. ``None`` for an
+            algorithm that needs no rewards.
         options: sampling options; the stop tokens include the end-of-text token.
         seed: the run's seed.
         needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
@@ -54,7 +57,7 @@ class RLStep:
     algorithm: Algorithm
     engines: RoleEngines
     rollout: InferenceEngine
-    reward: NamedReward
+    scorer: Scorer | None
     options: GenerationConfig
     seed: int
     needs_experts: bool = False
@@ -89,7 +92,8 @@ class RLStep:
                 with clock("values"):
                     chosen = self.critic.add_values(chosen)
             with clock("advantage"):
-                chosen = self.add_advantages(chosen)
+                if self.algorithm.needs_rewards:
+                    chosen = self.add_advantages(chosen)
             if self.critic is not None:
                 with clock("critic"):
                     learned = self.critic.update(chosen, step)
@@ -113,10 +117,10 @@ class RLStep:
         }
 
     def collect(self, step: int, clock: PhaseClock) -> Collected:
-        """The completions of ``step`` with their rewards."""
-        n_drawn = 0
+        """The completions of ``step`` with their rewards. Prompts with a completion without a reward are left out."""
+        n_drawn, failed = 0, Counter[str]()
 
-        def draw(n: int) -> tuple[Batch, Tensor]:
+        def draw(n: int) -> tuple[Batch, Tensor] | None:
             nonlocal n_drawn
             records = self.task.more_records(step, n) if n_drawn else self.task.records(step)
             encoder, ranks = self.task.encoder, self.actor.data_ranks
@@ -124,25 +128,40 @@ class RLStep:
                 seeds = rollout_seeds(self.seed, step, n_drawn)
                 rollout = sample(self.rollout, encoder, records, self.options, seeds, ranks)
             with clock("reward"):
-                rewards = score(rollout, encoder, self.reward, ranks)
-                lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
-                shaped = self.algorithm.rewards(rewards, lengths)
-                batch = build_batch(rollout, shaped, needs_experts=self.needs_experts, first_group=n_drawn)
+                rewards = torch.zeros(sum(map(len, rollout.completions)))
+                if self.scorer is not None:
+                    # Further prompts are few: all of them may fail without a fault of the whole reward.
+                    is_further = n_drawn > 0
+                    scores = self.scorer(rollout, ranks, when=f"Step {step + 1}", may_all_fail=is_further)
+                    failed.update(scores.metrics())
+                    complete = scores.complete(may_be_empty=is_further)
+                    rollout, rewards = complete.rollout, complete.values
+                batch = self._build_batch(rollout, rewards, first_group=n_drawn) if rollout.records else None
             n_drawn += n
-            return batch, rewards
+            return None if batch is None else (batch, rewards)
 
-        return collect(
+        collected = collect(
             draw,
             self.task.cursor.batch_size,
             selection=self.algorithm.selection,
             max_rounds=self.algorithm.max_rounds,
         )
+        statistics = collected.statistics | {name: float(n) for name, n in failed.items()}
+        if self.scorer is None:
+            statistics = {name: value for name, value in statistics.items() if name not in ("reward", "reward_std")}
+        return replace(collected, statistics=statistics)
+
+    def _build_batch(self, rollout: Rollout, rewards: Tensor, *, first_group: int) -> Batch:
+        lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
+        shaped = self.algorithm.rewards(rewards, lengths)
+        return build_batch(rollout, shaped, needs_experts=self.needs_experts, first_group=first_group)
 
     def add_logprobs(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """The batch with the log-probabilities that the algorithm needs, and metrics of the rollout's distance to them.
 
         The metrics are means over completion tokens: ``rollout_logprob_gap``, the absolute difference to the trainer's
-        log-probabilities, and ``rollout_kl_ref``, the KL to the reference (k3).
+        log-probabilities, ``rollout_kl_ref``, the KL to the reference (k3), and ``rollout_kl_teacher``, the KL to the
+        teacher (k1).
         """
         needed, request = self.algorithm.fields, OutputRequest(("logprobs",), self.algorithm.temperature)
         mask, sampled = batch.token_fields[LOSS_MASK], batch.token_fields[LOGPROBS]
@@ -157,6 +176,13 @@ class RLStep:
             reference = self.engines.ref.forward_batch(batch, request)["logprobs"].to(sampled)
             fields[REF_LOGPROBS] = reference
             distances["rollout_kl_ref"] = _masked_mean(kl_estimate(sampled, reference, "k3"), mask)
+        if TEACHER_LOGPROBS in needed:
+            assert self.engines.teacher is not None, "the algorithm needs a teacher; RLTrainer builds one"
+            teacher = self.engines.teacher.forward_batch(batch, request)["logprobs"].to(sampled)
+            fields[TEACHER_LOGPROBS] = teacher
+            if TEACHER_BASELINE in needed:
+                fields[TEACHER_BASELINE] = sequence_baseline(sampled - teacher, batch)
+            distances["rollout_kl_teacher"] = _masked_mean(kl_estimate(sampled, teacher, "k1"), mask)
         return batch.with_fields(fields), distances
 
     def add_advantages(self, batch: Batch) -> Batch:

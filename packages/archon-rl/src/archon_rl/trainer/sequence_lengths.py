@@ -18,11 +18,12 @@ from archon_engine.models.context_length import ContextLength, context_length
 from archon_engine.models.hf_config import load_hf_config
 from archon_rl.datasets.records import place_of
 from archon_rl.fields import with_location
+from archon_rl.preference_encoding import PreferenceEncoder, longest_of_pair, pair_lengths
 from archon_rl.text_encoding import TextEncoder
 
 Records = Sequence[Mapping[str, Any]]
-Measure = Callable[[TextEncoder, Records], list[int]]
-"""Tokens per record."""
+Measure = Callable[[Any, Records], list[int]]
+"""(encoder, records) -> tokens per record."""
 
 CHUNK = 1000
 """Number of records to encode together."""
@@ -63,6 +64,17 @@ class LengthLimit:
 def supervised_limits(engine: Any) -> list[LengthLimit]:
     """Limits of supervised training with the engine section ``engine``."""
     return [LengthLimit(example_lengths, size, reason, (fix,)) for size, reason, fix in _sequence_limits(engine)]
+
+
+def preference_limits(actor: Any, *others: Any) -> list[LengthLimit]:
+    """Limits of training on pairs, whose two sequences share a micro-batch of the section ``actor``.
+
+    Args:
+        others: sections of models that read single sequences.
+    """
+    limits = [LengthLimit(pair_lengths, size, reason, (fix,)) for size, reason, fix in _micro_batch_limits(actor)]
+    singles = [*_position_limits(actor), *(limit for other in others for limit in _sequence_limits(other))]
+    return limits + [LengthLimit(longest_of_pair, size, reason, (fix,)) for size, reason, fix in singles]
 
 
 def rollout_limits(gconfig: Any, actor: Any, *others: Any, section: str = "gconfig") -> list[LengthLimit]:
@@ -108,7 +120,7 @@ def rollout_limits(gconfig: Any, actor: Any, *others: Any, section: str = "gconf
     return limits
 
 
-def measure_lengths(dataset: Dataset, encoder: TextEncoder, measure: Measure) -> list[int]:
+def measure_lengths(dataset: Dataset, encoder: TextEncoder | PreferenceEncoder, measure: Measure) -> list[int]:
     """Tokens of every record of ``dataset``.
 
     Raises:
@@ -159,11 +171,25 @@ def drop_decision(
     )
 
 
+def longest_sequence(engine: Any) -> int | None:
+    """The longest sequence that the model of the section ``engine`` takes; ``None`` without a limit."""
+    return min((size for size, _, _ in _sequence_limits(engine)), default=None)
+
+
 def _sequence_limits(engine: Any) -> Iterator[tuple[int, str, str]]:
     """(limit, reason, fix) for each limit on the sequences that an engine trains on."""
-    positions, most = _context(engine).positions, engine.mb_spec.max_tokens_per_mb
+    yield from _position_limits(engine)
+    yield from _micro_batch_limits(engine)
+
+
+def _position_limits(engine: Any) -> Iterator[tuple[int, str, str]]:
+    positions = _context(engine).positions
     if positions is not None:
         yield positions, f"the model has {positions} positions (max_position_embeddings)", "choose another model"
+
+
+def _micro_batch_limits(engine: Any) -> Iterator[tuple[int, str, str]]:
+    most = engine.mb_spec.max_tokens_per_mb
     if most is not None:
         yield most, f"mb_spec.max_tokens_per_mb={most}", "raise mb_spec.max_tokens_per_mb"
 
@@ -185,7 +211,7 @@ def _chunks(size: int) -> Iterator[range]:
 
 
 def _subject(limit: LengthLimit) -> str:
-    return "prompts" if limit.measure is prompt_lengths else "sequences"
+    return {prompt_lengths: "prompts", pair_lengths: "pairs"}.get(limit.measure, "sequences")
 
 
 def _count(what: str, dataset: Dataset, indices: Sequence[int]) -> str:

@@ -62,8 +62,14 @@ NULL_MEANS = {
 
 DATASETS = {
     "openai/gsm8k": {"data.hf.name": "main", "data.hf.validation_split": "test", "reward": "gsm8k"},
+    "Anthropic/hh-rlhf": {"data.hf.validation_split": "test", "data.equal_pairs": "drop"},
 }
 """Hub ids of data sets that AReaL's code knows -> the options that it fills in."""
+
+DATASET_REASONS = {
+    "data.equal_pairs": "AReaL keeps pairs of equal answers; they have no gradient, but count in the mean",
+}
+"""Such options that AReaL does not have -> reason of the decision."""
 
 DEFAULTS = {
     "actor.dtype": "bfloat16",

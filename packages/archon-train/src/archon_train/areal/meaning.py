@@ -11,7 +11,7 @@ from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout import parse_layout
 from archon_train.areal.allocation_mode import allocation_mode_decision
-from archon_train.areal.keys import DATASETS, DEFAULTS, NULL_MEANS, PIPELINE_DEFAULTS, SECTIONS, fits
+from archon_train.areal.keys import DATASET_REASONS, DATASETS, DEFAULTS, NULL_MEANS, PIPELINE_DEFAULTS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import text_of, with_text
 from archon_train.areal.removed_names import translate_removed
@@ -70,7 +70,8 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
     for option, value in DATASETS.get(path, {}).items():
         if tree.get(option) is None and knows(schema, option):
             tree = with_text(tree, option, value)
-            decisions.append(Decision(option, "left out", value, f"AReaL's choice for {path}"))
+            reason = DATASET_REASONS.get(option, f"AReaL's choice for {path}")
+            decisions.append(Decision(option, "left out", value, reason))
     return Translation(tree, tuple(decisions))
 
 

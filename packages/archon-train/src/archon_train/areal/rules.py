@@ -183,8 +183,7 @@ IGNORED = (
     Ignored("rollout.openai", _AGENTS, ("null",)),
     _refused("rollout.agent.mode", ("inline", "subproc"), _ONLINE, "online agents"),
     Ignored("rollout.agent.*", _AGENTS),
-    _refused("teacher.engine_type", ("train",), _TEACHER_SERVERS, "a teacher on servers"),
-    _refused("teacher.rollout", ("null",), _TEACHER_SERVERS, "a teacher on servers"),
+    _refused("teacher.rollout", ("null",), _TEACHER_SERVERS),
     Ignored("*.scheduling_spec", _PLACEMENT),
     Ignored("*.scheduling_strategy", _PLACEMENT),
     # AReaL's services
