@@ -37,19 +37,13 @@ def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: 
     return engine
 
 
-def build_inference_engine(
-    run: RunContext, trainer: TrainEngine, *, name: str = "servers", **changes: Any
-) -> InferenceEngine:
-    """The engine that ``rollout.backend`` names, with ``changes`` to the other options of ``rollout``.
-
-    Args:
-        name: folder in the run folder for logs of servers; each engine of a run has another one.
-    """
+def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any) -> InferenceEngine:
+    """The engine that ``rollout.backend`` names, with ``changes`` to the other options of ``rollout``."""
     layout, config = engine_layout(run, "rollout"), replace(run.config.rollout, **changes)
     factory = registry().get("inference_engine", layout.backend).load()
     if layout.on_trainer_ranks:
         return factory(config, trainer=trainer)
-    return factory(config, trainer=trainer, folder=run.folder.path / name)
+    return factory(config, trainer=trainer, folder=run.folder.path / "servers")
 
 
 def engine_layout(run: RunContext, role: str) -> Layout:

@@ -57,7 +57,7 @@ def report_teacher(run: RunContext, teacher: SharedEngine, evaluate: Callable[..
         return
     with teacher.onloaded() as engine:
         # The teacher may have no experts, or others.
-        rollout = build_inference_engine(run, engine, name="teacher-servers", return_routed_experts=False)
+        rollout = build_inference_engine(run, engine, return_routed_experts=False)
         try:
             found = evaluate(rollout, data_ranks=engine.data_ranks)
         finally:
