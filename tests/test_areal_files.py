@@ -20,6 +20,14 @@ from archon_train.run.metrics import read_metrics
 
 CONFIGS = areal_files.read_stored()
 PROBLEMS = [{"question": f"What is {a} plus {b}?", "answer": f"#### {a + b}"} for a in range(4) for b in range(4)]
+ANSWERS = {"chosen": 0, "rejected": 1}
+DIALOGUES = [
+    {side: f"\n\nHuman: What is {a} plus {b}?\n\nAssistant: {a + b + wrong}" for side, wrong in ANSWERS.items()}
+    for a in range(4)
+    for b in range(4)
+]
+"""In the form of HH-RLHF."""
+
 FAMILIES = {"qwen2": ("Qwen2", "Distill-Qwen"), "qwen3_moe": ("A3B", "A22B"), "qwen3": ("Qwen3",)}
 """Model type -> parts of the names of its checkpoints."""
 
@@ -38,7 +46,31 @@ SHORT = {
 }
 """One process, two small steps."""
 
+QUICK = ("math/gsm8k_sft.yaml", "alignment/hhrlhf_dpo.yaml")
+"""Files that train in the ordinary suite."""
+
 SAMPLING = {"reward": "gsm8k", "gconfig.n_samples": "2", "gconfig.max_new_tokens": "4", "gconfig.max_tokens": "null"}
+
+
+CRITIC = """
+critic:
+  backend: ${actor.backend}
+  experiment_name: ${experiment_name}
+  trial_name: ${trial_name}
+  path: ${actor.path}
+  init_from_scratch: false
+  disable_dropout: true
+  gradient_checkpointing: true
+  is_critic: true
+  dtype: ${actor.dtype}
+  mb_spec: {max_tokens_per_mb: 10240}
+  optimizer: {type: adam, lr: 1e-5, weight_decay: 0.01, lr_scheduler_type: constant}
+  ppo_n_minibatches: 2
+  eps_clip: 0.2
+  mask_no_eos_with_zero: true
+  scheduling_spec: ${actor.scheduling_spec}
+"""
+"""The section that turns a file of AReaL into PPO."""
 
 
 def write(file: str, folder: Path) -> Path:
@@ -68,8 +100,9 @@ def overrides(file: str, model: Path, root: Path) -> list[str]:
     return [f"{option}={value}" for option, value in options.items()]
 
 
-def write_problems(root: Path) -> None:
-    (root / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS), encoding="utf-8")
+def write_problems(root: Path, config: dict) -> None:
+    records = DIALOGUES if config.get("train_dataset", {}).get("type") in ("dpo", "rw") else PROBLEMS
+    (root / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in records), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +173,15 @@ def test_a_cluster_without_gpus_runs_on_cpus(tmp_path: Path) -> None:
     assert not [obstacle for obstacle in plan.obstacles if "cluster" in obstacle.text]
 
 
+def test_hh_rlhf_holds_its_test_split_out_and_leaves_out_pairs_that_express_nothing(tmp_path: Path) -> None:
+    loaded = load_config(write("alignment/hhrlhf_dpo.yaml", tmp_path))
+    assert (loaded.config.algorithm, loaded.config.actor.beta) == ("dpo", 0.1)
+    data = loaded.config.data
+    assert (data.validation_path, data.hf.validation_split, data.equal_pairs) == (None, "test", "drop")
+    [decision] = [decision for decision in loaded.decisions if decision.option == "data.equal_pairs"]
+    assert decision.reason.startswith("AReaL keeps pairs of equal answers")
+
+
 def test_stored_files_survive_storing(tmp_path: Path) -> None:
     areal_files.store(CONFIGS, tmp_path / "again.tsv")
     assert areal_files.read_stored(tmp_path / "again.tsv") == CONFIGS
@@ -161,7 +203,7 @@ def trains(file: str, model: Callable[[str], Path], root: Path) -> None:
     """Two steps of a file."""
     kind = family(file)
     assert kind is not None
-    write_problems(root)
+    write_problems(root, CONFIGS[file])
     path, options = write(file, root), overrides(file, model(kind), root)
     config = load_config(path, options).config
     with pytest.raises(SystemExit) as ended:
@@ -171,12 +213,56 @@ def trains(file: str, model: Callable[[str], Path], root: Path) -> None:
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]
 
 
+def write_ppo(root: Path) -> Path:
+    path = write("math/gsm8k_grpo.yaml", root)
+    path.write_text(path.read_text() + CRITIC)
+    return path
+
+
+def test_a_file_with_a_critic_is_ppo_with_areals_options(tmp_path: Path) -> None:
+    loaded = load_config(write_ppo(tmp_path), ["actor.backend=archon:d2"], allow_missing=True)
+    critic = loaded.config.critic
+    assert loaded.config.algorithm == "ppo"
+    assert (critic.ppo_n_minibatches, critic.eps_clip, critic.mask_no_eos_with_zero) == (2, 0.2, True)
+    assert (critic.backend, critic.path) == ("archon:d2", loaded.config.actor.path)
+    ours = {d.option: d.effective for d in loaded.decisions if d.option.startswith("critic.")}
+    assert ours == {"critic.optimizer.type": "adamw"}, "every other option is honoured, or says what Archon does anyway"
+
+
+@pytest.mark.wide
+def test_ppo_trains_from_a_file_of_areal(model: Callable[[str], Path], tmp_path: Path) -> None:
+    write_problems(tmp_path)
+    path, options = write_ppo(tmp_path), overrides("math/gsm8k_grpo.yaml", model("qwen2"), tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(path), *options, "critic.archon.enable_compile=false", "critic.mask_no_eos_with_zero=false"])
+    assert ended.value.code == 0
+    config = CONFIGS["math/gsm8k_grpo.yaml"]
+    rows = read_metrics(tmp_path / "runs" / config["experiment_name"] / config["trial_name"] / "metrics.jsonl")
+    assert [row["step"] for row in rows if "critic/loss" in row] == [1, 2]
+
+
 def test_supervised_training_runs_from_areals_file(model: Callable[[str], Path], tmp_path: Path) -> None:
     trains("math/gsm8k_sft.yaml", model, tmp_path)
 
 
+def test_preference_training_runs_from_areals_file(model: Callable[[str], Path], tmp_path: Path) -> None:
+    trains("alignment/hhrlhf_dpo.yaml", model, tmp_path)
+
+
 @pytest.mark.wide
-@pytest.mark.parametrize("file", [file for file in CONFIGS if family(file) and file != "math/gsm8k_sft.yaml"])
+def test_a_reward_model_trains_from_a_file_like_areals(
+    model: Callable[[str], Path], tmp_path: Path, monkeypatch
+) -> None:
+    config = json.loads(json.dumps(CONFIGS["alignment/hhrlhf_dpo.yaml"]))
+    config["actor"] = {name: value for name, value in config["actor"].items() if name != "beta"} | {"is_critic": True}
+    config["train_dataset"]["type"] = config["valid_dataset"]["type"] = "rw"
+    del config["ref"]
+    monkeypatch.setitem(CONFIGS, "alignment/hhrlhf_rw.yaml", config)
+    trains("alignment/hhrlhf_rw.yaml", model, tmp_path)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("file", [file for file in CONFIGS if family(file) and file not in QUICK])
 def test_a_file_trains_unless_its_dry_run_refuses_it(file: str, model: Callable[[str], Path], tmp_path: Path) -> None:
     path = write(file, tmp_path)
     if areal_files.dry_run(path, file).outcome != "refused":

@@ -295,13 +295,19 @@ def test_a_run_moves_between_numbers_of_stages_and_schedules(tmp_path, changes):
 # Generation: the local engine samples through the stages.
 
 
+def spelled(ids):
+    return " ".join(map(str, ids))
+
+
 def generate(layout, schedule, layers):
     engine = make_engine(layout, layers=layers, pp_schedule=schedule)
     train(engine, [0])
     rollout = LocalEngine(RolloutConfig(max_batch_size=3), trainer=engine)
-    config = GenerationConfig(n_samples=2, max_new_tokens=7, stop_token_ids=[3, 40, 90])
+    config = GenerationConfig(
+        n_samples=2, max_new_tokens=7, stop_token_ids=[3, 40, 90], stop=["7", "5 1"], frequency_penalty=0.5
+    )
     prompts = [(3, 5, 8, 1), (7,), (100, 2, 2, 9, 11, 4), (1, 2)]
-    requests = [GenerationRequest(prompt, config, (2 * i, 2 * i + 1)) for i, prompt in enumerate(prompts)]
+    requests = [GenerationRequest(prompt, config, (2 * i, 2 * i + 1), spelled) for i, prompt in enumerate(prompts)]
     ranks = engine.data_ranks
     places = range(ranks.rank, len(requests), ranks.size)
     gathered = ranks.gather(dict(zip(places, rollout.generate([requests[i] for i in places]), strict=True)))

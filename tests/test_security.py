@@ -201,7 +201,7 @@ def plant_module(folder, monkeypatch):
 EXAMPLE = ROOT / "examples/grpo_arithmetic.yaml"
 
 
-@pytest.mark.parametrize("name", ["planted:attack", "planted.attack", "planted", "os:system"])
+@pytest.mark.parametrize("name", ["planted:attack", "planted.attack", "planted", "os:system", "timeit:timeit"])
 @pytest.mark.parametrize("option", ["reward", "data.dataset", "algorithm", "actor.archon.model", "scheduler.type"])
 def test_names_in_a_configuration_import_nothing(option, name, tmp_path, monkeypatch, capsys):
     plant_module(tmp_path, monkeypatch)
@@ -210,6 +210,13 @@ def test_names_in_a_configuration_import_nothing(option, name, tmp_path, monkeyp
     assert archon("train", EXAMPLE, *overrides, "--dry-run") == (0 if option == "actor.archon.model" else 2)
     assert "Traceback" not in capsys.readouterr().err
     assert "planted" not in sys.modules
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_dry_run_imports_no_reward_of_the_working_directory(tmp_path, monkeypatch):
+    (tmp_path / "planted.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\ndef attack(a, b, c): return 1.0\n")
+    monkeypatch.chdir(tmp_path)
+    assert archon("train", EXAMPLE, "reward=planted:attack", f"cluster.fileroot={tmp_path}", "--dry-run") == 0
     assert not (tmp_path / "mark").exists()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from archon_core.contracts.rollout import RolloutConfig
-from archon_core.errors import TrainingError
+from archon_core.errors import ServerError, TrainingError
 from archon_rollout.served.engine import ServedEngine
 from archon_rollout.served.launching import ServerProcesses
 
@@ -35,7 +35,7 @@ def kill(processes: ServerProcesses, index: int) -> None:
 
 
 @pytest.mark.wide
-def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_path):
+def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_path, monkeypatch):
     trainer = make_trainer()
     config = RolloutConfig(backend="served:d2", **QUICK)
     engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers")
@@ -58,6 +58,8 @@ def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_
         assert engine.topology.evicted == (first,)
         compare_with_local(engine, trainer)
 
+        # As if a registry listed servers of others: the death of all of its own does not end the run.
+        monkeypatch.setattr(engine._processes, "check", lambda: None)
         new = others.start(timeout=120)
         kill(engine._processes, 1)
 
@@ -81,7 +83,7 @@ def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_
 
 
 @pytest.mark.wide
-def test_a_run_without_servers_ends_with_an_error_that_says_who_left(tmp_path):
+def test_a_run_without_servers_ends_with_an_error_that_says_who_left(tmp_path, monkeypatch):
     trainer = make_trainer()
     config = RolloutConfig(backend="served:d1", setup_timeout=60.0, **QUICK)
     engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers")
@@ -89,6 +91,9 @@ def test_a_run_without_servers_ends_with_an_error_that_says_who_left(tmp_path):
         engine.update_weights(trainer.version)
         [server] = engine.topology.members.values()
         kill(engine._processes, 0)
+        with pytest.raises(ServerError, match=r"(?s)^server 0 ended with code -9; the end of its log"):
+            engine.generate(requests())
+        monkeypatch.setattr(engine._processes, "check", lambda: None)
         engine._config.setup_timeout = 3.0
         with pytest.raises(TrainingError, match=rf"(?s)found 0 after 3 s.*{server.address} is out: .*cannot connect"):
             engine.generate(requests())

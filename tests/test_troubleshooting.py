@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import pickle
 import re
@@ -24,10 +25,12 @@ from archon_core import assemble
 from archon_core.cli.main import main
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.rollout import Completion
 from archon_core.layout import parse_layout
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.plugins import build_registry, registry
 from archon_core.plugins.discovery import discover, distribution_name
+from archon_core.plugins.reward_choice import choose_reward
 from archon_core.ranks.environment import RankEnvironment
 from archon_engine.checkpoint.dcp_metadata import read_metadata
 from archon_engine.checkpoint.hf import open_checkpoint
@@ -44,11 +47,17 @@ from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.parallel.compilation import check_compiler
 from archon_rl.datasets.jsonl import read_jsonl
 from archon_rl.fields import Fields, with_location
+from archon_rl.rewards.calls import Outcome, RewardCall
 from archon_rl.rewards.checking import NamedReward, checked_reward
 from archon_rl.rewards.gsm8k import gsm8k_reward
+from archon_rl.rewards.pool import RewardPool
+from archon_rl.rewards.source import RewardSource
 from archon_rl.text_encoding import TextEncoder
-from archon_rl.tokenization import bpe_tokenizer
+from archon_rl.tokenization import bpe_tokenizer, characters_tokenizer
 from archon_rl.trainer.loop import TrainingLoop
+from archon_rl.trainer.rollout_batch import Rollout
+from archon_rl.trainer.scoring import Scorer
+from archon_rl.trainer.teacher import compare_tokenizers
 from archon_train.experiment import load_config
 from archon_train.launch.first_failure import RankExit, explain
 from archon_train.launch.world import check_started, explain_machines
@@ -70,6 +79,7 @@ DRY_RUNS: dict[str, list[str]] = {
     "The layout has expert ranks and the model has no experts": ["actor.backend=archon:d2e2"],
     "The engines need more ranks than the cluster has": ["actor.backend=archon:d16", "cluster.n_gpus_per_node=8"],
     "Critic or reference has another number of ranks": ["ref.backend=archon:d1"],
+    "A teacher needs a served engine": ["teacher.path=./large-model"],
     "The number of micro-batches was raised": ["actor.backend=archon:p2"],
     "A zero-bubble schedule and compiled blocks": [
         "actor.backend=archon:p2",
@@ -175,6 +185,12 @@ def registry_with(folder: Path, distribution: str, source: str, *, name: str | N
     finally:
         sys.path.remove(str(folder))
         sys.modules.pop(module, None)
+
+
+@row("The teacher has another vocabulary")
+def _(folder: Path) -> None:
+    characters_tokenizer(["bcd"]).save_pretrained(folder)
+    compare_tokenizers(str(folder), characters_tokenizer(["abc"]))
 
 
 @row("The layout needs several machines")
@@ -387,7 +403,7 @@ def _(folder: Path) -> None:
 
 def _second_line(content: bytes) -> None:
     Path("train.jsonl").write_bytes(b'{"question": "a", "answer": "1"}\n' + content)
-    read_jsonl(Path("train.jsonl"), ("question", "answer"))
+    read_jsonl(Path("train.jsonl"), Fields("question", "answer"))
 
 
 @row("A field holds no text")
@@ -466,6 +482,54 @@ def _(folder: Path) -> None:
     _score(runpy.run_path(str(folder / "my_rewards.py"))["mine"])
 
 
+@row("A reward gives no answer in time")
+def _(folder: Path) -> str:
+    (folder / "my_rewards.py").write_text("import time\ndef mine(prompt, completion, record):\n    time.sleep(1000)\n")
+    pool = RewardPool(RewardSource("mine", "my_rewards:mine", folder=str(folder)), processes=1, timeout=0.5)
+    try:
+        [outcome] = pool.score([RewardCall("2+3=", "it is 5", {"answer": "5"}, "problems.jsonl:3")])
+    finally:
+        pool.close()
+    return outcome.error
+
+
+@row("No completion of a step has a reward")
+def _(folder: Path) -> None:
+    error = (
+        "problems.jsonl:3: reward 'mine': it raised TimeoutError: sandbox did not answer (my_rewards.py:7 in mine); "
+        "correct the function"
+    )
+    _judge([Outcome(error=error, cause="TimeoutError")])
+
+
+@row("Too many completions have no reward")
+def _(folder: Path) -> None:
+    _judge([Outcome(error="problems.jsonl:3: reward 'mine': it returned nan", cause="invalid value"), Outcome(1.0)])
+
+
+@row("The module of a reward is not found")
+def _(folder: Path) -> None:
+    choose_reward("my_reward:score", registry())
+
+
+@row("A function cannot be a reward")
+def _(folder: Path) -> None:
+    (folder / "my_rewards.py").write_text("def score(completion): ...\n")
+    choose_reward("my_rewards:score", registry())
+
+
+@row("The package behind a reward or data set is not installed")
+def _(folder: Path) -> None:
+    packages = {name: sys.modules.pop(name, None) for name in ("math_verify", "archon_tasks.mathematics")}
+    sys.modules["math_verify"] = None  # type: ignore[assignment]  # as if it were not installed
+    try:
+        importlib.import_module("archon_tasks.mathematics")
+    finally:
+        sys.modules.update({name: module for name, module in packages.items() if module is not None})
+        if packages["math_verify"] is None:
+            del sys.modules["math_verify"]
+
+
 @row("An answer of the data has no number")
 def _(folder: Path) -> None:
     reward = NamedReward("gsm8k", gsm8k_reward)
@@ -474,6 +538,15 @@ def _(folder: Path) -> None:
 
 def _score(function: Callable[..., float]) -> None:
     checked_reward(NamedReward("mine", function), "2+3=", "it is 5", {"answer": "5"}, place="problems.jsonl:3")
+
+
+def _judge(outcomes: list[Outcome]) -> None:
+    """What a step says to the outcomes of one prompt."""
+    completion = Completion((1,), (0.0,), (0,), "stop")
+    rollout = Rollout(({"answer": "5"},), ((1,),), ((completion,) * len(outcomes),))
+    runner = SimpleNamespace(score=lambda calls: outcomes)
+    encoder = SimpleNamespace(answer_key=None, prompt=lambda record: "", decode=lambda ids: "")
+    Scorer(runner, encoder, 0.0, note=lambda text: None)(rollout, when="Step 7")
 
 
 def _engine(model_config: dict | None, *, path: str | None = None):

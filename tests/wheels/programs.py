@@ -5,8 +5,12 @@ import dataclasses, importlib, pkgutil, sys
 
 name, *missing = sys.argv[1:]
 
-from archon_core.plugins import SPEC_TYPES, registry
 from archon_core.contracts.spec import load_target
+from archon_core.errors import ConfigError
+from archon_core.plugins import SPEC_TYPES, registry
+
+def needs_extra(error):
+    return missing and f"pip install '{name.replace('_', '-')}[" in str(error)
 
 package = importlib.import_module(name)
 for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
@@ -14,6 +18,9 @@ for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
         importlib.import_module(module.name)
     except ModuleNotFoundError as error:
         if error.name not in missing:
+            raise
+    except ConfigError as error:
+        if not needs_extra(error):
             raise
 targets = set()
 for kind in SPEC_TYPES:
@@ -23,12 +30,17 @@ for kind in SPEC_TYPES:
         texts += [section.schema for section in spec.config]
         targets |= {text for text in texts if isinstance(text, str) and ":" in text and " " not in text}
 for target in sorted(targets):
-    load_target(target)
+    try:
+        load_target(target)
+    except ConfigError as error:
+        if not needs_extra(error):
+            raise
 print(len(targets))
 """
 """Imports every module of the package argv[1] and every target that an installed spec names; prints how many targets.
 
-Modules may fail to import for want of the top-level modules argv[2:], which an extra would bring."""
+For want of what an extra would bring, modules may fail to import the top-level modules argv[2:], or raise an error that
+names the extra."""
 
 TRAIN = """
 import sys

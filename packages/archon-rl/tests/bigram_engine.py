@@ -22,7 +22,7 @@ from archon_core.ranks.ranks import DataRanks
 
 
 class BigramEngine:
-    """``contracts.engine.TrainEngine`` for logits that depend on the previous token alone, in float64."""
+    """``contracts.engine.TrainEngine`` for logits, or values, that depend on the previous token alone, in float64."""
 
     def __init__(self, config, *, role, layout, seed, total_steps, parts=None, explicit=frozenset()):
         assert parts is None or parts.model is None, "it has a model of its own"
@@ -31,6 +31,7 @@ class BigramEngine:
         self.version = 0
         self.device = torch.device("cpu")
         self.closed = False
+        self.offloaded = False
         everyone = ranks_here()
         # Data ranks outside, tensor ranks inside, as in a layout.
         tensor_ranks = layout.dims["t"] if layout else 1
@@ -47,8 +48,15 @@ class BigramEngine:
         yield
         self._together("generated")
 
+    def offload(self):
+        self.offloaded = True
+
+    def onload(self):
+        self.offloaded = False
+
     def _together(self, what, value=None):
         """``value`` of every data rank; tensor ranks must have the same."""
+        assert not self.offloaded, "used without onload()"
         said = self.data_ranks.everyone.gather((what, value))
         assert {name for name, _ in said} == {what}
         values = [value for _, value in said]
@@ -62,17 +70,22 @@ class BigramEngine:
         return self
 
     def initialize(self):
-        if self.config.path:
-            self.table = torch.load(Path(self.config.path) / "table.pt")
+        found = torch.load(Path(self.config.path) / "table.pt") if self.config.path else None
+        size = self.config.model_config["vocab_size"] if found is None else len(found)
+        width = 1 if self.config.is_critic else size
+        if found is not None and found.shape[1] == width:
+            self.table = found
         else:
-            size = self.config.model_config["vocab_size"]
             generator = torch.Generator().manual_seed(self.seed)
-            self.table = torch.randn(size, size, generator=generator, dtype=torch.float64)
+            self.table = torch.randn(size, width, generator=generator, dtype=torch.float64)
         if self.config.optimizer is not None:
             self.table.requires_grad_()
             self.optimizer = torch.optim.Adam([self.table], lr=self.config.optimizer.lr)
 
     def outputs(self, batch, request):
+        if self.config.is_critic:
+            assert request.names == ("values",)
+            return {"values": self._values(batch)}
         logits = self.table[batch.input_ids] / request.temperature
         logprobs = logits.log_softmax(-1)
         has_target = batch.targets >= 0
@@ -82,6 +95,11 @@ class BigramEngine:
             "entropy": -(logprobs.exp() * logprobs).sum(-1),
         }
         return {name: values[name] for name in request.names}
+
+    def _values(self, batch):
+        """Each token adds its own number: a value that depends on all tokens up to its place."""
+        numbers = self.table[batch.input_ids, 0].split(batch.lengths)
+        return torch.cat([row.cumsum(0) for row in numbers]) if len(batch) else self.table.new_zeros(0)
 
     def _stats(self, batch, loss):
         """This rank's part of the objective, and the loss, metrics and tokens of all data ranks."""
@@ -172,6 +190,7 @@ class BigramRollout:
 
     def update_weights(self, version):
         self.version = version
+        return {}
 
     def close(self):
         pass

@@ -28,6 +28,7 @@ experiment_name: test
 trial_name: trial
 algorithm: grpo
 reward: arithmetic
+rewards: {processes: 0}
 cluster: {n_gpus_per_node: 1, fileroot: ROOT}
 tokenizer: {kind: characters}
 data: {dataset: arithmetic, batch_size: 4, validation_size: 10, arithmetic: {max_operand: 4}}

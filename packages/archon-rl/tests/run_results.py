@@ -7,7 +7,9 @@ import torch
 from archon_train.run.folder import RunFolder
 from archon_train.run.metrics import read_metrics
 
-TIMING = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
+TIMING = tuple(
+    prefix + name for prefix in ("", "warm_start/", "teacher_warm_start/") for name in ("time/", "tokens_per_second")
+)
 
 
 def rows(folder: RunFolder) -> list[dict[str, float]]:

@@ -10,14 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from archon_core.plugins import RewardSpec
+from archon_rl.rewards.source import RewardSource
+from archon_rl.rewards.source_fingerprint import reward_fingerprint
 from archon_rl.tokenization import bpe_tokenizer
-from archon_rl.trainer.fingerprint import (
-    records_fingerprint,
-    reward_fingerprint,
-    template_fingerprint,
-    tokenizer_fingerprint,
-)
+from archon_rl.trainer.fingerprint import records_fingerprint, template_fingerprint, tokenizer_fingerprint
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -109,8 +105,8 @@ def test_a_template_is_no_part_of_the_tokenizers_fingerprint_but_has_its_own():
 def test_two_rewards_of_one_module_have_their_own_fingerprints_and_built_in_ones_go_by_version():
     import archon_rl.rewards.gsm8k  # noqa: F401 - the module must be there
 
-    one, other = (RewardSpec(name="r", target=f"archon_rl.rewards.gsm8k:{name}", origin="archon-rl") for name in "ab")
+    one, other = (RewardSource("r", f"archon_rl.rewards.gsm8k:{name}", origin="archon-rl") for name in "ab")
     assert reward_fingerprint(one).digest != reward_fingerprint(other).digest
     assert reward_fingerprint(one).about.startswith("reward 'r' of archon-rl ")
-    built_in = RewardSpec(name="r", target="builtins:len", origin="archon-rl")
-    assert reward_fingerprint(built_in).digest != reward_fingerprint(RewardSpec(name="r", target="builtins:len")).digest
+    built_in = RewardSource("r", "builtins:len", origin="archon-rl")
+    assert reward_fingerprint(built_in).digest != reward_fingerprint(RewardSource("r", "builtins:len")).digest

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from archon_core.errors import ConfigError, DataError
 from archon_rl.datasets.jsonl import jsonl_dataset, read_jsonl
+from archon_rl.fields import Fields
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer.sequence_lengths import example_lengths, measure_lengths, prompt_lengths
 from archon_train.experiment import DataConfig
@@ -33,7 +34,7 @@ def with_field(text: bytes) -> bytes:
 def read(folder: Path, content: bytes):
     path = folder / "a.jsonl"
     path.write_bytes(content)
-    return read_jsonl(path, KEYS)
+    return read_jsonl(path, Fields(*KEYS))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +161,7 @@ def test_any_bytes_are_read_and_encoded_or_refused(tmp_path, examples):
         encoder = TextEncoder(TOKENIZER, "question", answer_key)
         refused = ""
         try:
-            records = read_jsonl(path, ("question", answer_key))
+            records = read_jsonl(path, Fields("question", answer_key))
         except DataError as error:
             refused = str(error)
         if refused:

@@ -6,28 +6,19 @@ import json
 import math
 import pickle
 import sys
-import threading
 from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from thread_ranks import run_on_ranks
 
-from archon_core.contracts.rollout import Completion, GenerationConfig
-from archon_core.errors import ArchonError, ConfigError, DataError, RewardError
-from archon_core.models.end_tokens import ModelEnds, end_tokens
-from archon_core.plugins import RewardSpec, registry
-from archon_core.ranks.ranks import DataRanks
+from archon_core.errors import ConfigError, DataError, RewardError
 from archon_rl.datasets.jsonl import read_jsonl
-from archon_rl.datasets.placed_record import PlacedRecord, read_placed
-from archon_rl.datasets.records import ListDataset, SubsetDataset
+from archon_rl.datasets.placed_record import read_placed
+from archon_rl.datasets.records import SubsetDataset
+from archon_rl.fields import Fields
 from archon_rl.rewards.checking import NamedReward, checked_reward
-from archon_rl.text_encoding import TextEncoder
-from archon_rl.tokenization import characters_tokenizer
-from archon_rl.trainer.evaluation import evaluate_reward
-from archon_rl.trainer.rollout_batch import Rollout, sampling_options, score
 
 
 def check(function) -> float:
@@ -136,7 +127,7 @@ def test_a_reward_that_calls_exit_does_not_end_the_run_as_a_success():
         check(lambda prompt, completion, record: sys.exit(0))
 
 
-def test_errors_of_ours_keep_their_message_and_gain_the_record():
+def test_errors_of_ours_keep_class_and_message_and_gain_the_record():
     def complaining(error):
         def function(prompt, completion, record):
             raise error
@@ -145,7 +136,7 @@ def test_errors_of_ours_keep_their_message_and_gain_the_record():
 
     with pytest.raises(DataError, match=r"^problems\.jsonl:3: no answer$"):
         check(complaining(DataError("no answer")))
-    with pytest.raises(RewardError, match=r"^problems\.jsonl:3: no judge$"):
+    with pytest.raises(ConfigError, match=r"^problems\.jsonl:3: no judge$"):
         check(complaining(ConfigError("no judge")))
 
 
@@ -160,7 +151,7 @@ def test_an_interrupt_is_not_a_failure_of_the_reward():
 def test_records_of_a_file_know_their_line_through_subsets_and_pickling(tmp_path):
     file = tmp_path / "problems.jsonl"
     file.write_text('{"q": "a"}\n\n{"q": "b"}\n{"q": "c"}\n')
-    subset = SubsetDataset(SubsetDataset(read_jsonl(file, ("q", None)), [2, 1]), [1])
+    subset = SubsetDataset(SubsetDataset(read_jsonl(file, Fields("q", None)), [2, 1]), [1])
     record = read_placed(subset, 0)
     assert record == {"q": "b"}
     assert record.place == pickle.loads(pickle.dumps(record)).place == f"{file}:3"
@@ -170,77 +161,6 @@ def test_records_of_other_sources_are_known_by_their_number_in_the_whole_data_se
     subset = SubsetDataset(SubsetDataset([{"q": str(i)} for i in range(5)], [4, 3, 0]), [1, 2])
     places = [read_placed(subset, index).place for index in range(2)]
     assert places == ["record 3 (counted from 0)", "record 0 (counted from 0)"]
-
-
-@pytest.fixture
-def registered_reward(run):
-    """The name of a registered reward that is NaN where the answer is 5."""
-    spec = RewardSpec(name="nan_for_5", target="test_reward_checking:nan_for_5")
-    registry().add(spec)
-    yield spec.name
-    registry().remove(spec.kind, spec.name)
-
-
-def nan_for_5(prompt, completion, record):
-    return math.nan if record["answer"] == "5" else 0.0
-
-
-@pytest.mark.parametrize(("ranks", "layout"), [(1, "d1"), (3, "d3")])
-def test_a_run_ends_with_the_record_of_the_reward_that_is_not_a_number(run, registered_reward, ranks, layout):
-    file = run.root / "data.jsonl"
-    lines = [json.dumps({"question": f"{a}+1=", "answer": str(a + 1)}) for a in (1, 2, 3, 4, 6, 7)]
-    file.write_text("\n".join(lines))
-    overrides = ("data.dataset=jsonl", f"data.path={file}", "data.validation_size=0", "data.batch_size=6")
-    with pytest.raises(RewardError, match=rf"{file}:4: reward 'nan_for_5': it returned nan"):
-        run(*overrides, f"reward={registered_reward}", f"actor.backend=bigram:{layout}", ranks=ranks)
-
-
-def rollout_of(n: int) -> tuple[Rollout, TextEncoder]:
-    encoder = TextEncoder(characters_tokenizer(["0123456789"]), "prompt", "answer")
-    records = tuple(PlacedRecord({"prompt": "1", "answer": str(i)}, f"data.jsonl:{i + 1}") for i in range(n))
-    completion = Completion((5,), (-0.5,), (0,), "stop")
-    return Rollout(records, ((1,),) * n, ((completion,),) * n), encoder
-
-
-def test_every_rank_ends_with_the_error_of_the_one_whose_reward_failed():
-    rollout, encoder = rollout_of(4)
-    lock, messages = threading.Lock(), {}
-
-    def body(ranks):
-        try:
-            score(rollout, encoder, NamedReward("nan", nan_for_5), DataRanks(ranks.rank, 2, ranks, (0, 1)))
-        except ArchonError as error:
-            with lock:
-                messages[ranks.rank] = type(error), str(error)
-
-    rollout = Rollout((rollout.records[0], PlacedRecord({"prompt": "1", "answer": "5"}, "data.jsonl:2")), *_two())
-    run_on_ranks(2, body)
-    assert messages[1][0] is messages[0][0] is RewardError
-    assert messages[1][1].startswith("data.jsonl:2: reward 'nan': it returned nan")
-    assert messages[0][1] == f"rank 1 failed: {messages[1][1]}"
-
-
-def _two():
-    rollout, _ = rollout_of(2)
-    return rollout.prompts, rollout.completions
-
-
-def test_an_evaluation_ends_with_the_same_error():
-    rollout, encoder = rollout_of(6)
-
-    class Engine:
-        def generate(self, requests):
-            return [list(rollout.completions[0]) for _ in requests]
-
-    options = sampling_options(GenerationConfig(), end_tokens(2, ModelEnds("the model")), greedy=True)
-    with pytest.raises(RewardError, match=r"^data\.jsonl:6: reward 'nan': it returned nan"):
-        evaluate_reward(
-            Engine(),
-            encoder,
-            ListDataset(rollout.records, [r.place for r in rollout.records]),
-            NamedReward("nan", nan_for_5),
-            options,
-        )
 
 
 class UnreadableError(Exception):

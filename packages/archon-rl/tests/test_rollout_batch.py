@@ -12,12 +12,9 @@ from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
 from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import TrainingError
 from archon_core.models.end_tokens import ModelEnds, end_tokens
-from archon_rl.rewards.checking import NamedReward
-from archon_rl.text_encoding import TextEncoder
-from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.engines import reference_config, with_checkpoint
-from archon_rl.trainer.rl_step import split_minibatches
-from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample, sampling_options, score
+from archon_rl.trainer.minibatches import split_minibatches
+from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sampling_options
 
 A = Completion((7, 8, 2), (-0.5, -0.25, -1.0), (3, 3, 3), "stop")
 B = Completion((9,), (-2.0,), (3,), "length")
@@ -73,18 +70,13 @@ class Echo:
         ]
 
 
-def test_rewards_get_prompt_and_completion_as_text_and_the_answer_as_answer():
-    encoder = TextEncoder(characters_tokenizer(["ab12"]), "prompt", "solution")
-    records = [{"prompt": "a1", "solution": "1", "level": 5}, {"prompt": "b2", "solution": "7", "level": 6}]
-    rollout = sample(Echo(), encoder, records, GenerationConfig(n_samples=2), rollout_seeds(1, 0))
-    seen = []
-
-    def reward(prompt, completion, record):
-        seen.append((prompt, completion, record["answer"], record["level"]))
-        return len(seen)
-
-    assert score(rollout, encoder, NamedReward("counter", reward)).tolist() == [1.0, 2.0, 3.0, 4.0]
-    assert seen == [("a1", "a1", "1", 5)] * 2 + [("b2", "b2", "7", 6)] * 2
+def test_ignore_eos_leaves_the_asked_tokens_alone():
+    ends = end_tokens(2, ModelEnds("the model", (3,)), [9], ignore_eos=True)
+    assert (ends.ids, ends.own) == ((9,), (2, 3))
+    assert ends.decision().reason == "gconfig.ignore_eos=true; 9 is gconfig.stop_token_ids"
+    assert sampling_options(GenerationConfig(stop_token_ids=[9], ignore_eos=True), ends).stop_token_ids == [9]
+    # An evaluation with options of its own ends at the model's tokens all the same.
+    assert sampling_options(GenerationConfig(stop_token_ids=[7]), ends).stop_token_ids == [2, 3, 7]
 
 
 def test_rollout_and_evaluation_end_at_the_same_tokens_each_named_once():

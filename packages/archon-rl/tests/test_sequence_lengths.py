@@ -26,6 +26,7 @@ experiment_name: test
 trial_name: trial
 algorithm: grpo
 reward: arithmetic
+rewards: {processes: 0}
 cluster: {n_gpus_per_node: 1, fileroot: ROOT}
 tokenizer_path: ROOT/tokenizer
 data: {dataset: jsonl, path: ROOT/train.jsonl, validation_path: ROOT/test.jsonl, batch_size: 2}
@@ -40,7 +41,9 @@ gconfig: {n_samples: 2, max_new_tokens: 3}
 trainer: {max_steps: 2}
 """
 SFT = (
-    RL.replace("grpo", "sft").replace("reward: arithmetic\n", "").replace("  ppo_n_minibatches: 1\n  kl_ctl: 0.0\n", "")
+    RL.replace("grpo", "sft")
+    .replace("reward: arithmetic\nrewards: {processes: 0}\n", "")
+    .replace("  ppo_n_minibatches: 1\n  kl_ctl: 0.0\n", "")
 )
 TOKENIZER = chat_tokenizer(None)
 
@@ -174,7 +177,7 @@ def test_a_rollout_on_conversations_gives_rewards_the_record_as_it_is(run, write
         seen.append((prompt, dict(record)))
         return float(len(completion))
 
-    monkeypatch.setattr("archon_rl.trainer.rl._load_reward", lambda *_: NamedReward("r", reward))
+    monkeypatch.setattr("archon_rl.rewards.in_process.load_reward", lambda source: NamedReward("r", reward))
     write([verl, verl], [verl], CHATML)
     run("data.prompt_key=prompt", "data.answer_key=reward_model.ground_truth", text=RL)
     assert {prompt for prompt, _ in seen} == {"2+3?"}

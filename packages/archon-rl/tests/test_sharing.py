@@ -18,12 +18,14 @@ from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import DataError, TrainingError
 from archon_core.ranks.ranks import DataRanks
 from archon_engine.checkpoint.publication import publish_folder
+from archon_rl.rewards.calls import make_call
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.checkpointing import resumed_checkpoint
 from archon_rl.trainer.export_check import verify_export
-from archon_rl.trainer.rollout_batch import rollout_seeds, sample, score
+from archon_rl.trainer.rollout_batch import rollout_seeds, sample
+from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sharing import (
     SharedEngine,
     deal_round_robin,
@@ -115,12 +117,14 @@ def test_completions_and_rewards_do_not_depend_on_the_number_of_ranks(n_records,
 
     expected = sample(SeededSampler(), encoder, records, options, seeds)
     named = NamedReward("lengths", reward)
-    expected_rewards = score(expected, encoder, named)
+    runner = SimpleNamespace(score=lambda calls: [make_call(named, call) for call in calls])
+    score = Scorer(runner, encoder, 0.0, note=print)
+    expected_rewards = score(expected, when="Step 1").values
     n_completions = len(scored)
 
     def body(ranks):
         rollout = sample(SeededSampler(), encoder, records, options, seeds, data_ranks(ranks))
-        results[ranks.rank] = rollout, score(rollout, encoder, named, data_ranks(ranks))
+        results[ranks.rank] = rollout, score(rollout, data_ranks(ranks), when="Step 1").values
 
     run_on_ranks(n_ranks, body)
     for rollout, rewards in results.values():

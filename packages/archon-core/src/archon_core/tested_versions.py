@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 TESTED_VERSIONS: Mapping[str, str] = {
+    "antlr4-python3-runtime": "4.13.2",
     "click": "8.4.2",
     "datasets": "5.2.0",
     "jinja2": "3.1.6",
+    "math-verify": "0.9.0",
     "numpy": "2.4.6",
     "omegaconf": "2.4.0",
     "pluggy": "1.7.0",
+    "reasoning-gym": "0.1.25",
     "rich": "15.0.0",
     "safetensors": "0.8.0",
     "tensorboard": "2.21.0",

@@ -42,7 +42,7 @@ class Fields:
         Raises:
             DataError: the field is missing, or its value is neither text, nor a number, nor a conversation.
         """
-        return _value(record, self.prompt_key, PROMPT_KEY)
+        return read_value(record, self.prompt_key, PROMPT_KEY)
 
     def answer(self, record: Mapping[str, Any]) -> str | Messages | None:
         """The answer; ``None`` without ``answer_key``, or if the prompt is a conversation that contains the answer.
@@ -63,7 +63,7 @@ class Fields:
                     f"with an assistant turn for algorithm=sft, set {ANSWER_KEY} to the field with the answer, or set "
                     "it to null for a reward that reads other fields"
                 )
-        return _value(record, self.answer_key, ANSWER_KEY)
+        return read_value(record, self.answer_key, ANSWER_KEY)
 
     def check(self, record: Any) -> None:
         """Raise ``DataError`` if ``record`` is not a mapping or a field is invalid."""
@@ -87,8 +87,11 @@ def has_field(record: Mapping[str, Any], key: str) -> bool:
     return _find(record, key) is not _MISSING
 
 
-def read_field(record: Mapping[str, Any], key: str) -> Any:
+def read_field(record: Mapping[str, Any], key: str, *, options: str = f"{PROMPT_KEY} and {ANSWER_KEY}") -> Any:
     """The value of the field ``key``, or of a nested field if ``key`` has dots.
+
+    Args:
+        options: the options that name fields, for messages.
 
     Raises:
         DataError: the record has no such field.
@@ -97,10 +100,35 @@ def read_field(record: Mapping[str, Any], key: str) -> Any:
     if value is _MISSING:
         names = [str(name) for name in record]
         raise DataError(
-            f"found no field {key!r} among {', '.join(map(repr, names)) or 'none'}; set data.prompt_key and "
-            f"data.answer_key to fields of the records{did_you_mean(key, names)}"
+            f"found no field {key!r} among {', '.join(map(repr, names)) or 'none'}; set {options} to fields of the "
+            f"records{did_you_mean(key, names)}"
         )
     return value
+
+
+def read_value(
+    record: Mapping[str, Any], key: str, option: str, *, options: str = f"{PROMPT_KEY} and {ANSWER_KEY}"
+) -> str | Messages:
+    """The text or conversation in the field ``key``, which ``option`` names; a number becomes text.
+
+    Raises:
+        DataError: the record has no such field, or its value is neither text, nor a number, nor a conversation.
+    """
+    value = read_field(record, key, options=options)
+    where = f"{option}={key!r}"
+    if isinstance(value, str):
+        with with_location(where):
+            check_unicode(value)
+        return value
+    if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and math.isfinite(value)):
+        with with_location(where):
+            return _written(value)
+    if isinstance(value, list | tuple):
+        return _messages(value, where)
+    fix = _FIX
+    if option == ANSWER_KEY and isinstance(value, Mapping):
+        fix += ", or set data.answer_key=null for a reward that reads other fields (rewards get the whole record)"
+    raise DataError(f"{where}: found {json_type(value)}; {ALLOWED}; {fix}")
 
 
 def ends_with_assistant(value: str | Messages) -> bool:
@@ -131,24 +159,6 @@ def _find(record: Mapping[str, Any], key: str) -> Any:
             return _MISSING
         value = value[name]
     return value
-
-
-def _value(record: Mapping[str, Any], key: str, option: str) -> str | Messages:
-    value = read_field(record, key)
-    where = f"{option}={key!r}"
-    if isinstance(value, str):
-        with with_location(where):
-            check_unicode(value)
-        return value
-    if (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and math.isfinite(value)):
-        with with_location(where):
-            return _written(value)
-    if isinstance(value, list | tuple):
-        return _messages(value, where)
-    fix = _FIX
-    if option == ANSWER_KEY and isinstance(value, Mapping):
-        fix += ", or set data.answer_key=null for a reward that reads other fields (rewards get the whole record)"
-    raise DataError(f"{where}: found {json_type(value)}; {ALLOWED}; {fix}")
 
 
 def _written(number: int | float) -> str:

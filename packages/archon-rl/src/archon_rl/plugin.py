@@ -20,7 +20,11 @@ _ARITHMETIC = ConfigSection("data.arithmetic", "archon_rl.config:ArithmeticOptio
 _HUGGING_FACE = ConfigSection("data.hf", "archon_rl.config:HuggingFaceOptions")
 _TOKENIZER = ConfigSection("tokenizer", "archon_rl.config:TokenizerOptions")
 _POLICY = ConfigSection("actor", "archon_rl.config:PolicyOptions")
+_CRITIC = ConfigSection("critic", "archon_rl.config:CriticOptions")
 _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
+_PREFERENCES = ConfigSection("data", "archon_rl.preference_config:PreferenceDataOptions")
+_REWARDS = ConfigSection("rewards", "archon_rl.config:RewardOptions")
+_TEACHER = ConfigSection("teacher", "archon_rl.teacher_options:TeacherOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -40,7 +44,35 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             trainer="archon_rl.trainer.rl:RLTrainer",
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
-            config=(_TOKENIZER, _POLICY, _WARM_START),
+            config=(_TOKENIZER, _POLICY, _REWARDS, _TEACHER, _WARM_START),
+        ),
+        AlgorithmSpec(
+            name="ppo",
+            target="archon_rl.ppo:ppo",
+            trainer="archon_rl.trainer.rl:RLTrainer",
+            summary="proximal policy optimisation with a critic (arXiv:1707.06347)",
+            needs=("inference_engine",),
+            sections=("critic",),
+            config=(_TOKENIZER, _POLICY, _REWARDS, _TEACHER, _WARM_START, _CRITIC),
+        ),
+        AlgorithmSpec(
+            name="dpo",
+            target="archon_rl.preference_algorithms:dpo",
+            trainer="archon_rl.trainer.preferences:PreferenceTrainer",
+            summary="direct preference optimisation (arXiv:2305.18290) and IPO (arXiv:2310.12036)",
+            config=(
+                _TOKENIZER,
+                _PREFERENCES,
+                _WARM_START,
+                ConfigSection("actor", "archon_rl.preference_config:DPOOptions"),
+            ),
+        ),
+        AlgorithmSpec(
+            name="rw",
+            target="archon_rl.preference_algorithms:rw",
+            trainer="archon_rl.trainer.preferences:PreferenceTrainer",
+            summary="a Bradley-Terry reward model, for reward=model in later runs",
+            config=(_TOKENIZER, _PREFERENCES),
         ),
     ]
 
@@ -116,6 +148,12 @@ def archon_rewards() -> Iterable[RewardSpec]:
             name="gsm8k",
             target="archon_rl.rewards.gsm8k:gsm8k_reward",
             summary="1 when the number after '####' (or in \\boxed{}, or the last one) is the answer's, else 0",
+        ),
+        RewardSpec(
+            name="model",
+            target="archon_rl.trainer.reward_model:RewardModel",
+            summary="the score of a reward model (reward_model.path), such as an export of algorithm rw",
+            role="reward_model",
         ),
     ]
 

@@ -217,3 +217,14 @@ def test_events_make_the_same_completion_as_a_whole_answer(server):
         assert logprobs == pytest.approx(choice["logprobs"]["token_logprobs"], abs=1e-9)
         assert [one["finish_reason"] for one in parts] == [None] * (len(parts) - 1) + ["length"]
         assert choice["weight_versions"] == [{"version": 5, "start": 0, "end": 7}]
+
+
+def test_a_caller_that_leaves_in_the_middle_of_events_frees_its_rows(server):
+    body = {"prompt": [1], "max_tokens": 60, "stream": True}
+    connection = server.client.open("POST", "/v1/completions", body)
+    response = connection.getresponse()
+    assert response.readline().startswith(b"data: ")
+    server.decode.pause("keep").result(10)
+    response.close()
+    connection.close()
+    wait_until(lambda: server.decode.n_requests == 0)

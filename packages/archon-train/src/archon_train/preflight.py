@@ -23,6 +23,7 @@ from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
 from archon_core.contracts.preview import EngineOutline
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
+from archon_core.contracts.train import AlgorithmSpec
 from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
 from archon_core.layout import (
     BUILTIN_BACKENDS,
@@ -36,9 +37,12 @@ from archon_core.models.end_tokens import config_ends, folder_ends
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
+from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
+from archon_train.model_sections import critic_problems, missing_sections, unused_critic
 from archon_train.process_plan import ProcessPlan, plan_processes
+from archon_train.reward_section import reward_section_problems, unused_reward_model
 from archon_train.run_plan import Need, Obstacle, RunPlan
 from archon_train.vision import explain_visual
 
@@ -78,6 +82,7 @@ class _Planner:
         self.needs: dict[MissingPackage, list[str]] = {}
         self.obstacles: list[Obstacle] = []
         self.decisions: list[Decision] = []
+        self.models: dict[str, ModelSpec | None] = {}
         self.samples = True
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
@@ -139,12 +144,30 @@ class _Planner:
         algorithm = self.look_up("algorithm", config.algorithm, "algorithm")
         self.look_up("dataset", config.data.dataset, "data.dataset")
         if config.reward is not None:
-            self.look_up("reward", config.reward, "reward")
+            self.check_reward(config.reward)
+        else:
+            self.decisions += unused_reward_model(config, None)
+        if isinstance(algorithm, AlgorithmSpec):
+            for text in missing_sections(self.config, algorithm):
+                self.wrong(text)
+            self.decisions += unused_critic(self.config, algorithm)
         rollout = self.layouts.get("rollout")
         needed = algorithm is not None and "inference_engine" in getattr(algorithm, "needs", ())
         self.samples = algorithm is None or needed
         if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
             self.look_up("inference_engine", rollout.backend, "rollout.backend")
+
+    def check_reward(self, name: str) -> None:
+        """Look up the plugin, or the function in the user's module, without importing it."""
+        try:
+            chosen = choose_reward(name, self.registry)
+            self.decisions += unused_reward_model(self.config, chosen)
+            for text in reward_section_problems(self.config, chosen):
+                self.wrong(text)
+        except (PluginError, UnknownNameError):
+            self.look_up("reward", name, "reward")
+        except ConfigError as error:
+            self.wrong(str(error))
 
     def check_engine(self, role: str) -> None:
         config, layout = getattr(self.config, role), self.layouts.get(role)
@@ -161,7 +184,11 @@ class _Planner:
             self.check_shares_ranks(role, layout)
         if not isinstance(engine, TrainEngineSpec):
             return
-        model = self.check_model(role, config, layout, engine)
+        model = self.models[role] = self.check_model(role, config, layout, engine)
+        if role == "critic":
+            own = config.path or config.model_config is not None
+            for text in critic_problems(config, model if own else self.models.get("actor"), self.loaded.explicit):
+                self.wrong(text)
         schedule, pipeline = self.check_pipeline(role, config, layout, engine)
         self.check_experts(role, config, layout, engine, model)
         if engine.preview:

@@ -36,7 +36,9 @@ def complete(make_registry: MakeRegistry) -> Registry:
             "all",
             TrainEngineSpec(name="able", target="json:loads", axes="dtpcer", model_type="json:loads"),
             TrainEngineSpec(name="careful", target="json:loads", axes="", preview="archon_fake_options:refuse_all"),
-            ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
+            ModelSpec(
+                name="tiny", target="json:loads", model_types=("tiny",), capabilities=frozenset({"tp", "cp", "critic"})
+            ),
             ModelSpec(name="tiny_moe", target="json:loads", model_types=("tiny_moe",), needs=("moe",)),
             ScheduleSpec(name="Interleaved1F1B", target="json:loads", stages_per_rank=None),
             ScheduleSpec(name="ZeroBubble", target="json:loads", splits_backward=True),
@@ -413,3 +415,17 @@ def test_a_file_without_an_actor_has_no_other_obstacle(load: Load, complete: Reg
 def test_a_cluster_of_cpus_runs_any_number_of_ranks(load: Load, complete: Registry) -> None:
     text = "actor: {model_config: {model_type: qwen3}, backend: 'able:d64'}\ncluster: {n_gpus_per_node: 0}\n"
     assert not any("cluster" in error for error in config_errors(plan(load, complete, text)))
+
+
+def test_a_function_of_the_users_own_module_is_checked_without_importing_it(
+    load: Load, complete: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_rewards.py").write_text("import not_installed\ndef score(prompt, completion, record): ...\n")
+    assert plan(load, complete, RUNNABLE, "reward=my_rewards:score").obstacles == ()
+    wrong = plan(load, complete, RUNNABLE, "reward=my_rewards.scor")
+    assert wrong.is_wrong
+    [text] = config_errors(wrong)
+    assert text.startswith(f"reward: found no 'scor' in {tmp_path}/my_rewards.py; it defines score;")
+    [text] = config_errors(plan(load, complete, RUNNABLE, "reward=timeit:timeit"))
+    assert text.startswith("reward: found no module 'timeit', which is timeit.py in ")

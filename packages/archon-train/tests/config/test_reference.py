@@ -4,6 +4,7 @@ import pytest
 
 from archon_core.config.reference import attribute_texts, options_of, render_reference, root_sections
 from archon_core.config.sections import PluginSection
+from archon_core.contracts.engine_config import ROLES
 from archon_core.plugins import AlgorithmSpec
 from archon_train.experiment import ExperimentConfig
 
@@ -73,7 +74,7 @@ def test_every_option_of_an_experiment_is_documented_and_on_the_page() -> None:
             assert f"| `{option.name}` |" in page, f"{entry.paths[0]}.{option.name}"
     assert [entry.paths[0] for entry in root_sections(ExperimentConfig)][:2] == ["", "cluster"]
     (optimizer,) = [entry for entry in root_sections(ExperimentConfig) if "actor.optimizer" in entry.paths]
-    assert optimizer.paths == ["actor.optimizer", "critic.optimizer", "ref.optimizer", "teacher.optimizer"]
+    assert optimizer.paths == [f"{role}.optimizer" for role in ROLES]
 
 
 def test_a_plugins_section_follows_with_its_package_and_users() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from archon_core.config.sections import build_schema, choose_sections
 from archon_core.config.yaml_file import parse_yaml
-from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.errors import ConfigError
 from archon_core.plugins import AlgorithmSpec, DatasetSpec, InferenceEngineSpec, PluginStatus, Registry, TrainEngineSpec
 from archon_core.plugins.loader import load_core
@@ -76,7 +76,7 @@ def test_sections_inside_an_optional_default_are_extended_too(make_registry: Mak
 
 def test_only_sections_of_what_the_file_names_are_used(registry: Registry) -> None:
     choice = choose_sections(registry, parse_yaml("algorithm: sft", "f"), ROOT)
-    assert [s.path for s in choice.used] == ["actor", "critic", "ref", "teacher"], "those of the engine"
+    assert [s.path for s in choice.used] == list(ROLES), "those of the engine"
     assert {s.path for s in choice.unused} == {"actor", "data.puzzle"}
 
 

@@ -11,10 +11,17 @@ from archon_core.contracts.spec import Spec
 
 @dataclass(frozen=True)
 class RewardSpec(Spec):
-    """A reward. ``target`` names a ``Reward``."""
+    """A reward. ``target`` names a ``Reward``, or with ``role`` a class like
+    ``archon_rl.trainer.reward_model:RewardModel``.
+
+    Attributes:
+        role: section of the configuration with the model that scores; empty for a function.
+    """
 
     kind: ClassVar[str] = "reward"
     hook: ClassVar[str] = "archon_rewards"
+
+    role: str = ""
 
 
 @dataclass(frozen=True)
@@ -36,12 +43,25 @@ class Tokenizer(Protocol):
     def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
+REWARD_PARAMETERS = ("prompt", "completion", "record")
+"""The positional parameters of a ``Reward``."""
+
+
 class Reward(Protocol):
-    """Scores a completion. ``record`` is the data set's record of the prompt."""
+    """Scores a completion. ``record`` is the data set's record of the prompt.
+
+    It is called in processes without torch's and the trainer's state, each call with a time limit
+    (``rewards.timeout_seconds``).
+    """
 
     def __call__(self, prompt: str, completion: str, record: Mapping[str, Any]) -> float:
-        """Return one finite number of Python, numpy or torch, or a boolean. Anything else, or an exception, ends the
-        run with an error that names the record."""
+        """Return one finite number of Python, numpy or torch, or a boolean.
+
+        After anything else, an exception, or no answer in time, training goes on without the prompt of the completion.
+
+        Raises:
+            DataError, ConfigError: the record or the configuration is wrong, not the completion; ends the run.
+        """
 
 
 class Dataset(Protocol):

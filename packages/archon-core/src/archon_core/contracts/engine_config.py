@@ -13,7 +13,7 @@ from typing import Any
 
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option, path_or_id
 
-ROLES = ("actor", "critic", "ref", "teacher")
+ROLES = ("actor", "critic", "ref", "teacher", "reward_model")
 """The sections of a configuration that describe a model. Each has a separate engine. The first is trained."""
 
 DECAY = number(least=0, below=1)
@@ -97,10 +97,10 @@ class OptimizerConfig:
 
 @dataclass
 class EngineConfig:
-    """One model and its engine: ``actor``, ``critic``, ``ref`` or ``teacher``.
+    """One model and its engine: ``actor``, ``critic``, ``ref``, ``teacher`` or ``reward_model``.
 
     Attributes:
-        backend: engine and layout, such as ``archon:d4t2``. Empty for critic, ref and teacher: the actor's.
+        backend: engine and layout, such as ``archon:d4t2``. Empty for all but the actor: the actor's.
         path: checkpoint folder in Hugging Face format, or a hub id.
         init_from_scratch: use random weights from the seed instead of the checkpoint's.
         model_config: the content of a Hugging Face ``config.json``, instead of ``path``. Quotes turn a value into a

@@ -10,7 +10,7 @@ import importlib
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from archon_core.errors import PluginError
+from archon_core.errors import ArchonError, PluginError
 from archon_core.installing import update_advice
 
 
@@ -23,6 +23,7 @@ def load_target(target: str, *, origin: str = "") -> Any:
 
     Raises:
         PluginError: the target has another form, its module cannot be imported, or the attribute does not exist.
+        ArchonError: the module raised it while it was imported.
     """
     described = f"target {target!r} of {origin}" if origin else f"target {target!r}"
     fix = f"; correct the spec, or update its package: {update_advice(origin)}" if origin else ""
@@ -31,6 +32,8 @@ def load_target(target: str, *, origin: str = "") -> Any:
         raise PluginError(f"{described}: found no 'package.module:attribute'; write it in that form")
     try:
         loaded: Any = importlib.import_module(module_name)
+    except ArchonError:
+        raise  # on purpose, such as about an extra that is not installed
     except Exception as error:
         # A module may raise anything while it is imported; the message names its package.
         raise PluginError(

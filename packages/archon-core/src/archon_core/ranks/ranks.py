@@ -100,6 +100,11 @@ class DataRanks:
     everyone: Ranks = Ranks()
     members: tuple[int, ...] = (0,)
 
+    @property
+    def is_representative(self) -> bool:
+        """Whether ``gather`` takes the value of this process as its data rank's."""
+        return self.members[self.rank] == self.everyone.rank
+
     def gather(self, value: T) -> list[T]:
         """The values of all data ranks, in order. Collective over all processes of the engine."""
         values = self.everyone.gather(value)

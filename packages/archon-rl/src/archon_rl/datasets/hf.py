@@ -9,7 +9,8 @@ from typing import Any
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError, DataError
 from archon_rl.datasets.records import Split, require_path, split_records
-from archon_rl.fields import Fields, with_location
+from archon_rl.fields import with_location
+from archon_rl.preference_fields import fields_of
 
 
 @dataclass(frozen=True)
@@ -87,5 +88,5 @@ def _load(path: str, name: str | None, split: str, config: Any) -> HuggingFaceDa
     dataset = HuggingFaceDataset(columns, where)
     # All records have the same columns. Their values are checked later, when all records are measured.
     with with_location(dataset.where(0)):
-        Fields(config.prompt_key, config.answer_key).check(dataset[0])
+        fields_of(config).check(dataset[0])
     return dataset

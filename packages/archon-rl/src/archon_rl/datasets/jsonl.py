@@ -19,6 +19,7 @@ from archon_core.errors import ConfigError, DataError
 from archon_core.unique_names import NameTwiceError, unique_names
 from archon_rl.datasets.records import ListDataset, Split, require_path, split_records
 from archon_rl.fields import Fields, json_type, with_location
+from archon_rl.preference_fields import PreferenceFields, fields_of
 
 ONE_OBJECT = "every line must hold one JSON object"
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -42,27 +43,26 @@ def jsonl_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
         DataError: a line is not JSON, or a field is missing or invalid; the message starts with ``file:line``.
     """
     path = require_path(config, "jsonl", "train.jsonl")
-    keys = (config.prompt_key, config.answer_key)
+    fields = fields_of(config)
     if config.validation_path and split == "validation":
-        return read_jsonl(Path(config.validation_path), keys, option="data.validation_path")
-    records = read_jsonl(Path(path), keys)
+        return read_jsonl(Path(config.validation_path), fields, option="data.validation_path")
+    records = read_jsonl(Path(path), fields)
     if config.validation_path:
         return records
     return split_records(records, validation_size=config.validation_size, split=split, seed=seed)
 
 
-def read_jsonl(path: Path, keys: tuple[str, str | None], *, option: str = "data.path") -> ListDataset:
-    """All records of a file, each with a valid prompt and answer. Empty lines are skipped.
+def read_jsonl(path: Path, fields: Fields | PreferenceFields, *, option: str = "data.path") -> ListDataset:
+    """All records of a file, each with valid fields. Empty lines are skipped.
 
     Args:
-        keys: fields of the prompt and of the answer, as for ``fields.Fields``.
+        fields: the reader of the records' fields.
         option: the option that names the file, for messages.
 
     Raises:
         ConfigError: the file is missing or unreadable.
         DataError: see ``jsonl_dataset``.
     """
-    fields = Fields(*keys)
     records, places = [], []
     for number, line in _lines(path, option):
         where = f"{path}:{number}"

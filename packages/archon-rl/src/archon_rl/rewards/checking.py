@@ -1,7 +1,7 @@
 """Calls a reward function and accepts only a finite number.
 
 One NaN would make the advantages of its whole group NaN, and ``actor.reward_clip`` would turn an infinite reward into a
-plausible one. Both are bugs of the reward function, so both end the run with an error.
+plausible one. So such a completion has no reward, as after an exception.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.data import Reward
-from archon_core.errors import ArchonError, DataError, RewardError
+from archon_core.errors import ArchonError, RewardError
 
 LARGEST = 2.0**128 - 2.0**104
 """The largest finite float32: rewards are float32 tensors."""
@@ -44,25 +44,23 @@ def checked_reward(
 
     Raises:
         RewardError: the function raised, or did not return one finite number.
-        DataError: the function raised a DataError.
+        ArchonError: of the class that the function raised, such as a DataError for an invalid record.
     """
     where = f"{place}: reward {reward.name!r}"
     try:
         value = reward.function(prompt, completion, record)
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from error
     except ArchonError as error:
-        raise RewardError(f"{place}: {error}") from error
+        raise type(error)(f"{place}: {error}") from error
     except (Exception, SystemExit) as error:  # a reward may run a model's code, which may call exit()
         raise RewardError(
             f"{where}: it raised {_described(error)}; correct the function, or let it return a number for "
-            f"completions that it cannot score; the completion was {_shown(completion)}"
+            f"completions that it cannot score; the completion was {shown_completion(completion)}"
         ) from error
     number = _as_float(value)
     if number is None or not abs(number) <= LARGEST:  # also true for NaN
         raise RewardError(
             f"{where}: it returned {_shown(value)}; a reward must be one finite number of at most 3.4e38 in size; "
-            f"correct the function; the completion was {_shown(completion)}"
+            f"correct the function; the completion was {shown_completion(completion)}"
         )
     return number
 
@@ -96,6 +94,11 @@ def _described(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)[1:2]  # the first frame is our call
     place = "".join(f" ({Path(frame.filename).name}:{frame.lineno} in {frame.name})" for frame in frames)
     return type(error).__name__ + (f": {message}" if message else "") + place
+
+
+def shown_completion(completion: str) -> str:
+    """A completion for messages, shortened."""
+    return _shown(completion)
 
 
 def _shown(value: Any) -> str:

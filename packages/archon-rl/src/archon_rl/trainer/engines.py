@@ -27,7 +27,7 @@ def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: 
     engine = assemble(
         config,
         role=role,
-        layout=_layout(run, role),
+        layout=engine_layout(run, role),
         seed=run.config.seed,
         total_steps=total_steps,
         explicit=run.explicit,
@@ -37,63 +37,64 @@ def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: 
     return engine
 
 
-def build_inference_engine(run: RunContext, trainer: TrainEngine) -> InferenceEngine:
-    """The engine that ``rollout.backend`` names."""
-    layout = _layout(run, "rollout")
+def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any) -> InferenceEngine:
+    """The engine that ``rollout.backend`` names, with ``changes`` to the other options of ``rollout``."""
+    layout, config = engine_layout(run, "rollout"), replace(run.config.rollout, **changes)
     factory = registry().get("inference_engine", layout.backend).load()
     if layout.on_trainer_ranks:
-        return factory(run.config.rollout, trainer=trainer)
-    return factory(run.config.rollout, trainer=trainer, folder=run.folder.path / "servers")
+        return factory(config, trainer=trainer)
+    return factory(config, trainer=trainer, folder=run.folder.path / "servers")
 
 
-def _layout(run: RunContext, role: str) -> Layout:
-    """The layout of one engine of the run; reference models inherit the actor's."""
+def engine_layout(run: RunContext, role: str) -> Layout:
+    """The layout of one engine of the run; an empty one is the actor's."""
     plugins = registry()
     table = backend_table(plugins.all(TrainEngineSpec), plugins.all(InferenceEngineSpec))
     return engine_layouts(engine_backends(run.config), backends=table)[role]
 
 
-def complete_model_config(run: RunContext, tokenizer: Any) -> Any:
-    """``actor`` with an inline ``model_config`` completed from the tokenizer: vocabulary size and special token ids.
+def complete_model_config(run: RunContext, tokenizer: Any, role: str = "actor") -> Any:
+    """The section ``role`` with an inline ``model_config`` completed from the tokenizer: vocabulary size and special
+    token ids.
 
     Raises:
         ConfigError: the given vocabulary is smaller than the tokenizer's.
     """
-    actor = run.config.actor
-    if actor.model_config is None:
-        if actor.init_from_scratch and actor.path:
+    section = getattr(run.config, role)
+    if section.model_config is None:
+        if section.init_from_scratch and section.path:
             _check_vocabulary(
-                f"the model of actor.path={actor.path!r}", load_hf_config(actor.path).vocab_size, tokenizer
+                f"the model of {role}.path={section.path!r}", load_hf_config(section.path).vocab_size, tokenizer
             )
-        return actor
+        return section
     decisions: list[Decision] = []
-    model = dict(actor.model_config)
+    model = dict(section.model_config)
     n_tokens = len(tokenizer)
     if model.get("vocab_size") is None:
         model["vocab_size"] = -(-n_tokens // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         decisions.append(
             Decision(
-                option="actor.model_config.vocab_size",
+                option=f"{role}.model_config.vocab_size",
                 requested="not given",
                 effective=str(model["vocab_size"]),
                 reason=f"the tokenizer has {n_tokens} tokens; rounded up to a multiple of {VOCABULARY_MULTIPLE}",
             )
         )
     else:
-        _check_vocabulary("actor.model_config", model["vocab_size"], tokenizer)
+        _check_vocabulary(f"{role}.model_config", model["vocab_size"], tokenizer)
     special = {name: getattr(tokenizer, name) for name in SPECIAL_IDS if model.get(name) is None}
     if special:
         model |= special
         decisions.append(
             Decision(
-                option="actor.model_config",
+                option=f"{role}.model_config",
                 requested=f"no {', '.join(special)}",
                 effective=", ".join(f"{name}={value}" for name, value in special.items()),
                 reason="taken from the tokenizer, for the exported model",
             )
         )
     run.record(decisions)
-    return replace(actor, model_config=model)
+    return replace(section, model_config=model)
 
 
 def _check_vocabulary(where: str, vocab_size: int, tokenizer: Any) -> None:
@@ -104,13 +105,22 @@ def _check_vocabulary(where: str, vocab_size: int, tokenizer: Any) -> None:
         )
 
 
-def with_checkpoint(actor: Any, checkpoint: Path) -> Any:
-    """``actor`` with the weights of ``checkpoint``."""
-    return replace(actor, path=str(checkpoint), init_from_scratch=False, model_config=None)
+def with_checkpoint(section: Any, checkpoint: Path) -> Any:
+    """A model's section with the weights of ``checkpoint``."""
+    return replace(section, path=str(checkpoint), init_from_scratch=False, model_config=None)
+
+
+def critic_config(critic: Any, actor: Any) -> Any:
+    """The ``critic`` section, with a value head, on the actor's initial weights unless it names others."""
+    return replace(_with_weights_of(actor, critic), is_critic=True)
 
 
 def reference_config(ref: Any, actor: Any) -> Any:
     """The ``ref`` section, with the actor's initial weights unless it names others, and without an optimizer."""
-    if not ref.path and ref.model_config is None:
-        ref = replace(ref, path=actor.path, model_config=actor.model_config, init_from_scratch=actor.init_from_scratch)
-    return replace(ref, optimizer=None)
+    return replace(_with_weights_of(actor, ref), optimizer=None)
+
+
+def _with_weights_of(actor: Any, section: Any) -> Any:
+    if section.path or section.model_config is not None:
+        return section
+    return replace(section, path=actor.path, model_config=actor.model_config, init_from_scratch=actor.init_from_scratch)

@@ -14,9 +14,10 @@ from typing import Any
 from archon_core.contracts.data import Dataset
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ArchonError, ConfigError
-from archon_core.plugins import RewardSpec, registry
 from archon_core.ranks.failing_together import failing_together
 from archon_engine.checkpoint.publication import publish_folder
+from archon_rl.fingerprint import Fingerprint
+from archon_rl.rewards.calls import RewardRunner
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import (
     TOKENIZER_FOLDER,
@@ -25,13 +26,7 @@ from archon_rl.trainer.checkpointing import (
     resumed_checkpoint,
     with_resume_advice,
 )
-from archon_rl.trainer.fingerprint import (
-    Fingerprint,
-    records_fingerprint,
-    reward_fingerprint,
-    template_fingerprint,
-    tokenizer_fingerprint,
-)
+from archon_rl.trainer.fingerprint import records_fingerprint, template_fingerprint, tokenizer_fingerprint
 from archon_train.run.context import RunContext
 
 OPTION = "trainer.accept_changed"
@@ -49,7 +44,7 @@ LABELS = {
 
 
 def fingerprints(
-    run: RunContext, train: Dataset, validation: Dataset, *, reward: str | None = None
+    run: RunContext, train: Dataset, validation: Dataset, *, reward: RewardRunner | None = None
 ) -> dict[str, Fingerprint]:
     """Fingerprints of the run's inputs by name; a resumed run compares them with its checkpoint. Collective.
 
@@ -59,11 +54,12 @@ def fingerprints(
         run: the run.
         train: the training records.
         validation: the held-out records; may be empty.
-        reward: name of the reward, already loaded; ``None`` for algorithms without one.
+        reward: started here on the first rank; ``None`` for algorithms without one.
 
     Raises:
         ConfigError: on every rank, an input changed that ``trainer.accept_changed`` does not list.
         DamagedError: on every rank, the checkpoint's ``trainer.json`` cannot be read.
+        ArchonError: on every rank, the reward function cannot be imported.
     """
     checkpoint = resumed_checkpoint(run)
     found: dict[str, Fingerprint] = {}
@@ -73,7 +69,7 @@ def fingerprints(
         if run.ranks.is_first:
             found = _fingerprints(run.config, train, validation, run.folder.path / TOKENIZER_FOLDER)
             if reward is not None:
-                found["reward"] = reward_fingerprint(registry().get(RewardSpec, reward))
+                found["reward"] = reward.start()
             if checkpoint is not None:
                 decisions = _compare(run.config, checkpoint, read_state(run, checkpoint), found)
     run.record(run.ranks.broadcast(decisions))

@@ -6,40 +6,40 @@ from contextlib import ExitStack
 from functools import partial
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import TrainEngine
+from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_rl.algorithm import AlgorithmFactory
-from archon_rl.losses.kl import REF_LOGPROBS
-from archon_rl.rewards.checking import NamedReward
-from archon_rl.trainer.engines import (
-    build_inference_engine,
-    build_train_engine,
-    complete_model_config,
-    reference_config,
-    with_checkpoint,
-)
+from archon_rl.algorithm import Algorithm, AlgorithmFactory
+from archon_rl.config import RewardOptions
+from archon_rl.rewards.calls import RewardRunner
+from archon_rl.rewards.in_process import InProcessRewards
+from archon_rl.rewards.pool import RewardPool
+from archon_rl.rewards.source import RewardSource, reward_source
+from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.resuming import fingerprints
+from archon_rl.trainer.reward_model import ModelScorer, RewardModel
 from archon_rl.trainer.rl_step import RLStep
+from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.rollout_batch import sampling_options
+from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
-from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
-from archon_rl.trainer.warm_start import warm_start
+from archon_rl.trainer.teacher import prepare_teacher, report_teacher
+from archon_rl.trainer.warm_start import WarmStart
 from archon_train.run.context import RunContext
 
 
 class RLTrainer:
-    """Reinforcement learning from verifiable rewards; implements ``contracts.train.Trainer``.
+    """Reinforcement learning from verifiable rewards or from a teacher; implements ``contracts.train.Trainer``.
 
     Args:
         run: the run.
         algorithm: builds the algorithm.
 
     Raises:
-        ConfigError: there is no reward, or a step has fewer completions than mini-batches.
+        ConfigError: there is no reward, and the algorithm needs one; or a step has fewer completions than mini-batches.
     """
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
@@ -47,13 +47,18 @@ class RLTrainer:
         decisions: list[Decision] = []
         self._algorithm = algorithm(run.config, decisions)
         run.record(decisions)
-        self._reward = _load_reward(run.config.reward, self._algorithm.name)
+        self._reward = _choose_reward(run.config.reward, self._algorithm)
+        if self._reward is None and run.config.trainer.eval_every:
+            reason = "evaluation scores completions, and there is no reward"
+            run.record([Decision("trainer.eval_every", str(run.config.trainer.eval_every), "0", reason)])
         completions = run.config.data.batch_size * run.config.gconfig.n_samples
-        if completions < self._algorithm.n_minibatches:
-            raise ConfigError(
-                f"actor.ppo_n_minibatches: found {self._algorithm.n_minibatches}; allowed is at most data.batch_size x "
-                f"gconfig.n_samples = {completions} completions; lower it"
-            )
+        for role in ("actor", "critic"):
+            updates = self._algorithm.updates_per_step(role)
+            if updates is not None and completions < updates:
+                raise ConfigError(
+                    f"{role}.ppo_n_minibatches: found {updates}; allowed is at most data.batch_size x "
+                    f"gconfig.n_samples = {completions} completions; lower it"
+                )
 
     def fit(self) -> None:
         """Run the whole training.
@@ -63,77 +68,119 @@ class RLTrainer:
             ArchonError: from the data, the engines, the reward or the checkpoints.
         """
         run, config = self._run, self._run.config
-        reference_section = config.ref if self._needs_reference else None
-        limits = rollout_limits(config.gconfig, config.actor, reference_section)
+        others = [getattr(config, role) for role in sorted(self._algorithm.roles)]
+        limits = rollout_limits(config.gconfig, config.actor, *others)
         if config.warm_start.steps:
             limits += supervised_limits(config.actor)
-        task = build_task(run, prompt_lengths, limits)
-        known = fingerprints(run, task.train, task.validation, reward=config.reward)
+        if "teacher" in self._algorithm.roles and config.teacher.warm_start.steps:
+            limits += supervised_limits(config.teacher)
+        evaluation = config.eval_gconfig
+        held_out = None if evaluation is None else rollout_limits(evaluation, config.actor, section="eval_gconfig")
+        task = build_task(run, prompt_lengths, limits, held_out)
         total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        if self._algorithm.warmup_steps >= total_steps:
+            raise ConfigError(
+                f"critic.warmup_steps: found {self._algorithm.warmup_steps}, and the run has {total_steps} steps, so "
+                "the actor would never learn; lower it, or raise trainer.max_steps"
+            )
+        if self._algorithm.max_rounds > 1 and config.trainer.max_steps is None:
+            run.record([_epochs_decision(config.trainer.max_epochs, total_steps)])
         with ExitStack() as stack:
-            actor, reference = self._build_engines(task, total_steps, stack)
+            rewards = None if self._reward is None else _build_runner(run, self._reward)
+            if rewards is not None:
+                stack.callback(rewards.close)
+            known = fingerprints(run, task.train, task.validation, reward=rewards)
+            engines = self._build_engines(task, total_steps, stack)
+            actor = engines.actor.engine
             rollout = build_inference_engine(run, actor)
             stack.callback(rollout.close)
             run.record([task.ends.decision()])
+            scorer = None if rewards is None else self._build_scorer(rewards, task)
             step = RLStep(
                 task=task,
                 algorithm=self._algorithm,
-                actor=SharedEngine(actor, config.actor.mb_spec.granularity, run.recordings),
+                engines=engines,
                 rollout=rollout,
-                reference=reference and SharedEngine(reference, config.ref.mb_spec.granularity),
-                reward=self._reward,
+                scorer=scorer,
                 options=sampling_options(config.gconfig, task.ends),
                 seed=config.seed,
                 needs_experts=config.rollout.return_routed_experts,
             )
-            evaluate = partial(
-                evaluate_reward,
-                rollout,
-                task.encoder,
-                task.validation,
-                self._reward,
-                sampling_options(config.gconfig, task.ends, greedy=True),
-                limit=config.trainer.eval_size,
-                data_ranks=actor.data_ranks,
-            )
+            evaluate = None
+            if scorer is not None and len(task.validation):
+                evaluate = partial(
+                    evaluate_reward,
+                    encoder=task.encoder,
+                    dataset=task.validation,
+                    scorer=scorer,
+                    options=sampling_options(evaluation or config.gconfig, task.ends, greedy=evaluation is None),
+                    limit=config.trainer.eval_size,
+                    seed=config.seed,
+                    pass_above=config.trainer.eval_pass_above,
+                )
             loop = TrainingLoop(
                 run=run,
                 task=task,
                 engine=actor,
                 total_steps=total_steps,
                 run_step=step,
-                evaluate=evaluate if len(task.validation) else None,
+                evaluate=evaluate and partial(evaluate, rollout, data_ranks=actor.data_ranks),
                 fingerprints=known,
-                shown=("reward", "loss"),
+                shown=("reward", "loss") if self._reward is not None else ("rollout_kl_teacher", "loss"),
+                beside={} if engines.critic is None else {"critic": engines.critic.engine},
             )
             done = loop.resume()
+            if done == 0 and engines.teacher and evaluate:
+                report_teacher(run, engines.teacher, evaluate)
             rollout.update_weights(actor.version)
             loop.run_from(done)
 
-    @property
-    def _needs_reference(self) -> bool:
-        return REF_LOGPROBS in self._algorithm.fields
+    def _build_scorer(self, rewards: RewardRunner | RewardModel, task: Task) -> Scorer:
+        """Scores completions; loads the reward model, if the reward is one."""
+        settings = (task.encoder, self._run.config.rewards.max_failed, self._run.progress.note)
+        if not self._reward.role:
+            return Scorer(rewards, *settings)
+        rewards.load(task.encoder)
+        return ModelScorer(rewards, *settings)
 
-    def _build_engines(self, task: Task, total_steps: int, stack: ExitStack) -> tuple[TrainEngine, TrainEngine | None]:
-        """The actor, after the warm start, and the reference if the algorithm needs one; ``stack`` closes them."""
+    def _build_engines(self, task: Task, total_steps: int, stack: ExitStack) -> RoleEngines:
+        """The engines of all roles, after the actor's warm start; ``stack`` closes them."""
         run = self._run
-        config = complete_model_config(run, task.encoder.tokenizer)
-        checkpoint = warm_start(run, config, task)
+        actor = complete_model_config(run, task.encoder.tokenizer)
+        prepared = {}
+        if "teacher" in self._algorithm.roles:
+            prepared["teacher"] = prepare_teacher(run, actor, task)
+        checkpoint = WarmStart("actor", run.config.warm_start).run(run, actor, task)
         if checkpoint is not None:
-            config = with_checkpoint(config, checkpoint)
-        updates = total_steps * self._algorithm.n_minibatches
-        actor = build_train_engine(run, config, role="actor", total_steps=updates)
-        stack.callback(actor.close)
-        if not self._needs_reference:
-            return actor, None
-        reference = build_train_engine(run, reference_config(run.config.ref, config), role="ref", total_steps=None)
-        stack.callback(reference.close)
-        return actor, reference
+            actor = with_checkpoint(actor, checkpoint)
+        return build_role_engines(run, actor, self._algorithm, total_steps=total_steps, stack=stack, prepared=prepared)
 
 
-def _load_reward(name: str | None, algorithm: str) -> NamedReward:
+def _epochs_decision(max_epochs: int, total_steps: int) -> Decision:
+    return Decision(
+        option="trainer.max_epochs",
+        requested=str(max_epochs),
+        effective=f"{total_steps} steps",
+        reason="each counts as data.batch_size records, without those that actor.dynamic_sampling draws in addition",
+    )
+
+
+def _choose_reward(name: str | None, algorithm: Algorithm) -> RewardSource | None:
     if name is None:
+        if not algorithm.needs_rewards:
+            return None
         installed = ", ".join(spec.name for spec in registry().all("reward"))
-        raise ConfigError(f"reward: found none, and algorithm {algorithm!r} needs one; choose from {installed}")
-    spec = registry().get("reward", name)
-    return NamedReward(spec.name, spec.load())
+        raise ConfigError(
+            f"reward: found none, and algorithm {algorithm.name!r} needs one; choose from {installed}, or name a "
+            "function of a module in the working directory (module:function)"
+        )
+    return reward_source(name, registry())
+
+
+def _build_runner(run: RunContext, source: RewardSource) -> RewardRunner | RewardModel:
+    options: RewardOptions = run.config.rewards
+    if source.role:
+        return load_target(source.target, origin=source.origin)(run, source.role)
+    if options.processes == 0:
+        return InProcessRewards(source)
+    return RewardPool(source, processes=options.processes, timeout=options.timeout_seconds)

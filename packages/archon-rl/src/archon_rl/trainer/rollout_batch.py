@@ -1,4 +1,4 @@
-"""Sampling, scoring, and the packed batch of completions with the fields that algorithms read.
+"""Sampling, and the packed batch of completions with the fields that algorithms read.
 
 Legend: S sequences (prompts times samples), T tokens of all prompts and completions.
 """
@@ -15,16 +15,13 @@ from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
 from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, InferenceEngine
 from archon_core.errors import TrainingError
 from archon_core.models.end_tokens import EndTokens
-from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks
 from archon_core.seeding import derive_seed
 from archon_rl.advantages import GROUPS, REWARDS
 from archon_rl.algorithm import TRUNCATED
-from archon_rl.fields import read_field
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.policy_term import LOGPROBS
 from archon_rl.losses.proximal import VERSIONS
-from archon_rl.rewards.checking import NamedReward, checked_reward
 from archon_rl.text_encoding import TextEncoder, continuation_mask
 from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
 
@@ -48,10 +45,16 @@ class Rollout:
     prompts: tuple[tuple[int, ...], ...]
     completions: tuple[tuple[Completion, ...], ...]
 
+    def select(self, indices: Sequence[int]) -> Rollout:
+        """Some of the records, with their prompts and completions."""
+        parts = (self.records, self.prompts, self.completions)
+        return Rollout(*(tuple(part[index] for index in indices) for part in parts))
+
 
 def sampling_options(generation: Any, ends: EndTokens, *, greedy: bool = False) -> GenerationConfig:
-    """``gconfig`` with all tokens that end a completion as stop tokens; ``greedy`` for one greedy completion."""
-    options = replace(generation, stop_token_ids=list(ends.ids))
+    """Sampling options with all tokens that end a completion as stop tokens; ``greedy`` for one greedy completion."""
+    own = () if generation.ignore_eos else ends.own
+    options = replace(generation, stop_token_ids=list(dict.fromkeys((*own, *generation.stop_token_ids))))
     return replace(options, greedy=True, n_samples=1) if greedy else options
 
 
@@ -74,7 +77,10 @@ def sample(
     def generate(places: list[int]) -> list[tuple[Completion, ...]]:
         requests = [
             GenerationRequest(
-                prompts[place], options, tuple(seed_of(place, number) for number in range(options.n_samples))
+                prompts[place],
+                options,
+                tuple(seed_of(place, number) for number in range(options.n_samples)),
+                encoder.decode_literally,
             )
             for place in places
         ]
@@ -83,52 +89,22 @@ def sample(
     return Rollout(tuple(records), prompts, tuple(map_over_ranks(len(prompts), generate, data_ranks)))
 
 
-def rollout_seeds(seed: int, step: int) -> Callable[[int, int], int]:
-    """Seeds for the samples of a training step; functions of the run's seed, the step and the sample alone."""
-    return lambda place, number: derive_seed(seed, "rollout", step, place, number)
-
-
-def score(
-    rollout: Rollout, encoder: TextEncoder, reward: NamedReward, data_ranks: DataRanks = ONE_RANK
-) -> torch.Tensor:
-    """The reward of every completion, float32 [S].
-
-    The reward function gets the record as it was read, with the answer also under ``"answer"`` whatever the field's
-    name in the data.
+def rollout_seeds(seed: int, step: int, first_place: int = 0) -> Callable[[int, int], int]:
+    """Seeds for the samples of a training step; functions of the run's seed, the step and the sample alone.
 
     Args:
-        data_ranks: each scores the completions of some records; all get all rewards.
-
-    Raises:
-        RewardError, DataError: on every rank, if ``checked_reward`` raises it on one.
+        first_place: number of prompts that the step has drawn before.
     """
-
-    def rewards_of(index: int) -> list[float]:
-        record = rollout.records[index]
-        place = getattr(record, "place", f"record {index} of the rollout")
-        known = record
-        if encoder.answer_key is not None:
-            known = {**record, "answer": read_field(record, encoder.answer_key)}
-        prompt = encoder.prompt(record)
-        return [
-            checked_reward(reward, prompt, encoder.decode(c.token_ids), known, place=place)
-            for c in rollout.completions[index]
-        ]
-
-    def rewards_of_share(places: list[int]) -> list[list[float]]:
-        with failing_together(data_ranks.everyone):
-            return [rewards_of(place) for place in places]
-
-    rewards = map_over_ranks(len(rollout.records), rewards_of_share, data_ranks)
-    return torch.tensor([value for samples in rewards for value in samples], dtype=torch.float32)
+    return lambda place, number: derive_seed(seed, "rollout", step, first_place + place, number)
 
 
-def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool = False) -> Batch:
+def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool = False, first_group: int = 0) -> Batch:
     """Prompts and completions as a packed batch with their fields.
 
     Args:
         rewards: shaped rewards [S].
         needs_experts: ``rollout.return_routed_experts``.
+        first_group: number of the first prompt's group.
 
     Raises:
         TrainingError: some completions lack their routed experts while others have them or ``needs_experts`` is set.
@@ -141,7 +117,7 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool 
     """
     rows = [
         (group, prompt, completion)
-        for group, (prompt, samples) in enumerate(zip(rollout.prompts, rollout.completions, strict=True))
+        for group, (prompt, samples) in enumerate(zip(rollout.prompts, rollout.completions, strict=True), first_group)
         for completion in samples
     ]
     lengths = [len(completion.token_ids) for _, _, completion in rows]

@@ -18,11 +18,12 @@ from archon_engine.models.context_length import ContextLength, context_length
 from archon_engine.models.hf_config import load_hf_config
 from archon_rl.datasets.records import place_of
 from archon_rl.fields import with_location
+from archon_rl.preference_encoding import PreferenceEncoder, longest_of_pair, pair_lengths
 from archon_rl.text_encoding import TextEncoder
 
 Records = Sequence[Mapping[str, Any]]
-Measure = Callable[[TextEncoder, Records], list[int]]
-"""Tokens per record."""
+Measure = Callable[[Any, Records], list[int]]
+"""(encoder, records) -> tokens per record."""
 
 CHUNK = 1000
 """Number of records to encode together."""
@@ -65,27 +66,42 @@ def supervised_limits(engine: Any) -> list[LengthLimit]:
     return [LengthLimit(example_lengths, size, reason, (fix,)) for size, reason, fix in _sequence_limits(engine)]
 
 
-def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[LengthLimit]:
+def preference_limits(actor: Any, *others: Any) -> list[LengthLimit]:
+    """Limits of training on pairs, whose two sequences share a micro-batch of the section ``actor``.
+
+    Args:
+        others: sections of models that read single sequences.
+    """
+    limits = [LengthLimit(pair_lengths, size, reason, (fix,)) for size, reason, fix in _micro_batch_limits(actor)]
+    singles = [*_position_limits(actor), *(limit for other in others for limit in _sequence_limits(other))]
+    return limits + [LengthLimit(longest_of_pair, size, reason, (fix,)) for size, reason, fix in singles]
+
+
+def rollout_limits(gconfig: Any, actor: Any, *others: Any, section: str = "gconfig") -> list[LengthLimit]:
     """Limits of prompts for generation with ``gconfig`` and training on the completions.
 
     Args:
         actor: section of the trained model.
-        reference: section of the reference model, if there is one.
+        others: sections of the models beside it that see prompts with completions.
+        section: name of the section ``gconfig``, for messages.
     """
     n_new, most = gconfig.max_new_tokens, gconfig.max_tokens
     limits = []
     if most is not None:
         limits.append(
             LengthLimit(
-                prompt_lengths, most, f"gconfig.max_tokens={most} with the completion", ("raise gconfig.max_tokens",)
+                prompt_lengths,
+                most,
+                f"{section}.max_tokens={most} with the completion",
+                (f"raise {section}.max_tokens",),
             )
         )
     context, sizes = _context(actor), []
     if context.generation != context.positions:
         why = "beyond that, the frequencies of its rotary embedding depend on the final length"
         sizes.append((context.generation, f"the model generates up to {context.generation} tokens: {why}", ""))
-    for engine in (actor, reference):
-        sizes += [] if engine is None else _sequence_limits(engine)
+    for engine in (actor, *others):
+        sizes += _sequence_limits(engine)
     for size, reason, fix in sizes:
         # A completion ends at max_tokens if that is the lower limit.
         if most is None or most > size:
@@ -93,10 +109,10 @@ def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[Leng
                 LengthLimit(
                     prompt_lengths,
                     size - n_new,
-                    f"{reason}, gconfig.max_new_tokens={n_new} of them for the completion",
+                    f"{reason}, {section}.max_new_tokens={n_new} of them for the completion",
                     (
-                        "lower gconfig.max_new_tokens",
-                        f"set gconfig.max_tokens={size}",
+                        f"lower {section}.max_new_tokens",
+                        f"set {section}.max_tokens={size}",
                         *([fix] if fix else []),
                     ),
                 )
@@ -104,7 +120,7 @@ def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[Leng
     return limits
 
 
-def measure_lengths(dataset: Dataset, encoder: TextEncoder, measure: Measure) -> list[int]:
+def measure_lengths(dataset: Dataset, encoder: TextEncoder | PreferenceEncoder, measure: Measure) -> list[int]:
     """Tokens of every record of ``dataset``.
 
     Raises:
@@ -155,11 +171,25 @@ def drop_decision(
     )
 
 
+def longest_sequence(engine: Any) -> int | None:
+    """The longest sequence that the model of the section ``engine`` takes; ``None`` without a limit."""
+    return min((size for size, _, _ in _sequence_limits(engine)), default=None)
+
+
 def _sequence_limits(engine: Any) -> Iterator[tuple[int, str, str]]:
     """(limit, reason, fix) for each limit on the sequences that an engine trains on."""
-    positions, most = _context(engine).positions, engine.mb_spec.max_tokens_per_mb
+    yield from _position_limits(engine)
+    yield from _micro_batch_limits(engine)
+
+
+def _position_limits(engine: Any) -> Iterator[tuple[int, str, str]]:
+    positions = _context(engine).positions
     if positions is not None:
         yield positions, f"the model has {positions} positions (max_position_embeddings)", "choose another model"
+
+
+def _micro_batch_limits(engine: Any) -> Iterator[tuple[int, str, str]]:
+    most = engine.mb_spec.max_tokens_per_mb
     if most is not None:
         yield most, f"mb_spec.max_tokens_per_mb={most}", "raise mb_spec.max_tokens_per_mb"
 
@@ -181,7 +211,7 @@ def _chunks(size: int) -> Iterator[range]:
 
 
 def _subject(limit: LengthLimit) -> str:
-    return "prompts" if limit.measure is prompt_lengths else "sequences"
+    return {prompt_lengths: "prompts", pair_lengths: "pairs"}.get(limit.measure, "sequences")
 
 
 def _count(what: str, dataset: Dataset, indices: Sequence[int]) -> str:

@@ -92,11 +92,13 @@ class SharedEngine:
         engine: takes the share of each rank.
         granularity: its ``mb_spec.granularity``: number of consecutive sequences to keep together.
         recordings: collects what the engine records of its steps.
+        offloads: keep the engine in host memory except while it is used; ``build_role_engines`` offloads it first.
     """
 
     engine: TrainEngine
     granularity: int = 1
     recordings: Recordings = field(default_factory=Recordings)
+    offloads: bool = False
 
     @property
     def version(self) -> int:
@@ -108,21 +110,36 @@ class SharedEngine:
         """The data ranks that divide the work."""
         return self.engine.data_ranks
 
+    @contextmanager
+    def onloaded(self) -> Iterator[TrainEngine]:
+        """The engine on its device; back in host memory after the block if it ``offloads``."""
+        if not self.offloads:
+            yield self.engine
+            return
+        self.engine.onload()
+        try:
+            yield self.engine
+        finally:
+            self.engine.offload()
+
     def train_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """One optimizer step on the whole ``batch``."""
-        stats = self.engine.train_batch(self._share(batch), loss)
+        with self.onloaded() as engine:
+            stats = engine.train_batch(self._share(batch), loss)
         self.recordings.take(stats.recordings)
         return stats
 
     def eval_batch(self, batch: Batch, loss: Loss) -> StepStats:
         """The loss and its metrics on the whole ``batch``."""
-        return self.engine.eval_batch(self._share(batch), loss)
+        with self.onloaded() as engine:
+            return engine.eval_batch(self._share(batch), loss)
 
     def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
         """Per-token outputs [T] of the whole ``batch``, on every rank; on the CPU when they come from several."""
+        with self.onloaded() as engine:
+            outputs = engine.forward_batch(self._share(batch), request)
         if self.data_ranks.size == 1:
-            return self.engine.forward_batch(batch, request)
-        outputs = self.engine.forward_batch(self._share(batch), request)
+            return outputs
         # A rank without sequences has no outputs, so their dtype is unknown there.
         parts = self.data_ranks.gather({name: value.cpu() for name, value in outputs.items()})
         plan = self._plan(batch)

@@ -19,9 +19,11 @@ from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.datasets.records import SubsetDataset, place_of
 from archon_rl.fields import with_location
+from archon_rl.preference_encoding import PreferenceEncoder, build_encoder
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import TOKENIZER_FOLDER, resumed_checkpoint
+from archon_rl.trainer.equal_pairs import without_equal_pairs
 from archon_rl.trainer.resuming import refresh_tokenizer
 from archon_rl.trainer.sequence_lengths import (
     LengthLimit,
@@ -47,18 +49,27 @@ class Task:
         ends: the tokens that end a completion.
     """
 
-    encoder: TextEncoder
+    encoder: TextEncoder | PreferenceEncoder
     train: Dataset
     validation: Dataset
     cursor: DataCursor
     ends: EndTokens
 
     def records(self, step: int) -> list[Mapping[str, Any]]:
-        """The records of ``step``, counted from 0, each with its location in the data."""
+        """The batch of ``step``, counted from 0, each record with its location in the data."""
         return [read_placed(self.train, index) for index in self.cursor.indices(step)]
 
+    def more_records(self, step: int, n: int) -> list[Mapping[str, Any]]:
+        """The next ``n`` records, which ``step`` draws in addition to its batch."""
+        return [read_placed(self.train, index) for index in self.cursor.refill(step, n)]
 
-def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] = ()) -> Task:
+
+def build_task(
+    run: RunContext,
+    measure: Measure,
+    limits: Sequence[LengthLimit] = (),
+    held_out_limits: Sequence[LengthLimit] | None = None,
+) -> Task:
     """Load the data sets and build the tokenizer; a resumed run reads the tokenizer from its folder.
 
     Encodes every record once, so that an invalid record fails here and not in the step that draws it.
@@ -67,6 +78,7 @@ def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] 
         run: the run; its folder holds the tokenizer.
         measure: the length that ``data.max_length`` limits.
         limits: the longest records that a step can take; ``data.overlong`` decides about longer ones.
+        held_out_limits: the longest records that an evaluation can take; ``None`` for the same.
 
     Raises:
         ConfigError, DataError, ModelError: from the data set, the tokenizer and ``run_end_tokens``; a record cannot be
@@ -77,9 +89,13 @@ def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] 
     train = load(data, split="train", seed=config.seed)
     validation = load(data, split="validation", seed=config.seed)
     tokenizer = _tokenizer(run, train, validation)
-    encoder = TextEncoder(tokenizer, data.prompt_key, data.answer_key, config.tokenizer.use_chat_template)
+    encoder = build_encoder(tokenizer, data, config.tokenizer.use_chat_template)
+    if isinstance(encoder, PreferenceEncoder):
+        train = without_equal_pairs(run, "training", train, encoder.fields)
+        validation = without_equal_pairs(run, "held-out", validation, encoder.fields)
     kept_train = _drop_overlong(run, "training", train, encoder, measure, limits)
-    kept_validation = _drop_overlong(run, "held-out", validation, encoder, measure, limits)
+    held_out_limits = limits if held_out_limits is None else held_out_limits
+    kept_validation = _drop_overlong(run, "held-out", validation, encoder, measure, held_out_limits)
     ends = run_end_tokens(run, tokenizer)
     with failing_together(run.ranks):
         if run.ranks.is_first:
@@ -92,7 +108,7 @@ def _drop_overlong(
     run: RunContext,
     what: str,
     dataset: Dataset,
-    encoder: TextEncoder,
+    encoder: TextEncoder | PreferenceEncoder,
     measure: Measure,
     limits: Sequence[LengthLimit],
 ) -> Dataset:
@@ -151,7 +167,7 @@ def _tokenizer(run: RunContext, *datasets: Dataset) -> Any:
 
 
 def _texts(dataset: Dataset, data: Any) -> Iterator[str]:
-    reader = TextEncoder(None, data.prompt_key, data.answer_key)
+    reader = build_encoder(None, data)
     for index in range(len(dataset)):
         with with_location(place_of(dataset, index)):
             texts = list(reader.texts(dataset[index]))

@@ -13,7 +13,8 @@ import os
 import secrets
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from archon_core.contracts.engine import TrainEngine
@@ -39,7 +40,7 @@ from archon_rollout.server.environment import TOKEN
 
 logger = logging.getLogger(__name__)
 
-CANARY = Canary(prompt_ids=(0, 1, 2, 3))
+CANARY = Canary(prompt_ids=(1, 2, 3))
 """Token ids that every vocabulary has."""
 
 
@@ -70,13 +71,15 @@ class ServedEngine:
         self._pool: Pool | None = None
         self._client: PoolClient | None = None
         self._publisher: Publisher | None = None
+        self._architecture: Path | None = None
         self.topology = TopologyDecision(0)
         self.last_publication: Publication | None = None
         try:
             with failing_together(self._ranks):
                 if self._ranks.is_first:
-                    self._start(folder or Path(tempfile.mkdtemp(prefix="archon-servers-")))
-            self._publisher = self._build_publisher()
+                    folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
+                    self._start(folder)
+                self._publisher = self._build_publisher(folder)
         except BaseException:
             self.close()
             raise
@@ -101,8 +104,14 @@ class ServedEngine:
         if self._closed or self._paused or self._version < 0:
             found = "close()" if self._closed else "pause()" if self._paused else "no update_weights()"
             raise TrainingError(f"served engine: generate() was called after {found}")
+        if stops := next((request.config.stop for request in requests if request.config.stop), None):
+            raise ConfigError(
+                f"gconfig.stop: found {stops}; servers that a trainer starts have no tokenizer to find texts; use "
+                "stop_token_ids, or rollout.backend=local"
+            )
         data_ranks = self._trainer.data_ranks
-        shares = data_ranks.gather(list(requests))
+        # Only data travels between ranks; a decode function is of no use to a server.
+        shares = data_ranks.gather([replace(request, decode=None) for request in requests])
         pending = [request for share in shares for request in share]
         answered: dict[int, list[Completion]] = {}
         while True:
@@ -129,8 +138,11 @@ class ServedEngine:
         """Accept requests again."""
         self._paused = False
 
-    def update_weights(self, version: int) -> None:
+    def update_weights(self, version: int) -> Mapping[str, float]:
         """Publish the trainer's weights, which have ``version``, to all servers, newcomers included.
+
+        Returns:
+            Metrics of the publication.
 
         Raises:
             TrainingError: the trainer holds another version; or fewer than ``rollout.min_servers`` took the weights.
@@ -140,8 +152,11 @@ class ServedEngine:
                 f"served engine: found a request for weights of version {version}, but the trainer holds version "
                 f"{self._trainer.version}; publish its current weights"
             )
-        if version != self._version or self._ranks.broadcast(self._pool is not None and self._pool.has_newcomers()):
-            self._publish()
+        if version == self._version and not self._ranks.broadcast(
+            self._pool is not None and self._pool.has_newcomers()
+        ):
+            return {}
+        return self._publish().metrics()
 
     def close(self) -> None:
         """Stop the servers that this engine started."""
@@ -164,6 +179,7 @@ class ServedEngine:
             servers: ServerRegistry = AddressRegistry(self._config.addresses, "served")
         else:
             model, options = write_architecture(self._trainer, folder)
+            self._architecture = model.parent
             self._processes = ServerProcesses(driver, layout, model=str(model), folder=folder, options=options)
             servers = MemoryRegistry()
             for record in self._processes.start(timeout=self._config.setup_timeout):
@@ -180,15 +196,34 @@ class ServedEngine:
                 "as the trainer"
             )
 
-    def _build_publisher(self) -> Publisher:
-        options = PublisherOptions(timeout=self._config.request_timeout, canary=CANARY)
+    def _build_publisher(self, folder: Path | None) -> Publisher:
+        config = self._config
+        options = PublisherOptions(
+            bucket_bytes=config.weight_bucket_mb * 2**20,
+            skip_unchanged=config.skip_unchanged,
+            timeout=config.weight_timeout,
+            canary=CANARY if config.weight_canary else None,
+        )
         if self._driver is None:
             return Publisher(self._trainer, None, None, options)
-        spec = registry().get(WeightTransportSpec, self._config.weight_transport)
-        context = TransportContext(self._driver, run=secrets.token_hex(4), timeout=options.timeout)
+        spec = registry().get(WeightTransportSpec, config.weight_transport)
+        allowed = self._driver.capabilities.transports
+        if spec.name not in allowed:
+            raise ConfigError(
+                f"rollout.weight_transport: found {config.weight_transport!r}; these servers receive weights by "
+                f"{', '.join(allowed)}; choose one"
+            )
+        context = TransportContext(
+            self._driver,
+            run=secrets.token_hex(4),
+            folder=folder,
+            timeout=options.timeout,
+            bucket_bytes=options.bucket_bytes,
+            companions=self._architecture,
+        )
         return Publisher(self._trainer, self._driver, spec.load()(context), options)
 
-    def _publish(self) -> None:
+    def _publish(self) -> Publication:
         """Give the trainer's weights to the servers in service and to newcomers, until there are enough."""
         assert self._publisher is not None
         deadline = time.monotonic() + self._config.setup_timeout
@@ -196,8 +231,7 @@ class ServedEngine:
             receivers: list[ServerRecord] = []
             with failing_together(self._ranks):
                 if self._ranks.is_first:
-                    assert self._pool is not None
-                    receivers = self._pool.wait_for_receivers()
+                    receivers = self._wait_for_receivers()
             publication = self._publisher.publish(receivers)
             self.last_publication = publication
             with failing_together(self._ranks):
@@ -206,7 +240,14 @@ class ServedEngine:
             self.topology = self._ranks.broadcast(self.topology)
             if len(self.topology.members) >= self._config.min_servers:
                 self._version = publication.version
-                return
+                return publication
+
+    def _wait_for_receivers(self) -> list[ServerRecord]:
+        """The servers of the next publication; rank 0 only."""
+        assert self._pool is not None
+        if self._processes is not None and self._version >= 0 and self._pool.is_empty():
+            self._processes.check()  # nobody else could join; the end of a server's log says why
+        return self._pool.wait_for_receivers()
 
     def _take_over(self, publication: Publication, *, late: bool) -> TopologyDecision:
         """The decision after a publication; rank 0 only.
@@ -217,6 +258,7 @@ class ServedEngine:
         assert self._pool is not None
         outcomes = {server.incarnation: "" for server in publication.committed}
         outcomes |= {one.server.incarnation: f"{one.phase}: {one.reason}" for one in publication.failed}
+        logger.info(publication.describe())
         self._pool.committed(publication.version, outcomes)
         decision = self._pool.decide()
         if decision.changed:

@@ -14,9 +14,7 @@ SECTIONS = frozenset(
     (
         "allocation_mode",
         "async_training",
-        "dynamic_bs",
         "enable_offload",
-        "eval_gconfig",
         "evaluator",
         "launcher",
         "memory_profiler",
@@ -64,8 +62,14 @@ NULL_MEANS = {
 
 DATASETS = {
     "openai/gsm8k": {"data.hf.name": "main", "data.hf.validation_split": "test", "reward": "gsm8k"},
+    "Anthropic/hh-rlhf": {"data.hf.validation_split": "test", "data.equal_pairs": "drop"},
 }
 """Hub ids of data sets that AReaL's code knows -> the options that it fills in."""
+
+DATASET_REASONS = {
+    "data.equal_pairs": "AReaL keeps pairs of equal answers; they have no gradient, but count in the mean",
+}
+"""Such options that AReaL does not have -> reason of the decision."""
 
 DEFAULTS = {
     "actor.dtype": "bfloat16",
@@ -76,6 +80,7 @@ DEFAULTS = {
     "gconfig.max_tokens": "32768",
     "data.batch_size": "1",
     "cluster.n_nodes": "32",
+    "trainer.eval_before_train": "false",
 }
 """Options with another default in AReaL -> that default. Omitting one from an AReaL file records a decision."""
 

@@ -1,0 +1,81 @@
+"""The fingerprint of a loaded reward: the source of its module, and of the modules that it imports."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+from archon_rl.fingerprint import Fingerprint
+from archon_rl.rewards.source import RewardSource
+
+
+def reward_fingerprint(source: RewardSource) -> Fingerprint:
+    """The fingerprint of a reward whose module this process has imported.
+
+    It covers the modules of the reward's package, or of its folder for a function of a user's own module. Without
+    source, for a compiled module, it is the version of the package.
+    """
+    version = _version(source.origin)
+    module, _, attribute = source.target.partition(":")
+    sources = _sources(module, source.folder)
+    content = {"attribute": attribute, **({"sources": sources} if sources else {"version": version})}
+    about = f"reward {source.name!r} of {source.origin or module} {version}".rstrip()
+    return Fingerprint.of(content, about)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution) if distribution else ""
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _sources(module: str, folder: str) -> dict[str, str]:
+    """Module -> digest of its file, for ``module`` and its transitive imports within the package or folder."""
+    package = module.rpartition(".")[0] or module
+    waiting, found = [module], {}
+    while waiting:
+        name = waiting.pop()
+        source = None if name in found else _file_of(sys.modules.get(name))
+        if source is None:
+            continue
+        found[name] = hashlib.sha256(source).hexdigest()
+        for other in _imports(sys.modules[name], source):
+            within = is_in(sys.modules.get(other), folder) if folder else f"{other}.".startswith(f"{package}.")
+            waiting += [other] if within else []
+    return found
+
+
+def is_in(module: ModuleType | None, folder: str) -> bool:
+    """Whether a module's file lies in ``folder`` or below it."""
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).resolve().is_relative_to(Path(folder).resolve())
+
+
+def _file_of(module: ModuleType | None) -> bytes | None:
+    try:
+        return Path(module.__file__ or "").read_bytes() if module is not None else None
+    except (AttributeError, OSError):  # a built-in module, or one created at run time
+        return None
+
+
+def _imports(module: ModuleType, source: bytes) -> Iterator[str]:
+    """Names that a module's source imports: modules, and some attributes of modules."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # a compiled module
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, module.__package__ or "") if node.level else relative
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)

@@ -1,0 +1,104 @@
+"""A reward process: imports the reward function, then calls it for one completion after another.
+
+It imports no torch, unless the reward does. It ends with the trainer: the kernel kills it (Linux), a thread notices the
+trainer's end, and an idle process reads the end of its socket.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict
+from typing import Any
+
+from archon_core.errors import ArchonError
+from archon_rl.rewards.calls import RewardCall, make_call
+from archon_rl.rewards.loading import load_reward
+from archon_rl.rewards.messages import HELD_SECONDS, CallCounter, Receiver, send
+from archon_rl.rewards.source import RewardSource
+from archon_rl.rewards.source_fingerprint import reward_fingerprint
+
+PARENT_CHECK_SECONDS = 0.5
+_SET_PARENT_DEATH_SIGNAL = 1
+"""``PR_SET_PDEATHSIG`` of Linux's ``prctl``."""
+
+
+def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) -> None:
+    """Serve calls until the trainer closes its end of the socket.
+
+    Args:
+        descriptor: file descriptor of the socket.
+        counter: file descriptor of the ``CallCounter``.
+        trainer: process id of the trainer.
+        source: fields of the ``RewardSource``.
+    """
+    _end_with(trainer)
+    _leave_signals_to_trainer()
+    for one in (descriptor, counter):
+        os.set_inheritable(one, False)  # processes of the reward must not keep the socket open
+    channel = socket.socket(fileno=descriptor)
+    receiver = Receiver(channel)
+    try:
+        chosen = RewardSource(**source)
+        reward = load_reward(chosen)
+        _reply(channel, {"fingerprint": asdict(reward_fingerprint(chosen))})
+        begun = CallCounter(counter)
+        n_begun = 0
+        while (message := receiver.wait()) is not None:
+            held: list[Any] = []
+            sent = time.monotonic()
+            for fields in pickle.loads(message):
+                if held and time.monotonic() - sent > HELD_SECONDS:
+                    _reply(channel, {"outcomes": held})
+                    held, sent = [], time.monotonic()
+                n_begun += 1
+                begun.write(n_begun)
+                held.append(make_call(reward, RewardCall(*fields)).as_json())
+            _reply(channel, {"outcomes": held})
+    except ArchonError as error:
+        _reply(channel, {"error": type(error).__name__, "text": str(error)})
+
+
+def _reply(channel: socket.socket, reply: dict[str, Any]) -> None:
+    send(channel, json.dumps(reply).encode())
+
+
+def _end_with(trainer: int) -> None:
+    """Kill this process when the trainer ends.
+
+    The thread could not do it alone: a function that hangs in compiled code, such as a regular expression, keeps all
+    threads from running. The kernel's signal comes when the *thread* that started this process ends, so the trainer
+    starts and uses reward processes in one thread.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+
+    def watch() -> None:
+        while os.getppid() == trainer:
+            time.sleep(PARENT_CHECK_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="archon-reward-watchdog", daemon=True).start()
+
+
+def _leave_signals_to_trainer() -> None:
+    """Ignore SIGINT and SIGTERM, which a cluster may send to all processes of a job: the trainer finishes its step.
+
+    Processes that the reward starts get the default handlers: a handler of Python does not survive ``exec``, and is
+    removed after ``fork``.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    os.register_at_fork(after_in_child=restore)

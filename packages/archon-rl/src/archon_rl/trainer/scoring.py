@@ -1,0 +1,179 @@
+"""Rewards of completions: calls the reward function, and decides what happens to completions without a reward.
+
+Data ranks divide the calls and gather the outcomes, so all ranks agree on which calls failed. Failures are counted and
+explained; a run ends only if a whole batch fails, or too large a share of the recent calls.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from archon_core.errors import RewardError
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import DataRanks
+from archon_rl.fields import read_field
+from archon_rl.rewards.calls import Outcome, RewardCall, RewardRunner
+from archon_rl.text_encoding import TextEncoder
+from archon_rl.trainer.rollout_batch import Rollout
+from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
+
+FAILED = "reward/failed"
+"""Metric: completions without a reward."""
+TIMED_OUT = "reward/timeout"
+"""Metric: those of them whose call exceeded ``rewards.timeout_seconds``."""
+
+WINDOW = 1000
+"""Number of recent calls that ``rewards.max_failed`` is a share of."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The outcomes of a rollout's completions.
+
+    Attributes:
+        rollout: the rollout.
+        outcomes: per record, one outcome per completion.
+    """
+
+    rollout: Rollout
+    outcomes: tuple[tuple[Outcome, ...], ...]
+
+    @property
+    def values(self) -> Tensor:
+        """The rewards of the completions that have one, float32."""
+        return torch.tensor([one.value for one in self._all() if not one.failed], dtype=torch.float32)
+
+    @property
+    def failures(self) -> list[Outcome]:
+        """The outcomes of the completions without a reward."""
+        return [one for one in self._all() if one.failed]
+
+    def complete(self, *, may_be_empty: bool = False) -> Scores:
+        """The records all of whose completions have a reward: advantages compare the completions of a record.
+
+        Raises:
+            RewardError: there is no such record, and there must be one.
+        """
+        kept = [i for i, outcomes in enumerate(self.outcomes) if not any(one.failed for one in outcomes)]
+        if len(kept) == len(self.outcomes):
+            return self
+        if not kept and not may_be_empty:
+            raise RewardError(
+                f"found a completion without a reward for each of the {len(self.outcomes)} prompts of a step, which "
+                f"leaves none to train on; correct the reward; one of them: {self.failures[0].error}"
+            )
+        return Scores(self.rollout.select(kept), tuple(self.outcomes[i] for i in kept))
+
+    def metrics(self) -> dict[str, float]:
+        """How many completions have no reward."""
+        failures = self.failures
+        return {FAILED: len(failures), TIMED_OUT: sum(one.timed_out for one in failures)}
+
+    def _all(self) -> list[Outcome]:
+        return [one for outcomes in self.outcomes for one in outcomes]
+
+
+@dataclass
+class Scorer:
+    """Scores rollouts, and keeps count of failures over the run.
+
+    Attributes:
+        runner: calls the reward function.
+        encoder: decodes completions.
+        max_failed: largest share of the last ``WINDOW`` calls that may fail.
+        note: shows a text to the user, on the first rank.
+    """
+
+    runner: RewardRunner
+    encoder: TextEncoder
+    max_failed: float
+    note: Callable[[str], None]
+    _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
+    _explained: set[str] = field(default_factory=set, init=False)
+
+    def __call__(
+        self, rollout: Rollout, data_ranks: DataRanks = ONE_RANK, *, when: str, may_all_fail: bool = False
+    ) -> Scores:
+        """The outcome of every completion. Collective.
+
+        The reward function gets the record as it was read, with the answer also under ``"answer"`` whatever the field's
+        name in the data.
+
+        Args:
+            data_ranks: each scores the completions of some records; all get all outcomes.
+            when: what the rollout is for, such as ``Step 3``; for messages.
+            may_all_fail: accept a rollout without any reward, because it is small.
+
+        Raises:
+            RewardError: on every rank, every call failed, or more than ``max_failed`` of the recent ones.
+            ArchonError: on every rank, the function raised it, such as a DataError about a record.
+        """
+        scores = Scores(rollout, tuple(self._outcomes(rollout, data_ranks)))
+        self._judge(scores, when, may_all_fail=may_all_fail)
+        return scores
+
+    def _outcomes(self, rollout: Rollout, data_ranks: DataRanks) -> list[tuple[Outcome, ...]]:
+        # Ranks that share a data rank's records leave them to the one whose results count.
+        works = data_ranks.is_representative
+
+        def outcomes_of_share(indices: list[int]) -> list[tuple[Outcome, ...]]:
+            with failing_together(data_ranks.everyone):
+                return self._score(rollout, indices) if works else [() for _ in indices]
+
+        return map_over_ranks(len(rollout.records), outcomes_of_share, data_ranks)
+
+    def _score(self, rollout: Rollout, indices: Sequence[int]) -> list[tuple[Outcome, ...]]:
+        calls = [list(self._calls(rollout, index)) for index in indices]
+        outcomes = iter(self.runner.score([call for group in calls for call in group]))
+        return [tuple(next(outcomes) for _ in group) for group in calls]
+
+    def _calls(self, rollout: Rollout, index: int) -> list[RewardCall]:
+        record = rollout.records[index]
+        place = getattr(record, "place", f"record {index} of the rollout")
+        known = record
+        if self.encoder.answer_key is not None:
+            known = {**record, "answer": read_field(record, self.encoder.answer_key)}
+        prompt = self.encoder.prompt(record)
+        return [
+            RewardCall(prompt, self.encoder.decode(completion.token_ids), known, place)
+            for completion in rollout.completions[index]
+        ]
+
+    def _judge(self, scores: Scores, when: str, *, may_all_fail: bool) -> None:
+        """Explain new failures; raise if there are too many."""
+        failures, n_calls = scores.failures, sum(map(len, scores.outcomes))
+        self._recent.extend(one.failed for outcomes in scores.outcomes for one in outcomes)
+        if not failures:
+            return
+        self._explain(failures, n_calls, when)
+        if len(failures) == n_calls and not may_all_fail:
+            raise RewardError(
+                f"{when}: no reward for any of {n_calls} completions; the first: "
+                f"{failures[0].error}{_traced(failures[0])}"
+            )
+        allowed = int(self.max_failed * WINDOW)
+        if sum(self._recent) > allowed:
+            causes = Counter(one.cause for one in failures)
+            raise RewardError(
+                f"{when}: found {sum(self._recent)} of the last {len(self._recent)} completions without a reward; "
+                f"allowed are {allowed} of {WINDOW} (rewards.max_failed={self.max_failed:g}); correct the reward, or "
+                f"raise the limit; the most frequent cause is {causes.most_common(1)[0][0]}; the last: "
+                f"{failures[-1].error}{_traced(failures[-1])}"
+            )
+
+    def _explain(self, failures: Sequence[Outcome], n_calls: int, when: str) -> None:
+        """Count the failures of the batch, and explain causes that are new in this run."""
+        new = {one.cause: one for one in reversed(failures) if one.cause not in self._explained}
+        self._explained |= new.keys()
+        lines = [f"{when}: no reward for {len(failures)} of {n_calls} completions"]
+        lines += [f"{one.error}{_traced(one)}" for one in reversed(new.values())]
+        self.note("\n".join(lines))
+
+
+def _traced(outcome: Outcome) -> str:
+    return f"\n{outcome.trace.rstrip()}" if outcome.trace else ""

@@ -1,0 +1,1 @@
+"""Problems and scores of reasoning-gym."""

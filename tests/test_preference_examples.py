@@ -1,0 +1,99 @@
+"""The examples of preference training reach their bars, and a run that is killed goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = [sys.executable, "-c", "from archon_core.cli.main import main; main()", "train"]
+PAIRS = ROOT / "examples" / "arithmetic_preferences.jsonl"
+
+
+def train(example: str, *overrides: str) -> str:
+    command = [*COMMAND, f"examples/{example}", *overrides]
+    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+def rows(folder: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    timing = ("time", "tokens_per_second", "warm_start/time", "warm_start/tokens_per_second", "wall")
+    return [{name: value for name, value in row.items() if not name.startswith(timing)} for row in found]
+
+
+def test_every_record_of_the_example_has_a_right_and_a_wrong_sum():
+    records = [json.loads(line) for line in PAIRS.read_text().splitlines()]
+    assert len({record["prompt"] for record in records}) == len(records) == 1600
+    for record in records:
+        a, b = map(int, re.fullmatch(r"(\d\d)\+(\d\d)=", record["prompt"]).groups())
+        assert record["chosen"] == f"{a + b:02d}" != record["rejected"]
+
+
+@pytest.mark.wide
+def test_the_example_trains_and_checks_its_export(tmp_path):
+    short = ["warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=20", "data.batch_size=8"]
+    output = train("dpo_jsonl.yaml", f"cluster.fileroot={tmp_path}", *short)
+    assert "Export verified: logits differ from transformers' by at most" in output
+    first = next(row for row in rows(tmp_path / "preferences" / "dpo") if "loss" in row)
+    assert first["loss"] == pytest.approx(0.6931, abs=1e-3)
+    assert first["margin"] == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.wide
+@pytest.mark.slow
+def test_dpo_ranks_held_out_pairs_right(tmp_path):
+    train("dpo_jsonl.yaml", f"cluster.fileroot={tmp_path}")
+    evaluated = [row for row in rows(tmp_path / "preferences" / "dpo") if "eval/loss" in row]
+    assert evaluated[0]["eval/policy_accuracy"] <= 0.8
+    assert evaluated[-1]["eval/policy_accuracy"] >= 0.9
+    assert evaluated[-1]["eval/accuracy"] >= 0.9
+    assert evaluated[-1]["eval/loss"] <= 0.35
+
+
+@pytest.mark.wide
+@pytest.mark.slow
+def test_a_reward_model_ranks_held_out_pairs_right_and_trains_a_policy(tmp_path):
+    output = train("rw_jsonl.yaml", f"cluster.fileroot={tmp_path}")
+    assert "Export verified: scores differ from transformers' by at most" in output
+    folder = tmp_path / "preferences"
+    assert rows(folder / "rw")[-1]["eval/accuracy"] >= 0.85
+    train("grpo_reward_model.yaml", f"cluster.fileroot={tmp_path}", f"reward_model.path={folder / 'rw' / 'export'}")
+    scores = [row["eval/reward"] for row in rows(folder / "grpo") if "eval/reward" in row]
+    assert scores[-1] > scores[0] + 1
+
+
+@pytest.mark.wide
+@pytest.mark.slow
+def test_a_killed_run_goes_on_with_the_reference_of_its_start(tmp_path):
+    options = ["trainer.max_steps=12", "trainer.save_every=3", "trainer.eval_every=0", "warm_start.steps=3"]
+    train("dpo_jsonl.yaml", f"cluster.fileroot={tmp_path}", "trial_name=whole", *options)
+    started = [f"cluster.fileroot={tmp_path}", "trial_name=killed", *options]
+    folder = tmp_path / "preferences" / "killed"
+    with subprocess.Popen([*COMMAND, "examples/dpo_jsonl.yaml", *started], cwd=ROOT, start_new_session=True) as process:
+        until = time.monotonic() + 600
+        while not (folder / "checkpoints" / "step-00000003").is_dir():
+            assert process.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGKILL)
+    reference = folder / "reference" / "logprobs.safetensors"
+    before = (reference.stat().st_mtime_ns, reference.read_bytes())
+    output = train("dpo_jsonl.yaml", *started, "trainer.resume=true")
+    assert "Resuming after step" in output
+    assert not re.search(r"^reference \d+/\d+", output, re.MULTILINE)
+    assert (reference.stat().st_mtime_ns, reference.read_bytes()) == before
+    whole, killed = tmp_path / "preferences" / "whole", folder
+    assert (killed / "export" / "model.safetensors").read_bytes() == (
+        whole / "export" / "model.safetensors"
+    ).read_bytes()
+    assert rows(killed)[-1] == rows(whole)[-1]
