@@ -64,7 +64,7 @@ def write(layout, folder):
     train(engine)
     engine.save(folder / "dcp", "dcp")
     save_hf_weights(
-        gather_to_writer(engine._running.assembled.named_weights),
+        gather_to_writer(engine._running.assembled.named_weights, dtype=torch.float32),
         engine._running.assembled.plan.weights,
         folder / "hf",
         engine.hf_config,

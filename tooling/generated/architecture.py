@@ -73,12 +73,12 @@ def draw_packages(dependencies: dict[str, set[str]]) -> str:
         box_width = (width - 2 * PAD - (len(names) - 1) * GAP) / len(names)
         for place, name in enumerate(names):
             x = PAD + place * (box_width + GAP)
-            shapes.append(_box(x, y, box_width, BOX_HEIGHT, name, LAYERS[number % len(LAYERS)]))
+            shapes.append(box(x, y, box_width, BOX_HEIGHT, name, LAYERS[number % len(LAYERS)]))
     height = PAD + len(rows) * (BOX_HEIGHT + GAP) + 18
     shapes.append(
-        _text(PAD, height - 6, "Imports run downwards only. Packages of one layer never import one another.", 12)
+        text(PAD, height - 6, "Imports run downwards only. Packages of one layer never import one another.", 12)
     )
-    return _svg("The packages in layers", width, height + 6, shapes)
+    return picture("The packages in layers", width, height + 6, shapes)
 
 
 def draw_batch() -> str:
@@ -90,9 +90,9 @@ def draw_batch() -> str:
     for number, (who, what, how) in enumerate(BATCH):
         row, place = divmod(number, per_row)
         x, y = PAD + place * step, PAD + row * (tall + 48)
-        shapes.append(_text(x + 4, y + 10, who, 12, SOFT))
-        shapes.append(_box(x, y + 18, step - 26, tall - 18, what, LAYERS[0 if row == 0 else 1]))
-        shapes.append(_text(x + 4, y + tall + 14, how, 11, SOFT))
+        shapes.append(text(x + 4, y + 10, who, 12, SOFT))
+        shapes.append(box(x, y + 18, step - 26, tall - 18, what, LAYERS[0 if row == 0 else 1]))
+        shapes.append(text(x + 4, y + tall + 14, how, 11, SOFT))
         if number + 1 < len(BATCH) and place + 1 < per_row:
             arrow_y = y + 18 + (tall - 18) / 2
             shapes.append(f"<path d='M{x + step - 24} {arrow_y} h16 m-6 -5 l6 5 l-6 5' fill='none' stroke='{INK}'/>")
@@ -102,21 +102,24 @@ def draw_batch() -> str:
         f"<path d='M{turn_x} {turn_y} h10 v{drop - 14} h{-(per_row * step - 50)} v14 m-5 -6 l5 6 l5 -6' fill='none' "
         f"stroke='{INK}' stroke-opacity='0.6'/>"
     )
-    return _svg("A batch in a training step", width, 2 * (tall + 48) + PAD, shapes)
+    return picture("A batch in a training step", width, 2 * (tall + 48) + PAD, shapes)
 
 
-def _box(x: float, y: float, width: float, height: float, label: str, fill: str) -> str:
+def box(x: float, y: float, width: float, height: float, label: str, fill: str) -> str:
+    """A box with a label in its middle."""
     return (
         f"<rect x='{x:.0f}' y='{y:.0f}' width='{width:.0f}' height='{height}' rx='6' fill='{fill}' stroke='{LINE}'/>"
         f"<text x='{x + width / 2:.0f}' y='{y + height / 2 + 5:.0f}' text-anchor='middle' fill='{INK}'>{label}</text>"
     )
 
 
-def _text(x: float, y: float, text: str, size: int, fill: str = INK) -> str:
-    return f"<text x='{x:.0f}' y='{y:.0f}' font-size='{size}' fill='{fill}'>{text}</text>"
+def text(x: float, y: float, content: str, size: int, fill: str = INK) -> str:
+    """A line of text that begins at a point."""
+    return f"<text x='{x:.0f}' y='{y:.0f}' font-size='{size}' fill='{fill}'>{content}</text>"
 
 
-def _svg(title: str, width: int, height: int, shapes: list[str]) -> str:
+def picture(title: str, width: int, height: int, shapes: list[str]) -> str:
+    """An SVG of these shapes."""
     # An explicit background: the drawing looks the same in a dark scheme.
     return (
         f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {width} {height}' width='{width}' height='{height}' "

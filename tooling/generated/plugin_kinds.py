@@ -152,10 +152,11 @@ def _signature(name: str, function: Any) -> str:
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
         parameters.append(f"{parameter.name}{hint}{default}")
     returned = inspect.signature(function).return_annotation
-    line = f"def {name}({', '.join(parameters)}) -> {returned}:".replace("'", '"')
+    keyword = "async def" if inspect.iscoroutinefunction(function) else "def"
+    line = f"{keyword} {name}({', '.join(parameters)}) -> {returned}:".replace("'", '"')
     if len(line) <= 100:
         return line
-    return f"def {name}(\n{''.join(f'    {parameter},{chr(10)}' for parameter in parameters)}) -> {returned}:"
+    return f"{keyword} {name}(\n{''.join(f'    {parameter},{chr(10)}' for parameter in parameters)}) -> {returned}:"
 
 
 def _body(function: Any) -> str:

@@ -190,6 +190,7 @@ class BigramRollout:
 
     def update_weights(self, version):
         self.version = version
+        return {}
 
     def close(self):
         pass

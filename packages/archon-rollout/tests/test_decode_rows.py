@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from archon_core.contracts.rollout import GenerationConfig
 from archon_core.errors import TrainingError
 from archon_rollout.admission import Sample
-from archon_rollout.decode_rows import DecodeRows, plan_moves
+from archon_rollout.decode_rows import DecodeRows
+from archon_rollout.row_moves import plan_moves
 
 GREEDY = GenerationConfig(greedy=True, max_new_tokens=3, stop_token_ids=[4])
 

@@ -52,7 +52,7 @@ def decode_and_compare(cache: DecodeCache, reference: Reference, windows: dict[s
 
 def add(cache: DecodeCache, reference: Reference, length: int, copies: int = 1) -> None:
     prompt = reference.tokens(length)
-    cache.append_rows(len(reference.rows), {layer: tuple(prompt[layer][1:]) for layer in LAYERS}, copies)
+    cache.write_rows(len(reference.rows), {layer: tuple(prompt[layer][1:]) for layer in LAYERS}, copies)
     reference.rows += [dict(prompt) for _ in range(copies)]
 
 

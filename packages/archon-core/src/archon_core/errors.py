@@ -59,6 +59,18 @@ class TrainingError(ArchonError):
     """A run that cannot go on."""
 
 
+class ServerError(ArchonError):
+    """An inference server that failed, refused a call, or answered something invalid; or a failed transport to it."""
+
+
+class UncertainCallError(ServerError):
+    """A call to a server that got no answer in time. The server may still execute it; query its state first."""
+
+
+class RefusedRequestError(ServerError):
+    """A request that a server refused because of its content. No other server would accept it."""
+
+
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest of ``known``, or an empty string when none is close."""
     import difflib

@@ -23,11 +23,14 @@ from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
 from archon_core.contracts.pipeline import RECORDING_PREFIX
+from archon_core.contracts.serving import WeightBucket
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks
+from archon_core.serving.manifest import WeightManifest
 from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
+from archon_engine.checkpoint.received import ReceivedWeights
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
 from archon_engine.distributed.process_group import ensure_single_process_group
 from archon_engine.mesh import device_of_rank
@@ -143,6 +146,11 @@ class ArchonEngine:
         return self._running.assembled.plan.hf_config
 
     @property
+    def selection(self) -> Selection:
+        """The specs from which this engine is assembled."""
+        return self._selection
+
+    @property
     def device(self) -> torch.device:
         """The device on which the model runs."""
         return device_of_rank()
@@ -229,6 +237,22 @@ class ArchonEngine:
         running.assembled.module.eval()
         return forward_step(batch.to(self.device), request, running)
 
+    def weight_manifest(self, dtype: str | None = None) -> WeightManifest:
+        """The tensors to publish; see ``contracts.engine.TrainEngine``.
+
+        Raises:
+            WeightsError: the model is a critic.
+        """
+        return self._ready.checkpoints.manifest(dtype, version=self._version)
+
+    def weight_buckets(self, max_bytes: int, dtype: str | None = None) -> Iterator[WeightBucket]:
+        """Gather whole Hugging Face tensors on rank 0, bucket by bucket; see ``contracts.engine.TrainEngine``.
+
+        Raises:
+            WeightsError: the model is a critic.
+        """
+        return self._ready.checkpoints.buckets(self.weight_manifest(dtype), max_bytes)
+
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training.
 
@@ -264,6 +288,12 @@ class ArchonEngine:
         else:
             self._version, decisions = checkpoints.load_dcp(path)
         self._record(decisions)
+
+    @property
+    def received_weights(self) -> ReceivedWeights:
+        """Access to this process's weights by Hugging Face name, for servers that receive them."""
+        assembled = self._ready.assembled
+        return ReceivedWeights(assembled.plan.weights, assembled.named_weights)
 
     def offload(self) -> None:
         """Move weights and optimizer state to host memory; see ``contracts.engine.TrainEngine``."""

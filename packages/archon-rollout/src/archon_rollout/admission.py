@@ -31,6 +31,8 @@ class Sample:
         limit: largest number of completion tokens, at least 1.
         config: sampling options.
         decode: token ids -> text, to find ``config.stop``.
+        streams: report every token when it is drawn.
+        records_experts: record the routed experts of prompt and completion.
     """
 
     request: int
@@ -40,6 +42,8 @@ class Sample:
     limit: int
     config: GenerationConfig
     decode: Callable[[Sequence[int]], str] | None = None
+    streams: bool = False
+    records_experts: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,21 @@ class PromptGroup:
 class AdmissionQueue:
     """Samples waiting for a free row, in order; samples of one request are adjacent."""
 
-    def __init__(self, samples: Iterable[Sample]) -> None:
+    def __init__(self, samples: Iterable[Sample] = ()) -> None:
         self._waiting = deque(samples)
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    def add(self, samples: Iterable[Sample]) -> None:
+        """Append samples; those of one request are adjacent."""
+        self._waiting.extend(samples)
+
+    def remove(self, chosen: Callable[[Sample], bool]) -> list[Sample]:
+        """Remove and return the ``chosen`` samples."""
+        removed = [sample for sample in self._waiting if chosen(sample)]
+        self._waiting = deque(sample for sample in self._waiting if not chosen(sample))
+        return removed
 
     def take(self, n_rows: int, max_prompt_tokens: int = PREFILL_TOKENS) -> list[PromptGroup]:
         """Remove up to ``n_rows`` samples whose prompts together have at most ``max_prompt_tokens`` tokens.

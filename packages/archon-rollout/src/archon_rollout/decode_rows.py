@@ -9,8 +9,10 @@ Legend: R active rows, L layers, K experts per token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,11 +21,17 @@ from archon_core.contracts.rollout import Completion
 from archon_core.errors import TrainingError
 from archon_rollout.admission import Sample
 from archon_rollout.random_streams import seed_tensor, uniforms
+from archon_rollout.row_moves import Moves, plan_moves
 from archon_rollout.sampling import SamplingOptions, penalise_frequency, sample
 from archon_rollout.stop_texts import StopTextMatcher
 
+StopReason = Literal["stop", "length", "abort"]
+
 NO_STOP = -1
 """Padding of the table of stop ids; not a valid token id."""
+
+KEPT_STEPS = 4096
+"""Versions of decode steps to keep before those that no row needs any more are dropped."""
 
 
 @dataclass(frozen=True)
@@ -47,37 +55,26 @@ class RowOwner:
 
 
 @dataclass(frozen=True)
-class Moves:
-    """Moves that close the gaps of finished rows: row ``sources[i]`` to ``destinations[i]``; ``n_left`` rows remain."""
+class NewToken:
+    """A token of a sample that streams its tokens."""
 
-    sources: tuple[int, ...]
-    destinations: tuple[int, ...]
-    n_left: int
-
-
-def plan_moves(finished: Sequence[bool]) -> Moves:
-    """Fill the gaps of finished rows with the last active rows, with as few moves as possible."""
-    n_left = len(finished) - sum(finished)
-    holes = tuple(row for row in range(n_left) if finished[row])
-    behind = tuple(row for row in range(n_left, len(finished)) if not finished[row])
-    return Moves(sources=behind, destinations=holes, n_left=n_left)
+    sample: Sample
+    token_id: int
+    logprob: float
 
 
 class DecodeRows:
-    """State of up to ``max_rows`` rows on ``device``, wide enough for any of ``samples``."""
+    """State of up to ``max_rows`` rows on ``device``, wide enough for any of ``samples``; ``reserve`` makes room for
+    more."""
 
     def __init__(self, samples: Sequence[Sample], *, max_rows: int, device: torch.device) -> None:
-        configs = [s.config for s in samples]
-        self._any_tempered = any(c.temperature != 1.0 and not c.greedy for c in configs)
-        self._any_filtered = any((c.top_p < 1 or c.top_k > 0) and not c.greedy for c in configs)
-        self._any_greedy = any(c.greedy for c in configs)
-        self._any_penalised = any(c.frequency_penalty for c in configs)
-        self._any_stop_texts = any(c.stop for c in configs)
+        self._any_tempered = self._any_filtered = self._any_greedy = self._any_streamed = False
+        self._any_penalised = self._any_stop_texts = False
+        longest, stops = _widths(samples)
 
         def column(dtype: torch.dtype, *width: int) -> Tensor:
             return torch.zeros(max_rows, *width, dtype=dtype, device=device)
 
-        longest = max(s.limit for s in samples)
         self._longest = longest
         self._token_ids = column(torch.int64, longest)
         self._logprobs = column(torch.float64, longest)
@@ -92,15 +89,43 @@ class DecodeRows:
         self._top_k = column(torch.int64)
         self._penalty = column(torch.float64)
         self._greedy = column(torch.bool)
-        self._stop_ids = column(torch.int64, max(len(c.stop_token_ids) for c in configs))
-        self._columns = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        self._stop_ids = column(torch.int64, stops)
         self._experts: Tensor | None = None
         self._row_numbers = torch.arange(max_rows, device=device)
 
         self._owners: list[RowOwner] = []
+        self._step = 0
+        # Versions of the latest decode steps; ``_first_kept`` is the number of the first of them.
         self._step_versions: list[int] = []
+        self._first_kept = 0
         self._reach = 0
         self._stop_banned_until = 0
+
+    def reserve(self, samples: Sequence[Sample], max_rows: int) -> None:
+        """Make room for ``max_rows`` rows of any of ``samples``, beside the active rows."""
+        n_rows = max(max_rows, self._row_numbers.shape[0])
+        longest, stops = (
+            max(pair) for pair in zip(_widths(samples), (self._longest, self._stop_ids.shape[1]), strict=True)
+        )
+        if (n_rows, longest, stops) == (self._row_numbers.shape[0], self._longest, self._stop_ids.shape[1]):
+            return
+        widths = {"_token_ids": longest, "_logprobs": longest, "_stop_ids": stops, "_experts": longest - 1}
+        for name, column in self._columns.items():
+            shape = [n_rows, *column.shape[1:]]
+            if name in widths:
+                shape[1] = widths[name]
+            resized = column.new_full(shape, NO_STOP if name == "_stop_ids" else 0)
+            resized[tuple(slice(0, size) for size in column.shape)] = column
+            setattr(self, name, resized)
+        self._longest = longest
+        self._row_numbers = torch.arange(n_rows, device=self._row_numbers.device)
+
+    @property
+    def _columns(self) -> dict[str, Tensor]:
+        """The tensors with one entry per row, by attribute."""
+        return {
+            name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "_row_numbers"
+        }
 
     @property
     def n_active(self) -> int:
@@ -124,19 +149,33 @@ class DecodeRows:
         return self._reach + self._step + 1
 
     @property
-    def _step(self) -> int:
-        return len(self._step_versions)
+    def owners(self) -> Sequence[RowOwner]:
+        """The owners of the active rows."""
+        return self._owners
+
+    @property
+    def records_experts(self) -> bool:
+        """Whether the experts of some row are recorded."""
+        return any(owner.prompt_experts is not None for owner in self._owners)
+
+    def generated_before_last(self, row: int) -> Tensor:
+        """The completion tokens of a row without the newest, which no forward pass has processed: int64 [n]."""
+        return self._token_ids[row, : self._step - self._owners[row].first_step]
 
     def begin_step(self, version: int) -> None:
         """Start a decode step with weights of ``version``."""
+        if len(self._step_versions) >= KEPT_STEPS:
+            needed = min((owner.first_step for owner in self._owners), default=self._step)
+            del self._step_versions[: needed - self._first_kept]
+            self._first_kept = needed
         self._step_versions.append(version)
+        self._step += 1
 
     def keep_experts(self, experts: Tensor) -> None:
         """Store the routed experts of the newest tokens, int16 [R, L, K]. Call before ``advance``."""
         if self._experts is None:
             # The last token of a completion is never fed back.
             self._experts = experts.new_zeros(self._row_numbers.shape[0], self._longest - 1, *experts.shape[1:])
-            self._columns.append(self._experts)
         rows = slice(0, self.n_active)
         self._experts[self._row_numbers[rows], self._n_generated[rows] - 1] = experts
 
@@ -174,12 +213,22 @@ class DecodeRows:
         ]
         self._stop_banned_until = max(self._stop_banned_until, *(self._step + c.min_new_tokens for c in configs))
         self._update_reach()
+        active = [owner.sample for owner in self._owners]
+        self._any_tempered = any(s.config.temperature != 1.0 and not s.config.greedy for s in active)
+        self._any_filtered = any((s.config.top_p < 1 or s.config.top_k > 0) and not s.config.greedy for s in active)
+        self._any_greedy = any(s.config.greedy for s in active)
+        self._any_streamed = any(s.streams for s in active)
+        self._any_penalised = any(s.config.frequency_penalty for s in active)
+        self._any_stop_texts = any(s.config.stop for s in active)
 
-    def advance(self, logits: Tensor, start: int = 0) -> tuple[list[tuple[Sample, Completion]], Moves]:
+    def advance(
+        self, logits: Tensor, start: int = 0, on_token: Callable[[NewToken], None] | None = None
+    ) -> tuple[list[tuple[Sample, Completion]], Moves]:
         """Sample the next token of the active rows from ``start`` on, and remove finished rows.
 
         Args:
             logits: [R - start, V].
+            on_token: receives the tokens of samples that stream.
 
         Returns:
             The finished completions, and the moves that the caller must apply to its own per-row state.
@@ -207,12 +256,29 @@ class DecodeRows:
                 "generation: found NaN or infinity in the model's logits; check the weights, and the learning rate if "
                 "they come from training"
             )
+        if self._any_streamed and on_token is not None:
+            for owner, token, logprob in zip(self._owners[start:], tokens.tolist(), logprobs.tolist(), strict=True):
+                if owner.sample.streams:
+                    on_token(NewToken(owner.sample, token, logprob))
         if not any_ended:
             return [], Moves((), (), self.n_active)
-        ended_rows = [False] * start + ended.tolist()
-        stopped_rows = [False] * start + stopped.tolist()
-        finished = [self._output(row, stopped_rows[row]) for row, done in enumerate(ended_rows) if done]
-        moves = plan_moves(ended_rows)
+        reasons: list[StopReason] = ["stop" if by_token else "length" for by_token in stopped.tolist()]
+        return self._remove([False] * start + ended.tolist(), ["length"] * start + reasons)
+
+    def remove(self, chosen: Callable[[Sample], bool]) -> tuple[list[tuple[Sample, Completion]], Moves]:
+        """Remove the rows of ``chosen`` samples, with what they have generated so far.
+
+        Returns:
+            Their completions, and moves as ``advance`` does.
+        """
+        removed = [chosen(owner.sample) for owner in self._owners]
+        return self._remove(removed, ["abort"] * len(removed))
+
+    def _remove(
+        self, ended: Sequence[bool], reasons: Sequence[StopReason]
+    ) -> tuple[list[tuple[Sample, Completion]], Moves]:
+        finished = [self._output(row, reasons[row]) for row in compress(range(len(ended)), ended)]
+        moves = plan_moves(ended)
         self._apply_moves(moves)
         return finished, moves
 
@@ -251,14 +317,14 @@ class DecodeRows:
         is_stop = (ids[None, :, None] == self._stop_ids[rows][:, None, :]).any(-1)
         return is_stop & (self._n_generated[rows] < self._minimum[rows])[:, None]
 
-    def _output(self, row: int, stopped: bool) -> tuple[Sample, Completion]:
+    def _output(self, row: int, reason: StopReason) -> tuple[Sample, Completion]:
         owner = self._owners[row]
         n_tokens = 1 + self._step - owner.first_step
         completion = Completion(
             token_ids=tuple(self._token_ids[row, :n_tokens].tolist()),
             logprobs=tuple(self._logprobs[row, :n_tokens].tolist()),
-            versions=(owner.first_version, *self._step_versions[owner.first_step :]),
-            stop_reason="stop" if stopped else "length",
+            versions=(owner.first_version, *self._step_versions[owner.first_step - self._first_kept :]),
+            stop_reason=reason,
             routed_experts=self._experts_of(row, owner, n_tokens),
         )
         return owner.sample, completion
@@ -275,7 +341,7 @@ class DecodeRows:
         if moves.sources:
             sources = torch.tensor(moves.sources, device=self._row_numbers.device)
             destinations = torch.tensor(moves.destinations, device=self._row_numbers.device)
-            for column in self._columns:
+            for column in self._columns.values():
                 column[destinations] = column[sources]
             for source, destination in zip(moves.sources, moves.destinations, strict=True):
                 self._owners[destination] = self._owners[source]
@@ -285,6 +351,11 @@ class DecodeRows:
     def _update_reach(self) -> None:
         # All rows grow by one token per step, so the longest row changes only when rows join or finish.
         self._reach = max((o.sample.prompt_length - o.first_step for o in self._owners), default=0)
+
+
+def _widths(samples: Sequence[Sample]) -> tuple[int, int]:
+    """The longest completion, and the largest number of stop tokens."""
+    return max(s.limit for s in samples), max(len(s.config.stop_token_ids) for s in samples)
 
 
 def _matcher(sample: Sample) -> StopTextMatcher | None:

@@ -60,8 +60,8 @@ class PromptCache:
 class DecodeCache:
     """Keys and values of rows that grow by one token per step, in buffers [rows, K, entries, D] per layer.
 
-    Active rows form a prefix: ``append_rows`` adds rows, ``move_rows`` fills the gaps of finished rows. Buffers are
-    allocated with the first prompt.
+    Active rows form a prefix: ``write_rows`` adds or replaces rows, ``move_rows`` fills the gaps of finished rows.
+    Buffers are allocated with the first prompt.
     """
 
     def __init__(self, *, max_rows: int, max_places: int) -> None:
@@ -70,8 +70,17 @@ class DecodeCache:
         self._layers: KeysValues = {}
         self._places = 0
 
-    def append_rows(self, start: int, prompt: KeysValues, copies: int) -> None:
-        """Write ``copies`` rows with this prompt from row ``start`` on. Does nothing on a rank without layers."""
+    def reserve(self, *, max_rows: int, max_places: int) -> None:
+        """Allow this many rows and entries, if they are more than before."""
+        self._max_places = max(self._max_places, _round_up(max_places))
+        if max_rows > self._max_rows:
+            self._max_rows = max_rows
+            for layer, (keys, values) in self._layers.items():
+                self._layers[layer] = (self._grown(keys), self._grown(values))
+
+    def write_rows(self, start: int, prompt: KeysValues, copies: int) -> None:
+        """Write ``copies`` rows with these keys and values, from row ``start`` on. Does nothing on a rank without
+        layers."""
         if not prompt:
             return
         length = next(iter(prompt.values()))[0].shape[0]
@@ -111,8 +120,9 @@ class DecodeCache:
             self._layers[layer] = (self._grown(keys), self._grown(values))
 
     def _grown(self, buffer: Tensor) -> Tensor:
-        grown = buffer.new_zeros(*buffer.shape[:2], self._places, buffer.shape[3])
-        grown[:, :, : buffer.shape[2]] = buffer
+        n_rows, n_heads, n_places, head_dim = buffer.shape
+        grown = buffer.new_zeros(self._max_rows, n_heads, self._places, head_dim)
+        grown[:n_rows, :, :n_places] = buffer
         return grown
 
 

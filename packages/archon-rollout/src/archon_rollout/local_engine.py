@@ -8,18 +8,17 @@ falls within that distance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from archon_core.config.rules import broken_rules
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.errors import ConfigError, TrainingError
-from archon_engine.models.staged import outline_of, pipeline_of
-from archon_rollout.admission import Sample
+from archon_engine.models.staged import pipeline_of
 from archon_rollout.generation_loop import GenerationLoop
 from archon_rollout.model_limits import model_limits
-from archon_rollout.requests import check_requests, token_limit
-from archon_rollout.routed_experts import RoutingRecorder, join_stages
+from archon_rollout.requests import check_requests, samples_of
+from archon_rollout.routed_experts import join_stages
 
 
 class LocalEngine:
@@ -65,27 +64,20 @@ class LocalEngine:
             raise TrainingError("local engine: generate() was called while paused; call resume() first")
         module = self._trainer.module
         check_requests(requests, model_limits(module))
-        samples = [
-            Sample(index, number, seed, len(request.prompt_ids), token_limit(request), request.config, request.decode)
-            for index, request in enumerate(requests)
-            for number, seed in enumerate(request.seeds)
-            if token_limit(request) > 0
-        ]
         completions = [[Completion((), (), (), "length")] * len(request.seeds) for request in requests]
         # Also without samples: other ranks may generate and need this rank's shard of the weights.
         with self._trainer.generating():
-            if samples:
-                loop = GenerationLoop(
-                    module,
-                    [request.prompt_ids for request in requests],
-                    samples,
-                    device=self._trainer.device,
-                    max_rows=self._max_batch_size,
-                    version=lambda: self._trainer.version,
-                    recorder=RoutingRecorder(len(outline_of(module).layers)) if self._returns_experts else None,
-                )
-                for sample, completion in loop.run():
-                    completions[sample.request][sample.number] = completion
+            loop = GenerationLoop(
+                module,
+                device=self._trainer.device,
+                max_rows=self._max_batch_size,
+                version=lambda: self._trainer.version,
+            )
+            for index, request in enumerate(requests):
+                if samples := samples_of(index, request, records_experts=self._returns_experts):
+                    loop.submit(index, request.prompt_ids, samples)
+            for sample, completion in loop.run():
+                completions[sample.request][sample.number] = completion
         return join_stages(completions, pipeline_of(module)) if self._returns_experts else completions
 
     def health(self) -> bool:
@@ -100,8 +92,8 @@ class LocalEngine:
         """Accept requests again."""
         self._paused = False
 
-    def update_weights(self, version: int) -> None:
-        """Check that the trainer holds ``version``; there is nothing to copy.
+    def update_weights(self, version: int) -> Mapping[str, float]:
+        """Check that the trainer holds ``version``; there is nothing to copy, and there are no metrics.
 
         Raises:
             TrainingError: it holds another version.
@@ -111,6 +103,7 @@ class LocalEngine:
                 f"local engine: found a request for weights of version {version}, but the trainer holds version "
                 f"{self._trainer.version}; the local engine samples with the trainer's current weights only"
             )
+        return {}
 
     def close(self) -> None:
         """Refuse all further requests. The trainer stays open."""

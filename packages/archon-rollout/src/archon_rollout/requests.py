@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from archon_core.config.rules import broken_rules
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import ConfigError, DataError, ModelError
+from archon_rollout.admission import Sample
 from archon_rollout.model_limits import ModelLimits
 
 
@@ -16,6 +17,29 @@ def token_limit(request: GenerationRequest) -> int:
     if config.max_tokens is None:
         return config.max_new_tokens
     return min(config.max_new_tokens, config.max_tokens - len(request.prompt_ids))
+
+
+def samples_of(
+    number: int, request: GenerationRequest, *, streams: bool = False, records_experts: bool = False
+) -> list[Sample]:
+    """The samples of request ``number``; empty if none may have a token."""
+    limit = token_limit(request)
+    if limit <= 0:
+        return []
+    return [
+        Sample(
+            number,
+            index,
+            seed,
+            len(request.prompt_ids),
+            limit,
+            request.config,
+            request.decode,
+            streams=streams,
+            records_experts=records_experts,
+        )
+        for index, seed in enumerate(request.seeds)
+    ]
 
 
 def check_requests(requests: Sequence[GenerationRequest], limits: ModelLimits) -> None:

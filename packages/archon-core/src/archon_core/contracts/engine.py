@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from archon_core.contracts.moe import MoESpec
     from archon_core.contracts.packed import OutputName
     from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
+    from archon_core.contracts.serving import WeightBucket
     from archon_core.layout import Layout
     from archon_core.ranks.ranks import DataRanks, Ranks
+    from archon_core.serving.manifest import WeightManifest
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,24 @@ class TrainEngine(Protocol):
     def generating(self) -> AbstractContextManager[None]:
         """Prepare ``module`` for generation. Inside the block, forward passes take whole token ids without gradients,
         give whole outputs, and need not be aligned between data ranks. Dropout is off."""
+
+    def weight_manifest(self, dtype: str | None = None) -> WeightManifest:
+        """The Hugging Face tensors of the current version, without checksums; not collective.
+
+        Args:
+            dtype: dtype to publish, such as ``bfloat16``; ``None`` for the compute dtype.
+
+        Raises:
+            WeightsError: the model is a critic, whose weights are not published.
+        """
+
+    def weight_buckets(self, max_bytes: int, dtype: str | None = None) -> Iterator[WeightBucket]:
+        """Gather the tensors of ``weight_manifest`` on rank 0, in that order, as ``plan_buckets`` divides them.
+
+        Collective: every process takes the same number of buckets, and gathering happens as they are taken. Rank 0
+        holds at most two buckets beside its shards: the tensors of a bucket are overwritten when the next but one is
+        taken.
+        """
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training."""

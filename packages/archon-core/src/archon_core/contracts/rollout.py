@@ -1,8 +1,8 @@
-"""Rollout: sampling options, requests and completions, inference engines and weight transports."""
+"""Rollout: sampling options, requests and completions, and inference engines."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -10,13 +10,16 @@ from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from pathlib import Path
 
     from archon_core.contracts.engine import TrainEngine
 
 
 def _token_ids(value: Sequence[int]) -> str | None:
     return None if all(token >= 0 for token in value) else "token ids of 0 or more"
+
+
+_SECONDS = number(above=0)
 
 
 def _stop_texts(value: Sequence[str]) -> str | None:
@@ -32,11 +35,46 @@ class RolloutConfig:
         max_batch_size: maximum number of sequences that the local engine decodes together.
         return_routed_experts: record the experts of every token in completions; ``actor.archon.moe_routing_replay``
             needs it.
+        addresses: ``host:port`` of running servers to use; empty to start them.
+        setup_timeout: seconds to wait for servers: until they are ready, and until ``min_servers`` are in service.
+        request_timeout: seconds for one request, all its attempts included.
+        request_retries: attempts after the first one, each on the server with the least work.
+        min_servers: least number of servers in service. With fewer, the run waits for ``setup_timeout`` and then ends
+            with an error that lists the servers that left.
+        enable_health_monitor: probe every server with a request for one token.
+        health_check_interval_seconds: time between two rounds of probes.
+        health_check_timeout_seconds: time limit of a probe.
+        health_check_failure_threshold: consecutive failed probes after which a server leaves service.
+        enable_topology_discovery: let servers join after the start.
+        topology_change_cooldown_seconds: time after a server joined or left during which no server joins.
+        weight_transport: how servers get weights: ``shm`` on the trainer's host, ``distributed`` over the network,
+            ``disk`` through the run folder. See docs/weights.md.
+        weight_bucket_mb: size in MiB of the buckets in which weights are gathered and sent; a larger tensor is sent
+            alone. The trainer's first rank holds two, and ``shm`` two more.
+        weight_timeout: time limit in seconds of each call of a publication to a server.
+        weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
+        skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
     backend: str = "local"
     max_batch_size: int = option(256, POSITIVE)
     return_routed_experts: bool = False
+    addresses: list[str] = field(default_factory=list)
+    setup_timeout: float = option(300.0, _SECONDS)
+    request_timeout: float = option(3600.0, _SECONDS)
+    request_retries: int = option(3, NOT_NEGATIVE)
+    min_servers: int = option(1, POSITIVE)
+    enable_health_monitor: bool = True
+    health_check_interval_seconds: float = option(5.0, _SECONDS)
+    health_check_timeout_seconds: float = option(10.0, _SECONDS)
+    health_check_failure_threshold: int = option(3, POSITIVE)
+    enable_topology_discovery: bool = True
+    topology_change_cooldown_seconds: float = option(30.0, number(least=0))
+    weight_transport: str = "shm"
+    weight_bucket_mb: int = option(256, POSITIVE)
+    weight_timeout: float = option(120.0, POSITIVE)
+    weight_canary: bool = True
+    skip_unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,14 +90,6 @@ class InferenceEngineSpec(Spec):
     hook: ClassVar[str] = "archon_inference_engines"
 
     letters: str = "d"
-
-
-@dataclass(frozen=True)
-class WeightTransportSpec(Spec):
-    """A transport of weights to inference servers. ``target`` names a ``WeightTransport``."""
-
-    kind: ClassVar[str] = "weight_transport"
-    hook: ClassVar[str] = "archon_weight_transports"
 
 
 class InferenceEngine(Protocol):
@@ -81,23 +111,22 @@ class InferenceEngine(Protocol):
     def resume(self) -> None:
         """Accept requests again."""
 
-    def update_weights(self, version: int) -> None:
-        """Switch to the published weights of ``version``."""
+    def update_weights(self, version: int) -> Mapping[str, float]:
+        """Switch to the trainer's weights, which have ``version``. Returns metrics of the publication, if there was
+        one."""
 
     def close(self) -> None:
         """Free the engine's resources."""
 
 
 class InferenceEngineFactory(Protocol):
-    """``target`` of an ``InferenceEngineSpec``. ``trainer`` is the engine that provides the weights."""
+    """``target`` of an ``InferenceEngineSpec``.
 
-    def __call__(self, config: Any, *, trainer: TrainEngine) -> InferenceEngine: ...
+    ``trainer`` is the engine that provides the weights. Engines with sizes, which have servers, also get ``folder``,
+    for the servers' logs.
+    """
 
-
-class WeightTransport(Protocol):
-    """Moves published weights to inference servers."""
-
-    def send(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None: ...
+    def __call__(self, config: Any, *, trainer: TrainEngine, folder: Path | None = None) -> InferenceEngine: ...
 
 
 @dataclass
@@ -170,7 +199,8 @@ class Completion:
             and top-k cut it. That is what a trainer computes for the same tokens at the same temperature, unless
             ``frequency_penalty`` changed the logits, or ``min_new_tokens`` excluded stop tokens.
         versions: the weight version that produced each token.
-        stop_reason: ``"stop"`` after a stop token or a stop text, ``"length"`` at the limit.
+        stop_reason: ``"stop"`` after a stop token or a stop text, ``"length"`` at the limit, ``"abort"`` if a server
+            ended the request earlier; the tokens so far are valid.
         routed_experts: int16 tensor [prompt and generated tokens - 1, layers, k], the experts of every token except the
             last, which the model never processes; -1 in layers without experts. Name and shape are those of vLLM and
             SGLang. ``None`` without ``rollout.return_routed_experts``.
@@ -179,5 +209,5 @@ class Completion:
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     versions: tuple[int, ...]
-    stop_reason: Literal["stop", "length"]
+    stop_reason: Literal["stop", "length", "abort"]
     routed_experts: Any = field(default=None, compare=False)

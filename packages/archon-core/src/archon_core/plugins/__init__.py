@@ -19,7 +19,8 @@ from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import Capability, LoadedModel, ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
-from archon_core.contracts.rollout import InferenceEngineSpec, WeightTransportSpec
+from archon_core.contracts.rollout import InferenceEngineSpec
+from archon_core.contracts.serving import ServerDriverSpec, ServerRegistrySpec, WeightTransportSpec
 from archon_core.contracts.spec import ConfigSection, Spec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.plugins.hookspecs import hookimpl
@@ -48,6 +49,8 @@ __all__ = [
     "Registry",
     "RewardSpec",
     "ScheduleSpec",
+    "ServerDriverSpec",
+    "ServerRegistrySpec",
     "Spec",
     "TrainEngineSpec",
     "WeightTransportSpec",

@@ -19,7 +19,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "command": {
         "archon-rl": ("algorithms",),
-        "archon-rollout": ("generate",),
+        "archon-rollout": (
+            "generate",
+            "serve",
+        ),
         "archon-engine": ("convert",),
         "archon-pipeline": ("pipeline",),
         "archon-scaffold": ("new",),
@@ -38,7 +41,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-train": ("areal",),
     },
     "inference_engine": {
-        "archon-rollout": ("local",),
+        "archon-rollout": (
+            "local",
+            "served",
+        ),
         "archon-sglang": ("sglang",),
         "archon-vllm": ("vllm",),
     },
@@ -96,9 +102,21 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "ZBV",
         ),
     },
+    "server_driver": {
+        "archon-rollout": ("served",),
+    },
     "train_engine": {
         "archon-engine": ("archon",),
         "archon-models-hf": ("fsdp",),
+    },
+    "weight_transport": {
+        "archon-rollout": (
+            "disk",
+            "shm",
+            "distributed",
+            "xccl",
+            "ipc",
+        ),
     },
 }
 """Kind of spec -> package -> names and aliases. The first package of a kind is the one to begin with."""

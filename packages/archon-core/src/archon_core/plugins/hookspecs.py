@@ -16,7 +16,8 @@ from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
-from archon_core.contracts.rollout import InferenceEngineSpec, WeightTransportSpec
+from archon_core.contracts.rollout import InferenceEngineSpec
+from archon_core.contracts.serving import ServerDriverSpec, ServerRegistrySpec, WeightTransportSpec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.plugins.kinds import CommandSpec
 
@@ -58,8 +59,18 @@ def archon_inference_engines() -> Iterable[InferenceEngineSpec]:
 
 
 @hookspec
+def archon_server_drivers() -> Iterable[ServerDriverSpec]:
+    """Kinds of inference server, named by the backend part of a layout."""
+
+
+@hookspec
 def archon_weight_transports() -> Iterable[WeightTransportSpec]:
     """Transports of weights to inference servers."""
+
+
+@hookspec
+def archon_registries() -> Iterable[ServerRegistrySpec]:
+    """Registries in which inference servers announce themselves."""
 
 
 @hookspec

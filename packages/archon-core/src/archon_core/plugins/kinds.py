@@ -11,7 +11,8 @@ from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
-from archon_core.contracts.rollout import InferenceEngineSpec, WeightTransportSpec
+from archon_core.contracts.rollout import InferenceEngineSpec
+from archon_core.contracts.serving import ServerDriverSpec, ServerRegistrySpec, WeightTransportSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 
@@ -31,7 +32,9 @@ SPEC_TYPES: tuple[type[Spec], ...] = (
     MoESpec,
     TrainEngineSpec,
     InferenceEngineSpec,
+    ServerDriverSpec,
     WeightTransportSpec,
+    ServerRegistrySpec,
     LauncherSpec,
     AlgorithmSpec,
     PolicyLossSpec,

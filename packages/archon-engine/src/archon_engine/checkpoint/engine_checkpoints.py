@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ import torch
 from torch import Tensor
 
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.serving import WeightBucket
 from archon_core.errors import WeightsError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
+from archon_core.serving.manifest import WeightManifest
 from archon_engine.assembly.assembled import Assembled
 from archon_engine.assembly.weight_loading import load_weights
 from archon_engine.checkpoint.dcp import TrainingState, describe_model, load_training_state
 from archon_engine.checkpoint.gathering import WRITER, gather_to_writer
 from archon_engine.checkpoint.hf_saving import prepare_folder, save_hf_weights
 from archon_engine.checkpoint.parts import HostCopies
+from archon_engine.checkpoint.weight_export import BucketBuffers, gather_buckets, manifest_of
 from archon_engine.models.hf_config import checkpoint_folder
 from archon_engine.models.weight_conversion import BoxCopier
 from archon_engine.optimizer.named_optimizer import NamedOptimizer
@@ -59,6 +62,7 @@ class EngineCheckpoints:
         self._role = role
         self._seed = seed
         self._host_copies = HostCopies()
+        self._bucket_buffers = BucketBuffers()
 
     def save_hf(self, folder: Path) -> None:
         """Write weights, configuration, tokenizer and generation settings in Hugging Face format.
@@ -74,15 +78,35 @@ class EngineCheckpoints:
         # can share it. Any other error may come from a rank that others still wait for, so it ends that rank at once.
         with failing_together(self._ranks, kind=WeightsError):
             save_hf_weights(
-                self._reader(),
+                self._reader(self._compute_dtype),
                 assembled.plan.weights,
                 folder,
                 assembled.plan.hf_config,
-                dtype=getattr(torch, self._effective.compute_dtype),
+                dtype=self._compute_dtype,
                 critic=self._config.is_critic,
                 companions_from=self._companions(),
                 write=is_writer,
             )
+
+    def manifest(self, dtype: str | None, *, version: int) -> WeightManifest:
+        """The tensors to publish; see ``contracts.engine.TrainEngine.weight_manifest``."""
+        if self._config.is_critic:
+            raise WeightsError(
+                f"engine {self._role!r}: found a critic, whose value head no server runs; publish the actor's weights"
+            )
+        published = self._compute_dtype if dtype is None else getattr(torch, dtype)
+        return manifest_of(self._assembled.plan.weights, published, version=version)
+
+    def buckets(self, manifest: WeightManifest, max_bytes: int) -> Iterator[WeightBucket]:
+        """Gather the tensors of ``manifest`` on the writing rank; see ``TrainEngine.weight_buckets``."""
+        return gather_buckets(
+            self._reader(getattr(torch, manifest.tensors[0].dtype)),
+            self._assembled.plan.weights,
+            manifest,
+            max_bytes,
+            publishes=self._ranks.rank == WRITER,
+            buffers=self._bucket_buffers,
+        )
 
     def save_dcp(self, folder: Path, *, version: int) -> None:
         """Write weights, optimizer state and ``version``.
@@ -127,12 +151,17 @@ class EngineCheckpoints:
             )
         return counters["version"], decisions
 
-    def _reader(self) -> Mapping[str, Tensor] | BoxCopier:
-        """The writing rank's access to the weights: the weights themselves, or a collective copier."""
+    @property
+    def _compute_dtype(self) -> torch.dtype:
+        return getattr(torch, self._effective.compute_dtype)
+
+    def _reader(self, dtype: torch.dtype) -> Mapping[str, Tensor] | BoxCopier:
+        """The writing rank's access to the weights: the weights themselves, or a collective copier to ``dtype``."""
         assembled = self._assembled
         if assembled.groups is None:
             return assembled.named_weights
-        return gather_to_writer(assembled.named_weights, None if assembled.pipeline is None else self._ranks)
+        ranks = None if assembled.pipeline is None else self._ranks
+        return gather_to_writer(assembled.named_weights, ranks, dtype=dtype)
 
     def _state(self, version: int) -> TrainingState:
         assembled = self._assembled

@@ -1,13 +1,13 @@
-"""Gathers sharded weights on the rank that writes them, a box at a time.
+"""Gathers sharded weights on the rank that writes or publishes them, a box at a time.
 
-Parts are sent point to point over gloo, straight into the tensor being assembled. So the writing rank holds that tensor
-and one part in addition to its own shards, and the other ranks only their own shards.
+Parts are sent point to point over gloo, in the dtype of the result and in blocks, straight into the tensor being
+assembled. So the writing rank holds that tensor and at most one block in addition to its own shards, and the other
+ranks one block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -22,68 +22,75 @@ from archon_engine.parallel.shards import holders, local_part
 WRITER = 0
 """The global rank that writes."""
 
-
-@dataclass(frozen=True)
-class Whereabouts:
-    """The ranks that hold a weight.
-
-    Attributes:
-        dtype: dtype of its elements.
-        parts: global rank -> box, for one rank per part.
-    """
-
-    dtype: torch.dtype
-    parts: Mapping[int, Box]
+BLOCK_BYTES = 2**22
+"""Size of a message, where rows are not larger: enough for gloo's full speed, and little memory."""
 
 
-def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None) -> BoxCopier:
+Parts = Mapping[int, Box]
+"""Global rank -> box that it holds, for one rank per part of a weight."""
+
+
+def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None, *, dtype: torch.dtype) -> BoxCopier:
     """A ``BoxCopier`` of ``weights``, DTensors or plain tensors. Every rank must call it for the same boxes in the same
     order.
 
     Args:
         weights: global name -> weight, for the weights of this process.
+        dtype: dtype of the tensors that are assembled; parts are cast to it before they are sent.
         ranks: all processes, if they hold different weights, as pipeline stages do. This call is then collective.
     """
     rank = dist.get_rank() if dist.is_initialized() else WRITER
     inbox = _Inbox()
-    elsewhere = {} if ranks is None else _exchange_whereabouts(weights, ranks)
+    elsewhere = {} if ranks is None else _exchange_parts(weights, ranks)
 
     @torch.no_grad()
     def copy(name: str, box: Box, destination: Tensor | None) -> None:
         weight = weights[name].detach() if name in weights else None
-        there = elsewhere[name] if name in elsewhere else _whereabouts(weight, WRITER)
-        for holder, held in there.parts.items():
+        parts = elsewhere[name] if name in elsewhere else _parts(weight, WRITER)
+        for holder, held in parts.items():
             part = held.intersect(box)
             if part is None or rank not in (holder, WRITER):
                 continue
             if rank == holder:
                 local, held_here = local_part(weight)
                 values = local[part.relative_to(held_here.start).slices]
-            else:
-                values = inbox.receive(part, there.dtype, holder)
-            if destination is not None:
-                destination[part.relative_to(box.start).slices].copy_(values)
-            else:
-                dist.send(values.cpu().contiguous(), WRITER)
+                if destination is not None:
+                    destination[part.relative_to(box.start).slices].copy_(values)
+                else:
+                    for block in _blocks(values, dtype):
+                        dist.send(block.to(dtype).cpu().contiguous(), WRITER)
+            elif destination is not None:
+                assert destination.dtype == dtype, f"{name}: a destination of {destination.dtype} for parts of {dtype}"
+                for block in _blocks(destination[part.relative_to(box.start).slices], dtype):
+                    inbox.receive(block, holder)
 
     return copy
 
 
-def _whereabouts(weight: Tensor, rank: int) -> Whereabouts:
-    """The whereabouts of one weight; a plain tensor counts as held by ``rank``."""
-    is_sharded = isinstance(weight, DTensor)
-    return Whereabouts(weight.dtype, holders(weight) if is_sharded else {rank: Box.whole(tuple(weight.shape))})
+def _parts(weight: Tensor, rank: int) -> Parts:
+    """The parts of one weight; a plain tensor counts as held by ``rank``."""
+    return holders(weight) if isinstance(weight, DTensor) else {rank: Box.whole(tuple(weight.shape))}
 
 
-def _exchange_whereabouts(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Whereabouts]:
-    """Exchange the whereabouts of all weights. The first rank of a mesh reports its DTensors; of several reports on a
-    plain tensor, that of the lowest rank counts."""
+def _exchange_parts(weights: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Parts]:
+    """Exchange the parts of all weights. The first rank of a mesh reports its DTensors; of several reports on a plain
+    tensor, that of the lowest rank counts."""
     own = {
-        name: _whereabouts(weight, ranks.rank)
+        name: _parts(weight, ranks.rank)
         for name, weight in weights.items()
         if not isinstance(weight, DTensor) or int(weight.device_mesh.mesh.flatten()[0]) == ranks.rank
     }
-    return {name: place for part in reversed(ranks.gather(own)) for name, place in part.items()}
+    return {name: parts for reported in reversed(ranks.gather(own)) for name, parts in reported.items()}
+
+
+def _blocks(values: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Divide a part along its first dim of more than one row. Sender and receiver divide parts of one shape equally."""
+    dim = next((dim for dim, extent in enumerate(values.shape) if extent > 1), None)
+    if dim is None:
+        yield values
+        return
+    row_bytes = values.numel() // values.shape[dim] * dtype.itemsize
+    yield from values.split(max(1, BLOCK_BYTES // max(1, row_bytes)), dim)
 
 
 class _Inbox:
@@ -92,11 +99,14 @@ class _Inbox:
     def __init__(self) -> None:
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
-    def receive(self, part: Box, dtype: torch.dtype, sender: int) -> Tensor:
-        """Receive a part from ``sender``; the result is valid until the next call."""
-        size = part.numel * dtype.itemsize
+    def receive(self, block: Tensor, sender: int) -> None:
+        """Receive a block from ``sender``: in place where its memory is contiguous."""
+        if block.is_contiguous():
+            dist.recv(block, sender)
+            return
+        size = block.numel() * block.element_size()
         if self._bytes.numel() < size:
             self._bytes = torch.empty(size, dtype=torch.uint8)
-        values = self._bytes[:size].view(dtype).view(part.shape)
+        values = self._bytes[:size].view(block.dtype).view(block.shape)
         dist.recv(values, sender)
-        return values
+        block.copy_(values)

@@ -39,8 +39,11 @@ def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: 
 
 def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any) -> InferenceEngine:
     """The engine that ``rollout.backend`` names, with ``changes`` to the other options of ``rollout``."""
-    factory = registry().get("inference_engine", engine_layout(run, "rollout").backend).load()
-    return factory(replace(run.config.rollout, **changes), trainer=trainer)
+    layout, config = engine_layout(run, "rollout"), replace(run.config.rollout, **changes)
+    factory = registry().get("inference_engine", layout.backend).load()
+    if layout.on_trainer_ranks:
+        return factory(config, trainer=trainer)
+    return factory(config, trainer=trainer, folder=run.folder.path / "servers")
 
 
 def engine_layout(run: RunContext, role: str) -> Layout:

@@ -101,7 +101,7 @@ class RLStep:
                 with clock("update"):
                     updates = self.update(chosen, step)
         with clock("publish"):
-            self.rollout.update_weights(self.actor.version)
+            published = self.rollout.update_weights(self.actor.version)
         times = clock.metrics()
         left_out = self.algorithm.n_minibatches - len(updates) if trains_actor else 0
         return {
@@ -110,6 +110,7 @@ class RLStep:
             **average(updates),
             **learned,
             **({"left_out_updates": left_out} if left_out else {}),
+            **published,
             "version": self.actor.version,
             "tokens_per_second": collected.statistics["tokens"] / times["time/step"],
             **times,

@@ -201,7 +201,10 @@ IGNORED = (
     Ignored("*.use_kernels", "kernels are chosen by the device", ("false",)),
     Ignored("*.logprobs_chunk_size", _HEAD),
     Ignored("*.optimizer_dtype", "the optimizer's state has the type of archon.master_dtype", ("float32",)),
-    Ignored("*.weight_update_mode", "the rollout engine decides how it gets weights"),
+    Ignored(
+        "*.weight_update_mode",
+        "rollout.weight_transport chooses how servers get weights; xccl is named distributed there, awex shm or ipc",
+    ),
     Ignored("*.enable_delta_weight_update", "whole weights are published", ("false",)),
     Ignored("*.weight_update_delta_method", "whole weights are published"),
     Ignored("*.weight_update_anchor_interval", "whole weights are published"),

@@ -1,0 +1,133 @@
+"""Generates completions on a pool: repeats failed requests on other servers, and continues aborted ones."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+
+from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
+from archon_core.contracts.serving import ServerDriver
+from archon_core.errors import RefusedRequestError, ServerError
+from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.continuation import is_complete, joined, rest_of
+from archon_rollout.pool.pool import POLL_SECONDS, Pool
+
+
+class PoolClient:
+    """Implements ``contracts.serving.RolloutClient``.
+
+    Args:
+        pool: chooses servers.
+        driver: calls them.
+        options: time limit and number of attempts.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        driver: ServerDriver,
+        options: RolloutConfig,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pool, self._driver, self._options, self._clock = pool, driver, options, clock
+        self._name = uuid.uuid4().hex
+        self._numbers = itertools.count()
+
+    @property
+    def version(self) -> int:
+        """The last version that was committed."""
+        return self._pool.version
+
+    async def generate(self, request: GenerationRequest, *, group: str = "") -> list[Completion]:
+        """The completions of one request, in the order of its seeds.
+
+        Args:
+            request: the request.
+            group: requests of one group go to the same server while it is in service.
+
+        Raises:
+            RefusedRequestError: the request is invalid.
+            ServerError: no server completed it in ``request_timeout`` seconds and ``request_retries`` repetitions.
+        """
+        deadline = self._clock() + self._options.request_timeout
+        return await self._complete(request, group, deadline)
+
+    async def _complete(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
+        completions = await self._repeat(request, group, deadline)
+        return list(
+            await asyncio.gather(
+                *(
+                    self._finish(request, number, completion, group, deadline)
+                    for number, completion in enumerate(completions)
+                )
+            )
+        )
+
+    async def _finish(
+        self, request: GenerationRequest, number: int, completion: Completion, group: str, deadline: float
+    ) -> Completion:
+        if is_complete(request, completion):
+            return completion
+        if not completion.token_ids:
+            await asyncio.sleep(POLL_SECONDS)  # a paused server would end the request again at once
+        [rest] = await self._complete(rest_of(request, number, completion), group, deadline)
+        return joined(completion, rest, len(request.prompt_ids))
+
+    async def _repeat(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
+        tokens = len(request.prompt_ids) + request.config.max_new_tokens * len(request.seeds)
+        failures: list[str] = []
+        while len(failures) <= self._options.request_retries:
+            server = await self._server(tokens, group, deadline)
+            if server is None:
+                break
+            error = ""
+            try:
+                return await self._call(server, request, deadline)
+            except RefusedRequestError:
+                raise
+            except ServerError as failure:
+                error = str(failure)
+                failures.append(error)
+            finally:
+                self._pool.release(server, tokens=tokens, error=error)
+        raise ServerError(self._explain(failures))
+
+    async def _server(self, tokens: int, group: str, deadline: float) -> ServerRecord | None:
+        """A server in service, or ``None`` if there is none until the deadline."""
+        while self._clock() < deadline:
+            server = self._pool.acquire(tokens=tokens, group=group)
+            if server is not None:
+                return server
+            await asyncio.sleep(POLL_SECONDS)
+        return None
+
+    async def _call(self, server: ServerRecord, request: GenerationRequest, deadline: float) -> list[Completion]:
+        request_id = f"{self._name}-{next(self._numbers)}"
+        timeout = max(deadline - self._clock(), POLL_SECONDS)
+        try:
+            return await self._driver.generate(server, request, request_id=request_id, timeout=timeout)
+        except asyncio.CancelledError:
+            # Nobody waits for the answer any more: free the server's place.
+            abort = asyncio.to_thread(self._driver.abort, server, [request_id], timeout=5.0)
+            with suppress(ServerError):
+                await asyncio.shield(abort)
+            raise
+
+    def _explain(self, failures: list[str]) -> str:
+        options = self._options
+        if not failures:
+            return (
+                f"rollout request: found no server in service for {options.request_timeout:g} s; allowed is "
+                "rollout.request_timeout; start servers, or raise it"
+            )
+        repeated = "\n".join(f"  {failure}" for failure in failures)
+        return (
+            f"rollout request: {len(failures)} attempts failed (rollout.request_retries={options.request_retries}, "
+            f"rollout.request_timeout={options.request_timeout:g} s); mend the servers, or raise the limits\n{repeated}"
+        )

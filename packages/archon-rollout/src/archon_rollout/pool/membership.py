@@ -1,0 +1,264 @@
+"""Which servers are in service: a state machine per server, and one decision for all ranks.
+
+::
+
+    joining -> warming -> active <-> suspect -> out -> joining
+
+A server is a member by its incarnation, not by its address: a restarted server is another member. It gets requests only
+while it is active, and becomes active only with the current weights. ``Membership`` is pure: events and the time come
+from outside, so every order of events can be tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from archon_core.serving.record import ServerRecord
+
+State = Literal["joining", "warming", "active", "suspect", "out"]
+"""``joining``: announced. ``warming``: takes part in a publication of weights, canary included. ``active``: in service.
+``suspect``: a probe failed; no new requests. ``out``: no requests and no weights."""
+
+IN_SERVICE: tuple[State, ...] = ("active", "suspect")
+"""States of servers that have the current weights."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One server.
+
+    Attributes:
+        record: as announced; ``version`` is that of the last weights which the server has confirmed.
+        state: its state.
+        since: time at which it entered the state.
+        failures: consecutive failed probes.
+        reason: why it is suspect or out; empty otherwise.
+        announced: whether the registry lists it.
+    """
+
+    record: ServerRecord
+    state: State
+    since: float
+    failures: int = 0
+    reason: str = ""
+    announced: bool = True
+
+
+@dataclass(frozen=True)
+class TopologyDecision:
+    """The servers of one step. Rank 0 decides and broadcasts, so that all ranks enter the same collectives.
+
+    Attributes:
+        epoch: rises by 1 with every change; names the process groups of the weight transport.
+        members: the servers in service, by incarnation, in the order in which they were first announced.
+        evicted: incarnations that left since the previous decision.
+        joined: incarnations that are new since the previous decision.
+        reason: of the changes, for the log; empty without a change.
+    """
+
+    epoch: int
+    members: Mapping[str, ServerRecord] = field(default_factory=dict)
+    evicted: tuple[str, ...] = ()
+    joined: tuple[str, ...] = ()
+    reason: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """Whether the members differ from those of the previous decision."""
+        return bool(self.evicted or self.joined)
+
+
+@dataclass(frozen=True)
+class MembershipRules:
+    """When servers leave and join.
+
+    Attributes:
+        failure_threshold: consecutive failed probes after which a server is out.
+        cooldown: seconds after a change of the topology during which no server joins. Servers leave at once: a transfer
+            to a dead server would only fail.
+        retry: seconds after which a server that is out, but still announced, may join again.
+    """
+
+    failure_threshold: int = 3
+    cooldown: float = 30.0
+    retry: float = 30.0
+
+
+class Membership:
+    """The states of all servers.
+
+    Args:
+        rules: when servers leave and join.
+    """
+
+    def __init__(self, rules: MembershipRules) -> None:
+        self._rules = rules
+        self._members: dict[str, Member] = {}
+        self._version = 0
+        self._decision = TopologyDecision(0)
+        self._departures: dict[str, str] = {}
+        self._last_change: float | None = None
+        self._distrusted_round = False
+
+    @property
+    def version(self) -> int:
+        """The current version of the weights."""
+        return self._version
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """Every known server, by incarnation, in the order in which they were announced."""
+        return self._members
+
+    @property
+    def last_change(self) -> float | None:
+        """Time of the last decision that changed the members; ``None`` before the first."""
+        return self._last_change
+
+    def active(self) -> dict[str, ServerRecord]:
+        """The servers that get requests, by incarnation."""
+        return {name: member.record for name, member in self._decided() if member.state == "active"}
+
+    def in_service(self) -> dict[str, ServerRecord]:
+        """The servers that have the current weights, by incarnation."""
+        return {name: member.record for name, member in self._members.items() if member.state in IN_SERVICE}
+
+    def waiting(self, now: float) -> dict[str, ServerRecord]:
+        """The servers that may join now. None during the cooldown, unless no other server is left."""
+        cools_down = self._last_change is not None and now < self._last_change + self._rules.cooldown
+        if cools_down and self.in_service():
+            return {}
+        return {name: member.record for name, member in self._members.items() if member.state == "joining"}
+
+    def announced(self, records: Mapping[str, ServerRecord], now: float) -> None:
+        """Take over the registry's list.
+
+        Args:
+            records: all servers that the registry lists, by incarnation.
+            now: the time.
+        """
+        for name, member in list(self._members.items()):
+            if name in records or not member.announced:
+                continue
+            self._members[name] = replace(member, announced=False)
+            self._leave(name, self._why_unlisted(member, records), now)
+        for name, record in records.items():
+            member = self._members.get(name)
+            if member is None:
+                self._members[name] = Member(record, "joining", now)
+                continue
+            self._members[name] = replace(member, announced=True)
+            if member.state == "out" and now >= member.since + self._rules.retry:
+                self._enter(name, "joining", now)
+
+    def receivers(self, now: float) -> dict[str, ServerRecord]:
+        """The servers of the next publication: those in service and those that may join, which are warming then."""
+        for name in self.waiting(now):
+            self._enter(name, "warming", now)
+        return {name: m.record for name, m in self._members.items() if m.state in (*IN_SERVICE, "warming")}
+
+    def failed(self, name: str, reason: str, now: float) -> None:
+        """A server failed a call that cannot be repeated: it is out at once."""
+        self._leave(name, reason, now)
+
+    def probed(self, results: Mapping[str, str], now: float) -> None:
+        """Take over one round of probes.
+
+        If most of three or more servers fail in one round, the fault is more likely on this side, so the first such
+        round does not count.
+
+        Args:
+            results: incarnation -> error; empty for a server that answered.
+            now: the time.
+        """
+        results = {name: error for name, error in results.items() if self._state(name) in IN_SERVICE}
+        n_failed = sum(bool(error) for error in results.values())
+        distrust = len(results) >= 3 and 2 * n_failed > len(results) and not self._distrusted_round
+        self._distrusted_round = distrust
+        if distrust:
+            return
+        for name, error in results.items():
+            member = self._members[name]
+            if error and member.failures + 1 >= self._rules.failure_threshold:
+                self._leave(name, f"{member.failures + 1} probes failed; the last one: {error}", now)
+            elif error:
+                self._enter(name, "suspect", now, failures=member.failures + 1, reason=error)
+            elif member.state == "suspect":
+                self._enter(name, "active", now)
+
+    def committed(self, version: int, outcomes: Mapping[str, str], now: float) -> None:
+        """A publication has ended.
+
+        Args:
+            version: of the weights.
+            outcomes: incarnation -> error, of the receivers; empty for a server that confirmed the version and passed
+                the canary.
+            now: the time.
+        """
+        self._version = version
+        for name, member in list(self._members.items()):
+            if member.state not in (*IN_SERVICE, "warming"):
+                continue  # also a receiver that left during the publication
+            if outcomes.get(name) != "":
+                self._leave(name, outcomes.get(name) or f"it took no part in the publication of {version}", now)
+                continue
+            self._set_version(name, version)
+            if member.state == "warming":
+                self._enter(name, "active", now)
+
+    def decide(self, now: float) -> TopologyDecision:
+        """The servers of the next step. Call once per step, changed or not."""
+        before = self._decision.members
+        members = self.in_service()
+        evicted = tuple(name for name in before if name not in members)
+        joined = tuple(name for name in members if name not in before)
+        if not (evicted or joined):
+            self._decision = TopologyDecision(self._decision.epoch, members)
+            return self._decision
+        reasons = [f"{before[name].address} left: {self._departures.get(name, 'unknown')}" for name in evicted]
+        reasons += [f"{members[name].address} joined" for name in joined]
+        self._decision = TopologyDecision(self._decision.epoch + 1, members, evicted, joined, "; ".join(reasons))
+        self._last_change = now
+        self._forget(now)
+        return self._decision
+
+    def departures(self) -> list[str]:
+        """Address and reason of every server that is out, for the error of a run without servers."""
+        return [f"{m.record.address}: {m.reason}" for m in self._members.values() if m.state == "out"]
+
+    def _decided(self) -> Iterator[tuple[str, Member]]:
+        """Members that are in the current decision."""
+        return ((name, self._members[name]) for name in self._decision.members if name in self._members)
+
+    def _state(self, name: str) -> State | None:
+        member = self._members.get(name)
+        return None if member is None else member.state
+
+    def _enter(self, name: str, state: State, now: float, *, failures: int = 0, reason: str = "") -> None:
+        member = self._members[name]
+        since = member.since if member.state == state else now
+        self._members[name] = replace(member, state=state, since=since, failures=failures, reason=reason)
+
+    def _leave(self, name: str, reason: str, now: float) -> None:
+        if self._state(name) in (None, "out"):
+            return
+        self._departures[name] = reason
+        self._enter(name, "out", now, reason=reason)
+
+    def _set_version(self, name: str, version: int) -> None:
+        member = self._members[name]
+        self._members[name] = replace(member, record=replace(member.record, version=version))
+
+    def _why_unlisted(self, member: Member, records: Mapping[str, ServerRecord]) -> str:
+        if any(record.address == member.record.address for record in records.values()):
+            return "it was restarted: another incarnation has its address"
+        return "it withdrew from the registry, or its entry expired"
+
+    def _forget(self, now: float) -> None:
+        """Drop servers that the registry no longer lists, once their departure has been reported for a while."""
+        for name, member in list(self._members.items()):
+            if member.state == "out" and not member.announced and now >= member.since + self._rules.retry:
+                del self._members[name]
+                self._departures.pop(name, None)

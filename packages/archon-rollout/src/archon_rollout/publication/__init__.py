@@ -1,0 +1,1 @@
+"""Publication of weights to servers, in two phases."""

@@ -1,0 +1,242 @@
+"""Publishes an engine's weights to servers, in two phases.
+
+1. *prepare*, while servers generate with the old weights: buckets of Hugging Face tensors, one on its way while the
+   next is gathered.
+2. *verify*: every server computes checksums of what it holds. The sender's success proves nothing about a receiver.
+3. *commit*: servers switch, one call each; the state of each server afterwards decides, not the answer of the call.
+4. *canary*: every server completes a fixed prompt, and the trainer recomputes the log-probabilities.
+
+A server that fails anywhere gets nothing more of this version, and the caller takes it out of service. Whole old
+weights, whole new weights or out of service: no failure leads to anything else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from archon_core.contracts.engine import TrainEngine
+from archon_core.contracts.rollout import Completion
+from archon_core.contracts.serving import Outcome, ServerDriver, WeightBucket, WeightTransport
+from archon_core.errors import ServerError
+from archon_core.serving.manifest import WeightManifest, offsets_of, size_of_bucket
+from archon_core.serving.record import ServerRecord
+from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan, receipt_problem
+from archon_engine.checkpoint.checksum import bytes_of, checksum_of
+from archon_rollout.publication.attempt import Attempt, settled_state
+from archon_rollout.publication.canary import (
+    TOLERANCE,
+    Canary,
+    ask_server,
+    canary_problem,
+    trainer_logprobs,
+)
+from archon_rollout.publication.report import Publication
+
+
+@dataclass(frozen=True)
+class PublisherOptions:
+    """How to publish.
+
+    Attributes:
+        bucket_bytes: largest size of a bucket; a larger tensor is a bucket alone.
+        dtype: dtype to publish, such as ``bfloat16``; ``None`` for the compute dtype.
+        skip_unchanged: do not send tensors whose checksums equal those of the version that all servers have.
+        timeout: time limit of a call to a server, in seconds.
+        canary: the fixed prompt; ``None`` for no canary.
+    """
+
+    bucket_bytes: int = 2**28
+    dtype: str | None = None
+    skip_unchanged: bool = False
+    timeout: float = 60.0
+    canary: Canary | None = None
+
+
+class Publisher:
+    """Publishes the weights of one engine. Every process of the engine has one, and calls ``publish`` together.
+
+    Args:
+        engine: the engine.
+        driver: calls the servers; used by rank 0 only.
+        transport: moves the bytes; ``None`` on other ranks.
+        options: see there.
+    """
+
+    def __init__(
+        self,
+        engine: TrainEngine,
+        driver: ServerDriver | None,
+        transport: WeightTransport | None,
+        options: PublisherOptions,
+    ) -> None:
+        self._engine = engine
+        self._ranks = engine.data_ranks.everyone
+        assert not self._ranks.is_first or (driver is not None and transport is not None), "rank 0 publishes"
+        self._driver = driver
+        self._transport = transport
+        self._options = options
+        self._published: WeightManifest | None = None  # the last version, with checksums
+
+    def publish(self, servers: Sequence[ServerRecord]) -> Publication:
+        """Publish the current weights. Collective; every rank gets the same result.
+
+        Args:
+            servers: the servers that take part; only rank 0's count.
+
+        Raises:
+            WeightsError: the engine is a critic.
+        """
+        attempt = Attempt(self._driver, servers, timeout=self._options.timeout) if self._ranks.is_first else None
+        manifest = self._engine.weight_manifest(self._options.dtype)
+        buckets = self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype)
+        if attempt is None:
+            for _ in buckets:  # this rank only sends its shards
+                pass
+        else:
+            manifest = self._transfer(attempt, manifest, buckets)
+            with attempt.phase("verify"):
+                self._verify(attempt, manifest)
+            with attempt.phase("commit"):
+                self._commit(attempt, manifest.version)
+        self._run_canary(attempt, manifest)
+        if attempt is None:
+            return self._ranks.broadcast(None)
+        self._published = manifest
+        attempt.examine_failed(manifest.version)
+        return self._ranks.broadcast(attempt.result(manifest))
+
+    def close(self) -> None:
+        """Free the transport's resources."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def _transfer(self, attempt: Attempt, manifest: WeightManifest, buckets: Iterator[WeightBucket]) -> WeightManifest:
+        """Prepare servers and send all buckets; returns the manifest with all checksums.
+
+        All buckets are taken even if no server is left, because the other ranks send their shards.
+        """
+        assert self._transport is not None
+        transport = self._transport
+        base = self._base(attempt, manifest)
+        with attempt.phase("prepare"):
+            announced = replace(manifest, base_version=base.version if base else None)
+            attempt.settle(transport.prepare(manifest.version, announced, attempt.servers))
+        known = {entry.name: entry.checksum for entry in base.tensors} if base else {}
+        of_manifest = {entry.name: entry for entry in manifest.tensors}
+        checksums: dict[str, str] = {}
+        kept: set[str] = set()
+        with attempt.phase("transfer"):
+            pending, timing = None, (0, 0.0)
+            start = time.perf_counter()
+            for bucket in buckets:
+                own = {name: checksum_of(bytes_of(tensor.cpu())) for name, tensor in bucket.tensors.items()}
+                checksums |= own
+                kept |= {name for name, checksum in own.items() if known.get(name) == checksum}
+                entries = tuple(
+                    replace(of_manifest[name], checksum=checksum, encoding="kept" if name in kept else "full")
+                    for name, checksum in own.items()
+                )
+                sent = [entry for entry in entries if entry.encoding == "full"]
+                notice = BucketNotice(manifest.version, bucket.index, entries, offsets_of(sent), size_of_bucket(sent))
+                gathered = time.perf_counter() - start
+                if pending is not None:
+                    attempt.settle_bucket(transport, pending, *timing)
+                pending, timing = None, (sum(entry.n_bytes for entry in sent), gathered)
+                if attempt.servers:
+                    pending = transport.send(bucket, notice)
+                start = time.perf_counter()
+            if pending is not None:
+                attempt.settle_bucket(transport, pending, *timing)
+        complete = replace(manifest.with_checksums(checksums), base_version=base.version if base else None)
+        return replace(
+            complete,
+            tensors=tuple(
+                replace(entry, encoding="kept") if entry.name in kept else entry for entry in complete.tensors
+            ),
+        )
+
+    def _base(self, attempt: Attempt, manifest: WeightManifest) -> WeightManifest | None:
+        """The version from which servers can keep tensors: the last one, if all of them say that they have it."""
+        base = self._published
+        if base is None or not self._options.skip_unchanged:
+            return None
+        if [(e.name, e.dtype, e.shape) for e in base.tensors] != [(e.name, e.dtype, e.shape) for e in manifest.tensors]:
+            return None
+        states = attempt.states()
+        return base if states and all(state and state.version == base.version for state in states) else None
+
+    def _verify(self, attempt: Attempt, manifest: WeightManifest) -> None:
+        assert self._transport is not None
+        driver = attempt.driver
+        if attempt.servers:
+            try:
+                self._transport.finish(manifest)
+            except ServerError as error:
+                attempt.settle({server.incarnation: Outcome(None, str(error)) for server in attempt.servers})
+
+        def verify(server: ServerRecord) -> Receipt:
+            receipt = driver.verify_update(server, manifest, timeout=self._options.timeout)
+            expected = UpdatePlan(manifest, "")
+            if driver.capabilities.checksums and (
+                problem := receipt_problem(receipt, expected, incarnation=server.incarnation)
+            ):
+                raise ServerError(problem)
+            return receipt
+
+        attempt.call(verify)
+        if not attempt.servers:
+            self._transport.abort()
+
+    def _commit(self, attempt: Attempt, version: int) -> None:
+        assert self._transport is not None
+        driver, timeout = attempt.driver, self._options.timeout
+
+        def commit(server: ServerRecord) -> None:
+            try:
+                driver.commit_update(server, version, timeout=timeout)
+            except ServerError as error:
+                # It may have been executed nevertheless, or be executed later: only the server's state decides.
+                reason = str(error)
+            else:
+                reason = "it answered that it switched"
+            state = settled_state(driver, server, timeout=timeout)
+            if state.version != version:
+                raise ServerError(f"{reason}, but it is at version {state.version}, not {version}")
+
+        if attempt.servers:
+            attempt.call(commit)
+            self._transport.commit(version)
+
+    def _run_canary(self, attempt: Attempt | None, manifest: WeightManifest) -> None:
+        """Collective: the trainer's forward pass runs on all ranks."""
+        canary = self._options.canary
+        if canary is None:
+            return
+        completions: dict[str, Completion] = {}
+        if attempt is not None:
+            with attempt.phase("canary"):
+
+                def ask(server: ServerRecord) -> None:
+                    completions[server.incarnation] = ask_server(
+                        attempt.driver, server, canary, timeout=self._options.timeout
+                    )
+
+                attempt.call(ask)
+        completed = sorted({completion.token_ids for completion in completions.values()})
+        token_ids = self._ranks.broadcast(completed)
+        expected = dict(zip(token_ids, trainer_logprobs(self._engine, canary.prompt_ids, token_ids), strict=True))
+        if attempt is None:
+            return
+        tolerance = TOLERANCE[manifest.tensors[0].dtype] if canary.tolerance is None else canary.tolerance
+
+        def compare(server: ServerRecord) -> None:
+            completion = completions[server.incarnation]
+            if problem := canary_problem(
+                completion, expected[completion.token_ids], version=manifest.version, tolerance=tolerance
+            ):
+                raise ServerError(problem)
+
+        with attempt.phase("canary"):
+            attempt.call(compare)

@@ -1,0 +1,1 @@
+"""The server's side of a publication: the update protocol, and the receiving end of each transport."""

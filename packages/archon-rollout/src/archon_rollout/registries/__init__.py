@@ -1,0 +1,1 @@
+"""Registries of inference servers: memory, folder, static, dns."""

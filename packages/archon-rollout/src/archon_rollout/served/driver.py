@@ -1,0 +1,148 @@
+"""The driver of our own servers (``archon serve``)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from archon_core.contracts.rollout import Completion, GenerationRequest
+from archon_core.errors import ServerError, UncertainCallError
+from archon_core.layout import Layout
+from archon_core.serving.manifest import WeightManifest
+from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
+from archon_rollout.served.http_client import call, call_async
+from archon_rollout.server.environment import PARENT, TOKEN
+from archon_rollout.server.wire import read_completion, request_data
+
+
+class ServedDriver:
+    """Implements ``contracts.serving.ServerDriver``.
+
+    Args:
+        config: the section ``rollout``.
+        options: unused; our servers have no section.
+        token: the run's secret.
+    """
+
+    capabilities = ServerCapabilities(
+        transports=("shm", "disk", "distributed"),
+        pause_modes=("keep", "wait", "abort"),
+        staged=True,
+        checksums=True,
+        token_versions=True,
+        routed_experts=True,
+        interrupt=True,
+    )
+
+    def __init__(self, config: Any, *, options: Any = None, token: str = "") -> None:
+        self._config = config
+        self._token = token
+        # A server refuses a pause or resume that arrives after a later one of the same caller.
+        self._caller = uuid.uuid4().hex
+        self._sequence = itertools.count()
+
+    def launch(self, model: str, *, layout: Layout, index: int, host: str, port: int) -> ServerLaunch:
+        """The command that starts server ``index``; it ends with this process."""
+        tensor = layout.dims["t"]
+        command = (sys.executable, "-P", "-m", "archon_core.cli", "serve", "--model", model, "--host", host)
+        options = ("--port", str(port), "--layout", f"archon:t{tensor}")
+        batch = ("--max-batch-size", str(self._config.max_batch_size))
+        environment = {TOKEN: self._token, PARENT: str(os.getpid())}
+        return ServerLaunch((*command, *options, *batch), environment, n_processes=tensor)
+
+    def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
+        """The record of the server at ``address``; ``None`` while it does not answer."""
+        try:
+            answer = call(address, "GET", "/state", token=self._token, timeout=timeout)
+        except UncertainCallError:
+            return None
+        except ServerError as error:
+            if "cannot connect" in str(error):
+                return None
+            raise
+        return ServerRecord.from_data(answer.get("record"))
+
+    async def generate(
+        self, server: ServerRecord, request: GenerationRequest, *, request_id: str, timeout: float
+    ) -> list[Completion]:
+        """The completions of one request."""
+        data = self._generate_data([request], request_id)
+        answer = await call_async(server.address, "/generate", data, token=self._token, timeout=timeout)
+        return self._read_results(server, answer, [request])[0]
+
+    def generate_all(
+        self, server: ServerRecord, requests: Sequence[GenerationRequest], *, timeout: float
+    ) -> list[list[Completion]]:
+        """The completions of many requests, in one call that ends when all have ended."""
+        data = self._generate_data(requests, "")
+        answer = call(server.address, "POST", "/generate", data, token=self._token, timeout=timeout)
+        return self._read_results(server, answer, requests)
+
+    def pause(self, server: ServerRecord, mode: PauseMode, *, timeout: float) -> None:
+        """Stop generation."""
+        self._control(server, "/pause", timeout, mode=mode, **self._order())
+
+    def resume(self, server: ServerRecord, *, timeout: float) -> None:
+        """Continue generation."""
+        self._control(server, "/resume", timeout, **self._order())
+
+    def abort(self, server: ServerRecord, request_ids: Sequence[str] | None, *, timeout: float) -> None:
+        """End requests; ``None`` ends all."""
+        self._control(server, "/abort", timeout, request_ids=None if request_ids is None else list(request_ids))
+
+    def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
+        """The server's state."""
+        return ServerState.from_data(call(server.address, "GET", "/state", token=self._token, timeout=timeout))
+
+    def begin_update(self, server: ServerRecord, plan: UpdatePlan, *, timeout: float) -> None:
+        """Start an update."""
+        self._control(server, "/update/begin", timeout, plan=plan.as_data())
+
+    def receive_bucket(self, server: ServerRecord, notice: BucketNotice, *, timeout: float) -> Receipt:
+        """Let the server receive one bucket."""
+        return Receipt.from_data(self._control(server, "/update/bucket", timeout, notice=notice.as_data()))
+
+    def verify_update(self, server: ServerRecord, manifest: WeightManifest, *, timeout: float) -> Receipt:
+        """The receipt for all tensors."""
+        return Receipt.from_data(self._control(server, "/update/verify", timeout, manifest=manifest.as_data()))
+
+    def commit_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
+        """Switch to the received weights."""
+        self._control(server, "/update/commit", timeout, version=version)
+
+    def abort_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
+        """Drop what was received."""
+        self._control(server, "/update/abort", timeout, version=version)
+
+    def _control(self, server: ServerRecord, path: str, timeout: float, **fields: Any) -> Any:
+        data = {"incarnation": server.incarnation, **fields}
+        return call(server.address, "POST", path, data, token=self._token, timeout=timeout)
+
+    def _order(self) -> dict[str, Any]:
+        return {"caller": self._caller, "sequence": next(self._sequence)}
+
+    def _generate_data(self, requests: Sequence[GenerationRequest], request_id: str) -> dict[str, Any]:
+        return {
+            "requests": [request_data(request) for request in requests],
+            "request_id": request_id,
+            "routed_experts": self._config.return_routed_experts,
+        }
+
+    def _read_results(
+        self, server: ServerRecord, answer: Any, requests: Sequence[GenerationRequest]
+    ) -> list[list[Completion]]:
+        if answer.get("incarnation") != server.incarnation:
+            raise ServerError(
+                f"server {server.address}: another incarnation answered: {answer.get('incarnation')}, not "
+                f"{server.incarnation}; the server was restarted"
+            )
+        results = [[read_completion(item) for item in samples] for samples in answer["results"]]
+        found, expected = list(map(len, results)), [len(request.seeds) for request in requests]
+        if found != expected:
+            raise ServerError(f"server {server.address}: found {found} completions, expected {expected}")
+        return results

@@ -1,0 +1,291 @@
+"""The inference engine ``served``: our own servers, which the trainer starts, feeds with prompts and gives its weights.
+
+Rank 0 calls the servers and broadcasts what they answer, so every rank has the same completions and knows the same
+servers. Training goes on while enough servers are in service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from archon_core.contracts.engine import TrainEngine
+from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
+from archon_core.contracts.serving import ServerRegistry, TransportContext, WeightTransportSpec
+from archon_core.errors import ConfigError, TrainingError
+from archon_core.layout import Layout, backend_table, parse_layout
+from archon_core.plugins import InferenceEngineSpec, registry
+from archon_core.ranks.failing_together import failing_together
+from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.client import PoolClient
+from archon_rollout.pool.membership import TopologyDecision
+from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.publication.canary import Canary
+from archon_rollout.publication.publisher import Publisher, PublisherOptions
+from archon_rollout.publication.report import Publication
+from archon_rollout.registries.addresses import AddressRegistry
+from archon_rollout.registries.memory import MemoryRegistry
+from archon_rollout.served.driver import ServedDriver
+from archon_rollout.served.launching import ServerProcesses
+from archon_rollout.served.model_files import write_architecture
+from archon_rollout.server.environment import TOKEN
+
+logger = logging.getLogger(__name__)
+
+CANARY = Canary(prompt_ids=(1, 2, 3))
+"""Token ids that every vocabulary has."""
+
+
+class ServedEngine:
+    """Samples on servers; implements ``contracts.rollout.InferenceEngine``. Every method is collective.
+
+    Args:
+        config: the section ``rollout``.
+        trainer: provides the weights.
+        folder: for logs of the servers; ``None`` for a temporary folder.
+
+    Attributes:
+        topology: the servers in service, the same on every rank.
+        last_publication: how the last publication went, the same on every rank.
+
+    Raises:
+        ServerError: on every rank, if a server cannot be started or reached.
+    """
+
+    def __init__(self, config: RolloutConfig, *, trainer: TrainEngine, folder: Path | None = None) -> None:
+        self._config = config
+        self._trainer = trainer
+        self._ranks = trainer.data_ranks.everyone
+        self._paused = self._closed = False
+        self._version = -1
+        self._driver: ServedDriver | None = None
+        self._processes: ServerProcesses | None = None
+        self._pool: Pool | None = None
+        self._client: PoolClient | None = None
+        self._publisher: Publisher | None = None
+        self._architecture: Path | None = None
+        self.topology = TopologyDecision(0)
+        self.last_publication: Publication | None = None
+        try:
+            with failing_together(self._ranks):
+                if self._ranks.is_first:
+                    folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
+                    self._start(folder)
+                self._publisher = self._build_publisher(folder)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def version(self) -> int:
+        """The version of the weights of the servers in service; -1 before the first ``update_weights``."""
+        return self._version
+
+    @property
+    def target_server_addresses(self) -> list[str]:
+        """Addresses of the servers in service."""
+        return [record.address for record in self.topology.members.values()]
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
+        """Completions per request, in the order of its seeds. Data ranks pass their own requests, possibly none.
+
+        Raises:
+            TrainingError: the engine is paused or closed, or has published no weights; or too few servers are left.
+            ServerError: on every rank, if servers in service could not complete a request.
+        """
+        if self._closed or self._paused or self._version < 0:
+            found = "close()" if self._closed else "pause()" if self._paused else "no update_weights()"
+            raise TrainingError(f"served engine: generate() was called after {found}")
+        if stops := next((request.config.stop for request in requests if request.config.stop), None):
+            raise ConfigError(
+                f"gconfig.stop: found {stops}; servers that a trainer starts have no tokenizer to find texts; use "
+                "stop_token_ids, or rollout.backend=local"
+            )
+        data_ranks = self._trainer.data_ranks
+        # Only data travels between ranks; a decode function is of no use to a server.
+        shares = data_ranks.gather([replace(request, decode=None) for request in requests])
+        pending = [request for share in shares for request in share]
+        answered: dict[int, list[Completion]] = {}
+        while True:
+            with failing_together(self._ranks):
+                if self._ranks.is_first:
+                    missing = {n: request for n, request in enumerate(pending) if n not in answered}
+                    answered |= asyncio.run(self._ask(missing))
+            if self._ranks.broadcast(len(answered) == len(pending)):
+                break
+            self._publish()  # no server is left: wait for others, which need the weights
+        everything = self._ranks.broadcast([answered[n] for n in sorted(answered)])
+        start = sum(map(len, shares[: data_ranks.rank]))
+        return everything[start : start + len(requests)]
+
+    def health(self) -> bool:
+        """Whether ``generate`` accepts requests. Not collective."""
+        return not (self._paused or self._closed) and self._version >= 0
+
+    def pause(self) -> None:
+        """Refuse requests until ``resume``."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Accept requests again."""
+        self._paused = False
+
+    def update_weights(self, version: int) -> Mapping[str, float]:
+        """Publish the trainer's weights, which have ``version``, to all servers, newcomers included.
+
+        Returns:
+            Metrics of the publication.
+
+        Raises:
+            TrainingError: the trainer holds another version; or fewer than ``rollout.min_servers`` took the weights.
+        """
+        if version != self._trainer.version:
+            raise TrainingError(
+                f"served engine: found a request for weights of version {version}, but the trainer holds version "
+                f"{self._trainer.version}; publish its current weights"
+            )
+        if version == self._version and not self._ranks.broadcast(
+            self._pool is not None and self._pool.has_newcomers()
+        ):
+            return {}
+        return self._publish().metrics()
+
+    def close(self) -> None:
+        """Stop the servers that this engine started."""
+        self._closed = True
+        if self._pool is not None:
+            self._pool.stop()
+        if self._publisher is not None:
+            self._publisher.close()
+        if self._processes is not None:
+            self._processes.stop()
+
+    def _start(self, folder: Path) -> None:
+        """Start the servers, or connect to running ones, and watch them."""
+        layout = _layout_of(self._config)
+        token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+        self._driver = driver = ServedDriver(self._config, token=token)
+        if self._config.addresses:
+            for address in self._config.addresses:
+                self._check_reachable(address)
+            servers: ServerRegistry = AddressRegistry(self._config.addresses, "served")
+        else:
+            model, options = write_architecture(self._trainer, folder)
+            self._architecture = model.parent
+            self._processes = ServerProcesses(driver, layout, model=str(model), folder=folder, options=options)
+            servers = MemoryRegistry()
+            for record in self._processes.start(timeout=self._config.setup_timeout):
+                servers.announce(record.incarnation, record, ttl=math.inf)
+        self._pool = Pool(servers, driver, self._config)
+        self._client = PoolClient(self._pool, driver, self._config)
+        self._pool.start()
+
+    def _check_reachable(self, address: str) -> None:
+        assert self._driver is not None
+        if self._driver.ready(address, timeout=self._config.setup_timeout) is None:
+            raise ConfigError(
+                f"rollout.addresses: found no server at {address}; start it with archon serve, with the same {TOKEN} "
+                "as the trainer"
+            )
+
+    def _build_publisher(self, folder: Path | None) -> Publisher:
+        config = self._config
+        options = PublisherOptions(
+            bucket_bytes=config.weight_bucket_mb * 2**20,
+            skip_unchanged=config.skip_unchanged,
+            timeout=config.weight_timeout,
+            canary=CANARY if config.weight_canary else None,
+        )
+        if self._driver is None:
+            return Publisher(self._trainer, None, None, options)
+        spec = registry().get(WeightTransportSpec, config.weight_transport)
+        allowed = self._driver.capabilities.transports
+        if spec.name not in allowed:
+            raise ConfigError(
+                f"rollout.weight_transport: found {config.weight_transport!r}; these servers receive weights by "
+                f"{', '.join(allowed)}; choose one"
+            )
+        context = TransportContext(
+            self._driver,
+            run=secrets.token_hex(4),
+            folder=folder,
+            timeout=options.timeout,
+            bucket_bytes=options.bucket_bytes,
+            companions=self._architecture,
+        )
+        return Publisher(self._trainer, self._driver, spec.load()(context), options)
+
+    def _publish(self) -> Publication:
+        """Give the trainer's weights to the servers in service and to newcomers, until there are enough."""
+        assert self._publisher is not None
+        deadline = time.monotonic() + self._config.setup_timeout
+        while True:
+            receivers: list[ServerRecord] = []
+            with failing_together(self._ranks):
+                if self._ranks.is_first:
+                    receivers = self._wait_for_receivers()
+            publication = self._publisher.publish(receivers)
+            self.last_publication = publication
+            with failing_together(self._ranks):
+                if self._ranks.is_first:
+                    self.topology = self._take_over(publication, late=time.monotonic() >= deadline)
+            self.topology = self._ranks.broadcast(self.topology)
+            if len(self.topology.members) >= self._config.min_servers:
+                self._version = publication.version
+                return publication
+
+    def _wait_for_receivers(self) -> list[ServerRecord]:
+        """The servers of the next publication; rank 0 only."""
+        assert self._pool is not None
+        if self._processes is not None and self._version >= 0 and self._pool.is_empty():
+            self._processes.check()  # nobody else could join; the end of a server's log says why
+        return self._pool.wait_for_receivers()
+
+    def _take_over(self, publication: Publication, *, late: bool) -> TopologyDecision:
+        """The decision after a publication; rank 0 only.
+
+        Raises:
+            TrainingError: too few servers took the weights, and the time for others is over.
+        """
+        assert self._pool is not None
+        outcomes = {server.incarnation: "" for server in publication.committed}
+        outcomes |= {one.server.incarnation: f"{one.phase}: {one.reason}" for one in publication.failed}
+        logger.info(publication.describe())
+        self._pool.committed(publication.version, outcomes)
+        decision = self._pool.decide()
+        if decision.changed:
+            level = logging.WARNING if decision.evicted else logging.INFO
+            logger.log(level, "servers of epoch %d: %s", decision.epoch, decision.reason)
+        if late and len(decision.members) < self._config.min_servers:
+            raise TrainingError(self._pool.explain_lack(len(decision.members)))
+        return decision
+
+    async def _ask(self, requests: dict[int, GenerationRequest]) -> dict[int, list[Completion]]:
+        """The completions of the requests that end before no server is left."""
+        assert self._client is not None
+        assert self._pool is not None
+        tasks = {n: asyncio.create_task(self._client.generate(request)) for n, request in requests.items()}
+        waiting = set(tasks.values())
+        try:
+            while waiting and not self._pool.is_empty():
+                done, waiting = await asyncio.wait(waiting, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+                for task in done:
+                    task.result()
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+        return {n: task.result() for n, task in tasks.items() if not task.cancelled()}
+
+
+def _layout_of(config: RolloutConfig) -> Layout:
+    table = backend_table((), registry().all(InferenceEngineSpec))
+    return parse_layout(config.backend, backends=table, option="rollout.backend")

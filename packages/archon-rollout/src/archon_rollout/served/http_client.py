@@ -1,0 +1,111 @@
+"""JSON over HTTP/1.1 for a server's driver: blocking calls, and a coroutine for requests that take long.
+
+Every call has a time limit and its own connection. A call without an answer is uncertain: the server may have executed
+it, or execute it later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+from typing import Any
+
+from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
+
+LONGEST_ERROR = 500
+"""Characters to quote of an answer that is not JSON."""
+
+
+def call(address: str, method: str, path: str, data: Any = None, *, token: str, timeout: float) -> Any:
+    """Send a request and wait for the answer.
+
+    Args:
+        address: ``host:port``.
+        method: ``GET`` or ``POST``.
+        path: the path.
+        data: the JSON body; ``None`` for none.
+        token: the server's token.
+        timeout: limit of every wait for the network, in seconds.
+
+    Raises:
+        ServerError: the server cannot be reached, or answered something invalid.
+        RefusedRequestError: it refused the request because of its content.
+        UncertainCallError: there was no complete answer.
+    """
+    connection = http.client.HTTPConnection(*_split(address), timeout=timeout)
+    try:
+        try:
+            connection.connect()
+        except OSError as error:
+            raise ServerError(f"server {address}: cannot connect: {error}") from error
+        try:
+            connection.request(method, path, body=_encode(data), headers=_headers(token))
+            response = connection.getresponse()
+            status, content = response.status, response.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise UncertainCallError(f"server {address}: {path} got no answer: {_text(error)}") from error
+    finally:
+        connection.close()
+    return _answer(address, path, status, content)
+
+
+async def call_async(address: str, path: str, data: Any, *, token: str, timeout: float) -> Any:
+    """``call`` with ``POST``, as a coroutine. Cancelling it closes the connection, on which our servers abort."""
+    host, port = _split(address)
+    try:
+        async with asyncio.timeout(timeout):
+            try:
+                reader, writer = await asyncio.open_connection(host, port)
+            except OSError as error:
+                raise ServerError(f"server {address}: cannot connect: {error}") from error
+            try:
+                body = _encode(data) or b""
+                headers = {**_headers(token), "Host": address, "Content-Length": str(len(body)), "Connection": "close"}
+                lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+                writer.write("\r\n".join(lines).encode() + body)
+                await writer.drain()
+                status, content = await _read(reader)
+            finally:
+                writer.close()
+    except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, IndexError) as error:
+        raise UncertainCallError(f"server {address}: {path} got no answer: {_text(error)}") from error
+    return _answer(address, path, status, content)
+
+
+async def _read(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Status and body of an answer with a Content-Length, as our servers send it."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    fields = dict(line.lower().split(": ", 1) for line in head[1:] if line)
+    return int(head[0].split()[1]), await reader.readexactly(int(fields["content-length"]))
+
+
+def _split(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _encode(data: Any) -> bytes | None:
+    return None if data is None else json.dumps(data, separators=(",", ":")).encode()
+
+
+def _headers(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+
+
+def _answer(address: str, path: str, status: int, content: bytes) -> Any:
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        quoted = content[:LONGEST_ERROR].decode(errors="replace")
+        raise ServerError(f"server {address}: {path} answered {status} without JSON: {quoted!r}") from error
+    if status >= 400:
+        found = data.get("error") if isinstance(data, dict) else None
+        message = found.get("message") if isinstance(found, dict) else data
+        kind = RefusedRequestError if status == 400 else ServerError
+        raise kind(f"server {address}: {path} answered {status}: {message}")
+    return data
+
+
+def _text(error: Exception) -> str:
+    return str(error) or type(error).__name__

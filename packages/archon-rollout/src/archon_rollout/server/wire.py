@@ -1,0 +1,155 @@
+"""The server's own request and response: token ids in; ids, log-probabilities, versions and routed experts out.
+
+Unknown fields are refused by name: an option that a server silently ignores would change what a trainer learns from.
+"""
+
+from __future__ import annotations
+
+import base64
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest
+from archon_core.errors import DataError, ServerError, did_you_mean
+from archon_core.serving.token_versions import VersionSpan, spans_of, versions_of
+from archon_core.serving.wire import to_data
+
+OPTIONS = get_type_hints(GenerationConfig)
+"""Sampling options and their types."""
+
+
+@dataclass(frozen=True)
+class GenerateCall:
+    """The body of ``POST /generate``.
+
+    Attributes:
+        requests: at least one.
+        request_id: the caller's id, for ``/abort``; empty if it gave none.
+        routed_experts: whether to return routed experts.
+    """
+
+    requests: tuple[GenerationRequest, ...]
+    request_id: str = ""
+    routed_experts: bool = False
+
+
+def check_fields(data: Any, known: Mapping[str, Any], *, where: str, required: Sequence[str] = ()) -> dict[str, Any]:
+    """``data``, if it is a JSON object whose fields are known and have the right types.
+
+    Args:
+        data: a parsed JSON value.
+        known: field -> type hint.
+        where: what the object is, for messages.
+        required: fields that must be there.
+
+    Raises:
+        DataError: it is not.
+    """
+    if not isinstance(data, dict):
+        raise DataError(f"{where}: found {_described(data)}; allowed is a JSON object")
+    for name, value in data.items():
+        if name not in known:
+            raise DataError(
+                f"{where}: found unknown field {name!r}{did_you_mean(name, [*known])}; allowed are {', '.join(known)}"
+            )
+        if not _fits(value, known[name]):
+            raise DataError(f"{where}: {name}: found {_described(value)}; allowed is {_allowed(known[name])}")
+    for name in required:
+        if name not in data:
+            raise DataError(f"{where}: found no field {name!r}; add it")
+    return data
+
+
+def parse_generate(data: Any) -> GenerateCall:
+    """The call that a JSON body describes.
+
+    Raises:
+        DataError: the body is malformed, or has an unknown field.
+    """
+    known = {"requests": list, "request_id": str, "routed_experts": bool}
+    body = check_fields(data, known, where="generate", required=("requests",))
+    requests = tuple(_parse_request(item, f"request {i}") for i, item in enumerate(body["requests"]))
+    if not requests:
+        raise DataError("generate: found an empty list of requests; allowed is at least 1")
+    return GenerateCall(requests, body.get("request_id", ""), body.get("routed_experts", False))
+
+
+def _parse_request(data: Any, where: str) -> GenerationRequest:
+    known = {"prompt_ids": list[int], "seeds": list[int], **OPTIONS}
+    body = dict(check_fields(data, known, where=where, required=("prompt_ids", "seeds")))
+    prompt, seeds = tuple(body.pop("prompt_ids")), tuple(body.pop("seeds"))
+    return GenerationRequest(prompt, GenerationConfig(**{"n_samples": len(seeds), **body}), seeds)
+
+
+def request_data(request: GenerationRequest) -> dict[str, Any]:
+    """A request as a JSON object; options at their defaults are left out."""
+    default = to_data(GenerationConfig())
+    options = {name: value for name, value in to_data(request.config).items() if value != default[name]}
+    return {"prompt_ids": list(request.prompt_ids), "seeds": list(request.seeds), **options}
+
+
+def completion_data(completion: Completion) -> dict[str, Any]:
+    """A completion as a JSON object, with its versions as spans."""
+    data: dict[str, Any] = {
+        "token_ids": list(completion.token_ids),
+        "logprobs": list(completion.logprobs),
+        "versions": [to_data(span) for span in spans_of(completion.versions)],
+        "stop_reason": completion.stop_reason,
+    }
+    if completion.routed_experts is not None:
+        experts = completion.routed_experts.contiguous()
+        content = base64.b64encode(experts.numpy().tobytes()).decode()
+        data["routed_experts"] = {"shape": list(experts.shape), "int16": content}
+    return data
+
+
+def read_completion(data: Any) -> Completion:
+    """The completion that a server sent.
+
+    Raises:
+        ServerError: it is malformed.
+    """
+    try:
+        token_ids = tuple(data["token_ids"])
+        spans = [VersionSpan(span["version"], span["start"], span["end"]) for span in data["versions"]]
+        experts = None
+        if "routed_experts" in data:
+            import torch
+
+            content = bytearray(base64.b64decode(data["routed_experts"]["int16"]))
+            experts = torch.frombuffer(content, dtype=torch.int16).view(data["routed_experts"]["shape"])
+        return Completion(
+            token_ids, tuple(data["logprobs"]), versions_of(spans, len(token_ids)), data["stop_reason"], experts
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ServerError(f"completion: found a malformed answer ({error!r}); check the server's version") from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, int | float)
+    return hint is Any or isinstance(value, hint)
+
+
+def _allowed(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_allowed(one) for one in get_args(hint))
+    if origin is list:
+        return f"a list of {_allowed(get_args(hint)[0])}"
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "text", list: "a list"}
+    return "null" if hint is type(None) else names.get(hint, str(hint))
+
+
+def _described(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."

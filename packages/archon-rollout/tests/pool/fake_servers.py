@@ -1,0 +1,71 @@
+"""A driver of servers that exist in this process only, with all the ways in which real ones fail."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from archon_core.contracts.rollout import Completion, GenerationRequest
+from archon_core.errors import ServerError
+from archon_core.serving.record import ServerCapabilities, ServerRecord
+
+
+@dataclass
+class FakeServer:
+    """Generates prompt length, prompt length + 1, ... as token ids.
+
+    Attributes:
+        record: as announced.
+        hangs: answers nothing.
+        refuses: answers every request with this error.
+        aborts_after: ends the next request after so many tokens; ``None`` never.
+    """
+
+    record: ServerRecord
+    hangs: bool = False
+    refuses: str = ""
+    aborts_after: int | None = None
+    requests: list[GenerationRequest] = field(default_factory=list)
+    aborted: list[str] = field(default_factory=list)
+
+
+class FakeDriver:
+    """The part of ``contracts.serving.ServerDriver`` that a pool calls."""
+
+    capabilities = ServerCapabilities(transports=(), pause_modes=("abort",), interrupt=True)
+
+    def __init__(self, *servers: FakeServer) -> None:
+        self.servers = {server.record.incarnation: server for server in servers}
+
+    def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
+        for server in self.servers.values():
+            if server.record.address == address and not server.hangs:
+                return server.record
+        return None
+
+    async def generate(
+        self, server: ServerRecord, request: GenerationRequest, *, request_id: str, timeout: float
+    ) -> list[Completion]:
+        found = self.servers.get(server.incarnation)
+        if found is None:
+            raise ServerError(f"server {server.address}: cannot connect")
+        if request_id != "probe":
+            found.requests.append(request)
+        if found.hangs:
+            await asyncio.sleep(timeout + 60)
+        if found.refuses:
+            raise ServerError(found.refuses)
+        n = request.config.max_new_tokens
+        stop_reason = "length"
+        if found.aborts_after is not None and request_id != "probe" and found.aborts_after < n:
+            n, stop_reason, found.aborts_after = found.aborts_after, "abort", None
+        start = len(request.prompt_ids)
+        tokens = tuple(range(start, start + n))
+        values = tuple(-float(token) for token in tokens)
+        return [
+            Completion(tokens, values, (found.record.version,) * n, stop_reason)  # type: ignore[arg-type]
+            for _ in request.seeds
+        ]
+
+    def abort(self, server: ServerRecord, request_ids: list[str] | None, *, timeout: float) -> None:
+        self.servers[server.incarnation].aborted += request_ids or ["all"]
