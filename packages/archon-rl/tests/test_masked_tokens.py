@@ -56,8 +56,6 @@ POLICY_OPTIONS = (
     ("actor.gae_lambda=length_adaptive", "actor.gae_lambda_kwargs={alpha: 0.05}"),
     ("actor.reward_norm={mean_level: group, std_level: null, mean_weights: length}",),
     ("actor.reward_norm={mean_level: group, std_level: group, scale: mean}",),
-    ("teacher={engine_type: train, path: large-model, rl_loss_weight: 0.5}",),
-    ("teacher={engine_type: train, path: large-model, rl_loss_weight: 0.0, distill_loss_weight: 1.0}",),
     (
         REFERENCE,
         "actor.kl_loss_coef=0.1",
