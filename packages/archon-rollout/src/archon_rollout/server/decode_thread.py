@@ -64,7 +64,8 @@ class DecodeThread(threading.Thread):
         self._serving = serving
         self._ranks = ranks
         self._on_failure = on_failure
-        self._inbox: queue.SimpleQueue[tuple[Command, Future[None]]] = queue.SimpleQueue()
+        # Each entry is executed as a whole, so that the requests of one call share their prefill.
+        self._inbox: queue.SimpleQueue[list[tuple[Command, Future[None]]]] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._tickets: dict[int, Ticket] = {}
         self._pausing: list[Future[None]] = []
@@ -88,14 +89,23 @@ class DecodeThread(threading.Thread):
         return self._serving.switch_seconds
 
     def submit(
-        self, request: GenerationRequest, *, records_experts: bool = False, on_tokens: OnTokens | None = None
-    ) -> Ticket:
-        """Start a request, whose options were checked."""
-        number = next(self._numbers)
-        ticket = Ticket(number, _future(), on_tokens)
-        self._tickets[number] = ticket
-        self._send(Submit(number, request, on_tokens is not None, records_experts))
-        return ticket
+        self,
+        requests: Sequence[GenerationRequest],
+        *,
+        records_experts: bool = False,
+        on_tokens: OnTokens | None = None,
+    ) -> list[Ticket]:
+        """Start requests, whose options were checked, together."""
+        tickets = [Ticket(next(self._numbers), _future(), on_tokens) for _ in requests]
+        self._tickets.update({ticket.number: ticket for ticket in tickets})
+        streams = on_tokens is not None
+        self._send(
+            *(
+                Submit(ticket.number, request, streams, records_experts)
+                for ticket, request in zip(tickets, requests, strict=True)
+            )
+        )
+        return tickets
 
     def abort(self, numbers: Sequence[int] | None) -> Future[None]:
         """End requests with the tokens that they have; ``None`` ends all."""
@@ -130,12 +140,13 @@ class DecodeThread(threading.Thread):
             self._fail(error)
             self._on_failure(error)
 
-    def _send(self, command: Command) -> Future[None]:
-        done: Future[None] = _future()
-        self._inbox.put((command, done))
+    def _send(self, *commands: Command) -> Future[None]:
+        """Send commands; returns the future of the last one."""
+        entry = [(command, _future()) for command in commands]
+        self._inbox.put(entry)
         if self._failure is not None:
             self._fail(self._failure)
-        return done
+        return entry[-1][1]
 
     def _turn(self) -> bool:
         """One exchange of commands and one step; false after ``Stop``."""
@@ -163,7 +174,7 @@ class DecodeThread(threading.Thread):
         try:
             while True:
                 wait = not received and not self._serving.has_work
-                received.append(self._inbox.get(block=wait, timeout=HEARTBEAT_SECONDS))
+                received += self._inbox.get(block=wait, timeout=HEARTBEAT_SECONDS)
         except queue.Empty:
             return received
 
@@ -205,9 +216,9 @@ class DecodeThread(threading.Thread):
         self._pausing = []
 
     def _drain(self) -> list[tuple[Command, Future[None]]]:
-        left = []
+        left: list[tuple[Command, Future[None]]] = []
         while not self._inbox.empty():
-            left.append(self._inbox.get())
+            left += self._inbox.get()
         return left
 
 

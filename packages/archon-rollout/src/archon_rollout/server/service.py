@@ -104,9 +104,7 @@ class Service:
         if self._decode_text is not None:
             requests = [replace(one, decode=self._decode_text) if one.config.stop else one for one in requests]
         check_requests(requests, self.limits)
-        tickets = [
-            self._decode.submit(request, records_experts=routed_experts, on_tokens=on_tokens) for request in requests
-        ]
+        tickets = self._decode.submit(requests, records_experts=routed_experts, on_tokens=on_tokens)
         if request_id:
             self._by_id.setdefault(request_id, []).extend(tickets)
         return tickets
