@@ -31,6 +31,7 @@ NOT_MODULES = {
     "state",
     "tokenizer",
     "torch",
+    "trainer",
     "running.assembled.plan.hf_config",
 }
 """What else attributes are looked up on by name: configurations, tokenizers, torch's own objects."""

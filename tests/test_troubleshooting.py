@@ -465,7 +465,7 @@ def _(folder: Path) -> None:
             raise RuntimeError(text)
 
     config = load_config(EXAMPLE).config
-    loop = SimpleNamespace(run=SimpleNamespace(config=config, progress=Progress()), total_steps=130)
+    loop = SimpleNamespace(run=SimpleNamespace(config=config, progress=Progress()), total_steps=130, beside={})
     TrainingLoop._finish_step(loop, 7, {"skipped_updates": 1.0, "updates": 2.0})
 
 

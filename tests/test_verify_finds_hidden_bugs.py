@@ -35,9 +35,10 @@ def write_received_rows_backwards():
     """What another rank sends of a matrix is written from its last row on."""
     receive = gathering._Inbox.receive
 
-    def backwards(self, part, dtype, sender):
-        values = receive(self, part, dtype, sender)
-        return values.flip(0) if values.ndim == 2 else values
+    def backwards(self, block, sender):
+        receive(self, block, sender)
+        if block.ndim == 2:
+            block.copy_(block.flip(0))
 
     gathering._Inbox.receive = backwards
 
@@ -46,8 +47,8 @@ def export_the_final_norm_of_before_training():
     """What gathers weights keeps one from the first time that it saw it."""
     reader, first = checkpoints.EngineCheckpoints._reader, {}
 
-    def with_an_old_norm(self):
-        copy = reader(self)
+    def with_an_old_norm(self, dtype):
+        copy = reader(self, dtype)
         if not callable(copy):  # one process lends its weights as they are
             return copy
 

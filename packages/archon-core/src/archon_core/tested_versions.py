@@ -20,9 +20,11 @@ TESTED_VERSIONS: Mapping[str, str] = {
     "reasoning-gym": "0.1.25",
     "rich": "15.0.0",
     "safetensors": "0.8.0",
+    "starlette": "1.10.0",
     "tensorboard": "2.21.0",
     "tokenizers": "0.23.3",
     "torch": "2.13.0",
     "transformers": "5.23.0",
     "typer": "0.24.2",
+    "uvicorn": "0.54.0",
 }

@@ -19,6 +19,9 @@ from archon_train.cluster import EngineShare
 
 TRAINER = "trainer"
 
+MAX_RANKS = 2**20
+"""Ranks that a plan lists. A larger number is a slip, and its list would fill the memory."""
+
 
 @dataclass(frozen=True)
 class Process:
@@ -86,7 +89,13 @@ def plan_processes(shares: Sequence[EngineShare], *, n_nodes: int, n_gpus_per_no
     Raises:
         ConfigError: a tensor-parallel group does not fit on a machine, or no machine has enough free devices.
     """
-    machines = _Machines(n_nodes, n_gpus_per_node, sum(share.ranks for share in shares))
+    n_ranks = sum(share.ranks for share in shares)
+    if n_ranks > MAX_RANKS:
+        raise ConfigError(
+            f"cluster: found engines that need {n_ranks} ranks together; allowed are up to {MAX_RANKS}; lower the "
+            "sizes of the layouts"
+        )
+    machines = _Machines(min(n_nodes, n_ranks), n_gpus_per_node, n_ranks)
     parts = []
     hosted = tuple(share.role for share in shares if share.hosted_by)
     for share in sorted(shares, key=lambda share: share.role != "actor"):
@@ -120,7 +129,7 @@ class _Machines:
     free: list[list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
-        slots = self.size or self.n_ranks  # a CPU runs any number of ranks
+        slots = min(self.size, self.n_ranks) if self.size else self.n_ranks  # a CPU runs any number of ranks
         self.free = [list(range(slots)) for _ in range(self.n_nodes)]
 
     def place_ranks(self, share: EngineShare) -> Iterator[Process]:

@@ -316,12 +316,15 @@ def test_other_defaults_lists_are_refused(load: Load, tmp_path, names: str, mess
         load(f"defaults: {names}\ntotal_train_epochs: 2\n")
 
 
-def test_options_of_one_class_that_stands_for_a_feature_share_an_error(load: Load) -> None:
+def test_options_of_one_feature_share_an_error(load: Load) -> None:
     with pytest.raises(ConfigError) as error:
-        load("actor: {beta: 0.2, loss_type: ipo}\ntotal_train_epochs: 1\n")
+        load(
+            "actor: {archon: {fp8_config: {mode: blockwise}}}\nref: {archon: {fp8_config: {mode: blockwise}}}\n"
+            "total_train_epochs: 1\n"
+        )
     text = str(error.value)
-    assert "actor.beta: found 0.2; allowed is 0.1: this version does not have the option" in text
-    assert text.endswith("(the same holds for actor.loss_type)")
+    assert "actor.archon.fp8_config: found" in text
+    assert text.endswith("(the same holds for ref.archon.fp8_config)")
 
 
 def test_training_options_of_a_frozen_model_have_no_effect(load: Load) -> None:

@@ -78,6 +78,16 @@ def test_groups_that_fit_nowhere_are_refused(n_nodes, n_devices, backends, messa
         plan(n_nodes, n_devices, **backends)
 
 
+def test_sizes_without_measure_are_planned_or_refused_without_filling_the_memory() -> None:
+    huge = 10**12
+    assert places(plan(huge, huge, actor="archon:d2", rollout="vllm:d1")) == {
+        "trainer": [(0, (0,)), (0, (1,))],
+        "server 0": [(1, (0,))],
+    }
+    with pytest.raises(ConfigError, match=r"found engines that need 99999900 ranks together; allowed are up to"):
+        plan(1, 0, actor="archon:d999999p100", rollout="local")
+
+
 @given(st.data())
 def test_no_device_is_used_twice(data: st.DataObject) -> None:
     sizes = {letter: data.draw(st.integers(1, 4), label=letter) for letter in "dpt"}

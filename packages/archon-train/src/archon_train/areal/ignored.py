@@ -19,7 +19,7 @@ from archon_train.areal.facts import (
     unknown_below,
 )
 from archon_train.areal.keys import RENAMED, SECTIONS, fits
-from archon_train.areal.rules import IGNORED, SCRIPT_OPTIONS, SCRIPT_REASON, SHARED_BY_OWNER, Ignored
+from archon_train.areal.rules import IGNORED, SCRIPT_OPTIONS, SCRIPT_REASON, Ignored
 
 TYPO = 0.8
 """Similarity, from 0 to 1, above which a top-level name counts as a misspelt option."""
@@ -57,8 +57,7 @@ def judge(path: str, node: RawNode, tree: RawMapping, *, recognised: bool = True
         return Verdict(known=True, decision=Decision(path, shown(node), "no effect", f"{role} is not trained"))
     default = "null" if _is_null_by_default(found) else found[0].shown_default
     text = f"{path}: found {shown(node)}; allowed is {default}: this version does not have the option; leave it out"
-    owner = found[0].owner if found[0].owner in SHARED_BY_OWNER else ""
-    return Verdict(known=True, problem=Problem(node.source, text), feature=owner)
+    return Verdict(known=True, problem=Problem(node.source, text))
 
 
 def rule_for(path: str) -> Ignored | None:

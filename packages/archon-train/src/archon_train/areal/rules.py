@@ -113,9 +113,6 @@ def _sampling_rules(section: str) -> tuple[Ignored, ...]:
     )
 
 
-SHARED_BY_OWNER = frozenset(("DPOEngineConfig", "TeacherConfig"))
-"""Classes of AReaL that stand for one feature each: options that this version does not have share one error."""
-
 IGNORED = (
     Ignored("*.experiment_name", _ONE_NAME, same_as="experiment_name"),
     Ignored("*.trial_name", _ONE_NAME, same_as="trial_name"),
