@@ -79,7 +79,7 @@ def test_distillation_trains_a_teacher_then_its_student(tmp_path):
     assert all("rollout_kl_teacher" in row for row in rows if row["step"] > 0)
 
 
-@pytest.mark.wide
+@pytest.mark.examples
 def test_a_small_student_reaches_its_teacher(tmp_path):
     finished = archon("train", "examples/distill_arithmetic.yaml", f"cluster.fileroot={tmp_path}", timeout=3600)
     assert finished.returncode == 0, finished.stderr
@@ -104,7 +104,7 @@ def test_ppo_trains_a_critic_beside_the_actor_and_exports_both(tmp_path):
     assert architectures == [["Qwen3ForCausalLM"], ["Qwen3ForSequenceClassification"]]
 
 
-@pytest.mark.wide
+@pytest.mark.examples
 def test_ppo_learns_to_add(tmp_path):
     """The whole example: about four minutes on two cores."""
     finished = archon("train", "examples/ppo_arithmetic.yaml", f"cluster.fileroot={tmp_path}", timeout=3600)

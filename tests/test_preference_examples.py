@@ -60,7 +60,7 @@ def test_dpo_ranks_held_out_pairs_right(tmp_path):
     assert evaluated[-1]["eval/loss"] <= 0.35
 
 
-@pytest.mark.wide
+@pytest.mark.examples
 @pytest.mark.slow
 def test_a_reward_model_ranks_held_out_pairs_right_and_trains_a_policy(tmp_path):
     output = train("rw_jsonl.yaml", f"cluster.fileroot={tmp_path}")
