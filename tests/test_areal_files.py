@@ -231,7 +231,7 @@ def test_a_file_with_a_critic_is_ppo_with_areals_options(tmp_path: Path) -> None
 
 @pytest.mark.wide
 def test_ppo_trains_from_a_file_of_areal(model: Callable[[str], Path], tmp_path: Path) -> None:
-    write_problems(tmp_path)
+    write_problems(tmp_path, CONFIGS["math/gsm8k_grpo.yaml"])
     path, options = write_ppo(tmp_path), overrides("math/gsm8k_grpo.yaml", model("qwen2"), tmp_path)
     with pytest.raises(SystemExit) as ended:
         main(["train", str(path), *options, "critic.archon.enable_compile=false", "critic.mask_no_eos_with_zero=false"])

@@ -44,6 +44,45 @@ def test_a_function_is_found_and_loaded_with_the_modules_beside_it(here, name):
     assert (loaded.name, loaded.function("p", "four", {})) == (name, 2.0)
 
 
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("from shutil import move as score\n", "'shutil'"),
+        ("import os\nscore = os.execve\n", "'posix'"),
+        ("import functools, shutil\nscore = functools.partial(shutil.copytree)\n", "'shutil'"),
+        ("import shutil, my_lengths\nscore = shutil.move\n", "'shutil'"),
+    ],
+)
+def test_a_function_that_another_module_defines_is_out_of_reach(here, text, found):
+    (here / "my_rewards.py").write_text(text)
+    with pytest.raises(
+        ConfigError, match=rf"found a function of the module {found}; allowed are functions that modules in .* define"
+    ):
+        load_reward(RewardSource("my_rewards:score", "my_rewards:score", folder=str(here)))
+
+
+def test_functions_of_modules_beside_it_and_decorated_ones_are_the_users_own(here):
+    for text in ("from my_lengths import score\n", "import my_lengths\nscore = my_lengths.wrapped\n"):
+        (here / "my_rewards.py").write_text(text)
+        (here / "my_lengths.py").write_text(
+            "import functools\n"
+            "def score(prompt, completion, record):\n    return 1.0\n"
+            "wrapped = functools.lru_cache(functools.wraps(score)(lambda *a: score(*a)))\n"
+        )
+        sys.modules.pop("my_rewards", None)
+        loaded = load_reward(RewardSource("my_rewards:score", "my_rewards:score", folder=str(here)))
+        assert loaded.function("p", "c", ()) == 1.0
+
+
+def test_an_environment_inside_the_folder_does_not_count_as_the_users_own(here, monkeypatch):
+    installed = here / ".venv" / "lib" / "python3.11" / "site-packages"
+    installed.mkdir(parents=True)
+    (installed / "my_rewards.py").write_text(REWARD.replace("length(completion)", "-1.0"))
+    monkeypatch.syspath_prepend(installed)
+    with pytest.raises(ConfigError, match=r"found the module 'my_rewards' in .*site-packages.* already"):
+        load_reward(RewardSource("my_rewards:score", "my_rewards:score", folder=str(here)))
+
+
 def test_the_name_of_a_plugin_goes_first():
     assert reward_source("exact", registry()).target == "archon_rl.rewards.arithmetic:final_number_reward"
 
@@ -74,7 +113,7 @@ def test_a_file_cannot_take_the_place_of_a_module_of_python(here):
 @pytest.mark.parametrize(
     ("definition", "message"),
     [
-        ("from functools import partial\nscore = partial(print, 1)", None),
+        ("from functools import partial\nscore = partial(print, 1)", "found a function of the module 'builtins'"),
         ("score = lambda prompt, completion, record: 1.0", None),
         ("score = lambda completion: 1.0", r"found <lambda>\(completion\); allowed is a function of \(prompt, compl"),
         ("from collections import OrderedDict as score", "found the class OrderedDict"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
@@ -31,6 +32,8 @@ def load_reward(source: RewardSource) -> NamedReward:
     problem = _problem(function)
     if problem:
         raise ConfigError(f"reward {source.name!r}: found {problem}; allowed is {ALLOWED}; correct {source.target}")
+    if source.folder:
+        _check_definer(source, function)
     return NamedReward(source.name, function)
 
 
@@ -55,6 +58,25 @@ def _import_own(source: RewardSource) -> Any:
     if not hasattr(module, attribute):
         raise ConfigError(f"reward {source.name!r}: {name!r} was imported but has no {attribute!r}; correct the name")
     return getattr(module, attribute)
+
+
+def _check_definer(source: RewardSource, function: Any) -> None:
+    """A configuration may choose functions of the user's own modules only, not what these import."""
+    definer = _definer(function)
+    if not is_in(sys.modules.get(definer), source.folder):
+        raise ConfigError(
+            f"reward {source.name!r}: found a function of the module {definer!r}; allowed are functions that modules "
+            f"in {source.folder} define; write a function that calls it"
+        )
+
+
+def _definer(function: Any) -> str:
+    """Name of the module whose source defines what a call runs."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    function = inspect.unwrap(function)
+    is_function = inspect.isroutine(function) or inspect.isclass(function)
+    return getattr(function if is_function else type(function), "__module__", None) or "builtins"
 
 
 def _problem(function: Any) -> str:

@@ -14,6 +14,9 @@ from types import ModuleType
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.source import RewardSource
 
+INSTALLED = frozenset(("site-packages", "dist-packages"))
+"""Names of folders with installed packages. A virtual environment often stands inside a project."""
+
 
 def reward_fingerprint(source: RewardSource) -> Fingerprint:
     """The fingerprint of a reward whose module this process has imported.
@@ -53,9 +56,12 @@ def _sources(module: str, folder: str) -> dict[str, str]:
 
 
 def is_in(module: ModuleType | None, folder: str) -> bool:
-    """Whether a module's file lies in ``folder`` or below it."""
+    """Whether a module's file lies in ``folder`` or below it, but not in an environment with installed packages."""
     file = getattr(module, "__file__", None)
-    return file is not None and Path(file).resolve().is_relative_to(Path(folder).resolve())
+    if file is None or not Path(file).resolve().is_relative_to(Path(folder).resolve()):
+        return False
+    below = Path(file).resolve().relative_to(Path(folder).resolve())
+    return not INSTALLED.intersection(below.parts)
 
 
 def _file_of(module: ModuleType | None) -> bytes | None:
