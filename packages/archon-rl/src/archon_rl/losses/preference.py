@@ -30,6 +30,9 @@ REFERENCE = "reference_logprobs"
 UNIT: Unit = "sequence"
 """The unit of weights and metrics: here it counts pairs."""
 
+TIE = 1e-6
+"""Larger differences count for a pair's accuracy. Smaller ones may be rounding, which layouts do differently."""
+
 
 def sigmoid_loss(difference: Tensor, beta: float) -> Tensor:
     """-log sigmoid(beta h): DPO (arXiv:2305.18290, eq. 7)."""
@@ -81,7 +84,7 @@ class PreferenceLoss:
         losses = PAIR_LOSSES[self.pair_loss](chosen - rejected, self.beta)
         likelier, other = by_pair(policy.detach(), micro_batch)
         metrics = comparison(self.beta * chosen.detach(), self.beta * rejected.detach(), kind="reward")
-        metrics["policy_accuracy"] = (UNIT, (likelier > other).to(losses.dtype).sum())
+        metrics["policy_accuracy"] = (UNIT, (likelier > other + TIE).to(losses.dtype).sum())
         return LossSums({UNIT: losses.sum()}, metrics)
 
 
@@ -102,9 +105,9 @@ class BradleyTerryLoss:
 
 
 def comparison(chosen: Tensor, rejected: Tensor, *, kind: str) -> dict[str, tuple[Unit, Tensor]]:
-    """Sums over pairs: how often ``chosen`` [pairs] is larger, by how much, and both; equal values count as wrong."""
+    """Sums over pairs: how often ``chosen`` [pairs] is larger, by how much, and both; ties count as wrong."""
     sums = {
-        "accuracy": (chosen > rejected).to(chosen.dtype),
+        "accuracy": (chosen > rejected + TIE).to(chosen.dtype),
         "margin": chosen - rejected,
         f"chosen_{kind}": chosen,
         f"rejected_{kind}": rejected,
