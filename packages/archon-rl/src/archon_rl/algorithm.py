@@ -2,7 +2,8 @@
 compositions; presets (``archon_rl.presets``) name the published ones.
 
 To add an algorithm, write a function ``(config, decisions) -> Algorithm`` and name it in an ``AlgorithmSpec``, with
-``archon_rl.trainer.rl:RLTrainer`` or ``archon_rl.trainer.sft:SFTTrainer`` as the trainer.
+``archon_rl.trainer.rl:RLTrainer`` or ``archon_rl.trainer.sft:SFTTrainer`` as the trainer. ``RLTrainer`` reads the
+sections ``tokenizer``, ``actor``, ``rewards`` and ``warm_start``, which the spec lists.
 """
 
 from __future__ import annotations
