@@ -225,3 +225,11 @@ def test_a_teacher_without_a_tokenizer_is_compared_by_size(run, checkpoint):
     run(*overrides)
     [decision] = [d for d in run.context.decisions if d.option == "teacher.path"]
     assert decision.effective == "compared by its size alone"
+
+
+@pytest.mark.parametrize(("option", "allowed"), [("steps=-3", "from 0"), ("lr=0", "above 0"), ("batch_size=0", "1")])
+def test_supervised_steps_that_make_no_sense_are_refused(run, option, allowed):
+    name = option.partition("=")[0]
+    for section in ("warm_start", "teacher.warm_start"):
+        with pytest.raises(ConfigError, match=rf"{section}\.{name}: found .*{allowed}"):
+            run(*TEACHER, f"{section}.{option}")

@@ -248,9 +248,9 @@ class WarmStartOptions:
         batch_size: records per step; null takes ``data.batch_size``.
     """
 
-    steps: int = 0
-    lr: float = 1e-3
-    batch_size: int | None = None
+    steps: int = option(0, NOT_NEGATIVE)
+    lr: float = option(1e-3, number(above=0))
+    batch_size: int | None = option(None, POSITIVE)
 
 
 @dataclass

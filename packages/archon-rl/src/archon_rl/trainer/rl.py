@@ -130,7 +130,7 @@ class RLTrainer:
                 beside={} if engines.critic is None else {"critic": engines.critic.engine},
             )
             done = loop.resume()
-            if done == 0 and engines.teacher and evaluate:
+            if done == 0 and engines.teacher and evaluate and config.trainer.eval_before_train:
                 report_teacher(run, engines.teacher, evaluate)
             rollout.update_weights(actor.version)
             loop.run_from(done)
