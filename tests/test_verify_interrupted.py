@@ -62,7 +62,7 @@ def test_an_interrupted_verification_leaves_no_process_and_no_file(tmp_path, sen
         try:
             started = wait_for_ranks(process.pid, tmp_path)
             send(process.pid, number)
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=180)
         finally:
             process.kill()
     assert process.returncode == code
