@@ -81,7 +81,7 @@ def test_options_choose_the_parts(run):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("critic=null",), r"critic: found no section, and algorithm 'ppo' trains a value model"),
+        (("critic=null",), r"critic: found no section, and algorithm 'ppo' needs one"),
         (("critic.optimizer=null",), r"critic\.optimizer: found null; ppo trains the critic"),
         (("critic.eps_clip=0",), r"critic\.eps_clip: found 0(\.0)?; allowed .* above 0.*null switches it off"),
         (("critic.warmup_steps=-1",), r"critic\.warmup_steps: found -1"),

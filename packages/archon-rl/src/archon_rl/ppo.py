@@ -14,6 +14,7 @@ from archon_rl.algorithm import TRUNCATED, Algorithm, CriticTraining, DropTrunca
 from archon_rl.losses.value import ValueTerm
 from archon_rl.presets import Estimates, estimator_fields, policy_optimisation
 from archon_rl.teacher_options import is_pure_distillation
+from archon_train.model_sections import missing_sections
 
 
 def ppo(config: Any, decisions: list[Decision]) -> Algorithm:
@@ -24,12 +25,9 @@ def ppo(config: Any, decisions: list[Decision]) -> Algorithm:
     Raises:
         ConfigError: there is no critic to train, an option has an invalid value, or two options contradict each other.
     """
+    for text in missing_sections(config, "ppo", ("critic",)):
+        raise ConfigError(text)
     critic = config.critic
-    if critic is None:
-        raise ConfigError(
-            "critic: found no section, and algorithm 'ppo' trains a value model; add one ('critic: {}' starts from the "
-            "actor's initial weights), or choose algorithm=grpo"
-        )
     for _, text in check_options(critic, "critic"):
         raise ConfigError(text)
     if critic.optimizer is None:
@@ -38,11 +36,6 @@ def ppo(config: Any, decisions: list[Decision]) -> Algorithm:
         raise ConfigError(
             "teacher.rl_loss_weight: found 0 with algorithm=ppo; pure distillation has no advantages for a critic to "
             "estimate; set algorithm=grpo and leave the section critic out, or set a weight above 0"
-        )
-    if config.actor.dynamic_sampling and config.gconfig.n_samples < 2:
-        raise ConfigError(
-            "actor.dynamic_sampling: found true with gconfig.n_samples=1; it drops prompts whose samples have equal "
-            "rewards, which one sample always has; set it to false, or gconfig.n_samples to 2 or more"
         )
     algorithm = policy_optimisation("ppo", config, decisions, _value_advantages)
     decisions.extend(_notes(critic))

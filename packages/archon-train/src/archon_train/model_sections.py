@@ -11,14 +11,41 @@ from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.train import AlgorithmSpec
 
 
-def missing_sections(config: Any, algorithm: AlgorithmSpec) -> Iterator[str]:
-    """Problems: models that the algorithm needs, and the configuration does not have."""
-    for section in algorithm.sections:
+def missing_sections(config: Any, algorithm: str, sections: Collection[str]) -> Iterator[str]:
+    """Problems: models that an algorithm needs, and the configuration does not have.
+
+    Args:
+        config: the configuration of a run.
+        algorithm: its name, for messages.
+        sections: the sections of the models that it needs.
+    """
+    for section in sections:
         if getattr(config, section, None) is None:
             yield (
-                f"{section}: found no section, and algorithm {algorithm.name!r} needs one; add '{section}: {{}}', "
+                f"{section}: found no section, and algorithm {algorithm!r} needs one; add '{section}: {{}}', "
                 "which starts from the actor's initial weights, or choose another algorithm"
             )
+
+
+def missing_reward_model(config: Any, role: str) -> Iterator[str]:
+    """The problem of a reward whose model, in the section ``role``, has no checkpoint."""
+    section = getattr(config, role, None)
+    if section is None or not section.path:
+        yield (
+            f"{role}.path: found none, and reward {config.reward!r} needs a checkpoint; set it to the export folder "
+            "of a run of algorithm=rw"
+        )
+
+
+def unused_reward_model(config: Any, role: str) -> Iterator[Decision]:
+    """The decision about a section ``reward_model`` that the reward does not run.
+
+    Args:
+        config: the configuration of a run.
+        role: section of the model that the reward runs; empty for none.
+    """
+    if config.reward_model is not None and role != "reward_model":
+        yield Decision("reward_model", "a model", "no effect", "the reward runs no model; reward=model does")
 
 
 def unused_critic(config: Any, algorithm: AlgorithmSpec) -> Iterator[Decision]:

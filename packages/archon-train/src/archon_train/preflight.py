@@ -40,9 +40,14 @@ from archon_core.plugins.hints import package_for
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
-from archon_train.model_sections import critic_problems, missing_sections, unused_critic
+from archon_train.model_sections import (
+    critic_problems,
+    missing_reward_model,
+    missing_sections,
+    unused_critic,
+    unused_reward_model,
+)
 from archon_train.process_plan import ProcessPlan, plan_processes
-from archon_train.reward_section import reward_section_problems, unused_reward_model
 from archon_train.run_plan import Need, Obstacle, RunPlan
 from archon_train.vision import explain_visual
 
@@ -146,9 +151,9 @@ class _Planner:
         if config.reward is not None:
             self.check_reward(config.reward)
         else:
-            self.decisions += unused_reward_model(config, None)
+            self.decisions += unused_reward_model(config, "")
         if isinstance(algorithm, AlgorithmSpec):
-            for text in missing_sections(self.config, algorithm):
+            for text in missing_sections(config, algorithm.name, algorithm.sections):
                 self.wrong(text)
             self.decisions += unused_critic(self.config, algorithm)
         rollout = self.layouts.get("rollout")
@@ -161,8 +166,9 @@ class _Planner:
         """Look up the plugin, or the function in the user's module, without importing it."""
         try:
             chosen = choose_reward(name, self.registry)
-            self.decisions += unused_reward_model(self.config, chosen)
-            for text in reward_section_problems(self.config, chosen):
+            role = getattr(chosen, "role", "")
+            self.decisions += unused_reward_model(self.config, role)
+            for text in missing_reward_model(self.config, role) if role else ():
                 self.wrong(text)
         except (PluginError, UnknownNameError):
             self.look_up("reward", name, "reward")

@@ -1,11 +1,13 @@
 """Models beside the actor: what a dry run says of missing, unused and unsuitable ones."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.plugins import AlgorithmSpec, ModelSpec, Registry, TrainEngineSpec
+from archon_train.model_sections import missing_reward_model, unused_reward_model
 from archon_train.preflight import plan_run
 from archon_train.run_plan import RunPlan
 
@@ -69,3 +71,21 @@ def test_a_critic_needs_a_value_head(plan, text: str, message: str) -> None:
 def test_a_critic_may_have_another_model_than_the_actor(plan) -> None:
     actor = VALUED.replace("tiny", "headless")
     assert plan(actor + "critic: {model_config: {model_type: tiny}}\n").can_run
+
+
+def with_reward_model(path: str | None = "", *, given: bool = True) -> SimpleNamespace:
+    return SimpleNamespace(reward="model", reward_model=SimpleNamespace(path=path) if given else None)
+
+
+def test_a_reward_that_runs_a_model_needs_its_checkpoint() -> None:
+    for missing in (with_reward_model(given=False), with_reward_model(None)):
+        [text] = missing_reward_model(missing, "reward_model")
+        assert text.startswith("reward_model.path: found none, and reward 'model' needs a checkpoint")
+    assert not list(missing_reward_model(with_reward_model("export"), "reward_model"))
+
+
+def test_a_model_that_no_reward_runs_is_a_decision() -> None:
+    assert not list(unused_reward_model(with_reward_model("export"), "reward_model"))
+    assert not list(unused_reward_model(with_reward_model(given=False), ""))
+    [decision] = unused_reward_model(with_reward_model("export"), "")
+    assert (decision.option, decision.effective) == ("reward_model", "no effect")

@@ -52,7 +52,7 @@ class PreferenceTrainer:
         others = [config.ref] if algorithm.needs_reference and config.ref is not None else []
         task = build_task(run, longest_of_pair, preference_limits(config.actor, *others))
         known = fingerprints(run, task.train, task.validation)
-        total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        total_steps = task.total_steps(config.trainer)
         actor = self._initial_actor(task)
         reference = None
         if algorithm.needs_reference:

@@ -34,10 +34,11 @@ from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sequence_lengths import longest_sequence
 from archon_rl.trainer.sharing import SharedEngine
+from archon_train.model_sections import missing_reward_model
 from archon_train.run.context import RunContext
 
 CLASSIFIER = "ForSequenceClassification"
-"""Ends the names of transformers' classes with a value head, as which reward models are saved."""
+"""Suffix of the names of transformers' classes with a value head."""
 
 
 class RewardModel:
@@ -53,11 +54,8 @@ class RewardModel:
 
     def __init__(self, run: RunContext, role: str) -> None:
         section = getattr(run.config, role)
-        if section is None or not section.path:
-            raise ConfigError(
-                f"{role}.path: found none, and reward {run.config.reward!r} needs a checkpoint; set it to the export "
-                "folder of a run of algorithm=rw"
-            )
+        for text in missing_reward_model(run.config, role):
+            raise ConfigError(text)
         self._run, self._role = run, role
         mb_spec = replace(section.mb_spec, granularity=1)  # it reads single sequences
         self._section = replace(section, is_critic=True, optimizer=None, mb_spec=mb_spec)

@@ -77,7 +77,7 @@ class RLTrainer:
         evaluation = config.eval_gconfig
         held_out = None if evaluation is None else rollout_limits(evaluation, config.actor, section="eval_gconfig")
         task = build_task(run, prompt_lengths, limits, held_out)
-        total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        total_steps = task.total_steps(config.trainer)
         if self._algorithm.warmup_steps >= total_steps:
             raise ConfigError(
                 f"critic.warmup_steps: found {self._algorithm.warmup_steps}, and the run has {total_steps} steps, so "

@@ -43,7 +43,7 @@ class SFTTrainer:
         objective = self._algorithm.objective
         task = build_task(run, example_lengths, supervised_limits(config.actor))
         known = fingerprints(run, task.train, task.validation)
-        total_steps = config.trainer.max_steps or max(1, task.cursor.steps(config.trainer.max_epochs))
+        total_steps = task.total_steps(config.trainer)
         actor = complete_model_config(run, task.encoder.tokenizer)
         engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)
         shared = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)

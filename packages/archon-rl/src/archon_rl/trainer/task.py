@@ -34,6 +34,7 @@ from archon_rl.trainer.sequence_lengths import (
     overlong_error,
 )
 from archon_rl.trainer.stopping import run_end_tokens, save_end_tokens
+from archon_train.experiment import TrainerConfig
 from archon_train.run.context import RunContext
 
 
@@ -54,6 +55,10 @@ class Task:
     validation: Dataset
     cursor: DataCursor
     ends: EndTokens
+
+    def total_steps(self, trainer: TrainerConfig) -> int:
+        """Number of training steps that the section ``trainer`` asks for, at least one."""
+        return trainer.max_steps or max(1, self.cursor.steps(trainer.max_epochs))
 
     def records(self, step: int) -> list[Mapping[str, Any]]:
         """The batch of ``step``, counted from 0, each record with its location in the data."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,7 +23,7 @@ class Pending:
     outcomes: Future[dict[str, Outcome]]
 
 
-class NotifyingTransport:
+class NotifyingTransport(ABC):
     """Implements ``contracts.serving.WeightTransport``, except for where the bytes are placed."""
 
     name: str
@@ -60,6 +61,7 @@ class NotifyingTransport:
 
     def finish(self, manifest: WeightManifest) -> None:
         """All buckets were received."""
+        return  # nothing to do, unless the transport completes something then
 
     def commit(self, version: int) -> None:
         """The version is in use."""
@@ -75,13 +77,13 @@ class NotifyingTransport:
         self._deliveries.shutdown()
         self._calls.shutdown(wait=False)
 
+    @abstractmethod
     def _setups(self, manifest: WeightManifest) -> Mapping[str, Mapping[str, Any]]:
         """What the receiving ends need, per incarnation. Raises ServerError if the transport cannot start."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _place(self, bucket: WeightBucket, notice: BucketNotice) -> Mapping[str, Any]:
         """Put the bytes where servers find them; returns ``BucketNotice.place``."""
-        raise NotImplementedError
 
     def _beginning(self, server: ServerRecord, call: Callable[[], None]) -> None:
         """Run the call that starts an update on a server, and what this end must do meanwhile."""
