@@ -94,7 +94,7 @@ def _losses_that_areal_lacks(options: PolicyOptions, name: str) -> Iterator[Deci
             name,
             "leaves out the tokens with the largest covariances between the bounds",
             "without a draw; arXiv:2505.22617 draws among the tokens between the bounds (eq. 11), its authors' code "
-            "only among those that PPO does not clip; AReaL has no such loss",
+            "only among tokens that PPO does not clip; AReaL has no such loss",
         )
     if name == "kl_cov":
         yield Decision(

@@ -15,7 +15,9 @@ from archon_core.errors import ConfigError, DataError
 
 try:
     import math_verify
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "math_verify":
+        raise  # the package is there, and its own import fails
     raise ConfigError(
         "reward: found 'math_verify', whose package math-verify is not installed; pip install 'archon-tasks[math]'"
     ) from error

@@ -55,6 +55,21 @@ def unused_critic(config: Any, algorithm: AlgorithmSpec) -> Iterator[Decision]:
         yield Decision("critic", "a section", "not used", reason)
 
 
+def stray_value_head(role: str, section: EngineConfig, *, samples: bool) -> Iterator[str]:
+    """The problem of a value head on a model whose log-probabilities the run needs.
+
+    Args:
+        role: the model's section.
+        section: its options.
+        samples: whether the run samples with the actor.
+    """
+    if section.is_critic and (role in ("ref", "teacher") or (role == "actor" and samples)):
+        yield (
+            f"{role}.is_critic: found true; a model with a value head has no log-probabilities, which this run needs; "
+            "leave it out"
+        )
+
+
 def critic_problems(critic: EngineConfig, model: ModelSpec | None, explicit: Collection[str]) -> Iterator[str]:
     """Why ``model``, if it is known, cannot have a value head, or the options do not ask for one."""
     if "critic.is_critic" in explicit and not critic.is_critic:

@@ -44,6 +44,7 @@ from archon_train.model_sections import (
     critic_problems,
     missing_reward_model,
     missing_sections,
+    stray_value_head,
     unused_critic,
     unused_reward_model,
 )
@@ -161,6 +162,8 @@ class _Planner:
         self.samples = algorithm is None or needed
         if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
             self.look_up("inference_engine", rollout.backend, "rollout.backend")
+        if "rollout.weight_transport" in self.loaded.explicit:
+            self.look_up("weight_transport", config.rollout.weight_transport, "rollout.weight_transport")
 
     def check_reward(self, name: str) -> None:
         """Look up the plugin, or the function in the user's module, without importing it."""
@@ -191,6 +194,8 @@ class _Planner:
         if not isinstance(engine, TrainEngineSpec):
             return
         model = self.models[role] = self.check_model(role, config, layout, engine)
+        for text in stray_value_head(role, config, samples=self.samples):
+            self.wrong(text)
         if role == "critic":
             own = config.path or config.model_config is not None
             for text in critic_problems(config, model if own else self.models.get("actor"), self.loaded.explicit):

@@ -45,6 +45,19 @@ def test_a_critic_that_the_algorithm_needs_must_be_there(plan) -> None:
     assert plan(VALUED + "critic: {is_critic: true}\n").can_run
 
 
+@pytest.mark.parametrize("role", ["actor", "ref", "teacher"])
+def test_a_value_head_on_a_model_that_gives_log_probabilities_is_refused(plan, role) -> None:
+    text = VALUED.replace("valued", "grpo")
+    section = (
+        text.replace("{backend", "{is_critic: true, backend")
+        if role == "actor"
+        else f"{text}{role}: {{is_critic: true}}\n"
+    )
+    assert any(
+        problem.startswith(f"{role}.is_critic: found true; a model with a value") for problem in problems(plan(section))
+    )
+
+
 def test_a_critic_that_no_algorithm_trains_is_a_decision(plan) -> None:
     found = plan(VALUED.replace("valued", "grpo") + "critic: {}\n")
     assert found.can_run

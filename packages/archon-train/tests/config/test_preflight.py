@@ -164,6 +164,13 @@ def test_a_name_that_no_package_has_is_a_mistake_in_the_configuration(load: Load
     assert "did you mean 'grpo'?" in texts[0]
 
 
+def test_a_weight_transport_that_is_written_must_exist(load: Load, complete: Registry) -> None:
+    found = plan(load, complete, RUNNABLE, "rollout.weight_transport=nonsense")
+    [text] = config_errors(found)
+    assert text.startswith("rollout.weight_transport: weight transport 'nonsense': no installed plugin provides it")
+    assert plan(load, complete, RUNNABLE).can_run
+
+
 def test_rollout_is_looked_up_for_algorithms_that_need_it_or_when_it_is_written(
     load: Load, make_registry: MakeRegistry
 ) -> None:

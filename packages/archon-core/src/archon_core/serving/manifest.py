@@ -83,7 +83,7 @@ class WeightManifest:
 
     Attributes:
         version: version of the weights.
-        tensors: every tensor of the model, also those that are not sent again.
+        tensors: every tensor of the model, including unchanged tensors that are not sent again.
         base_version: version that holds the tensors with encoding ``kept``; ``None`` if every tensor is sent. A server
             with other weights must refuse the update.
     """

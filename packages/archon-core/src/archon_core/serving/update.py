@@ -26,7 +26,7 @@ class UpdatePlan:
     """The start of an update.
 
     Attributes:
-        manifest: the tensors to come, without checksums of those that are not gathered yet.
+        manifest: the tensors to come. Tensors that are not gathered yet have no checksum.
         transport: name of the weight transport.
         setup: what the transport's receiving end needs, such as the name of an arena or the address of a store.
         incarnation: the server for which the plan was made. Another incarnation must refuse it.

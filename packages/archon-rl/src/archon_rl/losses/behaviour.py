@@ -6,7 +6,7 @@ training of language models, arXiv:2505.24298, eq. 5) corrects this with the imp
 
     w_t = pi_prox(y_t) / pi_behave(y_t) = exp(x_t),    x_t = log pi_prox(y_t) - log pi_behave(y_t).
 
-Rejection sampling bounds w, or drops what lies too far apart. A metric is computed for every token:
+Rejection sampling bounds w, or masks tokens whose policies differ too much. A metric is computed for every token:
 
 - ``ratio``: w_t. IcePop (arXiv:2510.18855, eq. 1 and 2) masks tokens by it, TIS (truncated importance sampling) clamps
   it.

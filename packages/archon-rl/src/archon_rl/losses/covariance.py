@@ -9,7 +9,7 @@ with means over all trained tokens of the batch. A share of the tokens is treate
 - Clip-Cov (eq. 11 and 12): tokens with cov_t between two bounds leave the loss, at most ``ratio`` of all tokens. The
   paper draws them at random, its authors' code among the tokens that PPO does not clip; here the tokens with the
   largest cov_t leave, without a draw.
-- KL-Cov (eq. 13 and 14): the ``ratio`` of all tokens with the largest cov_t pay for their distance to pi_prox:
+- KL-Cov (eq. 13 and 14): the ``ratio`` of all tokens with the largest cov_t get a KL penalty:
   ``l = -r A + coef KL(pi_prox || pi)``, and ``l = -r A`` for the others. The KL is estimated by k3, r - 1 - log r,
   whose gradient is the KL's for samples of pi_prox. The authors' code takes |log r|, whose gradient jumps at r = 1,
   where an update begins: rounding would decide its sign.

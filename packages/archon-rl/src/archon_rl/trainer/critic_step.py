@@ -16,7 +16,7 @@ from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import average
 
 PREFIX = "critic/"
-"""Of the names of the critic's metrics."""
+"""Prefix of the names of the critic's metrics."""
 
 
 @dataclass(frozen=True)

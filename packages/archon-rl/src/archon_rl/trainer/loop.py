@@ -106,7 +106,7 @@ class TrainingLoop:
             found = row["prompts"] - row["rejected_prompts"]
             self.run.progress.note(
                 f"Step {done}: {found:.0f} of {row['prompts']:.0f} prompts, drawn in {row['sampling_rounds']:.0f} "
-                f"rounds, have samples with different rewards; {row['missing_prompts']:.0f} are missing to a full batch"
+                f"rounds, have samples with different rewards; {row['missing_prompts']:.0f} are missing from the batch"
             )
         clock = PhaseClock()
         if self.evaluate is not None and (last or _is_due(done, trainer.eval_every)):

@@ -25,7 +25,7 @@ from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
 FAILED = "reward/failed"
 """Metric: completions without a reward."""
 TIMED_OUT = "reward/timeout"
-"""Metric: those of them whose call exceeded ``rewards.timeout_seconds``."""
+"""Metric: completions whose reward call exceeded ``rewards.timeout_seconds``."""
 
 WINDOW = 1000
 """Number of recent calls that ``rewards.max_failed`` is a share of."""

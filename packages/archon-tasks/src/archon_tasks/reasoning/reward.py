@@ -12,7 +12,9 @@ from archon_tasks.reasoning.dataset import ENTRY
 try:
     import reasoning_gym
     from reasoning_gym.utils import extract_answer
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != "reasoning_gym":
+        raise  # the package is there, and its own import fails
     raise ConfigError(
         "reward: found 'reasoning_gym', whose package reasoning-gym is not installed; "
         "pip install 'archon-tasks[reasoning-gym]'"
