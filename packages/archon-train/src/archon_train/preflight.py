@@ -6,11 +6,8 @@ no torch, so a laptop can check a layout for a hundred devices.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.packages import MissingPackage, missing_package
@@ -33,13 +30,13 @@ from archon_core.layout import (
     refuse_axes,
 )
 from archon_core.layout.diagnostics import count
-from archon_core.models.end_tokens import config_ends, folder_ends
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
+from archon_train.local_files import file_problems, model_entries, model_type_of
 from archon_train.model_sections import (
     critic_problems,
     missing_reward_model,
@@ -59,7 +56,6 @@ NO_MODEL = (
     "actor: found neither actor.path nor actor.model_config; set actor.path to a checkpoint folder or hub id, or write "
     "the model's config.json into actor.model_config"
 )
-HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
 
 
 def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
@@ -106,7 +102,7 @@ class _Planner:
         for role in ROLES:
             if getattr(self.config, role) is not None:
                 self.check_engine(role)
-        self.check_paths()
+        self.check_files()
 
     def why_nothing_to_train(self) -> str | None:
         """The problem of a run without a model, or on images, which no other option or package can solve."""
@@ -211,7 +207,7 @@ class _Planner:
                 model,
                 schedule,
                 pipeline,
-                _model_entries(config),
+                model_entries(config),
                 self.config.rollout if self.samples else None,
             )
             self.preview(engine, outline)
@@ -285,7 +281,7 @@ class _Planner:
 
     def check_model(self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec) -> ModelSpec | None:
         """The model spec, if the model type is known locally."""
-        model_type = _model_type(config)
+        model_type = model_type_of(config)
         if model_type is None or not engine.model_type:
             return None
         option = f"{role}.path" if config.path else f"{role}.model_config"
@@ -309,38 +305,12 @@ class _Planner:
             self.wrong(str(error))
         return spec
 
-    def check_paths(self) -> None:
-        actor = self.config.actor
-        if not actor.path and actor.model_config is None:
+    def check_files(self) -> None:
+        if not self.config.actor.path and self.config.actor.model_config is None:
             self.wrong(NO_MODEL)
-        self.check_end_tokens(actor)
-        seen: set[str] = set()
-        for role in ROLES:
-            path = getattr(getattr(self.config, role), "path", None)
-            if not path or path in seen:
-                continue
-            seen.add(path)
-            if not _is_folder(path):
-                self.not_here(f"{role}.path", path)
-        data = self.config.data.path
-        if data and _is_local(data) and not _is_there(data):
-            self.unable(f"data.path: found no file or folder {data!r}; give an existing one")
-
-    def check_end_tokens(self, actor: EngineConfig) -> None:
-        """Check the model's list of end tokens, if its files are on this machine."""
-        try:
-            if actor.model_config is not None:
-                config_ends(actor.model_config, "actor.model_config")
-            elif actor.path and _is_folder(actor.path):
-                folder_ends(Path(actor.path).expanduser())
-        except ArchonError as error:
-            self.wrong(str(error))
-
-    def not_here(self, option: str, path: str) -> None:
-        if _is_local(path) or not HUB_ID.fullmatch(path):
-            self.unable(f"{option}: found no folder {path!r}; give a checkpoint folder or a hub id (owner/name)")
-        else:
-            self.notes.append(f"{option}: {path} is not a local folder; it is fetched from the hub unless cached")
+        obstacles, notes = file_problems(self.config)
+        self.obstacles += obstacles
+        self.notes += notes
 
     def look_up(self, kind: str, name: str, option: str) -> Spec | None:
         try:
@@ -366,37 +336,3 @@ class _Planner:
 
     def unable(self, text: str) -> None:
         self.obstacles.append(Obstacle(text, "environment"))
-
-
-def _is_folder(path: str) -> bool:
-    try:
-        return Path(path).expanduser().is_dir()
-    except (OSError, RuntimeError, ValueError):  # no permission, an unknown user's home, a NUL character
-        return False
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return Path(path).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):
-        return False
-
-
-def _is_local(path: str) -> bool:
-    return path.startswith(("/", "./", "../", "~")) or path.count("/") > 1 or path.endswith((".jsonl", ".json"))
-
-
-def _model_entries(config: EngineConfig) -> Mapping[str, Any]:
-    """The model's ``config.json`` if it is on this machine, else empty."""
-    entries = config.model_config
-    if entries is None and config.path:
-        try:
-            entries = json.loads((Path(config.path).expanduser() / "config.json").read_text(encoding="utf-8"))
-        except (OSError, RuntimeError, ValueError):
-            return {}  # not here, or damaged: loading reports it
-    return entries if isinstance(entries, dict) else {}
-
-
-def _model_type(config: EngineConfig) -> str | None:
-    model_type = _model_entries(config).get("model_type")
-    return model_type if isinstance(model_type, str) else None
