@@ -1,1 +1,1 @@
-"""The server's side of a publication: the update protocol, and the receiving end of each transport."""
+"""The receiving end of the transport ``disk``; the others are in ``archon_core.receiving``."""
