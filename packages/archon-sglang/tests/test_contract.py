@@ -14,7 +14,7 @@ from archon_core.config.rules import broken_rules
 from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
 from archon_sglang.driver import SglangDriver
-from archon_sglang.options import NOT_PASSED, REMOVED, SglangOptions
+from archon_sglang.options import NOT_PASSED, REMOVED, SglangOptions, flag_of
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,12 @@ def test_setting_a_version_aborts_all_requests_by_default(table):
 
 def test_every_option_is_a_flag_of_the_recorded_version(table):
     passed = {f.name for f in fields(SglangOptions)} - NOT_PASSED
-    assert {"--" + name.replace("_", "-") for name in passed} <= set(table["flags"])
-    assert not {"--" + name.replace("_", "-") for name in REMOVED} & set(table["flags"])
+    assert {flag_of(name) for name in passed} <= set(table["flags"])
+    assert not {flag_of(name) for name in REMOVED} & set(table["flags"])
 
 
 def test_every_flag_of_the_command_is_one_of_the_recorded_version(table):
-    launched = launch(SglangOptions(enable_lora=True, lora_paths=["a=/a", "b=/b"]), layout="sglang:d2t2")
+    launched = launch(SglangOptions(lora_paths=["a=/a", "b=/b"], cuda_graph_bs=[1, 2]), layout="sglang:d2t2")
     flags = [argument for argument in launched.command if argument.startswith("--")]
     assert set(flags) <= set(table["flags"])
     assert len(set(flags)) == len(flags)

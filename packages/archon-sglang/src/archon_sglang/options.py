@@ -9,13 +9,14 @@ from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
 
 REMOVED = (
     "enable_ep_moe",
-    "cuda_graph_max_bs",
-    "cuda_graph_bs",
     "torchao_config",
     "enable_nan_detection",
     "enable_multithread_load",
 )
 """Options of AReaL that SGLang 0.5.23 no longer has."""
+
+RENAMED = {"cuda_graph_max_bs": "cuda_graph_max_bs_decode", "cuda_graph_bs": "cuda_graph_bs_decode"}
+"""Options of AReaL -> their names in SGLang 0.5.23."""
 
 
 @dataclass
@@ -39,8 +40,8 @@ class SglangOptions:
         enable_ep_moe: removed in SGLang 0.5.23; use ``ep_size``.
         enable_torch_compile: compile the model.
         torch_compile_max_bs: largest compiled batch.
-        cuda_graph_max_bs: removed in SGLang 0.5.23.
-        cuda_graph_bs: removed in SGLang 0.5.23.
+        cuda_graph_max_bs: largest batch with a CUDA graph for decoding; null to let SGLang choose.
+        cuda_graph_bs: batch sizes with a CUDA graph for decoding; null to let SGLang choose.
         torchao_config: removed in SGLang 0.5.23.
         enable_nan_detection: removed in SGLang 0.5.23.
         enable_p2p_check: check peer access between GPUs.
@@ -98,7 +99,7 @@ class SglangOptions:
     enable_ep_moe: bool = False
     enable_torch_compile: bool = False
     torch_compile_max_bs: int = option(32, POSITIVE)
-    cuda_graph_max_bs: int | None = None
+    cuda_graph_max_bs: int | None = option(None, POSITIVE)
     cuda_graph_bs: list[int] | None = None
     torchao_config: str = ""
     enable_nan_detection: bool = False
@@ -164,7 +165,12 @@ def command_options(options: SglangOptions) -> list[str]:
         value = getattr(options, field.name)
         if field.name in NOT_PASSED or value is None or value is False or value == "":
             continue
-        flag = "--" + field.name.replace("_", "-")
+        flag = flag_of(field.name)
         values = [] if value is True else [str(item) for item in value] if isinstance(value, list) else [str(value)]
         arguments += [flag, *values]
     return arguments
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option in SGLang 0.5.23."""
+    return "--" + RENAMED.get(name, name).replace("_", "-")

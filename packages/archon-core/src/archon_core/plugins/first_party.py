@@ -16,7 +16,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "command": {
         "archon-rl": ("algorithms",),
-        "archon-rollout": ("generate",),
+        "archon-rollout": (
+            "generate",
+            "serve",
+        ),
         "archon-engine": ("convert",),
         "archon-pipeline": ("pipeline",),
         "archon-scaffold": ("new",),
@@ -34,7 +37,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-train": ("areal",),
     },
     "inference_engine": {
-        "archon-rollout": ("local",),
+        "archon-rollout": (
+            "local",
+            "served",
+        ),
         "archon-sglang": ("sglang",),
         "archon-vllm": ("vllm",),
     },
@@ -86,6 +92,11 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "ZBVZeroBubble",
             "ZBV",
         ),
+    },
+    "server_driver": {
+        "archon-rollout": ("served",),
+        "archon-sglang": ("sglang",),
+        "archon-vllm": ("vllm",),
     },
     "train_engine": {
         "archon-engine": ("archon",),
