@@ -41,6 +41,27 @@ SHORT = {
 SAMPLING = {"reward": "gsm8k", "gconfig.n_samples": "2", "gconfig.max_new_tokens": "4", "gconfig.max_tokens": "null"}
 
 
+CRITIC = """
+critic:
+  backend: ${actor.backend}
+  experiment_name: ${experiment_name}
+  trial_name: ${trial_name}
+  path: ${actor.path}
+  init_from_scratch: false
+  disable_dropout: true
+  gradient_checkpointing: true
+  is_critic: true
+  dtype: ${actor.dtype}
+  mb_spec: {max_tokens_per_mb: 10240}
+  optimizer: {type: adam, lr: 1e-5, weight_decay: 0.01, lr_scheduler_type: constant}
+  ppo_n_minibatches: 2
+  eps_clip: 0.2
+  mask_no_eos_with_zero: true
+  scheduling_spec: ${actor.scheduling_spec}
+"""
+"""The section that turns a file of AReaL into PPO."""
+
+
 def write(file: str, folder: Path) -> Path:
     """Write all files, since one may build on another, and return one of them."""
     for name, config in CONFIGS.items():
@@ -169,6 +190,34 @@ def trains(file: str, model: Callable[[str], Path], root: Path) -> None:
     assert ended.value.code == 0
     rows = read_metrics(root / "runs" / config.experiment_name / config.trial_name / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+
+
+def write_ppo(root: Path) -> Path:
+    path = write("math/gsm8k_grpo.yaml", root)
+    path.write_text(path.read_text() + CRITIC)
+    return path
+
+
+def test_a_file_with_a_critic_is_ppo_with_areals_options(tmp_path: Path) -> None:
+    loaded = load_config(write_ppo(tmp_path), ["actor.backend=archon:d2"], allow_missing=True)
+    critic = loaded.config.critic
+    assert loaded.config.algorithm == "ppo"
+    assert (critic.ppo_n_minibatches, critic.eps_clip, critic.mask_no_eos_with_zero) == (2, 0.2, True)
+    assert (critic.backend, critic.path) == ("archon:d2", loaded.config.actor.path)
+    ours = {d.option: d.effective for d in loaded.decisions if d.option.startswith("critic.")}
+    assert ours == {"critic.optimizer.type": "adamw"}, "every other option is honoured, or says what Archon does anyway"
+
+
+@pytest.mark.wide
+def test_ppo_trains_from_a_file_of_areal(model: Callable[[str], Path], tmp_path: Path) -> None:
+    write_problems(tmp_path)
+    path, options = write_ppo(tmp_path), overrides("math/gsm8k_grpo.yaml", model("qwen2"), tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(["train", str(path), *options, "critic.archon.enable_compile=false", "critic.mask_no_eos_with_zero=false"])
+    assert ended.value.code == 0
+    config = CONFIGS["math/gsm8k_grpo.yaml"]
+    rows = read_metrics(tmp_path / "runs" / config["experiment_name"] / config["trial_name"] / "metrics.jsonl")
+    assert [row["step"] for row in rows if "critic/loss" in row] == [1, 2]
 
 
 def test_supervised_training_runs_from_areals_file(model: Callable[[str], Path], tmp_path: Path) -> None:

@@ -200,7 +200,9 @@ def killed_runs(root, is_async):
     return found
 
 
-@pytest.mark.parametrize("is_async", [False, True], ids=["in turn", "in the background"])
+@pytest.mark.parametrize(
+    "is_async", [pytest.param(False, marks=pytest.mark.wide, id="in turn"), pytest.param(True, id="in the background")]
+)
 def test_a_run_that_is_killed_goes_on_from_a_whole_checkpoint(tmp_path, is_async):
     [found] = run_world(killed_runs, 1, (tmp_path, is_async), time_limit=120)
     assert len(found) == N_RANDOM // 2 + len(POINTS)

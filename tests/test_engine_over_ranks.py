@@ -347,13 +347,19 @@ def test_bfloat16_computes_beside_fp32_weights_which_keep_what_it_could_not(layo
         assert stats.gradient_norm == pytest.approx(expected.gradient_norm, rel=0.1)
 
 
+def spelled(ids):
+    return " ".join(map(str, ids))
+
+
 def generate(layout):
     engine = make_engine(layout)
     train(engine, 1)
     rollout = LocalEngine(RolloutConfig(max_batch_size=3), trainer=engine)
-    config = GenerationConfig(n_samples=2, max_new_tokens=7, stop_token_ids=[3, 40, 90])
+    config = GenerationConfig(
+        n_samples=2, max_new_tokens=7, stop_token_ids=[3, 40, 90], stop=["7", "5 1"], frequency_penalty=0.5
+    )
     prompts = [tuple(ids.tolist()) for ids in sequences(9).input_ids.split(sequences(9).lengths)]
-    requests = [GenerationRequest(prompt, config, (2 * i, 2 * i + 1)) for i, prompt in enumerate(prompts)]
+    requests = [GenerationRequest(prompt, config, (2 * i, 2 * i + 1), spelled) for i, prompt in enumerate(prompts)]
     ranks = engine.data_ranks
     places = range(ranks.rank, len(requests), ranks.size)
     completions = rollout.generate([requests[i] for i in places])
@@ -365,6 +371,7 @@ def generate(layout):
 @pytest.mark.parametrize("layout", ["d2", "t4", "d6", "c2t2", "r2c2"])
 def test_ranks_generate_their_shares_and_all_together_what_one_process_does(layout):
     expected, loss = generate("d1")
+    assert any("7" in spelled(c.token_ids) for c in chain(*expected)), "a stop text must end some completion"
     for completions, loss_afterwards in run_world(generate, world_size(layout), (layout,)):
         assert [[c.token_ids for c in samples] for samples in completions] == [
             [c.token_ids for c in samples] for samples in expected

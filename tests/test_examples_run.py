@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+EXPORTS = ("export", "export_critic")
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 
 
-def archon(*arguments, cwd=ROOT):
+def archon(*arguments, cwd=ROOT, timeout=300):
     command = [sys.executable, "-c", "from archon_core.cli.main import main; main()", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
 
 def metrics(folder):
@@ -67,6 +68,30 @@ def test_a_mixture_of_experts_tells_the_load_of_its_experts_and_can_train_on_the
     assert all(row["moe/router_entropy"] > 0 for row in trained)
 
 
+def test_ppo_trains_a_critic_beside_the_actor_and_exports_both(tmp_path):
+    short = ["warm_start.steps=1", "trainer.max_steps=2", "trainer.eval_size=10", "trainer.eval_every=0"]
+    tiny = ["data.batch_size=4", "gconfig.n_samples=1", "critic.warmup_steps=1"]
+    finished = archon("train", "examples/ppo_arithmetic.yaml", f"cluster.fileroot={tmp_path}", *short, *tiny)
+    assert finished.returncode == 0, finished.stderr
+    folder = tmp_path / "arithmetic" / "ppo"
+    first, second = [row for row in metrics(folder) if row["step"] > 0]
+    assert (first["updates"], first["version"], second["version"]) == (0, 0, second["updates"])
+    assert all(row["critic/gradient_norm"] > 0 and "critic/explained_variance" in row for row in (first, second))
+    architectures = [json.loads((folder / name / "config.json").read_text())["architectures"] for name in EXPORTS]
+    assert architectures == [["Qwen3ForCausalLM"], ["Qwen3ForSequenceClassification"]]
+
+
+@pytest.mark.wide
+def test_ppo_learns_to_add(tmp_path):
+    """The whole example: about four minutes on two cores."""
+    finished = archon("train", "examples/ppo_arithmetic.yaml", f"cluster.fileroot={tmp_path}", timeout=3600)
+    assert finished.returncode == 0, finished.stderr
+    rewards = [row["eval/reward"] for row in metrics(tmp_path / "arithmetic" / "ppo") if "eval/reward" in row]
+    assert rewards[0] <= 0.5
+    assert rewards[-1] >= 0.85
+
+
+@pytest.mark.wide
 def test_supervised_fine_tuning_on_real_text_lowers_the_loss(tmp_path):
     if not GSM8K.is_file():
         pytest.skip(f"needs GSM8K's train.jsonl at {GSM8K}, which is not part of the project")

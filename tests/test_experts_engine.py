@@ -132,8 +132,10 @@ OPTIONS = {
 @pytest.mark.parametrize(
     ("layout", "names"),
     [
-        ("d2e2", OPTIONS),
-        ("(attn:t2c2|ffn:t2e2)", ("balanced in micro-batches", "recomputed by operation")),
+        pytest.param("d2e2", OPTIONS, marks=pytest.mark.wide),
+        pytest.param(
+            "(attn:t2c2|ffn:t2e2)", ("balanced in micro-batches", "recomputed by operation"), marks=pytest.mark.wide
+        ),
         ("p2d2e2", ("balanced in micro-batches", "recomputed", "muon")),
     ],
 )
@@ -178,7 +180,8 @@ def compiled(layout):
     return run(layout, {**BALANCED, "enable_compile": True}, steps), eager, graphs
 
 
-@pytest.mark.parametrize("layout", [pytest.param("d2e2", marks=pytest.mark.wide), "(attn:t2|ffn:e2)"])
+@pytest.mark.wide
+@pytest.mark.parametrize("layout", ["d2e2", "(attn:t2|ffn:e2)"])
 def test_compiled_blocks_route_and_train_as_eager_ones_do(layout):
     for found, eager, graphs in run_world(compiled, 2, (layout,), time_limit=300):
         assert_equal([found], eager)
@@ -234,7 +237,9 @@ def generate(layout):
     return [part[i] for i in range(len(requests)) for part in gathered if i in part], train(engine, [2])
 
 
-@pytest.mark.parametrize("layout", ["d2e2", "t2", "(attn:t2|ffn:e2)", "p2d2e2"])
+@pytest.mark.parametrize(
+    "layout", ["d2e2", "(attn:t2|ffn:e2)", *(pytest.param(wide, marks=pytest.mark.wide) for wide in ("t2", "p2d2e2"))]
+)
 def test_ranks_generate_their_shares_as_one_process_does(layout):
     expected, after = generate("d1")
     for completions, afterwards in run_world(generate, world_size(layout), (layout,), time_limit=120):

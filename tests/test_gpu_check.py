@@ -45,7 +45,17 @@ def eager() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("group", [g for g in GROUPS if g.name not in PROCESSES_OF_THEIR_OWN], ids=lambda g: g.name)
+SLOW = ("numbers.state", "numbers.options")
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(group, id=group.name, marks=[pytest.mark.wide] * (group.name in SLOW))
+        for group in GROUPS
+        if group.name not in PROCESSES_OF_THEIR_OWN
+    ],
+)
 @pytest.mark.usefixtures("eager")
 def test_every_check_of_the_group_passes_on_the_cpu_or_names_the_gpu_that_it_needs(
     group: Group, context: Context, tmp_path: Path

@@ -158,8 +158,13 @@ def run_all_options(layout, schedule):
     return {name: run(layout, {**TIED, "pp_schedule": schedule, **options}) for name, options in OPTIONS.items()}
 
 
+QUICK = ("1F1B", "ZBVZeroBubble")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize(
+    "schedule", [*QUICK, *(pytest.param(name, marks=pytest.mark.wide) for name in SCHEDULES if name not in QUICK)]
+)
 def test_no_option_changes_a_number_on_any_schedule(schedule):
     expected = alone(**TIED)
     ranks = run_world(run_all_options, 2, ("p2", schedule), time_limit=120)
@@ -173,7 +178,7 @@ def test_no_option_changes_a_number_on_any_schedule(schedule):
     assert any(option == "actor.mb_spec.n_mbs" for option, _ in ranks[0]["plain"][3])
 
 
-@pytest.mark.parametrize("schedule", ["1F1B", "ZBV"])
+@pytest.mark.parametrize("schedule", [pytest.param("1F1B", marks=pytest.mark.wide), "ZBV"])
 def test_data_ranks_reduce_what_pipeline_ranks_add_up(schedule):
     expected = alone(**TIED)
     ranks = run_world(run_all_options, 4, ("d2p2", schedule), time_limit=120)
@@ -232,7 +237,9 @@ def train_with_late_connections(layout, schedule):
     return train(make_engine(layout, pp_schedule=schedule, **TIED))
 
 
-@pytest.mark.parametrize(("layout", "schedule"), [("p3", "1F1B"), ("p3", "IZB"), ("p2", "ZBV")])
+@pytest.mark.parametrize(
+    ("layout", "schedule"), [pytest.param("p3", "1F1B", marks=pytest.mark.wide), ("p3", "IZB"), ("p2", "ZBV")]
+)
 def test_ranks_connect_in_an_order_in_which_none_waits_for_ever(layout, schedule):
     expected = alone(**TIED)[0]
     for told in run_world(train_with_late_connections, world_size(layout), (layout, schedule)):
@@ -256,7 +263,9 @@ def stages_here(engine):
     return [sorted(int(name) for name in stage.layers) for stage in stages_of(engine.module)]
 
 
-@pytest.mark.parametrize("changes", [{}, TIED["changes"]], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "changes", [pytest.param({}, marks=pytest.mark.wide, id="untied"), pytest.param(TIED["changes"], id="tied")]
+)
 def test_a_run_moves_between_numbers_of_stages_and_schedules(tmp_path, changes):
     options = {"layers": 8, "changes": changes}
     engine = make_engine("d1", **options)
@@ -286,13 +295,19 @@ def test_a_run_moves_between_numbers_of_stages_and_schedules(tmp_path, changes):
 # Generation: the local engine samples through the stages.
 
 
+def spelled(ids):
+    return " ".join(map(str, ids))
+
+
 def generate(layout, schedule, layers):
     engine = make_engine(layout, layers=layers, pp_schedule=schedule)
     train(engine, [0])
     rollout = LocalEngine(RolloutConfig(max_batch_size=3), trainer=engine)
-    config = GenerationConfig(n_samples=2, max_new_tokens=7, stop_token_ids=[3, 40, 90])
+    config = GenerationConfig(
+        n_samples=2, max_new_tokens=7, stop_token_ids=[3, 40, 90], stop=["7", "5 1"], frequency_penalty=0.5
+    )
     prompts = [(3, 5, 8, 1), (7,), (100, 2, 2, 9, 11, 4), (1, 2)]
-    requests = [GenerationRequest(prompt, config, (2 * i, 2 * i + 1)) for i, prompt in enumerate(prompts)]
+    requests = [GenerationRequest(prompt, config, (2 * i, 2 * i + 1), spelled) for i, prompt in enumerate(prompts)]
     ranks = engine.data_ranks
     places = range(ranks.rank, len(requests), ranks.size)
     gathered = ranks.gather(dict(zip(places, rollout.generate([requests[i] for i in places]), strict=True)))

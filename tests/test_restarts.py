@@ -45,9 +45,22 @@ trainer: {max_steps: 24, save_every: 2, eval_every: 8, max_restarts: 1}
 """
 
 
-def start(folder: Path, trial: str, *overrides: str) -> tuple[subprocess.Popen[str], Path]:
+PPO = """
+reward: arithmetic
+rollout: {backend: local}
+gconfig: {n_samples: 1, max_new_tokens: 3}
+critic:
+  dtype: float64
+  ppo_n_minibatches: 2
+  warmup_steps: 2
+  optimizer: {lr: 0.02, lr_scheduler_type: linear}
+  archon: {enable_compile: false}
+"""
+
+
+def start(folder: Path, trial: str, *overrides: str, algorithm: str = "sft") -> tuple[subprocess.Popen[str], Path]:
     file = folder / "run.yaml"
-    file.write_text(CONFIG)
+    file.write_text(CONFIG if algorithm == "sft" else CONFIG.replace("algorithm: sft", f"algorithm: ppo{PPO}"))
     given = [f"trial_name={trial}", f"cluster.fileroot={folder}", *overrides]
     process = subprocess.Popen(
         [sys.executable, "-m", "archon_core.cli", "train", str(file), *given],
@@ -59,10 +72,15 @@ def start(folder: Path, trial: str, *overrides: str) -> tuple[subprocess.Popen[s
 
 
 def finish(process: subprocess.Popen[str], run: Path) -> tuple[str, dict[str, torch.Tensor]]:
-    """What the run printed, and the weights that it exported."""
+    """What the run printed, and the weights that it exported, of the critic too if there is one."""
     printed, _ = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, printed
-    return printed, load_file(run / "export" / "model.safetensors")
+    exports = sorted(run.glob("export*"))
+    return printed, {
+        f"{export.name}: {name}": weight
+        for export in exports
+        for name, weight in load_file(export / "model.safetensors").items()
+    }
 
 
 def kill_a_rank(process: subprocess.Popen[str], run: Path, seed: int) -> None:
@@ -91,6 +109,20 @@ def test_a_run_with_a_killed_rank_ends_with_the_weights_of_one_without(undisturb
     saving = ("trainer.async_save=true", "trainer.keep_last=1") if seed % 2 else ()
     process, run = start(tmp_path, "run", *saving)
     kill_a_rank(process, run, seed)
+    assert_same_weights(process, run, undisturbed)
+
+
+@pytest.mark.wide
+def test_a_run_of_ppo_with_a_killed_rank_ends_with_the_actor_and_the_critic_of_one_without(tmp_path):
+    (tmp_path / "whole").mkdir()
+    _, undisturbed = finish(*start(tmp_path / "whole", "run", algorithm="ppo"))
+    assert {name.partition(":")[0] for name in undisturbed} == {"export", "export_critic"}
+    process, run = start(tmp_path, "run", "trainer.async_save=true", algorithm="ppo")
+    kill_a_rank(process, run, seed=3)
+    assert_same_weights(process, run, undisturbed)
+
+
+def assert_same_weights(process: subprocess.Popen[str], run: Path, undisturbed: dict[str, torch.Tensor]) -> None:
     printed, weights = finish(process, run)
     assert printed.count("restart 1 of 1: rank") == 1
     assert "was killed first, by SIGKILL" in printed

@@ -6,12 +6,14 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ServerError, TrainingError
+from archon_rl.tokenization import characters_tokenizer
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.served.engine import ServedEngine
 from archon_testing.worlds import run_world
@@ -95,9 +98,19 @@ def wait_until(condition, seconds=60.0) -> None:
         time.sleep(0.02)
 
 
-def test_a_served_engine_samples_what_the_local_one_does_and_follows_updates_in_the_middle_of_a_completion(tmp_path):
+@pytest.mark.parametrize(
+    ("backend", "transport"),
+    [
+        ("served:d1", "shm"),
+        pytest.param("served:d1", "disk", marks=pytest.mark.wide),
+        pytest.param("served:d1", "distributed", marks=pytest.mark.wide),
+        pytest.param("served:d1t2", "shm", marks=pytest.mark.wide),
+    ],
+)
+def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(backend, transport, tmp_path):
     trainer = make_trainer()
-    engine = ServedEngine(RolloutConfig(backend="served:d1"), trainer=trainer, folder=tmp_path / "servers")
+    config = RolloutConfig(backend=backend, weight_transport=transport)
+    engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers")
     try:
         with pytest.raises(TrainingError, match="no update_weights"):
             engine.generate(requests())
@@ -132,6 +145,36 @@ def test_a_served_engine_samples_what_the_local_one_does_and_follows_updates_in_
     log = (tmp_path / "servers" / "server-0.log").read_text(encoding="utf-8")
     assert "weights: version 0 -> 1" in log
     assert log.rstrip().endswith("ended")
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("transport", ["shm", "distributed", "disk"])
+def test_every_transport_publishes_with_a_canary_and_metrics(transport, tmp_path):
+    trainer = make_trainer()
+    config = RolloutConfig(
+        backend="served:d1", weight_transport=transport, weight_bucket_mb=1, skip_unchanged=True, weight_timeout=60
+    )
+    engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers")
+    try:
+        for _ in range(3):
+            metrics = engine.update_weights(trainer.version)
+            assert metrics["publish/servers"] == 1
+            assert metrics["publish/gb"] == trainer.weight_manifest().n_bytes / 1e9
+            assert engine.last_publication.seconds["canary"] > 0
+            compare_with_local(engine, trainer)
+            train_step(trainer)
+        assert engine.update_weights(trainer.version)
+        assert engine.update_weights(trainer.version) == {}, "nothing to publish"
+    finally:
+        engine.close()
+    if transport == "disk":
+        folders = sorted(path.name for path in (tmp_path / "servers" / "weights").iterdir())
+        assert folders == ["v2", "v3"]
+        loaded = assemble(
+            EngineConfig(path=str(tmp_path / "servers" / "weights" / "v3"), dtype="float32", optimizer=None)
+        )
+        loaded.initialize()
+        assert all(torch.equal(loaded.parameters[name], weight) for name, weight in trainer.parameters.items())
 
 
 def served_over_ranks(folder):
@@ -200,10 +243,32 @@ def test_a_killed_trainer_leaves_no_server_behind(tmp_path):
     wait_until(lambda: not is_alive(pid))
 
 
+def shown_commands() -> list[str]:
+    """The requests that docs/rollout.md shows."""
+    page = Path(__file__).parents[1] / "docs" / "rollout.md"
+    return re.findall(r"^curl .*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def run_shown_commands(address: str) -> None:
+    assert len(shown_commands()) == 6
+    for command in shown_commands():
+        result = subprocess.run(
+            ["bash", "-c", f"{command} --fail-with-body"],
+            env={**os.environ, "SERVER": address, "TOKEN": "mine"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stdout}"
+        last = result.stdout.strip().splitlines()[-1]
+        assert last == "data: [DONE]" or json.loads(last)
+
+
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "model"
     make_trainer().save(folder, "hf")
+    characters_tokenizer(["0123456789+="]).save_pretrained(folder)
     return folder
 
 
@@ -216,8 +281,9 @@ def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_f
     try:
         wait_until(lambda: record.exists() or process.poll() is not None)
         address = json.loads(record.read_text(encoding="utf-8"))["address"]
+        run_shown_commands(address)
         connection = http.client.HTTPConnection(address, timeout=60)
-        body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 90, "n": 8, "seed": 1})
+        body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 90, "min_tokens": 90, "n": 8, "seed": 1})
         connection.request("POST", "/v1/completions", body, {"Authorization": "Bearer mine"})
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)

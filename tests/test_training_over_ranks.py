@@ -57,6 +57,15 @@ warm_start: {steps: 8}
 rollout: {backend: local}
 gconfig: {n_samples: 3, max_new_tokens: 3, temperature: 0.8}
 """
+SAMPLED = """
+algorithm: grpo
+reward: arithmetic
+data: {dataset: arithmetic, batch_size: 5, validation_size: 3, arithmetic: {max_operand: 4}}
+warm_start: {steps: 8}
+rollout: {backend: local}
+gconfig: {n_samples: 3, max_new_tokens: 4, min_new_tokens: 1, frequency_penalty: 0.4, stop: ["1", "22"]}
+eval_gconfig: {n_samples: 3, max_new_tokens: 4, top_p: 0.9, stop: ["3"], ignore_eos: true}
+"""
 POLICY = """ppo_n_minibatches: 2
   use_decoupled_loss: true
   rejection_sampling: {level: sequence, upper: 1.02}
@@ -67,10 +76,48 @@ POLICY = """ppo_n_minibatches: 2
   entropy_coef: 0.01
   temperature: 0.8
 """
+REFILLED = """ppo_n_minibatches: 2
+  dynamic_sampling: true
+  dynamic_sampling_max_rounds: 6
+"""
+PPO = """
+algorithm: ppo
+reward: arithmetic
+data: {dataset: arithmetic, batch_size: 7, validation_size: 1, arithmetic: {max_operand: 4}}
+critic:
+  dtype: float64
+  mb_spec: {n_mbs: 2}
+  optimizer: {lr: 0.02, lr_scheduler_type: linear, gradient_clipping: 0.5}
+  archon: {enable_compile: false}
+  ppo_n_minibatches: 3
+  eps_clip: 0.02
+  warmup_steps: 1
+  gae_lambda: 1.0
+  bootstrap_truncated: true
+ref: {dtype: float64, archon: {enable_compile: false}}
+warm_start: {steps: 8}
+rollout: {backend: local}
+gconfig: {n_samples: 1, max_new_tokens: 3, temperature: 0.8}
+"""
+CRITIC = """ppo_n_minibatches: 2
+  kl_ctl: 0.1
+  gae_lambda: 0.9
+  adv_norm: {mean_level: batch, std_level: batch}
+  temperature: 0.8
+"""
 SFT = """
 algorithm: sft
 data: {dataset: arithmetic, batch_size: 3, validation_size: 5, arithmetic: {max_operand: 4}}
 """
+
+
+TASKS = {
+    "grpo": (POLICY, "cosine", GRPO),
+    "sampled": (REFILLED, "cosine", SAMPLED),
+    "ppo": (CRITIC, "cosine", PPO),
+    "sft": ("", "wsd", SFT),
+}
+"""Name -> the actor's options, its schedule, and the rest of the configuration."""
 
 
 def train(file: Path, layout: str, trial: str, overrides: tuple[str, ...] = (), stop_after: int | None = None) -> bool:
@@ -119,18 +166,21 @@ def assert_equal_runs(found: Path, expected: Path):
     assert [list(row) for row in rows(found)] == [list(row) for row in rows(expected)]
     for row, other in zip(rows(found), rows(expected), strict=True):
         assert row == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE)
-    weights, others = (load_file(folder / "export" / "model.safetensors") for folder in (found, expected))
-    assert weights.keys() == others.keys()
-    for name, weight in weights.items():
-        torch.testing.assert_close(weight, others[name], rtol=0, atol=TOLERANCE * float(others[name].abs().max()))
+    exports = sorted(folder.name for folder in expected.glob("export*"))
+    assert sorted(folder.name for folder in found.glob("export*")) == exports
+    for export in exports:
+        weights, others = (load_file(folder / export / "model.safetensors") for folder in (found, expected))
+        assert weights.keys() == others.keys()
+        for name, weight in weights.items():
+            torch.testing.assert_close(weight, others[name], rtol=0, atol=TOLERANCE * float(others[name].abs().max()))
     assert "Export verified" in (found / "output.txt").read_text()
 
 
-@pytest.fixture(scope="module", params=["grpo", "sft"])
+@pytest.fixture(scope="module", params=["grpo", "ppo", "sft"])
 def alone(request, tmp_path_factory):
     """A configuration file and the folder of its run in one process."""
     root = tmp_path_factory.mktemp(request.param)
-    policy, schedule, task = (POLICY, "cosine", GRPO) if request.param == "grpo" else ("", "wsd", SFT)
+    policy, schedule, task = TASKS[request.param]
     text = COMMON.replace("POLICY", policy).replace("SCHEDULE", schedule) + task
     file = root / "config.yaml"
     file.write_text(f"{text}cluster: {{fileroot: {root}}}\n")
@@ -139,7 +189,14 @@ def alone(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("alone", "layout", "n_ranks"), [("grpo", "t2", 2), ("grpo", "d2t2", 4), ("grpo", "d2p2", 4)], indirect=["alone"]
+    ("alone", "layout", "n_ranks"),
+    [
+        ("grpo", "t2", 2),
+        pytest.param("grpo", "d2t2", 4, marks=pytest.mark.wide),
+        ("grpo", "d2p2", 4),
+        *(pytest.param("sampled", layout, 2, marks=pytest.mark.wide) for layout in ("d2", "t2", "p2")),
+    ],
+    indirect=["alone"],
 )
 def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout, n_ranks):
     file, expected = alone
@@ -147,11 +204,40 @@ def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout, n_r
     assert_equal_runs(expected.parent / layout, expected)
 
 
+def crossed(actor: str, critic: str, n_ranks: int, *, wide: bool = True):
+    """A run whose critic has another layout than its actor."""
+    marks = [pytest.mark.wide] if wide else []
+    return pytest.param("ppo", actor, critic, n_ranks, marks=marks, id=f"{actor}-{critic or 'inherited'}")
+
+
+@pytest.mark.parametrize(
+    ("alone", "actor", "critic", "n_ranks"),
+    [
+        crossed("d2", "t2", 2, wide=False),
+        *(crossed(layout, "", 2) for layout in ("d2", "t2", "c2", "p2")),
+        *(crossed(actor, critic, 2) for actor, critic in (("t2", "d2"), ("c2", "p2"), ("p2", "c2"))),
+        crossed("d2t2", "", 4),
+        crossed("d2p2", "t2c2", 4),
+    ],
+    indirect=["alone"],
+)
+def test_actor_and_critic_on_any_layouts_have_the_numbers_of_one_process(alone, actor, critic, n_ranks):
+    file, expected = alone
+    trial = f"{actor}-{critic}"
+    backend = f"critic.backend={'archon:' + critic if critic else ''}"
+    run_world(train, n_ranks, (file, actor, trial, (backend,)), time_limit=120)
+    assert_equal_runs(expected.parent / trial, expected)
+
+
 @pytest.mark.parametrize(
     ("alone", "layouts"),
-    [("grpo", ("d4", "d2t2", "t4")), ("sft", ("d4", "p2t2", "t4"))],
+    [
+        pytest.param("grpo", ("d4", "d2t2", "t4"), id="grpo"),
+        pytest.param("sampled", ("d4", "d2t2", "p2t2"), marks=pytest.mark.wide, id="sampled"),
+        pytest.param("ppo", ("d4", "d2t2", "p2c2"), marks=pytest.mark.wide, id="ppo"),
+        pytest.param("sft", ("d4", "p2t2", "t4"), marks=pytest.mark.wide, id="sft"),
+    ],
     indirect=["alone"],
-    ids=["grpo", "sft"],
 )
 def test_a_run_goes_on_from_layout_to_layout_with_the_numbers_of_an_uninterrupted_one(alone, layouts):
     file, expected = alone
@@ -166,9 +252,25 @@ def test_a_run_goes_on_from_layout_to_layout_with_the_numbers_of_an_uninterrupte
     assert [checkpoint.name for checkpoint in (parts / "checkpoints").iterdir()] == ["step-00000004"]
 
 
+@pytest.mark.wide
+@pytest.mark.parametrize("alone", ["sampled"], indirect=True)
+def test_the_sampled_run_refills_its_batches_and_has_several_samples_per_record(alone):
+    _, expected = alone
+    steps = [row for row in rows(expected) if "reward" in row]
+    assert max(row["sampling_rounds"] for row in steps) > 1
+    assert max(row["prompts"] for row in steps) > 5
+    assert any(row["truncated"] < 1 for row in steps)
+    assert any(0 < row["eval/reward_avg@3"] < 1 for row in rows(expected) if "eval/reward_avg@3" in row)
+
+
 def test_the_runs_that_are_compared_have_something_to_learn(alone):
     _, expected = alone
     trained = [row for row in rows(expected) if "loss" in row]
+    if "critic/loss" in trained[-1]:
+        assert all(row["critic/gradient_norm"] > 1e-3 for row in rows(expected) if "critic/loss" in row)
+        assert any(0 < row["critic/value_clip_fraction"] < 1 for row in rows(expected) if "critic/loss" in row)
+        assert len(trained) == 3, "the first step trains the critic alone"
+        return
     assert len(trained) == 4
     assert all(row["gradient_norm"] > 1e-3 for row in trained)
     if "reward" in trained[0]:

@@ -208,7 +208,7 @@ def look_into(oracle, plant, layout, variant="untied", changes=None, **fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["t2", "d2t2"])
+@pytest.mark.parametrize("layout", ["t2", pytest.param("d2t2", marks=pytest.mark.wide)])
 def test_norms_whose_gradient_is_not_summed_over_tensor_ranks(oracle, layout):
     comparison, found = look_into(oracle, leave_norms_unsummed_over_tensor_ranks, layout)
     assert "gradients" in comparison.failed
@@ -242,7 +242,7 @@ def test_a_loss_that_each_rank_divides_by_its_own_weight(oracle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "ranks"), [("c2", (1,)), ("c2t2", (2, 3))])
+@pytest.mark.parametrize(("layout", "ranks"), [("c2", (1,)), pytest.param("c2t2", (2, 3), marks=pytest.mark.wide)])
 def test_positions_that_are_not_shifted_on_later_context_ranks(oracle, layout, ranks):
     _, found = look_into(oracle, count_positions_from_each_ranks_first_token, layout)
     assert (found.module.name, found.module.ranks, found.module.where) == ("rotary", ranks, {"cp": 1})
@@ -290,7 +290,7 @@ def test_a_step_counter_that_is_not_resumed(oracle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["d2", "r2"])
+@pytest.mark.parametrize("layout", ["d2", pytest.param("r2", marks=pytest.mark.wide)])
 def test_a_value_head_that_no_seed_governs(oracle, layout):
     plant = draw_the_value_head_without_a_seed
     comparison, found = look_into(oracle, plant, layout, variant="critic", check="initial")
@@ -327,7 +327,7 @@ def test_a_micro_batchs_gradient_that_is_applied_twice(oracle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["p2-1F1B", "p2-ZBV"])
+@pytest.mark.parametrize("layout", [pytest.param("p2-1F1B", marks=pytest.mark.wide), "p2-ZBV"])
 def test_copies_of_a_tied_weight_whose_gradients_are_not_summed(oracle, layout):
     comparison, found = look_into(oracle, leave_tied_copies_unsummed, layout, "tied")
     assert {"gradients", "gradient norm", "weights"} <= set(comparison.failed)

@@ -43,7 +43,7 @@ def wait_for_ranks(pid, folder):
     ("send", "number", "code"),
     [
         pytest.param(os.killpg, signal.SIGINT, 130, id="Ctrl-C"),
-        pytest.param(os.kill, signal.SIGTERM, 143, id="SIGTERM"),
+        pytest.param(os.kill, signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.wide),
     ],
 )
 def test_an_interrupted_verification_leaves_no_process_and_no_file(tmp_path, send, number, code):

@@ -145,6 +145,8 @@ def test_two_buffers_hold_every_bucket(exports):
             kept, copies = previous
             assert all(torch.equal(kept[name], copies[name]) for name in kept)
         previous = bucket.tensors, {name: tensor.clone() for name, tensor in bucket.tensors.items()}
+    for bucket in engine.weight_buckets(limit):  # the memory is warm now, and used again
+        assert {tensor.untyped_storage().data_ptr() for tensor in bucket.tensors.values()} <= storages.keys()
     largest = max(size_of_bucket(planned) for planned in plan_buckets(engine.weight_manifest().tensors, limit))
     assert len(storages) == 2
     assert set(storages.values()) == {largest}

@@ -19,7 +19,8 @@ from archon_engine.parallel.shards import local_part
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
-LAYOUTS = ("d2", "d4", "t4", "d2t2", "c2", *(pytest.param(wide, marks=pytest.mark.wide) for wide in ("d4t2", "r2c2t2")))
+WIDE = ("d4", "t4", "d4t2", "r2c2t2")
+LAYOUTS = ("d2", "d2t2", "c2", *(pytest.param(layout, marks=pytest.mark.wide) for layout in WIDE))
 MODELS = {
     "qwen2 untied": ("qwen2", {}),
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),

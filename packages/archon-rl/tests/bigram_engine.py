@@ -22,7 +22,7 @@ from archon_core.ranks.ranks import DataRanks
 
 
 class BigramEngine:
-    """``contracts.engine.TrainEngine`` for logits that depend on the previous token alone, in float64."""
+    """``contracts.engine.TrainEngine`` for logits, or values, that depend on the previous token alone, in float64."""
 
     def __init__(self, config, *, role, layout, seed, total_steps, parts=None, explicit=frozenset()):
         assert parts is None or parts.model is None, "it has a model of its own"
@@ -62,17 +62,22 @@ class BigramEngine:
         return self
 
     def initialize(self):
-        if self.config.path:
-            self.table = torch.load(Path(self.config.path) / "table.pt")
+        found = torch.load(Path(self.config.path) / "table.pt") if self.config.path else None
+        size = self.config.model_config["vocab_size"] if found is None else len(found)
+        width = 1 if self.config.is_critic else size
+        if found is not None and found.shape[1] == width:
+            self.table = found
         else:
-            size = self.config.model_config["vocab_size"]
             generator = torch.Generator().manual_seed(self.seed)
-            self.table = torch.randn(size, size, generator=generator, dtype=torch.float64)
+            self.table = torch.randn(size, width, generator=generator, dtype=torch.float64)
         if self.config.optimizer is not None:
             self.table.requires_grad_()
             self.optimizer = torch.optim.Adam([self.table], lr=self.config.optimizer.lr)
 
     def outputs(self, batch, request):
+        if self.config.is_critic:
+            assert request.names == ("values",)
+            return {"values": self.table[batch.input_ids, 0]}
         logits = self.table[batch.input_ids] / request.temperature
         logprobs = logits.log_softmax(-1)
         has_target = batch.targets >= 0
@@ -172,6 +177,7 @@ class BigramRollout:
 
     def update_weights(self, version):
         self.version = version
+        return {}
 
     def close(self):
         pass

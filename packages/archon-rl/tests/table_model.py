@@ -9,7 +9,7 @@ from archon_core.contracts.loss import Loss
 
 
 class TableModel:
-    """Logits per token id, in float64: enough for gradients to flow through log-probabilities and entropy."""
+    """Logits per token id, in float64: enough for gradients to flow through log-probabilities, entropy and values."""
 
     def __init__(self, vocabulary: int) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -18,7 +18,8 @@ class TableModel:
     def __call__(self, batch: Batch) -> dict[str, torch.Tensor]:
         logprobs = self.table[batch.input_ids].log_softmax(-1)
         chosen = logprobs.gather(1, batch.targets.clamp(min=0)[:, None])[:, 0]
-        return {"logprobs": chosen, "entropy": -(logprobs.exp() * logprobs).sum(-1)}
+        entropy, values = -(logprobs.exp() * logprobs).sum(-1), self.table[batch.input_ids].mean(-1)
+        return {"logprobs": chosen, "entropy": entropy, "values": values}
 
 
 def evaluate(

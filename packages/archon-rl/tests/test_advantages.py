@@ -77,6 +77,15 @@ def test_a_group_whose_rewards_are_equal_has_no_advantage():
     assert normalise(values, GROUPS, how).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("unbiased", [True, False])
+@pytest.mark.parametrize(("mean_level", "mean"), [("batch", 2.0), (None, 0.0), ("group", 5.0)])
+def test_a_single_value_is_not_scaled(mean_level, mean, unbiased):
+    # Groups of two and of one; the mean of all is 2.
+    values = torch.tensor([0.0, 1.0, 5.0], dtype=torch.float64)
+    how = Normalisation(mean_level, "group", unbiased=unbiased, eps=0.0)
+    assert float(normalise(values, torch.tensor([0, 0, 1]), how)[2]) == pytest.approx(5 - mean)
+
+
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=8), st.integers(1, 3))
 def test_group_normalised_values_sum_to_zero_in_every_group(rewards, n_groups):
     values = torch.tensor(rewards * n_groups, dtype=torch.float64)

@@ -1,5 +1,5 @@
-"""Every registered policy loss, under every aggregation, gives the same loss, gradient and metrics for every split of a
-batch into micro-batches.
+"""Every registered policy loss, and every other term, under every aggregation, gives the same loss, gradient and
+metrics for every split of a batch into micro-batches.
 
 A loss enters these tests by being registered (``archon_policy_losses``). ``tests/test_losses_over_layouts.py`` compares
 layouts.
@@ -19,9 +19,10 @@ from archon_rl.config import AGGREGATIONS, REJECTION_METRICS, PolicyOptions, Rej
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
 from archon_rl.losses.kl import KLTerm
-from archon_rl.losses.objective import Objective
+from archon_rl.losses.objective import Objective, TokenTerm
 from archon_rl.losses.policy_term import PolicyLoss
 from archon_rl.losses.proximal import PROX_FRACTION
+from archon_rl.losses.value import ValueTerm
 from archon_rl.policy_losses import build_policy_loss
 
 TOLERANCE = 1e-9
@@ -113,8 +114,8 @@ def make_batch() -> Batch:
     ids = torch.randint(VOCABULARY, (n_tokens,), generator=generator)
     batch = Batch(ids, LENGTHS, {"loss_mask": torch.cat(trained)})
     with torch.no_grad():
-        current = TableModel(VOCABULARY)(batch)["logprobs"]
-    proximal = current + noise(0.15)
+        outputs = TableModel(VOCABULARY)(batch)
+    current, proximal = outputs["logprobs"], outputs["logprobs"] + noise(0.15)
     return batch.with_fields(
         {
             "advantages": torch.where(torch.arange(n_tokens) % 7 == 0, 0.0, noise(1.0)),
@@ -122,6 +123,8 @@ def make_batch() -> Batch:
             "logprobs": proximal + noise(0.15),
             "ref_logprobs": current + noise(0.3),
             PROX_FRACTION: torch.rand(n_tokens, generator=generator, dtype=torch.float64),
+            "values": outputs["values"] + noise(0.3),
+            "returns": outputs["values"] + noise(0.5),
         }
     )
 
@@ -141,12 +144,27 @@ CASES = {
 }
 
 
+OTHER_TERMS: dict[str, TokenTerm] = {
+    "values": ValueTerm(),
+    "clipped values": ValueTerm(eps_clip=0.2),
+}
+"""Terms that are no policy losses."""
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_no_split_changes_loss_gradient_or_metrics(case):
     batch, loss = make_batch(), build(*CASES[case])
-    batch = prepared(batch, loss)
+    assert_equal_over_splits(prepared(batch, loss), (loss.term, EntropyTerm(0.01), KLTerm(0.1)))
+
+
+@pytest.mark.parametrize("term", OTHER_TERMS)
+def test_no_split_changes_what_other_terms_compute(term):
+    assert_equal_over_splits(make_batch(), (OTHER_TERMS[term],))
+
+
+def assert_equal_over_splits(batch: Batch, terms: tuple[TokenTerm, ...]) -> None:
     for aggregation in AGGREGATIONS:
-        objective = Objective((loss.term, EntropyTerm(0.01), KLTerm(0.1)), AGGREGATION_TYPES[aggregation])
+        objective = Objective(terms, AGGREGATION_TYPES[aggregation])
         value, gradient, metrics = evaluate(TableModel(VOCABULARY), objective, batch, [list(range(len(LENGTHS)))])
         assert gradient.abs().max() > 1e-4
         for parts in SPLITS:
@@ -158,6 +176,12 @@ def test_no_split_changes_loss_gradient_or_metrics(case):
 
 def test_every_metric_has_bounds():
     assert set(BOUNDS) == set(REJECTION_METRICS)
+
+
+def test_clipping_holds_some_values_back_and_leaves_some():
+    objective = Objective((OTHER_TERMS["clipped values"],))
+    *_, metrics = evaluate(TableModel(VOCABULARY), objective, make_batch(), [list(range(len(LENGTHS)))])
+    assert 0.1 < metrics["value_clip_fraction"] < 0.9
 
 
 def test_bounds_and_masks_take_some_tokens_out_and_leave_some():

@@ -63,6 +63,8 @@ POLICY_OPTIONS = (
         "actor.mask_no_eos_with_zero=true",
     ),
 )
+CRITIC_OPTIONS = (("critic={}", "actor.adv_norm={}"), ("critic.eps_clip=null", "critic.gae_lambda=0.5"))
+"""Of algorithms with a critic, whose policy losses are those of the others."""
 BOOLEAN_FIELDS = {M2_KEPT, COV_KEPT, COV_PENALISED}
 EXTREMES = (1e4, -1e4, math.inf, -math.inf, math.nan)
 MASKS = ([0, 1, 1, 0], [0, 0], [1, 0, 1, 0, 0], [0, 1, 0])
@@ -76,7 +78,8 @@ def algorithms(run) -> dict[str, Algorithm]:
     found = {}
     for spec in registry().all("algorithm"):
         schemas = {section.path for section in spec.config}
-        for options in POLICY_OPTIONS if "actor" in schemas else ((),):
+        variants = CRITIC_OPTIONS if "critic" in schemas else POLICY_OPTIONS if "actor" in schemas else ((),)
+        for options in variants:
             config = run.config(f"algorithm={spec.name}", *options)
             algorithm = spec.load()(config, [])
             if isinstance(algorithm, Algorithm):
@@ -143,8 +146,9 @@ def poisoned(values: torch.Tensor, extreme: float) -> torch.Tensor:
 
 
 def test_no_value_at_masked_tokens_reaches_loss_gradient_or_metrics_of_any_algorithm(algorithms):
-    for name, algorithm in algorithms.items():
-        objective, generator = algorithm.objective, torch.Generator().manual_seed(1)
+    objectives = {f"{name}, {role}": loss for name, a in algorithms.items() for role, loss in a.objectives.items()}
+    for name, objective in objectives.items():
+        generator = torch.Generator().manual_seed(1)
         batch = batch_with(objective.fields)
         outputs = {output: _plausible(generator) for output in objective.request.names}
         clean = evaluate(objective, outputs, batch)
@@ -176,7 +180,8 @@ def test_no_value_at_masked_tokens_reaches_the_advantages_of_any_algorithm(algor
 
 
 def test_every_term_and_aggregation_of_the_package_is_built_by_some_case(algorithms):
-    built = {type(part) for a in algorithms.values() for part in (a.loss, *a.regularisers, a.aggregation, a.advantages)}
+    losses = [loss for a in algorithms.values() for loss in a.objectives.values()]
+    built = {type(part) for loss in losses for part in (*loss.terms, loss.aggregation)}
     modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(archon_rl.__path__, "archon_rl.")]
     classes = {c for module in modules for _, c in inspect.getmembers(module, inspect.isclass)}
     parts = {

@@ -1,4 +1,4 @@
-"""``archon algorithms``, and that every preset is a set of options that ``grpo`` takes."""
+"""``archon algorithms``, and that every preset is a set of options that its algorithm takes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pytest
 
 from archon_core.cli.main import main
 from archon_core.plugins import AlgorithmSpec, PolicyLossSpec, registry
-from archon_rl.advantages import LengthAdaptiveLambda, Normalisation
+from archon_rl.advantages import ConstantLambda, LengthAdaptiveLambda, Normalisation
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.behaviour import RejectionSampling
+from archon_rl.losses.kl import KLTerm
 from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.named_settings import NAMED_SETTINGS, find_settings
 
@@ -20,13 +21,13 @@ from archon_rl.named_settings import NAMED_SETTINGS, find_settings
 def compose(run, *names: str) -> Algorithm:
     overrides = [override for name in names for override in find_settings(name).overrides]
     config = run.config("ref={}", *overrides)
-    return registry().get(AlgorithmSpec, "grpo").load()(config, [])
+    return registry().get(AlgorithmSpec, config.algorithm).load()(config, [])
 
 
 @pytest.mark.parametrize("name", [settings.name for settings in NAMED_SETTINGS])
-def test_grpo_takes_the_options_of_every_preset_alone_and_corrected(run, name):
+def test_an_algorithm_takes_the_options_of_every_preset_alone_and_corrected(run, name):
     settings = find_settings(name)
-    assert compose(run, name).name == "grpo"
+    assert compose(run, name).name == settings.algorithm
     corrections = [other.name for other in NAMED_SETTINGS if other.corrects]
     if not settings.corrects and name != "DPPO":
         for correction in corrections:
@@ -45,7 +46,19 @@ def test_presets_are_what_their_papers_say(run):
     baseline = compose(run, "REINFORCE++ baseline").advantages
     assert baseline.reward_norm == Normalisation("group", None)
     assert baseline.adv_norm == Normalisation("batch", "batch")
+    # Eq. 4 has the KL in the reward, eq. 8 in the loss.
+    assert (reinforce.kl_ctl, reinforce.kl_estimator, baseline.kl_ctl) == (1e-3, "k1", 0.0)
+    assert KLTerm(1e-3, "k2") in compose(run, "REINFORCE++ baseline").regularisers
+    assert not any(isinstance(term, KLTerm) for term in compose(run, "REINFORCE++").regularisers)
+    assert compose(run, "MaxRL").advantages.reward_norm == Normalisation("group", "group", scale="mean", eps=0.0)
     assert compose(run, "VAPO lambda").advantages.gae_lambda == LengthAdaptiveLambda(0.05)
+    vapo = compose(run, "VAPO")
+    assert (vapo.advantages.gae_lambda, vapo.advantages.returns_lambda) == (
+        LengthAdaptiveLambda(0.05),
+        ConstantLambda(1),
+    )
+    assert (vapo.critic.warmup_steps, vapo.loss.eps_clip_higher) == (50, 0.28)
+    assert compose(run, "PPO").critic.loss.eps_clip is None
     assert compose(run, "M2PO").loss == ClippedPolicyTerm(eps_clip=None, masks=("m2_kept",))
     rules = {name: compose(run, name).loss.behaviour.rejection for name in ("TIS", "MIS", "IcePop", "KPop")}
     assert rules == {
@@ -78,8 +91,8 @@ def test_algorithms_as_json_holds_options(capsys):
     assert {loss["name"]: loss["source"] for loss in data["policy_losses"]}["sapo"] == "arXiv:2511.20347"
     presets = {preset["name"]: preset for preset in data["presets"]}
     assert presets["KPop"]["options"]["actor.rejection_sampling.metric"] == "binary_kl"
-    assert presets["KPop"]["algorithm"] == "grpo"
-    assert "grpo" in {algorithm["name"] for algorithm in data["algorithms"]}
+    assert (presets["KPop"]["algorithm"], presets["VAPO"]["algorithm"]) == ("grpo", "ppo")
+    assert {"grpo", "ppo"} <= {algorithm["name"] for algorithm in data["algorithms"]}
 
 
 @pytest.mark.parametrize("name", ["Dr.GRPO", "drgrpo", "DR-GRPO", "dr_grpo"])

@@ -9,145 +9,18 @@ from math import exp, log
 
 import pytest
 import torch
+from loss_cases import batch_of, losses_and_gradients, tensor
 
 from archon_core.contracts.batch import Batch
-from archon_rl.losses.behaviour import BehaviourWeight, RejectionSampling
+from archon_rl.losses.behaviour import BehaviourWeight
 from archon_rl.losses.cispo import CISPOTerm
 from archon_rl.losses.covariance import ClipCovMask, KLCovMask, KLCovTerm
 from archon_rl.losses.dppo import DPPOTerm
 from archon_rl.losses.gmpo import GMPOTerm
 from archon_rl.losses.m2po import SecondMomentMask
-from archon_rl.losses.objective import Objective
 from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.losses.proximal import prox_fraction
 from archon_rl.losses.sapo import SAPOTerm
-
-DTYPE = torch.float64
-
-
-def tensor(values) -> torch.Tensor:
-    return torch.tensor(values, dtype=DTYPE)
-
-
-def batch_of(lengths: tuple[int, ...] = (1,), **fields) -> Batch:
-    """Trained tokens only; probabilities are given, log-probabilities stored."""
-    logs = {
-        "logprobs": fields.pop("behave", None),
-        "prox_logprobs": fields.pop("prox", None),
-    }
-    n_tokens = sum(lengths)
-    token_fields = {
-        "loss_mask": torch.ones(n_tokens, dtype=torch.bool),
-        **{name: tensor(values).log() for name, values in logs.items() if values is not None},
-        **{name: v if isinstance(v, torch.Tensor) else tensor(v) for name, v in fields.items()},
-    }
-    return Batch(torch.zeros(n_tokens, dtype=torch.int64), lengths, token_fields)
-
-
-def losses_and_gradients(term, probabilities, batch) -> tuple[list[float], list[float]]:
-    """Loss per token, and the gradient of their sum with respect to the log-probabilities."""
-    logprobs = tensor(probabilities).log().requires_grad_()
-    values = term({"logprobs": logprobs}, batch).values
-    values.sum().backward()
-    return values.tolist(), logprobs.grad.tolist()
-
-
-class TestBehaviourWeight:
-    """Two policies at three tokens: ratios 2, 1/4 and 1."""
-
-    PROX = (0.4, 0.1, 0.3)
-    BEHAVE = (0.2, 0.4, 0.3)
-
-    def weights(self, rejection: RejectionSampling | None, lengths=(3,)) -> list[float]:
-        batch = batch_of(lengths)
-        return BehaviourWeight(rejection)(tensor(self.PROX).log(), tensor(self.BEHAVE).log(), batch)[0].tolist()
-
-    def test_without_rejection_the_weight_is_the_ratio(self):
-        assert self.weights(None) == pytest.approx([2, 0.25, 1])
-
-    @pytest.mark.parametrize(
-        ("metric", "lower", "upper", "expected"),
-        [
-            ("ratio", None, 1.5, [0, 0.25, 1]),
-            ("ratio", 0.5, 1.5, [0, 0, 1]),
-            ("ratio", 0.25, 2.0, [2, 0.25, 1]),
-            # x = log ratio: 0.693, -1.386, 0.
-            ("kl_k1", None, 0.5, [0, 0.25, 1]),
-            ("kl_k1", -1.0, 0.7, [2, 0, 1]),
-            # x^2 / 2: 0.240, 0.961, 0.
-            ("kl_k2", None, 0.5, [2, 0, 1]),
-            ("kl_k2", None, 0.2, [0, 0, 1]),
-            # exp(-x) - 1 + x: 0.5 - 1 + 0.693 = 0.193; 4 - 1 - 1.386 = 1.614; 0.
-            ("kl_k3", None, 0.19, [0, 0, 1]),
-            ("kl_k3", None, 0.20, [2, 0, 1]),
-            ("kl_k3", 0.1, 2.0, [2, 0.25, 0]),
-        ],
-    )
-    def test_a_token_outside_the_bounds_of_its_metric_has_weight_zero(self, metric, lower, upper, expected):
-        rule = RejectionSampling(metric=metric, lower=lower, upper=upper)
-        assert self.weights(rule) == pytest.approx(expected)
-
-    def test_the_binary_kl_is_the_larger_of_its_two_directions(self):
-        def kl(p: float, q: float) -> float:
-            return p * log(p / q) + (1 - p) * log((1 - p) / (1 - q))
-
-        first = max(kl(0.4, 0.2), kl(0.2, 0.4))
-        second = max(kl(0.1, 0.4), kl(0.4, 0.1))
-        assert kl(0.4, 0.2) > kl(0.2, 0.4)
-        assert kl(0.4, 0.1) > kl(0.1, 0.4)
-        for upper, expected in (
-            (second + 1e-9, [2, 0.25, 1]),
-            (second - 1e-9, [2, 0, 1]),
-            (first - 1e-9, [0, 0, 1]),
-        ):
-            assert self.weights(RejectionSampling(metric="binary_kl", upper=upper)) == pytest.approx(expected)
-
-    @pytest.mark.parametrize(
-        ("lower", "upper", "expected"), [(None, 1.5, [1.5, 0.25, 1]), (0.5, 1.5, [1.5, 0.5, 1]), (0.5, 9, [2, 0.5, 1])]
-    )
-    def test_clamping_limits_the_weight_to_the_bounds(self, lower, upper, expected):
-        assert self.weights(RejectionSampling(action="clamp", lower=lower, upper=upper)) == pytest.approx(expected)
-
-    def test_the_geometric_mean_is_the_weight_of_every_token_of_a_sequence(self):
-        # Sequences of two tokens and of one: sqrt(2 / 4), and 1.
-        rule = RejectionSampling(level="sequence", upper=5.0)
-        assert self.weights(rule, (2, 1)) == pytest.approx([0.5**0.5, 0.5**0.5, 1])
-        clamped = RejectionSampling(level="sequence", action="clamp", lower=0.8, upper=0.9)
-        assert self.weights(clamped, (2, 1)) == pytest.approx([0.8, 0.8, 0.9])
-
-    @pytest.mark.parametrize(
-        ("agg", "lower", "kept"),
-        [
-            # The sequence's ratio is 2 * 1/4 = 0.5, its geometric mean 0.707, its largest ratio 2.
-            ("sum", 0.6, False),
-            ("sum", 0.4, True),
-            ("mean", 0.8, False),
-            ("mean", 0.6, True),
-            ("max", 1.9, True),
-            ("max", 2.1, False),
-        ],
-    )
-    def test_ratios_of_a_sequence_are_summed_and_averaged_as_logarithms(self, agg, lower, kept):
-        rule = RejectionSampling(level="sequence", agg=agg, lower=lower)
-        weight = 0.5**0.5 if kept else 0
-        assert self.weights(rule, (2, 1))[:2] == pytest.approx([weight, weight])
-
-    @pytest.mark.parametrize(("agg", "value"), [("sum", 0.2402265 + 0.9609060), ("mean", 0.6005663), ("max", 0.960906)])
-    def test_kls_of_a_sequence_are_aggregated_as_they_are(self, agg, value):
-        # k2: log(2)^2 / 2 = 0.2402265 and log(4)^2 / 2 = 0.9609060; the weights stay those of the tokens.
-        inside = RejectionSampling(level="sequence", metric="kl_k2", agg=agg, upper=value + 1e-6)
-        outside = RejectionSampling(level="sequence", metric="kl_k2", agg=agg, upper=value - 1e-6)
-        assert self.weights(inside, (2, 1)) == pytest.approx([2, 0.25, 1])
-        assert self.weights(outside, (2, 1)) == pytest.approx([0, 0, 1])
-
-    def test_the_decoupled_loss_is_multiplied_by_the_weight_and_keeps_its_denominator(self):
-        batch = batch_of((2,), behave=[0.2, 0.4], prox=[0.4, 0.1], advantages=[1.0, -1.0])
-        term = ClippedPolicyTerm(behaviour=BehaviourWeight(RejectionSampling(lower=0.5, upper=5.0)))
-        losses, gradients = losses_and_gradients(term, [0.44, 0.1], batch)
-        # The first ratio to pi_prox is 1.1, its weight 2; the second token is masked.
-        assert losses == pytest.approx([-1.1 * 2, 0])
-        assert gradients == pytest.approx([-1.1 * 2, 0])
-        assert float(Objective((term,)).weights(batch)["token"]) == 2
 
 
 def test_gspo_clips_the_geometric_mean_of_a_sequences_ratios():
@@ -243,10 +116,11 @@ def test_gmpo_averages_clipped_log_ratios():
 
 
 def test_m2po_masks_as_few_tokens_as_its_threshold_needs():
-    # Squared log-ratios: 0.01, 1, 0.04 and 0.25. Means of the smallest 1, 2, 3, 4: 0.01, 0.025, 0.1, 0.325.
+    # Each log-ratio has its advantage's sign. Squares: 0.01, 1, 0.04 and 0.25; the means of the smallest 1, 2, 3, 4 of
+    # them: 0.01, 0.025, 0.1, 0.325.
     behave = [0.1, 0.2, 0.3, 0.4]
     logprobs = tensor(behave).log() + tensor([0.1, -1.0, -0.2, 0.5])
-    batch = batch_of((1, 3), behave=behave)
+    batch = batch_of((1, 3), behave=behave, advantages=[1.0, -2.0, -1.0, 3.0])
     for threshold, kept in (
         (0.33, [True, True, True, True]),
         (0.101, [True, False, True, True]),
@@ -255,6 +129,23 @@ def test_m2po_masks_as_few_tokens_as_its_threshold_needs():
         (0.0099, [False, False, False, False]),
     ):
         assert SecondMomentMask(threshold)({"logprobs": logprobs}, batch).tolist() == kept, threshold
+
+
+def test_m2po_keeps_every_token_that_an_update_brings_back():
+    # Log-ratios 1, 1, -1, -1, 0.2, 1: the second, third and last are not driven away. The others' squares, 1, 1 and
+    # 0.04, have means 0.04, 0.52 and 0.68; with all six tokens, the means would be 0.04, 0.52, 0.68, ..., 0.84.
+    logprobs = tensor([0.1] * 6).log() + tensor([1.0, 1.0, -1.0, -1.0, 0.2, 1.0])
+    batch = batch_of((6,), behave=[0.1] * 6, advantages=[1.0, -1.0, 1.0, -1.0, 1.0, 0.0])
+    assert SecondMomentMask(0.5)({"logprobs": logprobs}, batch).tolist() == [False, True, True, False, True, True]
+    assert SecondMomentMask(0.69)({"logprobs": logprobs}, batch).tolist() == [True] * 6
+    assert SecondMomentMask(0.03)({"logprobs": logprobs}, batch).tolist() == [False, True, True, False, False, True]
+
+
+def test_m2po_takes_rounding_for_no_advantage():
+    # With the second token, the mean would be 0.625, and both would stay.
+    logprobs = tensor([0.1] * 2).log() + tensor([1.0, 0.5])
+    batch = batch_of((2,), behave=[0.1] * 2, advantages=[1.0, 1e-16])
+    assert SecondMomentMask(0.7)({"logprobs": logprobs}, batch).tolist() == [False, True]
 
 
 def test_m2pos_loss_is_not_clipped_and_masked_tokens_leave_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, fields, replace
@@ -20,7 +21,7 @@ from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl import config as options_module
 from archon_rl import plugin
 from archon_rl.advantages import ConstantLambda, LengthAdaptiveLambda, Normalisation, RelativePositionLambda
-from archon_rl.algorithm import Algorithm, DropTruncated
+from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import NormConfig, PolicyOptions, RejectionSamplingConfig
 from archon_rl.losses.aggregation import ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.behaviour import BehaviourWeight, RejectionSampling
@@ -37,12 +38,15 @@ class Actor(ArchonEngineConfig, PolicyOptions):
 class Configuration:
     actor: Actor
     gconfig: GenerationConfig = field(default_factory=lambda: GenerationConfig(n_samples=4, max_new_tokens=16))
+    dynamic_bs: bool = False
     ref: ArchonEngineConfig | None = None
 
 
-def compose(*, ref: bool = False, gconfig: dict | None = None, **options) -> tuple[Algorithm, dict[str, Decision]]:
+def compose(
+    *, ref: bool = False, gconfig: dict | None = None, dynamic_bs: bool = False, **options
+) -> tuple[Algorithm, dict[str, Decision]]:
     decisions: list[Decision] = []
-    base = Configuration(Actor(**options), ref=ArchonEngineConfig() if ref else None)
+    base = Configuration(Actor(**options), ref=ArchonEngineConfig() if ref else None, dynamic_bs=dynamic_bs)
     config = replace(base, gconfig=replace(base.gconfig, **(gconfig or {})))
     algorithm = grpo(config, decisions)
     return algorithm, {decision.option: decision for decision in decisions}
@@ -250,3 +254,41 @@ def test_every_spec_loads():
 def test_the_plugin_and_its_options_import_no_torch():
     code = "import sys, archon_rl.plugin, archon_rl.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "correction"),
+    [
+        ({}, "the ratio to the rollout's log-probabilities corrects for it"),
+        ({"use_decoupled_loss": True}, "the weight pi_prox / pi_behave .* corrects for it"),
+        ({"recompute_logprob": True}, "nothing corrects for it"),
+    ],
+)
+def test_sampling_options_that_training_does_not_have_are_decisions(options, correction):
+    _, decisions = compose(gconfig={"frequency_penalty": 0.5, "min_new_tokens": 2}, **options)
+    for name, value in (("frequency_penalty", "0.5"), ("min_new_tokens", "2")):
+        decision = decisions[f"gconfig.{name}"]
+        assert (decision.requested, decision.effective) == (value, "in sampling alone")
+        assert re.search(correction, decision.reason)
+    assert not {"gconfig.frequency_penalty", "gconfig.min_new_tokens"} & set(compose(**options)[1])
+
+
+def test_completions_that_can_only_end_at_the_limit_cannot_all_be_left_out():
+    with pytest.raises(
+        ConfigError, match=r"mask_no_eos_with_zero: found true with gconfig\.ignore_eos=true .* add stop"
+    ):
+        compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True})
+    compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True, "stop": ["."]})
+
+
+def test_dynamic_sampling_has_rounds_unless_batches_may_be_smaller():
+    refilled, _ = compose(dynamic_sampling=True, dynamic_sampling_max_rounds=7)
+    assert (refilled.selection, refilled.max_rounds) == (MixedGroups(), 7)
+    smaller, decisions = compose(dynamic_sampling=True, dynamic_bs=True)
+    assert (smaller.selection, smaller.max_rounds) == (MixedGroups(), 1)
+    assert "dynamic_bs" not in decisions
+    whole, decisions = compose(dynamic_bs=True)
+    assert (whole.selection, whole.max_rounds) == (None, 1)
+    assert decisions["dynamic_bs"].effective == "no effect"
+    with pytest.raises(ConfigError, match=r"dynamic_sampling: found true with gconfig\.n_samples=1; .* 2 or more, or"):
+        compose(dynamic_sampling=True, adv_norm=NormConfig(), gconfig={"n_samples": 1})

@@ -10,6 +10,7 @@ from archon_rl.algorithm import Algorithm
 from archon_rl.losses.behaviour import BehaviourWeight
 from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.trainer.rl_step import RLStep
+from archon_rl.trainer.roles import RoleEngines
 
 SAMPLED = torch.tensor([0.0, -1.0, -2.0, 0.0], dtype=torch.float64)
 OWN = torch.tensor([-9.0, -1.5, -2.5, -9.0])
@@ -30,9 +31,8 @@ def test_the_policy_is_compared_with_the_log_probabilities_that_the_options_ask_
     step = RLStep(
         task=None,
         algorithm=Algorithm(name="test", loss=ClippedPolicyTerm(behaviour=behaviour), replace_logprobs=replace),
-        actor=SimpleNamespace(forward_batch=lambda batch, request: {"logprobs": OWN}),
+        engines=RoleEngines(actor=SimpleNamespace(forward_batch=lambda batch, request: {"logprobs": OWN})),
         rollout=None,
-        reference=None,
         reward=None,
         options=None,
         seed=0,

@@ -240,13 +240,16 @@ def test_prompts_above_the_limit_are_left_out_and_counted(run):
 
 
 def test_the_learning_rate_schedule_counts_every_update_of_a_step(run, monkeypatch):
-    from archon_rl.trainer import rl
+    from archon_rl.trainer import roles
 
     totals = []
-    build = rl.build_train_engine
-    monkeypatch.setattr(
-        rl, "build_train_engine", lambda *args, **kwargs: totals.append(kwargs["total_steps"]) or build(*args, **kwargs)
-    )
+    build = roles.build_train_engine
+
+    def build_counted(*args, **kwargs):
+        totals.append(kwargs["total_steps"])
+        return build(*args, **kwargs)
+
+    monkeypatch.setattr(roles, "build_train_engine", build_counted)
     run("trainer.max_steps=3", "actor.ppo_n_minibatches=2")
     assert totals == [6]
 

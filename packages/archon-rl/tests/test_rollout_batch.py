@@ -16,7 +16,7 @@ from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.engines import reference_config, with_checkpoint
-from archon_rl.trainer.rl_step import split_minibatches
+from archon_rl.trainer.minibatches import split_minibatches
 from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample, sampling_options, score
 
 A = Completion((7, 8, 2), (-0.5, -0.25, -1.0), (3, 3, 3), "stop")
@@ -85,6 +85,26 @@ def test_rewards_get_prompt_and_completion_as_text_and_the_answer_as_answer():
 
     assert score(rollout, encoder, NamedReward("counter", reward)).tolist() == [1.0, 2.0, 3.0, 4.0]
     assert seen == [("a1", "a1", "1", 5)] * 2 + [("b2", "b2", "7", 6)] * 2
+
+
+def test_engines_find_stop_texts_in_text_with_special_tokens_and_rewards_see_it_without():
+    encoder, engine = TextEncoder(characters_tokenizer(["ab12"]), "prompt", "solution"), Echo()
+    records = [{"prompt": "a1b", "solution": "1"}]
+    rollout = sample(engine, encoder, records, GenerationConfig(stop=["1b"]), rollout_seeds(1, 0))
+    [request] = engine.requests
+    ids = [*request.prompt_ids, encoder.tokenizer.eos_token_id]
+    assert request.decode(ids) == "<bos>a1b<eos>"
+    [rewarded] = score(rollout, encoder, NamedReward("text", lambda prompt, completion, record: completion == "a1b"))
+    assert rewarded == 1.0, "the stop text belongs to the completion"
+
+
+def test_ignore_eos_leaves_the_asked_tokens_alone():
+    ends = end_tokens(2, ModelEnds("the model", (3,)), [9], ignore_eos=True)
+    assert (ends.ids, ends.own) == ((9,), (2, 3))
+    assert ends.decision().reason == "gconfig.ignore_eos=true; 9 is gconfig.stop_token_ids"
+    assert sampling_options(GenerationConfig(stop_token_ids=[9], ignore_eos=True), ends).stop_token_ids == [9]
+    # An evaluation with options of its own ends at the model's tokens all the same.
+    assert sampling_options(GenerationConfig(stop_token_ids=[7]), ends).stop_token_ids == [2, 3, 7]
 
 
 def test_rollout_and_evaluation_end_at_the_same_tokens_each_named_once():

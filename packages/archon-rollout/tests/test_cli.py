@@ -143,6 +143,32 @@ def test_a_completion_ends_at_the_stop_tokens_and_where_the_models_positions_do(
     assert set(stopped) == {EOS, 21}
 
 
+def test_a_stop_text_ends_a_completion_and_is_left_out_of_its_text(generator):
+    def complete(**options):
+        config = GenerationConfig(n_samples=20, max_new_tokens=30, stop=["c", "ok"], **options)
+        return generator(LetterTokenizer()).complete(["abc"], config, seed=0)[0]
+
+    ended = [c for c in complete() if c.completion.stop_reason == "stop" and c.completion.token_ids[-1] < EOS]
+    assert ended, "the case must have such completions"
+    for completion in ended:
+        spelled = LetterTokenizer().decode(list(completion.completion.token_ids))
+        assert spelled in (completion.text + "c", completion.text + "ok")
+        assert "c" not in completion.text
+        assert "ok" not in completion.text
+    late = complete(min_new_tokens=6)
+    assert all(len(c.completion.token_ids) > 6 for c in late)
+    assert any("c" in c.text[:6] for c in late)
+
+
+def test_ignore_eos_continues_after_the_end_of_text(archon):
+    options = ("-n", "20", "--max-new-tokens", "30", "--json", "--ignore-eos", "--frequency-penalty", "0.5")
+    _, out, err = archon("generate", "folder", "abc", *options, "--stop", "q", "--stop", "r")
+    completions = json.loads(out)[0]["completions"]
+    assert "completions end at: no end-of-text token" in err
+    assert any(EOS in c["token_ids"][:-1] for c in completions)
+    assert {LETTERS[c["token_ids"][-1]] for c in completions if c["stop_reason"] == "stop"} == {"q", "r"}
+
+
 def test_prompts_are_messages_when_the_tokenizer_has_a_chat_template(generator, monkeypatch):
     seen = []
     monkeypatch.setattr(LocalEngine, "generate", lambda _, requests: seen.append(requests[0].prompt_ids) or [])

@@ -14,8 +14,8 @@ from archon_rollout.row_moves import plan_moves
 GREEDY = GenerationConfig(greedy=True, max_new_tokens=3, stop_token_ids=[4])
 
 
-def make_sample(number: int, config: GenerationConfig = GREEDY, prompt_length: int = 2) -> Sample:
-    return Sample(0, number, number, prompt_length, config.max_new_tokens, config)
+def make_sample(number: int, config: GenerationConfig = GREEDY, prompt_length: int = 2, decode=None) -> Sample:
+    return Sample(0, number, number, prompt_length, config.max_new_tokens, config, decode)
 
 
 def logits_for(tokens: list[int]) -> torch.Tensor:
@@ -80,8 +80,31 @@ def test_stop_tokens_cannot_be_drawn_before_the_minimum():
         rows.begin_step(version=0)
     [(_, completion)], _ = rows.advance(stops_first)
     assert completion.token_ids == (3, 3, 4)
-    # Log-probabilities are the model's own: banning renormalises nothing.
-    assert completion.logprobs[0] == pytest.approx(stops_first[0].log_softmax(-1)[3].item())
+    # Of the distribution that was drawn from: without the banned tokens at first, with all tokens in the end.
+    assert completion.logprobs[0] == pytest.approx(stops_first[0, :4].log_softmax(-1)[3].item())
+    assert completion.logprobs[2] == pytest.approx(stops_first[0].log_softmax(-1)[4].item())
+
+
+def test_a_stop_text_ends_its_row_alone_and_moves_with_it():
+    def letters(ids):
+        return "".join("abcdef"[i] for i in ids)
+
+    ending = GenerationConfig(greedy=True, max_new_tokens=4, stop=["cd", "f"])
+    late = GenerationConfig(greedy=True, max_new_tokens=4, stop=["bc"], min_new_tokens=2)
+    free = GenerationConfig(greedy=True, max_new_tokens=1)
+    samples = [make_sample(number, config, decode=letters) for number, config in enumerate((free, ending, late))]
+    rows = DecodeRows(samples, max_rows=3, device=torch.device("cpu"))
+    rows.append(samples, [0, 0, 0])
+    ended, moves = rows.advance(logits_for([0, 2, 1]))
+    assert [(s.number, c.stop_reason) for s, c in ended] == [(0, "length")]
+    assert moves.destinations == (0,), "the last row moved, with the text that it has so far"
+    rows.begin_step(version=0)
+    ended, _ = rows.advance(logits_for([2, 3]))
+    assert [(s.number, c.token_ids, c.stop_reason) for s, c in ended] == [(1, (2, 3), "stop")]
+    for token in (1, 2):
+        rows.begin_step(version=0)
+        ended, _ = rows.advance(logits_for([token]))
+    assert [(s.number, c.token_ids, c.stop_reason) for s, c in ended] == [(2, (1, 2, 1, 2), "stop")]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -21,10 +21,13 @@ PROMPTS = [(3,), (1, 2, 3, 4, 5, 6, 7), (9, 8), (4, 4, 4, 4), (20, 21, 22, 0, 1)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-9}
 
 
+def letters(ids) -> str:
+    return "".join(chr(ord("a") + i) for i in ids)
+
+
 def request(prompt, seeds=(0,), **options) -> GenerationRequest:
-    return GenerationRequest(
-        tuple(prompt), GenerationConfig(n_samples=len(seeds), **{"max_new_tokens": 12, **options}), tuple(seeds)
-    )
+    config = GenerationConfig(n_samples=len(seeds), **{"max_new_tokens": 12, **options})
+    return GenerationRequest(tuple(prompt), config, tuple(seeds), letters)
 
 
 @pytest.fixture(params=[None, 3], ids=["full attention", "sliding window"])
@@ -66,7 +69,7 @@ def test_greedy_decoding_equals_repeated_full_forward_passes(tiny, module, make_
 )
 def test_logprobs_equal_those_of_a_full_forward_pass(tiny, module, make_engine, dtype, options):
     module.to(dtype)
-    requests = [request(prompt, seeds=(1, 2), min_new_tokens=3, stop_token_ids=[5], **options) for prompt in PROMPTS]
+    requests = [request(prompt, seeds=(1, 2), stop_token_ids=[5], **options) for prompt in PROMPTS]
     temperature = 1.0 if options.get("greedy") else options.get("temperature", 1.0)
     for asked, completions in zip(requests, make_engine(module, 4).generate(requests), strict=True):
         for completion in completions:
@@ -75,6 +78,25 @@ def test_logprobs_equal_those_of_a_full_forward_pass(tiny, module, make_engine, 
             expected = (logits / temperature).log_softmax(-1)[range(n), completion.token_ids]
             assert len(completion.logprobs) == len(completion.versions) == n
             assert (torch.tensor(completion.logprobs, dtype=dtype) - expected).abs().max() < TOLERANCE[dtype]
+
+
+def test_logprobs_are_those_of_the_policy_that_sampled(tiny, module, make_engine):
+    """Oracle: a full forward pass, with penalties by counting and without stop tokens up to the minimum."""
+    module.double()
+    config = {"temperature": 0.7, "frequency_penalty": 1.5, "min_new_tokens": 4, "stop_token_ids": [5, 9], "top_k": 20}
+    requests = [request(prompt, seeds=(1, 2, 3), **config) for prompt in PROMPTS]
+    repeated = 0
+    for asked, completions in zip(requests, make_engine(module, 4).generate(requests), strict=True):
+        for completion in completions:
+            ids = completion.token_ids
+            rows = tiny.full_logits(module, asked.prompt_ids + ids)[-len(ids) - 1 : -1]
+            for place, (token, logprob) in enumerate(zip(ids, completion.logprobs, strict=True)):
+                logits = [x - 1.5 * ids[:place].count(i) for i, x in enumerate(rows[place].tolist())]
+                allowed = [x / 0.7 for i, x in enumerate(logits) if place >= 4 or i not in (5, 9)]
+                expected = logits[token] / 0.7 - torch.tensor(allowed, dtype=torch.float64).logsumexp(0)
+                assert logprob == pytest.approx(expected.item(), abs=1e-9)
+                repeated += token in ids[:place]
+    assert repeated, "some token must have a penalty"
 
 
 def completions_by_seed(requests, results) -> dict[tuple, Completion]:
@@ -88,16 +110,20 @@ def completions_by_seed(requests, results) -> dict[tuple, Completion]:
 def test_a_completion_does_not_depend_on_the_batch_around_it(module, make_engine):
     # float64, where another batch size cannot move a probability far enough to meet a random number.
     module.double()
-    kinds = [{}, {"temperature": 0.6, "top_p": 0.7}, {"top_k": 4}, {"greedy": True}, {"min_new_tokens": 5}]
+    kinds = [
+        {"frequency_penalty": 0.5},
+        {"temperature": 0.6, "top_p": 0.7},
+        {"top_k": 4, "stop": ["cd", "q"]},
+        {"greedy": True, "frequency_penalty": -0.5},
+        {"min_new_tokens": 5, "stop": ["a"]},
+    ]
     requests = [
         request(prompt, seeds=range(100 * i, 100 * i + 3), stop_token_ids=[2, 11, 17], **kind)
         for i, (prompt, kind) in enumerate(zip(PROMPTS, kinds, strict=True))
     ]
     together = completions_by_seed(requests, make_engine(module).generate(requests))
-    backwards = [GenerationRequest(r.prompt_ids, r.config, r.seeds[::-1]) for r in reversed(requests)]
-    single = [
-        GenerationRequest(r.prompt_ids, replace(r.config, n_samples=1), (seed,)) for r in requests for seed in r.seeds
-    ]
+    backwards = [replace(r, seeds=r.seeds[::-1]) for r in reversed(requests)]
+    single = [replace(r, config=replace(r.config, n_samples=1), seeds=(seed,)) for r in requests for seed in r.seeds]
     for others, max_batch_size in ((backwards, 4), (single, 256), (single, 1)):
         for key, completion in completions_by_seed(
             others, make_engine(module, max_batch_size).generate(others)

@@ -23,6 +23,8 @@ def request(prompt=(1, 2), seeds=(0,), **options) -> GenerationRequest:
         ({"temperature": float("nan")}, r"temperature: found nan"),
         ({"top_p": 0.0}, r"top_p: found 0.0; allowed are numbers above 0 up to 1"),
         ({"top_p": 1.1}, r"top_p: found 1.1"),
+        ({"frequency_penalty": 2.1}, r"frequency_penalty: found 2.1; allowed are numbers from -2 up to 2"),
+        ({"stop": ["a", ""]}, r"stop: found \['a', ''\]; allowed are lists of texts with at least one character each"),
         ({"top_k": -1}, r"top_k: found -1; allowed are numbers from 0; 0 keeps all"),
     ],
 )
@@ -38,6 +40,7 @@ def test_options_out_of_range_name_what_is_allowed(options, message):
         (request(prompt=(1, 10)), "request 1: found prompt token id 10, allowed are 0 to 9; use the model's tokenizer"),
         (request(prompt=(-1,)), "request 1: found prompt token id -1"),
         (request(stop_token_ids=[12]), "request 1: found stop token id 12"),
+        (request(stop=["a"]), r"request 1: found stop=\['a'\] and no decode function.*or use stop_token_ids"),
         (request(seeds=(0, 1)), "request 1: found 2 seeds for n_samples=1"),
         (request(prompt=(1,) * 9, max_tokens=8), r"9 tokens, allowed are 8 with the completion.*raise max_tokens"),
         (request(stop_token_ids=list(range(10)), min_new_tokens=1), "every token of the vocabulary in stop_token_ids"),

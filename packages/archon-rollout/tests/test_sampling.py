@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archon_rollout import sampling
-from archon_rollout.sampling import SamplingOptions, draw, filter_logits, sample
+from archon_rollout.sampling import SamplingOptions, draw, filter_logits, penalise_frequency, sample
 
 LOGITS = st.floats(-8, 8, width=32) | st.just(-math.inf)
 
@@ -162,17 +162,28 @@ def test_a_row_draws_the_same_alone_and_beside_rows_with_other_options(rows, dat
         alone = SamplingOptions(temperature[one], top_p[one], top_k[one], greedy[one], tempered, cut, bool(greedy[row]))
         token, logprob = sample(logits[one], drawn[one], alone, None)
         assert token.item() == together[0][row].item()
-        assert logprob.item() == pytest.approx(together[1][row].item(), abs=1e-6)
+        assert logprob.item() == pytest.approx(together[1][row].item(), rel=1e-6, abs=1e-6)
 
 
 @pytest.mark.parametrize("choice", [{}, {"top_k": 2}, {"top_p": 0.5}, {"greedy": True}])
-def test_logprobs_are_those_of_the_tempered_distribution_before_anything_is_cut_or_banned(choice):
+def test_logprobs_are_those_of_the_tempered_distribution_over_allowed_tokens_before_it_is_cut(choice):
     row = torch.tensor([1.0, -0.5, 2.0, 0.2], dtype=torch.float64)
-    banned = torch.tensor([False, False, True, False]).expand(50, -1)
     grid = (torch.arange(50, dtype=torch.float64) + 0.5) / 50
-    drawn, logprobs = sample(row.expand(50, -1), grid, options(50, temperature=0.7, **choice), banned)
-    assert 2 not in drawn
+    drawn, logprobs = sample(row.expand(50, -1), grid, options(50, temperature=0.7, **choice), None)
     torch.testing.assert_close(logprobs, (row / 0.7).log_softmax(-1)[drawn])
+    banned = torch.tensor([False, False, True, False])
+    drawn, logprobs = sample(row.expand(50, -1), grid, options(50, temperature=0.7, **choice), banned.expand(50, -1))
+    assert 2 not in drawn
+    torch.testing.assert_close(logprobs, (row / 0.7).masked_fill(banned, -math.inf).log_softmax(-1)[drawn])
+
+
+def test_the_frequency_penalty_counts_the_tokens_of_each_completion():
+    logits = torch.zeros(3, 5)
+    token_ids = torch.tensor([[1, 1, 3], [1, 2, 4], [0, 0, 0]])
+    penalised = penalise_frequency(
+        logits, token_ids, torch.tensor([3, 2, 0]), torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    )
+    assert penalised.tolist() == [[0, -1.0, 0, -0.5, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]
 
 
 def test_greedy_takes_the_first_of_the_most_probable_tokens():

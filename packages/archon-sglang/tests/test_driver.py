@@ -127,6 +127,14 @@ def test_max_tokens_counts_the_prompt(server, driver):
         generate(driver, record, request(max_tokens=2))
 
 
+def test_penalties_are_sent_and_stop_texts_refused(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    generate(driver, record, request(frequency_penalty=0.5))
+    assert server.calls[-1][1]["sampling_params"]["frequency_penalty"] == 0.5
+    with pytest.raises(ServerError, match=r"gconfig\.stop: found \['x'\].*use gconfig\.stop_token_ids"):
+        generate(driver, record, request(stop=["x"]))
+
+
 def test_tokens_on_both_sides_of_an_update_carry_their_versions(server, driver):
     record = driver.ready(server.address, timeout=SECONDS)
     answer = in_background(lambda: generate(driver, record, request(max_new_tokens=150)))

@@ -96,6 +96,13 @@ def test_completions_have_ids_logprobs_and_versions(server, driver, record):
     assert bodies[0]["sampling_params"]["ignore_eos"]
 
 
+def test_penalties_are_sent_and_stop_texts_refused(server, driver, record):
+    generate(driver, record, request(frequency_penalty=0.5))
+    assert server.calls[-1][1]["sampling_params"]["frequency_penalty"] == 0.5
+    with pytest.raises(ServerError, match=r"gconfig\.stop: found \['x'\].*use gconfig\.stop_token_ids"):
+        generate(driver, record, request(stop=["x"]))
+
+
 def test_cut_distributions_are_refused(driver, record):
     with pytest.raises(ServerError, match=r"top_p 0\.9 and top_k 0; allowed with vLLM are 1 and 0"):
         generate(driver, record, request(top_p=0.9))

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -144,6 +143,5 @@ def test_arenas_of_killed_trainers_are_swept_and_those_of_living_ones_stay():
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    assert (FOLDER / name).exists()
-    assert name in sweep_arenas()
-    assert not Path(FOLDER / name).exists()
+    sweep_arenas()  # any other trainer of this user may do it first
+    assert not (FOLDER / name).exists()

@@ -338,4 +338,21 @@ def copy_all(destinations: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
     The optimizers of torch use it in 2.11 to 2.13; it has no public name. Remove when it has one.
     """
-    torch._foreach_copy_(list(destinations), list(sources))
+    if destinations:  # torch refuses empty lists
+        torch._foreach_copy_(list(destinations), list(sources))
+
+
+def share_cuda_memory(memory: Tensor) -> tuple[Any, ...]:
+    """A handle of a CUDA tensor's storage for another process: device index, memory handle, size, offset, then the
+    reference counter's handle and offset, and an event's handle with its flag. Bytes, numbers and a flag.
+
+    ``torch.multiprocessing`` makes its reductions of these (``UntypedStorage._share_cuda_``, 2.11 to 2.13), but sends
+    them as pickles. Remove when torch exports handles publicly.
+    """
+    return tuple(memory.untyped_storage()._share_cuda_())
+
+
+def open_cuda_memory(device: int, parts: Sequence[Any]) -> Tensor:
+    """The memory of a handle from ``share_cuda_memory``, uint8 [n], on this process's ``device``. See there."""
+    storage = torch.UntypedStorage._new_shared_cuda(device, *parts[1:])
+    return torch.empty(0, dtype=torch.uint8, device=f"cuda:{device}").set_(storage)

@@ -33,6 +33,14 @@ def test_select_takes_sequences_with_all_their_fields_in_the_order_asked(batch):
     assert picked.sequence_fields["reward"].tolist() == pytest.approx([0.3, 0.1])
 
 
+def test_batches_are_concatenated_with_all_their_fields(batch):
+    whole = Batch.concatenate([batch.select([2]), batch.select([]), batch.select([0, 1])])
+    other = batch.select([2, 0, 1])
+    assert (whole.lengths, whole.input_ids.tolist()) == (other.lengths, other.input_ids.tolist())
+    assert torch.equal(whole.token_fields["mask"], other.token_fields["mask"])
+    assert torch.equal(whole.sequence_fields["reward"], other.sequence_fields["reward"])
+
+
 def test_values_per_token_move_to_the_position_that_predicts_the_token():
     assert align_to_predictions(torch.tensor([1.0, 2, 3, 4, 5]), (3, 2)).tolist() == [2, 3, 0, 5, 0]
 

@@ -20,7 +20,7 @@ def algorithms(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List algorithms, policy losses, and presets: published algorithms as options of grpo.
+    """List algorithms, policy losses, and presets: published algorithms as options of grpo or ppo.
 
     archon train run.yaml $(archon algorithms GSPO) trains with the options of a preset.
     """
@@ -70,4 +70,4 @@ def _named(name: str) -> NamedSettings:
 
 
 def _data(settings: NamedSettings) -> dict:
-    return asdict(settings) | {"algorithm": "grpo"}
+    return asdict(settings)

@@ -104,17 +104,19 @@ class PolicyOptions:
         use_sapo_loss: AReaL's switch for ``policy_loss: sapo``.
         sapo_tau_pos: SAPO's temperature for positive advantages.
         sapo_tau_neg: SAPO's temperature for negative advantages.
-        m2_threshold: M2PO: before each update, leave out the tokens with the largest squared log-ratio to the rollout's
-            policy until the mean over the others is at most this; null for none.
+        m2_threshold: M2PO: before each update, leave out some of the tokens that it would drive further from the
+            rollout's policy, those with the largest squared log-ratios, until the mean over the others of them is at
+            most this; null for none.
         dppo_mask_low: DPPO's threshold of the divergence for negative advantages. Not in AReaL.
         dppo_mask_high: DPPO's threshold of the divergence for positive advantages. Not in AReaL.
-        dppo_divergence: DPPO's divergence: total variation (``tv``) or binary KL (``kl``). Not in AReaL.
+        dppo_divergence: DPPO's divergence: total variation (``tv``) or binary KL (``kl``, for which the paper's
+            thresholds are 0.05). Not in AReaL.
         dppo_kl_coef: weight of the squared log-ratio beside DPPO's mask; 0 in the paper. Not in AReaL.
         clip_cov_ratio: largest share of tokens that Clip-Cov leaves out. Not in AReaL.
         clip_cov_lower: smallest covariance of a token that Clip-Cov leaves out. Not in AReaL.
         clip_cov_upper: largest covariance of a token that Clip-Cov leaves out. Not in AReaL.
         kl_cov_ratio: share of tokens that KL-Cov penalises. Not in AReaL.
-        kl_cov_coef: weight of KL-Cov's penalty. Not in AReaL.
+        kl_cov_coef: weight of KL-Cov's penalty; 1 in the paper. Not in AReaL.
         reward_norm: normalise the rewards of a batch; null for none. If ``adv_norm`` is null too, ``grpo`` normalises
             with mean and deviation of the group.
         reward_scaling: rewards become (reward + reward_bias) * reward_scaling.
@@ -126,8 +128,10 @@ class PolicyOptions:
         overlong_penalty_factor: size of the penalty at and beyond the limit; 1 in DAPO.
         mask_no_eos_with_zero: do not train on completions that reach the length limit. Their rewards still count in the
             statistics of their group.
-        dynamic_sampling: drop groups whose rewards are all equal, since their advantages are 0. No other prompts are
-            drawn to replace them.
+        dynamic_sampling: leave out groups whose rewards are all equal, since their advantages are 0, and draw further
+            prompts in their place until the batch is full (DAPO). AReaL leaves them out only; so does ``dynamic_bs``.
+        dynamic_sampling_max_rounds: largest number of sampling rounds per step, each with as many prompts as are
+            missing; after the last one, the step trains on the groups that it has. Not in AReaL.
         discount: discount factor per step.
         gae_lambda: lambda of generalised advantage estimation: a number, ``length_adaptive`` (VAPO) or
             ``relative_position``. Without a critic it multiplies ``discount``. AReaL's dotted names of the two
@@ -184,6 +188,7 @@ class PolicyOptions:
     overlong_penalty_factor: float | None = None
     mask_no_eos_with_zero: bool = False
     dynamic_sampling: bool = False
+    dynamic_sampling_max_rounds: int = option(10, POSITIVE)
     discount: float = option(1.0, SHARE)
     gae_lambda: float | str = 1.0
     gae_lambda_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -204,6 +209,31 @@ class PolicyOptions:
         yield from policy_loss_problems(self)
         yield from gae_lambda_problems(self)
         yield from normalisation_problems(self)
+
+
+@dataclass
+class CriticOptions:
+    """The value model of ``ppo`` and how it learns (``critic``). Without ``path`` it starts from the actor's initial
+    weights, with a value head from the seed.
+
+    Attributes:
+        ppo_n_minibatches: optimizer steps per rollout batch, each on a different part of it.
+        eps_clip: within a step, a value that has moved further than this towards its return no longer lowers the loss;
+            null for no clipping, as in the PPO paper.
+        mask_no_eos_with_zero: do not train the critic on completions that reach the length limit.
+        warmup_steps: training steps at the start in which the critic learns and the actor keeps its weights. Not in
+            AReaL.
+        gae_lambda: lambda of the returns that the critic learns; null takes ``actor.gae_lambda``. Not in AReaL.
+        bootstrap_truncated: continue a completion that reaches the length limit with the critic's value after its last
+            token, instead of 0. Not in AReaL, which continues the longest sequences of its padded batches.
+    """
+
+    ppo_n_minibatches: int = option(4, POSITIVE)
+    eps_clip: float | None = option(0.5, number(above=0), fix="null switches it off")
+    mask_no_eos_with_zero: bool = False
+    warmup_steps: int = option(0, NOT_NEGATIVE)
+    gae_lambda: float | None = option(None, SHARE)
+    bootstrap_truncated: bool = False
 
 
 @dataclass

@@ -1,7 +1,7 @@
-"""Published algorithms as settings of ``algorithm: grpo``: names for combinations of options. Imports no torch.
+"""Published algorithms as settings of ``algorithm: grpo`` or ``ppo``: names for combinations of options.
 
 ``archon algorithms`` lists them. The values of a paper's own experiments stand here where the paper has them; they are
-a start, not a recommendation for other models.
+a start, not a recommendation for other models. Imports no torch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class NamedSettings:
         summary: what it changes.
         options: dotted option -> value, as an override on the command line has it.
         corrects: whether it corrects for the difference of rollout and trainer, so that it combines with the others.
+        algorithm: the algorithm that takes the options; those that correct combine with any.
     """
 
     name: str
@@ -27,11 +28,13 @@ class NamedSettings:
     summary: str
     options: Mapping[str, str] = field(default_factory=dict)
     corrects: bool = False
+    algorithm: str = "grpo"
 
     @property
     def overrides(self) -> tuple[str, ...]:
         """The options as overrides of ``archon train``."""
-        return tuple(f"{option}={value}" for option, value in self.options.items())
+        chosen = () if self.algorithm == "grpo" else (f"algorithm={self.algorithm}",)
+        return chosen + tuple(f"{option}={value}" for option, value in self.options.items())
 
 
 _AS_THEY_ARE = {"actor.adv_norm": "null"}
@@ -65,7 +68,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
     NamedSettings(
         "DAPO",
         "arXiv:2503.14476",
-        "asymmetric clipping, losses averaged over tokens, groups without a difference left out; add "
+        "asymmetric clipping, losses averaged over tokens, prompts without a difference replaced by others; add "
         "actor.overlong_reward_penalty with a buffer that suits gconfig.max_new_tokens",
         {
             **_group(),
@@ -175,8 +178,14 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
     NamedSettings(
         "REINFORCE++ baseline",
         "arXiv:2501.03262",
-        "rewards relative to the mean of the group, then normalised over the batch; needs ref",
-        {**_group("null", advantages=_WHOLE_BATCH), "actor.kl_ctl": "1e-3", "actor.kl_estimator": "k2"},
+        "rewards relative to the mean of the group, then normalised over the batch; the KL to the reference in the "
+        "loss; needs ref",
+        {
+            **_group("null", advantages=_WHOLE_BATCH),
+            "actor.kl_ctl": "0.0",
+            "actor.kl_loss_coef": "1e-3",
+            "actor.kl_loss_estimator": "k2",
+        },
     ),
     NamedSettings(
         "LitePPO",
@@ -199,13 +208,54 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
         "MaxRL",
         "arXiv:2602.02710",
         "divides by the mean of the group; rewards from 0 on",
-        {**_group("group", scale="mean"), "actor.reward_bias": "0.0"},
+        {**_group("group", scale="mean", eps="0.0"), "actor.reward_bias": "0.0"},
     ),
     NamedSettings(
         "VAPO lambda",
         "arXiv:2504.05118",
         "lambda of advantage estimation that grows with the length of the completion",
         {"actor.gae_lambda": "length_adaptive", "actor.gae_lambda_kwargs.alpha": "0.05"},
+    ),
+    NamedSettings(
+        "PPO",
+        "arXiv:1707.06347",
+        "a critic without value clipping, and advantages with lambda 0.95, normalised over the batch",
+        {
+            **_WHOLE_BATCH,
+            "actor.eps_clip": "0.2",
+            "actor.gae_lambda": "0.95",
+            "critic.eps_clip": "null",
+        },
+        algorithm="ppo",
+    ),
+    NamedSettings(
+        "VC-PPO",
+        "arXiv:2503.01491",
+        "the critic learns alone first, and with lambda 1",
+        {
+            **_WHOLE_BATCH,
+            "actor.gae_lambda": "0.95",
+            "critic.gae_lambda": "1.0",
+            "critic.warmup_steps": "100",
+        },
+        algorithm="ppo",
+    ),
+    NamedSettings(
+        "VAPO",
+        "arXiv:2504.05118",
+        "VC-PPO with a length-adaptive lambda, asymmetric clipping and losses averaged over tokens; the paper's "
+        "language-model loss on correct completions is left out",
+        {
+            **_WHOLE_BATCH,
+            "actor.eps_clip": "0.2",
+            "actor.eps_clip_higher": "0.28",
+            "actor.loss_aggregation": "token",
+            "actor.gae_lambda": "length_adaptive",
+            "actor.gae_lambda_kwargs.alpha": "0.05",
+            "critic.gae_lambda": "1.0",
+            "critic.warmup_steps": "50",
+        },
+        algorithm="ppo",
     ),
     NamedSettings(
         "decoupled",

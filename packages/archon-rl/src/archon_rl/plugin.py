@@ -20,6 +20,7 @@ _ARITHMETIC = ConfigSection("data.arithmetic", "archon_rl.config:ArithmeticOptio
 _HUGGING_FACE = ConfigSection("data.hf", "archon_rl.config:HuggingFaceOptions")
 _TOKENIZER = ConfigSection("tokenizer", "archon_rl.config:TokenizerOptions")
 _POLICY = ConfigSection("actor", "archon_rl.config:PolicyOptions")
+_CRITIC = ConfigSection("critic", "archon_rl.config:CriticOptions")
 _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
@@ -41,6 +42,15 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
             config=(_TOKENIZER, _POLICY, _WARM_START),
+        ),
+        AlgorithmSpec(
+            name="ppo",
+            target="archon_rl.ppo:ppo",
+            trainer="archon_rl.trainer.rl:RLTrainer",
+            summary="proximal policy optimisation with a critic (arXiv:1707.06347)",
+            needs=("inference_engine",),
+            sections=("critic",),
+            config=(_TOKENIZER, _POLICY, _WARM_START, _CRITIC),
         ),
     ]
 

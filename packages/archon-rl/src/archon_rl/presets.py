@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from archon_core.config.validation import check_options
@@ -10,8 +12,9 @@ from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.advantages import GAELambda, GroupAdvantages, Normalisation
-from archon_rl.algorithm import Algorithm, DropTruncated, MixedGroups
+from archon_rl.algorithm import AdvantageEstimator, Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import NormConfig, PolicyOptions
+from archon_rl.differences import advantage_differences
 from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
@@ -20,6 +23,10 @@ from archon_rl.losses.objective import TokenTerm
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.policy_losses import build_policy_loss
 from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
+from archon_rl.sampled_policy import sampled_policy_decisions
+
+Estimates = tuple[AdvantageEstimator, list[Decision]]
+"""An advantage estimator, and decisions about its options."""
 
 
 def sft(config: Any, decisions: list[Decision]) -> Algorithm:
@@ -31,6 +38,22 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
     """Group relative policy optimisation (arXiv:2402.03300) and the variants that its options select.
 
     Raises:
+        ConfigError: as ``policy_optimisation``.
+    """
+    return policy_optimisation("grpo", config, decisions, _group_advantages)
+
+
+def policy_optimisation(
+    name: str, config: Any, decisions: list[Decision], advantages: Callable[[Any, float, GAELambda], Estimates]
+) -> Algorithm:
+    """The composition that the options under ``actor`` select.
+
+    Args:
+        name: of the algorithm.
+        advantages: builds the estimator, and decisions about it, from the configuration, the weight of the KL penalty
+            and lambda.
+
+    Raises:
         ConfigError: an option has an invalid value, or two options contradict each other.
     """
     options, generation = config.actor, config.gconfig
@@ -40,7 +63,9 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
     notes: list[Decision] = []
     policy = build_policy_loss(options, changes, notes)
     gae_lambda = build_gae_lambda(options, changes, notes)
+    notes += sampled_policy_decisions(options, generation)
     kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
+    notes.extend(advantage_differences(options, kl_ctl))
     temperature = 1.0 if generation.greedy else generation.temperature
     if options.temperature != temperature:
         changes.append(
@@ -53,20 +78,22 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
         )
     if refusal := refuse_when_strict(options, changes, role="actor"):
         raise ConfigError(refusal)
-    decisions.extend((*changes, *notes))
+    estimator, choices = advantages(config, kl_ctl, gae_lambda)
+    decisions.extend((*changes, *notes, *choices))
     regularisers: list[TokenTerm] = [EntropyTerm(options.entropy_coef)]
     if kl_loss_coef:
         regularisers.append(KLTerm(kl_loss_coef, options.kl_loss_estimator))
     return Algorithm(
-        name="grpo",
+        name=name,
         loss=policy.term,
         masks=policy.masks,
         regularisers=tuple(regularisers),
         aggregation=_aggregation(options, generation),
         temperature=temperature,
         rewards=_reward_shaping(options, generation),
-        advantages=_group_advantages(options, generation, kl_ctl, gae_lambda, decisions),
+        advantages=estimator,
         selection=MixedGroups() if options.dynamic_sampling else None,
+        max_rounds=_sampling_rounds(config, decisions),
         filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
         replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
         n_minibatches=options.ppo_n_minibatches,
@@ -95,6 +122,21 @@ def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]
     return 0.0, 0.0
 
 
+def _sampling_rounds(config: Any, decisions: list[Decision]) -> int:
+    options, n_samples = config.actor, config.gconfig.n_samples
+    if not options.dynamic_sampling:
+        if config.dynamic_bs:
+            reason = "no group is left out of a batch without actor.dynamic_sampling=true"
+            decisions.append(Decision("dynamic_bs", "true", "no effect", reason))
+        return 1
+    if n_samples < 2:
+        raise ConfigError(
+            f"actor.dynamic_sampling: found true with gconfig.n_samples={n_samples}; it leaves out prompts whose "
+            "samples all have the same reward; set gconfig.n_samples to 2 or more, or actor.dynamic_sampling=false"
+        )
+    return 1 if config.dynamic_bs else options.dynamic_sampling_max_rounds
+
+
 def _aggregation(options: PolicyOptions, generation: Any) -> Aggregation:
     match options.loss_aggregation:
         case "token":
@@ -120,12 +162,10 @@ def _reward_shaping(options: PolicyOptions, generation: Any) -> RewardShaping:
     return RewardShaping(options.reward_scaling, options.reward_bias, options.reward_clip, overlong)
 
 
-def _group_advantages(
-    options: PolicyOptions, generation: Any, kl_ctl: float, gae_lambda: GAELambda, decisions: list[Decision]
-) -> GroupAdvantages:
-    reward_norm = options.reward_norm
-    if reward_norm is None and options.adv_norm is None:
-        reward_norm = NormConfig(mean_level="group", std_level="group")
+def _group_advantages(config: Any, kl_ctl: float, gae_lambda: GAELambda) -> Estimates:
+    options, decisions = config.actor, []
+    if options.reward_norm is None and options.adv_norm is None:
+        options = replace(options, reward_norm=NormConfig(mean_level="group", std_level="group"))
         decisions.append(
             Decision(
                 option="actor.reward_norm",
@@ -134,15 +174,24 @@ def _group_advantages(
                 reason="grpo's advantages are relative to the group, and actor.adv_norm is null too",
             )
         )
-    return GroupAdvantages(
-        reward_norm=_normalisation("actor.reward_norm", reward_norm, generation.n_samples),
-        adv_norm=_normalisation("actor.adv_norm", options.adv_norm, generation.n_samples),
-        kl_ctl=kl_ctl,
-        kl_estimator=options.kl_estimator,
-        discount=options.discount,
-        gae_lambda=gae_lambda,
-        unit=options.gae_timestep_unit,
-    )
+    return GroupAdvantages(**estimator_fields(options, config.gconfig, kl_ctl, gae_lambda)), decisions
+
+
+def estimator_fields(options: PolicyOptions, generation: Any, kl_ctl: float, gae_lambda: GAELambda) -> dict[str, Any]:
+    """The fields that ``GroupAdvantages`` and ``ValueAdvantages`` share.
+
+    Raises:
+        ConfigError: a normalisation compares the samples of a prompt, and there is one.
+    """
+    return {
+        "reward_norm": _normalisation("actor.reward_norm", options.reward_norm, generation.n_samples),
+        "adv_norm": _normalisation("actor.adv_norm", options.adv_norm, generation.n_samples),
+        "kl_ctl": kl_ctl,
+        "kl_estimator": options.kl_estimator,
+        "discount": options.discount,
+        "gae_lambda": gae_lambda,
+        "unit": options.gae_timestep_unit,
+    }
 
 
 def _normalisation(option: str, config: NormConfig | None, n_samples: int) -> Normalisation | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from archon_core.contracts.batch import Batch
 from archon_core.errors import DataError
-from archon_engine.models.text import encode_texts, render_chat
+from archon_engine.models.text import decode_literally, encode_texts, render_chat
 from archon_rl.conversations import encode_conversation
 from archon_rl.fields import Fields, Messages, ends_with_assistant
 from archon_rl.losses.aggregation import LOSS_MASK
@@ -144,6 +144,10 @@ class TextEncoder:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text without special tokens."""
         return self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+    def decode_literally(self, token_ids: Sequence[int]) -> str:
+        """Text with special tokens, in which ``gconfig.stop`` is found."""
+        return decode_literally(self.tokenizer, token_ids)
 
     def _encode_turns(self, prompt: str | Messages, answer: Messages | None) -> Example:
         context: Messages = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt

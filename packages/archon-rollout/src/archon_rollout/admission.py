@@ -7,7 +7,7 @@ a prefill for one row costs about as much as a decode step for all rows.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from archon_core.contracts.rollout import GenerationConfig
@@ -30,6 +30,7 @@ class Sample:
         prompt_length: tokens of the prompt.
         limit: largest number of completion tokens, at least 1.
         config: sampling options.
+        decode: token ids -> text, to find ``config.stop``.
         streams: report every token when it is drawn.
         records_experts: record the routed experts of prompt and completion.
     """
@@ -40,6 +41,7 @@ class Sample:
     prompt_length: int
     limit: int
     config: GenerationConfig
+    decode: Callable[[Sequence[int]], str] | None = None
     streams: bool = False
     records_experts: bool = False
 

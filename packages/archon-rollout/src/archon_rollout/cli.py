@@ -33,8 +33,18 @@ def generate(
     max_new_tokens: Annotated[
         int, typer.Option(help="Largest number of tokens per completion, within the model's positions.")
     ] = 256,
-    min_new_tokens: Annotated[int, typer.Option(help="Suppress stop tokens before this many tokens.")] = 0,
+    min_new_tokens: Annotated[
+        int, typer.Option(help="Suppress stop tokens, and ignore stop texts, before this many tokens.")
+    ] = 0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="Text that ends a completion, and is left out of the output. May be repeated."),
+    ] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Do not end at end-of-text tokens.")] = False,
     temperature: Annotated[float, typer.Option(help="Divide the logits by this.")] = 1.0,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Subtract this from a token's logit for each time that the completion has it.")
+    ] = 0.0,
     top_p: Annotated[float, typer.Option(help="Keep the most probable tokens that reach this; 1 keeps all.")] = 1.0,
     top_k: Annotated[int, typer.Option(help="Keep this many most probable tokens; 0 keeps all.")] = 0,
     greedy: Annotated[bool, typer.Option("--greedy", help="Take the most probable token.")] = False,
@@ -68,7 +78,10 @@ def generate(
         n_samples=n,
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens,
+        stop=stop or None,
+        ignore_eos=ignore_eos,
         temperature=temperature,
+        frequency_penalty=frequency_penalty,
         top_p=top_p,
         top_k=top_k,
         greedy=greedy,
@@ -77,7 +90,8 @@ def generate(
     from archon_rollout.text_generation import TextGenerator
 
     generator = TextGenerator.load(model, max_batch_size=max_batch_size, dtype=dtype, run_as=run_as)
-    print_remark(generator.ends.described() or "no known token", label="completions end at: ", style="dim")
+    ends = "no end-of-text token" if ignore_eos else generator.ends.described() or "no known token"
+    print_remark(ends, label="completions end at: ", style="dim")
     start = time.perf_counter()
     results = generator.complete(texts, options, seed=seed, chat=chat)
     seconds = time.perf_counter() - start

@@ -2,7 +2,7 @@
 
 Active rows form a prefix. New rows are appended; when rows finish, the last active rows move into the gaps, so that
 every step works on one slice without finished rows. A token costs a fixed number of tensor operations and one transfer
-of two flags; Python touches single rows only when they join or finish.
+of two flags; Python touches single rows only when they join or finish, except rows with stop texts.
 
 Legend: R active rows, L layers, K experts per token.
 """
@@ -22,7 +22,8 @@ from archon_core.errors import TrainingError
 from archon_rollout.admission import Sample
 from archon_rollout.random_streams import seed_tensor, uniforms
 from archon_rollout.row_moves import Moves, plan_moves
-from archon_rollout.sampling import SamplingOptions, sample
+from archon_rollout.sampling import SamplingOptions, penalise_frequency, sample
+from archon_rollout.stop_texts import StopTextMatcher
 
 StopReason = Literal["stop", "length", "abort"]
 
@@ -43,12 +44,14 @@ class RowOwner:
             one step.
         first_version: version of the weights of the prefill.
         prompt_experts: int16 [prompt tokens, L, K], routed experts of the prompt; ``None`` if not recorded.
+        stop_texts: finds the sample's stop texts; ``None`` without any.
     """
 
     sample: Sample
     first_step: int
     first_version: int
     prompt_experts: Tensor | None = None
+    stop_texts: StopTextMatcher | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class DecodeRows:
 
     def __init__(self, samples: Sequence[Sample], *, max_rows: int, device: torch.device) -> None:
         self._any_tempered = self._any_filtered = self._any_greedy = self._any_streamed = False
+        self._any_penalised = self._any_stop_texts = False
         longest, stops = _widths(samples)
 
         def column(dtype: torch.dtype, *width: int) -> Tensor:
@@ -83,6 +87,7 @@ class DecodeRows:
         self._temperature = column(torch.float64)
         self._top_p = column(torch.float64)
         self._top_k = column(torch.int64)
+        self._penalty = column(torch.float64)
         self._greedy = column(torch.bool)
         self._stop_ids = column(torch.int64, stops)
         self._experts: Tensor | None = None
@@ -197,12 +202,15 @@ class DecodeRows:
             (self._temperature, [1.0 if c.greedy else c.temperature for c in configs]),
             (self._top_p, [1.0 if c.greedy else c.top_p for c in configs]),
             (self._top_k, [0 if c.greedy else c.top_k for c in configs]),
+            (self._penalty, [c.frequency_penalty for c in configs]),
             (self._greedy, [c.greedy for c in configs]),
             (self._stop_ids, stops),
         ):
             column[rows] = torch.tensor(values, dtype=column.dtype, device=column.device).view(column[rows].shape)
         chosen = experts or [None] * len(samples)
-        self._owners += [RowOwner(s, self._step, v, e) for s, v, e in zip(samples, versions, chosen, strict=True)]
+        self._owners += [
+            RowOwner(s, self._step, v, e, _matcher(s)) for s, v, e in zip(samples, versions, chosen, strict=True)
+        ]
         self._stop_banned_until = max(self._stop_banned_until, *(self._step + c.min_new_tokens for c in configs))
         self._update_reach()
         active = [owner.sample for owner in self._owners]
@@ -210,6 +218,8 @@ class DecodeRows:
         self._any_filtered = any((s.config.top_p < 1 or s.config.top_k > 0) and not s.config.greedy for s in active)
         self._any_greedy = any(s.config.greedy for s in active)
         self._any_streamed = any(s.streams for s in active)
+        self._any_penalised = any(s.config.frequency_penalty for s in active)
+        self._any_stop_texts = any(s.config.stop for s in active)
 
     def advance(
         self, logits: Tensor, start: int = 0, on_token: Callable[[NewToken], None] | None = None
@@ -229,12 +239,16 @@ class DecodeRows:
         rows = slice(start, self.n_active)
         places = self._n_generated[rows].clone()
         drawn = uniforms(self._seed[rows], places)
+        if self._any_penalised:
+            logits = self._penalised(logits, start)
         tokens, logprobs = sample(logits, drawn, self._options(rows), self._banned(rows, logits.shape[1]))
         self._token_ids[self._row_numbers[rows], places] = tokens
         self._logprobs[self._row_numbers[rows], places] = logprobs.double()
         self._last_token[rows] = tokens
         self._n_generated[rows] += 1
         stopped = (tokens[:, None] == self._stop_ids[rows]).any(-1)
+        if self._any_stop_texts:
+            stopped |= self._complete_stop_texts(tokens, start)
         ended = stopped | (self._n_generated[rows] >= self._limit[rows])
         any_ended, all_finite = torch.stack((ended.any(), logprobs.isfinite().all())).tolist()
         if not all_finite:
@@ -267,6 +281,22 @@ class DecodeRows:
         moves = plan_moves(ended)
         self._apply_moves(moves)
         return finished, moves
+
+    def _penalised(self, logits: Tensor, start: int) -> Tensor:
+        """``logits`` of the rows from ``start`` on, after their frequency penalties."""
+        rows = slice(start, self.n_active)
+        longest = max(self._step - owner.first_step for owner in self._owners[start:])
+        generated = self._token_ids[rows, :longest]
+        return penalise_frequency(logits, generated, self._n_generated[rows], self._penalty[rows])
+
+    def _complete_stop_texts(self, tokens: Tensor, start: int) -> Tensor:
+        """Whether the newest tokens complete a stop text of their rows, from ``start`` on: bool [R - start]."""
+        matchers = [owner.stop_texts for owner in self._owners[start:]]
+        found = [
+            matcher is not None and matcher.add(token) is not None
+            for matcher, token in zip(matchers, tokens.tolist(), strict=True)
+        ]
+        return torch.tensor(found, dtype=torch.bool, device=tokens.device)
 
     def _options(self, rows: slice) -> SamplingOptions:
         return SamplingOptions(
@@ -326,3 +356,10 @@ class DecodeRows:
 def _widths(samples: Sequence[Sample]) -> tuple[int, int]:
     """The longest completion, and the largest number of stop tokens."""
     return max(s.limit for s in samples), max(len(s.config.stop_token_ids) for s in samples)
+
+
+def _matcher(sample: Sample) -> StopTextMatcher | None:
+    if not sample.config.stop:
+        return None
+    assert sample.decode is not None, "check_requests refuses stop texts without a decode function"
+    return StopTextMatcher(sample.config.stop, sample.decode, sample.config.min_new_tokens)

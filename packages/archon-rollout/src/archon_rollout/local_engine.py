@@ -8,7 +8,7 @@ falls within that distance.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from archon_core.config.rules import broken_rules
 from archon_core.contracts.engine import TrainEngine
@@ -47,7 +47,8 @@ class LocalEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Completions per request, in the order of its seeds.
 
-        Completions end only at ``config.stop_token_ids``: the caller adds the tokenizer's end-of-text token.
+        Completions end only at ``config.stop_token_ids`` and ``config.stop``: the caller adds the tokenizer's
+        end-of-text token unless ``config.ignore_eos``, and passes ``decode`` with stop texts.
 
         Collective if the trainer has many ranks: each data rank passes its own requests, possibly none, and ranks that
         work on the same sequences pass the same requests.
@@ -91,8 +92,8 @@ class LocalEngine:
         """Accept requests again."""
         self._paused = False
 
-    def update_weights(self, version: int) -> None:
-        """Check that the trainer holds ``version``; there is nothing to copy.
+    def update_weights(self, version: int) -> Mapping[str, float]:
+        """Check that the trainer holds ``version``; there is nothing to copy, and there are no metrics.
 
         Raises:
             TrainingError: it holds another version.
@@ -102,6 +103,7 @@ class LocalEngine:
                 f"local engine: found a request for weights of version {version}, but the trainer holds version "
                 f"{self._trainer.version}; the local engine samples with the trainer's current weights only"
             )
+        return {}
 
     def close(self) -> None:
         """Refuse all further requests. The trainer stays open."""

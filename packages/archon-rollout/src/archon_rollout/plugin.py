@@ -50,6 +50,14 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
             receiver="archon_core.receiving.distributed:DistributedReceiver",
             summary="a process group of two per server and version, over the network",
         ),
+        WeightTransportSpec(
+            name="ipc",
+            target="archon_rollout.transports.ipc:IpcTransport",
+            receiver="archon_rollout.receiving.ipc:IpcReceiver",
+            summary="device memory that servers on the trainer's GPU open by handles",
+            one_host=True,
+            device="cuda",
+        ),
     ]
 
 

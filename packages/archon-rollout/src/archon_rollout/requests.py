@@ -27,7 +27,17 @@ def samples_of(
     if limit <= 0:
         return []
     return [
-        Sample(number, index, seed, len(request.prompt_ids), limit, request.config, streams, records_experts)
+        Sample(
+            number,
+            index,
+            seed,
+            len(request.prompt_ids),
+            limit,
+            request.config,
+            request.decode,
+            streams=streams,
+            records_experts=records_experts,
+        )
         for index, seed in enumerate(request.seeds)
     ]
 
@@ -37,7 +47,7 @@ def check_requests(requests: Sequence[GenerationRequest], limits: ModelLimits) -
 
     Raises:
         ConfigError: sampling options are out of range or contradict each other.
-        DataError: a prompt is empty, too long, or has ids outside the vocabulary.
+        DataError: a prompt is empty, too long, or has ids outside the vocabulary; stop texts have no decode function.
         ModelError: a sequence could become too long for the model.
     """
     for index, request in enumerate(requests):
@@ -47,6 +57,11 @@ def check_requests(requests: Sequence[GenerationRequest], limits: ModelLimits) -
             raise DataError(
                 f"{where}: found {len(request.seeds)} seeds for n_samples={request.config.n_samples}; "
                 "give one seed per sample"
+            )
+        if request.config.stop and request.decode is None:
+            raise DataError(
+                f"{where}: found stop={request.config.stop} and no decode function, and this engine has no tokenizer; "
+                "pass GenerationRequest.decode, or use stop_token_ids"
             )
         _check_ids(request, where, limits.vocab_size)
         _check_length(request, where, limits)

@@ -50,22 +50,34 @@ def sample(logits: Tensor, uniforms: Tensor, options: SamplingOptions, banned: T
         banned: bool [R, V], tokens to exclude; ``None`` for none.
 
     Returns:
-        Token ids, int64 [R], and their log-probabilities [R] under the tempered distribution, before exclusion and
-        filtering. They are not finite where the logits are not.
+        Token ids, int64 [R], and their log-probabilities [R] under the tempered distribution over the tokens that are
+        not excluded, before filtering. They are not finite where the logits are not.
     """
     if options.any_tempered:
         logits = logits / options.temperature[:, None].to(logits.dtype)
-    allowed = logits if banned is None else logits.masked_fill(banned, -torch.inf)
+    if banned is not None:
+        logits = logits.masked_fill(banned, -torch.inf)
     if options.any_filtered:
-        drawn, _ = draw(filter_logits(allowed, options.top_k, options.top_p), uniforms)
+        drawn, _ = draw(filter_logits(logits, options.top_k, options.top_p), uniforms)
         log_normaliser = logits.logsumexp(-1)
     else:
-        drawn, log_normaliser = draw(allowed, uniforms)
-        if banned is not None:
-            log_normaliser = logits.logsumexp(-1)
+        drawn, log_normaliser = draw(logits, uniforms)
     if options.any_greedy:
-        drawn = torch.where(options.greedy, allowed.argmax(-1), drawn)
+        drawn = torch.where(options.greedy, logits.argmax(-1), drawn)
     return drawn, logits.gather(1, drawn[:, None])[:, 0] - log_normaliser
+
+
+def penalise_frequency(logits: Tensor, token_ids: Tensor, n_generated: Tensor, penalty: Tensor) -> Tensor:
+    """``logits`` [R, V] minus ``penalty`` times the number of times that a completion has the token.
+
+    Args:
+        token_ids: int64 [R, N], the tokens of the completions, padded with anything.
+        n_generated: int64 [R], tokens of each completion, at most N.
+        penalty: float64 [R].
+    """
+    counted = torch.arange(token_ids.shape[1], device=token_ids.device) < n_generated[:, None]
+    counts = torch.zeros_like(logits).scatter_add_(1, token_ids, counted.to(logits.dtype))
+    return logits - penalty[:, None].to(logits.dtype) * counts
 
 
 def draw(logits: Tensor, uniforms: Tensor, *, block_width: int | None = None) -> tuple[Tensor, Tensor]:

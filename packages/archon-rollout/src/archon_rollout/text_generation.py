@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from archon_core import assemble
@@ -19,19 +20,20 @@ from archon_core.errors import ConfigError, DataError
 from archon_core.models.end_tokens import EndTokens, end_tokens, folder_ends
 from archon_core.seeding import derive_seed
 from archon_engine.models.hf_config import checkpoint_folder
-from archon_engine.models.text import encode_texts, render_chat
+from archon_engine.models.text import decode_literally, encode_texts, render_chat
 from archon_engine.models.tokenizer import read_tokenizer
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.model_limits import ModelLimits, model_limits
 from archon_rollout.requests import check_options
+from archon_rollout.stop_texts import stop_suffix
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class TextCompletion:
-    """A completion and its text without special tokens."""
+    """A completion and its text, without special tokens and without the stop text that ended it."""
 
     text: str
     completion: Completion
@@ -100,9 +102,10 @@ class TextGenerator:
         """
         check_options(options)
         reach = [options.max_tokens, self._limits.max_positions, self._limits.length_dependent_above]
+        own = () if options.ignore_eos else self.ends.own
         options = replace(
             options,
-            stop_token_ids=list(dict.fromkeys((*self.ends.own, *options.stop_token_ids))),
+            stop_token_ids=list(dict.fromkeys((*own, *options.stop_token_ids))),
             max_tokens=min((limit for limit in reach if limit is not None), default=None),
         )
         requests = [
@@ -110,11 +113,12 @@ class TextGenerator:
                 self._encode(prompt, chat),
                 options,
                 tuple(derive_seed(seed, "generate", number, sample) for sample in range(options.n_samples)),
+                partial(decode_literally, self._tokenizer),
             )
             for number, prompt in enumerate(prompts)
         ]
         return [
-            [TextCompletion(self._decode(completion.token_ids), completion) for completion in completions]
+            [TextCompletion(self._text(completion, options), completion) for completion in completions]
             for completions in self._engine.generate(requests)
         ]
 
@@ -140,5 +144,8 @@ class TextGenerator:
             raise DataError(f"prompt {prompt!r}: found 0 tokens; allowed is at least 1; write some text")
         return ids
 
-    def _decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    def _text(self, completion: Completion, options: GenerationConfig) -> str:
+        text = self._tokenizer.decode(list(completion.token_ids), skip_special_tokens=True)
+        decode = partial(decode_literally, self._tokenizer)
+        # Ends in special tokens, if the stop text has any, are gone already.
+        return text.removesuffix(stop_suffix(completion.token_ids, options.stop, decode, options.min_new_tokens) or "")

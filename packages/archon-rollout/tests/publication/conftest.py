@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -112,7 +113,7 @@ def engine():
 
 @pytest.fixture
 def context(driver, tmp_path):
-    return TransportContext(driver, run="test", folder=tmp_path, timeout=20.0)
+    return TransportContext(driver, run=uuid.uuid4().hex, folder=tmp_path, timeout=20.0)
 
 
 @pytest.fixture

@@ -27,5 +27,6 @@ def assert_equal(found, expected):
         assert torch.equal(found[name], tensor), name
 
 
-def arenas():
-    return sorted(path.name for path in FOLDER.glob("archon-weights-*")) if FOLDER.is_dir() else []
+def arenas(run):
+    """Files in shared memory of one run; other tests have theirs at the same time."""
+    return sorted(path.name for path in FOLDER.glob(f"archon-weights-*-{run}-*")) if FOLDER.is_dir() else []

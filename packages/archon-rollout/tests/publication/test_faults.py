@@ -252,7 +252,7 @@ def test_killed_and_stopped_servers_leave_and_the_others_go_on(
     assert publisher.publish([*servers, stopped_record]).failed == ()
     assert_equal(weights_of(stopped_record), engine.tensors)
     publisher.close()
-    assert arenas() == []
+    assert arenas(context.run) == []
 
 
 def test_a_full_shared_memory_fails_all_servers_with_the_fix(engine, driver, context, servers, monkeypatch):
@@ -266,7 +266,7 @@ def test_a_full_shared_memory_fails_all_servers_with_the_fix(engine, driver, con
     assert result.committed == ()
     assert all("lower rollout.weight_bucket_mb" in failed.reason for failed in result.failed)
     publisher.close()
-    assert arenas() == []
+    assert arenas(context.run) == []
 
 
 def test_the_disk_transport_leaves_whole_folders_only(publishing, context, servers, engine):
@@ -283,3 +283,30 @@ def test_the_disk_transport_leaves_whole_folders_only(publishing, context, serve
     assert_equal(found, engine.tensors)
     assert TRANSPORTS["disk"].load()(context).folder_of(2).is_dir()
     assert torch.equal(found["scalar"], engine.tensors["scalar"])
+
+
+def test_an_old_folder_that_cannot_be_removed_is_a_warning(engine, driver, context, servers, monkeypatch, caplog):
+    def refuse(folder):
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr("archon_rollout.transports.disk.remove_folder", refuse)
+    publisher = make_publisher(engine, driver, context, "disk")
+    for _ in range(3):
+        engine.step()
+        assert publisher.publish(servers).failed == ()
+    publisher.close()
+    assert "cannot remove the weights of version 1" in caplog.text
+
+
+@pytest.mark.wide
+def test_a_store_that_ended_is_replaced(engine, driver, context, servers, weights_of):
+    publisher = make_publisher(engine, driver, context, "distributed")
+    engine.step()
+    assert publisher.publish(servers).failed == ()
+    store = publisher._transport._store._process
+    store.kill()
+    store.wait()
+    engine.step()
+    assert publisher.publish(servers).failed == ()
+    assert_equal(weights_of(servers[0]), engine.tensors)
+    publisher.close()

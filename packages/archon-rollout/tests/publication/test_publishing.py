@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import uuid
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ SIZES = {"1 KiB": 2**10, "128 KiB": 2**17, "whole": 2**30}
 
 # The store of a group is a process that takes seconds to start.
 CASES = [
-    pytest.param(transport, size, marks=[pytest.mark.wide] * (transport == "distributed" and size != "128 KiB"))
+    pytest.param(transport, size, marks=[pytest.mark.wide] * (transport == "distributed"))
     for transport in ("disk", "shm", "distributed")
     for size in SIZES
 ]
@@ -34,12 +35,13 @@ def test_servers_hold_the_bits_of_every_version(transport, size, engine, driver,
             assert_equal(weights_of(server), engine.tensors)
             assert driver.state(server, timeout=5).version == engine.version
     publisher.close()
-    assert arenas() == []
+    assert arenas(context.run) == []
 
 
+@pytest.mark.parametrize("size", ["1 KiB", "whole"])
 @pytest.mark.parametrize("transport", ["disk", "shm", pytest.param("distributed", marks=pytest.mark.wide)])
-def test_unchanged_tensors_are_not_sent_again(transport, engine, driver, context, servers, weights_of):
-    publisher = make_publisher(engine, driver, context, transport, skip_unchanged=True)
+def test_unchanged_tensors_are_not_sent_again(transport, size, engine, driver, context, servers, weights_of):
+    publisher = make_publisher(engine, driver, context, transport, bucket_bytes=SIZES[size], skip_unchanged=True)
     whole = engine.weight_manifest().n_bytes
     frozen = engine.tensors["frozen"].numel() * 4
     for sent in (whole, whole - frozen, whole - frozen):
@@ -88,7 +90,7 @@ from weight_server import HttpDriver, record_of
 from archon_core.contracts.serving import TransportContext
 from pathlib import Path
 engine, driver = TensorEngine(), HttpDriver()
-publisher = make_publisher(engine, driver, TransportContext(driver, "killed", Path(sys.argv[1])), "shm")
+publisher = make_publisher(engine, driver, TransportContext(driver, sys.argv[3], Path(sys.argv[1])), "shm")
 engine.step()
 result = publisher.publish([record_of(line) for line in json.loads(sys.argv[2])])
 print(len(result.committed), flush=True)
@@ -99,20 +101,20 @@ time.sleep(60)
 @pytest.mark.wide
 def test_a_killed_trainer_leaves_an_arena_that_the_next_one_removes(engine, driver, context, servers, weights_of):
     lines = [json.dumps({"address": server.address, "incarnation": server.incarnation}) for server in servers]
+    killed = uuid.uuid4().hex
     folder = str(pytest.importorskip("weight_server").__file__).rpartition("/")[0]
     trainer = subprocess.Popen(
-        [sys.executable, "-c", KILLED, folder, json.dumps(lines)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", KILLED, folder, json.dumps(lines), killed], stdout=subprocess.PIPE, text=True
     )
     assert trainer.stdout.readline() == "2\n"
+    (left,) = arenas(killed)
     trainer.send_signal(signal.SIGKILL)
     trainer.wait()
     trainer.stdout.close()
-    (left,) = arenas()
-    assert "-killed-" in left
     publisher = make_publisher(engine, driver, context, "shm")
     engine.step()
     assert publisher.publish(servers).failed == ()
-    assert left not in arenas()
+    assert left not in arenas(killed)
     assert torch.equal(weights_of(servers[0])["norm"], engine.tensors["norm"])
     publisher.close()
-    assert arenas() == []
+    assert arenas(context.run) == []

@@ -22,6 +22,7 @@ from archon_rollout.server.app import build_app
 from archon_rollout.server.decode_thread import DecodeThread
 from archon_rollout.server.openai_app import openai_routes
 from archon_rollout.server.openai_text import TextSide
+from archon_rollout.server.rank_updates import RankUpdates
 from archon_rollout.server.service import Service
 from archon_rollout.server.serving_loop import ServingLoop
 
@@ -90,7 +91,7 @@ def serving(weights, *, text=None, max_rows: int = 8):
     listener.listen(64)  # requests wait until the server accepts them
     port = listener.getsockname()[1]
     record = ServerRecord(f"127.0.0.1:{port}", "this-start", "served", version=weights.version)
-    service = Service(decode, weights, limits, record)
+    service = Service(decode, weights, RankUpdates(weights), limits, record)
     app = build_app(service, token=TOKEN, more_routes=openai_routes(service, text or TextSide("tiny", limits)))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

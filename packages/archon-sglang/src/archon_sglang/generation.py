@@ -32,9 +32,14 @@ def request_data(
         seeded: whether the server honours seeds.
 
     Raises:
-        ServerError: the prompt leaves no room for a token.
+        ServerError: the prompt leaves no room for a token, or the request has stop texts.
     """
     config = request.config
+    if config.stop:
+        raise ServerError(
+            f"gconfig.stop: found {config.stop}; allowed with SGLang servers is null, because they are sent token ids "
+            "only; use gconfig.stop_token_ids"
+        )
     limit = config.max_new_tokens
     if config.max_tokens is not None:
         limit = min(limit, config.max_tokens - len(request.prompt_ids))
@@ -46,6 +51,7 @@ def request_data(
         "n": 1,
         "max_new_tokens": limit,
         "min_new_tokens": min(config.min_new_tokens, limit),
+        "frequency_penalty": config.frequency_penalty,
         "temperature": 0.0 if config.greedy else config.temperature,
         "top_p": 1.0 if config.greedy else config.top_p,
         "top_k": -1 if config.greedy or not config.top_k else config.top_k,

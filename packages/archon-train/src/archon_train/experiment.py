@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING
 
 from archon_core.config.loading import LoadedConfig, read_config
 from archon_core.config.root import RootSchema
-from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, each_one_of, folder_name, one_of, option, path_or_id
+from archon_core.config.rules import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    each_one_of,
+    folder_name,
+    number,
+    one_of,
+    option,
+    path_or_id,
+)
 from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
 
@@ -107,7 +116,10 @@ class TrainerConfig:
         keep_last: number of recent checkpoints to keep; null keeps all.
         keep_every: with ``keep_last``, also keep the checkpoints of steps that are multiples of this.
         eval_every: steps between evaluations on held-out data; 0 evaluates only at the end.
+        eval_before_train: also evaluate before the first step. AReaL's default is false.
         eval_size: largest number of held-out records per evaluation; null for all.
+        eval_pass_above: with several samples per held-out record (``eval_gconfig``), a sample passes if its reward is
+            above this. Not in AReaL.
         resume: continue from the run folder's last checkpoint; an error if there is no such run.
         auto_resume: continue from the last checkpoint if there is one, otherwise start a new run.
         max_restarts: number of restarts from the last checkpoint after a rank died. Errors in the configuration or the
@@ -124,7 +136,9 @@ class TrainerConfig:
     keep_last: int | None = option(None, POSITIVE, fix="null keeps all checkpoints")
     keep_every: int | None = option(None, POSITIVE)
     eval_every: int = option(0, NOT_NEGATIVE)
+    eval_before_train: bool = True
     eval_size: int | None = option(None, POSITIVE)
+    eval_pass_above: float = option(0.0, number())
     resume: bool = False
     auto_resume: bool = False
     max_restarts: int = option(0, NOT_NEGATIVE)
@@ -154,6 +168,8 @@ class ExperimentConfig:
         seed: seed of all random draws.
         algorithm: name of the algorithm: ``sft``, ``grpo``, ...
         reward: name of the reward function, for algorithms that use one.
+        dynamic_bs: train on fewer than ``data.batch_size`` prompts where ``actor.dynamic_sampling`` leaves some out,
+            instead of drawing further prompts.
         tokenizer_path: folder or hub id of the tokenizer; null takes ``actor.path``.
         cluster: the machines.
         scheduler: the launcher.
@@ -164,6 +180,9 @@ class ExperimentConfig:
         teacher: a frozen model to distil from.
         rollout: the engine that samples completions.
         gconfig: sampling options.
+        eval_gconfig: sampling options of evaluations; options left out have the defaults of this table, not the values
+            of ``gconfig``. With several samples per record, evaluations report ``eval/reward_avg@k`` and
+            ``eval/pass@k``. Null for one greedy completion per record, with the limits of ``gconfig``.
         data: the data set.
         trainer: length and output of the run.
     """
@@ -173,6 +192,7 @@ class ExperimentConfig:
     seed: int = 1
     algorithm: str = "grpo"
     reward: str | None = None
+    dynamic_bs: bool = False
     tokenizer_path: str | None = option(None, path_or_id)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -183,6 +203,7 @@ class ExperimentConfig:
     teacher: EngineConfig | None = None
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     gconfig: GenerationConfig = field(default_factory=GenerationConfig)
+    eval_gconfig: GenerationConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 

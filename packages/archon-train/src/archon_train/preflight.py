@@ -23,6 +23,7 @@ from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
 from archon_core.contracts.preview import EngineOutline
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
+from archon_core.contracts.train import AlgorithmSpec
 from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
 from archon_core.layout import (
     BUILTIN_BACKENDS,
@@ -38,6 +39,8 @@ from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
+from archon_train.model_sections import critic_problems, missing_sections, unused_critic
+from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, Obstacle, RunPlan
 from archon_train.vision import explain_visual
 
@@ -58,6 +61,7 @@ def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
     return RunPlan(
         layouts=planner.layouts,
         shares=planner.shares,
+        processes=planner.processes,
         needs=tuple(Need(package, tuple(purposes)) for package, purposes in planner.needs.items()),
         obstacles=tuple(dict.fromkeys(planner.obstacles)),
         notes=tuple(planner.notes),
@@ -72,9 +76,11 @@ class _Planner:
         self.registry = registry
         self.layouts: dict[str, Layout] = {}
         self.shares: tuple[EngineShare, ...] = ()
+        self.processes = ProcessPlan()
         self.needs: dict[MissingPackage, list[str]] = {}
         self.obstacles: list[Obstacle] = []
         self.decisions: list[Decision] = []
+        self.models: dict[str, ModelSpec | None] = {}
         self.samples = True
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
@@ -118,7 +124,8 @@ class _Planner:
             cluster = self.config.cluster
             self.shares = cluster_shares(self.layouts)
             try:
-                check_cluster(self.layouts, n_nodes=cluster.n_nodes, n_gpus_per_node=cluster.n_gpus_per_node)
+                sizes = {"n_nodes": cluster.n_nodes, "n_gpus_per_node": cluster.n_gpus_per_node}
+                self.processes = plan_processes(check_cluster(self.layouts, **sizes), **sizes)
             except ArchonError as error:
                 self.wrong(str(error))
 
@@ -136,6 +143,10 @@ class _Planner:
         self.look_up("dataset", config.data.dataset, "data.dataset")
         if config.reward is not None:
             self.look_up("reward", config.reward, "reward")
+        if isinstance(algorithm, AlgorithmSpec):
+            for text in missing_sections(self.config, algorithm):
+                self.wrong(text)
+            self.decisions += unused_critic(self.config, algorithm)
         rollout = self.layouts.get("rollout")
         needed = algorithm is not None and "inference_engine" in getattr(algorithm, "needs", ())
         self.samples = algorithm is None or needed
@@ -157,7 +168,11 @@ class _Planner:
             self.check_shares_ranks(role, layout)
         if not isinstance(engine, TrainEngineSpec):
             return
-        model = self.check_model(role, config, layout, engine)
+        model = self.models[role] = self.check_model(role, config, layout, engine)
+        if role == "critic":
+            own = config.path or config.model_config is not None
+            for text in critic_problems(config, model if own else self.models.get("actor"), self.loaded.explicit):
+                self.wrong(text)
         schedule, pipeline = self.check_pipeline(role, config, layout, engine)
         self.check_experts(role, config, layout, engine, model)
         if engine.preview:

@@ -10,6 +10,7 @@ from archon_core.config.packages import MissingPackage
 from archon_core.contracts.decisions import Decision
 from archon_core.layout import Layout
 from archon_train.cluster import EngineShare
+from archon_train.process_plan import ProcessPlan
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class RunPlan:
     Attributes:
         layouts: role -> layout, of every engine whose layout can be parsed.
         shares: the ranks of each engine.
+        processes: the machine and the devices of every process; empty if the engines do not fit the cluster.
         needs: missing packages.
         obstacles: all other reasons why the run cannot start.
         notes: remarks that do not stop the run.
@@ -49,6 +51,7 @@ class RunPlan:
 
     layouts: Mapping[str, Layout] = field(default_factory=dict)
     shares: tuple[EngineShare, ...] = ()
+    processes: ProcessPlan = field(default_factory=ProcessPlan)
     needs: tuple[Need, ...] = ()
     obstacles: tuple[Obstacle, ...] = ()
     notes: tuple[str, ...] = ()

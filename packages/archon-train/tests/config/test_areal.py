@@ -20,6 +20,7 @@ from archon_train.areal.keys import (
     RENAMED,
     SECTIONS,
 )
+from archon_train.areal.meaning import translate
 from archon_train.areal.names import new_name, rename
 from archon_train.areal.rules import IGNORED
 from archon_train.experiment import ROOT, ExperimentConfig
@@ -36,7 +37,6 @@ PLUGINS_OWN = {
     "actor.behave_imp_weight_mode",
     "data.hf.split",
     "data.hf.validation_split",
-    "trainer.eval_before_train",
 }
 """Options of packages that these tests do not need, or that an installed release may not have yet."""
 
@@ -127,6 +127,8 @@ def test_length_data_and_frequencies_are_translated(load: Load) -> None:
     [
         ("train_dataset: {type: rl}\n", "grpo"),
         ("train_dataset: {type: rl}\ncritic: {path: c}\n", "ppo"),
+        ("total_train_epochs: 1\ncritic: {path: c}\n", "ppo"),
+        ("total_train_epochs: 1\ncritic: {path: c}\nalgorithm: grpo\n", "grpo"),
         ("train_dataset: {type: rw}\n", "rw"),
         ("train_dataset: {type: sft}\nalgorithm: grpo\n", "grpo"),
         ("total_train_epochs: 1\n", "grpo"),
@@ -149,6 +151,26 @@ def test_adam_is_adamw_in_areals_files_and_adam_in_ours(load: Load) -> None:
     ours = load("actor: {optimizer: {type: adam}}\n", ["total_train_epochs=1"])
     assert ours.config.actor.optimizer.type == "adam"
     assert not ours.decisions
+
+
+def test_evaluation_with_options_of_its_own_has_its_own_defaults(load: Load) -> None:
+    loaded = load("total_train_epochs: 1\neval_gconfig: {n_samples: 8, max_tokens: 99}\n")
+    assert (loaded.config.eval_gconfig.n_samples, loaded.config.eval_gconfig.max_new_tokens) == (8, 512)
+    told = {d.option: d.requested for d in loaded.decisions}
+    assert told["eval_gconfig.max_new_tokens"] == "left out (16384 in AReaL)"
+    assert "eval_gconfig.max_tokens" not in told
+    evaluated = load("evaluator: {eval_before_train: false}\n").config
+    assert (evaluated.trainer.eval_before_train, evaluated.eval_gconfig) == (False, None)
+
+
+def test_dynamic_sampling_fills_the_batch_unless_its_size_is_dynamic() -> None:
+    def decisions(text: str) -> list[tuple[str, str]]:
+        return [(d.option, d.effective) for d in translate(parse_yaml(text, "f")).decisions]
+
+    filled = [("actor.dynamic_sampling", "true, and further prompts fill the batch")]
+    assert decisions("actor: {dynamic_sampling: true}") == filled
+    assert decisions("{actor: {dynamic_sampling: true}, dynamic_bs: true}") == []
+    assert decisions("actor: {dynamic_sampling: false}") == []
 
 
 def test_defaults_that_differ_from_areals_are_told_in_its_files_only(load: Load) -> None:
@@ -240,8 +262,10 @@ def verdict(option: str, value: str) -> str:
         ("actor.use_lora", "false", "harmless"),
         ("actor.use_lora", "true", "error"),
         ("actor.lora_rank", "8", "decision"),
-        ("gconfig.stop", "null", "harmless"),
-        ("gconfig.stop", "[x]", "error"),
+        ("gconfig.use_beam_search", "false", "harmless"),
+        ("gconfig.use_beam_search", "true", "error"),
+        ("eval_gconfig.use_beam_search", "true", "error"),
+        ("eval_gconfig.seed", "7", "decision"),
         ("saver.freq_epochs", "1", "decision"),
         ("saver.freq_epochs", "null", "harmless"),
         ("stats_logger.wandb", "{mode: disabled}", "harmless"),
@@ -351,6 +375,7 @@ def test_a_whole_areal_file_loads_and_every_change_is_a_decision(load: Load) -> 
         "sglang",
         "train_dataset.num_workers",
         "train_dataset.pin_memory",
+        "trainer.eval_before_train",
         "valid_dataset.batch_size",
         "valid_dataset.num_workers",
         "valid_dataset.pin_memory",

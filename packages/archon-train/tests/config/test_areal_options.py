@@ -318,10 +318,10 @@ def test_other_defaults_lists_are_refused(load: Load, tmp_path, names: str, mess
 
 def test_options_of_one_class_that_stands_for_a_feature_share_an_error(load: Load) -> None:
     with pytest.raises(ConfigError) as error:
-        load("critic: {ppo_n_minibatches: 1, mask_no_eos_with_zero: true, eps_clip: 0.5}\ntotal_train_epochs: 1\n")
+        load("actor: {beta: 0.2, loss_type: ipo}\ntotal_train_epochs: 1\n")
     text = str(error.value)
-    assert "critic.ppo_n_minibatches: found 1; allowed is 4: this version does not have the option" in text
-    assert text.endswith("(the same holds for critic.mask_no_eos_with_zero)")
+    assert "actor.beta: found 0.2; allowed is 0.1: this version does not have the option" in text
+    assert text.endswith("(the same holds for actor.loss_type)")
 
 
 def test_training_options_of_a_frozen_model_have_no_effect(load: Load) -> None:

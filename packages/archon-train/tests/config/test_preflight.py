@@ -36,7 +36,9 @@ def complete(make_registry: MakeRegistry) -> Registry:
             "all",
             TrainEngineSpec(name="able", target="json:loads", axes="dtpcer", model_type="json:loads"),
             TrainEngineSpec(name="careful", target="json:loads", axes="", preview="archon_fake_options:refuse_all"),
-            ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
+            ModelSpec(
+                name="tiny", target="json:loads", model_types=("tiny",), capabilities=frozenset({"tp", "cp", "critic"})
+            ),
             ModelSpec(name="tiny_moe", target="json:loads", model_types=("tiny_moe",), needs=("moe",)),
             ScheduleSpec(name="Interleaved1F1B", target="json:loads", stages_per_rank=None),
             ScheduleSpec(name="ZeroBubble", target="json:loads", splits_backward=True),

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -174,6 +175,7 @@ def test_a_dry_run_prints_what_would_run_and_starts_nothing(
     printed = capsys.readouterr().out
     assert "n_samples: 7\n" in printed
     assert "1 of 8 ranks" in printed
+    assert re.search(r"^trainer +actor, rollout +1 +machine 0: devices 0 *$", printed, re.MULTILINE)
     assert not trainer.RUNS  # type: ignore[attr-defined]
     assert not run_folder.exists()
 
@@ -183,6 +185,23 @@ def test_a_dry_run_names_missing_packages_and_still_succeeds(train: Train, capsy
     printed = capsys.readouterr().out
     assert "- archon-ray, which is not installed; for scheduler.type: ray" in printed
     assert "pip install archon-ray archon-vllm" in printed
+
+
+def test_a_dry_run_prints_its_plan_as_json(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["rollout.backend=vllm:d2t2p1", "actor.backend=archon:d4", "reward=gsm9k"]
+    assert train("--dry-run", "--json", *overrides) == 2
+    plan = json.loads(capsys.readouterr().out)
+    assert not plan["can_run"]
+    assert [(part["name"], part["roles"]) for part in plan["parts"]] == [
+        ("trainer", ["actor"]),
+        ("server 0", ["rollout"]),
+        ("server 1", ["rollout"]),
+    ]
+    assert plan["parts"][1]["processes"] == [{"rank": 0, "node": 0, "devices": [4, 5]}]
+    assert plan["missing_packages"][0]["command"] == "pip install archon-vllm"
+    assert [obstacle["kind"] for obstacle in plan["obstacles"]] == ["config"]
+    assert train("--json") == 2
+    assert "--json: found without --dry-run" in capsys.readouterr().err
 
 
 def test_a_dry_run_of_a_wrong_configuration_fails(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

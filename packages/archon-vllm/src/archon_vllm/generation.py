@@ -36,6 +36,11 @@ def request_data(request: GenerationRequest, sample: int, *, request_id: str) ->
             f"gconfig: found top_p {config.top_p:g} and top_k {config.top_k}; allowed with vLLM are 1 and 0, because "
             "it returns log-probabilities of the distribution after the cut, which a trainer cannot recompute"
         )
+    if config.stop:
+        raise ServerError(
+            f"gconfig.stop: found {config.stop}; allowed with vLLM servers is null, because they are sent token ids "
+            "only; use gconfig.stop_token_ids"
+        )
     limit = config.max_new_tokens
     if config.max_tokens is not None:
         limit = min(limit, config.max_tokens - len(request.prompt_ids))
@@ -47,6 +52,7 @@ def request_data(request: GenerationRequest, sample: int, *, request_id: str) ->
         "n": 1,
         "max_tokens": limit,
         "min_tokens": min(config.min_new_tokens, limit),
+        "frequency_penalty": config.frequency_penalty,
         "temperature": 0.0 if config.greedy else config.temperature,
         "seed": request.seeds[sample] % 2**63,
         "logprobs": 0,

@@ -78,6 +78,21 @@ class Batch:
             sequence_fields=dict(sequence_fields or {}),
         )
 
+    @classmethod
+    def concatenate(cls, batches: Sequence[Batch]) -> Batch:
+        """The sequences of all ``batches``, at least one, which have the same fields."""
+        if len(batches) == 1:
+            return batches[0]
+        first = batches[0]
+        return cls(
+            input_ids=torch.cat([batch.input_ids for batch in batches]),
+            lengths=tuple(length for batch in batches for length in batch.lengths),
+            token_fields={name: torch.cat([b.token_fields[name] for b in batches]) for name in first.token_fields},
+            sequence_fields={
+                name: torch.cat([b.sequence_fields[name] for b in batches]) for name in first.sequence_fields
+            },
+        )
+
     def __len__(self) -> int:
         """The number of sequences, S."""
         return len(self.lengths)

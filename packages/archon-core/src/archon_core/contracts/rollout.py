@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -19,6 +19,10 @@ def _token_ids(value: Sequence[int]) -> str | None:
     return None if all(token >= 0 for token in value) else "token ids of 0 or more"
 
 
+def _stop_texts(value: Sequence[str]) -> str | None:
+    return None if all(value) else "lists of texts with at least one character each"
+
+
 @dataclass
 class RolloutConfig:
     """The inference engine that generates completions.
@@ -31,7 +35,13 @@ class RolloutConfig:
         addresses: ``host:port`` of running servers to use; empty to start them.
         setup_timeout: seconds for servers to become ready.
         request_timeout: time limit of a call to a server, in seconds.
-        weight_transport: how servers get weights: ``shm`` on one host, ``disk`` through ``cluster.fileroot``.
+        weight_transport: how servers get weights: ``shm`` on the trainer's host, ``distributed`` over the network,
+            ``disk`` through the run folder. See docs/weights.md.
+        weight_bucket_mb: size in MiB of the buckets in which weights are gathered and sent; a larger tensor is sent
+            alone. The trainer's first rank holds two, and ``shm`` two more.
+        weight_timeout: time limit in seconds of each call of a publication to a server.
+        weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
+        skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
     backend: str = "local"
@@ -41,6 +51,10 @@ class RolloutConfig:
     setup_timeout: float = option(300.0, POSITIVE)
     request_timeout: float = option(3600.0, POSITIVE)
     weight_transport: str = "shm"
+    weight_bucket_mb: int = option(256, POSITIVE)
+    weight_timeout: float = option(120.0, POSITIVE)
+    weight_canary: bool = True
+    skip_unchanged: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,8 +91,9 @@ class InferenceEngine(Protocol):
     def resume(self) -> None:
         """Accept requests again."""
 
-    def update_weights(self, version: int) -> None:
-        """Switch to the published weights of ``version``."""
+    def update_weights(self, version: int) -> Mapping[str, float]:
+        """Switch to the trainer's weights, which have ``version``. Returns metrics of the publication, if there was
+        one."""
 
     def close(self) -> None:
         """Free the engine's resources."""
@@ -101,14 +116,21 @@ class GenerationConfig:
     Attributes:
         n_samples: completions per prompt; they share the prompt's prefill.
         max_new_tokens: maximum number of generated tokens per completion, including the stop token.
-        min_new_tokens: minimum number of tokens before a stop token can be drawn.
+        min_new_tokens: minimum number of tokens before a stop token can be drawn, or a ``stop`` text ends a completion.
         max_tokens: maximum number of tokens of prompt and completion together; null for no limit.
         temperature: divide logits by this. Log-probabilities are those of the tempered distribution.
+        frequency_penalty: subtract this from a token's logit, before the temperature, for each time that the completion
+            already has the token; from -2 to 2. Training knows no penalty: the ratio to the rollout's
+            log-probabilities, which include it, corrects for that.
         top_p: sample from the smallest set of most probable tokens that reaches this probability; 1.0 keeps all.
         top_k: sample from the k most probable tokens; 0 keeps all.
         greedy: always take the most probable token. Log-probabilities are then those at temperature 1.
         stop_token_ids: token ids that end a completion, in addition to the tokenizer's end of text and the model's own
             list.
+        stop: texts that end a completion, also across tokens; null for none. The tokens that spell the text stay in the
+            completion, are trained on, and rewards see them.
+        ignore_eos: do not end completions at the tokenizer's end of text and the model's own list, but only at
+            ``stop_token_ids``, ``stop`` and the limits.
     """
 
     n_samples: int = option(1, POSITIVE)
@@ -116,10 +138,13 @@ class GenerationConfig:
     min_new_tokens: int = option(0, NOT_NEGATIVE)
     max_tokens: int | None = option(None, POSITIVE)
     temperature: float = option(1.0, number(above=0), fix="for the most probable token, set greedy=true")
+    frequency_penalty: float = option(0.0, number(least=-2, most=2))
     top_p: float = option(1.0, number(above=0, most=1))
     top_k: int = option(0, NOT_NEGATIVE, fix="0 keeps all tokens")
     greedy: bool = False
     stop_token_ids: list[int] = field(default_factory=list, metadata={"rule": _token_ids, "fix": ""})
+    stop: list[str] | None = field(default=None, metadata={"rule": _stop_texts, "fix": ""})
+    ignore_eos: bool = False
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Conflicting options."""
@@ -135,11 +160,13 @@ class GenerationRequest:
         prompt_ids: token ids, at least one.
         seeds: one seed per sample. A completion depends on its prompt, weights, options and seed only,
             never on other requests.
+        decode: token ids -> text with special tokens. An engine without a tokenizer finds ``config.stop`` with it.
     """
 
     prompt_ids: tuple[int, ...]
     config: GenerationConfig
     seeds: tuple[int, ...]
+    decode: Callable[[Sequence[int]], str] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -147,12 +174,13 @@ class Completion:
     """One sampled continuation.
 
     Attributes:
-        token_ids: generated ids, the stop token included when there is one.
-        logprobs: log-probability of every generated token under the tempered distribution, before top-p and
-            top-k cut it: what a trainer computes for the same tokens at the same temperature.
+        token_ids: generated ids, including the stop token or the tokens that spell the stop text.
+        logprobs: log-probability of every generated token under the distribution that it was drawn from, before top-p
+            and top-k cut it. That is what a trainer computes for the same tokens at the same temperature, unless
+            ``frequency_penalty`` changed the logits, or ``min_new_tokens`` excluded stop tokens.
         versions: the weight version that produced each token.
-        stop_reason: ``"stop"`` after a stop token, ``"length"`` at the limit, ``"abort"`` if a server ended the request
-            earlier; the tokens so far are valid.
+        stop_reason: ``"stop"`` after a stop token or a stop text, ``"length"`` at the limit, ``"abort"`` if a server
+            ended the request earlier; the tokens so far are valid.
         routed_experts: int16 tensor [prompt and generated tokens - 1, layers, k], the experts of every token except the
             last, which the model never processes; -1 in layers without experts. Name and shape are those of vLLM and
             SGLang. ``None`` without ``rollout.return_routed_experts``.

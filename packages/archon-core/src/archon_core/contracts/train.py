@@ -24,6 +24,7 @@ class AlgorithmSpec(Spec):
     Attributes:
         trainer: target of a ``TrainerFactory``.
         needs: kinds of plugin that the algorithm requires, such as ``"inference_engine"`` or ``"reward"``.
+        sections: sections of models beside the actor that a configuration must have, such as ``"critic"``.
     """
 
     kind: ClassVar[str] = "algorithm"
@@ -31,6 +32,7 @@ class AlgorithmSpec(Spec):
 
     trainer: str = ""
     needs: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
 
     def load_trainer(self) -> Any:
         """Import the trainer factory."""

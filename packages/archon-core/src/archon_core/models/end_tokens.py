@@ -1,6 +1,7 @@
 """The tokens that end a completion: one rule for rollouts, evaluation, ``archon generate`` and servers.
 
-They are the union of the tokenizer's end of text, the model's list, and ``stop_token_ids`` of the sampling options. The
+They are the union of the tokenizer's end of text, the model's list, and ``stop_token_ids`` of the sampling options;
+with ``ignore_eos``, only the latter. The
 model's list is ``eos_token_id`` in ``generation_config.json``, a number or a list; if a folder lacks that file, it is
 ``eos_token_id`` in ``config.json``, as in ``transformers`` 5. Many chat models end a turn with a token that is not
 their tokenizer's end of text.
@@ -52,16 +53,18 @@ class EndTokens:
         tokenizer: the tokenizer's end of text.
         model: the model's list.
         asked: ``stop_token_ids`` of the sampling options.
+        ignore_eos: the tokens of tokenizer and model do not end completions.
     """
 
     tokenizer: NamedIds
     model: NamedIds
     asked: NamedIds
+    ignore_eos: bool = False
 
     @property
     def ids(self) -> tuple[int, ...]:
         """All end tokens, each once."""
-        return tuple(dict.fromkeys((*self.own, *self.asked.ids)))
+        return tuple(dict.fromkeys((*(() if self.ignore_eos else self.own), *self.asked.ids)))
 
     @property
     def own(self) -> tuple[int, ...]:
@@ -70,27 +73,36 @@ class EndTokens:
 
     def described(self) -> str:
         """Every token with its sources."""
-        named = (self.tokenizer, self.model, self.asked)
+        named = (self.asked,) if self.ignore_eos else (self.tokenizer, self.model, self.asked)
         return "; ".join(f"{i} is {' and '.join(n.source for n in named if i in n.ids)}" for i in self.ids)
 
     def decision(self) -> Decision:
         """A decision that lists all end tokens with their sources."""
-        return Decision(OPTION, str(list(self.asked.ids)), str(list(self.ids)), self.described())
+        reason = "; ".join(filter(None, ("gconfig.ignore_eos=true" if self.ignore_eos else "", self.described())))
+        return Decision(OPTION, str(list(self.asked.ids)), str(list(self.ids)), reason)
 
 
-def end_tokens(tokenizer_id: int | None, model: ModelEnds, asked: Sequence[int] = ()) -> EndTokens:
+def end_tokens(
+    tokenizer_id: int | None,
+    model: ModelEnds,
+    asked: Sequence[int] = (),
+    *,
+    ignore_eos: bool = False,
+    option: str = OPTION,
+) -> EndTokens:
     """Combine the tokens that end a completion.
 
     Args:
         tokenizer_id: ``eos_token_id`` of the tokenizer.
         model: see ``folder_ends`` and ``config_ends``.
-        asked: ``stop_token_ids`` of the sampling options.
+        asked, ignore_eos: ``stop_token_ids`` and ``ignore_eos`` of the sampling options.
+        option: name of ``asked``, for messages.
 
     Raises:
         ConfigError: an id of the tokenizer or of ``asked`` is outside the model's vocabulary.
     """
     tokenizer = NamedIds("the tokenizer's end of text", () if tokenizer_id is None else (tokenizer_id,))
-    named = EndTokens(tokenizer, model, NamedIds(OPTION, tuple(asked)))
+    named = EndTokens(tokenizer, model, NamedIds(option, tuple(asked)), ignore_eos)
     if model.vocab_size is not None:
         _check_range(tokenizer, model.vocab_size, ConfigError, "use the tokenizer that belongs to the model")
         _check_range(named.asked, model.vocab_size, ConfigError, "leave it out")

@@ -12,6 +12,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-rl": (
             "sft",
             "grpo",
+            "ppo",
         ),
     },
     "command": {
@@ -108,6 +109,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "shm",
             "distributed",
             "xccl",
+            "ipc",
         ),
     },
 }
@@ -155,6 +157,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.dppo_mask_high",
         "actor.dppo_mask_low",
         "actor.dynamic_sampling",
+        "actor.dynamic_sampling_max_rounds",
         "actor.entropy_coef",
         "actor.eps_clip",
         "actor.eps_clip_higher",
@@ -188,6 +191,12 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.use_cispo_loss",
         "actor.use_decoupled_loss",
         "actor.use_sapo_loss",
+        "critic.bootstrap_truncated",
+        "critic.eps_clip",
+        "critic.gae_lambda",
+        "critic.mask_no_eos_with_zero",
+        "critic.ppo_n_minibatches",
+        "critic.warmup_steps",
         "data.arithmetic",
         "data.hf",
         "tokenizer.use_chat_template",

@@ -22,7 +22,7 @@ from archon_engine.checkpoint.dcp import TrainingState, describe_model, load_tra
 from archon_engine.checkpoint.gathering import WRITER, gather_to_writer
 from archon_engine.checkpoint.hf_saving import prepare_folder, save_hf_weights
 from archon_engine.checkpoint.parts import HostCopies
-from archon_engine.checkpoint.weight_export import gather_buckets, manifest_of
+from archon_engine.checkpoint.weight_export import BucketBuffers, gather_buckets, manifest_of
 from archon_engine.models.hf_config import checkpoint_folder
 from archon_engine.models.weight_conversion import BoxCopier
 from archon_engine.optimizer.named_optimizer import NamedOptimizer
@@ -62,6 +62,7 @@ class EngineCheckpoints:
         self._role = role
         self._seed = seed
         self._host_copies = HostCopies()
+        self._bucket_buffers = BucketBuffers()
 
     def save_hf(self, folder: Path) -> None:
         """Write weights, configuration, tokenizer and generation settings in Hugging Face format.
@@ -104,6 +105,7 @@ class EngineCheckpoints:
             manifest,
             max_bytes,
             publishes=self._ranks.rank == WRITER,
+            buffers=self._bucket_buffers,
         )
 
     def save_dcp(self, folder: Path, *, version: int) -> None:

@@ -23,6 +23,20 @@ from archon_core.serving.manifest import (
 from archon_engine.models.weight_conversion import BoxCopier, assemble_hf, copy_from, send_shards
 
 
+class BucketBuffers:
+    """The memory of two buckets. It stays for the next publication: the first touch of new memory is slow."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Tensor] = []
+
+    def of_size(self, n_bytes: int) -> list[Tensor]:
+        """Two buffers, uint8 [n_bytes or more]."""
+        if not self._buffers or self._buffers[0].numel() < n_bytes:
+            self._buffers = []  # otherwise old and new ones would be in memory together
+            self._buffers = [torch.empty(n_bytes, dtype=torch.uint8) for _ in range(2)]
+        return self._buffers
+
+
 def manifest_of(weights: ResolvedMap, dtype: torch.dtype, *, version: int) -> WeightManifest:
     """The tensors of a model in the order of saving, without checksums."""
     name = str(dtype).removeprefix("torch.")
@@ -37,6 +51,7 @@ def gather_buckets(
     max_bytes: int,
     *,
     publishes: bool,
+    buffers: BucketBuffers,
 ) -> Iterator[WeightBucket]:
     """Yield the tensors of ``manifest`` in buckets, on the CPU. Collective if ``tensors`` gathers.
 
@@ -46,6 +61,7 @@ def gather_buckets(
         manifest: from ``manifest_of``.
         max_bytes: largest size of a bucket; a larger tensor is a bucket alone.
         publishes: whether this rank assembles tensors; the others only send their shards and get empty buckets.
+        buffers: memory to assemble them in.
     """
     copy_ours = tensors if callable(tensors) else copy_from(tensors)
     buckets = plan_buckets(manifest.tensors, max_bytes)
@@ -55,10 +71,9 @@ def gather_buckets(
                 send_shards(entry.name, weights, copy_ours)
             yield WeightBucket(index, {})
         return
-    size = max(map(size_of_bucket, buckets), default=0)
-    buffers = [torch.empty(size, dtype=torch.uint8) for _ in buckets[:2]]
+    pair = buffers.of_size(max(map(size_of_bucket, buckets), default=0))
     for index, entries in enumerate(buckets):
-        buffer = buffers[index % 2]
+        buffer = pair[index % 2]
         gathered = {
             entry.name: assemble_hf(
                 entry.name,

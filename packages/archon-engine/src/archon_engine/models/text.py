@@ -63,6 +63,11 @@ def encode_with_offsets(
     return ids, offsets
 
 
+def decode_literally(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """The text of tokens, including special ones, for finding stop texts."""
+    return tokenizer.decode(list(token_ids), skip_special_tokens=False)
+
+
 def check_unicode(text: str) -> None:
     """Raise ``DataError`` for an unpaired surrogate, which no encoding of Unicode can express."""
     try:

@@ -6,6 +6,7 @@ Legend: S sequences, T tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,13 +17,12 @@ from archon_rl.advantages.normalisation import Normalisation, normalise
 from archon_rl.losses.aggregation import LOSS_MASK, trained_tokens
 from archon_rl.losses.kl import REF_LOGPROBS, KLEstimator, kl_estimate
 from archon_rl.losses.policy_term import LOGPROBS
+from archon_rl.losses.value import VALUES
 
 REWARDS = "rewards"
 """Sequence field [S]: shaped rewards."""
 GROUPS = "group"
 """Sequence field, int64 [S]: index of the prompt that the sequence was sampled for."""
-VALUES = "values"
-"""Token field [T]: the critic's values. The value at a prediction is that of the tokens before it."""
 
 
 def rewards_at_last_token(batch: Batch, rewards: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class GroupAdvantages:
 
     1. Normalise the rewards [S] with ``reward_norm``.
     2. Put each reward at the last token of its completion, and subtract ``kl_ctl`` times the KL to the reference from
-       every token.
+       every token (REINFORCE++, arXiv:2501.03262, eq. 4; RLOO, arXiv:2402.14740, eq. 3 and 4).
     3. Generalised advantage estimation with values 0: sums of the rewards from each token on, discounted by
        ``discount`` times lambda.
     4. Normalise over all trained tokens with ``adv_norm``.
@@ -91,20 +91,27 @@ class GroupAdvantages:
         per_token, penalty = rewards_at_last_token(batch, rewards), self._kl_penalty(batch)
         if self.unit == "token":
             per_token = per_token - penalty
-        advantages, returns = generalised_advantages(
+        estimate = partial(
+            generalised_advantages,
             batch,
             per_token,
             self._values(batch),
             discount=self.discount,
-            gae_lambda=self.gae_lambda,
             unit=self.unit,
             last_values=self._last_values(batch),
         )
+        advantages, returns = estimate(gae_lambda=self.gae_lambda)
+        if self._returns_lambda is not None:
+            _, returns = estimate(gae_lambda=self._returns_lambda)
         if self.unit == "turn":
             advantages = advantages - penalty
         if self.adv_norm is not None:
             advantages = normalise(advantages, groups[batch.sequence_ids], self.adv_norm, mask)
         return torch.where(mask, advantages, 0), returns
+
+    @property
+    def _returns_lambda(self) -> GAELambda | None:
+        return None
 
     def _values(self, batch: Batch) -> Tensor | None:
         return None
@@ -128,13 +135,20 @@ class ValueAdvantages(GroupAdvantages):
     Attributes:
         bootstrap: sequence field, bool [S]: sequences that were cut off, whose last value continues them; ``None`` for
             none. The value is the one at the sequence's last token, which predicts nothing.
+        returns_lambda: lambda of the returns that the critic learns, if it is another one (decoupled GAE,
+            arXiv:2503.01491); ``None`` for that of the advantages.
     """
 
     bootstrap: str | None = None
+    returns_lambda: GAELambda | None = None
 
     @property
     def fields(self) -> frozenset[str]:
         return super().fields | {VALUES}
+
+    @property
+    def _returns_lambda(self) -> GAELambda | None:
+        return self.returns_lambda
 
     def _values(self, batch: Batch) -> Tensor:
         return torch.where(batch.token_fields[LOSS_MASK], batch.token_fields[VALUES], 0)

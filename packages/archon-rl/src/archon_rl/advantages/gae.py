@@ -44,9 +44,10 @@ class ConstantLambda:
 
 @dataclass(frozen=True)
 class LengthAdaptiveLambda:
-    """VAPO's length-adaptive form (arXiv:2504.05118): lambda = 1 - 1 / (alpha n), at least 0.
+    """VAPO's length-adaptive form (arXiv:2504.05118, eq. 4 and 5): lambda = 1 - 1 / (alpha n), at least 0.
 
-    The coefficients lambda^k of the deltas then sum to about alpha n, in proportion to the length n.
+    The coefficients lambda^k of the deltas then sum to about alpha n, in proportion to the length n. In the paper this
+    is the lambda of the advantages alone; the critic's returns have lambda 1 (section 4.1).
 
     Attributes:
         alpha: above 0; 0.05 in the paper.
@@ -87,7 +88,10 @@ def generalised_advantages(
     unit: TimestepUnit = "token",
     last_values: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns A + V, both [T] in the dtype of ``rewards``, 0 outside the loss mask.
+    """Advantages and returns A + V, both [T], 0 outside the loss mask.
+
+    Their dtype is the wider one of rewards and values. Rounded to float32, they would differ between layouts by more
+    than the values do.
 
     Args:
         batch: with its loss mask.
@@ -111,9 +115,11 @@ def generalised_advantages(
     lambdas = (gae_lambda or ConstantLambda())(n_steps)
     advantages = _backwards(step_rewards, step_values, n_steps, discount, lambdas, last)
 
+    dtype = rewards.dtype if values is None else torch.promote_types(rewards.dtype, values.dtype)
+
     def on_tokens(steps: Tensor) -> Tensor:
-        tokens = torch.zeros_like(rewards)
-        tokens[places] = steps[step_of].to(rewards.dtype)
+        tokens = torch.zeros_like(rewards, dtype=dtype)
+        tokens[places] = steps[step_of].to(dtype)
         return tokens
 
     return on_tokens(advantages), on_tokens(advantages + step_values)

@@ -1,14 +1,15 @@
 """Normalisation of rewards and advantages over batches and groups.
 
-GRPO (arXiv:2402.03300), Dr.GRPO (arXiv:2503.20783: no deviation), RLOO (arXiv:2402.14740: leave-one-out mean), LitePPO
-(arXiv:2508.08221: mean of the group, deviation of the batch), REINFORCE++ (arXiv:2501.03262: the batch, after the
-group's mean in its baseline form), OPO and MaxRL differ only in this.
+GRPO (arXiv:2402.03300, section 4.1.2), Dr.GRPO (arXiv:2503.20783, section 3.2: no deviation), RLOO (arXiv:2402.14740,
+section 2.3: leave-one-out mean), LitePPO (arXiv:2508.08221, eq. 5 and 6: mean of the group, deviation of the batch),
+REINFORCE++ (arXiv:2501.03262, eq. 5: the batch; in its baseline form after the group's mean, eq. 6 and 7), OPO and
+MaxRL differ only in this.
 
 - OPO (arXiv:2505.23585) weighs the mean of a group by the lengths of its samples, sum_i n_i r_i / sum_i n_i: the
   baseline of least variance if the norm of a sample's gradient grows with its length.
-- MaxRL (arXiv:2602.02710) divides by the mean of the group instead of its deviation, (r_i - mean) / mean, and gives no
-  advantage where the mean is not positive. In expectation this is the gradient of a truncated series of the
-  log-likelihood of success.
+- MaxRL (arXiv:2602.02710, algorithm 1) divides by the mean of the group instead of its deviation, (r_i - mean) / mean,
+  and gives no advantage where the mean is not positive. In expectation this is the gradient of the log-likelihood of
+  success, its series in the probability of failure truncated after n - 1 terms for groups of n (theorem 5).
 
 Legend: N values.
 """
@@ -32,10 +33,11 @@ class Normalisation:
         mean_level: level of the mean; ``None`` for no centring.
         std_level: level of the scale; ``None`` for no scaling.
         leave_one_out: leave the value itself out of its mean; the mean of no values is 0.
-        unbiased: divide by n - 1; a single value has deviation 0.
+        unbiased: divide by n - 1 instead of n.
         eps: added to the scale.
         mean_weights: weigh all values equally, or by their lengths (OPO).
-        scale: the standard deviation around the mean of ``std_level``, or that mean itself (MaxRL).
+        scale: the standard deviation around the mean of ``std_level``, 1 for a single value; or that mean itself
+            (MaxRL).
     """
 
     mean_level: Level | None = "batch"
@@ -93,5 +95,7 @@ def _mean(x: Tensor, weights: Tensor, ids: Tensor, leave_one_out: bool) -> Tenso
 
 def _deviation(x: Tensor, counted: Tensor, ids: Tensor, unbiased: bool) -> Tensor:
     centred = (x - _mean(x, counted, ids, leave_one_out=False)) * counted
-    count = _sum_by(ids, counted) - (1 if unbiased else 0)
-    return (_sum_by(ids, centred.square()) / count.clamp(min=1)).sqrt()
+    count = _sum_by(ids, counted)
+    variance = _sum_by(ids, centred.square()) / (count - (1 if unbiased else 0)).clamp(min=1)
+    # One value says nothing about a deviation. With 0, dividing by eps would blow it up, unless it is its own mean.
+    return torch.where(count > 1, variance.sqrt(), 1)

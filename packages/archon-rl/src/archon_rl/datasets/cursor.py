@@ -1,4 +1,4 @@
-"""The order of records: a pure function of the step, so a checkpoint holds no state of the data loader.
+"""The order of records: a pure function of the step and of one number, the records drawn beyond those of earlier steps.
 
 A batch may span two epochs: epochs follow each other without dropping records, so all records are seen equally often.
 """
@@ -14,15 +14,16 @@ from archon_core.errors import ConfigError
 from archon_core.seeding import derive_seed
 
 
-@dataclass(frozen=True)
+@dataclass
 class DataCursor:
-    """The order of ``n_records`` records in batches of ``batch_size``.
+    """The order of ``n_records`` records in batches of ``batch_size``, and of further records that steps draw.
 
     Attributes:
         n_records: records of the training split.
         batch_size: records per step.
         seed: the run's seed; the order of an epoch depends on it and on the epoch.
         shuffle: shuffle each epoch; false keeps the order of the data set.
+        refilled: number of records that all steps so far have drawn in addition to their batches.
 
     Raises:
         ConfigError: ``batch_size`` is not between 1 and ``n_records``.
@@ -32,6 +33,7 @@ class DataCursor:
     batch_size: int
     seed: int
     shuffle: bool = True
+    refilled: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.n_records:
@@ -46,12 +48,24 @@ class DataCursor:
 
     def position(self, step: int) -> tuple[int, int]:
         """Epoch, and position in it, of the first record of ``step``, all counted from 0."""
-        return divmod(step * self.batch_size, self.n_records)
+        return divmod(step * self.batch_size + self.refilled, self.n_records)
+
+    def seek(self, step: int, *, drawn: int) -> None:
+        """Continue before ``step``, after ``drawn`` records in all."""
+        self.refilled = drawn - step * self.batch_size
 
     def indices(self, step: int) -> list[int]:
-        """Indices of the records of ``step``, counted from 0."""
-        first = step * self.batch_size
-        places = [divmod(first + i, self.n_records) for i in range(self.batch_size)]
+        """Indices of the batch of ``step``, counted from 0."""
+        return self._indices(step * self.batch_size + self.refilled, self.batch_size)
+
+    def refill(self, step: int, n: int) -> list[int]:
+        """Indices of the next ``n`` records, which ``step`` draws in addition to its batch."""
+        indices = self._indices((step + 1) * self.batch_size + self.refilled, n)
+        self.refilled += n
+        return indices
+
+    def _indices(self, first: int, n: int) -> list[int]:
+        places = [divmod(first + i, self.n_records) for i in range(n)]
         orders = {epoch: self._order(epoch) for epoch, _ in places}
         return [int(orders[epoch][place]) for epoch, place in places]
 

@@ -4,7 +4,7 @@ With values l_{i,t} over the trained tokens of sequence i (|o_i| of them, S sequ
 
 - ``TokenMean``: sum l_{i,t} / N. DAPO (arXiv:2503.14476, eq. 12): all tokens weigh the same.
 - ``SequenceMean``: sum_i (1 / |o_i|) sum_t l_{i,t} / S. GRPO (arXiv:2402.03300, eq. 3): all sequences weigh the same.
-- ``ConstantLength``: sum l_{i,t} / (S * L) with a fixed L. Dr.GRPO (arXiv:2503.20783): no length bias.
+- ``ConstantLength``: sum l_{i,t} / (S * L) with a fixed L. Dr.GRPO (arXiv:2503.20783, section 3.2): no length bias.
 
 The numerator is summed per micro-batch, and the denominator depends on the whole batch alone, so the result does not
 depend on the split into micro-batches. A split never divides a sequence.

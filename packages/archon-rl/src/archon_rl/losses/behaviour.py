@@ -2,13 +2,14 @@
 
 The rollout sampled with pi_behave, which differs from pi_prox, the trainer's policy at the start of the step: it may be
 older, and it is computed by another engine. The decoupled objective (arXiv:2110.00641; for asynchronous
-training of language models, arXiv:2505.24298) corrects this with the importance weight, per token,
+training of language models, arXiv:2505.24298, eq. 5) corrects this with the importance weight, per token,
 
     w_t = pi_prox(y_t) / pi_behave(y_t) = exp(x_t),    x_t = log pi_prox(y_t) - log pi_behave(y_t).
 
 Rejection sampling bounds w, or drops what lies too far apart. A metric is computed for every token:
 
-- ``ratio``: w_t. IcePop (arXiv:2510.18855) masks tokens by it, TIS (truncated importance sampling) clamps it.
+- ``ratio``: w_t. IcePop (arXiv:2510.18855, eq. 1 and 2) masks tokens by it, TIS (truncated importance sampling) clamps
+  it.
 - ``kl_k1``, ``kl_k2``, ``kl_k3``: x_t, x_t^2 / 2 and exp(-x_t) - 1 + x_t, as ``losses.kl`` defines them for pi_prox
   relative to pi_behave.
 - ``binary_kl``: with p = pi_prox(y_t) and q = pi_behave(y_t), the larger of kl(p, q) and kl(q, p), where
@@ -17,10 +18,11 @@ Rejection sampling bounds w, or drops what lies too far apart. A metric is compu
 At level ``token``, every token is judged by its metric. At level ``sequence``, all tokens of a sequence are judged by
 the sum, mean or maximum of its trained tokens' metrics. Ratios are summed and averaged in log space: their sum is the
 ratio of the whole sequence's probabilities, exp(sum x_t), and their mean is exp(mean x_t), the geometric mean. With
-``ratio`` at level ``sequence`` the geometric mean is also the weight of every token.
+``ratio`` at level ``sequence`` the geometric mean is also the weight of every token, as in AReaL; importance sampling
+of whole sequences (https://richardli.xyz/rl-collapse) weighs by their ratio instead.
 
 The action ``mask`` sets the weight to 0 outside the bounds; the token still counts in the denominator of the loss, so
-the others keep their share. ``clamp`` limits the weight to the bounds.
+the others keep their share. ``clamp`` limits the weight to the bounds, at tokens or sequences whose metric is outside.
 """
 
 from __future__ import annotations
@@ -120,10 +122,10 @@ class BehaviourWeight:
         if rule.level == "sequence" and rule.metric == "ratio":
             log_weight = mean_over_sequence(log_weight, batch)
         weight = log_weight.exp()
-        if rule.action == "clamp":
-            clamped = weight.clamp(rule.lower or 0.0, rule.upper)
-            return clamped, {"behave_weight": clamped, "behave_clamped": (clamped != weight).to(weight.dtype)}
         accepted = rule.accepted(proximal, behaviour, batch)
+        if rule.action == "clamp":
+            clamped = torch.where(accepted, weight, weight.clamp(rule.lower or 0.0, rule.upper))
+            return clamped, {"behave_weight": clamped, "behave_clamped": (clamped != weight).to(weight.dtype)}
         weight = torch.where(accepted, weight, 0)
         return weight, {"behave_weight": weight, "behave_masked": (~accepted).to(weight.dtype)}
 

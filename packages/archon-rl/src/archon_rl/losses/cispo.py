@@ -1,7 +1,8 @@
 """CISPO (MiniMax-M1, arXiv:2506.13585, eq. 4 and 5): clips the importance weight instead of the loss.
 
 Per token, ``l = -sg(clip(r, 1 - eps, 1 + eps_higher)) A log pi``, where sg stops the gradient. A token beyond the
-bounds keeps its gradient, with a limited weight. The paper has no lower bound: eps = 1.
+bounds keeps its gradient, with a limited weight. The paper has no lower bound, eps = 1, and gives no value of
+eps_higher; 4 is AReaL's.
 """
 
 from __future__ import annotations

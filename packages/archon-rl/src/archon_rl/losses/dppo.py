@@ -1,14 +1,16 @@
-"""DPPO (arXiv:2602.04879): masks by the divergence of the policies at a token, not by their ratio.
+"""DPPO (arXiv:2602.04879, eq. 12): masks by the divergence of the policies at a token, not by their ratio.
 
 With p = pi(y_t) and q = pi_behave(y_t), the divergence is that of "this token or another one": the total variation
-|p - q|, or the binary KL q log(q / p) + (1 - q) log((1 - q) / (1 - p)). A token leaves the loss if an update would
-drive the policies further apart than a threshold: A > 0, p > q and divergence > high; or A < 0, p < q and
-divergence > low. The others have
+|p - q| (eq. 13), or the binary KL q log(q / p) + (1 - q) log((1 - q) / (1 - p)) (eq. 14). A token leaves the loss if an
+update would drive the policies further apart than a threshold: A > 0, p > q and divergence > high; or A < 0, p < q
+and divergence > low. The others have
 
     l = -r A + kl_coef (log r)^2,    r = p / q,
 
 and masked tokens keep the second term. Both terms, and the thresholds, are the default of prime-rl (its
-``dppo_mask_low``, ``dppo_mask_high`` and ``kl_tau``); the paper has the first term alone.
+``dppo_mask_low``, ``dppo_mask_high`` and ``kl_tau``); the paper has the first term alone. Its thresholds are 0.2 for
+the total variation, 0.15 with LoRA, and 0.05 for the binary KL (appendix E). In its largest experiments it limits r to
+5 (eq. 23), which this loss does not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""GMPO (arXiv:2507.20673): the geometric mean of clipped token ratios.
+"""GMPO (arXiv:2507.20673, eq. 4 and algorithm 1): the geometric mean of clipped token ratios.
 
 Log-ratios are clipped on the side on which clipping acts, c_t = min(log r_t, eps_higher) for A > 0 and
 max(log r_t, -eps) for A < 0, and averaged over the sequence's trained tokens:

@@ -5,9 +5,9 @@ With the ratio r = pi / pi_prox and the advantage A:
 - PPO (arXiv:1707.06347, eq. 7): ``l = max(-r A, -clip(r, 1 - eps, 1 + eps) A)``, r per token.
 - Asymmetric bounds, "clip higher" (DAPO, arXiv:2503.14476, eq. 10): the upper bound is ``1 + eps_higher``.
 - Dual clip (arXiv:1912.09729, eq. 5): for A < 0, ``l = min(l, -c A)``, so that a large ratio cannot dominate.
-- GSPO (arXiv:2507.18071), level ``sequence``: r is the geometric mean of the sequence's token ratios,
+- GSPO (arXiv:2507.18071, eq. 5 and 7), level ``sequence``: r is the geometric mean of the sequence's token ratios,
   ``r = exp(1 / |o| sum_t (log pi - log pi_prox))``, and clips whole sequences.
-- Without clipping: ``l = -r A``, the loss of M2PO (arXiv:2510.01161) beside its mask.
+- Without clipping: ``l = -r A``, the loss of M2PO (arXiv:2510.01161, eq. 5) beside its mask.
 
 The decoupled form and its weight are in ``losses.behaviour``.
 """

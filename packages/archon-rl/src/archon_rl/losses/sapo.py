@@ -1,10 +1,11 @@
-"""SAPO (arXiv:2511.20347): a soft gate in place of clipping.
+"""SAPO (arXiv:2511.20347, eq. 5 and 6): a soft gate in place of clipping.
 
 Per token, with the temperature tau = tau_pos for A > 0 and tau_neg otherwise,
 
     l = -(4 / tau) sigmoid(tau (r - 1)) A.
 
 Its gradient is that of -r A times 4 p (1 - p), p = sigmoid(tau (r - 1)): 1 at r = 1, falling smoothly on both sides.
+The paper's temperatures are 1.0 and 1.05 (section 5.1).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Checkpoints of a run: the engine's training state, and the progress of the trainer.
 
-``dcp/`` holds weights and optimizer state, ``trainer.json`` everything else. Neither holds random generator state: all
-draws of a step are functions of the run's seed and the step.
+``dcp/`` holds weights and optimizer state, ``critic/dcp/`` those of a critic, ``trainer.json`` everything else. None
+holds random generator state: all draws of a step are functions of the run's seed and the step.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 NONE: Mapping[str, Fingerprint] = MappingProxyType({})
+NO_ENGINES: Mapping[str, TrainEngine] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -89,13 +90,20 @@ class Checkpoints:
         engine: the engine of the trained model.
         cursor: the position in the data.
         fingerprints: of the run's inputs.
+        beside: role -> engine of the models that are trained beside it.
     """
 
     def __init__(
-        self, run: RunContext, engine: TrainEngine, cursor: DataCursor, fingerprints: Mapping[str, Fingerprint] = NONE
+        self,
+        run: RunContext,
+        engine: TrainEngine,
+        cursor: DataCursor,
+        fingerprints: Mapping[str, Fingerprint] = NONE,
+        beside: Mapping[str, TrainEngine] = NO_ENGINES,
     ) -> None:
         self._run = run
         self._engine = engine
+        self._engines = _folders(engine, beside)
         self._cursor = cursor
         self._fingerprints = {name: asdict(found) for name, found in fingerprints.items()}
         self._pending: Future[None] | None = None
@@ -113,13 +121,22 @@ class Checkpoints:
         place = (epoch, position, n_records, batch_size)
         state = TrainerState(step, self._engine.version, *place, baseline, self._fingerprints)
         if not self._run.config.trainer.async_save:
-            ranks = self._run.ranks
-            self._write(state, lambda folder: self._engine.save(folder, "dcp"), ranks)
+
+            def save(checkpoint: Path) -> None:
+                for folder, engine in self._engines.items():
+                    engine.save(checkpoint / folder, "dcp")
+
+            self._write(state, save, self._run.ranks)
             return
         if self._apart is None:
             self._apart = self._run.ranks.apart()
-        ranks, staged = self._apart, self._engine.stage()
-        self._pending = _in_background(lambda: self._write(state, lambda folder: staged.write(folder, ranks), ranks))
+        ranks, staged = self._apart, {folder: engine.stage() for folder, engine in self._engines.items()}
+
+        def write(checkpoint: Path) -> None:
+            for folder, engine_state in staged.items():
+                engine_state.write(checkpoint / folder, ranks)
+
+        self._pending = _in_background(lambda: self._write(state, write, ranks))
 
     def poll(self) -> None:
         """Between steps: finish the background write if it has ended on all ranks.
@@ -147,10 +164,10 @@ class Checkpoints:
         if self._pending is not None and self._run.ranks.size == 1:
             wait([self._pending])
 
-    def _write(self, state: TrainerState, write_engine: Callable[[Path], None], ranks: Ranks) -> None:
+    def _write(self, state: TrainerState, write_engines: Callable[[Path], None], ranks: Ranks) -> None:
         folder, trainer = self._run.folder, self._run.config.trainer
         with publish_collectively(ranks, folder.writing(state.step)) as checkpoint:
-            write_engine(checkpoint / ENGINE_FOLDER)
+            write_engines(checkpoint)
             with failing_together(ranks):
                 if ranks.is_first:
                     (checkpoint / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
@@ -176,18 +193,43 @@ def _in_background(work: Callable[[], None]) -> Future[None]:
     return future
 
 
-def load_checkpoint(run: RunContext, checkpoint: Path, engine: TrainEngine, cursor: DataCursor) -> TrainerState:
-    """Load the checkpoint's weights and optimizer state into ``engine``. Collective.
+def load_checkpoint(
+    run: RunContext,
+    checkpoint: Path,
+    engine: TrainEngine,
+    cursor: DataCursor,
+    beside: Mapping[str, TrainEngine] = NO_ENGINES,
+) -> TrainerState:
+    """Load the checkpoint's weights and optimizer state into ``engine`` and the engines ``beside`` it, and the place in
+    the data. Collective.
 
     Raises:
-        WeightsError: on every rank, the checkpoint is damaged, or was written for another batch size or data set size.
+        WeightsError: on every rank, the checkpoint is damaged, or was written for another batch size or data set size,
+            or by a run without one of the engines.
     """
     with with_resume_advice(checkpoint):
         with failing_together(run.ranks):
             state = read_state(run, checkpoint)
             _check_batches(run, checkpoint, state, cursor)
-        engine.load(checkpoint / ENGINE_FOLDER, "dcp")
+            _check_roles(checkpoint, beside)
+        for folder, loading in _folders(engine, beside).items():
+            loading.load(checkpoint / folder, "dcp")
+    cursor.seek(state.step, drawn=state.epoch * state.n_records + state.position)
     return state
+
+
+def _folders(engine: TrainEngine, beside: Mapping[str, TrainEngine]) -> dict[str, TrainEngine]:
+    """Folder in a checkpoint -> engine."""
+    return {ENGINE_FOLDER: engine, **{f"{role}/{ENGINE_FOLDER}": other for role, other in beside.items()}}
+
+
+def _check_roles(checkpoint: Path, beside: Mapping[str, TrainEngine]) -> None:
+    missing = [role for role in beside if not (checkpoint / role).is_dir()]
+    if missing:
+        raise WeightsError(
+            f"checkpoint {checkpoint}: found no state of the {missing[0]}; a run with another algorithm wrote it; "
+            "resume with that algorithm, or start a new run with another trial_name"
+        )
 
 
 def read_state(run: RunContext, checkpoint: Path) -> TrainerState:
@@ -250,6 +292,16 @@ def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any, ends: End
                 if write_ends(export, ends.own):
                     run.record([_written_ends(ends)])
     return run.folder.export
+
+
+def export_beside(run: RunContext, engine: TrainEngine, role: str, tokenizer: Any) -> Path:
+    """Write a model that is trained beside the actor, and the tokenizer, to the run's ``export_<role>``. Collective."""
+    with publish_collectively(run.ranks, run.folder.exporting(role)) as export:
+        engine.save(export, "hf")
+        with failing_together(run.ranks):
+            if run.ranks.is_first:
+                save_tokenizer(tokenizer, export)
+    return run.folder.export_of(role)
 
 
 def _written_ends(ends: EndTokens) -> Decision:

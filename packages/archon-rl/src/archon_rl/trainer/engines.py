@@ -109,8 +109,17 @@ def with_checkpoint(actor: Any, checkpoint: Path) -> Any:
     return replace(actor, path=str(checkpoint), init_from_scratch=False, model_config=None)
 
 
+def critic_config(critic: Any, actor: Any) -> Any:
+    """The ``critic`` section, with a value head, on the actor's initial weights unless it names others."""
+    return replace(_with_weights_of(actor, critic), is_critic=True)
+
+
 def reference_config(ref: Any, actor: Any) -> Any:
     """The ``ref`` section, with the actor's initial weights unless it names others, and without an optimizer."""
-    if not ref.path and ref.model_config is None:
-        ref = replace(ref, path=actor.path, model_config=actor.model_config, init_from_scratch=actor.init_from_scratch)
-    return replace(ref, optimizer=None)
+    return replace(_with_weights_of(actor, ref), optimizer=None)
+
+
+def _with_weights_of(actor: Any, section: Any) -> Any:
+    if section.path or section.model_config is not None:
+        return section
+    return replace(section, path=actor.path, model_config=actor.model_config, init_from_scratch=actor.init_from_scratch)

@@ -1,8 +1,8 @@
-"""Evaluation on held-out records: mean reward of greedy completions, or mean loss of answers."""
+"""Evaluation on held-out records: rewards of greedy or sampled completions, or mean loss of answers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -11,14 +11,17 @@ from archon_core.contracts.data import Dataset
 from archon_core.contracts.loss import Loss
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
+from archon_core.seeding import derive_seed
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.losses.aggregation import LOSS_MASK
+from archon_rl.pass_at_k import mean_pass_at_k
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder, supervised_batch
 from archon_rl.trainer.rollout_batch import sample, score
 from archon_rl.trainer.sharing import ONE_RANK, SharedEngine
 
 EVAL_REWARD = "eval/reward"
+EVAL_PASS = "eval/pass"
 EVAL_LOSS = "eval/loss"
 
 
@@ -30,21 +33,41 @@ def evaluate_reward(
     options: GenerationConfig,
     *,
     limit: int | None = None,
+    seed: int = 0,
+    pass_above: float = 0.0,
     data_ranks: DataRanks = ONE_RANK,
 ) -> dict[str, float]:
-    """``eval/reward``: the mean raw reward of one greedy completion per record, of the first ``limit`` records.
+    """Raw rewards of completions of the first ``limit`` records.
 
     Args:
-        options: greedy sampling options (``sampling_options(..., greedy=True)``).
+        options: sampling options, greedy or not.
+        seed: the run's seed. All evaluations draw the same random numbers.
+        pass_above: a completion passes if its reward is above this.
         data_ranks: divide the records among them.
+
+    Returns:
+        ``eval/reward``: the mean, for one completion per record. For k completions per record, ``eval/reward_avg@k``:
+        the mean over all, and ``eval/pass@j`` for powers of two j up to k and for k.
 
     Raises:
         RewardError: as ``score`` does.
     """
     records = [read_placed(dataset, index) for index in range(_size(dataset, limit))]
-    # Greedy decoding draws no random numbers, but a request needs a seed.
-    rollout = sample(engine, encoder, records, options, seed_of=lambda place, number: 0, data_ranks=data_ranks)
-    return {EVAL_REWARD: float(score(rollout, encoder, reward, data_ranks).double().mean())}
+    rollout = sample(engine, encoder, records, options, evaluation_seeds(seed), data_ranks)
+    rewards = score(rollout, encoder, reward, data_ranks).double()
+    n_samples = options.n_samples
+    if n_samples == 1:
+        return {EVAL_REWARD: float(rewards.mean())}
+    passed = (rewards.view(-1, n_samples) > pass_above).sum(1).tolist()
+    return {
+        f"{EVAL_REWARD}_avg@{n_samples}": float(rewards.mean()),
+        **{f"{EVAL_PASS}@{k}": share for k, share in mean_pass_at_k(n_samples, passed).items()},
+    }
+
+
+def evaluation_seeds(seed: int) -> Callable[[int, int], int]:
+    """Seeds for the samples of an evaluation; functions of the run's seed and the sample alone."""
+    return lambda place, number: derive_seed(seed, "evaluation", place, number)
 
 
 def evaluate_loss(

@@ -5,12 +5,18 @@ All ranks run it in lockstep: every branch depends on values that are equal on a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from archon_core.contracts.engine import TrainEngine
 from archon_rl.text_encoding import comparison_batch
-from archon_rl.trainer.checkpointing import Checkpoints, export_model, load_checkpoint, resumed_checkpoint
+from archon_rl.trainer.checkpointing import (
+    Checkpoints,
+    export_beside,
+    export_model,
+    load_checkpoint,
+    resumed_checkpoint,
+)
 from archon_rl.trainer.export_check import verify_export
 from archon_rl.trainer.fingerprint import Fingerprint
 from archon_rl.trainer.step_metrics import PhaseClock
@@ -33,6 +39,7 @@ class TrainingLoop:
         evaluate: returns metrics of the held-out records; ``None`` without such records.
         fingerprints: of the run's inputs (``resuming.fingerprints``), stored in checkpoints.
         shown: metrics to show in the progress line if present.
+        beside: role -> engine of the models that are trained beside it, such as the critic.
     """
 
     run: RunContext
@@ -43,20 +50,22 @@ class TrainingLoop:
     evaluate: Callable[[], dict[str, float]] | None
     fingerprints: Mapping[str, Fingerprint]
     shown: tuple[str, ...] = ("loss",)
+    beside: Mapping[str, TrainEngine] = field(default_factory=dict)
     _baseline: dict[str, float] = field(default_factory=dict, init=False)
     _latest: dict[str, float] = field(default_factory=dict, init=False)
     _checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
-        self._checkpoints = Checkpoints(self.run, self.engine, self.task.cursor, self.fingerprints)
+        self._checkpoints = Checkpoints(self.run, self.engine, self.task.cursor, self.fingerprints, self.beside)
 
     def resume(self) -> int:
-        """Load the run's latest checkpoint, if any, into the engine; return the number of completed steps."""
+        """Load the run's latest checkpoint, if any, into the engines; return the number of completed steps."""
         checkpoint = resumed_checkpoint(self.run)
         if checkpoint is None:
             return 0
-        state = load_checkpoint(self.run, checkpoint, self.engine, self.task.cursor)
-        self.run.record(self.engine.decisions)
+        state = load_checkpoint(self.run, checkpoint, self.engine, self.task.cursor, self.beside)
+        for engine in (self.engine, *self.beside.values()):
+            self.run.record(engine.decisions)
         self._baseline = state.baseline
         self.run.progress.note(f"Resuming after step {state.step} from {checkpoint}")
         return state.step
@@ -70,7 +79,7 @@ class TrainingLoop:
         """
         if done >= self.total_steps:
             self.run.progress.note(f"Nothing left to train: {done} of {self.total_steps} steps are done")
-        if done == 0 and self.evaluate is not None:
+        if done == 0 and self.evaluate is not None and self.run.config.trainer.eval_before_train:
             self._stop_before_first_step()
             self._baseline = self._latest = self.evaluate()
             self.run.metrics.log(0, self._baseline)
@@ -89,14 +98,13 @@ class TrainingLoop:
 
     def _finish_step(self, done: int, row: dict[str, float]) -> None:
         trainer, last = self.run.config.trainer, done == self.total_steps
-        if row.get("skipped_updates"):
+        for note in _update_notes(row, ("", *(f"{role}/" for role in self.beside))):
+            self.run.progress.note(f"Step {done}: {note}")
+        if row.get("missing_prompts") and row["sampling_rounds"] > 1:
+            found = row["prompts"] - row["rejected_prompts"]
             self.run.progress.note(
-                f"Step {done}: skipped {row['skipped_updates']:.0f} of {row['updates']:.0f} updates, because their "
-                "gradient norm was not finite"
-            )
-        if row.get("left_out_updates"):
-            self.run.progress.note(
-                f"Step {done}: left out {row['left_out_updates']:.0f} mini-batches without a completion to learn from"
+                f"Step {done}: {found:.0f} of {row['prompts']:.0f} prompts, drawn in {row['sampling_rounds']:.0f} "
+                f"rounds, have samples with different rewards; {row['missing_prompts']:.0f} are missing to a full batch"
             )
         clock = PhaseClock()
         if self.evaluate is not None and (last or _is_due(done, trainer.eval_every)):
@@ -127,6 +135,8 @@ class TrainingLoop:
         self._checkpoints.finish()
         export = export_model(self.run, self.engine, self.task.encoder.tokenizer, self.task.ends)
         note(f"Model and tokenizer exported to {export}")
+        for role, engine in self.beside.items():
+            note(f"The {role} exported to {export_beside(self.run, engine, role, self.task.encoder.tokenizer)}")
         if self.run.config.trainer.verify_export:
             records = self.task.validation if len(self.task.validation) else self.task.train
             sample = [records[i] for i in range(min(EXPORT_CHECK_RECORDS, len(records)))]
@@ -134,7 +144,24 @@ class TrainingLoop:
             difference = verify_export(self.engine, export, batch, self.run.ranks)
             note(f"Export verified: logits differ from transformers' by at most {difference:.1e} of the largest logit")
         if self._latest:
-            note(f"Held-out records: {_listed(self._baseline)} before, {_listed(self._latest)} after training")
+            before = f"{_listed(self._baseline)} before, " if self._baseline else ""
+            note(f"Held-out records: {before}{_listed(self._latest)} after training")
+
+
+def _update_notes(row: Mapping[str, float], prefixes: Iterable[str]) -> Iterator[str]:
+    """Updates of a step that did not take place; ``prefixes`` are those of the models' metrics."""
+    for prefix in prefixes:
+        whose = f" of the {prefix.removesuffix('/')}" if prefix else ""
+        if row.get(f"{prefix}skipped_updates"):
+            yield (
+                f"skipped {row[f'{prefix}skipped_updates']:.0f} of {row[f'{prefix}updates']:.0f} updates{whose}, "
+                "because their gradient norm was not finite"
+            )
+        if row.get(f"{prefix}left_out_updates"):
+            yield (
+                f"left out {row[f'{prefix}left_out_updates']:.0f} mini-batches{whose} without a completion to learn "
+                "from"
+            )
 
 
 def _is_due(done: int, every: int) -> bool:

@@ -1,4 +1,4 @@
-"""One step of reinforcement learning: rollout, reward, log-probabilities, advantages, updates, publication.
+"""One step of reinforcement learning: rollout, reward, log-probabilities, values, advantages, updates, publication.
 
 Every rank holds the whole batch. Generation, rewards, log-probabilities and updates are divided among the ranks inside
 the functions that run them; every rank computes the rest redundantly.
@@ -7,6 +7,7 @@ the functions that run them; every rank computes the rest redundantly.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,13 +18,18 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import OutputName
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.seeding import derive_seed
-from archon_rl.algorithm import TRUNCATED, Algorithm
+from archon_rl.algorithm import Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
+from archon_rl.losses.value import RETURNS
 from archon_rl.rewards.checking import NamedReward
-from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch, rollout_seeds, sample, score
+from archon_rl.trainer.collecting import Collected, collect
+from archon_rl.trainer.critic_step import CriticStep
+from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
+from archon_rl.trainer.roles import RoleEngines
+from archon_rl.trainer.rollout_batch import build_batch, rollout_seeds, sample, score
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
 from archon_rl.trainer.task import Task
@@ -36,9 +42,8 @@ class RLStep:
     Attributes:
         task: records and tokenizer.
         algorithm: rewards to advantages to objective.
-        actor: the trained model.
+        engines: the actor, and the models that the algorithm needs beside it.
         rollout: samples with the actor's weights.
-        reference: the frozen reference model; ``None`` if the algorithm needs none.
         reward: scores completions.
         options: sampling options; the stop tokens include the end-of-text token.
         seed: the run's seed.
@@ -47,49 +52,91 @@ class RLStep:
 
     task: Task
     algorithm: Algorithm
-    actor: SharedEngine
+    engines: RoleEngines
     rollout: InferenceEngine
-    reference: SharedEngine | None
     reward: NamedReward
     options: GenerationConfig
     seed: int
     needs_experts: bool = False
 
+    @property
+    def actor(self) -> SharedEngine:
+        """The trained policy."""
+        return self.engines.actor
+
+    @cached_property
+    def critic(self) -> CriticStep | None:
+        """The critic's part of the step; ``None`` if the algorithm has no critic."""
+        training, engine = self.algorithm.critic, self.engines.critic
+        if training is None:
+            return None
+        assert engine is not None, "the algorithm needs a critic; RLTrainer builds one"
+        return CriticStep(engine, training, self.seed)
+
     def __call__(self, step: int) -> dict[str, float]:
         """Run step ``step``; return its metrics."""
-        clock, ranks = PhaseClock(), self.actor.data_ranks
-        records = self.task.records(step)
-        with clock("rollout"):
-            seeds = rollout_seeds(self.seed, step)
-            rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds, ranks)
-        with clock("reward"):
-            rewards = score(rollout, self.task.encoder, self.reward, ranks)
-            lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
-            batch = build_batch(rollout, self.algorithm.rewards(rewards, lengths), needs_experts=self.needs_experts)
-            chosen = self.select(batch)
+        clock = PhaseClock()
+        collected = self.collect(step, clock)
+        chosen = collected.batch
         updates: list[StepStats] = []
         distances: dict[str, float] = {}
+        learned: dict[str, float] = {}
+        trains_actor = step >= self.algorithm.warmup_steps
         if len(chosen):
             with clock("logprobs"):
                 chosen, distances = self.add_logprobs(chosen)
+            if self.critic is not None:
+                with clock("values"):
+                    chosen = self.critic.add_values(chosen)
             with clock("advantage"):
-                chosen = self.filter(self.add_advantages(chosen))
-            with clock("update"):
-                updates = self.update(chosen, step)
+                chosen = self.add_advantages(chosen)
+            if self.critic is not None:
+                with clock("critic"):
+                    learned = self.critic.update(chosen, step)
+            if trains_actor:
+                with clock("update"):
+                    updates = self.update(chosen, step)
         with clock("publish"):
-            self.rollout.update_weights(self.actor.version)
+            published = self.rollout.update_weights(self.actor.version)
         times = clock.metrics()
-        left_out = self.algorithm.n_minibatches - len(updates)
+        left_out = self.algorithm.n_minibatches - len(updates) if trains_actor else 0
         return {
-            **_rollout_metrics(batch, rewards),
-            "selected": len(chosen) / len(batch),
+            **collected.statistics,
             **distances,
             **average(updates),
+            **learned,
             **({"left_out_updates": left_out} if left_out else {}),
+            **published,
             "version": self.actor.version,
-            "tokens_per_second": batch.n_tokens / times["time/step"],
+            "tokens_per_second": collected.statistics["tokens"] / times["time/step"],
             **times,
         }
+
+    def collect(self, step: int, clock: PhaseClock) -> Collected:
+        """The completions of ``step`` with their rewards."""
+        n_drawn = 0
+
+        def draw(n: int) -> tuple[Batch, Tensor]:
+            nonlocal n_drawn
+            records = self.task.more_records(step, n) if n_drawn else self.task.records(step)
+            encoder, ranks = self.task.encoder, self.actor.data_ranks
+            with clock("rollout"):
+                seeds = rollout_seeds(self.seed, step, n_drawn)
+                rollout = sample(self.rollout, encoder, records, self.options, seeds, ranks)
+            with clock("reward"):
+                rewards = score(rollout, encoder, self.reward, ranks)
+                lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
+                shaped = self.algorithm.rewards(rewards, lengths)
+                batch = build_batch(rollout, shaped, needs_experts=self.needs_experts, first_group=n_drawn)
+            n_drawn += n
+            return batch, rewards
+
+        return collect(
+            draw,
+            self.task.cursor.batch_size,
+            selection=self.algorithm.selection,
+            max_rounds=self.algorithm.max_rounds,
+        )
 
     def add_logprobs(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """The batch with the log-probabilities that the algorithm needs, and metrics of the rollout's distance to them.
@@ -106,40 +153,28 @@ class RLStep:
             fields[PROX_LOGPROBS if PROX_LOGPROBS in needed else LOGPROBS] = own
             distances["rollout_logprob_gap"] = _masked_mean((own - sampled).abs(), mask)
         if REF_LOGPROBS in needed:
-            assert self.reference is not None, "the algorithm needs a reference; RLTrainer builds one"
-            reference = self.reference.forward_batch(batch, request)["logprobs"].to(sampled)
+            assert self.engines.ref is not None, "the algorithm needs a reference; RLTrainer builds one"
+            reference = self.engines.ref.forward_batch(batch, request)["logprobs"].to(sampled)
             fields[REF_LOGPROBS] = reference
             distances["rollout_kl_ref"] = _masked_mean(kl_estimate(sampled, reference, "k3"), mask)
         return batch.with_fields(fields), distances
 
     def add_advantages(self, batch: Batch) -> Batch:
-        """The batch with its advantages."""
-        assert self.algorithm.advantages is not None, f"{self.algorithm.name} has no advantage estimator"
-        return batch.with_fields({ADVANTAGES: self.algorithm.advantages(batch)})
-
-    def select(self, batch: Batch) -> Batch:
-        """The sequences that the algorithm's selection keeps."""
-        if self.algorithm.selection is None:
-            return batch
-        return batch.select(self.algorithm.selection(batch).nonzero()[:, 0].tolist())
-
-    def filter(self, batch: Batch) -> Batch:
-        """The batch with the loss mask cleared for sequences that a filter rejects."""
-        mask = batch.token_fields[LOSS_MASK]
-        for keep in self.algorithm.filters:
-            mask = mask & keep(batch)[batch.sequence_ids]
-        return batch.with_fields({LOSS_MASK: mask})
+        """The batch with its advantages, and with the returns if there is a critic."""
+        estimator = self.algorithm.advantages
+        assert estimator is not None, f"{self.algorithm.name} has no advantage estimator"
+        if self.critic is None:
+            return batch.with_fields({ADVANTAGES: estimator(batch)})
+        advantages, returns = estimator.with_returns(batch)
+        return batch.with_fields({ADVANTAGES: advantages, RETURNS: returns})
 
     def update(self, batch: Batch, step: int) -> list[StepStats]:
-        """One optimizer step per mini-batch; skips mini-batches without a trained token."""
-        minibatches = split_minibatches(
-            batch, self.algorithm.n_minibatches, derive_seed(self.seed, "minibatches", step)
-        )
+        """One optimizer step of the actor per mini-batch; skips mini-batches without a trained token."""
+        filtered, seed = apply_filters(batch, self.algorithm.filters), derive_seed(self.seed, "minibatches", step)
         objective, start = self.algorithm.objective, self.actor.version
         return [
             self.actor.train_batch(self.prepare_update(minibatch, start), objective)
-            for minibatch in minibatches
-            if minibatch.token_fields[LOSS_MASK].any()
+            for minibatch in trained_minibatches(filtered, self.algorithm.n_minibatches, seed)
         ]
 
     def prepare_update(self, minibatch: Batch, start: int) -> Batch:
@@ -165,25 +200,6 @@ class RLStep:
         outputs = self.actor.forward_batch(minibatch, OutputRequest(names, self.algorithm.temperature))
         # The batch is where the rollout left it; outputs may be on the engine's device.
         return {name: value.to(minibatch.input_ids.device) for name, value in outputs.items()}
-
-
-def split_minibatches(batch: Batch, n: int, seed: int) -> list[Batch]:
-    """A random split of the batch into ``n`` parts whose numbers of sequences differ by at most one."""
-    if n == 1:
-        return [batch]
-    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
-    return [batch.select(part.tolist()) for part in order.tensor_split(n)]
-
-
-def _rollout_metrics(batch: Batch, rewards: Tensor) -> dict[str, float]:
-    fields = batch.sequence_fields
-    return {
-        "reward": float(rewards.mean()),
-        "reward_std": float(rewards.std()) if len(rewards) > 1 else 0.0,
-        "completion_tokens": float(fields[COMPLETION_LENGTHS].double().mean()),
-        "truncated": float(fields[TRUNCATED].double().mean()),
-        "tokens": batch.n_tokens,
-    }
 
 
 def _masked_mean(values: Tensor, mask: Tensor) -> float:

@@ -50,8 +50,9 @@ class Rollout:
 
 
 def sampling_options(generation: Any, ends: EndTokens, *, greedy: bool = False) -> GenerationConfig:
-    """``gconfig`` with all tokens that end a completion as stop tokens; ``greedy`` for one greedy completion."""
-    options = replace(generation, stop_token_ids=list(ends.ids))
+    """Sampling options with all tokens that end a completion as stop tokens; ``greedy`` for one greedy completion."""
+    own = () if generation.ignore_eos else ends.own
+    options = replace(generation, stop_token_ids=list(dict.fromkeys((*own, *generation.stop_token_ids))))
     return replace(options, greedy=True, n_samples=1) if greedy else options
 
 
@@ -74,7 +75,10 @@ def sample(
     def generate(places: list[int]) -> list[tuple[Completion, ...]]:
         requests = [
             GenerationRequest(
-                prompts[place], options, tuple(seed_of(place, number) for number in range(options.n_samples))
+                prompts[place],
+                options,
+                tuple(seed_of(place, number) for number in range(options.n_samples)),
+                encoder.decode_literally,
             )
             for place in places
         ]
@@ -83,9 +87,13 @@ def sample(
     return Rollout(tuple(records), prompts, tuple(map_over_ranks(len(prompts), generate, data_ranks)))
 
 
-def rollout_seeds(seed: int, step: int) -> Callable[[int, int], int]:
-    """Seeds for the samples of a training step; functions of the run's seed, the step and the sample alone."""
-    return lambda place, number: derive_seed(seed, "rollout", step, place, number)
+def rollout_seeds(seed: int, step: int, first_place: int = 0) -> Callable[[int, int], int]:
+    """Seeds for the samples of a training step; functions of the run's seed, the step and the sample alone.
+
+    Args:
+        first_place: number of prompts that the step has drawn before.
+    """
+    return lambda place, number: derive_seed(seed, "rollout", step, first_place + place, number)
 
 
 def score(
@@ -123,12 +131,13 @@ def score(
     return torch.tensor([value for samples in rewards for value in samples], dtype=torch.float32)
 
 
-def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool = False) -> Batch:
+def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool = False, first_group: int = 0) -> Batch:
     """Prompts and completions as a packed batch with their fields.
 
     Args:
         rewards: shaped rewards [S].
         needs_experts: ``rollout.return_routed_experts``.
+        first_group: number of the first prompt's group.
 
     Raises:
         TrainingError: some completions lack their routed experts while others have them or ``needs_experts`` is set.
@@ -141,7 +150,7 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool 
     """
     rows = [
         (group, prompt, completion)
-        for group, (prompt, samples) in enumerate(zip(rollout.prompts, rollout.completions, strict=True))
+        for group, (prompt, samples) in enumerate(zip(rollout.prompts, rollout.completions, strict=True), first_group)
         for completion in samples
     ]
     lengths = [len(completion.token_ids) for _, _, completion in rows]

@@ -65,27 +65,31 @@ def supervised_limits(engine: Any) -> list[LengthLimit]:
     return [LengthLimit(example_lengths, size, reason, (fix,)) for size, reason, fix in _sequence_limits(engine)]
 
 
-def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[LengthLimit]:
+def rollout_limits(gconfig: Any, actor: Any, *others: Any, section: str = "gconfig") -> list[LengthLimit]:
     """Limits of prompts for generation with ``gconfig`` and training on the completions.
 
     Args:
         actor: section of the trained model.
-        reference: section of the reference model, if there is one.
+        others: sections of the models beside it that see prompts with completions.
+        section: name of the section ``gconfig``, for messages.
     """
     n_new, most = gconfig.max_new_tokens, gconfig.max_tokens
     limits = []
     if most is not None:
         limits.append(
             LengthLimit(
-                prompt_lengths, most, f"gconfig.max_tokens={most} with the completion", ("raise gconfig.max_tokens",)
+                prompt_lengths,
+                most,
+                f"{section}.max_tokens={most} with the completion",
+                (f"raise {section}.max_tokens",),
             )
         )
     context, sizes = _context(actor), []
     if context.generation != context.positions:
         why = "beyond that, the frequencies of its rotary embedding depend on the final length"
         sizes.append((context.generation, f"the model generates up to {context.generation} tokens: {why}", ""))
-    for engine in (actor, reference):
-        sizes += [] if engine is None else _sequence_limits(engine)
+    for engine in (actor, *others):
+        sizes += _sequence_limits(engine)
     for size, reason, fix in sizes:
         # A completion ends at max_tokens if that is the lower limit.
         if most is None or most > size:
@@ -93,10 +97,10 @@ def rollout_limits(gconfig: Any, actor: Any, reference: Any = None) -> list[Leng
                 LengthLimit(
                     prompt_lengths,
                     size - n_new,
-                    f"{reason}, gconfig.max_new_tokens={n_new} of them for the completion",
+                    f"{reason}, {section}.max_new_tokens={n_new} of them for the completion",
                     (
-                        "lower gconfig.max_new_tokens",
-                        f"set gconfig.max_tokens={size}",
+                        f"lower {section}.max_new_tokens",
+                        f"set {section}.max_tokens={size}",
                         *([fix] if fix else []),
                     ),
                 )

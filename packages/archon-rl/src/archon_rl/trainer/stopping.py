@@ -19,10 +19,19 @@ def run_end_tokens(run: RunContext, tokenizer: Any) -> EndTokens:
         ModelError: the model's ``generation_config.json`` or ``config.json`` cannot be read.
         ConfigError: an id is outside the vocabulary.
     """
-    found = None
+    found, generation = None, run.config.gconfig
     with failing_together(run.ranks):
         if run.ranks.is_first:
-            found = end_tokens(tokenizer.eos_token_id, _model_ends(run.config), run.config.gconfig.stop_token_ids)
+            model = _model_ends(run.config)
+            found = end_tokens(
+                tokenizer.eos_token_id,
+                model,
+                generation.stop_token_ids,
+                ignore_eos=generation.ignore_eos,
+            )
+            if run.config.eval_gconfig is not None:
+                asked = run.config.eval_gconfig.stop_token_ids
+                end_tokens(None, model, asked, option="eval_gconfig.stop_token_ids")
     return run.ranks.broadcast(found)
 
 

@@ -54,11 +54,20 @@ class Task:
     ends: EndTokens
 
     def records(self, step: int) -> list[Mapping[str, Any]]:
-        """The records of ``step``, counted from 0, each with its location in the data."""
+        """The batch of ``step``, counted from 0, each record with its location in the data."""
         return [read_placed(self.train, index) for index in self.cursor.indices(step)]
 
+    def more_records(self, step: int, n: int) -> list[Mapping[str, Any]]:
+        """The next ``n`` records, which ``step`` draws in addition to its batch."""
+        return [read_placed(self.train, index) for index in self.cursor.refill(step, n)]
 
-def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] = ()) -> Task:
+
+def build_task(
+    run: RunContext,
+    measure: Measure,
+    limits: Sequence[LengthLimit] = (),
+    held_out_limits: Sequence[LengthLimit] | None = None,
+) -> Task:
     """Load the data sets and build the tokenizer; a resumed run reads the tokenizer from its folder.
 
     Encodes every record once, so that an invalid record fails here and not in the step that draws it.
@@ -67,6 +76,7 @@ def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] 
         run: the run; its folder holds the tokenizer.
         measure: the length that ``data.max_length`` limits.
         limits: the longest records that a step can take; ``data.overlong`` decides about longer ones.
+        held_out_limits: the longest records that an evaluation can take; ``None`` for the same.
 
     Raises:
         ConfigError, DataError, ModelError: from the data set, the tokenizer and ``run_end_tokens``; a record cannot be
@@ -79,7 +89,8 @@ def build_task(run: RunContext, measure: Measure, limits: Sequence[LengthLimit] 
     tokenizer = _tokenizer(run, train, validation)
     encoder = TextEncoder(tokenizer, data.prompt_key, data.answer_key, config.tokenizer.use_chat_template)
     kept_train = _drop_overlong(run, "training", train, encoder, measure, limits)
-    kept_validation = _drop_overlong(run, "held-out", validation, encoder, measure, limits)
+    held_out_limits = limits if held_out_limits is None else held_out_limits
+    kept_validation = _drop_overlong(run, "held-out", validation, encoder, measure, held_out_limits)
     ends = run_end_tokens(run, tokenizer)
     with failing_together(run.ranks):
         if run.ranks.is_first:

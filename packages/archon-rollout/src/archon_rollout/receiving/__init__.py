@@ -1,1 +1,1 @@
-"""The receiving end of the transport ``disk``; the others are in ``archon_core.receiving``."""
+"""The receiving ends of the transports ``disk`` and ``ipc``; the others are in ``archon_core.receiving``."""

@@ -30,7 +30,7 @@ class ServedDriver:
     """
 
     capabilities = ServerCapabilities(
-        transports=("shm", "disk"),
+        transports=("shm", "disk", "distributed"),
         pause_modes=("keep", "wait", "abort"),
         staged=True,
         checksums=True,

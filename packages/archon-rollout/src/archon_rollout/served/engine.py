@@ -5,11 +5,13 @@ Rank 0 calls the servers and broadcasts what they answer, so every rank has the 
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from archon_core.contracts.engine import TrainEngine
@@ -20,12 +22,18 @@ from archon_core.layout import Layout, backend_table, parse_layout
 from archon_core.plugins import InferenceEngineSpec, registry
 from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.record import ServerRecord
+from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
 from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.model_files import write_architecture
 from archon_rollout.server.environment import TOKEN
+
+logger = logging.getLogger(__name__)
+
+CANARY = Canary(prompt_ids=(1, 2, 3))
+"""Token ids that every vocabulary has."""
 
 
 class ServedEngine:
@@ -50,12 +58,14 @@ class ServedEngine:
         self._driver: ServedDriver | None = None
         self._processes: ServerProcesses | None = None
         self._publisher: Publisher | None = None
+        self._architecture: Path | None = None
         self.last_publication: Publication | None = None
         try:
             with failing_together(self._ranks):
                 if self._ranks.is_first:
-                    self._start(folder or Path(tempfile.mkdtemp(prefix="archon-servers-")))
-            self._publisher = self._build_publisher()
+                    folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
+                    self._start(folder)
+                self._publisher = self._build_publisher(folder)
         except BaseException:
             self.close()
             raise
@@ -75,8 +85,14 @@ class ServedEngine:
         if self._closed or self._paused or self._version < 0:
             found = "close()" if self._closed else "pause()" if self._paused else "no update_weights()"
             raise TrainingError(f"served engine: generate() was called after {found}")
+        if stops := next((request.config.stop for request in requests if request.config.stop), None):
+            raise ConfigError(
+                f"gconfig.stop: found {stops}; servers that a trainer starts have no tokenizer to find texts; use "
+                "stop_token_ids, or rollout.backend=local"
+            )
         data_ranks = self._trainer.data_ranks
-        shares = data_ranks.gather(list(requests))
+        # Only data travels between ranks; a decode function is of no use to a server.
+        shares = data_ranks.gather([replace(request, decode=None) for request in requests])
         answered: list[list[Completion]] = []
         with failing_together(self._ranks):
             if self._ranks.is_first:
@@ -97,8 +113,8 @@ class ServedEngine:
         """Accept requests again."""
         self._paused = False
 
-    def update_weights(self, version: int) -> None:
-        """Publish the trainer's weights, which have ``version``, to all servers.
+    def update_weights(self, version: int) -> Mapping[str, float]:
+        """Publish the trainer's weights, which have ``version``, to all servers. Returns metrics of the publication.
 
         Raises:
             TrainingError: the trainer holds another version.
@@ -110,10 +126,12 @@ class ServedEngine:
                 f"{self._trainer.version}; publish its current weights"
             )
         if version == self._version:
-            return
+            return {}
         assert self._publisher is not None
         publication = self._publisher.publish(self._servers)
         self.last_publication = publication
+        if self._ranks.is_first:
+            logger.info(publication.describe())
         if publication.failed:
             reasons = "\n".join(f"  {one.server.address}, in {one.phase}: {one.reason}" for one in publication.failed)
             raise ServerError(
@@ -121,6 +139,7 @@ class ServedEngine:
                 f"version {version}:\n{reasons}\nread the logs of the servers"
             )
         self._version = version
+        return publication.metrics()
 
     def close(self) -> None:
         """Stop the servers that this engine started."""
@@ -139,6 +158,7 @@ class ServedEngine:
             self._servers = [self._connect(address) for address in self._config.addresses]
             return
         model, options = write_architecture(self._trainer, folder)
+        self._architecture = model.parent
         self._processes = ServerProcesses(driver, layout, model=str(model), folder=folder, options=options)
         self._servers = self._processes.start(timeout=self._config.setup_timeout)
 
@@ -152,12 +172,31 @@ class ServedEngine:
             )
         return record
 
-    def _build_publisher(self) -> Publisher:
-        options = PublisherOptions(timeout=self._config.request_timeout)
+    def _build_publisher(self, folder: Path | None) -> Publisher:
+        config = self._config
+        options = PublisherOptions(
+            bucket_bytes=config.weight_bucket_mb * 2**20,
+            skip_unchanged=config.skip_unchanged,
+            timeout=config.weight_timeout,
+            canary=CANARY if config.weight_canary else None,
+        )
         if self._driver is None:
             return Publisher(self._trainer, None, None, options)
-        spec = registry().get(WeightTransportSpec, self._config.weight_transport)
-        context = TransportContext(self._driver, run=secrets.token_hex(4), timeout=options.timeout)
+        spec = registry().get(WeightTransportSpec, config.weight_transport)
+        allowed = self._driver.capabilities.transports
+        if spec.name not in allowed:
+            raise ConfigError(
+                f"rollout.weight_transport: found {config.weight_transport!r}; these servers receive weights by "
+                f"{', '.join(allowed)}; choose one"
+            )
+        context = TransportContext(
+            self._driver,
+            run=secrets.token_hex(4),
+            folder=folder,
+            timeout=options.timeout,
+            bucket_bytes=options.bucket_bytes,
+            companions=self._architecture,
+        )
         return Publisher(self._trainer, self._driver, spec.load()(context), options)
 
     def _ask(self, requests: list[GenerationRequest]) -> list[list[Completion]]:

@@ -176,9 +176,7 @@ def _own_routes(service: Service) -> list[Route]:
         return (await service.verify_update(WeightManifest.from_data(data["manifest"]))).as_data()
 
     async def commit(data: dict[str, Any]) -> None:
-        before = service.state.version
         await service.commit_update(data["version"])
-        logger.info("weights: version %d -> %d", before, data["version"])
 
     async def drop(data: dict[str, Any]) -> None:
         await service.abort_update(data["version"])

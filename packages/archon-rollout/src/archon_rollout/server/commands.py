@@ -53,11 +53,16 @@ class Commit:
 
 
 @dataclass(frozen=True)
+class BuildCopy:
+    """Build the second copy of the weights, if it is missing. Ranks build together, so they do it between two steps."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """End the loop."""
 
 
-Command = Submit | Abort | Pause | Resume | Commit | Stop
+Command = Submit | Abort | Pause | Resume | Commit | BuildCopy | Stop
 
 
 @dataclass

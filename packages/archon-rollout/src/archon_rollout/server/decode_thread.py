@@ -21,7 +21,7 @@ from archon_core.errors import ArchonError, ServerError
 from archon_core.ranks.ranks import Ranks
 from archon_core.serving.record import PauseMode
 from archon_rollout.decode_rows import NewToken
-from archon_rollout.server.commands import Abort, Command, Commit, Pause, Results, Resume, Stop, Submit
+from archon_rollout.server.commands import Abort, BuildCopy, Command, Commit, Pause, Results, Resume, Stop, Submit
 from archon_rollout.server.serving_loop import ServingLoop
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,11 @@ class DecodeThread(threading.Thread):
         """Number of unfinished requests."""
         return len(self._tickets)
 
+    @property
+    def switch_seconds(self) -> float:
+        """See ``ServingLoop``."""
+        return self._serving.switch_seconds
+
     def submit(
         self, request: GenerationRequest, *, records_experts: bool = False, on_tokens: OnTokens | None = None
     ) -> Ticket:
@@ -107,6 +112,10 @@ class DecodeThread(threading.Thread):
     def commit(self, version: int) -> Future[None]:
         """Switch to received weights; the caller has checked that they are complete."""
         return self._send(Commit(version))
+
+    def build_copy(self) -> Future[None]:
+        """Build the second copy of the weights on all ranks."""
+        return self._send(BuildCopy())
 
     def stop(self) -> None:
         """End the thread after the current step."""
@@ -134,6 +143,7 @@ class DecodeThread(threading.Thread):
         commands = self._ranks.broadcast([command for command, _ in received])
         if any(isinstance(command, Stop) for command in commands):
             self._fail(ServerError("the server is shutting down; send the request to another one"))
+            self._serving.close()
             return False
         self._deliver(self._serving.run(commands))
         for command, done in received:

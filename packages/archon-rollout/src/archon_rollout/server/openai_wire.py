@@ -26,6 +26,7 @@ _COMMON: dict[str, Any] = {
     "stop": str | list[str] | None,
     "stream": bool | None,
     "stream_options": dict | None,
+    "frequency_penalty": NUMBER,
     "top_k": int | None,
     "min_tokens": int | None,
     "stop_token_ids": list[int] | None,
@@ -40,9 +41,16 @@ CHAT: dict[str, Any] = {
     "top_logprobs": int | None,
 }
 
+OPTIONS = {
+    "top_p": "top_p",
+    "frequency_penalty": "frequency_penalty",
+    "top_k": "top_k",
+    "min_new_tokens": "min_tokens",
+}
+"""Our sampling options -> fields of a body."""
+
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (None, 0),
-    "frequency_penalty": (None, 0),
     "logit_bias": (None, {}),
     "echo": (None, False),
     "suffix": (None, ""),
@@ -172,7 +180,7 @@ def _call(
     temperature = 1.0 if body.get("temperature") is None else body["temperature"]
     end_ids = list(dict.fromkeys([*text.end_ids, *(body.get("stop_token_ids") or ())]))
     options: dict[str, Any] = {"stop_token_ids": end_ids}
-    for ours, theirs in (("top_p", "top_p"), ("top_k", "top_k"), ("min_new_tokens", "min_tokens")):
+    for ours, theirs in OPTIONS.items():
         if body.get(theirs) is not None:
             options[ours] = body[theirs]
     # OpenAI's temperature of 0 is the most probable token.

@@ -6,18 +6,21 @@ The first Ctrl-C, or SIGTERM, closes the address and lets requests finish; the s
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import secrets
 import signal
 import socket
+import subprocess
 import sys
-import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -33,13 +36,15 @@ from archon_rollout.server.environment import PARENT, TOKEN
 from archon_rollout.server.model import ServedModel
 from archon_rollout.server.openai_app import openai_routes
 from archon_rollout.server.openai_text import TextSide
+from archon_rollout.server.parent import end_with
+from archon_rollout.server.rank_updates import RankUpdates
 from archon_rollout.server.service import Service
 from archon_rollout.server.serving_loop import ServingLoop
 from archon_rollout.server.weight_copies import NO_WEIGHTS, EngineCopies, ServedWeights
+from archon_rollout.server.world import end_followers, join, serve_store, start_follower
 
 logger = logging.getLogger(__name__)
 
-PARENT_CHECK_SECONDS = 0.5
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -67,32 +72,66 @@ class ServeOptions:
     record: Path | None = None
     drain_seconds: float = 30.0
 
+    @property
+    def first_version(self) -> int:
+        """Version of the weights at the start; ``NO_WEIGHTS`` for an architecture without weights."""
+        return NO_WEIGHTS if self.model.folder is None else self.version
+
 
 def serve(options: ServeOptions) -> None:
     """Serve until a signal.
 
     Raises:
-        ConfigError: the address cannot be bound.
+        ConfigError: the address cannot be bound, or there are too few devices.
         ModelError, WeightsError, LayoutError: the model cannot be loaded.
         TrainingError: generation failed in a way that the server cannot survive.
     """
     _log_to_stderr()
     end_with(os.environ.get(PARENT))
     listener = bind(options.host, options.port)
-    token, is_new = os.environ.get(TOKEN), False
-    if not token:
-        token, is_new = secrets.token_urlsafe(24), True
+    followers: list[subprocess.Popen[str]] = []
+    try:
+        ranks = _start_ranks(options, followers)
+        _serve(options, listener, ranks, followers)
+    except BaseException:
+        for follower in followers:
+            follower.kill()
+        raise
+    end_followers(followers)
+    if followers:
+        dist.destroy_process_group()
+    logger.info("ended")
+
+
+def _start_ranks(options: ServeOptions, followers: list[subprocess.Popen[str]]) -> Ranks:
+    """Start the other ranks of the layout, if any, into ``followers``, and join them."""
+    size = options.layout.world_size
+    if size == 1:
+        return Ranks()
+    store = serve_store()
+    described = {
+        "model": options.model.name,
+        "dtype": options.model.config.dtype,
+        "run_as": options.model.config.archon.model,
+        "layout": str(options.layout),
+        "version": options.first_version,
+        "max_batch_size": options.max_batch_size,
+    }
+    for rank in range(1, size):
+        followers.append(start_follower(rank, size, store.port, json.dumps(described)))
+    return join(store, 0, size)
+
+
+def _serve(
+    options: ServeOptions, listener: socket.socket, ranks: Ranks, followers: list[subprocess.Popen[str]]
+) -> None:
     start = time.perf_counter()
-    incarnation = uuid.uuid4().hex
-    ranks = Ranks()
+    given = os.environ.get(TOKEN)
+    token = given or secrets.token_urlsafe(24)
     active = options.model.load(options.layout)
     copies = EngineCopies(active, lambda: options.model.load_empty(options.layout))
-    version = options.version if options.model.folder is not None else NO_WEIGHTS
-    weights = ServedWeights(copies, version=version, incarnation=incarnation)
-    limits = model_limits(active.module)
-    server = _Server(options)
-    serving = ServingLoop(weights, max_rows=options.max_batch_size)
-    decode = DecodeThread(serving, ranks, on_failure=server.fail)
+    incarnation = ranks.broadcast(uuid.uuid4().hex)
+    weights = ServedWeights(copies, version=options.first_version, incarnation=incarnation)
     address = _address(listener)
     record = ServerRecord(
         address=address,
@@ -102,21 +141,26 @@ def serve(options: ServeOptions) -> None:
         version=weights.version,
         started_at=time.time(),
     )
-    service = Service(decode, weights, limits, record)
+    server = _Server(options)
+    decode = DecodeThread(ServingLoop(weights, max_rows=options.max_batch_size), ranks, on_failure=server.fail)
+    limits = model_limits(active.module)
     text = TextSide.of(options.model, limits)
+    # Stop texts are found by every rank, and the others have no tokenizer.
+    decode_text = text.tokenizer.decode if text.tokenizer is not None and ranks.size == 1 else None
+    service = Service(decode, weights, RankUpdates(weights, followers), limits, record, decode_text)
     app = build_app(service, token=token, more_routes=openai_routes(service, text))
     decode.start()
-    if is_new:
+    if not given:
         logger.info("token: %s (send it as 'Authorization: Bearer TOKEN'; set %s to choose one)", token, TOKEN)
     if options.host not in LOOPBACK:
         logger.info("other machines can reach this server; the token and all texts travel unencrypted")
 
     def announce() -> None:
-        what = "no weights yet" if not weights.is_usable else f"version {weights.version}"
+        what = f"version {weights.version}" if weights.is_usable else "no weights yet"
         seconds = time.perf_counter() - start
         logger.info("ready: http://%s (model %s, %s, %.1f s)", address, options.model.name, what, seconds)
         if options.record is not None:
-            publish_text(options.record, _json(record))
+            publish_text(options.record, json.dumps(record.as_data()) + "\n")
 
     try:
         server.run_until_signal(app, service, listener, announce)
@@ -125,7 +169,6 @@ def serve(options: ServeOptions) -> None:
         decode.join(timeout=10)
     if server.failure is not None:
         raise TrainingError(f"archon serve: generation failed: {server.failure!r}") from server.failure
-    logger.info("ended")
 
 
 class _Server:
@@ -136,7 +179,9 @@ class _Server:
         self._uvicorn: uvicorn.Server | None = None
         self.failure: BaseException | None = None
 
-    def run_until_signal(self, app: ASGIApp, service: Service, listener: socket.socket, announce) -> None:
+    def run_until_signal(
+        self, app: ASGIApp, service: Service, listener: socket.socket, announce: Callable[[], None]
+    ) -> None:
         """Serve on ``listener``; calls ``announce`` once requests are accepted."""
         # uvicorn handles the signals while it runs, then raises them again for these handlers.
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -160,7 +205,9 @@ class _Server:
 class _Draining(uvicorn.Server):
     """Announces the start, and finishes requests at the end."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, announce, *, drain_seconds: float) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: Service, announce: Callable[[], None], *, drain_seconds: float
+    ) -> None:
         super().__init__(config)
         self._service = service
         self._announce = announce
@@ -201,31 +248,9 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def end_with(parent: str | None) -> None:
-    """End this process at once when ``parent`` is no longer its parent; ``None`` to live on.
-
-    A killed trainer cannot stop its servers. A thread checks for that, because the main thread may wait.
-    """
-    if not parent:
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(PARENT_CHECK_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="archon-watchdog", daemon=True).start()
-
-
 def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _json(record: ServerRecord) -> str:
-    import json
-
-    return json.dumps(record.as_data()) + "\n"
 
 
 def _log_to_stderr() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from archon_core.contracts.rollout import GenerationRequest
@@ -15,7 +17,10 @@ from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_rollout.model_limits import ModelLimits
 from archon_rollout.requests import check_requests
 from archon_rollout.server.decode_thread import DecodeThread, OnTokens, Ticket
+from archon_rollout.server.rank_updates import RankUpdates
 from archon_rollout.server.weight_copies import ServedWeights
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -33,15 +38,27 @@ class Service:
 
     Args:
         decode: generates; started by the caller.
-        weights: the weights in use, and their updates.
+        weights: the weights in use.
+        updates: receives new weights on all ranks.
         limits: of the model.
         record: how the server presents itself; its version is that at the start.
+        decode_text: token ids -> text with special tokens, to find ``stop`` texts; ``None`` without a tokenizer.
     """
 
-    def __init__(self, decode: DecodeThread, weights: ServedWeights, limits: ModelLimits, record: ServerRecord) -> None:
+    def __init__(
+        self,
+        decode: DecodeThread,
+        weights: ServedWeights,
+        updates: RankUpdates,
+        limits: ModelLimits,
+        record: ServerRecord,
+        decode_text: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
         self._decode = decode
         self._weights = weights
+        self._receiving = updates
         self._record = record
+        self._decode_text = decode_text
         self.limits = limits
         # One thread, so that the calls of an update, and its commit, never overlap.
         self._updates = ThreadPoolExecutor(1, "archon-update")
@@ -84,6 +101,8 @@ class Service:
             raise UnavailableError("the server is shutting down; send the request to another one")
         if not self._weights.is_usable:
             raise UnavailableError("the server has no weights yet; publish a version first")
+        if self._decode_text is not None:
+            requests = [replace(one, decode=self._decode_text) if one.config.stop else one for one in requests]
         check_requests(requests, self.limits)
         tickets = [
             self._decode.submit(request, records_experts=routed_experts, on_tokens=on_tokens) for request in requests
@@ -139,28 +158,37 @@ class Service:
 
     async def begin_update(self, plan: UpdatePlan) -> None:
         """Start an update."""
-        await self._in_order(lambda: self._weights.begin(plan))
+
+        def begin() -> None:
+            if self._receiving.n_ranks > 1:
+                self._decode.build_copy().result()
+            self._receiving.begin(plan)
+
+        await self._in_order(begin)
 
     async def receive_bucket(self, notice: BucketNotice) -> Receipt:
         """Receive one bucket."""
-        return await self._in_order(lambda: self._weights.updates.receive(notice))
+        return await self._in_order(lambda: self._receiving.receive(notice))
 
     async def verify_update(self, manifest: WeightManifest) -> Receipt:
         """Check the received weights."""
-        return await self._in_order(lambda: self._weights.updates.verify(manifest))
+        return await self._in_order(lambda: self._receiving.verify(manifest))
 
     async def commit_update(self, version: int) -> None:
         """Switch to the received weights between two steps."""
+        before = self._weights.version
 
         def commit() -> None:
             self._weights.check_commit(version)
             self._decode.commit(version).result()
 
         await self._in_order(commit)
+        stopped = self._decode.switch_seconds * 1000
+        logger.info("weights: version %d -> %d (generation stopped for %.2f ms)", before, version, stopped)
 
     async def abort_update(self, version: int) -> None:
         """Drop the update to ``version``."""
-        await self._in_order(lambda: self._weights.updates.abort(version))
+        await self._in_order(lambda: self._receiving.abort(version))
 
     def end(self) -> int:
         """Refuse new requests; ends those of a paused server at once. Returns how many are still in progress."""

@@ -6,6 +6,7 @@ collectives.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
@@ -15,7 +16,7 @@ from archon_core.serving.record import PauseMode
 from archon_rollout.admission import Sample
 from archon_rollout.generation_loop import GenerationLoop
 from archon_rollout.requests import samples_of
-from archon_rollout.server.commands import Abort, Command, Commit, Pause, Results, Resume, Submit
+from archon_rollout.server.commands import Abort, BuildCopy, Command, Commit, Pause, Results, Resume, Submit
 from archon_rollout.server.weight_copies import ServedWeights
 
 
@@ -36,6 +37,8 @@ class ServingLoop:
         self._completions: dict[int, list[Completion]] = {}
         self._missing: dict[int, int] = {}
         self._pause: PauseMode | None = None
+        self.switch_seconds = 0.0
+        """Duration of the last switch of weights, in which no token was generated."""
 
     @property
     def is_paused(self) -> bool:
@@ -79,6 +82,10 @@ class ServingLoop:
                 self._finish(progress.finished, results)
         return results
 
+    def close(self) -> None:
+        """Give the engine back; nothing can be generated afterwards."""
+        self._generating.close()
+
     def _execute(self, command: Command, results: Results) -> None:
         match command:
             case Submit(number, request, streams, records_experts):
@@ -99,11 +106,14 @@ class ServingLoop:
                 self._pause = None
             case Commit(version):
                 self._commit(version)
+            case BuildCopy():
+                self._weights.build_copy()
 
     def _abort(self, numbers: Iterable[int], results: Results) -> None:
         self._finish(self._loop.abort(frozenset(numbers)), results)
 
     def _commit(self, version: int) -> None:
+        start = time.perf_counter()
         before = self._weights.active
         self._weights.updates.commit(version)
         if self._weights.active is before:  # a repeated commit
@@ -113,6 +123,7 @@ class ServingLoop:
         self._generating.enter_context(self._weights.active.generating())
         prepared_before.close()
         self._loop.change_weights(self._weights.active.module)
+        self.switch_seconds = time.perf_counter() - start
 
     def _finish(self, ended: Sequence[tuple[Sample, Completion]], results: Results) -> None:
         for sample, completion in ended:

@@ -79,9 +79,14 @@ class EngineCopies:
         """See ``WeightStore``. The copy stays, for the next update."""
         self._dtypes = {}
 
-    def _filled(self) -> TrainEngine:
+    def build_copy(self) -> None:
+        """Build the second copy, if it is missing. Collective over the ranks of the server."""
         if self._standby is None:
             self._standby = self._build()
+
+    def _filled(self) -> TrainEngine:
+        self.build_copy()
+        assert self._standby is not None
         return self._standby
 
 
@@ -125,6 +130,10 @@ class ServedWeights:
             )
         self._check_model(plan.manifest)
         self.updates.begin(plan)
+
+    def build_copy(self) -> None:
+        """See ``EngineCopies``."""
+        self._copies.build_copy()
 
     def check_commit(self, version: int) -> None:
         """Raise ServerError unless ``version`` is received and verified, or in use already."""

@@ -7,6 +7,7 @@ folder is renamed when all files are flushed. Servers that load whole folders, a
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -22,6 +23,8 @@ from archon_core.serving.update import BucketNotice
 from archon_engine.checkpoint.publication import publish_folder, remove_folder, remove_leftovers
 from archon_engine.checkpoint.safetensors_file import SafetensorsWriter
 from archon_rollout.transports.notifying import NotifyingTransport
+
+logger = logging.getLogger(__name__)
 
 KEPT = 2
 """Folders of committed versions that stay: a newcomer may be reading the older one."""
@@ -79,7 +82,12 @@ class DiskTransport(NotifyingTransport):
         super().commit(version)
         versions = sorted(int(path.name[1:]) for path in self._root.glob("v*") if path.name[1:].isdigit())
         for old in [other for other in versions if other != version][: -(KEPT - 1) or None]:
-            remove_folder(self.folder_of(old))
+            try:
+                remove_folder(self.folder_of(old))
+            except OSError as error:  # costs disk space, not the run
+                logger.warning(
+                    "cannot remove the weights of version %d: %s; remove %s", old, error, self.folder_of(old)
+                )
 
     def abort(self) -> None:
         """Remove an unfinished folder."""

@@ -99,8 +99,10 @@ class NotifyingTransport:
         servers = list(self._servers)
         try:
             placed = replace(notice, place=self._place(bucket, notice))
-        except ServerError as error:
-            return {server.incarnation: Outcome(None, str(error)) for server in servers}
+        except Exception as error:
+            # The other ranks go on sending shards: an exception here would leave them waiting.
+            reason = str(error) if isinstance(error, ServerError) else f"{type(error).__name__}: {error}"
+            return {server.incarnation: Outcome(None, reason) for server in servers}
         driver, timeout = self._context.driver, self._time_limit(notice)
 
         def receive(server: ServerRecord) -> Receipt:

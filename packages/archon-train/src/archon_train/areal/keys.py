@@ -14,9 +14,7 @@ SECTIONS = frozenset(
     (
         "allocation_mode",
         "async_training",
-        "dynamic_bs",
         "enable_offload",
-        "eval_gconfig",
         "evaluator",
         "launcher",
         "memory_profiler",
@@ -76,6 +74,7 @@ DEFAULTS = {
     "gconfig.max_tokens": "32768",
     "data.batch_size": "1",
     "cluster.n_nodes": "32",
+    "trainer.eval_before_train": "false",
 }
 """Options with another default in AReaL -> that default. Omitting one from an AReaL file records a decision."""
 

@@ -40,6 +40,7 @@ def translate(tree: RawMapping) -> Translation:
         _attention,
         _optimizers,
         _algorithm,
+        _dynamic_sampling,
         _dataset,
         _recover,
         _allocation_mode,
@@ -58,6 +59,8 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
     """Record defaults that differ, translate removed names, and add what AReaL's code fills in for known data sets."""
     decisions: list[Decision] = []
     defaults = DEFAULTS | PIPELINE_DEFAULTS if _is_pipelined(tree) else DEFAULTS
+    if isinstance(tree.get("eval_gconfig"), RawMapping):
+        defaults = defaults | {f"eval_{name}": value for name, value in DEFAULTS.items() if name.startswith("gconfig.")}
     for option, default in defaults.items():
         if tree.get(option) is None and knows(schema, option):
             ours = default_text(schema, option) or "null"
@@ -121,15 +124,27 @@ def _optimizers(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
 
 
 def _algorithm(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
-    kind = tree.get("train_dataset.type")
-    if tree.get("algorithm") is not None or not isinstance(kind, RawScalar):
+    kind, critic = tree.get("train_dataset.type"), isinstance(tree.get("critic"), RawMapping)
+    if tree.get("algorithm") is not None:
         return tree
-    critic = isinstance(tree.get("critic"), RawMapping)
+    if not isinstance(kind, RawScalar):
+        if not critic:
+            return tree
+        decisions.append(Decision("algorithm", "left out", "ppo", "there is a critic"))
+        return with_text(tree, "algorithm", "ppo")
     name = {"rl": "ppo" if critic else "grpo"}.get(kind.text, kind.text)
     reason = f"train_dataset.type is {kind.text}" + (" and there is a critic" if critic and name == "ppo" else "")
     decisions.append(Decision("algorithm", "left out", name, reason))
     tree = prune(tree, lambda path, _: path in ("train_dataset.type", "valid_dataset.type"))
     return with_text(tree, "algorithm", name, kind.source)
+
+
+def _dynamic_sampling(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    option = "actor.dynamic_sampling"
+    if text_of(tree, option) == "true" and text_of(tree, "dynamic_bs") != "true":
+        reason = "AReaL only leaves groups out, as dynamic_bs=true does"
+        decisions.append(Decision(option, "true", "true, and further prompts fill the batch", reason))
+    return tree
 
 
 def _dataset(tree: RawMapping, decisions: list[Decision]) -> RawMapping:

@@ -101,7 +101,19 @@ _HEAD = "the head computes log-probabilities in chunks and never holds all logit
 _CONVERSION = "weights are converted by the rules of the model's package"
 _DISPATCH = "tokens are sent to experts by all-to-all, with the kernels that the device has"
 
-SHARED_BY_OWNER = frozenset(("PPOCriticConfig", "DPOEngineConfig", "TeacherConfig"))
+
+def _sampling_rules(section: str) -> tuple[Ignored, ...]:
+    return (
+        _refused(f"{section}.use_beam_search", ("false",), "completions are sampled"),
+        _refused(f"{section}.reward_normalization", ("false",), "set actor.reward_norm"),
+        Ignored(f"{section}.drop_incomplete_group", "groups are always complete", ("true",)),
+        Ignored(f"{section}.seed", "every sample is drawn with its own seed, derived from the option seed"),
+        Ignored(f"{section}.skip_special_tokens", "rewards see texts without special tokens", ("true",)),
+        Ignored(f"{section}.lora_name", _NO_LORA),
+    )
+
+
+SHARED_BY_OWNER = frozenset(("DPOEngineConfig", "TeacherConfig"))
 """Classes of AReaL that stand for one feature each: options that this version does not have share one error."""
 
 IGNORED = (
@@ -111,9 +123,7 @@ IGNORED = (
     Ignored("enable_offload", _STAYS, ("false",)),
     Ignored("*.offload", _STAYS, ("false",)),
     Ignored("async_training", _SYNCHRONOUS, ("false",)),
-    _refused("dynamic_bs", ("false",), "batches have a fixed number of prompts"),
     _refused("total_train_n_seqs", ("null",), "set trainer.max_steps"),
-    Ignored("eval_gconfig", "evaluation samples with gconfig", ("null",)),
     Ignored("launcher", _PLACEMENT),
     Ignored("perf_tracer", "there is no tracer in this version", ("null", "enabled=false")),
     Ignored("memory_profiler", "there is no memory profiler in this version", ("null",)),
@@ -138,7 +148,6 @@ IGNORED = (
     Ignored("valid_dataset.shuffle", "evaluation always takes the same records in the same order", ("false",)),
     Ignored("valid_dataset.max_length", "data.max_length holds for both splits", ("null",), same_as="data.max_length"),
     # When to write and to evaluate
-    Ignored("trainer.eval_before_train", "the first evaluation follows trainer.eval_every", ("false",)),
     Ignored("*.freq_epochs", _STEPS_ONLY, ("null",)),
     Ignored("*.freq_secs", _STEPS_ONLY, ("null",)),
     Ignored("recover.freq_steps", "runs resume from the checkpoints of trainer.save_every", ("null",)),
@@ -186,21 +195,17 @@ IGNORED = (
     Ignored("*.setup_timeout", _SERVICE),
     Ignored("*.workers_ready_timeout", _SERVICE),
     # Sampling
-    _refused("gconfig.stop", ("null",), "stop words are not supported; use gconfig.stop_token_ids"),
-    _refused("gconfig.frequency_penalty", ("0",), "there is no such penalty"),
-    _refused("gconfig.ignore_eos", ("false",), "the end of text always ends a completion"),
-    _refused("gconfig.use_beam_search", ("false",), "completions are sampled"),
-    _refused("gconfig.reward_normalization", ("false",), "set actor.reward_norm"),
-    Ignored("gconfig.drop_incomplete_group", "groups are always complete", ("true",)),
-    Ignored("gconfig.seed", "every sample is drawn with its own seed, derived from the option seed"),
-    Ignored("gconfig.skip_special_tokens", "rewards see texts without special tokens", ("true",)),
-    Ignored("gconfig.lora_name", _NO_LORA),
+    *_sampling_rules("gconfig"),
+    *_sampling_rules("eval_gconfig"),
     # Engines
     Ignored("*.attn_impl", "attention is chosen by archon.attn_type", ("flash_attention_2",)),
     Ignored("*.use_kernels", "kernels are chosen by the device", ("false",)),
     Ignored("*.logprobs_chunk_size", _HEAD),
     Ignored("*.optimizer_dtype", "the optimizer's state has the type of archon.master_dtype", ("float32",)),
-    Ignored("*.weight_update_mode", "the rollout engine decides how it gets weights"),
+    Ignored(
+        "*.weight_update_mode",
+        "rollout.weight_transport chooses how servers get weights; xccl is named distributed there, awex shm or ipc",
+    ),
     Ignored("*.enable_delta_weight_update", "whole weights are published", ("false",)),
     Ignored("*.weight_update_delta_method", "whole weights are published"),
     Ignored("*.weight_update_anchor_interval", "whole weights are published"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from typing import Any
 
 from archon_core.cli.console import print_table, print_text
 from archon_core.config.loading import LoadedConfig
 from archon_core.contracts.decisions import Decision
+from archon_train.process_plan import Part, ProcessPlan
 from archon_train.run_plan import RunPlan, install_commands
 
 
@@ -24,8 +28,65 @@ def print_plan(plan: RunPlan, loaded: LoadedConfig) -> None:
             print_text(f"{used} of {available} ranks (cluster: {cluster.n_nodes} x {cluster.n_gpus_per_node})\n")
         else:
             print_text(f"{used} ranks on CPUs (cluster.n_gpus_per_node: 0)\n")
+    if plan.processes.parts:
+        parts = [
+            (part.name, ", ".join(part.roles), str(len(part.processes)), "; ".join(_places(part, plan.processes)))
+            for part in plan.processes
+        ]
+        print_table(("part", "engines", "processes", "where"), parts)
+        print_text("")
     for note in plan.notes:
         print_text(f"note: {note}")
+
+
+def _places(part: Part, plan: ProcessPlan) -> Iterator[str]:
+    """The machines of a part, with its devices there."""
+    for node, processes in groupby(part.processes, key=lambda process: process.node):
+        devices = [device for process in processes for device in process.devices]
+        if plan.devices_per_node:
+            yield f"machine {node}: devices {_ranges(devices)}"
+        else:
+            yield f"machine {node}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Ascending numbers, such as ``0-3, 6``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def plan_data(plan: RunPlan, decisions: Sequence[Decision]) -> dict[str, Any]:
+    """The plan as JSON data, for ``--dry-run --json``."""
+    return {
+        "can_run": plan.can_run,
+        "engines": [
+            {"role": share.role, "layout": str(share.layout), "ranks": share.ranks, "hosted_by": share.hosted_by}
+            for share in plan.shares
+        ],
+        "n_nodes": plan.processes.n_nodes,
+        "devices_per_node": plan.processes.devices_per_node,
+        "parts": [
+            {
+                "name": part.name,
+                "roles": list(part.roles),
+                "layout": str(part.layout),
+                "processes": [asdict(process) for process in part.processes],
+            }
+            for part in plan.processes
+        ],
+        "decisions": [asdict(decision) for decision in decisions],
+        "missing_packages": [
+            {"name": need.package.name, "command": need.package.command, "for": list(need.purposes)}
+            for need in plan.needs
+        ],
+        "obstacles": [asdict(obstacle) for obstacle in plan.obstacles],
+        "notes": list(plan.notes),
+    }
 
 
 def print_decisions(decisions: Sequence[Decision]) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from archon_core.cli.console import print_remark, print_text
+from archon_core.cli.console import print_json, print_remark, print_text
 from archon_core.config.loading import LoadedConfig
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import USER_ERROR, ConfigError
@@ -20,6 +20,7 @@ from archon_core.ranks.environment import RankEnvironment, rank_environment
 from archon_train.cli.launching import launch_ranks
 from archon_train.cli.plan_report import (
     describe_obstacles,
+    plan_data,
     print_decisions,
     print_obstacles,
     print_plan,
@@ -46,6 +47,9 @@ def train(
             "configuration, 0 if only this machine lacks something.",
         ),
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --dry-run: print the plan as JSON instead of tables.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")] = False,
     restart: Annotated[
         bool, typer.Option("--restart", help="Start a new run; renames the folder of an earlier run of this name.")
@@ -55,7 +59,9 @@ def train(
     command = ["train", str(config), *(overrides or [])]
     given = [*(overrides or []), *(["trainer.resume=true"] if resume else [])]
     if dry_run:
-        raise typer.Exit(_print_dry_run(config, given, command))
+        raise typer.Exit(_print_dry_run(config, given, command, as_json=as_json))
+    if as_json:
+        raise ConfigError("--json: found without --dry-run; allowed for dry runs only; add --dry-run to print the plan")
     place = rank_environment()
     if place is None:
         raise typer.Exit(_start(_read(config, given), command, resume=resume, restart=restart))
@@ -72,9 +78,13 @@ def train(
     run_as_rank(place, work)
 
 
-def _print_dry_run(config: Path, overrides: list[str], command: list[str]) -> int:
+def _print_dry_run(config: Path, overrides: list[str], command: list[str], *, as_json: bool) -> int:
     loaded = load_config(config, overrides, allow_missing=True)
     plan = plan_run(loaded, registry())
+    code = USER_ERROR if plan.is_wrong else 0
+    if as_json:
+        print_json(plan_data(plan, (*loaded.decisions, *plan.decisions)))
+        return code
     print_text(loaded.to_yaml())
     print_plan(plan, loaded)
     if "actor" in plan.layouts and loaded.config.scheduler.type == "local":
@@ -84,7 +94,7 @@ def _print_dry_run(config: Path, overrides: list[str], command: list[str]) -> in
     print_decisions((*loaded.decisions, *plan.decisions))
     if not plan.can_run:
         print_obstacles(plan)
-    return USER_ERROR if plan.is_wrong else 0
+    return code
 
 
 def _read(config: Path, overrides: list[str]) -> tuple[LoadedConfig, RunPlan]:

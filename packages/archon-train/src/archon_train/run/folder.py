@@ -1,7 +1,7 @@
 """The run folder, which holds all files of a run.
 
 ``<fileroot>/<experiment_name>/<trial_name>/`` holds ``config.yaml`` (resolved), ``decisions.json``,
-``metrics.jsonl``, ``tensorboard/``, ``checkpoints/step-00000010/`` and ``export/``.
+``metrics.jsonl``, ``tensorboard/``, ``checkpoints/step-00000010/`` and ``export/``, with a critic ``export_critic/``.
 """
 
 from __future__ import annotations
@@ -115,6 +115,10 @@ class RunFolder:
         """The trained model in Hugging Face format."""
         return self.path / "export"
 
+    def export_of(self, role: str) -> Path:
+        """The model of another role in Hugging Face format, such as the critic."""
+        return self.path / f"export_{role}"
+
     def checkpoint_path(self, step: int) -> Path:
         """The folder of the checkpoint after ``step`` training steps, which need not exist."""
         return step_folder(self.path, step)
@@ -146,9 +150,13 @@ class RunFolder:
         return steps
 
     @contextmanager
-    def exporting(self) -> Iterator[Path]:
-        """Yield an empty folder to write the export into; published atomically, see ``publish_folder``."""
-        with publish_folder(self.export) as folder:
+    def exporting(self, role: str | None = None) -> Iterator[Path]:
+        """Yield an empty folder to write the export into; published atomically, see ``publish_folder``.
+
+        Args:
+            role: of the model, such as ``critic``; ``None`` for the trained model of the run.
+        """
+        with publish_folder(self.export if role is None else self.export_of(role)) as folder:
             yield folder
 
     def write_config(self, text: str) -> None:

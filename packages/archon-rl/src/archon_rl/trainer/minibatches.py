@@ -1,0 +1,30 @@
+"""The split of a step's batch into mini-batches, one per optimizer step."""
+
+from __future__ import annotations
+
+import torch
+
+from archon_core.contracts.batch import Batch
+from archon_rl.algorithm import SequenceFilter
+from archon_rl.losses.aggregation import LOSS_MASK
+
+
+def split_minibatches(batch: Batch, n: int, seed: int) -> list[Batch]:
+    """A random split of the batch into ``n`` parts whose numbers of sequences differ by at most one."""
+    if n == 1:
+        return [batch]
+    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(seed))
+    return [batch.select(part.tolist()) for part in order.tensor_split(n)]
+
+
+def trained_minibatches(batch: Batch, n: int, seed: int) -> list[Batch]:
+    """The parts of ``split_minibatches`` that have a trained token."""
+    return [part for part in split_minibatches(batch, n, seed) if part.token_fields[LOSS_MASK].any()]
+
+
+def apply_filters(batch: Batch, filters: tuple[SequenceFilter, ...]) -> Batch:
+    """The batch with the loss mask cleared for sequences that a filter rejects."""
+    mask = batch.token_fields[LOSS_MASK]
+    for keep in filters:
+        mask = mask & keep(batch)[batch.sequence_ids]
+    return batch.with_fields({LOSS_MASK: mask})

@@ -1,0 +1,177 @@
+"""The plan of a run's processes: which machine and devices each of them gets. Pure; imports no torch.
+
+Launchers start, watch and end the processes of the plan. Placement follows two rules:
+
+- The ranks of a tensor-parallel group are on one machine. Pipeline stages and replicas may be on different ones.
+- The trainer's ranks fill the machines in order. Each inference server goes to the machine with the most free devices
+  and takes all its devices there if the machine has as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from archon_core.errors import ConfigError
+from archon_core.layout import Layout
+from archon_core.layout.diagnostics import count
+from archon_train.cluster import EngineShare
+
+TRAINER = "trainer"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process, or the devices that one inference server has on a machine.
+
+    Attributes:
+        rank: number within its part, from 0.
+        node: number of the machine, from 0.
+        devices: ids of its accelerators on that machine; empty on CPUs.
+    """
+
+    rank: int
+    node: int
+    devices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Processes that start and end together: the trainer, a role on its own ranks, or one inference server.
+
+    Attributes:
+        name: ``trainer``, the role, or ``server 0``, ``server 1``, ...
+        roles: the engines that it runs.
+        layout: of the trainer's actor, of the role, or of all servers together.
+        processes: in the order of their ranks.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    layout: Layout
+    processes: tuple[Process, ...]
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The machines that it uses, in order."""
+        return tuple(dict.fromkeys(process.node for process in self.processes))
+
+
+@dataclass(frozen=True)
+class ProcessPlan:
+    """All processes of a run.
+
+    Attributes:
+        parts: the trainer first, then other roles, then servers.
+        n_nodes: ``cluster.n_nodes``.
+        devices_per_node: ``cluster.n_gpus_per_node``; 0 on CPUs.
+    """
+
+    parts: tuple[Part, ...] = ()
+    n_nodes: int = 1
+    devices_per_node: int = 0
+
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self.parts)
+
+
+def plan_processes(shares: Sequence[EngineShare], *, n_nodes: int, n_gpus_per_node: int) -> ProcessPlan:
+    """Place the ranks of all engines on the machines.
+
+    Args:
+        shares: the ranks of each engine, which fit the cluster by their number.
+        n_nodes: ``cluster.n_nodes``.
+        n_gpus_per_node: ``cluster.n_gpus_per_node``; 0 stands for CPUs, which run any number of ranks.
+
+    Raises:
+        ConfigError: a tensor-parallel group does not fit on a machine, or no machine has enough free devices.
+    """
+    machines = _Machines(n_nodes, n_gpus_per_node, sum(share.ranks for share in shares))
+    parts = []
+    hosted = tuple(share.role for share in shares if share.hosted_by)
+    for share in sorted(shares, key=lambda share: share.role != "actor"):
+        if share.hosted_by or share.layout.kind != "train":
+            continue
+        is_actor = share.role == "actor"
+        name, roles = (TRAINER, ("actor", *hosted)) if is_actor else (share.role, (share.role,))
+        parts.append(Part(name, roles, share.layout, tuple(machines.place_ranks(share))))
+    for share in shares:
+        if share.layout.kind == "inference" and not share.hosted_by:
+            for index in range(share.layout.servers):
+                name = f"server {index}"
+                processes = tuple(machines.place_server(share, name))
+                parts.append(Part(name, (share.role,), share.layout, processes))
+    return ProcessPlan(tuple(parts), n_nodes, n_gpus_per_node)
+
+
+@dataclass
+class _Machines:
+    """The free devices of every machine.
+
+    Attributes:
+        n_nodes: number of machines.
+        size: devices per machine; 0 on CPUs.
+        n_ranks: of all engines together, which CPU machines share evenly.
+    """
+
+    n_nodes: int
+    size: int
+    n_ranks: int
+    free: list[list[int]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        slots = self.size or self.n_ranks  # a CPU runs any number of ranks
+        self.free = [list(range(slots)) for _ in range(self.n_nodes)]
+
+    def place_ranks(self, share: EngineShare) -> Iterator[Process]:
+        """Processes of a training engine, one device each."""
+        group = self._tensor_group(share)
+        n_groups = share.ranks // group
+        # On CPUs, where every machine could run all ranks, each one gets the same number of groups.
+        limit = self.n_ranks if self.size else -(-n_groups // self.n_nodes) * group
+        rank = 0
+        placed = [0] * self.n_nodes
+        for _ in range(n_groups):
+            node = next(
+                (n for n in range(self.n_nodes) if len(self.free[n]) >= group and placed[n] + group <= limit), None
+            )
+            if node is None:
+                raise self._no_room(f"{share.role}.backend={share.layout}", share.role, group)
+            placed[node] += group
+            for device in self._take(node, group):
+                yield Process(rank, node, device)
+                rank += 1
+
+    def place_server(self, share: EngineShare, name: str) -> Iterator[Process]:
+        """One server: one process where a machine has enough devices, else one per tensor-parallel group."""
+        group, needed = self._tensor_group(share), share.layout.devices_per_server
+        fits = not self.size or needed <= self.size
+        chunk = needed if fits else group
+        for rank in range(needed // chunk):
+            node = max(range(self.n_nodes), key=lambda n: (len(self.free[n]), -n))
+            if len(self.free[node]) < chunk:
+                raise self._no_room(f"{name} of {share.role}.backend={share.layout}", share.role, chunk)
+            devices = tuple(device for one in self._take(node, chunk) for device in one)
+            yield Process(rank, node, devices)
+
+    def _tensor_group(self, share: EngineShare) -> int:
+        group = share.layout.dims["t"]
+        if self.size and group > self.size:
+            raise ConfigError(
+                f"{share.role}.backend: found {share.layout}, whose tensor-parallel groups need "
+                f"{count(group, 'device')} on one machine; allowed is at most cluster.n_gpus_per_node={self.size}; "
+                f"lower t, and use p or d across machines"
+            )
+        return group
+
+    def _take(self, node: int, number: int) -> list[tuple[int, ...]]:
+        taken, self.free[node] = self.free[node][:number], self.free[node][number:]
+        return [(device,) if self.size else () for device in taken]
+
+    def _no_room(self, what: str, role: str, group: int) -> ConfigError:
+        free = ", ".join(f"{len(devices)} on machine {node}" for node, devices in enumerate(self.free))
+        return ConfigError(
+            f"cluster: found {what}, which needs {count(group, 'device')} on one machine; free are {free}; allowed is "
+            f"a layout whose groups fit; lower t in {role}.backend, choose sizes that divide cluster.n_gpus_per_node="
+            f"{self.size}, or raise cluster.n_nodes"
+        )

@@ -1,0 +1,71 @@
+"""Models beside the actor: what a dry run says of missing, unused and unsuitable ones."""
+
+from collections.abc import Callable
+
+import pytest
+
+from archon_core.config.loading import LoadedConfig
+from archon_core.plugins import AlgorithmSpec, ModelSpec, Registry, TrainEngineSpec
+from archon_train.preflight import plan_run
+from archon_train.run_plan import RunPlan
+
+from .conftest import plugin, rl_plugin, rollout_plugin
+
+VALUED = "algorithm: valued\nactor: {backend: 'able:d1', model_config: {model_type: tiny}}\n"
+
+
+@pytest.fixture
+def plan(load: Callable[..., LoadedConfig], make_registry: Callable[..., Registry]) -> Callable[[str], RunPlan]:
+    registry = make_registry(
+        rl_plugin(),
+        rollout_plugin(),
+        plugin(
+            "models",
+            TrainEngineSpec(name="able", target="json:loads", axes="dtpcer", model_type="json:loads"),
+            ModelSpec(name="tiny", target="json:loads", model_types=("tiny",), capabilities=frozenset({"critic"})),
+            ModelSpec(name="headless", target="json:loads", model_types=("headless",)),
+            AlgorithmSpec(name="valued", target="json:loads", needs=("inference_engine",), sections=("critic",)),
+        ),
+    )
+    return lambda text: plan_run(load(text, plugins=registry, allow_missing=True), registry)
+
+
+def problems(found: RunPlan) -> list[str]:
+    return [obstacle.text for obstacle in found.obstacles]
+
+
+def test_a_critic_that_the_algorithm_needs_must_be_there(plan) -> None:
+    assert problems(plan(VALUED)) == [
+        "critic: found no section, and algorithm 'valued' needs one; add 'critic: {}', which starts from the actor's "
+        "initial weights, or choose another algorithm"
+    ]
+    assert plan(VALUED + "critic: {}\n").can_run
+    assert plan(VALUED + "critic: {is_critic: true}\n").can_run
+
+
+def test_a_critic_that_no_algorithm_trains_is_a_decision(plan) -> None:
+    found = plan(VALUED.replace("valued", "grpo") + "critic: {}\n")
+    assert found.can_run
+    assert [(d.option, d.effective) for d in found.decisions] == [("critic", "not used")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            VALUED.replace("tiny", "headless") + "critic: {}\n",
+            "critic: found a model of 'headless', which has no value",
+        ),
+        (VALUED + "critic: {model_config: {model_type: headless}}\n", "critic: found a model of 'headless'"),
+        (VALUED + "critic: {is_critic: false}\n", "critic.is_critic: found false; the critic has a value head"),
+    ],
+    ids=["inherited", "its own", "without a head"],
+)
+def test_a_critic_needs_a_value_head(plan, text: str, message: str) -> None:
+    [problem] = problems(plan(text))
+    assert problem.startswith(message)
+
+
+def test_a_critic_may_have_another_model_than_the_actor(plan) -> None:
+    actor = VALUED.replace("tiny", "headless")
+    assert plan(actor + "critic: {model_config: {model_type: tiny}}\n").can_run
