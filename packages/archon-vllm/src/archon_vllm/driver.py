@@ -19,7 +19,7 @@ from archon_core.serving.http_client import call, call_async, exchange
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_vllm.generation import read_completion, request_data, version_of
+from archon_vllm.generation import BROKEN_LABEL, read_completion, request_data, version_of
 from archon_vllm.launching import launch_server
 from archon_vllm.options import VllmOptions
 
@@ -159,8 +159,8 @@ class VllmDriver:
         address = server.address
         if self._staged:
             with self._paused(address, timeout):
-                self._act(address, "commit", version, timeout)
                 self._drop_cache(address, timeout)
+                self._load_staged(address, version, timeout)
                 self._post(address, "/finish_weight_update", timeout, {"weight_version": str(version)})
             return
         received, folder = self._folders.pop(server.incarnation, (None, ""))
@@ -168,8 +168,8 @@ class VllmDriver:
             raise ServerError(f"server {address}: commit of version {version}: found {received} received")
         with self._paused(address, timeout):
             body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
-            self._post(address, "/collective_rpc", timeout, body)
             self._drop_cache(address, timeout)
+            self._post(address, "/collective_rpc", timeout, body)
             self._post(address, "/update_weight_version", timeout, {"new_version": str(version)})
 
     def abort_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
@@ -190,11 +190,23 @@ class VllmDriver:
         finally:
             self._post(address, "/resume", timeout)
 
+    def _load_staged(self, address: str, version: int, timeout: float) -> None:
+        """Load the staged weights. If a worker is left with a part of them, label them as broken before the server is
+        resumed."""
+        try:
+            self._act(address, "commit", version, timeout)
+        except UncertainCallError:
+            raise  # vLLM executes calls in order, so the resume that follows comes after the commit
+        except ServerError:
+            if any(worker["broken"] for worker in self._workers(address, "archon_state", timeout)):
+                self._post(address, "/update_weight_version", timeout, {"new_version": BROKEN_LABEL})
+            raise
+
     def _drop_cache(self, address: str, timeout: float) -> None:
-        """Drop the KV cache of the old weights; running requests recompute theirs on resume."""
+        """Drop the KV cache, before the weights change; running requests recompute theirs on resume."""
         answer = self._post(address, "/reset_prefix_cache?reset_running_requests=true", timeout)
         if not answer.get("success"):
-            raise ServerError(f"server {address}: it keeps the KV cache of the old weights; restart it")
+            raise ServerError(f"server {address}: it does not drop the KV cache of the old weights, so it keeps these")
 
     def _state(self, address: str, *, timeout: float) -> ServerState:
         label = call(address, "GET", "/weight_info", token=self._token, timeout=timeout)["weight_version"]

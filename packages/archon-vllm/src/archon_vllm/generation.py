@@ -15,6 +15,9 @@ from archon_core.serving.token_versions import VersionSpan, versions_of
 DEFAULT_LABEL = "default"
 """vLLM's label of the weights that it loaded at its start."""
 
+BROKEN_LABEL = "broken"
+"""The driver's label of weights of which a part could not be loaded: no token that they make is used."""
+
 NO_VERSION = -1
 """The version of weights that no trainer published."""
 
@@ -94,10 +97,12 @@ def version_of(label: str) -> int:
     """The version of a label.
 
     Raises:
-        ServerError: it is neither a number nor vLLM's default.
+        ServerError: it is neither a number nor vLLM's default, or the weights are broken.
     """
     if label == DEFAULT_LABEL:
         return NO_VERSION
+    if label == BROKEN_LABEL:
+        raise ServerError("weight version: found weights that vLLM could load in part only; restart the server")
     if label.lstrip("-").isdigit():
         return int(label)
     raise ServerError(f"weight version: found {label!r}; allowed are numbers; another program published to the server")

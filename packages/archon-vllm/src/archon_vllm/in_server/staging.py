@@ -35,11 +35,15 @@ class StagedStore(MemoryStore):
 
     Args:
         load: loads whole Hugging Face tensors into the model, in place.
+
+    Attributes:
+        broken: whether the model has neither whole old weights nor whole new ones.
     """
 
     def __init__(self, load: Callable[[Iterable[tuple[str, Tensor]]], None]) -> None:
         super().__init__()
         self._load = load
+        self.broken = False
 
     def commit(self, version: int) -> None:
         """Load the received weights. The caller has paused generation.
@@ -48,6 +52,7 @@ class StagedStore(MemoryStore):
             ServerError: they cannot be loaded. The message says whether the model has whole old weights.
         """
         received = {name: self._spare[name] for name in self._spare if name in self._received}
+        self.broken = True
         try:
             self._load(received.items())
         except Exception as error:
@@ -57,10 +62,12 @@ class StagedStore(MemoryStore):
                     "return to: restart the server"
                 ) from error
             self._load(self.tensors.items())
+            self.broken = False
             raise ServerError(
                 f"weights of version {version}: the model cannot load them: {error}; it has the previous ones again"
             ) from error
         super().commit(version)
+        self.broken = False
 
 
 class StagedUpdates:
@@ -73,8 +80,9 @@ class StagedUpdates:
 
     def __init__(self, load: Callable[[Iterable[tuple[str, Tensor]]], None], *, incarnation: str) -> None:
         self.incarnation = incarnation
+        self._store = StagedStore(load)
         self._updates = WeightUpdates(
-            StagedStore(load), incarnation=incarnation, version=NO_VERSION, receiver_of=_receiver_of
+            self._store, incarnation=incarnation, version=NO_VERSION, receiver_of=_receiver_of
         )
         self._receipt: Receipt | None = None
         self._may_finish = False
@@ -137,6 +145,7 @@ class StagedUpdates:
             "version": updates.version,
             "prepared": updates.prepared,
             "updating": updates.updating,
+            "broken": self._store.broken,
         }
 
     def drop(self) -> None:
