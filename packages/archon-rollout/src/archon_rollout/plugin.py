@@ -39,7 +39,7 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
         WeightTransportSpec(
             name="shm",
             target="archon_rollout.transports.shared_memory:SharedMemoryTransport",
-            receiver="archon_rollout.receiving.shared_memory:SharedMemoryReceiver",
+            receiver="archon_core.receiving.shared_memory:SharedMemoryReceiver",
             summary="shared memory on the trainer's host, one copy per side",
             one_host=True,
         ),
@@ -47,7 +47,7 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
             name="distributed",
             aliases=("xccl",),
             target="archon_rollout.transports.distributed:DistributedTransport",
-            receiver="archon_rollout.receiving.distributed:DistributedReceiver",
+            receiver="archon_core.receiving.distributed:DistributedReceiver",
             summary="a process group of two per server and version, over the network",
         ),
         WeightTransportSpec(

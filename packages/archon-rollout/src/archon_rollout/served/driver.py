@@ -12,10 +12,10 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ServerError, UncertainCallError
 from archon_core.layout import Layout
+from archon_core.serving.http_client import call, call_async
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_rollout.served.http_client import call, call_async
 from archon_rollout.server.environment import PARENT, TOKEN
 from archon_rollout.server.wire import read_completion, request_data
 
