@@ -14,7 +14,7 @@ from publishing import manifest_of, prepare, publish
 from vllm_server import VllmServer, logprob_of
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
-from archon_core.errors import ServerError
+from archon_core.errors import ServerError, UncertainCallError
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.update import UpdatePlan
 from archon_vllm.driver import VllmDriver
@@ -206,6 +206,40 @@ def test_a_model_that_cannot_load_returns_to_the_previous_weights(server, driver
     with pytest.raises(ServerError, match="it has the previous ones again"):
         driver.commit_update(record, 7, timeout=SECONDS)
     assert_serves(driver, record, weights(1), 6)
+
+
+def test_a_commit_without_an_answer_that_was_executed_counts(server, driver, record):
+    prepare(driver, record, weights(1), 5)
+    server.late["/update_weights"] = 1.0
+    driver.commit_update(record, 5, timeout=0.8)
+    assert_serves(driver, record, weights(1), 5)
+
+
+def test_a_commit_that_the_workers_have_not_executed_is_refused_later(server, driver, record, monkeypatch):
+    prepare(driver, record, weights(1), 5)
+    act = driver._act
+
+    def lost(address, action, data, timeout):
+        raise UncertainCallError("no answer")
+
+    monkeypatch.setattr(driver, "_act", lost)
+    with pytest.raises(UncertainCallError):
+        driver.commit_update(record, 5, timeout=SECONDS)
+    with pytest.raises(ServerError, match="only a verified update is committed"):
+        act(record.address, "commit", 5, SECONDS)
+    assert_serves(driver, record, weights(0), -1)
+
+
+def test_no_token_gets_a_version_while_the_label_of_new_weights_is_uncertain(server, driver, record):
+    prepare(driver, record, weights(1), 5)
+    server.late["/finish_weight_update"] = 0.5
+    with pytest.raises(UncertainCallError):
+        driver.commit_update(record, 5, timeout=0.2)
+    wait_for(lambda: not server.paused)
+    with pytest.raises(ServerError, match="load in part only"):
+        generate(driver, record, request())
+    publish(driver, record, weights(2), 6)
+    assert_serves(driver, record, weights(2), 6)
 
 
 def test_plans_for_others_are_refused(driver, record):

@@ -60,6 +60,9 @@ class Worker(ArchonWorkerExtension):
         self.updates.finish()
         self._weight_update_active = False
 
+    def update_config(self, changes):
+        assert changes == {"load_config": {"load_format": "auto"}}
+
     def reload_weights(self, weights_path):
         self.load(torch.load(f"{weights_path}/weights.pt").items())
 
@@ -70,15 +73,17 @@ class VllmServer:
     Attributes:
         calls: target and body of every request, in order.
         running: ids of requests that have made a token and have not ended.
+        late: path -> seconds before its next call is executed, in the order of calls.
     """
 
-    def __init__(self, tensors, *, token=""):
+    def __init__(self, tensors, *, port=0, token=""):
         self.table = json.loads(TABLE.read_text(encoding="utf-8"))
         self.worker, self.token = Worker(tensors), token
         self.calls, self.running, self.aborted = [], set(), set()
         self.version, self.paused, self.resets = "default", False, True
+        self.late, self.order = {}, threading.Lock()
         self.changed = threading.Condition()
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self.http.daemon_threads = True
         self.address = f"127.0.0.1:{self.http.server_port}"
 
@@ -99,8 +104,13 @@ class VllmServer:
         if found := problems_of(self.table, method, target, body):
             return 400, {"error": {"message": "; ".join(found)}}
         path, _, query = target.partition("?")
+        action = getattr(self, "do" + path.replace("/", "_"))
         try:
-            return 200, getattr(self, "do" + path.replace("/", "_"))(body or {}, query)
+            if path == "/inference/v1/generate":
+                return 200, action(body or {}, query)
+            with self.order:
+                time.sleep(self.late.pop(path, 0))
+                return 200, action(body or {}, query)
         except Exception as error:
             return 500, {"error": {"message": str(error), "type": "InternalServerError"}}
 
@@ -168,6 +178,10 @@ class VllmServer:
         result = getattr(self.worker, body["method"])(*body.get("args", ()), **body.get("kwargs", {}))
         return {"results": [result]}
 
+    def next_token(self, prompt, ids, sampling):
+        """A token and its log-probability."""
+        return (sum(prompt) + len(ids)) % 97, logprob_of(self.worker.tensors)
+
     def do_inference_v1_generate(self, body, query):
         sampling, id = body["sampling_params"], "generate-tokens-" + body["request_id"]  # as vLLM does
         ids, versions, logprobs, reason = [], [], [], "length"
@@ -178,9 +192,10 @@ class VllmServer:
                 if id in self.aborted:
                     reason = "abort"
                     break
-                ids.append((sum(body["token_ids"]) + len(ids)) % 97)
+                token, logprob = self.next_token(body["token_ids"], ids, sampling)
+                ids.append(token)
                 versions.append(self.version)
-                logprobs.append(logprob_of(self.worker.tensors))
+                logprobs.append(logprob)
                 self.running.add(id)
             if ids[-1] in sampling["stop_token_ids"]:
                 reason = "stop"

@@ -23,6 +23,7 @@ def archon_inference_engines() -> Iterable[InferenceEngineSpec]:
             target="archon_rollout.served.engine:ServedEngine",
             summary="samples on our own servers, which the trainer starts; served:d2t2 has two, of two ranks each",
             letters="dt",
+            runs_servers=True,
         ),
     ]
 
@@ -69,6 +70,7 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
             target="archon_rollout.served.driver:ServedDriver",
             summary="archon serve: two copies of the weights, exact log-probabilities across updates",
             letters="dt",
+            transports=("shm", "disk", "distributed"),
         )
     ]
 

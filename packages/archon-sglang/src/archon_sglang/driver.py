@@ -56,9 +56,27 @@ class SglangDriver:
         self._n_samples: dict[str, int] = {}
         self._experts_shapes: dict[str, tuple[int, int]] = {}
 
-    def launch(self, model: str, *, layout: Layout, index: int, host: str, port: int) -> ServerLaunch:
+    def launch(
+        self,
+        model: str,
+        *,
+        layout: Layout,
+        index: int,
+        host: str,
+        port: int,
+        dtype: str = "",
+        model_spec: str = "",
+    ) -> ServerLaunch:
         """The command that starts server ``index``."""
-        return launch_server(model, layout=layout, host=host, port=port, rollout=self._config, options=self._options)
+        return launch_server(
+            model,
+            layout=layout,
+            host=host,
+            port=port,
+            dtype=dtype,
+            routed_experts=self._config.return_routed_experts,
+            options=self._options,
+        )
 
     def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
         """The record of the server at ``address``; ``None`` while it does not accept requests."""
@@ -177,6 +195,7 @@ class SglangDriver:
             )
         body = {
             "model_path": folder,
+            "load_format": "auto",  # without it, a server that started without weights makes random ones
             "weight_version": str(version),
             "flush_cache": True,
             "abort_all_requests": False,

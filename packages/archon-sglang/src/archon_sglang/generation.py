@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import ServerError
+from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.token_versions import VersionSpan, versions_of
 
 DEFAULT_LABEL = "default"
@@ -32,11 +32,11 @@ def request_data(
         seeded: whether the server honours seeds.
 
     Raises:
-        ServerError: the prompt leaves no room for a token, or the request has stop texts.
+        RefusedRequestError: the prompt leaves no room for a token, or the request has stop texts.
     """
     config = request.config
     if config.stop:
-        raise ServerError(
+        raise RefusedRequestError(
             f"gconfig.stop: found {config.stop}; allowed with SGLang servers is null, because they are sent token ids "
             "only; use gconfig.stop_token_ids"
         )
@@ -44,7 +44,7 @@ def request_data(
     if config.max_tokens is not None:
         limit = min(limit, config.max_tokens - len(request.prompt_ids))
     if limit < 1:
-        raise ServerError(
+        raise RefusedRequestError(
             f"gconfig.max_tokens: found {config.max_tokens} with a prompt of {len(request.prompt_ids)} tokens; raise it"
         )
     sampling: dict[str, Any] = {

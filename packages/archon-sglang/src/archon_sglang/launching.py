@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import sys
 import uuid
-from typing import Any
+from pathlib import Path
 
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
+from archon_core.serving.model_folder import has_tokenizer, has_weights
 from archon_core.serving.record import ServerLaunch
-from archon_sglang.options import SglangOptions, command_options
+from archon_sglang.options import SglangOptions, command_options, ranks_problem
 
 
 def launch_server(
-    model: str, *, layout: Layout, host: str, port: int, rollout: Any, options: SglangOptions
+    model: str,
+    *,
+    layout: Layout,
+    host: str,
+    port: int,
+    dtype: str,
+    routed_experts: bool,
+    options: SglangOptions,
 ) -> ServerLaunch:
     """The command of one server of a layout.
 
     Args:
-        model: path or hub id.
+        model: path or hub id. In a folder without weights, SGLang starts with random ones.
         layout: ``t`` is the number of ranks of a server.
         host: address to listen on.
         port: port to listen on.
-        rollout: the section ``rollout``.
+        dtype: the trainer's compute dtype; empty if unknown.
+        routed_experts: whether completions carry the experts of every token.
         options: the section ``sglang``.
 
     Raises:
@@ -30,17 +39,22 @@ def launch_server(
     """
     if port == 0:
         raise ConfigError("sglang: found port 0; allowed is a free port, because SGLang does not report its choice")
+    if problem := ranks_problem(options, layout):
+        raise ConfigError(problem)
     tensor = layout.dims["t"]
-    for name in ("ep_size", "dp_size"):
-        if tensor % getattr(options, name):
-            raise ConfigError(
-                f"sglang.{name}: found {getattr(options, name)}; allowed are divisors of {tensor}, the ranks of a "
-                "server; set it to 1, or raise t in rollout.backend"
-            )
     command = [options.python or sys.executable, "-m", "sglang.launch_server"]
-    command += ["--model-path", options.model_path or model, "--host", host, "--port", str(port)]
+    model = options.model_path or model
+    command += ["--model-path", model, "--host", host, "--port", str(port)]
+    command += ["--dtype", options.dtype if options.dtype != "auto" else dtype or "auto"]
+    folder = Path(model)
+    random = options.load_format == "auto" and folder.is_dir() and not has_weights(folder)
+    command += ["--load-format", "dummy" if random else options.load_format]
+    if options.skip_tokenizer_init or (folder.is_dir() and not has_tokenizer(folder)):
+        command.append("--skip-tokenizer-init")
     # The name comes back in /model_info, and tells this start from others on the same address.
     command += ["--tp-size", str(tensor), "--served-model-name", f"archon-{uuid.uuid4().hex}"]
-    if rollout.return_routed_experts or options.enable_return_routed_experts:
+    if routed_experts or options.enable_return_routed_experts:
         command.append("--enable-return-routed-experts")
-    return ServerLaunch((*command, *command_options(options)), {}, n_processes=tensor)
+    # The trainer's path would bring its torch and transformers into another environment.
+    environment = {"PYTHONPATH": ""} if options.python else {}
+    return ServerLaunch((*command, *command_options(options)), environment, n_processes=tensor)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
+from archon_core.layout import Layout
 
 REMOVED = (
     "enable_ep_moe",
@@ -19,6 +20,10 @@ RENAMED = {"cuda_graph_max_bs": "cuda_graph_max_bs_decode", "cuda_graph_bs": "cu
 """Options of AReaL -> their names in SGLang 0.5.23."""
 
 
+DEVICES = ("tp_size", "pp_size", "nnodes")
+"""SGLang's options that change the number of devices."""
+
+
 @dataclass
 class SglangOptions:
     """Options of SGLang's command line, passed through. The number of devices comes from ``rollout.backend`` alone.
@@ -27,7 +32,8 @@ class SglangOptions:
         python: the interpreter of the environment that has SGLang; empty for this one.
         model_path: the served model; empty for the model that is trained.
         random_seed: seed of the server.
-        skip_tokenizer_init: load no tokenizer. Archon sends token ids only.
+        skip_tokenizer_init: load no tokenizer. Archon sends token ids only, so servers of models without a tokenizer
+            never load one.
         disable_cuda_graph: capture no CUDA graphs.
         disable_radix_cache: keep no prefixes in the KV cache.
         disable_cuda_graph_padding: use CUDA graphs only for batches that need no padding.
@@ -63,7 +69,7 @@ class SglangOptions:
         schedule_policy: order of waiting requests.
         schedule_conservativeness: how much memory the scheduler reserves per request.
         cpu_offload_gb: GiB of weights to keep in host memory.
-        dtype: dtype of weights and activations.
+        dtype: dtype of weights and activations; ``auto`` for the trainer's compute dtype.
         kv_cache_dtype: dtype of the KV cache.
         dp_size: data-parallel attention groups in a server; 1 without ``enable_dp_attention``.
         ep_size: ranks that share the experts of a layer; divides the ranks of a server.
@@ -81,6 +87,9 @@ class SglangOptions:
         decode_log_interval: decode steps between two log lines.
         enable_multithread_load: removed in SGLang 0.5.23.
         enable_return_routed_experts: return the experts of every token; ``rollout.return_routed_experts`` sets it.
+        tp_size: must stay null: ``t`` of ``rollout.backend``.
+        pp_size: must stay null: servers have no pipelines.
+        nnodes: must stay null: a server runs on one machine.
     """
 
     python: str = ""
@@ -122,7 +131,7 @@ class SglangOptions:
     schedule_policy: str = "lpm"
     schedule_conservativeness: float = option(1.0, number(above=0))
     cpu_offload_gb: int = option(0, NOT_NEGATIVE)
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     kv_cache_dtype: str = "auto"
     dp_size: int = option(1, POSITIVE)
     ep_size: int = option(1, POSITIVE)
@@ -140,12 +149,22 @@ class SglangOptions:
     decode_log_interval: int = option(1, POSITIVE)
     enable_multithread_load: bool = False
     enable_return_routed_experts: bool = False
+    tp_size: int | None = None
+    pp_size: int | None = None
+    nnodes: int | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Options that SGLang 0.5.23 lacks, or that would change the number of devices."""
         for name in REMOVED:
             if (value := getattr(self, name)) not in (None, False, ""):
                 yield name, f"found {value!r}; SGLang 0.5.23 has no such option; remove it"
+        for name in DEVICES:
+            if (value := getattr(self, name)) is not None:
+                yield (
+                    name,
+                    f"found {value}; allowed is null, because devices are counted in one place; write them in "
+                    "rollout.backend, such as sglang:d2t4 for two servers of four",
+                )
         if self.dp_size > 1 and not self.enable_dp_attention:
             yield (
                 "dp_size",
@@ -154,7 +173,10 @@ class SglangOptions:
             )
 
 
-NOT_PASSED = frozenset({"python", "model_path", "enable_return_routed_experts", *REMOVED})
+NOT_PASSED = frozenset(
+    {"python", "model_path", "dtype", "load_format", "skip_tokenizer_init", "enable_return_routed_experts"}
+    | {*DEVICES, *REMOVED}
+)
 """Options that ``command_options`` does not pass one by one."""
 
 
@@ -174,3 +196,15 @@ def command_options(options: SglangOptions) -> list[str]:
 def flag_of(name: str) -> str:
     """The flag of an option in SGLang 0.5.23."""
     return "--" + RENAMED.get(name, name).replace("_", "-")
+
+
+def ranks_problem(options: SglangOptions, layout: Layout) -> str:
+    """Why the ranks of a server cannot be divided as the options say; empty if they can."""
+    tensor = layout.dims["t"]
+    for name in ("ep_size", "dp_size"):
+        if tensor % getattr(options, name):
+            return (
+                f"sglang.{name}: found {getattr(options, name)}; allowed are divisors of {tensor}, the ranks of a "
+                "server; set it to 1, or raise t in rollout.backend"
+            )
+    return ""

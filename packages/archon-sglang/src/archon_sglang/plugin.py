@@ -18,6 +18,8 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
             target="archon_sglang.driver:SglangDriver",
             summary="SGLang 0.5.23: loads published weights in place while generation is paused",
             letters="dt",
+            transports=("disk",),
+            check="archon_sglang.checks:check_run",
             config=(ConfigSection("sglang", "archon_sglang.options:SglangOptions"),),
         )
     ]

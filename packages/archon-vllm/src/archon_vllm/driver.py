@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
@@ -21,7 +21,7 @@ from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaun
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_vllm.generation import BROKEN_LABEL, read_completion, request_data, version_of
 from archon_vllm.launching import launch_server
-from archon_vllm.options import VllmOptions
+from archon_vllm.options import TRANSPORTS, VllmOptions
 
 
 class VllmDriver:
@@ -37,11 +37,12 @@ class VllmDriver:
         self._config = config
         self._options: VllmOptions = options or VllmOptions()
         self._token = token
-        self._staged = config.weight_transport != "disk"
+        self._transport = config.weight_transport or TRANSPORTS[0]
+        self._staged = self._transport != "disk"
         self._folders: dict[str, tuple[int, str]] = {}
         self._n_samples: dict[str, int] = {}
         self.capabilities = ServerCapabilities(
-            transports=(config.weight_transport,) if self._staged else ("disk",),
+            transports=(self._transport,),
             pause_modes=("keep", "wait", "abort"),
             staged=False,
             checksums=self._staged,
@@ -50,14 +51,26 @@ class VllmDriver:
             interrupt=True,
         )
 
-    def launch(self, model: str, *, layout: Layout, index: int, host: str, port: int) -> ServerLaunch:
+    def launch(
+        self,
+        model: str,
+        *,
+        layout: Layout,
+        index: int,
+        host: str,
+        port: int,
+        dtype: str = "",
+        model_spec: str = "",
+    ) -> ServerLaunch:
         """The command that starts server ``index``."""
         return launch_server(
             model,
             layout=layout,
             host=host,
             port=port,
-            rollout=self._config,
+            dtype=dtype,
+            transport=self._transport,
+            routed_experts=self._config.return_routed_experts,
             options=self._options,
             token=self._token,
         )
@@ -155,22 +168,31 @@ class VllmDriver:
         return self._receipt(server.address, timeout)
 
     def commit_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
-        """Pause, load, set the version, resume."""
+        """Pause, load, set the version, resume.
+
+        No token carries the version of other weights: unless the weights in use are certain, they are labelled as broken
+        before the server is resumed.
+        """
         address = server.address
         if self._staged:
             with self._paused(address, timeout):
                 self._drop_cache(address, timeout)
                 self._load_staged(address, version, timeout)
-                self._post(address, "/finish_weight_update", timeout, {"weight_version": str(version)})
+                with self._label_of_broken(address, timeout):
+                    self._post(address, "/finish_weight_update", timeout, {"weight_version": str(version)})
             return
         received, folder = self._folders.pop(server.incarnation, (None, ""))
         if received != version:
             raise ServerError(f"server {address}: commit of version {version}: found {received} received")
         with self._paused(address, timeout):
-            body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+            # A server that started without weights has no files to reload, unless it is told otherwise.
+            formats = {"method": "update_config", "args": [{"load_config": {"load_format": "auto"}}]}
+            self._post(address, "/collective_rpc", timeout, formats)
             self._drop_cache(address, timeout)
-            self._post(address, "/collective_rpc", timeout, body)
-            self._post(address, "/update_weight_version", timeout, {"new_version": str(version)})
+            with self._label_of_broken(address, timeout):
+                body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
+                self._post(address, "/collective_rpc", timeout, body)
+                self._post(address, "/update_weight_version", timeout, {"new_version": str(version)})
 
     def abort_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
         """Drop what was received."""
@@ -191,14 +213,28 @@ class VllmDriver:
             self._post(address, "/resume", timeout)
 
     def _load_staged(self, address: str, version: int, timeout: float) -> None:
-        """Load the staged weights. If a worker is left with a part of them, label them as broken before the server is
-        resumed."""
+        """Load the staged weights. After a failure, the workers' state decides which weights are in use."""
         try:
             self._act(address, "commit", version, timeout)
-        except UncertainCallError:
-            raise  # vLLM executes calls in order, so the resume that follows comes after the commit
+        except ServerError as error:
+            with self._label_of_broken(address, timeout):
+                workers = self._workers(address, "archon_state", timeout)
+                if isinstance(error, UncertainCallError):
+                    if all(worker["version"] == version and not worker["broken"] for worker in workers):
+                        return
+                    self._workers(address, "archon_abort", timeout, version)  # workers refuse the commit from now on
+                    workers = self._workers(address, "archon_state", timeout)
+                if any(worker["broken"] or worker["version"] == version for worker in workers):
+                    raise
+            raise
+
+    @contextmanager
+    def _label_of_broken(self, address: str, timeout: float) -> Iterator[None]:
+        """Label the weights as broken if the body fails, because it leaves unknown ones."""
+        try:
+            yield
         except ServerError:
-            if any(worker["broken"] for worker in self._workers(address, "archon_state", timeout)):
+            with suppress(ServerError):
                 self._post(address, "/update_weight_version", timeout, {"new_version": BROKEN_LABEL})
             raise
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import ServerError
+from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.token_versions import VersionSpan, versions_of
 
 DEFAULT_LABEL = "default"
@@ -31,16 +31,16 @@ def request_data(request: GenerationRequest, sample: int, *, request_id: str) ->
     """The body that asks for one sample of a request.
 
     Raises:
-        ServerError: an option that vLLM cannot honour, or a prompt without room for a token.
+        RefusedRequestError: an option that vLLM cannot honour, or a prompt without room for a token.
     """
     config = request.config
     if not config.greedy and (config.top_p < 1 or config.top_k > 0):
-        raise ServerError(
+        raise RefusedRequestError(
             f"gconfig: found top_p {config.top_p:g} and top_k {config.top_k}; allowed with vLLM are 1 and 0, because "
             "it returns log-probabilities of the distribution after the cut, which a trainer cannot recompute"
         )
     if config.stop:
-        raise ServerError(
+        raise RefusedRequestError(
             f"gconfig.stop: found {config.stop}; allowed with vLLM servers is null, because they are sent token ids "
             "only; use gconfig.stop_token_ids"
         )
@@ -48,7 +48,7 @@ def request_data(request: GenerationRequest, sample: int, *, request_id: str) ->
     if config.max_tokens is not None:
         limit = min(limit, config.max_tokens - len(request.prompt_ids))
     if limit < 1:
-        raise ServerError(
+        raise RefusedRequestError(
             f"gconfig.max_tokens: found {config.max_tokens} with a prompt of {len(request.prompt_ids)} tokens; raise it"
         )
     sampling: dict[str, Any] = {

@@ -7,6 +7,12 @@ from dataclasses import dataclass, fields
 
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, one_of, option
 
+TRANSPORTS = ("shm", "distributed", "disk")
+"""Weight transports, the preferred one first."""
+
+DEVICES = {"tensor_parallel_size": "t", "pipeline_parallel_size": "p", "data_parallel_size": "d"}
+"""vLLM's options that change the number of devices -> the letter of ``rollout.backend`` that says it."""
+
 
 @dataclass
 class VllmOptions:
@@ -17,15 +23,16 @@ class VllmOptions:
             torch and transformers usually need a separate environment.
         model: the served model; empty for the model that is trained.
         seed: seed of the server.
-        skip_tokenizer_init: load no tokenizer. Archon sends token ids only.
+        skip_tokenizer_init: load no tokenizer. Archon sends token ids only, so servers of models without a tokenizer
+            never load one.
         enforce_eager: capture no CUDA graphs.
-        dtype: dtype of weights and activations.
+        dtype: dtype of weights and activations; ``auto`` for the trainer's compute dtype.
         distributed_executor_backend: how vLLM starts its ranks.
         max_num_seqs: maximum number of sequences in a batch.
         block_size: tokens per block of the KV cache; null to let vLLM choose, which the CPU needs.
         cpu_offload_gb: GiB of weights to keep in host memory.
         disable_sliding_window: ignore the model's sliding window.
-        max_model_len: maximum length of prompt and completion; null for the model's.
+        max_model_len: maximum length of prompt and completion, at most the model's; null for the model's.
         no_enable_chunked_prefill: prefill each prompt in one batch.
         no_enable_prefix_caching: keep no prefixes in the KV cache. Every update empties the cache.
         gpu_memory_utilization: share of the GPU's memory that the server uses.
@@ -37,6 +44,9 @@ class VllmOptions:
         max_lora_rank: largest rank of an adapter.
         max_loras: adapters in one batch.
         lora_modules: adapters to load at the start.
+        tensor_parallel_size: must stay null: ``t`` of ``rollout.backend``.
+        pipeline_parallel_size: must stay null: ``p`` of ``rollout.backend``.
+        data_parallel_size: must stay null: ``d`` of ``rollout.backend``, the number of servers.
     """
 
     python: str = ""
@@ -44,7 +54,7 @@ class VllmOptions:
     seed: int = option(1, NOT_NEGATIVE)
     skip_tokenizer_init: bool = False
     enforce_eager: bool = False
-    dtype: str = "bfloat16"
+    dtype: str = "auto"
     distributed_executor_backend: str = "mp"
     max_num_seqs: int = option(256, POSITIVE)
     block_size: int | None = option(16, POSITIVE)
@@ -62,9 +72,19 @@ class VllmOptions:
     max_lora_rank: int = option(16, POSITIVE)
     max_loras: int = option(8, POSITIVE)
     lora_modules: list[str] | None = None
+    tensor_parallel_size: int | None = None
+    pipeline_parallel_size: int | None = None
+    data_parallel_size: int | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Options that conflict with Archon."""
+        for name, letter in DEVICES.items():
+            if (value := getattr(self, name)) is not None:
+                yield (
+                    name,
+                    f"found {value}; allowed is null, because devices are counted in one place; write it in "
+                    f"rollout.backend, such as vllm:{'' if letter == 'd' else 'd1'}{letter}{value}",
+                )
         if self.worker_extension_cls:
             yield (
                 "worker_extension_cls",
@@ -73,7 +93,10 @@ class VllmOptions:
             )
 
 
-NOT_PASSED = frozenset({"python", "model", "worker_extension_cls", "max_lora_rank", "max_loras", "lora_modules"})
+NOT_PASSED = frozenset(
+    {"python", "model", "dtype", "max_model_len", "skip_tokenizer_init", "worker_extension_cls"}
+    | {"max_lora_rank", "max_loras", "lora_modules", *DEVICES}
+)
 """Options that ``command_options`` does not pass one by one."""
 
 

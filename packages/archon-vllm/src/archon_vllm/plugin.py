@@ -18,6 +18,9 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
             target="archon_vllm.driver:VllmDriver",
             summary="vLLM 0.32: weights are staged in host memory and verified, then loaded while generation is paused",
             letters="dtp",
+            transports=("shm", "distributed", "disk"),
+            one_rank=("distributed",),
+            check="archon_vllm.checks:check_run",
             config=(ConfigSection("vllm", "archon_vllm.options:VllmOptions"),),
         )
     ]
