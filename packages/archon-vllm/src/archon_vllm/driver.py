@@ -170,8 +170,8 @@ class VllmDriver:
     def commit_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
         """Pause, load, set the version, resume.
 
-        No token carries the version of other weights: unless the weights in use are certain, they are labelled as broken
-        before the server is resumed.
+        No token carries the version of other weights: unless the weights in use are certain, they are labelled as
+        broken before the server is resumed.
         """
         address = server.address
         if self._staged:

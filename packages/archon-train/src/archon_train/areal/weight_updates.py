@@ -5,9 +5,10 @@ from __future__ import annotations
 from archon_core.config.raw import RawMapping, prune
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.serving import ServerDriverSpec
-from archon_core.errors import ConfigError, LayoutError
-from archon_core.layout import parse_layout
+from archon_core.errors import ArchonError, ConfigError
+from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
+from archon_core.plugins.inference_engines import inference_engines
 from archon_train.areal.raw_options import text_of, with_text
 
 OPTION = "actor.weight_update_mode"
@@ -49,8 +50,8 @@ def translate_weight_updates(tree: RawMapping, decisions: list[Decision]) -> Raw
 def _supported(backend: str) -> tuple[str, ...]:
     """The transports of the servers of a backend; empty if it has none, or their driver is not installed."""
     try:
-        layout = parse_layout(backend)
-    except LayoutError:
+        layout = parse_layout(backend, backends=backend_table((), inference_engines(registry())))
+    except ArchonError:
         return ()  # preflight reports the error
     for driver in registry().all(ServerDriverSpec):
         if layout.backend in (driver.name, *driver.aliases):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -18,6 +18,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from archon_vllm.in_server.packing import pack_tied_layers
 from archon_vllm.in_server.staging import StagedUpdates, incarnation_of
 
 
@@ -80,19 +81,3 @@ class ArchonWeightTransferEngine(WeightTransferEngine[UpdatePlanInfo, UpdateActi
         self.model.load_weights((name, tensor.to(self.device)) for name, tensor in tensors)
         finalize_layerwise_reload(self.model, self.model_config)
         pack_tied_layers(self.model)
-
-
-def pack_tied_layers(model: nn.Module) -> None:
-    """Pack the weights of layers that share those of another layer once more.
-
-    On the CPU, vLLM 0.32 multiplies by a packed copy of a layer's weights (``cpu_linear``). It packs after a reload, but
-    only layers that tensors were loaded for: an output layer tied to the embedding keeps the old copy. Remove this when
-    vLLM packs tied layers.
-    """
-    owners: dict[nn.Parameter, nn.Module] = {}
-    for layer in model.modules():
-        weight = getattr(layer, "weight", None)
-        if isinstance(weight, nn.Parameter) and owners.setdefault(weight, layer) is not layer:
-            for tied in (owners[weight], layer):
-                if hasattr(tied, "cpu_linear"):
-                    tied.quant_method.process_weights_after_loading(tied)
