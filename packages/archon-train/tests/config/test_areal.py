@@ -71,9 +71,30 @@ def test_a_plugins_own_section_is_left_alone() -> None:
     assert own == {"model": {"a": 1}, "x": "${model.a}"}
 
 
-def test_an_option_under_both_names_is_refused() -> None:
+def test_an_option_with_two_values_under_its_two_names_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"f:1: found train_dataset\.path, AReaL's name for data\.path, .*\(f:2\)"):
         renamed("train_dataset: {path: a}\ndata: {path: b}\n")
+    with pytest.raises(
+        ConfigError, match=r"found teacher\.train, .* teacher\.path=m, and teacher\.path=\$\{actor\.path\}"
+    ):
+        renamed("teacher: {path: '${actor.path}', train: {path: m}}\nactor: {path: other}\n")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "path"),
+    [
+        ("{path: m, train: {path: '${teacher.path}'}}", "m"),
+        ("{path: '${teacher.train.path}', train: {path: m}}", "m"),
+        ("{path: '${.train.path}', train: {path: m}}", "m"),
+        ("{path: '${actor.path}', train: {path: '${actor.path}'}}", "${actor.path}"),
+        ("{path: '${actor.path}', train: {path: m}}", "${actor.path}"),
+        ("{path: '${actor.attn_impl}', train: {path: 'm'}}", "m"),
+        ("{path: m, train: {path: 'm'}}", "m"),
+    ],
+)
+def test_an_option_may_have_both_names_if_its_values_agree(teacher: str, path: str) -> None:
+    found = renamed(f"teacher: {teacher}\nactor: {{path: m, attn_impl: '${{teacher.train.path}}'}}\n")
+    assert found["teacher"] == {"path": path}  # type: ignore[index]
 
 
 @given(st.sampled_from(sorted(RENAMED)), st.sampled_from(["actor", "ref", "critic"]))
