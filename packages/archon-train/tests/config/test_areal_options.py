@@ -39,7 +39,9 @@ def options(section: str = "") -> list[str]:
 
 
 def decided(loaded: LoadedConfig) -> dict[str, tuple[str, str]]:
-    return {d.option: (d.requested, d.effective) for d in loaded.decisions if "left out (" not in d.requested}
+    """The decisions except those about defaults."""
+    made = (d for d in loaded.decisions if "left out (" not in d.requested and "'s default; " not in d.reason)
+    return {d.option: (d.requested, d.effective) for d in made}
 
 
 def test_the_facts_are_those_of_one_release() -> None:

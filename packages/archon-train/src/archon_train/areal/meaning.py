@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from archon_core.config.dialect import Translation
 from archon_core.config.raw import RawMapping, RawNode, RawScalar, prune, shown, walk
-from archon_core.config.root import default_text
 from archon_core.config.typed import Problem, knows
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
-from archon_core.errors import ConfigError, LayoutError
-from archon_core.layout import parse_layout
+from archon_core.errors import ConfigError
 from archon_train.areal.allocation_mode import allocation_mode_decision
-from archon_train.areal.keys import DATASET_REASONS, DATASETS, DEFAULTS, NULL_MEANS, PIPELINE_DEFAULTS, SECTIONS, fits
+from archon_train.areal.defaults import fill_in_defaults
+from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import text_of, with_text
 from archon_train.areal.removed_names import translate_removed
@@ -56,15 +55,9 @@ def translate_deprecated(tree: RawMapping) -> Translation:
 
 
 def fill_in(tree: RawMapping, schema: type) -> Translation:
-    """Record defaults that differ, translate removed names, and add what AReaL's code fills in for known data sets."""
+    """Fill in AReaL's defaults, translate removed names, and add what AReaL's code fills in for known data sets."""
     decisions: list[Decision] = []
-    defaults = DEFAULTS | PIPELINE_DEFAULTS if _is_pipelined(tree) else DEFAULTS
-    if isinstance(tree.get("eval_gconfig"), RawMapping):
-        defaults = defaults | {f"eval_{name}": value for name, value in DEFAULTS.items() if name.startswith("gconfig.")}
-    for option, default in defaults.items():
-        if tree.get(option) is None and knows(schema, option):
-            ours = default_text(schema, option) or "null"
-            decisions.append(Decision(option, f"left out ({default} in AReaL)", ours, "Archon's default is used"))
+    tree = fill_in_defaults(tree, schema, decisions)
     tree = translate_removed(tree, schema, decisions)
     path = text_of(tree, "data.path")
     for option, value in DATASETS.get(path, {}).items():
@@ -187,13 +180,6 @@ def _allocation_mode(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     if node.text:
         decisions.append(allocation_mode_decision(node.text))
     return _without(tree, "allocation_mode")
-
-
-def _is_pipelined(tree: RawMapping) -> bool:
-    try:
-        return parse_layout(text_of(tree, "actor.backend")).dims["p"] > 1
-    except LayoutError:
-        return False  # preflight reports the error
 
 
 def _is_zero(node: RawNode | None) -> bool:

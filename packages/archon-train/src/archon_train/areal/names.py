@@ -104,8 +104,8 @@ def _with_moved(tree: RawMapping, old: str, new: str, node: RawNode) -> RawMappi
             tree = merge(tree, nested(path, leaf))
         elif theirs is not None and not same_values(theirs, ours):
             raise ConfigError(
-                f"{leaf.source}: found {old}, AReaL's name for {new}, with {path}={shown(leaf)}, and {path}={shown(there)} "
-                f"({there.source}); allowed is one value; remove one of the two"
+                f"{leaf.source}: found {old}, AReaL's name for {new}, with {path}={shown(leaf)}, and "
+                f"{path}={shown(there)} ({there.source}); allowed is one value; remove one of the two"
             )
     return tree
 
