@@ -183,33 +183,6 @@ def test_dynamic_sampling_fills_the_batch_unless_its_size_is_dynamic() -> None:
     assert decisions("actor: {dynamic_sampling: false}") == []
 
 
-@pytest.mark.parametrize(
-    ("mode", "resume", "auto_resume"),
-    [
-        ("disabled", False, False),
-        ("off", False, False),
-        ("resume", True, False),
-        ("auto", False, True),
-        ("on", False, True),
-        ("fault", False, True),
-    ],
-)
-def test_recovery_modes_say_whether_a_run_goes_on(load: Load, mode: str, resume: bool, auto_resume: bool) -> None:
-    trainer = load(f"recover: {{mode: {mode}}}\n").config.trainer
-    assert (trainer.resume, trainer.auto_resume) == (resume, auto_resume)
-
-
-def test_an_unknown_recovery_mode_is_refused(load: Load) -> None:
-    with pytest.raises(ConfigError, match=r"recover\.mode: found maybe; allowed are auto, disabled"):
-        load("recover: {mode: maybe}\n")
-
-
-def test_checkpoints_for_recovery_are_checkpoints(load: Load) -> None:
-    loaded = load("recover: {freq_steps: 7}\nsaver: {freq_steps: null}\n")
-    assert loaded.config.trainer.save_every == 7
-    assert load("recover: {freq_steps: 7}\nsaver: {freq_steps: 3}\n").config.trainer.save_every == 3
-
-
 def test_scheduler_null_is_local(load: Load) -> None:
     loaded = load("total_train_epochs: 1\nscheduler: {type: null}\n")
     assert loaded.config.scheduler.type == "local"

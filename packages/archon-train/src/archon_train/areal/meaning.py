@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from archon_core.config.dialect import Translation
-from archon_core.config.raw import RawMapping, RawNode, RawScalar, prune, shown, walk
+from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, prune, shown, walk
 from archon_core.config.typed import Problem, knows
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ConfigError
 from archon_train.areal.allocation_mode import allocation_mode_decision
 from archon_train.areal.defaults import fill_in_defaults
+from archon_train.areal.facts import facts
 from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import text_of, with_text
@@ -21,6 +22,18 @@ ADAM = {
     "adam_bf16": "AdamW; its state has the type of archon.master_dtype",
 }
 """AReaL's names of AdamW -> reason of the decision."""
+
+
+RECOVERY_MODES = {
+    "auto": "trainer.auto_resume",
+    "disabled": "",
+    "fault": "trainer.auto_resume",
+    "off": "",
+    "on": "trainer.auto_resume",
+    "resume": "trainer.resume",
+}
+"""Values of ``recover.mode`` -> the option that resumes a run. With
+``auto_resume``, AReaL also restarts failed runs."""
 
 
 def is_areal(tree: RawMapping) -> bool:
@@ -160,16 +173,34 @@ def _recover(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     if isinstance(steps, RawScalar) and not steps.is_null and _is_zero(tree.get("trainer.save_every")):
         decisions.append(Decision("trainer.save_every", "0", shown(steps), "recover.freq_steps asks for checkpoints"))
         tree = with_text(tree, "trainer.save_every", steps.text, steps.source)
+    _, value = follow(tree, "recover.mode")
+    name = value.text if isinstance(value, RawScalar) else "disabled"
     if isinstance(mode, RawScalar):
-        options = {"resume": "trainer.resume", "auto": "trainer.auto_resume", "on": "trainer.auto_resume"}
-        options["fault"] = "trainer.auto_resume"
-        if mode.text not in (*options, "disabled", "off"):
-            raise ConfigError(
-                f"{mode.source}: recover.mode: found {shown(mode)}; allowed are auto, disabled, fault, off, on, resume"
-            )
-        if mode.text in options and tree.get(options[mode.text]) is None:
-            tree = with_text(tree, options[mode.text], "true", mode.source)
+        if name not in RECOVERY_MODES:
+            allowed = ", ".join(RECOVERY_MODES)
+            raise ConfigError(f"{mode.source}: recover.mode: found {shown(mode)}; allowed are {allowed}")
+        option = RECOVERY_MODES[name]
+        if option and tree.get(option) is None:
+            tree = with_text(tree, option, "true", mode.source)
         tree = _without(tree, "recover.mode")
+    return _restarts(tree, name, decisions)
+
+
+def _restarts(tree: RawMapping, mode: str, decisions: list[Decision]) -> RawMapping:
+    """``recover.retries`` as ``trainer.max_restarts``, in the modes in which AReaL starts a failed run again."""
+    option, target = "recover.retries", "trainer.max_restarts"
+    written, asked = tree.get(option), text_of(tree, option)
+    if RECOVERY_MODES.get(mode) != "trainer.auto_resume":
+        if written is not None and asked not in ("0", facts(option)[0].shown_default):
+            decisions.append(Decision(option, asked, "no effect", f"recover.mode {mode} does not restart failed runs"))
+    elif tree.get(target) is not None:
+        if written is not None:
+            decisions.append(Decision(option, asked, "no effect", f"{target} sets the number of restarts"))
+    else:
+        number = asked or facts(option)[0].shown_default
+        reason = f"recover.mode {mode} restarts a run whose rank died; errors in the configuration or the data end it"
+        decisions.append(Decision(option, asked or "left out", f"{target}={number}", reason))
+        tree = with_text(tree, target, number, written.source if written is not None else "AReaL's default")
     return tree
 
 

@@ -148,7 +148,7 @@ IGNORED = (
     Ignored("*.freq_epochs", _STEPS_ONLY, ("null",)),
     Ignored("*.freq_secs", _STEPS_ONLY, ("null",)),
     Ignored("recover.freq_steps", "runs resume from the checkpoints of trainer.save_every", ("null",)),
-    Ignored("recover.retries", "trainer.max_restarts sets the number of restarts", ("0",)),
+    Ignored("recover.retries", "becomes trainer.max_restarts where recover.mode recovers", otherwise="translated"),
     Ignored("recover.no_*_optim", "checkpoints hold the optimizer, and resumed runs continue with it", ("false",)),
     Ignored("saver.mode", "trainer.async_save writes checkpoints in the background", ("auto", "sync")),
     Ignored("stats_logger.wandb", "metrics go to metrics.jsonl and TensorBoard", ("mode=disabled", "null")),
