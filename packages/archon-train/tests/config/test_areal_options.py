@@ -81,6 +81,15 @@ def test_rows_of_the_table_name_options_that_areal_has_or_had() -> None:
         assert any(fits(rule.path, path) for path in known | former), rule.path
 
 
+def test_reasons_hold_for_every_rollout_engine_and_every_reward() -> None:
+    reasons = {rule.path: rule.reason for rule in IGNORED}
+    assert not [path for path, reason in reasons.items() if path.startswith("rollout.") and "trainer's rank" in reason]
+    assert reasons["rollout.routing_strategy"] == "a request goes to the server with the least work"
+    assert "processes beside the trainer" in reasons["scheduler.functioncall_service_domain"]
+    assert "reward=model" in reasons["scheduler.reward_model_path"]
+    assert "rollout.addresses" in reasons["cluster.name_resolve"]
+
+
 def test_a_refusal_says_what_would_be_needed_and_lists_the_options_of_its_feature(load: Load) -> None:
     with pytest.raises(ConfigError) as error:
         load("rollout: {use_lora: true}\nactor: {use_lora: '${rollout.use_lora}'}\ntotal_train_epochs: 1\n")
