@@ -7,10 +7,10 @@ from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, prune
 from archon_core.config.typed import Problem, knows
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
-from archon_core.errors import ConfigError
+from archon_core.errors import ConfigError, did_you_mean
 from archon_train.areal.allocation_mode import allocation_mode_decision
 from archon_train.areal.defaults import fill_in_defaults
-from archon_train.areal.facts import facts
+from archon_train.areal.facts import facts, names_in, unknown_below
 from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import text_of, with_text
@@ -23,6 +23,9 @@ ADAM = {
 }
 """AReaL's names of AdamW -> reason of the decision."""
 
+
+SERVERS = ("sglang", "vllm")
+"""Sections with the options of servers."""
 
 RECOVERY_MODES = {
     "auto": "trainer.auto_resume",
@@ -78,7 +81,23 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
             tree = with_text(tree, option, value)
             reason = DATASET_REASONS.get(option, f"AReaL's choice for {path}")
             decisions.append(Decision(option, "left out", value, reason))
-    return Translation(tree, tuple(decisions))
+    tree, problems = _unknown_server_options(tree, schema)
+    return Translation(tree, tuple(decisions), problems)
+
+
+def _unknown_server_options(tree: RawMapping, schema: type) -> tuple[RawMapping, tuple[Problem, ...]]:
+    """``tree`` without the options of servers that neither AReaL nor an installed driver has, and an error for each.
+
+    Without this check, a section of a server that is not installed or not used would hide misspelt names.
+    """
+    problems = {}
+    for section in SERVERS:
+        node = tree.get(section)
+        for option, child in unknown_below(section, node) if node is not None else ():
+            if not knows(schema, option):
+                hint = did_you_mean(option.partition(".")[2], names_in(section))
+                problems[option] = Problem(child.source, f"unknown option {option}{hint}")
+    return prune(tree, lambda path, _: path in problems), tuple(problems.values())
 
 
 def _refuse_images(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
