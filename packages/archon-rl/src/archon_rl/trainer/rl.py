@@ -15,6 +15,7 @@ from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
 from archon_rl.rewards.pool import RewardPool
 from archon_rl.rewards.source import RewardSource, reward_source
+from archon_rl.run_problems import explain_missing_reward, refuse, too_long_warmup, too_many_minibatches
 from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
@@ -48,17 +49,10 @@ class RLTrainer:
         self._algorithm = algorithm(run.config, decisions)
         run.record(decisions)
         self._reward = _choose_reward(run.config.reward, self._algorithm)
-        if self._reward is None and run.config.trainer.eval_every:
-            reason = "evaluation scores completions, and there is no reward"
-            run.record([Decision("trainer.eval_every", str(run.config.trainer.eval_every), "0", reason)])
-        completions = run.config.data.batch_size * run.config.gconfig.n_samples
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
-            if updates is not None and completions < updates:
-                raise ConfigError(
-                    f"{role}.ppo_n_minibatches: found {updates}; allowed is at most data.batch_size x "
-                    f"gconfig.n_samples = {completions} completions; lower it"
-                )
+            if updates is not None:
+                refuse(too_many_minibatches(role, updates, run.config))
 
     def fit(self) -> None:
         """Run the whole training.
@@ -78,11 +72,7 @@ class RLTrainer:
         held_out = None if evaluation is None else rollout_limits(evaluation, config.actor, section="eval_gconfig")
         task = build_task(run, prompt_lengths, limits, held_out)
         total_steps = task.total_steps(config.trainer)
-        if self._algorithm.warmup_steps >= total_steps:
-            raise ConfigError(
-                f"critic.warmup_steps: found {self._algorithm.warmup_steps}, and the run has {total_steps} steps, so "
-                "the actor would never learn; lower it, or raise trainer.max_steps"
-            )
+        refuse(too_long_warmup(self._algorithm.warmup_steps, total_steps))
         if self._algorithm.max_rounds > 1 and config.trainer.max_steps is None:
             run.record([_epochs_decision(config.trainer.max_epochs, total_steps)])
         with ExitStack() as stack:
@@ -169,11 +159,7 @@ def _choose_reward(name: str | None, algorithm: Algorithm) -> RewardSource | Non
     if name is None:
         if not algorithm.needs_rewards:
             return None
-        installed = ", ".join(spec.name for spec in registry().all("reward"))
-        raise ConfigError(
-            f"reward: found none, and algorithm {algorithm.name!r} needs one; choose from {installed}, or name a "
-            "function of a module in the working directory (module:function)"
-        )
+        raise ConfigError(explain_missing_reward(algorithm.name))
     return reward_source(name, registry())
 
 
