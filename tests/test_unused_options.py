@@ -107,7 +107,7 @@ USED = {
     ),
     "rw": (*COMMON, *PAIRS, "actor.is_critic"),
     "distillation": (
-        *(*COMMON, *(option for option in POLICY if not option.startswith(("actor.", "ref."))), "ref"),
+        *(*COMMON, *(option for option in POLICY if not option.startswith(("actor.", "ref.")))),
         *of("actor", "ppo_n_minibatches", "mask_no_eos_with_zero", "recompute_logprob", "loss_aggregation"),
         *of("actor", "kl_loss_coef", "entropy_coef"),
     ),
