@@ -137,7 +137,7 @@ def test_archon_train_starts_a_vllm_server_trains_on_it_and_ends_it(tmp_path):
 
 @pytest.mark.wide
 def test_a_killed_trainer_leaves_no_foreign_server_behind(tmp_path):
-    command, folder = run_folder(tmp_path, "trainer.max_steps=1000")
+    command, _ = run_folder(tmp_path, "trainer.max_steps=1000")
     before = started_servers()
     trainer = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120

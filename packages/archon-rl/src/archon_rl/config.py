@@ -17,6 +17,9 @@ NORM_LEVELS = ("batch", "group")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token", "sequence", "constant")
 REJECTION_METRICS = ("ratio", "kl_k1", "kl_k2", "kl_k3", "binary_kl")
+OPERATORS = "+-*"
+MOST_PROBLEMS = 20_000_000
+"""Largest number of generated problems: their shuffled order is held in memory."""
 PROX_LOGP_METHODS = ("recompute", "loglinear", "metrics", "reuse_train_logp")
 
 
@@ -272,6 +275,11 @@ class RewardOptions:
     max_failed: float = option(0.1, SHARE)
 
 
+def _operators(value: str) -> str | None:
+    valid = value and set(value) <= set(OPERATORS) and len(set(value)) == len(value)
+    return None if valid else f"{OPERATORS!r}, each at most once"
+
+
 @dataclass
 class ArithmeticOptions:
     """The generated arithmetic task (``data.arithmetic``): all problems ``a op b``.
@@ -283,8 +291,17 @@ class ArithmeticOptions:
     """
 
     max_operand: int = option(99, POSITIVE)
-    operators: str = "+"
+    operators: str = option("+", _operators)
     zero_pad: bool = False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        n_problems = len(self.operators) * (self.max_operand + 1) ** 2
+        if n_problems > MOST_PROBLEMS:
+            yield (
+                "max_operand",
+                f"found {self.max_operand}, which gives {n_problems:,} problems; allowed are at most "
+                f"{MOST_PROBLEMS:,}; lower it",
+            )
 
 
 @dataclass

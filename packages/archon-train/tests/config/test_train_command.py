@@ -16,6 +16,7 @@ from archon_core.cli.main import main
 from archon_core.plugins import (
     AlgorithmSpec,
     DatasetSpec,
+    InferenceEngineSpec,
     LauncherSpec,
     ModelSpec,
     PluginStatus,
@@ -116,7 +117,10 @@ def train(
     names += ("terminate", "terminate-by-exception", "report")
     provided: PluginStatus = plugin(
         "fake",
-        AlgorithmSpec(name="fake", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer"),
+        AlgorithmSpec(
+            name="fake", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer", needs=("inference_engine",)
+        ),
+        InferenceEngineSpec(name="local", target="json:loads", letters=""),
         AlgorithmSpec(name="other", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer"),
         DatasetSpec(name="jsonl", target="json:loads"),
         ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),

@@ -26,10 +26,19 @@ class RewardSpec(Spec):
 
 @dataclass(frozen=True)
 class DatasetSpec(Spec):
-    """A source of training records. ``target`` names a ``DatasetFactory``."""
+    """A source of training records. ``target`` names a ``DatasetFactory``.
+
+    Attributes:
+        unused: options of the section ``data`` that it does not read, such as ``"path"``. Setting one is then recorded
+            as a decision.
+        preferences: whether its records can hold preferences; ``False`` for generated problems.
+    """
 
     kind: ClassVar[str] = "dataset"
     hook: ClassVar[str] = "archon_datasets"
+
+    unused: tuple[str, ...] = ()
+    preferences: bool = True
 
 
 class Tokenizer(Protocol):

@@ -28,7 +28,7 @@ from archon_rl.losses.preference import last_values
 from archon_rl.rewards.calls import Outcome
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import load_tokenizer
-from archon_rl.trainer.engines import build_train_engine
+from archon_rl.trainer.engines import build_train_engine, with_single_sequences
 from archon_rl.trainer.fingerprint import tokenizer_fingerprint
 from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.scoring import Scorer
@@ -57,8 +57,7 @@ class RewardModel:
         for text in missing_reward_model(run.config, role):
             raise ConfigError(text)
         self._run, self._role = run, role
-        mb_spec = replace(section.mb_spec, granularity=1)  # it reads single sequences
-        self._section = replace(section, is_critic=True, optimizer=None, mb_spec=mb_spec)
+        self._section = replace(with_single_sequences(section), is_critic=True, optimizer=None)
         self._engine: SharedEngine | None = None
         self._check_head()
 
