@@ -21,7 +21,7 @@ from archon_rl.rewards.source import RewardSource
 
 REWARD = """
 import os, re, signal, subprocess, sys, threading, time
-from archon_core.errors import DataError
+from archon_core.errors import ConfigError, DataError
 
 def score(prompt, completion, record):
     what, _, argument = completion.partition(" ")
@@ -39,6 +39,8 @@ def score(prompt, completion, record):
         raise TimeoutError("no sandbox")
     if what == "record":
         raise DataError("no answer")
+    if what == "configuration":
+        raise ConfigError("no judge")
     if what == "none":
         return None
     if what == "print":
@@ -128,17 +130,18 @@ def test_failures_are_the_same_in_processes_and_in_the_trainer(make_pool, source
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(sys.modules, "my_reward", None)
     del sys.modules["my_reward"]
-    texts = ("a", "raise", "none", "sys.exit")
+    texts = ("a", "raise", "none", "sys.exit", "record")
     there, here = make_pool(), InProcessRewards(source)
     assert there.start() == here.start()
     assert there.score(calls(*texts)) == here.score(calls(*texts))
-    raised, returned = there.score(calls("raise", "none"))
+    raised, returned, data = there.score(calls("raise", "none", "record"))
     assert raised.error.startswith("f:0: reward 'mine': it raised TimeoutError: no sandbox (my_reward.py:")
     assert 'raise TimeoutError("no sandbox")' in raised.trace
     assert returned.error.startswith("f:1: reward 'mine': it returned None;")
+    assert (data.error, data.trace) == ("f:2: no answer", "")
     for runner in (there, here):
-        with pytest.raises(DataError, match=r"^f:1: no answer$"):
-            runner.score(calls("a", "record"))
+        with pytest.raises(ConfigError, match=r"^f:1: no judge$"):
+            runner.score(calls("a", "configuration"))
 
 
 def test_a_call_that_hangs_has_no_reward_and_the_others_do(make_pool):
