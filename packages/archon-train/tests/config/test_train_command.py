@@ -407,7 +407,7 @@ def test_a_file_that_is_not_there_is_a_users_error(capsys: pytest.CaptureFixture
 def test_a_dry_run_imports_no_torch(write: Callable[[str], Path]) -> None:
     import subprocess
 
-    path = write("actor: {path: a/b}\n")
+    path = write("{actor: {path: a/b}, reward: arithmetic, data: {dataset: arithmetic}, gconfig: {n_samples: 4}}\n")
     code = (
         "import sys\n"
         "from archon_core.cli.main import main\n"
