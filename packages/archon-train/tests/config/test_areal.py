@@ -210,6 +210,7 @@ def test_a_data_set_that_areal_knows_gets_what_its_code_fills_in(load: Load) -> 
     assert (loaded.config.data.dataset, loaded.config.data.validation_path) == ("hf", None)
     assert loaded.config.reward == "gsm8k"
     assert load("train_dataset: {path: openai/gsm8k}\nreward: null\n").config.reward is None
+    assert load("train_dataset: {path: openai/gsm8k, type: sft}\n").config.reward is None
 
 
 def verdict(option: str, value: str) -> str:

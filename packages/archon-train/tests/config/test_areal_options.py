@@ -288,6 +288,8 @@ def test_a_file_in_archons_format_keeps_its_megatron_backend(load: Load) -> None
     [
         ("actor: {path: Qwen/Qwen2.5-VL-3B-Instruct}\n", "actor.path=Qwen/Qwen2.5-VL-3B-Instruct"),
         ("actor: {path: Qwen/Qwen3.5-2B}\n", "actor.path=Qwen/Qwen3.5-2B"),
+        ("actor: {path: google/gemma-3-4b-it}\n", "actor.path=google/gemma-3-4b-it"),
+        ("actor: {path: zai-org/GLM-4.5-Air}\nref: {path: zai-org/GLM-4.5V}\n", "ref.path=zai-org/GLM-4.5V"),
         (
             "actor: {path: Qwen/Qwen3-8B}\ntrain_dataset: {path: hiyouga/geometry3k}\n",
             "data.path=hiyouga/geometry3k",

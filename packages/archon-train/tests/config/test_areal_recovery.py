@@ -64,4 +64,22 @@ def test_an_unknown_recovery_mode_is_refused(load: Load) -> None:
 def test_checkpoints_for_recovery_are_checkpoints(load: Load) -> None:
     loaded = load("recover: {freq_steps: 7}\nsaver: {freq_steps: null}\n")
     assert loaded.config.trainer.save_every == 7
+    assert "recover.freq_steps" not in [d.option for d in loaded.decisions]
     assert load("recover: {freq_steps: 7}\nsaver: {freq_steps: 3}\n").config.trainer.save_every == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "background"),
+    [
+        ("saver: {mode: async}", True),
+        ("saver: {mode: sync}", False),
+        ("saver: {mode: auto}", False),
+        ("saver: {mode: async}\ntrainer: {async_save: false}", False),
+    ],
+)
+def test_checkpoints_are_written_in_the_background_if_the_saver_is_asynchronous(
+    load: Load, text: str, background: bool
+) -> None:
+    loaded = load(text + "\n")
+    assert loaded.config.trainer.async_save is background
+    assert ("saver.mode" in [d.option for d in loaded.decisions]) is ("async}" in text)

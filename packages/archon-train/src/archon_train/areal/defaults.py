@@ -28,12 +28,14 @@ def fill_in_defaults(tree: RawMapping, schema: type, decisions: list[Decision]) 
     Options of a section that the file sets to null, or to another section by reference, stay as they are. So do models
     that the file does not have.
     """
-    for option, default in _differing(tree):
-        if not knows(schema, option) or not _is_left_out(tree, option):
-            continue
-        ours = default_text(schema, option) or "null"
-        decisions.append(Decision(option, "left out", default, f"AReaL's default; Archon's is {ours}"))
-        tree = with_text(tree, option, default, "AReaL's default")
+    for options, default in _differing(tree):
+        left_out = [option for option in options if knows(schema, option) and _is_left_out(tree, option)]
+        if left_out:
+            ours = default_text(schema, left_out[0]) or "null"
+            reason = f"AReaL's default; Archon's is {ours}"
+            decisions.append(Decision(", ".join(left_out), "left out", default, reason))
+        for option in left_out:
+            tree = with_text(tree, option, default, "AReaL's default")
     for option, why in KEPT_DEFAULTS.items():
         if knows(schema, option) and _is_left_out(tree, option):
             theirs, ours = facts(option)[0].shown_default, default_text(schema, option) or "null"
@@ -41,18 +43,18 @@ def fill_in_defaults(tree: RawMapping, schema: type, decisions: list[Decision]) 
     return tree
 
 
-def _differing(tree: RawMapping) -> Iterator[tuple[str, str]]:
-    """The options and AReaL's defaults that concern the file."""
+def _differing(tree: RawMapping) -> Iterator[tuple[list[str], str]]:
+    """The options that concern the file, by pattern, and AReaL's default of each pattern."""
     roles = [role for role in ROLES if isinstance(tree.get(role), RawMapping) and _runs_in_engine(tree, role)]
     for pattern, default in (DEFAULTS | PIPELINE_DEFAULTS).items():
         section, _, name = pattern.partition(".")
         if section == "*":
             has_it = (role for role in roles if pattern in DEFAULTS or _is_pipelined(tree, role))
-            yield from ((f"{role}.{name}", default) for role in has_it if role in TRAINED or "optimizer." not in name)
+            yield [f"{role}.{name}" for role in has_it if role in TRAINED or "optimizer." not in name], default
         elif section == "eval_gconfig" and not isinstance(tree.get(section), RawMapping):
             continue
         elif section not in ("gconfig", "eval_gconfig") or text_of(tree, "algorithm") not in WITHOUT_SAMPLING:
-            yield pattern, default
+            yield [pattern], default
 
 
 def _runs_in_engine(tree: RawMapping, role: str) -> bool:

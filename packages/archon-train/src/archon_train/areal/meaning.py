@@ -9,7 +9,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ConfigError, did_you_mean
 from archon_train.areal.allocation_mode import allocation_mode_decision
-from archon_train.areal.defaults import fill_in_defaults
+from archon_train.areal.defaults import WITHOUT_SAMPLING, fill_in_defaults
 from archon_train.areal.facts import facts, names_in, unknown_below
 from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
@@ -57,6 +57,7 @@ def translate(tree: RawMapping) -> Translation:
         _algorithm,
         _dynamic_sampling,
         _dataset,
+        _saving,
         _recover,
         _allocation_mode,
     ):
@@ -77,7 +78,8 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
     tree = translate_removed(tree, schema, decisions)
     path = text_of(tree, "data.path")
     for option, value in DATASETS.get(path, {}).items():
-        if tree.get(option) is None and knows(schema, option):
+        is_used = option != "reward" or text_of(tree, "algorithm") not in WITHOUT_SAMPLING
+        if is_used and tree.get(option) is None and knows(schema, option):
             tree = with_text(tree, option, value)
             reason = DATASET_REASONS.get(option, f"AReaL's choice for {path}")
             decisions.append(Decision(option, "left out", value, reason))
@@ -185,6 +187,15 @@ def _dataset(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
         decisions.append(Decision("data.validation_path", path, "null", f"its split {split} is held out"))
         tree = with_text(tree, "data.validation_path", "null")
     return tree
+
+
+def _saving(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    target = "trainer.async_save"
+    if text_of(tree, "saver.mode") != "async" or tree.get(target) is not None:
+        return tree
+    decisions.append(Decision("saver.mode", "async", f"{target}=true", "checkpoints are written in the background"))
+    tree = prune(tree, lambda path, _: path == "saver.mode")
+    return with_text(tree, target, "true")
 
 
 def _recover(tree: RawMapping, decisions: list[Decision]) -> RawMapping:

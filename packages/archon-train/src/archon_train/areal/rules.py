@@ -150,7 +150,12 @@ IGNORED = (
     # When to write and to evaluate
     Ignored("*.freq_epochs", _STEPS_ONLY, ("null",)),
     Ignored("*.freq_secs", _STEPS_ONLY, ("null",)),
-    Ignored("recover.freq_steps", "runs resume from the checkpoints of trainer.save_every", ("null",)),
+    Ignored(
+        "recover.freq_steps",
+        "runs resume from the checkpoints of trainer.save_every",
+        ("null",),
+        same_as="trainer.save_every",
+    ),
     Ignored("recover.retries", "becomes trainer.max_restarts where recover.mode recovers", otherwise="translated"),
     Ignored("recover.no_*_optim", "checkpoints hold the optimizer, and resumed runs continue with it", ("false",)),
     Ignored("saver.mode", "trainer.async_save writes checkpoints in the background", ("auto", "sync")),
