@@ -135,7 +135,12 @@ TABLE: tuple[Unused, ...] = (
     ),
     Unused(
         ("ref",),
-        "actor.kl_ctl and actor.kl_loss_coef are 0, or a loss without rewards has no KL penalty",
+        "actor.kl_loss_coef is 0, and without rewards there is no KL penalty in them",
+        lambda run: run.distills_only and not run.reads_reference,
+    ),
+    Unused(
+        ("ref",),
+        "actor.kl_ctl and actor.kl_loss_coef are 0",
         lambda run: run.samples and not run.reads_reference,
     ),
     Unused(("actor.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.outline.algorithm.name == "rw"),
