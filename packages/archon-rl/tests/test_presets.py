@@ -120,9 +120,13 @@ def test_strict_turns_a_change_of_what_was_asked_into_an_error():
     compose(archon=strict, kl_ctl=0.0)
 
 
-def test_truncated_completions_are_filtered_when_asked():
-    assert compose(mask_no_eos_with_zero=True)[0].filters == (DropTruncated(),)
-    assert compose()[0].filters == ()
+def test_truncated_completions_leave_the_loss_or_lose_their_reward():
+    filtered, decisions = compose(overlong_filtering=True)
+    assert (filtered.filters, filtered.advantages.without_reward) == ((DropTruncated(),), None)
+    assert "actor.mask_no_eos_with_zero" not in decisions
+    zeroed, decisions = compose(mask_no_eos_with_zero=True)
+    assert (zeroed.filters, zeroed.advantages.without_reward) == ((), "truncated")
+    assert "actor.overlong_filtering=true" in decisions["actor.mask_no_eos_with_zero"].reason
 
 
 def test_groups_without_a_difference_leave_the_batch_when_asked():
@@ -283,10 +287,11 @@ def test_sampling_options_that_training_does_not_have_are_decisions(options, cor
         ({"min_new_tokens": 9, "max_tokens": 10}, r"gconfig\.min_new_tokens=9 and gconfig\.max_tokens=10"),
     ],
 )
-def test_completions_that_can_only_end_at_the_limit_cannot_all_be_left_out(generation, cause):
-    with pytest.raises(ConfigError, match=rf"^actor\.mask_no_eos_with_zero: found true with {cause}"):
-        compose(mask_no_eos_with_zero=True, gconfig=generation)
-    compose(mask_no_eos_with_zero=True, gconfig=generation | {"min_new_tokens": 8, "stop": ["."]})
+@pytest.mark.parametrize("option", ["overlong_filtering", "mask_no_eos_with_zero"])
+def test_completions_that_can_only_end_at_the_limit_cannot_all_be_left_out(option, generation, cause):
+    with pytest.raises(ConfigError, match=rf"^actor\.{option}: found true with {cause}"):
+        compose(**{option: True}, gconfig=generation)
+    compose(**{option: True}, gconfig=generation | {"min_new_tokens": 8, "stop": ["."]})
     compose(gconfig=generation)
 
 

@@ -100,26 +100,36 @@ def equal_samples(section: str, generation: Any) -> Iterator[str]:
 
 
 def truncated_completions(role: str, config: Any) -> Iterator[str]:
-    """The problem of a model that does not learn from completions at the length limit, while all reach it."""
-    generation = config.gconfig
-    if not getattr(config, role).mask_no_eos_with_zero:
+    """The problem of an option that leaves out completions at the length limit, while all reach it."""
+    found = _always_truncated(config.gconfig)
+    if found is None:
         return
+    cause, fix = found
+    results = {"overlong_filtering": "none is trained on", "mask_no_eos_with_zero": "none has a reward"}
+    if role == "critic":
+        results = {"mask_no_eos_with_zero": "none is trained on"}
+    for name, result in results.items():
+        if getattr(getattr(config, role), name):
+            yield (
+                f"{role}.{name}: found true with {cause}, so that every completion reaches the length limit and "
+                f"{result}; {fix}"
+            )
+
+
+def _always_truncated(generation: Any) -> tuple[str, str] | None:
+    """Why no completion can end before the length limit, and what to do; ``None`` if one can."""
     least, most = generation.min_new_tokens, generation.max_new_tokens
     if generation.ignore_eos and not (generation.stop_token_ids or generation.stop):
-        cause = "gconfig.ignore_eos=true and neither gconfig.stop nor gconfig.stop_token_ids"
-        fix = "set one of the two to false, or add stop texts"
-    elif least == most:
-        cause = f"gconfig.min_new_tokens={least}, which is gconfig.max_new_tokens"
-        fix = "set it to false, or lower gconfig.min_new_tokens"
-    elif generation.max_tokens is not None and least >= generation.max_tokens - 1:
-        cause = f"gconfig.min_new_tokens={least} and gconfig.max_tokens={generation.max_tokens}, prompt included"
-        fix = "set it to false, or lower gconfig.min_new_tokens"
-    else:
-        return
-    yield (
-        f"{role}.mask_no_eos_with_zero: found true with {cause}, so that every completion reaches the length limit and "
-        f"none is trained on; {fix}"
-    )
+        return (
+            "gconfig.ignore_eos=true and neither gconfig.stop nor gconfig.stop_token_ids",
+            "set one of the two to false, or add stop texts",
+        )
+    fix = "set it to false, or lower gconfig.min_new_tokens"
+    if least == most:
+        return f"gconfig.min_new_tokens={least}, which is gconfig.max_new_tokens", fix
+    if generation.max_tokens is not None and least >= generation.max_tokens - 1:
+        return f"gconfig.min_new_tokens={least} and gconfig.max_tokens={generation.max_tokens}, prompt included", fix
+    return None
 
 
 def too_many_minibatches(role: str, updates: int, config: Any) -> Iterator[str]:

@@ -20,7 +20,7 @@ def sampled_policy_decisions(options: Any, generation: Any, *, clips: bool) -> l
         generation: the ``gconfig`` section.
         clips: whether a policy loss limits the ratio to the rollout's policy; false for distillation.
     """
-    named = (("frequency_penalty", "penalty"), ("min_new_tokens", "minimum"))
+    absent = (("frequency_penalty", "penalty"), ("min_new_tokens", "minimum"))
     return [
         Decision(
             f"gconfig.{name}",
@@ -28,7 +28,7 @@ def sampled_policy_decisions(options: Any, generation: Any, *, clips: bool) -> l
             "in sampling alone",
             f"the trained policy has no {what}; {_correction(options, clips)}",
         )
-        for name, what in named
+        for name, what in absent
         if getattr(generation, name)
     ]
 

@@ -34,6 +34,7 @@ from archon_core.layout.diagnostics import count
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
+from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
@@ -49,6 +50,7 @@ from archon_train.model_sections import (
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, RunPlan
+from archon_train.server_checks import check_servers
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -143,7 +145,7 @@ class _Planner(Findings):
     def backends(self) -> Mapping[str, Backend]:
         """The engines that layouts may name: core's built-in table and installed engines."""
         try:
-            return backend_table(self.registry.all(TrainEngineSpec), self.registry.all(InferenceEngineSpec))
+            return backend_table(self.registry.all(TrainEngineSpec), inference_engines(self.registry))
         except PluginError as error:
             self.unable(str(error))
             return BUILTIN_BACKENDS
@@ -152,10 +154,14 @@ class _Planner(Findings):
         if not self.samples:
             return
         rollout = self.layouts.get("rollout")
+        transport = self.config.rollout.weight_transport
+        known = transport is None or self.look_up("weight_transport", transport, "rollout.weight_transport")
         if rollout is not None:
-            self.look_up("inference_engine", rollout.backend, "rollout.backend")
-        if "rollout.weight_transport" in self.loaded.explicit:
-            self.look_up("weight_transport", self.config.rollout.weight_transport, "rollout.weight_transport")
+            engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
+            if isinstance(engine, InferenceEngineSpec) and engine.runs_servers and known:
+                obstacles, decisions = check_servers(self.config, rollout, self.registry)
+                self.obstacles += obstacles
+                self.decisions += decisions
 
     def check_algorithm(self, algorithm: Spec | None) -> None:
         config = self.config

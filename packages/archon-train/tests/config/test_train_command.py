@@ -188,7 +188,7 @@ def test_a_dry_run_names_missing_packages_and_still_succeeds(train: Train, capsy
     assert train("--dry-run", "scheduler.type=ray", "rollout.backend=vllm:d2t2p1") == 0
     printed = capsys.readouterr().out
     assert "- archon-ray, which is not installed; for scheduler.type: ray" in printed
-    assert "pip install archon-ray archon-vllm" in printed
+    assert "pip install archon-ray archon-rollout archon-vllm" in printed
 
 
 def test_a_dry_run_prints_its_plan_as_json(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -420,7 +420,7 @@ def test_a_file_that_is_not_there_is_a_users_error(capsys: pytest.CaptureFixture
 def test_a_dry_run_imports_no_torch(write: Callable[[str], Path]) -> None:
     import subprocess
 
-    path = write("actor: {path: a/b}\nreward: gsm8k\ngconfig: {n_samples: 2}\ndata: {path: c/d.jsonl}\n")
+    path = write("{actor: {path: a/b}, reward: arithmetic, data: {dataset: arithmetic}, gconfig: {n_samples: 4}}\n")
     code = (
         "import sys\n"
         "from archon_core.cli.main import main\n"

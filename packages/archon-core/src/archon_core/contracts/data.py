@@ -66,10 +66,11 @@ class Reward(Protocol):
     def __call__(self, prompt: str, completion: str, record: Mapping[str, Any]) -> float:
         """Return one finite number of Python, numpy or torch, or a boolean.
 
-        After anything else, an exception, or no answer in time, training goes on without the prompt of the completion.
+        After anything else, any other exception, or no answer in time, training goes on without the prompt of the
+        completion. Raise a DataError about a record that cannot be scored; its message is shown without a traceback.
 
         Raises:
-            DataError, ConfigError: the record or the configuration is wrong, not the completion; ends the run.
+            ConfigError: no completion can be scored with this configuration; ends the run.
         """
 
 
