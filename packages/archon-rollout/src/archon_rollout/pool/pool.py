@@ -63,8 +63,8 @@ class Pool:
         self._registry, self._driver, self._options = registry, driver, options
         self._clock = clock
         self._lock = threading.RLock()
-        cooldown = options.topology_change_cooldown_seconds
-        rules = MembershipRules(options.health_check_failure_threshold, cooldown, retry=max(cooldown, 1.0))
+        cooldown, interval = options.topology_change_cooldown_seconds, options.health_check_interval_seconds
+        rules = MembershipRules(options.health_check_failure_threshold, cooldown, retry=max(cooldown, interval))
         self._membership = Membership(rules)
         self._router = Router()
         self._decision = TopologyDecision(0)
