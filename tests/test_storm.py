@@ -24,6 +24,7 @@ from weather.oracle import TokenReport, check_tokens_and_training
 from weather.records import Line, Records, of_kind
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs signals of dying parents, and /proc")
 
 
 @settings(max_examples=50)
@@ -65,9 +66,10 @@ def make_storm(folder: Path, *options: str) -> str:
 
 
 @pytest.mark.wide
-def test_training_survives_25_faults(tmp_path: Path) -> None:
-    printed = make_storm(tmp_path / "storm", "--seed", "7", "--events", "25", "--versions", "10")
-    assert "seed 7: survived" in printed
+@pytest.mark.parametrize("transport", ["shm", "distributed"])
+def test_training_survives_25_faults(transport: str, tmp_path: Path) -> None:
+    options = ("--seed", "7", "--events", "25", "--versions", "10", "--transport", transport)
+    assert "seed 7: survived" in make_storm(tmp_path / "storm", *options)
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,14 @@ def plants(records: Records) -> Iterator[tuple[Records, str]]:
     yield replace(records, trainers=(first,)), "found records of 1 ranks, expected 2"
     differing = edited(second, lambda line: line["kind"] == "decision", members=[])
     yield replace(records, trainers=(first, differing)), "step 0: rank 1 has another decision than rank 0"
+    decision = of_kind(first, "decision")[-1]
+    member = decision["members"][0]
+    lines = records.servers[member]
+    last = [line for line in of_kind(lines, "committed") if line["at"] <= decision["at"]][-1]
+    lying = edited(lines, lambda line: line is last, lying=True)
+    yield with_server_log(records, member, lying), f"server {member[:8]} was in service at version 3; its log says"
+    crashed = (*sky, {"kind": "died", "name": name, "code": 1, "reason": "ValueError: x"})
+    yield replace(records, sky=crashed), f"server {name} ended with code 1: ValueError: x"
     late = (*first, {"kind": "lost", "seconds": 10_000.0})
     yield replace(records, trainers=(late, second)), "a request took 10000.0 s"
 

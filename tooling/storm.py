@@ -29,7 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     default = StormOptions()
     parser.add_argument("--seed", type=int, default=default.seed, help="the first seed")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, one storm each")
-    parser.add_argument("--jobs", type=int, default=1, help="storms at a time")
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), help="storms at a time; most of it waits"
+    )
     parser.add_argument("--events", type=int, default=default.events)
     parser.add_argument("--versions", type=int, default=default.versions)
     parser.add_argument("--transport", choices=("shm", "disk", "distributed"), default=default.transport)

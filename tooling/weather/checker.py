@@ -6,6 +6,7 @@ in the records and see that the checks find it.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ LEAST_STRUCK = 0.6
 """Least share of events that must have struck: a storm that misses shows nothing."""
 
 SHOWN = 12
+
+PORT_TAKEN = "cannot listen there"
+"""Another process may take the port of a server that flaps; its successor then says so, and is replaced."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ def check(records: Records) -> Report:
     problems = [
         *_ranks(records, options),
         *_decisions(records),
+        *_members(records),
+        *_deaths(records),
         *_paused(records),
         *_hangs(records, options),
         *_left_behind(records),
@@ -85,6 +91,30 @@ def _decisions(records: Records) -> Iterator[str]:
             for mine, theirs in zip(of_kind(first, kind), of_kind(lines, kind), strict=False):
                 if _without_time(mine) != _without_time(theirs):
                     yield f"step {mine['version']}: rank {rank} has another {name} than rank 0"
+
+
+def _members(records: Records) -> Iterator[str]:
+    """Whoever was in service after a publication held its version, and labelled tokens rightly."""
+    for decision in of_kind(records.trainers[0], "decision"):
+        for incarnation in decision["members"]:
+            switches = [
+                line
+                for line in of_kind(records.servers.get(incarnation, ()), "committed", "lied")
+                if line["at"] <= decision["at"]
+            ]
+            last = switches[-1] if switches else {"kind": "nothing", "version": None, "lying": True}
+            if last["kind"] != "committed" or last["version"] != decision["version"] or last["lying"]:
+                yield (
+                    f"server {incarnation[:8]} was in service at version {decision['version']}; its log says "
+                    f"{last['kind']} {last['version']}"
+                )
+
+
+def _deaths(records: Records) -> Iterator[str]:
+    """Servers end by a signal of the storm or by their own decision, never by an error of theirs."""
+    for line in of_kind(records.sky, "died"):
+        if line["code"] not in (0, -signal.SIGKILL) and PORT_TAKEN not in line["reason"]:
+            yield f"server {line['name']} ended with code {line['code']}: {line['reason']}"
 
 
 def _without_time(line: Line) -> dict:

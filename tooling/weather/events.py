@@ -122,4 +122,6 @@ def _event(draw: random.Random, number: int, kind: str, version: int, slot: int,
         at = draw.randrange(1, 8)
     elif kind in ("die in transfer", "stop in transfer", "wake after reuse", "read the old slot"):
         at = draw.randrange(BUCKETS - 2)
+    elif kind == "die before commit":
+        at = draw.randrange(2)  # before the answer that it has everything, or before it switches
     return Event(number, kind, version, slot, at, round(seconds, 3), variant)

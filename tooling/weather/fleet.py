@@ -94,8 +94,10 @@ class Fleet:
             if not slot.stopped:
                 self._has_stopped_itself(slot)
             return
-        self._log.write("died", slot=slot.number, pid=pid, code=os.waitstatus_to_exitcode(status))
         assert slot.commands is not None
+        assert slot.place is not None
+        code = os.waitstatus_to_exitcode(status)
+        self._log.write("died", name=slot.place.name, code=code, reason=self._last_line(slot.place) if code > 0 else "")
         slot.commands.close()
         slot.pid, slot.stopped = 0, False
         if self._replaces:
@@ -154,9 +156,16 @@ class Fleet:
         )
         slot.place, slot.starts, slot.port = place, slot.starts + 1, 0
         slot.commands, theirs = socket.socketpair()
-        slot.pid = fork(lambda: serve_in_storm(place, theirs), self._folder / "logs" / f"{name}.log")
+        slot.pid = fork(lambda: serve_in_storm(place, theirs), self._output(place))
         theirs.close()
         self._log.write("start", name=name, pid=slot.pid)
+
+    def _last_line(self, place: ServerPlace) -> str:
+        lines = self._output(place).read_text(encoding="utf-8", errors="replace").splitlines()
+        return lines[-1] if lines else ""
+
+    def _output(self, place: ServerPlace) -> Path:
+        return self._folder / "logs" / f"{place.name}.log"
 
     def _has_stopped_itself(self, slot: Slot) -> None:
         """Continue a server when its event says so."""

@@ -58,11 +58,12 @@ class StormService(Service):
 
     async def verify_update(self, manifest: WeightManifest) -> Receipt:
         receipt = await super().verify_update(manifest)
-        self._faults.signal_self("die before commit")
+        self._faults.signal_self("die before commit", at=0)
         return receipt
 
     async def commit_update(self, version: int) -> None:
         faults = self._faults
+        faults.signal_self("die before commit", at=1)
         late = faults.take("commit late")
         if late is not None:
             await asyncio.sleep(late.seconds)
@@ -72,6 +73,7 @@ class StormService(Service):
             faults.lying = True
             self._weights.updates.abort(version)
             self._weights.updates._version = version
+            faults.log.write("lied", version=version)
             return
         await super().commit_update(version)
 
@@ -142,7 +144,7 @@ class StormLoop(ServingLoop):
             faults.lying, self._version_shift = True, -1
         received = self._weights.active.received_weights
         held = {name: received.whole(name, torch.float64) for name in received.shapes}
-        faults.log.write("committed", version=version, digest=digest_of(held))
+        faults.log.write("committed", version=version, digest=digest_of(held), lying=faults.lying)
 
     def _mark_deceived(self) -> None:
         """Remember the requests that are in progress during a lie: their tokens prove nothing."""

@@ -21,7 +21,7 @@ from weather.events import COMMON_FAULTS, Event, plan_storm
 from weather.fleet import Fleet
 from weather.options import StormOptions
 from weather.processes import STACK_SIGNAL, adopt_orphans, children, fork, segments, send
-from weather.records import Log
+from weather.records import Log, lines_of
 from weather.surroundings import FullMemory, private_shared_memory, unreadable_registry
 from weather.task import MODEL
 from weather.trainer import TrainerPlace, train_in_storm
@@ -75,7 +75,11 @@ class Sky:
             self._log.write("ranks", hanging=hanging, failed=self._failed_ranks)
         finally:
             self._end()
-        self._log.write("end", processes=children(), segments=sorted(segments() - before))
+        left = segments() - before
+        if not self._memory.private:  # others have segments there, too
+            runs = {line["run"] for line in lines_of(self._folder / "trainer-0.jsonl") if line["kind"] == "transport"}
+            left = {name for name in left if any(run in name for run in runs)}
+        self._log.write("end", processes=children(), segments=sorted(left))
 
     def _turn(self) -> None:
         """One round: what is due, what children did, and what the trainer wants."""

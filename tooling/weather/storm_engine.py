@@ -15,6 +15,7 @@ from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.engine import ServedEngine
 from weather.options import StormOptions
+from weather.records import Log
 from weather.task import BUCKET_BYTES
 
 
@@ -56,8 +57,8 @@ class SkewedClock:
 class StormEngine(ServedEngine):
     """The engine with servers that announce themselves in a folder, and a clock of the storm."""
 
-    def __init__(self, place: TrainerPlace, **arguments: Any) -> None:
-        self._place = place
+    def __init__(self, place: TrainerPlace, log: Log, **arguments: Any) -> None:
+        self._place, self._log = place, log
         self.clock = SkewedClock()
         options = place.options
         config = RolloutConfig(
@@ -87,6 +88,7 @@ class StormEngine(ServedEngine):
         if publisher._transport is not None:
             context = replace(publisher._transport._context, bucket_bytes=BUCKET_BYTES)
             publisher._transport._context = context
+            self._log.write("transport", run=context.run)
         return publisher
 
     def restart_transport(self, folder: Path) -> None:

@@ -84,7 +84,7 @@ def train_in_storm(rank: int, place: TrainerPlace, sky: socket.socket | None) ->
     )
     log = Log(place.folder / f"trainer-{rank}.jsonl")
     trainer = build_trainer(options, layout=f"archon:d{options.ranks}")
-    engine = StormEngine(place, trainer=trainer, folder=place.folder / "engine")
+    engine = StormEngine(place, log, trainer=trainer, folder=place.folder / "engine")
     collector = None
     orders = sky.makefile("rw", encoding="utf-8") if sky is not None else None
     try:
