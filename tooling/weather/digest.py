@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from archon_engine.checkpoint.checksum import bytes_of
+from archon_core.receiving.checksum import bytes_of
 
 
 def digest_of(weights: Mapping[str, Tensor]) -> str:

@@ -3,10 +3,10 @@
 import pytest
 
 from archon_core.errors import ServerError
+from archon_core.receiving.memory_store import MemoryStore
+from archon_core.receiving.updates import WeightUpdates
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.update import UpdatePlan
-from archon_rollout.receiving.memory_store import MemoryStore
-from archon_rollout.receiving.updates import WeightUpdates
 
 
 class NoReceiver:
