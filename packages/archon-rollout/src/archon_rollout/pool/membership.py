@@ -164,8 +164,9 @@ class Membership:
     def failed(self, name: str, reason: str, now: float) -> None:
         """A server failed a call that cannot be repeated: it is out at once, and answers no request any more."""
         self._leave(name, reason, now)
-        if self._members[name].drains:
-            self._members[name] = replace(self._members[name], drains=False, reason=reason)
+        member = self._members.get(name)
+        if member is not None and member.drains:
+            self._members[name] = replace(member, drains=False, reason=reason)
 
     def departure(self, name: str) -> str:
         """Why the requests that a server has should go to others; empty while it may answer them."""
