@@ -113,7 +113,7 @@ def _members(records: Records) -> Iterator[str]:
 def _deaths(records: Records) -> Iterator[str]:
     """Servers end by a signal of the storm or by their own decision, never by an error of theirs."""
     for line in of_kind(records.sky, "died"):
-        if line["code"] not in (0, -signal.SIGKILL) and PORT_TAKEN not in line["reason"]:
+        if line["code"] not in (0, -signal.SIGKILL, -signal.SIGTERM) and PORT_TAKEN not in line["reason"]:
             yield f"server {line['name']} ended with code {line['code']}: {line['reason']}"
 
 

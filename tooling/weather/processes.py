@@ -32,7 +32,8 @@ def fork(run: Callable[[], None], output: Path) -> int:
     code = 1
     try:
         os.setsid()
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent(signal.SIGKILL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with output.open("ab", buffering=0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -46,6 +47,11 @@ def fork(run: Callable[[], None], output: Path) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def die_with_parent(number: int) -> None:
+    """Get a signal when the parent ends."""
+    _prctl(PR_SET_PDEATHSIG, number)
 
 
 def send(pid: int, number: int) -> None:

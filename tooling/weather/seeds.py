@@ -13,6 +13,7 @@ from pathlib import Path
 
 from weather.checker import check
 from weather.options import StormOptions
+from weather.processes import die_with_parent
 from weather.records import Records
 from weather.sky import Sky
 from weather.task import build_trainer
@@ -22,16 +23,14 @@ def run_seeds(storms: Sequence[StormOptions], folder: Path, *, jobs: int) -> lis
     """Run the storms; returns which passed."""
     build_trainer(storms[0], layout="archon:d1")  # loads everything that is loaded late, before the first fork
     results: dict[int, bool] = {}
-    running: dict[int, tuple[int, float]] = {}
+    running: dict[int, int] = {}
     waiting = list(range(len(storms)))
     while waiting or running:
         while waiting and len(running) < jobs:
             number = waiting.pop(0)
-            running[_fork(storms[number], folder / f"seed-{storms[number].seed}")] = number, time.monotonic()
+            running[_fork(storms[number], folder / f"seed-{storms[number].seed}")] = number
         pid, status = os.waitpid(-1, 0)
-        number, start = running.pop(pid)
-        results[number] = os.waitstatus_to_exitcode(status) == 0
-        print(f"seed {storms[number].seed}: {time.monotonic() - start:.1f} s", flush=True)
+        results[running.pop(pid)] = os.waitstatus_to_exitcode(status) == 0
     return [results[number] for number in sorted(results)]
 
 
@@ -41,6 +40,7 @@ def _fork(options: StormOptions, folder: Path) -> int:
         return pid
     code = 1
     try:
+        die_with_parent(signal.SIGTERM)
         with contextlib.suppress(KeyboardInterrupt):
             code = 0 if run_storm(options, folder) else 1
     except BaseException:
@@ -57,9 +57,10 @@ def run_storm(options: StormOptions, folder: Path) -> bool:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     start = time.monotonic()
     Sky(options, folder).run()
-    seconds = time.monotonic() - start
+    stormed = time.monotonic()
     report = check(Records.read(folder))
-    print(f"seed {options.seed}: {report.summary()} ({seconds:.1f} s of storm)", flush=True)
+    seconds = f"{stormed - start:.1f} s, and {time.monotonic() - stormed:.1f} s of checks"
+    print(f"seed {options.seed}: {report.summary()} ({seconds})", flush=True)
     for problem in report.problems:
         print(f"seed {options.seed}: {problem}", flush=True)
     return not report.problems
