@@ -35,6 +35,7 @@ from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
+from archon_core.serving.discovery import OPTION, refuse_ray
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.local_files import file_problems, model_entries, model_type_of
 from archon_train.model_sections import (
@@ -47,6 +48,7 @@ from archon_train.model_sections import (
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, Obstacle, RunPlan
+from archon_train.server_options import started_layouts, unused_registry
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -126,10 +128,11 @@ class _Planner:
                 self.wrong(str(error))
         if "actor" in self.layouts:
             cluster = self.config.cluster
-            self.shares = cluster_shares(self.layouts)
+            started = started_layouts(self.layouts, self.config.rollout)
+            self.shares = cluster_shares(started)
             try:
                 sizes = {"n_nodes": cluster.n_nodes, "n_gpus_per_node": cluster.n_gpus_per_node}
-                self.processes = plan_processes(check_cluster(self.layouts, **sizes), **sizes)
+                self.processes = plan_processes(check_cluster(started, **sizes), **sizes)
             except ArchonError as error:
                 self.wrong(str(error))
 
@@ -158,8 +161,21 @@ class _Planner:
         self.samples = algorithm is None or needed
         if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
             self.look_up("inference_engine", rollout.backend, "rollout.backend")
+        if rollout is not None and needed and not rollout.on_trainer_ranks:
+            self.check_registry()
+        else:
+            self.decisions += unused_registry(self.loaded.explicit)
         if "rollout.weight_transport" in self.loaded.explicit:
             self.look_up("weight_transport", config.rollout.weight_transport, "rollout.weight_transport")
+
+    def check_registry(self) -> None:
+        name = self.config.cluster.name_resolve.type
+        try:
+            refuse_ray(name, self.registry)
+        except ConfigError as error:
+            self.unable(str(error))
+            return
+        self.look_up("server_registry", name, OPTION)
 
     def check_reward(self, name: str) -> None:
         """Look up the plugin, or the function in the user's module, without importing it."""

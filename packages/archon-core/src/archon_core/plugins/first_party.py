@@ -105,6 +105,19 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "server_driver": {
         "archon-rollout": ("served",),
     },
+    "server_registry": {
+        "archon-rollout": (
+            "folder",
+            "nfs",
+            "static",
+            "dns",
+            "memory",
+        ),
+        "archon-etcd": (
+            "etcd",
+            "etcd3",
+        ),
+    },
     "train_engine": {
         "archon-engine": ("archon",),
         "archon-models-hf": ("fsdp",),

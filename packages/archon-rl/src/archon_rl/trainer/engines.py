@@ -13,6 +13,7 @@ from archon_core.contracts.rollout import InferenceEngine
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout, backend_table
 from archon_core.plugins import InferenceEngineSpec, TrainEngineSpec, registry
+from archon_core.serving.discovery import Discovery
 from archon_engine.models.hf_config import load_hf_config
 from archon_train.cluster import engine_backends, engine_layouts
 from archon_train.run.context import RunContext
@@ -43,7 +44,8 @@ def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any
     factory = registry().get("inference_engine", layout.backend).load()
     if layout.on_trainer_ranks:
         return factory(config, trainer=trainer)
-    return factory(config, trainer=trainer, folder=run.folder.path / "servers")
+    folder = run.folder.path / "servers"
+    return factory(config, trainer=trainer, folder=folder, discovery=Discovery.of(run.config))
 
 
 def engine_layout(run: RunContext, role: str) -> Layout:

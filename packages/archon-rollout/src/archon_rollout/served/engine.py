@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import os
 import secrets
 import tempfile
 import time
@@ -19,24 +17,26 @@ from pathlib import Path
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import ServerRegistry, TransportContext, WeightTransportSpec
+from archon_core.contracts.serving import TransportContext, WeightTransportSpec
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout, backend_table, parse_layout
 from archon_core.plugins import InferenceEngineSpec, registry
 from archon_core.ranks.failing_together import failing_together
+from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.membership import TopologyDecision
 from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
-from archon_rollout.registries.addresses import AddressRegistry
-from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.launching import ServerProcesses
+from archon_rollout.served.member_sources import build_sources
 from archon_rollout.served.model_files import write_architecture
 from archon_rollout.server.environment import TOKEN
+from archon_rollout.server.run_token import run_token
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class ServedEngine:
         config: the section ``rollout``.
         trainer: provides the weights.
         folder: for logs of the servers; ``None`` for a temporary folder.
+        discovery: where servers that the run does not start are listed; ``None`` for nowhere.
 
     Attributes:
         topology: the servers in service, the same on every rank.
@@ -60,7 +61,14 @@ class ServedEngine:
         ServerError: on every rank, if a server cannot be started or reached.
     """
 
-    def __init__(self, config: RolloutConfig, *, trainer: TrainEngine, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: RolloutConfig,
+        *,
+        trainer: TrainEngine,
+        folder: Path | None = None,
+        discovery: Discovery | None = None,
+    ) -> None:
         self._config = config
         self._trainer = trainer
         self._ranks = trainer.data_ranks.everyone
@@ -78,7 +86,7 @@ class ServedEngine:
             with failing_together(self._ranks):
                 if self._ranks.is_first:
                     folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
-                    self._start(folder)
+                    self._start(folder, discovery)
                 self._publisher = self._build_publisher(folder)
         except BaseException:
             self.close()
@@ -168,23 +176,21 @@ class ServedEngine:
         if self._processes is not None:
             self._processes.stop()
 
-    def _start(self, folder: Path) -> None:
+    def _start(self, folder: Path, discovery: Discovery | None) -> None:
         """Start the servers, or connect to running ones, and watch them."""
         layout = _layout_of(self._config)
-        token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
-        self._driver = driver = ServedDriver(self._config, token=token)
-        if self._config.addresses:
-            for address in self._config.addresses:
-                self._check_reachable(address)
-            servers: ServerRegistry = AddressRegistry(self._config.addresses, "served")
-        else:
+        self._driver = driver = ServedDriver(self._config, token=run_token(folder))
+        started: list[ServerRecord] = []
+        for address in self._config.addresses:
+            self._check_reachable(address)
+        if self._config.start_servers and not self._config.addresses:
             model, options = write_architecture(self._trainer, folder)
             self._architecture = model.parent
             self._processes = ServerProcesses(driver, layout, model=str(model), folder=folder, options=options)
-            servers = MemoryRegistry()
-            for record in self._processes.start(timeout=self._config.setup_timeout):
-                servers.announce(record.incarnation, record, ttl=math.inf)
-        self._pool = Pool(servers, driver, self._config)
+            started = self._processes.start(timeout=self._config.setup_timeout)
+        sources = build_sources(started, self._config, discovery, kind="served")
+        status_file = StatusFile(folder, self._config.health_check_interval_seconds)
+        self._pool = Pool(sources, driver, self._config, status_file=status_file)
         self._client = PoolClient(self._pool, driver, self._config)
         self._pool.start()
 
@@ -245,8 +251,9 @@ class ServedEngine:
     def _wait_for_receivers(self) -> list[ServerRecord]:
         """The servers of the next publication; rank 0 only."""
         assert self._pool is not None
-        if self._processes is not None and self._version >= 0 and self._pool.is_empty():
-            self._processes.check()  # nobody else could join; the end of a server's log says why
+        nobody = self._pool.is_empty() and not self._pool.has_newcomers()
+        if self._processes is not None and self._version >= 0 and nobody:
+            self._processes.check()  # the end of a server's log says why
         return self._pool.wait_for_receivers()
 
     def _take_over(self, publication: Publication, *, late: bool) -> TopologyDecision:

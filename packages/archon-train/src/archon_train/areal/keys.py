@@ -80,6 +80,7 @@ DEFAULTS = {
     "gconfig.max_tokens": "32768",
     "data.batch_size": "1",
     "cluster.n_nodes": "32",
+    "cluster.name_resolve.nfs_record_root": "/tmp/areal/name_resolve",
     "trainer.eval_before_train": "false",
 }
 """Options with another default in AReaL -> that default. Omitting one from an AReaL file records a decision."""
