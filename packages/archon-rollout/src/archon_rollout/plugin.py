@@ -123,4 +123,9 @@ def archon_commands() -> Iterable[CommandSpec]:
             target="archon_rollout.serve_cli:serve",
             summary="Serve the model in a checkpoint folder over HTTP",
         ),
+        CommandSpec(
+            name="servers",
+            target="archon_rollout.servers_cli:servers",
+            summary="Show the inference servers of a run: state, version, tokens per second, last error",
+        ),
     ]

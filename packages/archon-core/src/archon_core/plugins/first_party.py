@@ -22,6 +22,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-rollout": (
             "generate",
             "serve",
+            "servers",
         ),
         "archon-engine": ("convert",),
         "archon-pipeline": ("pipeline",),
