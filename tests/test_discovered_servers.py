@@ -52,8 +52,9 @@ class World:
         self.run = root / "runs" / "exp" / "trial"
         self.announced = self.run / "servers" / "announced"
         self.trainer = make_trainer()
-        model, options = write_architecture(self.trainer, root / "model")
-        self.command = [sys.executable, "-m", "archon_core.cli", "serve", "--model", str(model), *options]
+        model = write_architecture(self.trainer, root / "model")
+        self.command = [sys.executable, "-m", "archon_core.cli", "serve", "--model", str(model.folder / "config.json")]
+        self.command += ["--dtype", model.dtype, "--run-as", model.model_spec]
         self.command += ["--announce", str(self.run), "--announce-ttl", "2"]
         self.processes: list[subprocess.Popen] = []
         config = RolloutConfig(backend="served:d1", start_servers=False, **QUICK)

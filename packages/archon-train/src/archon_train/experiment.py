@@ -220,6 +220,7 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "dataset": ("data.dataset",),
     "launcher": ("scheduler.type",),
     "inference_engine": ("rollout.backend",),
+    "server_driver": ("rollout.backend",),
     "server_registry": ("cluster.name_resolve.type",),
     "train_engine": tuple(f"{role}.backend" for role in ROLES),
 }

@@ -18,8 +18,11 @@ def started_layouts(layouts: Mapping[str, Layout], rollout: Any) -> Mapping[str,
         layouts: role -> layout.
         rollout: the section ``rollout``.
     """
-    starts = rollout.start_servers and not rollout.addresses
-    return {role: layout for role, layout in layouts.items() if role != "rollout" or starts or layout.on_trainer_ranks}
+    return {
+        role: layout
+        for role, layout in layouts.items()
+        if role != "rollout" or rollout.starts_servers or layout.on_trainer_ranks
+    }
 
 
 def unused_registry(explicit: Collection[str]) -> Iterator[Decision]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from archon_core.config.loading import LoadedConfig
-from archon_core.contracts.serving import ServerRegistrySpec
+from archon_core.contracts.serving import ServerDriverSpec, ServerRegistrySpec
 from archon_core.plugins import InferenceEngineSpec, ModelSpec, Registry, TrainEngineSpec
 from archon_train.preflight import plan_run
 from archon_train.run_plan import RunPlan
@@ -24,7 +24,8 @@ def plugins(make_registry: Callable[..., Registry]) -> Registry:
         plugin(
             "rollout",
             InferenceEngineSpec(name="local", target="json:loads", letters=""),
-            InferenceEngineSpec(name="served", target="json:loads", letters="dt"),
+            InferenceEngineSpec(name="served", target="json:loads", letters="dt", runs_servers=True),
+            ServerDriverSpec(name="served", target="json:loads", transports=("shm",)),
             ServerRegistrySpec(name="folder", target="json:loads", aliases=("nfs",)),
             TrainEngineSpec(name="archon", target="json:loads", axes="d", model_type="json:loads"),
             ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
@@ -84,6 +85,5 @@ def test_areals_names_of_registries_become_ours_with_a_decision(plan, name: str,
     loaded, _ = plan(f"{AREAL}cluster: {{name_resolve: {{type: nfs, ray_actor_name: names}}}}\n")
     assert {d.option for d in loaded.decisions if "name_resolve" in d.option} == {
         "cluster.name_resolve.type",
-        "cluster.name_resolve.nfs_record_root",
         "cluster.name_resolve.ray_actor_name",
     }

@@ -105,6 +105,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "server_driver": {
         "archon-rollout": ("served",),
+        "archon-sglang": ("sglang",),
+        "archon-vllm": ("vllm",),
     },
     "server_registry": {
         "archon-rollout": (
@@ -203,6 +205,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.loss_type",
         "actor.m2_threshold",
         "actor.mask_no_eos_with_zero",
+        "actor.overlong_filtering",
         "actor.overlong_penalty_factor",
         "actor.overlong_reward_penalty",
         "actor.overlong_tokens",
