@@ -48,7 +48,9 @@ def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any
         return factory(config, trainer=trainer)
     options = getattr(run.config, layout.backend, None)
     folder, discovery = run.folder.path / "servers", Discovery.of(run.config)
-    return factory(config, trainer=trainer, folder=folder, options=options, discovery=discovery)
+    engine = factory(config, trainer=trainer, folder=folder, options=options, discovery=discovery)
+    run.record(getattr(engine, "decisions", ()))
+    return engine
 
 
 def engine_layout(run: RunContext, role: str) -> Layout:

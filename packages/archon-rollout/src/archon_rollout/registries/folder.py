@@ -2,8 +2,9 @@
 
 A file holds the record, the time to live and a counter that every refresh raises. A reader compares the counter with
 what it saw before, by its own clock: an entry expires when the counter has stood still for its time to live. So the
-clocks of hosts and file servers may differ. A reader that starts takes every file for alive until then. Readers delete
-files that expired long ago; a server that lives after all writes its file again.
+clocks of hosts and file servers may differ. A reader that starts takes every file for alive until then, and so does one
+that could not read: servers could not write either. Readers delete files that expired long ago; a server that lives
+writes its file again.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class FolderRegistry:
         self._folder = folder
         self._clock = clock
         self._seen: dict[str, tuple[str, float]] = {}
-        self._existed = False
+        self._existed = self._was_unreadable = False
         self._log = ChangeLog()
 
     def announce(self, id: str, record: ServerRecord, ttl: float) -> FolderAnnouncement:
@@ -62,10 +63,18 @@ class FolderRegistry:
         Raises:
             ServerError: the folder or a file cannot be read.
         """
+        try:
+            found = self._read()
+        except ServerError:
+            self._was_unreadable = True
+            raise
         now = self._clock()
+        if self._was_unreadable:
+            self._seen = {id: (beat, now) for id, (beat, _) in self._seen.items()}
+            self._was_unreadable = False
         entries = {}
         seen = {}
-        for id, data in self._read().items():
+        for id, data in found.items():
             beat, since = self._seen.get(id, (None, now))
             if data["beat"] != beat:
                 since = now
@@ -89,13 +98,13 @@ class FolderRegistry:
         return self._folder / f"{id}{_SUFFIX}"
 
     def _read(self) -> dict[str, dict[str, Any]]:
+        if self._existed and not self._folder.exists():
+            # An unmounted share is no news about servers. Before the first entry there may be no folder yet.
+            raise ServerError(f"server registry {self._folder}: found no folder, and it had entries; mend the folder")
         try:
             paths = sorted(path for path in self._folder.iterdir() if path.name.endswith(_SUFFIX))
             self._existed = True
-        except FileNotFoundError as error:
-            # Before the first server, there is no folder. Later, somebody has moved or unmounted it.
-            if self._existed:
-                raise ServerError(f"server registry {self._folder}: the folder is gone; mount or restore it") from error
+        except FileNotFoundError:
             paths = []
         except OSError as error:
             raise ServerError(f"server registry {self._folder}: cannot list it: {error}; mend the folder") from error
