@@ -37,6 +37,7 @@ from archon_core.plugins.hints import package_for
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
+from archon_core.serving.discovery import OPTION, refuse_ray
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.findings import Findings
 from archon_train.local_files import file_problems, model_entries, model_type_of
@@ -51,6 +52,7 @@ from archon_train.model_sections import (
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, RunPlan
 from archon_train.server_checks import check_servers
+from archon_train.server_options import started_layouts, unused_registry
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -135,10 +137,11 @@ class _Planner(Findings):
                 self.wrong(str(error))
         if "actor" in self.layouts:
             cluster = self.config.cluster
-            self.shares = cluster_shares(self.layouts)
+            started = started_layouts(self.layouts, self.config.rollout)
+            self.shares = cluster_shares(started)
             try:
                 sizes = {"n_nodes": cluster.n_nodes, "n_gpus_per_node": cluster.n_gpus_per_node}
-                self.processes = plan_processes(check_cluster(self.layouts, **sizes), **sizes)
+                self.processes = plan_processes(check_cluster(started, **sizes), **sizes)
             except ArchonError as error:
                 self.wrong(str(error))
 
@@ -152,16 +155,29 @@ class _Planner(Findings):
 
     def check_rollout(self) -> None:
         if not self.samples:
+            self.decisions += unused_registry(self.loaded.explicit)
             return
         rollout = self.layouts.get("rollout")
         transport = self.config.rollout.weight_transport
         known = transport is None or self.look_up("weight_transport", transport, "rollout.weight_transport")
         if rollout is not None:
             engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
-            if isinstance(engine, InferenceEngineSpec) and engine.runs_servers and known:
+            if isinstance(engine, InferenceEngineSpec) and not engine.runs_servers:
+                self.decisions += unused_registry(self.loaded.explicit)
+            elif isinstance(engine, InferenceEngineSpec) and known:
+                self.check_registry()
                 obstacles, decisions = check_servers(self.config, rollout, self.registry)
                 self.obstacles += obstacles
                 self.decisions += decisions
+
+    def check_registry(self) -> None:
+        name = self.config.cluster.name_resolve.type
+        try:
+            refuse_ray(name, self.registry)
+        except ConfigError as error:
+            self.unable(str(error))
+            return
+        self.look_up("server_registry", name, OPTION)
 
     def check_algorithm(self, algorithm: Spec | None) -> None:
         config = self.config
