@@ -104,6 +104,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "server_driver": {
         "archon-rollout": ("served",),
+        "archon-sglang": ("sglang",),
+        "archon-vllm": ("vllm",),
     },
     "train_engine": {
         "archon-engine": ("archon",),

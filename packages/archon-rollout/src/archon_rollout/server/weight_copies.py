@@ -15,9 +15,9 @@ from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.serving import WeightReceiver, WeightTransportSpec
 from archon_core.errors import ServerError
 from archon_core.plugins import registry
+from archon_core.receiving.updates import WeightUpdates
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.update import UpdatePlan
-from archon_rollout.receiving.updates import WeightUpdates
 
 NO_WEIGHTS = -1
 """Version of random weights, which must not generate."""
@@ -136,12 +136,8 @@ class ServedWeights:
         self._copies.build_copy()
 
     def check_commit(self, version: int) -> None:
-        """Raise ServerError unless ``version`` is received and verified, or in use already."""
-        if version not in (self.updates.prepared, self.version):
-            raise ServerError(
-                f"commit of version {version}: found prepared version {self.updates.prepared}, in use {self.version}; "
-                "only a verified update is committed; query the state before the next call"
-            )
+        """See ``WeightUpdates.check_commit``. An error in the thread that generates would end the server."""
+        self.updates.check_commit(version)
 
     def _check_model(self, manifest: WeightManifest) -> None:
         ours = self._copies.shapes

@@ -15,6 +15,7 @@ from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTI
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import text_of, with_text
 from archon_train.areal.removed_names import translate_removed
+from archon_train.areal.weight_updates import translate_weight_updates
 from archon_train.vision import explain_visual
 
 ADAM = {
@@ -59,15 +60,17 @@ def translate(tree: RawMapping) -> Translation:
         _saving,
         _recover,
         _allocation_mode,
+        translate_weight_updates,
     ):
         tree = step(tree, decisions)
     return Translation(tree, tuple(decisions))
 
 
 def translate_deprecated(tree: RawMapping) -> Translation:
-    """Translate a file in Archon's format, which may contain ``allocation_mode`` only as an override."""
+    """Translate a file in Archon's format, which may have these options of AReaL's as overrides."""
     decisions: list[Decision] = []
-    return Translation(_allocation_mode(tree, decisions), tuple(decisions))
+    tree = translate_weight_updates(_allocation_mode(tree, decisions), decisions)
+    return Translation(tree, tuple(decisions))
 
 
 def fill_in(tree: RawMapping, schema: type) -> Translation:

@@ -207,7 +207,8 @@ IGNORED = (
     Ignored("*.optimizer_dtype", "the optimizer's state has the type of archon.master_dtype", ("float32",)),
     Ignored(
         "*.weight_update_mode",
-        "rollout.weight_transport chooses how servers get weights; xccl is named distributed there, awex shm or ipc",
+        "only the actor's has one, with servers: rollout.weight_transport (xccl: distributed, awex: shm, or the first "
+        "that the servers support)",
     ),
     Ignored("*.enable_delta_weight_update", "whole weights are published", ("false",)),
     Ignored("*.weight_update_delta_method", "whole weights are published"),
