@@ -39,8 +39,7 @@ RECOVERY_MODES = {
     "on": "trainer.auto_resume",
     "resume": "trainer.resume",
 }
-"""Values of ``recover.mode`` -> the option that resumes a run. With
-``auto_resume``, AReaL also restarts failed runs."""
+"""Values of ``recover.mode`` -> the option that resumes a run. With ``auto_resume``, AReaL also restarts failed runs."""
 
 
 def is_areal(tree: RawMapping) -> bool:
