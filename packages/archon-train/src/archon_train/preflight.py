@@ -7,7 +7,7 @@ no torch, so a laptop can check a layout for a hundred devices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.packages import missing_package
@@ -18,7 +18,7 @@ from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
-from archon_core.contracts.preview import EngineOutline, RunOutline
+from archon_core.contracts.preview import EngineOutline, EnginePreview, RunOutline, RunPreview
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec
@@ -195,12 +195,18 @@ class _Planner(Findings):
             found = dataset if isinstance(dataset, DatasetSpec) else None
             self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
 
+    def ask(self, spec: AlgorithmSpec | TrainEngineSpec, outline: RunOutline | EngineOutline, option: str) -> Any:
+        """What the preview of ``spec`` answers; ``None`` if it cannot be loaded."""
+        try:
+            return spec.load_part("preview")(outline)
+        except PluginError as error:
+            self.unable(f"{option}: {error}")
+            return None
+
     def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> None:
         """Add the problems and decisions that the algorithm's preview finds."""
-        try:
-            found = algorithm.load_part("preview")(outline)
-        except PluginError as error:
-            self.unable(f"algorithm: {error}")
+        found: RunPreview | None = self.ask(algorithm, outline, "algorithm")
+        if found is None:
             return
         for text in found.problems:
             self.wrong(text)
@@ -266,10 +272,8 @@ class _Planner(Findings):
 
     def preview(self, engine: TrainEngineSpec, outline: EngineOutline) -> None:
         """Add the problems and decisions that the engine's own preview finds."""
-        try:
-            found = engine.load_part("preview")(outline)
-        except PluginError as error:
-            self.unable(f"{outline.role}.backend: {error}")
+        found: EnginePreview | None = self.ask(engine, outline, f"{outline.role}.backend")
+        if found is None:
             return
         for text in found.problems:
             self.wrong(text)
