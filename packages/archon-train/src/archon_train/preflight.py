@@ -160,9 +160,11 @@ class _Planner:
         if rollout is not None:
             engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
             if isinstance(engine, InferenceEngineSpec) and engine.runs_servers and known:
-                obstacles, decisions = check_servers(self.config, rollout, self.registry)
-                self.obstacles += obstacles
-                self.decisions += decisions
+                servers = check_servers(self.config, rollout, self.registry)
+                self.obstacles += servers.obstacles
+                self.decisions += servers.decisions
+                for need in servers.needs:
+                    self.needs.setdefault(need.package, []).extend(need.purposes)
 
     def check_algorithm(self, algorithm: Spec | None) -> None:
         config = self.config
