@@ -251,7 +251,8 @@ class ServedEngine:
             with failing_together(self._ranks):
                 if self._ranks.is_first:
                     receivers = self._wait_for_receivers()
-            publication = self._publisher.publish(receivers)
+            on_commit = self._pool.switching if self._pool is not None else None
+            publication = self._publisher.publish(receivers, on_commit=on_commit)
             self.last_publication = publication
             with failing_together(self._ranks):
                 if self._ranks.is_first:
