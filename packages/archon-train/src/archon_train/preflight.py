@@ -166,9 +166,11 @@ class _Planner(Findings):
                 self.decisions += unused_registry(self.loaded.explicit)
             elif isinstance(engine, InferenceEngineSpec) and known:
                 self.check_registry()
-                obstacles, decisions = check_servers(self.config, rollout, self.registry)
-                self.obstacles += obstacles
-                self.decisions += decisions
+                servers = check_servers(self.config, rollout, self.registry)
+                self.obstacles += servers.obstacles
+                self.decisions += servers.decisions
+                for need in servers.needs:
+                    self.needs.setdefault(need.package, []).extend(need.purposes)
 
     def check_registry(self) -> None:
         name = self.config.cluster.name_resolve.type

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from archon_core.config.packages import MissingPackage
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.serving import ServerDriverSpec
+from archon_core.contracts.serving import ServerCheck, ServerDriverSpec
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import Layout
 from archon_core.plugins.transport_choice import choose_transport
-from archon_train.run_plan import Obstacle
+from archon_train.run_plan import Need, Obstacle
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
 
 
-def check_servers(config: Any, layout: Layout, registry: Registry) -> tuple[list[Obstacle], list[Decision]]:
-    """The obstacles and decisions of a run on servers.
+@dataclass(frozen=True)
+class ServersFound:
+    """What stands in the way of the servers, and what is decided about them."""
+
+    obstacles: tuple[Obstacle, ...] = ()
+    needs: tuple[Need, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+
+def check_servers(config: Any, layout: Layout, registry: Registry) -> ServersFound:
+    """Examine the servers of a run.
 
     Args:
         config: the run's configuration. Its weight transport, if any, is one of the registry.
@@ -25,16 +36,16 @@ def check_servers(config: Any, layout: Layout, registry: Registry) -> tuple[list
     """
     try:
         driver = registry.get(ServerDriverSpec, layout.backend)
-        check = driver.load_part("check")(config, layout=layout) if driver.check else None
+        check = driver.load_part("check")(config, layout=layout) if driver.check else ServerCheck()
     except ArchonError as error:
-        return [Obstacle(f"rollout.backend: {error}", "environment")], []
-    obstacles: list[Obstacle] = []
-    decisions: list[Decision] = []
+        return ServersFound((Obstacle(f"rollout.backend: {error}", "environment"),))
+    problems = list(check.problems)
+    decisions: tuple[Decision, ...] = ()
     try:
-        decisions += choose_transport(config.rollout.weight_transport, layout, driver, registry)[1]
+        decisions = tuple(choose_transport(config.rollout.weight_transport, layout, driver, registry)[1])
     except ConfigError as error:
-        obstacles.append(Obstacle(str(error), "config"))
-    if check is not None:
-        obstacles += [Obstacle(text, "config") for text in check.problems]
-        obstacles += [Obstacle(check.missing, "environment")] if check.missing else []
-    return obstacles, decisions
+        problems.append(str(error))
+    program = Need(MissingPackage(check.program, check.missing), (f"rollout.backend: {layout}",))
+    return ServersFound(
+        tuple(Obstacle(text, "config") for text in problems), (program,) if check.program else (), decisions
+    )

@@ -57,10 +57,12 @@ class ServerCheck:
 
     Attributes:
         problems: errors in the configuration, one sentence each.
-        missing: how to install the server's program, if this machine lacks it; empty otherwise.
+        program: the server's program, such as ``vllm``, if this machine lacks it; empty otherwise.
+        missing: what is the matter with it, and how to install it: ``is not installed ...``.
     """
 
     problems: tuple[str, ...] = ()
+    program: str = ""
     missing: str = ""
 
 
