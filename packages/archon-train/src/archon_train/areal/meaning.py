@@ -39,7 +39,7 @@ RECOVERY_MODES = {
     "on": "trainer.auto_resume",
     "resume": "trainer.resume",
 }
-"""Values of ``recover.mode`` -> the option that resumes a run. With ``auto_resume``, AReaL also restarts failed runs."""
+"""Values of ``recover.mode`` -> the option that resumes a run. AReaL also restarts failed runs with ``auto_resume``."""
 
 
 def is_areal(tree: RawMapping) -> bool:
