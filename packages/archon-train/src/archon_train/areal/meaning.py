@@ -36,7 +36,7 @@ RECOVERY_MODES = {
     "on": "trainer.auto_resume",
     "resume": "trainer.resume",
 }
-"""Values of ``recover.mode`` -> the option that resumes a run. With ``auto_resume``, AReaL also restarts failed runs."""
+"""Values of ``recover.mode`` -> the option that resumes a run. AReaL also restarts runs, unless it is ``resume``."""
 
 
 def is_areal(tree: RawMapping) -> bool:
