@@ -150,10 +150,11 @@ def _signature(name: str, function: Any) -> str:
             parameters.append("*")
         hint = "" if parameter.annotation is parameter.empty else f": {parameter.annotation}"
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
-        parameters.append(f"{parameter.name}{hint}{default}".replace("'", '"'))
+        parameters.append(f"{parameter.name}{hint}{default}")
     returned = inspect.signature(function).return_annotation
     keyword = "async def" if inspect.iscoroutinefunction(function) else "def"
-    line = f"{keyword} {name}({', '.join(parameters)}) -> {returned}:"
+    parameters = [parameter.replace("'", '"') for parameter in parameters]
+    line = f"{keyword} {name}({', '.join(parameters)}) -> {returned}:".replace("'", '"')
     if len(line) <= 100:
         return line
     return f"{keyword} {name}(\n{''.join(f'    {parameter},{chr(10)}' for parameter in parameters)}) -> {returned}:"

@@ -19,7 +19,7 @@ INSTALL = (
 def check_run(config: Any, *, layout: Layout) -> ServerCheck:
     """The problems of a run whose ``rollout.backend`` is SGLang. ``config`` is the run's whole configuration."""
     options: SglangOptions = getattr(config, "sglang", None) or SglangOptions()
-    if config.rollout.addresses:
+    if not config.rollout.starts_servers:
         return ServerCheck()
     problem = ranks_problem(options, layout)
     missing = _missing(options)

@@ -20,7 +20,7 @@ INSTALL = (
 def check_run(config: Any, *, layout: Layout) -> ServerCheck:
     """The problems of a run whose ``rollout.backend`` is vLLM. ``config`` is the run's whole configuration."""
     options: VllmOptions = getattr(config, "vllm", None) or VllmOptions()
-    missing = "" if config.rollout.addresses else _missing(options)
+    missing = _missing(options) if config.rollout.starts_servers else ""
     return ServerCheck(tuple(_problems(config)), "vllm" if missing else "", missing)
 
 
