@@ -62,6 +62,9 @@ class FakeTransport:
         self.servers = list(servers)
         return {server.incarnation: Outcome(None) for server in servers}
 
+    def memory(self):
+        return None
+
     def send(self, bucket, notice):
         self.events.append(f"send {bucket.index}")
         return bucket.index
@@ -87,8 +90,8 @@ class FakeTransport:
 def make(engine, events):
     gathered = engine.weight_buckets
 
-    def recorded(max_bytes, dtype=None):
-        for bucket in gathered(max_bytes, dtype):
+    def recorded(max_bytes, dtype=None, memory=None):
+        for bucket in gathered(max_bytes, dtype, memory):
             events.append(f"gather {bucket.index}")
             yield bucket
 
