@@ -46,9 +46,9 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
         WeightTransportSpec(
             name="distributed",
             aliases=("xccl",),
-            target="archon_rollout.transports.distributed:DistributedTransport",
+            target="archon_rollout.transports.broadcasting:distributed_transport",
             receiver="archon_rollout.receiving.distributed:DistributedReceiver",
-            summary="a process group of two per server and version, over the network",
+            summary="over the network: a gloo group of two per server, or one NCCL broadcast to all",
         ),
         WeightTransportSpec(
             name="ipc",

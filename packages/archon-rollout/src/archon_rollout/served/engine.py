@@ -37,6 +37,7 @@ from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.model_files import write_architecture
 from archon_rollout.server.environment import TOKEN
+from archon_rollout.transports.broadcasting import BACKEND
 
 logger = logging.getLogger(__name__)
 
@@ -210,8 +211,9 @@ class ServedEngine:
         allowed = self._driver.capabilities.transports
         if spec.name not in allowed:
             raise ConfigError(
-                f"rollout.weight_transport: found {config.weight_transport!r}; these servers receive weights by "
-                f"{', '.join(allowed)}; choose one"
+                f"rollout.weight_transport: found {config.weight_transport!r}"
+                f"{f', which needs a {spec.device} device, and found none' if spec.device else ''}; these servers "
+                f"receive weights by {', '.join(allowed)}; choose one"
             )
         context = TransportContext(
             self._driver,
@@ -220,6 +222,7 @@ class ServedEngine:
             timeout=options.timeout,
             bucket_bytes=options.bucket_bytes,
             companions=self._architecture,
+            options={BACKEND: config.weight_group},
         )
         return Publisher(self._trainer, self._driver, spec.load()(context), options)
 
