@@ -19,6 +19,7 @@ from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
 from archon_core.contracts.preview import EngineOutline
 from archon_core.contracts.rollout import InferenceEngineSpec
+from archon_core.contracts.serving import WeightTransportSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec
 from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
@@ -48,6 +49,7 @@ from archon_train.model_sections import (
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, Obstacle, RunPlan
 from archon_train.vision import explain_visual
+from archon_train.weight_transports import transport_obstacles
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
@@ -158,8 +160,10 @@ class _Planner:
         self.samples = algorithm is None or needed
         if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
             self.look_up("inference_engine", rollout.backend, "rollout.backend")
-        if "rollout.weight_transport" in self.loaded.explicit:
-            self.look_up("weight_transport", config.rollout.weight_transport, "rollout.weight_transport")
+        if {"rollout.weight_transport", "rollout.weight_group"} & set(self.loaded.explicit):
+            spec = self.look_up("weight_transport", config.rollout.weight_transport, "rollout.weight_transport")
+            if isinstance(spec, WeightTransportSpec):
+                self.obstacles += transport_obstacles(config, spec, self.registry.all(WeightTransportSpec))
 
     def check_reward(self, name: str) -> None:
         """Look up the plugin, or the function in the user's module, without importing it."""

@@ -14,7 +14,9 @@ from archon_core.plugins import (
     RewardSpec,
     ScheduleSpec,
     TrainEngineSpec,
+    WeightTransportSpec,
 )
+from archon_train import weight_transports
 from archon_train.preflight import plan_run
 from archon_train.run_plan import RunPlan, install_commands
 
@@ -169,6 +171,40 @@ def test_a_weight_transport_that_is_written_must_exist(load: Load, complete: Reg
     [text] = config_errors(found)
     assert text.startswith("rollout.weight_transport: weight transport 'nonsense': no installed plugin provides it")
     assert plan(load, complete, RUNNABLE).can_run
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("rollout.weight_transport=ipc",), "found ipc, which moves weights in the memory of a cuda device"),
+        (
+            ("rollout.weight_transport=distributed", "rollout.weight_group=nccl"),
+            "rollout.weight_group: found nccl, which moves weights in the memory of a cuda device",
+        ),
+    ],
+)
+def test_transports_in_device_memory_are_refused_on_cpus_with_the_allowed_ones(
+    options: tuple[str, ...], text: str, load: Load, make_registry: MakeRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transports = [
+        WeightTransportSpec(name="shm", target="json:loads"),
+        WeightTransportSpec(name="distributed", target="json:loads"),
+        WeightTransportSpec(name="ipc", target="json:loads", device="cuda"),
+    ]
+    complete = make_registry(
+        rl_plugin(), plugin("m", ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)), *transports)
+    )
+    allowed = "gloo" if "nccl" in text else "distributed, shm"
+    [problem] = config_errors(plan(load, complete, RUNNABLE, "algorithm=sft", "cluster.n_gpus_per_node=0", *options))
+    assert text in problem
+    assert problem.endswith(f"cluster.n_gpus_per_node=0 runs on CPUs; allowed there: {allowed}")
+    monkeypatch.setattr(weight_transports, "DEVICE_FILES", ("/nonexistent",))
+    [problem] = environment_errors(plan(load, complete, RUNNABLE, "algorithm=sft", *options))
+    assert problem.endswith(f"this machine has none; allowed here: {allowed}")
+    monkeypatch.setattr(weight_transports, "DEVICE_FILES", ("/dev/null",))
+    assert plan(load, complete, RUNNABLE, "algorithm=sft", *options).can_run
+    [problem] = config_errors(plan(load, complete, RUNNABLE, "algorithm=sft", "rollout.weight_group=nccl"))
+    assert problem.startswith("rollout.weight_group: found nccl with rollout.weight_transport=shm")
 
 
 def test_rollout_is_looked_up_for_algorithms_that_need_it_or_when_it_is_written(
