@@ -106,6 +106,11 @@ class Publisher:
         attempt.examine_failed(manifest.version)
         return self._ranks.broadcast(attempt.result(manifest))
 
+    def leave_groups(self) -> None:
+        """Let the next publication build its process groups anew, such as after servers left or joined."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def close(self) -> None:
         """Free the transport's resources."""
         if self._transport is not None:

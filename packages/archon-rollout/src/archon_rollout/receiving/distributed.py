@@ -34,9 +34,11 @@ class DistributedReceiver:
         self._buffer = torch.empty(0, dtype=torch.uint8)
 
     def begin(self, plan: UpdatePlan) -> None:
-        """Join the group of this version."""
+        """Join the group of this version, unless that of an earlier one goes on."""
         self._incarnation = plan.incarnation
-        self._join(GroupSetup.from_data(plan.setup))
+        setup = GroupSetup.from_data(plan.setup)
+        if self._group is None or self._setup != setup:
+            self._join(setup)
 
     def receive(self, notice: BucketNotice, store: WeightStore) -> Mapping[str, str]:
         """Receive the bytes of a bucket.
@@ -56,8 +58,10 @@ class DistributedReceiver:
             raise
 
     def end(self) -> None:
-        """Leave the group, which closes its sockets. The buffer stays for the next update: its memory is warm."""
-        self._leave()
+        """Leave the group, which closes its sockets, unless it is kept. The buffer stays for the next update: its memory
+        is warm."""
+        if self._setup is not None and not self._setup.kept:
+            self._leave()
 
     def _take(self, notice: BucketNotice, store: WeightStore, setup: GroupSetup) -> Mapping[str, str]:
         content = self._content(notice.n_bytes, "cuda" if setup.backend == "nccl" else "cpu")

@@ -49,6 +49,7 @@ class GroupSetup:
         backend: ``gloo`` or ``nccl``.
         broadcast: whether the trainer sends by broadcasts.
         message_bytes: size of a message, which both ends must agree on.
+        kept: whether the member stays after an update, for the next one: building an NCCL group takes seconds.
     """
 
     host: str
@@ -60,6 +61,7 @@ class GroupSetup:
     backend: str = "gloo"
     broadcast: bool = False
     message_bytes: int = MESSAGE_BYTES
+    kept: bool = False
 
     def as_data(self) -> dict[str, Any]:
         """The setup as a JSON object."""
@@ -68,7 +70,7 @@ class GroupSetup:
     @classmethod
     def from_data(cls, data: Any) -> GroupSetup:
         """Read a received setup. Raises ServerError if it is malformed."""
-        words = {"host": str, "prefix": str, "backend": str, "broadcast": bool}
+        words = {"host": str, "prefix": str, "backend": str, "broadcast": bool, "kept": bool}
         numbers = {"port": int, "timeout": float, "rank": int, "size": int, "message_bytes": int}
         setup = cls(**fields_of(cls, data, **words, **numbers))
         if setup.backend not in BACKENDS or setup.message_bytes < 1 or not 0 <= setup.rank < setup.size:

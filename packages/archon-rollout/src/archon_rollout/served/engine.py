@@ -34,6 +34,7 @@ from archon_rollout.publication.report import Publication
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.driver import ServedDriver
+from archon_rollout.served.elastic_hooks import ElasticHooks
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.model_files import write_architecture
 from archon_rollout.server.environment import TOKEN
@@ -45,7 +46,7 @@ CANARY = Canary(prompt_ids=(1, 2, 3))
 """Token ids that every vocabulary has."""
 
 
-class ServedEngine:
+class ServedEngine(ElasticHooks):
     """Samples on servers; implements ``contracts.rollout.InferenceEngine``. Every method is collective.
 
     Args:
@@ -89,11 +90,6 @@ class ServedEngine:
     def version(self) -> int:
         """The version of the weights of the servers in service; -1 before the first ``update_weights``."""
         return self._version
-
-    @property
-    def target_server_addresses(self) -> list[str]:
-        """Addresses of the servers in service."""
-        return [record.address for record in self.topology.members.values()]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Completions per request, in the order of its seeds. Data ranks pass their own requests, possibly none.
@@ -153,6 +149,7 @@ class ServedEngine:
                 f"served engine: found a request for weights of version {version}, but the trainer holds version "
                 f"{self._trainer.version}; publish its current weights"
             )
+        self.maybe_rebuild_weight_update_group()
         if version == self._version and not self._ranks.broadcast(
             self._pool is not None and self._pool.has_newcomers()
         ):

@@ -63,6 +63,7 @@ class BroadcastTransport(DistributedTransport):
         self._device = device
         self._buffers: list[Tensor] = []
         self._in_pairs = False
+        self._members: dict[str, GroupSetup] = {}
         self._joining: Future[Group] | None = None
         self._group: Group | None = None
 
@@ -74,7 +75,7 @@ class BroadcastTransport(DistributedTransport):
         reasons = {outcome.error for outcome in outcomes.values() if outcome.error}
         try:
             if self._joining is not None:
-                self._group = self._joining.result()
+                self._group, self._joining = self._joining.result(), None
         except ServerError as error:
             reasons.add(str(error))
         if not reasons:
@@ -95,16 +96,29 @@ class BroadcastTransport(DistributedTransport):
         return self._buffers[index % 2]
 
     def _setups(self, manifest: WeightManifest) -> Mapping[str, Mapping[str, Any]]:
-        setups = super()._setups(manifest)
         if self._in_pairs or not self._servers:
-            return setups
-        form = {"prefix": self._prefix, "size": len(self._servers) + 1, "backend": self._backend, "broadcast": True}
-        members: dict[str, GroupSetup] = {
-            server.incarnation: replace(self._pairs[server.incarnation], rank=rank, **form)
-            for rank, server in enumerate(self._servers, start=SENDER + 1)
+            return super()._setups(manifest)
+        if self._group is None or list(self._members) != [server.incarnation for server in self._servers]:
+            self._leave_groups()
+            self._members = self._new_members()
+            self._joining = self._partners.submit(join_as, next(iter(self._members.values())), SENDER)
+        return {incarnation: setup.as_data() for incarnation, setup in self._members.items()}
+
+    def _new_members(self) -> dict[str, GroupSetup]:
+        """Setups of a new group of all servers, by incarnation."""
+        pairs = self._new_pairs()
+        return {
+            incarnation: replace(
+                pair,
+                prefix=self._prefix,
+                rank=rank,
+                size=len(pairs) + 1,
+                backend=self._backend,
+                broadcast=True,
+                kept=True,
+            )
+            for rank, (incarnation, pair) in enumerate(pairs.items(), start=SENDER + 1)
         }
-        self._joining = self._partners.submit(join_as, next(iter(members.values())), SENDER)
-        return {incarnation: setup.as_data() for incarnation, setup in members.items()}
 
     def _begin(self, server: ServerRecord, plan: UpdatePlan) -> None:
         if self._in_pairs:
@@ -165,6 +179,10 @@ class BroadcastTransport(DistributedTransport):
         except ServerError as error:
             return str(error)
         return ""
+
+    def _leave_finished(self) -> None:
+        if self._group is None:  # otherwise it stays, for the next version with the same servers
+            self._leave_groups()
 
     def _leave_groups(self) -> None:
         super()._leave_groups()

@@ -59,9 +59,9 @@ class DistributedTransport(NotifyingTransport):
         self._store.start()
 
     def commit(self, version: int) -> None:
-        """Leave the groups of the version."""
+        """The version is in use, and its groups are not needed any more."""
         super().commit(version)
-        self._leave_groups()
+        self._leave_finished()
 
     def abort(self) -> None:
         """Leave all groups."""
@@ -157,6 +157,10 @@ class DistributedTransport(NotifyingTransport):
         if not self._seconds_per_byte:
             return self._context.timeout
         return min(self._context.timeout, max(LEAST_SECONDS, SLOWER * self._seconds_per_byte * notice.n_bytes))
+
+    def _leave_finished(self) -> None:
+        """Leave the groups that no further version uses."""
+        self._leave_groups()
 
     def _leave_groups(self) -> None:
         for group in self._groups.values():

@@ -31,14 +31,16 @@ class NotifyingTransport(ABC):
     def __init__(self, context: TransportContext) -> None:
         self._context = context
         self._servers: list[ServerRecord] = []
+        self._unfinished = False
         self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix=f"{self.name}-call")
         # One bucket after the other; it waits for the calls, so it needs a thread outside their pool.
         self._deliveries = ThreadPoolExecutor(1, thread_name_prefix=f"{self.name}-delivery")
 
     def prepare(self, version: int, manifest: WeightManifest, servers: Sequence[ServerRecord]) -> Mapping[str, Outcome]:
         """Start a version."""
-        self.abort()
-        self._servers = list(servers)
+        if self._unfinished:
+            self.abort()
+        self._servers, self._unfinished = list(servers), True
         try:
             setups = self._setups(manifest)
         except ServerError as error:
@@ -68,11 +70,11 @@ class NotifyingTransport(ABC):
 
     def commit(self, version: int) -> None:
         """The version is in use."""
-        self._servers = []
+        self._servers, self._unfinished = [], False
 
     def abort(self) -> None:
         """Drop an unfinished version."""
-        self._servers = []
+        self._servers, self._unfinished = [], False
 
     def close(self) -> None:
         """Free all resources."""
