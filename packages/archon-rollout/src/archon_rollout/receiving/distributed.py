@@ -58,8 +58,8 @@ class DistributedReceiver:
             raise
 
     def end(self) -> None:
-        """Leave the group, which closes its sockets, unless it is kept. The buffer stays for the next update: its memory
-        is warm."""
+        """Leave the group, which closes its sockets, unless it is kept. The buffer, whose memory is warm, stays for the
+        next update."""
         if self._setup is not None and not self._setup.kept:
             self._leave()
 

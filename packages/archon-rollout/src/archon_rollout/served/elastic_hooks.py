@@ -41,8 +41,8 @@ class ElasticHooks:
         return self._ranks.broadcast(self._pool is not None and self._pool.consume_group_rebuild_request())
 
     def maybe_rebuild_weight_update_group(self) -> bool:
-        """Leave the process groups of the last publication if the servers have changed; the next one builds others, in a
-        new epoch. ``update_weights`` calls it, when no bucket is pending.
+        """Leave the process groups of the last publication if the servers have changed; the next one builds others, in
+        a new epoch. ``update_weights`` calls it, when no bucket is pending.
 
         Returns:
             Whether they have changed.
