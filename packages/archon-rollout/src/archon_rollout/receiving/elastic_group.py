@@ -123,16 +123,9 @@ def leave(group: Group) -> None:
             group.abort()
 
 
-def send(
-    group: Group,
-    content: Tensor,
-    *,
-    timeout: float,
-    runs: Sequence[tuple[int, int]] | None = None,
-    broadcast: bool = False,
-    message_bytes: int = MESSAGE_BYTES,
-) -> None:
-    """Send bytes to the receiver, or to all. Success proves nothing about a receiver, nor does failure.
+class Sending:
+    """Bytes on their way to the receiver, or to all; torch's threads send them. Success proves nothing about a
+    receiver, nor does failure.
 
     Args:
         group: the group, as rank ``SENDER``.
@@ -145,14 +138,35 @@ def send(
     Raises:
         TransferError: torch reports a failure.
     """
-    end = time.monotonic() + timeout
-    with _described("send", timeout):
-        works = [
-            group.broadcast([message], _FROM_SENDER) if broadcast else group.send([message], RECEIVER, tag)
-            for tag, (_, message) in enumerate(_messages(content, runs, message_bytes))
-        ]
-        for work in works:
-            _wait(work, end)
+
+    def __init__(
+        self,
+        group: Group,
+        content: Tensor,
+        *,
+        timeout: float,
+        runs: Sequence[tuple[int, int]] | None = None,
+        broadcast: bool = False,
+        message_bytes: int = MESSAGE_BYTES,
+    ) -> None:
+        self._timeout = timeout
+        self._end = time.monotonic() + timeout
+        with _described("send", timeout):
+            self._works = [
+                group.broadcast([message], _FROM_SENDER) if broadcast else group.send([message], RECEIVER, tag)
+                for tag, (_, message) in enumerate(_messages(content, runs, message_bytes))
+            ]
+
+    def wait(self) -> None:
+        """Wait until all bytes have left. Raises TransferError as above."""
+        with _described("send", self._timeout):
+            for work in self._works:
+                _wait(work, self._end)
+
+
+def send(group: Group, content: Tensor, **options: Any) -> None:
+    """``Sending`` and ``wait`` in one call."""
+    Sending(group, content, **options).wait()
 
 
 def receive(
@@ -164,8 +178,8 @@ def receive(
     broadcast: bool = False,
     message_bytes: int = MESSAGE_BYTES,
 ) -> Iterator[int]:
-    """Receive bytes, uint8 [n]; arguments as of ``send``. Yields, after each message, the offset up to which all bytes
-    have arrived, so that the caller works on these while the next ones arrive.
+    """Receive bytes, uint8 [n]; arguments as of ``Sending``. Yields, after each message, the offset up to which all
+    bytes have arrived, so that the caller works on these while the next ones arrive.
 
     Raises:
         TransferError: the sender is gone, or not all arrived within ``timeout`` seconds.

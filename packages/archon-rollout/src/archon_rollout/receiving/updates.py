@@ -129,7 +129,7 @@ class WeightUpdates:
             ServerError: a tensor is missing or has other values. The update is then dropped.
         """
         with self._lock, self._dropping_on_error():
-            plan, _ = self._plan_for(manifest.version)
+            plan, receiver = self._plan_for(manifest.version)
             names = [entry.name for entry in manifest.tensors]
             if names != [entry.name for entry in plan.manifest.tensors]:
                 raise ServerError(f"update to version {plan.version}: found another list of tensors than at its start")
@@ -147,6 +147,8 @@ class WeightUpdates:
                     f"than were sent, such as {wrong[0]!r}; start the update again"
                 )
             self._received = held
+            # Now, and not in the commit: to unmap shared memory takes milliseconds, in which no token would be made.
+            receiver.end()
             self._prepared = plan.version
             return Receipt(self._incarnation, plan.version, held)
 
@@ -166,7 +168,7 @@ class WeightUpdates:
                 )
             self._store.commit(version)
             self._version, self._checksums = version, self._received
-            self._end()
+            self._forget()
 
     def abort(self, version: int) -> None:
         """Drop what was received of a version. No effect on other versions, or after the commit."""
@@ -207,5 +209,8 @@ class WeightUpdates:
     def _end(self) -> None:
         if self._receiver is not None:
             self._receiver.end()
+        self._forget()
+
+    def _forget(self) -> None:
         self._plan = self._receiver = self._prepared = None
         self._received, self._next_bucket = {}, 0

@@ -24,11 +24,11 @@ from archon_core.contracts.serving import (
     WeightBucket,
     WeightTransport,
 )
-from archon_core.errors import ServerError
+from archon_core.errors import ServerError, TransferError
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_rollout.receiving.elastic_group import SENDER, Group, GroupSetup, join_as, leave, send
+from archon_rollout.receiving.elastic_group import SENDER, Group, GroupSetup, Sending, join_as, leave
 from archon_rollout.transports.distributed import DistributedTransport
 from archon_rollout.transports.store_process import Store
 
@@ -135,10 +135,14 @@ class BroadcastTransport(DistributedTransport):
     def _notify(self, servers: Sequence[ServerRecord], notice: BucketNotice) -> dict[str, Outcome]:
         if self._group is None or not notice.runs:
             return super()._notify(servers, notice)
-        start = time.perf_counter()
-        sending = self._partners.submit(self._broadcast_quietly, self._group, notice)
-        outcomes = super()._notify(servers, notice)
-        reason = sending.result()
+        start, limit, reason = time.perf_counter(), self._time_limit(notice), ""
+        outcomes = {server.incarnation: Outcome(None, "the trainer could not broadcast") for server in servers}
+        try:
+            sending = Sending(self._group, self._content, timeout=limit, runs=notice.runs, broadcast=True)
+            outcomes = super()._notify(servers, notice)
+            sending.wait()
+        except TransferError as error:
+            reason = str(error)
         if not reason and not any(outcome.error for outcome in outcomes.values()):
             self._measure(notice, time.perf_counter() - start)
             return outcomes
@@ -171,14 +175,6 @@ class BroadcastTransport(DistributedTransport):
             else outcome
             for name, outcome in found.items()
         }
-
-    def _broadcast_quietly(self, group: Group, notice: BucketNotice) -> str:
-        """Broadcast; returns why it failed."""
-        try:
-            send(group, self._content, timeout=self._time_limit(notice), runs=notice.runs, broadcast=True)
-        except ServerError as error:
-            return str(error)
-        return ""
 
     def _leave_finished(self) -> None:
         if self._group is None:  # otherwise it stays, for the next version with the same servers

@@ -10,20 +10,20 @@ import socket
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from archon_core.contracts.serving import TransportContext, WeightBucket
-from archon_core.errors import ServerError
+from archon_core.errors import ServerError, TransferError
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_engine.compat import copy_all
 from archon_rollout.publication.calls import MAX_CALLS
-from archon_rollout.receiving.elastic_group import SENDER, Group, GroupSetup, join_as, leave, send
+from archon_rollout.receiving.elastic_group import SENDER, Group, GroupSetup, Sending, join_as, leave
 from archon_rollout.receiving.shared_memory import view_tensor
 from archon_rollout.transports.notifying import NotifyingTransport
 from archon_rollout.transports.store_process import Store, StoreProcess
@@ -53,6 +53,8 @@ class DistributedTransport(NotifyingTransport):
         self._epoch = 0
         self._pairs: dict[str, GroupSetup] = {}
         self._groups: dict[str, Group] = {}
+        # gloo reads from the memory of a message until its group is gone, also if nobody waits for it.
+        self._sendings: dict[str, Sending] = {}
         self._content = torch.empty(0, dtype=torch.uint8)
         self._measured_bytes = 0
         self._seconds_per_byte = 0.0
@@ -115,17 +117,19 @@ class DistributedTransport(NotifyingTransport):
         """Send to one server while it receives, over its pair; joins that first if it is new."""
         limit, start = self._time_limit(notice), time.perf_counter()
         setup = self._pairs[server.incarnation]
-        if server.incarnation not in self._groups:
-            groups = {server.incarnation: setup.as_data()}
-            notice = replace(notice, place={**notice.place, "groups": groups})
-        sending = self._partners.submit(self._send_quietly, server, setup, notice, self._content, limit)
-        try:
+        if server.incarnation in self._groups:
+            sending = self._start_sending(server, setup, notice, limit)
             receipt = self._call_to_receive(server, notice, limit)
-        except ServerError as error:
-            reason = sending.result() if sending.done() else ""
-            raise type(error)(f"{error}" + (f"; {reason}" if reason else "")) from error
+        else:
+            groups = {server.incarnation: setup.as_data()}
+            joined = replace(notice, place={**notice.place, "groups": groups})
+            # Each end waits for the other to join, so the call and this end's part run together.
+            joining = self._partners.submit(self._join_and_send, server, setup, notice, limit)
+            receipt = self._call_to_receive(server, joined, limit)
+            sending = joining.result()
         # The receipt has the checksums of what arrived; this end's own impression adds nothing.
-        sending.result()
+        with suppress(TransferError):
+            sending.wait()
         self._measure(notice, time.perf_counter() - start)
         return receipt
 
@@ -134,18 +138,15 @@ class DistributedTransport(NotifyingTransport):
         timeout = min(self._context.timeout, limit) + LEAST_SECONDS
         return self._context.driver.receive_bucket(server, notice, timeout=timeout)
 
-    def _send_quietly(
-        self, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, content: Tensor, limit: float
-    ) -> str:
-        """Send; returns why it failed."""
-        try:
-            if server.incarnation not in self._groups:
-                self._groups[server.incarnation] = join_as(setup, SENDER, timeout=limit)
-            group, size = self._groups[server.incarnation], setup.message_bytes
-            send(group, content, timeout=limit, runs=notice.runs, message_bytes=size)
-        except ServerError as error:
-            return str(error)
-        return ""
+    def _start_sending(self, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, limit: float) -> Sending:
+        group, size = self._groups[server.incarnation], setup.message_bytes
+        sending = Sending(group, self._content, timeout=limit, runs=notice.runs, message_bytes=size)
+        self._sendings[server.incarnation] = sending
+        return sending
+
+    def _join_and_send(self, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, limit: float) -> Sending:
+        self._groups[server.incarnation] = join_as(setup, SENDER, timeout=limit)
+        return self._start_sending(server, setup, notice, limit)
 
     def _measure(self, notice: BucketNotice, seconds: float) -> None:
         if notice.n_bytes >= max(1, self._measured_bytes):  # small buckets measure latency
@@ -166,6 +167,7 @@ class DistributedTransport(NotifyingTransport):
         for group in self._groups.values():
             leave(group)
         self._groups = {}
+        self._sendings = {}
 
 
 def address_towards(address: str) -> str:
