@@ -11,8 +11,8 @@ One trainer process and one receiving process, which stores the weights and comp
 - every transport: whole publications, checksums on both ends included.
 - memory: the peak on rank 0 of two tensor ranks during whole publications, beside its shards, in buckets.
 
-Both sides of a ratio run one after the other, in changing order, and the median over the pairs counts: other processes
-slow both down. torch has one thread. Exits with 1 below a bar.
+Both sides of a ratio run one after the other, and the median over the pairs counts: other processes slow both down. The
+more they do, the more pairs are measured. torch has one thread. Exits with 1 below a bar.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ from archon_testing.worlds import run_world
 BARS = {"shm": 0.8, "distributed": 0.9}
 COMMIT_BAR_MS = 10.0
 MOST_BUCKETS = 2.0
+CERTAIN = 0.05
+MOST_ROUNDS = 4
 MODEL = {
     "model_type": "qwen3",
     "hidden_size": 1024,
@@ -60,23 +62,26 @@ MODEL = {
 
 
 def compare(name: str, n_bytes: int, rounds: int, ours: Callable[[], float], plain: Callable[[], float]) -> float:
-    """The median of plain / ours over pairs. Both return seconds."""
+    """The median of plain / ours, in seconds, over at least ``rounds`` pairs, and more while it is uncertain."""
     ours(), plain()
-    pairs = []
-    for number in range(rounds):
-        if number % 2:
-            pairs.append((ours(), plain()))
-        else:
-            second = plain()
-            pairs.append((ours(), second))
-    ratios = sorted(second / first for first, second in pairs)
+    pairs: list[tuple[float, float]] = []
+    while len(pairs) < rounds or (_uncertainty(pairs) > CERTAIN and len(pairs) < MOST_ROUNDS * rounds):
+        # Once in each order, so that neither side always runs on what the other left in caches and queues.
+        first, second, third, fourth = ours(), plain(), plain(), ours()
+        pairs += [(first, second), (fourth, third)]
     speeds = [n_bytes / statistics.median(side) / 1e9 for side in zip(*pairs, strict=True)]
-    ratio, quarter = statistics.median(ratios), len(ratios) // 4
+    ratio = statistics.median(second / first for first, second in pairs)
     print(
-        f"{name:<34} {speeds[0]:5.2f} GB/s, plain {speeds[1]:5.2f} GB/s; median ratio {ratio:.2f} of {rounds} pairs, "
-        f"half of them between {ratios[quarter]:.2f} and {ratios[-1 - quarter]:.2f}"
+        f"{name:<34} {speeds[0]:5.2f} GB/s, plain {speeds[1]:5.2f} GB/s; ratio {ratio:.2f} +- "
+        f"{_uncertainty(pairs):.2f}, the median of {len(pairs)} pairs"
     )
     return ratio
+
+
+def _uncertainty(pairs: list[tuple[float, float]]) -> float:
+    """Half the width of the notch of a box plot: about the 95% interval of the median ratio."""
+    lower, _, upper = statistics.quantiles(second / first for first, second in pairs)
+    return 1.57 * (upper - lower) / len(pairs) ** 0.5
 
 
 def timed(work: Callable[[], object]) -> Callable[[], float]:
