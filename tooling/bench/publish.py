@@ -34,10 +34,10 @@ from archon_core import assemble, parse_layout
 from archon_core.contracts.engine_config import EngineConfig
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.contracts.serving import TransportContext
+from archon_core.receiving.elastic_group import SENDER, join_group
 from archon_core.serving.manifest import plan_buckets, size_of_bucket
 from archon_core.serving.record import ServerState
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
-from archon_rollout.receiving.elastic_group import SENDER, join_group
 from archon_rollout.server.commands import Commit, Submit
 from archon_rollout.server.serving_loop import ServingLoop
 from archon_rollout.server.weight_copies import EngineCopies, ServedWeights

@@ -13,14 +13,14 @@ import torch
 from archon_core.contracts.serving import WeightBucket
 from archon_core.errors import ServerError
 from archon_core.ranks.ranks import DataRanks
+from archon_core.receiving.checksum import bytes_of, checksum_of
+from archon_core.receiving.elastic_group import RECEIVER, join_group
+from archon_core.receiving.memory_store import MemoryStore
+from archon_core.receiving.updates import WeightUpdates
 from archon_core.serving.manifest import TensorEntry, WeightManifest, offsets_of, plan_buckets, size_of_bucket
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan, notice_of
-from archon_engine.checkpoint.checksum import bytes_of, checksum_of
 from archon_rollout.plugin import archon_weight_transports
-from archon_rollout.receiving.elastic_group import RECEIVER, join_group
-from archon_rollout.receiving.memory_store import MemoryStore
-from archon_rollout.receiving.updates import WeightUpdates
 
 SPECS = {spec.name: spec for spec in archon_weight_transports()}
 RECORD = ServerRecord("127.0.0.1:1", "bench", "bench")

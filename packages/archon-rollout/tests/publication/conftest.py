@@ -18,8 +18,8 @@ from weight_server import HttpDriver, logprobs_of, record_of
 
 from archon_core.contracts.serving import TransportContext, WeightBucket
 from archon_core.ranks.ranks import DataRanks
+from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.manifest import TensorEntry, WeightManifest, offsets_of, plan_buckets, size_of_bucket
-from archon_rollout.receiving.shared_memory import view_tensor
 
 SCRIPT = Path(__file__).parent / "weight_server.py"
 

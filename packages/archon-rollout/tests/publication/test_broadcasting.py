@@ -133,8 +133,8 @@ def test_unchanged_tensors_are_not_broadcast_again(driver, transport, engine, se
 
 
 @pytest.mark.parametrize(("group", "kind"), [("gloo", DistributedTransport), ("nccl", BroadcastTransport)])
-def test_the_option_chooses_the_form(group, kind, driver, monkeypatch):
-    monkeypatch.setattr(distributed, "StoreProcess", lambda: pytest.importorskip("conftest").InProcessStore())
+def test_the_option_chooses_the_form(group, kind, driver, store, monkeypatch):
+    monkeypatch.setattr(distributed, "StoreProcess", lambda: store)
     made = distributed_transport(TransportContext(driver, "test", options={"weight_group": group}))
     assert type(made) is kind
     made.close()

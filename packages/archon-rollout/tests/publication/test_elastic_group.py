@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from archon_core.errors import ServerError, TransferError
-from archon_rollout.receiving.elastic_group import SENDER, GroupSetup, join_as, join_group, receive, send
+from archon_core.receiving.elastic_group import SENDER, GroupSetup, join_as, join_group, receive, send
 from archon_rollout.transports.distributed import address_towards
 
 

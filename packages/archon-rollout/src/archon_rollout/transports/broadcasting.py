@@ -25,10 +25,10 @@ from archon_core.contracts.serving import (
     WeightTransport,
 )
 from archon_core.errors import ServerError, TransferError
+from archon_core.receiving.elastic_group import SENDER, Group, GroupSetup, Sending, join_as, leave
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_rollout.receiving.elastic_group import SENDER, Group, GroupSetup, Sending, join_as, leave
 from archon_rollout.transports.distributed import DistributedTransport
 from archon_rollout.transports.store_process import Store
 

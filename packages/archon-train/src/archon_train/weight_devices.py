@@ -1,44 +1,49 @@
-"""Checks of the options with which servers get weights, before a run starts. Imports no torch."""
+"""Devices that the options need with which servers get weights, before a run starts. Imports no torch."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from archon_core.contracts.serving import WeightTransportSpec
+from archon_core.errors import ArchonError
 from archon_train.run_plan import Obstacle
+
+if TYPE_CHECKING:
+    from archon_core.plugins import Registry
 
 DEVICE_FILES = ("/dev/nvidiactl", "/dev/dxg")
 """One of these exists on a machine with a CUDA device: Linux, and Linux under Windows."""
 
 
-def transport_obstacles(
-    config: Any, spec: WeightTransportSpec, known: Iterable[WeightTransportSpec]
-) -> Iterator[Obstacle]:
-    """Why the weights of a run cannot travel as configured.
+def device_obstacles(config: Any, transport: str, allowed: Sequence[str], registry: Registry) -> Iterator[Obstacle]:
+    """Why the weights of a run on servers cannot travel as configured.
 
     Args:
         config: the configuration of a run.
-        spec: the transport of ``rollout.weight_transport``.
-        known: all installed transports.
+        transport: the weight transport in effect.
+        allowed: names of the transports that reach the servers.
+        registry: the installed specs.
     """
-    rollout = config.rollout
-    if rollout.weight_group == "nccl":
+    try:
+        spec = registry.get(WeightTransportSpec, transport)
+    except ArchonError:
+        return  # reported where the option is looked up
+    if config.rollout.weight_group == "nccl":
         if spec.name != "distributed":
             yield Obstacle(
-                f"rollout.weight_group: found nccl with rollout.weight_transport={rollout.weight_transport}; only "
-                "distributed has groups; set rollout.weight_transport=distributed, or leave weight_group out",
+                f"rollout.weight_group: found nccl with rollout.weight_transport={spec.name}; only distributed has "
+                "groups; set rollout.weight_transport=distributed, or leave weight_group out",
                 "config",
             )
         else:
             yield from _without_device(config, "rollout.weight_group: found nccl", "cuda", "gloo")
     if spec.device:
-        others = ", ".join(sorted(one.name for one in known if not one.device))
-        yield from _without_device(
-            config, f"rollout.weight_transport: found {rollout.weight_transport}", spec.device, others
-        )
+        specs = {one.name: one for one in registry.all(WeightTransportSpec)}
+        others = ", ".join(name for name in allowed if name in specs and not specs[name].device)
+        yield from _without_device(config, f"rollout.weight_transport: found {transport}", spec.device, others)
 
 
 def _without_device(config: Any, found: str, device: str, allowed: str) -> Iterator[Obstacle]:
