@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
+from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, one_of, option
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class RolloutConfig:
     enable_topology_discovery: bool = True
     topology_change_cooldown_seconds: float = option(30.0, number(least=0))
     weight_transport: str | None = None
-    weight_group: Literal["gloo", "nccl"] = "gloo"
+    weight_group: str = option("gloo", one_of("gloo", "nccl"))
     weight_bucket_mb: int = option(256, POSITIVE)
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True
