@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ServerError
-from archon_core.serving.record import ServerCapabilities, ServerRecord
+from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 
 
 @dataclass
@@ -16,13 +16,15 @@ class FakeServer:
 
     Attributes:
         record: as announced.
-        hangs: answers nothing.
+        hangs: answers nothing, until this is false.
+        dead: cannot be reached.
         refuses: answers every request with this error.
         aborts_after: ends the next request after so many tokens; ``None`` never.
     """
 
     record: ServerRecord
     hangs: bool = False
+    dead: bool = False
     refuses: str = ""
     aborts_after: int | None = None
     requests: list[GenerationRequest] = field(default_factory=list)
@@ -52,7 +54,8 @@ class FakeDriver:
         if request_id != "probe":
             found.requests.append(request)
         if found.hangs:
-            await asyncio.sleep(timeout + 60)
+            while found.hangs:
+                await asyncio.sleep(0.005)
         if found.refuses:
             raise ServerError(found.refuses)
         n = request.config.max_new_tokens
@@ -66,6 +69,12 @@ class FakeDriver:
             Completion(tokens, values, (found.record.version,) * n, stop_reason)  # type: ignore[arg-type]
             for _ in request.seeds
         ]
+
+    def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
+        found = self.servers[server.incarnation]
+        if found.dead:
+            raise ServerError(f"server {server.address}: cannot connect")
+        return ServerState(server.incarnation, found.record.version, paused=False)
 
     def abort(self, server: ServerRecord, request_ids: list[str] | None, *, timeout: float) -> None:
         self.servers[server.incarnation].aborted += request_ids or ["all"]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from archon_core.config.loading import LoadedConfig
-from archon_core.config.packages import MissingPackage, missing_package
+from archon_core.config.packages import missing_package
 from archon_core.contracts.data import DatasetSpec
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
@@ -34,10 +34,11 @@ from archon_core.layout.diagnostics import count
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
-from archon_core.plugins.inference_engines import find_inference_engine, inference_engines, missing_engine_packages
+from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
+from archon_train.findings import Findings
 from archon_train.local_files import file_problems, model_entries, model_type_of
 from archon_train.model_sections import (
     critic_problems,
@@ -48,7 +49,7 @@ from archon_train.model_sections import (
     unused_models,
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
-from archon_train.run_plan import Need, Obstacle, RunPlan
+from archon_train.run_plan import Need, RunPlan
 from archon_train.server_checks import check_servers
 from archon_train.vision import explain_visual
 
@@ -77,16 +78,14 @@ def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
     )
 
 
-class _Planner:
+class _Planner(Findings):
     def __init__(self, loaded: LoadedConfig, registry: Registry) -> None:
+        super().__init__(registry)
         self.config = loaded.config
         self.loaded = loaded
-        self.registry = registry
         self.layouts: dict[str, Layout] = {}
         self.shares: tuple[EngineShare, ...] = ()
         self.processes = ProcessPlan()
-        self.needs: dict[MissingPackage, list[str]] = {}
-        self.obstacles: list[Obstacle] = []
         self.decisions: list[Decision] = []
         self.engine_decisions: list[Decision] = []
         self.models: dict[str, ModelSpec | None] = {}
@@ -348,32 +347,3 @@ class _Planner:
         obstacles, notes = file_problems(self.config)
         self.obstacles += obstacles
         self.notes += notes
-
-    def look_up(self, kind: str, name: str, option: str) -> Spec | None:
-        try:
-            if kind == InferenceEngineSpec.kind:
-                return find_inference_engine(self.registry, name)
-            return self.registry.get(kind, name)
-        except PluginError as error:  # two plugins provide the name: no package is missing
-            self.unable(f"{option}: {error}")
-            return None
-        except ArchonError as error:
-            packages = missing_engine_packages(self.registry, name) if kind == InferenceEngineSpec.kind else ()
-            if not packages and (package := package_for(kind, name)):
-                packages = (package,)
-            if not packages:
-                self.wrong(f"{option}: {error}")
-            for package in packages:
-                self.need(missing_package(package, self.registry), f"{option}: {name}")
-            return None
-
-    def need(self, package: MissingPackage, purpose: str) -> None:
-        purposes = self.needs.setdefault(package, [])
-        if purpose not in purposes:
-            purposes.append(purpose)
-
-    def wrong(self, text: str) -> None:
-        self.obstacles.append(Obstacle(text, "config"))
-
-    def unable(self, text: str) -> None:
-        self.obstacles.append(Obstacle(text, "environment"))

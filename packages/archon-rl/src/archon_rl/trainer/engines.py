@@ -46,7 +46,9 @@ def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any
     if layout.on_trainer_ranks:
         return factory(config, trainer=trainer)
     options = getattr(run.config, layout.backend, None)
-    return factory(config, trainer=trainer, folder=run.folder.path / "servers", options=options)
+    engine = factory(config, trainer=trainer, folder=run.folder.path / "servers", options=options)
+    run.record(getattr(engine, "decisions", ()))
+    return engine
 
 
 def engine_layout(run: RunContext, role: str) -> Layout:

@@ -110,14 +110,40 @@ class PoolClient:
     async def _call(self, server: ServerRecord, request: GenerationRequest, deadline: float) -> list[Completion]:
         request_id = f"{self._name}-{next(self._numbers)}"
         timeout = max(deadline - self._clock(), POLL_SECONDS)
+        call = asyncio.ensure_future(self._driver.generate(server, request, request_id=request_id, timeout=timeout))
+        call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # retrieved, also if unused
         try:
-            return await self._driver.generate(server, request, request_id=request_id, timeout=timeout)
+            while not (await asyncio.wait((call,), timeout=POLL_SECONDS))[0]:
+                self._check_present(server)
+            completions = call.result()
+            await self._confirm(server, deadline)
+            return completions
         except asyncio.CancelledError:
             # Nobody waits for the answer any more: free the server's place.
             abort = asyncio.to_thread(self._driver.abort, server, [request_id], timeout=5.0)
             with suppress(ServerError):
                 await asyncio.shield(abort)
             raise
+        finally:
+            call.cancel()
+
+    async def _confirm(self, server: ServerRecord, deadline: float) -> None:
+        """Wait until it is known whether a server has the weights that it claims.
+
+        Between its switch to new weights and the end of the canary, a server may label tokens with the wrong version.
+
+        Raises:
+            ServerError: it does not have them, left for another reason, or it is not known until the deadline.
+        """
+        while self._pool.is_switching:
+            if self._clock() >= deadline:
+                raise ServerError(f"server {server.address}: it is not known whether it has the published weights")
+            await asyncio.sleep(POLL_SECONDS)
+        self._check_present(server)
+
+    def _check_present(self, server: ServerRecord) -> None:
+        if reason := self._pool.departure(server.incarnation):
+            raise ServerError(f"server {server.address} left before its answer was used: {reason}")
 
     def _explain(self, failures: list[str]) -> str:
         options = self._options
