@@ -25,6 +25,7 @@ from archon_core.contracts.rollout import RolloutConfig
 from archon_core.errors import ServerError, TrainingError
 from archon_rl.tokenization import characters_tokenizer
 from archon_rollout.local_engine import LocalEngine
+from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.served.engine import ServedEngine
 from archon_testing.worlds import run_world
 
@@ -224,6 +225,8 @@ def model_folder(tmp_path_factory):
 def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_folder, tmp_path):
     record = tmp_path / "record.json"
     command = [sys.executable, "-m", "archon_core.cli", "serve", "--model", str(model_folder), "--record", str(record)]
+    command += ["--announce", str(tmp_path / "runs" / "e" / "t")]
+    announced = tmp_path / "runs" / "e" / "t" / "servers" / "announced"
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "ARCHON_SERVER_TOKEN": "mine"}
     )
@@ -231,11 +234,14 @@ def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_f
         wait_until(lambda: record.exists() or process.poll() is not None)
         address = json.loads(record.read_text(encoding="utf-8"))["address"]
         run_shown_commands(address)
+        wait_until(lambda: FolderRegistry(announced).list())
+        assert [one.address for one in FolderRegistry(announced).list().values()] == [address]
         connection = http.client.HTTPConnection(address, timeout=60)
         body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 90, "min_tokens": 90, "n": 8, "seed": 1})
         connection.request("POST", "/v1/completions", body, {"Authorization": "Bearer mine"})
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
+        wait_until(lambda: not FolderRegistry(announced).list())
         answer = json.loads(connection.getresponse().read())
         assert [len(choice["token_ids"]) for choice in answer["choices"]] == [90] * 8
         _, log = process.communicate(timeout=60)
@@ -258,6 +264,13 @@ def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_f
         (["--model", "{folder}", "--host", "no.such.host.invalid"], "cannot listen there"),
         (["--model", "{folder}/none.json"], "cannot read"),
         (["--model", "{folder}", "--max-batch-size", "0"], "--max-batch-size: found 0"),
+        (["--model", "{folder}", "--announce-ttl", "0"], "--announce-ttl: found 0; allowed are numbers from 1"),
+        (["--model", "{folder}", "trial_name=x"], "found 'trial_name=x' without --announce"),
+        (["--model", "{folder}", "--announce", "no.yaml"], "no.yaml: cannot be read"),
+        (
+            ["--model", "{folder}", "--announce", "{yaml}", "cluster.name_resolve.type=static"],
+            "found 'static', in which servers cannot announce themselves",
+        ),
     ],
     ids=str,
 )
@@ -265,7 +278,8 @@ def test_bad_options_end_with_a_message_before_anything_is_loaded(arguments, mes
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        names = {"folder": model_folder, "port": taken.getsockname()[1]}
+        yaml = Path(__file__).parents[1] / "examples" / "grpo_arithmetic.yaml"
+        names = {"folder": model_folder, "port": taken.getsockname()[1], "yaml": yaml}
         with pytest.raises(SystemExit) as exit_:
             main(["serve", *(argument.format(**names) for argument in arguments)])
     assert exit_.value.code == 2

@@ -30,15 +30,20 @@ def effective(decisions, option):
     return [decision.effective for decision in decisions if decision.option == option]
 
 
+def missing(found):
+    return {need.package.name: (need.package.matter, need.purposes) for need in found.needs}
+
+
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
 def test_a_missing_program_is_named_with_how_to_get_it(kind):
     found = plan(f"rollout.backend={kind}:d1")
-    [text] = texts(found)
-    assert text.startswith(f"rollout.backend: found no {kind} in this environment")
-    assert f"{kind}-env/bin/pip install" in text
+    matter, purposes = missing(found)[kind]
+    assert matter.startswith("is not in this environment")
+    assert f"{kind}-env/bin/pip install" in matter
+    assert purposes == (f"rollout.backend: {kind}:d1",)
     assert not found.is_wrong
-    [text] = texts(plan(f"rollout.backend={kind}:d1", f"{kind}.python=/nowhere/python"))
-    assert text.startswith(f"{kind}.python: found no program '/nowhere/python'")
+    matter, _ = missing(plan(f"rollout.backend={kind}:d1", f"{kind}.python=/nowhere/python"))[kind]
+    assert matter.startswith(f"is not at {kind}.python=/nowhere/python: ")
     assert plan(f"rollout.backend={kind}:d1", f"{kind}.python={sys.executable}").can_run
     assert plan(f"rollout.backend={kind}:d1", "rollout.addresses=[10.0.0.1:8000]").can_run
 

@@ -49,6 +49,7 @@ from archon_engine.distributed.determinism import ensure_deterministic
 from archon_engine.nn.attention import check_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.parallel.compilation import check_compiler
+from archon_etcd.registry import EtcdRegistry
 from archon_rl.datasets.jsonl import read_jsonl
 from archon_rl.fields import Fields, with_location
 from archon_rl.rewards.calls import Outcome, RewardCall
@@ -65,8 +66,10 @@ from archon_rl.trainer.teacher import compare_tokenizers
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.pool import Pool
 from archon_rollout.publication.canary import canary_problem
+from archon_rollout.registries.announcer import entry_id
 from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.registries.memory import MemoryRegistry
+from archon_rollout.server.run_token import read_token
 from archon_train.experiment import load_config
 from archon_train.launch.first_failure import RankExit, explain
 from archon_train.launch.world import check_started, explain_machines
@@ -104,6 +107,11 @@ DRY_RUNS: dict[str, list[str]] = {
     "A memory budget without a compiler": ["actor.gradient_checkpointing=true", "actor.archon.ac_mode=memory_budget"],
     "strict refuses a decision": ["actor.archon.strict=true", "actor.enable_tree_training=true"],
     "Routing replay without a recording": ["actor.archon.moe_routing_replay=true"],
+    "A registry in a Ray actor": [
+        "actor.backend=archon:d1",
+        "rollout.backend=served:d1",
+        "cluster.name_resolve.type=ray",
+    ],
     "There is no model to train": ["actor.model_config=null"],
     "The model's folder does not exist": ["actor.model_config=null", "actor.path=./missing/model"],
     "The data file does not exist": ["data.dataset=jsonl", "data.path=./missing/problems.jsonl"],
@@ -595,3 +603,23 @@ def _judge(outcomes: list[Outcome]) -> None:
 
 def _engine(model_config: dict | None, *, path: str | None = None):
     return assemble(ArchonEngineConfig(model_config=model_config, path=path, optimizer=None))
+
+
+@row("A server cannot announce itself")
+def _(folder: Path) -> None:
+    (folder / "servers").mkdir()
+    (folder / "servers" / "announced").touch()
+    record = ServerRecord("127.0.0.1:8000", "5f0c", "served")
+    FolderRegistry(folder / "servers" / "announced").announce(entry_id(record), record, 15)
+
+
+@row("etcd does not answer")
+def _(folder: Path) -> None:
+    EtcdRegistry("127.0.0.1:1", "e/t").list()
+
+
+@row("Other users can read the servers' token")
+def _(folder: Path) -> None:
+    (folder / "servers").mkdir()
+    (folder / "servers" / "token").touch(0o644)
+    read_token(folder / "servers")

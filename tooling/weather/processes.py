@@ -32,8 +32,7 @@ def fork(run: Callable[[], None], output: Path) -> int:
     code = 1
     try:
         os.setsid()
-        die_with_parent(signal.SIGKILL)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        die_with_parent()
         with output.open("ab", buffering=0) as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -49,9 +48,9 @@ def fork(run: Callable[[], None], output: Path) -> int:
         os._exit(code)
 
 
-def die_with_parent(number: int) -> None:
-    """Get a signal when the parent ends."""
-    _prctl(PR_SET_PDEATHSIG, number)
+def die_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def send(pid: int, number: int) -> None:

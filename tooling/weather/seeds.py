@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import sys
 import time
 import traceback
@@ -40,7 +39,7 @@ def _fork(options: StormOptions, folder: Path) -> int:
         return pid
     code = 1
     try:
-        die_with_parent(signal.SIGTERM)
+        die_with_parent()
         with contextlib.suppress(KeyboardInterrupt):
             code = 0 if run_storm(options, folder) else 1
     except BaseException:
@@ -54,7 +53,6 @@ def _fork(options: StormOptions, folder: Path) -> int:
 def run_storm(options: StormOptions, folder: Path) -> bool:
     """One storm and its checks; prints what they found."""
     folder.mkdir(parents=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     start = time.monotonic()
     Sky(options, folder).run()
     stormed = time.monotonic()

@@ -68,7 +68,7 @@ class Run:
             case "ref":
                 present = self.reads_reference
             case "teacher":
-                present = self.samples
+                present = hasattr(self.config.teacher, "warm_start")
             case _:
                 present = True
         return present and getattr(self.config, role) is not None

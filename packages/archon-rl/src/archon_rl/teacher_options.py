@@ -77,4 +77,4 @@ def teacher_problems(teacher: Any) -> Iterator[tuple[str, str]]:
 
 def is_pure_distillation(teacher: Any) -> bool:
     """Whether a run with this ``teacher`` section, or ``None``, learns from the teacher alone."""
-    return teacher is not None and teacher.rl_loss_weight == 0
+    return getattr(teacher, "rl_loss_weight", None) == 0

@@ -98,23 +98,24 @@ def _frozen_rows(role: str) -> Iterator[Unused]:
 
 
 def _norm_rows(section: str) -> Iterator[Unused]:
-    def lacks(level: str) -> Callable[[Run], bool]:
-        def when(run: Run) -> bool:
-            norm = getattr(run.config.actor, section, None)
-            return run.samples and not run.distills_only and norm is not None and getattr(norm, level) is None
-
-        return when
+    def where(test: Callable[[Any], bool]) -> Callable[[Run], bool]:
+        return _policy(lambda actor: getattr(actor, section) is not None and test(getattr(actor, section)))
 
     prefix = f"actor.{section}"
     yield Unused(
         (f"{prefix}.mean_leave1out", f"{prefix}.mean_weights"),
         f"{prefix}.mean_level is null",
-        lacks("mean_level"),
+        where(lambda norm: norm.mean_level is None),
     )
     yield Unused(
         (f"{prefix}.std_unbiased", f"{prefix}.eps", f"{prefix}.scale"),
         f"{prefix}.std_level is null",
-        lacks("std_level"),
+        where(lambda norm: norm.std_level is None),
+    )
+    yield Unused(
+        (f"{prefix}.std_unbiased",),
+        f"{prefix}.scale=mean divides by no deviation",
+        where(lambda norm: norm.scale == "mean"),
     )
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from archon_core.plugins import CommandSpec, InferenceEngineSpec, ServerDriverSpec, WeightTransportSpec, hookimpl
+from archon_core.plugins import (
+    CommandSpec,
+    InferenceEngineSpec,
+    ServerDriverSpec,
+    ServerRegistrySpec,
+    WeightTransportSpec,
+    hookimpl,
+)
 
 ARCHON_PLUGIN_API = "1.0"
 
@@ -77,6 +84,36 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
 
 
 @hookimpl
+def archon_registries() -> Iterable[ServerRegistrySpec]:
+    return [
+        ServerRegistrySpec(
+            name="folder",
+            aliases=("nfs",),
+            target="archon_rollout.registries.folder:folder_registry",
+            summary="a file per server in a folder that all hosts share",
+        ),
+        ServerRegistrySpec(
+            name="static",
+            target="archon_rollout.registries.addresses:static_registry",
+            summary="the servers of rollout.addresses, and no others",
+            entries="addresses",
+        ),
+        ServerRegistrySpec(
+            name="dns",
+            target="archon_rollout.registries.addresses:dns_registry",
+            summary="all addresses of the host names in rollout.addresses, looked up again and again",
+            entries="addresses",
+        ),
+        ServerRegistrySpec(
+            name="memory",
+            target="archon_rollout.registries.memory:memory_registry",
+            summary="the trainer's memory: servers of other processes are not found",
+            entries="own",
+        ),
+    ]
+
+
+@hookimpl
 def archon_commands() -> Iterable[CommandSpec]:
     return [
         CommandSpec(
@@ -88,5 +125,10 @@ def archon_commands() -> Iterable[CommandSpec]:
             name="serve",
             target="archon_rollout.serve_cli:serve",
             summary="Serve the model in a checkpoint folder over HTTP",
+        ),
+        CommandSpec(
+            name="servers",
+            target="archon_rollout.servers_cli:servers",
+            summary="Show the inference servers of a run: state, version, tokens per second, last error",
         ),
     ]

@@ -19,18 +19,16 @@ INSTALL = (
 def check_run(config: Any, *, layout: Layout) -> ServerCheck:
     """The problems of a run whose ``rollout.backend`` is SGLang. ``config`` is the run's whole configuration."""
     options: SglangOptions = getattr(config, "sglang", None) or SglangOptions()
-    if config.rollout.addresses:
+    if not config.rollout.starts_servers:
         return ServerCheck()
     problem = ranks_problem(options, layout)
-    return ServerCheck((problem,) if problem else (), _missing(options))
+    missing = _missing(options)
+    return ServerCheck((problem,) if problem else (), "sglang" if missing else "", missing)
 
 
 def _missing(options: SglangOptions) -> str:
     if options.python:
-        return "" if shutil.which(options.python) else f"sglang.python: found no program {options.python!r}; {INSTALL}"
+        return "" if shutil.which(options.python) else f"is not at sglang.python={options.python}: {INSTALL}"
     if importlib.util.find_spec("sglang") is None:
-        return (
-            "rollout.backend: found no sglang in this environment; its pins need one apart from the trainer's: "
-            f"{INSTALL}"
-        )
+        return f"is not in this environment, and usually needs one apart from the trainer's: {INSTALL}"
     return ""

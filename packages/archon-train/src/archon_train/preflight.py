@@ -7,7 +7,7 @@ no torch, so a laptop can check a layout for a hundred devices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.packages import missing_package
@@ -18,7 +18,7 @@ from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
-from archon_core.contracts.preview import EngineOutline, RunOutline
+from archon_core.contracts.preview import EngineOutline, EnginePreview, RunOutline, RunPreview
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec
@@ -37,6 +37,7 @@ from archon_core.plugins.hints import package_for
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
+from archon_core.serving.discovery import OPTION, refuse_ray
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.findings import Findings
 from archon_train.local_files import file_problems, model_entries, model_type_of
@@ -51,6 +52,7 @@ from archon_train.model_sections import (
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, RunPlan
 from archon_train.server_checks import check_servers
+from archon_train.server_options import started_layouts, unused_registry
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -135,10 +137,11 @@ class _Planner(Findings):
                 self.wrong(str(error))
         if "actor" in self.layouts:
             cluster = self.config.cluster
-            self.shares = cluster_shares(self.layouts)
+            started = started_layouts(self.layouts, self.config.rollout)
+            self.shares = cluster_shares(started)
             try:
                 sizes = {"n_nodes": cluster.n_nodes, "n_gpus_per_node": cluster.n_gpus_per_node}
-                self.processes = plan_processes(check_cluster(self.layouts, **sizes), **sizes)
+                self.processes = plan_processes(check_cluster(started, **sizes), **sizes)
             except ArchonError as error:
                 self.wrong(str(error))
 
@@ -152,16 +155,31 @@ class _Planner(Findings):
 
     def check_rollout(self) -> None:
         if not self.samples:
+            self.decisions += unused_registry(self.loaded.explicit)
             return
         rollout = self.layouts.get("rollout")
         transport = self.config.rollout.weight_transport
         known = transport is None or self.look_up("weight_transport", transport, "rollout.weight_transport")
         if rollout is not None:
             engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
-            if isinstance(engine, InferenceEngineSpec) and engine.runs_servers and known:
-                obstacles, decisions = check_servers(self.config, rollout, self.registry)
-                self.obstacles += obstacles
-                self.decisions += decisions
+            if isinstance(engine, InferenceEngineSpec) and not engine.runs_servers:
+                self.decisions += unused_registry(self.loaded.explicit)
+            elif isinstance(engine, InferenceEngineSpec) and known:
+                self.check_registry()
+                servers = check_servers(self.config, rollout, self.registry)
+                self.obstacles += servers.obstacles
+                self.decisions += servers.decisions
+                for need in servers.needs:
+                    self.needs.setdefault(need.package, []).extend(need.purposes)
+
+    def check_registry(self) -> None:
+        name = self.config.cluster.name_resolve.type
+        try:
+            refuse_ray(name, self.registry)
+        except ConfigError as error:
+            self.unable(str(error))
+            return
+        self.look_up("server_registry", name, OPTION)
 
     def check_algorithm(self, algorithm: Spec | None) -> None:
         config = self.config
@@ -179,12 +197,18 @@ class _Planner(Findings):
             found = dataset if isinstance(dataset, DatasetSpec) else None
             self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
 
+    def ask(self, spec: AlgorithmSpec | TrainEngineSpec, outline: RunOutline | EngineOutline, option: str) -> Any:
+        """What the preview of ``spec`` answers; ``None`` if it cannot be loaded."""
+        try:
+            return spec.load_part("preview")(outline)
+        except PluginError as error:
+            self.unable(f"{option}: {error}")
+            return None
+
     def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> None:
         """Add the problems and decisions that the algorithm's preview finds."""
-        try:
-            found = algorithm.load_part("preview")(outline)
-        except PluginError as error:
-            self.unable(f"algorithm: {error}")
+        found: RunPreview | None = self.ask(algorithm, outline, "algorithm")
+        if found is None:
             return
         for text in found.problems:
             self.wrong(text)
@@ -250,10 +274,8 @@ class _Planner(Findings):
 
     def preview(self, engine: TrainEngineSpec, outline: EngineOutline) -> None:
         """Add the problems and decisions that the engine's own preview finds."""
-        try:
-            found = engine.load_part("preview")(outline)
-        except PluginError as error:
-            self.unable(f"{outline.role}.backend: {error}")
+        found: EnginePreview | None = self.ask(engine, outline, f"{outline.role}.backend")
+        if found is None:
             return
         for text in found.problems:
             self.wrong(text)

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from archon_core.config.packages import MissingPackage
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.serving import ServerDriverSpec
+from archon_core.contracts.serving import ServerCheck, ServerDriverSpec
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import Layout
 from archon_core.plugins.transport_choice import choose_transport
-from archon_train.run_plan import Obstacle
+from archon_train.run_plan import Need, Obstacle
 from archon_train.weight_devices import device_obstacles
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
 
 
-def check_servers(config: Any, layout: Layout, registry: Registry) -> tuple[list[Obstacle], list[Decision]]:
-    """The obstacles and decisions of a run on servers.
+@dataclass(frozen=True)
+class ServersFound:
+    """What stands in the way of the servers, and what is decided about them."""
+
+    obstacles: tuple[Obstacle, ...] = ()
+    needs: tuple[Need, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+
+def check_servers(config: Any, layout: Layout, registry: Registry) -> ServersFound:
+    """Examine the servers of a run.
 
     Args:
         config: the run's configuration. Its weight transport, if any, is one of the registry.
@@ -26,18 +37,18 @@ def check_servers(config: Any, layout: Layout, registry: Registry) -> tuple[list
     """
     try:
         driver = registry.get(ServerDriverSpec, layout.backend)
-        check = driver.load_part("check")(config, layout=layout) if driver.check else None
+        check = driver.load_part("check")(config, layout=layout) if driver.check else ServerCheck()
     except ArchonError as error:
-        return [Obstacle(f"rollout.backend: {error}", "environment")], []
+        return ServersFound((Obstacle(f"rollout.backend: {error}", "environment"),))
+    problems = list(check.problems)
     obstacles: list[Obstacle] = []
-    decisions: list[Decision] = []
+    decisions: tuple[Decision, ...] = ()
     try:
         transport, chosen = choose_transport(config.rollout.weight_transport, layout, driver, registry)
-        decisions += chosen
+        decisions = tuple(chosen)
         obstacles += device_obstacles(config, transport, driver.transports_for(layout), registry)
     except ConfigError as error:
-        obstacles.append(Obstacle(str(error), "config"))
-    if check is not None:
-        obstacles += [Obstacle(text, "config") for text in check.problems]
-        obstacles += [Obstacle(check.missing, "environment")] if check.missing else []
-    return obstacles, decisions
+        problems.append(str(error))
+    program = Need(MissingPackage(check.program, check.missing), (f"rollout.backend: {layout}",))
+    obstacles += [Obstacle(text, "config") for text in problems]
+    return ServersFound(tuple(obstacles), (program,) if check.program else (), decisions)

@@ -20,8 +20,8 @@ INSTALL = (
 def check_run(config: Any, *, layout: Layout) -> ServerCheck:
     """The problems of a run whose ``rollout.backend`` is vLLM. ``config`` is the run's whole configuration."""
     options: VllmOptions = getattr(config, "vllm", None) or VllmOptions()
-    missing = "" if config.rollout.addresses else _missing(options)
-    return ServerCheck(tuple(_problems(config)), missing)
+    missing = _missing(options) if config.rollout.starts_servers else ""
+    return ServerCheck(tuple(_problems(config)), "vllm" if missing else "", missing)
 
 
 def _problems(config: Any) -> Iterator[str]:
@@ -37,9 +37,7 @@ def _problems(config: Any) -> Iterator[str]:
 
 def _missing(options: VllmOptions) -> str:
     if options.python:
-        return "" if shutil.which(options.python) else f"vllm.python: found no program {options.python!r}; {INSTALL}"
+        return "" if shutil.which(options.python) else f"is not at vllm.python={options.python}: {INSTALL}"
     if importlib.util.find_spec("vllm") is None:
-        return (
-            f"rollout.backend: found no vllm in this environment; its pins need one apart from the trainer's: {INSTALL}"
-        )
+        return f"is not in this environment, and usually needs one apart from the trainer's: {INSTALL}"
     return ""

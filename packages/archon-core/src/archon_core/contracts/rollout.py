@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from archon_core.contracts.engine import TrainEngine
+    from archon_core.serving.discovery import Discovery
 
 
 def _token_ids(value: Sequence[int]) -> str | None:
@@ -36,6 +37,8 @@ class RolloutConfig:
         return_routed_experts: record the experts of every token in completions; ``actor.archon.moe_routing_replay``
             needs it.
         addresses: ``host:port`` of running servers to use; empty to start them.
+        start_servers: start the ``d`` servers of ``backend``. With false, or with ``addresses``, the run starts none
+            and uses ``addresses`` and the servers that ``cluster.name_resolve`` lists.
         setup_timeout: seconds to wait for servers: until they are ready, and until ``min_servers`` are in service.
         request_timeout: seconds for one request, all its attempts included.
         request_retries: attempts after the first one, each on the server with the least work.
@@ -63,6 +66,7 @@ class RolloutConfig:
     max_batch_size: int = option(256, POSITIVE)
     return_routed_experts: bool = False
     addresses: list[str] = field(default_factory=list)
+    start_servers: bool = True
     setup_timeout: float = option(300.0, _SECONDS)
     request_timeout: float = option(3600.0, _SECONDS)
     request_retries: int = option(3, NOT_NEGATIVE)
@@ -79,6 +83,11 @@ class RolloutConfig:
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True
     skip_unchanged: bool = False
+
+    @property
+    def starts_servers(self) -> bool:
+        """Whether a run on servers starts them itself."""
+        return self.start_servers and not self.addresses
 
 
 @dataclass(frozen=True)
@@ -130,11 +139,18 @@ class InferenceEngineFactory(Protocol):
     """``target`` of an ``InferenceEngineSpec``.
 
     ``trainer`` is the engine that provides the weights. Engines with sizes, which have servers, also get ``folder``,
-    for the servers' logs, and ``options``, the section of ``rollout.backend``, such as ``vllm``; ``None`` without one.
+    for the servers' logs; ``options``, the section of ``rollout.backend``, such as ``vllm``, or ``None`` without one;
+    and ``discovery``, where other servers of the run are listed, or ``None`` for nowhere.
     """
 
     def __call__(
-        self, config: Any, *, trainer: TrainEngine, folder: Path | None = None, options: Any = None
+        self,
+        config: Any,
+        *,
+        trainer: TrainEngine,
+        folder: Path | None = None,
+        options: Any = None,
+        discovery: Discovery | None = None,
     ) -> InferenceEngine: ...
 
 

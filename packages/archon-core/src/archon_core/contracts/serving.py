@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from archon_core.config.rules import option, path_or_id
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
@@ -56,10 +57,12 @@ class ServerCheck:
 
     Attributes:
         problems: errors in the configuration, one sentence each.
-        missing: how to install the server's program, if this machine lacks it; empty otherwise.
+        program: the server's program, such as ``vllm``, if this machine lacks it; empty otherwise.
+        missing: what is the matter with it, and how to install it: ``is not installed ...``.
     """
 
     problems: tuple[str, ...] = ()
+    program: str = ""
     missing: str = ""
 
 
@@ -84,10 +87,17 @@ class WeightTransportSpec(Spec):
 
 @dataclass(frozen=True)
 class ServerRegistrySpec(Spec):
-    """A registry in which servers announce themselves. ``target`` names a ``ServerRegistryFactory``."""
+    """A registry of servers. ``target`` names a ``ServerRegistryFactory``.
+
+    Attributes:
+        entries: where entries come from: servers that announce themselves (``announced``), ``rollout.addresses``
+            (``addresses``), or the registry's own process alone (``own``).
+    """
 
     kind: ClassVar[str] = "server_registry"
     hook: ClassVar[str] = "archon_registries"
+
+    entries: Literal["announced", "addresses", "own"] = "announced"
 
 
 class ServerDriver(Protocol):
@@ -370,13 +380,31 @@ class ServerRegistry(Protocol):
         """Free the connection. Entries of this process stay until they expire. Idempotent."""
 
 
+@dataclass
+class NameResolveConfig:
+    """The registry of inference servers that the run does not start itself.
+
+    Attributes:
+        type: name of the registry: ``folder``, ``etcd``, ``static``, ``dns`` or ``memory``. AReaL's ``nfs`` and
+            ``etcd3`` are other names of ``folder`` and ``etcd``. See docs/rollout.md.
+        nfs_record_root: root of the ``folder`` registry, on a file system that all hosts share; null for
+            ``cluster.fileroot``.
+        etcd3_addr: ``host:port`` of etcd.
+    """
+
+    type: str = "folder"
+    nfs_record_root: str | None = option(None, path_or_id)
+    etcd3_addr: str = "localhost:2379"
+
+
 class ServerRegistryFactory(Protocol):
     """``target`` of a ``ServerRegistrySpec``.
 
-    ``config`` is the section ``cluster.name_resolve``; ``run`` the id of the run.
+    ``config`` is the section ``cluster.name_resolve``, with ``nfs_record_root`` filled in; ``run`` the run's name,
+    ``<experiment_name>/<trial_name>``; ``addresses`` is ``rollout.addresses``. Creating a registry connects to nothing.
     """
 
-    def __call__(self, config: Any, *, run: str) -> ServerRegistry: ...
+    def __call__(self, config: Any, *, run: str, addresses: Sequence[str] = ()) -> ServerRegistry: ...
 
 
 class RolloutClient(Protocol):

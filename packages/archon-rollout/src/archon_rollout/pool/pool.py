@@ -11,14 +11,16 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver, ServerRegistry
 from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.member_sources import MemberSources
 from archon_rollout.pool.membership import Member, Membership, MembershipRules, TopologyDecision
 from archon_rollout.pool.routing import Router
+from archon_rollout.pool.status_file import StatusFile
 
 POLL_SECONDS = 0.05
 
@@ -34,12 +36,14 @@ class PoolStatus:
         decision: the last decision.
         registry_error: why the registry could not be read last time; empty if it could.
         outstanding: outstanding tokens per incarnation.
+        version: of the weights in service.
     """
 
     members: Mapping[str, Member]
     decision: TopologyDecision
     registry_error: str
     outstanding: Mapping[str, int]
+    version: int = 0
 
 
 class Pool:
@@ -50,17 +54,21 @@ class Pool:
         driver: calls them.
         options: how servers join and leave.
         clock: seconds, never going back.
+        status_file: takes the status after every round.
     """
 
     def __init__(
         self,
-        registry: ServerRegistry,
+        registry: ServerRegistry | MemberSources,
         driver: ServerDriver,
         options: RolloutConfig,
         *,
         clock: Callable[[], float] = time.monotonic,
+        status_file: StatusFile | None = None,
     ) -> None:
-        self._registry, self._driver, self._options = registry, driver, options
+        self._sources = registry if isinstance(registry, MemberSources) else MemberSources([registry])
+        self._driver, self._options = driver, options
+        self._status_file = status_file
         self._clock = clock
         self._lock = threading.RLock()
         cooldown, interval = options.topology_change_cooldown_seconds, options.health_check_interval_seconds
@@ -106,7 +114,8 @@ class Pool:
         with self._lock:
             members = dict(self._membership.members)
             outstanding = {name: self._router.load(name) for name in members}
-            return PoolStatus(members, self._decision, self._registry_error, outstanding)
+            version = self._membership.version
+            return PoolStatus(members, self._decision, self._registry_error, outstanding, version)
 
     def start(self) -> None:
         """Start watching in a thread."""
@@ -120,6 +129,8 @@ class Pool:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            self._sources.close()
+            self._write_status(ended=True)
 
     def decide(self) -> TopologyDecision:
         """The servers of the next step, for rank 0 to broadcast. Call once per step.
@@ -210,6 +221,11 @@ class Pool:
         """One round: read the registry and probe all servers."""
         await self._read_registry()
         await asyncio.gather(self._probe_all(), self._watch_draining())
+        await asyncio.to_thread(self._write_status)
+
+    def _write_status(self, *, ended: bool = False) -> None:
+        if self._status_file is not None:
+            self._status_file.write(self.status(), ended=ended)
 
     def _check_thread(self) -> None:
         if self._crash is not None:
@@ -229,17 +245,11 @@ class Pool:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _read_registry(self) -> None:
-        try:
-            listed = await asyncio.to_thread(self._registry.list)
-        except ServerError as error:
-            # An unreadable registry says nothing about the servers: probes and calls do.
-            with self._lock:
-                self._registry_error = str(error)
-            return
-        found = await asyncio.gather(*(self._identified(record) for record in listed.values()))
+        listing = await asyncio.to_thread(self._sources.read)
+        found = await asyncio.gather(*(self._identified(record) for record in listing.records))
         records = {record.incarnation: record for record in found if record is not None}
         with self._lock:
-            self._registry_error = ""
+            self._registry_error = listing.error
             known = self._membership.members
             if not self._open_to_newcomers:
                 records = {name: record for name, record in records.items() if name in known}
@@ -257,7 +267,7 @@ class Pool:
         except ServerError:
             found = None
         if found is not None:
-            return found
+            return replace(found, address=record.address)  # a server on 0.0.0.0 does not know how others reach it
         with self._lock:  # no answer: the probes decide about a server that is in service
             members = self._membership.members.values()
             return next((m.record for m in members if m.record.address == record.address and m.state != "out"), None)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import os
 import secrets
 import tempfile
 import time
@@ -26,7 +24,6 @@ from archon_core.contracts.rollout import Completion, GenerationRequest, Rollout
 from archon_core.contracts.serving import (
     ServerDriver,
     ServerDriverSpec,
-    ServerRegistry,
     TransportContext,
     WeightTransportSpec,
 )
@@ -36,20 +33,22 @@ from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.failing_together import failing_together
+from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.membership import TopologyDecision
 from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
 from archon_rollout.receiving.device_memory import has_device_memory
-from archon_rollout.registries.addresses import AddressRegistry
-from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.elastic_hooks import ElasticHooks
 from archon_rollout.served.launching import ServerProcesses
+from archon_rollout.served.member_sources import build_sources
 from archon_rollout.served.model_files import Architecture, write_architecture
 from archon_rollout.server.environment import TOKEN
+from archon_rollout.server.run_token import run_token
 from archon_rollout.stop_texts import cut_at_stop_text
 from archon_rollout.transports.broadcasting import BACKEND
 
@@ -67,6 +66,7 @@ class ServedEngine(ElasticHooks):
         trainer: provides the weights.
         folder: for logs of the servers; ``None`` for a temporary folder.
         options: the section of the kind of server, such as ``vllm``; ``None`` for its defaults.
+        discovery: where servers that the run does not start are listed; ``None`` for nowhere.
 
     Attributes:
         decisions: what the engine chose.
@@ -79,7 +79,13 @@ class ServedEngine(ElasticHooks):
     """
 
     def __init__(
-        self, config: RolloutConfig, *, trainer: TrainEngine, folder: Path | None = None, options: Any = None
+        self,
+        config: RolloutConfig,
+        *,
+        trainer: TrainEngine,
+        folder: Path | None = None,
+        options: Any = None,
+        discovery: Discovery | None = None,
     ) -> None:
         table = backend_table((), inference_engines(registry()))
         self._layout = parse_layout(config.backend, backends=table, option="rollout.backend")
@@ -103,7 +109,7 @@ class ServedEngine(ElasticHooks):
             with failing_together(self._ranks):
                 if self._ranks.is_first:
                     folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
-                    self._start(folder)
+                    self._start(folder, discovery)
                 self._publisher = self._build_publisher(folder)
         except BaseException:
             self.close()
@@ -193,21 +199,20 @@ class ServedEngine(ElasticHooks):
         if self._processes is not None:
             self._processes.stop()
 
-    def _start(self, folder: Path) -> None:
+    def _start(self, folder: Path, discovery: Discovery | None) -> None:
         """Start the servers, or connect to running ones, and watch them."""
-        token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+        token = run_token(folder)
         self._driver = driver = self._kind.load()(self._config, options=self._options, token=token)
-        if self._config.addresses:
-            for address in self._config.addresses:
-                self._check_reachable(address)
-            servers: ServerRegistry = AddressRegistry(self._config.addresses, self._kind.name)
-        else:
+        started: list[ServerRecord] = []
+        for address in self._config.addresses:
+            self._check_reachable(address)
+        if self._config.starts_servers:
             self._architecture = write_architecture(self._trainer, folder / "model")
             self._processes = ServerProcesses(driver, self._layout, model=self._architecture, folder=folder)
-            servers = MemoryRegistry()
-            for record in self._processes.start(timeout=self._config.setup_timeout):
-                servers.announce(record.incarnation, record, ttl=math.inf)
-        self._pool = Pool(servers, driver, self._config)
+            started = self._processes.start(timeout=self._config.setup_timeout)
+        sources = build_sources(started, self._config, discovery, kind=self._kind.name)
+        status_file = StatusFile(folder, self._config.health_check_interval_seconds)
+        self._pool = Pool(sources, driver, self._config, status_file=status_file)
         self._client = PoolClient(self._pool, driver, self._config)
         self._pool.start()
 
@@ -272,8 +277,8 @@ class ServedEngine(ElasticHooks):
     def _wait_for_receivers(self) -> list[ServerRecord]:
         """The servers of the next publication; rank 0 only."""
         assert self._pool is not None
-        if self._processes is not None and self._pool.is_empty():
-            self._processes.check()  # nobody else could join; the ends of the logs say why
+        if self._processes is not None and self._pool.is_empty() and not self._pool.has_newcomers():
+            self._processes.check()  # the ends of the logs say why
         return self._pool.wait_for_receivers()
 
     def _take_over(self, publication: Publication, *, late: bool) -> TopologyDecision:

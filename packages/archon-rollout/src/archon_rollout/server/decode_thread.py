@@ -23,6 +23,7 @@ from archon_core.serving.record import PauseMode
 from archon_rollout.decode_rows import NewToken
 from archon_rollout.server.commands import Abort, BuildCopy, Command, Commit, Pause, Results, Resume, Stop, Submit
 from archon_rollout.server.serving_loop import ServingLoop
+from archon_rollout.server.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class DecodeThread(threading.Thread):
         self._pausing: list[Future[None]] = []
         self._executing: list[tuple[Command, Future[None]]] = []
         self._failure: BaseException | None = None
+        self._throughput = Throughput()
         self._unreported = 0
         self._reported_at = time.monotonic()
 
@@ -83,6 +85,11 @@ class DecodeThread(threading.Thread):
     def n_requests(self) -> int:
         """Number of unfinished requests."""
         return len(self._tickets)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput of the last seconds."""
+        return self._throughput.rate
 
     @property
     def switch_seconds(self) -> float:
@@ -193,6 +200,8 @@ class DecodeThread(threading.Thread):
         self._report(results.n_tokens)
 
     def _report(self, n_tokens: int) -> None:
+        if n_tokens:
+            self._throughput.add(n_tokens)
         self._unreported += n_tokens
         now = time.monotonic()
         if now - self._reported_at < REPORT_SECONDS:

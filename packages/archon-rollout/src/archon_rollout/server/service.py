@@ -81,6 +81,7 @@ class Service:
             prepared=self._weights.updates.prepared,
             updating=self._weights.updates.updating,
             running=self._decode.n_requests,
+            tokens_per_second=round(self._decode.tokens_per_second, 1),
         )
 
     def submit(
