@@ -15,6 +15,7 @@ from archon_train.model_sections import is_frozen
 
 SERVERS = (
     "addresses",
+    "start_servers",
     "setup_timeout",
     "request_timeout",
     "request_retries",
