@@ -206,8 +206,9 @@ class ServedEngine(ElasticHooks):
         started: list[ServerRecord] = []
         for address in self._config.addresses:
             self._check_reachable(address)
-        if self._config.starts_servers:
+        if not self._config.addresses:  # also for servers that others start with it
             self._architecture = write_architecture(self._trainer, folder / "model")
+        if self._config.starts_servers and self._architecture is not None:
             self._processes = ServerProcesses(driver, self._layout, model=self._architecture, folder=folder)
             started = self._processes.start(timeout=self._config.setup_timeout)
         sources = build_sources(started, self._config, discovery, kind=self._kind.name)
