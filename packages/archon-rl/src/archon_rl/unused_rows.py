@@ -28,6 +28,7 @@ SERVERS = (
     "topology_change_cooldown_seconds",
     "weight_transport",
     "weight_bucket_mb",
+    "weight_group",
     "weight_timeout",
     "weight_canary",
     "skip_unchanged",

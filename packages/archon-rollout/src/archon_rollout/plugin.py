@@ -54,9 +54,9 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
         WeightTransportSpec(
             name="distributed",
             aliases=("xccl",),
-            target="archon_rollout.transports.distributed:DistributedTransport",
+            target="archon_rollout.transports.broadcasting:distributed_transport",
             receiver="archon_core.receiving.distributed:DistributedReceiver",
-            summary="a process group of two per server and version, over the network",
+            summary="over the network: a gloo group of two per server, or one NCCL broadcast to all",
         ),
         WeightTransportSpec(
             name="ipc",
@@ -77,7 +77,8 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
             target="archon_rollout.served.driver:ServedDriver",
             summary="archon serve: two copies of the weights, exact log-probabilities across updates",
             letters="dt",
-            transports=("shm", "disk", "distributed"),
+            transports=("shm", "disk", "distributed", "ipc"),
+            one_rank=("distributed", "ipc"),
         )
     ]
 

@@ -12,6 +12,7 @@ from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import Layout
 from archon_core.plugins.transport_choice import choose_transport
 from archon_train.run_plan import Need, Obstacle
+from archon_train.weight_devices import device_obstacles
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
@@ -40,12 +41,14 @@ def check_servers(config: Any, layout: Layout, registry: Registry) -> ServersFou
     except ArchonError as error:
         return ServersFound((Obstacle(f"rollout.backend: {error}", "environment"),))
     problems = list(check.problems)
+    obstacles: list[Obstacle] = []
     decisions: tuple[Decision, ...] = ()
     try:
-        decisions = tuple(choose_transport(config.rollout.weight_transport, layout, driver, registry)[1])
+        transport, chosen = choose_transport(config.rollout.weight_transport, layout, driver, registry)
+        decisions = tuple(chosen)
+        obstacles += device_obstacles(config, transport, driver.transports_for(layout), registry)
     except ConfigError as error:
         problems.append(str(error))
     program = Need(MissingPackage(check.program, check.missing), (f"rollout.backend: {layout}",))
-    return ServersFound(
-        tuple(Obstacle(text, "config") for text in problems), (program,) if check.program else (), decisions
-    )
+    obstacles += [Obstacle(text, "config") for text in problems]
+    return ServersFound(tuple(obstacles), (program,) if check.program else (), decisions)

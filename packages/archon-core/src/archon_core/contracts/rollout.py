@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
+from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, one_of, option
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
@@ -51,9 +51,12 @@ class RolloutConfig:
         enable_topology_discovery: let servers join after the start.
         topology_change_cooldown_seconds: time after a server joined or left during which no server joins.
         weight_transport: how servers get weights: ``shm`` on the trainer's host, ``distributed`` over the network,
-            ``disk`` through the run folder; null for the first that the kind of server supports. See docs/weights.md.
+            ``disk`` through the run folder, ``ipc`` in the memory of a GPU that trainer and servers share; null for the
+            first that the kind of server supports. See docs/weights.md.
+        weight_group: backend of ``distributed``: ``gloo`` sends to each server over the CPU, in parallel; ``nccl``
+            broadcasts from the trainer's GPU to the GPUs of all servers.
         weight_bucket_mb: size in MiB of the buckets in which weights are gathered and sent; a larger tensor is sent
-            alone. The trainer's first rank holds two, and ``shm`` two more.
+            alone. The trainer's first rank holds two.
         weight_timeout: time limit in seconds of each call of a publication to a server.
         weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
@@ -75,6 +78,7 @@ class RolloutConfig:
     enable_topology_discovery: bool = True
     topology_change_cooldown_seconds: float = option(30.0, number(least=0))
     weight_transport: str | None = None
+    weight_group: str = option("gloo", one_of("gloo", "nccl"))
     weight_bucket_mb: int = option(256, POSITIVE)
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True

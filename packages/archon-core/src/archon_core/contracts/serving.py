@@ -184,6 +184,15 @@ class ServerDriverFactory(Protocol):
     def __call__(self, config: Any, *, options: Any = None, token: str = "") -> ServerDriver: ...
 
 
+class BucketMemory(Protocol):
+    """Memory of a transport in which an engine assembles buckets, so that a tensor is copied once: from its shards to
+    where servers read it."""
+
+    def __call__(self, index: int, n_bytes: int) -> Tensor:
+        """Memory for bucket ``index``, uint8 [n_bytes or more], on any device. The engine writes to it at once, and
+        overwrites the bucket before the last one."""
+
+
 @dataclass(frozen=True)
 class WeightBucket:
     """Whole Hugging Face tensors on the publishing rank.
@@ -192,7 +201,7 @@ class WeightBucket:
         index: number of the bucket, from 0.
         tensors: name -> contiguous tensor in the compute dtype; empty on other ranks.
         content: all bytes of the bucket, uint8, if the tensors are views of it at ``offsets_of`` all entries; a
-            transport may then send it whole.
+            transport then sends from it without another copy.
     """
 
     index: int
@@ -231,6 +240,10 @@ class WeightTransport(Protocol):
 
     def prepare(self, version: int, manifest: WeightManifest, servers: Sequence[ServerRecord]) -> Mapping[str, Outcome]:
         """Start a version. Returns the outcome per incarnation."""
+
+    def memory(self) -> BucketMemory | None:
+        """Where the engine should assemble the buckets of the prepared version; ``None`` for its own memory. A bucket
+        from elsewhere is valid too, and costs a copy."""
 
     def send(self, bucket: WeightBucket, notice: BucketNotice) -> PendingBucket:
         """Start sending a bucket. Its tensors may be overwritten once ``wait`` has returned."""
@@ -307,16 +320,19 @@ class WeightStore(Protocol):
 
 
 class WeightReceiver(Protocol):
-    """The receiving end of a transport, inside a server. One update at a time; calls come from one thread at a time."""
+    """The receiving end of a transport, inside a server. One update after the other, and calls from one thread at a
+    time."""
 
     def begin(self, plan: UpdatePlan) -> None:
         """Start an update."""
 
     def receive(self, notice: BucketNotice, store: WeightStore) -> Mapping[str, str]:
-        """Receive a bucket into ``store``. Returns checksums of the bytes that were received."""
+        """Receive a bucket into ``store``. Returns checksums of the bytes that were received. Raises TransferError if
+        they did not all arrive and the bucket may be received again."""
 
     def end(self) -> None:
-        """Free what the update used, whether it was committed or aborted. Idempotent."""
+        """Free what the update used, whether it was committed or aborted. Idempotent. Memory may stay for the next
+        update."""
 
 
 class WeightReceiverFactory(Protocol):

@@ -78,7 +78,7 @@ class Pool:
         self._decision = TopologyDecision(0)
         self._registry_error = ""
         self._open_to_newcomers = True
-        self._rebuild_requested = False
+        self._group: frozenset[str] = frozenset()
         self._is_switching = False
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -102,10 +102,12 @@ class Pool:
             return self._membership.last_change
 
     def consume_group_rebuild_request(self) -> bool:
-        """Whether the members have changed since the last call."""
+        """Whether the next publication has other receivers than at the last call: servers left, or newcomers may join.
+        A newcomer counts after the cooldown only."""
         with self._lock:
-            requested, self._rebuild_requested = self._rebuild_requested, False
-            return requested
+            names = frozenset({**self._membership.in_service(), **self._membership.waiting(self._clock())})
+            changed, self._group = names != self._group, names
+            return changed
 
     def status(self) -> PoolStatus:
         """What the pool knows now."""
@@ -139,7 +141,6 @@ class Pool:
         self._check_thread()
         with self._lock:
             self._decision = self._membership.decide(self._clock())
-            self._rebuild_requested |= self._decision.changed
             return self._decision
 
     def receivers(self) -> list[ServerRecord]:

@@ -18,6 +18,7 @@ from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.model_folder import has_weights
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
+from archon_rollout.receiving.device_memory import has_device_memory
 from archon_rollout.server.environment import PARENT, TOKEN
 from archon_rollout.server.wire import read_completion, request_data
 
@@ -31,22 +32,26 @@ class ServedDriver:
         token: the run's secret.
     """
 
-    capabilities = ServerCapabilities(
-        transports=("shm", "disk", "distributed"),
-        pause_modes=("keep", "wait", "abort"),
-        staged=True,
-        checksums=True,
-        token_versions=True,
-        routed_experts=True,
-        interrupt=True,
-    )
-
     def __init__(self, config: Any, *, options: Any = None, token: str = "") -> None:
         self._config = config
         self._token = token
         # A server refuses a pause or resume that arrives after a later one of the same caller.
         self._caller = uuid.uuid4().hex
         self._sequence = itertools.count()
+
+    @property
+    def capabilities(self) -> ServerCapabilities:
+        """What our servers can do. They receive by ``ipc`` where there is a device whose memory they can open."""
+        on_device = ("ipc",) if has_device_memory() else ()
+        return ServerCapabilities(
+            transports=("shm", "disk", "distributed", *on_device),
+            pause_modes=("keep", "wait", "abort"),
+            staged=True,
+            checksums=True,
+            token_versions=True,
+            routed_experts=True,
+            interrupt=True,
+        )
 
     def launch(
         self,

@@ -42,12 +42,15 @@ from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
+from archon_rollout.receiving.device_memory import has_device_memory
+from archon_rollout.served.elastic_hooks import ElasticHooks
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.member_sources import build_sources
 from archon_rollout.served.model_files import Architecture, write_architecture
 from archon_rollout.server.environment import TOKEN
 from archon_rollout.server.run_token import run_token
 from archon_rollout.stop_texts import cut_at_stop_text
+from archon_rollout.transports.broadcasting import BACKEND
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +58,7 @@ CANARY = Canary(prompt_ids=(1, 2, 3))
 """Token ids that every vocabulary has."""
 
 
-class ServedEngine:
+class ServedEngine(ElasticHooks):
     """Samples on servers; implements ``contracts.rollout.InferenceEngine``. Every method is collective.
 
     Args:
@@ -116,11 +119,6 @@ class ServedEngine:
     def version(self) -> int:
         """The version of the weights of the servers in service; -1 before the first ``update_weights``."""
         return self._version
-
-    @property
-    def target_server_addresses(self) -> list[str]:
-        """Addresses of the servers in service."""
-        return [record.address for record in self.topology.members.values()]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Completions per request, in the order of its seeds. Data ranks pass their own requests, possibly none.
@@ -184,6 +182,7 @@ class ServedEngine:
                 f"{self._kind.name} engine: found a request for weights of version {version}, but the trainer holds "
                 f"version {self._trainer.version}; publish its current weights"
             )
+        self.maybe_rebuild_weight_update_group()
         if version == self._version and not self._ranks.broadcast(
             self._pool is not None and self._pool.has_newcomers()
         ):
@@ -238,6 +237,13 @@ class ServedEngine:
             return Publisher(self._trainer, None, None, options)
         assert config.weight_transport is not None
         transport = registry().get(WeightTransportSpec, config.weight_transport)
+        if transport.device and not has_device_memory():
+            allowed = self._kind.transports_for(self._layout)
+            others = [name for name in allowed if not registry().get(WeightTransportSpec, name).device]
+            raise ConfigError(
+                f"rollout.weight_transport: found {transport.name}, and no {transport.device} device; allowed here are "
+                f"{', '.join(others)}; choose one"
+            )
         context = TransportContext(
             self._driver,
             run=secrets.token_hex(4),
@@ -245,6 +251,7 @@ class ServedEngine:
             timeout=options.timeout,
             bucket_bytes=options.bucket_bytes,
             companions=self._architecture.folder if self._architecture is not None else None,
+            options={BACKEND: config.weight_group},
         )
         return Publisher(self._trainer, self._driver, transport.load()(context), options)
 
