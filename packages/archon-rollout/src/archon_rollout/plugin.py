@@ -23,6 +23,7 @@ def archon_inference_engines() -> Iterable[InferenceEngineSpec]:
             target="archon_rollout.served.engine:ServedEngine",
             summary="samples on our own servers, which the trainer starts; served:d2t2 has two, of two ranks each",
             letters="dt",
+            scorer="archon_rollout.served.scoring_engine:ScoringServers",
         ),
     ]
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from archon_core.layout import Layout
     from archon_core.serving.manifest import WeightManifest
     from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+    from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
     from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 
 
@@ -90,6 +91,12 @@ class ServerDriver(Protocol):
         self, server: ServerRecord, request: GenerationRequest, *, request_id: str, timeout: float
     ) -> list[Completion]:
         """The completions of one request. An aborted one has the stop reason ``abort`` and the tokens that it got."""
+
+    async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
+        """Log-probabilities of given tokens. Only servers with the capability ``scores`` have it."""
+
+    def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+        """What the server knows about its model. Only servers with the capability ``scores`` need it."""
 
     def pause(self, server: ServerRecord, mode: PauseMode, *, timeout: float) -> None:
         """Stop generation."""

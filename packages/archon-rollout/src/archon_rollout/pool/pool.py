@@ -49,6 +49,7 @@ class Pool:
         registry: lists the servers.
         driver: calls them.
         options: how servers join and leave.
+        section: the section of ``options``, for messages.
         clock: seconds, never going back.
     """
 
@@ -58,9 +59,11 @@ class Pool:
         driver: ServerDriver,
         options: RolloutConfig,
         *,
+        section: str = "rollout",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry, self._driver, self._options = registry, driver, options
+        self._section = section
         self._clock = clock
         self._lock = threading.RLock()
         cooldown = options.topology_change_cooldown_seconds
@@ -260,10 +263,10 @@ class Pool:
 
     def explain_lack(self, found: int) -> str:
         """The error of a run with too few servers: which ones left, and why."""
-        options = self._options
+        options, section = self._options, self._section
         lines = [
-            f"rollout servers: found {found} after {options.setup_timeout:g} s; allowed is at least "
-            f"rollout.min_servers={options.min_servers}; start servers, or raise rollout.setup_timeout"
+            f"{section} servers: found {found} after {options.setup_timeout:g} s; allowed is at least "
+            f"{section}.min_servers={options.min_servers}; start servers, or raise {section}.setup_timeout"
         ]
         with self._lock:
             for member in self._membership.members.values():

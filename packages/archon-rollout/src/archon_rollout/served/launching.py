@@ -43,16 +43,28 @@ class ServerProcesses:
         model: what they serve.
         folder: for their logs.
         options: further command-line options.
+        option: section of the servers, for messages.
+        devices_before: devices of this machine after the trainer's that other servers use.
     """
 
     def __init__(
-        self, driver: ServerDriver, layout: Layout, *, model: str, folder: Path, options: Sequence[str] = ()
+        self,
+        driver: ServerDriver,
+        layout: Layout,
+        *,
+        model: str,
+        folder: Path,
+        options: Sequence[str] = (),
+        option: str = "rollout",
+        devices_before: int = 0,
     ) -> None:
         self._driver = driver
         self._layout = layout
         self._model = model
         self._folder = folder
         self._options = options
+        self._option = option
+        self._devices_before = devices_before
         self._processes: list[_Process] = []
 
     def start(self, *, timeout: float) -> list[ServerRecord]:
@@ -115,8 +127,8 @@ class ServerProcesses:
                 raise ServerError(self._explain_end(index, started))
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"server {index} was not ready within {timeout:g} s; raise rollout.setup_timeout, or read its log "
-                    f"{started.log}:\n{_last_lines(started.log)}"
+                    f"server {index} was not ready within {timeout:g} s; raise {self._option}.setup_timeout, or read "
+                    f"its log {started.log}:\n{_last_lines(started.log)}"
                 )
             time.sleep(POLL_SECONDS)
         return ServerRecord.from_data(json.loads(started.record.read_text(encoding="utf-8")))
@@ -128,21 +140,20 @@ class ServerProcesses:
             f"{_last_lines(started.log)}"
         )
 
-    @staticmethod
-    def _devices(index: int, n_processes: int) -> dict[str, str]:
+    def _devices(self, index: int, n_processes: int) -> dict[str, str]:
         """The devices of a server: those after the trainer's ranks. Empty without GPUs."""
         import torch
 
         if not torch.cuda.is_available():
             return {}
-        first = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + index * n_processes
+        first = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + self._devices_before + index * n_processes
         names = os.environ.get("CUDA_VISIBLE_DEVICES")
         known = names.split(",") if names else [str(number) for number in range(torch.cuda.device_count())]
         chosen = known[first : first + n_processes]
         if len(chosen) < n_processes:
             raise ConfigError(
-                f"rollout.backend: found {len(known)} devices on this machine; server {index} needs {n_processes} "
-                f"after the first {first}; use fewer servers, or fewer ranks of the trainer"
+                f"{self._option}.backend: found {len(known)} devices on this machine; server {index} needs "
+                f"{n_processes} after the first {first}; use fewer servers, or fewer ranks of the trainer"
             )
         return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}
 
