@@ -47,6 +47,7 @@ from archon_train.model_sections import (
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, Obstacle, RunPlan
+from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -158,8 +159,19 @@ class _Planner:
         self.samples = algorithm is None or needed
         if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
             self.look_up("inference_engine", rollout.backend, "rollout.backend")
+        self.check_teacher()
         if "rollout.weight_transport" in self.loaded.explicit:
             self.look_up("weight_transport", config.rollout.weight_transport, "rollout.weight_transport")
+
+    def check_teacher(self) -> None:
+        """Check that the servers of a teacher can score."""
+        self.decisions += unused_teacher_options(self.config, self.loaded.explicit)
+        layout = self.layouts.get(TEACHER_SERVERS)
+        if layout is None:
+            return
+        engine = self.look_up("inference_engine", layout.backend, f"{TEACHER_SERVERS}.backend")
+        if isinstance(engine, InferenceEngineSpec) and not engine.scorer:
+            self.wrong(explain_no_scorer(layout))
 
     def check_reward(self, name: str) -> None:
         """Look up the plugin, or the function in the user's module, without importing it."""

@@ -25,8 +25,9 @@ from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.rollout_batch import sampling_options
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
+from archon_rl.trainer.served_teacher import build_served_teacher
 from archon_rl.trainer.task import Task, build_task
-from archon_rl.trainer.teacher import prepare_teacher, report_teacher
+from archon_rl.trainer.teacher import prepare_teacher, report_teacher, vocab_size_of
 from archon_rl.trainer.warm_start import WarmStart
 from archon_train.run.context import RunContext
 
@@ -130,7 +131,7 @@ class RLTrainer:
                 beside={} if engines.critic is None else {"critic": engines.critic.engine},
             )
             done = loop.resume()
-            if done == 0 and engines.teacher and evaluate and config.trainer.eval_before_train:
+            if done == 0 and evaluate and config.trainer.eval_before_train:
                 report_teacher(run, engines.teacher, evaluate)
             rollout.update_weights(actor.version)
             loop.run_from(done)
@@ -149,7 +150,14 @@ class RLTrainer:
         actor = complete_model_config(run, task.encoder.tokenizer)
         prepared = {}
         if "teacher" in self._algorithm.roles:
-            prepared["teacher"] = prepare_teacher(run, actor, task)
+            teacher = prepare_teacher(run, actor, task)
+            if teacher.engine_type == "rollout":
+                vocab_size = vocab_size_of(actor) or len(task.encoder.tokenizer)
+                teacher = build_served_teacher(
+                    run, teacher, vocab_size=vocab_size, temperature=self._algorithm.temperature
+                )
+                stack.callback(teacher.close)
+            prepared["teacher"] = teacher
         checkpoint = WarmStart("actor", run.config.warm_start).run(run, actor, task)
         if checkpoint is not None:
             actor = with_checkpoint(actor, checkpoint)

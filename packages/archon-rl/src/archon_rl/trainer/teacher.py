@@ -18,6 +18,7 @@ from archon_rl.trainer.engines import (
     engine_layout,
     with_checkpoint,
 )
+from archon_rl.trainer.served_teacher import ServedTeacher
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task
 from archon_rl.trainer.warm_start import WarmStart
@@ -47,13 +48,15 @@ def prepare_teacher(run: RunContext, actor: Any, task: Task) -> Any:
     return replace(section, optimizer=None)
 
 
-def report_teacher(run: RunContext, teacher: SharedEngine, evaluate: Callable[..., dict[str, float]]) -> None:
+def report_teacher(
+    run: RunContext, teacher: SharedEngine | ServedTeacher | None, evaluate: Callable[..., dict[str, float]]
+) -> None:
     """Note and log the teacher's reward on the held-out records, if it can generate on the trainer's ranks. Collective.
 
     Args:
         evaluate: returns the metrics of the held-out records for an inference engine and ``data_ranks``.
     """
-    if not engine_layout(run, "rollout").on_trainer_ranks:
+    if not isinstance(teacher, SharedEngine) or not engine_layout(run, "rollout").on_trainer_ranks:
         return
     with teacher.onloaded() as engine:
         # The teacher may have no experts, or others.
@@ -79,7 +82,7 @@ def _check_vocabulary(run: RunContext, teacher: Any, actor: Any, tokenizer: Any)
 
 
 def _check_sizes(teacher: Any, actor: Any) -> None:
-    sizes = [_vocab_size(section) for section in (teacher, actor)]
+    sizes = [vocab_size_of(section) for section in (teacher, actor)]
     if None in sizes:
         return
     found, needed = sizes
@@ -91,7 +94,8 @@ def _check_sizes(teacher: Any, actor: Any) -> None:
         )
 
 
-def _vocab_size(section: Any) -> int | None:
+def vocab_size_of(section: Any) -> int | None:
+    """The vocabulary of a section's model; ``None`` if its configuration cannot be read here."""
     try:
         source = section.model_config if section.model_config is not None else section.path
         return getattr(load_hf_config(source), "vocab_size", None)
