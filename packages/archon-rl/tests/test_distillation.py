@@ -159,7 +159,7 @@ def test_pure_distillation_needs_no_rewards_and_takes_one_sample_per_prompt():
 
 
 def test_pure_distillation_keeps_options_that_have_nothing_to_do_with_rewards():
-    actor = Actor(kl_loss_coef=0.1, entropy_coef=0.01, mask_no_eos_with_zero=True, loss_aggregation="sequence")
+    actor = Actor(kl_loss_coef=0.1, entropy_coef=0.01, overlong_filtering=True, loss_aggregation="sequence")
     actor.ppo_n_minibatches, actor.recompute_logprob = 3, True
     algorithm, decisions = compose(teacher(rl_loss_weight=0.0), actor, ref=ArchonEngineConfig())
     assert algorithm.regularisers == (EntropyTerm(0.01), KLTerm(0.1, "k3"))

@@ -20,6 +20,7 @@ VARIANTS = {
         "ref={}",
         "actor.kl_ctl=0.1",
         "actor.adv_norm={}",
+        "actor.mask_no_eos_with_zero=true",
     ),
     "warm start, reference in the loss": (
         "warm_start.steps=4",
@@ -30,7 +31,7 @@ VARIANTS = {
     ),
     "groups and truncated completions left out": (
         "actor.dynamic_sampling=true",
-        "actor.mask_no_eos_with_zero=true",
+        "actor.overlong_filtering=true",
         "actor.ppo_n_minibatches=4",
         "actor.loss_aggregation=constant",
     ),

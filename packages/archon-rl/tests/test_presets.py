@@ -120,9 +120,13 @@ def test_strict_turns_a_change_of_what_was_asked_into_an_error():
     compose(archon=strict, kl_ctl=0.0)
 
 
-def test_truncated_completions_are_filtered_when_asked():
-    assert compose(mask_no_eos_with_zero=True)[0].filters == (DropTruncated(),)
-    assert compose()[0].filters == ()
+def test_truncated_completions_leave_the_loss_or_lose_their_reward():
+    filtered, decisions = compose(overlong_filtering=True)
+    assert (filtered.filters, filtered.advantages.without_reward) == ((DropTruncated(),), None)
+    assert "actor.mask_no_eos_with_zero" not in decisions
+    zeroed, decisions = compose(mask_no_eos_with_zero=True)
+    assert (zeroed.filters, zeroed.advantages.without_reward) == ((), "truncated")
+    assert "actor.overlong_filtering=true" in decisions["actor.mask_no_eos_with_zero"].reason
 
 
 def test_groups_without_a_difference_leave_the_batch_when_asked():
@@ -274,12 +278,11 @@ def test_sampling_options_that_training_does_not_have_are_decisions(options, cor
     assert not {"gconfig.frequency_penalty", "gconfig.min_new_tokens"} & set(compose(**options)[1])
 
 
-def test_completions_that_can_only_end_at_the_limit_cannot_all_be_left_out():
-    with pytest.raises(
-        ConfigError, match=r"mask_no_eos_with_zero: found true with gconfig\.ignore_eos=true .* add stop"
-    ):
-        compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True})
-    compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True, "stop": ["."]})
+@pytest.mark.parametrize("option", ["overlong_filtering", "mask_no_eos_with_zero"])
+def test_completions_that_can_only_end_at_the_limit_cannot_all_be_left_out(option):
+    with pytest.raises(ConfigError, match=rf"{option}: found true with gconfig\.ignore_eos=true .* add stop"):
+        compose(**{option: True}, gconfig={"ignore_eos": True})
+    compose(**{option: True}, gconfig={"ignore_eos": True, "stop": ["."]})
 
 
 def test_dynamic_sampling_has_rounds_unless_batches_may_be_smaller():

@@ -196,8 +196,8 @@ def test_stopping_in_the_warm_start_leaves_nothing_half_done(run):
     assert run.folder().checkpoint_steps() == []
 
 
-def test_truncated_completions_are_not_trained_on_when_masked(run):
-    folder = run("actor.mask_no_eos_with_zero=true", "gconfig.max_new_tokens=1", "trainer.max_steps=3")
+def test_truncated_completions_are_not_trained_on_when_filtered(run):
+    folder = run("actor.overlong_filtering=true", "gconfig.max_new_tokens=1", "trainer.max_steps=3")
     trained = rows(folder)[1:]
     assert any(row["truncated"] > 0 for row in trained)
     everything_cut = [row for row in trained if row["truncated"] == 1.0]

@@ -126,8 +126,10 @@ class PolicyOptions:
             ``gconfig.max_new_tokens`` and stays constant beyond it (DAPO, eq. 13).
         overlong_tokens: length of the buffer in which the penalty grows.
         overlong_penalty_factor: size of the penalty at and beyond the limit; 1 in DAPO.
-        mask_no_eos_with_zero: do not train on completions that reach the length limit. Their rewards still count in the
-            statistics of their group.
+        mask_no_eos_with_zero: completions that reach the length limit have reward 0 after ``reward_norm``, whose
+            statistics count the rewards that they had. They stay in the loss, with the KL penalty of ``kl_ctl``.
+        overlong_filtering: do not train on completions that reach the length limit (DAPO, section 3.4). Their rewards
+            still count in the statistics of their group. Not in AReaL.
         dynamic_sampling: leave out groups whose rewards are all equal, since their advantages are 0, and draw further
             prompts in their place until the batch is full (DAPO). AReaL leaves them out only; so does ``dynamic_bs``.
         dynamic_sampling_max_rounds: largest number of sampling rounds per step, each with as many prompts as are
@@ -187,6 +189,7 @@ class PolicyOptions:
     overlong_tokens: int | None = None
     overlong_penalty_factor: float | None = None
     mask_no_eos_with_zero: bool = False
+    overlong_filtering: bool = False
     dynamic_sampling: bool = False
     dynamic_sampling_max_rounds: int = option(10, POSITIVE)
     discount: float = option(1.0, SHARE)

@@ -12,7 +12,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.advantages import GAELambda, GroupAdvantages, Normalisation
-from archon_rl.algorithm import AdvantageEstimator, Algorithm, DropTruncated, MixedGroups
+from archon_rl.algorithm import TRUNCATED, AdvantageEstimator, Algorithm, DropTruncated, MixedGroups
 from archon_rl.config import NormConfig, PolicyOptions
 from archon_rl.differences import advantage_differences
 from archon_rl.distillation import distillation_decisions, distillation_term, options_without_effect, with_teacher
@@ -87,7 +87,7 @@ def policy_optimisation(
         advantages=estimator,
         selection=MixedGroups() if options.dynamic_sampling else None,
         max_rounds=_sampling_rounds(config, decisions),
-        filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
+        filters=(DropTruncated(),) if options.overlong_filtering else (),
         replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
         n_minibatches=options.ppo_n_minibatches,
     )
@@ -109,7 +109,7 @@ def _pure_distillation(config: Any, decisions: list[Decision]) -> Algorithm:
         regularisers=_regularisers(options, kl_loss_coef),
         aggregation=_aggregation(options, config.gconfig),
         temperature=temperature,
-        filters=(DropTruncated(),) if options.mask_no_eos_with_zero else (),
+        filters=(DropTruncated(),) if options.overlong_filtering else (),
         replace_logprobs=options.recompute_logprob,
         n_minibatches=options.ppo_n_minibatches,
     )
@@ -225,6 +225,7 @@ def estimator_fields(options: PolicyOptions, generation: Any, kl_ctl: float, gae
         "discount": options.discount,
         "gae_lambda": gae_lambda,
         "unit": options.gae_timestep_unit,
+        "without_reward": TRUNCATED if options.mask_no_eos_with_zero else None,
     }
 
 

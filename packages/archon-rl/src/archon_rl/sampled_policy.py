@@ -21,16 +21,19 @@ def sampled_policy_decisions(options: Any, generation: Any) -> list[Decision]:
         generation: the ``gconfig`` section.
 
     Raises:
-        ConfigError: no completion could end before its limit, and such completions are not trained on.
+        ConfigError: no completion could end before its limit, and such completions have no reward or are not trained
+            on.
     """
     ends = generation.stop_token_ids or generation.stop
-    if options.mask_no_eos_with_zero and generation.ignore_eos and not ends:
-        raise ConfigError(
-            "actor.mask_no_eos_with_zero: found true with gconfig.ignore_eos=true and neither gconfig.stop nor "
-            "gconfig.stop_token_ids, so that every completion reaches the length limit and none is trained on; set one "
-            "of the two to false, or add stop texts"
-        )
-    named = (("frequency_penalty", "penalty"), ("min_new_tokens", "minimum"))
+    named = (("overlong_filtering", "none is trained on"), ("mask_no_eos_with_zero", "none has a reward"))
+    for name, result in named:
+        if getattr(options, name) and generation.ignore_eos and not ends:
+            raise ConfigError(
+                f"actor.{name}: found true with gconfig.ignore_eos=true and neither gconfig.stop nor "
+                f"gconfig.stop_token_ids, so that every completion reaches the length limit and {result}; set one of "
+                "the two to false, or add stop texts"
+            )
+    absent = (("frequency_penalty", "penalty"), ("min_new_tokens", "minimum"))
     return [
         Decision(
             f"gconfig.{name}",
@@ -38,7 +41,7 @@ def sampled_policy_decisions(options: Any, generation: Any) -> list[Decision]:
             "in sampling alone",
             f"the trained policy has no {what}; {_correction(options)}",
         )
-        for name, what in named
+        for name, what in absent
         if getattr(generation, name)
     ]
 

@@ -33,6 +33,7 @@ from archon_core.layout.diagnostics import count
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
+from archon_core.plugins.inference_engines import find_inference_engine, inference_engines, missing_engine_packages
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
@@ -47,6 +48,7 @@ from archon_train.model_sections import (
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, Obstacle, RunPlan
+from archon_train.server_checks import check_scoring_servers, check_servers
 from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
 from archon_train.vision import explain_visual
 
@@ -137,7 +139,7 @@ class _Planner:
     def backends(self) -> Mapping[str, Backend]:
         """The engines that layouts may name: core's built-in table and installed engines."""
         try:
-            return backend_table(self.registry.all(TrainEngineSpec), self.registry.all(InferenceEngineSpec))
+            return backend_table(self.registry.all(TrainEngineSpec), inference_engines(self.registry))
         except PluginError as error:
             self.unable(str(error))
             return BUILTIN_BACKENDS
@@ -157,11 +159,15 @@ class _Planner:
         rollout = self.layouts.get("rollout")
         needed = algorithm is not None and "inference_engine" in getattr(algorithm, "needs", ())
         self.samples = algorithm is None or needed
+        transport = config.rollout.weight_transport
+        known = transport is None or self.look_up("weight_transport", transport, "rollout.weight_transport")
         if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
-            self.look_up("inference_engine", rollout.backend, "rollout.backend")
+            engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
+            if isinstance(engine, InferenceEngineSpec) and engine.runs_servers and known:
+                obstacles, decisions = check_servers(config, rollout, self.registry)
+                self.obstacles += obstacles
+                self.decisions += decisions
         self.check_teacher()
-        if "rollout.weight_transport" in self.loaded.explicit:
-            self.look_up("weight_transport", config.rollout.weight_transport, "rollout.weight_transport")
 
     def check_teacher(self) -> None:
         """Check that the servers of a teacher can score."""
@@ -172,6 +178,8 @@ class _Planner:
         engine = self.look_up("inference_engine", layout.backend, f"{TEACHER_SERVERS}.backend")
         if isinstance(engine, InferenceEngineSpec) and not engine.scorer:
             self.wrong(explain_no_scorer(layout))
+        elif isinstance(engine, InferenceEngineSpec) and engine.runs_servers:
+            self.obstacles += check_scoring_servers(self.config, layout, self.registry, option=TEACHER_SERVERS)
 
     def check_reward(self, name: str) -> None:
         """Look up the plugin, or the function in the user's module, without importing it."""
@@ -326,15 +334,19 @@ class _Planner:
 
     def look_up(self, kind: str, name: str, option: str) -> Spec | None:
         try:
+            if kind == InferenceEngineSpec.kind:
+                return find_inference_engine(self.registry, name)
             return self.registry.get(kind, name)
         except PluginError as error:  # two plugins provide the name: no package is missing
             self.unable(f"{option}: {error}")
             return None
         except ArchonError as error:
-            package = package_for(kind, name)
-            if package is None:
+            packages = missing_engine_packages(self.registry, name) if kind == InferenceEngineSpec.kind else ()
+            if not packages and (package := package_for(kind, name)):
+                packages = (package,)
+            if not packages:
                 self.wrong(f"{option}: {error}")
-            else:
+            for package in packages:
                 self.need(missing_package(package, self.registry), f"{option}: {name}")
             return None
 

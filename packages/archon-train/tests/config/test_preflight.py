@@ -142,13 +142,14 @@ def test_missing_packages_are_named_with_what_they_are_for(load: Load, make_regi
             "reward: gsm8k",
         ),
         "archon-sglang": ("rollout.backend: sglang",),
+        "archon-rollout": ("rollout.backend: sglang",),
         "archon-ray": ("scheduler.type: ray",),
         "archon-pipeline": ("actor.archon.pp_schedule: Interleaved1F1B",),
         "archon-moe": ("the experts of archon:(attn:d1p4t2c2|ffn:d1p4t1e4)",),
     }
     assert not found.is_wrong
     assert list(install_commands(found.needs)) == [
-        "pip install archon-moe archon-pipeline archon-ray archon-rl archon-sglang"
+        "pip install archon-moe archon-pipeline archon-ray archon-rl archon-rollout archon-sglang"
     ]
 
 

@@ -184,7 +184,7 @@ def test_a_dry_run_names_missing_packages_and_still_succeeds(train: Train, capsy
     assert train("--dry-run", "scheduler.type=ray", "rollout.backend=vllm:d2t2p1") == 0
     printed = capsys.readouterr().out
     assert "- archon-ray, which is not installed; for scheduler.type: ray" in printed
-    assert "pip install archon-ray archon-vllm" in printed
+    assert "pip install archon-ray archon-rollout archon-vllm" in printed
 
 
 def test_a_dry_run_prints_its_plan_as_json(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

@@ -102,7 +102,7 @@ def read_tree(
     dialects: list[Dialect] = [spec.load() for spec in registry.all(DialectSpec)]
     recognised = [dialect for dialect in dialects if dialect.recognises(written)]
     taken = _plugins_own_roots(registry, root)
-    tree, decisions = (written, overrides), []
+    tree, decisions, problems = (written, overrides), [], []
     for dialect in dialects:
         keep = taken | (frozenset() if dialect in recognised else dialect.own_roots())
         tree = tuple(dialect.rename(part, keep=keep) for part in tree)
@@ -110,18 +110,20 @@ def read_tree(
     for dialect in dialects:
         translation = dialect.translate(merged, recognised=dialect in recognised)
         merged, decisions = translation.tree, [*decisions, *translation.decisions]
+        problems += translation.problems
     choice = choose_sections(registry, merged, root)
     schema = build_schema(root.schema, choice.used)
     for dialect in recognised:
         filled = dialect.fill_in(merged, schema)
         merged, decisions = filled.tree, [*decisions, *filled.decisions]
+        problems += filled.problems
     unknown = sort_unknown_options(
         merged, schema, choice, registry, root=root, dialects=dialects, recognised=recognised
     )
     if not choice.failures:
         _refuse_other_files(merged, unknown.tree, schema)
     converted = convert(unknown.tree, schema)
-    problems = [*unknown.problems, *converted.problems]
+    problems += [*unknown.problems, *converted.problems]
     if not allow_missing:
         problems += [Problem(option.source, str(option)) for option in unknown.missing]
     _raise_all(problems, choice)

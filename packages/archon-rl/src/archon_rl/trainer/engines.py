@@ -12,7 +12,8 @@ from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import InferenceEngine
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout, backend_table
-from archon_core.plugins import InferenceEngineSpec, TrainEngineSpec, registry
+from archon_core.plugins import TrainEngineSpec, registry
+from archon_core.plugins.inference_engines import find_inference_engine, inference_engines
 from archon_engine.models.hf_config import load_hf_config
 from archon_train.cluster import engine_backends, engine_layouts
 from archon_train.run.context import RunContext
@@ -40,16 +41,17 @@ def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: 
 def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any) -> InferenceEngine:
     """The engine that ``rollout.backend`` names, with ``changes`` to the other options of ``rollout``."""
     layout, config = engine_layout(run, "rollout"), replace(run.config.rollout, **changes)
-    factory = registry().get("inference_engine", layout.backend).load()
+    factory = find_inference_engine(registry(), layout.backend).load()
     if layout.on_trainer_ranks:
         return factory(config, trainer=trainer)
-    return factory(config, trainer=trainer, folder=run.folder.path / "servers")
+    options = getattr(run.config, layout.backend, None)
+    return factory(config, trainer=trainer, folder=run.folder.path / "servers", options=options)
 
 
 def engine_layout(run: RunContext, role: str) -> Layout:
     """The layout of one engine of the run; an empty one is the actor's."""
     plugins = registry()
-    table = backend_table(plugins.all(TrainEngineSpec), plugins.all(InferenceEngineSpec))
+    table = backend_table(plugins.all(TrainEngineSpec), inference_engines(plugins))
     return engine_layouts(engine_backends(run.config), backends=table)[role]
 
 

@@ -18,6 +18,7 @@ from archon_core.contracts.packed import OutputName
 from archon_core.contracts.rollout import ScoredModel, ScoringEngine
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
+from archon_core.plugins.inference_engines import find_inference_engine
 from archon_rl.trainer.engines import engine_layout
 from archon_train.run.context import RunContext
 from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer
@@ -64,7 +65,7 @@ def build_served_teacher(run: RunContext, section: Any, *, vocab_size: int, temp
         ConfigError, ServerError: on every rank; see ``ScoringEngineFactory``.
     """
     layout, rollout = engine_layout(run, TEACHER_SERVERS), engine_layout(run, "rollout")
-    spec = registry().get("inference_engine", layout.backend)
+    spec = find_inference_engine(registry(), layout.backend)
     if not spec.scorer:
         raise ConfigError(explain_no_scorer(layout))
     model = ScoredModel(

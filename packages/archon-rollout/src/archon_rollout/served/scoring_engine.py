@@ -12,6 +12,7 @@ import math
 import os
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from archon_core.contracts.rollout import RolloutConfig, ScoredModel
 from archon_core.contracts.serving import ServerDriver, ServerDriverSpec, ServerRegistry
 from archon_core.errors import ConfigError, ServerError
 from archon_core.layout import backend_table, parse_layout
-from archon_core.plugins import InferenceEngineSpec, registry
+from archon_core.plugins import registry
+from archon_core.plugins.inference_engines import inference_engines
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
 from archon_core.serving.scores import Scores, ScoringRequest
@@ -30,6 +32,7 @@ from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.frozen_driver import FrozenDriver
 from archon_rollout.served.launching import ServerProcesses
+from archon_rollout.served.model_files import Architecture
 from archon_rollout.server.environment import TOKEN
 
 logger = logging.getLogger(__name__)
@@ -59,7 +62,9 @@ class ScoringServers:
         options: Any = None,
         devices_before: int = 0,
     ) -> None:
-        self._config, self._model, self._option, self._ranks = config, model, option, ranks
+        # The weights never change, and this transport needs nothing inside foreign servers.
+        self._config = config = replace(config, weight_transport="disk")
+        self._model, self._option, self._ranks = model, option, ranks
         self._processes: ServerProcesses | None = None
         self._pool: Pool | None = None
         self._client: PoolClient | None = None
@@ -93,7 +98,7 @@ class ScoringServers:
     def _start(self, folder: Path, options: Any, devices_before: int) -> None:
         """Start the servers, or connect to running ones; rank 0 only."""
         config, option = self._config, self._option
-        table = backend_table((), registry().all(InferenceEngineSpec))
+        table = backend_table((), inference_engines(registry()))
         layout = parse_layout(config.backend, backends=table, option=f"{option}.backend")
         token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
         spec = registry().get(ServerDriverSpec, layout.backend)
@@ -116,9 +121,9 @@ class ScoringServers:
             self._processes = ServerProcesses(
                 driver,
                 layout,
-                model=self._model.path,
+                model=Architecture(Path(self._model.path), self._model.dtype or "", self._model.run_as),
                 folder=folder,
-                options=_serve_options(self._model) if layout.backend == "served" else (),
+                frozen=True,
                 option=option,
                 devices_before=devices_before,
             )
@@ -232,9 +237,3 @@ def requests_of(sequences: Sequence[Sequence[int]], model: ScoredModel) -> Itera
         n_tokens += len(sequence)
     if chosen:
         yield ScoringRequest(tuple(chosen), model.temperature)
-
-
-def _serve_options(model: ScoredModel) -> list[str]:
-    """Options of ``archon serve`` for the model's numbers."""
-    options = [] if model.dtype is None else ["--dtype", model.dtype]
-    return [*options, "--run-as", model.run_as] if model.run_as else options

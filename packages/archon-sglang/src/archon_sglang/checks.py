@@ -1,0 +1,44 @@
+"""What stands in the way of SGLang servers, known before a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from operator import attrgetter
+from typing import Any
+
+from archon_core.contracts.serving import ServerCheck
+from archon_core.layout import Layout
+from archon_sglang.options import SglangOptions, ranks_problem
+
+INSTALL = (
+    "python -m venv sglang-env && sglang-env/bin/pip install 'sglang==0.5.23', then set "
+    "sglang.python=sglang-env/bin/python"
+)
+
+
+def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> ServerCheck:
+    """The problems of a run whose servers in the section ``option`` are SGLang's.
+
+    Args:
+        config: the whole configuration.
+        layout: of the servers.
+        option: their section.
+    """
+    options: SglangOptions = getattr(config, "sglang", None) or SglangOptions()
+    if attrgetter(option)(config).addresses:
+        return ServerCheck()
+    problem = ranks_problem(options, layout)
+    return ServerCheck((problem,) if problem else (), _missing(options, option))
+
+
+def _missing(options: SglangOptions, option: str) -> str:
+    install = f"{INSTALL}; or set {option}.addresses to running servers"
+    if options.python:
+        return "" if shutil.which(options.python) else f"sglang.python: found no program {options.python!r}; {install}"
+    if importlib.util.find_spec("sglang") is None:
+        return (
+            f"{option}.backend: found no sglang in this environment; its pins need one apart from the trainer's: "
+            f"{install}"
+        )
+    return ""

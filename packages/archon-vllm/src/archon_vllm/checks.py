@@ -1,0 +1,52 @@
+"""What stands in the way of vLLM servers, known before a run."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Any
+
+from archon_core.contracts.serving import ServerCheck
+from archon_core.layout import Layout
+from archon_vllm.options import VllmOptions
+
+INSTALL = (
+    "python -m venv vllm-env && vllm-env/bin/pip install vllm 'archon-vllm[server]', then set "
+    "vllm.python=vllm-env/bin/python"
+)
+
+
+def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> ServerCheck:
+    """The problems of a run whose servers in the section ``option`` are vLLM's.
+
+    Args:
+        config: the whole configuration.
+        layout: of the servers.
+        option: their section; problems of sampling concern ``rollout`` alone.
+    """
+    options: VllmOptions = getattr(config, "vllm", None) or VllmOptions()
+    missing = "" if attrgetter(option)(config).addresses else _missing(options, option)
+    return ServerCheck(tuple(_problems(config)) if option == "rollout" else (), missing)
+
+
+def _problems(config: Any) -> Iterator[str]:
+    for section in ("gconfig", "eval_gconfig"):
+        sampling = getattr(config, section)
+        if sampling is not None and not sampling.greedy and (sampling.top_p < 1 or sampling.top_k > 0):
+            yield (
+                f"{section}: found top_p {sampling.top_p:g} and top_k {sampling.top_k}; allowed with vLLM are 1 and 0, "
+                "because it returns log-probabilities of the distribution after the cut; use rollout.backend=served, "
+                "or remove them"
+            )
+
+
+def _missing(options: VllmOptions, option: str) -> str:
+    install = f"{INSTALL}; or set {option}.addresses to running servers"
+    if options.python:
+        return "" if shutil.which(options.python) else f"vllm.python: found no program {options.python!r}; {install}"
+    if importlib.util.find_spec("vllm") is None:
+        found = f"{option}.backend: found no vllm in this environment"
+        return f"{found}; its pins need one apart from the trainer's: {install}"
+    return ""
