@@ -98,3 +98,13 @@ def test_missing_packages_of_the_servers_are_named(tmp_path):
     [need] = plan_run(load_config(file, (), without, allow_missing=True), without).needs
     assert need.package.name == "archon-sglang"
     assert need.purposes == ("teacher.rollout.backend: sglang",)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("vllm", "vLLM"), ("sglang", "SGLang")])
+def test_servers_that_score_at_one_temperature_only_are_named(plan, kind, name):
+    overrides = (f"teacher.rollout.backend={kind}:d1", "teacher.rollout.addresses=[host:1]", "rollout.backend=local")
+    assert plan(*overrides).can_run
+    assert plan(*overrides, "gconfig.greedy=true", "gconfig.temperature=0.5").can_run
+    [obstacle] = plan(*overrides, "gconfig.temperature=0.5").obstacles
+    assert obstacle.text.startswith(f"gconfig.temperature: found 0.5 with teacher.rollout.backend={kind}:d1; {name}")
+    assert plan(*overrides[:1]).obstacles[0].text.startswith("teacher.rollout.backend: found no")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
@@ -23,13 +24,23 @@ def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> Server
     Args:
         config: the whole configuration.
         layout: of the servers.
-        option: their section.
+        option: their section. Servers in other sections than ``rollout`` score, and do not sample.
     """
     options: SglangOptions = getattr(config, "sglang", None) or SglangOptions()
+    problems = [] if option == "rollout" else list(_scoring_problems(config, layout, option))
     if attrgetter(option)(config).addresses:
-        return ServerCheck()
+        return ServerCheck(tuple(problems))
     problem = ranks_problem(options, layout)
-    return ServerCheck((problem,) if problem else (), _missing(options, option))
+    return ServerCheck((*problems, *([problem] if problem else [])), _missing(options, option))
+
+
+def _scoring_problems(config: Any, layout: Layout, option: str) -> Iterator[str]:
+    sampling = config.gconfig
+    if not sampling.greedy and sampling.temperature != 1:
+        yield (
+            f"gconfig.temperature: found {sampling.temperature:g} with {option}.backend={layout}; SGLang scores at "
+            f"temperature 1 only; set it to 1, or use {option}.backend=served"
+        )
 
 
 def _missing(options: SglangOptions, option: str) -> str:

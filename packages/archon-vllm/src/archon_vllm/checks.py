@@ -24,11 +24,12 @@ def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> Server
     Args:
         config: the whole configuration.
         layout: of the servers.
-        option: their section; problems of sampling concern ``rollout`` alone.
+        option: their section. Servers in other sections than ``rollout`` score, and do not sample.
     """
     options: VllmOptions = getattr(config, "vllm", None) or VllmOptions()
     missing = "" if attrgetter(option)(config).addresses else _missing(options, option)
-    return ServerCheck(tuple(_problems(config)) if option == "rollout" else (), missing)
+    problems = _problems(config) if option == "rollout" else _scoring_problems(config, layout, option)
+    return ServerCheck(tuple(problems), missing)
 
 
 def _problems(config: Any) -> Iterator[str]:
@@ -40,6 +41,15 @@ def _problems(config: Any) -> Iterator[str]:
                 "because it returns log-probabilities of the distribution after the cut; use rollout.backend=served, "
                 "or remove them"
             )
+
+
+def _scoring_problems(config: Any, layout: Layout, option: str) -> Iterator[str]:
+    sampling = config.gconfig
+    if not sampling.greedy and sampling.temperature != 1:
+        yield (
+            f"gconfig.temperature: found {sampling.temperature:g} with {option}.backend={layout}; vLLM scores at "
+            f"temperature 1 only; set it to 1, or use {option}.backend=served"
+        )
 
 
 def _missing(options: VllmOptions, option: str) -> str:

@@ -23,6 +23,7 @@ from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task
 from archon_rl.trainer.warm_start import WarmStart
 from archon_train.run.context import RunContext
+from archon_train.teacher_servers import unused_teacher_options
 
 NAMED = 3
 """Number of differing tokens that a message names."""
@@ -39,6 +40,7 @@ def prepare_teacher(run: RunContext, actor: Any, task: Task) -> Any:
         KeyboardInterrupt: the user asked to stop during the supervised steps.
     """
     tokenizer = task.encoder.tokenizer
+    run.record(unused_teacher_options(run.config, run.explicit))
     section = complete_model_config(run, tokenizer, "teacher")
     _check_vocabulary(run, section, actor, tokenizer)
     actor_steps = run.config.warm_start.steps
