@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib
 import json
@@ -25,13 +26,15 @@ from archon_core import assemble
 from archon_core.cli.main import main
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.loss import OutputRequest
-from archon_core.contracts.rollout import Completion, ScoredModel
+from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, RolloutConfig, ScoredModel
 from archon_core.layout import parse_layout
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.plugins import build_registry, registry
 from archon_core.plugins.discovery import discover, distribution_name
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.ranks.environment import RankEnvironment
+from archon_core.serving.arena import ArenaHeader
+from archon_core.serving.arena_file import create_arena
 from archon_core.serving.record import ServerRecord, ServerState
 from archon_core.serving.scores import ServedModelInfo
 from archon_engine.checkpoint.dcp_metadata import read_metadata
@@ -60,6 +63,11 @@ from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.teacher import compare_tokenizers
+from archon_rollout.pool.client import PoolClient
+from archon_rollout.pool.pool import Pool
+from archon_rollout.publication.canary import canary_problem
+from archon_rollout.registries.folder import FolderRegistry
+from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.frozen_driver import FrozenDriver
 from archon_train.experiment import load_config
 from archon_train.launch.first_failure import RankExit, explain
@@ -82,6 +90,8 @@ DRY_RUNS: dict[str, list[str]] = {
     "The layout has expert ranks and the model has no experts": ["actor.backend=archon:d2e2"],
     "The engines need more ranks than the cluster has": ["actor.backend=archon:d16", "cluster.n_gpus_per_node=8"],
     "Critic or reference has another number of ranks": ["ref.backend=archon:d1"],
+    "The program of the servers is missing": ["actor.backend=archon:d1", "rollout.backend=vllm:d1"],
+    "Servers do not have the weight transport": ["rollout.backend=sglang:d1", "rollout.weight_transport=shm"],
     "A teacher has no servers": ["teacher.path=./large-model"],
     "The number of micro-batches was raised": ["actor.backend=archon:p2"],
     "A zero-bubble schedule and compiled blocks": [
@@ -330,6 +340,39 @@ def _(folder: Path) -> None:
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     ensure_deterministic(option="actor.archon.use_deterministic_algorithms")
+
+
+@row("Too few servers are left")
+def _(folder: Path) -> None:
+    servers = MemoryRegistry()
+    servers.announce("a", ServerRecord("10.0.0.4:8000", "a", "served"), ttl=60)
+    pool = Pool(servers, None, RolloutConfig(setup_timeout=0.1))
+    asyncio.run(pool.refresh())
+    pool.receivers()
+    reason = canary_problem(Completion((5,), (-1.2,), (0,), "length"), [-3.4], version=0, tolerance=1e-3)
+    pool.committed(0, {"a": f"canary: {reason}"})
+    pool.wait_for_receivers()
+
+
+@row("No server answered a request")
+def _(folder: Path) -> None:
+    options = RolloutConfig(request_timeout=0.1)
+    client = PoolClient(Pool(MemoryRegistry(), None, options), None, options)
+    asyncio.run(client.generate(GenerationRequest((1,), GenerationConfig(), (0,))))
+
+
+@row("Shared memory is full")
+def _(folder: Path) -> None:
+    create_arena(ArenaHeader.for_buckets(2**56), run="run", folder=folder)
+
+
+@row("The folder of the server registry is gone")
+def _(folder: Path) -> None:
+    servers = FolderRegistry(folder / "servers")
+    servers.announce("a", ServerRecord("10.0.0.4:8000", "a", "served"), ttl=60)
+    servers.list()
+    (folder / "servers").rename(folder / "away")
+    servers.list()
 
 
 @row("The run folder holds a run")

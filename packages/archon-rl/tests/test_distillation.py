@@ -193,6 +193,14 @@ def test_the_joint_objective_has_both_weights():
     assert weighted.fields == algorithm.fields
 
 
+def test_sampling_options_that_training_does_not_have_are_decisions_in_pure_distillation_too():
+    penalised = GenerationConfig(n_samples=1, frequency_penalty=0.5)
+    _, decisions = compose(teacher(rl_loss_weight=0.0), Actor(recompute_logprob=True), gconfig=penalised)
+    assert decisions["gconfig.frequency_penalty"].reason.endswith("so nothing corrects for it")
+    _, decisions = compose(teacher(rl_loss_weight=0.0), Actor(use_decoupled_loss=True), gconfig=penalised)
+    assert decisions["gconfig.frequency_penalty"].reason.endswith("log-probabilities corrects for it")
+
+
 def test_the_teacher_has_the_temperature_of_sampling():
     warm = GenerationConfig(n_samples=1, temperature=0.7)
     algorithm, decisions = compose(teacher(rl_loss_weight=0.0), Actor(temperature=0.7), gconfig=warm)

@@ -20,7 +20,8 @@ class FakeServer:
 
     Attributes:
         record: as announced.
-        hangs: answers nothing.
+        hangs: answers nothing, until this is false.
+        dead: cannot be reached.
         refuses: answers every request with this error.
         info: what it says of its model; scores of another version than the record's come from changed weights.
         aborts_after: ends the next request after so many tokens; ``None`` never.
@@ -28,6 +29,7 @@ class FakeServer:
 
     record: ServerRecord
     hangs: bool = False
+    dead: bool = False
     refuses: str = ""
     aborts_after: int | None = None
     info: ServedModelInfo = MODEL
@@ -61,7 +63,8 @@ class FakeDriver:
         if request_id != "probe":
             found.requests.append(request)
         if found.hangs:
-            await asyncio.sleep(timeout + 60)
+            while found.hangs:
+                await asyncio.sleep(0.005)
         if found.refuses:
             raise ServerError(found.refuses)
         n = request.config.max_new_tokens
@@ -75,6 +78,12 @@ class FakeDriver:
             Completion(tokens, values, (found.record.version,) * n, stop_reason)  # type: ignore[arg-type]
             for _ in request.seeds
         ]
+
+    def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
+        found = self.servers[server.incarnation]
+        if found.dead:
+            raise ServerError(f"server {server.address}: cannot connect")
+        return ServerState(server.incarnation, found.record.version, paused=False)
 
     def abort(self, server: ServerRecord, request_ids: list[str] | None, *, timeout: float) -> None:
         self.servers[server.incarnation].aborted += request_ids or ["all"]
@@ -93,9 +102,6 @@ class FakeDriver:
 
     def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
         return self.servers[server.incarnation].info
-
-    def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
-        return ServerState(server.incarnation, self.servers[server.incarnation].record.version, paused=False)
 
 
 CURRENT: list[FakeDriver] = []

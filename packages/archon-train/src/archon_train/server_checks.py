@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.serving import ServerCheck, ServerDriverSpec, WeightTransportSpec
-from archon_core.errors import ArchonError
+from archon_core.contracts.serving import ServerCheck, ServerDriverSpec
+from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import Layout
+from archon_core.plugins.transport_choice import choose_transport
 from archon_train.run_plan import Obstacle
 
 if TYPE_CHECKING:
@@ -27,25 +28,12 @@ def check_servers(config: Any, layout: Layout, registry: Registry) -> tuple[list
         check = driver.load_part("check")(config, layout=layout, option="rollout") if driver.check else None
     except ArchonError as error:
         return [Obstacle(f"rollout.backend: {error}", "environment")], []
-    obstacles, decisions = [], []
-    transport, allowed = config.rollout.weight_transport, driver.transports_for(layout)
-    if transport is None:
-        decisions.append(
-            Decision(
-                option="rollout.weight_transport",
-                requested="null",
-                effective=allowed[0],
-                reason=f"the first transport of {driver.name} servers",
-            )
-        )
-    elif registry.get(WeightTransportSpec, transport).name not in allowed:
-        obstacles.append(
-            Obstacle(
-                f"rollout.weight_transport: found {transport}; servers of {layout} receive weights by "
-                f"{', '.join(allowed)}; choose one",
-                "config",
-            )
-        )
+    obstacles: list[Obstacle] = []
+    decisions: list[Decision] = []
+    try:
+        decisions += choose_transport(config.rollout.weight_transport, layout, driver, registry)[1]
+    except ConfigError as error:
+        obstacles.append(Obstacle(str(error), "config"))
     if check is not None:
         obstacles += _obstacles_of(check)
     return obstacles, decisions

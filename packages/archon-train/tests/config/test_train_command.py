@@ -16,6 +16,7 @@ from archon_core.cli.main import main
 from archon_core.plugins import (
     AlgorithmSpec,
     DatasetSpec,
+    InferenceEngineSpec,
     LauncherSpec,
     ModelSpec,
     PluginStatus,
@@ -116,7 +117,10 @@ def train(
     names += ("terminate", "terminate-by-exception", "report")
     provided: PluginStatus = plugin(
         "fake",
-        AlgorithmSpec(name="fake", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer"),
+        AlgorithmSpec(
+            name="fake", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer", needs=("inference_engine",)
+        ),
+        InferenceEngineSpec(name="local", target="json:loads", letters=""),
         AlgorithmSpec(name="other", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer"),
         DatasetSpec(name="jsonl", target="json:loads"),
         ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
@@ -202,6 +206,19 @@ def test_a_dry_run_prints_its_plan_as_json(train: Train, capsys: pytest.CaptureF
     assert [obstacle["kind"] for obstacle in plan["obstacles"]] == ["config"]
     assert train("--json") == 2
     assert "--json: found without --dry-run" in capsys.readouterr().err
+
+
+def test_a_file_that_does_not_load_has_its_errors_as_json(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    """The form is that of a plan: whoever reads one needs no second format."""
+    for overrides, found in ((["sed=1"], ["unknown option sed"]), (["sed=1", "see=2"], ["option sed", "option see"])):
+        assert train("--dry-run", "--json", *overrides) == 2
+        printed = capsys.readouterr()
+        plan = json.loads(printed.out)
+        assert not plan["can_run"]
+        assert [obstacle["kind"] for obstacle in plan["obstacles"]] == ["config"] * len(found)
+        for obstacle, text in zip(plan["obstacles"], found, strict=True):
+            assert text in obstacle["text"]
+            assert obstacle["text"] in printed.err
 
 
 def test_a_dry_run_of_a_wrong_configuration_fails(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,7 +420,7 @@ def test_a_file_that_is_not_there_is_a_users_error(capsys: pytest.CaptureFixture
 def test_a_dry_run_imports_no_torch(write: Callable[[str], Path]) -> None:
     import subprocess
 
-    path = write("actor: {path: a/b}\n")
+    path = write("{actor: {path: a/b}, reward: arithmetic, data: {dataset: arithmetic}, gconfig: {n_samples: 4}}\n")
     code = (
         "import sys\n"
         "from archon_core.cli.main import main\n"

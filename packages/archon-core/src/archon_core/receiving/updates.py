@@ -153,16 +153,23 @@ class WeightUpdates:
             ServerError: this version is not prepared, such as when a commit is executed late.
         """
         with self._lock:
+            self.check_commit(version)
             if self._prepared != version:
-                if self._version == version and self._plan is None:
-                    return
-                raise ServerError(
-                    f"commit of version {version}: found prepared version {self._prepared}, in use {self._version}; "
-                    "only a verified update is committed; query the state before the next call"
-                )
+                return
             self._store.commit(version)
             self._version, self._checksums = version, self._received
             self._end()
+
+    def check_commit(self, version: int) -> None:
+        """Raise ServerError unless ``version`` is prepared, or in use already and not being received again.
+
+        A commit that arrives late, when the next update is in progress, changes nothing.
+        """
+        if version != self._prepared and (version != self._version or version == self.updating):
+            raise ServerError(
+                f"commit of version {version}: found prepared version {self._prepared}, in use {self._version}; "
+                "only a verified update is committed; query the state before the next call"
+            )
 
     def abort(self, version: int) -> None:
         """Drop what was received of a version. No effect on other versions, or after the commit."""

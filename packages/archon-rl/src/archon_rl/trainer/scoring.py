@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from archon_core.errors import RewardError
+from archon_core.errors import DataError, RewardError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.fields import read_field
@@ -111,7 +111,7 @@ class Scorer:
 
         Raises:
             RewardError: on every rank, every call failed, or more than ``max_failed`` of the recent ones.
-            ArchonError: on every rank, the function raised it, such as a DataError about a record.
+            ConfigError: on every rank, the function raised it.
         """
         scores = Scores(rollout, tuple(self._outcomes(rollout, data_ranks)))
         self._judge(scores, when, may_all_fail=may_all_fail)
@@ -128,16 +128,26 @@ class Scorer:
         return map_over_ranks(len(rollout.records), outcomes_of_share, data_ranks)
 
     def _score(self, rollout: Rollout, indices: Sequence[int]) -> list[tuple[Outcome, ...]]:
-        calls = [list(self._calls(rollout, index)) for index in indices]
-        outcomes = iter(self.runner.score([call for group in calls for call in group]))
-        return [tuple(next(outcomes) for _ in group) for group in calls]
+        groups = [self._calls(rollout, index) for index in indices]
+        calls = [call for group in groups if not isinstance(group, Outcome) for call in group]
+        outcomes = iter(self.runner.score(calls))
+        return [
+            (group,) * len(rollout.completions[index])
+            if isinstance(group, Outcome)
+            else tuple(next(outcomes) for _ in group)
+            for index, group in zip(indices, groups, strict=True)
+        ]
 
-    def _calls(self, rollout: Rollout, index: int) -> list[RewardCall]:
+    def _calls(self, rollout: Rollout, index: int) -> list[RewardCall] | Outcome:
+        """The calls for a record's completions, or why a record without an answer has none."""
         record = rollout.records[index]
-        place = getattr(record, "place", f"record {index} of the rollout")
+        place = place_of(rollout, index)
         known = record
         if self.encoder.answer_key is not None:
-            known = {**record, "answer": read_field(record, self.encoder.answer_key)}
+            try:
+                known = {**record, "answer": read_field(record, self.encoder.answer_key)}
+            except DataError as error:
+                return Outcome(error=f"{place}: {error}", cause="records without an answer")
         prompt = self.encoder.prompt(record)
         return [
             RewardCall(prompt, self.encoder.decode(completion.token_ids), known, place)
@@ -173,6 +183,11 @@ class Scorer:
         lines = [f"{when}: no reward for {len(failures)} of {n_calls} completions"]
         lines += [f"{one.error}{_traced(one)}" for one in reversed(new.values())]
         self.note("\n".join(lines))
+
+
+def place_of(rollout: Rollout, index: int) -> str:
+    """The location of a rollout's record, for messages."""
+    return getattr(rollout.records[index], "place", f"record {index} of the rollout")
 
 
 def _traced(outcome: Outcome) -> str:

@@ -94,21 +94,24 @@ class PoolClient:
             ServerError: no server completed it in ``request_timeout`` seconds and ``request_retries`` repetitions.
         """
 
-        def call(server: ServerRecord, timeout: float) -> Awaitable[Scores]:
-            return self._driver.score(server, request, timeout=timeout)
+        deadline = self._clock() + self._options.request_timeout
 
-        return await self._repeat(call, request.n_tokens, "", self._clock() + self._options.request_timeout)
+        def call(server: ServerRecord) -> Awaitable[Scores]:
+            timeout = max(deadline - self._clock(), POLL_SECONDS)
+            return self._attend(server, self._driver.score(server, request, timeout=timeout))
+
+        return await self._repeat(call, request.n_tokens, "", deadline)
 
     async def _generate(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
         tokens = len(request.prompt_ids) + request.config.max_new_tokens * len(request.seeds)
 
-        def call(server: ServerRecord, timeout: float) -> Awaitable[list[Completion]]:
-            return self._call(server, request, timeout)
+        def call(server: ServerRecord) -> Awaitable[list[Completion]]:
+            return self._call(server, request, deadline)
 
         return await self._repeat(call, tokens, group, deadline)
 
     async def _repeat(
-        self, call: Callable[[ServerRecord, float], Awaitable[T]], tokens: int, group: str, deadline: float
+        self, call: Callable[[ServerRecord], Awaitable[T]], tokens: int, group: str, deadline: float
     ) -> T:
         failures: list[str] = []
         while len(failures) <= self._options.request_retries:
@@ -117,7 +120,7 @@ class PoolClient:
                 break
             error = ""
             try:
-                return await call(server, max(deadline - self._clock(), POLL_SECONDS))
+                return await call(server)
             except RefusedRequestError:
                 raise
             except ServerError as failure:
@@ -136,16 +139,49 @@ class PoolClient:
             await asyncio.sleep(POLL_SECONDS)
         return None
 
-    async def _call(self, server: ServerRecord, request: GenerationRequest, timeout: float) -> list[Completion]:
+    async def _call(self, server: ServerRecord, request: GenerationRequest, deadline: float) -> list[Completion]:
         request_id = f"{self._name}-{next(self._numbers)}"
+        timeout = max(deadline - self._clock(), POLL_SECONDS)
         try:
-            return await self._driver.generate(server, request, request_id=request_id, timeout=timeout)
+            generating = self._driver.generate(server, request, request_id=request_id, timeout=timeout)
+            completions = await self._attend(server, generating)
+            await self._confirm(server, deadline)
+            return completions
         except asyncio.CancelledError:
             # Nobody waits for the answer any more: free the server's place.
             abort = asyncio.to_thread(self._driver.abort, server, [request_id], timeout=5.0)
             with suppress(ServerError):
                 await asyncio.shield(abort)
             raise
+
+    async def _attend(self, server: ServerRecord, answer: Awaitable[T]) -> T:
+        """The answer of a call, unless the server leaves before."""
+        call = asyncio.ensure_future(answer)
+        call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # retrieved, also if unused
+        try:
+            while not (await asyncio.wait((call,), timeout=POLL_SECONDS))[0]:
+                self._check_present(server)
+            return call.result()
+        finally:
+            call.cancel()
+
+    async def _confirm(self, server: ServerRecord, deadline: float) -> None:
+        """Wait until it is known whether a server has the weights that it claims.
+
+        Between its switch to new weights and the end of the canary, a server may label tokens with the wrong version.
+
+        Raises:
+            ServerError: it does not have them, left for another reason, or it is not known until the deadline.
+        """
+        while self._pool.is_switching:
+            if self._clock() >= deadline:
+                raise ServerError(f"server {server.address}: it is not known whether it has the published weights")
+            await asyncio.sleep(POLL_SECONDS)
+        self._check_present(server)
+
+    def _check_present(self, server: ServerRecord) -> None:
+        if reason := self._pool.departure(server.incarnation):
+            raise ServerError(f"server {server.address} left before its answer was used: {reason}")
 
     def _explain(self, failures: list[str]) -> str:
         options, section = self._options, self._section

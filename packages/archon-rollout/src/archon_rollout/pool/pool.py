@@ -66,14 +66,15 @@ class Pool:
         self._section = section
         self._clock = clock
         self._lock = threading.RLock()
-        cooldown = options.topology_change_cooldown_seconds
-        rules = MembershipRules(options.health_check_failure_threshold, cooldown, retry=max(cooldown, 1.0))
+        cooldown, interval = options.topology_change_cooldown_seconds, options.health_check_interval_seconds
+        rules = MembershipRules(options.health_check_failure_threshold, cooldown, retry=max(cooldown, interval))
         self._membership = Membership(rules)
         self._router = Router()
         self._decision = TopologyDecision(0)
         self._registry_error = ""
         self._open_to_newcomers = True
         self._rebuild_requested = False
+        self._is_switching = False
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._crash: BaseException | None = None
@@ -148,9 +149,26 @@ class Pool:
         with self._lock:
             return not self._membership.in_service()
 
+    def switching(self) -> None:
+        """Servers switch to new weights from now on until ``committed``. What they answer meanwhile is not confirmed: a
+        server may label tokens with a version that other weights made."""
+        with self._lock:
+            self._is_switching = True
+
+    @property
+    def is_switching(self) -> bool:
+        """Whether it is open which servers have the weights that they claim."""
+        return self._is_switching
+
+    def departure(self, incarnation: str) -> str:
+        """Why the requests that a server has should go to others; empty while it may answer them."""
+        with self._lock:
+            return self._membership.departure(incarnation)
+
     def committed(self, version: int, outcomes: Mapping[str, str]) -> None:
         """A publication has ended; see ``Membership.committed``."""
         with self._lock:
+            self._is_switching = False
             self._membership.committed(version, outcomes, self._clock())
 
     def failed(self, incarnation: str, reason: str) -> None:
@@ -193,7 +211,7 @@ class Pool:
     async def refresh(self) -> None:
         """One round: read the registry and probe all servers."""
         await self._read_registry()
-        await self._probe_all()
+        await asyncio.gather(self._probe_all(), self._watch_draining())
 
     def _check_thread(self) -> None:
         if self._crash is not None:
@@ -254,6 +272,17 @@ class Pool:
         errors = await asyncio.gather(*(self._probe(record) for record in targets.values()))
         with self._lock:
             self._membership.probed(dict(zip(targets, errors, strict=True)), self._clock())
+
+    async def _watch_draining(self) -> None:
+        """Find out whether servers that withdrew still work on their requests. They accept no others, also no probe."""
+        with self._lock:
+            targets = {n: m.record for n, m in self._membership.members.items() if m.drains}
+        timeout = self._options.health_check_timeout_seconds
+        calls = (asyncio.to_thread(self._driver.state, record, timeout=timeout) for record in targets.values())
+        errors = await asyncio.gather(*(_error_of(call, timeout) for call in calls))
+        for name, error in zip(targets, errors, strict=True):
+            if error:
+                self.failed(name, f"it withdrew, and does not answer: {error}")
 
     async def _probe(self, server: ServerRecord) -> str:
         timeout = self._options.health_check_timeout_seconds

@@ -13,7 +13,7 @@ weights, whole new weights or out of service: no failure leads to anything else.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.engine import TrainEngine
@@ -79,11 +79,13 @@ class Publisher:
         self._options = options
         self._published: WeightManifest | None = None  # the last version, with checksums
 
-    def publish(self, servers: Sequence[ServerRecord]) -> Publication:
+    def publish(self, servers: Sequence[ServerRecord], *, on_commit: Callable[[], None] | None = None) -> Publication:
         """Publish the current weights. Collective; every rank gets the same result.
 
         Args:
             servers: the servers that take part; only rank 0's count.
+            on_commit: called on rank 0 before servers switch. Until this method returns, it is open which of them label
+                tokens rightly.
 
         Raises:
             WeightsError: the engine is a critic.
@@ -98,6 +100,8 @@ class Publisher:
             manifest = self._transfer(attempt, manifest, buckets)
             with attempt.phase("verify"):
                 self._verify(attempt, manifest)
+            if on_commit is not None:
+                on_commit()
             with attempt.phase("commit"):
                 self._commit(attempt, manifest.version)
         self._run_canary(attempt, manifest)

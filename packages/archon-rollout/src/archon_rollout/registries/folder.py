@@ -2,7 +2,8 @@
 
 A file holds the record, the time to live and a counter that every refresh raises. A reader compares the counter with
 what it saw before, by its own clock: an entry expires when the counter has stood still for its time to live. So the
-clocks of hosts and file servers may differ. A reader that starts takes every file for alive until then.
+clocks of hosts and file servers may differ. A reader that starts takes every file for alive until then, and so does one
+that could not read: servers could not write either.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class FolderRegistry:
         self._folder = folder
         self._clock = clock
         self._seen: dict[str, tuple[int, float]] = {}
+        self._was_unreadable = False
         self._log = ChangeLog()
 
     def announce(self, id: str, record: ServerRecord, ttl: float) -> FolderAnnouncement:
@@ -57,10 +59,18 @@ class FolderRegistry:
         Raises:
             ServerError: the folder or a file cannot be read.
         """
+        try:
+            found = self._read()
+        except ServerError:
+            self._was_unreadable = True
+            raise
         now = self._clock()
+        if self._was_unreadable:
+            self._seen = {id: (beat, now) for id, (beat, _) in self._seen.items()}
+            self._was_unreadable = False
         entries = {}
         seen = {}
-        for id, data in self._read().items():
+        for id, data in found.items():
             beat, since = self._seen.get(id, (None, now))
             if data["beat"] != beat:
                 since = now
@@ -78,6 +88,9 @@ class FolderRegistry:
         """Nothing to free."""
 
     def _read(self) -> dict[str, dict[str, Any]]:
+        if self._seen and not self._folder.is_dir():
+            # An unmounted share is no news about servers. Before the first entry there may be no folder yet.
+            raise ServerError(f"server registry {self._folder}: found no folder, and it had entries; mend the folder")
         try:
             paths = sorted(self._folder.glob(f"*{_SUFFIX}")) if self._folder.is_dir() else []
         except OSError as error:

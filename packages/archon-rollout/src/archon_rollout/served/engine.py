@@ -34,6 +34,7 @@ from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
+from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
@@ -65,10 +66,12 @@ class ServedEngine:
         options: the section of the kind of server, such as ``vllm``; ``None`` for its defaults.
 
     Attributes:
+        decisions: what the engine chose.
         topology: the servers in service, the same on every rank.
         last_publication: how the last publication went, the same on every rank.
 
     Raises:
+        ConfigError: this kind of server does not receive weights by ``rollout.weight_transport``.
         ServerError: on every rank, if a server cannot be started or reached.
     """
 
@@ -78,7 +81,8 @@ class ServedEngine:
         table = backend_table((), inference_engines(registry()))
         self._layout = parse_layout(config.backend, backends=table, option="rollout.backend")
         self._kind = registry().get(ServerDriverSpec, self._layout.backend)
-        self._config = replace(config, weight_transport=self._transport_of(config))
+        transport, self.decisions = choose_transport(config.weight_transport, self._layout, self._kind, registry())
+        self._config = replace(config, weight_transport=transport)
         self._options = options
         self._trainer = trainer
         self._ranks = trainer.data_ranks.everyone
@@ -216,23 +220,6 @@ class ServedEngine:
                 f"server the same secret ({TOKEN} of archon train and archon serve)"
             )
 
-    def _transport_of(self, config: RolloutConfig) -> str:
-        """The name of the weight transport.
-
-        Raises:
-            ConfigError: this kind of server does not receive by it.
-        """
-        allowed = self._kind.transports_for(self._layout)
-        if config.weight_transport is None:
-            return allowed[0]
-        spec = registry().get(WeightTransportSpec, config.weight_transport)
-        if spec.name not in allowed:
-            raise ConfigError(
-                f"rollout.weight_transport: found {config.weight_transport!r}; servers of {self._layout} receive "
-                f"weights by {', '.join(allowed)}; choose one"
-            )
-        return spec.name
-
     def _build_publisher(self, folder: Path | None) -> Publisher:
         config = self._config
         options = PublisherOptions(
@@ -264,7 +251,8 @@ class ServedEngine:
             with failing_together(self._ranks):
                 if self._ranks.is_first:
                     receivers = self._wait_for_receivers()
-            publication = self._publisher.publish(receivers)
+            on_commit = self._pool.switching if self._pool is not None else None
+            publication = self._publisher.publish(receivers, on_commit=on_commit)
             self.last_publication = publication
             with failing_together(self._ranks):
                 if self._ranks.is_first:

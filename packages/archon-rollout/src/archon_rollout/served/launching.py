@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -131,6 +132,8 @@ class ServerProcesses:
         guarded = () if launch.ends_with_parent else (sys.executable, "-I", guard.__file__, str(os.getpid()))
         log = self._folder / f"server-{index}.log"
         with log.open("wb") as output:
+            output.write(f"{shlex.join(launch.command)}\n".encode())  # secrets are in the environment
+            output.flush()
             process = subprocess.Popen(
                 [*guarded, *launch.command],
                 env={**outer, **launch.environment, **self._devices(index, launch.n_processes)},

@@ -11,6 +11,7 @@ import logging
 import math
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.rollout import RolloutConfig, ScoredModel
 from archon_core.contracts.serving import ServerDriver, ServerDriverSpec, ServerRegistry
-from archon_core.errors import ConfigError, ServerError
+from archon_core.errors import ConfigError, ServerError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
@@ -183,11 +184,18 @@ class ScoringServers:
                 raise ServerError(f"{self._option}: {error}") from error
 
     def _score(self, requests: Sequence[ScoringRequest]) -> list[list[float]]:
+        assert self._pool is not None
         answered: dict[int, Scores] = {}
+        deadline = time.monotonic() + self._config.setup_timeout
         while len(answered) < len(requests):
             self._admit_newcomers()
+            if self._pool.is_empty() and time.monotonic() >= deadline:  # servers come back, but are refused
+                raise TrainingError(self._pool.explain_lack(0))
             missing = {n: request for n, request in enumerate(requests) if n not in answered}
-            answered |= asyncio.run(self._ask(missing))
+            found = asyncio.run(self._ask(missing))
+            if found:
+                answered |= found
+                deadline = time.monotonic() + self._config.setup_timeout
         return [list(row) for n in range(len(requests)) for row in answered[n].logprobs]
 
     async def _ask(self, requests: Mapping[int, ScoringRequest]) -> dict[int, Scores]:

@@ -105,6 +105,7 @@ class DecodeThread(threading.Thread):
         self._tickets: dict[int, Ticket] = {}
         self._scoring: dict[int, ScoringTicket] = {}
         self._pausing: list[Future[None]] = []
+        self._executing: list[tuple[Command, Future[None]]] = []
         self._failure: BaseException | None = None
         self._unreported = 0
         self._reported_at = time.monotonic()
@@ -193,7 +194,7 @@ class DecodeThread(threading.Thread):
 
     def _turn(self) -> bool:
         """One exchange of commands and one step; false after ``Stop``."""
-        received = self._receive()
+        received = self._executing = self._receive()
         commands = self._ranks.broadcast([command for command, _ in received])
         if any(isinstance(command, Stop) for command in commands):
             self._fail(ServerError("the server is shutting down; send the request to another one"))
@@ -209,6 +210,7 @@ class DecodeThread(threading.Thread):
             for done in self._pausing:
                 done.set_result(None)
             self._pausing = []
+        self._executing = []
         return True
 
     def _receive(self) -> list[tuple[Command, Future[None]]]:
@@ -260,7 +262,8 @@ class DecodeThread(threading.Thread):
             if not scoring.scores.done():
                 scoring.scores.set_exception(shown)
         self._scoring.clear()
-        waiting = [done for _, done in self._drain()] + self._pausing
+        # Also the commands that this turn had taken from the inbox: whoever sent them waits for their end.
+        waiting = [done for _, done in [*self._executing, *self._drain()]] + self._pausing
         for done in waiting:
             if not done.done():
                 done.set_exception(shown)

@@ -8,9 +8,9 @@ from torch import nn
 def pack_tied_layers(model: nn.Module) -> None:
     """Pack the weights of layers that share those of another layer once more.
 
-    On the CPU, vLLM 0.32 multiplies by a packed copy of a layer's weights (``cpu_linear``). After a reload it packs only
-    the layers that tensors were loaded for, so an output layer tied to the embedding keeps the old copy. Remove this
-    when vLLM packs tied layers.
+    On the CPU, vLLM 0.32 multiplies by a packed copy of a layer's weights (``cpu_linear``). After a reload it packs
+    only the layers that tensors were loaded for, so an output layer tied to the embedding keeps the old copy. Remove
+    this when vLLM packs tied layers.
     """
     owners: dict[nn.Parameter, nn.Module] = {}
     for layer in model.modules():
