@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -20,9 +21,12 @@ import torch
 
 from archon_core import assemble
 from archon_core.cli.main import main
+from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.rollout import RolloutConfig
 from archon_core.errors import ServerError, TrainingError
+from archon_core.serving.scores import ScoringRequest
 from archon_rl.tokenization import characters_tokenizer
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.registries.folder import FolderRegistry
@@ -67,13 +71,17 @@ def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(b
         engine.update_weights(trainer.version)
         compare_with_local(engine, trainer)
         assert engine.generate([]) == []
+        driver, [server] = engine._driver, engine.topology.members.values()
+        scores = asyncio.run(driver.score(server, ScoringRequest(((3, 1, 4, 1), (5, 9)), 0.7), timeout=60))
+        batch = Batch.from_sequences([[3, 1, 4, 1], [5, 9]])
+        outputs = trainer.forward_batch(batch, OutputRequest(("logprobs",), 0.7))["logprobs"]
+        assert [*scores.logprobs[0], 0, *scores.logprobs[1], 0] == pytest.approx(outputs.tolist(), abs=1e-6)
 
         trainer.save(tmp_path / "before", "hf")
         train_step(trainer)
         with pytest.raises(TrainingError, match="holds version 1"):
             engine.update_weights(0)
         [long] = requests(n_samples=4, max_new_tokens=100)[1:2]
-        driver, [server] = engine._driver, engine.topology.members.values()
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(driver.generate_all, server, [long], timeout=60)
             wait_until(lambda: driver.state(server, timeout=10).running)

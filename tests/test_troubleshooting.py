@@ -26,7 +26,7 @@ from archon_core import assemble
 from archon_core.cli.main import main
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.loss import OutputRequest
-from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, RolloutConfig, ScoredModel
 from archon_core.layout import parse_layout
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.plugins import build_registry, registry
@@ -35,7 +35,8 @@ from archon_core.plugins.reward_choice import choose_reward
 from archon_core.ranks.environment import RankEnvironment
 from archon_core.serving.arena import ArenaHeader
 from archon_core.serving.arena_file import create_arena
-from archon_core.serving.record import ServerRecord
+from archon_core.serving.record import ServerRecord, ServerState
+from archon_core.serving.scores import ServedModelInfo
 from archon_engine.checkpoint.dcp_metadata import read_metadata
 from archon_engine.checkpoint.hf import open_checkpoint
 from archon_engine.checkpoint.seal import (
@@ -69,6 +70,7 @@ from archon_rollout.publication.canary import canary_problem
 from archon_rollout.registries.announcer import entry_id
 from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.registries.memory import MemoryRegistry
+from archon_rollout.served.frozen_driver import FrozenDriver
 from archon_rollout.server.run_token import read_token
 from archon_train.experiment import load_config
 from archon_train.launch.first_failure import RankExit, explain
@@ -93,7 +95,7 @@ DRY_RUNS: dict[str, list[str]] = {
     "Critic or reference has another number of ranks": ["ref.backend=archon:d1"],
     "The program of the servers is missing": ["actor.backend=archon:d1", "rollout.backend=vllm:d1"],
     "Servers do not have the weight transport": ["rollout.backend=sglang:d1", "rollout.weight_transport=shm"],
-    "A teacher needs a served engine": ["teacher.path=./large-model"],
+    "A teacher has no servers": ["teacher.path=./large-model"],
     "The number of micro-batches was raised": ["actor.backend=archon:p2"],
     "A zero-bubble schedule and compiled blocks": [
         "actor.backend=archon:p2",
@@ -210,6 +212,22 @@ def registry_with(folder: Path, distribution: str, source: str, *, name: str | N
 def _(folder: Path) -> None:
     characters_tokenizer(["bcd"]).save_pretrained(folder)
     compare_tokenizers(str(folder), characters_tokenizer(["abc"]))
+
+
+@row("A teacher's server has another model")
+def _(folder: Path) -> None:
+    class Driver:
+        def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+            return ServedModelInfo("./other", 0, vocab_size=64, fingerprint="other")
+
+        def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
+            return ServerState(server.incarnation, 0, paused=False)
+
+    (folder / "config.json").write_text("{}")
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    model = ScoredModel(str(folder), vocab_size=64, max_tokens=1)
+    driver = FrozenDriver(Driver(), model, option="teacher.rollout", timeout=1)
+    driver.admit(ServerRecord("127.0.0.1:8000", "start", "served"), started_here=False)
 
 
 @row("The layout needs several machines")

@@ -31,6 +31,7 @@ def archon_inference_engines() -> Iterable[InferenceEngineSpec]:
             summary="samples on our own servers, which the trainer starts; served:d2t2 has two, of two ranks each",
             letters="dt",
             runs_servers=True,
+            scorer="archon_rollout.served.scoring_engine:ScoringServers",
         ),
     ]
 

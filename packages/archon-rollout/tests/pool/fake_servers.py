@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
+from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
+
+MODEL = ServedModelInfo("model", 0, vocab_size=100)
 
 
 @dataclass
@@ -19,6 +23,7 @@ class FakeServer:
         hangs: answers nothing, until this is false.
         dead: cannot be reached.
         refuses: answers every request with this error.
+        info: what it says of its model; scores of another version than the record's come from changed weights.
         aborts_after: ends the next request after so many tokens; ``None`` never.
     """
 
@@ -27,6 +32,8 @@ class FakeServer:
     dead: bool = False
     refuses: str = ""
     aborts_after: int | None = None
+    info: ServedModelInfo = MODEL
+    scored: list[ScoringRequest] = field(default_factory=list)
     requests: list[GenerationRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
 
@@ -34,7 +41,9 @@ class FakeServer:
 class FakeDriver:
     """The part of ``contracts.serving.ServerDriver`` that a pool calls."""
 
-    capabilities = ServerCapabilities(transports=(), pause_modes=("abort",), interrupt=True)
+    capabilities = ServerCapabilities(
+        transports=(), pause_modes=("abort",), interrupt=True, scores=True, score_temperatures=True
+    )
 
     def __init__(self, *servers: FakeServer) -> None:
         self.servers = {server.record.incarnation: server for server in servers}
@@ -78,3 +87,27 @@ class FakeDriver:
 
     def abort(self, server: ServerRecord, request_ids: list[str] | None, *, timeout: float) -> None:
         self.servers[server.incarnation].aborted += request_ids or ["all"]
+
+    async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
+        """Minus each token id, times the temperature."""
+        found = self.servers.get(server.incarnation)
+        if found is None:
+            raise ServerError(f"server {server.address}: cannot connect")
+        found.scored.append(request)
+        await asyncio.sleep(0)
+        if found.refuses:
+            raise ServerError(found.refuses)
+        rows = tuple(tuple(-token * request.temperature for token in ids[1:]) for ids in request.sequences)
+        return Scores(rows, found.record.version)
+
+    def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+        return self.servers[server.incarnation].info
+
+
+CURRENT: list[FakeDriver] = []
+"""The driver of the test that runs."""
+
+
+def current_driver(config: Any, *, options: Any = None, token: str = "") -> FakeDriver:
+    """The target of a ``ServerDriverSpec``."""
+    return CURRENT[-1]

@@ -219,8 +219,8 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "reward": ("reward",),
     "dataset": ("data.dataset",),
     "launcher": ("scheduler.type",),
-    "inference_engine": ("rollout.backend",),
-    "server_driver": ("rollout.backend",),
+    "inference_engine": ("rollout.backend", "teacher.rollout.backend"),
+    "server_driver": ("rollout.backend", "teacher.rollout.backend"),
     "server_registry": ("cluster.name_resolve.type",),
     "train_engine": tuple(f"{role}.backend" for role in ROLES),
 }

@@ -51,8 +51,9 @@ from archon_train.model_sections import (
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, RunPlan
-from archon_train.server_checks import check_servers
+from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers
 from archon_train.server_options import started_layouts, unused_registry
+from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -166,11 +167,14 @@ class _Planner(Findings):
                 self.decisions += unused_registry(self.loaded.explicit)
             elif isinstance(engine, InferenceEngineSpec) and known:
                 self.check_registry()
-                servers = check_servers(self.config, rollout, self.registry)
-                self.obstacles += servers.obstacles
-                self.decisions += servers.decisions
-                for need in servers.needs:
-                    self.needs.setdefault(need.package, []).extend(need.purposes)
+                self.add_servers(check_servers(self.config, rollout, self.registry))
+        self.check_teacher()
+
+    def add_servers(self, found: ServersFound) -> None:
+        self.obstacles += found.obstacles
+        self.decisions += found.decisions
+        for need in found.needs:
+            self.needs.setdefault(need.package, []).extend(need.purposes)
 
     def check_registry(self) -> None:
         name = self.config.cluster.name_resolve.type
@@ -180,6 +184,18 @@ class _Planner(Findings):
             self.unable(str(error))
             return
         self.look_up("server_registry", name, OPTION)
+
+    def check_teacher(self) -> None:
+        """Check that the servers of a teacher can score."""
+        self.decisions += unused_teacher_options(self.config, self.loaded.explicit)
+        layout = self.layouts.get(TEACHER_SERVERS)
+        if layout is None:
+            return
+        engine = self.look_up("inference_engine", layout.backend, f"{TEACHER_SERVERS}.backend")
+        if isinstance(engine, InferenceEngineSpec) and not engine.scorer:
+            self.wrong(explain_no_scorer(layout))
+        elif isinstance(engine, InferenceEngineSpec) and engine.runs_servers:
+            self.add_servers(check_scoring_servers(self.config, layout, self.registry, option=TEACHER_SERVERS))
 
     def check_algorithm(self, algorithm: Spec | None) -> None:
         config = self.config

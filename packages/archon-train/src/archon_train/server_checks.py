@@ -37,7 +37,7 @@ def check_servers(config: Any, layout: Layout, registry: Registry) -> ServersFou
     """
     try:
         driver = registry.get(ServerDriverSpec, layout.backend)
-        check = driver.load_part("check")(config, layout=layout) if driver.check else ServerCheck()
+        check = _check(driver, config, layout, "rollout")
     except ArchonError as error:
         return ServersFound((Obstacle(f"rollout.backend: {error}", "environment"),))
     problems = list(check.problems)
@@ -49,6 +49,32 @@ def check_servers(config: Any, layout: Layout, registry: Registry) -> ServersFou
         obstacles += device_obstacles(config, transport, driver.transports_for(layout), registry)
     except ConfigError as error:
         problems.append(str(error))
-    program = Need(MissingPackage(check.program, check.missing), (f"rollout.backend: {layout}",))
     obstacles += [Obstacle(text, "config") for text in problems]
-    return ServersFound(tuple(obstacles), (program,) if check.program else (), decisions)
+    return ServersFound(tuple(obstacles), _needs(check, "rollout", layout), decisions)
+
+
+def check_scoring_servers(config: Any, layout: Layout, registry: Registry, *, option: str) -> ServersFound:
+    """The obstacles of servers that only score with frozen weights.
+
+    Args:
+        config: the run's configuration.
+        layout: of ``option``.backend.
+        registry: the installed specs.
+        option: section of the servers.
+    """
+    try:
+        check = _check(registry.get(ServerDriverSpec, layout.backend), config, layout, option)
+    except ArchonError as error:
+        return ServersFound((Obstacle(f"{option}.backend: {error}", "environment"),))
+    return ServersFound(tuple(Obstacle(text, "config") for text in check.problems), _needs(check, option, layout))
+
+
+def _check(driver: ServerDriverSpec, config: Any, layout: Layout, option: str) -> ServerCheck:
+    return driver.load_part("check")(config, layout=layout, option=option) if driver.check else ServerCheck()
+
+
+def _needs(check: ServerCheck, option: str, layout: Layout) -> tuple[Need, ...]:
+    """The program of the servers, if it is missing."""
+    if not check.program:
+        return ()
+    return (Need(MissingPackage(check.program, check.missing), (f"{option}.backend: {layout}",)),)

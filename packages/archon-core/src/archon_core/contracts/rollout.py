@@ -12,7 +12,9 @@ from archon_core.contracts.spec import Spec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from archon_core.contracts.decisions import Decision
     from archon_core.contracts.engine import TrainEngine
+    from archon_core.ranks.ranks import Ranks
     from archon_core.serving.discovery import Discovery
 
 
@@ -99,6 +101,8 @@ class InferenceEngineSpec(Spec):
             runs on the trainer's own ranks and takes no sizes.
         runs_servers: whether the engine runs the servers of any ``ServerDriver``. The name of every installed driver is
             then a name of the engine too; see ``archon_core.plugins.inference_engines``.
+        scorer: target of a ``ScoringEngineFactory``, for an engine whose servers can also score with frozen weights, as
+            a teacher's do. Empty if they cannot.
     """
 
     kind: ClassVar[str] = "inference_engine"
@@ -106,6 +110,7 @@ class InferenceEngineSpec(Spec):
 
     letters: str = "d"
     runs_servers: bool = False
+    scorer: str = ""
 
 
 class InferenceEngine(Protocol):
@@ -152,6 +157,68 @@ class InferenceEngineFactory(Protocol):
         options: Any = None,
         discovery: Discovery | None = None,
     ) -> InferenceEngine: ...
+
+
+class ScoringEngine(Protocol):
+    """Computes log-probabilities of given tokens with the frozen weights of a checkpoint, on servers."""
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """What could not be checked about the servers; the same on every rank."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities of the tokens of every sequence, except its first token, given those before them.
+
+        Collective: all ranks pass the same sequences and get the same values.
+
+        Raises:
+            ServerError: on every rank, if no server could score them. The message names the servers.
+        """
+
+    def close(self) -> None:
+        """End the servers that the engine started. Idempotent."""
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """The frozen model of a ``ScoringEngine``.
+
+    Attributes:
+        path: checkpoint folder or hub id.
+        vocab_size: smallest vocabulary that the scored sequences need.
+        dtype: compute type; ``None`` for the servers' default.
+        run_as: name of the model that runs the checkpoint; empty for the one that serves its type.
+        max_tokens: largest number of tokens to score in one request, except for a single longer sequence.
+        temperature: logits are divided by it.
+    """
+
+    path: str
+    vocab_size: int
+    max_tokens: int
+    temperature: float = 1.0
+    dtype: str | None = None
+    run_as: str = ""
+
+
+class ScoringEngineFactory(Protocol):
+    """``scorer`` of an ``InferenceEngineSpec``.
+
+    ``config`` describes the servers; ``option`` is its name in the configuration, for messages; ``options`` is the
+    section named like the kind of server, such as ``vllm``. ``devices_before`` counts the devices of this machine after
+    the trainer's that other servers use. Collective over ``ranks``.
+    """
+
+    def __call__(
+        self,
+        config: RolloutConfig,
+        model: ScoredModel,
+        *,
+        option: str,
+        ranks: Ranks,
+        folder: Path,
+        options: Any = None,
+        devices_before: int = 0,
+    ) -> ScoringEngine: ...
 
 
 @dataclass

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from archon_core.layout import Layout
     from archon_core.serving.manifest import WeightManifest
     from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+    from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
     from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 
 
@@ -33,8 +34,9 @@ class ServerDriverSpec(Spec):
         letters: axis letters of layouts that the kind understands; ``d`` is the number of servers.
         transports: names of the weight transports that the kind receives from, the preferred one first.
         one_rank: those of them that reach servers of one rank only.
-        check: target of ``check(config, *, layout) -> ServerCheck``, which examines a run's whole configuration whose
-            ``rollout.backend`` is ``layout``, of this kind. It must not import torch: dry runs call it.
+        check: target of ``check(config, *, layout, option) -> ServerCheck``, which examines a run's whole
+            configuration. ``layout``, of this kind, is the ``backend`` of its section ``option``: ``rollout``, or
+            ``teacher.rollout`` for servers that only score. It must not import torch: dry runs call it.
     """
 
     kind: ClassVar[str] = "server_driver"
@@ -125,6 +127,7 @@ class ServerDriver(Protocol):
         port: int,
         dtype: str = "",
         model_spec: str = "",
+        frozen: bool = False,
     ) -> ServerLaunch:
         """The command that starts a server.
 
@@ -136,6 +139,7 @@ class ServerDriver(Protocol):
             port: port to listen on.
             dtype: the trainer's compute dtype; empty if unknown.
             model_spec: name of the trainer's ``ModelSpec``, for servers that use Archon's models; empty if unknown.
+            frozen: serve the weights of ``model``, whatever model the options of the kind name, and never others.
         """
 
     def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
@@ -145,6 +149,12 @@ class ServerDriver(Protocol):
         self, server: ServerRecord, request: GenerationRequest, *, request_id: str, timeout: float
     ) -> list[Completion]:
         """The completions of one request. An aborted one has the stop reason ``abort`` and the tokens that it got."""
+
+    async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
+        """Log-probabilities of given tokens. Only servers with the capability ``scores`` have it."""
+
+    def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+        """What the server knows about its model. Only servers with the capability ``scores`` need it."""
 
     def pause(self, server: ServerRecord, mode: PauseMode, *, timeout: float) -> None:
         """Stop generation."""

@@ -240,6 +240,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "teacher.engine_type",
         "teacher.offload",
         "teacher.rl_loss_weight",
+        "teacher.rollout",
         "teacher.warm_start",
         "tokenizer.use_chat_template",
         "warm_start",

@@ -130,6 +130,8 @@ class ServerCapabilities:
         token_versions: whether completions carry the version of each token.
         routed_experts: whether completions carry the experts of each token.
         interrupt: whether aborted requests return the tokens that they have.
+        scores: whether it computes log-probabilities of given tokens.
+        score_temperatures: whether it does so at any temperature; otherwise at 1 only.
     """
 
     transports: tuple[str, ...]
@@ -139,6 +141,8 @@ class ServerCapabilities:
     token_versions: bool = False
     routed_experts: bool = False
     interrupt: bool = False
+    scores: bool = False
+    score_temperatures: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ class Pool:
         registry: lists the servers.
         driver: calls them.
         options: how servers join and leave.
+        section: the section of ``options``, for messages.
         clock: seconds, never going back.
         status_file: takes the status after every round.
     """
@@ -63,12 +64,14 @@ class Pool:
         driver: ServerDriver,
         options: RolloutConfig,
         *,
+        section: str = "rollout",
         clock: Callable[[], float] = time.monotonic,
         status_file: StatusFile | None = None,
     ) -> None:
         self._sources = registry if isinstance(registry, MemberSources) else MemberSources([registry])
         self._driver, self._options = driver, options
         self._status_file = status_file
+        self._section = section
         self._clock = clock
         self._lock = threading.RLock()
         cooldown, interval = options.topology_change_cooldown_seconds, options.health_check_interval_seconds
@@ -300,10 +303,10 @@ class Pool:
 
     def explain_lack(self, found: int) -> str:
         """The error of a run with too few servers: which ones left, and why."""
-        options = self._options
+        options, section = self._options, self._section
         lines = [
-            f"rollout servers: found {found} after {options.setup_timeout:g} s; allowed is at least "
-            f"rollout.min_servers={options.min_servers}; start servers, or raise rollout.setup_timeout"
+            f"{section} servers: found {found} after {options.setup_timeout:g} s; allowed is at least "
+            f"{section}.min_servers={options.min_servers}; start servers, or raise {section}.setup_timeout"
         ]
         with self._lock:
             for member in self._membership.members.values():

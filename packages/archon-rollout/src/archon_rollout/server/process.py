@@ -6,6 +6,7 @@ The first Ctrl-C, or SIGTERM, closes the address and lets requests finish; the s
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -157,7 +158,8 @@ def _serve(
     text = TextSide.of(options.model, limits)
     # Stop texts are found by every rank, and the others have no tokenizer.
     decode_text = text.tokenizer.decode if text.tokenizer is not None and ranks.size == 1 else None
-    service = Service(decode, weights, RankUpdates(weights, followers), limits, record, decode_text)
+    describe = functools.cache(lambda: options.model.describe(limits, options.first_version))
+    service = Service(decode, weights, RankUpdates(weights, followers), limits, record, decode_text, describe)
     app = build_app(service, token=token, more_routes=openai_routes(service, text))
     announcer = _announcer(options, service)
     decode.start()
