@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import CONFIGURATION
 
+from archon_core.contracts.decisions import Decision
 from archon_core.contracts.preview import RunOutline
 from archon_core.errors import ConfigError
 from archon_core.plugins import AlgorithmSpec, DatasetSpec, registry
@@ -103,6 +104,46 @@ def test_settings_that_a_script_may_hold_are_missing(run):
     assert not preview(run, "reward=null", *PURE)[0].missing
 
 
+COMPOSED = [
+    (CONFIGURATION, ("actor.kl_ctl=0.5",), "actor.kl_ctl", "0.5", "0.0"),
+    (CONFIGURATION, ("actor.temperature=0.3",), "actor.temperature", "0.3", "1.0"),
+    (CONFIGURATION, ("actor.m2_threshold=0.04", "actor.eps_clip=0"), "actor.eps_clip", "0.0", "no clipping"),
+    (CONFIGURATION, ("gconfig.frequency_penalty=0.5",), "gconfig.frequency_penalty", "0.5", "in sampling alone"),
+    (CONFIGURATION, PURE, "teacher.rl_loss_weight", "0", "KL(actor || teacher) of each sampled token"),
+    (CONFIGURATION, PPO, "critic.bootstrap_truncated", "false", "a completion ends with value 0"),
+    (PAIRS, ("actor.mb_spec.granularity=4",), "actor.mb_spec.granularity", "4", "2"),
+    (PAIRS, (), "ref", "left out", "the actor's initial weights"),
+    (PAIRS.replace("dpo", "rw"), (), "actor.is_critic", "false", "true"),
+]
+"""Configuration, overrides, and a decision of the composition."""
+
+
+@pytest.mark.parametrize(("text", "overrides", "option", "requested", "effective"), COMPOSED)
+def test_a_dry_run_shows_what_the_composition_decides(run, text, overrides, option, requested, effective):
+    found, config, spec = preview(run, *overrides, text=text)
+    recorded: list[Decision] = []
+    spec.load()(config, recorded)
+    assert (option, requested, effective) in [(d.option, d.requested, d.effective) for d in recorded]
+    assert set(recorded) <= set(found.decisions)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "changed"),
+    [
+        (CONFIGURATION, ("actor.sapo_tau_pos=2",), "actor.sapo_tau_pos: found 2.0, would use not used"),
+        (CONFIGURATION, ("actor.kl_ctl=0.5",), "actor.kl_ctl: found 0.5, would use 0.0"),
+        (PAIRS, ("actor.mb_spec.granularity=4",), "actor.mb_spec.granularity: found 4, would use 2"),
+    ],
+)
+def test_strict_dry_runs_refuse_what_strict_compositions_refuse(run, text, overrides, changed):
+    strict = text.replace("bigram:d1", "archon:d1")
+    found, config, spec = preview(run, "actor.archon.strict=true", *overrides, text=strict)
+    with pytest.raises(ConfigError) as raised:
+        spec.load()(config, [])
+    assert changed in str(raised.value)
+    assert any(changed in problem for problem in found.problems)
+
+
 UNUSED = [
     # algorithms that sample nothing
     (TAUGHT, ("gconfig={n_samples: 2, greedy: true}",), "gconfig", "n_samples=2, greedy=true"),
@@ -149,6 +190,19 @@ UNUSED = [
         "false",
     ),
     (CONFIGURATION, ("actor.optimizer={type: sgd, beta2: 0.5}",), "actor.optimizer.beta2", "0.5"),
+    # a policy loss, a form of lambda and a proximal policy that read other options
+    (CONFIGURATION, ("actor.sapo_tau_pos=2",), "actor.sapo_tau_pos", "2.0"),
+    (CONFIGURATION, ("actor.policy_loss=kl_cov", "actor.eps_clip=0.1"), "actor.eps_clip", "0.1"),
+    (CONFIGURATION, ("actor.rejection_sampling.upper=4",), "actor.rejection_sampling", "upper=4.0"),
+    (CONFIGURATION, ("actor.prox_logp_method=loglinear",), "actor.prox_logp_method", "loglinear"),
+    (CONFIGURATION, ("actor.use_decoupled_loss=true", "actor.recompute_logprob=true"),
+     "actor.recompute_logprob", "true"),
+    (CONFIGURATION, ("actor.gae_lambda_kwargs.alpha=3",), "actor.gae_lambda_kwargs", "{alpha: 3}"),
+    (CONFIGURATION, (*PPO, "critic.temperature=0.5"), "critic.temperature", "0.5"),
+    (CONFIGURATION, (*PURE, "actor.eps_clip=0.1"), "actor.eps_clip", "0.1"),
+    (CONFIGURATION, (*PURE, "actor.dynamic_sampling=true"), "actor.dynamic_sampling", "true"),
+    (CONFIGURATION, (*PURE, "actor.reward_norm={mean_level: group}"), "actor.reward_norm", "mean_level=group"),
+    (PAIRS, ("actor.ipo_logprobs=sum",), "actor.ipo_logprobs", "sum"),
     (CONFIGURATION, ("data.path=file",), "data.path", "file"),
     (CONFIGURATION, ("trainer.max_epochs=3",), "trainer.max_epochs", "3"),
 ]  # fmt: skip
@@ -163,12 +217,15 @@ def test_an_option_without_effect_is_a_decision(run, text, overrides, option, re
     assert (decision.requested, decision.effective) == (requested, "not used")
 
 
+def unused(*arguments, **keywords) -> list[str]:
+    return [d.option for d in preview(*arguments, **keywords)[0].decisions if d.effective == "not used"]
+
+
 def test_used_options_are_no_decisions(run):
-    assert not preview(run)[0].decisions
+    assert not unused(run)
     sampled = "eval_gconfig={n_samples: 2, temperature: 0.5}"
-    assert not preview(run, sampled, "trainer.eval_pass_above=0.5")[0].decisions
-    assert not preview(run, *PPO, "ref={}", "actor.kl_ctl=0.1", "critic.warmup_steps=2")[0].decisions
-    dropped = ("actor.dynamic_sampling=true", "dynamic_bs=true")
-    assert not preview(run, *dropped)[0].decisions
-    assert not preview(run, "ref={optimizer: null}", text=PAIRS)[0].decisions
-    assert not preview(run, text=TAUGHT)[0].decisions
+    assert not unused(run, sampled, "trainer.eval_pass_above=0.5")
+    assert not unused(run, *PPO, "ref={}", "actor.kl_ctl=0.1", "critic.warmup_steps=2")
+    assert not unused(run, "actor.dynamic_sampling=true", "dynamic_bs=true")
+    assert not unused(run, "ref={optimizer: null}", text=PAIRS)
+    assert not unused(run, text=TAUGHT)

@@ -30,6 +30,11 @@ def loss_name(options: Any) -> str:
     return next((loss for switch, loss in SWITCHES.items() if getattr(options, switch)), options.policy_loss)
 
 
+def is_unclipped(options: Any) -> bool:
+    """Whether the clipped loss has no bounds, as in M2PO."""
+    return options.m2_threshold is not None and options.eps_clip == 0
+
+
 def lambda_form(options: Any) -> str:
     """The name of the form of ``gae_lambda``, which is not a number."""
     return AREAL_LAMBDAS.get(options.gae_lambda, options.gae_lambda)
@@ -89,7 +94,8 @@ def gae_lambda_problems(options: Any) -> Iterator[tuple[str, str]]:
     name = lambda_form(options)
     if name not in LAMBDA_ARGUMENTS:
         hint = did_you_mean(name, LAMBDA_ARGUMENTS) or "; dotted names are not imported" * ("." in name)
-        yield "gae_lambda", f"found {asked!r}; allowed are numbers and {forms}{hint}"
+        *most, last = LAMBDA_ARGUMENTS
+        yield "gae_lambda", f"found {asked!r}; allowed: a number, {', '.join(most)} or {last}{hint}"
         return
     argument, most = LAMBDA_ARGUMENTS[name]
     value = arguments.get(argument)

@@ -38,6 +38,10 @@ class Run:
         return self.samples and is_pure_distillation(self.config.teacher)
 
     @property
+    def has_policy_loss(self) -> bool:
+        return self.samples and not self.distills_only
+
+    @property
     def scores(self) -> bool:
         """Whether completions get rewards."""
         return self.samples and self.config.reward is not None
