@@ -47,7 +47,7 @@ REFUSED = [
         r"actor\.mask_no_eos_with_zero: found true",
     ),
     (("actor.kl_loss_coef=0.1",), r"actor\.kl_loss_coef: found 0\.1, which needs a reference model"),
-    (("gconfig.n_samples=1",), r"actor\.reward_norm: found level 'group'"),
+    (("gconfig.n_samples=1",), r"gconfig\.n_samples: found 1; algorithm grpo compares the samples of a prompt"),
     (("gconfig.greedy=true",), r"gconfig\.greedy: found true with gconfig\.n_samples=4, so that all"),
 ]
 """Overrides, and what dry run and composition refuse."""
@@ -79,7 +79,7 @@ def test_a_model_without_an_optimizer_is_not_trained(run, text):
         (("eval_gconfig={top_k: 1, n_samples: 2}",), CONFIGURATION, "eval_gconfig.top_k: found 1 with eval_gconfig"),
         (("data.answer_key=null",), CONFIGURATION, "data.answer_key: found null; the data set 'arithmetic' needs"),
         (("data.dataset=arithmetic",), PAIRS, "data.dataset: found arithmetic, whose records are no preferences"),
-        (("actor.is_critic=true",), TAUGHT, "actor.is_critic: found true; algorithm 'sft' trains a language model"),
+        (("actor.is_critic=true",), TAUGHT, "actor.is_critic: found true; a model with a value head has"),
         (("data.dataset=hf", "data.hf.validation_split=train"), TAUGHT, "data.hf.validation_split: found split"),
         (("tokenizer.kind=pretrained",), TAUGHT, "tokenizer.kind: found 'pretrained', and neither tokenizer_path nor"),
         (("tokenizer={kind: bpe, vocab_size: 9}",), TAUGHT, "tokenizer.vocab_size: found 9; allowed is at least 260"),

@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from archon_core.config.rules import shown_value
 from archon_core.errors import ArchonError, did_you_mean
 from archon_core.plugins import PolicyLossSpec, registry
 
@@ -104,7 +105,7 @@ def gae_lambda_problems(options: Any) -> Iterator[tuple[str, str]]:
         limit = f" up to {most:g}" if math.isfinite(most) else ""
         yield (
             "gae_lambda_kwargs",
-            f"found {arguments} with gae_lambda={asked}; it needs {{{argument}: NUMBER}}, above 0{limit}",
+            f"found {shown_value(arguments)} with gae_lambda={asked}; it needs {{{argument}: NUMBER}}, above 0{limit}",
         )
 
 

@@ -11,7 +11,8 @@ from archon_core.contracts.loss import Loss
 from archon_rl.composition_decisions import dpo_choices, rw_choices
 from archon_rl.losses.preference import BradleyTerryLoss, PreferenceLoss
 from archon_rl.preference_decisions import PAIR
-from archon_rl.run_problems import preference_problems, refuse, value_head_problems
+from archon_rl.run_problems import preference_problems, refuse
+from archon_train.model_sections import stray_value_head
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def dpo(config: Any, decisions: list[Decision]) -> PreferenceAlgorithm:
         ConfigError: an option has an invalid value, or the model has a value head.
     """
     options = config.actor
-    refuse(chain(preference_problems(config), value_head_problems(config)))
+    refuse(chain(preference_problems(config), stray_value_head("actor", config.actor)))
     dpo_choices(config).record(options, decisions)
     average = options.loss_type == "ipo" and options.ipo_logprobs == "mean"
     loss = PreferenceLoss(options.loss_type, options.beta, average, options.temperature)

@@ -21,9 +21,10 @@ from archon_rl.losses.objective import TokenTerm
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.policy_losses import build_policy_loss
 from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
-from archon_rl.run_problems import GROUP_NORM, policy_problems, refuse, untrained, value_head_problems
+from archon_rl.run_problems import GROUP_NORM, policy_problems, refuse, untrained
 from archon_rl.sampled_policy import trained_temperature
 from archon_rl.teacher_options import is_pure_distillation
+from archon_train.model_sections import stray_value_head
 
 
 def sft(config: Any, decisions: list[Decision]) -> Algorithm:
@@ -32,7 +33,7 @@ def sft(config: Any, decisions: list[Decision]) -> Algorithm:
     Raises:
         ConfigError: the actor has a value head, or no optimizer.
     """
-    refuse(chain(untrained("actor", config), value_head_problems(config)))
+    refuse(chain(untrained("actor", config), stray_value_head("actor", config.actor)))
     return Algorithm(name="sft", loss=NegativeLogLikelihood(), temperature=config.actor.temperature)
 
 

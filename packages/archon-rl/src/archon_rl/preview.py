@@ -22,21 +22,21 @@ from archon_rl.run_problems import (
     too_long_warmup,
     too_many_minibatches,
     untrained,
-    value_head_problems,
     value_problems,
 )
 from archon_rl.teacher_options import is_pure_distillation
 from archon_rl.unused_options import unused_options
+from archon_train.model_sections import stray_value_head
 
 
 def preview_sft(outline: RunOutline) -> RunPreview:
     """Supervised fine-tuning."""
-    return _preview(outline, (*untrained("actor", outline.config), *value_head_problems(outline.config)))
+    return _preview(outline, (*untrained("actor", outline.config), *stray_value_head("actor", outline.config.actor)))
 
 
 def preview_dpo(outline: RunOutline) -> RunPreview:
     """Direct preference optimisation."""
-    problems = (*preference_problems(outline.config), *value_head_problems(outline.config))
+    problems = (*preference_problems(outline.config), *stray_value_head("actor", outline.config.actor))
     return _preview(outline, problems, choices=dpo_choices)
 
 

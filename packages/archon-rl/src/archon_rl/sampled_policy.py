@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from archon_core.config.rules import written_value
 from archon_core.contracts.decisions import Decision
 
 
@@ -38,7 +39,7 @@ def sampled_policy_decisions(options: Any, generation: Any, *, clips: bool) -> l
     return [
         Decision(
             f"gconfig.{name}",
-            str(getattr(generation, name)),
+            written_value(getattr(generation, name)),
             "in sampling alone",
             f"the trained policy has no {what}; {_correction(options, clips)}",
         )

@@ -267,8 +267,9 @@ class _Planner(Findings):
         if not inherits or self.models.get("actor") is not None:
             self.models[role] = self.check_model(role, config, layout, engine)
         model = self.models.get(role)
-        for text in stray_value_head(role, config, samples=self.samples):
-            self.wrong(text)
+        if role in ("ref", "teacher") or (role == "actor" and self.samples):
+            for text in stray_value_head(role, config):
+                self.wrong(text)
         if role == "critic":
             for text in critic_problems(config, model, self.loaded.explicit):
                 self.wrong(text)
