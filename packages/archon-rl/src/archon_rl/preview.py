@@ -88,4 +88,9 @@ def _preview(
     if refusal := refuse_when_strict(config.actor, (*unused, *made.changes), role="actor"):
         found.append(refusal)
     decisions = (*unused, *made.changes, *made.notes)
-    return RunPreview(tuple(found), (*missing, *missing_path(outline)), decisions)
+    return RunPreview(
+        problems=tuple(found),
+        missing=(*missing, *missing_path(outline)),
+        decisions=decisions,
+        unused=frozenset(decision.option for decision in unused),
+    )

@@ -54,6 +54,7 @@ from archon_train.run_plan import Need, RunPlan
 from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers
 from archon_train.server_options import started_layouts, unused_registry
 from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
+from archon_train.used_options import without_unused
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -104,9 +105,9 @@ class _Planner(Findings):
             self.need(option.package, option.option)
         algorithm = self.look_up("algorithm", self.config.algorithm, "algorithm")
         self.samples = algorithm is None or "inference_engine" in getattr(algorithm, "needs", ())
+        self.check_algorithm(algorithm)
         self.read_layouts()
         self.check_rollout()
-        self.check_algorithm(algorithm)
         if self.config.scheduler.type != "local":
             self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
         for role in ROLES:
@@ -200,18 +201,21 @@ class _Planner(Findings):
     def check_algorithm(self, algorithm: Spec | None) -> None:
         config = self.config
         dataset = self.look_up("dataset", config.data.dataset, "data.dataset")
-        role = "" if config.reward is None else self.check_reward(config.reward)
+        role = self.check_reward(config.reward) if self.samples and config.reward is not None else ""
         if not isinstance(algorithm, AlgorithmSpec):
             return
         for text in missing_sections(config, algorithm.name, algorithm.sections):
             self.wrong(text)
-        self.decisions += unused_models(config, algorithm, role)
+        models = [*unused_models(config, algorithm, role)]
+        self.decisions += models
+        unused = [decision.option for decision in models]
         if role and self.samples:
             for text in missing_reward_model(config, role):
                 self.wrong(text)
         if algorithm.preview:
             found = dataset if isinstance(dataset, DatasetSpec) else None
-            self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
+            unused += self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
+        self.config = without_unused(config, unused)
 
     def ask(self, spec: AlgorithmSpec | TrainEngineSpec, outline: RunOutline | EngineOutline, option: str) -> Any:
         """What the preview of ``spec`` answers; ``None`` if it cannot be loaded."""
@@ -221,17 +225,18 @@ class _Planner(Findings):
             self.unable(f"{option}: {error}")
             return None
 
-    def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> None:
-        """Add the problems and decisions that the algorithm's preview finds."""
+    def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> frozenset[str]:
+        """Add the problems and decisions that the algorithm's preview finds; returns the unused options."""
         found: RunPreview | None = self.ask(algorithm, outline, "algorithm")
         if found is None:
-            return
+            return frozenset()
         for text in found.problems:
             self.wrong(text)
         for text in found.missing:
             # A file of another program may leave them to that program's script.
             self.unable(text) if self.loaded.dialects else self.wrong(text)
         self.decisions += found.decisions
+        return found.unused
 
     def check_reward(self, name: str) -> str | None:
         """Look up the plugin, or the function in the user's module, without importing it.
