@@ -27,12 +27,12 @@ actor: {{backend: 'archon:d1', model_config: {MODEL}, optimizer: {{lr_scheduler_
 tokenizer: {{kind: bpe}}
 data: {{dataset: hf, path: openai/gsm8k, validation_size: 2}}
 """
-SAMPLED = f"""
+SAMPLED = """
 reward: gsm8k
-gconfig: {{n_samples: 4}}
-eval_gconfig: {{n_samples: 4}}
-ref: {{}}
-teacher: {{engine_type: train, model_config: {MODEL}}}
+gconfig: {n_samples: 4}
+eval_gconfig: {n_samples: 4}
+ref: {}
+teacher: {engine_type: train, path: large/model}
 """
 BASES = {
     "sft": TAUGHT,
@@ -125,7 +125,7 @@ USED = {
 
 NOTED = {
     *("teacher.distill_loss_weight", "critic.mask_no_eos_with_zero", "critic.bootstrap_truncated"),
-    "actor.mask_no_eos_with_zero",
+    *("actor.mask_no_eos_with_zero", "teacher.init_from_scratch"),
     *("actor.path", "gconfig.n_samples", "actor.reward_norm", "actor.adv_norm"),
 }
 """Used options with decisions about the form that they have, or with values that are refused."""

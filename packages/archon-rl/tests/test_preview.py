@@ -11,7 +11,8 @@ from archon_core.errors import ConfigError
 from archon_core.plugins import AlgorithmSpec, DatasetSpec, registry
 
 PPO = ("algorithm=ppo", "critic={}", "actor.ppo_n_minibatches=1", "critic.ppo_n_minibatches=1")
-TEACHER = ("teacher.engine_type=train", "teacher.model_config={model_type: qwen3}")
+TEACHER = ("teacher.engine_type=train", "teacher.path=large/model")
+RANDOM = ("teacher.engine_type=train", "teacher.model_config={model_type: qwen3}")
 PURE = (*TEACHER, "teacher.rl_loss_weight=0", "actor.kl_ctl=0.1")
 PAIRS = """
 algorithm: dpo
@@ -77,6 +78,11 @@ def test_a_model_without_an_optimizer_is_not_trained(run, text):
         (("actor.ppo_n_minibatches=17",), CONFIGURATION, "actor.ppo_n_minibatches: found 17; allowed is at most"),
         (("eval_gconfig={greedy: true, n_samples: 2}",), CONFIGURATION, "eval_gconfig.greedy: found true with eval_g"),
         (("eval_gconfig={top_k: 1, n_samples: 2}",), CONFIGURATION, "eval_gconfig.top_k: found 1 with eval_gconfig"),
+        (("actor.optimizer.lr=0",), CONFIGURATION, "actor.optimizer.lr: found 0, with which the actor never changes"),
+        (("actor.optimizer.lr=0",), TAUGHT, "actor.optimizer.lr: found 0, with which the actor never changes"),
+        ((*PPO, "critic.optimizer.lr=0"), CONFIGURATION, "critic.optimizer.lr: found 0, with which the critic never"),
+        ((*RANDOM,), CONFIGURATION, "teacher.warm_start.steps: found 0 with no teacher.path, so the"),
+        ((*PURE, "teacher.init_from_scratch=true"), CONFIGURATION, "teacher.warm_start.steps: found 0 with init_from"),
         (("data.answer_key=null",), CONFIGURATION, "data.answer_key: found null; the data set 'arithmetic' needs"),
         (("data.dataset=arithmetic",), PAIRS, "data.dataset: found arithmetic, whose records are no preferences"),
         (("actor.is_critic=true",), TAUGHT, "actor.is_critic: found true; a model with a value head has"),
@@ -215,6 +221,10 @@ def test_an_option_without_effect_is_a_decision(run, text, overrides, option, re
     assert not found.problems
     [decision] = [d for d in found.decisions if d.option == option]
     assert (decision.requested, decision.effective) == (requested, "not used")
+
+
+def test_a_teacher_that_is_trained_first_may_have_random_weights(run):
+    assert not preview(run, *RANDOM, "teacher.warm_start.steps=3")[0].problems
 
 
 def unused(*arguments, **keywords) -> list[str]:

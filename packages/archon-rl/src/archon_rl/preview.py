@@ -21,6 +21,8 @@ from archon_rl.run_problems import (
     preference_problems,
     too_long_warmup,
     too_many_minibatches,
+    unchanged,
+    untaught_teacher,
     untrained,
     value_problems,
 )
@@ -55,7 +57,7 @@ def preview_ppo(outline: RunOutline) -> RunPreview:
     config = outline.config
     problems = [*policy_problems(config)]
     if config.critic is not None:
-        problems += value_problems(config)
+        problems += (*value_problems(config), *unchanged("critic", config))
         problems += too_many_minibatches("critic", config.critic.ppo_n_minibatches, config)
         if config.trainer.max_steps is not None:
             problems += too_long_warmup(config.critic.warmup_steps, config.trainer.max_steps)
@@ -65,6 +67,8 @@ def preview_ppo(outline: RunOutline) -> RunPreview:
 def _preview_policy(outline: RunOutline, problems: Iterable[str], choices: Callable[[Any], Choices]) -> RunPreview:
     config = outline.config
     found = [*problems, *too_many_minibatches("actor", config.actor.ppo_n_minibatches, config)]
+    if config.teacher is not None:
+        found += untaught_teacher(config.teacher)
     if config.eval_gconfig is not None:
         found += equal_samples("eval_gconfig", config.eval_gconfig)
     missing = []
@@ -80,7 +84,7 @@ def _preview(
     choices: Callable[[Any], Choices] | None = None,
 ) -> RunPreview:
     config, unused = outline.config, unused_options(outline)
-    found = [*problems, *data_problems(outline), *tokenizer_problems(config)]
+    found = [*problems, *unchanged("actor", config), *data_problems(outline), *tokenizer_problems(config)]
     if choices is None or any(True for _ in check_options(config.actor, "actor")):
         made = Choices()  # invalid options choose nothing
     else:

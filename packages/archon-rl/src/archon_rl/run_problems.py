@@ -80,6 +80,24 @@ def untrained(role: str, config: Any) -> Iterator[str]:
         )
 
 
+def unchanged(role: str, config: Any) -> Iterator[str]:
+    """The problem of a trained model whose weights stay what they are."""
+    optimizer = getattr(config, role).optimizer
+    if optimizer is not None and optimizer.lr == 0:
+        yield f"{role}.optimizer.lr: found 0, with which the {role} never changes; set it above 0"
+
+
+def untaught_teacher(teacher: Any) -> Iterator[str]:
+    """The problem of distilling from random weights, on the trainer's ranks."""
+    is_random = not teacher.path or teacher.init_from_scratch
+    if teacher.engine_type == "train" and is_random and not teacher.warm_start.steps:
+        found = "init_from_scratch=true" if teacher.path else "no teacher.path"
+        yield (
+            f"teacher.warm_start.steps: found 0 with {found}, so the teacher has random weights; set teacher.path to a "
+            "checkpoint, or teacher.warm_start.steps to train one"
+        )
+
+
 def equal_samples(section: str, generation: Any) -> Iterator[str]:
     """The problem of several samples of a prompt that are all the same."""
     if generation.n_samples < 2:

@@ -36,6 +36,8 @@ def missing_reward_model(config: Any, role: str) -> Iterator[str]:
             f"{role}.path: found none, and reward {config.reward!r} needs a checkpoint; set it to the export folder "
             "of a run of algorithm=rw"
         )
+    elif section.init_from_scratch:
+        yield f"{role}.init_from_scratch: found true, so reward {config.reward!r} gives random scores; leave it out"
 
 
 def unused_models(config: Any, algorithm: AlgorithmSpec, reward_role: str | None) -> Iterator[Decision]:

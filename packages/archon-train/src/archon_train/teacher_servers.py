@@ -67,7 +67,9 @@ def unused_teacher_options(config: Any, explicit: Collection[str]) -> Iterator[D
         return
     for name, reason in UNUSED_BY_SERVERS.items():
         if f"{TEACHER_SERVERS}.{name}" in explicit:
-            yield Decision(f"{TEACHER_SERVERS}.{name}", written_value(getattr(teacher.rollout, name)), "no effect", reason)
+            yield Decision(
+                f"{TEACHER_SERVERS}.{name}", written_value(getattr(teacher.rollout, name)), "no effect", reason
+            )
     if trains_teacher(config):
         return
     for option in sorted(explicit):
