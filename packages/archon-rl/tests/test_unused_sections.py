@@ -58,3 +58,11 @@ def test_a_section_in_use_is_checked(run, overrides, message):
 def test_a_run_reads_no_layout_of_a_model_that_it_does_not_have(run):
     folder = run("ref.backend=archon:d4x2", "trainer.max_steps=1", "trainer.save_every=1", "trainer.eval_every=1")
     assert folder.latest_step() == 1
+
+
+@pytest.mark.parametrize(("replays", "unused"), [("false", True), ("true", False)])
+def test_routed_experts_are_unused_where_no_engine_replays_them(run, replays, unused):
+    text = CONFIGURATION.replace("bigram:d1", "archon:d1")
+    overrides = ("rollout.return_routed_experts=true", f"actor.archon.moe_routing_replay={replays}")
+    decided = {d.option: d.effective for d in plan(run, text, *overrides).decisions}
+    assert (decided.get("rollout.return_routed_experts") == "not used") is unused

@@ -271,6 +271,11 @@ TABLE: tuple[Unused, ...] = (
         ),
     ),
     Unused(
+        ("rollout.return_routed_experts",),
+        "no engine has archon.moe_routing_replay=true, so the recorded experts are not read",
+        lambda run: run.samples and not run.replays_routing,
+    ),
+    Unused(
         tuple(f"rollout.{name}" for name in SERVERS),
         "the engine local has no servers",
         lambda run: run.samples and not run.has_servers,

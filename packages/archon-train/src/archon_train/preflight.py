@@ -52,7 +52,7 @@ from archon_train.model_sections import (
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, RunPlan
 from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers
-from archon_train.server_options import started_layouts, unused_registry
+from archon_train.server_options import started_layouts, unused_registry, unused_registry_options
 from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
 from archon_train.used_options import without_unused
 from archon_train.vision import explain_visual
@@ -157,7 +157,7 @@ class _Planner(Findings):
 
     def check_rollout(self) -> None:
         if not self.samples:
-            self.decisions += unused_registry(self.loaded.explicit)
+            self.decisions += unused_registry(self.config, self.loaded.explicit)
             return
         rollout = self.layouts.get("rollout")
         transport = self.config.rollout.weight_transport
@@ -165,7 +165,7 @@ class _Planner(Findings):
         if rollout is not None:
             engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
             if isinstance(engine, InferenceEngineSpec) and not engine.runs_servers:
-                self.decisions += unused_registry(self.loaded.explicit)
+                self.decisions += unused_registry(self.config, self.loaded.explicit)
             elif isinstance(engine, InferenceEngineSpec) and known:
                 self.check_registry()
                 self.add_servers(check_servers(self.config, rollout, self.registry))
@@ -184,7 +184,9 @@ class _Planner(Findings):
         except ConfigError as error:
             self.unable(str(error))
             return
-        self.look_up("server_registry", name, OPTION)
+        registry = self.look_up("server_registry", name, OPTION)
+        if registry is not None:
+            self.decisions += unused_registry_options(self.config, registry.name, self.loaded.explicit)
 
     def check_teacher(self) -> None:
         """Check that the servers of a teacher can score."""
