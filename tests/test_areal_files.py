@@ -182,6 +182,19 @@ def test_hh_rlhf_holds_its_test_split_out_and_leaves_out_pairs_that_express_noth
     assert decision.reason.startswith("AReaL keeps pairs of equal answers")
 
 
+@pytest.mark.parametrize("overridden", [False, True])
+def test_a_known_data_set_is_held_out_only_in_files_with_validation_data(tmp_path: Path, overridden: bool) -> None:
+    config = CONFIGS["math/gsm8k_sft.yaml"]
+    path = tmp_path / "config.yaml"
+    for section, split in ((config["valid_dataset"], "test"), (None, None)):
+        written = config if overridden else config | {"valid_dataset": section}
+        path.write_text(yaml.safe_dump(written))
+        loaded = load_config(path, ["valid_dataset=null"] if overridden and section is None else [])
+        assert (loaded.config.data.validation_path, loaded.config.data.hf.validation_split) == (None, split)
+        made = [decision for decision in loaded.decisions if decision.option == "data.hf.validation_split"]
+        assert len(made) == (split is not None)
+
+
 def test_stored_files_survive_storing(tmp_path: Path) -> None:
     areal_files.store(CONFIGS, tmp_path / "again.tsv")
     assert areal_files.read_stored(tmp_path / "again.tsv") == CONFIGS

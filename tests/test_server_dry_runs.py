@@ -150,6 +150,14 @@ def test_areals_update_mode_yields_to_our_option_and_has_no_effect_without_serve
     assert effective(loaded.decisions, "actor.weight_update_mode") == ["no effect"]
     loaded = load_config(EXAMPLE, ["actor.weight_update_mode=awex"])
     assert loaded.config.rollout.weight_transport is None
-    assert effective(loaded.decisions, "actor.weight_update_mode") == ["no effect"]
-    with pytest.raises(ArchonError, match=r"weight_update_mode: found nccl; allowed are xccl, disk, awex"):
-        load_config(EXAMPLE, ["rollout.backend=vllm:d1", "actor.weight_update_mode=nccl"])
+    [decision] = [one for one in loaded.decisions if one.option == "actor.weight_update_mode"]
+    assert (decision.effective, decision.reason) == ("no effect", "no server gets weights")
+
+
+@pytest.mark.parametrize("backend", ["vllm:d1", "local"])
+def test_an_update_mode_that_areal_does_not_have_is_refused_also_without_servers(backend):
+    override = "actor.weight_update_mode=nccl"
+    with pytest.raises(
+        ArchonError, match=rf"^override '{override}': .*_mode: found nccl; allowed are xccl, disk, awex; choose one"
+    ):
+        load_config(EXAMPLE, [f"rollout.backend={backend}", override])
