@@ -7,14 +7,15 @@ from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, prune
 from archon_core.config.typed import Problem, knows
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
-from archon_core.errors import ConfigError, did_you_mean
+from archon_core.errors import ConfigError
 from archon_train.areal.allocation_mode import allocation_mode_decision
 from archon_train.areal.defaults import WITHOUT_SAMPLING, fill_in_defaults
-from archon_train.areal.facts import facts, names_in, unknown_below
+from archon_train.areal.facts import facts
 from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import is_override, text_of, with_text
 from archon_train.areal.removed_names import translate_removed
+from archon_train.areal.server_sections import take_unknown_server_options
 from archon_train.areal.weight_updates import translate_weight_updates
 from archon_train.vision import explain_visual
 
@@ -26,10 +27,6 @@ ADAM = {
 
 REGISTRIES = {"nfs": "folder", "etcd3": "etcd"}
 """AReaL's names of registries -> Archon's."""
-
-
-SERVERS = ("sglang", "vllm")
-"""Sections with the options of servers."""
 
 RECOVERY_MODES = {
     "auto": "trainer.auto_resume",
@@ -93,28 +90,13 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
             tree = with_text(tree, option, value)
             reason = DATASET_REASONS.get(option, f"AReaL's choice for {path}")
             decisions.append(Decision(option, "left out", value, reason))
-    tree, problems = _unknown_server_options(tree, schema)
+    tree, problems = take_unknown_server_options(tree, schema)
     return Translation(tree, tuple(decisions), problems)
 
 
 def _evaluates(tree: RawMapping) -> bool:
     """Whether the file has held-out data."""
     return isinstance(tree.get("valid_dataset"), RawMapping) or tree.get("data.validation_path") is not None
-
-
-def _unknown_server_options(tree: RawMapping, schema: type) -> tuple[RawMapping, tuple[Problem, ...]]:
-    """``tree`` without the options of servers that neither AReaL nor an installed driver has, and an error for each.
-
-    Without this check, a section of a server that is not installed or not used would hide misspelt names.
-    """
-    problems = {}
-    for section in SERVERS:
-        node = tree.get(section)
-        for option, child in unknown_below(section, node) if node is not None else ():
-            if not knows(schema, option):
-                hint = did_you_mean(option.partition(".")[2], names_in(section))
-                problems[option] = Problem(child.source, f"unknown option {option}{hint}")
-    return prune(tree, lambda path, _: path in problems), tuple(problems.values())
 
 
 def _refuse_images(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
