@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archon_core.errors import ConfigError, PluginError, UnknownNameError
-from archon_core.plugins import ModelSpec, RewardSpec, ScheduleSpec, TrainEngineSpec
+from archon_core.plugins import AlgorithmSpec, ModelSpec, RewardSpec, ScheduleSpec, TrainEngineSpec
 
 
 def reward_plugin(*names: str, aliases: tuple[str, ...] = ()) -> str:
@@ -103,6 +103,21 @@ class TestUnknownNames:
     def test_a_name_of_a_package_that_is_not_installed_names_the_package(self, build, kind, name, package):
         with pytest.raises(UnknownNameError, match=f"It is part of {package}: pip install {package}"):
             build().get(kind, name)
+
+    @pytest.mark.parametrize(
+        ("explain", "text"),
+        [
+            ("json:dumps", '; "dpoo"'),
+            ("no_such_module:explain", "; target 'no_such_module:explain'"),
+        ],
+    )
+    def test_an_algorithms_plugin_explains_a_name_that_is_no_algorithms(self, build, explain, text):
+        registry = build()
+        registry.add(AlgorithmSpec(name="dpo", target="a.b:c", explain=explain))
+        with pytest.raises(UnknownNameError, match="Installed algorithms: dpo") as raised:
+            registry.get("algorithm", "dpoo")
+        assert f"no installed plugin provides it{text}" in str(raised.value)
+        assert "did you mean" not in str(raised.value)
 
     @pytest.mark.parametrize(
         ("name", "text"),

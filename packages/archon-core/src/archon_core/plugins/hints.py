@@ -85,6 +85,7 @@ def explain_unknown(
     aliases: Sequence[str] = (),
     plugins: Sequence[PluginStatus],
     noun: str | None = None,
+    advice: str = "",
 ) -> str:
     """The message for an unknown name: the package that provides it, or the nearest name and all installed names.
 
@@ -95,6 +96,7 @@ def explain_unknown(
         aliases: installed aliases, used only for suggestions.
         plugins: all plugins; the message lists unloaded ones with their cause, since they may provide the name.
         noun: describes ``name``; ``None`` for the kind's label.
+        advice: what a plugin says about the name, in place of the nearest one.
     """
     noun = noun or label(kind)
     package = package_for(kind, name)
@@ -111,7 +113,7 @@ def explain_unknown(
     elif owners:
         lines.append(f"{first}. It is part of {package}, which is installed but not loaded")
     else:
-        lines.append(first + _suggestion(kind, name, [*listed, *aliases]))
+        lines.append(first + (f"; {advice}" if advice else _suggestion(kind, name, [*listed, *aliases])))
         nouns = noun[:-1] + "ies" if noun.endswith("ry") else noun + ("es" if noun.endswith("s") else "s")
         lines.append(f"Installed {nouns}: {', '.join(listed)}" if listed else explain_none(kind, plugins, noun=noun))
     for plugin in plugins:
