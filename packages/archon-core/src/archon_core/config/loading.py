@@ -304,10 +304,16 @@ def explain_problems(error: ArchonError) -> tuple[str, ...]:
 
 
 def _source(option: str, converted: Converted) -> str:
-    """The source of an option, or of the nearest section around it."""
-    while option and option not in converted.written:
-        option = option.rpartition(".")[0]
-    return converted.written.get(option, "")
+    """The source of an option, or of the nearest section around it.
+
+    An override of one option in a section is no source of the others: only one of the whole section is.
+    """
+    section = option
+    while section and section not in converted.written:
+        section = section.rpartition(".")[0]
+    source = converted.written.get(section, "")
+    is_innocent = section != option and source.startswith("override ") and f"{section}=" not in source
+    return "" if is_innocent else source
 
 
 def _escaped(value: Any) -> Any:
