@@ -74,7 +74,7 @@ def dry_run(path: Path, file: str) -> Outcome:
     try:
         loaded = load_config(path, allow_missing=True)
     except ArchonError as error:
-        position = rf"{re.escape(str(path))}:\d+: "
+        position = rf"{re.escape(str(path))}:\d+( \([^)]*\))?: "
         return Outcome(file, "refused", tuple(re.sub(position, "", text) for text in explain_problems(error)))
     plan = plan_run(loaded, registry())
     if plan.is_wrong:
