@@ -173,7 +173,7 @@ def test_options_of_a_policy_loss_are_decisions_in_pure_distillation_and_errors_
     pure = teacher(rl_loss_weight=0.0)
     _, decisions = compose(pure, Actor(eps_clip=0.3, dynamic_sampling=True))
     assert {"actor.eps_clip", "actor.dynamic_sampling"} <= set(decisions)
-    with pytest.raises(ConfigError, match=r"actor\.eps_clip: found 0\.3, would use not used: .*the teacher alone"):
+    with pytest.raises(ConfigError, match=r"actor\.eps_clip: found 0\.3; not used: .*the teacher alone"):
         compose(pure, Actor(eps_clip=0.3, archon=ArchonOptions(strict=True)))
 
 

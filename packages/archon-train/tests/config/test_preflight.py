@@ -447,4 +447,4 @@ def test_a_function_of_the_users_own_module_is_checked_without_importing_it(
     [text] = config_errors(wrong)
     assert text.startswith(f"reward: found no 'scor' in {tmp_path}/my_rewards.py; it defines score;")
     [text] = config_errors(plan(load, complete, RUNNABLE, "reward=timeit:timeit"))
-    assert text.startswith("reward: found no module 'timeit', which is timeit.py in ")
+    assert text.startswith("reward: found no timeit.py in ")

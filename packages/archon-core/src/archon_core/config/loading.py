@@ -168,8 +168,9 @@ def _refuse_other_files(merged: RawMapping, unknown: RawMapping, schema: type) -
     if not names or any(name in known or name not in unknown.entries or did_you_mean(name, known) for name in names):
         return
     found = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    which = "which is not an option of a run" if len(names) == 1 else "which are not options of a run"
     raise ConfigError(
-        f"{merged.source or 'the configuration'}: found no option of a run, but {found}; allowed are "
+        f"{merged.source or 'the configuration'}: found only {found}, {which}; allowed are "
         f"{', '.join(sorted(known))}; give the YAML file of a run"
     )
 
