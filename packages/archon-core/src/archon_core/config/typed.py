@@ -128,9 +128,8 @@ class _Reader:
             try:
                 values[key] = self.value(node, hints[key], below)
             except _UnreadableError:
-                self._wrong(
-                    node, below, f"found {found(node)}; allowed is {describe(hints[key])}{_digits(node, hints[key])}"
-                )
+                allowed = describe(hints[key]) + _digits(node, hints[key])
+                self._wrong(node, below, f"found {found(node)}; allowed is {allowed}")
         return values
 
     def value(self, node: RawNode, annotation: Any, path: str) -> Any:

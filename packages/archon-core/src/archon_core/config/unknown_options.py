@@ -147,9 +147,8 @@ def _why_unused(path: str, choice: SectionChoice, tree: RawMapping, root: RootSc
     engine = path.partition(".")[0]
     engines = root.named("inference_engine", tree)
     if engines is not None and engine not in engines and _is_inference(engine):
-        return _only(
-            [engine], "inference_engine", path, tree, root
-        )  # a file may have a section for each engine, used or not
+        # A file may have a section for each engine, used or not.
+        return _only([engine], "inference_engine", path, tree, root)
     return ""
 
 
