@@ -52,6 +52,8 @@ def test_a_missing_program_is_named_with_how_to_get_it(kind):
 def test_the_transport_that_servers_prefer_is_a_decision(backend, transport):
     found = plan(f"rollout.backend={backend}", PYTHON) if "vllm" in backend else plan(f"rollout.backend={backend}")
     assert effective(found.decisions, "rollout.weight_transport") == [transport]
+    reason = f"the first transport that {backend.partition(':')[0]} supports"
+    assert [one.reason for one in found.decisions if one.option == "rollout.weight_transport"] == [reason]
     assert effective(plan().decisions, "rollout.weight_transport") == []
 
 
