@@ -53,8 +53,9 @@ from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.recovery import restarts_without_checkpoints
 from archon_train.run_plan import Need, RunPlan
 from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers
-from archon_train.server_options import started_layouts, unused_registry
+from archon_train.server_options import started_layouts, unused_registry, unused_registry_options
 from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
+from archon_train.used_options import without_unused
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -105,9 +106,9 @@ class _Planner(Findings):
             self.need(option.package, option.option)
         algorithm = self.look_up("algorithm", self.config.algorithm, "algorithm")
         self.samples = algorithm is None or "inference_engine" in getattr(algorithm, "needs", ())
+        self.check_algorithm(algorithm)
         self.read_layouts()
         self.check_rollout()
-        self.check_algorithm(algorithm)
         if self.config.scheduler.type != "local":
             self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
         for role in ROLES:
@@ -164,7 +165,7 @@ class _Planner(Findings):
 
     def check_rollout(self) -> None:
         if not self.samples:
-            self.decisions += unused_registry(self.loaded.explicit)
+            self.decisions += unused_registry(self.config, self.loaded.explicit)
             return
         rollout = self.layouts.get("rollout")
         transport = self.config.rollout.weight_transport
@@ -172,7 +173,7 @@ class _Planner(Findings):
         if rollout is not None:
             engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
             if isinstance(engine, InferenceEngineSpec) and not engine.runs_servers:
-                self.decisions += unused_registry(self.loaded.explicit)
+                self.decisions += unused_registry(self.config, self.loaded.explicit)
             elif isinstance(engine, InferenceEngineSpec) and known:
                 self.check_registry()
                 self.add_servers(check_servers(self.config, rollout, self.registry))
@@ -191,7 +192,9 @@ class _Planner(Findings):
         except ConfigError as error:
             self.unable(str(error))
             return
-        self.look_up("server_registry", name, OPTION)
+        registry = self.look_up("server_registry", name, OPTION)
+        if registry is not None:
+            self.decisions += unused_registry_options(self.config, registry.name, self.loaded.explicit)
 
     def check_teacher(self) -> None:
         """Check that the servers of a teacher can score."""
@@ -208,18 +211,21 @@ class _Planner(Findings):
     def check_algorithm(self, algorithm: Spec | None) -> None:
         config = self.config
         dataset = self.look_up("dataset", config.data.dataset, "data.dataset")
-        role = "" if config.reward is None else self.check_reward(config.reward)
+        role = self.check_reward(config.reward) if self.samples and config.reward is not None else ""
         if not isinstance(algorithm, AlgorithmSpec):
             return
         for text in missing_sections(config, algorithm.name, algorithm.sections):
             self.wrong(text)
-        self.decisions += unused_models(config, algorithm, role)
+        models = [*unused_models(config, algorithm, role)]
+        self.decisions += models
+        unused = [decision.option for decision in models]
         if role and self.samples:
             for text in missing_reward_model(config, role):
                 self.wrong(text)
         if algorithm.preview:
             found = dataset if isinstance(dataset, DatasetSpec) else None
-            self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
+            unused += self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
+        self.config = without_unused(config, unused)
 
     def ask(self, spec: AlgorithmSpec | TrainEngineSpec, outline: RunOutline | EngineOutline, option: str) -> Any:
         """What the preview of ``spec`` answers; ``None`` if it cannot be loaded."""
@@ -229,17 +235,18 @@ class _Planner(Findings):
             self.unable(f"{option}: {error}")
             return None
 
-    def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> None:
-        """Add the problems and decisions that the algorithm's preview finds."""
+    def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> frozenset[str]:
+        """Add the problems and decisions that the algorithm's preview finds; returns the unused options."""
         found: RunPreview | None = self.ask(algorithm, outline, "algorithm")
         if found is None:
-            return
+            return frozenset()
         for text in found.problems:
             self.wrong(text)
         for text in found.missing:
             # A file of another program may leave them to that program's script.
             self.unable(text) if self.loaded.dialects else self.wrong(text)
         self.decisions += found.decisions
+        return found.unused
 
     def check_reward(self, name: str) -> str | None:
         """Look up the plugin, or the function in the user's module, without importing it.
@@ -275,8 +282,9 @@ class _Planner(Findings):
         if not inherits or self.models.get("actor") is not None:
             self.models[role] = self.check_model(role, config, layout, engine)
         model = self.models.get(role)
-        for text in stray_value_head(role, config, samples=self.samples):
-            self.wrong(text)
+        if role in ("ref", "teacher") or (role == "actor" and self.samples):
+            for text in stray_value_head(role, config):
+                self.wrong(text)
         if role == "critic":
             for text in critic_problems(config, model, self.loaded.explicit):
                 self.wrong(text)

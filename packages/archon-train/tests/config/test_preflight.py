@@ -6,6 +6,7 @@ import pytest
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.plugins import (
+    AlgorithmSpec,
     LauncherSpec,
     ModelSpec,
     MoESpec,
@@ -24,6 +25,7 @@ Load = Callable[..., LoadedConfig]
 MakeRegistry = Callable[..., Registry]
 
 RUNNABLE = "actor: {model_config: {model_type: tiny}}\n"
+VALUED = f"algorithm: valued\n{RUNNABLE}"
 
 
 @pytest.fixture
@@ -44,6 +46,7 @@ def complete(make_registry: MakeRegistry) -> Registry:
             ScheduleSpec(name="ZeroBubble", target="json:loads", splits_backward=True),
             ScheduleSpec(name="InRounds", target="json:loads", multiple_of_ranks=True),
             PipelineSpec(name="pipeline", target="json:loads", split="archon_fake_options:split"),
+            AlgorithmSpec(name="valued", target="json:loads", needs=("inference_engine",), sections=("critic",)),
             LauncherSpec(name="ray", target="json:loads"),
         ),
     )
@@ -82,7 +85,7 @@ def test_what_engines_do_other_than_asked_on_any_device_is_known_and_strict_refu
 
 
 def test_engines_inherit_the_actors_layout_and_share_its_ranks(load: Load, complete: Registry) -> None:
-    found = plan(load, complete, RUNNABLE + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
+    found = plan(load, complete, VALUED + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
     assert {role: str(layout) for role, layout in found.layouts.items()} == {
         "actor": "able:d4",
         "rollout": "local",
@@ -93,12 +96,12 @@ def test_engines_inherit_the_actors_layout_and_share_its_ranks(load: Load, compl
 
 
 def test_a_model_on_another_number_of_ranks_than_the_actor_is_refused(load: Load, complete: Registry) -> None:
-    found = plan(load, complete, RUNNABLE + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
+    found = plan(load, complete, VALUED + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
     assert environment_errors(found) == [
         "critic.backend: found able:d2, on 2 ranks; this version runs every model on the ranks of the actor "
         "(able:d4, on 4 ranks); choose a layout of 4 ranks, or leave critic.backend out to inherit the actor's"
     ]
-    assert plan(load, complete, RUNNABLE + "critic: {backend: 'able:d2t2'}\n", "actor.backend=able:d4").can_run
+    assert plan(load, complete, VALUED + "critic: {backend: 'able:d2t2'}\n", "actor.backend=able:d4").can_run
 
 
 def test_the_archon_engine_runs_all_axes_of_a_dense_model(load: Load, complete: Registry) -> None:

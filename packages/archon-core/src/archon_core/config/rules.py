@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,24 @@ def path_or_id(value: str) -> str | None:
     return None
 
 
+def written_value(value: Any) -> str:
+    """A value as configuration files write it, such as ``null``, ``true`` and ``{alpha: 1}``; a text without quotes."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{written_value(key)}: {written_value(entry)}' for key, entry in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written_value, value))}]"
+    return f"{value}"
+
+
 def shown_value(value: Any) -> str:
     """A value for messages, shortened; a text in quotes."""
-    plain = f"{value}"
+    plain = written_value(value)
     text = repr(value) if isinstance(value, str) else plain
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(plain)} characters)"
 

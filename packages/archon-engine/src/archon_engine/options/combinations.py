@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from archon_core.config.rules import written_value
 from archon_core.contracts.decisions import Decision
 from archon_engine.options.context import OptionContext
 
@@ -285,9 +286,7 @@ def asked_value(engine: ArchonEngineConfig, option: str) -> Any:
 
 def shown(value: object) -> str:
     """A value as written in YAML; ``default`` for null."""
-    if value is None:
-        return "default"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "default" if value is None else written_value(value)
 
 
 def render_rules() -> str:

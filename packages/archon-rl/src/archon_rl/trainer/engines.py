@@ -57,7 +57,9 @@ def engine_layout(run: RunContext, role: str) -> Layout:
     """The layout of one engine of the run; an empty one is the actor's."""
     plugins = registry()
     table = backend_table(plugins.all(TrainEngineSpec), inference_engines(plugins))
-    return engine_layouts(engine_backends(run.config), backends=table)[role]
+    backends = engine_backends(run.config)
+    needed = {name: backends[name] for name in ("actor", role)}  # others may be of models that the run does not have
+    return engine_layouts(needed, backends=table)[role]
 
 
 def complete_model_config(run: RunContext, tokenizer: Any, role: str = "actor") -> Any:
