@@ -92,6 +92,33 @@ def test_incomplete_sections_are_refused(plan, override, message):
         plan(override)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["teacher={path: a}", "teacher.rl_loss_weight=0"], ""),
+        (["teacher.path=a", "teacher.rl_loss_weight=0"], ""),
+        (["teacher={path: a}"], "override 'teacher={path: a}': "),
+        (["teacher={path: a}", "teacher.rollout=null"], "override 'teacher.rollout=null': "),
+    ],
+)
+def test_an_error_about_an_option_that_is_left_out_names_no_other_options_override(tmp_path, overrides, named):
+    file = tmp_path / "run.yaml"
+    file.write_text(RUN.partition("teacher:")[0], encoding="utf-8")
+    with pytest.raises(ConfigError) as raised:
+        load_config(file, overrides, registry())
+    assert str(raised.value).startswith(f"{named}teacher.rollout.backend: found none")
+
+
+def test_servers_beside_a_teacher_on_the_actors_ranks_are_a_decision_in_areals_form(tmp_path):
+    file = tmp_path / "run.yaml"
+    teacher = 'total_train_steps: 1\nteacher: {engine_type: train, train: {path: a}, rollout: {backend: "sglang:d1"}}\n'
+    file.write_text(RUN.partition("teacher:")[0] + teacher, encoding="utf-8")
+    found = plan_run(load_config(file, (), registry()), registry())
+    [decision] = [decision for decision in found.decisions if decision.option == "teacher.rollout"]
+    assert (decision.requested, decision.effective) == ("sglang:d1", "no effect")
+    assert "teacher" in found.layouts
+
+
 def test_engines_that_are_no_servers_are_named(plan):
     [obstacle] = plan("teacher.rollout.backend=archon:d1").obstacles
     assert obstacle.text.startswith("teacher.rollout.backend")

@@ -125,7 +125,7 @@ USED = {
 
 NOTED = {
     *("teacher.distill_loss_weight", "critic.mask_no_eos_with_zero", "critic.bootstrap_truncated"),
-    *("actor.mask_no_eos_with_zero", "teacher.init_from_scratch"),
+    *("actor.mask_no_eos_with_zero", "trainer.auto_resume", "trainer.max_restarts", "teacher.init_from_scratch"),
     *("actor.path", "gconfig.n_samples", "actor.reward_norm", "actor.adv_norm"),
 }
 """Used options with decisions about the form that they have, or with values that are refused."""

@@ -116,7 +116,7 @@ def test_strict_turns_a_change_of_what_was_asked_into_an_error():
         ConfigError, match=r"strict: found true, and settings that .*\n  actor\.kl_ctl: found 0\.1, would use 0\.0"
     ):
         compose(archon=strict)
-    with pytest.raises(ConfigError, match=r"actor\.gae_lambda_kwargs: found \{alpha: 1\}, would use not used"):
+    with pytest.raises(ConfigError, match=r"actor\.gae_lambda_kwargs: found \{alpha: 1\}; not used"):
         compose(archon=strict, kl_ctl=0.0, gae_lambda_kwargs={"alpha": 1})
     compose(archon=strict, kl_ctl=0.0)
 

@@ -136,7 +136,7 @@ def test_a_dry_run_shows_what_the_composition_decides(run, text, overrides, opti
 @pytest.mark.parametrize(
     ("text", "overrides", "changed"),
     [
-        (CONFIGURATION, ("actor.sapo_tau_pos=2",), "actor.sapo_tau_pos: found 2.0, would use not used"),
+        (CONFIGURATION, ("actor.sapo_tau_pos=2",), "actor.sapo_tau_pos: found 2.0; not used"),
         (CONFIGURATION, ("actor.kl_ctl=0.5",), "actor.kl_ctl: found 0.5, would use 0.0"),
         (PAIRS, ("actor.mb_spec.granularity=4",), "actor.mb_spec.granularity: found 4, would use 2"),
     ],

@@ -54,7 +54,7 @@ class SchedulerConfig:
     """The launcher of a run's processes.
 
     Attributes:
-        type: ``local``, or the name of a launcher plugin (``ray``, ``slurm``).
+        type: ``local``, or the name of a launcher plugin.
     """
 
     type: str = "local"

@@ -50,6 +50,7 @@ from archon_train.model_sections import (
     unused_models,
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
+from archon_train.recovery import restarts_without_checkpoints
 from archon_train.run_plan import Need, RunPlan
 from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers
 from archon_train.server_options import started_layouts, unused_registry, unused_registry_options
@@ -114,6 +115,7 @@ class _Planner(Findings):
             if getattr(self.config, role) is not None:
                 self.check_engine(role)
         self.check_files()
+        self.decisions += restarts_without_checkpoints(self.config.trainer)
 
     def why_nothing_to_train(self) -> str | None:
         """The problem of a run without a model, or on images, which no other option or package can solve."""
@@ -129,14 +131,14 @@ class _Planner(Findings):
         if not self.samples:
             backends.pop("rollout", None)
         for role in ["actor", *(other for other in backends if other != "actor")]:
-            if role != "actor" and "actor" not in self.layouts and not backends[role]:
-                continue  # inherits the actor's layout, whose error is reported already
+            if role != "actor" and "actor" not in self.layouts and backends[role] in ("", None, backends["actor"]):
+                continue  # has the actor's layout, whose error is reported already
             try:
                 # One role at a time, to find every error; an unreadable actor layout is reported already.
                 actor = str(self.layouts.get("actor", "archon:d1"))
                 self.layouts[role] = engine_layouts({"actor": actor, role: backends[role]}, backends=table)[role]
             except ArchonError as error:
-                self.wrong(str(error))
+                self.wrong(f"{error}{self.translated_from(role, backends[role])}")
         if "actor" in self.layouts:
             cluster = self.config.cluster
             started = started_layouts(self.layouts, self.config.rollout)
@@ -146,6 +148,12 @@ class _Planner(Findings):
                 self.processes = plan_processes(check_cluster(started, **sizes), **sizes)
             except ArchonError as error:
                 self.wrong(str(error))
+
+    def translated_from(self, role: str, text: str | None) -> str:
+        """The layout that the file has in place of ``text``, as a line of a message; empty if it is the same."""
+        option = f"{role}.backend"
+        made = (d for d in self.loaded.decisions if d.option == option and d.effective == text)
+        return next((f"\n  the file has {d.requested!r}: {d.reason}" for d in made), "")
 
     def backends(self) -> Mapping[str, Backend]:
         """The engines that layouts may name: core's built-in table and installed engines."""

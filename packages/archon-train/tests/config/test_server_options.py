@@ -110,4 +110,5 @@ def test_areals_names_of_registries_become_ours_with_a_decision(plan, name: str,
     assert {d.option for d in loaded.decisions if "name_resolve" in d.option} == {
         "cluster.name_resolve.type",
         "cluster.name_resolve.ray_actor_name",
+        "cluster.name_resolve.nfs_record_root",
     }

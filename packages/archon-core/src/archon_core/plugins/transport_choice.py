@@ -30,7 +30,7 @@ def choose_transport(
     """
     allowed = driver.transports_for(layout)
     if asked is None:
-        reason = f"the first transport of {driver.name} servers"
+        reason = f"the first transport that {driver.name} supports"
         return allowed[0], (Decision(OPTION, "null", allowed[0], reason),)
     name = registry.get(WeightTransportSpec, asked).name
     if name not in allowed:
