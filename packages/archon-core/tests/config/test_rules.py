@@ -12,5 +12,5 @@ def test_values_are_written_as_in_a_file(text):
 
 
 def test_messages_quote_texts_and_shorten_long_values():
-    assert (shown_value("a"), shown_value(None), shown_value([True])) == ("'a'", "null", "[true]")
+    assert (shown_value("a"), shown_value(None), shown_value([True, ""])) == ("'a'", "null", "[true, '']")
     assert shown_value("x" * 300).endswith("... (300 characters)")
