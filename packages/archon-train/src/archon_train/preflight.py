@@ -108,7 +108,7 @@ class _Planner(Findings):
         self.samples = algorithm is None or "inference_engine" in getattr(algorithm, "needs", ())
         self.check_algorithm(algorithm)
         self.read_layouts()
-        self.check_rollout()
+        self.check_rollout(algorithm)
         if self.config.scheduler.type != "local":
             self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
         for role in ROLES:
@@ -163,10 +163,12 @@ class _Planner(Findings):
             self.unable(str(error))
             return BUILTIN_BACKENDS
 
-    def check_rollout(self) -> None:
+    def check_rollout(self, algorithm: Spec | None) -> None:
         if not self.samples:
             self.decisions += unused_registry(self.config, self.loaded.explicit)
             return
+        if algorithm is None and "rollout.backend" not in self.loaded.explicit:
+            return  # an algorithm that is not installed may need no rollout
         rollout = self.layouts.get("rollout")
         transport = self.config.rollout.weight_transport
         known = transport is None or self.look_up("weight_transport", transport, "rollout.weight_transport")

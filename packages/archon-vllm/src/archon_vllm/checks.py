@@ -13,8 +13,7 @@ from archon_core.layout import Layout
 from archon_vllm.options import VllmOptions
 
 INSTALL = (
-    "python -m venv vllm-env && vllm-env/bin/pip install vllm 'archon-vllm[server]', then set "
-    "vllm.python=vllm-env/bin/python"
+    "python -m venv vllm-env && vllm-env/bin/pip install vllm archon-vllm, then set vllm.python=vllm-env/bin/python"
 )
 
 
