@@ -1,6 +1,7 @@
 """The server behind HTTP, with a model of two layers: answers, errors, control and disconnects."""
 
 import asyncio
+import gc
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -102,12 +103,15 @@ def test_unknown_paths_and_methods_are_answered_in_json(server):
     assert server.client.get("/generate")[0] == 405
 
 
-def test_a_caller_that_leaves_frees_its_rows(server):
+def test_a_caller_that_leaves_frees_its_rows(server, caplog):
     server.decode.pause("keep").result(10)
     connection = server.client.open("POST", "/generate", LONG)
     wait_until(lambda: server.decode.n_requests == 1)
     connection.close()
     wait_until(lambda: server.decode.n_requests == 0)
+    server.client.get("/health")  # after the server's loop has seen the end
+    gc.collect()
+    assert "never retrieved" not in caplog.text
     server.decode.resume().result(10)
 
 

@@ -130,6 +130,8 @@ async def scores_of(request: Request, service: Service, ticket: ScoringTicket) -
 
 async def _answers(request: Request, service: Service, tickets: Sequence[Any]) -> list[Any]:
     results = asyncio.gather(*(asyncio.wrap_future(ticket.answer) for ticket in tickets))
+    # Nobody awaits it after a disconnect; asyncio logs an exception that nobody has looked at, with a traceback.
+    results.add_done_callback(lambda done: done.cancelled() or done.exception())
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((results, gone), return_when=asyncio.FIRST_COMPLETED)
