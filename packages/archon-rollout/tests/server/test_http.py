@@ -84,6 +84,11 @@ def test_requests_without_the_token_are_refused_except_for_health(server, client
         ("/generate", {"requests": [{"prompt_ids": [1] * 65, "seeds": [1]}]}, "found a prompt of 65 tokens"),
         ("/generate", {"requests": [{"prompt_ids": [99], "seeds": [1]}]}, "prompt token id 99, allowed are 0 to 22"),
         ("/generate", {"requests": [{"prompt_ids": [1], "seeds": [1], "top_p": 2}]}, "top_p: found 2"),
+        (
+            "/generate",
+            {"requests": [{"prompt_ids": [1], "seeds": [1] * 4097}]},
+            "seeds: found 4097; allowed are at most",
+        ),
         ("/generate", {"prompts": []}, "unknown field 'prompts'"),
         ("/v1/completions", {"prompt": "text"}, "no tokenizer; send token ids"),
         ("/v1/completions", {"prompt": [1], "max_token": 1}, "unknown field 'max_token'"),

@@ -65,6 +65,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Fields of OpenAI that this server does not implement, with the values that ask for nothing."""
 
+MAX_CHOICES = 128
+"""Largest ``n``, as OpenAI has it."""
+
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` for completions."""
 
@@ -176,6 +179,8 @@ def _call(
     if "" in stops:
         raise DataError("stop: found an empty text; allowed are texts of at least one character")
     n_samples = 1 if body.get("n") is None else body["n"]
+    if not 1 <= n_samples <= MAX_CHOICES:
+        raise DataError(f"n: found {n_samples}; allowed are 1 to {MAX_CHOICES}; send several requests for more")
     seed = secrets.randbits(48) if body.get("seed") is None else body["seed"]
     temperature = 1.0 if body.get("temperature") is None else body["temperature"]
     end_ids = list(dict.fromkeys([*text.end_ids, *(body.get("stop_token_ids") or ())]))
