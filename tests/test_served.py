@@ -272,6 +272,8 @@ def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_f
         (["--model", "{folder}", "--host", "no.such.host.invalid"], "cannot listen there"),
         (["--model", "{folder}/none.json"], "cannot read"),
         (["--model", "{folder}", "--max-batch-size", "0"], "--max-batch-size: found 0"),
+        (["--model", "{folder}", "--dtype", "float7"], "--dtype: found 'float7'; allowed are float32, bfloat16"),
+        (["--model", "{folder}", "--record", "/no/such/folder/a.json"], "--record: found no folder /no/such/folder"),
         (["--model", "{folder}", "--announce-ttl", "0"], "--announce-ttl: found 0; allowed are numbers from 1"),
         (["--model", "{folder}", "trial_name=x"], "found 'trial_name=x' without --announce"),
         (["--model", "{folder}", "--announce", "no.yaml"], "no.yaml: cannot be read"),
