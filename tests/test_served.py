@@ -267,6 +267,7 @@ def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_f
         (["--model", "no/such/folder/here"], "found no such folder"),
         (["--model", "{folder}", "--layout", "archon:d2"], "found archon:d2; a server shares each layer"),
         (["--model", "{folder}", "--layout", "archon:x2"], "--layout"),
+        (["--model", "{folder}", "--layout", "archon:t64"], "found t64; it must divide the model's"),
         (["--model", "{folder}", "--port", "{port}"], "cannot listen there"),
         (["--model", "{folder}", "--port", "99999"], "--port: found 99999; allowed are 0"),
         (["--model", "{folder}", "--host", "no.such.host.invalid"], "cannot listen there"),
