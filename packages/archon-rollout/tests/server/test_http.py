@@ -5,13 +5,18 @@ import gc
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.errors import ServerError, UncertainCallError
+from archon_core.serving.manifest import TensorEntry, WeightManifest
+from archon_core.serving.update import UpdatePlan
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.served.driver import ServedDriver
+from archon_rollout.server.rank_updates import RankUpdates
+from archon_rollout.server.weight_copies import ServedWeights
 from archon_rollout.server.wire import read_completion, request_data
 
 PROMPTS = [(3,), (1, 2, 3, 4, 5, 6, 7), (9, 8), (4, 4, 4, 4)]
@@ -178,6 +183,16 @@ def test_calls_for_another_incarnation_and_calls_that_come_late_change_nothing(s
     assert "after its call 5" in answer["error"]["message"]
     assert client.post("/pause", {"caller": "another", "sequence": 4})[0] == 200
     assert client.get("/state")[1]["paused"] is True
+
+
+def test_an_update_of_another_model_is_a_conflict_and_no_failure(server, monkeypatch):
+    copies = SimpleNamespace(shapes={"a": (2,)}, active=None)
+    weights = ServedWeights(copies, version=5, incarnation="this-start")
+    monkeypatch.setattr(server.service, "_receiving", RankUpdates(weights))
+    plan = UpdatePlan(WeightManifest(6, (TensorEntry("a", "float32", (3,)),)), "shm")
+    status, answer = server.client.post("/update/begin", {"plan": plan.as_data()})
+    assert status == 409
+    assert "this server's model has (2,)" in answer["error"]["message"]
 
 
 def test_a_server_without_weights_refuses_requests_until_it_has_some(weights, start_server):

@@ -29,6 +29,7 @@ from archon_core.serving.update import BucketNotice, UpdatePlan
 from archon_core.serving.wire import to_data
 from archon_rollout.server.decode_thread import ScoringTicket, Ticket
 from archon_rollout.server.service import ConflictError, Service, UnavailableError, error_data
+from archon_rollout.server.weight_copies import OtherModelError
 from archon_rollout.server.wire import check_fields, completion_data, parse_generate, parse_score
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def answers_errors(handler: Handler) -> Handler:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         except UnavailableError as error:
             return JSONResponse(error_data(error), 503)
-        except ConflictError as error:
+        except (ConflictError, OtherModelError) as error:
             return JSONResponse(error_data(error), 409)
         except ServerError as error:
             return JSONResponse(error_data(error), 500)
