@@ -101,6 +101,9 @@ def test_a_run_without_servers_says_how_to_start_one(show, run: Path) -> None:
     code, _, err = show(where=run / "no-such-run")
     assert code == 2
     assert "found no such file or folder" in err
+    code, _, err = show(where=run.parent)
+    assert code == 2
+    assert "found a folder without config.yaml or servers" in err
 
 
 def test_living_and_dead_servers_have_a_row_each_with_the_trainers_opinion(show, run: Path, server: Server) -> None:
