@@ -82,6 +82,8 @@ def test_fields_that_ask_for_nothing_pass():
         (parse_completion, {"prompt": "a", "presence_penalty": 0.5}, "presence_penalty: found 0.5, which this server"),
         (parse_completion, {"prompt": "a", "echo": True}, "echo: found True"),
         (parse_completion, {"prompt": "a", "logprobs": 5}, "logprobs: found 5; allowed is 0"),
+        (parse_completion, {"prompt": "a", "max_tokens": 0}, "max_tokens: found 0; allowed are numbers from 1"),
+        (parse_chat, {"messages": [], "max_completion_tokens": -1}, "max_completion_tokens: found -1; allowed are"),
         (parse_completion, {"prompt": "a", "n": 129}, "n: found 129; allowed are 1 to 128; send several requests"),
         (parse_completion, {"prompt": "a", "n": 0}, "n: found 0; allowed are 1 to 128"),
         (parse_completion, {"prompt": []}, "prompt: allowed are a text, a list of token ids"),
