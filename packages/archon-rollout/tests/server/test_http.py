@@ -113,9 +113,14 @@ def test_unknown_paths_and_methods_are_answered_in_json(server):
     assert server.client.get("/generate")[0] == 405
 
 
-def test_a_caller_that_leaves_frees_its_rows(server, caplog):
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/generate", LONG), ("/v1/completions", {"prompt": [1], "max_tokens": 60, "stop": "x"})],
+    ids=["generate", "stop texts"],
+)
+def test_a_caller_that_leaves_frees_its_rows(server, caplog, path, body):
     server.decode.pause("keep").result(10)
-    connection = server.client.open("POST", "/generate", LONG)
+    connection = server.client.open("POST", path, body)
     wait_until(lambda: server.decode.n_requests == 1)
     connection.close()
     wait_until(lambda: server.decode.n_requests == 0)

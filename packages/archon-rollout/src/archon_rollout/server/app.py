@@ -133,7 +133,7 @@ async def _answers(request: Request, service: Service, tickets: Sequence[Any]) -
     results = asyncio.gather(*(asyncio.wrap_future(ticket.answer) for ticket in tickets))
     # Nobody awaits it after a disconnect; asyncio logs an exception that nobody has looked at, with a traceback.
     results.add_done_callback(lambda done: done.cancelled() or done.exception())
-    gone = asyncio.ensure_future(_disconnected(request))
+    gone = asyncio.ensure_future(disconnected(request))
     try:
         await asyncio.wait((results, gone), return_when=asyncio.FIRST_COMPLETED)
         if not results.done():
@@ -146,7 +146,8 @@ async def _answers(request: Request, service: Service, tickets: Sequence[Any]) -
         service.cancel(tickets)
 
 
-async def _disconnected(request: Request) -> None:
+async def disconnected(request: Request) -> None:
+    """Return when the caller closes the connection. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
