@@ -189,7 +189,9 @@ class Observer:
 
 
 def _record_of(member: MemberStatus) -> ServerRecord:
-    return ServerRecord(member.address, member.incarnation, member.kind, version=member.version)
+    return ServerRecord(
+        member.address, member.incarnation, member.kind, version=member.version, started_at=member.started_at
+    )
 
 
 def _activity(state: ServerState) -> str:

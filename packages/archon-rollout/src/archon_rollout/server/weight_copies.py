@@ -90,6 +90,10 @@ class EngineCopies:
         return self._standby
 
 
+class OtherModelError(ServerError):
+    """An update of another model: sending it again cannot succeed."""
+
+
 class ServedWeights:
     """The weights of a server with their versions, and the updates that it receives.
 
@@ -122,7 +126,8 @@ class ServedWeights:
         """Start an update.
 
         Raises:
-            ServerError: as ``WeightUpdates.begin``; or the plan is for another model or an older version.
+            ServerError: as ``WeightUpdates.begin``; or the plan is for an older version.
+            OtherModelError: the plan is for another model.
         """
         if plan.version < self.version:
             raise ServerError(
@@ -145,7 +150,7 @@ class ServedWeights:
         wrong = [name for name in {**ours, **sent} if ours.get(name) != sent.get(name)]
         if wrong:
             name = wrong[0]
-            raise ServerError(
+            raise OtherModelError(
                 f"update: found {name!r} with shape {sent.get(name)}; this server's model has {ours.get(name)}, and "
                 f"{len(wrong)} such differences in all; publish the model that the server runs"
             )
