@@ -291,9 +291,11 @@ class ServedEngine(ElasticHooks):
         assert self._pool is not None
         outcomes = {server.incarnation: "" for server in publication.committed}
         outcomes |= {one.server.incarnation: f"{one.phase}: {one.reason}" for one in publication.failed}
-        logger.info(publication.describe())
         self._pool.committed(publication.version, outcomes)
         decision = self._pool.decide()
+        # A report per step would hide the rest of the log; the metrics have its numbers.
+        unusual = decision.joined or publication.failed
+        logger.log(logging.INFO if unusual else logging.DEBUG, publication.describe())
         if decision.changed:
             level = logging.WARNING if decision.evicted else logging.INFO
             logger.log(level, "servers of epoch %d: %s", decision.epoch, decision.reason)
