@@ -218,7 +218,7 @@ class Pool:
         with self._lock:
             self._router.finish(server.incarnation, tokens=tokens)
             if error:
-                self._membership.probed({server.incarnation: error}, self._clock())
+                self._membership.request_failed(server.incarnation, error, self._clock())
 
     async def refresh(self) -> None:
         """One round: read the registry and probe all servers."""
