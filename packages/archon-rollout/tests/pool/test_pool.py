@@ -13,6 +13,7 @@ from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.pool import Pool
+from archon_rollout.publication.canary import Canary, ask_server
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 
@@ -101,6 +102,19 @@ def test_a_hanging_server_is_put_out_by_probes_and_comes_back() -> None:
     assert world.refresh(at=100.0) == ["b"]
     assert world.publish() == ["a", "b"]
     assert world.refresh() == ["a", "b"]
+
+
+def test_probes_and_canaries_of_several_pools_have_ids_that_a_server_does_not_know() -> None:
+    world = World("a")
+    world.begin()
+    other = Pool(world.registry, world.driver, world.options, clock=world.clock)
+    asyncio.run(other.refresh())
+    other.committed(1, {server.incarnation: "" for server in other.receivers()})
+    for pool in (world.pool, other, world.pool):
+        asyncio.run(pool.refresh())
+        assert pool.status().members["a"].state == "active"
+        completion = ask_server(world.driver, world.driver.servers["a"].record, Canary((1, 2, 3)), timeout=1.0)
+        assert len(completion.token_ids) == 8
 
 
 def test_a_restarted_server_on_the_same_port_is_warmed_up_as_a_new_one() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -25,6 +26,7 @@ from archon_rollout.pool.status_file import StatusFile
 POLL_SECONDS = 0.05
 
 PROBE_TOKEN = 0
+PROBE_PREFIX = "probe-"
 
 
 @dataclass(frozen=True)
@@ -298,7 +300,8 @@ class Pool:
     async def _probe(self, server: ServerRecord) -> str:
         timeout = self._options.health_check_timeout_seconds
         request = GenerationRequest((PROBE_TOKEN,), GenerationConfig(max_new_tokens=1, greedy=True), (0,))
-        call = self._driver.generate(server, request, request_id="probe", timeout=timeout)
+        # Servers refuse an id that is still in use, by another pool or by a probe that timed out here.
+        call = self._driver.generate(server, request, request_id=f"{PROBE_PREFIX}{uuid.uuid4().hex}", timeout=timeout)
         return await _error_of(call, timeout)
 
     def explain_lack(self, found: int) -> str:
