@@ -38,6 +38,8 @@ class Engine(ServedEngine):
 
     def __init__(self, names: str, **options) -> None:
         self.world = World(names, **options)
+        self.stopped = False
+        self.world.pool._stop = lambda: self.stopped
         self._config, self._pool, self._processes = self.world.options, self.world.pool, None
         self._ranks = DataRanks().everyone
         self._publisher = Publisher()
@@ -68,3 +70,13 @@ def test_the_log_has_a_report_only_when_a_server_joined_or_failed(caplog: pytest
     assert caplog.messages[1] == f"servers of epoch 2: {engine.world.driver.servers['a'].record.address} left: " + (
         "canary: it differs"
     )
+
+
+def test_a_stopped_run_does_not_wait_for_servers() -> None:
+    engine = Engine("", setup_timeout=1000.0)
+    engine.stopped = True
+    with pytest.raises(KeyboardInterrupt, match="stopped while the run waited for rollout servers"):
+        engine.update(0)
+    engine.world.start("a")
+    engine.world.refresh()
+    engine.update(0)

@@ -22,6 +22,7 @@ from archon_rollout.pool.member_sources import MemberSources
 from archon_rollout.pool.membership import Member, Membership, MembershipRules, TopologyDecision
 from archon_rollout.pool.routing import Router
 from archon_rollout.pool.status_file import StatusFile
+from archon_rollout.pool.stopping import Stop, StoppedError, never
 
 POLL_SECONDS = 0.05
 
@@ -58,6 +59,7 @@ class Pool:
         section: the section of ``options``, for messages.
         clock: seconds, never going back.
         status_file: takes the status after every round.
+        stop: whether the user has asked the run to stop.
     """
 
     def __init__(
@@ -69,10 +71,11 @@ class Pool:
         section: str = "rollout",
         clock: Callable[[], float] = time.monotonic,
         status_file: StatusFile | None = None,
+        stop: Stop = never,
     ) -> None:
         self._sources = registry if isinstance(registry, MemberSources) else MemberSources([registry])
         self._driver, self._options = driver, options
-        self._status_file = status_file
+        self._status_file, self._stop = status_file, stop
         self._section = section
         self._clock = clock
         self._lock = threading.RLock()
@@ -196,6 +199,7 @@ class Pool:
 
         Raises:
             TrainingError: there are fewer after ``setup_timeout``. Lists which servers left, and why.
+            StoppedError: the user stopped the run.
         """
         deadline = self._clock() + self._options.setup_timeout
         while True:
@@ -203,6 +207,8 @@ class Pool:
             found = self.receivers()
             if len(found) >= self._options.min_servers:
                 return found
+            if self._stop():
+                raise StoppedError(f"stopped while the run waited for {self._section} servers")
             if self._clock() >= deadline:
                 raise TrainingError(self.explain_lack(len(found)))
             self._stopping.wait(POLL_SECONDS)
