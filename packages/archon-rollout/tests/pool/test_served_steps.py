@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from types import SimpleNamespace
 
@@ -58,16 +59,16 @@ def test_the_log_has_a_report_only_when_a_server_joined_or_failed(caplog: pytest
     engine.world.refresh()
     engine.update(0)
     assert [line.partition(":")[0] for line in caplog.messages] == [
-        "published version 0 to 2 of 2 servers",
         "servers of epoch 1",
+        "published version 0 to 2 of 2 servers",
     ]
     caplog.clear()
     engine.update(1)
     assert not caplog.messages
     engine._publisher.wrong.add("a")
     engine.update(2)
-    assert "failed in canary: it differs" in caplog.messages[0]
-    assert caplog.messages[1] == f"servers of epoch 2: {engine.world.driver.servers['a'].record.address} left: " + (
+    assert "failed in canary: it differs" in caplog.messages[1]
+    assert caplog.messages[0] == f"servers of epoch 2: {engine.world.driver.servers['a'].record.address} left: " + (
         "canary: it differs"
     )
 
@@ -80,3 +81,14 @@ def test_a_stopped_run_does_not_wait_for_servers() -> None:
     engine.world.start("a")
     engine.world.refresh()
     engine.update(0)
+
+
+def test_a_step_without_an_update_has_a_decision_and_metrics_too() -> None:
+    engine = Engine("ab")
+    engine.world.refresh()
+    assert engine.update(0)["publish/servers"] == 2
+    assert engine.update(0) == {"publish/servers": 2, "publish/failed": 0}
+    engine.world.announcements["a"].withdraw()
+    asyncio.run(engine.world.pool.refresh())
+    assert engine.update(0) == {"publish/servers": 1, "publish/failed": 0}
+    assert (list(engine.topology.members), engine.topology.evicted) == (["b"], ("a",))

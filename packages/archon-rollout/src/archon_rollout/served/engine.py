@@ -176,6 +176,8 @@ class ServedEngine(ElasticHooks):
     def update_weights(self, version: int) -> Mapping[str, float]:
         """Publish the trainer's weights, which have ``version``, to all servers, newcomers included.
 
+        Without an update and newcomers, nothing is published; the ranks still agree on the servers of the step.
+
         Returns:
             Metrics of the publication.
 
@@ -191,7 +193,9 @@ class ServedEngine(ElasticHooks):
         if version == self._version and not self._ranks.broadcast(
             self._pool is not None and self._pool.has_newcomers()
         ):
-            return {}
+            self._decide_unpublished()
+            if len(self.topology.members) >= self._config.min_servers:
+                return {"publish/servers": len(self.topology.members), "publish/failed": 0}
         return self._publish().metrics()
 
     def close(self) -> None:
@@ -299,15 +303,28 @@ class ServedEngine(ElasticHooks):
         outcomes = {server.incarnation: "" for server in publication.committed}
         outcomes |= {one.server.incarnation: f"{one.phase}: {one.reason}" for one in publication.failed}
         self._pool.committed(publication.version, outcomes)
-        decision = self._pool.decide()
+        decision = self._decide()
         # A report per step would hide the rest of the log; the metrics have its numbers.
         unusual = decision.joined or publication.failed
         logger.log(logging.INFO if unusual else logging.DEBUG, publication.describe())
+        if late and len(decision.members) < self._config.min_servers:
+            raise TrainingError(self._pool.explain_lack(len(decision.members)))
+        return decision
+
+    def _decide_unpublished(self) -> None:
+        """Agree on the servers of a step that publishes nothing."""
+        with failing_together(self._ranks):
+            if self._ranks.is_first:
+                self.topology = self._decide()
+        self.topology = self._ranks.broadcast(self.topology)
+
+    def _decide(self) -> TopologyDecision:
+        """The servers of the step; rank 0 only."""
+        assert self._pool is not None
+        decision = self._pool.decide()
         if decision.changed:
             level = logging.WARNING if decision.evicted else logging.INFO
             logger.log(level, "servers of epoch %d: %s", decision.epoch, decision.reason)
-        if late and len(decision.members) < self._config.min_servers:
-            raise TrainingError(self._pool.explain_lack(len(decision.members)))
         return decision
 
     async def _ask(self, requests: dict[int, GenerationRequest]) -> dict[int, list[Completion]]:
