@@ -18,6 +18,10 @@ from archon_rollout.publication.report import BucketTiming, FailedServer, Phase,
 
 logger = logging.getLogger(__name__)
 
+RECONCILE_SECONDS = 10.0
+"""Longest limit of a call that finds out, or undoes, what another call did. A server that has just used up the limit of
+that call should not delay the others by as much again."""
+
 
 def settled_state(driver: ServerDriver, server: ServerRecord, *, timeout: float) -> ServerState:
     """A server's state after an uncertain call. If it is paused, it is resumed: a pause whose caller gave up may have
@@ -35,6 +39,11 @@ def settled_state(driver: ServerDriver, server: ServerRecord, *, timeout: float)
     if state.paused:
         raise ServerError("it stays paused although it was resumed")
     return state
+
+
+def reconcile_limit(timeout: float) -> float:
+    """The time limit of a call that finds out, or undoes, what another call did, given that of other calls."""
+    return min(timeout, RECONCILE_SECONDS)
 
 
 class Attempt:
@@ -95,7 +104,7 @@ class Attempt:
         """Abort the update on servers that failed, so that a late commit is refused, and query their states."""
 
         def examine(failed: FailedServer) -> FailedServer:
-            server, timeout = failed.server, self._timeout
+            server, timeout = failed.server, reconcile_limit(self._timeout)
             for call in (
                 lambda: self.driver.abort_update(server, version, timeout=timeout),
                 lambda: settled_state(self.driver, server, timeout=timeout),
@@ -123,7 +132,7 @@ class Attempt:
 
     def _state(self, server: ServerRecord) -> ServerState | None:
         try:
-            return settled_state(self.driver, server, timeout=self._timeout)
+            return settled_state(self.driver, server, timeout=reconcile_limit(self._timeout))
         except Exception as error:
             logger.warning("server %s does not tell its state: %s", server.address, error)
             return None

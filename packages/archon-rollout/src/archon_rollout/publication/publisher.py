@@ -24,7 +24,7 @@ from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.update import Receipt, UpdatePlan, notice_of, receipt_problem
-from archon_rollout.publication.attempt import Attempt, settled_state
+from archon_rollout.publication.attempt import Attempt, reconcile_limit, settled_state
 from archon_rollout.publication.canary import (
     TOLERANCE,
     Canary,
@@ -210,7 +210,7 @@ class Publisher:
                 reason = str(error)
             else:
                 reason = "it answered that it switched"
-            state = settled_state(driver, server, timeout=timeout)
+            state = settled_state(driver, server, timeout=reconcile_limit(timeout))
             if state.version != version:
                 raise ServerError(f"{reason}, but it is at version {state.version}, not {version}")
 
