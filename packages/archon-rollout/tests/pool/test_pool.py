@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -270,4 +271,32 @@ def test_an_error_of_the_thread_reaches_the_trainer(monkeypatch) -> None:
         with pytest.raises(RuntimeError, match="a bug in the registry"):
             pool.wait_for_receivers()
     finally:
+        pool.stop()
+
+
+def test_a_registry_that_hangs_does_not_delay_probes(monkeypatch) -> None:
+    world = World("a", health_check_interval_seconds=0.01)
+    world.begin()
+    reading, released = threading.Event(), threading.Event()
+
+    def hang() -> list[ServerRecord]:
+        reading.set()
+        assert released.wait(20)
+        return []
+
+    monkeypatch.setattr(world.registry, "list", hang)
+    pool = world.pool = Pool(world.registry, world.driver, world.options)
+    pool._membership.announced({"a": world.driver.servers["a"].record}, 0.0)
+    world.publish()
+    world.driver.servers["a"].hangs = True
+    pool.start()
+    try:
+        assert reading.wait(20)
+        deadline = time.monotonic() + 20
+        while pool.status().members["a"].state != "out":
+            assert time.monotonic() < deadline, "the probes wait for the registry"
+            time.sleep(0.01)
+        assert not released.is_set()
+    finally:
+        released.set()
         pool.stop()

@@ -1,8 +1,8 @@
 """The pool of inference servers: watches them, and sends each request to one in service.
 
-One thread watches: it reads the registry and probes every server with a request for one token, because the health route
-of a server answers also while its engine hangs. Trainers and clients call from other threads. Newcomers join with a
-publication of weights: whoever takes part in it and passes the canary is in service afterwards.
+One thread watches: it reads the registry and, independently, probes every server with a request for one token, because
+the health route of a server answers also while its engine hangs. Trainers and clients call from other threads.
+Newcomers join with a publication of weights: whoever takes part in it and passes the canary is in service afterwards.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Pool:
         self._section = section
         self._clock = clock
         self._lock = threading.RLock()
+        self._writing = threading.Lock()
         cooldown, interval = options.topology_change_cooldown_seconds, options.health_check_interval_seconds
         rules = MembershipRules(options.health_check_failure_threshold, cooldown, retry=max(cooldown, interval))
         self._membership = Membership(rules)
@@ -231,12 +232,16 @@ class Pool:
     async def refresh(self) -> None:
         """One round: read the registry and probe all servers."""
         await self._read_registry()
+        await self._probe_servers()
+
+    async def _probe_servers(self) -> None:
         await asyncio.gather(self._probe_all(), self._watch_draining())
         await asyncio.to_thread(self._write_status)
 
     def _write_status(self, *, ended: bool = False) -> None:
         if self._status_file is not None:
-            self._status_file.write(self.status(), ended=ended)
+            with self._writing:
+                self._status_file.write(self.status(), ended=ended)
 
     def _check_thread(self) -> None:
         if self._crash is not None:
@@ -249,8 +254,13 @@ class Pool:
             self._crash = error
 
     async def _watch(self) -> None:
+        # A registry or an address that hangs must not delay the probes of other servers.
+        await asyncio.gather(self._repeat(self._read_registry), self._repeat(self._probe_servers))
+
+    async def _repeat(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Run an action in every interval until the pool stops."""
         while not self._stopping.is_set():
-            await self.refresh()
+            await action()
             until = self._clock() + self._options.health_check_interval_seconds
             while not self._stopping.is_set() and self._clock() < until:
                 await asyncio.sleep(POLL_SECONDS)
@@ -267,6 +277,7 @@ class Pool:
             self._membership.announced(records, self._clock())
             if self._decision.members and not self._options.enable_topology_discovery:
                 self._open_to_newcomers = False
+        await asyncio.to_thread(self._write_status)
 
     async def _identified(self, record: ServerRecord) -> ServerRecord | None:
         """The record with its incarnation, which a registry of addresses does not know."""
