@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import torch
@@ -56,7 +57,8 @@ class DistributedTransport(NotifyingTransport):
         # gloo reads from the memory of a message until its group is gone, also if nobody waits for it.
         self._sendings: dict[str, Sending] = {}
         self._content = torch.empty(0, dtype=torch.uint8)
-        self._measured_bytes = 0
+        self._measured_bytes = self._measured_version = -1
+        self._measuring = Lock()
         self._seconds_per_byte = 0.0
         self._store.start()
 
@@ -149,9 +151,16 @@ class DistributedTransport(NotifyingTransport):
         return self._start_sending(server, setup, notice, limit)
 
     def _measure(self, notice: BucketNotice, seconds: float) -> None:
-        if notice.n_bytes >= max(1, self._measured_bytes):  # small buckets measure latency
-            self._measured_bytes = notice.n_bytes
-            self._seconds_per_byte = seconds / notice.n_bytes
+        """Note how long a bucket took; of the servers that receive one version, the slowest counts."""
+        if not notice.n_bytes:
+            return
+        measured = (notice.version, notice.n_bytes)
+        with self._measuring:
+            if notice.n_bytes < self._measured_bytes:  # small buckets measure latency
+                return
+            slowest = self._seconds_per_byte if measured == (self._measured_version, self._measured_bytes) else 0.0
+            self._seconds_per_byte = max(slowest, seconds / notice.n_bytes)
+            self._measured_version, self._measured_bytes = measured
 
     def _time_limit(self, notice: BucketNotice) -> float:
         """Time limit of a transfer, in seconds."""
