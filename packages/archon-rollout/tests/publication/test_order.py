@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+
+import pytest
+
 from archon_core.contracts.rollout import Completion
 from archon_core.contracts.serving import Outcome
 from archon_core.errors import ServerError, UncertainCallError
@@ -185,6 +189,26 @@ def test_a_failed_server_is_told_to_abort_before_its_state_is_queried(engine):
     assert (by_server["b"].phase, by_server["b"].state) == ("commit", None), "it did not tell its state"
     limits = [servers.limits[verb] for verb in ("verify", "commit", "abort", "state")]
     assert limits == [60, 60, 10, 10], "a stopped server delays the others by little more than one call"
+
+
+def test_a_publication_that_raises_leaves_no_threads(engine, monkeypatch):
+    publisher, servers, _ = make(engine, [])
+    commit, threads = servers.commit_update, []
+
+    def remember_thread(server, version, *, timeout):
+        threads.append(threading.current_thread())
+        commit(server, version, timeout=timeout)
+
+    def fail(attempt, manifest):
+        raise RuntimeError("the forward pass failed")
+
+    monkeypatch.setattr(servers, "commit_update", remember_thread)
+    monkeypatch.setattr(publisher, "_run_canary", fail)
+    with pytest.raises(RuntimeError, match="the forward pass failed") as failure:  # its frames keep the attempt
+        publisher.publish(SERVERS)
+    [worker] = [thread for thread in threads if thread is not threading.current_thread()]
+    worker.join(20)
+    assert not worker.is_alive(), failure
 
 
 def test_the_canary_compares_versions_and_every_token():

@@ -47,7 +47,7 @@ def reconcile_limit(timeout: float) -> float:
 
 
 class Attempt:
-    """One publication on rank 0.
+    """One publication on rank 0; a context manager that ends its threads.
 
     Attributes:
         driver: calls the servers.
@@ -64,6 +64,12 @@ class Attempt:
         self._buckets: list[BucketTiming] = []
         self._phase: Phase = "prepare"
         self._pool = ThreadPoolExecutor(max(1, min(MAX_CALLS, len(servers))), thread_name_prefix="publish")
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False)
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -120,7 +126,6 @@ class Attempt:
 
     def result(self, manifest: WeightManifest) -> Publication:
         """The result, when nothing more is to come."""
-        self._pool.shutdown(wait=False)
         return Publication(
             manifest.version,
             tuple(self.servers),

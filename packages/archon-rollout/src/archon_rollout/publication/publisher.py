@@ -90,7 +90,13 @@ class Publisher:
         Raises:
             WeightsError: the engine is a critic.
         """
-        attempt = Attempt(self._driver, servers, timeout=self._options.timeout) if self._ranks.is_first else None
+        if not self._ranks.is_first:
+            return self._publish(None, on_commit)
+        with Attempt(self._driver, servers, timeout=self._options.timeout) as attempt:
+            return self._publish(attempt, on_commit)
+
+    def _publish(self, attempt: Attempt | None, on_commit: Callable[[], None] | None) -> Publication:
+        """Publish; only rank 0 has an attempt."""
         manifest = self._engine.weight_manifest(self._options.dtype)
         if attempt is None:
             for _ in self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype):
