@@ -207,6 +207,24 @@ def test_an_abort_before_the_first_token_repeats_the_request_itself() -> None:
     assert (rest.prompt_ids, rest.seeds) == (begun.prompt_ids, begun.seeds)
 
 
+def test_a_long_pause_keeps_the_tokens_and_adds_no_tasks(monkeypatch) -> None:
+    world = World("a")
+    world.begin()
+    server, n_tasks = world.driver.servers["a"], []
+    generate, pauses = world.driver.generate, [3, *[0] * 50, None]
+
+    async def pause(*arguments, **options):
+        n_tasks.append(len(asyncio.all_tasks()))
+        server.aborts_after = pauses.pop(0)
+        return await generate(*arguments, **options)
+
+    monkeypatch.setattr(world.driver, "generate", pause)
+    monkeypatch.setattr("archon_rollout.pool.client.POLL_SECONDS", 0.001)
+    assert world.ask(8) == [3, 4, 5, 6, 7, 8, 9, 10]
+    assert (len(n_tasks), max(n_tasks) <= n_tasks[0] + 1) == (52, True)
+    assert len({request.seeds for request in server.requests[1:]}) == 1
+
+
 def test_a_request_that_nobody_waits_for_is_ended_on_its_server() -> None:
     world = World("a")
     world.begin()
