@@ -191,6 +191,18 @@ def test_a_failed_server_is_told_to_abort_before_its_state_is_queried(engine):
     assert limits == [60, 60, 10, 10], "a stopped server delays the others by little more than one call"
 
 
+def test_a_failure_names_its_server_once(engine, caplog):
+    publisher, servers, _ = make(engine, [])
+    lost = UncertainCallError("server 127.0.0.1:1: cannot connect")
+    servers.failing = {("verify", "a"): lost, ("abort", "a"): lost}
+    [failed] = publisher.publish(SERVERS).failed
+    assert failed.reason == "cannot connect"
+    assert caplog.messages == [
+        "server 127.0.0.1:1 failed in verify: cannot connect",
+        "server 127.0.0.1:1: cannot connect",
+    ]
+
+
 def test_a_publication_that_raises_leaves_no_threads(engine, monkeypatch):
     publisher, servers, _ = make(engine, [])
     commit, threads = servers.commit_update, []

@@ -96,8 +96,9 @@ class Attempt:
             if outcome is None or not outcome.error:
                 staying.append(server)
             else:
-                logger.warning("server %s failed in %s: %s", server.address, self._phase, outcome.error)
-                self._failed.append(FailedServer(server, self._phase, outcome.error, None))
+                reason = _without_address(server, outcome.error)
+                logger.warning("server %s failed in %s: %s", server.address, self._phase, reason)
+                self._failed.append(FailedServer(server, self._phase, reason, None))
         self.servers = staying
 
     def settle_bucket(self, transport: WeightTransport, pending: PendingBucket, n_bytes: int, gathered: float) -> None:
@@ -118,7 +119,7 @@ class Attempt:
                 try:
                     state = call()
                 except Exception as error:
-                    logger.warning("server %s: %s", server.address, error)
+                    logger.warning("server %s: %s", server.address, _without_address(server, str(error)))
                     return failed
             return replace(failed, state=state)
 
@@ -139,5 +140,11 @@ class Attempt:
         try:
             return settled_state(self.driver, server, timeout=reconcile_limit(self._timeout))
         except Exception as error:
-            logger.warning("server %s does not tell its state: %s", server.address, error)
+            reason = _without_address(server, str(error))
+            logger.warning("server %s does not tell its state: %s", server.address, reason)
             return None
+
+
+def _without_address(server: ServerRecord, reason: str) -> str:
+    """A reason for a line that begins with the server's address, as most reasons do."""
+    return reason.removeprefix(f"server {server.address}: ")
