@@ -11,6 +11,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,16 @@ from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_sglang.generation import read_completion, request_data, version_of
+from archon_sglang.generation import BROKEN_LABEL, read_completion, request_data, version_of
 from archon_sglang.launching import launch_server
 from archon_sglang.options import SglangOptions
 from archon_sglang.scoring import read_scores, scoring_data
 
 PAUSE_MODES = {"keep": "retract", "abort": "abort"}
 """Our names -> SGLang's. Its ``in_place`` would continue with a KV cache of the old weights."""
+
+LABEL_SECONDS = 10.0
+"""Longest limit of the call that labels weights as broken, after a call that has used up its own limit."""
 
 
 class SglangDriver:
@@ -216,6 +220,9 @@ class SglangDriver:
     def commit_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
         """Pause, load the folder, resume.
 
+        If the server does not answer, it may have loaded a part. The weights are then labelled as broken before it is
+        resumed; a load that ends later sets the label of its version.
+
         Raises:
             ServerError: another version was received, or SGLang refused the weights.
         """
@@ -234,7 +241,13 @@ class SglangDriver:
         }
         try:
             self.pause(server, "keep", timeout=timeout)
-            self._post(server.address, "/update_weights_from_disk", body, timeout)
+            try:
+                self._post(server.address, "/update_weights_from_disk", body, timeout)
+            except UncertainCallError:
+                with suppress(ServerError):
+                    label = {"new_version": BROKEN_LABEL, "abort_all_requests": False}
+                    self._post(server.address, "/update_weight_version", label, min(timeout, LABEL_SECONDS))
+                raise
         finally:
             self.resume(server, timeout=timeout)
 

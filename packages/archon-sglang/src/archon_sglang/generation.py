@@ -13,6 +13,9 @@ from archon_core.serving.token_versions import VersionSpan, versions_of
 DEFAULT_LABEL = "default"
 """SGLang's label of the weights that it loaded at its start."""
 
+BROKEN_LABEL = "broken"
+"""The driver's label of weights that may be loaded in part: no token that they make is used."""
+
 NO_VERSION = -1
 """The version of weights that no trainer published."""
 
@@ -115,10 +118,12 @@ def version_of(label: str) -> int:
     """The version of a label.
 
     Raises:
-        ServerError: it is neither a number nor SGLang's default.
+        ServerError: it is neither a number nor SGLang's default, or the weights are broken.
     """
     if label == DEFAULT_LABEL:
         return NO_VERSION
+    if label == BROKEN_LABEL:
+        raise ServerError("weight version: found weights that SGLang may have loaded in part only; restart the server")
     if label.lstrip("-").isdigit():
         return int(label)
     raise ServerError(f"weight version: found {label!r}; allowed are numbers; another program published to the server")

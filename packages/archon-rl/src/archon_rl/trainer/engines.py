@@ -48,7 +48,14 @@ def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any
         return factory(config, trainer=trainer)
     options = getattr(run.config, layout.backend, None)
     folder, discovery = run.folder.path / "servers", Discovery.of(run.config)
-    engine = factory(config, trainer=trainer, folder=folder, options=options, discovery=discovery)
+    engine = factory(
+        config,
+        trainer=trainer,
+        folder=folder,
+        options=options,
+        discovery=discovery,
+        stop=lambda: run.stop.requested,
+    )
     run.record(getattr(engine, "decisions", ()))
     return engine
 
