@@ -211,7 +211,7 @@ def test_weights_of_an_update_without_an_answer_are_labelled_as_broken(server, d
     answered.set()
     assert server.paths()[-3:] == ["/update_weights_from_disk", "/update_weight_version", "/continue_generation"]
     assert (server.paused, server.aborted) == (False, set())
-    with pytest.raises(ServerError, match="may have loaded in part only; restart the server"):
+    with pytest.raises(ServerError, match="may be loaded in part only; restart the server"):
         driver.state(record, timeout=SECONDS)
 
 

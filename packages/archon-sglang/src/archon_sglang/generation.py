@@ -9,15 +9,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.token_versions import VersionSpan, versions_of
-
-DEFAULT_LABEL = "default"
-"""SGLang's label of the weights that it loaded at its start."""
-
-BROKEN_LABEL = "broken"
-"""The driver's label of weights that may be loaded in part: no token that they make is used."""
-
-NO_VERSION = -1
-"""The version of weights that no trainer published."""
+from archon_core.serving.weight_labels import version_of
 
 REASONS = ("stop", "length", "abort")
 
@@ -112,21 +104,6 @@ def read_completion(data: Any, *, experts_shape: tuple[int, int] | None = None) 
         raise ServerError(
             f"completion: found a malformed answer ({error!r}); allowed is that of SGLang 0.5.23"
         ) from error
-
-
-def version_of(label: str) -> int:
-    """The version of a label.
-
-    Raises:
-        ServerError: it is neither a number nor SGLang's default, or the weights are broken.
-    """
-    if label == DEFAULT_LABEL:
-        return NO_VERSION
-    if label == BROKEN_LABEL:
-        raise ServerError("weight version: found weights that SGLang may have loaded in part only; restart the server")
-    if label.lstrip("-").isdigit():
-        return int(label)
-    raise ServerError(f"weight version: found {label!r}; allowed are numbers; another program published to the server")
 
 
 def read_experts(text: str, shape: tuple[int, int]) -> Any:

@@ -35,9 +35,10 @@ from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.membership import TopologyDecision
-from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.pool import Pool
 from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.pool.stopping import Stop, interrupting, never
 from archon_rollout.publication.canary import Canary
@@ -149,7 +150,10 @@ class ServedEngine(ElasticHooks):
             with failing_together(self._ranks):
                 if self._ranks.is_first:
                     missing = {n: request for n, request in enumerate(pending) if n not in answered}
-                    answered |= asyncio.run(self._ask(missing))
+                    assert self._client is not None
+                    assert self._pool is not None
+                    calls = {n: self._client.generate(request) for n, request in missing.items()}
+                    answered |= asyncio.run(answers_until_empty(self._pool, calls))
             if self._ranks.broadcast(len(answered) == len(pending)):
                 break
             self._publish()  # no server is left: wait for others, which need the weights
@@ -326,23 +330,6 @@ class ServedEngine(ElasticHooks):
             level = logging.WARNING if decision.evicted else logging.INFO
             logger.log(level, "servers of epoch %d: %s", decision.epoch, decision.reason)
         return decision
-
-    async def _ask(self, requests: dict[int, GenerationRequest]) -> dict[int, list[Completion]]:
-        """The completions of the requests that end before no server is left."""
-        assert self._client is not None
-        assert self._pool is not None
-        tasks = {n: asyncio.create_task(self._client.generate(request)) for n, request in requests.items()}
-        waiting = set(tasks.values())
-        try:
-            while waiting and not self._pool.is_empty():
-                done, waiting = await asyncio.wait(waiting, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-                for task in done:
-                    task.result()
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        return {n: task.result() for n, task in tasks.items() if not task.cancelled()}
 
 
 def _without_texts(request: GenerationRequest) -> GenerationRequest:

@@ -27,8 +27,9 @@ from archon_core.plugins.inference_engines import inference_engines
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
 from archon_core.serving.scores import Scores, ScoringRequest
+from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.pool import Pool
 from archon_rollout.pool.stopping import Stop, interrupting, never
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
@@ -213,21 +214,11 @@ class ScoringServers:
             async with places:
                 return await client.score(request)
 
-        tasks = {n: asyncio.create_task(ask(request)) for n, request in requests.items()}
-        waiting = set(tasks.values())
         try:
-            while waiting and not pool.is_empty():
-                done, waiting = await asyncio.wait(waiting, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-                for task in done:
-                    task.result()
+            return await answers_until_empty(pool, {n: ask(request) for n, request in requests.items()})
         except ServerError:
             self._check_processes()  # the end of a server's log says more
             raise
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        return {n: task.result() for n, task in tasks.items() if task.done() and not task.cancelled()}
 
     def _identity_decisions(self, addresses: Sequence[str]) -> list[Decision]:
         if not addresses:
