@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from archon_core.contracts.rollout import RolloutConfig
-from archon_core.contracts.serving import NameResolveConfig
+from archon_core.contracts.server_registry import NameResolveConfig
 from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.discovery import Discovery
 from archon_rollout.served.engine import ServedEngine

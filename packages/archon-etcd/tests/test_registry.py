@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from etcd_process import MISSING, Etcd
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ConfigError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_etcd.registry import EtcdRegistry, etcd_registry

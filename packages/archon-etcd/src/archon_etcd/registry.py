@@ -17,7 +17,7 @@ import requests
 from etcd3gw.client import Etcd3Client
 from etcd3gw.exceptions import ConnectionFailedError, Etcd3Exception
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ConfigError, ServerError
 from archon_core.serving.change_log import ChangeLog
 from archon_core.serving.record import ServerRecord
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class EtcdRegistry:
-    """Entries in etcd; implements ``contracts.serving.ServerRegistry``. Every method may raise ServerError.
+    """Entries in etcd; implements ``contracts.server_registry.ServerRegistry``. Every method may raise ServerError.
 
     Args:
         address: ``host:port`` of etcd.

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.registries.addresses import AddressRegistry

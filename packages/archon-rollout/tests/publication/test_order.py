@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from archon_core.contracts.rollout import Completion
-from archon_core.contracts.serving import Outcome
+from archon_core.contracts.weight_transport import Outcome
 from archon_core.errors import ServerError, UncertainCallError
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_core.serving.update import Receipt

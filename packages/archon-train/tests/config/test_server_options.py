@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from archon_core.config.loading import LoadedConfig
-from archon_core.contracts.serving import ServerDriverSpec, ServerRegistrySpec
+from archon_core.contracts.server_registry import ServerRegistrySpec
+from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.plugins import InferenceEngineSpec, ModelSpec, Registry, TrainEngineSpec
 from archon_train.preflight import plan_run
 from archon_train.run_plan import RunPlan

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from archon_core.contracts.serving import WeightStore
+from archon_core.contracts.weight_transport import WeightStore
 from archon_core.errors import ServerError, TransferError
 from archon_core.receiving.checksum import Checksum, blocks, bytes_of
 from archon_core.receiving.elastic_group import GroupSetup, join_as, leave, receive
@@ -21,7 +21,7 @@ from archon_core.serving.update import BucketNotice, UpdatePlan
 
 
 class DistributedReceiver:
-    """Implements ``contracts.serving.WeightReceiver``.
+    """Implements ``contracts.weight_transport.WeightReceiver``.
 
     Args:
         timeout: upper bound of every wait for the trainer, in seconds.

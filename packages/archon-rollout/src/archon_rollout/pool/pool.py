@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import ServerDriver, ServerRegistry
+from archon_core.contracts.server_registry import ServerRegistry
+from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
-from archon_core.contracts.serving import Outcome, PendingBucket, ServerDriver, WeightTransport
+from archon_core.contracts.serving import ServerDriver
+from archon_core.contracts.weight_transport import Outcome, PendingBucket, WeightTransport
 from archon_core.errors import ServerError
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord, ServerState

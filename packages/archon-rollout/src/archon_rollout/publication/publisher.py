@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion
-from archon_core.contracts.serving import Outcome, ServerDriver, WeightTransport
+from archon_core.contracts.serving import ServerDriver
+from archon_core.contracts.weight_transport import Outcome, WeightTransport
 from archon_core.errors import ServerError
 from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.manifest import WeightManifest

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ServerError
 from archon_core.serving.change_log import ChangeLog
 from archon_core.serving.record import ServerRecord
@@ -64,7 +64,7 @@ class _Seen:
 
 
 class FolderRegistry:
-    """Entries are files; implements ``contracts.serving.ServerRegistry``.
+    """Entries are files; implements ``contracts.server_registry.ServerRegistry``.
 
     Args:
         folder: created if it does not exist.

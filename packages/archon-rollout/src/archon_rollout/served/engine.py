@@ -21,12 +21,8 @@ from typing import Any
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import (
-    ServerDriver,
-    ServerDriverSpec,
-    TransportContext,
-    WeightTransportSpec,
-)
+from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
+from archon_core.contracts.weight_transport import TransportContext, WeightTransportSpec
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry

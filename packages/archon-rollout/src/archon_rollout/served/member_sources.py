@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from archon_core.contracts.rollout import RolloutConfig
-from archon_core.contracts.serving import ServerRegistry
+from archon_core.contracts.server_registry import ServerRegistry
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources

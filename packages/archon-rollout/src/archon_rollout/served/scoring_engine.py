@@ -19,7 +19,8 @@ from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.rollout import RolloutConfig, ScoredModel
-from archon_core.contracts.serving import ServerDriver, ServerDriverSpec, ServerRegistry
+from archon_core.contracts.server_registry import ServerRegistry
+from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
 from archon_core.errors import ConfigError, ServerError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry

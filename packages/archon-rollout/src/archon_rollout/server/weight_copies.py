@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from archon_core.contracts.engine import TrainEngine
-from archon_core.contracts.serving import WeightReceiver, WeightTransportSpec
+from archon_core.contracts.weight_transport import WeightReceiver, WeightTransportSpec
 from archon_core.errors import ServerError
 from archon_core.plugins import registry
 from archon_core.receiving.updates import WeightUpdates
@@ -27,7 +27,7 @@ RECEIVE_SECONDS = 600.0
 
 
 class EngineCopies:
-    """Two engines of one model; implements ``contracts.serving.WeightStore``.
+    """Two engines of one model; implements ``contracts.weight_transport.WeightStore``.
 
     Args:
         active: the initialised engine to start with.

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core.contracts.serving import (
+from archon_core.contracts.weight_transport import (
     BucketMemory,
     Outcome,
     TransportContext,
@@ -46,7 +46,7 @@ def distributed_transport(context: TransportContext) -> WeightTransport:
 
 
 class BroadcastTransport(DistributedTransport):
-    """Implements ``contracts.serving.WeightTransport``.
+    """Implements ``contracts.weight_transport.WeightTransport``.
 
     Args:
         context: what all transports are made from.
@@ -90,7 +90,7 @@ class BroadcastTransport(DistributedTransport):
         return None if self._device == "cpu" else self._buffer
 
     def _buffer(self, index: int, n_bytes: int) -> Tensor:
-        """Implements ``contracts.serving.BucketMemory``."""
+        """Implements ``contracts.weight_transport.BucketMemory``."""
         if not self._buffers or self._buffers[0].numel() < n_bytes:
             self._buffers = [torch.empty(n_bytes, dtype=torch.uint8, device=self._device) for _ in range(2)]
         return self._buffers[index % 2]

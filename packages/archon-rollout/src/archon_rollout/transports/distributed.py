@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from archon_core.contracts.serving import TransportContext, WeightBucket
+from archon_core.contracts.weight_transport import TransportContext, WeightBucket
 from archon_core.errors import ServerError, TransferError
 from archon_core.receiving.elastic_group import SENDER, Group, GroupSetup, Sending, join_as, leave
 from archon_core.receiving.shared_memory import view_tensor
@@ -38,7 +38,7 @@ SLOWER = 4.0
 
 
 class DistributedTransport(NotifyingTransport):
-    """Implements ``contracts.serving.WeightTransport``.
+    """Implements ``contracts.weight_transport.WeightTransport``.
 
     Args:
         context: what all transports are made from.

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from archon_core.contracts.serving import WeightReceiver
+from archon_core.contracts.weight_transport import WeightReceiver
 from archon_core.errors import ServerError
 from archon_core.receiving.distributed import DistributedReceiver
 from archon_core.receiving.memory_store import MemoryStore
