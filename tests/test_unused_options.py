@@ -1,6 +1,6 @@
 """Every option of the schema, for every algorithm: a run uses it, refuses it, or records that it does not use it.
 
-The engine's own options (``*.archon``) have tables of their own (``test_engine_options``).
+The engine's own options (``*.archon``) have separate tables (``test_engine_options``).
 """
 
 from __future__ import annotations

@@ -271,7 +271,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
     NamedSettings(
         "on-policy distillation",
         "https://thinkingmachines.ai/blog/on-policy-distillation",
-        "learns the teacher's distribution at the tokens of its own completions; needs no reward",
+        "learns the teacher's distribution at the tokens that the student samples; needs no reward",
         {"teacher.engine_type": "train", "teacher.rl_loss_weight": "0.0", "teacher.distill_loss_weight": "1.0"},
     ),
     NamedSettings(

@@ -1,4 +1,4 @@
-"""A preset beside a configuration file: the options that the file leaves to the preset, and those that it decides."""
+"""A preset beside a configuration file: which options the file sets, and which the preset sets."""
 
 from __future__ import annotations
 

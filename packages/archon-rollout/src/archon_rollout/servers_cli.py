@@ -94,7 +94,7 @@ def describe(view: ServersView) -> list[str]:
     from archon_rollout.servers_view import is_current
 
     if view.registry_error:
-        listed = "cannot be read; the servers below are those that the trainer knows"
+        listed = "cannot be read; listed below are the servers known to the trainer"
     elif not view.servers:
         listed = "lists no server; start one with: archon serve --model PATH --announce RUN"
     else:

@@ -182,7 +182,7 @@ def test_an_unreadable_registry_leaves_what_the_trainer_knows(show, run: Path, s
     )
     code, out, err = show()
     assert code == 0
-    assert "registry folder: cannot be read; the servers below are those that the trainer knows" in out
+    assert "registry folder: cannot be read; listed below are the servers known to the trainer" in out
     assert "it cannot read the registry: stale file handle" in out
     assert [word for word in out.split() if word in ("active", "5", "min")] == ["active", "5", "min"]
     assert "cannot list it" in err

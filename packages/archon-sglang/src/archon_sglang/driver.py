@@ -133,7 +133,7 @@ class SglangDriver:
         return Scores.of_sequences(scored, request, server.address)
 
     def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
-        """The server's model by its name. SGLang does not tell published weights from those that it loaded."""
+        """The server's model by its name. SGLang does not tell whether its weights were published."""
         info = self._get(server.address, "/model_info", timeout)
         return ServedModelInfo(str(info.get("model_path", "")), version=version_of(info["weight_version"]))
 

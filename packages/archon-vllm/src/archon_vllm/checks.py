@@ -1,4 +1,4 @@
-"""What stands in the way of vLLM servers, known before a run."""
+"""Problems of vLLM servers that can be found before a run."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ class VllmDriver:
         return Scores.of_sequences(scored, request, server.address)
 
     def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
-        """The server's model by its name. vLLM does not tell published weights from those that it loaded."""
+        """The server's model by its name. vLLM does not tell whether its weights were published."""
         path = "/server_info?config_format=json"
         config = call(server.address, "GET", path, token=self._token, timeout=timeout)["vllm_config"]
         name = str((config.get("model_config") or {}).get("model", ""))

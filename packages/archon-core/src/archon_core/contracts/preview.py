@@ -85,7 +85,7 @@ class RunPreview:
             the other program's script, so they are no errors of such a file; the run does not start without them.
         decisions: what the run does with options that it does not use, changes, or understands in one of several ways.
             They are recorded with the run.
-        unused: options and sections without effect in this run, a subset of those that differ from their defaults. No
+        unused: options and sections without effect in this run, all of which differ from their defaults. No
             other check reads them.
     """
 

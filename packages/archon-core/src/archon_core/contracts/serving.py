@@ -51,7 +51,7 @@ class ServerDriverSpec(Spec):
 
 @dataclass(frozen=True)
 class ServerCheck:
-    """What stands in the way of servers that a run would start.
+    """Problems of the servers that a run would start.
 
     Attributes:
         problems: errors in the configuration, one sentence each.

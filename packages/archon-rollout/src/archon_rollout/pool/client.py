@@ -190,6 +190,6 @@ class PoolClient:
         repeated = "\n".join(f"  {failure}" for failure in failures)
         return (
             f"{section} request: {len(failures)} attempts failed ({section}.request_retries="
-            f"{options.request_retries}, {section}.request_timeout={options.request_timeout:g} s); mend the servers, "
+            f"{options.request_retries}, {section}.request_timeout={options.request_timeout:g} s); repair the servers, "
             f"or raise the limits\n{repeated}"
         )

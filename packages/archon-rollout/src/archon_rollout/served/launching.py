@@ -24,7 +24,7 @@ from archon_rollout.served.model_files import Architecture
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
 LONGEST_POLL_SECONDS = 1.0
-"""Servers that take minutes to start are asked less often: a tenth of the time that has passed."""
+"""Servers that take minutes to start are polled less often: after a tenth of the time that has passed."""
 
 ANSWER_SECONDS = 10.0
 """Time limit of one question whether a server is ready."""

@@ -1,4 +1,4 @@
-"""Where a run's servers come from: those that it starts, ``rollout.addresses``, and those that announce themselves."""
+"""Sources of a run's servers: the run starts them, ``rollout.addresses`` lists them, or they announce themselves."""
 
 from __future__ import annotations
 

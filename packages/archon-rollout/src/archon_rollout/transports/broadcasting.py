@@ -156,8 +156,8 @@ class BroadcastTransport(DistributedTransport):
     def _send_again(
         self, servers: Sequence[ServerRecord], notice: BucketNotice, outcomes: Mapping[str, Outcome], reason: str
     ) -> dict[str, Outcome]:
-        """Send a bucket to those that did not get it, over pairs. A server that did not answer is out: it may be in the
-        old group still."""
+        """Send a bucket over pairs to the servers that did not get it. A server that did not answer is out: it may be
+        in the old group still."""
         again = [one for one in servers if outcomes[one.incarnation].error and not outcomes[one.incarnation].uncertain]
         logger.warning(
             "the broadcast of bucket %d of version %d failed (%s); the rest is sent to each server alone",
