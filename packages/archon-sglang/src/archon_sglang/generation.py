@@ -7,7 +7,8 @@ import math
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import RefusedRequestError, ServerError
+from archon_core.errors import ServerError
+from archon_core.serving.completion_limit import completion_limit
 from archon_core.serving.token_versions import VersionSpan, versions_of
 from archon_core.serving.weight_labels import version_of
 
@@ -30,18 +31,7 @@ def request_data(
         RefusedRequestError: the prompt leaves no room for a token, or the request has stop texts.
     """
     config = request.config
-    if config.stop:
-        raise RefusedRequestError(
-            f"gconfig.stop: found {config.stop}; allowed with SGLang servers is null, because they are sent token ids "
-            "only; use gconfig.stop_token_ids"
-        )
-    limit = config.max_new_tokens
-    if config.max_tokens is not None:
-        limit = min(limit, config.max_tokens - len(request.prompt_ids))
-    if limit < 1:
-        raise RefusedRequestError(
-            f"gconfig.max_tokens: found {config.max_tokens} with a prompt of {len(request.prompt_ids)} tokens; raise it"
-        )
+    limit = completion_limit(request, "SGLang")
     sampling: dict[str, Any] = {
         "n": 1,
         "max_new_tokens": limit,

@@ -10,6 +10,7 @@ from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import RefusedRequestError, ServerError
+from archon_core.serving.completion_limit import completion_limit
 from archon_core.serving.token_versions import VersionSpan, versions_of
 from archon_core.serving.weight_labels import version_of
 
@@ -31,18 +32,7 @@ def request_data(request: GenerationRequest, sample: int, *, request_id: str) ->
             f"gconfig: found top_p {config.top_p:g} and top_k {config.top_k}; allowed with vLLM are 1 and 0, because "
             "it returns log-probabilities of the distribution after the cut, which a trainer cannot recompute"
         )
-    if config.stop:
-        raise RefusedRequestError(
-            f"gconfig.stop: found {config.stop}; allowed with vLLM servers is null, because they are sent token ids "
-            "only; use gconfig.stop_token_ids"
-        )
-    limit = config.max_new_tokens
-    if config.max_tokens is not None:
-        limit = min(limit, config.max_tokens - len(request.prompt_ids))
-    if limit < 1:
-        raise RefusedRequestError(
-            f"gconfig.max_tokens: found {config.max_tokens} with a prompt of {len(request.prompt_ids)} tokens; raise it"
-        )
+    limit = completion_limit(request, "vLLM")
     sampling: dict[str, Any] = {
         "n": 1,
         "max_tokens": limit,
