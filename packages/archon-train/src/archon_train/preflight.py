@@ -14,6 +14,7 @@ from archon_core.contracts.data import DatasetSpec
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.engine_config import ROLES
+from archon_core.contracts.launching import ProcessPlan
 from archon_core.contracts.preview import RunOutline, RunPreview
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
@@ -37,7 +38,7 @@ from archon_train.model_sections import (
     missing_sections,
     unused_models,
 )
-from archon_train.process_plan import ProcessPlan, plan_processes
+from archon_train.process_plan import plan_processes
 from archon_train.recovery import restarts_without_checkpoints
 from archon_train.run_plan import Need, RunPlan
 from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers

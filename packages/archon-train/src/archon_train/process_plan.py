@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from archon_core.contracts.launching import Part, Process, ProcessPlan
 from archon_core.errors import ConfigError
-from archon_core.layout import Layout
 from archon_core.layout.diagnostics import count
 from archon_train.cluster import EngineShare
 from archon_train.teacher_servers import TEACHER_SERVERS
@@ -22,61 +22,6 @@ TRAINER = "trainer"
 
 MAX_RANKS = 2**20
 """Ranks that a plan lists. A larger number is a slip, and its list would fill the memory."""
-
-
-@dataclass(frozen=True)
-class Process:
-    """One process, or the devices that one inference server has on a machine.
-
-    Attributes:
-        rank: number within its part, from 0.
-        node: number of the machine, from 0.
-        devices: ids of its accelerators on that machine; empty on CPUs.
-    """
-
-    rank: int
-    node: int
-    devices: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Part:
-    """Processes that start and end together: the trainer, a role on its own ranks, or one inference server.
-
-    Attributes:
-        name: ``trainer``, the role, or ``server 0``, ``server 1``, ... and ``teacher server 0``, ...
-        roles: the engines that it runs.
-        layout: of the trainer's actor, of the role, or of all servers together.
-        processes: in the order of their ranks.
-    """
-
-    name: str
-    roles: tuple[str, ...]
-    layout: Layout
-    processes: tuple[Process, ...]
-
-    @property
-    def nodes(self) -> tuple[int, ...]:
-        """The machines that it uses, in order."""
-        return tuple(dict.fromkeys(process.node for process in self.processes))
-
-
-@dataclass(frozen=True)
-class ProcessPlan:
-    """All processes of a run.
-
-    Attributes:
-        parts: the trainer first, then other roles, then servers.
-        n_nodes: ``cluster.n_nodes``.
-        devices_per_node: ``cluster.n_gpus_per_node``; 0 on CPUs.
-    """
-
-    parts: tuple[Part, ...] = ()
-    n_nodes: int = 1
-    devices_per_node: int = 0
-
-    def __iter__(self) -> Iterator[Part]:
-        return iter(self.parts)
 
 
 def plan_processes(shares: Sequence[EngineShare], *, n_nodes: int, n_gpus_per_node: int) -> ProcessPlan:
@@ -104,13 +49,14 @@ def plan_processes(shares: Sequence[EngineShare], *, n_nodes: int, n_gpus_per_no
             continue
         is_actor = share.role == "actor"
         name, roles = (TRAINER, ("actor", *hosted)) if is_actor else (share.role, (share.role,))
-        parts.append(Part(name, roles, share.layout, tuple(machines.place_ranks(share))))
+        processes = tuple(machines.place_ranks(share))
+        parts.append(Part(name, roles, share.layout, processes, together=share.layout.dims["t"]))
     for share in shares:
         if share.layout.kind == "inference" and not share.hosted_by:
             for index in range(share.layout.servers):
                 name = f"teacher server {index}" if share.role == TEACHER_SERVERS else f"server {index}"
                 processes = tuple(machines.place_server(share, name))
-                parts.append(Part(name, (share.role,), share.layout, processes))
+                parts.append(Part(name, (share.role,), share.layout, processes, kind="server"))
     return ProcessPlan(tuple(parts), n_nodes, n_gpus_per_node)
 
 

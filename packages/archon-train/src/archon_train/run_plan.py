@@ -8,9 +8,9 @@ from typing import Literal
 
 from archon_core.config.packages import MissingPackage
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.launching import ProcessPlan
 from archon_core.layout import Layout
 from archon_train.cluster import EngineShare
-from archon_train.process_plan import ProcessPlan
 
 
 @dataclass(frozen=True)

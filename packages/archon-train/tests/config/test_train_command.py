@@ -1,6 +1,5 @@
 """``archon train`` with a trainer that does nothing but what the test asks."""
 
-import dataclasses
 import json
 import os
 import re
@@ -30,11 +29,13 @@ TRAINER_SOURCE = """
 import logging
 import os
 import signal
+from pathlib import Path
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import StepRecording
 from archon_core.contracts.preview import EnginePreview
 from archon_core.errors import TrainingError
+from archon_core.ranks.first_failure import RankExit
 
 RUNS = []
 
@@ -79,12 +80,17 @@ def preview(outline):
     return EnginePreview((problem,) if option in outline.explicit else ())
 
 
-def launch(config, entry):
-    RUNS.append("launched")
-    try:
-        entry()
-    except SystemExit as exit:
-        return exit.code + 40
+class launch:
+    def __init__(self, launch):
+        RUNS.append(launch)
+
+    def run(self, *, resume):
+        RUNS.append(resume)
+        code = {"stop": 143, "fail": 7}.get(RUNS[0].config.reward, 0)
+        return [RankExit(0, 11, 0, 1.0), RankExit(1, 12, code, 2.0, host="n2", log=Path("rank-1.log"))]
+
+    def close(self):
+        RUNS.append("closed")
 """
 
 MODULE = "archon_fake_trainer"
@@ -383,11 +389,30 @@ def test_automatic_resumption_goes_on_when_it_can_and_starts_when_it_cannot(trai
     assert ("trainer.auto_resume", "resume=true", "found step 3") in options
 
 
-def test_a_launcher_is_handed_the_run_and_its_exit_code_is_ours(train: Train, trainer: object) -> None:
-    assert train("scheduler.type=elsewhere", "reward=stop") == 170
-    first, run = trainer.RUNS  # type: ignore[attr-defined]
-    assert first == "launched"
-    assert dataclasses.is_dataclass(run)
+def test_a_launcher_gets_the_plan_and_the_file_and_says_how_the_ranks_ended(
+    train: Train, trainer: object, run_folder: Path
+) -> None:
+    assert train("scheduler.type=elsewhere", "actor.backend=archon:d2") == 0
+    launch, resume, closed = trainer.RUNS  # type: ignore[attr-defined]
+    assert [len(part.processes) for part in launch.plan] == [2]
+    assert launch.source.is_absolute()
+    assert launch.overrides[-2:] == ["scheduler.type=elsewhere", "actor.backend=archon:d2"]
+    assert launch.folder == run_folder.absolute()
+    assert (resume, closed) == (False, "closed")
+
+
+def test_the_rank_that_failed_first_elsewhere_is_named_with_its_machine(
+    train: Train, trainer: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("scheduler.type=elsewhere", "actor.backend=archon:d2", "reward=fail", "trainer.max_restarts=1") == 1
+    _, *resumes, _ = trainer.RUNS  # type: ignore[attr-defined]
+    assert resumes == [False, True], "a restart continues from the last checkpoint"
+    error = "error: rank 1 of 2 (process 12 on n2) failed first, with exit code 7 and no error message; its output is in"
+    assert error in " ".join(capsys.readouterr().err.split())
+
+
+def test_ranks_that_were_stopped_elsewhere_end_the_run_like_a_signal(train: Train, trainer: object) -> None:
+    assert train("scheduler.type=elsewhere", "actor.backend=archon:d2", "reward=stop") == 143
 
 
 def test_ranks_that_one_machine_does_not_hold_are_started_by_the_command_that_is_shown(

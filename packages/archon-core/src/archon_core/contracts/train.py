@@ -1,20 +1,11 @@
-"""Contracts of runs: algorithms, trainers, and the launchers that start their processes."""
+"""Contracts of runs: algorithms, trainers and dialects of configuration files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from archon_core.contracts.spec import Spec
-
-
-@dataclass(frozen=True)
-class LauncherSpec(Spec):
-    """A launcher of a run's processes (``scheduler.type``). ``target`` names a ``Launcher``."""
-
-    kind: ClassVar[str] = "launcher"
-    hook: ClassVar[str] = "archon_launchers"
 
 
 @dataclass(frozen=True)
@@ -70,9 +61,3 @@ class TrainerFactory(Protocol):
     """
 
     def __call__(self, run: Any, algorithm: Any) -> Trainer: ...
-
-
-class Launcher(Protocol):
-    """Starts the processes of a run and waits for them; returns the exit code."""
-
-    def __call__(self, config: Any, entry: Callable[[], None]) -> int: ...

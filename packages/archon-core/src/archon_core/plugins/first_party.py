@@ -50,8 +50,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-vllm": ("vllm",),
     },
     "launcher": {
-        "archon-ray": ("ray",),
         "archon-slurm": ("slurm",),
+        "archon-ray": ("ray",),
     },
     "model": {
         "archon-models-qwen": (
@@ -246,6 +246,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "warm_start",
     ),
     "archon-sglang": ("sglang",),
+    "archon-slurm": ("slurm",),
     "archon-tasks": ("data.reasoning_gym",),
     "archon-vllm": ("vllm",),
 }
@@ -253,6 +254,5 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 
 PLANNED: Mapping[str, str] = {
     "archon-ray": "use scheduler.type=local, and torchrun on several machines",
-    "archon-slurm": "use scheduler.type=local, and torchrun on several machines",
 }
 """Packages above that do not exist yet -> what to use instead. A message never says to install them."""

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from archon_core.errors import ConfigError
 
+LAUNCHER_PID = "ARCHON_LAUNCHER_PID"
+"""Environment variable with the process id of the launcher of Archon that started this rank as its child."""
+
 
 @dataclass(frozen=True)
 class RankEnvironment:

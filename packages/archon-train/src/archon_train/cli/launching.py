@@ -1,74 +1,164 @@
-"""Starts the ranks of a run for ``archon train``, and reports how they ended."""
+"""Starts the ranks of a run for ``archon train``, by any launcher, and reports how they ended."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from archon_core.cli.console import print_remark
 from archon_core.config.loading import LoadedConfig
+from archon_core.contracts.launching import Launch, Launcher, LauncherSpec, ProcessPlan
 from archon_core.errors import USER_ERROR
-from archon_train.cli.training import explain_interruption, open_folder
-from archon_train.launch.first_failure import (
+from archon_core.ranks.first_failure import (
     RankExit,
     explain,
     first_to_fail,
     is_worth_another_try,
     shared_error,
 )
+from archon_train.cli.training import explain_interruption, open_folder
 from archon_train.run.folder import RunFolder
 from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
 
 
-def launch_ranks(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int, resume_command: str) -> int:
-    """Start the ranks on this machine and wait for them; returns the exit code.
+class LocalLauncher:
+    """Starts the ranks on this machine; implements ``contracts.launching.Launcher``.
 
-    If a rank dies, all ranks restart from the run's last checkpoint, up to ``trainer.max_restarts`` times.
+    Args:
+        arguments: of ``archon``, for every rank.
+        n_ranks: number of ranks.
+        folder: the run folder.
+        stop: an entered ``StopSignal`` that does not raise.
+    """
+
+    def __init__(self, arguments: Sequence[str], n_ranks: int, folder: RunFolder, stop: StopSignal) -> None:
+        self._arguments, self._n_ranks, self._folder, self._stop = arguments, n_ranks, folder, stop
+        self._logs = self._new_log_folder()
+        where = f"; the output of all but the first goes to {self._logs}" if n_ranks > 1 else ""
+        print_remark(f"{n_ranks}{where}", label="ranks: ", style="bold")
+        self._started = False
+
+    def run(self, *, resume: bool) -> list[RankExit]:
+        """Start the ranks and wait for them."""
+        from archon_train.launch.local import run_ranks  # imports torch
+
+        if self._started:
+            self._logs = self._new_log_folder()
+        self._started = True
+        more = ["--resume"] if resume and "--resume" not in self._arguments else []
+        return run_ranks([*self._arguments, *more], n_ranks=self._n_ranks, logs=self._logs, stop=self._stop)
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+    def _new_log_folder(self) -> Path:
+        """A new log folder per start, so that a resumed run keeps earlier logs."""
+        for number in itertools.count(1):
+            path = self._folder.path / "logs" / f"start-{number}"
+            try:
+                path.mkdir(parents=True)
+            except FileExistsError:
+                continue
+            return path
+        raise AssertionError
+
+
+def launch_here(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int, resume_command: str) -> int:
+    """``launch_ranks`` on this machine.
 
     Args:
         loaded: a configuration whose plan can run.
         arguments: of ``archon``, for every rank.
         n_ranks: number of ranks.
         resume_command: shown to a user who interrupts the run.
+    """
+
+    def build(folder: RunFolder, stop: StopSignal) -> Launcher:
+        return LocalLauncher(arguments, n_ranks, folder, stop)
+
+    resume = "--resume" in arguments
+    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command)
+
+
+def launch_by(
+    spec: LauncherSpec,
+    loaded: LoadedConfig,
+    plan: ProcessPlan,
+    source: Path,
+    overrides: Sequence[str],
+    *,
+    n_ranks: int,
+    resume: bool,
+    resume_command: str,
+) -> int:
+    """``launch_ranks`` with the launcher of a plugin.
+
+    Args:
+        spec: of the launcher.
+        loaded: a configuration whose plan can run.
+        plan: its processes.
+        source: its YAML file.
+        overrides: of the file.
+        n_ranks: number of the trainer's ranks.
+        resume: whether the first start continues from the last checkpoint.
+        resume_command: shown to a user who interrupts the run.
+    """
+    factory = spec.load()
+
+    def build(folder: RunFolder, stop: StopSignal) -> Launcher:
+        launch = Launch(loaded.config, plan, source.absolute(), overrides, folder.path.absolute(), stop, _note)
+        built: Launcher = factory(launch)
+        return built
+
+    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command)
+
+
+def _note(text: str) -> None:
+    print_remark(text, label="")
+
+
+def launch_ranks(
+    loaded: LoadedConfig,
+    build: Callable[[RunFolder, StopSignal], Launcher],
+    *,
+    n_ranks: int,
+    resume: bool,
+    resume_command: str,
+) -> int:
+    """Start the ranks and wait for them; returns the exit code.
+
+    If a rank dies, all ranks restart from the run's last checkpoint, up to ``trainer.max_restarts`` times.
+
+    Args:
+        loaded: a configuration whose plan can run.
+        build: builds the launcher in the run's folder.
+        n_ranks: number of ranks.
+        resume: whether the first start continues from the last checkpoint.
+        resume_command: shown to a user who interrupts the run.
 
     Raises:
         ConfigError: the run folder cannot be used; see ``open_folder``.
     """
     with open_folder(loaded) as run:  # reports errors before torch is imported; the first rank locks it later
-        folder, logs = run.folder, _new_log_folder(run.folder)
-    where = f"; the output of all but the first goes to {logs}" if n_ranks > 1 else ""
-    print_remark(f"{n_ranks}{where}", label="ranks: ", style="bold")
-    most, arguments = loaded.config.trainer.max_restarts, list(arguments)
+        folder = run.folder
+    most = loaded.config.trainer.max_restarts
     with StopSignal(raises=False, same_within=SAME_SIGNAL_SECONDS) as stop:
-        from archon_train.launch.local import run_ranks  # imports torch
-
-        for n_restarts in itertools.count():
-            exits = run_ranks(arguments, n_ranks=n_ranks, logs=logs, stop=stop) if not stop.requested else []
-            failed = _failure(exits, stop)
-            if failed is None or n_restarts == most or stop.requested or not is_worth_another_try(failed):
-                break
-            _report_restart(failed, n_ranks, folder, n_restarts + 1, most)
-            logs = _new_log_folder(folder)
-            if "--resume" not in arguments:
-                arguments.append("--resume")
-        return _report(exits, stop, n_ranks, folder, resume_command)
-
-
-def _new_log_folder(folder: RunFolder) -> Path:
-    """A new log folder per start, so that a resumed run keeps earlier logs."""
-    for number in itertools.count(1):
-        path = folder.path / "logs" / f"start-{number}"
+        launcher = build(folder, stop)
         try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
-    raise AssertionError
+            for n_restarts in itertools.count():
+                exits = launcher.run(resume=resume or n_restarts > 0) if not stop.requested else []
+                failed = _failure(exits, stop)
+                if failed is None or n_restarts == most or stop.requested or not is_worth_another_try(failed):
+                    break
+                _report_restart(failed, n_ranks, folder, n_restarts + 1, most)
+        finally:
+            launcher.close()
+        return _report(exits, stop, n_ranks, folder, resume_command)
 
 
 def _report(exits: Sequence[RankExit], stop: StopSignal, n_ranks: int, folder: RunFolder, resume_command: str) -> int:

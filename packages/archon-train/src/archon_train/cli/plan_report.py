@@ -10,7 +10,7 @@ from typing import Any
 from archon_core.cli.console import print_table, print_text
 from archon_core.config.loading import LoadedConfig
 from archon_core.contracts.decisions import Decision
-from archon_train.process_plan import Part, ProcessPlan
+from archon_core.contracts.launching import Part, ProcessPlan
 from archon_train.run_plan import RunPlan, install_commands
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +14,8 @@ from archon_core.config.loading import LoadedConfig, explain_problems
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import USER_ERROR, ArchonError, ConfigError
 from archon_core.plugins import LauncherSpec, registry
-from archon_core.ranks.environment import RankEnvironment, rank_environment
-from archon_train.cli.launching import launch_ranks
+from archon_core.ranks.environment import rank_environment
+from archon_train.cli.launching import launch_by, launch_here
 from archon_train.cli.plan_report import (
     describe_obstacles,
     plan_data,
@@ -143,31 +141,24 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
     if restart:
         set_aside(loaded.config)
     resume_command = _resume_command(command)
-    if kind != "local":
-        launcher = registry().get(LauncherSpec, kind).load()
-        return int(launcher(loaded.config, _entry(loaded, resume_command)))
     n_ranks = ranks_needed(plan.layouts)
+    if kind != "local":
+        _, source, *overrides = command
+        return launch_by(
+            registry().get(LauncherSpec, kind),
+            loaded,
+            plan.processes,
+            Path(source),
+            overrides,
+            n_ranks=n_ranks,
+            resume=resume,
+            resume_command=resume_command,
+        )
     # A killed process cannot restart itself, so a single rank with restarts is launched as a child, too.
     if n_ranks == 1 and loaded.config.trainer.max_restarts == 0:
         return run_training(loaded, resume_command=resume_command)
     arguments = [*command, *(["--resume"] if resume else [])]
-    return launch_ranks(loaded, arguments, n_ranks=n_ranks, resume_command=resume_command)
-
-
-def _entry(loaded: LoadedConfig, resume_command: str) -> Callable[[], None]:
-    """The entry point of a launcher's processes, which set the rank environment before they call it."""
-
-    def entry() -> None:
-        place: RankEnvironment | None = rank_environment()
-
-        def work() -> int:
-            return run_training(loaded, resume_command=resume_command, place=place)
-
-        if place is not None:
-            run_as_rank(place, work)
-        sys.exit(work())
-
-    return entry
+    return launch_here(loaded, arguments, n_ranks=n_ranks, resume_command=resume_command)
 
 
 def _resume_command(command: list[str]) -> str:

@@ -27,9 +27,9 @@ from torch.distributed.elastic.multiprocessing import (
 )
 
 from archon_core.errors import USER_ERROR
+from archon_core.ranks.environment import LAUNCHER_PID
 from archon_core.ranks.error_file import ERROR_FILE, read_error
-from archon_train.launch.first_failure import RankExit
-from archon_train.launch.rank import LAUNCHER_PID
+from archon_core.ranks.first_failure import RankExit
 from archon_train.launch.world import threads_per_rank
 from archon_train.run.interrupt import StopSignal
 

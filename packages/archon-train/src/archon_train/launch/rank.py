@@ -13,11 +13,8 @@ from collections.abc import Callable, Mapping
 from typing import NoReturn
 
 from archon_core.errors import USER_ERROR, ArchonError
-from archon_core.ranks.environment import RankEnvironment
+from archon_core.ranks.environment import LAUNCHER_PID, RankEnvironment
 from archon_core.ranks.error_file import ERROR_FILE, describe_error, write_error
-
-LAUNCHER_PID = "ARCHON_LAUNCHER_PID"
-"""Environment variable with the process id of Archon's local launcher."""
 
 TORCHRUN_ID = "TORCHELASTIC_RUN_ID"
 """Environment variable that ``torchrun`` sets. Other launchers may end before their ranks, so they are not watched."""

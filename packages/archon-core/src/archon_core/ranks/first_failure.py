@@ -1,4 +1,4 @@
-"""Finds and explains the rank that failed first. Pure functions of how the ranks ended.
+"""Finds and explains the rank that failed first, for launchers. Pure functions of how the ranks ended.
 
 When one rank dies, the others lose their connections and fail within milliseconds. A launcher that reports the first
 failure it sees often reports one of those.
@@ -27,6 +27,8 @@ class RankExit:
         time: when the launcher noticed, in seconds since the epoch.
         error: from its error file, if it wrote one.
         log: file with its output; ``None`` if that went to the terminal.
+        host: its machine; empty for this one.
+        cause: why it was lost, if it did not end by itself: its machine or its job is gone.
     """
 
     rank: int
@@ -35,6 +37,8 @@ class RankExit:
     time: float
     error: RankError | None = None
     log: Path | None = None
+    host: str = ""
+    cause: str = ""
 
     @property
     def failed(self) -> bool:
@@ -46,8 +50,8 @@ def first_to_fail(exits: Sequence[RankExit]) -> RankExit | None:
     """The rank that failed first; ``None`` if no rank failed.
 
     In order of precedence: ranks killed by a signal, which leave no error; ranks that raised an error; ranks that
-    relayed another rank's error; aborted ranks; stopped ranks; ranks that lost a connection. Among equals, the
-    earliest.
+    relayed another rank's error; aborted ranks, and those whose machine or job was lost; stopped ranks; ranks that lost
+    a connection. Among equals, the earliest.
     """
     ended = [exit for exit in exits if exit.code != 0]
     return min(ended, key=lambda exit: (_order(exit), exit.error.time if exit.error else exit.time), default=None)
@@ -56,6 +60,8 @@ def first_to_fail(exits: Sequence[RankExit]) -> RankExit | None:
 def _order(exit: RankExit) -> int:
     if exit.error is not None:
         return {"told": 2, "connection": 5}.get(exit.error.kind, 1)
+    if exit.cause:
+        return 3
     if exit.code in _STOPPED:
         return 4
     # NCCL's watchdog aborts a rank whose peers are gone. SIGINT and SIGTERM reach all ranks.
@@ -77,12 +83,15 @@ def shared_error(exits: Sequence[RankExit], n_ranks: int) -> RankError | None:
 def explain(exit: RankExit, n_ranks: int) -> str:
     """The final message: which rank failed first, why, and where its output is."""
     place = f"its output is in {exit.log}" if exit.log else "its output is above"
-    who = f"rank {exit.rank} of {n_ranks} (process {exit.pid})"
+    process = f"process {exit.pid}" if exit.pid else "no process yet"
+    who = f"rank {exit.rank} of {n_ranks} ({process}{f' on {exit.host}' if exit.host else ''})"
     if exit.error is not None:
         named = exit.error.kind in ("error", "connection")
         why = f"{exit.error.name}: {exit.error.message}" if named else exit.error.message
         how = {"connection": "lost a connection, and no rank reported a cause", "told": "relayed this error"}
         return f"{why}\n{who} {how.get(exit.error.kind, 'failed first')}; {place}"
+    if exit.cause:
+        return f"{who} was lost first: {exit.cause}; {place}"
     if exit.code < 0:
         return f"{who} was killed first, by {_signal_name(-exit.code)}{_likely_cause(-exit.code)}; {place}"
     return f"{who} failed first, with exit code {exit.code} and no error message; {place}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from archon_core.ranks.error_file import Kind, RankError
-from archon_train.launch.first_failure import (
+from archon_core.ranks.first_failure import (
     RankExit,
     explain,
     first_to_fail,

@@ -1,0 +1,203 @@
+"""The plan of a run's processes, and the launchers that start, watch and end them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from archon_core.contracts.spec import Spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from archon_core.contracts.decisions import Decision
+    from archon_core.layout import Layout
+    from archon_core.ranks.first_failure import RankExit
+
+
+@dataclass(frozen=True)
+class LauncherSpec(Spec):
+    """A launcher of a run's processes (``scheduler.type``). ``target`` names a ``LauncherFactory``.
+
+    Attributes:
+        starts_servers: whether it starts the inference servers of the run, as parts of the plan. Otherwise the
+            trainer's first rank starts them on its own machine.
+        check: target of ``check(config, *, plan, explicit) -> LauncherCheck``, which examines a run's whole
+            configuration. It must not import torch: dry runs call it. Empty for no checks.
+    """
+
+    kind: ClassVar[str] = "launcher"
+    hook: ClassVar[str] = "archon_launchers"
+
+    starts_servers: bool = False
+    check: str = ""
+
+
+@dataclass(frozen=True)
+class LauncherCheck:
+    """What a launcher says about a run before it starts.
+
+    Attributes:
+        problems: errors in the configuration.
+        unable: reasons why this machine cannot launch the run, such as a missing program.
+        decisions: options that the launcher sets or does not use.
+    """
+
+    problems: tuple[str, ...] = ()
+    unable: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process, or the devices that one inference server has on a machine.
+
+    Attributes:
+        rank: number within its part, from 0.
+        node: number of the machine, from 0.
+        devices: ids of its accelerators on that machine; empty on CPUs.
+    """
+
+    rank: int
+    node: int
+    devices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Processes that start and end together: the trainer, a role on its own ranks, or one inference server.
+
+    Attributes:
+        name: ``trainer``, the role, or ``server 0``, ``server 1``, ... and ``teacher server 0``, ...
+        roles: the engines that it runs.
+        layout: of the trainer's actor, of the role, or of all servers together.
+        processes: in the order of their ranks.
+        kind: ``ranks`` of a training engine, or a ``server``.
+        together: number of consecutive processes that must share a machine: the tensor-parallel ranks.
+        environment: variables of every process, beside those that tell a rank its place.
+    """
+
+    name: str
+    roles: tuple[str, ...]
+    layout: Layout
+    processes: tuple[Process, ...]
+    kind: Literal["ranks", "server"] = "ranks"
+    together: int = 1
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        """The machines that it uses, in order."""
+        return tuple(dict.fromkeys(process.node for process in self.processes))
+
+    @property
+    def ranks_by_node(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks on each of its machines, in order."""
+        return tuple(tuple(p.rank for p in self.processes if p.node == node) for node in self.nodes)
+
+    @property
+    def wish(self) -> str:
+        """Where its processes should be, in words."""
+        if self.kind == "server":
+            return "on the machine with the most free devices"
+        groups = f"groups of {self.together} (t) on one machine" if self.together > 1 else "on any machines"
+        return f"{groups}; stages (p) may be apart" if self.layout.dims.get("p", 1) > 1 else groups
+
+
+@dataclass(frozen=True)
+class Service:
+    """What a run needs beside its parts: a process that the trainer's first rank starts, or a place.
+
+    Attributes:
+        name: ``collector``, ``registry``, ``rendezvous store`` or ``weight store``.
+        where: its machine, folder or address.
+        process: whether it is a process of its own.
+    """
+
+    name: str
+    where: str
+    process: bool = False
+
+
+@dataclass(frozen=True)
+class ProcessPlan:
+    """All processes of a run.
+
+    Attributes:
+        parts: the trainer first, then other roles, then servers.
+        n_nodes: ``cluster.n_nodes``.
+        devices_per_node: ``cluster.n_gpus_per_node``; 0 on CPUs.
+        services: what the parts need beside each other.
+    """
+
+    parts: tuple[Part, ...] = ()
+    n_nodes: int = 1
+    devices_per_node: int = 0
+    services: tuple[Service, ...] = ()
+
+    def __iter__(self) -> Iterator[Part]:
+        return iter(self.parts)
+
+
+class StopRequest(Protocol):
+    """The user's request to stop, which a launcher polls."""
+
+    @property
+    def number(self) -> int | None:
+        """Number of the first signal, ``None`` before it. The launcher forwards it: ranks stop after their step."""
+
+    @property
+    def insisted(self) -> bool:
+        """Whether a second signal came. The launcher ends everything at once."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A run to launch.
+
+    Attributes:
+        config: its configuration, an ``ExperimentConfig``.
+        plan: its processes.
+        source: the YAML file.
+        overrides: of the file, in the order in which the user wrote them.
+        folder: the run folder, which exists.
+        stop: the user's request to stop.
+        note: prints a line for the user.
+    """
+
+    config: Any
+    plan: ProcessPlan
+    source: Path
+    overrides: Sequence[str]
+    folder: Path
+    stop: StopRequest
+    note: Callable[[str], None]
+
+
+class Launcher(Protocol):
+    """Starts the processes of one run, watches and ends them."""
+
+    def run(self, *, resume: bool) -> Sequence[RankExit]:
+        """Start the trainer's ranks, wait until they have ended, and leave none of them behind.
+
+        Called again, it restarts all ranks.
+
+        Args:
+            resume: whether the ranks continue from the run's last checkpoint.
+
+        Returns:
+            The ranks that ended by themselves, or were lost.
+
+        Raises:
+            ArchonError: the processes cannot be started.
+        """
+
+    def close(self) -> None:
+        """End whatever else the launcher started, such as servers. Idempotent."""
+
+
+class LauncherFactory(Protocol):
+    """``target`` of a ``LauncherSpec``. Starts nothing yet."""
+
+    def __call__(self, launch: Launch) -> Launcher: ...
