@@ -18,12 +18,12 @@ FIRST = ("archon-models-qwen", "archon-rl", "archon-rollout")
 """Packages to begin with, where several bring a kind."""
 
 PLANNED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "launcher": {"archon-ray": ("ray",), "archon-slurm": ("slurm",)},
+    "launcher": {"archon-ray": ("ray",)},
 }
 """Kind -> package -> names of packages that are announced and not here yet."""
 
 ONE_MACHINE = "use scheduler.type=local, and torchrun on several machines"
-INSTEAD: Mapping[str, str] = {"archon-ray": ONE_MACHINE, "archon-slurm": ONE_MACHINE}
+INSTEAD: Mapping[str, str] = {"archon-ray": ONE_MACHINE}
 """Announced package -> advice until it is here."""
 
 PLANNED_SECTIONS: Mapping[str, tuple[str, ...]] = {

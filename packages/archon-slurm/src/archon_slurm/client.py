@@ -1,0 +1,94 @@
+"""Calls the programs of SLURM. Every call has a time limit."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+from archon_core.errors import ArchonError, ConfigError
+from archon_slurm.states import UNKNOWN, JobState, parse_job
+
+PROGRAMS = ("sbatch", "srun", "scontrol", "scancel")
+CALL_SECONDS = 60.0
+
+
+class SlurmError(ArchonError):
+    """SLURM refused a call, or does not answer."""
+
+
+def missing_programs() -> list[str]:
+    """The programs that this machine lacks."""
+    return [name for name in PROGRAMS if shutil.which(name) is None]
+
+
+def submit(script: str) -> str:
+    """Submit a job; returns its id.
+
+    Raises:
+        ConfigError: SLURM refuses it.
+        SlurmError: SLURM does not answer.
+    """
+    done = _call(["sbatch", "--parsable"], text=script)
+    if done.returncode:
+        raise ConfigError(f"sbatch refused the job: {_message(done)}{_advice(done.stderr)}")
+    return done.stdout.strip().partition(";")[0]
+
+
+def job_state(id: str) -> JobState:
+    """The state of a job; ``UNKNOWN`` if SLURM does not list it.
+
+    Raises:
+        SlurmError: SLURM does not answer.
+    """
+    done = _call(["scontrol", "--oneliner", "show", "job", id])
+    if done.returncode == 0 and done.stdout.strip():
+        return parse_job(done.stdout)
+    if "Invalid job id" in done.stderr:
+        return JobState(id, UNKNOWN, "SLURM does not list it any more")
+    raise SlurmError(f"scontrol show job {id}: {_message(done)}")
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """Cancel jobs: SIGTERM to all their processes, and SIGKILL after SLURM's ``KillWait``."""
+    _control(["scancel", *ids], "scancel")
+
+
+def send_signal(id: str, number: int) -> None:
+    """Send a signal to the processes of a job, but not to its script."""
+    _control(["scancel", f"--signal={number}", id], "scancel --signal")
+
+
+def requeue(id: str, *, exclude: Sequence[str] = ()) -> None:
+    """Start a job again, also one that has ended, without the machines ``exclude``."""
+    _control(["scontrol", "requeue", id], "scontrol requeue")
+    if exclude:
+        _control(["scontrol", "update", f"jobid={id}", f"excnodelist={','.join(exclude)}"], "scontrol update")
+
+
+def _control(command: list[str], what: str) -> None:
+    done = _call(command)
+    if done.returncode and not re.search(r"Invalid job id|already completed|Job/step already", done.stderr):
+        raise SlurmError(f"{what}: {_message(done)}")
+
+
+def _call(command: list[str], *, text: str | None = None) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=CALL_SECONDS)
+    except FileNotFoundError as error:
+        raise SlurmError(f"found no {command[0]}; run on a machine of the cluster, with SLURM's programs") from error
+    except subprocess.TimeoutExpired as error:
+        raise SlurmError(f"{command[0]}: no answer within {CALL_SECONDS:g} s") from error
+
+
+def _message(done: subprocess.CompletedProcess[str]) -> str:
+    return (done.stderr or done.stdout).strip() or f"exit code {done.returncode}"
+
+
+def _advice(error: str) -> str:
+    if "generic resource" in error or "gres" in error.lower():
+        return "\nset slurm.gres to the name of the cluster's accelerators, or to null on a cluster without any"
+    if "partition" in error.lower():
+        return "\nset slurm.partition to one that `sinfo` lists"
+    return ""

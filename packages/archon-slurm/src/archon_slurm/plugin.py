@@ -1,0 +1,23 @@
+"""Plugin registration of archon-slurm. Imports no torch: targets are loaded on use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from archon_core.contracts.launching import LauncherSpec
+from archon_core.contracts.spec import ConfigSection
+from archon_core.plugins import hookimpl
+
+ARCHON_PLUGIN_API = "1.0"
+
+
+@hookimpl
+def archon_launchers() -> Iterable[LauncherSpec]:
+    return [
+        LauncherSpec(
+            name="slurm",
+            target="archon_slurm.launcher:SlurmLauncher",
+            summary="one SLURM job for the trainer and one for each inference server",
+            config=(ConfigSection("slurm", "archon_slurm.options:SlurmOptions"),),
+        )
+    ]

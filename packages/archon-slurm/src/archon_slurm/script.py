@@ -1,0 +1,117 @@
+"""Writes the script of a job from a template. Pure."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+from archon_core.errors import ConfigError
+from archon_slurm.options import SlurmOptions
+
+_PLACEHOLDER = re.compile(r"\{\{ *(\w+) *\}\}")
+REQUIRED = ("directives", "command")
+"""Placeholders without which a template starts nothing."""
+
+
+@dataclass(frozen=True)
+class JobRequest:
+    """One job.
+
+    Attributes:
+        name: of the job in SLURM.
+        title: what it runs, in words.
+        nodes: number of machines.
+        command: of the process that runs on each machine.
+        output: file for the output of the script itself; ``%j`` is the job's id.
+        folder: working directory.
+        devices: accelerators on each machine; 0 for none.
+        directives: further options of ``sbatch``.
+        srun: further options of ``srun``.
+        setup: shell commands to run first.
+        requeue: whether SLURM may start the job again.
+        after: ids of jobs that must have started before.
+    """
+
+    name: str
+    title: str
+    nodes: int
+    command: Sequence[str]
+    output: Path
+    folder: Path
+    devices: int = 0
+    directives: Sequence[str] = ()
+    srun: Sequence[str] = ()
+    setup: Sequence[str] = ()
+    requeue: bool = False
+    after: Sequence[str] = field(default=())
+
+
+def sbatch_options(job: JobRequest, options: SlurmOptions) -> list[str]:
+    """The options of ``sbatch`` for a job, one per entry."""
+    named = {"partition": options.partition, "account": options.account, "qos": options.qos, "time": options.time_limit}
+    found = [
+        f"--job-name={job.name}",
+        f"--nodes={job.nodes}",
+        "--ntasks-per-node=1",
+        f"--output={job.output}",
+        "--open-mode=append",
+        f"--chdir={job.folder}",
+        *(f"--{name}={value}" for name, value in named.items() if value is not None),
+        "--requeue" if job.requeue else "--no-requeue",
+    ]
+    if job.devices and options.gres is not None:
+        found.append(f"--gres={options.gres}:{job.devices}")
+    if job.after:
+        found.append(f"--dependency=after:{':'.join(job.after)}")
+    return [*found, *job.directives, *options.sbatch]
+
+
+def render_script(job: JobRequest, options: SlurmOptions) -> str:
+    """The job's script.
+
+    Raises:
+        ConfigError: the template cannot be read, or its placeholders are unknown or incomplete.
+    """
+    values = {
+        "title": job.title,
+        "directives": "\n".join(f"#SBATCH {option}" for option in sbatch_options(job, options)),
+        "setup": "\n".join([*options.setup, *job.setup]),
+        "nodes": str(job.nodes),
+        "srun_options": shlex.join(job.srun),
+        "command": shlex.join(job.command),
+        "name": job.name,
+        "folder": str(job.folder),
+    }
+    return fill_template(read_template(options.template), values, source=options.template or "template")
+
+
+def read_template(path: str | None) -> str:
+    """The template in a file; ``None`` for the one of this package."""
+    if path is None:
+        return resources.files("archon_slurm").joinpath("templates", "job.sh").read_text(encoding="utf-8")
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"slurm.template: cannot read {path}: {error}; correct it, or set it to null") from error
+
+
+def fill_template(template: str, values: Mapping[str, str], *, source: str) -> str:
+    """Replace ``{{name}}`` by values. The shell's own ``$NAME`` and ``${NAME}`` stay as they are.
+
+    Raises:
+        ConfigError: a name is unknown, or a required one is missing.
+    """
+    names = set(_PLACEHOLDER.findall(template))
+    allowed = ", ".join(values)
+    if unknown := sorted(names - set(values)):
+        raise ConfigError(f"slurm.template: {source} has {{{{{unknown[0]}}}}}; allowed are {allowed}; rename it")
+    if missing := [name for name in REQUIRED if name not in names]:
+        raise ConfigError(
+            f"slurm.template: {source} has no {{{{{missing[0]}}}}}, without which the job starts nothing; add it "
+            "(`archon slurm script` prints Archon's own)"
+        )
+    return _PLACEHOLDER.sub(lambda match: values[match.group(1)], template)

@@ -1,0 +1,28 @@
+"""Notices when counters stop rising, by the reader's own clock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+
+
+class Silence:
+    """Watches beats.
+
+    Args:
+        limit: seconds without a new beat after which something counts as silent.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, limit: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock = limit, clock
+        self._seen: dict[Hashable, tuple[object, float]] = {}
+
+    def of(self, who: Hashable, beat: object) -> bool:
+        """Whether ``who`` has been silent for the limit; ``beat`` is its counter, or ``None`` before the first."""
+        now = self._clock()
+        last, since = self._seen.get(who, (object(), now))
+        if last != beat:
+            self._seen[who] = (beat, now)
+            return False
+        return now - since >= self._limit

@@ -1,0 +1,85 @@
+"""What SLURM says about jobs: parses ``squeue`` and ``scontrol``. Pure."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from archon_slurm.hosts import expand_hosts
+
+ENDED = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "SPECIAL_EXIT",
+        "TIMEOUT",
+    }
+)
+"""States in which a job does not run and will not run by itself. Others, such as COMPLETING or REQUEUED, pass."""
+
+UNKNOWN = "UNKNOWN"
+"""The state of a job that SLURM does not list any more, or never did."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """One job, as SLURM reports it.
+
+    Attributes:
+        id: its number.
+        state: SLURM's name, such as ``RUNNING``.
+        reason: why it waits, or why it ended; empty for no reason.
+        restarts: how often it was started again.
+        hosts: its machines, in order of their node numbers; empty while it waits.
+        code: exit code of its script.
+        signal: signal that ended its script; 0 for none.
+    """
+
+    id: str
+    state: str
+    reason: str = ""
+    restarts: int = 0
+    hosts: tuple[str, ...] = ()
+    code: int = 0
+    signal: int = 0
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it runs no more."""
+        return self.state in ENDED or self.state == UNKNOWN
+
+    @property
+    def waits(self) -> bool:
+        """Whether it waits for machines."""
+        return self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "CONFIGURING")
+
+    def __str__(self) -> str:
+        detail = f" ({self.reason})" if self.reason else ""
+        return f"job {self.id} is {self.state}{detail}"
+
+
+def parse_job(text: str) -> JobState:
+    """One line of ``scontrol --oneliner show job``."""
+    fields = dict(re.findall(r"(\S+?)=(\S*)", text))
+    code, _, number = fields.get("ExitCode", "0:0").partition(":")
+    hosts = fields.get("NodeList", "")
+    return JobState(
+        fields["JobId"],
+        fields["JobState"],
+        reason=_given(fields.get("Reason", "")),
+        restarts=int(fields.get("Restarts", "0")),
+        hosts=tuple(expand_hosts(hosts)) if _given(hosts) else (),
+        code=int(code),
+        signal=int(number or 0),
+    )
+
+
+def _given(text: str) -> str:
+    return "" if text in ("None", "(null)", "N/A") else text
