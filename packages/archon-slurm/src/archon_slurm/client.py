@@ -55,11 +55,6 @@ def cancel(ids: Sequence[str]) -> None:
     _control(["scancel", *ids], "scancel")
 
 
-def send_signal(id: str, number: int) -> None:
-    """Send a signal to the processes of a job, but not to its script."""
-    _control(["scancel", f"--signal={number}", id], "scancel --signal")
-
-
 def requeue(id: str, *, exclude: Sequence[str] = ()) -> None:
     """Start a job again, also one that has ended, without the machines ``exclude``."""
     _control(["scontrol", "requeue", id], "scontrol requeue")

@@ -1,14 +1,13 @@
 """The launcher of ``scheduler.type: slurm``: submits jobs, follows them, and ends them.
 
-The first Ctrl-C sends the signal to the ranks, which stop after their step; the second one cancels the jobs. A restart
-requeues the trainer's job, which keeps its number and gets another attempt.
+The first Ctrl-C reaches the ranks, which stop after their step; the second one cancels the jobs. A restart requeues the
+trainer's job, which keeps its number and gets another attempt.
 """
 
 from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,17 +15,9 @@ from archon_core.contracts.launching import Launch, Part
 from archon_core.layout.diagnostics import count
 from archon_core.ranks.first_failure import RankExit
 from archon_slurm import client
-from archon_slurm.attempt import Attempt, End, TrainerJob, attempt_folder
-from archon_slurm.client import SlurmError
-from archon_slurm.output import FollowedFile
+from archon_slurm.attempt import TrainerJob
+from archon_slurm.following import Follower
 from archon_slurm.script import JobRequest, render_script
-from archon_slurm.states import JobState
-
-STEP_SECONDS = 0.2
-"""Time between two looks at the run folder."""
-
-END_SECONDS = 30.0
-"""Time that SLURM gets to end a job whose machines have all reported their ends, before it is cancelled."""
 
 
 class SlurmLauncher:
@@ -51,9 +42,15 @@ class SlurmLauncher:
         if not self._job:
             self._submit(resume=resume)
         else:
-            client.requeue(self._job, exclude=self._lost_hosts)
-            self._restarts += 1
-        return self._follow()
+            self._requeue()
+        while True:
+            outcome = self._follower().follow()
+            self._lost_hosts += outcome.hosts
+            if outcome.kind != "lost" or not self._options.requeue or self._launch.stop.number is not None:
+                return outcome.exits
+            # SLURM would do the same, but it notices minutes later that a machine is gone.
+            self._launch.note(f"{', '.join(outcome.hosts)} lost; job {self._job} is started again on other machines")
+            self._requeue()
 
     def close(self) -> None:
         """Cancel what still runs."""
@@ -63,29 +60,35 @@ class SlurmLauncher:
     def _submit(self, *, resume: bool) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._logs.mkdir(parents=True, exist_ok=True)
-        # The jobs may start in days: the user may have edited the file by then.
+        # The job may start in days: the user may have edited the file by then.
         source = self._folder / f"config{self._launch.source.suffix}"
         shutil.copyfile(self._launch.source, source)
         more = ["--resume"] if resume else []
         command = [sys.executable, "-P", "-m", "archon_core.cli", "train", str(source), *self._launch.overrides, *more]
-        path = self._folder / "trainer.json"
-        part = self._trainer
-        TrainerJob(
-            command, part.ranks_by_node, str(self._logs), dict(part.environment), self._options.node_timeout
-        ).write(path)
+        path, part = self._folder / "trainer.json", self._trainer
+        environment = dict(part.environment)
+        TrainerJob(command, part.ranks_by_node, str(self._logs), environment, self._options.node_timeout).write(path)
         script = render_script(self._request(part, path), self._options)
         (self._folder / "trainer.sh").write_text(script, encoding="utf-8")
         self._job = client.submit(script)
         size = f"{count(len(part.processes), 'rank')} on {count(len(part.nodes), 'machine')}"
         self._launch.note(f"job {self._job}: {size}; logs in {self._logs / f'job-{self._job}'}")
 
+    def _requeue(self) -> None:
+        """Start the job again, unless SLURM has."""
+        found = client.job_state(self._job).restarts
+        if found == self._restarts:
+            client.requeue(self._job, exclude=self._lost_hosts)
+            found += 1
+        self._restarts = found
+
     def _request(self, part: Part, path: Path) -> JobRequest:
         config = self._launch.config
-        name = f"{config.experiment_name}/{config.trial_name}/{part.name}"
+        run = f"{config.experiment_name}/{config.trial_name}"
         most = max(map(len, part.ranks_by_node))
         return JobRequest(
-            name=name.replace(" ", "-"),
-            title=f"{part.name} of {config.experiment_name}/{config.trial_name}: {part.layout}",
+            name=f"{run}/{part.name}".replace(" ", "-"),
+            title=f"{part.name} of {run}: {part.layout}",
             nodes=len(part.nodes),
             command=[sys.executable, "-P", "-m", "archon_slurm.agent", str(path)],
             output=self._logs / "job-%j.log",
@@ -94,54 +97,13 @@ class SlurmLauncher:
             requeue=self._options.requeue,
         )
 
-    def _follow(self) -> list[RankExit]:
-        """Follow the job to the end of an attempt that is not started again."""
-        stop = self._launch.stop
-        forwarded = False
-        told = ""
-        state = client.job_state(self._job)
-        attempt = self._attempt(state)
-        output = FollowedFile(attempt.log(0))
-        next_question = 0.0
-        while True:
-            if stop.insisted:
-                return self._kill(attempt)
-            if stop.number is not None and not forwarded:
-                forwarded = True
-                if state.waits:
-                    return self._kill(attempt)
-                attempt.write_end(End("stop", signal=stop.number))
-            for line in output.lines():
-                print(line, end="", flush=True)
-            if time.monotonic() >= next_question:
-                next_question = time.monotonic() + self._options.poll_seconds
-                state = self._ask(state)
-                if str(state) != told:
-                    told = str(state)
-                    self._launch.note(told)
-                if state.has_ended:
-                    break
-            time.sleep(STEP_SECONDS)
-        for line in output.lines():
-            print(line, end="", flush=True)
-        return self._exits(attempt, state)
-
-    def _attempt(self, state: JobState) -> Attempt:
-        return Attempt(attempt_folder(self._logs, self._job, state.restarts))
-
-    def _ask(self, last: JobState) -> JobState:
-        try:
-            return client.job_state(self._job)
-        except SlurmError as error:
-            self._launch.note(f"{error}; asking again")
-            return last
-
-    def _kill(self, attempt: Attempt) -> list[RankExit]:
-        attempt.write_end(End("kill"))
-        client.cancel([self._job])
-        return []
-
-    def _exits(self, attempt: Attempt, state: JobState) -> list[RankExit]:
-        ranks = self._trainer.ranks_by_node
-        lost = dict.fromkeys(range(len(ranks)), str(state))
-        return attempt.exits(len(ranks), ranks, lost=lost)
+    def _follower(self) -> Follower:
+        return Follower(
+            self._job,
+            self._trainer.ranks_by_node,
+            self._logs,
+            stop=self._launch.stop,
+            note=self._launch.note,
+            poll_seconds=self._options.poll_seconds,
+            node_timeout=self._options.node_timeout,
+        )

@@ -18,7 +18,7 @@ class FollowedFile:
         self._position = 0
 
     def lines(self) -> Iterator[str]:
-        """The lines since the last call; an unfinished one comes with the next call."""
+        """The lines since the last call; an unfinished one comes with a later call."""
         try:
             with self._path.open("rb") as file:
                 file.seek(self._position)
@@ -28,3 +28,8 @@ class FollowedFile:
         whole = new[: new.rfind(b"\n") + 1]
         self._position += len(whole)
         yield from whole.decode("utf-8", errors="replace").splitlines(keepends=True)
+
+    def show(self) -> None:
+        """Print the new lines."""
+        for line in self.lines():
+            print(line, end="", flush=True)
