@@ -133,11 +133,17 @@ class SlurmCluster:
                 raise RuntimeError(f"nodes are not ready: {states} {found.stderr}\n{log[-2000:]}")
             time.sleep(0.1)
 
+    def daemon(self, name: str) -> int:
+        """The daemon of a node, which may be dead."""
+        return int((self.folder / f"slurmd-{name}.pid").read_text(encoding="utf-8"))
+
     def processes_of(self, name: str) -> list[int]:
         """The daemon of a node and the parents of its job steps (``slurmstepd``), which live on without the daemon."""
         spool = str(self.folder / f"spool-{name}")
-        pid_file = self.folder / f"slurmd-{name}.pid"
-        found = [int(pid_file.read_text(encoding="utf-8"))] if pid_file.exists() else []
+        found = []
+        with contextlib.suppress(OSError, ValueError):
+            daemon = self.daemon(name)
+            found = [daemon] if "slurmd" in Path(f"/proc/{daemon}/cmdline").read_text(encoding="utf-8") else []
         for process in Path("/proc").iterdir():
             with contextlib.suppress(OSError, ValueError):
                 pid = int(process.name)

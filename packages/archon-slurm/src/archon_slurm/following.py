@@ -20,6 +20,9 @@ from archon_slurm.states import JobState
 STEP_SECONDS = 0.2
 """Time between two looks at the run folder."""
 
+DIED = ("FAILED", "NODE_FAIL", "BOOT_FAIL")
+"""States of a job that may have lost a machine. In others, someone or a limit ended it."""
+
 REPORT_SECONDS = 10.0
 """Time for machines to report the ends of their ranks after an attempt has failed, or its job has ended."""
 
@@ -99,21 +102,29 @@ class Follower:
                 if time.monotonic() - failed_since > REPORT_SECONDS or (
                     end.kind == "lost" and self._all_reported(attempt, except_for=end.node)
                 ):
-                    return self._failed(attempt, state, silence)
+                    return self._failed(attempt, state)
             time.sleep(STEP_SECONDS)
         self._wait_for_reports(attempt)
         output.show()
-        return Outcome(self._exits(attempt, dict.fromkeys(range(len(self._ranks)), str(state))))
+        silent = self._unreported(attempt) if state.state in DIED else {}
+        causes = {**dict.fromkeys(range(len(self._ranks)), str(state)), **silent}
+        hosts = [self._host(attempt, node, state) for node in silent]
+        return Outcome(self._exits(attempt, causes), "lost" if silent else "ended", hosts)
 
-    def _failed(self, attempt: Attempt, state: JobState, silence: Silence) -> Outcome:
+    def _failed(self, attempt: Attempt, state: JobState) -> Outcome:
         """The outcome of an attempt that is over while SLURM believes that the job runs."""
-        lost = {
-            node: f"{self._host(attempt, node, state)} does not report any more"
-            for node in range(len(self._ranks))
-            if (status := attempt.status(node)) is None or not status.ended
-        }
+        lost = self._unreported(attempt)
         hosts = [self._host(attempt, node, state) for node in lost]
         return Outcome(self._exits(attempt, lost), "lost" if lost else "ended", hosts)
+
+    def _unreported(self, attempt: Attempt) -> dict[int, str]:
+        """Machines that took part and did not report their end -> what to say about them."""
+        statuses = {node: attempt.status(node) for node in range(len(self._ranks))}
+        return {
+            node: f"{status.host} does not report any more"
+            for node, status in statuses.items()
+            if status is not None and not status.ended
+        }
 
     def _watch(self, state: JobState) -> tuple[Attempt, FollowedFile, Silence]:
         attempt = Attempt(attempt_folder(self._logs, self._job, state.restarts))
