@@ -21,6 +21,7 @@ from archon_core.cli.main import main
 from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ArchonError, ConfigError, UnknownNameError, WeightsError
+from archon_core.serving.run_token import TOKEN
 from archon_engine.checkpoint.conversion import convert_to_hf
 from archon_engine.checkpoint.seal import (
     SEAL,
@@ -31,7 +32,6 @@ from archon_engine.checkpoint.seal import (
 from archon_engine.models.hf_config import load_hf_config
 from archon_rl.rewards.environment import reward_environment
 from archon_rl.text_encoding import TextEncoder
-from archon_rollout.server.environment import TOKEN
 from archon_train.experiment import load_config
 
 ROOT = Path(__file__).parents[1]

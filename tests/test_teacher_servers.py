@@ -18,9 +18,9 @@ import pytest
 from archon_core.contracts.rollout import RolloutConfig, ScoredModel
 from archon_core.errors import ConfigError, ServerError
 from archon_core.ranks.ranks import Ranks
+from archon_core.serving.run_token import TOKEN
 from archon_rl.trainer.served_teacher import ServedTeacher
 from archon_rollout.served.scoring_engine import ScoringServers
-from archon_rollout.server.environment import TOKEN
 from archon_testing.worlds import run_world
 
 sys.path.insert(0, str(Path(__file__).parent))

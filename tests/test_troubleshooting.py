@@ -36,6 +36,7 @@ from archon_core.ranks.environment import RankEnvironment
 from archon_core.serving.arena import ArenaHeader
 from archon_core.serving.arena_file import create_arena
 from archon_core.serving.record import ServerRecord, ServerState
+from archon_core.serving.run_token import read_token
 from archon_core.serving.scores import ServedModelInfo
 from archon_engine.checkpoint.dcp_metadata import read_metadata
 from archon_engine.checkpoint.hf import open_checkpoint
@@ -71,7 +72,6 @@ from archon_rollout.registries.announcer import entry_id
 from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.frozen_driver import FrozenDriver
-from archon_rollout.server.run_token import read_token
 from archon_train.experiment import load_config
 from archon_train.launch.first_failure import RankExit, explain
 from archon_train.launch.world import check_started, explain_machines

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from slurm_cluster import FOLDER, SlurmCluster
 
 DEADLINE = 120.0

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from slurm_cluster import NODES, SlurmCluster
 
 from .conftest import Runs, Started, alive, until
@@ -59,7 +60,9 @@ def test_no_rank_is_left_on_a_machine_that_slurm_has_lost(runs: Runs, healed: Sl
     kill([pid for pid in healed.processes_of(host) if pid == healed.daemon(host)])
     run.until(lambda: "was started again" in run.text, "requeueing by SLURM")
     until(lambda: not any(map(alive, [orphan, *run.pids(0)])), "an orphan is left")
-    run.until(lambda: (run.folder / "logs" / f"job-{run.job}" / "attempt-1" / "rank-0.log").exists(), "a second attempt")
+    run.until(
+        lambda: (run.folder / "logs" / f"job-{run.job}" / "attempt-1" / "rank-0.log").exists(), "a second attempt"
+    )
     last = len(run.metrics)
     run.until_step(last + 5)
     run.process.send_signal(signal.SIGINT)

@@ -47,7 +47,9 @@ def test_the_first_failing_rank_is_named_with_machine_and_exit_code(runs: Runs) 
     assert run.wait() == 1
     (failed,) = [rank for rank in run.node(1)["ranks"] if rank["rank"] == 3]
     host = run.node(1)["host"]
-    named = f"error: rank 3 of 4 (process {failed['pid']} on {host}) failed first, with exit code 7 and no error message"
+    named = (
+        f"error: rank 3 of 4 (process {failed['pid']} on {host}) failed first, with exit code 7 and no error message"
+    )
     assert named in run.text
     assert f"its output is in {run.folder}/logs/job-{run.job}/attempt-0/rank-3.log" in run.text.replace("- ", "-")
     until(lambda: not any(map(alive, run.pids())), "a rank is left")

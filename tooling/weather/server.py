@@ -17,9 +17,9 @@ from pathlib import Path
 
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerRecord
+from archon_core.serving.run_token import TOKEN
 from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.server import process
-from archon_rollout.server.environment import TOKEN
 from archon_rollout.server.model import ServedModel, parse_server_layout
 from weather.faults import Faults
 from weather.lies import StormCopies, StormLoop, StormService

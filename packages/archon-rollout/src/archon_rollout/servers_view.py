@@ -14,11 +14,10 @@ from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
 from archon_core.errors import ArchonError, ServerError
 from archon_core.plugins import registry
 from archon_core.serving.record import ServerRecord, ServerState
+from archon_core.serving.run_token import TOKEN, read_token
 from archon_rollout.pool.status_file import MemberStatus, TrainerStatus, read_status
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.run_place import RunPlace
-from archon_rollout.server.environment import TOKEN
-from archon_rollout.server.run_token import read_token
 
 CALL_SECONDS = 3.0
 """Time limit of each call to a server."""

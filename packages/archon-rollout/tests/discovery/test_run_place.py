@@ -10,8 +10,8 @@ from archon_core.contracts.server_registry import NameResolveConfig
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
+from archon_core.serving.run_token import read_token, run_token
 from archon_rollout.registries.run_place import find_run
-from archon_rollout.server.run_token import read_token, run_token
 
 A = ServerRecord("127.0.0.1:8000", "aaaa", "served")
 

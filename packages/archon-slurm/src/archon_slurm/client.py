@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 
 from archon_core.errors import ArchonError, ConfigError
@@ -12,6 +13,7 @@ from archon_slurm.states import UNKNOWN, JobState, parse_job
 
 PROGRAMS = ("sbatch", "srun", "scontrol", "scancel")
 CALL_SECONDS = 60.0
+REQUEUE_SECONDS = 60.0
 
 
 class SlurmError(ArchonError):
@@ -23,14 +25,14 @@ def missing_programs() -> list[str]:
     return [name for name in PROGRAMS if shutil.which(name) is None]
 
 
-def submit(script: str) -> str:
-    """Submit a job; returns its id.
+def submit(script: str, *options: str) -> str:
+    """Submit a job with further options of ``sbatch``; returns its id.
 
     Raises:
         ConfigError: SLURM refuses it.
         SlurmError: SLURM does not answer.
     """
-    done = _call(["sbatch", "--parsable"], text=script)
+    done = _call(["sbatch", "--parsable", *options], text=script)
     if done.returncode:
         raise ConfigError(f"sbatch refused the job: {_message(done)}{_advice(done.stderr)}")
     return done.stdout.strip().partition(";")[0]
@@ -56,8 +58,16 @@ def cancel(ids: Sequence[str]) -> None:
 
 
 def requeue(id: str, *, exclude: Sequence[str] = ()) -> None:
-    """Start a job again, also one that has ended, without the machines ``exclude``."""
-    _control(["scontrol", "requeue", id], "scontrol requeue")
+    """Start a job again, also one that has ended, without the machines ``exclude``.
+
+    Raises:
+        SlurmError: SLURM refuses it for ``REQUEUE_SECONDS``, as it does while it still ends the job.
+    """
+    deadline = time.monotonic() + REQUEUE_SECONDS
+    while (done := _call(["scontrol", "requeue", id])).returncode:
+        if time.monotonic() > deadline:
+            raise SlurmError(f"scontrol requeue {id}: {_message(done)}")
+        time.sleep(1)
     if exclude:
         _control(["scontrol", "update", f"jobid={id}", f"excnodelist={','.join(exclude)}"], "scontrol update")
 

@@ -54,6 +54,7 @@ class Follower:
         note: prints a line for the user.
         poll_seconds: time between two questions to SLURM.
         node_timeout: seconds after which a machine that does not report counts as lost.
+        look: called with every question to SLURM.
     """
 
     def __init__(
@@ -66,10 +67,12 @@ class Follower:
         note: Callable[[str], None],
         poll_seconds: float,
         node_timeout: float,
+        look: Callable[[], None] = lambda: None,
     ) -> None:
         self._job, self._ranks, self._logs = job, ranks_by_node, logs
         self._stop, self._note = stop, note
         self._poll_seconds, self._node_timeout = poll_seconds, node_timeout
+        self._look = look
         self._told = ""
 
     def follow(self) -> Outcome:
@@ -88,6 +91,7 @@ class Follower:
             if time.monotonic() >= next_question:
                 next_question = time.monotonic() + self._poll_seconds
                 before, state = state, self._ask(state)
+                self._look()
                 if state.restarts != before.restarts:
                     self._note(f"job {self._job} was started again; it resumes from the last checkpoint")
                     attempt, output, silence = self._watch(state)

@@ -1,7 +1,7 @@
 """The launcher of ``scheduler.type: slurm``: submits jobs, follows them, and ends them.
 
 The first Ctrl-C reaches the ranks, which stop after their step; the second one cancels the jobs. A restart requeues the
-trainer's job, which keeps its number and gets another attempt.
+trainer's job, which keeps its number and gets another attempt; the servers go on.
 """
 
 from __future__ import annotations
@@ -12,12 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from archon_core.contracts.launching import Launch, Part
+from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.layout.diagnostics import count
+from archon_core.plugins import registry
+from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.first_failure import RankExit
 from archon_slurm import client
 from archon_slurm.attempt import TrainerJob
+from archon_slurm.client import SlurmError
 from archon_slurm.following import Follower
+from archon_slurm.jobs_file import JobsFile
 from archon_slurm.script import JobRequest, render_script
+from archon_slurm.server_job import ServerJob
+from archon_slurm.server_jobs import SCRIPT, ServerJobs
 
 
 class SlurmLauncher:
@@ -31,18 +38,21 @@ class SlurmLauncher:
         self._launch = launch
         self._options = launch.config.slurm
         self._trainer = next(part for part in launch.plan if part.kind == "ranks")
+        self._server_parts = [part for part in launch.plan if part.kind == "server"]
         self._folder = launch.folder / "slurm"
         self._logs = launch.folder / "logs"
+        self._jobs = JobsFile(self._folder)
+        self._servers = ServerJobs(self._folder, launch.note)
         self._job = ""
         self._restarts = 0
         self._lost_hosts: list[str] = []
 
     def run(self, *, resume: bool) -> Sequence[RankExit]:
-        """Submit the trainer's job, or requeue it, and follow it to its end."""
+        """Submit the jobs, or requeue the trainer's, and follow that to its end."""
         if not self._job:
             self._submit(resume=resume)
         else:
-            self._requeue()
+            self._start_again()
         while True:
             outcome = self._follower().follow()
             self._lost_hosts += outcome.hosts
@@ -50,52 +60,98 @@ class SlurmLauncher:
                 return outcome.exits
             # SLURM would do the same, but it notices minutes later that a machine is gone.
             self._launch.note(f"{', '.join(outcome.hosts)} lost; job {self._job} is started again on other machines")
-            self._requeue()
+            self._start_again()
 
     def close(self) -> None:
-        """Cancel what still runs."""
+        """Cancel what still runs: servers, and a trainer that does not end by itself."""
         if self._job and not client.job_state(self._job).has_ended:
             client.cancel([self._job])
+        if self._server_parts:
+            self._servers.cancel()
 
     def _submit(self, *, resume: bool) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._logs.mkdir(parents=True, exist_ok=True)
-        # The job may start in days: the user may have edited the file by then.
+        for folder in (self._folder, self._logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._jobs.clear()
+        # The jobs may start in days: the user may have edited the file by then.
         source = self._folder / f"config{self._launch.source.suffix}"
         shutil.copyfile(self._launch.source, source)
+        overrides, servers = [*self._launch.overrides], []
+        if self._server_parts:
+            servers = self._submit_servers(source)
+            overrides += ["rollout.start_servers=false", f"rollout.weight_transport={self._transport()}"]
         more = ["--resume"] if resume else []
-        command = [sys.executable, "-P", "-m", "archon_core.cli", "train", str(source), *self._launch.overrides, *more]
-        path, part = self._folder / "trainer.json", self._trainer
-        environment = dict(part.environment)
-        TrainerJob(command, part.ranks_by_node, str(self._logs), environment, self._options.node_timeout).write(path)
-        script = render_script(self._request(part, path), self._options)
-        (self._folder / "trainer.sh").write_text(script, encoding="utf-8")
-        self._job = client.submit(script)
+        self._write_trainer([sys.executable, "-P", "-m", "archon_core.cli", "train", str(source), *overrides, *more])
+        part = self._trainer
+        path = self._folder / "trainer.sh"
+        command = [sys.executable, "-P", "-m", "archon_slurm.agent", str(self._folder / "trainer.json")]
+        path.write_text(self._script(part, command, after=servers), encoding="utf-8")
+        self._submit_trainer()
         size = f"{count(len(part.processes), 'rank')} on {count(len(part.nodes), 'machine')}"
         self._launch.note(f"job {self._job}: {size}; logs in {self._logs / f'job-{self._job}'}")
 
-    def _requeue(self) -> None:
-        """Start the job again, unless SLURM has."""
-        found = client.job_state(self._job).restarts
-        if found == self._restarts:
-            client.requeue(self._job, exclude=self._lost_hosts)
-            found += 1
-        self._restarts = found
+    def _write_trainer(self, command: Sequence[str]) -> None:
+        part = self._trainer
+        environment = dict(part.environment)
+        job = TrainerJob(command, part.ranks_by_node, str(self._logs), environment, self._options.node_timeout)
+        job.write(self._folder / "trainer.json")
 
-    def _request(self, part: Part, path: Path) -> JobRequest:
+    def _submit_trainer(self, *options: str) -> None:
+        self._job = client.submit((self._folder / "trainer.sh").read_text(encoding="utf-8"), *options)
+        self._restarts = 0
+        self._jobs.set_trainer(self._job)
+
+    def _submit_servers(self, source: Path) -> list[str]:
+        part = self._server_parts[0]
+        path = self._folder / "server.json"
+        patience = 2 * self._options.node_timeout
+        folder, environment = str(self._launch.folder), dict(part.environment)
+        ServerJob(str(source), list(self._launch.overrides), folder, environment, patience).write(path)
+        script = self._script(part, [sys.executable, "-P", "-m", "archon_slurm.server_job", str(path)])
+        (self._folder / SCRIPT).write_text(script, encoding="utf-8")
+        return self._servers.submit(len(self._server_parts))
+
+    def _transport(self) -> str:
+        plugins = registry()
+        layout = self._server_parts[0].layout
+        driver = plugins.get(ServerDriverSpec, layout.backend)
+        asked = self._launch.config.rollout.weight_transport
+        return choose_transport(asked, layout, driver, plugins, elsewhere=True)[0]
+
+    def _start_again(self) -> None:
+        """Requeue the trainer's job, unless SLURM has; if SLURM refuses, submit another one."""
+        found = client.job_state(self._job).restarts
+        if found > self._restarts:
+            self._restarts = found
+            return
+        try:
+            client.requeue(self._job, exclude=self._lost_hosts)
+            self._restarts += 1
+        except SlurmError as error:
+            self._launch.note(f"{error}; another job is submitted")
+            client.cancel([self._job])
+            command = TrainerJob.read(self._folder / "trainer.json").command
+            self._write_trainer([*command, *([] if "--resume" in command else ["--resume"])])
+            self._submit_trainer(*([f"--exclude={','.join(self._lost_hosts)}"] if self._lost_hosts else []))
+            self._launch.note(f"job {self._job}: resumes from the last checkpoint")
+
+    def _script(self, part: Part, command: Sequence[str], *, after: Sequence[str] = ()) -> str:
         config = self._launch.config
         run = f"{config.experiment_name}/{config.trial_name}"
-        most = max(map(len, part.ranks_by_node))
-        return JobRequest(
-            name=f"{run}/{part.name}".replace(" ", "-"),
-            title=f"{part.name} of {run}: {part.layout}",
+        name = "server" if part.kind == "server" else part.name
+        devices = max(len([d for p in part.processes if p.node == node for d in p.devices]) for node in part.nodes)
+        job = JobRequest(
+            name=f"{run}/{name}",
+            title=f"{name} of {run}: {part.layout}",
             nodes=len(part.nodes),
-            command=[sys.executable, "-P", "-m", "archon_slurm.agent", str(path)],
-            output=self._logs / "job-%j.log",
+            command=command,
+            output=self._logs / f"{'server-' if part.kind == 'server' else ''}job-%j.log",
             folder=Path.cwd(),
-            devices=most if self._launch.plan.devices_per_node else 0,
-            requeue=self._options.requeue,
+            devices=devices,
+            requeue=self._options.requeue and part.kind == "ranks",
+            after=after,
         )
+        return render_script(job, self._options)
 
     def _follower(self) -> Follower:
         return Follower(
@@ -106,4 +162,5 @@ class SlurmLauncher:
             note=self._launch.note,
             poll_seconds=self._options.poll_seconds,
             node_timeout=self._options.node_timeout,
+            look=self._servers.forget_ended if self._server_parts else lambda: None,
         )

@@ -89,6 +89,11 @@ def render_script(job: JobRequest, options: SlurmOptions) -> str:
     return fill_template(read_template(options.template), values, source=options.template or "template")
 
 
+def check_template(options: SlurmOptions) -> None:
+    """Raise ConfigError if the template cannot be used."""
+    render_script(JobRequest("", "", 1, (), Path(), Path()), options)
+
+
 def read_template(path: str | None) -> str:
     """The template in a file; ``None`` for the one of this package."""
     if path is None:

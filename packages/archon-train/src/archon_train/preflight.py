@@ -14,7 +14,7 @@ from archon_core.contracts.data import DatasetSpec
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.engine_config import ROLES
-from archon_core.contracts.launching import ProcessPlan
+from archon_core.contracts.launching import LauncherSpec, ProcessPlan
 from archon_core.contracts.preview import RunOutline, RunPreview
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
@@ -83,6 +83,7 @@ class _Planner(Findings):
         self.decisions: list[Decision] = []
         self.engine_decisions: list[Decision] = []
         self.samples = True
+        self.launcher: Spec | None = None
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
     def plan(self) -> None:
@@ -95,10 +96,11 @@ class _Planner(Findings):
         algorithm = self.look_up("algorithm", self.config.algorithm, "algorithm")
         self.samples = algorithm is None or "inference_engine" in getattr(algorithm, "needs", ())
         self.check_algorithm(algorithm)
+        if self.config.scheduler.type != "local":
+            self.launcher = self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
         self.read_layouts()
         self.check_rollout(algorithm)
-        if self.config.scheduler.type != "local":
-            self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
+        self.check_launcher()
         engines = EngineChecks(self, self.config, self.layouts, self.loaded.explicit, samples=self.samples)
         for role in ROLES:
             if getattr(self.config, role) is not None:
@@ -168,8 +170,25 @@ class _Planner(Findings):
                 self.decisions += unused_registry(self.config, self.loaded.explicit)
             elif isinstance(engine, InferenceEngineSpec) and known:
                 self.check_registry()
-                self.add_servers(check_servers(self.config, rollout, self.registry))
+                elsewhere = self.config.rollout.starts_servers and getattr(self.launcher, "starts_servers", False)
+                self.add_servers(check_servers(self.config, rollout, self.registry, elsewhere=elsewhere))
         self.check_teacher()
+
+    def check_launcher(self) -> None:
+        """Ask the launcher about the run."""
+        if not isinstance(self.launcher, LauncherSpec) or not self.launcher.check or not self.processes.parts:
+            return
+        try:
+            check = self.launcher.load_part("check")
+            found = check(self.config, plan=self.processes, explicit=self.loaded.explicit)
+        except ArchonError as error:
+            self.unable(f"scheduler.type: {error}")
+            return
+        for text in found.problems:
+            self.wrong(text)
+        for text in found.unable:
+            self.unable(text)
+        self.decisions += found.decisions
 
     def add_servers(self, found: ServersFound) -> None:
         self.obstacles += found.obstacles

@@ -27,13 +27,14 @@ class ServersFound:
     decisions: tuple[Decision, ...] = ()
 
 
-def check_servers(config: Any, layout: Layout, registry: Registry) -> ServersFound:
+def check_servers(config: Any, layout: Layout, registry: Registry, *, elsewhere: bool = False) -> ServersFound:
     """Examine the servers of a run.
 
     Args:
         config: the run's configuration. Its weight transport, if any, is one of the registry.
         layout: of ``rollout.backend``.
         registry: the installed specs.
+        elsewhere: whether the servers run on other machines than the trainer.
     """
     try:
         driver = registry.get(ServerDriverSpec, layout.backend)
@@ -44,7 +45,9 @@ def check_servers(config: Any, layout: Layout, registry: Registry) -> ServersFou
     obstacles: list[Obstacle] = []
     decisions: tuple[Decision, ...] = ()
     try:
-        transport, chosen = choose_transport(config.rollout.weight_transport, layout, driver, registry)
+        transport, chosen = choose_transport(
+            config.rollout.weight_transport, layout, driver, registry, elsewhere=elsewhere
+        )
         decisions = tuple(chosen)
         obstacles += device_obstacles(config, transport, driver.transports_for(layout), registry)
     except ConfigError as error:

@@ -407,7 +407,9 @@ def test_the_rank_that_failed_first_elsewhere_is_named_with_its_machine(
     assert train("scheduler.type=elsewhere", "actor.backend=archon:d2", "reward=fail", "trainer.max_restarts=1") == 1
     _, *resumes, _ = trainer.RUNS  # type: ignore[attr-defined]
     assert resumes == [False, True], "a restart continues from the last checkpoint"
-    error = "error: rank 1 of 2 (process 12 on n2) failed first, with exit code 7 and no error message; its output is in"
+    error = (
+        "error: rank 1 of 2 (process 12 on n2) failed first, with exit code 7 and no error message; its output is in"
+    )
     assert error in " ".join(capsys.readouterr().err.split())
 
 

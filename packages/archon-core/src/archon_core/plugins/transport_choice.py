@@ -15,7 +15,7 @@ OPTION = "rollout.weight_transport"
 
 
 def choose_transport(
-    asked: str | None, layout: Layout, driver: ServerDriverSpec, registry: Registry
+    asked: str | None, layout: Layout, driver: ServerDriverSpec, registry: Registry, *, elsewhere: bool = False
 ) -> tuple[str, Sequence[Decision]]:
     """The name of the transport, and what to record about it.
 
@@ -24,18 +24,22 @@ def choose_transport(
         layout: of ``rollout.backend``.
         driver: of the servers.
         registry: has the transports.
+        elsewhere: whether the servers run on other machines than the trainer.
 
     Raises:
         ConfigError: the servers do not receive by it.
         UnknownNameError: no plugin provides it.
     """
     allowed = driver.transports_for(layout)
+    if elsewhere:
+        allowed = tuple(name for name in allowed if not registry.get(WeightTransportSpec, name).one_host)
     if asked is None:
-        reason = f"the first transport that {driver.name} supports"
+        reason = f"the first transport that {driver.name} supports{' between machines' if elsewhere else ''}"
         return allowed[0], (Decision(OPTION, "null", allowed[0], reason),)
     name = registry.get(WeightTransportSpec, asked).name
     if name not in allowed:
         raise ConfigError(
-            f"{OPTION}: found {asked}; servers of {layout} receive weights by {', '.join(allowed)}; choose one"
+            f"{OPTION}: found {asked}; servers of {layout}{' on other machines' if elsewhere else ''} receive weights "
+            f"by {', '.join(allowed)}; choose one"
         )
     return name, ()

@@ -17,10 +17,11 @@ from archon_core.serving.http_client import call, call_async
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.model_folder import has_weights
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+from archon_core.serving.run_token import TOKEN
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_rollout.receiving.device_memory import has_device_memory
-from archon_rollout.server.environment import PARENT, TOKEN
+from archon_rollout.server.environment import PARENT
 from archon_rollout.server.wire import read_completion, read_scores, request_data
 
 

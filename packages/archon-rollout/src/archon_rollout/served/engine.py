@@ -30,7 +30,9 @@ from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.discovery import Discovery
+from archon_core.serving.model_folder import Architecture
 from archon_core.serving.record import ServerRecord
+from archon_core.serving.run_token import TOKEN, run_token
 from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.membership import TopologyDecision
@@ -44,9 +46,7 @@ from archon_rollout.receiving.device_memory import has_device_memory
 from archon_rollout.served.elastic_hooks import ElasticHooks
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.member_sources import build_sources
-from archon_rollout.served.model_files import Architecture, write_architecture
-from archon_rollout.server.environment import TOKEN
-from archon_rollout.server.run_token import run_token
+from archon_rollout.served.model_files import write_architecture
 from archon_rollout.stop_texts import cut_at_stop_text
 from archon_rollout.transports.broadcasting import BACKEND
 

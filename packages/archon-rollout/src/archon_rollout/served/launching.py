@@ -16,10 +16,10 @@ from pathlib import Path
 from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import ConfigError, ServerError, UncertainCallError
 from archon_core.layout import Layout
+from archon_core.serving.model_folder import Architecture
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.stopping import Stop, StoppedError, never
 from archon_rollout.served import guard
-from archon_rollout.served.model_files import Architecture
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.errors import ConfigError
+from archon_core.serving.model_folder import Architecture
 from archon_engine.models.hf_config import config_file
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """The model that servers serve: an architecture, or frozen weights.
-
-    Attributes:
-        folder: has ``config.json``; for frozen weights a checkpoint folder or hub id.
-        dtype: compute dtype; empty for the servers' default.
-        model_spec: name of the ``ModelSpec`` that runs it; empty for the one that serves its type.
-    """
-
-    folder: Path
-    dtype: str
-    model_spec: str = ""
 
 
 def write_architecture(trainer: TrainEngine, folder: Path) -> Architecture:
@@ -43,4 +28,6 @@ def write_architecture(trainer: TrainEngine, folder: Path) -> Architecture:
     (folder / "config.json").write_text(text, encoding="utf-8")
     selection = getattr(trainer, "selection", None)
     named = selection is not None and selection.model is not None
-    return Architecture(folder, dtype, selection.model.name if named else "")
+    architecture = Architecture(folder, dtype, selection.model.name if named else "")
+    architecture.write_hints()
+    return architecture

@@ -27,6 +27,8 @@ from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
+from archon_core.serving.model_folder import Architecture
+from archon_core.serving.run_token import TOKEN
 from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
@@ -36,8 +38,6 @@ from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.frozen_driver import FrozenDriver
 from archon_rollout.served.launching import ServerProcesses
-from archon_rollout.served.model_files import Architecture
-from archon_rollout.server.environment import TOKEN
 
 logger = logging.getLogger(__name__)
 

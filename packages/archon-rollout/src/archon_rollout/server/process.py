@@ -29,6 +29,7 @@ from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import Ranks
 from archon_core.serving.record import ServerRecord
+from archon_core.serving.run_token import TOKEN, run_token
 from archon_engine.checkpoint.publication import publish_text
 from archon_rollout.model_limits import model_limits
 from archon_rollout.registries.announcer import Announcer
@@ -36,13 +37,12 @@ from archon_rollout.registries.run_place import RunPlace
 from archon_rollout.server.address import advertised
 from archon_rollout.server.app import build_app
 from archon_rollout.server.decode_thread import DecodeThread
-from archon_rollout.server.environment import PARENT, TOKEN
+from archon_rollout.server.environment import PARENT
 from archon_rollout.server.model import ServedModel
 from archon_rollout.server.openai_app import openai_routes
 from archon_rollout.server.openai_text import TextSide
 from archon_rollout.server.parent import end_with
 from archon_rollout.server.rank_updates import RankUpdates
-from archon_rollout.server.run_token import run_token
 from archon_rollout.server.service import Service
 from archon_rollout.server.serving_loop import ServingLoop
 from archon_rollout.server.weight_copies import NO_WEIGHTS, EngineCopies, ServedWeights

@@ -9,9 +9,11 @@ import stat
 from pathlib import Path
 
 from archon_core.errors import ConfigError
-from archon_rollout.server.environment import TOKEN
 
 NAME = "token"
+
+TOKEN = "ARCHON_SERVER_TOKEN"
+"""Environment variable with the token that requests must carry. Other users can read a command line, but not this."""
 
 
 def run_token(folder: Path) -> str:
