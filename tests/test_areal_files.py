@@ -212,7 +212,7 @@ def test_the_command_prints_a_line_per_file_and_succeeds(tmp_path: Path, capsys,
     assert lines[0].split() == ["math/gsm8k_sft.yaml", "runs"]
     assert lines[1].startswith("vlm/geometry3k_grpo.yaml     refused   visual models and data sets: found")
     assert "  accepted  " in lines[2]
-    assert "; archon-slurm for scheduler.type: slurm; reward: found none" in lines[2]
+    assert "; reward: found none" in lines[2]
     assert lines[3] == "3 files: 1 runs, 1 accepted, 1 refused"
 
 
@@ -248,7 +248,6 @@ def test_a_file_with_a_critic_is_ppo_with_areals_options(tmp_path: Path) -> None
         "critic.optimizer.type": "adamw",
         "critic.optimizer.warmup_steps_proportion": "0.001",
         "critic.archon.enable_compile": "false",
-        "critic.scheduling_spec": "no effect",
     }, "every other option is honoured, or says what Archon does anyway"
 
 

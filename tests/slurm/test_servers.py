@@ -54,7 +54,7 @@ def test_servers_are_jobs_that_come_and_go_and_end_with_the_trainer(runs: Runs) 
     assert "server 2" in scale(run, 3)
     run.until(lambda: joined(run) == 3, "a third server")
     assert "server 2 ends" in scale(run, 1)
-    run.until(lambda: len(re.findall(r"\S+:\d+ left", run.text)) == 2, "two servers leaving")
+    run.until(lambda: len(re.findall(r"\S+:\d+ left:", run.text)) == 2, "two servers leaving")
     # Nobody is left who could cancel the remaining server: it notices that the trainer has ended.
     os.kill(run.process.pid, signal.SIGKILL)
     jobs = json.loads((run.folder / "slurm" / "jobs.json").read_text(encoding="utf-8"))

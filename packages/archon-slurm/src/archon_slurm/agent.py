@@ -124,7 +124,7 @@ class Agent:
                 **self._job.environment,
                 **{name: str(value) for name, value in place.items()},
             }
-            self._ranks.start(rank, self._job.command, environment, self._attempt.log(rank))
+            self._ranks.start(rank, [sys.executable, *self._job.command], environment, self._attempt.log(rank))
         self._report()
 
     def _watch(self) -> None:

@@ -174,7 +174,7 @@ class TrainerJob:
     """What the machines of the trainer's job need to know. The launcher writes it before it submits the job.
 
     Attributes:
-        command: of a rank.
+        command: arguments of Python for a rank.
         ranks_by_node: the ranks on each machine, by its number in the job.
         logs: parent of the attempts' folders; the job's id is added.
         environment: variables of every rank.

@@ -9,7 +9,6 @@ from archon_core.contracts.launching import LauncherCheck, ProcessPlan
 from archon_core.errors import ArchonError
 from archon_core.ranks.environment import rank_environment
 from archon_core.serving.discovery import Discovery
-from archon_slurm import client
 from archon_slurm.script import check_template
 
 
@@ -22,11 +21,8 @@ def check_run(config: Any, *, plan: ProcessPlan, explicit: Collection[str]) -> L
         explicit: dotted names of the options that the user wrote.
     """
     if rank_environment() is not None:
-        return LauncherCheck()  # a rank, which needs none of SLURM's programs
-    missing = client.missing_programs()
-    advice = "run archon train on a machine of the cluster where jobs are submitted"
-    unable = (f"scheduler.type: found no {', '.join(missing)}; {advice}",) if missing else ()
-    return LauncherCheck(tuple(_problems(config, plan)), unable)
+        return LauncherCheck()  # a rank, whose jobs are submitted
+    return LauncherCheck(tuple(_problems(config, plan)))
 
 
 def _problems(config: Any, plan: ProcessPlan) -> Iterator[str]:

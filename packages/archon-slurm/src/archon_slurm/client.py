@@ -20,9 +20,14 @@ class SlurmError(ArchonError):
     """SLURM refused a call, or does not answer."""
 
 
-def missing_programs() -> list[str]:
-    """The programs that this machine lacks."""
-    return [name for name in PROGRAMS if shutil.which(name) is None]
+def check_programs() -> None:
+    """Raise SlurmError if this machine lacks a program."""
+    missing = [name for name in PROGRAMS if shutil.which(name) is None]
+    if missing:
+        raise SlurmError(
+            f"scheduler.type: found slurm, and no {', '.join(missing)} on this machine; run archon train where the "
+            "cluster's jobs are submitted, or set scheduler.type=local"
+        )
 
 
 def submit(script: str, *options: str) -> str:

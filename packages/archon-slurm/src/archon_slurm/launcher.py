@@ -22,6 +22,7 @@ from archon_slurm.attempt import TrainerJob
 from archon_slurm.client import SlurmError
 from archon_slurm.following import Follower
 from archon_slurm.jobs_file import JobsFile
+from archon_slurm.resources import directives, in_container, srun_options
 from archon_slurm.script import JobRequest, render_script
 from archon_slurm.server_job import ServerJob
 from archon_slurm.server_jobs import SCRIPT, ServerJobs
@@ -35,6 +36,7 @@ class SlurmLauncher:
     """
 
     def __init__(self, launch: Launch) -> None:
+        client.check_programs()
         self._launch = launch
         self._options = launch.config.slurm
         self._trainer = next(part for part in launch.plan if part.kind == "ranks")
@@ -81,10 +83,10 @@ class SlurmLauncher:
             servers = self._submit_servers(source)
             overrides += ["rollout.start_servers=false", f"rollout.weight_transport={self._transport()}"]
         more = ["--resume"] if resume else []
-        self._write_trainer([sys.executable, "-P", "-m", "archon_core.cli", "train", str(source), *overrides, *more])
+        self._write_trainer(["-P", "-m", "archon_core.cli", "train", str(source), *overrides, *more])
         part = self._trainer
         path = self._folder / "trainer.sh"
-        command = [sys.executable, "-P", "-m", "archon_slurm.agent", str(self._folder / "trainer.json")]
+        command = ["-P", "-m", "archon_slurm.agent", str(self._folder / "trainer.json")]
         path.write_text(self._script(part, command, after=servers), encoding="utf-8")
         self._submit_trainer()
         size = f"{count(len(part.processes), 'rank')} on {count(len(part.nodes), 'machine')}"
@@ -92,7 +94,7 @@ class SlurmLauncher:
 
     def _write_trainer(self, command: Sequence[str]) -> None:
         part = self._trainer
-        environment = dict(part.environment)
+        environment = dict(part.scheduling.env_vars)
         job = TrainerJob(command, part.ranks_by_node, str(self._logs), environment, self._options.node_timeout)
         job.write(self._folder / "trainer.json")
 
@@ -105,9 +107,9 @@ class SlurmLauncher:
         part = self._server_parts[0]
         path = self._folder / "server.json"
         patience = 2 * self._options.node_timeout
-        folder, environment = str(self._launch.folder), dict(part.environment)
+        folder, environment = str(self._launch.folder), dict(part.scheduling.env_vars)
         ServerJob(str(source), list(self._launch.overrides), folder, environment, patience).write(path)
-        script = self._script(part, [sys.executable, "-P", "-m", "archon_slurm.server_job", str(path)])
+        script = self._script(part, ["-P", "-m", "archon_slurm.server_job", str(path)])
         (self._folder / SCRIPT).write_text(script, encoding="utf-8")
         return self._servers.submit(len(self._server_parts))
 
@@ -139,15 +141,20 @@ class SlurmLauncher:
         config = self._launch.config
         run = f"{config.experiment_name}/{config.trial_name}"
         name = "server" if part.kind == "server" else part.name
-        devices = max(len([d for p in part.processes if p.node == node for d in p.devices]) for node in part.nodes)
+        here = [[process for process in part.processes if process.node == node] for node in part.nodes]
+        devices = max(sum(len(process.devices) for process in processes) for processes in here)
+        spec = part.scheduling
         job = JobRequest(
             name=f"{run}/{name}",
             title=f"{name} of {run}: {part.layout}",
             nodes=len(part.nodes),
-            command=command,
+            command=in_container(sys.executable, command, spec, devices=devices),
             output=self._logs / f"{'server-' if part.kind == 'server' else ''}job-%j.log",
             folder=Path.cwd(),
             devices=devices,
+            directives=directives(spec, max(devices, *map(len, here))),
+            srun=srun_options(spec),
+            setup=spec.additional_bash_cmds,
             requeue=self._options.requeue and part.kind == "ranks",
             after=after,
         )

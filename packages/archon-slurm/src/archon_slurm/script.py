@@ -30,7 +30,7 @@ class JobRequest:
         folder: working directory.
         devices: accelerators on each machine; 0 for none.
         directives: further options of ``sbatch``.
-        srun: further options of ``srun``.
+        srun: further options of ``srun``, as in a shell.
         setup: shell commands to run first.
         requeue: whether SLURM may start the job again.
         after: ids of jobs that must have started before.
@@ -44,7 +44,7 @@ class JobRequest:
     folder: Path
     devices: int = 0
     directives: Sequence[str] = ()
-    srun: Sequence[str] = ()
+    srun: str = ""
     setup: Sequence[str] = ()
     requeue: bool = False
     after: Sequence[str] = field(default=())
@@ -81,7 +81,7 @@ def render_script(job: JobRequest, options: SlurmOptions) -> str:
         "directives": "\n".join(f"#SBATCH {option}" for option in sbatch_options(job, options)),
         "setup": "\n".join([*options.setup, *job.setup]),
         "nodes": str(job.nodes),
-        "srun_options": shlex.join(job.srun),
+        "srun_options": job.srun,
         "command": shlex.join(job.command),
         "name": job.name,
         "folder": str(job.folder),

@@ -7,7 +7,7 @@ does not run on the trainer's ranks, needs separate processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -152,8 +152,20 @@ def check_cluster(layouts: Mapping[str, Layout], *, n_nodes: int, n_gpus_per_nod
             f"cluster: found engines that need {count(needed, 'rank')} on {available}\n{table}\n"
             f"  sum: {total} = {needed}; "
             f"cluster.n_nodes {n_nodes} x cluster.n_gpus_per_node {n_gpus_per_node} = {available}\n"
-            f"allowed: a sum of at most {available}\n"
+            f"allowed: a sum of at most {available}{_fitting(shares, available)}\n"
             f"fix: cluster.n_nodes={-(-needed // n_gpus_per_node)}, cluster.n_gpus_per_node={-(-needed // n_nodes)} "
             f"if a machine can run that many (a CPU can), or smaller sizes in {options}"
         )
     return shares
+
+
+def _fitting(shares: Sequence[EngineShare], available: int) -> str:
+    """Layouts with fewer replicas or servers (``d``), one at a time, with which the engines fit."""
+    needed, found = sum(share.ranks for share in shares), []
+    for share in shares:
+        d = share.layout.dims["d"] if share.ranks else 0
+        fits = (available - needed + share.ranks) // (share.ranks // d) if d else 0
+        text = str(share.layout)
+        if fits >= 1 and f"d{d}" in text and "(" not in text:
+            found.append(f"{share.role}.backend={text.replace(f'd{d}', f'd{fits}', 1)}")
+    return f", as with {' or '.join(found)}" if found else ""

@@ -7,6 +7,7 @@ no torch, so a laptop can check a layout for a hundred devices.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from archon_core.config.loading import LoadedConfig
@@ -41,6 +42,8 @@ from archon_train.model_sections import (
 from archon_train.process_plan import plan_processes
 from archon_train.recovery import restarts_without_checkpoints
 from archon_train.run_plan import Need, RunPlan
+from archon_train.run_services import plan_services
+from archon_train.scheduling import LOCAL, scheduling_specs, strategy_problems, unused_scheduling
 from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers
 from archon_train.server_options import started_layouts, unused_registry, unused_registry_options
 from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
@@ -100,6 +103,7 @@ class _Planner(Findings):
             self.launcher = self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
         self.read_layouts()
         self.check_rollout(algorithm)
+        self.check_scheduling()
         self.check_launcher()
         engines = EngineChecks(self, self.config, self.layouts, self.loaded.explicit, samples=self.samples)
         for role in ROLES:
@@ -137,9 +141,20 @@ class _Planner(Findings):
             self.shares = cluster_shares(started)
             try:
                 sizes = {"n_nodes": cluster.n_nodes, "n_gpus_per_node": cluster.n_gpus_per_node}
-                self.processes = plan_processes(check_cluster(started, **sizes), **sizes)
+                specs = scheduling_specs(self.config, started)
+                processes = plan_processes(check_cluster(started, **sizes), **sizes, scheduling=specs)
+                self.processes = replace(processes, services=tuple(plan_services(self.config, self.layouts)))
             except ArchonError as error:
                 self.wrong(str(error))
+
+    def check_scheduling(self) -> None:
+        """Check which engines share processes, and what those get."""
+        for text in strategy_problems(self.config, self.shares):
+            self.wrong(text)
+        name = self.config.scheduler.type
+        if name == "local" or isinstance(self.launcher, LauncherSpec):
+            used = self.launcher.scheduling if isinstance(self.launcher, LauncherSpec) else LOCAL
+            self.decisions += unused_scheduling(self.config, self.shares, used, name, self.loaded.explicit)
 
     def translated_from(self, role: str, text: str | None) -> str:
         """The layout that the file has in place of ``text``, as a line of a message; empty if it is the same."""

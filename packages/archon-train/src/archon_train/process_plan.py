@@ -9,10 +9,12 @@ Launchers start, watch and end the processes of the plan. Placement follows two 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from archon_core.contracts.launching import Part, Process, ProcessPlan
+from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.errors import ConfigError
 from archon_core.layout.diagnostics import count
 from archon_train.cluster import EngineShare
@@ -24,17 +26,42 @@ MAX_RANKS = 2**20
 """Ranks that a plan lists. A larger number is a slip, and its list would fill the memory."""
 
 
-def plan_processes(shares: Sequence[EngineShare], *, n_nodes: int, n_gpus_per_node: int) -> ProcessPlan:
+def plan_processes(
+    shares: Sequence[EngineShare],
+    *,
+    n_nodes: int,
+    n_gpus_per_node: int,
+    scheduling: Mapping[str, SchedulingSpec] | None = None,
+) -> ProcessPlan:
     """Place the ranks of all engines on the machines.
 
     Args:
         shares: the ranks of each engine, which fit the cluster by their number.
         n_nodes: ``cluster.n_nodes``.
         n_gpus_per_node: ``cluster.n_gpus_per_node``; 0 stands for CPUs, which run any number of ranks.
+        scheduling: role -> what its processes get.
 
     Raises:
-        ConfigError: a tensor-parallel group does not fit on a machine, or no machine has enough free devices.
+        ConfigError: a tensor-parallel group does not fit on a machine, or no machine has enough free devices. The
+            message says how many machines would do.
     """
+    try:
+        return _place(shares, n_nodes, n_gpus_per_node, scheduling or {})
+    except _NoRoomError as error:
+        for more in range(n_nodes + 1, 2 * n_nodes + 2):
+            with contextlib.suppress(_NoRoomError):
+                _place(shares, more, n_gpus_per_node, {})
+                raise ConfigError(f"{error}\nthese engines fit with cluster.n_nodes={more}") from error
+        raise
+
+
+class _NoRoomError(ConfigError):
+    """The devices that are free do not suffice."""
+
+
+def _place(
+    shares: Sequence[EngineShare], n_nodes: int, n_gpus_per_node: int, scheduling: Mapping[str, SchedulingSpec]
+) -> ProcessPlan:
     n_ranks = sum(share.ranks for share in shares)
     if n_ranks > MAX_RANKS:
         raise ConfigError(
@@ -43,6 +70,10 @@ def plan_processes(shares: Sequence[EngineShare], *, n_nodes: int, n_gpus_per_no
         )
     machines = _Machines(min(n_nodes, n_ranks), n_gpus_per_node, n_ranks)
     parts = []
+
+    def gets(share: EngineShare) -> SchedulingSpec:
+        return scheduling.get(share.role) or SchedulingSpec()
+
     hosted = tuple(share.role for share in shares if share.hosted_by)
     for share in sorted(shares, key=lambda share: share.role != "actor"):
         if share.hosted_by or share.layout.kind != "train":
@@ -50,13 +81,15 @@ def plan_processes(shares: Sequence[EngineShare], *, n_nodes: int, n_gpus_per_no
         is_actor = share.role == "actor"
         name, roles = (TRAINER, ("actor", *hosted)) if is_actor else (share.role, (share.role,))
         processes = tuple(machines.place_ranks(share))
-        parts.append(Part(name, roles, share.layout, processes, together=share.layout.dims["t"]))
+        parts.append(
+            Part(name, roles, share.layout, processes, together=share.layout.dims["t"], scheduling=gets(share))
+        )
     for share in shares:
         if share.layout.kind == "inference" and not share.hosted_by:
             for index in range(share.layout.servers):
                 name = f"teacher server {index}" if share.role == TEACHER_SERVERS else f"server {index}"
                 processes = tuple(machines.place_server(share, name))
-                parts.append(Part(name, (share.role,), share.layout, processes, kind="server"))
+                parts.append(Part(name, (share.role,), share.layout, processes, kind="server", scheduling=gets(share)))
     return ProcessPlan(tuple(parts), n_nodes, n_gpus_per_node)
 
 
@@ -124,9 +157,9 @@ class _Machines:
         taken, self.free[node] = self.free[node][:number], self.free[node][number:]
         return [(device,) if self.size else () for device in taken]
 
-    def _no_room(self, what: str, role: str, group: int) -> ConfigError:
+    def _no_room(self, what: str, role: str, group: int) -> _NoRoomError:
         free = ", ".join(f"{len(devices)} on machine {node}" for node, devices in enumerate(self.free))
-        return ConfigError(
+        return _NoRoomError(
             f"cluster: found {what}, which needs {count(group, 'device')} on one machine; free are {free}; allowed is "
             f"a layout whose groups fit; lower t in {role}.backend, choose sizes that divide cluster.n_gpus_per_node="
             f"{self.size}, or raise cluster.n_nodes"

@@ -185,7 +185,7 @@ def test_a_dry_run_prints_what_would_run_and_starts_nothing(
     printed = capsys.readouterr().out
     assert "n_samples: 7\n" in printed
     assert "1 of 8 ranks" in printed
-    assert re.search(r"^trainer +actor, rollout +1 +machine 0: devices 0 *$", printed, re.MULTILINE)
+    assert re.search(r"^trainer +actor, rollout +1 +machine 0: devices 0 +anywhere *$", printed, re.MULTILINE)
     assert not trainer.RUNS  # type: ignore[attr-defined]
     assert not run_folder.exists()
 

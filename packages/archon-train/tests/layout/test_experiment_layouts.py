@@ -139,7 +139,7 @@ def test_engines_that_do_not_fit_are_refused_with_the_sum() -> None:
         "  ref archon:d4p2t2: 0, on the ranks of actor\n"
         "  teacher archon:d2: 2\n"
         "  sum: 8 + 16 + 2 = 26; cluster.n_nodes 2 x cluster.n_gpus_per_node 8 = 16\n"
-        "allowed: a sum of at most 16\n"
+        "allowed: a sum of at most 16, as with actor.backend=archon:d1p2t2\n"
         "fix: cluster.n_nodes=4, cluster.n_gpus_per_node=13 if a machine can run that many (a CPU can), "
         "or smaller sizes in rollout.backend, actor.backend and teacher.backend"
     )

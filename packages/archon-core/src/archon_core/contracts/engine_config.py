@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, number, one_of, option, path_or_id
+from archon_core.contracts.scheduling import SchedulingSpec, SchedulingStrategy
 
 ROLES = ("actor", "critic", "ref", "teacher", "reward_model")
 """The sections of a configuration that describe a model. Each has a separate engine. The first is trained."""
@@ -116,6 +117,8 @@ class EngineConfig:
         enable_tree_training: share prefixes between sequences; not part of this version.
         mb_spec: the split of a batch into micro-batches.
         optimizer: the optimizer; null for a model that is not trained.
+        scheduling_spec: what its processes get; null for nothing special.
+        scheduling_strategy: which engine it shares processes with; null lets the sizes decide.
     """
 
     backend: str = ""
@@ -133,6 +136,8 @@ class EngineConfig:
     enable_tree_training: bool = False
     mb_spec: MicroBatchSpec = field(default_factory=MicroBatchSpec)
     optimizer: OptimizerConfig | None = field(default_factory=OptimizerConfig)
+    scheduling_spec: SchedulingSpec | None = None
+    scheduling_strategy: SchedulingStrategy | None = None
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Sizes in ``model_config`` that no model can have."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class LauncherSpec(Spec):
     """A launcher of a run's processes (``scheduler.type``). ``target`` names a ``LauncherFactory``.
 
     Attributes:
+        scheduling: fields of ``SchedulingSpec`` that it uses.
         starts_servers: whether it starts the inference servers of the run, as parts of the plan. Otherwise the
             trainer's first rank starts them on its own machine.
         check: target of ``check(config, *, plan, explicit) -> LauncherCheck``, which examines a run's whole
@@ -30,6 +32,7 @@ class LauncherSpec(Spec):
     kind: ClassVar[str] = "launcher"
     hook: ClassVar[str] = "archon_launchers"
 
+    scheduling: tuple[str, ...] = ()
     starts_servers: bool = False
     check: str = ""
 
@@ -75,7 +78,7 @@ class Part:
         processes: in the order of their ranks.
         kind: ``ranks`` of a training engine, or a ``server``.
         together: number of consecutive processes that must share a machine: the tensor-parallel ranks.
-        environment: variables of every process, beside those that tell a rank its place.
+        scheduling: what every process gets.
     """
 
     name: str
@@ -84,7 +87,7 @@ class Part:
     processes: tuple[Process, ...]
     kind: Literal["ranks", "server"] = "ranks"
     together: int = 1
-    environment: Mapping[str, str] = field(default_factory=dict)
+    scheduling: SchedulingSpec = field(default_factory=SchedulingSpec)
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -100,9 +103,9 @@ class Part:
     def wish(self) -> str:
         """Where its processes should be, in words."""
         if self.kind == "server":
-            return "on the machine with the most free devices"
-        groups = f"groups of {self.together} (t) on one machine" if self.together > 1 else "on any machines"
-        return f"{groups}; stages (p) may be apart" if self.layout.dims.get("p", 1) > 1 else groups
+            return "spread over machines"
+        groups = f"t{self.together} on one machine" if self.together > 1 else "anywhere"
+        return f"{groups}; p may cross" if self.layout.dims["p"] > 1 else groups
 
 
 @dataclass(frozen=True)

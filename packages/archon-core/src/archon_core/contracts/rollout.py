@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, one_of, option
+from archon_core.contracts.scheduling import SchedulingSpec, SchedulingStrategy
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ class RolloutConfig:
         weight_timeout: time limit in seconds of each call of a publication to a server.
         weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
+        scheduling_spec: what the processes of servers get; null for nothing special.
+        scheduling_strategy: whether servers have devices of their own; null for yes.
     """
 
     backend: str = "local"
@@ -85,6 +88,8 @@ class RolloutConfig:
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True
     skip_unchanged: bool = False
+    scheduling_spec: SchedulingSpec | None = None
+    scheduling_strategy: SchedulingStrategy | None = None
 
     @property
     def starts_servers(self) -> bool:

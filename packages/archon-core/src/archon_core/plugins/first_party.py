@@ -27,6 +27,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-engine": ("convert",),
         "archon-pipeline": ("pipeline",),
         "archon-scaffold": ("new",),
+        "archon-slurm": ("slurm",),
         "archon-testing": ("verify",),
         "archon-train": ("train",),
     },

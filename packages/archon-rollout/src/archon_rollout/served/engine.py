@@ -219,7 +219,12 @@ class ServedEngine(ElasticHooks):
             self._architecture = write_architecture(self._trainer, folder / "model")
         if self._config.starts_servers and self._architecture is not None:
             self._processes = ServerProcesses(
-                driver, self._layout, model=self._architecture, folder=folder, stop=self._stop
+                driver,
+                self._layout,
+                model=self._architecture,
+                folder=folder,
+                environment=spec.env_vars if (spec := self._config.scheduling_spec) is not None else None,
+                stop=self._stop,
             )
             started = self._processes.start(timeout=self._config.setup_timeout)
         sources = build_sources(started, self._config, discovery, kind=self._kind.name)

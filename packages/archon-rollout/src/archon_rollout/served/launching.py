@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,7 @@ class ServerProcesses:
         folder: for their logs.
         frozen: whether they keep the weights of the model's folder.
         option: section of the servers, for messages.
+        environment: further variables of the servers.
         devices_before: devices of this machine after the trainer's that other servers use.
         stop: whether the user has asked the run to stop.
     """
@@ -71,6 +73,7 @@ class ServerProcesses:
         folder: Path,
         frozen: bool = False,
         option: str = "rollout",
+        environment: Mapping[str, str] | None = None,
         devices_before: int = 0,
         stop: Stop = never,
     ) -> None:
@@ -80,6 +83,7 @@ class ServerProcesses:
         self._folder = folder
         self._frozen = frozen
         self._option = option
+        self._environment = environment or {}
         self._devices_before = devices_before
         self._stop = stop
         self._processes: list[_Process] = []
@@ -141,7 +145,7 @@ class ServerProcesses:
             output.flush()
             process = subprocess.Popen(
                 [*guarded, *launch.command],
-                env={**outer, **launch.environment, **self._devices(index, launch.n_processes)},
+                env={**outer, **self._environment, **launch.environment, **self._devices(index, launch.n_processes)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -15,6 +15,7 @@ from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTI
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import is_override, text_of, with_text
 from archon_train.areal.removed_names import translate_removed
+from archon_train.areal.scheduling import translate_scheduling
 from archon_train.areal.server_sections import take_unknown_server_options
 from archon_train.areal.weight_updates import translate_weight_updates
 from archon_train.vision import explain_visual
@@ -51,6 +52,7 @@ def translate(tree: RawMapping) -> Translation:
         _refuse_images,
         _nulls,
         _scheduler,
+        translate_scheduling,
         _name_resolve,
         translate_megatron,
         _attention,

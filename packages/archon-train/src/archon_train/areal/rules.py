@@ -182,8 +182,8 @@ IGNORED = (
     Ignored("rollout.openai", _AGENTS, ("null",)),
     _refused("rollout.agent.mode", ("inline", "subproc"), _ONLINE, "online agents"),
     Ignored("rollout.agent.*", _AGENTS),
-    Ignored("*.scheduling_spec", _PLACEMENT),
-    Ignored("*.scheduling_strategy", _PLACEMENT),
+    Ignored("*_dataset.scheduling_spec", "records are read in the trainer's process", ("null",)),
+    Ignored("*.scheduling_strategy.fork", "engines that share processes are objects of one process"),
     # AReaL's services
     Ignored("*._version", "chooses one of AReaL's implementations"),
     Ignored("*.admin_api_key", _SERVICE),

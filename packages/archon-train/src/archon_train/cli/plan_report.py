@@ -30,11 +30,21 @@ def print_plan(plan: RunPlan, loaded: LoadedConfig) -> None:
             print_text(f"{used} ranks on CPUs (cluster.n_gpus_per_node: 0)\n")
     if plan.processes.parts:
         parts = [
-            (part.name, ", ".join(part.roles), str(len(part.processes)), "; ".join(_places(part, plan.processes)))
+            (
+                part.name,
+                ", ".join(part.roles),
+                str(len(part.processes)),
+                "; ".join(_places(part, plan.processes)),
+                part.wish,
+            )
             for part in plan.processes
         ]
-        print_table(("part", "engines", "processes", "where"), parts)
+        print_table(("part", "engines", "processes", "where", "placed"), parts)
         print_text("")
+        if plan.processes.services:
+            services = [(one.name, "yes" if one.process else "no", one.where) for one in plan.processes.services]
+            print_table(("service", "process", "where"), services)
+            print_text("")
     for note in plan.notes:
         print_text(f"note: {note}")
 
@@ -75,10 +85,14 @@ def plan_data(plan: RunPlan, decisions: Sequence[Decision]) -> dict[str, Any]:
                 "name": part.name,
                 "roles": list(part.roles),
                 "layout": str(part.layout),
+                "kind": part.kind,
+                "together": part.together,
                 "processes": [asdict(process) for process in part.processes],
+                "scheduling": asdict(part.scheduling),
             }
             for part in plan.processes
         ],
+        "services": [asdict(service) for service in plan.processes.services],
         "decisions": [asdict(decision) for decision in decisions],
         "missing_packages": [
             {"name": need.package.name, "command": need.package.command, "for": list(need.purposes)}

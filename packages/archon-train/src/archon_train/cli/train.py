@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -135,6 +136,8 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
     """Run in this process, start local ranks, or call the launcher of ``scheduler.type``; returns the exit code."""
     loaded, plan = read
     kind = loaded.config.scheduler.type
+    if kind == "local" and loaded.config.actor.scheduling_spec is not None:
+        os.environ.update(loaded.config.actor.scheduling_spec.env_vars)  # ranks inherit them
     if kind == "local" and (elsewhere := explain_machines(plan.layouts, loaded.config.cluster, command)):
         raise ConfigError(elsewhere)
     _print_preliminaries(loaded, plan)

@@ -1,0 +1,74 @@
+"""The options that say where the processes of an engine run and what they get: names and meanings are AReaL's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from archon_core.config.rules import POSITIVE, one_of, option
+
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
+"""Variables that launchers set."""
+
+
+def _variables(value: Mapping[str, str]) -> str | None:
+    wrong = [name for name in value if not _NAME.fullmatch(name) or name in _PLACE]
+    return f"names of variables other than {', '.join(_PLACE)}" if wrong else None
+
+
+@dataclass
+class SchedulingSpec:
+    """What the processes of an engine get (``actor.scheduling_spec``, ``rollout.scheduling_spec``).
+
+    Attributes:
+        cpu: CPU cores per process; null for the launcher's default.
+        mem: memory in GB per process; null for the launcher's default.
+        env_vars: environment variables of the processes.
+        image: container image to run them in; null for none.
+        container_type: program that runs the image: ``apptainer``, or ``none`` to run without the image.
+        mount: folders that the container sees, as ``host:container``, separated by commas.
+        nodelist: machines to use, such as ``n[1-4]``; null for any.
+        exclude: machines not to use; null for none.
+        reservation: name of a reservation; null for none.
+        exclusive: use whole machines.
+        srun_additional_args: further options of ``srun``, as in a shell.
+        additional_bash_cmds: shell commands to run first on every machine.
+    """
+
+    cpu: int | None = option(None, POSITIVE)
+    mem: int | None = option(None, POSITIVE)
+    env_vars: dict[str, str] = field(default_factory=dict, metadata={"rule": _variables, "fix": ""})
+    image: str | None = None
+    container_type: str = option("apptainer", one_of("apptainer", "none"))
+    mount: str = ""
+    nodelist: str | None = None
+    exclude: str | None = None
+    reservation: str | None = None
+    exclusive: bool = False
+    srun_additional_args: str = ""
+    additional_bash_cmds: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SchedulingStrategy:
+    """Which engines share processes (``ref.scheduling_strategy``).
+
+    Attributes:
+        type: ``separation`` puts the engine on devices that no other engine uses, ``colocation`` on those of
+            ``target``; null lets the sizes decide: engines of the actor's size, and ``rollout.backend=local``, run in
+            the actor's processes.
+        target: section of the engine to share processes with.
+    """
+
+    type: str | None = option(None, one_of("separation", "colocation"))
+    target: str | None = option(None, one_of("actor", "critic", "ref", "teacher", "reward_model", "rollout"))
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Conflicting options."""
+        if self.type == "colocation" and self.target is None:
+            yield (
+                "target",
+                "found nothing with type=colocation; allowed is another engine, such as actor",
+            )

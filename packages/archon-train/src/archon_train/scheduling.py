@@ -1,0 +1,104 @@
+"""Judges ``scheduling_spec`` and ``scheduling_strategy``: honoured, refused, or unused. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from archon_core.config.rules import written_value
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.scheduling import SchedulingSpec, SchedulingStrategy
+from archon_train.cluster import ENGINE_KINDS, EngineShare
+
+LOCAL = ("env_vars",)
+"""Fields of ``SchedulingSpec`` that processes on this machine have."""
+
+
+def scheduling_specs(config: Any, roles: Collection[str]) -> dict[str, SchedulingSpec]:
+    """``scheduling_spec`` of each role that has one."""
+    found = {}
+    for role in roles:
+        spec = getattr(_section(config, role), "scheduling_spec", None)
+        if spec is not None:
+            found[role] = spec
+    return found
+
+
+def strategy_problems(config: Any, shares: Sequence[EngineShare]) -> Iterator[str]:
+    """Errors in ``scheduling_strategy``.
+
+    Args:
+        config: the run's configuration.
+        shares: of its engines.
+    """
+    hosts = {share.role: share.hosted_by or share.role for share in shares}
+    layouts = {share.role: share.layout for share in shares}
+    for role in hosts:
+        strategy: SchedulingStrategy | None = getattr(_section(config, role), "scheduling_strategy", None)
+        if strategy is None or strategy.type is None:
+            continue
+        option, layout = f"{role}.scheduling_strategy", layouts[role]
+        shared = [other for other, host in hosts.items() if host == hosts[role] and other != role]
+        if strategy.type == "separation" and hosts[role] != role:
+            server = "a backend with servers, such as served:d1" if role == "rollout" else ""
+            other = server or "a layout with another number of ranks than the actor's"
+            yield (
+                f"{option}: found separation, but {role}.backend={layout} runs on the ranks of {hosts[role]}; allowed "
+                f"there is type=colocation with target={hosts[role]}; write that, or set {role}.backend to {other}"
+            )
+        elif strategy.type == "colocation" and strategy.target not in (*shared, role):
+            reason = _why_apart(role, strategy.target, hosts, layouts)
+            yield f"{option}: found colocation with {strategy.target}; {reason}"
+
+
+def _why_apart(role: str, target: str | None, hosts: Mapping[str, str], layouts: Mapping[str, Any]) -> str:
+    if target not in hosts:
+        return f"allowed are the engines of this run: {', '.join(hosts)}; correct target"
+    if "rollout" in (role, target):
+        return (
+            "servers and trainer that take turns on the same devices are not part of this version; set "
+            "rollout.backend=local, or type=separation"
+        )
+    return (
+        f"engines share ranks if they have as many: {role}.backend={layouts[role]} has {layouts[role].world_size}, "
+        f"{target}.backend={layouts[target]} has {layouts[target].world_size}; make them equal, or set type=separation"
+    )
+
+
+def unused_scheduling(
+    config: Any, shares: Sequence[EngineShare], honoured: Collection[str], launcher: str, explicit: Collection[str]
+) -> Iterator[Decision]:
+    """Decisions about options of ``scheduling_spec`` that have no effect.
+
+    Args:
+        config: the run's configuration.
+        shares: of its engines.
+        honoured: fields that the launcher uses.
+        launcher: its name.
+        explicit: dotted names of the options that the user wrote.
+    """
+    hosts = {share.role: share.hosted_by for share in shares}
+    for role, spec in scheduling_specs(config, ENGINE_KINDS).items():
+        host = hosts.get(role)
+        if host is not None and spec == scheduling_specs(config, (host,)).get(host):
+            continue  # AReaL's files repeat the actor's
+        for name in vars(spec):
+            option = f"{role}.scheduling_spec.{name}"
+            if option not in explicit:
+                continue
+            if role not in hosts:
+                reason = f"the run has no processes of {role}"
+            elif host is not None:
+                reason = f"{role} runs in the processes of {host}, which have {host}.scheduling_spec"
+            elif name not in honoured:
+                reason = f"scheduler.type={launcher} does not use it"
+            else:
+                continue
+            yield Decision(option, written_value(getattr(spec, name)), "no effect", reason)
+
+
+def _section(config: Any, role: str) -> Any:
+    found = config
+    for name in role.split("."):
+        found = getattr(found, name, None)
+    return found
