@@ -143,7 +143,7 @@ class SlurmLauncher:
         name = "server" if part.kind == "server" else part.name
         here = [[process for process in part.processes if process.node == node] for node in part.nodes]
         devices = max(sum(len(process.devices) for process in processes) for processes in here)
-        spec = part.scheduling
+        spec, processes = part.scheduling, max(devices, *map(len, here))
         job = JobRequest(
             name=f"{run}/{name}",
             title=f"{name} of {run}: {part.layout}",
@@ -152,9 +152,8 @@ class SlurmLauncher:
             output=self._logs / f"{'server-' if part.kind == 'server' else ''}job-%j.log",
             folder=Path.cwd(),
             devices=devices,
-            directives=directives(spec, max(devices, *map(len, here))),
-            srun=srun_options(spec),
-            setup=spec.additional_bash_cmds,
+            directives=directives(spec, processes),
+            srun=srun_options(spec, processes),
             requeue=self._options.requeue and part.kind == "ranks",
             after=after,
         )

@@ -9,9 +9,13 @@ from archon_core.config.rules import number, option, path_or_id
 
 
 def _sbatch_options(value: Sequence[str]) -> str | None:
-    if all(text.startswith("-") and "\n" not in text for text in value):
+    if all(text.startswith("-") and text.isprintable() for text in value):
         return None
     return "options of sbatch, one per entry, such as --constraint=a100"
+
+
+def _one_word(value: str) -> str | None:
+    return None if value and value.isprintable() and " " not in value else "texts of one word"
 
 
 @dataclass
@@ -26,22 +30,20 @@ class SlurmOptions:
         gres: name of the accelerators that jobs ask for, ``gpu`` or with a type ``gpu:a100``; null on a cluster without
             accelerators. With ``cluster.n_gpus_per_node=0`` jobs ask for none.
         sbatch: further options of ``sbatch`` for all jobs, such as ``--constraint=ib``.
-        setup: shell commands that each job runs before it starts Python, such as ``module load cuda``.
         requeue: let SLURM requeue the trainer's job after a node failure or a preemption. It resumes from the last
             checkpoint.
-        template: file with the job script; null for Archon's, which ``archon slurm script`` prints. See
-            docs/launching.md.
+        template: file with the job script, such as Archon's (``archon slurm script`` prints it) with ``module load
+            cuda`` added; null for Archon's.
         poll_seconds: time between two questions to SLURM about the jobs.
         node_timeout: seconds after which a machine that does not report counts as lost.
     """
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    time_limit: str | None = None
-    gres: str | None = "gpu"
+    partition: str | None = option(None, _one_word)
+    account: str | None = option(None, _one_word)
+    qos: str | None = option(None, _one_word)
+    time_limit: str | None = option(None, _one_word)
+    gres: str | None = option("gpu", _one_word)
     sbatch: list[str] = field(default_factory=list, metadata={"rule": _sbatch_options, "fix": ""})
-    setup: list[str] = field(default_factory=list)
     requeue: bool = True
     template: str | None = option(None, path_or_id)
     poll_seconds: float = option(5.0, number(above=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 from archon_core.contracts.scheduling import SchedulingSpec
@@ -31,10 +32,10 @@ def directives(spec: SchedulingSpec, processes: int) -> list[str]:
     return [*found, *(["--exclusive"] if spec.exclusive else [])]
 
 
-def srun_options(spec: SchedulingSpec) -> str:
+def srun_options(spec: SchedulingSpec, processes: int) -> list[str]:
     """Options of ``srun``. Since SLURM 22.05, steps do not inherit ``--cpus-per-task``."""
-    inherited = "--cpus-per-task=$SLURM_CPUS_PER_TASK" if spec.cpu else ""
-    return " ".join(filter(None, [inherited, spec.srun_additional_args]))
+    inherited = [f"--cpus-per-task={spec.cpu * processes}"] if spec.cpu else []
+    return [*inherited, *shlex.split(spec.srun_additional_args)]
 
 
 def in_container(python: str, command: Sequence[str], spec: SchedulingSpec, *, devices: int) -> list[str]:

@@ -30,8 +30,7 @@ class JobRequest:
         folder: working directory.
         devices: accelerators on each machine; 0 for none.
         directives: further options of ``sbatch``.
-        srun: further options of ``srun``, as in a shell.
-        setup: shell commands to run first.
+        srun: further options of ``srun``.
         requeue: whether SLURM may start the job again.
         after: ids of jobs that must have started before.
     """
@@ -44,8 +43,7 @@ class JobRequest:
     folder: Path
     devices: int = 0
     directives: Sequence[str] = ()
-    srun: str = ""
-    setup: Sequence[str] = ()
+    srun: Sequence[str] = ()
     requeue: bool = False
     after: Sequence[str] = field(default=())
 
@@ -77,16 +75,21 @@ def render_script(job: JobRequest, options: SlurmOptions) -> str:
         ConfigError: the template cannot be read, or its placeholders are unknown or incomplete.
     """
     values = {
-        "title": job.title,
-        "directives": "\n".join(f"#SBATCH {option}" for option in sbatch_options(job, options)),
-        "setup": "\n".join([*options.setup, *job.setup]),
+        "title": " ".join(job.title.split()),
+        "directives": "\n".join(map(_directive, sbatch_options(job, options))),
         "nodes": str(job.nodes),
-        "srun_options": job.srun,
+        "srun_options": shlex.join(job.srun),
         "command": shlex.join(job.command),
         "name": job.name,
         "folder": str(job.folder),
     }
     return fill_template(read_template(options.template), values, source=options.template or "template")
+
+
+def _directive(option: str) -> str:
+    if not option.isprintable():  # a second line would be a command of the script
+        raise ConfigError(f"sbatch: found the option {option!r}; allowed are options of one line; correct it")
+    return f"#SBATCH {option if ' ' not in option else shlex.quote(option)}"
 
 
 def check_template(options: SlurmOptions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -12,10 +13,28 @@ _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES")
 """Variables that launchers set."""
 
+_LOADS_CODE = ("LD_", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "BASH_ENV")
+"""Beginnings of variables that make programs load code; a configuration file names none (docs/security.md)."""
+
 
 def _variables(value: Mapping[str, str]) -> str | None:
+    if any(name.startswith(_LOADS_CODE) for name in value):
+        return f"variables that load no code, unlike {', '.join(_LOADS_CODE)}...; export those before you start archon"
     wrong = [name for name in value if not _NAME.fullmatch(name) or name in _PLACE]
     return f"names of variables other than {', '.join(_PLACE)}" if wrong else None
+
+
+def _one_line(value: str) -> str | None:
+    return None if value.isprintable() else "texts of one line"
+
+
+def _srun_options(value: str) -> str | None:
+    try:
+        words = shlex.split(value)
+    except ValueError:
+        words = [""]
+    fine = all(word.startswith("-") and word != "--" for word in words) and value.isprintable() and "$" not in value
+    return None if fine else "options of srun in the form --name=value, without shell variables"
 
 
 @dataclass
@@ -33,22 +52,20 @@ class SchedulingSpec:
         exclude: machines not to use; null for none.
         reservation: name of a reservation; null for none.
         exclusive: use whole machines.
-        srun_additional_args: further options of ``srun``, as in a shell.
-        additional_bash_cmds: shell commands to run first on every machine.
+        srun_additional_args: further options of ``srun``, such as ``--mpi=pmi2 --unbuffered``.
     """
 
     cpu: int | None = option(None, POSITIVE)
     mem: int | None = option(None, POSITIVE)
     env_vars: dict[str, str] = field(default_factory=dict, metadata={"rule": _variables, "fix": ""})
-    image: str | None = None
+    image: str | None = option(None, _one_line)
     container_type: str = option("apptainer", one_of("apptainer", "none"))
-    mount: str = ""
-    nodelist: str | None = None
-    exclude: str | None = None
-    reservation: str | None = None
+    mount: str = option("", _one_line)
+    nodelist: str | None = option(None, _one_line)
+    exclude: str | None = option(None, _one_line)
+    reservation: str | None = option(None, _one_line)
     exclusive: bool = False
-    srun_additional_args: str = ""
-    additional_bash_cmds: list[str] = field(default_factory=list)
+    srun_additional_args: str = option("", _srun_options)
 
 
 @dataclass

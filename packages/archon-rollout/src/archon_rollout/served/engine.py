@@ -223,7 +223,7 @@ class ServedEngine(ElasticHooks):
                 self._layout,
                 model=self._architecture,
                 folder=folder,
-                environment=spec.env_vars if (spec := self._config.scheduling_spec) is not None else None,
+                environment=own.env_vars if (own := self._config.scheduling_spec) is not None else None,
                 stop=self._stop,
             )
             started = self._processes.start(timeout=self._config.setup_timeout)

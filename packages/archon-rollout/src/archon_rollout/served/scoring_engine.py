@@ -131,6 +131,7 @@ class ScoringServers:
                 folder=folder,
                 frozen=True,
                 option=option,
+                environment=own.env_vars if (own := config.scheduling_spec) is not None else None,
                 devices_before=devices_before,
                 stop=self._stop,
             )

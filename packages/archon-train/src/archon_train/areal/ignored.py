@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from archon_core.config.dialect import Verdict
-from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, shown, walk
+from archon_core.config.raw import RawList, RawMapping, RawNode, RawScalar, follow, shown, walk
 from archon_core.config.typed import Problem
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import did_you_mean
@@ -144,6 +144,9 @@ def _is_harmless(path: str, node: RawNode, rule: Ignored, tree: RawMapping, foun
                 return True
         elif text == "{}":
             if isinstance(value, RawMapping) and not value.entries:
+                return True
+        elif text == "[]":
+            if isinstance(value, RawList) and not value.items:
                 return True
         elif isinstance(value, RawScalar) and same_value(value, text):
             return True

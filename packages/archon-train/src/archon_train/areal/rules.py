@@ -183,6 +183,11 @@ IGNORED = (
     _refused("rollout.agent.mode", ("inline", "subproc"), _ONLINE, "online agents"),
     Ignored("rollout.agent.*", _AGENTS),
     Ignored("*_dataset.scheduling_spec", "records are read in the trainer's process", ("null",)),
+    _refused(
+        "*.scheduling_spec.additional_bash_cmds",
+        ("[]", "null"),
+        "Archon runs no command that a file names; add it to a copy of the job script, and set slurm.template",
+    ),
     Ignored("*.scheduling_strategy.fork", "engines that share processes are objects of one process"),
     # AReaL's services
     Ignored("*._version", "chooses one of AReaL's implementations"),
