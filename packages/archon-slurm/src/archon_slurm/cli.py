@@ -9,6 +9,7 @@ import typer
 
 from archon_core.cli.console import print_json, print_table
 from archon_core.errors import ConfigError
+from archon_slurm.states import JobState
 
 app = typer.Typer(no_args_is_help=True, help="Show, scale and cancel the SLURM jobs of a run.")
 
@@ -40,9 +41,15 @@ def status(
 @app.command()
 def scale(run: RunFolder, servers: Annotated[int, typer.Argument(min=0, help="Number of servers to have.")]) -> None:
     """Submit further servers of a running run, or end some: those finish their requests and leave the run."""
+    from archon_slurm import client
+    from archon_slurm.jobs_file import JobsFile
     from archon_slurm.server_jobs import ServerJobs
 
-    ServerJobs(_slurm_folder(run), print).scale(servers)
+    folder = _slurm_folder(run)
+    trainer = client.job_state(JobsFile(folder).read().trainer)
+    if trainer.has_ended or not _writes_to(trainer, run):
+        raise ConfigError(f"{run}: found no running trainer ({trainer}); start the run before you scale its servers")
+    ServerJobs(folder, print).scale(servers)
 
 
 @app.command()
@@ -51,7 +58,8 @@ def cancel(run: RunFolder) -> None:
     from archon_slurm import client
     from archon_slurm.jobs_file import JobsFile
 
-    ids = JobsFile(_slurm_folder(run)).read().all
+    states = [client.job_state(id) for id in JobsFile(_slurm_folder(run)).read().all]
+    ids = [state.id for state in states if not state.has_ended and _writes_to(state, run)]
     if ids:
         client.cancel(ids)
     print(f"cancelled: {', '.join(ids) or 'nothing'}")
@@ -63,6 +71,11 @@ def script() -> None:
     from archon_slurm.script import read_template
 
     print(read_template(None), end="")
+
+
+def _writes_to(state: JobState, run: Path) -> bool:
+    """Whether a job belongs to the run, whatever ``jobs.json`` says: someone else may have written that."""
+    return bool(state.output) and Path(state.output).parent.resolve() == (run / "logs").resolve()
 
 
 def _slurm_folder(run: Path) -> Path:

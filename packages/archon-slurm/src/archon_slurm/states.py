@@ -40,6 +40,7 @@ class JobState:
         hosts: its machines, in order of their node numbers; empty while it waits.
         code: exit code of its script.
         signal: signal that ended its script; 0 for none.
+        output: file for the output of its script.
     """
 
     id: str
@@ -49,6 +50,7 @@ class JobState:
     hosts: tuple[str, ...] = ()
     code: int = 0
     signal: int = 0
+    output: str = ""
 
     @property
     def has_ended(self) -> bool:
@@ -78,6 +80,7 @@ def parse_job(text: str) -> JobState:
         hosts=tuple(expand_hosts(hosts)) if _given(hosts) else (),
         code=int(code),
         signal=int(number or 0),
+        output=fields.get("StdOut", ""),
     )
 
 

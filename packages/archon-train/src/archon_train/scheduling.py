@@ -68,7 +68,7 @@ def _why_apart(role: str, target: str | None, hosts: Mapping[str, str], layouts:
 def unused_scheduling(
     config: Any, shares: Sequence[EngineShare], honoured: Collection[str], launcher: str, explicit: Collection[str]
 ) -> Iterator[Decision]:
-    """Decisions about options of ``scheduling_spec`` that have no effect.
+    """Decisions about options of ``scheduling_spec`` and ``scheduling_strategy`` that have no effect.
 
     Args:
         config: the run's configuration.
@@ -79,22 +79,24 @@ def unused_scheduling(
     """
     hosts = {share.role: share.hosted_by for share in shares}
     for role, spec in scheduling_specs(config, ENGINE_KINDS).items():
-        host = hosts.get(role)
-        if host is not None and spec == scheduling_specs(config, (host,)).get(host):
-            continue  # AReaL's files repeat the actor's
-        for name in vars(spec):
-            option = f"{role}.scheduling_spec.{name}"
-            if option not in explicit:
-                continue
-            if role not in hosts:
-                reason = f"the run has no processes of {role}"
-            elif host is not None:
-                reason = f"{role} runs in the processes of {host}, which have {host}.scheduling_spec"
-            elif name not in honoured:
+        host, option = hosts.get(role), f"{role}.scheduling_spec"
+        written = [name for name in vars(spec) if f"{option}.{name}" in explicit]
+        if role not in hosts or host is not None:
+            if host is not None and spec == scheduling_specs(config, (host,)).get(host):
+                continue  # AReaL's files repeat the actor's
+            shown = ", ".join(f"{name}={written_value(getattr(spec, name))}" for name in written) or "{}"
+            where = f"in the processes of {host}, which get {host}.scheduling_spec" if host else "nowhere in this run"
+            yield Decision(option, shown, "no effect", f"{role} runs {where}")
+            continue
+        for name in written:
+            if name not in honoured:
                 reason = f"scheduler.type={launcher} does not use it"
-            else:
-                continue
-            yield Decision(option, written_value(getattr(spec, name)), "no effect", reason)
+                yield Decision(f"{option}.{name}", written_value(getattr(spec, name)), "no effect", reason)
+    for role in ENGINE_KINDS:
+        strategy = getattr(_section(config, role), "scheduling_strategy", None)
+        if role not in hosts and strategy is not None and strategy.type is not None:
+            reason = f"{role} runs nowhere in this run"
+            yield Decision(f"{role}.scheduling_strategy", f"type={strategy.type}", "no effect", reason)
 
 
 def _section(config: Any, role: str) -> Any:
