@@ -28,6 +28,7 @@ SAME = {
     "*.optimizer.type": ("adam", "adamw"),  # the same optimizer
     "*.archon.attn_type": ("varlen", None),  # null chooses varlen on CUDA
     "*.scheduling_strategy.type": ("separation", None),  # null lets the sizes decide, and other sizes separate
+    "teacher.rollout.scheduling_strategy.type": ("separation", None),
     "gconfig.top_k": (10**8, 0),
     "eval_gconfig.top_k": (10**8, 0),
     "*.reward_norm.group_size": (1, None),  # AReaL takes the sizes of the groups that it has

@@ -22,6 +22,9 @@ from archon_train.teacher_servers import TEACHER_SERVERS
 
 TRAINER = "trainer"
 
+MORE_NODES = 17
+"""Numbers of further machines that are tried for the advice what would fit."""
+
 MAX_RANKS = 2**20
 """Ranks that a plan lists. A larger number is a slip, and its list would fill the memory."""
 
@@ -48,7 +51,7 @@ def plan_processes(
     try:
         return _place(shares, n_nodes, n_gpus_per_node, scheduling or {})
     except _NoRoomError as error:
-        for more in range(n_nodes + 1, 2 * n_nodes + 2):
+        for more in range(n_nodes + 1, n_nodes + MORE_NODES):
             with contextlib.suppress(_NoRoomError):
                 _place(shares, more, n_gpus_per_node, {})
                 raise ConfigError(f"{error}\nthese engines fit with cluster.n_nodes={more}") from error

@@ -40,11 +40,12 @@ def strategy_problems(config: Any, shares: Sequence[EngineShare]) -> Iterator[st
         option, layout = f"{role}.scheduling_strategy", layouts[role]
         shared = [other for other, host in hosts.items() if host == hosts[role] and other != role]
         if strategy.type == "separation" and hosts[role] != role:
-            server = "a backend with servers, such as served:d1" if role == "rollout" else ""
-            other = server or "a layout with another number of ranks than the actor's"
+            host = hosts[role]
+            why = "" if role == "rollout" else ", like every model in this version"
+            advice = ", or set rollout.backend to one with servers, such as served:d1" if role == "rollout" else ""
             yield (
-                f"{option}: found separation, but {role}.backend={layout} runs on the ranks of {hosts[role]}; allowed "
-                f"there is type=colocation with target={hosts[role]}; write that, or set {role}.backend to {other}"
+                f"{option}: found separation, but {role}.backend={layout} runs on the ranks of {host}"
+                f"{why}; write type=colocation and target={host}{advice}"
             )
         elif strategy.type == "colocation" and strategy.target not in (*shared, role):
             reason = _why_apart(role, strategy.target, hosts, layouts)
@@ -61,7 +62,7 @@ def _why_apart(role: str, target: str | None, hosts: Mapping[str, str], layouts:
         )
     return (
         f"engines share ranks if they have as many: {role}.backend={layouts[role]} has {layouts[role].world_size}, "
-        f"{target}.backend={layouts[target]} has {layouts[target].world_size}; make them equal, or set type=separation"
+        f"{target}.backend={layouts[target]} has {layouts[target].world_size}; make them equal"
     )
 
 

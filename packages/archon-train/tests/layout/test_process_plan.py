@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.errors import ConfigError
 from archon_train.cluster import cluster_shares, engine_layouts
 from archon_train.process_plan import ProcessPlan, plan_processes
@@ -81,13 +82,24 @@ def test_cpus_share_the_ranks_evenly_and_have_no_devices() -> None:
             2,
             3,
             {"actor": "archon:t2p2", "rollout": "vllm:t2"},
-            r"server 0 of rollout\.backend=vllm:t2, which needs 2 devices .* 1 on machine 0, 1 on machine 1",
+            r"(?s)server 0 of rollout\.backend=vllm:t2, which needs 2 devices .* 1 on machine 0, 1 on machine 1.*"
+            r"these engines fit with cluster\.n_nodes=3$",
         ),
     ],
 )
 def test_groups_that_fit_nowhere_are_refused(n_nodes, n_devices, backends, message) -> None:
     with pytest.raises(ConfigError, match=message):
         plan(n_nodes, n_devices, **backends)
+
+
+def test_a_part_says_what_must_be_together_and_what_its_processes_get() -> None:
+    shares = cluster_shares(engine_layouts({"actor": "archon:d2p2t2", "rollout": "vllm:d2"}))
+    spec = SchedulingSpec(cpu=4, env_vars={"NCCL_DEBUG": "INFO"})
+    trainer, server, _ = plan_processes(shares, n_nodes=3, n_gpus_per_node=4, scheduling={"actor": spec})
+    assert (trainer.kind, trainer.together, trainer.scheduling) == ("ranks", 2, spec)
+    assert trainer.ranks_by_node == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert trainer.wish == "t2 on one machine; p may cross"
+    assert (server.kind, server.scheduling, server.wish) == ("server", SchedulingSpec(), "spread over machines")
 
 
 def test_sizes_without_measure_are_planned_or_refused_without_filling_the_memory() -> None:
