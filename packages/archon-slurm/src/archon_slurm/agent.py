@@ -32,6 +32,9 @@ GRACE_SECONDS = 1.5
 MISTAKE_GRACE_SECONDS = 5.0
 """The same after a user's mistake, which the other ranks will raise, too."""
 
+START_FACTOR = 5
+"""A machine that has not reported at all counts as lost after so many times the limit: Python starts slowly there."""
+
 LINGER_SECONDS = 8.0
 """Time that a machine waits for the reports of the others, because SLURM kills them when it ends with a failure."""
 
@@ -54,6 +57,7 @@ class Agent:
         self._beat = 0
         self._signal: int | None = None
         self._silence = Silence(job.node_timeout)
+        self._absence = Silence(START_FACTOR * job.node_timeout)
 
     def run(self) -> int:
         """Run the ranks to their end; returns the exit code."""
@@ -100,6 +104,7 @@ class Agent:
             if place is not None:
                 return place
             self._report()
+            self._look_for_silence()
             time.sleep(POLL_SECONDS)
         return None
 
@@ -163,12 +168,11 @@ class Agent:
         others = range(1, len(self._job.ranks_by_node)) if self._node == 0 else (0,)
         for node in others:
             status = self._attempt.status(node)
-            beat = None if status is None else status.beat
-            if (status is None or not status.ended) and self._silence.of(node, beat):
-                name = status.host if status is not None else f"machine {node}"
-                self._attempt.write_end(
-                    End("lost", node, reason=f"{name} has not reported for {self._job.node_timeout:g} s")
-                )
+            if status is None and self._absence.of(node, None):
+                self._attempt.write_end(End("lost", node, reason=f"machine {node} has not reported at all"))
+            elif status is not None and not status.ended and self._silence.of(node, status.beat):
+                reason = f"{status.host} has not reported for {self._job.node_timeout:g} s"
+                self._attempt.write_end(End("lost", node, reason=reason))
 
     def _linger(self) -> None:
         deadline = time.monotonic() + LINGER_SECONDS

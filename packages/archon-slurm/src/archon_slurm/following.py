@@ -95,7 +95,7 @@ class Follower:
                 if state.restarts != before.restarts:
                     self._note(f"job {self._job} was started again; it resumes from the last checkpoint")
                     attempt, output, silence = self._watch(state)
-                    failed_since = 0.0
+                    forwarded, failed_since = False, 0.0
             if state.state == "RUNNING" and (gone := self._silent_nodes(attempt, silence)):
                 names = [self._host(attempt, node, state) for node in gone]
                 reason = f"{', '.join(names)} has not reported for {self._node_timeout:g} s"

@@ -66,10 +66,14 @@ class SlurmLauncher:
 
     def close(self) -> None:
         """Cancel what still runs: servers, and a trainer that does not end by itself."""
-        if self._job and not client.job_state(self._job).has_ended:
-            client.cancel([self._job])
-        if self._server_parts:
-            self._servers.cancel()
+        try:
+            if self._job and not client.job_state(self._job).has_ended:
+                client.cancel([self._job])
+            if self._server_parts:
+                self._servers.cancel()
+        except SlurmError as error:
+            jobs = ", ".join(self._jobs.read().all)
+            self._launch.note(f"{error}; cancel the jobs that still run with scancel: {jobs}")
 
     def _submit(self, *, resume: bool) -> None:
         for folder in (self._folder, self._logs):

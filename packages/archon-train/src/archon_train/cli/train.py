@@ -69,6 +69,7 @@ def train(
         loaded, plan = _read(config, given)
         check_started(place, plan.layouts, command)
         if not started_by_archon():
+            _set_variables(loaded)
             loaded = _restarted_by_launcher(loaded)
             if place.rank == 0:
                 _print_preliminaries(loaded, plan)
@@ -122,6 +123,12 @@ def _print_preliminaries(loaded: LoadedConfig, plan: RunPlan) -> None:
     print_decisions(loaded.decisions)
 
 
+def _set_variables(loaded: LoadedConfig) -> None:
+    """Set the variables of the trainer's processes in this one, before torch reads them."""
+    if loaded.config.actor.scheduling_spec is not None:
+        os.environ.update(loaded.config.actor.scheduling_spec.env_vars)
+
+
 def _restarted_by_launcher(loaded: LoadedConfig) -> LoadedConfig:
     """``loaded``, with a decision that ``trainer.max_restarts`` has no effect if it is set."""
     asked = loaded.config.trainer.max_restarts
@@ -136,8 +143,8 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
     """Run in this process, start local ranks, or call the launcher of ``scheduler.type``; returns the exit code."""
     loaded, plan = read
     kind = loaded.config.scheduler.type
-    if kind == "local" and loaded.config.actor.scheduling_spec is not None:
-        os.environ.update(loaded.config.actor.scheduling_spec.env_vars)  # ranks inherit them
+    if kind == "local":
+        _set_variables(loaded)  # ranks inherit them
     if kind == "local" and (elsewhere := explain_machines(plan.layouts, loaded.config.cluster, command)):
         raise ConfigError(elsewhere)
     _print_preliminaries(loaded, plan)

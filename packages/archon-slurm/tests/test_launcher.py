@@ -1,0 +1,260 @@
+"""What the launcher and ``archon slurm`` ask of SLURM, with programs that only record it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from archon_core.contracts.launching import Launch, Part, Process, ProcessPlan
+from archon_core.contracts.scheduling import SchedulingSpec
+from archon_core.errors import ConfigError
+from archon_core.layout import parse_layout
+from archon_slurm import client
+from archon_slurm.attempt import Attempt, NodeStatus, RankStatus, attempt_folder
+from archon_slurm.cli import app
+from archon_slurm.jobs_file import JobsFile
+from archon_slurm.launcher import SlurmLauncher
+from archon_slurm.options import SlurmOptions
+
+from .conftest import FakeSlurm
+
+
+@dataclass
+class Stop:
+    number: int | None = None
+    insisted: bool = False
+
+
+@dataclass
+class Run:
+    """A launch of two ranks on each of two machines."""
+
+    folder: Path
+    stop: Stop = field(default_factory=Stop)
+    notes: list[str] = field(default_factory=list)
+    options: SlurmOptions = field(default_factory=lambda: SlurmOptions(poll_seconds=0.05, node_timeout=5))
+
+    def launcher(self, spec: SchedulingSpec | None = None) -> SlurmLauncher:
+        source = self.folder.parent / "run.yaml"
+        source.write_text("seed: 1\n")
+        processes = tuple(Process(rank, rank // 2, (rank % 2,)) for rank in range(4))
+        part = Part("trainer", ("actor",), parse_layout("archon:d4"), processes, scheduling=spec or SchedulingSpec())
+        config = SimpleNamespace(experiment_name="e", trial_name="t", slurm=self.options)
+        plan = ProcessPlan((part,), 2, 2)
+        launch = Launch(config, plan, source, ["a.b=1"], self.folder, self.stop, self.notes.append)
+        return SlurmLauncher(launch)
+
+    def attempt(self, restarts: int = 0, job: str = "1") -> Attempt:
+        found = Attempt(attempt_folder(self.folder / "logs", job, restarts))
+        found.folder.mkdir(parents=True, exist_ok=True)
+        return found
+
+    def report(self, attempt: Attempt, *codes: int, ended: tuple[bool, bool] = (True, True)) -> None:
+        for node in (0, 1):
+            ranks = [RankStatus(rank, 100 + rank, codes[rank], 1.0) for rank in (2 * node, 2 * node + 1)]
+            attempt.write_status(NodeStatus(node, f"n{node + 1}", 1, ended[node], ranks))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    folder = tmp_path / "runs" / "e" / "t"
+    folder.mkdir(parents=True)
+    return Run(folder)
+
+
+def test_a_run_becomes_a_job_and_its_output_is_shown(
+    slurm: FakeSlurm, run: Run, capsys: pytest.CaptureFixture[str], read_json: Callable[[Path], Any]
+) -> None:
+    slurm.set_job("1", JobState="COMPLETED")
+    attempt = run.attempt()
+    attempt.log(0).write_text("step 1\nhalf a li")
+    run.report(attempt, 0, 0, 0, 0)
+    exits = run.launcher(SchedulingSpec(cpu=2, env_vars={"A": "b"})).run(resume=False)
+    assert [(exit.rank, exit.code, exit.host) for exit in exits] == [
+        (0, 0, "n1"),
+        (1, 0, "n1"),
+        (2, 0, "n2"),
+        (3, 0, "n2"),
+    ]
+    assert capsys.readouterr().out == "step 1\n"
+    assert slurm.calls == ["sbatch --parsable"]
+    assert {"#SBATCH --nodes=2", "#SBATCH --gres=gpu:2", "#SBATCH --cpus-per-task=4"} <= {*slurm.script.splitlines()}
+    assert slurm.script == (run.folder / "slurm" / "trainer.sh").read_text()
+    job = read_json(run.folder / "slurm" / "trainer.json")
+    copy = run.folder / "slurm" / "config.yaml"
+    assert job["command"] == ["-P", "-m", "archon_core.cli", "train", str(copy), "a.b=1"]
+    assert copy.read_text() == "seed: 1\n", "later changes of the user's file do not matter"
+    assert (job["ranks_by_node"], job["environment"]) == ([[0, 1], [2, 3]], {"A": "b"})
+    assert run.notes[0].startswith("job 1: 4 ranks on 2 machines; logs in ")
+
+
+def test_a_refused_job_is_an_error_with_the_option_to_change(slurm: FakeSlurm, run: Run) -> None:
+    slurm.refuse("sbatch: error: Invalid generic resource (gres) specification")
+    with pytest.raises(ConfigError, match=r"Invalid generic resource[\s\S]*set slurm\.gres to the name"):
+        run.launcher().run(resume=False)
+
+
+def test_without_slurm_the_launcher_says_where_to_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(client.SlurmError, match="found slurm, and no sbatch, srun, scontrol, scancel on this machine"):
+        run.launcher()
+
+
+def test_a_failing_rank_is_returned_and_a_restart_requeues_the_job(slurm: FakeSlurm, run: Run) -> None:
+    slurm.set_job("1", JobState="FAILED")
+    run.report(run.attempt(), 0, 0, 0, 7)
+    launcher = run.launcher()
+    assert [exit.rank for exit in launcher.run(resume=False) if exit.failed] == [3]
+    slurm.set_job("1", JobState="COMPLETED", Restarts=0)
+    launcher.run(resume=True)
+    assert slurm.calls == ["sbatch --parsable", "scontrol requeue 1"]
+
+
+def test_a_job_that_slurm_has_requeued_is_not_requeued_again(slurm: FakeSlurm, run: Run) -> None:
+    slurm.set_job("1", JobState="FAILED")
+    run.report(run.attempt(), 0, 0, 0, 7)
+    launcher = run.launcher()
+    launcher.run(resume=False)
+    slurm.set_job("1", JobState="COMPLETED", Restarts=1)
+    run.report(run.attempt(1), 0, 0, 0, 0)
+    assert {exit.code for exit in launcher.run(resume=True)} == {0}
+    assert slurm.calls == ["sbatch --parsable"]
+
+
+def test_if_slurm_refuses_to_requeue_another_job_resumes(
+    slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch, read_json: Callable[[Path], Any]
+) -> None:
+    monkeypatch.setattr(client, "REQUEUE_SECONDS", 0)
+    slurm.set_job("1", JobState="FAILED")
+    slurm.set_job("2", JobState="COMPLETED")
+    slurm.refuse_requeue()
+    run.report(run.attempt(), 0, 0, 0, 7)
+    run.report(run.attempt(job="2"), 0, 0, 0, 0)
+    launcher = run.launcher()
+    launcher.run(resume=False)
+    assert {exit.code for exit in launcher.run(resume=True)} == {0}
+    assert slurm.calls[-2:] == ["scancel 1", "sbatch --parsable"]
+    assert read_json(run.folder / "slurm" / "trainer.json")["command"][-1] == "--resume"
+    assert JobsFile(run.folder / "slurm").read().trainer == "2"
+
+
+def test_a_machine_that_died_with_the_job_is_avoided(slurm: FakeSlurm, run: Run) -> None:
+    slurm.set_job("1", JobState="NODE_FAIL")
+    run.report(run.attempt(), 1, 1, 1, 1, ended=(True, False))
+    launcher = run.launcher()
+    original, seen = client.requeue, []
+
+    def requeue(id: str, *, exclude: Any = ()) -> None:
+        original(id, exclude=exclude)
+        seen.append(list(exclude))
+        slurm.set_job(id, JobState="COMPLETED", Restarts=1)
+        run.report(run.attempt(1), 0, 0, 0, 0)
+
+    client.requeue = requeue  # type: ignore[assignment]
+    try:
+        assert {exit.code for exit in launcher.run(resume=False)} == {0}
+    finally:
+        client.requeue = original
+    assert seen == [["n2"]]
+    assert slurm.calls[-2:] == ["scontrol requeue 1", "scontrol update jobid=1 excnodelist=n2"]
+    assert any(note.startswith("n2 lost; job 1 is started again") for note in run.notes)
+
+
+def test_without_requeueing_a_lost_machine_ends_the_run_with_its_name(slurm: FakeSlurm, run: Run) -> None:
+    run.options = SlurmOptions(poll_seconds=0.05, node_timeout=5, requeue=False)
+    slurm.set_job("1", JobState="NODE_FAIL")
+    run.attempt().write_status(NodeStatus(1, "n2", 1, False, [RankStatus(2, 5), RankStatus(3, 6)]))
+    exits = run.launcher().run(resume=False)
+    causes = {exit.rank: exit.cause for exit in exits}
+    assert causes[0] == "job 1 is NODE_FAIL"
+    assert causes[2] == "n2 does not report any more"
+
+
+@pytest.mark.parametrize(("state", "insisted"), [("PENDING", False), ("RUNNING", True)])
+def test_a_waiting_job_ends_with_the_first_signal_and_a_running_one_with_the_second(
+    slurm: FakeSlurm, run: Run, state: str, insisted: bool
+) -> None:
+    slurm.set_job("1", JobState=state)
+    run.stop = Stop(2, insisted)
+    launcher = run.launcher()
+    assert launcher.run(resume=False) == ()
+    launcher.close()
+    assert slurm.calls[-1] == "scancel 1"
+    end = run.attempt().end()
+    assert end is not None
+    assert end.kind == "kill"
+
+
+class TestCommands:
+    @pytest.fixture
+    def jobs(self, run: Run, slurm: FakeSlurm) -> JobsFile:
+        jobs = JobsFile(run.folder / "slurm")
+        jobs.set_trainer("8")
+        jobs.add_server(0, "9")
+        for id in ("8", "9"):
+            slurm.set_job(id, StdOut=run.folder / "logs" / f"job-{id}.log")
+        (run.folder / "slurm" / "server.sh").write_text("#!/bin/bash\n")
+        return jobs
+
+    def call(self, *arguments: object) -> Any:
+        return CliRunner().invoke(app, [*map(str, arguments)])
+
+    def test_status_lists_the_jobs(self, run: Run, jobs: JobsFile, slurm: FakeSlurm) -> None:
+        done = self.call("status", run.folder)
+        assert done.exit_code == 0
+        assert [line.split()[:3] for line in done.stdout.splitlines()[1:]] == [
+            ["trainer", "8", "RUNNING"],
+            ["server", "0", "9"],
+        ]
+        slurm.set_job("8", JobState="COMPLETED")
+        assert self.call("status", run.folder, "--json").exit_code == 1, "scripts wait for the end of a run"
+
+    def test_scale_adds_servers_with_free_numbers_and_ends_the_last_ones(
+        self, run: Run, jobs: JobsFile, slurm: FakeSlurm
+    ) -> None:
+        assert self.call("scale", run.folder, 3).exit_code == 0
+        assert slurm.calls == [f"sbatch --parsable --export=ALL,ARCHON_SERVER_NUMBER={number}" for number in (1, 2)]
+        slurm.set_job("1", StdOut="x")
+        slurm.set_job("2", StdOut="x", JobState="FAILED", Reason="NonZeroExitCode")
+        done = self.call("scale", run.folder, 1)
+        assert "server 2 is gone: job 2 is FAILED (NonZeroExitCode)" in done.stdout
+        assert slurm.calls[-1] == "scancel 1"
+        assert jobs.read().servers == {0: "9"}
+
+    def test_jobs_of_another_run_are_left_alone(self, run: Run, jobs: JobsFile, slurm: FakeSlurm) -> None:
+        for id in ("8", "9"):
+            slurm.set_job(id, StdOut=f"/elsewhere/logs/job-{id}.log")
+        assert self.call("cancel", run.folder).stdout == "cancelled: nothing\n"
+        done = self.call("scale", run.folder, 3)
+        assert isinstance(done.exception, ConfigError)
+        assert "found no running trainer" in str(done.exception)
+        assert slurm.calls == []
+
+    def test_cancel_ends_all_jobs(self, run: Run, jobs: JobsFile, slurm: FakeSlurm) -> None:
+        assert self.call("cancel", run.folder).stdout == "cancelled: 8, 9\n"
+        assert slurm.calls == ["scancel 8 9"]
+
+    def test_a_folder_without_jobs_is_refused(self, tmp_path: Path, slurm: FakeSlurm) -> None:
+        done = self.call("status", tmp_path)
+        assert "found no slurm/jobs.json" in str(done.exception)
+
+    def test_the_printed_script_is_the_template(self) -> None:
+        assert self.call("script").stdout.startswith("#!/bin/bash\n# {{title}}\n{{directives}}\n")
+
+
+def test_importing_the_plugin_its_options_and_checks_imports_no_torch() -> None:
+    import subprocess
+
+    code = (
+        "import sys, archon_slurm.plugin as p, archon_slurm.options, archon_slurm.checks, archon_slurm.agent\n"
+        "p.archon_launchers(), p.archon_commands()\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
