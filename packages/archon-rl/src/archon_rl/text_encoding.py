@@ -219,14 +219,5 @@ def predictions_of(trained: Sequence[bool]) -> list[bool]:
     return [*trained[1:], False]
 
 
-def continuation_mask(prompt_length: int, continuation_length: int) -> list[bool]:
-    """The mask of predictions of the continuation, which start at the prompt's last token.
-
-    >>> continuation_mask(2, 3)
-    [False, True, True, True, False]
-    """
-    return [False] * (prompt_length - 1) + [True] * continuation_length + [False]
-
-
 def _continued(prompt: tuple[int, ...], answer: tuple[int, ...]) -> Example:
     return Example(prompt + answer, (False,) * len(prompt) + (True,) * len(answer))

@@ -7,6 +7,7 @@ the functions that run them; every rank computes the rest redundantly.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -18,6 +19,7 @@ from archon_core.contracts.engine import StepStats
 from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import OutputName
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
+from archon_core.contracts.workflows import Trajectory
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
@@ -30,7 +32,7 @@ from archon_rl.trainer.collecting import Collected, collect
 from archon_rl.trainer.critic_step import CriticStep
 from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
 from archon_rl.trainer.roles import RoleEngines
-from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample
+from archon_rl.trainer.rollout_batch import build_batch, rollout_seeds, sample
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
@@ -119,13 +121,14 @@ class RLStep:
     def collect(self, step: int, clock: PhaseClock) -> Collected:
         """The completions of ``step`` with their rewards. Prompts with a completion without a reward are left out."""
         n_drawn, failed = 0, Counter[str]()
+        first = self.task.cursor.first(step)
 
         def draw(n: int) -> tuple[Batch, Tensor] | None:
             nonlocal n_drawn
             records = self.task.more_records(step, n) if n_drawn else self.task.records(step)
             encoder, ranks = self.task.encoder, self.actor.data_ranks
             with clock("rollout"):
-                seeds = rollout_seeds(self.seed, step, n_drawn)
+                seeds = rollout_seeds(self.seed, first + n_drawn)
                 rollout = sample(self.rollout, encoder, records, self.options, seeds, ranks)
             with clock("reward"):
                 rewards = torch.zeros(sum(map(len, rollout.completions)))
@@ -136,7 +139,7 @@ class RLStep:
                     failed.update(scores.metrics())
                     complete = scores.complete(may_be_empty=is_further)
                     rollout, rewards = complete.rollout, complete.values
-                batch = self._build_batch(rollout, rewards, first_group=n_drawn) if rollout.records else None
+                batch = self._build_batch(rollout.groups(n_drawn), rewards) if rollout.records else None
             n_drawn += n
             return None if batch is None else (batch, rewards)
 
@@ -151,10 +154,9 @@ class RLStep:
             statistics = {name: value for name, value in statistics.items() if name not in ("reward", "reward_std")}
         return replace(collected, statistics=statistics)
 
-    def _build_batch(self, rollout: Rollout, rewards: Tensor, *, first_group: int) -> Batch:
-        lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
-        shaped = self.algorithm.rewards(rewards, lengths)
-        return build_batch(rollout, shaped, needs_experts=self.needs_experts, first_group=first_group)
+    def _build_batch(self, groups: Mapping[int, Sequence[Trajectory]], rewards: Tensor) -> Batch:
+        lengths = torch.tensor([one.n_sampled for trajectories in groups.values() for one in trajectories])
+        return build_batch(groups, self.algorithm.rewards(rewards, lengths), needs_experts=self.needs_experts)
 
     def add_logprobs(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """The batch with the log-probabilities that the algorithm needs, and metrics of the rollout's distance to them.
