@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from archon_core.errors import ConfigError
 from archon_rl.collector.batches import BatchRule, Pace
-from archon_rl.collector.window import GroupWindow
+from archon_rl.collector.window import GroupWindow, Settled
 
 
 def windows(batch_size=2, max_rounds=1, max_staleness=1, max_concurrent=100, queue_size=100):
@@ -25,8 +25,8 @@ def start_all(window):
 def test_staleness_0_starts_one_batch_per_published_step():
     window = windows(max_staleness=0)
     assert start_all(window) == [0, 1]
-    window.finish(0, "a")
-    window.finish(1, "b")
+    window.settle(0, Settled("a"))
+    window.settle(1, Settled("b"))
     assert start_all(window) == []
     assert window.take().groups == {0: "a", 1: "b"}
     assert start_all(window) == [], "the servers still hold the weights that sampled the batch"
@@ -38,31 +38,31 @@ def test_a_group_that_finishes_early_waits_for_those_before_it():
     window = windows(max_staleness=1)
     assert start_all(window) == [0, 1, 2, 3]
     for number in (3, 2, 1):
-        window.finish(number, number)
+        window.settle(number, Settled(number))
     assert window.take() is None
-    window.finish(0, 0)
+    window.settle(0, Settled(0))
     assert list(window.take().groups) == [0, 1]
 
 
 def test_a_rejected_group_is_replaced_by_later_ones_in_the_next_round():
     window = windows(max_staleness=0, max_rounds=3)
     assert start_all(window) == [0, 1]
-    window.drop(0, "equal rewards")
+    window.settle(0, Settled(None, "equal rewards"))
     assert start_all(window) == [2]
-    window.drop(2, "equal rewards")
-    window.finish(1, "b")
+    window.settle(2, Settled(None, "equal rewards"))
+    window.settle(1, Settled("b"))
     assert start_all(window) == [3]
-    window.finish(3, "d")
+    window.settle(3, Settled("d"))
     batch = window.take()
     assert batch.groups == {1: "b", 3: "d"}
-    assert batch.dropped == {0: "equal rewards", 2: "equal rewards"}
+    assert {number: one.reason for number, one in batch.dropped.items()} == {0: "equal rewards", 2: "equal rewards"}
 
 
 def test_a_batch_is_incomplete_after_its_last_round():
     window = windows(max_staleness=0)
     start_all(window)
-    window.drop(0, "no reward")
-    window.finish(1, "b")
+    window.settle(0, Settled(None, "no reward"))
+    window.settle(1, Settled("b"))
     assert window.take().groups == {1: "b"}
 
 
@@ -70,7 +70,7 @@ def test_concurrency_and_queue_limit_what_starts():
     assert start_all(windows(max_staleness=9, max_concurrent=3)) == [0, 1, 2]
     window = windows(max_staleness=9, queue_size=5)
     assert start_all(window) == [0, 1, 2, 3, 4]
-    window.finish(4, "e")
+    window.settle(4, Settled("e"))
     assert start_all(window) == [], "finished groups occupy the queue"
 
 
@@ -112,7 +112,7 @@ def test_no_schedule_exceeds_the_staleness_or_loses_a_group(
             assert batch.step == len(log)
             for group, start in batch.groups.items():
                 assert batch.step - start <= max_staleness, (group, start)
-            log.append((*sorted([*batch.groups, *batch.dropped]),))
+            log.append(tuple(batch.settled))
             if draws.random() < 0.3:
                 saved, saved_log = window.state(), list(log)
             published = window.step
@@ -122,9 +122,9 @@ def test_no_schedule_exceeds_the_staleness_or_loses_a_group(
             # Its outcome is that of its prompt, so that a repetition has the same.
             accepted_of.setdefault(number, draws.random() >= rejection)
             if accepted_of[number]:
-                window.finish(number, running[number])
+                window.settle(number, Settled(running[number]))
             else:
-                window.drop(number, "rejected")
+                window.settle(number, Settled(None, "rejected"))
             del running[number]
             assert window.n_running + window.n_waiting <= pace.queue_size
         else:

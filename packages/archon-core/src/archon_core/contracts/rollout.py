@@ -53,6 +53,10 @@ class RolloutConfig:
             alone. The trainer's first rank holds two, and ``shm`` two more.
         weight_timeout: time limit in seconds of each call of a publication to a server.
         weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
+        max_head_offpolicyness: largest number of training steps between the weights that sample a token and the step
+            that consumes it. Above 0, servers sample for later steps while one trains; 0 is synchronous.
+        max_concurrent_rollouts: largest number of prompts that are sampled at a time; null for no further limit.
+        queue_size: largest number of prompts that are sampled or wait for their step; null for no further limit.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
@@ -74,6 +78,9 @@ class RolloutConfig:
     weight_bucket_mb: int = option(256, POSITIVE)
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True
+    max_head_offpolicyness: int = option(0, NOT_NEGATIVE)
+    max_concurrent_rollouts: int | None = option(None, POSITIVE)
+    queue_size: int | None = option(None, POSITIVE)
     skip_unchanged: bool = False
 
 

@@ -28,11 +28,11 @@ class Settled(Generic[T]):
     """A group that is no longer sampled.
 
     Attributes:
-        group: the group; ``None`` if no step trains on it.
-        reason: why not; empty for a group that is trained on.
+        group: the group.
+        reason: why no step trains on it; empty for a group that is trained on.
     """
 
-    group: T | None
+    group: T
     reason: str = ""
 
     @property
@@ -64,18 +64,21 @@ class ConsumedBatch(Generic[T]):
 
     Attributes:
         step: the step, from 0.
-        groups: number -> group, in order.
-        dropped: number -> reason, of the groups that were drawn for the step but are not trained on.
+        settled: the groups that were sampled for the step, by number, in order.
     """
 
     step: int
-    groups: dict[int, T]
-    dropped: dict[int, str]
+    settled: dict[int, Settled[T]]
 
     @property
-    def n_drawn(self) -> int:
-        """Number of groups that were sampled for the step."""
-        return len(self.groups) + len(self.dropped)
+    def groups(self) -> dict[int, T]:
+        """The groups to train on."""
+        return {number: one.group for number, one in self.settled.items() if one.accepted}
+
+    @property
+    def dropped(self) -> dict[int, Settled[T]]:
+        """The others."""
+        return {number: one for number, one in self.settled.items() if not one.accepted}
 
 
 class GroupWindow(Generic[T]):
@@ -130,14 +133,10 @@ class GroupWindow(Generic[T]):
         self._running.add(number)
         return number
 
-    def finish(self, number: int, group: T) -> None:
-        """A group is complete, and a step will train on it."""
-        self._settle(number, Settled(group))
-
-    def drop(self, number: int, reason: str) -> None:
-        """No step trains on a group: a filter rejected it, or it failed."""
-        assert reason, "a dropped group has a reason"
-        self._settle(number, Settled(None, reason))
+    def settle(self, number: int, outcome: Settled[T]) -> None:
+        """A group is no longer sampled."""
+        self._running.remove(number)
+        self._settled[number] = outcome
 
     def take(self) -> ConsumedBatch[T] | None:
         """The batch of the next step; ``None`` while it is incomplete."""
@@ -147,20 +146,12 @@ class GroupWindow(Generic[T]):
         taken = {number: self._settled.pop(number) for number in range(self._first, self._first + end)}
         self._first += end
         self.step += 1
-        return ConsumedBatch(
-            self.step - 1,
-            {number: one.group for number, one in taken.items() if one.group is not None},
-            {number: one.reason for number, one in taken.items() if not one.accepted},
-        )
+        return ConsumedBatch(self.step - 1, taken)
 
     def state(self) -> WindowState[T]:
         """What a resumed run needs."""
         unfinished = tuple(sorted((*self._running, *self._again)))
         return WindowState(self.step, self._first, dict(self._settled), unfinished)
-
-    def _settle(self, number: int, outcome: Settled[T]) -> None:
-        self._running.remove(number)
-        self._settled[number] = outcome
 
     def _prefix(self) -> list[bool]:
         """Outcomes of the groups before the first unfinished one."""

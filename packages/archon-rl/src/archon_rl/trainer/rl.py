@@ -6,15 +6,19 @@ from contextlib import ExitStack
 from functools import partial
 
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
+from archon_core.ranks.ranks import DataRanks
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
+from archon_rl.collector.batches import Pace
 from archon_rl.config import RewardOptions
 from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
 from archon_rl.rewards.pool import RewardPool
 from archon_rl.rewards.source import RewardSource, reward_source
+from archon_rl.trainer.collecting import Collection
 from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
@@ -23,6 +27,8 @@ from archon_rl.trainer.reward_model import ModelScorer, RewardModel
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.rollout_batch import sampling_options
+from archon_rl.trainer.sampling_ahead import SampleAhead
+from archon_rl.trainer.sampling_now import SampleNow
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
 from archon_rl.trainer.task import Task, build_task
@@ -96,16 +102,9 @@ class RLTrainer:
             stack.callback(rollout.close)
             run.record([task.ends.decision()])
             scorer = None if rewards is None else self._build_scorer(rewards, task)
-            step = RLStep(
-                task=task,
-                algorithm=self._algorithm,
-                engines=engines,
-                rollout=rollout,
-                scorer=scorer,
-                options=sampling_options(config.gconfig, task.ends),
-                seed=config.seed,
-                needs_experts=config.rollout.return_routed_experts,
-            )
+            options = sampling_options(config.gconfig, task.ends)
+            collection = self._build_collection(task, rollout, scorer, options, actor.data_ranks, stack)
+            step = RLStep(collection, self._algorithm, engines, rollout, config.seed)
             evaluate = None
             if scorer is not None and len(task.validation):
                 evaluate = partial(
@@ -133,7 +132,33 @@ class RLTrainer:
             if done == 0 and engines.teacher and evaluate and config.trainer.eval_before_train:
                 report_teacher(run, engines.teacher, evaluate)
             rollout.update_weights(actor.version)
+            collection.published(done)
             loop.run_from(done)
+
+    def _build_collection(
+        self,
+        task: Task,
+        rollout: InferenceEngine,
+        scorer: Scorer | None,
+        options: GenerationConfig,
+        data_ranks: DataRanks,
+        stack: ExitStack,
+    ) -> Collection:
+        run, config = self._run, self._run.config.rollout
+        if config.max_head_offpolicyness is None:
+            needs_experts = config.return_routed_experts
+            return SampleNow(
+                task, self._algorithm, rollout, scorer, options, run.config.seed, data_ranks, needs_experts
+            )
+        size = task.cursor.batch_size
+        pace = Pace(
+            max_staleness=config.max_head_offpolicyness,
+            max_concurrent=config.max_concurrent_rollouts or size * (config.max_head_offpolicyness + 1),
+            queue_size=config.queue_size or size * (config.max_head_offpolicyness + 1),
+        )
+        ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace)
+        stack.callback(ahead.close)
+        return ahead
 
     def _build_scorer(self, rewards: RewardRunner | RewardModel, task: Task) -> Scorer:
         """Scores completions; loads the reward model, if the reward is one."""

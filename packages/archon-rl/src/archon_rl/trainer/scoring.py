@@ -7,8 +7,9 @@ explained; a run ends only if a whole batch fails, or too large a share of the r
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,7 +115,8 @@ class Scorer:
             ArchonError: on every rank, the function raised it, such as a DataError about a record.
         """
         scores = Scores(rollout, tuple(self._outcomes(rollout, data_ranks)))
-        self._judge(scores, when, may_all_fail=may_all_fail)
+        outcomes = [one for group in scores.outcomes for one in group]
+        self.judge(outcomes, when, may_all_fail=may_all_fail)
         return scores
 
     def _outcomes(self, rollout: Rollout, data_ranks: DataRanks) -> list[tuple[Outcome, ...]]:
@@ -132,22 +134,16 @@ class Scorer:
         outcomes = iter(self.runner.score([call for group in calls for call in group]))
         return [tuple(next(outcomes) for _ in group) for group in calls]
 
-    def _calls(self, rollout: Rollout, index: int) -> list[RewardCall]:
+    def _calls(self, rollout: Rollout, index: int) -> Iterator[RewardCall]:
         record = rollout.records[index]
         place = getattr(record, "place", f"record {index} of the rollout")
-        known = record
-        if self.encoder.answer_key is not None:
-            known = {**record, "answer": read_field(record, self.encoder.answer_key)}
-        prompt = self.encoder.prompt(record)
-        return [
-            RewardCall(prompt, self.encoder.decode(completion.token_ids), known, place)
-            for completion in rollout.completions[index]
-        ]
+        completions = [completion.token_ids for completion in rollout.completions[index]]
+        return reward_calls(self.encoder, record, place, completions)
 
-    def _judge(self, scores: Scores, when: str, *, may_all_fail: bool) -> None:
-        """Explain new failures; raise if there are too many."""
-        failures, n_calls = scores.failures, sum(map(len, scores.outcomes))
-        self._recent.extend(one.failed for outcomes in scores.outcomes for one in outcomes)
+    def judge(self, outcomes: Sequence[Outcome], when: str, *, may_all_fail: bool = False) -> None:
+        """Explain new failures, and raise RewardError if there are too many; see ``__call__``."""
+        failures, n_calls = [one for one in outcomes if one.failed], len(outcomes)
+        self._recent.extend(one.failed for one in outcomes)
         if not failures:
             return
         self._explain(failures, n_calls, when)
@@ -173,6 +169,22 @@ class Scorer:
         lines = [f"{when}: no reward for {len(failures)} of {n_calls} completions"]
         lines += [f"{one.error}{_traced(one)}" for one in reversed(new.values())]
         self.note("\n".join(lines))
+
+
+def reward_calls(
+    encoder: TextEncoder, record: Mapping[str, Any], place: str, completions: Sequence[Sequence[int]]
+) -> Iterator[RewardCall]:
+    """The calls of the reward function for the completions of one record.
+
+    Args:
+        place: location of the record, for messages.
+        completions: token ids of each completion.
+    """
+    known = record
+    if encoder.answer_key is not None:
+        known = {**record, "answer": read_field(record, encoder.answer_key)}
+    prompt = encoder.prompt(record)
+    return (RewardCall(prompt, encoder.decode(ids), known, place) for ids in completions)
 
 
 def _traced(outcome: Outcome) -> str:

@@ -8,13 +8,25 @@ import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from typing import Protocol
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.continuation import is_complete, joined, rest_of
-from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.pool import POLL_SECONDS
+
+
+class Servers(Protocol):
+    """What a client needs of a pool: see ``Pool``."""
+
+    @property
+    def version(self) -> int: ...
+
+    def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None: ...
+
+    def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None: ...
 
 
 class PoolClient:
@@ -29,7 +41,7 @@ class PoolClient:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Servers,
         driver: ServerDriver,
         options: RolloutConfig,
         *,

@@ -180,6 +180,16 @@ class Pool:
                 return None
             return servers[self._router.choose(servers, tokens=tokens, group=group)]
 
+    def active(self) -> list[ServerRecord]:
+        """The servers that get requests."""
+        with self._lock:
+            return list(self._membership.active().values())
+
+    def report_failures(self, failures: Mapping[str, str]) -> None:
+        """Requests of another client failed: incarnation -> error. They count like failed probes."""
+        with self._lock:
+            self._membership.probed(failures, self._clock())
+
     def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None:
         """A request has ended. An error counts like a failed probe."""
         with self._lock:

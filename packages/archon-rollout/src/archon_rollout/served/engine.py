@@ -14,12 +14,12 @@ import secrets
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import ServerRegistry, TransportContext, WeightTransportSpec
+from archon_core.contracts.serving import ClientRecipe, ServerRegistry, TransportContext, WeightTransportSpec
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout, backend_table, parse_layout
 from archon_core.plugins import InferenceEngineSpec, registry
@@ -66,6 +66,7 @@ class ServedEngine:
         self._ranks = trainer.data_ranks.everyone
         self._paused = self._closed = False
         self._version = -1
+        self._token = ""
         self._driver: ServedDriver | None = None
         self._processes: ServerProcesses | None = None
         self._pool: Pool | None = None
@@ -158,6 +159,26 @@ class ServedEngine:
             return {}
         return self._publish().metrics()
 
+    def client_recipe(self) -> ClientRecipe:
+        """See ``contracts.serving.ServingEngine``."""
+        data = {"driver": "served", "config": asdict(self._config), "options": None, "token": self._token}
+        return ClientRecipe("archon_rollout.pool.remote:PushedClient", data)
+
+    def servers(self) -> list[ServerRecord]:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.active()
+
+    def report_failures(self, failures: Mapping[str, str]) -> None:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        self._pool.report_failures(failures)
+
+    def needs_publication(self) -> bool:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.is_empty()
+
     def close(self) -> None:
         """Stop the servers that this engine started."""
         self._closed = True
@@ -171,8 +192,8 @@ class ServedEngine:
     def _start(self, folder: Path) -> None:
         """Start the servers, or connect to running ones, and watch them."""
         layout = _layout_of(self._config)
-        token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
-        self._driver = driver = ServedDriver(self._config, token=token)
+        self._token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+        self._driver = driver = ServedDriver(self._config, token=self._token)
         if self._config.addresses:
             for address in self._config.addresses:
                 self._check_reachable(address)

@@ -1,0 +1,214 @@
+"""Asynchronous sampling: a collector samples the groups of later steps while this one trains.
+
+The collector's process is the first rank's; its batches are broadcast, so every rank has the whole batch, as in
+synchronous training. A collector that dies is replaced: the groups that no step has consumed are sampled again, with
+the same seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from archon_core.contracts.rollout import GenerationConfig
+from archon_core.contracts.serving import ServingEngine
+from archon_core.errors import TrainingError
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import Ranks
+from archon_rl.algorithm import Algorithm
+from archon_rl.collector.batches import BatchRule, Pace
+from archon_rl.collector.group import Group
+from archon_rl.collector.states import batch_data, read_batch, state_data
+from archon_rl.collector.window import ConsumedBatch, WindowState
+from archon_rl.rewards.calls import Outcome
+from archon_rl.trainer.collecting import Collected, Sampled, refill_statistics, shaped_batch
+from archon_rl.trainer.collector_link import CollectorLink, CollectorLostError
+from archon_rl.trainer.scoring import FAILED, TIMED_OUT, Scorer
+from archon_rl.trainer.step_metrics import PhaseClock
+from archon_rl.trainer.task import Task
+from archon_train.run.context import RunContext
+
+POLL_SECONDS = 0.5
+"""Between looks at the servers while a batch is incomplete."""
+
+MAX_LOSSES = 3
+"""Collectors that may be lost in a row without a batch between them."""
+
+
+@dataclass
+class SampleAhead:
+    """A ``Collection`` whose completions a collector samples.
+
+    Attributes:
+        run: the run.
+        task: records and tokenizer.
+        algorithm: shapes rewards, and selects groups.
+        rollout: has the servers.
+        scorer: judges failed rewards; ``None`` for an algorithm that needs no rewards.
+        options: sampling options, with all stop tokens.
+        pace: how far the collector may run ahead.
+    """
+
+    run: RunContext
+    task: Task
+    algorithm: Algorithm
+    rollout: ServingEngine
+    scorer: Scorer | None
+    options: GenerationConfig
+    pace: Pace
+    _link: CollectorLink | None = field(default=None, init=False)
+    _published: tuple[int, int] = field(default=(0, 0), init=False)
+    _steps: dict[int, int] = field(default_factory=dict, init=False)
+    _lost: int = field(default=0, init=False)
+
+    @property
+    def _ranks(self) -> Ranks:
+        return self.run.ranks
+
+    def published(self, step: int) -> None:
+        """See ``Collection``. The first call starts the collector."""
+        version = self.rollout.version
+        self._published = step, version
+        self._steps.setdefault(version, step)
+        with failing_together(self._ranks):
+            if self._ranks.is_first:
+                self._reach(lambda link: link.publish(step, version, self.rollout.servers()))
+
+    def __call__(self, step: int, clock: PhaseClock) -> Collected:
+        """The completions of ``step``; groups with a completion without a reward are left out."""
+        with clock("rollout"):
+            data = self._wait(step)
+        batch = read_batch(data)
+        self.task.cursor.seek(step + 1, drawn=data["first"])
+        return self._collected(batch, data["load"], step)
+
+    def close(self) -> None:
+        """End the collector."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _wait(self, step: int) -> dict[str, Any]:
+        """The batch of ``step`` as data, on every rank."""
+        while True:
+            data: dict[str, Any] | None = None
+            needs_publication = False
+            with failing_together(self._ranks):
+                if self._ranks.is_first:
+                    while data is None and not needs_publication:
+                        data = self._reach(self._take)
+                        needs_publication = data is None and self.rollout.needs_publication()
+            data, needs_publication = self._ranks.broadcast((data, needs_publication))
+            if data is not None:
+                return data
+            self.rollout.update_weights(self._published[1])  # waits for servers, which need the weights
+            self.published(self._published[0])
+
+    def _take(self, link: CollectorLink) -> dict[str, Any] | None:
+        taken = link.take(POLL_SECONDS)
+        failures = link.update_servers(self._published[1], self.rollout.servers())
+        if failures:
+            self.rollout.report_failures(failures)
+        if taken is None:
+            return None
+        batch, load = taken
+        self._lost = 0
+        return batch_data(batch) | {"load": load, "first": max(batch.settled) + 1}
+
+    def _reach(self, call: Any) -> Any:
+        """Call the collector; start another one if it is lost."""
+        while True:
+            try:
+                if self._link is None:
+                    self._link = self._start()
+                return call(self._link)
+            except CollectorLostError as error:
+                assert self._link is not None
+                self.close()
+                self._lost += 1
+                if self._lost > MAX_LOSSES:
+                    raise TrainingError(
+                        f"the collector was lost {self._lost} times without completing a batch: {error}; its log is "
+                        f"{self._log}"
+                    ) from error
+                self.run.progress.note(f"The collector was lost ({error}); sampling its unfinished groups again")
+
+    def _start(self) -> CollectorLink:
+        step, version = self._published
+        link = CollectorLink(self._setup(step), self._log)
+        link.publish(step, version, self.rollout.servers())
+        return link
+
+    @property
+    def _log(self) -> Path:
+        return self.run.folder.path / "collector.log"
+
+    def _setup(self, step: int) -> dict[str, Any]:
+        state: WindowState[Group] = WindowState(step, self.task.cursor.first(step))
+        return {
+            "folder": str(self.run.folder.path),
+            "kept": None if self.task.kept is None else list(self.task.kept),
+            "rule": {"batch_size": self.task.cursor.batch_size, "max_rounds": self.algorithm.max_rounds},
+            "pace": asdict(self.pace),
+            "state": state_data(state),
+            "client": asdict(self.rollout.client_recipe()),
+            "options": asdict(self.options),
+            "needs_rewards": self.scorer is not None,
+        }
+
+    def _collected(self, batch: ConsumedBatch[Group], load: Mapping[str, float], step: int) -> Collected:
+        complete = {number: one for number, one in batch.settled.items() if not one.group.failures}
+        failures = self._judge(batch, step)
+        sampled, kept, ages = Sampled(), dict[int, Group](), list[int]()
+        for number, one in complete.items():
+            group = one.group
+            sampled.add(group.rewards, group.lengths, group.truncated, n_tokens=group.n_tokens)
+            if one.accepted:
+                age = step - min(self._step_of(version) for version in group.versions)
+                ages.append(age)
+                if age <= self.pace.max_staleness:
+                    kept[number] = group
+        groups = {place: group.trajectories for place, (number, group) in enumerate(kept.items())}
+        rewards = [reward for group in kept.values() for reward in group.rewards]
+        chosen = shaped_batch(
+            self.algorithm, groups, rewards, needs_experts=self.run.config.rollout.return_routed_experts
+        )
+        statistics = sampled.statistics(len(chosen))
+        if self.algorithm.selection is not None:
+            rule, n = BatchRule(self.task.cursor.batch_size, self.algorithm.max_rounds), len(complete)
+            statistics |= refill_statistics(n, len(ages), rule.batch_size, 0)
+        return Collected(
+            chosen,
+            {
+                **statistics,
+                **failures,
+                "staleness": sum(ages) / max(len(ages), 1),
+                "staleness_max": max(ages, default=0),
+                "stale_prompts": len(ages) - len(kept),
+                **{f"collector/{name}": value for name, value in load.items()},
+            },
+        )
+
+    def _judge(self, batch: ConsumedBatch[Group], step: int) -> dict[str, float]:
+        """Explain completions without a reward; raises RewardError if there are too many."""
+        if self.scorer is None:
+            return {}
+        failures = [outcome for one in batch.settled.values() for outcome in one.group.failures]
+        n_calls = len(batch.settled) * self.options.n_samples
+        self.scorer.judge([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], f"Step {step + 1}")
+        return {FAILED: len(failures), TIMED_OUT: sum(one.timed_out for one in failures)}
+
+    def _step_of(self, version: int) -> int:
+        """The step after which weights were published.
+
+        Raises:
+            TrainingError: they never were.
+        """
+        if version not in self._steps:
+            raise TrainingError(
+                f"rollout: found a token of version {version}; published were {sorted(self._steps)}; a server labels "
+                "its tokens wrongly: restart it"
+            )
+        return self._steps[version]
