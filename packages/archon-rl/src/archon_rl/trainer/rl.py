@@ -145,11 +145,9 @@ class RLTrainer:
         stack: ExitStack,
     ) -> Collection:
         run, config = self._run, self._run.config.rollout
-        if config.max_head_offpolicyness is None:
-            needs_experts = config.return_routed_experts
-            return SampleNow(
-                task, self._algorithm, rollout, scorer, options, run.config.seed, data_ranks, needs_experts
-            )
+        if not hasattr(rollout, "client_recipe"):
+            settings = (options, run.config.seed, data_ranks, config.return_routed_experts)
+            return SampleNow(task, self._algorithm, rollout, scorer, *settings)
         size = task.cursor.batch_size
         pace = Pace(
             max_staleness=config.max_head_offpolicyness,
