@@ -44,6 +44,12 @@ class Collection(Protocol):
     def published(self, step: int) -> None:
         """The inference engine has the weights after ``step`` training steps. Collective."""
 
+    def state(self) -> bytes | None:
+        """What a checkpoint keeps between steps, on the first rank; ``None`` for nothing. Not collective."""
+
+    def restore(self, state: bytes | None) -> None:
+        """Continue with the state of a checkpoint, before the first ``published``. Collective."""
+
 
 @dataclass
 class Sampled:

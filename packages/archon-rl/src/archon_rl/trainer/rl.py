@@ -127,6 +127,7 @@ class RLTrainer:
                 fingerprints=known,
                 shown=("reward", "loss") if self._reward is not None else ("rollout_kl_teacher", "loss"),
                 beside={} if engines.critic is None else {"critic": engines.critic.engine},
+                collection=collection,
             )
             done = loop.resume()
             if done == 0 and engines.teacher and evaluate and config.trainer.eval_before_train:

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgpack
+
 from archon_core.contracts.rollout import GenerationConfig
 from archon_core.contracts.serving import ServingEngine
 from archon_core.errors import TrainingError
@@ -20,6 +22,7 @@ from archon_core.ranks.ranks import Ranks
 from archon_rl.algorithm import Algorithm
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.group import Group
+from archon_rl.collector.messages import unpacked
 from archon_rl.collector.states import batch_data, read_batch, state_data
 from archon_rl.collector.window import ConsumedBatch, WindowState
 from archon_rl.rewards.calls import Outcome
@@ -61,6 +64,7 @@ class SampleAhead:
     _link: CollectorLink | None = field(default=None, init=False)
     _published: tuple[int, int] = field(default=(0, 0), init=False)
     _steps: dict[int, int] = field(default_factory=dict, init=False)
+    _restored: dict[str, Any] | None = field(default=None, init=False)
     _lost: int = field(default=0, init=False)
 
     @property
@@ -75,6 +79,18 @@ class SampleAhead:
         with failing_together(self._ranks):
             if self._ranks.is_first:
                 self._reach(lambda link: link.publish(step, version, self.rollout.servers()))
+
+    def state(self) -> bytes | None:
+        """See ``Collection``: the finished groups, and the steps of the versions that sampled them."""
+        window = self._reach(lambda link: link.state())
+        return msgpack.packb({"window": window, "steps": self._steps})
+
+    def restore(self, state: bytes | None) -> None:
+        """See ``Collection``."""
+        state = self._ranks.broadcast(state)
+        if state is not None:
+            found = unpacked(state)
+            self._restored, self._steps = found["window"], found["steps"]
 
     def __call__(self, step: int, clock: PhaseClock) -> Collected:
         """The completions of ``step``; groups with a completion without a reward are left out."""
@@ -146,13 +162,15 @@ class SampleAhead:
         return self.run.folder.path / "collector.log"
 
     def _setup(self, step: int) -> dict[str, Any]:
-        state: WindowState[Group] = WindowState(step, self.task.cursor.first(step))
+        # Of a lost collector, only the place in the data is known: its groups are sampled again.
+        restored, self._restored = self._restored, None
+        state = restored or state_data(WindowState(step, self.task.cursor.first(step)))
         return {
             "folder": str(self.run.folder.path),
             "kept": None if self.task.kept is None else list(self.task.kept),
             "rule": {"batch_size": self.task.cursor.batch_size, "max_rounds": self.algorithm.max_rounds},
             "pace": asdict(self.pace),
-            "state": state_data(state),
+            "state": state,
             "client": asdict(self.rollout.client_recipe()),
             "options": asdict(self.options),
             "needs_rewards": self.scorer is not None,

@@ -47,6 +47,13 @@ class SampleNow:
     def published(self, step: int) -> None:
         """See ``Collection``; the next step samples with these weights."""
 
+    def state(self) -> bytes | None:
+        """See ``Collection``; the position in the data is all that matters between steps."""
+        return None
+
+    def restore(self, state: bytes | None) -> None:
+        """See ``Collection``. The groups that a collector had finished are sampled again."""
+
     def __call__(self, step: int, clock: PhaseClock) -> Collected:
         """The completions of ``step``; prompts with a completion without a reward are left out."""
         first, n_drawn, failed = self.task.cursor.first(step), 0, Counter[str]()
