@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from archon_core.errors import TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import packed, receive, value_of
@@ -47,11 +46,10 @@ class CollectorLink:
 
     Raises:
         ArchonError: what the process raised while it started.
-        TrainingError: it ended before it was ready.
+        CollectorLostError: it ended before it was ready.
     """
 
     def __init__(self, setup: Mapping[str, Any], log: Path) -> None:
-        self._log = log
         self._channel, theirs = socket.socketpair()
         arguments = {"path": sys.path, "descriptor": theirs.fileno()}
         environment = {name: value for name, value in os.environ.items() if name != "ARCHON_SERVER_TOKEN"}
@@ -67,9 +65,6 @@ class CollectorLink:
             )
         try:
             self._send(dict(setup), START_SECONDS)
-        except CollectorLostError as error:
-            self.close()
-            raise TrainingError(f"the collector ended before it was ready: {error}; its log is {log}") from error
         except BaseException:
             self.close()
             raise

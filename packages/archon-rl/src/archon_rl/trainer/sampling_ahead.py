@@ -141,7 +141,6 @@ class SampleAhead:
                     self._link = self._start()
                 return call(self._link)
             except CollectorLostError as error:
-                assert self._link is not None
                 self.close()
                 self._lost += 1
                 if self._lost > MAX_LOSSES:
