@@ -72,6 +72,23 @@ def test_a_command_that_is_shown_can_be_given(line: str) -> None:
     assert shown <= {*options, "--help"}
 
 
+def shown_in(page: str) -> str:
+    """All shell commands of a page."""
+    return "\n".join(block for name, block in blocks("bash") if name == page)
+
+
+def test_the_tour_shows_every_command() -> None:
+    assert set(re.findall(r"^archon ([a-z]+)", shown_in("docs/commands.md"), re.MULTILINE)) == set(known_commands())
+
+
+def test_the_readme_has_a_recipe_for_every_way_to_train_and_names_every_page() -> None:
+    text, recipes = TEXTS["README.md"], shown_in("README.md")
+    for recipe in ("grpo_", "distill_", "dpo_", "rw_", "rollout.backend=served", "archon serve"):
+        assert recipe in recipes, recipe
+    pages = {name for name in TEXTS if re.fullmatch(r"docs/[a-z-]+\.md", name)} - {"docs/index.md"}
+    assert {page for page in pages if f"({page})" not in text} == set()
+
+
 def quick_commands() -> list[str]:
     """Those that need no more than what is installed, and a second."""
     quick = re.compile(

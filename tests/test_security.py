@@ -29,7 +29,9 @@ from archon_engine.checkpoint.seal import (
     write_seal,
 )
 from archon_engine.models.hf_config import load_hf_config
+from archon_rl.rewards.environment import reward_environment
 from archon_rl.text_encoding import TextEncoder
+from archon_rollout.server.environment import TOKEN
 from archon_train.experiment import load_config
 
 ROOT = Path(__file__).parents[1]
@@ -292,3 +294,7 @@ def test_a_package_written_for_a_hostile_configuration_holds_its_texts_as_texts(
     monkeypatch.chdir(tmp_path)
     assert archon("new", "model", "mine", "--from-hf", tmp_path / "config.json") == 0
     assert not mark.exists()
+
+
+def test_the_token_of_servers_is_no_variable_of_reward_processes():
+    assert reward_environment({TOKEN: "secret", "HOME": "/root"}) == {"HOME": "/root"}

@@ -44,7 +44,6 @@ def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_
         engine._processes._layout,
         model=engine._processes._model,
         folder=tmp_path / "others",
-        options=engine._processes._options,
     )
     try:
         engine.update_weights(trainer.version)

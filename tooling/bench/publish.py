@@ -32,6 +32,10 @@ from archon_core.contracts.engine_config import EngineConfig
 from archon_core.contracts.serving import TransportContext, WeightBucket
 from archon_core.errors import ServerError
 from archon_core.ranks.ranks import DataRanks
+from archon_core.receiving.checksum import bytes_of, checksum_of
+from archon_core.receiving.elastic_group import RECEIVER, SENDER, join_group, receive, send
+from archon_core.receiving.memory_store import MemoryStore
+from archon_core.receiving.updates import WeightUpdates
 from archon_core.serving.manifest import (
     TensorEntry,
     WeightManifest,
@@ -41,12 +45,8 @@ from archon_core.serving.manifest import (
 )
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_engine.checkpoint.checksum import bytes_of, checksum_of
 from archon_rollout.plugin import archon_weight_transports
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
-from archon_rollout.receiving.elastic_group import RECEIVER, SENDER, join_group, receive, send
-from archon_rollout.receiving.memory_store import MemoryStore
-from archon_rollout.receiving.updates import WeightUpdates
 from archon_testing.worlds import run_world
 
 BARS = {"shm": 0.8, "distributed": 0.9}

@@ -73,10 +73,10 @@ def render_renamed() -> str:
 
 def render_defaults() -> str:
     """Options with another default in Archon."""
-    rows = [[code(option), code(theirs), code(_ours(option))] for option, theirs in DEFAULTS.items()]
-    rows += [
-        [f"{code(option)}, with `p`", code(theirs), code(_ours(option))] for option, theirs in PIPELINE_DEFAULTS.items()
-    ]
+    rows = []
+    for option, theirs in (DEFAULTS | PIPELINE_DEFAULTS).items():
+        ours = _ours(option.replace("*", "actor"))
+        rows.append([_option(option) + (", with `p`" if option in PIPELINE_DEFAULTS else ""), code(theirs), code(ours)])
     return table(["option", "AReaL's default", "Archon's default"], rows)
 
 

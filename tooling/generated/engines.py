@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 
 from archon_core.layout import BUILTIN_BACKENDS, backend_table
 from archon_core.layout.axes import AXIS_NAMES
-from archon_core.plugins import InferenceEngineSpec, ModelSpec, ScheduleSpec, TrainEngineSpec, registry
+from archon_core.plugins import ModelSpec, ScheduleSpec, TrainEngineSpec, registry
 from archon_core.plugins.hints import package_for
+from archon_core.plugins.inference_engines import inference_engines
 from archon_engine.options.archon import ArchonOptions
 from generated.tables import code, codes, table
 
@@ -32,7 +33,7 @@ THEIRS: Mapping[str, tuple[str, str, str]] = {
 def render_backends(is_ours: Callable[[str], bool]) -> str:
     """The backends that a layout can name."""
     training = [spec for spec in registry().all(TrainEngineSpec) if is_ours(spec.origin or "archon-core")]
-    inference = [spec for spec in registry().all(InferenceEngineSpec) if is_ours(spec.origin)]
+    inference = [spec for spec in inference_engines(registry()) if is_ours(spec.origin)]
     known = {spec.name: spec for spec in (*training, *inference)}
     rows = []
     for name, backend in sorted(backend_table(training, inference).items(), key=lambda row: (row[1].kind, row[0])):

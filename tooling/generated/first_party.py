@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from archon_core.config.sections import PluginSection
 from archon_core.config.typed import knows
 from archon_core.plugins import registry
+from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.loader import CORE_DISTRIBUTION
 
 PATH = "packages/archon-core/src/archon_core/plugins/first_party.py"
@@ -17,14 +18,11 @@ FIRST = ("archon-models-qwen", "archon-rl", "archon-rollout")
 """Packages to begin with, where several bring a kind."""
 
 PLANNED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "inference_engine": {"archon-sglang": ("sglang",), "archon-vllm": ("vllm",)},
     "launcher": {"archon-ray": ("ray",), "archon-slurm": ("slurm",)},
 }
 """Kind -> package -> names of packages that are announced and not here yet."""
 
 PLANNED_SECTIONS: Mapping[str, tuple[str, ...]] = {
-    "archon-sglang": ("sglang",),
-    "archon-vllm": ("vllm",),
     "archon-ray": ("ray",),
 }
 
@@ -54,6 +52,9 @@ def render_first_party(is_ours: Callable[[str], bool], sections: Iterable[Plugin
         if plugin.distribution != CORE_DISTRIBUTION and is_ours(plugin.distribution):
             for spec in plugin.specs:
                 kinds[spec.kind][plugin.distribution] += [spec.name, *spec.aliases]
+    for engine in inference_engines(registry()):
+        if is_ours(engine.origin) and engine.name not in kinds["inference_engine"][engine.origin]:
+            kinds["inference_engine"][engine.origin] += [engine.name, *engine.aliases]  # of a server driver
     for kind, packages in PLANNED.items():
         for package, names in packages.items():
             kinds[kind].setdefault(package, [*names])

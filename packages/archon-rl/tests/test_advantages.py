@@ -100,6 +100,28 @@ def test_no_level_at_all_changes_nothing():
     torch.testing.assert_close(normalise(VALUES, GROUPS, Normalisation(None, None)), VALUES)
 
 
+def test_a_sequence_without_reward_counts_in_the_statistics_and_keeps_its_kl_penalty():
+    """AReaL's ``mask_no_eos_with_zero``, whose zero replaces the normalised reward of a truncated completion."""
+    masks, rewards = [[1, 1, 0], [1, 0], [1, 0]], [3.0, 1.0, 2.0]
+    sampled, reference = [-1.0, -1.0, 0, -1.0, 0, -1.0, 0], [-3.0, -1.0, 0, -1.0, 0, -1.0, 0]
+    batch = sequences(masks, rewards, [0, 0, 0], logprobs=sampled, ref_logprobs=reference)
+    batch.sequence_fields["truncated"] = torch.tensor([True, False, False])
+    norm = Normalisation("group", "group", eps=0.0)  # mean 2 and deviation 1, with the reward 3 of the first: 1, -1, 0
+    whole = GroupAdvantages(norm, kl_ctl=0.5)(batch)
+    zeroed = GroupAdvantages(norm, kl_ctl=0.5, without_reward="truncated")(batch)
+    # The first token pays 0.5 (-1 + 3) = 1.
+    torch.testing.assert_close(whole, torch.tensor([0, 1, 0, -1, 0, 0, 0], dtype=torch.float64))
+    torch.testing.assert_close(zeroed, torch.tensor([-1, 0, 0, -1, 0, 0, 0], dtype=torch.float64))
+
+
+def test_returns_of_a_sequence_without_reward_are_zero():
+    batch = sequences([[1, 1, 0], [1, 0]], [3.0, 1.0], [0, 0], values=[0.5, 0.25, 0, 0.5, 0])
+    batch.sequence_fields["truncated"] = torch.tensor([True, False])
+    advantages, returns = ValueAdvantages(without_reward="truncated").with_returns(batch)
+    torch.testing.assert_close(returns, torch.tensor([0, 0, 0, 1, 0], dtype=torch.float64))
+    torch.testing.assert_close(advantages, torch.tensor([-0.5, -0.25, 0, 0.5, 0], dtype=torch.float64))
+
+
 def test_rewards_are_summed_inside_their_sequence_with_discount_times_lambda():
     batch = sequences([[1, 1, 1], [1, 1]], [0.0, 0.0], [0, 0])
     rewards = torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])

@@ -63,6 +63,10 @@ def test_a_deviation_around_another_mean_than_areals_is_a_decision(run):
     assert "actor.reward_norm.std_level" in notes(run, leave_one_out)
 
 
-@pytest.mark.parametrize("name", ["GRPO", "Dr.GRPO", "DAPO", "GSPO", "CISPO", "SAPO", "GMPO", "RLOO", "OPO", "MaxRL"])
+@pytest.mark.parametrize("name", ["GRPO", "Dr.GRPO", "DAPO", "GSPO", "CISPO", "SAPO", "GMPO", "OPO", "MaxRL"])
 def test_presets_whose_formula_areal_shares_or_lacks_have_none(run, name):
     assert not notes(run, *find_settings(name).overrides)
+
+
+def test_rloo_differs_in_the_size_of_the_kl_estimate_alone(run):
+    assert set(notes(run, *find_settings("RLOO").overrides)) == {"actor.kl_estimator"}

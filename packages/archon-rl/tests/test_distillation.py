@@ -159,7 +159,7 @@ def test_pure_distillation_needs_no_rewards_and_takes_one_sample_per_prompt():
 
 
 def test_pure_distillation_keeps_options_that_have_nothing_to_do_with_rewards():
-    actor = Actor(kl_loss_coef=0.1, entropy_coef=0.01, mask_no_eos_with_zero=True, loss_aggregation="sequence")
+    actor = Actor(kl_loss_coef=0.1, entropy_coef=0.01, overlong_filtering=True, loss_aggregation="sequence")
     actor.ppo_n_minibatches, actor.recompute_logprob = 3, True
     algorithm, decisions = compose(teacher(rl_loss_weight=0.0), actor, ref=ArchonEngineConfig())
     assert algorithm.regularisers == (EntropyTerm(0.01), KLTerm(0.1, "k3"))
@@ -191,6 +191,14 @@ def test_the_joint_objective_has_both_weights():
     weighted, _ = compose(teacher(rl_loss_weight=0.5), gconfig=groups)
     assert weighted.loss == WeightedTerm(algorithm.loss, 0.5)
     assert weighted.fields == algorithm.fields
+
+
+def test_sampling_options_that_training_does_not_have_are_decisions_in_pure_distillation_too():
+    penalised = GenerationConfig(n_samples=1, frequency_penalty=0.5)
+    _, decisions = compose(teacher(rl_loss_weight=0.0), Actor(recompute_logprob=True), gconfig=penalised)
+    assert decisions["gconfig.frequency_penalty"].reason.endswith("so nothing corrects for it")
+    _, decisions = compose(teacher(rl_loss_weight=0.0), Actor(use_decoupled_loss=True), gconfig=penalised)
+    assert decisions["gconfig.frequency_penalty"].reason.endswith("log-probabilities corrects for it")
 
 
 def test_the_teacher_has_the_temperature_of_sampling():

@@ -172,7 +172,7 @@ def test_dynamic_bs_trains_on_the_groups_of_one_round(run, prompts_of_training):
 
 
 def test_a_step_at_the_bound_says_what_is_missing(run):
-    folder = run(*REFILL, "gconfig.greedy=true", "actor.dynamic_sampling_max_rounds=3", "trainer.max_steps=1")
+    folder = run(*REFILL, "gconfig.temperature=1e-6", "actor.dynamic_sampling_max_rounds=3", "trainer.max_steps=1")
     [*_, last] = rows(folder)
     assert (last["sampling_rounds"], last["prompts"], last["missing_prompts"], last["updates"]) == (3, 12, 4, 0)
     text = " ".join((folder.path / "output.txt").read_text(encoding="utf-8").split())

@@ -20,6 +20,7 @@ VARIANTS = {
         "ref={}",
         "actor.kl_ctl=0.1",
         "actor.adv_norm={}",
+        "actor.mask_no_eos_with_zero=true",
     ),
     "warm start, reference in the loss": (
         "warm_start.steps=4",
@@ -30,7 +31,7 @@ VARIANTS = {
     ),
     "groups and truncated completions left out": (
         "actor.dynamic_sampling=true",
-        "actor.mask_no_eos_with_zero=true",
+        "actor.overlong_filtering=true",
         "actor.ppo_n_minibatches=4",
         "actor.loss_aggregation=constant",
     ),
@@ -100,7 +101,7 @@ def test_more_ranks_than_prompts_and_sequences_leave_some_with_nothing_to_do(run
 
 
 def test_ranks_agree_to_leave_a_minibatch_out(run):
-    overrides = ("actor.dynamic_sampling=true", "gconfig.greedy=true", "trainer.max_steps=2")
+    overrides = ("actor.dynamic_sampling=true", "gconfig.temperature=1e-6", "trainer.max_steps=2")
     together = run(*overrides, "actor.backend=bigram:d2", ranks=2)
     [*_, last] = rows(together)
     assert (last["updates"], last["left_out_updates"]) == (0, 1)

@@ -12,6 +12,7 @@ from archon_core.cli.main import main
 from archon_core.plugins import AlgorithmSpec, PolicyLossSpec, registry
 from archon_rl.advantages import ConstantLambda, LengthAdaptiveLambda, Normalisation
 from archon_rl.algorithm import Algorithm
+from archon_rl.losses.aggregation import SequenceMean
 from archon_rl.losses.behaviour import RejectionSampling
 from archon_rl.losses.distillation import DistillationTerm
 from archon_rl.losses.kl import KLTerm
@@ -19,8 +20,8 @@ from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.named_settings import NAMED_SETTINGS, find_settings
 
 
-def compose(run, *names: str) -> Algorithm:
-    overrides = [override for name in names for override in find_settings(name).overrides]
+def compose(run, *names: str, file: tuple[str, ...] = ()) -> Algorithm:
+    overrides = [*file, *(override for name in names for override in find_settings(name).overrides)]
     if any(override.startswith("teacher.") for override in overrides):
         overrides.append("teacher.model_config={model_type: qwen3}")
     config = run.config("ref={}", *overrides)
@@ -41,6 +42,8 @@ def test_an_algorithm_takes_the_options_of_every_preset_alone_and_corrected(run,
 
 
 def test_presets_are_what_their_papers_say(run):
+    grpo = compose(run, "GRPO")
+    assert (grpo.n_minibatches, grpo.aggregation) == (1, SequenceMean())
     gspo = compose(run, "GSPO").loss
     assert (gspo.level, gspo.eps_clip, gspo.eps_clip_higher) == ("sequence", 3e-4, 4e-4)
     assert compose(run, "Dr.GRPO").advantages.reward_norm == Normalisation("group", None)
@@ -77,6 +80,35 @@ def test_presets_are_what_their_papers_say(run):
         "IcePop": RejectionSampling(lower=0.5, upper=5.0),
         "KPop": RejectionSampling(metric="binary_kl", upper=2.0),
     }
+
+
+KL = {
+    "GRPO": (0.0, (0.04, "k3")),  # arXiv:2402.03300, eq. 3 and 4, and section 4.2
+    "RLOO": (0.1, None),  # arXiv:2402.14740, eq. 4: in the reward
+    "REINFORCE++": (1e-3, None),
+    "REINFORCE++ baseline": (0.0, (1e-3, "k2")),
+}
+"""Presets with a KL to the reference -> its weights in the reward and in the loss."""
+
+PARTS = ("dual clip", "VAPO lambda", "on-policy distillation")
+"""Presets that say nothing about the KL: parts of an algorithm, and training without a reward."""
+
+WHOLE = [named.name for named in NAMED_SETTINGS if not named.corrects and named.name not in PARTS]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_preset_decides_about_the_kl_whatever_the_file_says(run, name):
+    in_reward, in_loss = KL.get(name, (0.0, None))
+    algorithm = compose(run, name, file=("actor.kl_ctl=0.5", "actor.kl_loss_coef=0.7"))
+    terms = [(term.coefficient, term.estimator) for term in algorithm.regularisers if isinstance(term, KLTerm)]
+    assert (algorithm.advantages.kl_ctl, terms) == (in_reward, [in_loss] if in_loss else [])
+    assert ("ref" in algorithm.roles) == (name in KL)
+    assert (find_settings(name).options.get("ref") == "{}") == (name in KL)
+
+
+def test_an_override_after_a_preset_wins(run):
+    config = run.config("ref={}", *find_settings("DAPO").overrides, "actor.kl_ctl=0.2")
+    assert (config.actor.kl_ctl, config.actor.eps_clip_higher) == (0.2, 0.28)
 
 
 def archon(capsys, *arguments: str) -> tuple[int, str, str]:

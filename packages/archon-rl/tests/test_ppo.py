@@ -82,7 +82,7 @@ def test_options_choose_the_parts(run):
     ("overrides", "message"),
     [
         (("critic=null",), r"critic: found no section, and algorithm 'ppo' needs one"),
-        (("critic.optimizer=null",), r"critic\.optimizer: found null; ppo trains the critic"),
+        (("critic.optimizer=null",), r"critic\.optimizer: found null; algorithm ppo trains the critic"),
         (("critic.eps_clip=0",), r"critic\.eps_clip: found 0(\.0)?; allowed .* above 0.*null switches it off"),
         (("critic.warmup_steps=-1",), r"critic\.warmup_steps: found -1"),
         (("critic.gae_lambda=1.5",), r"critic\.gae_lambda: found 1\.5"),

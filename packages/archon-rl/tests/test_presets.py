@@ -120,9 +120,13 @@ def test_strict_turns_a_change_of_what_was_asked_into_an_error():
     compose(archon=strict, kl_ctl=0.0)
 
 
-def test_truncated_completions_are_filtered_when_asked():
-    assert compose(mask_no_eos_with_zero=True)[0].filters == (DropTruncated(),)
-    assert compose()[0].filters == ()
+def test_truncated_completions_leave_the_loss_or_lose_their_reward():
+    filtered, decisions = compose(overlong_filtering=True)
+    assert (filtered.filters, filtered.advantages.without_reward) == ((DropTruncated(),), None)
+    assert "actor.mask_no_eos_with_zero" not in decisions
+    zeroed, decisions = compose(mask_no_eos_with_zero=True)
+    assert (zeroed.filters, zeroed.advantages.without_reward) == ((), "truncated")
+    assert "actor.overlong_filtering=true" in decisions["actor.mask_no_eos_with_zero"].reason
 
 
 def test_groups_without_a_difference_leave_the_batch_when_asked():
@@ -274,22 +278,41 @@ def test_sampling_options_that_training_does_not_have_are_decisions(options, cor
     assert not {"gconfig.frequency_penalty", "gconfig.min_new_tokens"} & set(compose(**options)[1])
 
 
-def test_completions_that_can_only_end_at_the_limit_cannot_all_be_left_out():
-    with pytest.raises(
-        ConfigError, match=r"mask_no_eos_with_zero: found true with gconfig\.ignore_eos=true .* add stop"
-    ):
-        compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True})
-    compose(mask_no_eos_with_zero=True, gconfig={"ignore_eos": True, "stop": ["."]})
+@pytest.mark.parametrize(
+    ("generation", "cause"),
+    [
+        ({"ignore_eos": True}, r"gconfig\.ignore_eos=true .* add stop texts"),
+        ({"min_new_tokens": 16}, r"gconfig\.min_new_tokens=16, which is gconfig\.max_new_tokens"),
+        # At least one token of max_tokens is the prompt's.
+        ({"min_new_tokens": 9, "max_tokens": 10}, r"gconfig\.min_new_tokens=9 and gconfig\.max_tokens=10"),
+    ],
+)
+@pytest.mark.parametrize("option", ["overlong_filtering", "mask_no_eos_with_zero"])
+def test_completions_that_can_only_end_at_the_limit_cannot_all_be_left_out(option, generation, cause):
+    with pytest.raises(ConfigError, match=rf"^actor\.{option}: found true with {cause}"):
+        compose(**{option: True}, gconfig=generation)
+    compose(**{option: True}, gconfig=generation | {"min_new_tokens": 8, "stop": ["."]})
+    compose(gconfig=generation)
+
+
+@pytest.mark.parametrize(("option", "value"), [("greedy", True), ("top_k", 1)])
+def test_a_group_of_equal_samples_is_refused(option, value):
+    with pytest.raises(ConfigError, match=rf"^gconfig\.{option}: found {str(value).lower()} with gconfig\.n_samples=4"):
+        compose(gconfig={option: value})
+    compose(gconfig={option: value, "n_samples": 1}, adv_norm=NormConfig())
+
+
+def test_rewards_that_are_all_scaled_to_the_same_are_refused():
+    with pytest.raises(ConfigError, match=r"^actor\.reward_scaling: found 0, which makes all rewards equal"):
+        compose(reward_scaling=0.0)
 
 
 def test_dynamic_sampling_has_rounds_unless_batches_may_be_smaller():
     refilled, _ = compose(dynamic_sampling=True, dynamic_sampling_max_rounds=7)
     assert (refilled.selection, refilled.max_rounds) == (MixedGroups(), 7)
-    smaller, decisions = compose(dynamic_sampling=True, dynamic_bs=True)
+    smaller, _ = compose(dynamic_sampling=True, dynamic_bs=True)
     assert (smaller.selection, smaller.max_rounds) == (MixedGroups(), 1)
-    assert "dynamic_bs" not in decisions
-    whole, decisions = compose(dynamic_bs=True)
+    whole, _ = compose(dynamic_bs=True)
     assert (whole.selection, whole.max_rounds) == (None, 1)
-    assert decisions["dynamic_bs"].effective == "no effect"
     with pytest.raises(ConfigError, match=r"dynamic_sampling: found true with gconfig\.n_samples=1; .* 2 or more, or"):
         compose(dynamic_sampling=True, adv_norm=NormConfig(), gconfig={"n_samples": 1})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from archon_core.errors import ConfigError, DataError, RewardError
+from archon_core.errors import ConfigError, DataError, PluginError, RewardError
 from archon_rl.datasets.jsonl import read_jsonl
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.datasets.records import SubsetDataset
@@ -127,15 +127,20 @@ def test_a_reward_that_calls_exit_does_not_end_the_run_as_a_success():
         check(lambda prompt, completion, record: sys.exit(0))
 
 
-def test_errors_of_ours_keep_class_and_message_and_gain_the_record():
+def test_errors_of_ours_keep_their_message_and_only_a_configuration_error_its_class():
+    class OwnError(DataError):
+        def __init__(self, record, reason):
+            super().__init__(f"{record}: {reason}")
+
     def complaining(error):
         def function(prompt, completion, record):
             raise error
 
         return function
 
-    with pytest.raises(DataError, match=r"^problems\.jsonl:3: no answer$"):
-        check(complaining(DataError("no answer")))
+    for error in (DataError("no answer"), PluginError("no answer"), OwnError("no", "answer")):
+        with pytest.raises(RewardError, match=r"^problems\.jsonl:3: no:? answer$"):
+            check(complaining(error))
     with pytest.raises(ConfigError, match=r"^problems\.jsonl:3: no judge$"):
         check(complaining(ConfigError("no judge")))
 

@@ -8,8 +8,13 @@ import json
 import pytest
 import torch
 
+from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.rollout import Completion
 from archon_core.errors import ConfigError
-from archon_rl.tokenization import load_tokenizer
+from archon_rl.datasets.placed_record import PlacedRecord
+from archon_rl.text_encoding import TextEncoder
+from archon_rl.tokenization import characters_tokenizer, load_tokenizer
+from archon_rl.trainer.rollout_batch import Rollout
 from archon_train.run.metrics import read_metrics
 
 pytestmark = pytest.mark.skipif(
@@ -134,6 +139,28 @@ def test_texts_are_encoded_again_for_a_model_with_another_tokenizer(trained, mon
         return [*other.encode(texts[0]), *other.encode(texts[1], add_special_tokens=False), *end]
 
     assert_scores_of_transformers(found, export, encode)
+
+
+def test_text_that_the_other_tokenizer_cannot_encode_costs_its_own_prompt():
+    from archon_rl.trainer.reward_model import RewardModel
+
+    encoder = TextEncoder(characters_tokenizer(["0123456789+="]), "prompt", None)
+    prompts = ("1+1=", "9+9=", "2+2=")
+    records = tuple(PlacedRecord({"prompt": text}, f"f:{n}") for n, text in enumerate(prompts))
+    completions = tuple((completion_of(encoder, text),) for text in ("2", "2", "9"))
+    model = object.__new__(RewardModel)
+    model._encoder, model._tokenizer = encoder, characters_tokenizer(["01234+="])
+    model._section = EngineConfig(backend="archon:d1", model_config={"model_type": "qwen3"})
+    [good], [prompt], [completion] = model._sequences(Rollout(records, ((1,),) * 3, completions))
+    assert model._tokenizer.decode(good) == "<bos>1+1=2<eos>"
+    assert prompt.error.startswith("f:1: ")
+    assert completion.error.startswith("f:2: ")
+    assert prompt.cause == completion.cause
+
+
+def completion_of(encoder: TextEncoder, text: str) -> Completion:
+    ids = tuple(encoder.tokenizer.encode(text, add_special_tokens=False))
+    return Completion(ids, (0.0,) * len(ids), (0,) * len(ids), "stop")
 
 
 def test_only_a_checkpoint_with_one_score_is_a_reward_model(trained):

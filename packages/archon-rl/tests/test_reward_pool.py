@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from archon_core.errors import ConfigError, DataError, RewardError
+from archon_core.errors import ConfigError, RewardError
 from archon_rl.rewards import pool as pool_module
 from archon_rl.rewards.calls import Outcome, RewardCall
+from archon_rl.rewards.environment import reward_environment
 from archon_rl.rewards.in_process import InProcessRewards
 from archon_rl.rewards.pool import RewardPool
 from archon_rl.rewards.source import RewardSource
 
 REWARD = """
 import os, re, signal, subprocess, sys, threading, time
-from archon_core.errors import DataError
+from archon_core.errors import ConfigError, DataError
 
 def score(prompt, completion, record):
     what, _, argument = completion.partition(" ")
@@ -39,6 +40,10 @@ def score(prompt, completion, record):
         raise TimeoutError("no sandbox")
     if what == "record":
         raise DataError("no answer")
+    if what == "configuration":
+        raise ConfigError("no judge")
+    if what == "secrets":
+        return [name for name in ("ARCHON_SERVER_TOKEN", "JUDGE_API_KEY") if name in os.environ] == ["JUDGE_API_KEY"]
     if what == "none":
         return None
     if what == "print":
@@ -120,25 +125,34 @@ def test_outcomes_come_in_the_order_of_the_calls_and_processes_are_reused(make_p
     assert pool.score([]) == []
 
 
-def test_a_reward_process_does_not_import_torch(make_pool):
-    assert one(make_pool(), "torch").value == 0.0
+def test_a_reward_process_imports_no_torch_and_gets_no_secrets_of_the_run(make_pool, monkeypatch):
+    monkeypatch.setenv("ARCHON_SERVER_TOKEN", "hidden")
+    monkeypatch.setenv("JUDGE_API_KEY", "of a service that the reward calls")
+    assert [outcome.value for outcome in make_pool().score(calls("torch", "secrets"))] == [0.0, 1.0]
+
+
+def test_secrets_are_the_variables_of_archon_with_such_names():
+    kept = {"ARCHON_STRICT_PLUGINS": "1", "ARCHON_TOKENS_SHOWN": "1", "HF_TOKEN": "x", "PATH": "/bin"}
+    secret = dict.fromkeys(("ARCHON_SERVER_TOKEN", "ARCHON_ETCD_PASSWORD", "ARCHON_API_KEY", "ARCHON_SECRET"), "x")
+    assert reward_environment({**kept, **secret}) == kept
 
 
 def test_failures_are_the_same_in_processes_and_in_the_trainer(make_pool, source, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(sys.modules, "my_reward", None)
     del sys.modules["my_reward"]
-    texts = ("a", "raise", "none", "sys.exit")
+    texts = ("a", "raise", "none", "sys.exit", "record")
     there, here = make_pool(), InProcessRewards(source)
     assert there.start() == here.start()
     assert there.score(calls(*texts)) == here.score(calls(*texts))
-    raised, returned = there.score(calls("raise", "none"))
+    raised, returned, data = there.score(calls("raise", "none", "record"))
     assert raised.error.startswith("f:0: reward 'mine': it raised TimeoutError: no sandbox (my_reward.py:")
     assert 'raise TimeoutError("no sandbox")' in raised.trace
     assert returned.error.startswith("f:1: reward 'mine': it returned None;")
+    assert (data.error, data.trace) == ("f:2: no answer", "")
     for runner in (there, here):
-        with pytest.raises(DataError, match=r"^f:1: no answer$"):
-            runner.score(calls("a", "record"))
+        with pytest.raises(ConfigError, match=r"^f:1: no judge$"):
+            runner.score(calls("a", "configuration"))
 
 
 def test_a_call_that_hangs_has_no_reward_and_the_others_do(make_pool):
@@ -217,9 +231,19 @@ def test_an_interrupt_during_a_call_leaves_no_process(make_pool, monkeypatch):
     wait_for_end(pid)
 
 
-def test_a_record_that_cannot_be_sent_is_an_error_that_names_it(make_pool):
-    with pytest.raises(DataError, match=r"^f:3: cannot send the record .*rewards\.processes=0$"):
-        make_pool().score([RewardCall("p", "c", {"answer": lambda: None}, "f:3")])
+class Unreadable:
+    """Can be pickled, but not unpickled."""
+
+    def __reduce__(self):
+        return int, ("no number",)
+
+
+def test_a_record_that_cannot_be_sent_has_no_reward_and_the_others_do(make_pool):
+    records = ({"answer": lambda: None}, {"answer": "five"}, {"answer": Unreadable()}, {"answer": "six"})
+    outcomes = make_pool().score([RewardCall("p", "c", record, f"f:{n}") for n, record in enumerate(records)])
+    assert [outcome.value for outcome in outcomes] == [None, 4.0, None, 3.0]
+    assert outcomes[0].error.startswith("f:0: cannot send the record to a reward process (")
+    assert outcomes[2].error.startswith("f:2: a reward process cannot read the record (ValueError: ")
 
 
 @pytest.mark.parametrize(
@@ -248,7 +272,6 @@ def test_a_reward_that_cannot_be_imported_ends_the_run_before_it_begins(
 
 def test_an_import_that_takes_too_long_ends_the_run(make_pool, tmp_path, monkeypatch):
     monkeypatch.setattr("archon_rl.rewards.reward_process.START_SECONDS", 0.3)
-    monkeypatch.setattr(pool_module, "START_SECONDS", 0.3)
     (tmp_path / "slow.py").write_text("import time\ntime.sleep(1000)")
     with pytest.raises(RewardError, match=r"it gave no answer within 0\.3 s before it had imported slow:score"):
         make_pool(chosen=RewardSource("mine", "slow:score", folder=str(tmp_path))).start()
@@ -267,7 +290,7 @@ from archon_rl.rewards.source import RewardSource
 
 pool = RewardPool(RewardSource("mine", "my_reward:score", folder=sys.argv[1]), processes=2, timeout=1000)
 answers = pool.score([RewardCall("p", "pid", {"answer": "5"}, "f") for _ in range(64)])
-print(json.dumps([p._process.pid for p in pool._processes]), flush=True)
+print(json.dumps([p._group._leader.pid for p in pool._processes]), flush=True)
 pool.score([RewardCall("p", what, {"answer": "5"}, "f") for what in sys.argv[2:]])
 """
 

@@ -89,8 +89,9 @@ def test_a_resumed_run_continues_with_the_same_numbers(run, overrides):
 def test_a_step_whose_groups_teach_nothing_changes_no_weight_and_says_so(run):
     mixed = run("actor.dynamic_sampling=true", "trial_name=mixed")
     assert any(0 < row["selected"] < 1 for row in rows(mixed) if "reward" in row)
-    # Greedy samples of a prompt are equal, so are their rewards.
-    uniform = run("actor.dynamic_sampling=true", "gconfig.greedy=true", "trainer.max_steps=2", "trial_name=uniform")
+    # Near temperature 0 the samples of a prompt are equal, and so are their rewards.
+    equal = ("actor.dynamic_sampling=true", "gconfig.temperature=1e-6")
+    uniform = run(*equal, "trainer.max_steps=2", "trial_name=uniform")
     [*_, last] = rows(uniform)
     assert (last["selected"], last["updates"], last["version"]) == (0, 0, 0)
     assert "Step 2: left out 1 mini-batches" in output(uniform)
@@ -196,8 +197,8 @@ def test_stopping_in_the_warm_start_leaves_nothing_half_done(run):
     assert run.folder().checkpoint_steps() == []
 
 
-def test_truncated_completions_are_not_trained_on_when_masked(run):
-    folder = run("actor.mask_no_eos_with_zero=true", "gconfig.max_new_tokens=1", "trainer.max_steps=3")
+def test_truncated_completions_are_not_trained_on_when_filtered(run):
+    folder = run("actor.overlong_filtering=true", "gconfig.max_new_tokens=1", "trainer.max_steps=3")
     trained = rows(folder)[1:]
     assert any(row["truncated"] > 0 for row in trained)
     everything_cut = [row for row in trained if row["truncated"] == 1.0]

@@ -12,7 +12,7 @@ from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
 from archon_core.contracts.rollout import Completion, GenerationConfig
 from archon_core.errors import TrainingError
 from archon_core.models.end_tokens import ModelEnds, end_tokens
-from archon_rl.trainer.engines import reference_config, with_checkpoint
+from archon_rl.trainer.engines import critic_config, reference_config, with_checkpoint
 from archon_rl.trainer.minibatches import split_minibatches
 from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sampling_options
 
@@ -95,6 +95,16 @@ def test_minibatches_share_the_sequences_out_evenly_and_differently_each_step():
     assert sorted(taken) == list(range(7))
     assert [p.lengths for p in split_minibatches(batch, 3, seed=2)] != [p.lengths for p in parts]
     assert split_minibatches(batch, 1, seed=1) == [batch]
+
+
+@pytest.mark.parametrize("complete", [critic_config, reference_config])
+def test_random_weights_of_critic_and_reference_are_kept(complete, tmp_path):
+    actor = EngineConfig(backend="archon:d1", path="some/model")
+    for initial in (actor, with_checkpoint(actor, tmp_path)):
+        drawn = complete(EngineConfig(init_from_scratch=True), initial)
+        assert (drawn.path, drawn.init_from_scratch) == (initial.path, True)
+        assert not complete(EngineConfig(), initial).init_from_scratch
+    assert complete(EngineConfig(), EngineConfig(path="some/model", init_from_scratch=True)).init_from_scratch
 
 
 def test_a_reference_without_weights_of_its_own_takes_the_actors_and_never_an_optimizer(tmp_path):

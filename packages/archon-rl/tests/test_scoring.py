@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import threading
+from dataclasses import replace
 
 import pytest
 from reward_runner import make_scorer
@@ -12,7 +13,7 @@ from run_results import rows
 from thread_ranks import run_on_ranks
 
 from archon_core.contracts.rollout import Completion, GenerationConfig
-from archon_core.errors import ArchonError, DataError, RewardError
+from archon_core.errors import ArchonError, ConfigError, DataError, RewardError
 from archon_core.models.end_tokens import ModelEnds, end_tokens
 from archon_core.plugins import RewardSpec, registry
 from archon_core.ranks.ranks import DataRanks
@@ -144,8 +145,8 @@ def test_old_failures_are_forgotten():
         score(rollout_of("7", *["1"] * 999), when=f"Step {step + 1}")
 
 
-@pytest.mark.parametrize("error", [DataError, RewardError])
-def test_errors_about_the_record_end_the_run_on_every_rank_and_others_leave_the_record_out(error):
+@pytest.mark.parametrize("error", [ConfigError, DataError, RewardError])
+def test_errors_about_the_configuration_end_the_run_on_every_rank_and_others_leave_the_record_out(error):
     def complaining(prompt, completion, record):
         if record["answer"] == "1":
             raise error("no answer")
@@ -163,13 +164,21 @@ def test_errors_about_the_record_end_the_run_on_every_rank_and_others_leave_the_
             found[ranks.rank] = outcome
 
     run_on_ranks(2, body)
-    if error is DataError:
+    if error is ConfigError:
         assert str(found[1]) == "data.jsonl:2: no answer"
         assert str(found[0]) == f"rank 1 failed: {found[1]}"
-        assert type(found[0]) is type(found[1]) is DataError
+        assert type(found[0]) is type(found[1]) is ConfigError
     else:
         assert found[0].outcomes == found[1].outcomes
         assert [one.failed for (one,) in found[0].outcomes] == [False, True, False]
+
+
+def test_a_record_without_an_answer_costs_its_own_completions():
+    rollout, notes = rollout_of("12", "34", "5"), []
+    records = (rollout.records[0], PlacedRecord({"prompt": "1"}, "data.jsonl:2"), rollout.records[2])
+    scores = scorer(digit, notes=notes)(replace(rollout, records=records), when="Step 1")
+    assert [[one.value for one in group] for group in scores.outcomes] == [[1.0, 2.0], [None, None], [5.0]]
+    assert "data.jsonl:2: found no field 'solution' among 'prompt'; set data.prompt_key and data.answer_key" in notes[0]
 
 
 def test_ranks_that_share_records_leave_the_calls_to_one_of_them():

@@ -7,7 +7,7 @@ import torch
 from bigram_engine import BigramEngine
 from run_results import rows, table
 
-from archon_core.errors import ConfigError
+from archon_core.errors import ConfigError, DataError
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.tokenization import characters_tokenizer
 from archon_rl.trainer.sharing import SharedEngine
@@ -132,11 +132,13 @@ def test_stopping_while_the_teacher_learns_keeps_nothing(run):
     assert not (run.folder().path / "teacher_warm_start").exists()
 
 
-def test_without_a_reward_evaluation_is_off_and_recorded(run):
-    folder = run(*PURE, "reward=null", "trainer.max_steps=1", "trainer.eval_every=2")
-    assert "Decision: trainer.eval_every: 2 -> 0 (evaluation scores completions, and there is no reward)" in output(
-        folder
-    )
+def test_held_out_prompts_must_fit_a_teacher_that_is_evaluated(run):
+    """The teacher generates the completions of its evaluation, so its context limits the held-out prompts."""
+    limited = (*PURE, "teacher.model_config.max_position_embeddings=7", "actor.model_config.max_position_embeddings=9")
+    overrides = (*limited, "gconfig.max_new_tokens=2", "eval_gconfig.max_new_tokens=3", "trainer.max_steps=1")
+    with pytest.raises(DataError, match=r"held-out records .* 7 positions .* eval_gconfig\.max_new_tokens=3 of them"):
+        run(*overrides)
+    run(*overrides, "trainer.eval_before_train=false", "trial_name=unevaluated")
 
 
 def test_ppo_learns_from_its_critic_and_a_teacher(run):

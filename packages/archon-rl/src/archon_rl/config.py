@@ -17,6 +17,9 @@ NORM_LEVELS = ("batch", "group")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token", "sequence", "constant")
 REJECTION_METRICS = ("ratio", "kl_k1", "kl_k2", "kl_k3", "binary_kl")
+OPERATORS = "+-*"
+MOST_PROBLEMS = 20_000_000
+"""Largest number of generated problems: their shuffled order is held in memory."""
 PROX_LOGP_METHODS = ("recompute", "loglinear", "metrics", "reuse_train_logp")
 
 
@@ -126,8 +129,10 @@ class PolicyOptions:
             ``gconfig.max_new_tokens`` and stays constant beyond it (DAPO, eq. 13).
         overlong_tokens: length of the buffer in which the penalty grows.
         overlong_penalty_factor: size of the penalty at and beyond the limit; 1 in DAPO.
-        mask_no_eos_with_zero: do not train on completions that reach the length limit. Their rewards still count in the
-            statistics of their group.
+        mask_no_eos_with_zero: completions that reach the length limit have reward 0 after ``reward_norm``, whose
+            statistics count the rewards that they had. They stay in the loss, with the KL penalty of ``kl_ctl``.
+        overlong_filtering: do not train on completions that reach the length limit (DAPO, section 3.4). Their rewards
+            still count in the statistics of their group. Not in AReaL.
         dynamic_sampling: leave out groups whose rewards are all equal, since their advantages are 0, and draw further
             prompts in their place until the batch is full (DAPO). AReaL leaves them out only; so does ``dynamic_bs``.
         dynamic_sampling_max_rounds: largest number of sampling rounds per step, each with as many prompts as are
@@ -187,6 +192,7 @@ class PolicyOptions:
     overlong_tokens: int | None = None
     overlong_penalty_factor: float | None = None
     mask_no_eos_with_zero: bool = False
+    overlong_filtering: bool = False
     dynamic_sampling: bool = False
     dynamic_sampling_max_rounds: int = option(10, POSITIVE)
     discount: float = option(1.0, SHARE)
@@ -269,6 +275,11 @@ class RewardOptions:
     max_failed: float = option(0.1, SHARE)
 
 
+def _operators(value: str) -> str | None:
+    valid = value and set(value) <= set(OPERATORS) and len(set(value)) == len(value)
+    return None if valid else f"{OPERATORS!r}, each at most once"
+
+
 @dataclass
 class ArithmeticOptions:
     """The generated arithmetic task (``data.arithmetic``): all problems ``a op b``.
@@ -280,8 +291,17 @@ class ArithmeticOptions:
     """
 
     max_operand: int = option(99, POSITIVE)
-    operators: str = "+"
+    operators: str = option("+", _operators)
     zero_pad: bool = False
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        n_problems = len(self.operators) * (self.max_operand + 1) ** 2
+        if n_problems > MOST_PROBLEMS:
+            yield (
+                "max_operand",
+                f"found {self.max_operand}, which gives {n_problems:,} problems; allowed are at most "
+                f"{MOST_PROBLEMS:,}; lower it",
+            )
 
 
 @dataclass

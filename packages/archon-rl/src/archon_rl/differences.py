@@ -127,6 +127,14 @@ def advantage_differences(options: PolicyOptions, kl_ctl: float) -> Iterator[Dec
             "the estimate as it is",
             "as in REINFORCE++ (arXiv:2501.03262, eq. 4); AReaL limits every token's estimate to [-10, 10]",
         )
+    if options.mask_no_eos_with_zero:
+        yield Decision(
+            "actor.mask_no_eos_with_zero",
+            "true",
+            "completions that reach the length limit have reward 0 after actor.reward_norm, and stay in the loss",
+            "as AReaL computes it; its description leaves them out of the loss, as overlong filtering does (DAPO, "
+            "arXiv:2503.14476, section 3.4): actor.overlong_filtering=true",
+        )
     for option, norm in (("actor.reward_norm", options.reward_norm), ("actor.adv_norm", options.adv_norm)):
         if norm is not None and _deviates_around_another_mean(norm):
             yield Decision(

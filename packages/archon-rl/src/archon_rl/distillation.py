@@ -12,7 +12,7 @@ from archon_rl.losses.distillation import DistillationTerm, WeightedTerm
 
 PURE_OPTIONS = (
     "ppo_n_minibatches",
-    "mask_no_eos_with_zero",
+    "overlong_filtering",
     "recompute_logprob",
     "loss_aggregation",
     "kl_loss_coef",

@@ -1,7 +1,8 @@
 """Published algorithms as settings of ``algorithm: grpo`` or ``ppo``: names for combinations of options.
 
 ``archon algorithms`` lists them. The values of a paper's own experiments stand here where the paper has them; they are
-a start, not a recommendation for other models. Imports no torch.
+a start, not a recommendation for other models. A preset says whether there is a KL to the reference, and where: the
+default of ``actor.kl_ctl`` is AReaL's. Imports no torch.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ class NamedSettings:
 
 
 _AS_THEY_ARE = {"actor.adv_norm": "null"}
+_NO_KL = {"actor.kl_ctl": "0.0", "actor.kl_loss_coef": "0.0"}
+"""No KL to a reference, neither in the reward nor in the loss."""
+_REFERENCE = {"ref": "{}"}
 _WHOLE_BATCH = {"actor.adv_norm.mean_level": "batch", "actor.adv_norm.std_level": "batch"}
 
 
@@ -56,19 +60,28 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
     NamedSettings(
         "GRPO",
         "arXiv:2402.03300",
-        "rewards relative to mean and deviation of the group, losses averaged per sequence",
-        {**_group(), "actor.loss_aggregation": "sequence"},
+        "rewards relative to mean and deviation of the group, losses averaged per sequence, the KL to the reference in "
+        "the loss, one update per batch",
+        {
+            **_group(),
+            "actor.loss_aggregation": "sequence",
+            "actor.kl_ctl": "0.0",
+            "actor.kl_loss_coef": "0.04",
+            "actor.kl_loss_estimator": "k3",
+            "actor.ppo_n_minibatches": "1",
+            **_REFERENCE,
+        },
     ),
     NamedSettings(
         "Dr.GRPO",
         "arXiv:2503.20783",
-        "GRPO without division by the deviation and by lengths",
-        {**_group("null"), "actor.loss_aggregation": "constant"},
+        "GRPO without division by the deviation and by lengths, and without a KL",
+        {**_group("null"), "actor.loss_aggregation": "constant", **_NO_KL},
     ),
     NamedSettings(
         "DAPO",
         "arXiv:2503.14476",
-        "asymmetric clipping, losses averaged over tokens, prompts without a difference replaced by others; add "
+        "asymmetric clipping, losses averaged over tokens, prompts without a difference replaced by others, no KL; add "
         "actor.overlong_reward_penalty with a buffer that suits gconfig.max_new_tokens",
         {
             **_group(),
@@ -76,6 +89,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
             "actor.eps_clip_higher": "0.28",
             "actor.loss_aggregation": "token",
             "actor.dynamic_sampling": "true",
+            **_NO_KL,
         },
     ),
     NamedSettings(
@@ -88,6 +102,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
             "actor.eps_clip": "3e-4",
             "actor.eps_clip_higher": "4e-4",
             "actor.loss_aggregation": "sequence",
+            **_NO_KL,
         },
     ),
     NamedSettings(
@@ -100,6 +115,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
             "actor.eps_clip": "1.0",
             "actor.eps_clip_higher": "4.0",
             "actor.loss_aggregation": "token",
+            **_NO_KL,
         },
     ),
     NamedSettings(
@@ -112,13 +128,20 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
             "actor.sapo_tau_pos": "1.0",
             "actor.sapo_tau_neg": "1.05",
             "actor.loss_aggregation": "sequence",
+            **_NO_KL,
         },
     ),
     NamedSettings(
         "M2PO",
         "arXiv:2510.01161",
         "leaves out the tokens with the largest squared log-ratios, and does not clip",
-        {**_group(), "actor.m2_threshold": "0.04", "actor.eps_clip": "0.0", "actor.loss_aggregation": "token"},
+        {
+            **_group(),
+            "actor.m2_threshold": "0.04",
+            "actor.eps_clip": "0.0",
+            "actor.loss_aggregation": "token",
+            **_NO_KL,
+        },
     ),
     NamedSettings(
         "DPPO",
@@ -131,13 +154,20 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
             "actor.dppo_mask_high": "0.2",
             "actor.dppo_kl_coef": "1e-3",
             **_group("null"),
+            **_NO_KL,
         },
     ),
     NamedSettings(
         "GMPO",
         "arXiv:2507.20673",
         "the geometric mean of clipped token ratios",
-        {**_group(), "actor.policy_loss": "gmpo", "actor.eps_clip": "0.4", "actor.loss_aggregation": "sequence"},
+        {
+            **_group(),
+            "actor.policy_loss": "gmpo",
+            "actor.eps_clip": "0.4",
+            "actor.loss_aggregation": "sequence",
+            **_NO_KL,
+        },
     ),
     NamedSettings(
         "Clip-Cov",
@@ -149,13 +179,20 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
             "actor.clip_cov_ratio": "2e-4",
             "actor.clip_cov_lower": "1.0",
             "actor.clip_cov_upper": "5.0",
+            **_NO_KL,
         },
     ),
     NamedSettings(
         "KL-Cov",
         "arXiv:2505.22617",
         "a KL penalty at the tokens with the highest covariance",
-        {**_group(), "actor.policy_loss": "kl_cov", "actor.kl_cov_ratio": "2e-3", "actor.kl_cov_coef": "1.0"},
+        {
+            **_group(),
+            "actor.policy_loss": "kl_cov",
+            "actor.kl_cov_ratio": "2e-3",
+            "actor.kl_cov_coef": "1.0",
+            **_NO_KL,
+        },
     ),
     NamedSettings(
         "dual clip",
@@ -166,32 +203,46 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
     NamedSettings(
         "RLOO",
         "arXiv:2402.14740",
-        "rewards relative to the mean of the other samples",
-        _group("null", mean_leave1out="true"),
+        "rewards relative to the mean of the other samples; the KL to the reference in the reward",
+        {
+            **_group("null", mean_leave1out="true"),
+            "actor.kl_ctl": "0.1",
+            "actor.kl_estimator": "k1",
+            "actor.kl_loss_coef": "0.0",
+            **_REFERENCE,
+        },
     ),
     NamedSettings(
         "REINFORCE++",
         "arXiv:2501.03262",
-        "no baseline per prompt: the KL to the reference in the reward, normalised over the batch; needs ref",
-        {"actor.reward_norm": "null", **_WHOLE_BATCH, "actor.kl_ctl": "1e-3", "actor.kl_estimator": "k1"},
+        "no baseline per prompt: the KL to the reference in the reward, normalised over the batch",
+        {
+            "actor.reward_norm": "null",
+            **_WHOLE_BATCH,
+            "actor.kl_ctl": "1e-3",
+            "actor.kl_estimator": "k1",
+            "actor.kl_loss_coef": "0.0",
+            **_REFERENCE,
+        },
     ),
     NamedSettings(
         "REINFORCE++ baseline",
         "arXiv:2501.03262",
         "rewards relative to the mean of the group, then normalised over the batch; the KL to the reference in the "
-        "loss; needs ref",
+        "loss",
         {
             **_group("null", advantages=_WHOLE_BATCH),
             "actor.kl_ctl": "0.0",
             "actor.kl_loss_coef": "1e-3",
             "actor.kl_loss_estimator": "k2",
+            **_REFERENCE,
         },
     ),
     NamedSettings(
         "LitePPO",
         "arXiv:2508.08221",
         "mean of the group, deviation of the batch, losses averaged over tokens",
-        {**_group("batch"), "actor.loss_aggregation": "token"},
+        {**_group("batch"), "actor.loss_aggregation": "token", **_NO_KL},
     ),
     NamedSettings(
         "OPO",
@@ -200,7 +251,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
         {
             **_group("null", mean_weights="length"),
             "actor.ppo_n_minibatches": "1",
-            "actor.kl_ctl": "0.0",
+            **_NO_KL,
             "actor.entropy_coef": "0.0",
         },
     ),
@@ -208,7 +259,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
         "MaxRL",
         "arXiv:2602.02710",
         "divides by the mean of the group; rewards from 0 on",
-        {**_group("group", scale="mean", eps="0.0"), "actor.reward_bias": "0.0"},
+        {**_group("group", scale="mean", eps="0.0"), "actor.reward_bias": "0.0", **_NO_KL},
     ),
     NamedSettings(
         "VAPO lambda",
@@ -226,7 +277,12 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
         "KDRL",
         "arXiv:2506.02208",
         "the policy loss and the KL to teacher; with AReaL's weights",
-        {"teacher.engine_type": "train", "teacher.rl_loss_weight": "1.0", "teacher.distill_loss_weight": "0.005"},
+        {
+            "teacher.engine_type": "train",
+            "teacher.rl_loss_weight": "1.0",
+            "teacher.distill_loss_weight": "0.005",
+            **_NO_KL,
+        },
     ),
     NamedSettings(
         "PPO",
@@ -237,6 +293,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
             "actor.eps_clip": "0.2",
             "actor.gae_lambda": "0.95",
             "critic.eps_clip": "null",
+            **_NO_KL,
         },
         algorithm="ppo",
     ),
@@ -249,6 +306,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
             "actor.gae_lambda": "0.95",
             "critic.gae_lambda": "1.0",
             "critic.warmup_steps": "100",
+            **_NO_KL,
         },
         algorithm="ppo",
     ),
@@ -266,6 +324,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
             "actor.gae_lambda_kwargs.alpha": "0.05",
             "critic.gae_lambda": "1.0",
             "critic.warmup_steps": "50",
+            **_NO_KL,
         },
         algorithm="ppo",
     ),

@@ -35,6 +35,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             name="sft",
             target="archon_rl.presets:sft",
             trainer="archon_rl.trainer.sft:SFTTrainer",
+            preview="archon_rl.preview:preview_sft",
             summary="supervised fine-tuning on the answers of a data set",
             config=(_TOKENIZER,),
         ),
@@ -42,6 +43,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             name="grpo",
             target="archon_rl.presets:grpo",
             trainer="archon_rl.trainer.rl:RLTrainer",
+            preview="archon_rl.preview:preview_grpo",
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
             config=(_TOKENIZER, _POLICY, _REWARDS, _TEACHER, _WARM_START),
@@ -50,6 +52,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             name="ppo",
             target="archon_rl.ppo:ppo",
             trainer="archon_rl.trainer.rl:RLTrainer",
+            preview="archon_rl.preview:preview_ppo",
             summary="proximal policy optimisation with a critic (arXiv:1707.06347)",
             needs=("inference_engine",),
             sections=("critic",),
@@ -59,6 +62,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             name="dpo",
             target="archon_rl.preference_algorithms:dpo",
             trainer="archon_rl.trainer.preferences:PreferenceTrainer",
+            preview="archon_rl.preview:preview_dpo",
             summary="direct preference optimisation (arXiv:2305.18290) and IPO (arXiv:2310.12036)",
             config=(
                 _TOKENIZER,
@@ -71,6 +75,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             name="rw",
             target="archon_rl.preference_algorithms:rw",
             trainer="archon_rl.trainer.preferences:PreferenceTrainer",
+            preview="archon_rl.preview:preview_rw",
             summary="a Bradley-Terry reward model, for reward=model in later runs",
             config=(_TOKENIZER, _PREFERENCES),
         ),
@@ -177,6 +182,8 @@ def archon_datasets() -> Iterable[DatasetSpec]:
             target="archon_rl.datasets.arithmetic:arithmetic_dataset",
             summary="generated problems 'a op b', with a held-out split",
             config=(_ARITHMETIC,),
+            unused=("path", "validation_path"),
+            preferences=False,
         ),
     ]
 

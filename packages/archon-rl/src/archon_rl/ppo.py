@@ -6,14 +6,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from archon_core.config.validation import check_options
 from archon_core.contracts.decisions import Decision
-from archon_core.errors import ConfigError
 from archon_rl.advantages import ConstantLambda, GAELambda, ValueAdvantages
 from archon_rl.algorithm import TRUNCATED, Algorithm, CriticTraining, DropTruncated
 from archon_rl.losses.value import ValueTerm
 from archon_rl.presets import Estimates, estimator_fields, policy_optimisation
-from archon_rl.teacher_options import is_pure_distillation
+from archon_rl.run_problems import refuse, value_problems
 from archon_train.model_sections import missing_sections
 
 
@@ -25,18 +23,9 @@ def ppo(config: Any, decisions: list[Decision]) -> Algorithm:
     Raises:
         ConfigError: there is no critic to train, an option has an invalid value, or two options contradict each other.
     """
-    for text in missing_sections(config, "ppo", ("critic",)):
-        raise ConfigError(text)
+    refuse(missing_sections(config, "ppo", ("critic",)))
     critic = config.critic
-    for _, text in check_options(critic, "critic"):
-        raise ConfigError(text)
-    if critic.optimizer is None:
-        raise ConfigError("critic.optimizer: found null; ppo trains the critic; leave it out, or set its options")
-    if is_pure_distillation(config.teacher):
-        raise ConfigError(
-            "teacher.rl_loss_weight: found 0 with algorithm=ppo; pure distillation has no advantages for a critic to "
-            "estimate; set algorithm=grpo and leave the section critic out, or set a weight above 0"
-        )
+    refuse(value_problems(config))
     algorithm = policy_optimisation("ppo", config, decisions, _value_advantages)
     decisions.extend(_notes(critic))
     training = CriticTraining(
@@ -52,7 +41,7 @@ def _value_advantages(config: Any, kl_ctl: float, gae_lambda: GAELambda) -> Esti
     critic = config.critic
     return (
         ValueAdvantages(
-            **estimator_fields(config.actor, config.gconfig, kl_ctl, gae_lambda),
+            **estimator_fields(config.actor, kl_ctl, gae_lambda),
             bootstrap=TRUNCATED if critic.bootstrap_truncated else None,
             returns_lambda=None if critic.gae_lambda is None else ConstantLambda(critic.gae_lambda),
         ),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, Protocol
 
-from archon_core.config.validation import check_options
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.loss import Loss
 from archon_core.errors import ConfigError
 from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.losses.preference import BradleyTerryLoss, PreferenceLoss
+from archon_rl.run_problems import preference_problems, refuse, value_head_problems
 
 PAIR = 2
 """Sequences of a pair, which stay together."""
@@ -53,12 +54,7 @@ def dpo(config: Any, decisions: list[Decision]) -> PreferenceAlgorithm:
         ConfigError: an option has an invalid value, or the model has a value head.
     """
     options = config.actor
-    _check(options)
-    if options.is_critic:
-        raise ConfigError(
-            "actor.is_critic: found true; algorithm 'dpo' trains a language model; set it to false, or train a reward "
-            "model with algorithm=rw"
-        )
+    refuse(chain(preference_problems(config), value_head_problems(config)))
     _record_changes(options, _granularity(options), decisions)
     if options.loss_type == "ipo":
         decisions.append(_ipo_form(options.ipo_logprobs))
@@ -81,17 +77,12 @@ def rw(config: Any, decisions: list[Decision]) -> PreferenceAlgorithm:
         ConfigError: an option has an invalid value.
     """
     options = config.actor
-    _check(options)
+    refuse(preference_problems(config))
     changes = _granularity(options)
     if not options.is_critic:
         changes.append(Decision("actor.is_critic", "false", "true", "a reward model has a value head"))
     _record_changes(options, changes, decisions)
     return PreferenceAlgorithm("rw", BradleyTerryLoss(), is_critic=True)
-
-
-def _check(options: Any) -> None:
-    for _, text in check_options(options, "actor"):
-        raise ConfigError(text)
 
 
 def _record_changes(options: Any, changes: list[Decision], decisions: list[Decision]) -> None:

@@ -10,42 +10,32 @@ from __future__ import annotations
 from typing import Any
 
 from archon_core.contracts.decisions import Decision
-from archon_core.errors import ConfigError
 
 
-def sampled_policy_decisions(options: Any, generation: Any) -> list[Decision]:
+def sampled_policy_decisions(options: Any, generation: Any, *, clips: bool) -> list[Decision]:
     """A decision for every sampling option that training does not have.
 
     Args:
         options: the ``actor`` section.
         generation: the ``gconfig`` section.
-
-    Raises:
-        ConfigError: no completion could end before its limit, and such completions are not trained on.
+        clips: whether a policy loss limits the ratio to the rollout's policy; false for distillation.
     """
-    ends = generation.stop_token_ids or generation.stop
-    if options.mask_no_eos_with_zero and generation.ignore_eos and not ends:
-        raise ConfigError(
-            "actor.mask_no_eos_with_zero: found true with gconfig.ignore_eos=true and neither gconfig.stop nor "
-            "gconfig.stop_token_ids, so that every completion reaches the length limit and none is trained on; set one "
-            "of the two to false, or add stop texts"
-        )
-    named = (("frequency_penalty", "penalty"), ("min_new_tokens", "minimum"))
+    absent = (("frequency_penalty", "penalty"), ("min_new_tokens", "minimum"))
     return [
         Decision(
             f"gconfig.{name}",
             str(getattr(generation, name)),
             "in sampling alone",
-            f"the trained policy has no {what}; {_correction(options)}",
+            f"the trained policy has no {what}; {_correction(options, clips)}",
         )
-        for name, what in named
+        for name, what in absent
         if getattr(generation, name)
     ]
 
 
-def _correction(options: Any) -> str:
-    if options.use_decoupled_loss:
+def _correction(options: Any, clips: bool) -> str:
+    if clips and options.use_decoupled_loss:
         return "the weight pi_prox / pi_behave of actor.use_decoupled_loss corrects for it"
     if options.recompute_logprob:
         return "actor.recompute_logprob takes the trainer's log-probabilities, so nothing corrects for it"
-    return "the ratio to the rollout's log-probabilities corrects for it, within the clip range"
+    return "the ratio to the rollout's log-probabilities corrects for it" + ", within the clip range" * clips

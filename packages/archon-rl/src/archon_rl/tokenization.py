@@ -14,13 +14,13 @@ from archon_core.config.rules import one_of
 from archon_core.errors import ConfigError
 from archon_engine.models.hf_config import checkpoint_folder
 from archon_engine.models.tokenizer import read_tokenizer
+from archon_rl.data_problems import SPECIAL_TOKENS, tokenizer_problems, too_small_vocabulary
+from archon_rl.run_problems import refuse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PAD, BOS, EOS, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
-SPECIAL_TOKENS = (PAD, BOS, EOS, UNKNOWN)
-BYTES = 256
+PAD, BOS, EOS, UNKNOWN = SPECIAL_TOKENS
 
 
 def characters_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
@@ -45,12 +45,7 @@ def bpe_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerF
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    least = BYTES + len(SPECIAL_TOKENS)
-    if vocab_size < least:
-        raise ConfigError(
-            f"tokenizer.vocab_size: found {vocab_size}; allowed is at least {least}, for all bytes and "
-            f"{len(SPECIAL_TOKENS)} special tokens; raise it"
-        )
+    refuse(too_small_vocabulary(vocab_size))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -110,20 +105,9 @@ def build_tokenizer(config: Any, texts: Iterable[str]) -> Any:
     kind = config.tokenizer.kind
     if allowed := one_of("pretrained", "characters", "bpe")(kind):
         raise ConfigError(f"tokenizer.kind: found {kind!r}; allowed are {allowed}")
-    actor = config.actor
+    refuse(tokenizer_problems(config))
     if kind == "pretrained":
-        path = config.tokenizer_path or actor.path
-        if not path:
-            raise ConfigError(
-                "tokenizer.kind: found 'pretrained', and neither tokenizer_path nor actor.path; set one of them, or "
-                "build a tokenizer from the data with tokenizer.kind=characters or bpe"
-            )
-        return load_tokenizer(path)
-    if actor.path and not actor.init_from_scratch:
-        raise ConfigError(
-            f"tokenizer.kind: found {kind!r}, but the weights of actor.path={actor.path!r} were trained with another "
-            "tokenizer; set tokenizer.kind=pretrained, or actor.init_from_scratch=true"
-        )
+        return load_tokenizer(config.tokenizer_path or config.actor.path)
     if kind == "characters":
         return characters_tokenizer(texts)
     return bpe_tokenizer(texts, config.tokenizer.vocab_size)

@@ -23,6 +23,7 @@ def archon_inference_engines() -> Iterable[InferenceEngineSpec]:
             target="archon_rollout.served.engine:ServedEngine",
             summary="samples on our own servers, which the trainer starts; served:d2t2 has two, of two ranks each",
             letters="dt",
+            runs_servers=True,
         ),
     ]
 
@@ -39,7 +40,7 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
         WeightTransportSpec(
             name="shm",
             target="archon_rollout.transports.shared_memory:SharedMemoryTransport",
-            receiver="archon_rollout.receiving.shared_memory:SharedMemoryReceiver",
+            receiver="archon_core.receiving.shared_memory:SharedMemoryReceiver",
             summary="shared memory on the trainer's host, one copy per side",
             one_host=True,
         ),
@@ -47,7 +48,7 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
             name="distributed",
             aliases=("xccl",),
             target="archon_rollout.transports.distributed:DistributedTransport",
-            receiver="archon_rollout.receiving.distributed:DistributedReceiver",
+            receiver="archon_core.receiving.distributed:DistributedReceiver",
             summary="a process group of two per server and version, over the network",
         ),
         WeightTransportSpec(
@@ -69,6 +70,7 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
             target="archon_rollout.served.driver:ServedDriver",
             summary="archon serve: two copies of the weights, exact log-probabilities across updates",
             letters="dt",
+            transports=("shm", "disk", "distributed"),
         )
     ]
 

@@ -8,6 +8,9 @@ take quadratic time. So the last tokens are decoded with and without the new one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from archon_core.contracts.rollout import Completion, GenerationRequest
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -85,3 +88,29 @@ def stop_suffix(
     matcher = StopTextMatcher(texts, decode, min_new_tokens)
     found = [matcher.add(token) for token in token_ids]
     return found[-1] if found else None
+
+
+def cut_at_stop_text(completion: Completion, request: GenerationRequest) -> Completion:
+    """A completion that was generated without regard to stop texts, up to the first one.
+
+    The tokens before it are those that an engine which looks for stop texts draws, because a token depends on no later
+    one.
+    """
+    config, decode = request.config, request.decode
+    if not config.stop:
+        return completion
+    assert decode is not None, "engines refuse stop texts without a decode function"
+    matcher = StopTextMatcher(config.stop, decode, config.min_new_tokens)
+    for n_tokens, token in enumerate(completion.token_ids, start=1):
+        if matcher.add(token) is None:
+            continue
+        experts = completion.routed_experts  # without the last token's, which the model never processes
+        return replace(
+            completion,
+            token_ids=completion.token_ids[:n_tokens],
+            logprobs=completion.logprobs[:n_tokens],
+            versions=completion.versions[:n_tokens],
+            stop_reason="stop",
+            routed_experts=None if experts is None else experts[: len(request.prompt_ids) + n_tokens - 1],
+        )
+    return completion

@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from archon_core.errors import ServerError
-from archon_rollout.receiving import elastic_group
-from archon_rollout.receiving.elastic_group import RECEIVER, SENDER, join_group, receive, send
+from archon_core.receiving import elastic_group
+from archon_core.receiving.elastic_group import RECEIVER, SENDER, join_group, receive, send
 from archon_rollout.transports.distributed import address_towards
 
 

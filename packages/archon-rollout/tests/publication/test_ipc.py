@@ -7,11 +7,11 @@ import torch
 
 from archon_core.contracts.serving import TransportContext
 from archon_core.errors import ServerError
+from archon_core.receiving.memory_store import MemoryStore
+from archon_core.receiving.updates import WeightUpdates
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.receiving.ipc import IpcReceiver
-from archon_rollout.receiving.memory_store import MemoryStore
-from archon_rollout.receiving.updates import WeightUpdates
 from archon_rollout.transports.ipc import IpcTransport
 
 SERVER = ServerRecord("127.0.0.1:1", "a", "fake")

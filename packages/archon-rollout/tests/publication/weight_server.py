@@ -20,12 +20,12 @@ import torch
 
 from archon_core.contracts.rollout import Completion
 from archon_core.errors import ServerError, UncertainCallError
+from archon_core.receiving.memory_store import MemoryStore
+from archon_core.receiving.updates import WeightUpdates
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_rollout.plugin import archon_weight_transports
-from archon_rollout.receiving.memory_store import MemoryStore
-from archon_rollout.receiving.updates import WeightUpdates
 
 
 def logprobs_of(tensors, n_tokens):

@@ -33,5 +33,7 @@ def archon_datasets() -> Iterable[DatasetSpec]:
             target="archon_tasks.reasoning.dataset:reasoning_dataset",
             summary="generated problems of reasoning-gym's tasks (data.reasoning_gym)",
             config=(ConfigSection("data.reasoning_gym", "archon_tasks.config:ReasoningGymOptions"),),
+            unused=("path", "validation_path"),
+            preferences=False,
         ),
     ]

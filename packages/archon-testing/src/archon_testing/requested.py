@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
-from archon_core.plugins import InferenceEngineSpec, ScheduleSpec, TrainEngineSpec, registry
+from archon_core.plugins import ScheduleSpec, TrainEngineSpec, registry
+from archon_core.plugins.inference_engines import inference_engines
 from archon_testing.pipelines import OUR_ENGINE, count_stages, pipeline_schedule
 from archon_testing.worlds import MOST_RANKS
 
@@ -70,7 +71,7 @@ def read_layout(text: str) -> RequestedLayout:
         backend, rest = DEFAULT_BACKEND, text
     dims, dash, schedule = rest.partition("-")
     plugins = registry()
-    backends = backend_table(plugins.all(TrainEngineSpec), plugins.all(InferenceEngineSpec))
+    backends = backend_table(plugins.all(TrainEngineSpec), inference_engines(plugins))
     layout = parse_layout(f"{backend}:{dims}", backends=backends, option=_OPTION)
     if layout.kind != "train":
         raise LayoutError(

@@ -217,6 +217,7 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "dataset": ("data.dataset",),
     "launcher": ("scheduler.type",),
     "inference_engine": ("rollout.backend",),
+    "server_driver": ("rollout.backend",),
     "train_engine": tuple(f"{role}.backend" for role in ROLES),
 }
 """Kind of spec -> the options that name one. Engines declare their options for models, schedules and experts."""

@@ -36,10 +36,16 @@ def file_problems(config: ExperimentConfig) -> tuple[list[Obstacle], list[str]]:
             obstacles.append(Obstacle(text, "environment"))
         else:
             notes.append(f"{role}.path: {path} is not a local folder; it is fetched from the hub unless cached")
-    data = config.data.path
-    if data and _is_local(data) and not _is_there(data):
-        text = f"data.path: found no file or folder {data!r}; give an existing one"
-        obstacles.append(Obstacle(text, "environment"))
+    others = {
+        "data.path": config.data.path,
+        "data.validation_path": config.data.validation_path,
+        "tokenizer_path": config.tokenizer_path,
+    }
+    for option, path in others.items():
+        if path and path not in seen and _is_local(path) and not _is_there(path):
+            text = f"{option}: found no file or folder {path!r}; give an existing one"
+            obstacles.append(Obstacle(text, "environment"))
+        seen.add(path or "")
     return obstacles, notes
 
 

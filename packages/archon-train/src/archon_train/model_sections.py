@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 from archon_core.contracts.decisions import Decision
@@ -37,22 +38,24 @@ def missing_reward_model(config: Any, role: str) -> Iterator[str]:
         )
 
 
-def unused_reward_model(config: Any, role: str) -> Iterator[Decision]:
-    """The decision about a section ``reward_model`` that the reward does not run.
+def unused_models(config: Any, algorithm: AlgorithmSpec, reward_role: str | None) -> Iterator[Decision]:
+    """Decisions about sections of models that no part of the run has.
 
     Args:
         config: the configuration of a run.
-        role: section of the model that the reward runs; empty for none.
+        algorithm: its algorithm.
+        reward_role: section of the model that the reward runs; empty for none, ``None`` if the reward is unknown.
     """
-    if config.reward_model is not None and role != "reward_model":
-        yield Decision("reward_model", "a model", "no effect", "the reward runs no model; reward=model does")
-
-
-def unused_critic(config: Any, algorithm: AlgorithmSpec) -> Iterator[Decision]:
-    """The decision about a critic that the algorithm does not train."""
     if config.critic is not None and "critic" not in algorithm.sections:
         reason = f"algorithm {algorithm.name} has no value model; algorithm=ppo trains one"
         yield Decision("critic", "a section", "not used", reason)
+    if config.reward_model is None or reward_role is None:
+        return
+    if "inference_engine" not in algorithm.needs:
+        reason = f"algorithm {algorithm.name} scores no completions"
+        yield Decision("reward_model", "a section", "not used", reason)
+    elif reward_role != "reward_model":
+        yield Decision("reward_model", "a section", "not used", "the reward runs no model; reward=model does")
 
 
 def stray_value_head(role: str, section: EngineConfig, *, samples: bool) -> Iterator[str]:
@@ -68,6 +71,34 @@ def stray_value_head(role: str, section: EngineConfig, *, samples: bool) -> Iter
             f"{role}.is_critic: found true; a model with a value head has no log-probabilities, which this run needs; "
             "leave it out"
         )
+
+
+def with_initial_weights(section: EngineConfig, actor: EngineConfig) -> EngineConfig:
+    """A model's section with the actor's initial weights, unless it names others.
+
+    ``init_from_scratch`` of the section draws random weights for the actor's architecture.
+    """
+    if section.path or section.model_config is not None:
+        return section
+    scratch = section.init_from_scratch or actor.init_from_scratch
+    return replace(section, path=actor.path, model_config=actor.model_config, init_from_scratch=scratch)
+
+
+def is_frozen(config: Any, role: str) -> bool:
+    """Whether a run never trains the model of the section ``role``."""
+    if role == "teacher":
+        warm_start = getattr(config.teacher, "warm_start", None)
+        return warm_start is None or not warm_start.steps
+    return role in ("ref", "reward_model")
+
+
+def engine_section(config: Any, role: str) -> EngineConfig:
+    """The section ``role`` as its engine gets it: with the weights that it inherits, and without the optimizer of a
+    frozen model."""
+    section = getattr(config, role)
+    if role in ("critic", "ref"):
+        section = with_initial_weights(section, config.actor)
+    return replace(section, optimizer=None) if is_frozen(config, role) else section
 
 
 def critic_problems(critic: EngineConfig, model: ModelSpec | None, explicit: Collection[str]) -> Iterator[str]:

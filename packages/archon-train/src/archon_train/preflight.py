@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.packages import MissingPackage, missing_package
+from archon_core.contracts.data import DatasetSpec
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
-from archon_core.contracts.preview import EngineOutline
+from archon_core.contracts.preview import EngineOutline, RunOutline
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec
@@ -33,20 +34,22 @@ from archon_core.layout.diagnostics import count
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
+from archon_core.plugins.inference_engines import find_inference_engine, inference_engines, missing_engine_packages
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.local_files import file_problems, model_entries, model_type_of
 from archon_train.model_sections import (
     critic_problems,
+    engine_section,
     missing_reward_model,
     missing_sections,
     stray_value_head,
-    unused_critic,
-    unused_reward_model,
+    unused_models,
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
 from archon_train.run_plan import Need, Obstacle, RunPlan
+from archon_train.server_checks import check_servers
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -70,6 +73,7 @@ def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
         obstacles=tuple(dict.fromkeys(planner.obstacles)),
         notes=tuple(planner.notes),
         decisions=tuple(planner.decisions),
+        engine_decisions=tuple(planner.engine_decisions),
     )
 
 
@@ -84,6 +88,7 @@ class _Planner:
         self.needs: dict[MissingPackage, list[str]] = {}
         self.obstacles: list[Obstacle] = []
         self.decisions: list[Decision] = []
+        self.engine_decisions: list[Decision] = []
         self.models: dict[str, ModelSpec | None] = {}
         self.samples = True
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
@@ -95,8 +100,11 @@ class _Planner:
             return
         for option in self.loaded.missing:
             self.need(option.package, option.option)
+        algorithm = self.look_up("algorithm", self.config.algorithm, "algorithm")
+        self.samples = algorithm is None or "inference_engine" in getattr(algorithm, "needs", ())
         self.read_layouts()
-        self.check_algorithm()
+        self.check_rollout()
+        self.check_algorithm(algorithm)
         if self.config.scheduler.type != "local":
             self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
         for role in ROLES:
@@ -115,6 +123,8 @@ class _Planner:
 
     def read_layouts(self) -> None:
         table, backends = self.backends(), engine_backends(self.config)
+        if not self.samples:
+            backends.pop("rollout", None)
         for role in ["actor", *(other for other in backends if other != "actor")]:
             if role != "actor" and "actor" not in self.layouts and not backends[role]:
                 continue  # inherits the actor's layout, whose error is reported already
@@ -136,46 +146,70 @@ class _Planner:
     def backends(self) -> Mapping[str, Backend]:
         """The engines that layouts may name: core's built-in table and installed engines."""
         try:
-            return backend_table(self.registry.all(TrainEngineSpec), self.registry.all(InferenceEngineSpec))
+            return backend_table(self.registry.all(TrainEngineSpec), inference_engines(self.registry))
         except PluginError as error:
             self.unable(str(error))
             return BUILTIN_BACKENDS
 
-    def check_algorithm(self) -> None:
-        config = self.config
-        algorithm = self.look_up("algorithm", config.algorithm, "algorithm")
-        self.look_up("dataset", config.data.dataset, "data.dataset")
-        if config.reward is not None:
-            self.check_reward(config.reward)
-        else:
-            self.decisions += unused_reward_model(config, "")
-        if isinstance(algorithm, AlgorithmSpec):
-            for text in missing_sections(config, algorithm.name, algorithm.sections):
-                self.wrong(text)
-            self.decisions += unused_critic(self.config, algorithm)
+    def check_rollout(self) -> None:
+        if not self.samples:
+            return
         rollout = self.layouts.get("rollout")
-        needed = algorithm is not None and "inference_engine" in getattr(algorithm, "needs", ())
-        self.samples = algorithm is None or needed
-        if rollout is not None and (needed or "rollout.backend" in self.loaded.explicit):
-            self.look_up("inference_engine", rollout.backend, "rollout.backend")
-        if "rollout.weight_transport" in self.loaded.explicit:
-            self.look_up("weight_transport", config.rollout.weight_transport, "rollout.weight_transport")
+        transport = self.config.rollout.weight_transport
+        known = transport is None or self.look_up("weight_transport", transport, "rollout.weight_transport")
+        if rollout is not None:
+            engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
+            if isinstance(engine, InferenceEngineSpec) and engine.runs_servers and known:
+                obstacles, decisions = check_servers(self.config, rollout, self.registry)
+                self.obstacles += obstacles
+                self.decisions += decisions
 
-    def check_reward(self, name: str) -> None:
-        """Look up the plugin, or the function in the user's module, without importing it."""
-        try:
-            chosen = choose_reward(name, self.registry)
-            role = getattr(chosen, "role", "")
-            self.decisions += unused_reward_model(self.config, role)
-            for text in missing_reward_model(self.config, role) if role else ():
+    def check_algorithm(self, algorithm: Spec | None) -> None:
+        config = self.config
+        dataset = self.look_up("dataset", config.data.dataset, "data.dataset")
+        role = "" if config.reward is None else self.check_reward(config.reward)
+        if not isinstance(algorithm, AlgorithmSpec):
+            return
+        for text in missing_sections(config, algorithm.name, algorithm.sections):
+            self.wrong(text)
+        self.decisions += unused_models(config, algorithm, role)
+        if role and self.samples:
+            for text in missing_reward_model(config, role):
                 self.wrong(text)
+        if algorithm.preview:
+            found = dataset if isinstance(dataset, DatasetSpec) else None
+            self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
+
+    def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> None:
+        """Add the problems and decisions that the algorithm's preview finds."""
+        try:
+            found = algorithm.load_part("preview")(outline)
+        except PluginError as error:
+            self.unable(f"algorithm: {error}")
+            return
+        for text in found.problems:
+            self.wrong(text)
+        for text in found.missing:
+            # A file of another program may leave them to that program's script.
+            self.unable(text) if self.loaded.dialects else self.wrong(text)
+        self.decisions += found.decisions
+
+    def check_reward(self, name: str) -> str | None:
+        """Look up the plugin, or the function in the user's module, without importing it.
+
+        Returns:
+            The section of the model that the reward runs, empty for none; ``None`` if the reward is unknown.
+        """
+        try:
+            return getattr(choose_reward(name, self.registry), "role", "")
         except (PluginError, UnknownNameError):
             self.look_up("reward", name, "reward")
         except ConfigError as error:
             self.wrong(str(error))
+        return None
 
     def check_engine(self, role: str) -> None:
-        config, layout = getattr(self.config, role), self.layouts.get(role)
+        config, layout = engine_section(self.config, role), self.layouts.get(role)
         if layout is None:
             return
         option = f"{role}.backend"
@@ -189,12 +223,15 @@ class _Planner:
             self.check_shares_ranks(role, layout)
         if not isinstance(engine, TrainEngineSpec):
             return
-        model = self.models[role] = self.check_model(role, config, layout, engine)
+        # An error about the actor's model is not repeated for the models that start from its weights.
+        inherits = getattr(config, "path", None) == self.config.actor.path and role in ("critic", "ref")
+        if not inherits or self.models.get("actor") is not None:
+            self.models[role] = self.check_model(role, config, layout, engine)
+        model = self.models.get(role)
         for text in stray_value_head(role, config, samples=self.samples):
             self.wrong(text)
         if role == "critic":
-            own = config.path or config.model_config is not None
-            for text in critic_problems(config, model if own else self.models.get("actor"), self.loaded.explicit):
+            for text in critic_problems(config, model, self.loaded.explicit):
                 self.wrong(text)
         schedule, pipeline = self.check_pipeline(role, config, layout, engine)
         self.check_experts(role, config, layout, engine, model)
@@ -221,7 +258,7 @@ class _Planner:
             return
         for text in found.problems:
             self.wrong(text)
-        self.decisions += found.decisions
+        self.engine_decisions += found.decisions
 
     def check_pipeline(
         self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec
@@ -314,15 +351,19 @@ class _Planner:
 
     def look_up(self, kind: str, name: str, option: str) -> Spec | None:
         try:
+            if kind == InferenceEngineSpec.kind:
+                return find_inference_engine(self.registry, name)
             return self.registry.get(kind, name)
         except PluginError as error:  # two plugins provide the name: no package is missing
             self.unable(f"{option}: {error}")
             return None
         except ArchonError as error:
-            package = package_for(kind, name)
-            if package is None:
+            packages = missing_engine_packages(self.registry, name) if kind == InferenceEngineSpec.kind else ()
+            if not packages and (package := package_for(kind, name)):
+                packages = (package,)
+            if not packages:
                 self.wrong(f"{option}: {error}")
-            else:
+            for package in packages:
                 self.need(missing_package(package, self.registry), f"{option}: {name}")
             return None
 

@@ -46,7 +46,8 @@ class RunPlan:
         needs: missing packages.
         obstacles: all other reasons why the run cannot start.
         notes: remarks that do not stop the run.
-        decisions: device-independent decisions of the engines; the run itself records these and any others.
+        decisions: unused options of the run, which are recorded with it.
+        engine_decisions: device-independent decisions of the engines; in the run, the engines record these and others.
     """
 
     layouts: Mapping[str, Layout] = field(default_factory=dict)
@@ -56,6 +57,7 @@ class RunPlan:
     obstacles: tuple[Obstacle, ...] = ()
     notes: tuple[str, ...] = ()
     decisions: tuple[Decision, ...] = ()
+    engine_decisions: tuple[Decision, ...] = ()
 
     @property
     def is_wrong(self) -> bool:

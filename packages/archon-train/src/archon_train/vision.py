@@ -10,7 +10,8 @@ from pathlib import Path
 NEEDED = "images need models with a vision encoder, and batches with pixels"
 
 _MODEL = re.compile(
-    r"(^|[-_.])(\w*VL|VLM?|Vision|Omni)([-_.\d]|$)|Qwen3\.[56]|llava|internvl|smolvlm|paligemma|pixtral|idefics|minicpm-v",
+    r"(^|[-_.])(\w*VL|VLM?|Vision|Omni)([-_.\d]|$)|Qwen3\.[56]|llava|internvl|smolvlm|paligemma|pixtral|idefics|minicpm-v"
+    r"|gemma-3-(4|12|27)b|gemma-3n|llama-4|glm-4\.\d+v|molmo|multimodal",
     re.IGNORECASE,
 )
 """Names of model families that read images. Qwen3.5 and Qwen3.6 do in every size."""

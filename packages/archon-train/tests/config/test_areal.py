@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.config.raw import RawMapping, merge, nested, shown
-from archon_core.config.root import default_text
 from archon_core.config.sections import build_schema, choose_sections
 from archon_core.config.typed import knows, untyped
 from archon_core.config.yaml_file import parse_yaml
@@ -29,7 +28,9 @@ Load = Callable[..., LoadedConfig]
 
 
 def decided(loaded: LoadedConfig) -> dict[str, tuple[str, str]]:
-    return {d.option: (d.requested, d.effective) for d in loaded.decisions if "left out (" not in d.requested}
+    """The decisions except those about defaults."""
+    made = (d for d in loaded.decisions if "left out (" not in d.requested and "'s default; " not in d.reason)
+    return {d.option: (d.requested, d.effective) for d in made}
 
 
 PLUGINS_OWN = {
@@ -71,9 +72,30 @@ def test_a_plugins_own_section_is_left_alone() -> None:
     assert own == {"model": {"a": 1}, "x": "${model.a}"}
 
 
-def test_an_option_under_both_names_is_refused() -> None:
+def test_an_option_with_two_values_under_its_two_names_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"f:1: found train_dataset\.path, AReaL's name for data\.path, .*\(f:2\)"):
         renamed("train_dataset: {path: a}\ndata: {path: b}\n")
+    with pytest.raises(
+        ConfigError, match=r"found teacher\.train, .* teacher\.path=m, and teacher\.path=\$\{actor\.path\}"
+    ):
+        renamed("teacher: {path: '${actor.path}', train: {path: m}}\nactor: {path: other}\n")
+
+
+@pytest.mark.parametrize(
+    ("teacher", "path"),
+    [
+        ("{path: m, train: {path: '${teacher.path}'}}", "m"),
+        ("{path: '${teacher.train.path}', train: {path: m}}", "m"),
+        ("{path: '${.train.path}', train: {path: m}}", "m"),
+        ("{path: '${actor.path}', train: {path: '${actor.path}'}}", "${actor.path}"),
+        ("{path: '${actor.path}', train: {path: m}}", "${actor.path}"),
+        ("{path: '${actor.attn_impl}', train: {path: 'm'}}", "m"),
+        ("{path: m, train: {path: 'm'}}", "m"),
+    ],
+)
+def test_an_option_may_have_both_names_if_its_values_agree(teacher: str, path: str) -> None:
+    found = renamed(f"teacher: {teacher}\nactor: {{path: m, attn_impl: '${{teacher.train.path}}'}}\n")
+    assert found["teacher"] == {"path": path}  # type: ignore[index]
 
 
 @given(st.sampled_from(sorted(RENAMED)), st.sampled_from(["actor", "ref", "critic"]))
@@ -87,10 +109,8 @@ def test_the_tables_agree_with_the_schema(make_registry) -> None:
     schema = build_schema(ExperimentConfig, choose_sections(make_registry(), RawMapping({}), ROOT).used)
     for new in RENAMED.values():
         assert new in PLUGINS_OWN or knows(schema, new.replace("*", "actor")), new
-    for option in (*DEFAULTS, *PIPELINE_DEFAULTS, *(pattern.replace("*", "actor") for pattern in NULL_MEANS)):
+    for option in (pattern.replace("*", "actor") for pattern in (*DEFAULTS, *PIPELINE_DEFAULTS, *NULL_MEANS)):
         assert knows(schema, option), option
-    for option, default in (DEFAULTS | PIPELINE_DEFAULTS).items():
-        assert default_text(schema, option) != default, f"{option}: the defaults agree, so the row says nothing"
     for rule in IGNORED:
         assert rule.reason
         assert rule.harmless or rule.otherwise != "error", f"{rule.path}: an error needs an allowed value"
@@ -153,16 +173,6 @@ def test_adam_is_adamw_in_areals_files_and_adam_in_ours(load: Load) -> None:
     assert not ours.decisions
 
 
-def test_evaluation_with_options_of_its_own_has_its_own_defaults(load: Load) -> None:
-    loaded = load("total_train_epochs: 1\neval_gconfig: {n_samples: 8, max_tokens: 99}\n")
-    assert (loaded.config.eval_gconfig.n_samples, loaded.config.eval_gconfig.max_new_tokens) == (8, 512)
-    told = {d.option: d.requested for d in loaded.decisions}
-    assert told["eval_gconfig.max_new_tokens"] == "left out (16384 in AReaL)"
-    assert "eval_gconfig.max_tokens" not in told
-    evaluated = load("evaluator: {eval_before_train: false}\n").config
-    assert (evaluated.trainer.eval_before_train, evaluated.eval_gconfig) == (False, None)
-
-
 def test_dynamic_sampling_fills_the_batch_unless_its_size_is_dynamic() -> None:
     def decisions(text: str) -> list[tuple[str, str]]:
         return [(d.option, d.effective) for d in translate(parse_yaml(text, "f")).decisions]
@@ -171,52 +181,6 @@ def test_dynamic_sampling_fills_the_batch_unless_its_size_is_dynamic() -> None:
     assert decisions("actor: {dynamic_sampling: true}") == filled
     assert decisions("{actor: {dynamic_sampling: true}, dynamic_bs: true}") == []
     assert decisions("actor: {dynamic_sampling: false}") == []
-
-
-def test_defaults_that_differ_from_areals_are_told_in_its_files_only(load: Load) -> None:
-    told = {d.option: d for d in load("total_train_epochs: 1\ngconfig: {max_new_tokens: 5}\n").decisions}
-    assert set(told) == set(DEFAULTS) - {"gconfig.max_new_tokens"}
-    assert (told["actor.optimizer.lr"].requested, told["actor.optimizer.lr"].effective) == (
-        "left out (0.001 in AReaL)",
-        "1e-05",
-    )
-    assert not load("seed: 1\n").decisions
-
-
-def test_lengths_of_the_outer_stages_are_told_where_there_are_stages(load: Load) -> None:
-    text = "total_train_epochs: 1\nactor: {backend: 'archon:d2p2', archon: {pp_last_stage_less_layers: 1}}\n"
-    loaded = load(text)
-    assert loaded.config.actor.archon.pp_last_stage_less_layers == 1
-    told = {d.option: (d.requested, d.effective) for d in loaded.decisions}
-    assert set(told) == {*DEFAULTS, "actor.archon.pp_first_stage_less_layers"}
-    assert told["actor.archon.pp_first_stage_less_layers"] == ("left out (1 in AReaL)", "null")
-
-
-@pytest.mark.parametrize(
-    ("mode", "resume", "auto_resume"),
-    [
-        ("disabled", False, False),
-        ("off", False, False),
-        ("resume", True, False),
-        ("auto", False, True),
-        ("on", False, True),
-        ("fault", False, True),
-    ],
-)
-def test_recovery_modes_say_whether_a_run_goes_on(load: Load, mode: str, resume: bool, auto_resume: bool) -> None:
-    trainer = load(f"recover: {{mode: {mode}}}\n").config.trainer
-    assert (trainer.resume, trainer.auto_resume) == (resume, auto_resume)
-
-
-def test_an_unknown_recovery_mode_is_refused(load: Load) -> None:
-    with pytest.raises(ConfigError, match=r"recover\.mode: found maybe; allowed are auto, disabled"):
-        load("recover: {mode: maybe}\n")
-
-
-def test_checkpoints_for_recovery_are_checkpoints(load: Load) -> None:
-    loaded = load("recover: {freq_steps: 7}\nsaver: {freq_steps: null}\n")
-    assert loaded.config.trainer.save_every == 7
-    assert load("recover: {freq_steps: 7}\nsaver: {freq_steps: 3}\n").config.trainer.save_every == 3
 
 
 def test_scheduler_null_is_local(load: Load) -> None:
@@ -246,6 +210,7 @@ def test_a_data_set_that_areal_knows_gets_what_its_code_fills_in(load: Load) -> 
     assert (loaded.config.data.dataset, loaded.config.data.validation_path) == ("hf", None)
     assert loaded.config.reward == "gsm8k"
     assert load("train_dataset: {path: openai/gsm8k}\nreward: null\n").config.reward is None
+    assert load("train_dataset: {path: openai/gsm8k, type: sft}\n").config.reward is None
 
 
 def verdict(option: str, value: str) -> str:
@@ -363,6 +328,8 @@ def test_a_whole_areal_file_loads_and_every_change_is_a_decision(load: Load) -> 
         "gconfig.max_tokens",
         "recover.freq_epochs",
         "recover.freq_secs",
+        "ref.archon.enable_compile",
+        "ref.disable_dropout",
         "ref.scheduling_spec",
         "ref.scheduling_strategy",
         "reward",

@@ -39,7 +39,9 @@ def options(section: str = "") -> list[str]:
 
 
 def decided(loaded: LoadedConfig) -> dict[str, tuple[str, str]]:
-    return {d.option: (d.requested, d.effective) for d in loaded.decisions if "left out (" not in d.requested}
+    """The decisions except those about defaults."""
+    made = (d for d in loaded.decisions if "left out (" not in d.requested and "'s default; " not in d.reason)
+    return {d.option: (d.requested, d.effective) for d in made}
 
 
 def test_the_facts_are_those_of_one_release() -> None:
@@ -77,6 +79,15 @@ def test_rows_of_the_table_name_options_that_areal_has_or_had() -> None:
     }
     for rule in IGNORED:
         assert any(fits(rule.path, path) for path in known | former), rule.path
+
+
+def test_reasons_hold_for_every_rollout_engine_and_every_reward() -> None:
+    reasons = {rule.path: rule.reason for rule in IGNORED}
+    assert not [path for path, reason in reasons.items() if path.startswith("rollout.") and "trainer's rank" in reason]
+    assert reasons["rollout.routing_strategy"] == "a request goes to the server with the least work"
+    assert "processes beside the trainer" in reasons["scheduler.functioncall_service_domain"]
+    assert "reward=model" in reasons["scheduler.reward_model_path"]
+    assert "rollout.addresses" in reasons["cluster.name_resolve"]
 
 
 def test_a_refusal_says_what_would_be_needed_and_lists_the_options_of_its_feature(load: Load) -> None:
@@ -277,6 +288,8 @@ def test_a_file_in_archons_format_keeps_its_megatron_backend(load: Load) -> None
     [
         ("actor: {path: Qwen/Qwen2.5-VL-3B-Instruct}\n", "actor.path=Qwen/Qwen2.5-VL-3B-Instruct"),
         ("actor: {path: Qwen/Qwen3.5-2B}\n", "actor.path=Qwen/Qwen3.5-2B"),
+        ("actor: {path: google/gemma-3-4b-it}\n", "actor.path=google/gemma-3-4b-it"),
+        ("actor: {path: zai-org/GLM-4.5-Air}\nref: {path: zai-org/GLM-4.5V}\n", "ref.path=zai-org/GLM-4.5V"),
         (
             "actor: {path: Qwen/Qwen3-8B}\ntrain_dataset: {path: hiyouga/geometry3k}\n",
             "data.path=hiyouga/geometry3k",

@@ -7,7 +7,7 @@ import pytest
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.plugins import AlgorithmSpec, ModelSpec, Registry, TrainEngineSpec
-from archon_train.model_sections import missing_reward_model, unused_reward_model
+from archon_train.model_sections import missing_reward_model, unused_models
 from archon_train.preflight import plan_run
 from archon_train.run_plan import RunPlan
 
@@ -97,8 +97,19 @@ def test_a_reward_that_runs_a_model_needs_its_checkpoint() -> None:
     assert not list(missing_reward_model(with_reward_model("export"), "reward_model"))
 
 
-def test_a_model_that_no_reward_runs_is_a_decision() -> None:
-    assert not list(unused_reward_model(with_reward_model("export"), "reward_model"))
-    assert not list(unused_reward_model(with_reward_model(given=False), ""))
-    [decision] = unused_reward_model(with_reward_model("export"), "")
-    assert (decision.option, decision.effective) == ("reward_model", "no effect")
+@pytest.mark.parametrize(
+    ("needs", "role", "reason"),
+    [
+        (("inference_engine",), "reward_model", None),
+        (("inference_engine",), None, None),  # an unknown reward is an error already
+        (("inference_engine",), "", "the reward runs no model; reward=model does"),
+        ((), "reward_model", "algorithm taught scores no completions"),
+    ],
+)
+def test_a_model_that_no_reward_runs_is_a_decision(needs, role, reason) -> None:
+    config, spec = with_reward_model("export"), AlgorithmSpec(name="taught", target="json:loads", needs=needs)
+    config.critic = None
+    found = [(d.option, d.effective, d.reason) for d in unused_models(config, spec, role)]
+    assert found == ([] if reason is None else [("reward_model", "not used", reason)])
+    config.reward_model = None
+    assert not list(unused_models(config, spec, role))

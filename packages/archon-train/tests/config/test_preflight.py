@@ -75,7 +75,7 @@ def test_what_engines_do_other_than_asked_on_any_device_is_known_and_strict_refu
     found = plan(load, complete, RUNNABLE, *options)
     assert found.can_run
     changed = {("actor.archon.ac_mode", "none"), ("actor.enable_tree_training", "false")}
-    assert {(decision.option, decision.effective) for decision in found.decisions} == changed
+    assert {(decision.option, decision.effective) for decision in found.engine_decisions} == changed
     [refusal] = config_errors(plan(load, complete, RUNNABLE, *options, "actor.archon.strict=true"))
     assert refusal.startswith("actor.archon.strict: found true, and settings that Archon would change; write")
     assert all(option in refusal for option, _ in changed)
@@ -142,13 +142,14 @@ def test_missing_packages_are_named_with_what_they_are_for(load: Load, make_regi
             "reward: gsm8k",
         ),
         "archon-sglang": ("rollout.backend: sglang",),
+        "archon-rollout": ("rollout.backend: sglang",),
         "archon-ray": ("scheduler.type: ray",),
         "archon-pipeline": ("actor.archon.pp_schedule: Interleaved1F1B",),
         "archon-moe": ("the experts of archon:(attn:d1p4t2c2|ffn:d1p4t1e4)",),
     }
     assert not found.is_wrong
     assert list(install_commands(found.needs)) == [
-        "pip install archon-moe archon-pipeline archon-ray archon-rl archon-sglang"
+        "pip install archon-moe archon-pipeline archon-ray archon-rl archon-rollout archon-sglang"
     ]
 
 
@@ -171,16 +172,15 @@ def test_a_weight_transport_that_is_written_must_exist(load: Load, complete: Reg
     assert plan(load, complete, RUNNABLE).can_run
 
 
-def test_rollout_is_looked_up_for_algorithms_that_need_it_or_when_it_is_written(
-    load: Load, make_registry: MakeRegistry
-) -> None:
+def test_rollout_is_looked_up_for_algorithms_that_sample(load: Load, make_registry: MakeRegistry) -> None:
     without = make_registry(
         rl_plugin(), plugin("m", ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)))
     )
     assert plan(load, without, RUNNABLE, "algorithm=sft").can_run
     assert [n.package.name for n in plan(load, without, RUNNABLE).needs] == ["archon-rollout"]
-    written = plan(load, without, RUNNABLE, "algorithm=sft", "rollout.backend=local")
-    assert [n.package.name for n in written.needs] == ["archon-rollout"]
+    unused = plan(load, without, RUNNABLE, "algorithm=sft", "rollout.backend=sglang:d8")
+    assert unused.can_run
+    assert [share.role for share in unused.shares] == ["actor"]
 
 
 def test_axes_that_the_engine_cannot_run_are_refused_by_name(load: Load, complete: Registry) -> None:
@@ -252,13 +252,13 @@ def test_ranks_that_cannot_share_the_attention_heads_are_known_before_a_run(load
 def test_what_a_pipeline_changes_in_micro_batches_is_known_before_a_run(load: Load, complete: Registry) -> None:
     deep = "actor: {backend: 'archon:p2', model_config: {model_type: tiny, num_hidden_layers: 10}}\n"
     found = plan(load, complete, deep)
-    assert [(d.option, d.requested, d.effective) for d in found.decisions] == [("actor.mb_spec.n_mbs", "1", "4")]
+    assert [(d.option, d.requested, d.effective) for d in found.engine_decisions] == [("actor.mb_spec.n_mbs", "1", "4")]
     (text,) = config_errors(plan(load, complete, deep, "actor.archon.strict=true"))
     assert "actor.mb_spec.n_mbs: found 1, would use 4" in text
     assert plan(load, complete, deep, "actor.archon.strict=true", "actor.mb_spec.n_mbs=4").can_run
     divided = ("actor.archon.pp_schedule=InRounds", "actor.mb_spec.n_mbs=6", "actor.mb_spec.n_mbs_divisor=3")
     found = plan(load, complete, deep, *divided)
-    assert [(d.option, d.requested, d.effective) for d in found.decisions] == [
+    assert [(d.option, d.requested, d.effective) for d in found.engine_decisions] == [
         ("actor.mb_spec.n_mbs_divisor", "3", "6"),
     ]
 
@@ -268,7 +268,7 @@ def test_what_a_schedule_that_splits_backward_changes_is_known_before_a_run(load
     found = plan(load, complete, RUNNABLE, *options)
     assert found.can_run
     changed = {("actor.archon.enable_compile", "false"), ("actor.archon.ac_mode", "full")}
-    assert {(decision.option, decision.effective) for decision in found.decisions} == changed
+    assert {(decision.option, decision.effective) for decision in found.engine_decisions} == changed
     (text,) = config_errors(plan(load, complete, RUNNABLE, *options, "actor.archon.enable_compile=true"))
     assert text.startswith("actor.archon.enable_compile: found true with a schedule that splits the backward pass")
     assert "strict" in "".join(config_errors(plan(load, complete, RUNNABLE, *options, "actor.archon.strict=true")))
@@ -277,10 +277,12 @@ def test_what_a_schedule_that_splits_backward_changes_is_known_before_a_run(load
 def test_stages_without_a_pipeline_are_told_and_change_nothing(load: Load, complete: Registry) -> None:
     found = plan(load, complete, RUNNABLE, "actor.archon.pp_layers_per_stage=2")
     assert found.can_run
-    assert [(d.option, d.requested, d.effective) for d in found.decisions] == [
+    assert [(d.option, d.requested, d.effective) for d in found.engine_decisions] == [
         ("actor.archon.pp_layers_per_stage", "2", "default")
     ]
-    assert not plan(load, complete, RUNNABLE, "actor.backend=archon:p2", "actor.archon.pp_layers_per_stage=2").decisions
+    assert not plan(
+        load, complete, RUNNABLE, "actor.backend=archon:p2", "actor.archon.pp_layers_per_stage=2"
+    ).engine_decisions
 
 
 def test_experts_are_known_from_the_models_own_configuration(

@@ -16,6 +16,7 @@ from archon_core.cli.main import main
 from archon_core.plugins import (
     AlgorithmSpec,
     DatasetSpec,
+    InferenceEngineSpec,
     LauncherSpec,
     ModelSpec,
     PluginStatus,
@@ -116,7 +117,10 @@ def train(
     names += ("terminate", "terminate-by-exception", "report")
     provided: PluginStatus = plugin(
         "fake",
-        AlgorithmSpec(name="fake", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer"),
+        AlgorithmSpec(
+            name="fake", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer", needs=("inference_engine",)
+        ),
+        InferenceEngineSpec(name="local", target="json:loads", letters=""),
         AlgorithmSpec(name="other", target=f"{MODULE}:algorithm", trainer=f"{MODULE}:Trainer"),
         DatasetSpec(name="jsonl", target="json:loads"),
         ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
@@ -184,7 +188,7 @@ def test_a_dry_run_names_missing_packages_and_still_succeeds(train: Train, capsy
     assert train("--dry-run", "scheduler.type=ray", "rollout.backend=vllm:d2t2p1") == 0
     printed = capsys.readouterr().out
     assert "- archon-ray, which is not installed; for scheduler.type: ray" in printed
-    assert "pip install archon-ray archon-vllm" in printed
+    assert "pip install archon-ray archon-rollout archon-vllm" in printed
 
 
 def test_a_dry_run_prints_its_plan_as_json(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,7 +407,7 @@ def test_a_file_that_is_not_there_is_a_users_error(capsys: pytest.CaptureFixture
 def test_a_dry_run_imports_no_torch(write: Callable[[str], Path]) -> None:
     import subprocess
 
-    path = write("actor: {path: a/b}\n")
+    path = write("{actor: {path: a/b}, reward: arithmetic, data: {dataset: arithmetic}, gconfig: {n_samples: 4}}\n")
     code = (
         "import sys\n"
         "from archon_core.cli.main import main\n"

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="the repository ha
         (
             "archon_qwen3_8b.yaml",
             {"actor": 16, "rollout": 8, "ref": 0},
-            {"archon-pipeline", "archon-ray", "archon-rl", "archon-sglang"},
+            {"archon-pipeline", "archon-ray", "archon-rl", "archon-rollout", "archon-sglang"},
         ),
         (
             "archon_qwen3_moe.yaml",
             {"actor": 16, "rollout": 16, "ref": 0},
-            {"archon-moe", "archon-pipeline", "archon-ray", "archon-rl", "archon-sglang"},
+            {"archon-moe", "archon-pipeline", "archon-ray", "archon-rl", "archon-rollout", "archon-sglang"},
         ),
     ],
 )

@@ -21,10 +21,12 @@ class Translation:
     Attributes:
         tree: the translated tree.
         decisions: what was decided on the way.
+        problems: errors of the file, which are reported with all others.
     """
 
     tree: RawMapping
     decisions: tuple[Decision, ...] = ()
+    problems: tuple[Problem, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from archon_core.config.yaml_file import read_yaml
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.train import DialectSpec
-from archon_core.errors import ConfigError, did_you_mean
+from archon_core.errors import ArchonError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
@@ -49,6 +49,7 @@ class LoadedConfig:
         sources: dotted name -> file and line, or override, of those options.
         missing: options of packages that are not installed; empty unless ``allow_missing``.
         warnings: problems of plugins' sections, as sentences.
+        dialects: names of the dialects whose format the file has; empty for Archon's own format.
     """
 
     config: Any
@@ -57,6 +58,7 @@ class LoadedConfig:
     sources: dict[str, str]
     missing: tuple[MissingOption, ...] = ()
     warnings: tuple[str, ...] = ()
+    dialects: tuple[str, ...] = ()
 
     def to_yaml(self) -> str:
         """The whole configuration, including defaults, as YAML that loads to an equal one."""
@@ -99,10 +101,11 @@ def read_tree(
 ) -> LoadedConfig:
     """``read_config`` for parsed trees."""
     root = root.with_engines(registry.all(TrainEngineSpec))
-    dialects: list[Dialect] = [spec.load() for spec in registry.all(DialectSpec)]
+    named: dict[str, Dialect] = {spec.name: spec.load() for spec in registry.all(DialectSpec)}
+    dialects = [*named.values()]
     recognised = [dialect for dialect in dialects if dialect.recognises(written)]
     taken = _plugins_own_roots(registry, root)
-    tree, decisions = (written, overrides), []
+    tree, decisions, problems = (written, overrides), [], []
     for dialect in dialects:
         keep = taken | (frozenset() if dialect in recognised else dialect.own_roots())
         tree = tuple(dialect.rename(part, keep=keep) for part in tree)
@@ -110,18 +113,20 @@ def read_tree(
     for dialect in dialects:
         translation = dialect.translate(merged, recognised=dialect in recognised)
         merged, decisions = translation.tree, [*decisions, *translation.decisions]
+        problems += translation.problems
     choice = choose_sections(registry, merged, root)
     schema = build_schema(root.schema, choice.used)
     for dialect in recognised:
         filled = dialect.fill_in(merged, schema)
         merged, decisions = filled.tree, [*decisions, *filled.decisions]
+        problems += filled.problems
     unknown = sort_unknown_options(
         merged, schema, choice, registry, root=root, dialects=dialects, recognised=recognised
     )
     if not choice.failures:
         _refuse_other_files(merged, unknown.tree, schema)
     converted = convert(unknown.tree, schema)
-    problems = [*unknown.problems, *converted.problems]
+    problems += [*unknown.problems, *converted.problems]
     if not allow_missing:
         problems += [Problem(option.source, str(option)) for option in unknown.missing]
     _raise_all(problems, choice)
@@ -134,6 +139,7 @@ def read_tree(
         sources=converted.written,
         missing=unknown.missing,
         warnings=choice.failures,
+        dialects=tuple(name for name, dialect in named.items() if dialect in recognised),
     )
 
 
@@ -264,7 +270,19 @@ def _raise_all(problems: Iterable[Problem], choice: SectionChoice | None = None)
         lines += [f"(not read: {failure})" for failure in choice.failures]
     if len(lines) == 1:
         raise ConfigError(lines[0])
-    raise ConfigError(f"{len(lines)} problems:\n" + "\n".join(f"- {line}" for line in lines))
+    raise SeveralProblemsError(*lines)
+
+
+class SeveralProblemsError(ConfigError):
+    """A configuration with more than one problem; ``args`` are found / allowed / fix sentences."""
+
+    def __str__(self) -> str:
+        return f"{len(self.args)} problems:\n" + "\n".join(f"- {problem}" for problem in self.args)
+
+
+def explain_problems(error: ArchonError) -> tuple[str, ...]:
+    """The problems that an error about a configuration reports."""
+    return error.args if isinstance(error, SeveralProblemsError) else (str(error),)
 
 
 def _source(option: str, converted: Converted) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from archon_core.config.raw import RawMapping, RawScalar, follow
+from archon_core.config.typed import field_types, section_of
 from archon_core.contracts.engine import TrainEngineSpec
 
 
@@ -68,8 +69,15 @@ def default_text(schema: type, option: str) -> str | None:
 
 
 def default_of(schema: type, option: str) -> Any:
-    """The default of a dotted option; ``None`` if it is null or ``schema`` has no such option."""
-    value: Any = schema()
+    """The default of a dotted option; ``None`` if it is null or ``schema`` has no such option.
+
+    An option of a section that is null by default has the default that it gets once the section is written.
+    """
+    value, annotation = schema(), schema
     for key in option.split("."):
-        value = getattr(value, key, None)
+        section = section_of(annotation)
+        if section is None:
+            return None
+        value = getattr(section() if value is None else value, key, None)
+        annotation = field_types(section).get(key)
     return value

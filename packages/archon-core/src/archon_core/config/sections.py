@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from archon_core.config.raw import RawMapping
 from archon_core.config.root import RootSchema
+from archon_core.config.typed import field_types
 from archon_core.contracts.spec import Spec, load_target
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.plugins.kinds import SPEC_TYPES
@@ -196,7 +197,7 @@ def upgrade(instance: Any, new: type) -> Any:
     """``instance`` as an instance of ``new``, which has its fields and more; ``None`` stays ``None``."""
     if instance is None or type(instance) is new:
         return instance
-    hints = typing.get_type_hints(new)
+    hints = field_types(new)
     values = {}
     for f in dataclasses.fields(instance):
         value = getattr(instance, f.name)

@@ -26,10 +26,19 @@ class RewardSpec(Spec):
 
 @dataclass(frozen=True)
 class DatasetSpec(Spec):
-    """A source of training records. ``target`` names a ``DatasetFactory``."""
+    """A source of training records. ``target`` names a ``DatasetFactory``.
+
+    Attributes:
+        unused: options of the section ``data`` that it does not read, such as ``"path"``. Setting one is then recorded
+            as a decision.
+        preferences: whether its records can hold preferences; ``False`` for generated problems.
+    """
 
     kind: ClassVar[str] = "dataset"
     hook: ClassVar[str] = "archon_datasets"
+
+    unused: tuple[str, ...] = ()
+    preferences: bool = True
 
 
 class Tokenizer(Protocol):
@@ -57,10 +66,11 @@ class Reward(Protocol):
     def __call__(self, prompt: str, completion: str, record: Mapping[str, Any]) -> float:
         """Return one finite number of Python, numpy or torch, or a boolean.
 
-        After anything else, an exception, or no answer in time, training goes on without the prompt of the completion.
+        After anything else, any other exception, or no answer in time, training goes on without the prompt of the
+        completion. Raise a DataError about a record that cannot be scored; its message is shown without a traceback.
 
         Raises:
-            DataError, ConfigError: the record or the configuration is wrong, not the completion; ends the run.
+            ConfigError: no completion can be scored with this configuration; ends the run.
         """
 
 

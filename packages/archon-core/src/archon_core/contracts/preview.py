@@ -1,4 +1,4 @@
-"""Dry runs of engines: what is known before any process starts, and what the engine answers."""
+"""Dry runs of engines and algorithms: what is known before any process starts, and what they answer."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from archon_core.contracts.data import DatasetSpec
     from archon_core.contracts.decisions import Decision
     from archon_core.contracts.model import ModelSpec
     from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
     from archon_core.contracts.rollout import RolloutConfig
+    from archon_core.contracts.train import AlgorithmSpec
     from archon_core.layout import Layout
 
 
@@ -51,4 +53,39 @@ class EnginePreview:
     """
 
     problems: tuple[str, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunOutline:
+    """A run before any process starts, for the preview of its algorithm.
+
+    Attributes:
+        config: the whole configuration.
+        algorithm: the algorithm's spec.
+        explicit: dotted names of the options that the user wrote.
+        dataset: the data set's spec; ``None`` if its package is missing.
+        reward_role: section of the model that the reward runs; empty for none, ``None`` if the reward is unknown.
+    """
+
+    config: Any
+    algorithm: AlgorithmSpec
+    explicit: frozenset[str] = frozenset()
+    dataset: DatasetSpec | None = None
+    reward_role: str | None = ""
+
+
+@dataclass(frozen=True)
+class RunPreview:
+    """An algorithm's view of a configuration before the run.
+
+    Attributes:
+        problems: settings with which the run cannot train, as found / allowed / fix sentences.
+        missing: settings that the run needs and the file leaves out, likewise. A file in a dialect may leave them to
+            the other program's script, so they are no errors of such a file; the run does not start without them.
+        decisions: options that the run does not use. They are recorded with the run.
+    """
+
+    problems: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
     decisions: tuple[Decision, ...] = ()

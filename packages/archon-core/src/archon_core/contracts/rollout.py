@@ -48,7 +48,7 @@ class RolloutConfig:
         enable_topology_discovery: let servers join after the start.
         topology_change_cooldown_seconds: time after a server joined or left during which no server joins.
         weight_transport: how servers get weights: ``shm`` on the trainer's host, ``distributed`` over the network,
-            ``disk`` through the run folder. See docs/weights.md.
+            ``disk`` through the run folder; null for the first that the kind of server supports. See docs/weights.md.
         weight_bucket_mb: size in MiB of the buckets in which weights are gathered and sent; a larger tensor is sent
             alone. The trainer's first rank holds two, and ``shm`` two more.
         weight_timeout: time limit in seconds of each call of a publication to a server.
@@ -74,7 +74,7 @@ class RolloutConfig:
     health_check_failure_threshold: int = option(3, POSITIVE)
     enable_topology_discovery: bool = True
     topology_change_cooldown_seconds: float = option(30.0, number(least=0))
-    weight_transport: str = "shm"
+    weight_transport: str | None = None
     weight_bucket_mb: int = option(256, POSITIVE)
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True
@@ -91,12 +91,15 @@ class InferenceEngineSpec(Spec):
     Attributes:
         letters: axis letters that the backend understands; ``d`` is the number of servers. Empty for an engine that
             runs on the trainer's own ranks and takes no sizes.
+        runs_servers: whether the engine runs the servers of any ``ServerDriver``. The name of every installed driver is
+            then a name of the engine too; see ``archon_core.plugins.inference_engines``.
     """
 
     kind: ClassVar[str] = "inference_engine"
     hook: ClassVar[str] = "archon_inference_engines"
 
     letters: str = "d"
+    runs_servers: bool = False
 
 
 class InferenceEngine(Protocol):
@@ -130,10 +133,12 @@ class InferenceEngineFactory(Protocol):
     """``target`` of an ``InferenceEngineSpec``.
 
     ``trainer`` is the engine that provides the weights. Engines with sizes, which have servers, also get ``folder``,
-    for the servers' logs.
+    for the servers' logs, and ``options``, the section of ``rollout.backend``, such as ``vllm``; ``None`` without one.
     """
 
-    def __call__(self, config: Any, *, trainer: TrainEngine, folder: Path | None = None) -> InferenceEngine: ...
+    def __call__(
+        self, config: Any, *, trainer: TrainEngine, folder: Path | None = None, options: Any = None
+    ) -> InferenceEngine: ...
 
 
 @dataclass

@@ -31,12 +31,37 @@ class ServerDriverSpec(Spec):
 
     Attributes:
         letters: axis letters of layouts that the kind understands; ``d`` is the number of servers.
+        transports: names of the weight transports that the kind receives from, the preferred one first.
+        one_rank: those of them that reach servers of one rank only.
+        check: target of ``check(config, *, layout) -> ServerCheck``, which examines a run's whole configuration whose
+            ``rollout.backend`` is ``layout``, of this kind. It must not import torch: dry runs call it.
     """
 
     kind: ClassVar[str] = "server_driver"
     hook: ClassVar[str] = "archon_server_drivers"
 
     letters: str = "dt"
+    transports: tuple[str, ...] = ("disk",)
+    one_rank: tuple[str, ...] = ()
+    check: str = ""
+
+    def transports_for(self, layout: Layout) -> tuple[str, ...]:
+        """The transports that reach the servers of ``layout``, the preferred one first."""
+        ranks = layout.dims["t"] * layout.dims["p"]
+        return tuple(name for name in self.transports if ranks == 1 or name not in self.one_rank)
+
+
+@dataclass(frozen=True)
+class ServerCheck:
+    """What stands in the way of servers that a run would start.
+
+    Attributes:
+        problems: errors in the configuration, one sentence each.
+        missing: how to install the server's program, if this machine lacks it; empty otherwise.
+    """
+
+    problems: tuple[str, ...] = ()
+    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,8 +106,28 @@ class ServerDriver(Protocol):
     def capabilities(self) -> ServerCapabilities:
         """What servers of this kind can do."""
 
-    def launch(self, model: str, *, layout: Layout, index: int, host: str, port: int) -> ServerLaunch:
-        """The command that starts server number ``index`` of the layout's ``d``."""
+    def launch(
+        self,
+        model: str,
+        *,
+        layout: Layout,
+        index: int,
+        host: str,
+        port: int,
+        dtype: str = "",
+        model_spec: str = "",
+    ) -> ServerLaunch:
+        """The command that starts a server.
+
+        Args:
+            model: path or hub id. A folder may have ``config.json`` alone: the weights are published later.
+            layout: ``d`` servers.
+            index: number of the server.
+            host: address to listen on.
+            port: port to listen on.
+            dtype: the trainer's compute dtype; empty if unknown.
+            model_spec: name of the trainer's ``ModelSpec``, for servers that use Archon's models; empty if unknown.
+        """
 
     def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
         """The record of the server at an address; ``None`` while it does not accept requests. Does not wait for it."""

@@ -25,6 +25,8 @@ class AlgorithmSpec(Spec):
         trainer: target of a ``TrainerFactory``.
         needs: kinds of plugin that the algorithm requires, such as ``"inference_engine"`` or ``"reward"``.
         sections: sections of models beside the actor that a configuration must have, such as ``"critic"``.
+        preview: target of ``preview(outline) -> RunPreview``, which finds problems and unused options of a run
+            (``RunOutline``) before it starts. It must not import torch. Empty for no checks.
     """
 
     kind: ClassVar[str] = "algorithm"
@@ -33,6 +35,7 @@ class AlgorithmSpec(Spec):
     trainer: str = ""
     needs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
+    preview: str = ""
 
     def load_trainer(self) -> Any:
         """Import the trainer factory."""

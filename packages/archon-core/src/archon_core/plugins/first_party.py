@@ -104,6 +104,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     },
     "server_driver": {
         "archon-rollout": ("served",),
+        "archon-sglang": ("sglang",),
+        "archon-vllm": ("vllm",),
     },
     "train_engine": {
         "archon-engine": ("archon",),
@@ -189,6 +191,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "actor.loss_type",
         "actor.m2_threshold",
         "actor.mask_no_eos_with_zero",
+        "actor.overlong_filtering",
         "actor.overlong_penalty_factor",
         "actor.overlong_reward_penalty",
         "actor.overlong_tokens",

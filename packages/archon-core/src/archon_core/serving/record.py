@@ -147,8 +147,11 @@ class ServerLaunch:
         environment: variables to add to the environment. Secrets belong here, because other users can read a command
             line.
         n_processes: ranks of the server, for the plan of processes.
+        ends_with_parent: whether the server ends when the process that started it dies. Otherwise a guard process ends
+            it.
     """
 
     command: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     n_processes: int = 1
+    ends_with_parent: bool = False

@@ -16,7 +16,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from archon_engine.checkpoint.checksum import bytes_of
+from archon_core.receiving.checksum import bytes_of
 from archon_engine.checkpoint.seal import Region, RegionWriter, SealedFile
 from archon_engine.compat import save_without_data
 

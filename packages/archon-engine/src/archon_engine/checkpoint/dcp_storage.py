@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from archon_core.ranks.ranks import Ranks
-from archon_engine.checkpoint.checksum import (
+from archon_core.receiving.checksum import (
     Checksum,
     blocks,
     bytes_of,

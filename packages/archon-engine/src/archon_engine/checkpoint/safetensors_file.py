@@ -20,8 +20,8 @@ from torch import Tensor
 
 from archon_core.errors import DamagedError, WeightsError
 from archon_core.models.box import Box, Shape
+from archon_core.receiving.checksum import bytes_of
 from archon_core.unique_names import NameTwiceError, unique_names
-from archon_engine.checkpoint.checksum import bytes_of
 from archon_engine.checkpoint.seal import (
     Region,
     RegionWriter,

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from archon_core.errors import DamagedError, WeightsError
 from archon_core.ranks.ranks import Ranks
-from archon_engine.checkpoint.checksum import checksum_of
+from archon_core.receiving.checksum import checksum_of
 from archon_engine.checkpoint.names_in_files import is_plain_name
 
 SEAL = "checksums.json"

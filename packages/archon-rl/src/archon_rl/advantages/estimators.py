@@ -45,7 +45,7 @@ def rewards_at_last_token(batch: Batch, rewards: Tensor) -> Tensor:
 class GroupAdvantages:
     """Advantages without a critic.
 
-    1. Normalise the rewards [S] with ``reward_norm``.
+    1. Normalise the rewards [S] with ``reward_norm``, and set those of the sequences ``without_reward`` to 0.
     2. Put each reward at the last token of its completion, and subtract ``kl_ctl`` times the KL to the reference from
        every token (REINFORCE++, arXiv:2501.03262, eq. 4; RLOO, arXiv:2402.14740, eq. 3 and 4).
     3. Generalised advantage estimation with values 0: sums of the rewards from each token on, discounted by
@@ -63,6 +63,7 @@ class GroupAdvantages:
         discount: discount per step.
         gae_lambda: lambda of every sequence.
         unit: what a step is.
+        without_reward: sequence field, bool [S]: sequences whose reward is 0 after step 1; ``None`` for none.
     """
 
     reward_norm: Normalisation | None = None
@@ -72,6 +73,7 @@ class GroupAdvantages:
     discount: float = 1.0
     gae_lambda: GAELambda = field(default_factory=ConstantLambda)
     unit: TimestepUnit = "token"
+    without_reward: str | None = None
 
     @property
     def fields(self) -> frozenset[str]:
@@ -88,6 +90,8 @@ class GroupAdvantages:
         mask = batch.token_fields[LOSS_MASK]
         if self.reward_norm is not None:
             rewards = normalise(rewards, groups, self.reward_norm, lengths=trained_tokens(batch))
+        if self.without_reward is not None:
+            rewards = torch.where(batch.sequence_fields[self.without_reward], 0, rewards)
         per_token, penalty = rewards_at_last_token(batch, rewards), self._kl_penalty(batch)
         if self.unit == "token":
             per_token = per_token - penalty

@@ -87,7 +87,8 @@ class GroupSampler:
     async def _outcomes(self, record: PlacedRecord, completions: Sequence[Sequence[int]]) -> list[Outcome]:
         if self.rewards is None:
             return [Outcome(0.0) for _ in completions]
-        return await self.rewards.score(list(reward_calls(self.encoder, record, record.place, completions)))
+        calls = reward_calls(self.encoder, record, record.place, completions)
+        return [calls] * len(completions) if isinstance(calls, Outcome) else await self.rewards.score(calls)
 
     def _selected(self, group: Group) -> Settled[Group]:
         selection = self.algorithm.selection

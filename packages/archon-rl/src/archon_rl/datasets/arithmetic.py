@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from archon_core.config.rules import broken_rules
+from archon_core.config.validation import check_options
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError
+from archon_rl.data_problems import missing_answers
 from archon_rl.datasets.records import Split, SubsetDataset, split_records
+from archon_rl.run_problems import refuse
 
 OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 COMMUTATIVE = "+*"
-MOST_PROBLEMS = 20_000_000
-"""Limited because the shuffled order is held in memory."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +79,9 @@ def arithmetic_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
             on.
     """
     options = config.arithmetic
-    unknown = sorted(set(options.operators) - set(OPERATORS))
-    if unknown or not options.operators or len(set(options.operators)) != len(options.operators):
-        raise ConfigError(
-            f"data.arithmetic.operators: found {options.operators!r}; allowed are {''.join(OPERATORS)!r}, each at most "
-            "once"
-        )
-    for name, text in broken_rules(options):
-        raise ConfigError(f"data.arithmetic.{name}: {text}")
-    if config.answer_key is None:
-        raise ConfigError(
-            "data.answer_key: found null; the data set 'arithmetic' needs a field name for its results; set "
-            "data.answer_key=answer"
-        )
+    refuse(text for _, text in check_options(options, "data.arithmetic"))
+    refuse(missing_answers(config))
     problems = Problems(options.max_operand, options.operators, config.prompt_key, config.answer_key, options.zero_pad)
-    if len(problems) > MOST_PROBLEMS:
-        raise ConfigError(
-            f"data.arithmetic.max_operand: found {options.max_operand}, which gives {len(problems):,} problems; "
-            f"allowed are at most {MOST_PROBLEMS:,}; lower it"
-        )
     held_out = split_records(problems, validation_size=config.validation_size, split="validation", seed=seed)
     if split == "validation":
         return held_out

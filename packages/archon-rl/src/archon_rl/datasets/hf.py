@@ -8,9 +8,11 @@ from typing import Any
 
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError, DataError
+from archon_rl.data_problems import same_validation
 from archon_rl.datasets.records import Split, require_path, split_records
 from archon_rl.fields import with_location
 from archon_rl.preference_fields import fields_of
+from archon_rl.run_problems import refuse
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,14 @@ def huggingface_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
             records are the training records.
         DataError: the records lack a field, or the first one is invalid.
     """
-    path = require_path(config, "hf", "openai/gsm8k")
+    path = require_path(config, "hf")
+    refuse(same_validation(config))
     options = config.hf
     validation_path, validation_split = config.validation_path or path, options.validation_split or options.split
     if (validation_path, validation_split) != (path, options.split):
         if split == "validation":
             return _load(validation_path, options.name, validation_split, config)
         return _load(path, options.name, options.split, config)
-    if config.validation_path or options.validation_split:
-        raise ConfigError(
-            f"data.hf.validation_split: found split {validation_split!r} of {validation_path!r}, which is the training "
-            "data; choose another split, or set data.validation_size alone"
-        )
     records = _load(path, options.name, options.split, config)
     return split_records(records, validation_size=config.validation_size, split=split, seed=seed)
 

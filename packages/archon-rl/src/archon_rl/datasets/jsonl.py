@@ -42,7 +42,7 @@ def jsonl_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
         ConfigError: there is no path, or no such file.
         DataError: a line is not JSON, or a field is missing or invalid; the message starts with ``file:line``.
     """
-    path = require_path(config, "jsonl", "train.jsonl")
+    path = require_path(config, "jsonl")
     fields = fields_of(config)
     if config.validation_path and split == "validation":
         return read_jsonl(Path(config.validation_path), fields, option="data.validation_path")

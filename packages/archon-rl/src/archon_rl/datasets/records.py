@@ -11,6 +11,7 @@ import torch
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError
 from archon_core.seeding import derive_seed
+from archon_rl.data_problems import explain_missing_path
 
 Split = Literal["train", "validation"]
 
@@ -82,8 +83,8 @@ def place_of(dataset: Dataset, index: int) -> str:
     return f"record {index} (counted from 0)" if where is None else where(index)
 
 
-def require_path(config: Any, dataset: str, example: str) -> str:
+def require_path(config: Any, dataset: str) -> str:
     """``data.path``; raises ConfigError if it is not set."""
     if not config.path:
-        raise ConfigError(f"data.path: found none, and data set {dataset!r} needs one; add data.path={example}")
+        raise ConfigError(explain_missing_path(dataset))
     return str(config.path)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from archon_core.errors import RewardError
+from archon_core.errors import ArchonError, RewardError
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.checking import NamedReward, checked_reward
 
@@ -72,7 +72,7 @@ class RewardRunner(Protocol):
         """Import the function and return its fingerprint; raises ArchonError if that fails. Idempotent."""
 
     def score(self, calls: Sequence[RewardCall]) -> list[Outcome]:
-        """The outcome of each call. Raises an ArchonError that the function raised, other than a RewardError."""
+        """The outcome of each call. Raises a ConfigError that the function raised."""
 
     def close(self) -> None:
         """End the processes. ``score`` starts them again."""
@@ -82,7 +82,7 @@ def make_call(reward: NamedReward, call: RewardCall) -> Outcome:
     """Call the function; exceptions and invalid values become failures.
 
     Raises:
-        ArchonError: the function raised one, other than a RewardError.
+        ConfigError: the function raised one.
     """
     try:
         return Outcome(checked_reward(reward, call.prompt, call.completion, call.record, place=call.place))
@@ -92,7 +92,8 @@ def make_call(reward: NamedReward, call: RewardCall) -> Outcome:
             return Outcome(error=str(error), cause="invalid value")
         frames = traceback.extract_tb(cause.__traceback__)[1:]  # the first frame is our call
         line = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        return Outcome(error=str(error), cause=f"{type(cause).__name__} {line}", trace=_formatted(cause))
+        trace = "" if isinstance(cause, ArchonError) else _formatted(cause)
+        return Outcome(error=str(error), cause=f"{type(cause).__name__} {line}", trace=trace)
 
 
 def _formatted(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.data import Reward
-from archon_core.errors import ArchonError, RewardError
+from archon_core.errors import ArchonError, ConfigError, RewardError
 
 LARGEST = 2.0**128 - 2.0**104
 """The largest finite float32: rewards are float32 tensors."""
@@ -43,14 +43,16 @@ def checked_reward(
         place: location of the record for messages, such as ``problems.jsonl:3``.
 
     Raises:
-        RewardError: the function raised, or did not return one finite number.
-        ArchonError: of the class that the function raised, such as a DataError for an invalid record.
+        RewardError: the function raised something else than a ConfigError, or did not return one finite number.
+        ConfigError: the function raised one.
     """
     where = f"{place}: reward {reward.name!r}"
     try:
         value = reward.function(prompt, completion, record)
-    except ArchonError as error:
-        raise type(error)(f"{place}: {error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    except ArchonError as error:  # its message says what is wrong and how to correct it
+        raise RewardError(f"{place}: {error}") from error
     except (Exception, SystemExit) as error:  # a reward may run a model's code, which may call exit()
         raise RewardError(
             f"{where}: it raised {_described(error)}; correct the function, or let it return a number for "

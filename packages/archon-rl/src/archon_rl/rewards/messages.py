@@ -1,20 +1,26 @@
 """Messages between the trainer and a reward process: byte strings with their length, over a socket.
 
-The trainer sends pickles, since a record may hold any type that a data set has. A process answers in JSON.
+The trainer sends pickles, one per call, since a record may hold any type that a data set has. A process answers in
+JSON.
 
 Answers are sent together, at most ``HELD_SECONDS`` after the first: a message for each would take longer than a cheap
-reward. Before each call, a process writes the number of calls begun into a file, so that the trainer knows which call
-hangs or ended the process, even if answers to earlier ones were not sent.
+reward. Before it unpickles a call, a process writes the number of calls begun into a file, so that the trainer knows
+which one hangs or ended the process, even if answers to earlier ones were not sent.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import struct
 from collections.abc import Iterator
 
 HELD_SECONDS = 0.002
+
+TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that a cluster may send to all processes of a job. They are the trainer's, which finishes its step; reward
+processes start with them blocked, and unblock them with handlers that do nothing."""
 
 _LENGTH = struct.Struct("!Q")
 _CHUNK = 1 << 16
@@ -52,16 +58,21 @@ class Receiver:
         self._channel = channel
         self._buffer = bytearray()
 
-    def read(self) -> Iterator[bytes] | None:
-        """Wait for bytes; the messages that they complete, or ``None`` when the other side is gone."""
-        try:
-            received = self._channel.recv(_CHUNK)
-        except ConnectionError:
-            return None
-        if not received:
-            return None
-        self._buffer += received
-        return self._messages()
+    def arrived(self) -> tuple[list[bytes], bool]:
+        """The messages that have come, and whether more can come. The socket must not block."""
+        is_open = True
+        while True:
+            try:
+                received = self._channel.recv(_CHUNK)
+            except BlockingIOError:
+                break
+            except ConnectionError:
+                received = b""
+            if not received:
+                is_open = False
+                break
+            self._buffer += received
+        return list(self._messages()), is_open
 
     def wait(self) -> bytes | None:
         """Wait for one message; ``None`` when the other side is gone."""
@@ -69,8 +80,13 @@ class Receiver:
             message = next(self._messages(), None)
             if message is not None:
                 return message
-            if self.read() is None:
+            try:
+                received = self._channel.recv(_CHUNK)
+            except ConnectionError:
                 return None
+            if not received:
+                return None
+            self._buffer += received
 
     def _messages(self) -> Iterator[bytes]:
         while len(self._buffer) >= _LENGTH.size:

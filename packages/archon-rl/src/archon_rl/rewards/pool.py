@@ -1,23 +1,27 @@
 """``RewardPool``: reward processes that share the calls of a batch, each call with a time limit.
 
 A process that hangs is killed and replaced, and so is one that ended. The completion that it worked on has no reward.
+A process and its pool run at the same time, so only a dead process cannot surprise: the pool reads all that a process
+has sent before it decides about it, and again after it has killed it.
 """
 
 from __future__ import annotations
 
+import pickle
 import selectors
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from archon_core import errors
-from archon_core.errors import ArchonError, ConfigError, DataError, RewardError
+from archon_core.errors import ArchonError, ConfigError, RewardError
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import Outcome, RewardCall
 from archon_rl.rewards.checking import shown_completion
-from archon_rl.rewards.reward_process import START_SECONDS, RewardProcess
+from archon_rl.rewards.reward_process import EXIT_SECONDS, RewardProcess
 from archon_rl.rewards.source import RewardSource
 
 MAX_CHUNK = 32
@@ -27,7 +31,8 @@ POLL_SECONDS = 0.2
 """Between looks whether a process ended whose child processes keep the socket open."""
 
 PATIENCE = 8
-"""A batch is given up when so many calls, or two per process, hang or end their process before any call is answered."""
+"""A batch is given up when so many calls, or two per process, hang or end their process before any call is answered. So
+many processes in a row may end without having begun a call."""
 
 
 @dataclass
@@ -39,6 +44,7 @@ class _Batch:
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     n_lost: int = 0
     n_answered: int = 0
+    n_in_vain: int = 0
 
     def __post_init__(self) -> None:
         self.waiting = deque(range(len(self.calls)))
@@ -75,125 +81,174 @@ class RewardPool:
                 f"reward {self._source.name!r}: found a function of __main__, which a reward process cannot import; "
                 "move it into a module, or set rewards.processes=0"
             )
-        batch = _Batch(())
-        while self._fingerprint is None:
-            self._start_processes(self._n_processes)
-            self._listen(batch)
+        with self._closing_on_error():
+            while self._fingerprint is None:
+                self._start_processes(self._n_processes)
+                self._listen(_Batch(()))
         return self._fingerprint
 
     def score(self, calls: Sequence[RewardCall]) -> list[Outcome]:
         """See ``RewardRunner``."""
         self.start()
-        self._remove_ended()
-        batch = _Batch(calls)
-        try:
+        with self._closing_on_error():  # the processes would still have calls of this batch
+            self._look_at_all(_Batch(()))  # some may have ended between batches, such as for want of memory
+            batch = _Batch(calls)
             while batch.n_left:
                 self._start_processes(min(self._n_processes, batch.n_left))
                 self._hand_out(batch)
                 self._listen(batch)
-        except BaseException:  # also an interrupt; the processes still have calls of this batch
-            self.close()
-            raise
         return [batch.outcomes[number] for number in range(len(calls))]
 
     def close(self) -> None:
-        """See ``RewardRunner``."""
-        for process in self._processes:
-            process.close()
+        """See ``RewardRunner``. May be called again after an interrupt."""
+        with ExitStack() as stack:
+            for process in self._processes:
+                stack.callback(process.kill)
+            idle = [process for process in self._processes if process.is_idle]
+            for process in idle:
+                process.finish()
+            end = time.monotonic() + EXIT_SECONDS
+            for process in idle:
+                process.wait(end - time.monotonic())
         self._processes.clear()
 
-    def _remove_ended(self) -> None:
-        """Remove processes that ended between batches, such as for want of memory; no call is to blame."""
-        for process in [process for process in self._processes if process.is_idle and process.has_ended]:
-            process.kill()
-            self._processes.remove(process)
+    @contextmanager
+    def _closing_on_error(self) -> Iterator[None]:
+        """Close the pool after any exception, also an interrupt."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def _start_processes(self, number: int) -> None:
         while len(self._processes) < number:
-            self._processes.append(RewardProcess(self._source, self._timeout, self._clock))
+            try:
+                self._processes.append(RewardProcess(self._source, self._timeout, self._clock))
+                self._processes[-1].start()
+            except OSError as error:
+                raise RewardError(
+                    f"reward {self._source.name!r}: cannot start a reward process: {error}; lower rewards.processes, "
+                    "or raise the limits of the machine"
+                ) from error
 
     def _hand_out(self, batch: _Batch) -> None:
         """Give calls to idle processes, fewer at a time towards the end of the batch."""
         for process in [process for process in self._processes if process.is_idle]:
-            if not batch.waiting:
-                return
             size = max(1, min(MAX_CHUNK, len(batch.waiting) // (4 * self._n_processes)))
-            numbers = [batch.waiting.popleft() for _ in range(min(size, len(batch.waiting)))]
+            calls: dict[int, tuple[str, bytes]] = {}
+            while batch.waiting and len(calls) < size:
+                number = batch.waiting.popleft()
+                pickled = self._pickled(batch, number)
+                if pickled is not None:
+                    calls[number] = pickled
+            if not calls:
+                return
             try:
-                taken = process.take(numbers, [batch.calls[number] for number in numbers])
-            except Exception as error:  # what pickle raises depends on the object
-                place = batch.calls[numbers[0]].place
-                raise DataError(
-                    f"{place}: cannot send the record to a reward process ({type(error).__name__}: {error}); leave out "
-                    "the field, or set rewards.processes=0"
-                ) from error
-            if not taken:
-                self._lose(process, batch, process.describe_end())
+                process.take(list(calls), list(calls.values()))
+            except TimeoutError:
+                self._lose(process, batch, timed_out=True)
+            except OSError:
+                self._lose(process, batch)
+
+    def _pickled(self, batch: _Batch, number: int) -> tuple[str, bytes] | None:
+        """A call as it is sent; ``None`` after the outcome of one that cannot be pickled."""
+        call = batch.calls[number]
+        try:
+            return call.place, pickle.dumps((call.prompt, call.completion, dict(call.record)))
+        except Exception as error:  # what pickle raises depends on the object
+            batch.outcomes[number] = Outcome(
+                error=f"{call.place}: cannot send the record to a reward process ({type(error).__name__}: {error}); "
+                "leave out the field, or set rewards.processes=0",
+                cause=f"a record that cannot be sent: {type(error).__name__}",
+            )
+            return None
 
     def _listen(self, batch: _Batch) -> None:
         """Wait until a process answers, ends, or exceeds its time limit."""
         if not self._processes:  # all ended as they were given calls
             return
-        now = self._clock()
-        wait = min(POLL_SECONDS, max(0.0, min(process.deadline for process in self._processes) - now))
-        readable = self._readable(wait)
-        for process in readable:
-            if process not in self._processes:  # the batch was given up
-                return
-            replies = process.replies()
-            for reply in replies or ():
-                self._take_reply(process, reply, batch)
-            if replies is None:
-                self._lose(process, batch, process.describe_end())
-        now = self._clock()
-        for process in [process for process in self._processes if process not in readable]:
-            if process not in self._processes:
-                return
-            if process.deadline < now:
-                limit = f"{self._timeout:g} s (rewards.timeout_seconds)" if process.ready else f"{START_SECONDS:g} s"
-                self._lose(process, batch, f"it gave no answer within {limit}", timed_out=True)
-            elif process.has_ended:
-                self._lose(process, batch, process.describe_end())
-
-    def _readable(self, wait: float) -> list[RewardProcess]:
+        nearest = min(process.deadline for process in self._processes) - self._clock()
         with selectors.DefaultSelector() as selector:
             for process in self._processes:
-                selector.register(process.channel, selectors.EVENT_READ, process)
-            return [key.data for key, _ in selector.select(wait)]
+                selector.register(process.channel, selectors.EVENT_READ)
+            selector.select(min(POLL_SECONDS, max(0.0, nearest)))
+        self._look_at_all(batch)
 
-    def _take_reply(self, process: RewardProcess, reply: dict[str, Any], batch: _Batch) -> None:
-        if "fingerprint" in reply:
-            self._fingerprint = Fingerprint(**reply["fingerprint"])
-            process.set_ready()
-        elif "outcomes" in reply:
-            for outcome in reply["outcomes"]:
-                batch.outcomes[process.answered()] = Outcome.from_json(outcome)
-                batch.n_answered += 1
-        else:
-            raise _error(reply)
+    def _look_at_all(self, batch: _Batch) -> None:
+        for process in list(self._processes):
+            if process not in self._processes:  # the batch was given up
+                return
+            self._take_replies(process, batch)
+            if not process.is_connected:
+                process.wait(EXIT_SECONDS)  # to learn how it ends
+                self._lose(process, batch)
+            elif process.deadline < self._clock():
+                self._lose(process, batch, timed_out=True)
+            elif process.has_ended:
+                self._lose(process, batch)
 
-    def _lose(self, process: RewardProcess, batch: _Batch, how: str, *, timed_out: bool = False) -> None:
+    def _take_replies(self, process: RewardProcess, batch: _Batch) -> None:
+        for reply in process.replies():
+            if "fingerprint" in reply:
+                self._check(Fingerprint(**reply["fingerprint"]))
+                process.set_ready()
+            elif "outcomes" in reply:
+                assert reply["first"] == process.n_answered, "answers to calls that the process does not have"
+                for outcome in reply["outcomes"]:
+                    batch.outcomes[process.answered()] = Outcome.from_json(outcome)
+                    batch.n_answered, batch.n_in_vain = batch.n_answered + 1, 0
+            else:
+                raise _error(reply)
+
+    def _check(self, found: Fingerprint) -> None:
+        """All processes must have imported the same source."""
+        if self._fingerprint is not None and found.digest != self._fingerprint.digest:
+            raise ConfigError(
+                f"reward: found {found} in a new reward process, and {self._fingerprint} when the run started; allowed "
+                "is one source for all completions; restore it, or resume with trainer.accept_changed=[reward]"
+            )
+        self._fingerprint = found
+
+    def _lose(self, process: RewardProcess, batch: _Batch, *, timed_out: bool = False) -> None:
         """Remove a process that hangs or has ended; its other calls wait again."""
         process.kill()
         self._processes.remove(process)
-        if not process.ready:
-            raise RewardError(
-                f"reward {self._source.name!r}: {how} before it had imported {self._source.target}; import the module "
-                "yourself, and correct what hangs or ends the process"
-            )
-        if not process.pending:
-            return
+        self._take_replies(process, batch)  # sent before its end
+        how = process.describe_timeout() if timed_out else process.describe_end()
         number, others = process.give_back()
         batch.waiting.extendleft(reversed(others))
-        call, batch.n_lost = batch.calls[number], batch.n_lost + 1
+        if number is None:
+            self._lose_in_vain(process, batch, how)
+            return
+        call = batch.calls[number]
+        batch.n_lost, batch.n_in_vain = batch.n_lost + 1, 0
         batch.outcomes[number] = Outcome(
             error=f"{call.place}: reward {self._source.name!r}: {how}; the completion was "
             f"{shown_completion(call.completion)}",
             cause="time limit" if timed_out else "end of the process",
             timed_out=timed_out,
         )
-        if not batch.n_answered and batch.n_lost >= max(PATIENCE, 2 * self._n_processes):
+        if not batch.n_answered and batch.n_lost >= self._patience:
             self._give_up(batch)
+
+    @property
+    def _patience(self) -> int:
+        return max(PATIENCE, 2 * self._n_processes)
+
+    def _lose_in_vain(self, process: RewardProcess, batch: _Batch, how: str) -> None:
+        """No call is to blame for the end of a process. Raises if it is the first one, or after too many."""
+        if self._fingerprint is None:
+            raise RewardError(
+                f"reward {self._source.name!r}: {how} before it had imported {self._source.target}; import the module "
+                "yourself, and correct what hangs or ends the process"
+            )
+        batch.n_in_vain += 1
+        if batch.n_in_vain > self._patience:
+            raise RewardError(
+                f"reward {self._source.name!r}: {batch.n_in_vain} processes in a row ended without having called it; "
+                f"the last: {how}; import {self._source.target} yourself, and correct what hangs or ends the process"
+            )
 
     def _give_up(self, batch: _Batch) -> None:
         self.close()

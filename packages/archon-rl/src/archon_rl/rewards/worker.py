@@ -19,9 +19,10 @@ from dataclasses import asdict
 from typing import Any
 
 from archon_core.errors import ArchonError
-from archon_rl.rewards.calls import RewardCall, make_call
+from archon_rl.rewards.calls import Outcome, RewardCall, make_call
+from archon_rl.rewards.checking import NamedReward
 from archon_rl.rewards.loading import load_reward
-from archon_rl.rewards.messages import HELD_SECONDS, CallCounter, Receiver, send
+from archon_rl.rewards.messages import HELD_SECONDS, TRAINERS_SIGNALS, CallCounter, Receiver, send
 from archon_rl.rewards.source import RewardSource
 from archon_rl.rewards.source_fingerprint import reward_fingerprint
 
@@ -51,19 +52,36 @@ def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) ->
         _reply(channel, {"fingerprint": asdict(reward_fingerprint(chosen))})
         begun = CallCounter(counter)
         n_begun = 0
+        own = os.getpid()
         while (message := receiver.wait()) is not None:
             held: list[Any] = []
             sent = time.monotonic()
-            for fields in pickle.loads(message):
+            for place, pickled in pickle.loads(message):
                 if held and time.monotonic() - sent > HELD_SECONDS:
-                    _reply(channel, {"outcomes": held})
+                    _reply(channel, {"first": n_begun - len(held), "outcomes": held})
                     held, sent = [], time.monotonic()
                 n_begun += 1
                 begun.write(n_begun)
-                held.append(make_call(reward, RewardCall(*fields)).as_json())
-            _reply(channel, {"outcomes": held})
+                held.append(_outcome(reward, place, pickled).as_json())
+                if os.getpid() != own:  # the function forked, and this is the child, which shares the socket
+                    os._exit(1)
+            _reply(channel, {"first": n_begun - len(held), "outcomes": held})
     except ArchonError as error:
         _reply(channel, {"error": type(error).__name__, "text": str(error)})
+    except BrokenPipeError:  # the trainer no longer wants the answers
+        return
+
+
+def _outcome(reward: NamedReward, place: str, pickled: bytes) -> Outcome:
+    try:
+        call = RewardCall(*pickle.loads(pickled), place)
+    except Exception as error:  # what unpickling raises depends on the object
+        return Outcome(
+            error=f"{place}: a reward process cannot read the record ({type(error).__name__}: {error}); leave out the "
+            "field, or set rewards.processes=0",
+            cause=f"a record that a process cannot read: {type(error).__name__}",
+        )
+    return make_call(reward, call)
 
 
 def _reply(channel: socket.socket, reply: dict[str, Any]) -> None:
@@ -89,13 +107,13 @@ def _end_with(trainer: int) -> None:
 
 
 def _leave_signals_to_trainer() -> None:
-    """Ignore SIGINT and SIGTERM, which a cluster may send to all processes of a job: the trainer finishes its step.
+    """Ignore the signals that the process started with blocked.
 
     Processes that the reward starts get the default handlers: a handler of Python does not survive ``exec``, and is
     removed after ``fork``.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, lambda number, frame: None) for number in numbers}
+    previous = {number: signal.signal(number, lambda number, frame: None) for number in TRAINERS_SIGNALS}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, TRAINERS_SIGNALS)
 
     def restore() -> None:
         for number, handler in previous.items():

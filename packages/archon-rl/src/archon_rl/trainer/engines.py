@@ -12,9 +12,11 @@ from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import InferenceEngine
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout, backend_table
-from archon_core.plugins import InferenceEngineSpec, TrainEngineSpec, registry
+from archon_core.plugins import TrainEngineSpec, registry
+from archon_core.plugins.inference_engines import find_inference_engine, inference_engines
 from archon_engine.models.hf_config import load_hf_config
 from archon_train.cluster import engine_backends, engine_layouts
+from archon_train.model_sections import with_initial_weights
 from archon_train.run.context import RunContext
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -40,16 +42,17 @@ def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: 
 def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any) -> InferenceEngine:
     """The engine that ``rollout.backend`` names, with ``changes`` to the other options of ``rollout``."""
     layout, config = engine_layout(run, "rollout"), replace(run.config.rollout, **changes)
-    factory = registry().get("inference_engine", layout.backend).load()
+    factory = find_inference_engine(registry(), layout.backend).load()
     if layout.on_trainer_ranks:
         return factory(config, trainer=trainer)
-    return factory(config, trainer=trainer, folder=run.folder.path / "servers")
+    options = getattr(run.config, layout.backend, None)
+    return factory(config, trainer=trainer, folder=run.folder.path / "servers", options=options)
 
 
 def engine_layout(run: RunContext, role: str) -> Layout:
     """The layout of one engine of the run; an empty one is the actor's."""
     plugins = registry()
-    table = backend_table(plugins.all(TrainEngineSpec), plugins.all(InferenceEngineSpec))
+    table = backend_table(plugins.all(TrainEngineSpec), inference_engines(plugins))
     return engine_layouts(engine_backends(run.config), backends=table)[role]
 
 
@@ -110,17 +113,16 @@ def with_checkpoint(section: Any, checkpoint: Path) -> Any:
     return replace(section, path=str(checkpoint), init_from_scratch=False, model_config=None)
 
 
+def with_single_sequences(section: Any) -> Any:
+    """A model's section for batches of single sequences, where ``mb_spec.granularity`` keeps none together."""
+    return replace(section, mb_spec=replace(section.mb_spec, granularity=1))
+
+
 def critic_config(critic: Any, actor: Any) -> Any:
     """The ``critic`` section, with a value head, on the actor's initial weights unless it names others."""
-    return replace(_with_weights_of(actor, critic), is_critic=True)
+    return replace(with_initial_weights(critic, actor), is_critic=True)
 
 
 def reference_config(ref: Any, actor: Any) -> Any:
     """The ``ref`` section, with the actor's initial weights unless it names others, and without an optimizer."""
-    return replace(_with_weights_of(actor, ref), optimizer=None)
-
-
-def _with_weights_of(actor: Any, section: Any) -> Any:
-    if section.path or section.model_config is not None:
-        return section
-    return replace(section, path=actor.path, model_config=actor.model_config, init_from_scratch=actor.init_from_scratch)
+    return replace(with_initial_weights(ref, actor), optimizer=None)

@@ -56,7 +56,7 @@ def evaluate_reward(
     Raises:
         RewardError: as ``Scorer`` does.
     """
-    records = [read_placed(dataset, index) for index in range(_size(dataset, limit))]
+    records = [read_placed(dataset, index) for index in range(evaluated_size(dataset, limit))]
     rollout = sample(engine, encoder, records, options, evaluation_seeds(seed), data_ranks)
     scores = scorer(rollout, data_ranks, when="Evaluation")
     mean, n_failed = float(scores.values.double().mean()), len(scores.failures)
@@ -88,7 +88,7 @@ def evaluate_loss(
 ) -> dict[str, float]:
     """``eval/loss``: the mean loss per answer token of the first ``limit`` records; independent of ``batch_size``."""
     total, weight = 0.0, 0.0
-    for records in _batches(dataset, _size(dataset, limit), batch_size):
+    for records in _batches(dataset, evaluated_size(dataset, limit), batch_size):
         batch = supervised_batch(encoder, records)
         n_tokens = float(batch.token_fields[LOSS_MASK].sum(dtype=torch.float64))
         total += engine.eval_batch(batch, objective).loss * n_tokens
@@ -96,7 +96,8 @@ def evaluate_loss(
     return {EVAL_LOSS: total / weight}
 
 
-def _size(dataset: Dataset, limit: int | None) -> int:
+def evaluated_size(dataset: Dataset, limit: int | None) -> int:
+    """The number of held-out records that an evaluation reads; ``limit`` is ``trainer.eval_size``."""
     return len(dataset) if limit is None else min(limit, len(dataset))
 
 

@@ -10,12 +10,19 @@ from typing import Any
 from torch import Tensor
 
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.decisions import Decision
 from archon_core.contracts.loss import Loss
 from archon_rl.losses.preference import REFERENCE
 from archon_rl.preference_algorithms import PreferenceAlgorithmFactory
 from archon_rl.preference_encoding import chosen_batch, longest_of_pair, preference_batch
-from archon_rl.trainer.engines import build_train_engine, complete_model_config, reference_config, with_checkpoint
+from archon_rl.trainer.composition import composed
+from archon_rl.trainer.engines import (
+    build_train_engine,
+    complete_model_config,
+    reference_config,
+    with_checkpoint,
+    with_single_sequences,
+)
+from archon_rl.trainer.evaluation import evaluated_size
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.reference_logprobs import ReferenceLogprobs, ReferenceModel, reference_logprobs
 from archon_rl.trainer.resuming import fingerprints
@@ -36,10 +43,7 @@ class PreferenceTrainer:
     """
 
     def __init__(self, run: RunContext, algorithm: PreferenceAlgorithmFactory) -> None:
-        self._run = run
-        decisions: list[Decision] = []
-        self._algorithm = algorithm(run.config, decisions)
-        run.record(decisions)
+        self._run, self._algorithm = run, composed(run, algorithm)
 
     def fit(self) -> None:
         """Run the whole training.
@@ -100,7 +104,7 @@ class PreferenceTrainer:
         run = self._run
         role = "actor" if run.config.ref is None else "ref"
         section = replace(actor, optimizer=None) if run.config.ref is None else reference_config(run.config.ref, actor)
-        section = replace(section, mb_spec=replace(section.mb_spec, granularity=1))  # it reads single sequences
+        section = with_single_sequences(section)
 
         @contextmanager
         def opened() -> Iterator[SharedEngine]:
@@ -126,7 +130,7 @@ def evaluate_pairs(engine: SharedEngine, batches: Iterator[Batch], loss: Loss) -
 
 
 def _validation_batches(run: RunContext, task: Task, reference: ReferenceLogprobs | None) -> Iterator[Batch]:
-    size = min(len(task.validation), run.config.trainer.eval_size or len(task.validation))
+    size = evaluated_size(task.validation, run.config.trainer.eval_size)
     for start in range(0, size, run.config.data.batch_size):
         indices = range(start, min(start + run.config.data.batch_size, size))
         records = [task.validation[index] for index in indices]

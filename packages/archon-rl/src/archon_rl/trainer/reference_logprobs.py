@@ -29,6 +29,7 @@ from archon_rl.fingerprint import Fingerprint
 from archon_rl.losses.preference import sequence_logprobs
 from archon_rl.preference_encoding import preference_batch
 from archon_rl.trainer.checkpointing import resumed_checkpoint
+from archon_rl.trainer.evaluation import evaluated_size
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext
@@ -84,7 +85,7 @@ def reference_logprobs(
     """
     fingerprint = _fingerprint(run, task, known, model)
     found = _read(run, task, fingerprint)
-    n_evaluated = min(len(task.validation), run.config.trainer.eval_size or len(task.validation))
+    n_evaluated = evaluated_size(task.validation, run.config.trainer.eval_size)
     missing = {
         "train": _missing(found.train, _drawn(task, total_steps)),
         "validation": _missing(found.validation, range(n_evaluated)),

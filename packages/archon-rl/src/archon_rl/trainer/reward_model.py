@@ -28,10 +28,10 @@ from archon_rl.losses.preference import last_values
 from archon_rl.rewards.calls import Outcome
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import load_tokenizer
-from archon_rl.trainer.engines import build_train_engine
+from archon_rl.trainer.engines import build_train_engine, with_single_sequences
 from archon_rl.trainer.fingerprint import tokenizer_fingerprint
 from archon_rl.trainer.rollout_batch import Rollout
-from archon_rl.trainer.scoring import Scorer
+from archon_rl.trainer.scoring import Scorer, place_of
 from archon_rl.trainer.sequence_lengths import longest_sequence
 from archon_rl.trainer.sharing import SharedEngine
 from archon_train.model_sections import missing_reward_model
@@ -39,6 +39,8 @@ from archon_train.run.context import RunContext
 
 CLASSIFIER = "ForSequenceClassification"
 """Suffix of the names of transformers' classes with a value head."""
+
+UNKNOWN_TEXT = "text that the reward model's tokenizer cannot encode"
 
 
 class RewardModel:
@@ -57,8 +59,7 @@ class RewardModel:
         for text in missing_reward_model(run.config, role):
             raise ConfigError(text)
         self._run, self._role = run, role
-        mb_spec = replace(section.mb_spec, granularity=1)  # it reads single sequences
-        self._section = replace(section, is_critic=True, optimizer=None, mb_spec=mb_spec)
+        self._section = replace(with_single_sequences(section), is_critic=True, optimizer=None)
         self._engine: SharedEngine | None = None
         self._check_head()
 
@@ -124,28 +125,41 @@ class RewardModel:
 
     def _sequences(self, rollout: Rollout) -> list[list[tuple[int, ...] | Outcome]]:
         """Token ids of every completion with its prompt, per record, or the reason why it has no score."""
-        prompts: Sequence[tuple[int, ...]] = rollout.prompts
-        if not self._shares_tokenizer:
-            reader = self._encoder
-            own = TextEncoder(self._tokenizer, reader.prompt_key, None, reader.use_chat_template)
-            prompts = own.encode_prompts(rollout.records)
         return [
-            [self._sequence(prompt, completion) for completion in completions]
-            for prompt, completions in zip(prompts, rollout.completions, strict=True)
+            [self._sequence(prompt, completion, place_of(rollout, index)) for completion in completions]
+            for index, (prompt, completions) in enumerate(zip(self._prompts(rollout), rollout.completions, strict=True))
         ]
 
-    def _sequence(self, prompt: tuple[int, ...], completion: Completion) -> tuple[int, ...] | Outcome:
+    def _prompts(self, rollout: Rollout) -> Sequence[tuple[int, ...] | Outcome]:
+        if self._shares_tokenizer:
+            return rollout.prompts
+        encoder = TextEncoder(self._tokenizer, self._encoder.prompt_key, None, self._encoder.use_chat_template)
+        prompts: list[tuple[int, ...] | Outcome] = []
+        for index, record in enumerate(rollout.records):
+            try:
+                prompts.append(encoder.encode_prompt(record))
+            except DataError as error:
+                prompts.append(Outcome(error=f"{place_of(rollout, index)}: {error}", cause=UNKNOWN_TEXT))
+        return prompts
+
+    def _sequence(
+        self, prompt: tuple[int, ...] | Outcome, completion: Completion, place: str
+    ) -> tuple[int, ...] | Outcome:
+        if isinstance(prompt, Outcome):
+            return prompt
         ids = tuple(completion.token_ids)
         if not self._shares_tokenizer:
             try:
                 [ids] = encode_texts(self._tokenizer, [self._encoder.decode(ids)], add_special_tokens=False)
             except DataError as error:
-                return Outcome(error=str(error), cause="text that the reward model's tokenizer cannot encode")
+                return Outcome(error=f"{place}: {error}", cause=UNKNOWN_TEXT)
             # A completion that the length limit cut has no end, in either tokenizer.
             ids += (self._tokenizer.eos_token_id,) * (completion.stop_reason == "stop")
         most = longest_sequence(self._section)
         if most is not None and len(prompt) + len(ids) > most:
-            text = f"found a sequence of {len(prompt) + len(ids)} tokens; the reward model takes at most {most}"
+            text = (
+                f"{place}: found a sequence of {len(prompt) + len(ids)} tokens; the reward model takes at most {most}"
+            )
             return Outcome(error=text, cause="sequences that are too long for the reward model")
         return prompt + ids
 

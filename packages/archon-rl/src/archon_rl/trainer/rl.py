@@ -18,7 +18,9 @@ from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
 from archon_rl.rewards.pool import RewardPool
 from archon_rl.rewards.source import RewardSource, reward_source
+from archon_rl.run_problems import explain_missing_reward, refuse, too_long_warmup, too_many_minibatches
 from archon_rl.trainer.collecting import Collection
+from archon_rl.trainer.composition import composed
 from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
@@ -30,9 +32,9 @@ from archon_rl.trainer.rollout_batch import sampling_options
 from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_rl.trainer.sampling_now import SampleNow
 from archon_rl.trainer.scoring import Scorer
-from archon_rl.trainer.sequence_lengths import prompt_lengths, rollout_limits, supervised_limits
+from archon_rl.trainer.sequence_lengths import LengthLimit, prompt_lengths, rollout_limits, supervised_limits
 from archon_rl.trainer.task import Task, build_task
-from archon_rl.trainer.teacher import prepare_teacher, report_teacher
+from archon_rl.trainer.teacher import evaluates_teacher, prepare_teacher, report_teacher
 from archon_rl.trainer.warm_start import WarmStart
 from archon_train.run.context import RunContext
 
@@ -49,22 +51,12 @@ class RLTrainer:
     """
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
-        self._run = run
-        decisions: list[Decision] = []
-        self._algorithm = algorithm(run.config, decisions)
-        run.record(decisions)
+        self._run, self._algorithm = run, composed(run, algorithm)
         self._reward = _choose_reward(run.config.reward, self._algorithm)
-        if self._reward is None and run.config.trainer.eval_every:
-            reason = "evaluation scores completions, and there is no reward"
-            run.record([Decision("trainer.eval_every", str(run.config.trainer.eval_every), "0", reason)])
-        completions = run.config.data.batch_size * run.config.gconfig.n_samples
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
-            if updates is not None and completions < updates:
-                raise ConfigError(
-                    f"{role}.ppo_n_minibatches: found {updates}; allowed is at most data.batch_size x "
-                    f"gconfig.n_samples = {completions} completions; lower it"
-                )
+            if updates is not None:
+                refuse(too_many_minibatches(role, updates, run.config))
 
     def fit(self) -> None:
         """Run the whole training.
@@ -81,14 +73,9 @@ class RLTrainer:
         if "teacher" in self._algorithm.roles and config.teacher.warm_start.steps:
             limits += supervised_limits(config.teacher)
         evaluation = config.eval_gconfig
-        held_out = None if evaluation is None else rollout_limits(evaluation, config.actor, section="eval_gconfig")
-        task = build_task(run, prompt_lengths, limits, held_out)
+        task = build_task(run, prompt_lengths, limits, self._held_out_limits(limits))
         total_steps = task.total_steps(config.trainer)
-        if self._algorithm.warmup_steps >= total_steps:
-            raise ConfigError(
-                f"critic.warmup_steps: found {self._algorithm.warmup_steps}, and the run has {total_steps} steps, so "
-                "the actor would never learn; lower it, or raise trainer.max_steps"
-            )
+        refuse(too_long_warmup(self._algorithm.warmup_steps, total_steps))
         if self._algorithm.max_rounds > 1 and config.trainer.max_steps is None:
             run.record([_epochs_decision(config.trainer.max_epochs, total_steps)])
         with ExitStack() as stack:
@@ -130,7 +117,7 @@ class RLTrainer:
                 collection=collection,
             )
             done = loop.resume()
-            if done == 0 and engines.teacher and evaluate and config.trainer.eval_before_train:
+            if done == 0 and engines.teacher and evaluate and evaluates_teacher(run):
                 report_teacher(run, engines.teacher, evaluate)
             rollout.update_weights(actor.version)
             collection.published(done)
@@ -158,6 +145,16 @@ class RLTrainer:
         ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace)
         stack.callback(ahead.close)
         return ahead
+
+    def _held_out_limits(self, limits: list[LengthLimit]) -> list[LengthLimit]:
+        """The longest held-out records that the evaluations can take; ``limits`` are those of training."""
+        config = self._run.config
+        section = "gconfig" if config.eval_gconfig is None else "eval_gconfig"
+        generation = getattr(config, section)
+        found = limits if config.eval_gconfig is None else rollout_limits(generation, config.actor, section=section)
+        if "teacher" in self._algorithm.roles and self._reward is not None and evaluates_teacher(self._run):
+            found = [*found, *rollout_limits(generation, config.teacher, section=section)]
+        return found
 
     def _build_scorer(self, rewards: RewardRunner | RewardModel, task: Task) -> Scorer:
         """Scores completions; loads the reward model, if the reward is one."""
@@ -193,11 +190,7 @@ def _choose_reward(name: str | None, algorithm: Algorithm) -> RewardSource | Non
     if name is None:
         if not algorithm.needs_rewards:
             return None
-        installed = ", ".join(spec.name for spec in registry().all("reward"))
-        raise ConfigError(
-            f"reward: found none, and algorithm {algorithm.name!r} needs one; choose from {installed}, or name a "
-            "function of a module in the working directory (module:function)"
-        )
+        raise ConfigError(explain_missing_reward(algorithm.name))
     return reward_source(name, registry())
 
 

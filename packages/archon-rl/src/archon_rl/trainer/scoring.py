@@ -7,14 +7,14 @@ explained; a run ends only if a whole batch fails, or too large a share of the r
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from archon_core.errors import RewardError
+from archon_core.errors import DataError, RewardError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.fields import read_field
@@ -112,7 +112,7 @@ class Scorer:
 
         Raises:
             RewardError: on every rank, every call failed, or more than ``max_failed`` of the recent ones.
-            ArchonError: on every rank, the function raised it, such as a DataError about a record.
+            ConfigError: on every rank, the function raised it.
         """
         scores = Scores(rollout, tuple(self._outcomes(rollout, data_ranks)))
         outcomes = [one for group in scores.outcomes for one in group]
@@ -130,15 +130,19 @@ class Scorer:
         return map_over_ranks(len(rollout.records), outcomes_of_share, data_ranks)
 
     def _score(self, rollout: Rollout, indices: Sequence[int]) -> list[tuple[Outcome, ...]]:
-        calls = [list(self._calls(rollout, index)) for index in indices]
-        outcomes = iter(self.runner.score([call for group in calls for call in group]))
-        return [tuple(next(outcomes) for _ in group) for group in calls]
+        groups = [self._calls(rollout, index) for index in indices]
+        calls = [call for group in groups if not isinstance(group, Outcome) for call in group]
+        outcomes = iter(self.runner.score(calls))
+        return [
+            (group,) * len(rollout.completions[index])
+            if isinstance(group, Outcome)
+            else tuple(next(outcomes) for _ in group)
+            for index, group in zip(indices, groups, strict=True)
+        ]
 
-    def _calls(self, rollout: Rollout, index: int) -> Iterator[RewardCall]:
-        record = rollout.records[index]
-        place = getattr(record, "place", f"record {index} of the rollout")
+    def _calls(self, rollout: Rollout, index: int) -> list[RewardCall] | Outcome:
         completions = [completion.token_ids for completion in rollout.completions[index]]
-        return reward_calls(self.encoder, record, place, completions)
+        return reward_calls(self.encoder, rollout.records[index], place_of(rollout, index), completions)
 
     def judge(self, outcomes: Sequence[Outcome], when: str, *, may_all_fail: bool = False) -> None:
         """Explain new failures, and raise RewardError if there are too many; see ``__call__``."""
@@ -171,10 +175,15 @@ class Scorer:
         self.note("\n".join(lines))
 
 
+def place_of(rollout: Rollout, index: int) -> str:
+    """The location of a rollout's record, for messages."""
+    return getattr(rollout.records[index], "place", f"record {index} of the rollout")
+
+
 def reward_calls(
     encoder: TextEncoder, record: Mapping[str, Any], place: str, completions: Sequence[Sequence[int]]
-) -> Iterator[RewardCall]:
-    """The calls of the reward function for the completions of one record.
+) -> list[RewardCall] | Outcome:
+    """The calls of the reward function for the completions of one record, or why a record without an answer has none.
 
     Args:
         place: location of the record, for messages.
@@ -182,9 +191,12 @@ def reward_calls(
     """
     known = record
     if encoder.answer_key is not None:
-        known = {**record, "answer": read_field(record, encoder.answer_key)}
+        try:
+            known = {**record, "answer": read_field(record, encoder.answer_key)}
+        except DataError as error:
+            return Outcome(error=f"{place}: {error}", cause="records without an answer")
     prompt = encoder.prompt(record)
-    return (RewardCall(prompt, encoder.decode(ids), known, place) for ids in completions)
+    return [RewardCall(prompt, encoder.decode(ids), known, place) for ids in completions]
 
 
 def _traced(outcome: Outcome) -> str:

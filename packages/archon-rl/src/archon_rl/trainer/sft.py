@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.decisions import Decision
 from archon_core.contracts.loss import Loss
 from archon_rl.algorithm import AlgorithmFactory
 from archon_rl.text_encoding import supervised_batch
+from archon_rl.trainer.composition import composed
 from archon_rl.trainer.engines import build_train_engine, complete_model_config
 from archon_rl.trainer.evaluation import evaluate_loss
 from archon_rl.trainer.loop import TrainingLoop
@@ -27,10 +27,7 @@ class SFTTrainer:
     """
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
-        self._run = run
-        decisions: list[Decision] = []
-        self._algorithm = algorithm(run.config, decisions)
-        run.record(decisions)
+        self._run, self._algorithm = run, composed(run, algorithm)
 
     def fit(self) -> None:
         """Run the whole training.

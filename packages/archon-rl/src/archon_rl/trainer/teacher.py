@@ -47,14 +47,17 @@ def prepare_teacher(run: RunContext, actor: Any, task: Task) -> Any:
     return replace(section, optimizer=None)
 
 
+def evaluates_teacher(run: RunContext) -> bool:
+    """Whether a run with held-out records evaluates its teacher: before training, on the trainer's ranks."""
+    return run.config.trainer.eval_before_train and engine_layout(run, "rollout").on_trainer_ranks
+
+
 def report_teacher(run: RunContext, teacher: SharedEngine, evaluate: Callable[..., dict[str, float]]) -> None:
-    """Note and log the teacher's reward on the held-out records, if it can generate on the trainer's ranks. Collective.
+    """Note and log the teacher's reward on the held-out records. Collective.
 
     Args:
         evaluate: returns the metrics of the held-out records for an inference engine and ``data_ranks``.
     """
-    if not engine_layout(run, "rollout").on_trainer_ranks:
-        return
     with teacher.onloaded() as engine:
         # The teacher may have no experts, or others.
         rollout = build_inference_engine(run, engine, return_routed_experts=False)

@@ -20,7 +20,7 @@ from archon_rl.losses.objective import Objective
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.text_encoding import supervised_batch
 from archon_rl.trainer.checkpointing import resumed_checkpoint
-from archon_rl.trainer.engines import build_train_engine
+from archon_rl.trainer.engines import build_train_engine, with_single_sequences
 from archon_rl.trainer.sft import supervised_step
 from archon_rl.trainer.sharing import SharedEngine, publish_collectively
 from archon_rl.trainer.task import Task
@@ -71,7 +71,7 @@ class WarmStart:
             section.optimizer, lr=options.lr, lr_scheduler_type="linear", warmup_steps_proportion=WARMUP_PROPORTION
         )
         # Groups of sequences belong to the training that follows; here any batch size is right.
-        section = replace(section, optimizer=optimizer, mb_spec=replace(section.mb_spec, granularity=1))
+        section = with_single_sequences(replace(section, optimizer=optimizer))
         engine = build_train_engine(run, section, role=self.role, total_steps=options.steps)
         try:
             self._train(run, SharedEngine(engine, recordings=run.recordings), task)

@@ -12,6 +12,7 @@ from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriverSpec
+from archon_core.contracts.spec import load_target
 from archon_core.plugins import registry
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
@@ -68,13 +69,15 @@ class PushedClient:
 
     Args:
         data: ``driver``, the name of a ``ServerDriverSpec``; ``config``, the fields of the section ``rollout``;
-            ``options``, those of the driver's section, or ``None``; and ``token``.
+            ``options``, ``None`` or target and fields of the driver's section; and ``token``.
     """
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         config = RolloutConfig(**data["config"])
         spec = registry().get(ServerDriverSpec, data["driver"])
-        driver = spec.load()(config, options=data["options"], token=data["token"])
+        section = data["options"]
+        options = section and load_target(section["target"], origin=spec.origin)(**section["fields"])
+        driver = spec.load()(config, options=options, token=data["token"])
         self._servers = PushedServers()
         self._client = PoolClient(self._servers, driver, config)
 

@@ -20,10 +20,10 @@ from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion
 from archon_core.contracts.serving import Outcome, ServerDriver, WeightBucket, WeightTransport
 from archon_core.errors import ServerError
+from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.manifest import WeightManifest, offsets_of, size_of_bucket
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan, receipt_problem
-from archon_engine.checkpoint.checksum import bytes_of, checksum_of
 from archon_rollout.publication.attempt import Attempt, settled_state
 from archon_rollout.publication.canary import (
     TOLERANCE,

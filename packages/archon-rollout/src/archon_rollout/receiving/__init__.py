@@ -1,1 +1,1 @@
-"""The server's side of a publication: the update protocol, and the receiving end of each transport."""
+"""The receiving ends of the transports ``disk`` and ``ipc``; the others are in ``archon_core.receiving``."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from archon_core.contracts.serving import WeightStore
 from archon_core.errors import ServerError, WeightsError
 from archon_core.models.box import Box
+from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.update import BucketNotice, UpdatePlan
-from archon_engine.checkpoint.checksum import bytes_of, checksum_of
 from archon_engine.checkpoint.safetensors_file import SafetensorsReader
 
 

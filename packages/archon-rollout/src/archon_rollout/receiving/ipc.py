@@ -8,10 +8,10 @@ from torch import Tensor
 
 from archon_core.contracts.serving import WeightStore
 from archon_core.errors import ServerError
+from archon_core.receiving.checksum import bytes_of, checksum_of
+from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.update import BucketNotice, UpdatePlan
-from archon_engine.checkpoint.checksum import bytes_of, checksum_of
 from archon_rollout.receiving.device_memory import CudaMemory, DeviceMemory
-from archon_rollout.receiving.shared_memory import view_tensor
 
 
 class IpcReceiver:

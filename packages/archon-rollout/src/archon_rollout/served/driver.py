@@ -7,15 +7,17 @@ import os
 import sys
 import uuid
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ServerError, UncertainCallError
 from archon_core.layout import Layout
+from archon_core.serving.http_client import call, call_async
 from archon_core.serving.manifest import WeightManifest
+from archon_core.serving.model_folder import has_weights
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_rollout.served.http_client import call, call_async
 from archon_rollout.server.environment import PARENT, TOKEN
 from archon_rollout.server.wire import read_completion, request_data
 
@@ -46,14 +48,27 @@ class ServedDriver:
         self._caller = uuid.uuid4().hex
         self._sequence = itertools.count()
 
-    def launch(self, model: str, *, layout: Layout, index: int, host: str, port: int) -> ServerLaunch:
-        """The command that starts server ``index``; it ends with this process."""
+    def launch(
+        self,
+        model: str,
+        *,
+        layout: Layout,
+        index: int,
+        host: str,
+        port: int,
+        dtype: str = "",
+        model_spec: str = "",
+    ) -> ServerLaunch:
+        """The command that starts server ``index``."""
         tensor = layout.dims["t"]
-        command = (sys.executable, "-P", "-m", "archon_core.cli", "serve", "--model", model, "--host", host)
-        options = ("--port", str(port), "--layout", f"archon:t{tensor}")
-        batch = ("--max-batch-size", str(self._config.max_batch_size))
+        path = Path(model) / "config.json" if Path(model).is_dir() and not has_weights(Path(model)) else model
+        command = [sys.executable, "-P", "-m", "archon_core.cli", "serve", "--model", str(path), "--host", host]
+        command += ["--port", str(port), "--layout", f"archon:t{tensor}"]
+        command += ["--max-batch-size", str(self._config.max_batch_size)]
+        command += ["--dtype", dtype] if dtype else []
+        command += ["--run-as", model_spec] if model_spec else []
         environment = {TOKEN: self._token, PARENT: str(os.getpid())}
-        return ServerLaunch((*command, *options, *batch), environment, n_processes=tensor)
+        return ServerLaunch(tuple(command), environment, n_processes=tensor, ends_with_parent=True)
 
     def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
         """The record of the server at ``address``; ``None`` while it does not answer."""

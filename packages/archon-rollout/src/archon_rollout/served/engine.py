@@ -1,4 +1,7 @@
-"""The inference engine ``served``: our own servers, which the trainer starts, feeds with prompts and gives its weights.
+"""The inference engine of every kind of server: it starts servers, feeds them with prompts, and publishes weights.
+
+``rollout.backend`` names the kind: ``served`` our own, ``vllm`` or ``sglang`` with their packages, or any other kind
+that a plugin has a ``ServerDriver`` for.
 
 Rank 0 calls the servers and broadcasts what they answer, so every rank has the same completions and knows the same
 servers. Training goes on while enough servers are in service.
@@ -16,13 +19,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import ClientRecipe, ServerRegistry, TransportContext, WeightTransportSpec
+from archon_core.contracts.serving import (
+    ClientRecipe,
+    ServerDriver,
+    ServerDriverSpec,
+    ServerRegistry,
+    TransportContext,
+    WeightTransportSpec,
+)
 from archon_core.errors import ConfigError, TrainingError
-from archon_core.layout import Layout, backend_table, parse_layout
-from archon_core.plugins import InferenceEngineSpec, registry
+from archon_core.layout import backend_table, parse_layout
+from archon_core.plugins import registry
+from archon_core.plugins.inference_engines import inference_engines
 from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
@@ -33,10 +45,10 @@ from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
-from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.launching import ServerProcesses
-from archon_rollout.served.model_files import write_architecture
+from archon_rollout.served.model_files import Architecture, write_architecture
 from archon_rollout.server.environment import TOKEN
+from archon_rollout.stop_texts import cut_at_stop_text
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +63,7 @@ class ServedEngine:
         config: the section ``rollout``.
         trainer: provides the weights.
         folder: for logs of the servers; ``None`` for a temporary folder.
+        options: the section of the kind of server, such as ``vllm``; ``None`` for its defaults.
 
     Attributes:
         topology: the servers in service, the same on every rank.
@@ -60,19 +73,25 @@ class ServedEngine:
         ServerError: on every rank, if a server cannot be started or reached.
     """
 
-    def __init__(self, config: RolloutConfig, *, trainer: TrainEngine, folder: Path | None = None) -> None:
-        self._config = config
+    def __init__(
+        self, config: RolloutConfig, *, trainer: TrainEngine, folder: Path | None = None, options: Any = None
+    ) -> None:
+        table = backend_table((), inference_engines(registry()))
+        self._layout = parse_layout(config.backend, backends=table, option="rollout.backend")
+        self._kind = registry().get(ServerDriverSpec, self._layout.backend)
+        self._config = replace(config, weight_transport=self._transport_of(config))
+        self._options = options
         self._trainer = trainer
         self._ranks = trainer.data_ranks.everyone
         self._paused = self._closed = False
         self._version = -1
         self._token = ""
-        self._driver: ServedDriver | None = None
+        self._driver: ServerDriver | None = None
         self._processes: ServerProcesses | None = None
         self._pool: Pool | None = None
         self._client: PoolClient | None = None
         self._publisher: Publisher | None = None
-        self._architecture: Path | None = None
+        self._architecture: Architecture | None = None
         self.topology = TopologyDecision(0)
         self.last_publication: Publication | None = None
         try:
@@ -98,21 +117,21 @@ class ServedEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Completions per request, in the order of its seeds. Data ranks pass their own requests, possibly none.
 
+        Servers have no tokenizer, so they generate past stop texts; completions are cut here.
+
         Raises:
             TrainingError: the engine is paused or closed, or has published no weights; or too few servers are left.
             ServerError: on every rank, if servers in service could not complete a request.
         """
         if self._closed or self._paused or self._version < 0:
             found = "close()" if self._closed else "pause()" if self._paused else "no update_weights()"
-            raise TrainingError(f"served engine: generate() was called after {found}")
-        if stops := next((request.config.stop for request in requests if request.config.stop), None):
+            raise TrainingError(f"{self._kind.name} engine: generate() was called after {found}")
+        if any(request.config.stop and request.decode is None for request in requests):
             raise ConfigError(
-                f"gconfig.stop: found {stops}; servers that a trainer starts have no tokenizer to find texts; use "
-                "stop_token_ids, or rollout.backend=local"
+                "gconfig.stop: found stop texts without a decode function; use stop_token_ids, or give requests one"
             )
         data_ranks = self._trainer.data_ranks
-        # Only data travels between ranks; a decode function is of no use to a server.
-        shares = data_ranks.gather([replace(request, decode=None) for request in requests])
+        shares = data_ranks.gather([_without_texts(request) for request in requests])
         pending = [request for share in shares for request in share]
         answered: dict[int, list[Completion]] = {}
         while True:
@@ -125,7 +144,11 @@ class ServedEngine:
             self._publish()  # no server is left: wait for others, which need the weights
         everything = self._ranks.broadcast([answered[n] for n in sorted(answered)])
         start = sum(map(len, shares[: data_ranks.rank]))
-        return everything[start : start + len(requests)]
+        mine = everything[start : start + len(requests)]
+        return [
+            [cut_at_stop_text(completion, request) for completion in completions]
+            for request, completions in zip(requests, mine, strict=True)
+        ]
 
     def health(self) -> bool:
         """Whether ``generate`` accepts requests. Not collective."""
@@ -150,8 +173,8 @@ class ServedEngine:
         """
         if version != self._trainer.version:
             raise TrainingError(
-                f"served engine: found a request for weights of version {version}, but the trainer holds version "
-                f"{self._trainer.version}; publish its current weights"
+                f"{self._kind.name} engine: found a request for weights of version {version}, but the trainer holds "
+                f"version {self._trainer.version}; publish its current weights"
             )
         if version == self._version and not self._ranks.broadcast(
             self._pool is not None and self._pool.has_newcomers()
@@ -161,7 +184,8 @@ class ServedEngine:
 
     def client_recipe(self) -> ClientRecipe:
         """See ``contracts.serving.ServingEngine``."""
-        data = {"driver": "served", "config": asdict(self._config), "options": None, "token": self._token}
+        options = self._options and {"target": _name_of(type(self._options)), "fields": asdict(self._options)}
+        data = {"driver": self._kind.name, "config": asdict(self._config), "options": options, "token": self._token}
         return ClientRecipe("archon_rollout.pool.remote:PushedClient", data)
 
     def servers(self) -> list[ServerRecord]:
@@ -191,17 +215,15 @@ class ServedEngine:
 
     def _start(self, folder: Path) -> None:
         """Start the servers, or connect to running ones, and watch them."""
-        layout = _layout_of(self._config)
         self._token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
-        self._driver = driver = ServedDriver(self._config, token=self._token)
+        self._driver = driver = self._kind.load()(self._config, options=self._options, token=self._token)
         if self._config.addresses:
             for address in self._config.addresses:
                 self._check_reachable(address)
-            servers: ServerRegistry = AddressRegistry(self._config.addresses, "served")
+            servers: ServerRegistry = AddressRegistry(self._config.addresses, self._kind.name)
         else:
-            model, options = write_architecture(self._trainer, folder)
-            self._architecture = model.parent
-            self._processes = ServerProcesses(driver, layout, model=str(model), folder=folder, options=options)
+            self._architecture = write_architecture(self._trainer, folder / "model")
+            self._processes = ServerProcesses(driver, self._layout, model=self._architecture, folder=folder)
             servers = MemoryRegistry()
             for record in self._processes.start(timeout=self._config.setup_timeout):
                 servers.announce(record.incarnation, record, ttl=math.inf)
@@ -213,9 +235,26 @@ class ServedEngine:
         assert self._driver is not None
         if self._driver.ready(address, timeout=self._config.setup_timeout) is None:
             raise ConfigError(
-                f"rollout.addresses: found no server at {address}; start it with archon serve, with the same {TOKEN} "
-                "as the trainer"
+                f"rollout.addresses: found no {self._kind.name} server at {address}; start it, and give trainer and "
+                f"server the same secret ({TOKEN} of archon train and archon serve)"
             )
+
+    def _transport_of(self, config: RolloutConfig) -> str:
+        """The name of the weight transport.
+
+        Raises:
+            ConfigError: this kind of server does not receive by it.
+        """
+        allowed = self._kind.transports_for(self._layout)
+        if config.weight_transport is None:
+            return allowed[0]
+        spec = registry().get(WeightTransportSpec, config.weight_transport)
+        if spec.name not in allowed:
+            raise ConfigError(
+                f"rollout.weight_transport: found {config.weight_transport!r}; servers of {self._layout} receive "
+                f"weights by {', '.join(allowed)}; choose one"
+            )
+        return spec.name
 
     def _build_publisher(self, folder: Path | None) -> Publisher:
         config = self._config
@@ -227,22 +266,17 @@ class ServedEngine:
         )
         if self._driver is None:
             return Publisher(self._trainer, None, None, options)
-        spec = registry().get(WeightTransportSpec, config.weight_transport)
-        allowed = self._driver.capabilities.transports
-        if spec.name not in allowed:
-            raise ConfigError(
-                f"rollout.weight_transport: found {config.weight_transport!r}; these servers receive weights by "
-                f"{', '.join(allowed)}; choose one"
-            )
+        assert config.weight_transport is not None
+        transport = registry().get(WeightTransportSpec, config.weight_transport)
         context = TransportContext(
             self._driver,
             run=secrets.token_hex(4),
             folder=folder,
             timeout=options.timeout,
             bucket_bytes=options.bucket_bytes,
-            companions=self._architecture,
+            companions=self._architecture.folder if self._architecture is not None else None,
         )
-        return Publisher(self._trainer, self._driver, spec.load()(context), options)
+        return Publisher(self._trainer, self._driver, transport.load()(context), options)
 
     def _publish(self) -> Publication:
         """Give the trainer's weights to the servers in service and to newcomers, until there are enough."""
@@ -266,8 +300,8 @@ class ServedEngine:
     def _wait_for_receivers(self) -> list[ServerRecord]:
         """The servers of the next publication; rank 0 only."""
         assert self._pool is not None
-        if self._processes is not None and self._version >= 0 and self._pool.is_empty():
-            self._processes.check()  # nobody else could join; the end of a server's log says why
+        if self._processes is not None and self._pool.is_empty():
+            self._processes.check()  # nobody else could join; the ends of the logs say why
         return self._pool.wait_for_receivers()
 
     def _take_over(self, publication: Publication, *, late: bool) -> TopologyDecision:
@@ -307,6 +341,10 @@ class ServedEngine:
         return {n: task.result() for n, task in tasks.items() if not task.cancelled()}
 
 
-def _layout_of(config: RolloutConfig) -> Layout:
-    table = backend_table((), registry().all(InferenceEngineSpec))
-    return parse_layout(config.backend, backends=table, option="rollout.backend")
+def _without_texts(request: GenerationRequest) -> GenerationRequest:
+    """What a server gets of a request: only data travels, and stop texts are found here."""
+    return replace(request, decode=None, config=replace(request.config, stop=None))
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"

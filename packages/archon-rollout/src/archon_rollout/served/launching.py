@@ -1,35 +1,47 @@
-"""Starts the processes of our own servers, waits until they are ready, and ends them."""
+"""Starts the processes of servers of any kind, waits until they are ready, and ends them."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from archon_core.contracts.serving import ServerDriver
-from archon_core.errors import ConfigError, ServerError
+from archon_core.errors import ConfigError, ServerError, UncertainCallError
 from archon_core.layout import Layout
 from archon_core.serving.record import ServerRecord
+from archon_rollout.served import guard
+from archon_rollout.served.model_files import Architecture
 
+HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
+LONGEST_POLL_SECONDS = 1.0
+"""Servers that take minutes to start are asked less often: a tenth of the time that has passed."""
+
+ANSWER_SECONDS = 10.0
+"""Time limit of one question whether a server is ready."""
+
 STOP_SECONDS = 10.0
 """Time for a server to end after SIGTERM, before it is killed."""
 
 SHOWN_LINES = 20
 """Lines of a failed server's log to show."""
 
+RANK_VARIABLES = ("RANK", "WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_")
+"""Beginnings of the trainer's variables, with and without ``LOCAL_``: a server must not join the trainer's world."""
+
 
 @dataclass(frozen=True)
 class _Process:
     process: subprocess.Popen[bytes]
     log: Path
-    record: Path
+    address: str
 
 
 class ServerProcesses:
@@ -39,20 +51,16 @@ class ServerProcesses:
 
     Args:
         driver: knows how to start them.
-        layout: ``d`` servers of ``t`` ranks.
+        layout: ``d`` servers.
         model: what they serve.
         folder: for their logs.
-        options: further command-line options.
     """
 
-    def __init__(
-        self, driver: ServerDriver, layout: Layout, *, model: str, folder: Path, options: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, driver: ServerDriver, layout: Layout, *, model: Architecture, folder: Path) -> None:
         self._driver = driver
         self._layout = layout
         self._model = model
         self._folder = folder
-        self._options = options
         self._processes: list[_Process] = []
 
     def start(self, *, timeout: float) -> list[ServerRecord]:
@@ -62,20 +70,19 @@ class ServerProcesses:
             ServerError: a server ended, or was not ready within ``timeout`` seconds. All are stopped then.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        deadline = time.monotonic() + timeout
+        started = time.monotonic()
         try:
-            for index in range(self._layout.servers):
-                self._processes.append(self._start(index))
-            return [self._wait_for(index, deadline, timeout) for index in range(self._layout.servers)]
+            for index, port in enumerate(free_ports(self._layout.servers)):
+                self._processes.append(self._start(index, port))
+            return [self._wait_for(index, started, timeout) for index in range(self._layout.servers)]
         except BaseException:
             self.stop()
             raise
 
     def check(self) -> None:
-        """Raise ServerError if a server has ended."""
-        for index, started in enumerate(self._processes):
-            if started.process.poll() is not None:
-                raise ServerError(self._explain_end(index, started))
+        """Raise ServerError if all servers have ended."""
+        if all(started.process.poll() is not None for started in self._processes):
+            raise ServerError("\n".join(self._explain_end(*item) for item in enumerate(self._processes)))
 
     def stop(self) -> None:
         """End all servers, and wait for them. Idempotent."""
@@ -93,33 +100,46 @@ class ServerProcesses:
                 process.wait()
         self._processes = []
 
-    def _start(self, index: int) -> _Process:
-        launch = self._driver.launch(self._model, layout=self._layout, index=index, host="127.0.0.1", port=0)
-        log, record = self._folder / f"server-{index}.log", self._folder / f"server-{index}.json"
-        record.unlink(missing_ok=True)
+    def _start(self, index: int, port: int) -> _Process:
+        launch = self._driver.launch(
+            str(self._model.folder),
+            layout=self._layout,
+            index=index,
+            host=HOST,
+            port=port,
+            dtype=self._model.dtype,
+            model_spec=self._model.model_spec,
+        )
+        outer = {name: value for name, value in os.environ.items() if not _is_of_a_rank(name)}
+        guarded = () if launch.ends_with_parent else (sys.executable, "-I", guard.__file__, str(os.getpid()))
+        log = self._folder / f"server-{index}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [*launch.command, *self._options, "--record", str(record)],
-                env={**os.environ, **launch.environment, **self._devices(index, launch.n_processes)},
+                [*guarded, *launch.command],
+                env={**outer, **launch.environment, **self._devices(index, launch.n_processes)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        return _Process(process, log, record)
+        return _Process(process, log, f"{HOST}:{port}")
 
-    def _wait_for(self, index: int, deadline: float, timeout: float) -> ServerRecord:
-        started = self._processes[index]
-        while not started.record.exists():
-            if started.process.poll() is not None:
-                raise ServerError(self._explain_end(index, started))
-            if time.monotonic() > deadline:
+    def _wait_for(self, index: int, start: float, timeout: float) -> ServerRecord:
+        process = self._processes[index]
+        while True:
+            if process.process.poll() is not None:
+                raise ServerError(self._explain_end(index, process))
+            with contextlib.suppress(UncertainCallError):  # it may be too busy with its start to answer in time
+                record = self._driver.ready(process.address, timeout=ANSWER_SECONDS)
+                if record is not None:
+                    return record
+            passed = time.monotonic() - start
+            if passed > timeout:
                 raise ServerError(
                     f"server {index} was not ready within {timeout:g} s; raise rollout.setup_timeout, or read its log "
-                    f"{started.log}:\n{_last_lines(started.log)}"
+                    f"{process.log}:\n{_last_lines(process.log)}"
                 )
-            time.sleep(POLL_SECONDS)
-        return ServerRecord.from_data(json.loads(started.record.read_text(encoding="utf-8")))
+            time.sleep(min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, passed / 10)))
 
     @staticmethod
     def _explain_end(index: int, started: _Process) -> str:
@@ -145,6 +165,19 @@ class ServerProcesses:
                 f"after the first {first}; use fewer servers, or fewer ranks of the trainer"
             )
         return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports that nobody listens on."""
+    with contextlib.ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((HOST, 0))
+        return [one.getsockname()[1] for one in sockets]
+
+
+def _is_of_a_rank(name: str) -> bool:
+    return name.removeprefix("LOCAL_").startswith(RANK_VARIABLES)
 
 
 def _last_lines(log: Path) -> str:

@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.errors import ConfigError
+from archon_engine.models.hf_config import config_file
 
 
-def write_architecture(trainer: TrainEngine, folder: Path) -> tuple[Path, list[str]]:
-    """Write the model's ``config.json``; returns it with the options of ``archon serve`` that fit the trainer.
+@dataclass(frozen=True)
+class Architecture:
+    """The model that servers serve before they get weights.
+
+    Attributes:
+        folder: has ``config.json``.
+        dtype: the trainer's compute dtype.
+        model_spec: name of the trainer's ``ModelSpec``; empty if its engine has none.
+    """
+
+    folder: Path
+    dtype: str
+    model_spec: str = ""
+
+
+def write_architecture(trainer: TrainEngine, folder: Path) -> Architecture:
+    """Write the model's ``config.json``, without which no server can start.
 
     Raises:
         ConfigError: the trainer's engine does not tell its configuration.
@@ -22,10 +38,9 @@ def write_architecture(trainer: TrainEngine, folder: Path) -> tuple[Path, list[s
             "configuration; use actor.backend=archon:... or fsdp:..."
         )
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "config.json"
-    path.write_text(json.dumps(config.to_dict(), indent=2, default=str), encoding="utf-8")
-    options = ["--dtype", trainer.weight_manifest().tensors[0].dtype]
+    dtype = trainer.weight_manifest().tensors[0].dtype
+    text = config_file(config, critic=False, dtype=dtype)
+    (folder / "config.json").write_text(text, encoding="utf-8")
     selection = getattr(trainer, "selection", None)
-    if selection is not None and selection.model is not None:
-        options += ["--run-as", selection.model.name]
-    return path, options
+    named = selection is not None and selection.model is not None
+    return Architecture(folder, dtype, selection.model.name if named else "")

@@ -15,9 +15,9 @@ from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.serving import WeightReceiver, WeightTransportSpec
 from archon_core.errors import ServerError
 from archon_core.plugins import registry
+from archon_core.receiving.updates import WeightUpdates
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.update import UpdatePlan
-from archon_rollout.receiving.updates import WeightUpdates
 
 NO_WEIGHTS = -1
 """Version of random weights, which must not generate."""

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from archon_core.contracts.serving import TransportContext, WeightBucket
 from archon_core.errors import ServerError
+from archon_core.receiving.elastic_group import SENDER, join_group, send
+from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.update import BucketNotice, Receipt
 from archon_engine.compat import copy_all
 from archon_rollout.publication.calls import MAX_CALLS
-from archon_rollout.receiving.elastic_group import SENDER, join_group, send
-from archon_rollout.receiving.shared_memory import view_tensor
 from archon_rollout.transports.notifying import NotifyingTransport
 from archon_rollout.transports.store_process import StoreProcess
 

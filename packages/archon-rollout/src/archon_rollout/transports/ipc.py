@@ -13,12 +13,12 @@ from typing import Any
 from torch import Tensor
 
 from archon_core.contracts.serving import TransportContext, WeightBucket
+from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.arena import SLOTS
 from archon_core.serving.manifest import WeightManifest, plan_buckets, size_of_bucket
 from archon_core.serving.update import BucketNotice
 from archon_engine.compat import copy_all
 from archon_rollout.receiving.device_memory import CudaMemory, DeviceMemory
-from archon_rollout.receiving.shared_memory import view_tensor
 from archon_rollout.transports.notifying import NotifyingTransport
 
 

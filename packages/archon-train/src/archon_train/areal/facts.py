@@ -121,6 +121,11 @@ def same_value(node: RawNode, text: str) -> bool:
     return _same(untyped(RawScalar(text)), _written(node))
 
 
+def same_values(one: RawNode, other: RawNode) -> bool:
+    """Whether two values of a file are equal for AReaL, whatever their quotes."""
+    return _same(_written(one), _written(other))
+
+
 def _written(node: RawNode) -> Any:
     """A value without regard to its quotes, which AReaL's types ignore too."""
     if isinstance(node, RawScalar):

@@ -72,23 +72,31 @@ DATASET_REASONS = {
 """Such options that AReaL does not have -> reason of the decision."""
 
 DEFAULTS = {
-    "actor.dtype": "bfloat16",
-    "actor.archon.enable_compile": "false",
-    "actor.optimizer.lr": "0.001",
-    "actor.optimizer.warmup_steps_proportion": "0.001",
+    "*.dtype": "bfloat16",
+    "*.disable_dropout": "false",
+    "*.archon.enable_compile": "false",
+    "*.optimizer.lr": "0.001",
+    "*.optimizer.warmup_steps_proportion": "0.001",
     "gconfig.max_new_tokens": "16384",
     "gconfig.max_tokens": "32768",
+    "eval_gconfig.max_new_tokens": "16384",
+    "eval_gconfig.max_tokens": "32768",
     "data.batch_size": "1",
     "cluster.n_nodes": "32",
     "trainer.eval_before_train": "false",
 }
-"""Options with another default in AReaL -> that default. Omitting one from an AReaL file records a decision."""
+"""Options with another default in AReaL -> that default, which holds in AReaL's files. ``*`` is a model's section."""
 
 PIPELINE_DEFAULTS = {
-    "actor.archon.pp_first_stage_less_layers": "1",
-    "actor.archon.pp_last_stage_less_layers": "1",
+    "*.archon.pp_first_stage_less_layers": "1",
+    "*.archon.pp_last_stage_less_layers": "1",
 }
 """Further such options for layouts with a pipeline."""
+
+KEPT_DEFAULTS = {
+    "cluster.fileroot": "/tmp does not keep results",
+}
+"""Options with another default in AReaL that have Archon's default in AReaL's files, too -> why."""
 
 MEGATRON_TRANSLATED = {
     "virtual_pipeline_parallel_size": "archon.pp_schedule",

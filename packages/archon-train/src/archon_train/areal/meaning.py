@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from archon_core.config.dialect import Translation
-from archon_core.config.raw import RawMapping, RawNode, RawScalar, prune, shown, walk
-from archon_core.config.root import default_text
+from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, prune, shown, walk
 from archon_core.config.typed import Problem, knows
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
-from archon_core.errors import ConfigError, LayoutError
-from archon_core.layout import parse_layout
+from archon_core.errors import ConfigError, did_you_mean
 from archon_train.areal.allocation_mode import allocation_mode_decision
-from archon_train.areal.keys import DATASET_REASONS, DATASETS, DEFAULTS, NULL_MEANS, PIPELINE_DEFAULTS, SECTIONS, fits
+from archon_train.areal.defaults import WITHOUT_SAMPLING, fill_in_defaults
+from archon_train.areal.facts import facts, names_in, unknown_below
+from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import text_of, with_text
 from archon_train.areal.removed_names import translate_removed
+from archon_train.areal.weight_updates import translate_weight_updates
 from archon_train.vision import explain_visual
 
 ADAM = {
@@ -22,6 +23,21 @@ ADAM = {
     "adam_bf16": "AdamW; its state has the type of archon.master_dtype",
 }
 """AReaL's names of AdamW -> reason of the decision."""
+
+
+SERVERS = ("sglang", "vllm")
+"""Sections with the options of servers."""
+
+RECOVERY_MODES = {
+    "auto": "trainer.auto_resume",
+    "disabled": "",
+    "fault": "trainer.auto_resume",
+    "off": "",
+    "on": "trainer.auto_resume",
+    "resume": "trainer.resume",
+}
+"""Values of ``recover.mode`` -> the option that resumes a run. With
+``auto_resume``, AReaL also restarts failed runs."""
 
 
 def is_areal(tree: RawMapping) -> bool:
@@ -42,37 +58,51 @@ def translate(tree: RawMapping) -> Translation:
         _algorithm,
         _dynamic_sampling,
         _dataset,
+        _saving,
         _recover,
         _allocation_mode,
+        translate_weight_updates,
     ):
         tree = step(tree, decisions)
     return Translation(tree, tuple(decisions))
 
 
 def translate_deprecated(tree: RawMapping) -> Translation:
-    """Translate a file in Archon's format, which may contain ``allocation_mode`` only as an override."""
+    """Translate a file in Archon's format, which may have these options of AReaL's as overrides."""
     decisions: list[Decision] = []
-    return Translation(_allocation_mode(tree, decisions), tuple(decisions))
+    tree = translate_weight_updates(_allocation_mode(tree, decisions), decisions)
+    return Translation(tree, tuple(decisions))
 
 
 def fill_in(tree: RawMapping, schema: type) -> Translation:
-    """Record defaults that differ, translate removed names, and add what AReaL's code fills in for known data sets."""
+    """Fill in AReaL's defaults, translate removed names, and add what AReaL's code fills in for known data sets."""
     decisions: list[Decision] = []
-    defaults = DEFAULTS | PIPELINE_DEFAULTS if _is_pipelined(tree) else DEFAULTS
-    if isinstance(tree.get("eval_gconfig"), RawMapping):
-        defaults = defaults | {f"eval_{name}": value for name, value in DEFAULTS.items() if name.startswith("gconfig.")}
-    for option, default in defaults.items():
-        if tree.get(option) is None and knows(schema, option):
-            ours = default_text(schema, option) or "null"
-            decisions.append(Decision(option, f"left out ({default} in AReaL)", ours, "Archon's default is used"))
+    tree = fill_in_defaults(tree, schema, decisions)
     tree = translate_removed(tree, schema, decisions)
     path = text_of(tree, "data.path")
     for option, value in DATASETS.get(path, {}).items():
-        if tree.get(option) is None and knows(schema, option):
+        is_used = option != "reward" or text_of(tree, "algorithm") not in WITHOUT_SAMPLING
+        if is_used and tree.get(option) is None and knows(schema, option):
             tree = with_text(tree, option, value)
             reason = DATASET_REASONS.get(option, f"AReaL's choice for {path}")
             decisions.append(Decision(option, "left out", value, reason))
-    return Translation(tree, tuple(decisions))
+    tree, problems = _unknown_server_options(tree, schema)
+    return Translation(tree, tuple(decisions), problems)
+
+
+def _unknown_server_options(tree: RawMapping, schema: type) -> tuple[RawMapping, tuple[Problem, ...]]:
+    """``tree`` without the options of servers that neither AReaL nor an installed driver has, and an error for each.
+
+    Without this check, a section of a server that is not installed or not used would hide misspelt names.
+    """
+    problems = {}
+    for section in SERVERS:
+        node = tree.get(section)
+        for option, child in unknown_below(section, node) if node is not None else ():
+            if not knows(schema, option):
+                hint = did_you_mean(option.partition(".")[2], names_in(section))
+                problems[option] = Problem(child.source, f"unknown option {option}{hint}")
+    return prune(tree, lambda path, _: path in problems), tuple(problems.values())
 
 
 def _refuse_images(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
@@ -162,21 +192,48 @@ def _dataset(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     return tree
 
 
+def _saving(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    target = "trainer.async_save"
+    if text_of(tree, "saver.mode") != "async" or tree.get(target) is not None:
+        return tree
+    decisions.append(Decision("saver.mode", "async", f"{target}=true", "checkpoints are written in the background"))
+    tree = prune(tree, lambda path, _: path == "saver.mode")
+    return with_text(tree, target, "true")
+
+
 def _recover(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     mode, steps = tree.get("recover.mode"), tree.get("recover.freq_steps")
     if isinstance(steps, RawScalar) and not steps.is_null and _is_zero(tree.get("trainer.save_every")):
         decisions.append(Decision("trainer.save_every", "0", shown(steps), "recover.freq_steps asks for checkpoints"))
         tree = with_text(tree, "trainer.save_every", steps.text, steps.source)
+    _, value = follow(tree, "recover.mode")
+    name = value.text if isinstance(value, RawScalar) else "disabled"
     if isinstance(mode, RawScalar):
-        options = {"resume": "trainer.resume", "auto": "trainer.auto_resume", "on": "trainer.auto_resume"}
-        options["fault"] = "trainer.auto_resume"
-        if mode.text not in (*options, "disabled", "off"):
-            raise ConfigError(
-                f"{mode.source}: recover.mode: found {shown(mode)}; allowed are auto, disabled, fault, off, on, resume"
-            )
-        if mode.text in options and tree.get(options[mode.text]) is None:
-            tree = with_text(tree, options[mode.text], "true", mode.source)
+        if name not in RECOVERY_MODES:
+            allowed = ", ".join(RECOVERY_MODES)
+            raise ConfigError(f"{mode.source}: recover.mode: found {shown(mode)}; allowed are {allowed}")
+        option = RECOVERY_MODES[name]
+        if option and tree.get(option) is None:
+            tree = with_text(tree, option, "true", mode.source)
         tree = _without(tree, "recover.mode")
+    return _restarts(tree, name, decisions)
+
+
+def _restarts(tree: RawMapping, mode: str, decisions: list[Decision]) -> RawMapping:
+    """``recover.retries`` as ``trainer.max_restarts``, in the modes in which AReaL starts a failed run again."""
+    option, target = "recover.retries", "trainer.max_restarts"
+    written, asked = tree.get(option), text_of(tree, option)
+    if RECOVERY_MODES.get(mode) != "trainer.auto_resume":
+        if written is not None and asked not in ("0", facts(option)[0].shown_default):
+            decisions.append(Decision(option, asked, "no effect", f"recover.mode {mode} does not restart failed runs"))
+    elif tree.get(target) is not None:
+        if written is not None:
+            decisions.append(Decision(option, asked, "no effect", f"{target} sets the number of restarts"))
+    else:
+        number = asked or facts(option)[0].shown_default
+        reason = f"recover.mode {mode} restarts a run whose rank died; errors in the configuration or the data end it"
+        decisions.append(Decision(option, asked or "left out", f"{target}={number}", reason))
+        tree = with_text(tree, target, number, written.source if written is not None else "AReaL's default")
     return tree
 
 
@@ -187,13 +244,6 @@ def _allocation_mode(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     if node.text:
         decisions.append(allocation_mode_decision(node.text))
     return _without(tree, "allocation_mode")
-
-
-def _is_pipelined(tree: RawMapping) -> bool:
-    try:
-        return parse_layout(text_of(tree, "actor.backend")).dims["p"] > 1
-    except LayoutError:
-        return False  # preflight reports the error
 
 
 def _is_zero(node: RawNode | None) -> bool:

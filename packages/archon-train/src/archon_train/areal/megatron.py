@@ -110,8 +110,11 @@ def _schedule(tree: RawMapping, role: str, backend: str, decisions: list[Decisio
         stages = parse_layout("archon:" + backend.removeprefix(PREFIX)).dims["p"]
     except LayoutError:
         return tree  # preflight reports the error
+    if stages == 1:
+        return tree
+    tree = _balance(tree, role, decisions)
     option, target = f"{role}.megatron.virtual_pipeline_parallel_size", f"{role}.archon.pp_schedule"
-    if stages == 1 or tree.get(target) is not None:
+    if tree.get(target) is not None:
         return tree
     node = tree.get(option)
     virtual = _text(tree, option, "1")
@@ -120,6 +123,18 @@ def _schedule(tree: RawMapping, role: str, backend: str, decisions: list[Decisio
     reason = "1F1B has one stage per rank" if schedule == "1F1B" else "archon.pp_layers_per_stage sets their number"
     decisions.append(Decision(option, asked, f"{target}={schedule}", f"{REASON}; {reason}"))
     return with_text(tree, target, schedule)
+
+
+def _balance(tree: RawMapping, role: str, decisions: list[Decision]) -> RawMapping:
+    """Megatron gives every stage the same number of layers, and has no options for the outer stages."""
+    names = [f"{role}.archon.pp_{which}_stage_less_layers" for which in ("first", "last")]
+    missing = [name for name in names if tree.get(name) is None]
+    if missing:
+        reason = "Megatron gives every stage as many layers; Archon balances the stages by cost"
+        decisions.append(Decision(", ".join(missing), "left out", "null", reason))
+    for name in missing:
+        tree = with_text(tree, name, "null")
+    return tree
 
 
 def _is_on(tree: RawMapping, option: str) -> bool:

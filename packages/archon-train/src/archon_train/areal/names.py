@@ -6,8 +6,21 @@ import re
 from collections.abc import Iterator
 from types import MappingProxyType
 
-from archon_core.config.raw import REFERENCE, RawList, RawMapping, RawNode, RawScalar, merge, nested, walk
+from archon_core.config.raw import (
+    MAX_REFERENCES,
+    REFERENCE,
+    RawList,
+    RawMapping,
+    RawNode,
+    RawScalar,
+    merge,
+    nested,
+    prune,
+    shown,
+    walk,
+)
 from archon_core.errors import ConfigError
+from archon_train.areal.facts import same_values
 from archon_train.areal.keys import RENAMED, fits
 
 
@@ -19,7 +32,7 @@ def rename(tree: RawMapping, keep: frozenset[str] = frozenset()) -> RawMapping:
         keep: top-level names to leave alone, because a plugin has a section of that name.
 
     Raises:
-        ConfigError: an option is set under both names.
+        ConfigError: an option has different values under its two names.
     """
     moved: list[tuple[str, str, RawNode]] = []
 
@@ -38,14 +51,7 @@ def rename(tree: RawMapping, keep: frozenset[str] = frozenset()) -> RawMapping:
 
     result = stay(tree, "")
     for old, new, node in moved:
-        for path, leaf in _leaves(new, node):
-            there = result.get(path)
-            if there is not None and not isinstance(there, RawMapping) and there != leaf:
-                raise ConfigError(
-                    f"{leaf.source}: found {old}, AReaL's name for {new}, "
-                    f"and {path} as well ({there.source}); remove one"
-                )
-        result = merge(result, nested(new, node))
+        result = _with_moved(result, old, new, node)
     return rename(result, keep) if moved else result  # a moved section may hold names to replace
 
 
@@ -79,6 +85,44 @@ def _rewritten(node: RawNode, path: str, keep: frozenset[str]) -> RawNode:
         return f"${{{new_name(name, keep) or name}}}"
 
     return RawScalar(REFERENCE.sub(absolute, node.text), node.plain, node.source)
+
+
+def _with_moved(tree: RawMapping, old: str, new: str, node: RawNode) -> RawMapping:
+    """``tree`` with ``node``, which had the name ``old``, under ``new``.
+
+    A file may write both names if their values agree, such as a reference of one to the other.
+    """
+    if isinstance(node, RawMapping):  # keeps empty sections
+        tree = merge(tree, nested(new, prune(node, lambda _, child: not isinstance(child, RawMapping))))
+    for path, leaf in _leaves(new, node):
+        there = tree.get(path)
+        if there is None or isinstance(there, RawMapping):
+            tree = merge(tree, nested(path, leaf))
+            continue
+        theirs, ours = _value(leaf, path, tree), _value(there, path, tree)
+        if ours is None:  # it refers to the moved option
+            tree = merge(tree, nested(path, leaf))
+        elif theirs is not None and not same_values(theirs, ours):
+            raise ConfigError(
+                f"{leaf.source}: found {old}, AReaL's name for {new}, with {path}={shown(leaf)}, and "
+                f"{path}={shown(there)} ({there.source}); allowed is one value; remove one of the two"
+            )
+    return tree
+
+
+def _value(node: RawNode, path: str, tree: RawMapping) -> RawNode | None:
+    """The value of ``node`` with references resolved as far as ``tree`` has them; ``None`` if it refers to ``path``."""
+    for _ in range(MAX_REFERENCES):
+        reference = REFERENCE.fullmatch(node.text.strip()) if isinstance(node, RawScalar) else None
+        if reference is None:
+            break
+        if reference["name"] == path:
+            return None
+        target = tree.get(reference["name"])
+        if target is None:
+            break
+        node = target
+    return node
 
 
 def _leaves(path: str, node: RawNode) -> Iterator[tuple[str, RawNode]]:

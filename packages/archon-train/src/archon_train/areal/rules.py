@@ -82,8 +82,9 @@ _ONE_NAME = "a run has one name for all of its parts"
 _ONE_ROOT = "everything is written under cluster.fileroot"
 _PLACEMENT = "processes are placed by the layout and scheduler.type"
 _SYNCHRONOUS = "rollout and training alternate in this version, without queues or off-policy samples"
-_SERVERS = "an option of server engines; rollout runs on the trainer's ranks"
+_ROUTING = "a request goes to the server with the least work"
 _SERVICE = "an option of AReaL's services"
+_REWARDS = "reward functions run in processes beside the trainer (section rewards), not in a service"
 _AGENTS = "agent workflows are not part of this version; completions answer the prompt in one turn"
 _STEPS_ONLY = "trainer.save_every and trainer.eval_every count steps"
 _STAYS = "the trainer stays in device memory"
@@ -125,14 +126,16 @@ IGNORED = (
     Ignored("perf_tracer", "there is no tracer in this version", ("null", "enabled=false")),
     Ignored("memory_profiler", "there is no memory profiler in this version", ("null",)),
     Ignored("post_exit_hook", "Archon runs no command that a file names", ("",)),
-    Ignored("cluster.name_resolve", "processes find each other through torch.distributed"),
+    Ignored(
+        "cluster.name_resolve", "the launcher gives ranks their address, and rollout.addresses names running servers"
+    ),
     Ignored("cluster.cluster_name", "nothing depends on the cluster's name", ("local",)),
     Ignored("scheduler.endpoint", _PLACEMENT),
     Ignored("scheduler.deploy_mode", _PLACEMENT),
-    Ignored("scheduler.functioncall_service_domain", "rewards are computed in the trainer"),
-    Ignored("scheduler.reward_functioncall_config", "rewards are computed in the trainer"),
-    Ignored("scheduler.reward_model_path", "rewards are computed in the trainer", ("",)),
-    Ignored("scheduler.reward_model_service_url", "rewards are computed in the trainer"),
+    Ignored("scheduler.functioncall_service_domain", _REWARDS),
+    Ignored("scheduler.reward_functioncall_config", _REWARDS),
+    Ignored("scheduler.reward_model_path", "reward=model scores with the model of reward_model.path", ("",)),
+    Ignored("scheduler.reward_model_service_url", "reward=model runs its model in an engine, not behind an address"),
     # Data
     Ignored("*_dataset.type", "the option algorithm selects the training"),
     Ignored("*_dataset.pin_memory", "records are texts, tokenized in the trainer", ("false",)),
@@ -147,8 +150,13 @@ IGNORED = (
     # When to write and to evaluate
     Ignored("*.freq_epochs", _STEPS_ONLY, ("null",)),
     Ignored("*.freq_secs", _STEPS_ONLY, ("null",)),
-    Ignored("recover.freq_steps", "runs resume from the checkpoints of trainer.save_every", ("null",)),
-    Ignored("recover.retries", "trainer.max_restarts sets the number of restarts", ("0",)),
+    Ignored(
+        "recover.freq_steps",
+        "runs resume from the checkpoints of trainer.save_every",
+        ("null",),
+        same_as="trainer.save_every",
+    ),
+    Ignored("recover.retries", "becomes trainer.max_restarts where recover.mode recovers", otherwise="translated"),
     Ignored("recover.no_*_optim", "checkpoints hold the optimizer, and resumed runs continue with it", ("false",)),
     Ignored("saver.mode", "trainer.async_save writes checkpoints in the background", ("auto", "sync")),
     Ignored("stats_logger.wandb", "metrics go to metrics.jsonl and TensorBoard", ("mode=disabled", "null")),
@@ -164,17 +172,16 @@ IGNORED = (
     Ignored("rollout.serialize_group_samples", "the samples of a prompt share its prefill", ("false",)),
     Ignored("rollout.enable_rollout_tracing", "there is no request tracing in this version", ("false",)),
     Ignored("rollout.check_trajectory_format", "trajectories are typed", ("false",)),
-    Ignored("rollout.schedule_policy", _SERVERS, ("round_robin",)),
+    Ignored("rollout.schedule_policy", _ROUTING, ("round_robin",)),
     Ignored("rollout.tokenizer_path", "a run has one tokenizer", same_as="tokenizer_path"),
     Ignored("rollout.dump_to_file", "completions are not written to files in this version", ("false",)),
-    Ignored("rollout.setup_timeout", _SERVERS),
-    Ignored("rollout.workers_ready_timeout", _SERVERS),
-    Ignored("rollout.request_timeout", _SERVERS),
-    Ignored("rollout.request_retries", _SERVERS),
-    Ignored("rollout.pause_grace_period", _SERVERS),
-    Ignored("rollout.routing_strategy", _SERVERS),
-    Ignored("rollout.poll_interval", _SERVERS),
-    Ignored("rollout.model", _SERVERS),
+    Ignored("rollout.workers_ready_timeout", "rollout.setup_timeout limits the start of servers"),
+    Ignored(
+        "rollout.pause_grace_period", "a publication waits for the answer of a paused server, not for a fixed time"
+    ),
+    Ignored("rollout.routing_strategy", _ROUTING),
+    Ignored("rollout.poll_interval", _SERVICE),
+    Ignored("rollout.model", _SERVICE),
     _refused("rollout.api_url", ("null",), "completions of a remote service have no weights to update"),
     _refused("rollout.provider_api_key", ("null",), "completions of a remote service have no weights to update"),
     Ignored("rollout.openai", _AGENTS, ("null",)),
@@ -200,7 +207,8 @@ IGNORED = (
     Ignored("*.optimizer_dtype", "the optimizer's state has the type of archon.master_dtype", ("float32",)),
     Ignored(
         "*.weight_update_mode",
-        "rollout.weight_transport chooses how servers get weights; xccl is named distributed there, awex shm or ipc",
+        "only the actor's has one, with servers: rollout.weight_transport (xccl: distributed, awex: shm, or the first "
+        "that the servers support)",
     ),
     Ignored("*.enable_delta_weight_update", "whole weights are published", ("false",)),
     Ignored("*.weight_update_delta_method", "whole weights are published"),

@@ -12,9 +12,9 @@ from typing import Annotated
 import typer
 
 from archon_core.cli.console import print_json, print_remark, print_text
-from archon_core.config.loading import LoadedConfig
+from archon_core.config.loading import LoadedConfig, explain_problems
 from archon_core.contracts.decisions import Decision
-from archon_core.errors import USER_ERROR, ConfigError
+from archon_core.errors import USER_ERROR, ArchonError, ConfigError
 from archon_core.plugins import LauncherSpec, registry
 from archon_core.ranks.environment import RankEnvironment, rank_environment
 from archon_train.cli.launching import launch_ranks
@@ -30,7 +30,7 @@ from archon_train.experiment import load_config
 from archon_train.launch.rank import run_as_rank, started_by_archon
 from archon_train.launch.world import check_started, explain_machines, ranks_needed
 from archon_train.preflight import plan_run
-from archon_train.run_plan import RunPlan
+from archon_train.run_plan import Obstacle, RunPlan
 
 
 def train(
@@ -48,7 +48,7 @@ def train(
         ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="With --dry-run: print the plan as JSON instead of tables.")
+        bool, typer.Option("--json", help="With --dry-run: print the plan, or the errors of the file, as JSON.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the run folder's last checkpoint.")] = False,
     restart: Annotated[
@@ -79,11 +79,18 @@ def train(
 
 
 def _print_dry_run(config: Path, overrides: list[str], command: list[str], *, as_json: bool) -> int:
-    loaded = load_config(config, overrides, allow_missing=True)
+    try:
+        loaded = load_config(config, overrides, allow_missing=True)
+    except ArchonError as error:
+        if as_json:
+            obstacles = tuple(Obstacle(text, "config") for text in explain_problems(error))
+            print_json(plan_data(RunPlan(obstacles=obstacles), ()))
+        raise
     plan = plan_run(loaded, registry())
     code = USER_ERROR if plan.is_wrong else 0
+    decisions = (*loaded.decisions, *plan.decisions, *plan.engine_decisions)
     if as_json:
-        print_json(plan_data(plan, (*loaded.decisions, *plan.decisions)))
+        print_json(plan_data(plan, decisions))
         return code
     print_text(loaded.to_yaml())
     print_plan(plan, loaded)
@@ -91,14 +98,14 @@ def _print_dry_run(config: Path, overrides: list[str], command: list[str], *, as
         elsewhere = explain_machines(plan.layouts, loaded.config.cluster, command)
         if elsewhere:
             print_text(f"note: {elsewhere}\n")
-    print_decisions((*loaded.decisions, *plan.decisions))
+    print_decisions(decisions)
     if not plan.can_run:
         print_obstacles(plan)
     return code
 
 
 def _read(config: Path, overrides: list[str]) -> tuple[LoadedConfig, RunPlan]:
-    """The configuration and its plan.
+    """The configuration, with the decisions of its plan, and the plan.
 
     Raises:
         ConfigError: with all obstacles.
@@ -107,7 +114,7 @@ def _read(config: Path, overrides: list[str]) -> tuple[LoadedConfig, RunPlan]:
     plan = plan_run(loaded, registry())
     if not plan.can_run:
         raise ConfigError("\n".join(describe_obstacles(plan)))
-    return loaded, plan
+    return replace(loaded, decisions=(*loaded.decisions, *plan.decisions)), plan
 
 
 def _print_preliminaries(loaded: LoadedConfig, plan: RunPlan) -> None:

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 
 from archon_core.contracts.serving import WeightReceiver, WeightStore
 from archon_core.errors import ServerError
+from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_engine.checkpoint.checksum import bytes_of, checksum_of
 
 
 class WeightUpdates:

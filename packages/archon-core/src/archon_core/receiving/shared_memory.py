@@ -10,11 +10,11 @@ from torch import Tensor
 
 from archon_core.contracts.serving import WeightStore
 from archon_core.errors import ServerError
+from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.arena import SlotPlace, check_slot
 from archon_core.serving.arena_file import Arena, open_arena
 from archon_core.serving.manifest import TensorEntry
 from archon_core.serving.update import BucketNotice, UpdatePlan
-from archon_engine.checkpoint.checksum import bytes_of, checksum_of
 
 
 class SharedMemoryReceiver:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from archon_engine.checkpoint.checksum import (
+from archon_core.receiving.checksum import (
     BLOCK,
     PAGE,
     Checksum,

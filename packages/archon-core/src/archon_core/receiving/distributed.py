@@ -9,10 +9,10 @@ import torch
 
 from archon_core.contracts.serving import WeightStore
 from archon_core.errors import ServerError
+from archon_core.receiving.checksum import bytes_of, checksum_of
+from archon_core.receiving.elastic_group import RECEIVER, join_group, receive
+from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.update import BucketNotice, UpdatePlan
-from archon_engine.checkpoint.checksum import bytes_of, checksum_of
-from archon_rollout.receiving.elastic_group import RECEIVER, join_group, receive
-from archon_rollout.receiving.shared_memory import view_tensor
 
 
 class DistributedReceiver:

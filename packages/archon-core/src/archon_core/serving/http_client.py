@@ -1,4 +1,4 @@
-"""JSON over HTTP/1.1 for a server's driver: blocking calls, and a coroutine for requests that take long.
+"""JSON over HTTP/1.1 for drivers of servers: blocking calls, and a coroutine for requests that take long.
 
 Every call has a time limit and its own connection. A call without an answer is uncertain: the server may have executed
 it, or execute it later.
@@ -25,12 +25,25 @@ def call(address: str, method: str, path: str, data: Any = None, *, token: str, 
         method: ``GET`` or ``POST``.
         path: the path.
         data: the JSON body; ``None`` for none.
-        token: the server's token.
+        token: the server's token; empty for none.
         timeout: limit of every wait for the network, in seconds.
 
     Raises:
         ServerError: the server cannot be reached, or answered something invalid.
         RefusedRequestError: it refused the request because of its content.
+        UncertainCallError: there was no complete answer.
+    """
+    status, content = exchange(address, method, path, data, token=token, timeout=timeout)
+    return _answer(address, path, status, content)
+
+
+def exchange(
+    address: str, method: str, path: str, data: Any = None, *, token: str, timeout: float
+) -> tuple[int, bytes]:
+    """``call`` that returns the status and body of any answer, for routes that answer by their status.
+
+    Raises:
+        ServerError: the server cannot be reached.
         UncertainCallError: there was no complete answer.
     """
     connection = http.client.HTTPConnection(*_split(address), timeout=timeout)
@@ -42,12 +55,11 @@ def call(address: str, method: str, path: str, data: Any = None, *, token: str, 
         try:
             connection.request(method, path, body=_encode(data), headers=_headers(token))
             response = connection.getresponse()
-            status, content = response.status, response.read()
+            return response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
             raise UncertainCallError(f"server {address}: {path} got no answer: {_text(error)}") from error
     finally:
         connection.close()
-    return _answer(address, path, status, content)
 
 
 async def call_async(address: str, path: str, data: Any, *, token: str, timeout: float) -> Any:
@@ -90,7 +102,7 @@ def _encode(data: Any) -> bytes | None:
 
 
 def _headers(token: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+    return {**({"Authorization": f"Bearer {token}"} if token else {}), "Content-Type": "application/json"}
 
 
 def _answer(address: str, path: str, status: int, content: bytes) -> Any:

@@ -1,0 +1,356 @@
+"""The table of options that a run does not use, and why (``TABLE``).
+
+The compositions themselves explain further ones: those of another policy loss (``policy_losses``), and of a policy loss
+in pure distillation (``distillation``). Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from archon_core.contracts.preview import RunOutline
+from archon_rl.teacher_options import is_pure_distillation
+from archon_train.model_sections import is_frozen
+
+SERVERS = (
+    "addresses",
+    "setup_timeout",
+    "request_timeout",
+    "request_retries",
+    "min_servers",
+    "enable_health_monitor",
+    "health_check_interval_seconds",
+    "health_check_timeout_seconds",
+    "health_check_failure_threshold",
+    "enable_topology_discovery",
+    "topology_change_cooldown_seconds",
+    "weight_transport",
+    "weight_bucket_mb",
+    "weight_timeout",
+    "weight_canary",
+    "skip_unchanged",
+)
+"""Options of ``rollout`` about servers, which the engine ``local`` does not have."""
+
+NOT_A_LANGUAGE_MODEL = "values have no temperature"
+
+
+@dataclass(frozen=True)
+class Unused:
+    """Options without effect.
+
+    Attributes:
+        options: dotted names of options, or of sections with all their options.
+        reason: why they have none; ``{algorithm}`` stands for the algorithm's name.
+        when: whether they have none in a run.
+    """
+
+    options: tuple[str, ...]
+    reason: str
+    when: Callable[[Run], bool]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, for the conditions of the table."""
+
+    outline: RunOutline
+
+    @property
+    def config(self) -> Any:
+        return self.outline.config
+
+    @property
+    def samples(self) -> bool:
+        """Whether the algorithm samples completions."""
+        return "inference_engine" in self.outline.algorithm.needs
+
+    @property
+    def has_servers(self) -> bool:
+        return self.samples and self.config.rollout.backend != "local"
+
+    @property
+    def learns_pairs(self) -> bool:
+        return hasattr(self.config.data, "chosen_key")
+
+    @property
+    def distills_only(self) -> bool:
+        return self.samples and is_pure_distillation(self.config.teacher)
+
+    @property
+    def scores(self) -> bool:
+        """Whether completions get rewards."""
+        return self.samples and self.config.reward is not None
+
+    @property
+    def has_separate_validation(self) -> bool:
+        data = self.config.data
+        return bool(data.validation_path or getattr(getattr(data, "hf", None), "validation_split", None))
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there may be held-out records; data sets of other packages may have further options for them."""
+        dataset = self.outline.dataset
+        known = dataset is not None and {section.path for section in dataset.config} <= {"data.hf", "data.arithmetic"}
+        return not known or self.has_separate_validation or self.config.data.validation_size > 0
+
+    def trains(self, role: str) -> bool:
+        return getattr(self.config, role) is not None and not is_frozen(self.config, role)
+
+    def has(self, role: str) -> bool:
+        """Whether the run has the model of a section."""
+        match role:
+            case "critic":
+                present = "critic" in self.outline.algorithm.sections
+            case "reward_model":
+                present = self.scores and self.outline.reward_role == "reward_model"
+            case "ref":
+                present = self.reads_reference
+            case "teacher":
+                present = self.samples
+            case _:
+                present = True
+        return present and getattr(self.config, role) is not None
+
+    @property
+    def reads_reference(self) -> bool:
+        if not self.samples:
+            return hasattr(self.config.actor, "beta")
+        penalty = 0 if self.distills_only else self.config.actor.kl_ctl
+        return bool(penalty or self.config.actor.kl_loss_coef)
+
+
+def _generation_rows(section: str) -> Iterator[Unused]:
+    def is_greedy(run: Run) -> bool:
+        generation = getattr(run.config, section)
+        return run.samples and generation is not None and generation.greedy
+
+    yield Unused(
+        (f"{section}.temperature", f"{section}.top_p", f"{section}.top_k"),
+        f"{section}.greedy takes the most probable token",
+        is_greedy,
+    )
+
+
+def _optimizer_rows(role: str) -> Iterator[Unused]:
+    def optimizer(run: Run) -> Any:
+        return getattr(run.config, role).optimizer if run.has(role) and run.trains(role) else None
+
+    def trained(test: Callable[[Any], bool]) -> Callable[[Run], bool]:
+        return lambda run: (options := optimizer(run)) is not None and test(options)
+
+    prefix = f"{role}.optimizer"
+    yield Unused(
+        (f"{prefix}.decay_steps_proportion",),
+        "the learning rate has no final decay; lr_scheduler_type=wsd has one",
+        trained(lambda options: options.lr_scheduler_type != "wsd"),
+    )
+    yield Unused(
+        (f"{prefix}.min_lr_ratio",),
+        "the learning rate does not decay with lr_scheduler_type=constant",
+        trained(lambda options: options.lr_scheduler_type == "constant"),
+    )
+    yield Unused(
+        (f"{prefix}.beta2", f"{prefix}.eps"),
+        "sgd has no second moment",
+        trained(lambda options: options.type == "sgd"),
+    )
+
+
+def _frozen_rows(role: str) -> Iterator[Unused]:
+    yield Unused(
+        (f"{role}.optimizer", f"{role}.grad_reduce_dtype"),
+        "the model is not trained",
+        lambda run: run.has(role) and is_frozen(run.config, role),
+    )
+
+
+def _norm_rows(section: str) -> Iterator[Unused]:
+    def lacks(level: str) -> Callable[[Run], bool]:
+        def when(run: Run) -> bool:
+            norm = getattr(run.config.actor, section, None)
+            return run.samples and not run.distills_only and norm is not None and getattr(norm, level) is None
+
+        return when
+
+    prefix = f"actor.{section}"
+    yield Unused(
+        (f"{prefix}.mean_leave1out", f"{prefix}.mean_weights"),
+        f"{prefix}.mean_level is null",
+        lacks("mean_level"),
+    )
+    yield Unused(
+        (f"{prefix}.std_unbiased", f"{prefix}.eps", f"{prefix}.scale"),
+        f"{prefix}.std_level is null",
+        lacks("std_level"),
+    )
+
+
+def _policy(test: Callable[[Any], bool]) -> Callable[[Run], bool]:
+    """Where a run has a policy loss, and ``test`` holds for its section ``actor``."""
+    return lambda run: run.samples and not run.distills_only and test(run.config.actor)
+
+
+TABLE: tuple[Unused, ...] = (
+    Unused(
+        ("reward", "dynamic_bs", "gconfig", "eval_gconfig", "rollout", "teacher", "trainer.eval_pass_above"),
+        "algorithm {algorithm} samples no completions",
+        lambda run: not run.samples,
+    ),
+    Unused(
+        ("ref",),
+        "algorithm {algorithm} reads no reference",
+        lambda run: not run.samples and not run.reads_reference,
+    ),
+    Unused(
+        ("ref",),
+        "actor.kl_ctl and actor.kl_loss_coef are 0, or a loss without rewards has no KL penalty",
+        lambda run: run.samples and not run.reads_reference,
+    ),
+    Unused(("actor.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.outline.algorithm.name == "rw"),
+    Unused(
+        ("ref.temperature",),
+        "the policies are compared at the temperature of the actor",
+        lambda run: run.has("ref"),
+    ),
+    Unused(("reward_model.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.has("reward_model")),
+    Unused(("reward_model.mb_spec.granularity",), "it scores single sequences", lambda run: run.has("reward_model")),
+    Unused(
+        ("ref.mb_spec.granularity",),
+        "the reference reads single sequences",
+        lambda run: run.has("ref") and run.learns_pairs,
+    ),
+    Unused(
+        ("data.answer_key",),
+        "algorithm {algorithm} reads data.chosen_key and data.rejected_key",
+        lambda run: run.learns_pairs,
+    ),
+    Unused(
+        ("data.validation_size",),
+        "the held-out records have their own path or split",
+        lambda run: run.has_separate_validation,
+    ),
+    Unused(
+        ("trainer.eval_every", "trainer.eval_size", "eval_gconfig"),
+        "there are no held-out records; set data.validation_size or data.validation_path",
+        lambda run: not run.evaluates,
+    ),
+    Unused(
+        ("trainer.eval_every", "trainer.eval_size", "eval_gconfig"),
+        "evaluations score completions, and there is no reward",
+        lambda run: run.samples and not run.scores and run.evaluates,
+    ),
+    Unused(
+        ("trainer.eval_pass_above",),
+        "evaluations have one completion per record; eval_gconfig.n_samples sets more",
+        lambda run: run.samples and (run.config.eval_gconfig is None or run.config.eval_gconfig.n_samples == 1),
+    ),
+    Unused(
+        ("trainer.max_epochs",),
+        "trainer.max_steps sets the length of the run",
+        lambda run: run.config.trainer.max_steps is not None,
+    ),
+    Unused(
+        ("tokenizer.vocab_size",),
+        "only a tokenizer of the kind bpe is built to a size",
+        lambda run: run.config.tokenizer.kind != "bpe",
+    ),
+    Unused(
+        ("tokenizer_path", "tokenizer.use_chat_template"),
+        "the tokenizer is built from the data and has no chat template",
+        lambda run: run.config.tokenizer.kind != "pretrained",
+    ),
+    Unused(
+        ("rewards",),
+        "there is no reward",
+        lambda run: run.samples and not run.scores,
+    ),
+    Unused(
+        ("rewards.processes", "rewards.timeout_seconds"),
+        "a model scores the completions, in the trainer's processes",
+        lambda run: run.has("reward_model"),
+    ),
+    Unused(
+        ("rewards.timeout_seconds",),
+        "a function in the trainer's process (rewards.processes=0) cannot be interrupted",
+        lambda run: run.scores and not run.has("reward_model") and run.config.rewards.processes == 0,
+    ),
+    Unused(
+        ("warm_start.lr", "warm_start.batch_size"),
+        "warm_start.steps is 0",
+        lambda run: hasattr(run.config, "warm_start") and run.config.warm_start.steps == 0,
+    ),
+    Unused(
+        ("teacher.warm_start.lr", "teacher.warm_start.batch_size"),
+        "teacher.warm_start.steps is 0",
+        lambda run: run.has("teacher") and run.config.teacher.warm_start.steps == 0,
+    ),
+    Unused(
+        tuple(f"teacher.optimizer.{name}" for name in ("lr", "lr_scheduler_type", "warmup_steps_proportion")),
+        "the supervised steps have their own schedule, with the rate teacher.warm_start.lr",
+        lambda run: run.has("teacher") and run.trains("teacher"),
+    ),
+    Unused(
+        ("teacher.baseline",),
+        "teacher.distill_loss_weight=0 only reports the KL",
+        lambda run: run.has("teacher") and run.config.teacher.distill_loss_weight == 0,
+    ),
+    Unused(
+        ("dynamic_bs",),
+        "no group is left out of a batch without actor.dynamic_sampling=true",
+        lambda run: run.samples and not (run.config.actor.dynamic_sampling and not run.distills_only),
+    ),
+    Unused(
+        ("actor.dynamic_sampling_max_rounds",),
+        "there is one round without actor.dynamic_sampling=true, and with dynamic_bs=true",
+        lambda run: _policy(lambda actor: not actor.dynamic_sampling or run.config.dynamic_bs)(run),
+    ),
+    Unused(
+        ("actor.overlong_tokens", "actor.overlong_penalty_factor"),
+        "actor.overlong_reward_penalty is false",
+        _policy(lambda actor: not actor.overlong_reward_penalty),
+    ),
+    Unused(
+        ("actor.kl_estimator",),
+        "actor.kl_ctl is 0, or there is no ref",
+        lambda run: _policy(lambda actor: not actor.kl_ctl or run.config.ref is None)(run),
+    ),
+    Unused(
+        ("actor.kl_loss_estimator",),
+        "actor.kl_loss_coef is 0",
+        lambda run: run.samples and not run.config.actor.kl_loss_coef,
+    ),
+    Unused(
+        ("actor.rejection_sampling.agg",),
+        "it applies to whole sequences, and actor.rejection_sampling.level is token",
+        _policy(
+            lambda actor: (
+                actor.use_decoupled_loss
+                and actor.rejection_sampling is not None
+                and actor.rejection_sampling.level == "token"
+            )
+        ),
+    ),
+    Unused(
+        tuple(f"rollout.{name}" for name in SERVERS),
+        "the engine local has no servers",
+        lambda run: run.samples and not run.has_servers,
+    ),
+    Unused(
+        tuple(name for name in (f"rollout.{option}" for option in SERVERS) if "health_check" in name),
+        "rollout.enable_health_monitor is false",
+        lambda run: run.has_servers and not run.config.rollout.enable_health_monitor,
+    ),
+    Unused(
+        ("rollout.topology_change_cooldown_seconds",),
+        "rollout.enable_topology_discovery is false",
+        lambda run: run.has_servers and not run.config.rollout.enable_topology_discovery,
+    ),
+    *(row for section in ("gconfig", "eval_gconfig") for row in _generation_rows(section)),
+    *(row for role in ("actor", "critic", "teacher") for row in _optimizer_rows(role)),
+    *(row for role in ("ref", "teacher", "reward_model") for row in _frozen_rows(role)),
+    *(row for norm in ("reward_norm", "adv_norm") for row in _norm_rows(norm)),
+)
+"""All rows. Of several rows for an option, the first that applies explains it."""

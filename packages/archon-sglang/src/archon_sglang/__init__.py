@@ -1,0 +1,3 @@
+"""SGLang as inference server: the driver in the trainer."""
+
+__version__ = "0.1.0"

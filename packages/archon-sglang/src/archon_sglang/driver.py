@@ -1,0 +1,248 @@
+"""The driver of SGLang servers.
+
+SGLang loads weights in place, so a commit pauses the server, lets it read the published folder, and resumes it. The
+pause retracts running requests: they continue from their tokens, whose KV cache SGLang recomputes with the new weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from archon_core.contracts.rollout import Completion, GenerationRequest
+from archon_core.errors import ServerError, UncertainCallError
+from archon_core.layout import Layout
+from archon_core.serving.http_client import call, call_async, exchange
+from archon_core.serving.manifest import WeightManifest
+from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
+from archon_sglang.generation import read_completion, request_data, version_of
+from archon_sglang.launching import launch_server
+from archon_sglang.options import SglangOptions
+
+PAUSE_MODES = {"keep": "retract", "abort": "abort"}
+"""Our names -> SGLang's. Its ``in_place`` would continue with a KV cache of the old weights."""
+
+
+class SglangDriver:
+    """Implements ``contracts.serving.ServerDriver``.
+
+    Args:
+        config: the section ``rollout``.
+        options: the section ``sglang``; ``None`` for its defaults.
+        token: the run's secret, sent as bearer token. SGLang takes a key on its command line or in a file only, so
+            servers that this driver starts have none; keep them on loopback or in a closed network.
+    """
+
+    capabilities = ServerCapabilities(
+        transports=("disk",),
+        pause_modes=("keep", "abort"),
+        staged=False,
+        checksums=False,
+        token_versions=True,
+        routed_experts=True,
+        interrupt=True,
+    )
+
+    def __init__(self, config: Any, *, options: Any = None, token: str = "") -> None:
+        self._config = config
+        self._options: SglangOptions = options or SglangOptions()
+        self._token = token
+        self._folders: dict[str, tuple[int, str]] = {}
+        self._n_samples: dict[str, int] = {}
+        self._experts_shapes: dict[str, tuple[int, int]] = {}
+
+    def launch(
+        self,
+        model: str,
+        *,
+        layout: Layout,
+        index: int,
+        host: str,
+        port: int,
+        dtype: str = "",
+        model_spec: str = "",
+    ) -> ServerLaunch:
+        """The command that starts server ``index``."""
+        return launch_server(
+            model,
+            layout=layout,
+            host=host,
+            port=port,
+            dtype=dtype,
+            routed_experts=self._config.return_routed_experts,
+            options=self._options,
+        )
+
+    def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
+        """The record of the server at ``address``; ``None`` while it does not accept requests."""
+        try:
+            status, _ = exchange(address, "GET", "/ready", token=self._token, timeout=timeout)
+        except UncertainCallError:
+            return None
+        except ServerError as error:
+            if "cannot connect" in str(error):
+                return None
+            raise
+        if status == 503:
+            return None
+        if status != 200:
+            raise ServerError(f"server {address}: /ready answered {status}; check that it is SGLang 0.5.23")
+        info = self._get(address, "/server_info", timeout)
+        version = version_of(self._get(address, "/model_info", timeout)["weight_version"])
+        return ServerRecord(address, _incarnation(info), "sglang", tensor=int(info["tp_size"]), version=version)
+
+    async def generate(
+        self, server: ServerRecord, request: GenerationRequest, *, request_id: str, timeout: float
+    ) -> list[Completion]:
+        """The completions of one request. Each sample is a request of SGLang, because each has its own seed."""
+        experts = self._config.return_routed_experts
+        shape = await asyncio.to_thread(self._experts_shape, server, timeout) if experts else None
+        seeded = self._options.enable_deterministic_inference
+        ids = _sample_ids(request_id, len(request.seeds))
+        bodies = [
+            request_data(request, sample, request_id=id, routed_experts=experts, seeded=seeded)
+            for sample, id in enumerate(ids)
+        ]
+        tasks = [
+            asyncio.ensure_future(call_async(server.address, "/generate", body, token=self._token, timeout=timeout))
+            for body in bodies
+        ]
+        self._n_samples[request_id] = len(ids)
+        try:
+            return [read_completion(answer, experts_shape=shape) for answer in await asyncio.gather(*tasks)]
+        finally:
+            self._n_samples.pop(request_id, None)
+            for task in tasks:  # after a failure, closing the connections ends the other samples
+                task.cancel()
+
+    def pause(self, server: ServerRecord, mode: PauseMode, *, timeout: float) -> None:
+        """Stop generation.
+
+        Raises:
+            ServerError: the mode is ``wait``, which SGLang does not have.
+        """
+        if mode not in PAUSE_MODES:
+            raise ServerError(f"pause: found mode {mode!r}; SGLang allows {', '.join(PAUSE_MODES)}")
+        self._post(server.address, "/pause_generation", {"mode": PAUSE_MODES[mode]}, timeout)
+
+    def resume(self, server: ServerRecord, *, timeout: float) -> None:
+        """Continue generation."""
+        self._post(server.address, "/continue_generation", {"torch_empty_cache": False}, timeout)
+
+    def abort(self, server: ServerRecord, request_ids: Sequence[str] | None, *, timeout: float) -> None:
+        """End requests; ``None`` ends all."""
+        bodies: list[dict[str, Any]] = [{"abort_all": True}]
+        if request_ids is not None:
+            ids = [id for one in request_ids for id in _sample_ids(one, self._n_samples.get(one, 1))]
+            bodies = [{"rid": id} for id in ids]
+        for body in bodies:
+            status, content = exchange(
+                server.address, "POST", "/abort_request", body, token=self._token, timeout=timeout
+            )
+            if status != 200:
+                raise ServerError(f"server {server.address}: /abort_request answered {status}: {content[:200]!r}")
+
+    def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
+        """The server's state. ``paused`` is also true for a server in bad health, which SGLang does not tell apart."""
+        address = server.address
+        incarnation = _incarnation(self._get(address, "/server_info", timeout))
+        version = version_of(self._get(address, "/model_info", timeout)["weight_version"])
+        status, _ = exchange(address, "GET", "/ready", token=self._token, timeout=timeout)
+        return ServerState(incarnation, version, paused=status != 200)
+
+    def begin_update(self, server: ServerRecord, plan: UpdatePlan, *, timeout: float) -> None:
+        """Remember the folder; the server reads it on commit.
+
+        Raises:
+            ServerError: another transport, or another incarnation answers.
+        """
+        if plan.transport not in self.capabilities.transports:
+            raise ServerError(
+                f"transport {plan.transport!r}: allowed for SGLang servers is disk; set rollout.weight_transport=disk"
+            )
+        found = self.state(server, timeout=timeout).incarnation
+        if found != server.incarnation:
+            raise ServerError(
+                f"server {server.address}: another incarnation answered: {found}, not {server.incarnation}; the server "
+                "was restarted"
+            )
+        self._folders[server.incarnation] = (plan.version, str(plan.setup["final"]))
+
+    def receive_bucket(self, server: ServerRecord, notice: BucketNotice, *, timeout: float) -> Receipt:
+        """An empty receipt: the server reads all buckets on commit."""
+        return Receipt(server.incarnation, notice.version)
+
+    def verify_update(self, server: ServerRecord, manifest: WeightManifest, *, timeout: float) -> Receipt:
+        """An empty receipt: SGLang computes no checksums."""
+        return Receipt(server.incarnation, manifest.version)
+
+    def commit_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
+        """Pause, load the folder, resume.
+
+        Raises:
+            ServerError: another version was received, or SGLang refused the weights.
+        """
+        received, folder = self._folders.pop(server.incarnation, (None, ""))
+        if received != version:
+            raise ServerError(
+                f"server {server.address}: commit of version {version}: found {received} received; start the update "
+                "again"
+            )
+        body = {
+            "model_path": folder,
+            "load_format": "auto",  # without it, a server that started without weights makes random ones
+            "weight_version": str(version),
+            "flush_cache": True,
+            "abort_all_requests": False,
+        }
+        try:
+            self.pause(server, "keep", timeout=timeout)
+            self._post(server.address, "/update_weights_from_disk", body, timeout)
+        finally:
+            self.resume(server, timeout=timeout)
+
+    def abort_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
+        """Forget the folder."""
+        if self._folders.get(server.incarnation, (None, ""))[0] == version:
+            del self._folders[server.incarnation]
+
+    def _experts_shape(self, server: ServerRecord, timeout: float) -> tuple[int, int]:
+        """Layers and experts per token, from the model's folder, because SGLang's answer has no shape."""
+        if server.incarnation not in self._experts_shapes:
+            folder = Path(self._get(server.address, "/model_info", timeout)["model_path"])
+            try:
+                config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+                shape = (int(config["num_hidden_layers"]), int(config["num_experts_per_tok"]))
+            except (OSError, KeyError, ValueError) as error:
+                raise ServerError(
+                    f"routed experts: found no num_hidden_layers and num_experts_per_tok in {folder}/config.json "
+                    f"({error!r}); the folder must be visible here, and have a mixture of experts"
+                ) from error
+            self._experts_shapes[server.incarnation] = shape
+        return self._experts_shapes[server.incarnation]
+
+    def _get(self, address: str, path: str, timeout: float) -> Any:
+        return call(address, "GET", path, token=self._token, timeout=timeout)
+
+    def _post(self, address: str, path: str, data: Any, timeout: float) -> Any:
+        answer = call(address, "POST", path, data, token=self._token, timeout=timeout)
+        if isinstance(answer, dict) and answer.get("success") is False:
+            raise ServerError(f"server {address}: {path} failed: {answer.get('message')}")
+        return answer
+
+
+def _incarnation(info: Any) -> str:
+    """The identity of this start: the served name, unique for servers that Archon starts, and the measured durations of
+    the start."""
+    text = json.dumps([info.get("served_model_name"), info.get("startup_time"), info.get("port")], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _sample_ids(request_id: str, n_samples: int) -> list[str]:
+    """Ids of one length: SGLang also ends requests whose id begins with the one that it is given."""
+    return [f"{request_id}-{sample:05}" for sample in range(n_samples)]

@@ -1,0 +1,244 @@
+"""The driver against a server that has SGLang's recorded contract."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from sglang_server import SglangServer
+
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.errors import ServerError
+from archon_core.serving.manifest import WeightManifest
+from archon_core.serving.update import BucketNotice, UpdatePlan
+from archon_sglang.driver import SglangDriver
+from archon_sglang.options import SglangOptions
+
+SECONDS = 10.0
+
+
+@pytest.fixture
+def server():
+    with SglangServer(token="secret") as started:
+        yield started
+
+
+@pytest.fixture
+def driver():
+    return SglangDriver(SimpleNamespace(return_routed_experts=False), token="secret")
+
+
+def request(prompt=(3, 4), n=1, **config):
+    config = GenerationConfig(n_samples=n, **{"max_new_tokens": 5, **config})
+    return GenerationRequest(prompt, config, seeds=tuple(range(7, 7 + n)))
+
+
+def generate(driver, record, one, id="r"):
+    return asyncio.run(driver.generate(record, one, request_id=id, timeout=SECONDS))
+
+
+def wait_for(condition):
+    end = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+def begin(driver, record, version=5, transport="disk"):
+    plan = UpdatePlan(WeightManifest(version, ()), transport, {"folder": "/w/.v", "final": f"/w/v{version}"})
+    driver.begin_update(record, plan, timeout=SECONDS)
+
+
+def in_background(call):
+    result = []
+    thread = threading.Thread(target=lambda: result.append(call()), daemon=True)
+    thread.start()
+    return lambda: (thread.join(SECONDS), result[0])[1]
+
+
+def test_a_server_is_ready_when_it_says_so(server, driver):
+    server.is_ready = False
+    assert driver.ready(server.address, timeout=SECONDS) is None
+    server.is_ready = True
+    record = driver.ready(server.address, timeout=SECONDS)
+    assert (record.kind, record.tensor, record.version, record.address) == ("sglang", 2, -1, server.address)
+
+
+def test_no_server_is_not_ready(driver):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        assert driver.ready(f"127.0.0.1:{closed.getsockname()[1]}", timeout=SECONDS) is None
+
+
+def test_a_wrong_token_is_an_error_and_not_a_server_that_starts(server):
+    other = SglangDriver(SimpleNamespace(return_routed_experts=False), token="wrong")
+    with pytest.raises(ServerError, match="/ready answered 401"):
+        other.ready(server.address, timeout=SECONDS)
+
+
+def test_completions_have_ids_logprobs_and_versions(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    (one,) = generate(driver, record, request())
+    assert one.token_ids == (7, 8, 9, 10, 11)
+    assert one.logprobs == tuple(-0.5 - token / 100 for token in one.token_ids)
+    assert one.versions == (-1,) * 5
+    assert one.stop_reason == "length"
+
+
+def test_each_sample_is_a_request_and_stops_at_the_listed_ids_only(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    answers = generate(driver, record, request(n=3, stop_token_ids=[9], temperature=0.7, top_p=0.9, top_k=20))
+    assert [answer.token_ids for answer in answers] == [(7, 8, 9)] * 3
+    assert {answer.stop_reason for answer in answers} == {"stop"}
+    bodies = [body for path, body in server.calls if path == "/generate"]
+    assert len({body["rid"] for body in bodies}) == 3
+    for body in bodies:
+        sampling = body["sampling_params"]
+        assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.7, 0.9, 20)
+        assert sampling["ignore_eos"]
+        assert sampling["stop_token_ids"] == [9]
+        assert "sampling_seed" not in sampling
+
+
+def test_seeds_are_sent_to_a_deterministic_server(server):
+    config, options = SimpleNamespace(return_routed_experts=False), SglangOptions(enable_deterministic_inference=True)
+    driver = SglangDriver(config, options=options, token="secret")
+    generate(driver, driver.ready(server.address, timeout=SECONDS), request(n=2))
+    seeds = [body["sampling_params"]["sampling_seed"] for path, body in server.calls if path == "/generate"]
+    assert sorted(seeds) == [7, 8]
+
+
+def test_greedy_takes_every_token_into_account(server, driver):
+    generate(driver, driver.ready(server.address, timeout=SECONDS), request(greedy=True, top_p=0.5, top_k=3))
+    sampling = server.calls[-1][1]["sampling_params"]
+    assert (sampling["temperature"], sampling["top_p"], sampling["top_k"]) == (0.0, 1.0, -1)
+
+
+def test_max_tokens_counts_the_prompt(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    assert len(generate(driver, record, request(max_tokens=4))[0].token_ids) == 2
+    with pytest.raises(ServerError, match="max_tokens: found 2 with a prompt of 2 tokens"):
+        generate(driver, record, request(max_tokens=2))
+
+
+def test_penalties_are_sent_and_stop_texts_refused(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    generate(driver, record, request(frequency_penalty=0.5))
+    assert server.calls[-1][1]["sampling_params"]["frequency_penalty"] == 0.5
+    with pytest.raises(ServerError, match=r"gconfig\.stop: found \['x'\].*use gconfig\.stop_token_ids"):
+        generate(driver, record, request(stop=["x"]))
+
+
+def test_tokens_on_both_sides_of_an_update_carry_their_versions(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    answer = in_background(lambda: generate(driver, record, request(max_new_tokens=150)))
+    wait_for(lambda: server.running)
+    begin(driver, record)
+    driver.receive_bucket(record, BucketNotice(5, 0, (), (), 0), timeout=SECONDS)
+    driver.commit_update(record, 5, timeout=SECONDS)
+    (one,) = answer()
+    assert len(one.token_ids) == 150
+    assert set(one.versions) == {-1, 5}
+    assert one.stop_reason == "length"
+    assert driver.state(record, timeout=SECONDS).version == 5
+    assert server.model_path == "/w/v5"
+
+
+def test_a_commit_is_one_critical_section_that_aborts_nothing(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    begin(driver, record)
+    server.calls.clear()
+    driver.commit_update(record, 5, timeout=SECONDS)
+    assert server.paths() == ["/pause_generation", "/update_weights_from_disk", "/continue_generation"]
+    assert server.calls[0][1] == {"mode": "retract"}
+    assert server.calls[1][1]["abort_all_requests"] is False
+
+
+def test_a_failed_update_leaves_the_server_running_with_the_old_version(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    begin(driver, record)
+    server.refuses["/update_weights_from_disk"] = "no such folder"
+    with pytest.raises(ServerError, match="no such folder"):
+        driver.commit_update(record, 5, timeout=SECONDS)
+    state = driver.state(record, timeout=SECONDS)
+    assert (state.version, state.paused) == (-1, False)
+    with pytest.raises(ServerError, match="found None received"):
+        driver.commit_update(record, 5, timeout=SECONDS)
+
+
+def test_an_aborted_update_is_not_committed(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    begin(driver, record)
+    driver.abort_update(record, 4, timeout=SECONDS)
+    driver.abort_update(record, 5, timeout=SECONDS)
+    with pytest.raises(ServerError, match="found None received"):
+        driver.commit_update(record, 5, timeout=SECONDS)
+    assert server.version == "default"
+
+
+def test_an_abort_returns_the_tokens_that_there_are(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    first = in_background(lambda: generate(driver, record, request(max_new_tokens=1000, n=2), id="first"))
+    other = in_background(lambda: generate(driver, record, request(max_new_tokens=100), id="other"))
+    wait_for(lambda: len(server.running) == 3)
+    driver.abort(record, ["first"], timeout=SECONDS)
+    answers = first()
+    assert {answer.stop_reason for answer in answers} == {"abort"}
+    assert all(0 < len(answer.token_ids) < 1000 for answer in answers)
+    assert other()[0].stop_reason == "length"
+
+
+def test_all_requests_can_be_aborted(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    answer = in_background(lambda: generate(driver, record, request(max_new_tokens=1000)))
+    wait_for(lambda: server.running)
+    driver.abort(record, None, timeout=SECONDS)
+    assert answer()[0].stop_reason == "abort"
+
+
+def test_a_paused_server_is_seen_and_resumed(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    driver.pause(record, "abort", timeout=SECONDS)
+    assert driver.state(record, timeout=SECONDS).paused
+    driver.resume(record, timeout=SECONDS)
+    assert not driver.state(record, timeout=SECONDS).paused
+    with pytest.raises(ServerError, match="'wait'; SGLang allows keep, abort"):
+        driver.pause(record, "wait", timeout=SECONDS)
+
+
+def test_updates_need_the_right_incarnation_and_transport(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    with pytest.raises(ServerError, match=r"transport 'shm'.*disk"):
+        begin(driver, record, transport="shm")
+    with pytest.raises(ServerError, match="another incarnation"):
+        begin(driver, replace(record, incarnation="other"))
+    server.name = "restarted"
+    assert driver.state(record, timeout=SECONDS).incarnation != record.incarnation
+
+
+def test_answers_without_versions_or_of_other_publishers_are_errors(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    server.spans = False
+    with pytest.raises(ServerError, match="weight_versions"):
+        generate(driver, record, request())
+    server.version = "checkpoint-7"
+    with pytest.raises(ServerError, match="'checkpoint-7'"):
+        driver.state(record, timeout=SECONDS)
+
+
+def test_routed_experts_get_the_shape_of_the_model(server, tmp_path):
+    driver = SglangDriver(SimpleNamespace(return_routed_experts=True), token="secret")
+    record = driver.ready(server.address, timeout=SECONDS)
+    server.model_path = str(tmp_path)
+    with pytest.raises(ServerError, match=r"config\.json"):
+        generate(driver, record, request())
+    (tmp_path / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "num_experts_per_tok": 2}))
+    (one,) = generate(driver, record, request())
+    assert one.routed_experts.shape == (2 + 5 - 1, 2, 2)
+    assert one.routed_experts[0].tolist() == [[0, 1], [2, 3]]

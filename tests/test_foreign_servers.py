@@ -1,0 +1,149 @@
+"""Publications to vLLM and SGLang servers, with the transports of archon-rollout.
+
+The servers have the routes and fields of the real ones, which the tests of the packages record.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "archon-vllm" / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "archon-sglang" / "tests"))
+
+from sglang_server import SglangServer
+from vllm_server import VllmServer, logprob_of
+
+from archon_core.contracts.serving import TransportContext, WeightBucket
+from archon_core.models.box import Box
+from archon_core.ranks.ranks import DataRanks
+from archon_core.serving.manifest import TensorEntry, WeightManifest, plan_buckets
+from archon_engine.checkpoint.safetensors_file import SafetensorsReader
+from archon_rollout.plugin import archon_weight_transports
+from archon_rollout.publication.canary import Canary
+from archon_rollout.publication.publisher import Publisher, PublisherOptions
+from archon_sglang.driver import SglangDriver
+from archon_vllm.driver import VllmDriver
+
+TRANSPORTS = {spec.name: spec for spec in archon_weight_transports()}
+SECONDS = 20.0
+CANARY = Canary((1, 2, 3), n_tokens=4)
+
+
+class TensorEngine:
+    """The part of ``TrainEngine`` that a publisher uses."""
+
+    data_ranks = DataRanks()
+
+    def __init__(self):
+        self.version = 0
+        self.tensors = {"embed": torch.rand(50, 40), "up": torch.rand(300, 40).bfloat16(), "norm": torch.rand(40)}
+
+    def step(self):
+        self.version += 1
+        for tensor in self.tensors.values():
+            tensor.add_(0.5)
+
+    def weight_manifest(self, dtype=None):
+        entries = (
+            TensorEntry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+            for name, tensor in self.tensors.items()
+        )
+        return WeightManifest(self.version, tuple(entries))
+
+    def weight_buckets(self, max_bytes, dtype=None):
+        for index, entries in enumerate(plan_buckets(self.weight_manifest().tensors, max_bytes)):
+            yield WeightBucket(index, {entry.name: self.tensors[entry.name] for entry in entries})
+
+    def forward_batch(self, batch, request):
+        return {"logprobs": torch.full((sum(batch.lengths),), logprob_of(self.tensors), dtype=torch.float64)}
+
+
+@pytest.fixture
+def engine():
+    torch.manual_seed(0)
+    return TensorEngine()
+
+
+@pytest.fixture
+def publisher_of(engine, tmp_path):
+    made = []
+
+    def make(driver, transport, canary=CANARY):
+        context = TransportContext(driver, run="foreign", folder=tmp_path, timeout=SECONDS, bucket_bytes=2**13)
+        options = PublisherOptions(bucket_bytes=2**13, timeout=SECONDS, canary=canary)
+        made.append(Publisher(engine, driver, TRANSPORTS[transport].load()(context), options))
+        return made[-1]
+
+    yield make
+    for publisher in made:
+        publisher.close()
+
+
+def read_folder(folder):
+    tensors = {}
+    for file in sorted(Path(folder).glob("*.safetensors")):
+        reader = SafetensorsReader(file)
+        tensors |= {name: reader.read(name, Box.whole(shape)) for name, shape in reader.shapes.items()}
+    return tensors
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("transport", ["shm", "distributed", "disk"])
+def test_vllm_servers_get_every_version_and_pass_the_canary(engine, publisher_of, transport):
+    driver = VllmDriver(SimpleNamespace(weight_transport=transport, return_routed_experts=False))
+    with VllmServer(engine.tensors) as first, VllmServer(engine.tensors) as second:
+        for server in (first, second):
+            server.worker.reload_weights = lambda weights_path, w=server.worker: w.load(
+                read_folder(weights_path).items()
+            )
+        records = [driver.ready(server.address, timeout=SECONDS) for server in (first, second)]
+        if transport == "disk":  # without the plugin, the stand-ins have one identity
+            records = records[:1]
+        publisher = publisher_of(driver, transport)
+        for _ in range(2):
+            engine.step()
+            publication = publisher.publish(records)
+            assert not publication.failed
+            assert_equal(first.worker.tensors, engine.tensors)
+            assert first.version == str(engine.version)
+        assert not first.paused
+
+
+def test_a_vllm_server_with_other_weights_than_it_was_sent_leaves(engine, publisher_of):
+    driver = VllmDriver(SimpleNamespace(weight_transport="shm", return_routed_experts=False))
+    with VllmServer(engine.tensors) as honest, VllmServer(engine.tensors) as wrong:
+        wrong.worker.updates = type(wrong.worker.updates)(
+            lambda tensors: wrong.worker.load((name, tensor * 1.5) for name, tensor in tensors),
+            incarnation=wrong.worker.updates.incarnation,
+        )
+        records = [driver.ready(server.address, timeout=SECONDS) for server in (honest, wrong)]
+        engine.step()
+        publication = publisher_of(driver, "shm").publish(records)
+        assert [server.address for server in publication.committed] == [honest.address]
+        (failed,) = publication.failed
+        assert failed.server.address == wrong.address
+        assert failed.phase == "canary"
+
+
+def test_sglang_servers_load_the_published_folder(engine, publisher_of):
+    driver = SglangDriver(SimpleNamespace(return_routed_experts=False))
+    with SglangServer() as server:
+        record = driver.ready(server.address, timeout=SECONDS)
+        publisher = publisher_of(driver, "disk", canary=None)
+        for _ in range(2):
+            engine.step()
+            publication = publisher.publish([record])
+            assert not publication.failed
+            assert_equal(read_folder(server.model_path), engine.tensors)
+            assert server.version == str(engine.version)
+        assert not server.paused
