@@ -231,6 +231,7 @@ def test_a_file_with_a_critic_is_ppo_with_areals_options(tmp_path: Path) -> None
         "critic.optimizer.type": "adamw",
         "critic.optimizer.warmup_steps_proportion": "0.001",
         "critic.archon.enable_compile": "false",
+        "critic.scheduling_spec": "no effect",
     }, "every other option is honoured, or says what Archon does anyway"
 
 

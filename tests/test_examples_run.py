@@ -7,6 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from archon_core import parse_layout
+from archon_core.cli.main import main
+from archon_testing.worlds import run_world
+from archon_train.experiment import load_config
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from trained_runs import train
+
 ROOT = Path(__file__).resolve().parent.parent
 EXPORTS = ("export", "export_critic")
 GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -15,6 +24,19 @@ GSM8K = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 def archon(*arguments, cwd=ROOT, timeout=300):
     command = [sys.executable, "-c", "from archon_core.cli.main import main; main()", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
+
+
+def in_world(example, fileroot, *overrides):
+    """An example on the ranks of its layout without a launcher, which start faster.
+
+    Returns:
+        Its layout, and its output in one line.
+    """
+    file = ROOT / "examples" / f"{example}.yaml"
+    layout = parse_layout(load_config(file).config.actor.backend)
+    given = (f"cluster.fileroot={fileroot}", *overrides)
+    run_world(train, layout.world_size, (file, str(layout).partition(":")[2], "run", given), time_limit=300)
+    return str(layout), " ".join((fileroot / "arithmetic" / "run" / "output.txt").read_text().split())
 
 
 def metrics(folder):
@@ -43,11 +65,12 @@ def test_the_demo_warms_up_trains_evaluates_and_checks_its_export_with_transform
     }
 
 
-def test_generate_answers_with_the_demos_model(short_demo):
+def test_generate_answers_with_the_demos_model(short_demo, capsys):
     _, folder = short_demo
-    finished = archon("generate", str(folder / "export"), "07+35=", "--n", "2", "--max-new-tokens", "3", "--json")
-    assert finished.returncode == 0, finished.stderr
-    [answer] = json.loads(finished.stdout)
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", str(folder / "export"), "07+35=", "--n", "2", "--max-new-tokens", "3", "--json"])
+    assert not ended.value.code
+    [answer] = json.loads(capsys.readouterr().out)
     assert answer["prompt"] == "07+35="
     for completion in answer["completions"]:
         assert 1 <= len(completion["token_ids"]) == len(completion["logprobs"]) <= 3
@@ -56,25 +79,23 @@ def test_generate_answers_with_the_demos_model(short_demo):
 
 
 def test_a_mixture_of_experts_tells_the_load_of_its_experts_and_can_train_on_the_rollouts_choices(tmp_path):
-    short = ["warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=20", "data.batch_size=4"]
-    replay = ["rollout.return_routed_experts=true", "actor.archon.moe_routing_replay=true"]
-    finished = archon("train", "examples/grpo_arithmetic_moe.yaml", f"cluster.fileroot={tmp_path}", *short, *replay)
-    assert finished.returncode == 0, finished.stderr
-    assert "Initialized Archon engine with parallel dims: pp=1, dp_shard=2, tp=1, cp=1, ep=2, etp=1" in finished.stdout
-    assert "Export verified: logits differ from transformers' by at most" in finished.stdout
-    rows = metrics(tmp_path / "arithmetic" / "grpo_moe")
+    short = ["warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=4", "data.batch_size=4"]
+    replay = ["rollout.return_routed_experts=true", "actor.archon.moe_routing_replay=true", "gconfig.n_samples=2"]
+    layout, output = in_world("grpo_arithmetic_moe", tmp_path, *short, *replay)
+    assert layout == "archon:d2e2"
+    assert "Export verified: logits differ from transformers' by at most" in output
+    rows = metrics(tmp_path / "arithmetic" / "run")
     assert rows[0]["warm_start/moe/expert_load_max_over_mean"] >= 1.0
     trained = [row for row in rows if row["step"] > 0 and "loss" in row]
     assert all(row["moe/router_entropy"] > 0 for row in trained)
 
 
 def test_distillation_trains_a_teacher_then_its_student(tmp_path):
-    short = ["warm_start.steps=2", "teacher.warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=20"]
-    small = ["data.batch_size=4", "trainer.verify_export=false"]
-    finished = archon("train", "examples/distill_arithmetic.yaml", f"cluster.fileroot={tmp_path}", *short, *small)
-    assert finished.returncode == 0, finished.stderr
-    assert "Held-out records with the teacher: reward" in finished.stdout
-    rows = metrics(tmp_path / "arithmetic" / "distill")
+    short = ["warm_start.steps=2", "teacher.warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=4"]
+    small = ["data.batch_size=4", "gconfig.n_samples=2", "trainer.verify_export=false"]
+    _, output = in_world("distill_arithmetic", tmp_path, *short, *small)
+    assert "Held-out records with the teacher: reward" in output
+    rows = metrics(tmp_path / "arithmetic" / "run")
     assert [row["step"] for row in rows] == [-3, -2, -1, 0, 0, 0, 1, 2]
     assert all("rollout_kl_teacher" in row for row in rows if row["step"] > 0)
 
@@ -94,9 +115,8 @@ def test_a_small_student_reaches_its_teacher(tmp_path):
 def test_ppo_trains_a_critic_beside_the_actor_and_exports_both(tmp_path):
     short = ["warm_start.steps=1", "trainer.max_steps=2", "trainer.eval_size=10", "trainer.eval_every=0"]
     tiny = ["data.batch_size=4", "gconfig.n_samples=1", "critic.warmup_steps=1"]
-    finished = archon("train", "examples/ppo_arithmetic.yaml", f"cluster.fileroot={tmp_path}", *short, *tiny)
-    assert finished.returncode == 0, finished.stderr
-    folder = tmp_path / "arithmetic" / "ppo"
+    in_world("ppo_arithmetic", tmp_path, *short, *tiny)
+    folder = tmp_path / "arithmetic" / "run"
     first, second = [row for row in metrics(folder) if row["step"] > 0]
     assert (first["updates"], first["version"], second["version"]) == (0, 0, second["updates"])
     assert all(row["critic/gradient_norm"] > 0 and "critic/explained_variance" in row for row in (first, second))

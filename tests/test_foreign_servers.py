@@ -55,7 +55,7 @@ class TensorEngine:
         )
         return WeightManifest(self.version, tuple(entries))
 
-    def weight_buckets(self, max_bytes, dtype=None):
+    def weight_buckets(self, max_bytes, dtype=None, memory=None):
         for index, entries in enumerate(plan_buckets(self.weight_manifest().tensors, max_bytes)):
             yield WeightBucket(index, {entry.name: self.tensors[entry.name] for entry in entries})
 

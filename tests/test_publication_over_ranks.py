@@ -34,9 +34,10 @@ def weight_server():
     return module
 
 
-def publish(layout, model, transport, lines, folder):
+def publish(layout, model, transport, bucket_bytes, lines, folder):
     """Publish twice, with a step between; save what should have arrived."""
-    config = load_target(registry().get("model", model).tiny_config)()
+    family, _, tied = model.partition(" ")
+    config = {**load_target(registry().get("model", family).tiny_config)(), "tie_word_embeddings": bool(tied)}
     engine = assemble(
         EngineConfig(model_config=config, dtype="float32"),
         role="actor",
@@ -49,10 +50,10 @@ def publish(layout, model, transport, lines, folder):
     if ranks.is_first:
         server = weight_server()
         driver = server.HttpDriver()
-        context = TransportContext(driver, "over-ranks", folder, bucket_bytes=2**16)
+        context = TransportContext(driver, "over-ranks", folder, bucket_bytes=bucket_bytes)
         sender = registry().get("weight_transport", transport).load()(context)
     servers = [weight_server().record_of(line) for line in lines] if ranks.is_first else []
-    publisher = Publisher(engine, driver, sender, PublisherOptions(bucket_bytes=2**16, canary=CANARY))
+    publisher = Publisher(engine, driver, sender, PublisherOptions(bucket_bytes=bucket_bytes, canary=CANARY))
     results = [publisher.publish(servers)]
     rows = [[1, 2, 3, 4], [5, 6, 7]]
     own = Batch.from_sequences(rows[engine.data_ranks.rank :: engine.data_ranks.size])
@@ -64,21 +65,29 @@ def publish(layout, model, transport, lines, folder):
 
 
 @pytest.mark.parametrize(
-    ("layout", "model", "transport"),
+    ("layout", "model", "transport", "bucket_bytes"),
     [
-        ("d2", "qwen3", "shm"),
+        ("d2", "qwen3", "shm", 2**16),
         *(
             pytest.param(*case, marks=pytest.mark.wide)
             for case in (
-                ("d2t2", "qwen3", "shm"),
-                ("p2", "qwen3", "disk"),
-                ("t2", "qwen2", "distributed"),
-                ("d2e2", "qwen3_moe", "shm"),
+                ("d2", "qwen3 tied", "distributed", 2**30),
+                ("t2", "qwen2", "distributed", 2**16),
+                ("t2", "qwen3 tied", "shm", 2**10),
+                ("d2t2", "qwen3", "shm", 2**16),
+                ("p2", "qwen3", "disk", 2**16),
+                ("p2", "qwen3 tied", "shm", 2**30),
+                ("t2p2", "qwen2", "shm", 2**10),
+                ("d2p2", "qwen3 tied", "distributed", 2**10),
+                ("d2e2", "qwen3_moe", "shm", 2**16),
+                ("d2e2", "qwen3_moe", "distributed", 2**10),
+                ("d2p2e2", "qwen3_moe", "shm", 2**30),
+                ("(attn:d2t2|ffn:d1e2t2)", "qwen3_moe", "shm", 2**10),
             )
         ),
     ],
 )
-def test_every_rank_takes_part_and_servers_hold_the_exported_bits(layout, model, transport, tmp_path):
+def test_every_rank_takes_part_and_servers_hold_the_exported_bits(layout, model, transport, bucket_bytes, tmp_path):
     processes = [
         subprocess.Popen([sys.executable, str(SCRIPT), "20"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -86,12 +95,13 @@ def test_every_rank_takes_part_and_servers_hold_the_exported_bits(layout, model,
     try:
         lines = [process.stdout.readline() for process in processes]
         world = parse_layout(f"archon:{layout}").world_size
-        of_ranks = run_world(publish, world, (layout, model, transport, lines, tmp_path))
+        of_ranks = run_world(publish, world, (layout, model, transport, bucket_bytes, lines, tmp_path))
         for results in of_ranks:
             assert [(result.version, len(result.committed), result.failed) for result in results] == [
                 (0, 2, ()),
                 (1, 2, ()),
             ]
+            assert all(result.sent_bytes == result.n_bytes for result in results)
             assert results == of_ranks[0], "all ranks know the same outcome"
         expected = load_file(tmp_path / "expected" / "model.safetensors")
         module = weight_server()

@@ -18,6 +18,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from archon_testing.worlds import run_world
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from trained_runs import train
+
 ROUNDS = int(os.environ.get("ARCHON_RESTART_ROUNDS", "2"))
 DEADLINE = 300.0
 
@@ -98,13 +104,17 @@ def start(folder: Path, trial: str, *overrides: str, algorithm: str = "sft") -> 
 
 
 def finish(process: subprocess.Popen[str], run: Path) -> tuple[str, dict[str, torch.Tensor]]:
-    """What the run printed, and the weights that it exported, of the critic too if there is one."""
+    """What the run printed, and the weights that it exported."""
     printed, _ = process.communicate(timeout=DEADLINE)
     assert process.returncode == 0, printed
-    exports = sorted(run.glob("export*"))
-    return printed, {
+    return printed, exported(run)
+
+
+def exported(run: Path) -> dict[str, torch.Tensor]:
+    """The weights that a run exported, of the critic too if there is one."""
+    return {
         f"{export.name}: {name}": weight
-        for export in exports
+        for export in sorted(run.glob("export*"))
         for name, weight in load_file(export / "model.safetensors").items()
     }
 
@@ -126,7 +136,12 @@ def kill_a_rank(process: subprocess.Popen[str], run: Path, seed: int) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    return finish(*start(tmp_path_factory.mktemp("undisturbed"), "run"))[1]
+    """The weights of a run without a launcher: its ranks are a world, which starts faster."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    file = folder / "run.yaml"
+    file.write_text(f"{CONFIG}\n".replace("cluster: {", f"cluster: {{fileroot: {folder}, "))
+    run_world(train, 2, (file, "d2", "run"))
+    return exported(folder / "restarts" / "run")
 
 
 @pytest.mark.slow

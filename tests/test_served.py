@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http.client
 import json
@@ -20,11 +21,15 @@ import torch
 
 from archon_core import assemble
 from archon_core.cli.main import main
+from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine_config import EngineConfig
+from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.rollout import RolloutConfig
 from archon_core.errors import ServerError, TrainingError
+from archon_core.serving.scores import ScoringRequest
 from archon_rl.tokenization import characters_tokenizer
 from archon_rollout.local_engine import LocalEngine
+from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.served.engine import ServedEngine
 from archon_testing.worlds import run_world
 
@@ -66,13 +71,17 @@ def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(b
         engine.update_weights(trainer.version)
         compare_with_local(engine, trainer)
         assert engine.generate([]) == []
+        driver, [server] = engine._driver, engine.topology.members.values()
+        scores = asyncio.run(driver.score(server, ScoringRequest(((3, 1, 4, 1), (5, 9)), 0.7), timeout=60))
+        batch = Batch.from_sequences([[3, 1, 4, 1], [5, 9]])
+        outputs = trainer.forward_batch(batch, OutputRequest(("logprobs",), 0.7))["logprobs"]
+        assert [*scores.logprobs[0], 0, *scores.logprobs[1], 0] == pytest.approx(outputs.tolist(), abs=1e-6)
 
         trainer.save(tmp_path / "before", "hf")
         train_step(trainer)
         with pytest.raises(TrainingError, match="holds version 1"):
             engine.update_weights(0)
         [long] = requests(n_samples=4, max_new_tokens=100)[1:2]
-        driver, [server] = engine._driver, engine.topology.members.values()
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(driver.generate_all, server, [long], timeout=60)
             wait_until(lambda: driver.state(server, timeout=10).running)
@@ -224,6 +233,8 @@ def model_folder(tmp_path_factory):
 def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_folder, tmp_path):
     record = tmp_path / "record.json"
     command = [sys.executable, "-m", "archon_core.cli", "serve", "--model", str(model_folder), "--record", str(record)]
+    command += ["--announce", str(tmp_path / "runs" / "e" / "t")]
+    announced = tmp_path / "runs" / "e" / "t" / "servers" / "announced"
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, env={**os.environ, "ARCHON_SERVER_TOKEN": "mine"}
     )
@@ -231,11 +242,14 @@ def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_f
         wait_until(lambda: record.exists() or process.poll() is not None)
         address = json.loads(record.read_text(encoding="utf-8"))["address"]
         run_shown_commands(address)
+        wait_until(lambda: FolderRegistry(announced).list())
+        assert [one.address for one in FolderRegistry(announced).list().values()] == [address]
         connection = http.client.HTTPConnection(address, timeout=60)
         body = json.dumps({"prompt": [1, 2, 3], "max_tokens": 90, "min_tokens": 90, "n": 8, "seed": 1})
         connection.request("POST", "/v1/completions", body, {"Authorization": "Bearer mine"})
         time.sleep(0.05)
         process.send_signal(signal.SIGINT)
+        wait_until(lambda: not FolderRegistry(announced).list())
         answer = json.loads(connection.getresponse().read())
         assert [len(choice["token_ids"]) for choice in answer["choices"]] == [90] * 8
         _, log = process.communicate(timeout=60)
@@ -258,6 +272,13 @@ def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_f
         (["--model", "{folder}", "--host", "no.such.host.invalid"], "cannot listen there"),
         (["--model", "{folder}/none.json"], "cannot read"),
         (["--model", "{folder}", "--max-batch-size", "0"], "--max-batch-size: found 0"),
+        (["--model", "{folder}", "--announce-ttl", "0"], "--announce-ttl: found 0; allowed are numbers from 1"),
+        (["--model", "{folder}", "trial_name=x"], "found 'trial_name=x' without --announce"),
+        (["--model", "{folder}", "--announce", "no.yaml"], "no.yaml: cannot be read"),
+        (
+            ["--model", "{folder}", "--announce", "{yaml}", "cluster.name_resolve.type=static"],
+            "found 'static', in which servers cannot announce themselves",
+        ),
     ],
     ids=str,
 )
@@ -265,7 +286,8 @@ def test_bad_options_end_with_a_message_before_anything_is_loaded(arguments, mes
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        names = {"folder": model_folder, "port": taken.getsockname()[1]}
+        yaml = Path(__file__).parents[1] / "examples" / "grpo_arithmetic.yaml"
+        names = {"folder": model_folder, "port": taken.getsockname()[1], "yaml": yaml}
         with pytest.raises(SystemExit) as exit_:
             main(["serve", *(argument.format(**names) for argument in arguments)])
     assert exit_.value.code == 2

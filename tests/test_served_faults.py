@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
@@ -13,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from archon_core.contracts.rollout import RolloutConfig
+from archon_core.contracts.serving import NameResolveConfig
 from archon_core.errors import ServerError, TrainingError
+from archon_core.serving.discovery import Discovery
 from archon_rollout.served.engine import ServedEngine
 from archon_rollout.served.launching import ServerProcesses
 
@@ -38,7 +39,8 @@ def kill(processes: ServerProcesses, index: int) -> None:
 def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_path, monkeypatch):
     trainer = make_trainer()
     config = RolloutConfig(backend="served:d2", **QUICK)
-    engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers")
+    discovery = Discovery(NameResolveConfig(nfs_record_root=str(tmp_path)), "e/t")
+    engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers", discovery=discovery)
     others = ServerProcesses(
         engine._driver,
         engine._processes._layout,
@@ -57,7 +59,7 @@ def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_
         assert engine.topology.evicted == (first,)
         compare_with_local(engine, trainer)
 
-        # As if a registry listed servers of others: the death of all of its own does not end the run.
+        # A registry will list servers of others: the death of all of its own does not end the run.
         monkeypatch.setattr(engine._processes, "check", lambda: None)
         new = others.start(timeout=120)
         kill(engine._processes, 1)
@@ -65,7 +67,7 @@ def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_
         def announce_later() -> None:
             time.sleep(2)
             for record in new:
-                engine._pool._registry.announce(record.incarnation, record, ttl=math.inf)
+                discovery.open().announce(record.incarnation, record, ttl=600)
 
         thread = threading.Thread(target=announce_later)
         thread.start()

@@ -9,6 +9,7 @@ import pytest
 
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.plugins import registry
+from archon_train import weight_devices
 from archon_train.experiment import load_config
 from archon_train.preflight import plan_run
 
@@ -29,15 +30,20 @@ def effective(decisions, option):
     return [decision.effective for decision in decisions if decision.option == option]
 
 
+def missing(found):
+    return {need.package.name: (need.package.matter, need.purposes) for need in found.needs}
+
+
 @pytest.mark.parametrize("kind", ["vllm", "sglang"])
 def test_a_missing_program_is_named_with_how_to_get_it(kind):
     found = plan(f"rollout.backend={kind}:d1")
-    [text] = texts(found)
-    assert text.startswith(f"rollout.backend: found no {kind} in this environment")
-    assert f"{kind}-env/bin/pip install" in text
+    matter, purposes = missing(found)[kind]
+    assert matter.startswith("is not in this environment")
+    assert f"{kind}-env/bin/pip install" in matter
+    assert purposes == (f"rollout.backend: {kind}:d1",)
     assert not found.is_wrong
-    [text] = texts(plan(f"rollout.backend={kind}:d1", f"{kind}.python=/nowhere/python"))
-    assert text.startswith(f"{kind}.python: found no program '/nowhere/python'")
+    matter, _ = missing(plan(f"rollout.backend={kind}:d1", f"{kind}.python=/nowhere/python"))[kind]
+    assert matter.startswith(f"is not at {kind}.python=/nowhere/python: ")
     assert plan(f"rollout.backend={kind}:d1", f"{kind}.python={sys.executable}").can_run
     assert plan(f"rollout.backend={kind}:d1", "rollout.addresses=[10.0.0.1:8000]").can_run
 
@@ -55,7 +61,8 @@ def test_the_transport_that_servers_prefer_is_a_decision(backend, transport):
         ("sglang:d1", "shm", "disk"),
         ("vllm:d1t2", "distributed", "shm, disk"),
         ("vllm:d1p2", "xccl", "shm, disk"),
-        ("served:d1", "ipc", "shm, disk, distributed"),
+        ("vllm:d1", "ipc", "shm, distributed, disk"),
+        ("served:d1t2", "ipc", "shm, disk"),
     ],
 )
 def test_a_transport_that_servers_do_not_have_is_refused(backend, transport, allowed):
@@ -64,6 +71,30 @@ def test_a_transport_that_servers_do_not_have_is_refused(backend, transport, all
     assert texts(found) == [
         f"rollout.weight_transport: found {transport}; servers of {backend} receive weights by {allowed}; choose one"
     ]
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "allowed"),
+    [
+        (["weight_transport=ipc"], "rollout.weight_transport: found ipc", "shm, disk, distributed"),
+        (["weight_transport=distributed", "weight_group=nccl"], "rollout.weight_group: found nccl", "gloo"),
+    ],
+)
+def test_transports_in_device_memory_are_refused_on_cpus_with_the_allowed_ones(options, text, allowed, monkeypatch):
+    options = ["rollout.backend=served:d1", *(f"rollout.{option}" for option in options)]
+    text += ", which moves weights in the memory of a cuda device"
+    found = plan(*options, "cluster.n_gpus_per_node=0")
+    assert found.is_wrong
+    assert texts(found) == [f"{text}; cluster.n_gpus_per_node=0 runs on CPUs; allowed there: {allowed}"]
+    monkeypatch.setattr(weight_devices, "DEVICE_FILES", ("/nonexistent",))
+    found = plan(*options)
+    assert not found.is_wrong, "another machine may have the device"
+    assert texts(found) == [f"{text}; this machine has none; allowed here: {allowed}"]
+    monkeypatch.setattr(weight_devices, "DEVICE_FILES", ("/dev/null",))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert plan(*options).can_run
+    [problem] = texts(plan("rollout.backend=served:d1", "rollout.weight_group=nccl"))
+    assert problem.startswith("rollout.weight_group: found nccl with rollout.weight_transport=shm")
 
 
 @pytest.mark.parametrize(

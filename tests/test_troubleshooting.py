@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib
 import json
@@ -25,13 +26,17 @@ from archon_core import assemble
 from archon_core.cli.main import main
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.loss import OutputRequest
-from archon_core.contracts.rollout import Completion
+from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, RolloutConfig, ScoredModel
 from archon_core.layout import parse_layout
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.plugins import build_registry, registry
 from archon_core.plugins.discovery import discover, distribution_name
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.ranks.environment import RankEnvironment
+from archon_core.serving.arena import ArenaHeader
+from archon_core.serving.arena_file import create_arena
+from archon_core.serving.record import ServerRecord, ServerState
+from archon_core.serving.scores import ServedModelInfo
 from archon_engine.checkpoint.dcp_metadata import read_metadata
 from archon_engine.checkpoint.hf import open_checkpoint
 from archon_engine.checkpoint.seal import (
@@ -45,6 +50,7 @@ from archon_engine.distributed.determinism import ensure_deterministic
 from archon_engine.nn.attention import check_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.parallel.compilation import check_compiler
+from archon_etcd.registry import EtcdRegistry
 from archon_rl.datasets.jsonl import read_jsonl
 from archon_rl.fields import Fields, with_location
 from archon_rl.rewards.calls import Outcome, RewardCall
@@ -58,6 +64,14 @@ from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.teacher import compare_tokenizers
+from archon_rollout.pool.client import PoolClient
+from archon_rollout.pool.pool import Pool
+from archon_rollout.publication.canary import canary_problem
+from archon_rollout.registries.announcer import entry_id
+from archon_rollout.registries.folder import FolderRegistry
+from archon_rollout.registries.memory import MemoryRegistry
+from archon_rollout.served.frozen_driver import FrozenDriver
+from archon_rollout.server.run_token import read_token
 from archon_train.experiment import load_config
 from archon_train.launch.first_failure import RankExit, explain
 from archon_train.launch.world import check_started, explain_machines
@@ -79,7 +93,9 @@ DRY_RUNS: dict[str, list[str]] = {
     "The layout has expert ranks and the model has no experts": ["actor.backend=archon:d2e2"],
     "The engines need more ranks than the cluster has": ["actor.backend=archon:d16", "cluster.n_gpus_per_node=8"],
     "Critic or reference has another number of ranks": ["ref.backend=archon:d1"],
-    "A teacher needs a served engine": ["teacher.path=./large-model"],
+    "The program of the servers is missing": ["actor.backend=archon:d1", "rollout.backend=vllm:d1"],
+    "Servers do not have the weight transport": ["rollout.backend=sglang:d1", "rollout.weight_transport=shm"],
+    "A teacher has no servers": ["teacher.path=./large-model"],
     "The number of micro-batches was raised": ["actor.backend=archon:p2"],
     "A zero-bubble schedule and compiled blocks": [
         "actor.backend=archon:p2",
@@ -93,6 +109,11 @@ DRY_RUNS: dict[str, list[str]] = {
     "A memory budget without a compiler": ["actor.gradient_checkpointing=true", "actor.archon.ac_mode=memory_budget"],
     "strict refuses a decision": ["actor.archon.strict=true", "actor.enable_tree_training=true"],
     "Routing replay without a recording": ["actor.archon.moe_routing_replay=true"],
+    "A registry in a Ray actor": [
+        "actor.backend=archon:d1",
+        "rollout.backend=served:d1",
+        "cluster.name_resolve.type=ray",
+    ],
     "There is no model to train": ["actor.model_config=null"],
     "The model's folder does not exist": ["actor.model_config=null", "actor.path=./missing/model"],
     "The data file does not exist": ["data.dataset=jsonl", "data.path=./missing/problems.jsonl"],
@@ -191,6 +212,22 @@ def registry_with(folder: Path, distribution: str, source: str, *, name: str | N
 def _(folder: Path) -> None:
     characters_tokenizer(["bcd"]).save_pretrained(folder)
     compare_tokenizers(str(folder), characters_tokenizer(["abc"]))
+
+
+@row("A teacher's server has another model")
+def _(folder: Path) -> None:
+    class Driver:
+        def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+            return ServedModelInfo("./other", 0, vocab_size=64, fingerprint="other")
+
+        def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
+            return ServerState(server.incarnation, 0, paused=False)
+
+    (folder / "config.json").write_text("{}")
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
+    model = ScoredModel(str(folder), vocab_size=64, max_tokens=1)
+    driver = FrozenDriver(Driver(), model, option="teacher.rollout", timeout=1)
+    driver.admit(ServerRecord("127.0.0.1:8000", "start", "served"), started_here=False)
 
 
 @row("The layout needs several machines")
@@ -311,6 +348,39 @@ def _(folder: Path) -> None:
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     ensure_deterministic(option="actor.archon.use_deterministic_algorithms")
+
+
+@row("Too few servers are left")
+def _(folder: Path) -> None:
+    servers = MemoryRegistry()
+    servers.announce("a", ServerRecord("10.0.0.4:8000", "a", "served"), ttl=60)
+    pool = Pool(servers, None, RolloutConfig(setup_timeout=0.1))
+    asyncio.run(pool.refresh())
+    pool.receivers()
+    reason = canary_problem(Completion((5,), (-1.2,), (0,), "length"), [-3.4], version=0, tolerance=1e-3)
+    pool.committed(0, {"a": f"canary: {reason}"})
+    pool.wait_for_receivers()
+
+
+@row("No server answered a request")
+def _(folder: Path) -> None:
+    options = RolloutConfig(request_timeout=0.1)
+    client = PoolClient(Pool(MemoryRegistry(), None, options), None, options)
+    asyncio.run(client.generate(GenerationRequest((1,), GenerationConfig(), (0,))))
+
+
+@row("Shared memory is full")
+def _(folder: Path) -> None:
+    create_arena(ArenaHeader.for_buckets(2**56), run="run", folder=folder)
+
+
+@row("The folder of the server registry is gone")
+def _(folder: Path) -> None:
+    servers = FolderRegistry(folder / "servers")
+    servers.announce("a", ServerRecord("10.0.0.4:8000", "a", "served"), ttl=60)
+    servers.list()
+    (folder / "servers").rename(folder / "away")
+    servers.list()
 
 
 @row("The run folder holds a run")
@@ -551,3 +621,23 @@ def _judge(outcomes: list[Outcome]) -> None:
 
 def _engine(model_config: dict | None, *, path: str | None = None):
     return assemble(ArchonEngineConfig(model_config=model_config, path=path, optimizer=None))
+
+
+@row("A server cannot announce itself")
+def _(folder: Path) -> None:
+    (folder / "servers").mkdir()
+    (folder / "servers" / "announced").touch()
+    record = ServerRecord("127.0.0.1:8000", "5f0c", "served")
+    FolderRegistry(folder / "servers" / "announced").announce(entry_id(record), record, 15)
+
+
+@row("etcd does not answer")
+def _(folder: Path) -> None:
+    EtcdRegistry("127.0.0.1:1", "e/t").list()
+
+
+@row("Other users can read the servers' token")
+def _(folder: Path) -> None:
+    (folder / "servers").mkdir()
+    (folder / "servers" / "token").touch(0o644)
+    read_token(folder / "servers")

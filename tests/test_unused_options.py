@@ -84,8 +84,17 @@ POLICY = (
     *("reward", "data.answer_key", "rewards.*", "warm_start.steps", "trainer.eval_pass_above"),
     *of("actor", "ppo_n_minibatches", "eps_clip", "eps_clip_higher", "c_clip", "importance_sampling_level"),
     *of("actor", "use_sapo_loss", "use_decoupled_loss", "reward_norm", "reward_scaling", "reward_bias", "reward_clip"),
-    *of("actor", "mask_no_eos_with_zero", "dynamic_sampling", "discount", "gae_lambda", "gae_timestep_unit"),
-    *of("actor", "adv_norm", "kl_ctl", "recompute_logprob", "loss_aggregation", "kl_loss_coef", "entropy_coef"),
+    *of("actor", "mask_no_eos_with_zero", "overlong_filtering", "dynamic_sampling", "discount", "gae_lambda"),
+    *of(
+        "actor",
+        "gae_timestep_unit",
+        "adv_norm",
+        "kl_ctl",
+        "recompute_logprob",
+        "loss_aggregation",
+        "kl_loss_coef",
+        "entropy_coef",
+    ),
     *of("ref", *MODEL_OPTIONS),
     *of("teacher", *MODEL_OPTIONS, "offload", "rl_loss_weight", "distill_loss_weight", "baseline", "warm_start.steps"),
     *of("rollout", "backend", "max_batch_size", "return_routed_experts"),
@@ -108,7 +117,7 @@ USED = {
     "rw": (*COMMON, *PAIRS, "actor.is_critic"),
     "distillation": (
         *(*COMMON, *(option for option in POLICY if not option.startswith(("actor.", "ref.")))),
-        *of("actor", "ppo_n_minibatches", "mask_no_eos_with_zero", "recompute_logprob", "loss_aggregation"),
+        *of("actor", "ppo_n_minibatches", "overlong_filtering", "recompute_logprob", "loss_aggregation"),
         *of("actor", "kl_loss_coef", "entropy_coef"),
     ),
 }
@@ -116,6 +125,7 @@ USED = {
 
 NOTED = {
     *("teacher.distill_loss_weight", "critic.mask_no_eos_with_zero", "critic.bootstrap_truncated"),
+    "actor.mask_no_eos_with_zero",
     *("actor.path", "gconfig.n_samples", "actor.reward_norm", "actor.adv_norm"),
 }
 """Used options with decisions about the form that they have, or with values that are refused."""

@@ -21,6 +21,8 @@ from generated.first_party import PATH as FIRST_PARTY
 from generated.first_party import render_first_party
 from generated.plugin_kinds import render_plugin_kinds
 from generated.publication import draw_publication
+from generated.server_states import draw_server_states
+from generated.weight_paths import draw_weight_paths
 from release_bounds import read_constraints
 from workspace import find_packages
 
@@ -79,7 +81,8 @@ def generated_pages() -> dict[Path, str]:
         },
     }
     drawings = pipelines.pictures() | layouts.pictures() | architecture.pictures(ROOT)
-    drawings |= {"publication.svg": draw_publication()}
+    drawings |= {"publication.svg": draw_publication(), "server-states.svg": draw_server_states()}
+    drawings |= {"weight-paths.svg": draw_weight_paths()}
     tested = read_constraints((ROOT / "constraints/tested.txt").read_text(encoding="utf-8"))
     return {
         ROOT / "docs/reference/options.md": render_reference(ROOT_SCHEMA.schema, sections),

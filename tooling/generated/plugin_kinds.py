@@ -153,6 +153,7 @@ def _signature(name: str, function: Any) -> str:
         parameters.append(f"{parameter.name}{hint}{default}")
     returned = inspect.signature(function).return_annotation
     keyword = "async def" if inspect.iscoroutinefunction(function) else "def"
+    parameters = [parameter.replace("'", '"') for parameter in parameters]
     line = f"{keyword} {name}({', '.join(parameters)}) -> {returned}:".replace("'", '"')
     if len(line) <= 100:
         return line

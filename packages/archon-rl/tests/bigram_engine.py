@@ -10,7 +10,9 @@ import copy
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from thread_ranks import ranks_here
@@ -212,3 +214,24 @@ class BigramRollout:
             if last in options.stop_token_ids:
                 return Completion(tuple(ids), tuple(logprobs), (self.version,) * len(ids), "stop")
         return Completion(tuple(ids), tuple(logprobs), (self.version,) * len(ids), "length")
+
+
+class BigramScorer:
+    """``contracts.rollout.ScoringEngine`` for a table that a ``BigramEngine`` has saved."""
+
+    made: ClassVar[list[BigramScorer]] = []
+
+    def __init__(self, config, model, *, option, ranks, folder, options=None, devices_before=0):
+        self.config, self.model, self.option, self.ranks, self.folder = config, model, option, ranks, folder
+        self.table = torch.load(Path(model.path) / "table.pt")
+        self.decisions = [Decision("teacher.rollout.addresses", "compared", "not compared", "a table has no name")]
+        self.closed = False
+        self.made.append(self)
+
+    def score(self, sequences):
+        assert len(set(map(str, self.ranks.gather(sequences)))) == 1, "every rank has the whole batch"
+        logprobs = (self.table / self.model.temperature).log_softmax(-1)
+        return [[float(logprobs[a, b]) for a, b in pairwise(ids)] for ids in sequences]
+
+    def close(self):
+        self.closed = True

@@ -120,6 +120,12 @@ def run(tmp_path):
     specs = (
         TrainEngineSpec(name="bigram", target="bigram_engine:BigramEngine", letters="dt", axes="dt", hybrid=False),
         InferenceEngineSpec(name="bigram_rollout", target="bigram_engine:BigramRollout", letters=""),
+        InferenceEngineSpec(
+            name="bigram_servers",
+            target="bigram_engine:BigramRollout",
+            letters="dt",
+            scorer="bigram_engine:BigramScorer",
+        ),
     )
     for spec in specs:
         registry().add(spec)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archon_core.errors import ConfigError, DataError
-from archon_rl.config import ArithmeticOptions, HuggingFaceOptions
+from archon_rl.data_options import ArithmeticOptions, HuggingFaceOptions
 from archon_rl.datasets.arithmetic import arithmetic_dataset
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.hf import huggingface_dataset

@@ -154,3 +154,58 @@ def test_an_unknown_preset_names_those_that_exist(capsys):
 def test_the_command_imports_no_torch():
     code = "import sys, archon_rl.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+FILE = """
+actor: {path: m, eps_clip: 0.2, eps_clip_higher: 0.3, adv_norm: {mean_level: batch, std_level: batch}}
+"""
+AREAL_FILE = """
+total_train_epochs: 1
+actor: {path: m, backend: "archon:d1", kl_ctl: 0.001, reward_norm: null, ppo_n_minibatches: 1}
+ref: {path: r}
+"""
+
+
+@pytest.mark.parametrize(
+    ("preset", "text", "free", "kept"),
+    [
+        (
+            "DAPO",
+            FILE,
+            ["actor.reward_norm.mean_level=group", "actor.loss_aggregation=token", "actor.kl_ctl=0.0"],
+            ["actor.adv_norm=a section; DAPO has null", "actor.eps_clip_higher=0.3; DAPO has 0.28"],
+        ),
+        (
+            "GRPO",
+            AREAL_FILE,
+            ["actor.adv_norm=null", "actor.kl_loss_coef=0.04"],
+            [
+                "actor.reward_norm.mean_level=null; GRPO has group",
+                "actor.reward_norm.std_level=null; GRPO has group",
+                "actor.kl_ctl=0.001; GRPO has 0.0",
+            ],
+        ),
+    ],
+)
+def test_a_file_wins_over_a_preset_that_keeps_it(capsys, tmp_path, preset, text, free, kept):
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    code, out, error = archon(capsys, preset, "--keep", str(path))
+    assert code == 0
+    assert set(free) <= set(out.split())
+    written = [line.partition("=")[0] for line in kept] + ["actor.eps_clip", "ref", "actor.ppo_n_minibatches"]
+    assert not [override for override in out.split() if override.partition("=")[0] in written]
+    assert error.splitlines() == [f"kept from run.yaml: {line}" for line in kept]
+
+
+def test_a_number_in_the_file_differs_from_a_name_in_the_preset(capsys, tmp_path):
+    (tmp_path / "run.yaml").write_text("actor: {gae_lambda: 0.9}\n")
+    _, out, error = archon(capsys, "VAPO lambda", "--keep", str(tmp_path / "run.yaml"))
+    assert out.split() == ["actor.gae_lambda_kwargs.alpha=0.05"]
+    assert error.strip() == "kept from run.yaml: actor.gae_lambda=0.9; VAPO lambda has length_adaptive"
+
+
+def test_a_file_is_kept_beside_a_preset_only(capsys, tmp_path):
+    code, _, error = archon(capsys, "--keep", str(tmp_path))
+    assert code != 0
+    assert "--keep: found without a preset, or with --json" in error

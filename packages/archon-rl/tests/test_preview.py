@@ -142,6 +142,12 @@ UNUSED = [
     (CONFIGURATION, ("rollout.backend=served:d1", "rollout.enable_health_monitor=false",
                      "rollout.health_check_timeout_seconds=9"), "rollout.health_check_timeout_seconds", "9.0"),
     (CONFIGURATION, ("actor.reward_norm={std_level: null, eps: 0.5}",), "actor.reward_norm.eps", "0.5"),
+    (
+        CONFIGURATION,
+        ("actor.reward_norm={scale: mean, mean_level: group, std_level: group, std_unbiased: false}",),
+        "actor.reward_norm.std_unbiased",
+        "false",
+    ),
     (CONFIGURATION, ("actor.optimizer={type: sgd, beta2: 0.5}",), "actor.optimizer.beta2", "0.5"),
     (CONFIGURATION, ("data.path=file",), "data.path", "file"),
     (CONFIGURATION, ("trainer.max_epochs=3",), "trainer.max_epochs", "3"),

@@ -106,6 +106,13 @@ class TinyTrainer:
     def generating(self):
         return evaluation_mode(self.module)
 
+    def forward_batch(self, batch, request):
+        assert self.module.training, "forward_batch was called inside generating()"
+        rows = batch.input_ids.split(batch.lengths)
+        logits = torch.cat([full_logits(self.module, row.tolist()) for row in rows]) / request.temperature
+        found = logits.log_softmax(-1).gather(1, batch.targets.clamp(min=0)[:, None])[:, 0]
+        return {"logprobs": torch.where(batch.targets >= 0, found, 0.0)}
+
 
 @torch.no_grad()
 def full_logits(module: nn.Module, ids: list[int] | tuple[int, ...]) -> Tensor:

@@ -106,7 +106,7 @@ class SglangServer:
                 ids.append((sum(body["input_ids"]) + len(ids)) % 97)
                 versions.append(self.version)
                 self.running.add(id)
-            if ids[-1] in sampling["stop_token_ids"]:
+            if ids[-1] in sampling.get("stop_token_ids", ()):
                 reason = {"type": "stop", "matched": ids[-1]}
                 break
         self.running.discard(id)
@@ -119,6 +119,9 @@ class SglangServer:
             info["weight_versions"] = [
                 {"version": names[start], "start": start, "end": end} for start, end in zip(starts, ends, strict=True)
             ]
+        if "logprob_start_len" in body:
+            values = [None, *(-token / 8 for token in body["input_ids"][1:])]
+            info["input_token_logprobs"] = [[v, t, None] for v, t in zip(values, body["input_ids"], strict=True)]
         if body.get("return_routed_experts"):
             n = (len(body["input_ids"]) + len(ids) - 1) * 2 * 2  # two layers, two experts per token
             info["routed_experts"] = base64.b64encode(struct.pack(f"<{n}i", *(k % 8 for k in range(n)))).decode()

@@ -14,11 +14,14 @@ import pytest
 from sglang_server import SglangServer
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
-from archon_core.errors import ServerError
+from archon_core.errors import RefusedRequestError, ServerError
+from archon_core.layout import parse_layout
 from archon_core.serving.manifest import WeightManifest
+from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, UpdatePlan
 from archon_sglang.driver import SglangDriver
 from archon_sglang.options import SglangOptions
+from archon_sglang.scoring import read_scores
 
 SECONDS = 10.0
 
@@ -89,6 +92,32 @@ def test_completions_have_ids_logprobs_and_versions(server, driver):
     assert one.logprobs == tuple(-0.5 - token / 100 for token in one.token_ids)
     assert one.versions == (-1,) * 5
     assert one.stop_reason == "length"
+
+
+def test_scores_are_the_log_probabilities_of_prompts(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    asked = ScoringRequest(((3, 8, 16), (5,), (2, 24)))
+    assert asyncio.run(driver.score(record, asked, timeout=SECONDS)) == Scores(((-1.0, -2.0), (), (-3.0,)), -1)
+    assert driver.capabilities.scores
+    assert not driver.capabilities.score_temperatures
+    assert driver.describe_model(record, timeout=SECONDS) == ServedModelInfo("/model", version=-1)
+    server.version = "4"
+    assert asyncio.run(driver.score(record, asked, timeout=SECONDS)).version == 4
+    with pytest.raises(RefusedRequestError, match=r"found temperature 0\.5; SGLang scores at 1 only"):
+        asyncio.run(driver.score(record, ScoringRequest(((1, 2),), 0.5), timeout=SECONDS))
+    with pytest.raises(ServerError, match="found a malformed answer"):
+        read_scores({"meta_info": {}}, (1, 2))
+    with pytest.raises(ServerError, match="found 1 tokens, which are not the 2 of the request"):
+        read_scores({"meta_info": {"input_token_logprobs": [[None, 1, None]]}}, (1, 2))
+
+
+def test_a_server_with_frozen_weights_serves_them_whatever_the_options_name():
+    options = SglangOptions(model_path="actor", python="python3")
+    driver = SglangDriver(SimpleNamespace(return_routed_experts=False), options=options)
+    place = {"layout": parse_layout("sglang:d1"), "index": 0, "host": "127.0.0.1", "port": 9}
+    for frozen, model in ((True, "teacher"), (False, "actor")):
+        command = driver.launch("teacher", **place, frozen=frozen).command
+        assert command[command.index("--model-path") + 1] == model
 
 
 def test_each_sample_is_a_request_and_stops_at_the_listed_ids_only(server, driver):

@@ -109,7 +109,7 @@ class GroupSender:
         self.group = joining.result()
 
     def send(self, content, notice, call):
-        sending = self.threads.submit(send, self.group, content, timeout=SECONDS)
+        sending = self.threads.submit(send, self.group, content, timeout=SECONDS, runs=notice.runs)
         receipt = call(notice)
         sending.result()
         return receipt

@@ -14,10 +14,14 @@ from publishing import manifest_of, prepare, publish
 from vllm_server import VllmServer, logprob_of
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
-from archon_core.errors import ServerError, UncertainCallError
+from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
+from archon_core.layout import parse_layout
 from archon_core.serving.manifest import WeightManifest
+from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import UpdatePlan
 from archon_vllm.driver import VllmDriver
+from archon_vllm.options import VllmOptions
+from archon_vllm.scoring import read_scores
 
 SECONDS = 20.0
 
@@ -94,6 +98,34 @@ def test_completions_have_ids_logprobs_and_versions(server, driver, record):
     bodies = [body for target, body in server.calls if target == "/inference/v1/generate"]
     assert sorted(body["sampling_params"]["seed"] for body in bodies) == [7, 8, 9]
     assert bodies[0]["sampling_params"]["ignore_eos"]
+
+
+def test_scores_are_the_log_probabilities_of_prompts(server, record):
+    driver = make_driver("disk")  # as for a teacher: nothing of Archon in the server
+    record = driver.ready(server.address, timeout=SECONDS)
+    asked = ScoringRequest(((3, 8, 16), (5,), (2, 24)))
+    assert asyncio.run(driver.score(record, asked, timeout=SECONDS)) == Scores(((-1.0, -2.0), (), (-3.0,)), -1)
+    assert driver.capabilities.scores
+    assert not driver.capabilities.score_temperatures
+    assert driver.describe_model(record, timeout=SECONDS) == ServedModelInfo("/models/teacher", version=-1)
+    server.version = "4"
+    assert asyncio.run(driver.score(record, asked, timeout=SECONDS)).version == 4
+    with pytest.raises(RefusedRequestError, match=r"found temperature 0\.5; vLLM scores at 1 only"):
+        asyncio.run(driver.score(record, ScoringRequest(((1, 2),), 0.5), timeout=SECONDS))
+    for answer in ({}, {"choices": [{"weight_versions": []}]}, {"choices": [{"weight_versions": [{"version": "4"}]}]}):
+        with pytest.raises(ServerError, match="found a malformed answer"):
+            read_scores({"prompt_logprobs": [None], **answer}, (1, 2))
+
+
+def test_a_server_with_frozen_weights_serves_them_whatever_the_options_name(tmp_path):
+    config = SimpleNamespace(weight_transport="disk", return_routed_experts=False)
+    driver = VllmDriver(config, options=VllmOptions(model="actor", python="python3"))
+    place = {"layout": parse_layout("vllm:d1"), "index": 0, "host": "127.0.0.1", "port": 9}
+    command = driver.launch("teacher", **place, dtype="float32", frozen=True).command
+    assert command[command.index("serve") + 1] == "teacher"
+    assert not {"--load-format", "--weight-transfer-config", "--worker-extension-cls"} & set(command)
+    command = driver.launch("teacher", **place).command
+    assert command[command.index("serve") + 1] == "actor"
 
 
 def test_penalties_are_sent_and_stop_texts_refused(server, driver, record):

@@ -25,6 +25,7 @@ from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import ServerError
 from archon_core.layout import parse_layout
 from archon_core.serving.record import ServerRecord
+from archon_core.serving.scores import ScoringRequest
 from archon_core.serving.update import UpdatePlan
 from archon_vllm.driver import VllmDriver
 from archon_vllm.options import VllmOptions
@@ -147,6 +148,20 @@ def test_logprobs_are_those_of_the_model_before_any_publication(real):
     assert_serves(real, 0, -1)
     greedy = generate(real.record, greedy=True)
     assert greedy.logprobs == pytest.approx(expected_logprobs(real.model(0), greedy.token_ids), abs=TOLERANCE)
+
+
+def test_scores_are_the_models_log_probabilities_of_given_tokens(real):
+    asked = ScoringRequest(((5, 6, 7, 300, 2), (9,), tuple(range(1, 400))))
+    driver = make_driver("disk")
+    record = driver.ready(real.record.address, timeout=SECONDS)
+    scores = asyncio.run(driver.score(record, asked, timeout=SECONDS))
+    assert (scores.version, driver.describe_model(record, timeout=SECONDS).version) == (-1, -1)
+    assert driver.describe_model(record, timeout=SECONDS).name == str(real.folder / "v0")
+    with torch.no_grad():
+        for ids, found in zip(asked.sequences, scores.logprobs, strict=True):
+            logprobs = real.model(0)(torch.tensor([ids])).logits[0].double().log_softmax(-1)
+            expected = [float(logprobs[place, token]) for place, token in enumerate(ids[1:])]
+            assert found == pytest.approx(expected, abs=TOLERANCE)
 
 
 def test_weights_arrive_over_shared_memory(real):

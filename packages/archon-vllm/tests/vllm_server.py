@@ -121,7 +121,7 @@ class VllmServer:
         return {"world_size": 1}
 
     def do_server_info(self, body, query):
-        return {"vllm_config": {"instance_id": "abcde"}}
+        return {"vllm_config": {"instance_id": "abcde", "model_config": {"model": "/models/teacher"}}}
 
     def do_weight_info(self, body, query):
         return {"weight_version": self.version}
@@ -197,7 +197,7 @@ class VllmServer:
                 versions.append(self.version)
                 logprobs.append(logprob)
                 self.running.add(id)
-            if ids[-1] in sampling["stop_token_ids"]:
+            if ids[-1] in sampling.get("stop_token_ids", ()):
                 reason = "stop"
                 break
         self.running.discard(id)
@@ -208,7 +208,11 @@ class VllmServer:
         ]
         content = [{"token_id": token, "logprob": value} for token, value in zip(ids, logprobs, strict=True)]
         choice = {"index": 0, "finish_reason": reason, "token_ids": ids, "weight_versions": spans}
-        return {"request_id": id, "choices": [{**choice, "logprobs": {"content": content}}]}
+        answer = {"request_id": id, "choices": [{**choice, "logprobs": {"content": content}}]}
+        if sampling.get("prompt_logprobs") is not None:  # a more probable token stands beside the prompt's
+            entries = [{str(t): {"logprob": -t / 8, "rank": 2}, "0": {"logprob": -0.1}} for t in body["token_ids"][1:]]
+            answer["prompt_logprobs"] = [None, *entries]
+        return answer
 
     def _handler(self):
         server = self

@@ -67,6 +67,10 @@ class UncertainCallError(ServerError):
     """A call to a server that got no answer in time. The server may still execute it; query its state first."""
 
 
+class TransferError(ServerError):
+    """Bytes that did not arrive. The update goes on: the sender may send them again in another way."""
+
+
 class RefusedRequestError(ServerError):
     """A request that a server refused because of its content. No other server would accept it."""
 

@@ -12,6 +12,7 @@ TESTED_VERSIONS: Mapping[str, str] = {
     "antlr4-python3-runtime": "4.13.2",
     "click": "8.4.2",
     "datasets": "5.2.0",
+    "etcd3gw": "2.7.0",
     "jinja2": "3.1.6",
     "math-verify": "0.9.0",
     "numpy": "2.4.6",

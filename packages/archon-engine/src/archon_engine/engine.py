@@ -23,7 +23,7 @@ from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
 from archon_core.contracts.pipeline import RECORDING_PREFIX
-from archon_core.contracts.serving import WeightBucket
+from archon_core.contracts.serving import BucketMemory, WeightBucket
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks
@@ -245,13 +245,15 @@ class ArchonEngine:
         """
         return self._ready.checkpoints.manifest(dtype, version=self._version)
 
-    def weight_buckets(self, max_bytes: int, dtype: str | None = None) -> Iterator[WeightBucket]:
+    def weight_buckets(
+        self, max_bytes: int, dtype: str | None = None, memory: BucketMemory | None = None
+    ) -> Iterator[WeightBucket]:
         """Gather whole Hugging Face tensors on rank 0, bucket by bucket; see ``contracts.engine.TrainEngine``.
 
         Raises:
             WeightsError: the model is a critic.
         """
-        return self._ready.checkpoints.buckets(self.weight_manifest(dtype), max_bytes)
+        return self._ready.checkpoints.buckets(self.weight_manifest(dtype), max_bytes, memory)
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training.

@@ -17,9 +17,6 @@ NORM_LEVELS = ("batch", "group")
 KL_ESTIMATORS = ("k1", "k2", "k3")
 AGGREGATIONS = ("token", "sequence", "constant")
 REJECTION_METRICS = ("ratio", "kl_k1", "kl_k2", "kl_k3", "binary_kl")
-OPERATORS = "+-*"
-MOST_PROBLEMS = 20_000_000
-"""Largest number of generated problems: their shuffled order is held in memory."""
 PROX_LOGP_METHODS = ("recompute", "loglinear", "metrics", "reuse_train_logp")
 
 
@@ -273,59 +270,3 @@ class RewardOptions:
     processes: int = option(2, NOT_NEGATIVE)
     timeout_seconds: float = option(15.0, number(above=0))
     max_failed: float = option(0.1, SHARE)
-
-
-def _operators(value: str) -> str | None:
-    valid = value and set(value) <= set(OPERATORS) and len(set(value)) == len(value)
-    return None if valid else f"{OPERATORS!r}, each at most once"
-
-
-@dataclass
-class ArithmeticOptions:
-    """The generated arithmetic task (``data.arithmetic``): all problems ``a op b``.
-
-    Attributes:
-        max_operand: operands range from 0 to this number.
-        operators: any of ``+``, ``-`` and ``*``, as one string.
-        zero_pad: pad operands and results with leading zeros to a fixed width, as in ``07+35=042``.
-    """
-
-    max_operand: int = option(99, POSITIVE)
-    operators: str = option("+", _operators)
-    zero_pad: bool = False
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        n_problems = len(self.operators) * (self.max_operand + 1) ** 2
-        if n_problems > MOST_PROBLEMS:
-            yield (
-                "max_operand",
-                f"found {self.max_operand}, which gives {n_problems:,} problems; allowed are at most "
-                f"{MOST_PROBLEMS:,}; lower it",
-            )
-
-
-@dataclass
-class HuggingFaceOptions:
-    """A data set of Hugging Face ``datasets`` (``data.hf``); ``data.path`` is its id or folder.
-
-    Attributes:
-        name: configuration of the data set, such as ``main``.
-        split: split to train on.
-        validation_split: held-out split, of ``data.validation_path`` if set; null holds out
-            ``data.validation_size`` records of ``split``.
-    """
-
-    name: str | None = None
-    split: str = "train"
-    validation_split: str | None = None
-
-
-@dataclass
-class TokenizerOptions:
-    """Tokenization (``tokenizer``).
-
-    Attributes:
-        use_chat_template: format each prompt as a user message if the tokenizer has a chat template.
-    """
-
-    use_chat_template: bool = True

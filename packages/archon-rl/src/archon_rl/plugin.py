@@ -16,9 +16,9 @@ from archon_core.plugins import (
 
 ARCHON_PLUGIN_API = "1.0"
 
-_ARITHMETIC = ConfigSection("data.arithmetic", "archon_rl.config:ArithmeticOptions")
-_HUGGING_FACE = ConfigSection("data.hf", "archon_rl.config:HuggingFaceOptions")
-_TOKENIZER = ConfigSection("tokenizer", "archon_rl.config:TokenizerOptions")
+_ARITHMETIC = ConfigSection("data.arithmetic", "archon_rl.data_options:ArithmeticOptions")
+_HUGGING_FACE = ConfigSection("data.hf", "archon_rl.data_options:HuggingFaceOptions")
+_TOKENIZER = ConfigSection("tokenizer", "archon_rl.data_options:TokenizerOptions")
 _POLICY = ConfigSection("actor", "archon_rl.config:PolicyOptions")
 _CRITIC = ConfigSection("critic", "archon_rl.config:CriticOptions")
 _CLIP_RANGE = ("eps_clip", "eps_clip_higher")

@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from archon_core.config.rules import NOT_NEGATIVE, one_of, option
+from archon_core.contracts.rollout import RolloutConfig
 from archon_rl.config import WarmStartOptions
+
+NO_SERVERS = RolloutConfig().backend
+"""The backend of a section that names none; it runs on the trainer's ranks."""
 
 
 @dataclass
@@ -24,8 +28,11 @@ class TeacherOptions:
     add up to 1.
 
     Attributes:
-        engine_type: ``train`` runs the teacher in a training engine, on the actor's ranks. ``rollout``, AReaL's
-            default, needs inference servers and is refused in this version.
+        engine_type: ``rollout``, AReaL's default, runs the teacher on inference servers, which score the actor's
+            tokens; the trainer's ranks hold nothing of it. ``train`` runs it in a training engine, on the actor's
+            ranks.
+        rollout: the servers, for ``engine_type: rollout``; with ``addresses``, running ones that serve ``path``.
+            Options of sampling and of weight updates have no effect.
         offload: keep the teacher in host memory, except while it computes log-probabilities.
         rl_loss_weight: weight of the policy loss. 0 is pure distillation: it needs no reward, and groups may have one
             sample.
@@ -38,6 +45,7 @@ class TeacherOptions:
     """
 
     engine_type: str = option("rollout", one_of("rollout", "train"))
+    rollout: RolloutConfig | None = None
     offload: bool = False
     rl_loss_weight: float = option(1.0, NOT_NEGATIVE)
     distill_loss_weight: float = option(0.005, NOT_NEGATIVE)
@@ -51,11 +59,7 @@ class TeacherOptions:
 def teacher_problems(teacher: Any) -> Iterator[tuple[str, str]]:
     """Invalid combinations in the whole section, with the options of its engine."""
     if teacher.engine_type == "rollout":
-        yield (
-            "engine_type",
-            "found rollout, AReaL's default, which needs a served engine; this version has none for teachers; set "
-            "teacher.engine_type=train, which runs the teacher on the actor's ranks",
-        )
+        yield from _server_problems(teacher)
     if not teacher.path and teacher.model_config is None:
         yield (
             "path",
@@ -75,6 +79,30 @@ def teacher_problems(teacher: Any) -> Iterator[tuple[str, str]]:
         )
 
 
+def _server_problems(teacher: Any) -> Iterator[tuple[str, str]]:
+    """What servers lack that are to have the teacher's weights."""
+    if teacher.rollout is None or teacher.rollout.backend in ("", NO_SERVERS):
+        found = "none" if teacher.rollout is None else repr(teacher.rollout.backend)
+        yield (
+            "rollout.backend",
+            f"found {found} with teacher.engine_type=rollout, AReaL's default; set it to the teacher's servers, such "
+            "as served:d1, or set teacher.engine_type=train, which runs the teacher on the actor's ranks",
+        )
+    if (not teacher.path or teacher.init_from_scratch) and not teacher.warm_start.steps:
+        found = "no path" if not teacher.path else "init_from_scratch=true"
+        yield (
+            "path",
+            f"found {found} with teacher.engine_type=rollout, whose servers load a checkpoint; set teacher.path to "
+            "one, or teacher.warm_start.steps to train one",
+        )
+    if teacher.rollout is not None and teacher.rollout.addresses and teacher.warm_start.steps:
+        yield (
+            "rollout.addresses",
+            f"found {teacher.rollout.addresses} with teacher.warm_start.steps={teacher.warm_start.steps}: running "
+            "servers do not have the weights that these steps train; leave one of them out",
+        )
+
+
 def is_pure_distillation(teacher: Any) -> bool:
     """Whether a run with this ``teacher`` section, or ``None``, learns from the teacher alone."""
-    return teacher is not None and teacher.rl_loss_weight == 0
+    return getattr(teacher, "rl_loss_weight", None) == 0

@@ -8,7 +8,8 @@ from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.preview import RunOutline
-from archon_rl.unused_rows import TABLE, Run, Unused
+from archon_rl.run_parts import Run
+from archon_rl.unused_rows import TABLE, Unused
 
 
 def unused_options(outline: RunOutline) -> list[Decision]:

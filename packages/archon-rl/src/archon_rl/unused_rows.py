@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from archon_core.contracts.preview import RunOutline
-from archon_rl.teacher_options import is_pure_distillation
+from archon_rl.run_parts import Run
 from archon_train.model_sections import is_frozen
 
 SERVERS = (
     "addresses",
+    "start_servers",
     "setup_timeout",
     "request_timeout",
     "request_retries",
@@ -28,6 +28,7 @@ SERVERS = (
     "topology_change_cooldown_seconds",
     "weight_transport",
     "weight_bucket_mb",
+    "weight_group",
     "weight_timeout",
     "weight_canary",
     "skip_unchanged",
@@ -50,76 +51,6 @@ class Unused:
     options: tuple[str, ...]
     reason: str
     when: Callable[[Run], bool]
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run, for the conditions of the table."""
-
-    outline: RunOutline
-
-    @property
-    def config(self) -> Any:
-        return self.outline.config
-
-    @property
-    def samples(self) -> bool:
-        """Whether the algorithm samples completions."""
-        return "inference_engine" in self.outline.algorithm.needs
-
-    @property
-    def has_servers(self) -> bool:
-        return self.samples and self.config.rollout.backend != "local"
-
-    @property
-    def learns_pairs(self) -> bool:
-        return hasattr(self.config.data, "chosen_key")
-
-    @property
-    def distills_only(self) -> bool:
-        return self.samples and is_pure_distillation(self.config.teacher)
-
-    @property
-    def scores(self) -> bool:
-        """Whether completions get rewards."""
-        return self.samples and self.config.reward is not None
-
-    @property
-    def has_separate_validation(self) -> bool:
-        data = self.config.data
-        return bool(data.validation_path or getattr(getattr(data, "hf", None), "validation_split", None))
-
-    @property
-    def evaluates(self) -> bool:
-        """Whether there may be held-out records; data sets of other packages may have further options for them."""
-        dataset = self.outline.dataset
-        known = dataset is not None and {section.path for section in dataset.config} <= {"data.hf", "data.arithmetic"}
-        return not known or self.has_separate_validation or self.config.data.validation_size > 0
-
-    def trains(self, role: str) -> bool:
-        return getattr(self.config, role) is not None and not is_frozen(self.config, role)
-
-    def has(self, role: str) -> bool:
-        """Whether the run has the model of a section."""
-        match role:
-            case "critic":
-                present = "critic" in self.outline.algorithm.sections
-            case "reward_model":
-                present = self.scores and self.outline.reward_role == "reward_model"
-            case "ref":
-                present = self.reads_reference
-            case "teacher":
-                present = self.samples
-            case _:
-                present = True
-        return present and getattr(self.config, role) is not None
-
-    @property
-    def reads_reference(self) -> bool:
-        if not self.samples:
-            return hasattr(self.config.actor, "beta")
-        penalty = 0 if self.distills_only else self.config.actor.kl_ctl
-        return bool(penalty or self.config.actor.kl_loss_coef)
 
 
 def _generation_rows(section: str) -> Iterator[Unused]:
@@ -168,23 +99,24 @@ def _frozen_rows(role: str) -> Iterator[Unused]:
 
 
 def _norm_rows(section: str) -> Iterator[Unused]:
-    def lacks(level: str) -> Callable[[Run], bool]:
-        def when(run: Run) -> bool:
-            norm = getattr(run.config.actor, section, None)
-            return run.samples and not run.distills_only and norm is not None and getattr(norm, level) is None
-
-        return when
+    def where(test: Callable[[Any], bool]) -> Callable[[Run], bool]:
+        return _policy(lambda actor: getattr(actor, section) is not None and test(getattr(actor, section)))
 
     prefix = f"actor.{section}"
     yield Unused(
         (f"{prefix}.mean_leave1out", f"{prefix}.mean_weights"),
         f"{prefix}.mean_level is null",
-        lacks("mean_level"),
+        where(lambda norm: norm.mean_level is None),
     )
     yield Unused(
         (f"{prefix}.std_unbiased", f"{prefix}.eps", f"{prefix}.scale"),
         f"{prefix}.std_level is null",
-        lacks("std_level"),
+        where(lambda norm: norm.std_level is None),
+    )
+    yield Unused(
+        (f"{prefix}.std_unbiased",),
+        f"{prefix}.scale=mean divides by no deviation",
+        where(lambda norm: norm.scale == "mean"),
     )
 
 
@@ -206,7 +138,12 @@ TABLE: tuple[Unused, ...] = (
     ),
     Unused(
         ("ref",),
-        "actor.kl_ctl and actor.kl_loss_coef are 0, or a loss without rewards has no KL penalty",
+        "actor.kl_loss_coef is 0, and without rewards there is no KL penalty in them",
+        lambda run: run.distills_only and not run.reads_reference,
+    ),
+    Unused(
+        ("ref",),
+        "actor.kl_ctl and actor.kl_loss_coef are 0",
         lambda run: run.samples and not run.reads_reference,
     ),
     Unused(("actor.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.outline.algorithm.name == "rw"),

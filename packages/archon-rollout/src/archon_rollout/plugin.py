@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from archon_core.plugins import CommandSpec, InferenceEngineSpec, ServerDriverSpec, WeightTransportSpec, hookimpl
+from archon_core.plugins import (
+    CommandSpec,
+    InferenceEngineSpec,
+    ServerDriverSpec,
+    ServerRegistrySpec,
+    WeightTransportSpec,
+    hookimpl,
+)
 
 ARCHON_PLUGIN_API = "1.0"
 
@@ -24,6 +31,7 @@ def archon_inference_engines() -> Iterable[InferenceEngineSpec]:
             summary="samples on our own servers, which the trainer starts; served:d2t2 has two, of two ranks each",
             letters="dt",
             runs_servers=True,
+            scorer="archon_rollout.served.scoring_engine:ScoringServers",
         ),
     ]
 
@@ -47,9 +55,9 @@ def archon_weight_transports() -> Iterable[WeightTransportSpec]:
         WeightTransportSpec(
             name="distributed",
             aliases=("xccl",),
-            target="archon_rollout.transports.distributed:DistributedTransport",
+            target="archon_rollout.transports.broadcasting:distributed_transport",
             receiver="archon_core.receiving.distributed:DistributedReceiver",
-            summary="a process group of two per server and version, over the network",
+            summary="over the network: a gloo group of two per server, or one NCCL broadcast to all",
         ),
         WeightTransportSpec(
             name="ipc",
@@ -70,8 +78,39 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
             target="archon_rollout.served.driver:ServedDriver",
             summary="archon serve: two copies of the weights, exact log-probabilities across updates",
             letters="dt",
-            transports=("shm", "disk", "distributed"),
+            transports=("shm", "disk", "distributed", "ipc"),
+            one_rank=("distributed", "ipc"),
         )
+    ]
+
+
+@hookimpl
+def archon_registries() -> Iterable[ServerRegistrySpec]:
+    return [
+        ServerRegistrySpec(
+            name="folder",
+            aliases=("nfs",),
+            target="archon_rollout.registries.folder:folder_registry",
+            summary="a file per server in a folder that all hosts share",
+        ),
+        ServerRegistrySpec(
+            name="static",
+            target="archon_rollout.registries.addresses:static_registry",
+            summary="the servers of rollout.addresses, and no others",
+            entries="addresses",
+        ),
+        ServerRegistrySpec(
+            name="dns",
+            target="archon_rollout.registries.addresses:dns_registry",
+            summary="all addresses of the host names in rollout.addresses, looked up again and again",
+            entries="addresses",
+        ),
+        ServerRegistrySpec(
+            name="memory",
+            target="archon_rollout.registries.memory:memory_registry",
+            summary="the trainer's memory: servers of other processes are not found",
+            entries="own",
+        ),
     ]
 
 
@@ -87,5 +126,10 @@ def archon_commands() -> Iterable[CommandSpec]:
             name="serve",
             target="archon_rollout.serve_cli:serve",
             summary="Serve the model in a checkpoint folder over HTTP",
+        ),
+        CommandSpec(
+            name="servers",
+            target="archon_rollout.servers_cli:servers",
+            summary="Show the inference servers of a run: state, version, tokens per second, last error",
         ),
     ]

@@ -12,6 +12,7 @@ import typer
 from archon_core.errors import ConfigError
 
 HIGHEST_PORT = 65535
+LEAST_TTL = 1.0
 
 
 def serve(
@@ -42,18 +43,51 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(help="Time for requests to finish after Ctrl-C; then they end with what they have.")
     ] = 30.0,
+    announce: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Announce the server to the trainer of a run: the run's YAML file, or its run folder.",
+            show_default=False,
+        ),
+    ] = None,
+    announce_host: Annotated[
+        str | None,
+        typer.Option(
+            help="Host name or address under which the trainer reaches this machine. Default: --host, or the machine's "
+            "own address for 0.0.0.0.",
+            show_default=False,
+        ),
+    ] = None,
+    announce_ttl: Annotated[
+        float, typer.Option(help="Seconds after which the announcement of a killed server expires.")
+    ] = 15.0,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[OVERRIDES]...", help="With --announce: overrides of the file, as for archon train."),
+    ] = None,
 ) -> None:
     """Serve the model in a checkpoint folder over HTTP.
 
     Requests need the header 'Authorization: Bearer TOKEN'. The token is the environment variable ARCHON_SERVER_TOKEN;
-    without it, the server chooses one and prints it. Routes: /v1/completions and /v1/chat/completions as OpenAI has
-    them, /v1/models, /generate for token ids, /state, /health.
+    without it, the server takes the token of the run folder with --announce, or chooses one and prints it. Routes:
+    /v1/completions and /v1/chat/completions as OpenAI has them, /v1/models, /generate for token ids, /state, /health.
     """
     for name, value, least in (("--max-batch-size", max_batch_size, 1), ("--version", version, 0)):
         if value < least:
             raise ConfigError(f"{name}: found {value}; allowed are numbers from {least}")
+    if announce_ttl < LEAST_TTL:
+        raise ConfigError(f"--announce-ttl: found {announce_ttl:g}; allowed are numbers from {LEAST_TTL:g}")
+    if overrides and announce is None:
+        raise ConfigError(f"found {overrides[0]!r} without --announce; add --announce RUN.yaml, or leave it out")
     if not 0 <= port <= HIGHEST_PORT:
         raise ConfigError(f"--port: found {port}; allowed are 0, for any free one, to {HIGHEST_PORT}")
+    run = None
+    if announce is not None:
+        from archon_rollout.registries.run_place import find_run
+
+        run = find_run(announce, overrides or ())
+        run.discovery.check_announcing()
     # Imported late: torch takes seconds, and the errors above should not wait for it.
     from archon_rollout.server.model import ServedModel, parse_server_layout
     from archon_rollout.server.process import ServeOptions, serve
@@ -68,6 +102,9 @@ def serve(
             version=version,
             record=record,
             drain_seconds=drain_seconds,
+            run=run,
+            announce_host=announce_host,
+            announce_ttl=announce_ttl,
         )
     )
     # Without the interpreter's shutdown, which takes seconds with torch loaded, while a trainer waits for this process.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ServerError
-from archon_core.serving.record import ServerCapabilities, ServerRecord
+from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
+from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
+
+MODEL = ServedModelInfo("model", 0, vocab_size=100)
 
 
 @dataclass
@@ -16,15 +20,20 @@ class FakeServer:
 
     Attributes:
         record: as announced.
-        hangs: answers nothing.
+        hangs: answers nothing, until this is false.
+        dead: cannot be reached.
         refuses: answers every request with this error.
+        info: what it says of its model; scores of another version than the record's come from changed weights.
         aborts_after: ends the next request after so many tokens; ``None`` never.
     """
 
     record: ServerRecord
     hangs: bool = False
+    dead: bool = False
     refuses: str = ""
     aborts_after: int | None = None
+    info: ServedModelInfo = MODEL
+    scored: list[ScoringRequest] = field(default_factory=list)
     requests: list[GenerationRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
 
@@ -32,7 +41,9 @@ class FakeServer:
 class FakeDriver:
     """The part of ``contracts.serving.ServerDriver`` that a pool calls."""
 
-    capabilities = ServerCapabilities(transports=(), pause_modes=("abort",), interrupt=True)
+    capabilities = ServerCapabilities(
+        transports=(), pause_modes=("abort",), interrupt=True, scores=True, score_temperatures=True
+    )
 
     def __init__(self, *servers: FakeServer) -> None:
         self.servers = {server.record.incarnation: server for server in servers}
@@ -52,7 +63,8 @@ class FakeDriver:
         if request_id != "probe":
             found.requests.append(request)
         if found.hangs:
-            await asyncio.sleep(timeout + 60)
+            while found.hangs:
+                await asyncio.sleep(0.005)
         if found.refuses:
             raise ServerError(found.refuses)
         n = request.config.max_new_tokens
@@ -67,5 +79,35 @@ class FakeDriver:
             for _ in request.seeds
         ]
 
+    def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
+        found = self.servers[server.incarnation]
+        if found.dead:
+            raise ServerError(f"server {server.address}: cannot connect")
+        return ServerState(server.incarnation, found.record.version, paused=False)
+
     def abort(self, server: ServerRecord, request_ids: list[str] | None, *, timeout: float) -> None:
         self.servers[server.incarnation].aborted += request_ids or ["all"]
+
+    async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
+        """Minus each token id, times the temperature."""
+        found = self.servers.get(server.incarnation)
+        if found is None:
+            raise ServerError(f"server {server.address}: cannot connect")
+        found.scored.append(request)
+        await asyncio.sleep(0)
+        if found.refuses:
+            raise ServerError(found.refuses)
+        rows = tuple(tuple(-token * request.temperature for token in ids[1:]) for ids in request.sequences)
+        return Scores(rows, found.record.version)
+
+    def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+        return self.servers[server.incarnation].info
+
+
+CURRENT: list[FakeDriver] = []
+"""The driver of the test that runs."""
+
+
+def current_driver(config: Any, *, options: Any = None, token: str = "") -> FakeDriver:
+    """The target of a ``ServerDriverSpec``."""
+    return CURRENT[-1]

@@ -140,13 +140,19 @@ def test_a_server_that_left_joins_again_if_it_still_announces_itself() -> None:
     assert membership.members["a"].failures == 0
 
 
-def test_a_server_that_withdrew_is_forgotten_after_its_departure_was_reported() -> None:
-    membership = in_service("a", "b")
-    membership.announced({"b": record("b")}, 1.0)
+def test_a_server_that_withdrew_is_forgotten_when_it_has_ended_and_its_departure_was_reported() -> None:
+    membership = in_service("a", "b", "c")
+    membership.announced({"b": record("b"), "c": record("c")}, 1.0)
     assert "withdrew" in membership.decide(1.0).reason
     membership.failed("b", "refused", 7.0)
     membership.decide(7.0)
+    assert membership.departure("a") == "", "it may still finish requests"
+    membership.failed("a", "cannot connect", 8.0)
+    assert membership.departure("a") == "cannot connect"
+    membership.failed("c", "refused", 9.0)
+    membership.decide(9.0)
     assert "a" not in membership.members
+    assert membership.departure("a") == "it left"
 
 
 EVENTS = st.lists(

@@ -107,6 +107,24 @@ def test_an_unreadable_folder_is_an_error(tmp_path) -> None:
         FolderRegistry(tmp_path).announce("../a", A, ttl=5)
 
 
+def test_a_share_that_was_unmounted_for_a_while_is_no_news_about_servers(tmp_path, clock) -> None:
+    folder = tmp_path / "servers"
+    registry = FolderRegistry(folder, clock)
+    assert registry.list() == {}, "nobody has announced yet"
+    registry.announce("a", A, ttl=5)
+    assert registry.list() == {"a": A}
+    folder.rename(tmp_path / "away")
+    clock.now = 100.0
+    with pytest.raises(ServerError, match="found no folder, and it had entries"):
+        registry.list()
+    (tmp_path / "away").rename(folder)
+    assert registry.list() == {"a": A}, "the server could not write either"
+    clock.now = 104.0
+    assert registry.list() == {"a": A}
+    clock.now = 105.0
+    assert registry.list() == {}
+
+
 def test_addresses_of_the_configuration_have_no_incarnation() -> None:
     registry = AddressRegistry(["127.0.0.1:8000", "127.0.0.1:8001", "127.0.0.1:8000"], "vllm")
     assert list(registry.list().values()) == [

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import uuid
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -16,7 +18,8 @@ from weight_server import HttpDriver, logprobs_of, record_of
 
 from archon_core.contracts.serving import TransportContext, WeightBucket
 from archon_core.ranks.ranks import DataRanks
-from archon_core.serving.manifest import TensorEntry, WeightManifest, plan_buckets
+from archon_core.receiving.shared_memory import view_tensor
+from archon_core.serving.manifest import TensorEntry, WeightManifest, offsets_of, plan_buckets, size_of_bucket
 
 SCRIPT = Path(__file__).parent / "weight_server.py"
 
@@ -53,9 +56,22 @@ class TensorEngine:
         ]
         return WeightManifest(self.version, tuple(entries))
 
-    def weight_buckets(self, max_bytes, dtype=None):
-        for index, entries in enumerate(plan_buckets(self.weight_manifest().tensors, max_bytes)):
-            yield WeightBucket(index, {entry.name: self.tensors[entry.name] for entry in entries})
+    def weight_buckets(self, max_bytes, dtype=None, memory=None):
+        buckets = plan_buckets(self.weight_manifest().tensors, max_bytes)
+        largest = max(map(size_of_bucket, buckets))
+        for index, entries in enumerate(buckets):
+            tensors = {entry.name: self.tensors[entry.name] for entry in entries}
+            if memory is None:
+                yield WeightBucket(index, tensors)
+                continue
+            content = memory(index, largest)
+            views = {
+                entry.name: view_tensor(content, entry, offset)
+                for entry, offset in zip(entries, offsets_of(entries), strict=True)
+            }
+            for name, view in views.items():
+                view.copy_(tensors[name])
+            yield WeightBucket(index, views, content[: size_of_bucket(entries)])
 
     def forward_batch(self, batch, request):
         values = []
@@ -129,6 +145,29 @@ def own_servers():
     yield start
     for process, _ in started:
         stop(process)
+
+
+class InProcessStore:
+    """A store in this process, which starts at once; implements ``store_process.Store``."""
+
+    def __init__(self):
+        limit = timedelta(seconds=20)
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=limit, wait_for_workers=False)
+
+    def start(self):
+        pass
+
+    @property
+    def port(self):
+        return self._store.port
+
+    def close(self):
+        pass
+
+
+@pytest.fixture(scope="session")
+def store():
+    return InProcessStore()
 
 
 @pytest.fixture

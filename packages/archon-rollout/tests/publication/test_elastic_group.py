@@ -1,47 +1,71 @@
-"""Groups of two: bytes arrive in messages, and a missing or departed member is an error within the time limit."""
+"""Groups: bytes arrive in messages, and a missing or departed member is an error within the time limit."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from archon_core.errors import ServerError
-from archon_core.receiving import elastic_group
-from archon_core.receiving.elastic_group import RECEIVER, SENDER, join_group, receive, send
+from archon_core.errors import ServerError, TransferError
+from archon_core.receiving.elastic_group import SENDER, GroupSetup, join_as, join_group, receive, send
 from archon_rollout.transports.distributed import address_towards
 
 
-@pytest.fixture(scope="module")
-def store():
-    return dist.TCPStore("127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=20), wait_for_workers=False)
-
-
-def join_both(store, prefix):
-    with ThreadPoolExecutor(2) as pool:
+def join_all(store, prefix, size=2):
+    with ThreadPoolExecutor(size) as pool:
         joining = [
-            pool.submit(join_group, "127.0.0.1", store.port, prefix, rank, timeout=20) for rank in (SENDER, RECEIVER)
+            pool.submit(join_group, "127.0.0.1", store.port, prefix, rank, timeout=20, size=size)
+            for rank in range(size)
         ]
         return [member.result() for member in joining]
 
 
-def test_bytes_arrive_message_by_message_and_groups_are_independent(store, monkeypatch):
-    monkeypatch.setattr(elastic_group, "MESSAGE_BYTES", 1000)
+@pytest.mark.parametrize("n_receivers", [1, 3])
+def test_bytes_arrive_message_by_message_and_groups_are_independent(n_receivers, store):
     content = torch.randint(0, 256, (2500,), dtype=torch.uint8)
+    options = {"timeout": 20, "broadcast": n_receivers > 1, "message_bytes": 1000}
+
+    def take(receiver):
+        found, arrived = torch.zeros_like(content), []
+        for n_bytes in receive(receiver, found, **options):
+            assert torch.equal(found[:n_bytes], content[:n_bytes])
+            arrived.append(n_bytes)
+        return arrived
+
     for epoch in range(2):
-        sender, receiver = join_both(store, f"weights/{epoch}")
-        found = torch.zeros_like(content)
-        with ThreadPoolExecutor(1) as pool:
-            sending = pool.submit(send, sender, content, timeout=20)
-            arrived = []
-            for n_bytes in receive(receiver, found, timeout=20):
-                assert torch.equal(found[:n_bytes], content[:n_bytes])
-                arrived.append(n_bytes)
-            sending.result()
-        assert arrived == [1000, 2000, 2500]
+        sender, *receivers = join_all(store, f"weights/{n_receivers}/{epoch}", n_receivers + 1)
+        with ThreadPoolExecutor(4) as pool:
+            taking = [pool.submit(take, receiver) for receiver in receivers]
+            pool.submit(send, sender, content, **options).result()
+            assert [one.result() for one in taking] == [[1000, 2000, 2500]] * n_receivers
+
+
+def test_only_the_runs_are_sent_and_the_gaps_keep_what_they_had(store):
+    content, found = torch.arange(100, dtype=torch.uint8), torch.zeros(100, dtype=torch.uint8)
+    sender, receiver = join_all(store, "weights/runs")
+    options = {"timeout": 20, "runs": ((10, 40), (64, 70)), "message_bytes": 16}
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(send, sender, content, **options)
+        assert list(receive(receiver, found, **options)) == [26, 40, 70]
+    sent = (content >= 10) & (content < 40) | (content >= 64) & (content < 70)
+    assert torch.equal(found, content * sent)
+
+
+def test_a_setup_travels_as_json_and_an_unknown_backend_is_refused():
+    setup = GroupSetup("127.0.0.1", 1, "weights/json", 1.0, rank=2, size=3, broadcast=True)
+    assert GroupSetup.from_data(setup.as_data()) == setup
+    with pytest.raises(ServerError, match=r"found backend 'mpi', rank 2 of 3.*allowed backends are gloo, nccl"):
+        GroupSetup.from_data({**setup.as_data(), "backend": "mpi"})
+    with pytest.raises(ServerError, match="rank 3 of 3"):
+        GroupSetup.from_data({**setup.as_data(), "rank": 3})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_nccl_without_a_gpu_is_an_error_of_the_member(store):
+    setup = GroupSetup("127.0.0.1", store.port, "weights/nccl", 5.0, backend="nccl", broadcast=True)
+    with pytest.raises(ServerError, match="NCCL"):
+        join_as(setup, SENDER)
 
 
 def test_a_member_that_never_arrives_is_an_error_that_names_the_missing_key(store):
@@ -50,9 +74,9 @@ def test_a_member_that_never_arrives_is_an_error_that_names_the_missing_key(stor
 
 
 def test_a_member_that_leaves_is_an_error(store):
-    sender, receiver = join_both(store, "weights/left")
+    sender, receiver = join_all(store, "weights/left")
     del sender
-    with pytest.raises(ServerError, match="cannot receive weights within"):
+    with pytest.raises(TransferError, match="cannot receive weights within"):
         list(receive(receiver, torch.zeros(8, dtype=torch.uint8), timeout=5))
 
 

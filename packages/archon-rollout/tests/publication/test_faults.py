@@ -153,10 +153,13 @@ class StaleTransport(SharedMemoryTransport):
 class EmptyTransport(SharedMemoryTransport):
     """Announces a slot whose content is that of an earlier version."""
 
+    def _open_slot(self, index, n_bytes):
+        self.kept = self._slots[index % 2].clone()
+        return super()._open_slot(index, n_bytes)
+
     def _place(self, bucket, notice):
-        kept = self._slots[notice.index % 2].clone()
         place = super()._place(bucket, notice)
-        self._slots[notice.index % 2].copy_(kept)
+        self._slots[notice.index % 2].copy_(self.kept)
         return place
 
 

@@ -9,6 +9,7 @@ from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerS
 from archon_core.serving.update import Receipt
 from archon_rollout.publication.canary import canary_problem
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
+from archon_rollout.served.elastic_hooks import ElasticHooks
 
 SERVERS = [ServerRecord("127.0.0.1:1", "a", "fake"), ServerRecord("127.0.0.1:2", "b", "fake")]
 
@@ -62,6 +63,9 @@ class FakeTransport:
         self.servers = list(servers)
         return {server.incarnation: Outcome(None) for server in servers}
 
+    def memory(self):
+        return None
+
     def send(self, bucket, notice):
         self.events.append(f"send {bucket.index}")
         return bucket.index
@@ -87,8 +91,8 @@ class FakeTransport:
 def make(engine, events):
     gathered = engine.weight_buckets
 
-    def recorded(max_bytes, dtype=None):
-        for bucket in gathered(max_bytes, dtype):
+    def recorded(max_bytes, dtype=None, memory=None):
+        for bucket in gathered(max_bytes, dtype, memory):
             events.append(f"gather {bucket.index}")
             yield bucket
 
@@ -118,6 +122,30 @@ def test_the_next_bucket_is_gathered_while_one_is_on_its_way_and_waits_are_in_or
     assert sorted(rest[:2]) == ["verify a", "verify b"]
     assert rest.index("commit a") < rest.index("state a") < rest.index("committed") == len(rest) - 1
     assert result.committed == tuple(SERVERS)
+
+
+class ChangingPool:
+    """A pool whose servers change while bucket 1 is gathered."""
+
+    def __init__(self, events):
+        self.events = events
+
+    def consume_group_rebuild_request(self):
+        return "gather 1" in self.events and "aborted" not in self.events
+
+
+def test_a_change_during_a_publication_rebuilds_groups_after_the_pending_buckets(engine):
+    events = []
+    publisher, _, _ = make(engine, events)
+    hooks = ElasticHooks()
+    hooks._pool, hooks._publisher, hooks._ranks = ChangingPool(events), publisher, engine.data_ranks.everyone
+    assert not hooks.maybe_rebuild_weight_update_group()
+    assert publisher.publish(SERVERS).committed == tuple(SERVERS)
+    assert [event for event in events if event.startswith("wait")] == ["wait 0", "wait 1", "wait 2"]
+    assert events[-1] == "committed", "the groups stayed until the end"
+    assert hooks.maybe_rebuild_weight_update_group()
+    assert events[-1] == "aborted"
+    assert not hooks.maybe_rebuild_weight_update_group()
 
 
 def test_every_bucket_is_taken_after_all_servers_failed(engine):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 
 import pytest
 import torch
@@ -79,6 +81,9 @@ def test_the_report_accounts_for_bytes_seconds_and_waits(engine, driver, context
     text = result.describe()
     assert "published version 1 to 2 of 2 servers: 0.6 of 0.6 MB in 3 buckets" in text
     assert "longest wait: bucket" in text
+    assert len(re.findall(r"\d+\+\d+", text.partition("per bucket, in ms: ")[2])) == 3
+    many = replace(result, buckets=result.buckets * 7)
+    assert many.describe().endswith(" and 5 more buckets")
 
 
 KILLED = """

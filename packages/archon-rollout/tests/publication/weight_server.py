@@ -89,6 +89,11 @@ class Server:
         self.updates.begin(UpdatePlan.from_data(data))
 
     def receive(self, data):
+        if self.faults.get("die_at") == data["index"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.faults.get("stop_at") == data["index"]:
+            del self.faults["stop_at"]
+            os.kill(os.getpid(), signal.SIGSTOP)
         return self.updates.receive(BucketNotice.from_data(data)).as_data()
 
     def verify(self, data):

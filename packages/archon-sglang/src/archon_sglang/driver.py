@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import uuid
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import ServerError, UncertainCallError
+from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
 from archon_core.layout import Layout
 from archon_core.serving.http_client import call, call_async, exchange
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_sglang.generation import read_completion, request_data, version_of
 from archon_sglang.launching import launch_server
 from archon_sglang.options import SglangOptions
+from archon_sglang.scoring import read_scores, scoring_data
 
 PAUSE_MODES = {"keep": "retract", "abort": "abort"}
 """Our names -> SGLang's. Its ``in_place`` would continue with a KV cache of the old weights."""
@@ -46,6 +50,7 @@ class SglangDriver:
         token_versions=True,
         routed_experts=True,
         interrupt=True,
+        scores=True,
     )
 
     def __init__(self, config: Any, *, options: Any = None, token: str = "") -> None:
@@ -66,6 +71,7 @@ class SglangDriver:
         port: int,
         dtype: str = "",
         model_spec: str = "",
+        frozen: bool = False,
     ) -> ServerLaunch:
         """The command that starts server ``index``."""
         return launch_server(
@@ -75,7 +81,7 @@ class SglangDriver:
             port=port,
             dtype=dtype,
             routed_experts=self._config.return_routed_experts,
-            options=self._options,
+            options=replace(self._options, model_path="") if frozen else self._options,
         )
 
     def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
@@ -119,6 +125,32 @@ class SglangDriver:
             self._n_samples.pop(request_id, None)
             for task in tasks:  # after a failure, closing the connections ends the other samples
                 task.cancel()
+
+    async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
+        """Log-probabilities of given tokens, at temperature 1. Each sequence is a request of SGLang."""
+        if request.temperature != 1:
+            raise RefusedRequestError(f"score: found temperature {request.temperature:g}; SGLang scores at 1 only")
+        ids = _sample_ids(f"score-{uuid.uuid4().hex}", len(request.sequences))
+        bodies = [scoring_data(one, request_id=id) for one, id in zip(request.sequences, ids, strict=True)]
+        tasks = [
+            asyncio.ensure_future(call_async(server.address, "/generate", body, token=self._token, timeout=timeout))
+            for body in bodies
+        ]
+        try:
+            answers = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # after a failure, closing the connections ends the other requests
+                task.cancel()
+        scored = [read_scores(*pair) for pair in zip(answers, request.sequences, strict=True)]
+        versions = {version for _, version in scored}
+        if len(versions) != 1:
+            raise ServerError(f"server {server.address}: found scores of versions {sorted(versions)} in one request")
+        return Scores(tuple(row for row, _ in scored), versions.pop()).check(request, server.address)
+
+    def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+        """The server's model by its name. SGLang does not tell published weights from those that it loaded."""
+        info = self._get(server.address, "/model_info", timeout)
+        return ServedModelInfo(str(info.get("model_path", "")), version=version_of(info["weight_version"]))
 
     def pause(self, server: ServerRecord, mode: PauseMode, *, timeout: float) -> None:
         """Stop generation.

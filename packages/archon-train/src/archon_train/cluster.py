@@ -17,17 +17,24 @@ from archon_core.layout.backends import BUILTIN_BACKENDS, Backend, Kind
 from archon_core.layout.diagnostics import Fault, count, layout_error, listed
 from archon_core.layout.grammar import parse_layout
 from archon_core.layout.layout import Layout
+from archon_train.teacher_servers import TEACHER_SERVERS, teacher_servers, trains_teacher
 
 if TYPE_CHECKING:
     from archon_train.experiment import ExperimentConfig
 
-ENGINE_KINDS: Mapping[str, Kind] = {"rollout": "inference", **dict.fromkeys(ROLES, "train")}
+ENGINE_KINDS: Mapping[str, Kind] = {
+    "rollout": "inference",
+    **dict.fromkeys(ROLES, "train"),
+    TEACHER_SERVERS: "inference",
+}
 """Role -> kind of engine, in reporting order."""
 
 
 def engine_backends(config: ExperimentConfig) -> dict[str, str | None]:
     """The ``backend`` option of every engine in a configuration, by role."""
-    engines = {role: getattr(config, role) for role in ENGINE_KINDS}
+    on_ranks = [role for role in ROLES if role != "teacher" or trains_teacher(config)]
+    engines = {role: getattr(config, role) for role in ("rollout", *on_ranks)}
+    engines[TEACHER_SERVERS] = teacher_servers(config)
     return {role: engine.backend for role, engine in engines.items() if engine is not None}
 
 
@@ -38,7 +45,7 @@ def engine_layouts(
 
     Args:
         options: role -> layout, for the engines of the experiment. Critic, ref and teacher inherit the actor's layout
-            if theirs is empty or ``None``.
+            if theirs is empty or ``None``. A teacher on servers has the role ``teacher.rollout``.
         backends: engines by name.
 
     Raises:
@@ -55,7 +62,7 @@ def engine_layouts(
     for role in ENGINE_KINDS:
         if role not in options:
             continue
-        inherits = not options[role] and role not in ("actor", "rollout")
+        inherits = not options[role] and role != "actor" and ENGINE_KINDS[role] == "train"
         layouts[role] = actor if role == "actor" or inherits else _parse_role(role, options[role], backends)
     return layouts
 

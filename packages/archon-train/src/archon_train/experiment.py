@@ -25,6 +25,7 @@ from archon_core.config.rules import (
 )
 from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
+from archon_core.contracts.serving import NameResolveConfig
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
@@ -39,11 +40,13 @@ class ClusterConfig:
         n_gpus_per_node: accelerators per machine, or processes per machine on CPU. The product with ``n_nodes`` bounds
             the sum of the engines' world sizes. 0 runs on CPUs, also if the machine has GPUs, without that bound.
         fileroot: parent of run folders: ``<fileroot>/<experiment_name>/<trial_name>``.
+        name_resolve: the registry of inference servers.
     """
 
     n_nodes: int = option(1, POSITIVE)
     n_gpus_per_node: int = option(8, NOT_NEGATIVE)
     fileroot: str = option("runs", path_or_id)
+    name_resolve: NameResolveConfig = field(default_factory=NameResolveConfig)
 
 
 @dataclass
@@ -216,8 +219,9 @@ SELECTORS: dict[str, tuple[str, ...]] = {
     "reward": ("reward",),
     "dataset": ("data.dataset",),
     "launcher": ("scheduler.type",),
-    "inference_engine": ("rollout.backend",),
-    "server_driver": ("rollout.backend",),
+    "inference_engine": ("rollout.backend", "teacher.rollout.backend"),
+    "server_driver": ("rollout.backend", "teacher.rollout.backend"),
+    "server_registry": ("cluster.name_resolve.type",),
     "train_engine": tuple(f"{role}.backend" for role in ROLES),
 }
 """Kind of spec -> the options that name one. Engines declare their options for models, schedules and experts."""

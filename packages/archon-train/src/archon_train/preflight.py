@@ -7,10 +7,10 @@ no torch, so a laptop can check a layout for a hundred devices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archon_core.config.loading import LoadedConfig
-from archon_core.config.packages import MissingPackage, missing_package
+from archon_core.config.packages import missing_package
 from archon_core.contracts.data import DatasetSpec
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
@@ -18,7 +18,7 @@ from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
-from archon_core.contracts.preview import EngineOutline, RunOutline
+from archon_core.contracts.preview import EngineOutline, EnginePreview, RunOutline, RunPreview
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec
@@ -34,10 +34,12 @@ from archon_core.layout.diagnostics import count
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
-from archon_core.plugins.inference_engines import find_inference_engine, inference_engines, missing_engine_packages
+from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.selection import select_model
+from archon_core.serving.discovery import OPTION, refuse_ray
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
+from archon_train.findings import Findings
 from archon_train.local_files import file_problems, model_entries, model_type_of
 from archon_train.model_sections import (
     critic_problems,
@@ -48,8 +50,10 @@ from archon_train.model_sections import (
     unused_models,
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
-from archon_train.run_plan import Need, Obstacle, RunPlan
-from archon_train.server_checks import check_servers
+from archon_train.run_plan import Need, RunPlan
+from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers
+from archon_train.server_options import started_layouts, unused_registry
+from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -77,16 +81,14 @@ def plan_run(loaded: LoadedConfig, registry: Registry) -> RunPlan:
     )
 
 
-class _Planner:
+class _Planner(Findings):
     def __init__(self, loaded: LoadedConfig, registry: Registry) -> None:
+        super().__init__(registry)
         self.config = loaded.config
         self.loaded = loaded
-        self.registry = registry
         self.layouts: dict[str, Layout] = {}
         self.shares: tuple[EngineShare, ...] = ()
         self.processes = ProcessPlan()
-        self.needs: dict[MissingPackage, list[str]] = {}
-        self.obstacles: list[Obstacle] = []
         self.decisions: list[Decision] = []
         self.engine_decisions: list[Decision] = []
         self.models: dict[str, ModelSpec | None] = {}
@@ -136,10 +138,11 @@ class _Planner:
                 self.wrong(str(error))
         if "actor" in self.layouts:
             cluster = self.config.cluster
-            self.shares = cluster_shares(self.layouts)
+            started = started_layouts(self.layouts, self.config.rollout)
+            self.shares = cluster_shares(started)
             try:
                 sizes = {"n_nodes": cluster.n_nodes, "n_gpus_per_node": cluster.n_gpus_per_node}
-                self.processes = plan_processes(check_cluster(self.layouts, **sizes), **sizes)
+                self.processes = plan_processes(check_cluster(started, **sizes), **sizes)
             except ArchonError as error:
                 self.wrong(str(error))
 
@@ -153,16 +156,46 @@ class _Planner:
 
     def check_rollout(self) -> None:
         if not self.samples:
+            self.decisions += unused_registry(self.loaded.explicit)
             return
         rollout = self.layouts.get("rollout")
         transport = self.config.rollout.weight_transport
         known = transport is None or self.look_up("weight_transport", transport, "rollout.weight_transport")
         if rollout is not None:
             engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
-            if isinstance(engine, InferenceEngineSpec) and engine.runs_servers and known:
-                obstacles, decisions = check_servers(self.config, rollout, self.registry)
-                self.obstacles += obstacles
-                self.decisions += decisions
+            if isinstance(engine, InferenceEngineSpec) and not engine.runs_servers:
+                self.decisions += unused_registry(self.loaded.explicit)
+            elif isinstance(engine, InferenceEngineSpec) and known:
+                self.check_registry()
+                self.add_servers(check_servers(self.config, rollout, self.registry))
+        self.check_teacher()
+
+    def add_servers(self, found: ServersFound) -> None:
+        self.obstacles += found.obstacles
+        self.decisions += found.decisions
+        for need in found.needs:
+            self.needs.setdefault(need.package, []).extend(need.purposes)
+
+    def check_registry(self) -> None:
+        name = self.config.cluster.name_resolve.type
+        try:
+            refuse_ray(name, self.registry)
+        except ConfigError as error:
+            self.unable(str(error))
+            return
+        self.look_up("server_registry", name, OPTION)
+
+    def check_teacher(self) -> None:
+        """Check that the servers of a teacher can score."""
+        self.decisions += unused_teacher_options(self.config, self.loaded.explicit)
+        layout = self.layouts.get(TEACHER_SERVERS)
+        if layout is None:
+            return
+        engine = self.look_up("inference_engine", layout.backend, f"{TEACHER_SERVERS}.backend")
+        if isinstance(engine, InferenceEngineSpec) and not engine.scorer:
+            self.wrong(explain_no_scorer(layout))
+        elif isinstance(engine, InferenceEngineSpec) and engine.runs_servers:
+            self.add_servers(check_scoring_servers(self.config, layout, self.registry, option=TEACHER_SERVERS))
 
     def check_algorithm(self, algorithm: Spec | None) -> None:
         config = self.config
@@ -180,12 +213,18 @@ class _Planner:
             found = dataset if isinstance(dataset, DatasetSpec) else None
             self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
 
+    def ask(self, spec: AlgorithmSpec | TrainEngineSpec, outline: RunOutline | EngineOutline, option: str) -> Any:
+        """What the preview of ``spec`` answers; ``None`` if it cannot be loaded."""
+        try:
+            return spec.load_part("preview")(outline)
+        except PluginError as error:
+            self.unable(f"{option}: {error}")
+            return None
+
     def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> None:
         """Add the problems and decisions that the algorithm's preview finds."""
-        try:
-            found = algorithm.load_part("preview")(outline)
-        except PluginError as error:
-            self.unable(f"algorithm: {error}")
+        found: RunPreview | None = self.ask(algorithm, outline, "algorithm")
+        if found is None:
             return
         for text in found.problems:
             self.wrong(text)
@@ -251,10 +290,8 @@ class _Planner:
 
     def preview(self, engine: TrainEngineSpec, outline: EngineOutline) -> None:
         """Add the problems and decisions that the engine's own preview finds."""
-        try:
-            found = engine.load_part("preview")(outline)
-        except PluginError as error:
-            self.unable(f"{outline.role}.backend: {error}")
+        found: EnginePreview | None = self.ask(engine, outline, f"{outline.role}.backend")
+        if found is None:
             return
         for text in found.problems:
             self.wrong(text)
@@ -348,32 +385,3 @@ class _Planner:
         obstacles, notes = file_problems(self.config)
         self.obstacles += obstacles
         self.notes += notes
-
-    def look_up(self, kind: str, name: str, option: str) -> Spec | None:
-        try:
-            if kind == InferenceEngineSpec.kind:
-                return find_inference_engine(self.registry, name)
-            return self.registry.get(kind, name)
-        except PluginError as error:  # two plugins provide the name: no package is missing
-            self.unable(f"{option}: {error}")
-            return None
-        except ArchonError as error:
-            packages = missing_engine_packages(self.registry, name) if kind == InferenceEngineSpec.kind else ()
-            if not packages and (package := package_for(kind, name)):
-                packages = (package,)
-            if not packages:
-                self.wrong(f"{option}: {error}")
-            for package in packages:
-                self.need(missing_package(package, self.registry), f"{option}: {name}")
-            return None
-
-    def need(self, package: MissingPackage, purpose: str) -> None:
-        purposes = self.needs.setdefault(package, [])
-        if purpose not in purposes:
-            purposes.append(purpose)
-
-    def wrong(self, text: str) -> None:
-        self.obstacles.append(Obstacle(text, "config"))
-
-    def unable(self, text: str) -> None:
-        self.obstacles.append(Obstacle(text, "environment"))

@@ -16,6 +16,7 @@ from archon_core.errors import ConfigError
 from archon_core.layout import Layout
 from archon_core.layout.diagnostics import count
 from archon_train.cluster import EngineShare
+from archon_train.teacher_servers import TEACHER_SERVERS
 
 TRAINER = "trainer"
 
@@ -43,7 +44,7 @@ class Part:
     """Processes that start and end together: the trainer, a role on its own ranks, or one inference server.
 
     Attributes:
-        name: ``trainer``, the role, or ``server 0``, ``server 1``, ...
+        name: ``trainer``, the role, or ``server 0``, ``server 1``, ... and ``teacher server 0``, ...
         roles: the engines that it runs.
         layout: of the trainer's actor, of the role, or of all servers together.
         processes: in the order of their ranks.
@@ -107,7 +108,7 @@ def plan_processes(shares: Sequence[EngineShare], *, n_nodes: int, n_gpus_per_no
     for share in shares:
         if share.layout.kind == "inference" and not share.hosted_by:
             for index in range(share.layout.servers):
-                name = f"server {index}"
+                name = f"teacher server {index}" if share.role == TEACHER_SERVERS else f"server {index}"
                 processes = tuple(machines.place_server(share, name))
                 parts.append(Part(name, (share.role,), share.layout, processes))
     return ProcessPlan(tuple(parts), n_nodes, n_gpus_per_node)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from archon_core.config.packages import MissingPackage
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.serving import ServerDriverSpec, WeightTransportSpec
-from archon_core.errors import ArchonError
+from archon_core.contracts.serving import ServerCheck, ServerDriverSpec
+from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import Layout
-from archon_train.run_plan import Obstacle
+from archon_core.plugins.transport_choice import choose_transport
+from archon_train.run_plan import Need, Obstacle
+from archon_train.weight_devices import device_obstacles
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
 
 
-def check_servers(config: Any, layout: Layout, registry: Registry) -> tuple[list[Obstacle], list[Decision]]:
-    """The obstacles and decisions of a run on servers.
+@dataclass(frozen=True)
+class ServersFound:
+    """What stands in the way of the servers, and what is decided about them."""
+
+    obstacles: tuple[Obstacle, ...] = ()
+    needs: tuple[Need, ...] = ()
+    decisions: tuple[Decision, ...] = ()
+
+
+def check_servers(config: Any, layout: Layout, registry: Registry) -> ServersFound:
+    """Examine the servers of a run.
 
     Args:
         config: the run's configuration. Its weight transport, if any, is one of the registry.
@@ -24,29 +37,44 @@ def check_servers(config: Any, layout: Layout, registry: Registry) -> tuple[list
     """
     try:
         driver = registry.get(ServerDriverSpec, layout.backend)
-        check = driver.load_part("check")(config, layout=layout) if driver.check else None
+        check = _check(driver, config, layout, "rollout")
     except ArchonError as error:
-        return [Obstacle(f"rollout.backend: {error}", "environment")], []
-    obstacles, decisions = [], []
-    transport, allowed = config.rollout.weight_transport, driver.transports_for(layout)
-    if transport is None:
-        decisions.append(
-            Decision(
-                option="rollout.weight_transport",
-                requested="null",
-                effective=allowed[0],
-                reason=f"the first transport of {driver.name} servers",
-            )
-        )
-    elif registry.get(WeightTransportSpec, transport).name not in allowed:
-        obstacles.append(
-            Obstacle(
-                f"rollout.weight_transport: found {transport}; servers of {layout} receive weights by "
-                f"{', '.join(allowed)}; choose one",
-                "config",
-            )
-        )
-    if check is not None:
-        obstacles += [Obstacle(text, "config") for text in check.problems]
-        obstacles += [Obstacle(check.missing, "environment")] if check.missing else []
-    return obstacles, decisions
+        return ServersFound((Obstacle(f"rollout.backend: {error}", "environment"),))
+    problems = list(check.problems)
+    obstacles: list[Obstacle] = []
+    decisions: tuple[Decision, ...] = ()
+    try:
+        transport, chosen = choose_transport(config.rollout.weight_transport, layout, driver, registry)
+        decisions = tuple(chosen)
+        obstacles += device_obstacles(config, transport, driver.transports_for(layout), registry)
+    except ConfigError as error:
+        problems.append(str(error))
+    obstacles += [Obstacle(text, "config") for text in problems]
+    return ServersFound(tuple(obstacles), _needs(check, "rollout", layout), decisions)
+
+
+def check_scoring_servers(config: Any, layout: Layout, registry: Registry, *, option: str) -> ServersFound:
+    """The obstacles of servers that only score with frozen weights.
+
+    Args:
+        config: the run's configuration.
+        layout: of ``option``.backend.
+        registry: the installed specs.
+        option: section of the servers.
+    """
+    try:
+        check = _check(registry.get(ServerDriverSpec, layout.backend), config, layout, option)
+    except ArchonError as error:
+        return ServersFound((Obstacle(f"{option}.backend: {error}", "environment"),))
+    return ServersFound(tuple(Obstacle(text, "config") for text in check.problems), _needs(check, option, layout))
+
+
+def _check(driver: ServerDriverSpec, config: Any, layout: Layout, option: str) -> ServerCheck:
+    return driver.load_part("check")(config, layout=layout, option=option) if driver.check else ServerCheck()
+
+
+def _needs(check: ServerCheck, option: str, layout: Layout) -> tuple[Need, ...]:
+    """The program of the servers, if it is missing."""
+    if not check.program:
+        return ()
+    return (Need(MissingPackage(check.program, check.missing), (f"{option}.backend: {layout}",)),)

@@ -42,6 +42,12 @@ def test_a_file_without_models_has_the_defaults_of_the_other_sections(load: Load
     assert "actor.dtype" not in loaded.explicit
 
 
+def test_filling_in_an_option_leaves_the_source_of_its_section(load: Load) -> None:
+    sources = load("total_train_epochs: 1\nref: {path: r}\n").sources
+    assert sources["ref.dtype"] == "AReaL's default"
+    assert sources["ref"].endswith("config.yaml:2")
+
+
 def test_every_model_has_the_defaults_of_areals_engines(load: Load) -> None:
     loaded = load("total_train_epochs: 1\nactor: {path: a}\ncritic: {optimizer: {lr: 3}}\nref: {dtype: float32}\n")
     expected = WHOLE | of("actor", TRAINED) | of("critic", TRAINED) | of("ref", FROZEN)

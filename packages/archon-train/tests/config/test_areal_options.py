@@ -87,7 +87,6 @@ def test_reasons_hold_for_every_rollout_engine_and_every_reward() -> None:
     assert reasons["rollout.routing_strategy"] == "a request goes to the server with the least work"
     assert "processes beside the trainer" in reasons["scheduler.functioncall_service_domain"]
     assert "reward=model" in reasons["scheduler.reward_model_path"]
-    assert "rollout.addresses" in reasons["cluster.name_resolve"]
 
 
 def test_a_refusal_says_what_would_be_needed_and_lists_the_options_of_its_feature(load: Load) -> None:

@@ -113,3 +113,10 @@ def test_a_model_that_no_reward_runs_is_a_decision(needs, role, reason) -> None:
     assert found == ([] if reason is None else [("reward_model", "not used", reason)])
     config.reward_model = None
     assert not list(unused_models(config, spec, role))
+
+
+def test_a_critic_that_starts_from_the_actor_may_name_its_own_model_and_layout(plan) -> None:
+    text = VALUED.replace("able:d1", "archon:d1")
+    [problem] = problems(plan(text + "critic: {archon: {model: headless}}\n"))
+    assert problem.startswith("critic.archon.model: model 'headless' of archon-models serves the model types headless")
+    assert plan(text + "critic: {archon: {model: tiny}}\n").can_run

@@ -337,6 +337,12 @@ def test_a_data_file_that_is_not_there_stops_the_run(load: Load, complete: Regis
     missing.write_text("")
     assert plan(load, complete, RUNNABLE, f"data.path={missing}").can_run
     assert plan(load, complete, RUNNABLE, "data.path=openai/gsm8k").can_run
+    others = (f"data.validation_path={missing}/held_out.jsonl", f"tokenizer_path={missing}/tokenizer")
+    found = environment_errors(plan(load, complete, RUNNABLE, *others))
+    assert [text.partition(": found no file or folder")[0] for text in found] == [
+        "data.validation_path",
+        "tokenizer_path",
+    ]
 
 
 def test_a_name_of_ours_that_two_plugins_provide_asks_for_no_package(load: Load, make_registry: MakeRegistry) -> None:

@@ -208,6 +208,19 @@ def test_a_dry_run_prints_its_plan_as_json(train: Train, capsys: pytest.CaptureF
     assert "--json: found without --dry-run" in capsys.readouterr().err
 
 
+def test_a_file_that_does_not_load_has_its_errors_as_json(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    """The form is that of a plan: whoever reads one needs no second format."""
+    for overrides, found in ((["sed=1"], ["unknown option sed"]), (["sed=1", "see=2"], ["option sed", "option see"])):
+        assert train("--dry-run", "--json", *overrides) == 2
+        printed = capsys.readouterr()
+        plan = json.loads(printed.out)
+        assert not plan["can_run"]
+        assert [obstacle["kind"] for obstacle in plan["obstacles"]] == ["config"] * len(found)
+        for obstacle, text in zip(plan["obstacles"], found, strict=True):
+            assert text in obstacle["text"]
+            assert obstacle["text"] in printed.err
+
+
 def test_a_dry_run_of_a_wrong_configuration_fails(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--dry-run", "actor.backend=archon:d0") == 2
     assert "errors in the configuration:" in capsys.readouterr().out

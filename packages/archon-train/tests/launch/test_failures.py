@@ -12,7 +12,12 @@ from .conftest import TORCHRUN, Start
 
 
 @pytest.mark.parametrize(
-    ("rank", "n_ranks", "place"), [(1, 4, r"its output is in \S+/rank-1\.log"), (0, 2, "its output is above")]
+    ("rank", "n_ranks", "place"),
+    [
+        (1, 2, r"its output is in \S+/rank-1\.log"),
+        (0, 2, "its output is above"),
+        pytest.param(1, 4, r"its output is in \S+/rank-1\.log", marks=pytest.mark.wide),
+    ],
 )
 def test_an_exception_on_one_rank_ends_all_and_is_shown(start: Start, rank: int, n_ranks: int, place: str) -> None:
     run = start(f"reward=raise-on-{rank}", f"actor.backend=archon:d{n_ranks}")
@@ -25,13 +30,14 @@ def test_an_exception_on_one_rank_ends_all_and_is_shown(start: Start, rank: int,
     assert run.leaves_no_process()
 
 
-def test_a_killed_rank_is_named_before_those_that_lost_it(start: Start) -> None:
-    run = start("trainer.max_steps=100000", "actor.backend=archon:d4")
-    victim = run.pids(4)[0]
+@pytest.mark.parametrize("n_ranks", [2, pytest.param(4, marks=pytest.mark.wide)])
+def test_a_killed_rank_is_named_before_those_that_lost_it(start: Start, n_ranks: int) -> None:
+    run = start("trainer.max_steps=100000", f"actor.backend=archon:d{n_ranks}")
+    victim = run.pids(n_ranks)[0]
     run.wait_for_step(4)
     os.kill(victim, signal.SIGKILL)
     assert run.wait() == 1
-    assert f"error: rank 0 of 4 (process {victim}) was killed first, by SIGKILL" in run.last_lines
+    assert f"error: rank 0 of {n_ranks} (process {victim}) was killed first, by SIGKILL" in run.last_lines
     assert "out of memory" in run.last_lines
     assert run.leaves_no_process()
 
@@ -61,6 +67,7 @@ def test_a_users_mistake_that_one_rank_finds_is_shown_with_the_rank(start: Start
     assert run.leaves_no_process()
 
 
+@pytest.mark.wide
 def test_torchrun_reports_a_rank_that_fails(start: Start) -> None:
     run = start("reward=raise-on-1", launcher=TORCHRUN)
     assert run.wait() == 1

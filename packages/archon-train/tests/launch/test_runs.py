@@ -7,19 +7,22 @@ import os
 import signal
 import time
 
+import pytest
+
 from archon_train.run.interrupt import SAME_SIGNAL_SECONDS
 
 from .conftest import TORCHRUN, Start
 
 
-def test_a_run_starts_its_ranks_and_ends_with_all_of_them(start: Start) -> None:
-    run = start("actor.backend=archon:d2t2")
+@pytest.mark.parametrize(("layout", "n_ranks"), [("d2", 2), pytest.param("d2t2", 4, marks=pytest.mark.wide)])
+def test_a_run_starts_its_ranks_and_ends_with_all_of_them(start: Start, layout: str, n_ranks: int) -> None:
+    run = start(f"actor.backend=archon:{layout}")
     assert run.wait() == 0, run.err
-    assert [json.loads(row) for row in run.rows()] == [{"step": step, "ranks": 4} for step in range(1, 6)]
-    assert len(set(run.pids(4))) == 4
+    assert [json.loads(row) for row in run.rows()] == [{"step": step, "ranks": n_ranks} for step in range(1, 6)]
+    assert len(set(run.pids(n_ranks))) == n_ranks
     assert run.leaves_no_process()
     assert "step 5/5" in run.out
-    for rank in range(1, 4):
+    for rank in range(1, n_ranks):
         log = (run.folder / f"logs/start-1/rank-{rank}.log").read_text()
         assert f"rank {rank} prints this\nrank {rank} complains" in log
         assert f"rank {rank} prints this" not in run.out
@@ -27,7 +30,7 @@ def test_a_run_starts_its_ranks_and_ends_with_all_of_them(start: Start) -> None:
 
 
 def test_a_run_folder_that_is_taken_is_refused_before_ranks_start_and_set_aside_once(start: Start) -> None:
-    assert start().wait() == 0
+    assert start("actor.backend=archon:d1").wait() == 0
     refused = start()
     assert refused.wait() == 2
     assert "found an earlier run" in refused.last_lines
@@ -59,10 +62,11 @@ def test_torchrun_with_another_number_of_ranks_is_refused_once_with_the_right_co
 
 
 def test_ctrl_c_stops_all_ranks_after_their_step_and_the_run_goes_on_later(start: Start) -> None:
-    run = start("trainer.max_steps=100000")
+    run = start("trainer.max_steps=100000", "trainer.max_restarts=5")
     run.wait_for_step(4)
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 130, run.err
+    assert "restart 1" not in run.err, "a run that was asked to stop is not restarted"
     assert run.err.count("stopping after this step") == 1
     assert run.err.count("interrupted: the last checkpoint is ") == 1
     assert run.leaves_no_process()
@@ -89,6 +93,7 @@ def test_one_signal_that_reaches_launcher_and_ranks_alike_is_one(start: Start) -
     assert run.leaves_no_process()
 
 
+@pytest.mark.wide
 def test_torchrun_that_is_stopped_stops_the_ranks_after_their_step(start: Start) -> None:
     run = start("trainer.max_steps=100000", launcher=TORCHRUN)
     run.wait_for_step(4)
@@ -132,6 +137,7 @@ def test_ranks_end_when_their_launcher_is_killed(start: Start) -> None:
     assert run.leaves_no_process()
 
 
+@pytest.mark.wide
 def test_ranks_end_when_torchrun_is_killed(start: Start) -> None:
     run = start("reward=hang", launcher=TORCHRUN)
     run.pids(2)

@@ -30,6 +30,18 @@ def test_the_trainer_fills_machines_in_order_and_servers_spread() -> None:
     assert next((part.name, part.roles) for part in found) == ("trainer", ("actor", "ref"))
 
 
+def test_a_teachers_servers_have_devices_after_those_of_the_rollout() -> None:
+    backends = {"actor": "archon:d2", "rollout": "sglang:d1", "teacher.rollout": "vllm:d2t2"}
+    found = plan(1, 8, **backends)
+    assert places(found) == {
+        "trainer": [(0, (0,)), (0, (1,))],
+        "server 0": [(0, (2,))],
+        "teacher server 0": [(0, (3, 4))],
+        "teacher server 1": [(0, (5, 6))],
+    }
+    assert [part.roles for part in found] == [("actor",), ("rollout",), *[("teacher.rollout",)] * 2]
+
+
 def test_a_tensor_parallel_group_never_crosses_machines() -> None:
     found = plan(2, 3, actor="archon:p2t2", rollout="local")
     assert places(found) == {"trainer": [(0, (0,)), (0, (1,)), (1, (0,)), (1, (1,))]}

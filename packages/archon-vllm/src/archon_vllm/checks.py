@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any
 
 from archon_core.contracts.serving import ServerCheck
@@ -13,15 +14,22 @@ from archon_vllm.options import VllmOptions
 
 INSTALL = (
     "python -m venv vllm-env && vllm-env/bin/pip install vllm 'archon-vllm[server]', then set "
-    "vllm.python=vllm-env/bin/python; or set rollout.addresses to running servers"
+    "vllm.python=vllm-env/bin/python"
 )
 
 
-def check_run(config: Any, *, layout: Layout) -> ServerCheck:
-    """The problems of a run whose ``rollout.backend`` is vLLM. ``config`` is the run's whole configuration."""
+def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> ServerCheck:
+    """The problems of a run whose servers in the section ``option`` are vLLM's.
+
+    Args:
+        config: the whole configuration.
+        layout: of the servers.
+        option: their section. Servers in other sections than ``rollout`` score, and do not sample.
+    """
     options: VllmOptions = getattr(config, "vllm", None) or VllmOptions()
-    missing = "" if config.rollout.addresses else _missing(options)
-    return ServerCheck(tuple(_problems(config)), missing)
+    missing = _missing(options, option) if attrgetter(option)(config).starts_servers else ""
+    problems = _problems(config) if option == "rollout" else _scoring_problems(config, layout, option)
+    return ServerCheck(tuple(problems), "vllm" if missing else "", missing)
 
 
 def _problems(config: Any) -> Iterator[str]:
@@ -35,11 +43,19 @@ def _problems(config: Any) -> Iterator[str]:
             )
 
 
-def _missing(options: VllmOptions) -> str:
-    if options.python:
-        return "" if shutil.which(options.python) else f"vllm.python: found no program {options.python!r}; {INSTALL}"
-    if importlib.util.find_spec("vllm") is None:
-        return (
-            f"rollout.backend: found no vllm in this environment; its pins need one apart from the trainer's: {INSTALL}"
+def _scoring_problems(config: Any, layout: Layout, option: str) -> Iterator[str]:
+    sampling = config.gconfig
+    if not sampling.greedy and sampling.temperature != 1:
+        yield (
+            f"gconfig.temperature: found {sampling.temperature:g} with {option}.backend={layout}; vLLM scores at "
+            f"temperature 1 only; set it to 1, or use {option}.backend=served"
         )
+
+
+def _missing(options: VllmOptions, option: str) -> str:
+    install = f"{INSTALL}; or set {option}.addresses to running servers"
+    if options.python:
+        return "" if shutil.which(options.python) else f"is not at vllm.python={options.python}: {install}"
+    if importlib.util.find_spec("vllm") is None:
+        return f"is not in this environment, and usually needs one apart from the trainer's: {install}"
     return ""

@@ -8,20 +8,24 @@ the published folder on commit; it then needs no plugin, and reports no checksum
 from __future__ import annotations
 
 import asyncio
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import ServerError, UncertainCallError
+from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
 from archon_core.layout import Layout
 from archon_core.serving.http_client import call, call_async, exchange
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_vllm.generation import BROKEN_LABEL, read_completion, request_data, version_of
 from archon_vllm.launching import launch_server
 from archon_vllm.options import TRANSPORTS, VllmOptions
+from archon_vllm.scoring import read_scores, scoring_data
 
 
 class VllmDriver:
@@ -49,6 +53,7 @@ class VllmDriver:
             token_versions=True,
             routed_experts=True,
             interrupt=True,
+            scores=True,
         )
 
     def launch(
@@ -61,6 +66,7 @@ class VllmDriver:
         port: int,
         dtype: str = "",
         model_spec: str = "",
+        frozen: bool = False,
     ) -> ServerLaunch:
         """The command that starts server ``index``."""
         return launch_server(
@@ -71,7 +77,7 @@ class VllmDriver:
             dtype=dtype,
             transport=self._transport,
             routed_experts=self._config.return_routed_experts,
-            options=self._options,
+            options=replace(self._options, model="") if frozen else self._options,
             token=self._token,
         )
 
@@ -111,6 +117,36 @@ class VllmDriver:
             self._n_samples.pop(request_id, None)
             for task in tasks:  # after a failure, closing the connections ends the other samples
                 task.cancel()
+
+    async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
+        """Log-probabilities of given tokens, at temperature 1. Each sequence is a request of vLLM."""
+        if request.temperature != 1:
+            raise RefusedRequestError(f"score: found temperature {request.temperature:g}; vLLM scores at 1 only")
+        ids = _sample_ids(f"score-{uuid.uuid4().hex}", len(request.sequences))
+        bodies = [scoring_data(one, request_id=id) for one, id in zip(request.sequences, ids, strict=True)]
+        tasks = [
+            asyncio.ensure_future(
+                call_async(server.address, "/inference/v1/generate", body, token=self._token, timeout=timeout)
+            )
+            for body in bodies
+        ]
+        try:
+            answers = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:  # after a failure, closing the connections ends the other requests
+                task.cancel()
+        scored = [read_scores(*pair) for pair in zip(answers, request.sequences, strict=True)]
+        versions = {version for _, version in scored}
+        if len(versions) != 1:
+            raise ServerError(f"server {server.address}: found scores of versions {sorted(versions)} in one request")
+        return Scores(tuple(row for row, _ in scored), versions.pop()).check(request, server.address)
+
+    def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+        """The server's model by its name. vLLM does not tell published weights from those that it loaded."""
+        path = "/server_info?config_format=json"
+        config = call(server.address, "GET", path, token=self._token, timeout=timeout)["vllm_config"]
+        name = str((config.get("model_config") or {}).get("model", ""))
+        return ServedModelInfo(name, version=self._state(server.address, timeout=timeout).version)
 
     def pause(self, server: ServerRecord, mode: PauseMode, *, timeout: float) -> None:
         """Stop generation. ``keep`` leaves the KV cache as it is."""

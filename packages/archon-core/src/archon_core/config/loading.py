@@ -126,12 +126,10 @@ def read_tree(
     if not choice.failures:
         _refuse_other_files(merged, unknown.tree, schema)
     converted = convert(unknown.tree, schema)
-    problems += [*unknown.problems, *converted.problems]
+    problems += unknown.problems
     if not allow_missing:
         problems += [Problem(option.source, str(option)) for option in unknown.missing]
-    _raise_all(problems, choice)
-    config = _merge(schema, converted)
-    _raise_all([Problem(_source(option, converted), text) for option, text in check_options(config)], choice)
+    config = checked_config(schema, converted, problems, choice)
     return LoadedConfig(
         config=config,
         decisions=(*decisions, *unknown.decisions),
@@ -141,6 +139,26 @@ def read_tree(
         warnings=choice.failures,
         dialects=tuple(name for name, dialect in named.items() if dialect in recognised),
     )
+
+
+def checked_config(
+    schema: type, converted: Converted, problems: Sequence[Problem] = (), choice: SectionChoice | None = None
+) -> Any:
+    """The schema's defaults with the given values.
+
+    Args:
+        schema: a dataclass.
+        converted: values in its types.
+        problems: errors to report beside those of ``converted``.
+        choice: the plugins' sections, whose failures the message repeats.
+
+    Raises:
+        ConfigError: with all errors: the given ones, wrong types, dangling references, invalid values.
+    """
+    _raise_all([*problems, *converted.problems], choice)
+    config = _merge(schema, converted)
+    _raise_all([Problem(_source(option, converted), text) for option, text in check_options(config)], choice)
+    return config
 
 
 def _refuse_other_files(merged: RawMapping, unknown: RawMapping, schema: type) -> None:

@@ -8,7 +8,7 @@ name.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -111,7 +111,7 @@ def sort_unknown_options(
 
     for path, node in _unknown(tree, schema):
         sort(path, node)
-    kept = _inlined(prune(tree, lambda path, _: path in removed), tree, removed)
+    kept = inlined(prune(tree, lambda path, _: path in removed), tree, removed)
     return UnknownOptions(kept, tuple(_grouped(decisions)), tuple(_grouped_missing(missing)), tuple(_shared(problems)))
 
 
@@ -159,7 +159,7 @@ def _unnamed(kind: str, name: str, root: RootSchema) -> str:
     return f"an option of {kind.replace('_', ' ')} {name!r}, which {option} does not name"
 
 
-def _inlined(tree: RawMapping, whole: RawMapping, removed: set[str]) -> RawMapping:
+def inlined(tree: RawMapping, whole: RawMapping, removed: Collection[str]) -> RawMapping:
     """``tree`` with references to removed options replaced by the options' texts."""
 
     def is_removed(name: str) -> bool:

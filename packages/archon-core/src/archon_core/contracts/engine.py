@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from archon_core.contracts.moe import MoESpec
     from archon_core.contracts.packed import OutputName
     from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
-    from archon_core.contracts.serving import WeightBucket
+    from archon_core.contracts.serving import BucketMemory, WeightBucket
     from archon_core.layout import Layout
     from archon_core.ranks.ranks import DataRanks, Ranks
     from archon_core.serving.manifest import WeightManifest
@@ -180,12 +180,19 @@ class TrainEngine(Protocol):
             WeightsError: the model is a critic, whose weights are not published.
         """
 
-    def weight_buckets(self, max_bytes: int, dtype: str | None = None) -> Iterator[WeightBucket]:
+    def weight_buckets(
+        self, max_bytes: int, dtype: str | None = None, memory: BucketMemory | None = None
+    ) -> Iterator[WeightBucket]:
         """Gather the tensors of ``weight_manifest`` on rank 0, in that order, as ``plan_buckets`` divides them.
 
         Collective: every process takes the same number of buckets, and gathering happens as they are taken. Rank 0
         holds at most two buckets beside its shards: the tensors of a bucket are overwritten when the next but one is
         taken.
+
+        Args:
+            max_bytes: largest size of a bucket; a larger tensor is a bucket alone.
+            dtype: dtype of the tensors, such as ``bfloat16``; ``None`` for the compute dtype.
+            memory: where rank 0 assembles buckets; ``None`` for two buffers of the engine. Ignored on other ranks.
         """
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:

@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
+from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, one_of, option
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from archon_core.contracts.decisions import Decision
     from archon_core.contracts.engine import TrainEngine
+    from archon_core.ranks.ranks import Ranks
+    from archon_core.serving.discovery import Discovery
 
 
 def _token_ids(value: Sequence[int]) -> str | None:
@@ -36,6 +39,8 @@ class RolloutConfig:
         return_routed_experts: record the experts of every token in completions; ``actor.archon.moe_routing_replay``
             needs it.
         addresses: ``host:port`` of running servers to use; empty to start them.
+        start_servers: start the ``d`` servers of ``backend``. With false, or with ``addresses``, the run starts none
+            and uses ``addresses`` and the servers that ``cluster.name_resolve`` lists.
         setup_timeout: seconds to wait for servers: until they are ready, and until ``min_servers`` are in service.
         request_timeout: seconds for one request, all its attempts included.
         request_retries: attempts after the first one, each on the server with the least work.
@@ -48,9 +53,12 @@ class RolloutConfig:
         enable_topology_discovery: let servers join after the start.
         topology_change_cooldown_seconds: time after a server joined or left during which no server joins.
         weight_transport: how servers get weights: ``shm`` on the trainer's host, ``distributed`` over the network,
-            ``disk`` through the run folder; null for the first that the kind of server supports. See docs/weights.md.
+            ``disk`` through the run folder, ``ipc`` in the memory of a GPU that trainer and servers share; null for the
+            first that the kind of server supports. See docs/weights.md.
+        weight_group: backend of ``distributed``: ``gloo`` sends to each server over the CPU, in parallel; ``nccl``
+            broadcasts from the trainer's GPU to the GPUs of all servers.
         weight_bucket_mb: size in MiB of the buckets in which weights are gathered and sent; a larger tensor is sent
-            alone. The trainer's first rank holds two, and ``shm`` two more.
+            alone. The trainer's first rank holds two.
         weight_timeout: time limit in seconds of each call of a publication to a server.
         weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
         max_head_offpolicyness: largest number of training steps between the weights that sample a token and the step
@@ -64,6 +72,7 @@ class RolloutConfig:
     max_batch_size: int = option(256, POSITIVE)
     return_routed_experts: bool = False
     addresses: list[str] = field(default_factory=list)
+    start_servers: bool = True
     setup_timeout: float = option(300.0, _SECONDS)
     request_timeout: float = option(3600.0, _SECONDS)
     request_retries: int = option(3, NOT_NEGATIVE)
@@ -75,6 +84,7 @@ class RolloutConfig:
     enable_topology_discovery: bool = True
     topology_change_cooldown_seconds: float = option(30.0, number(least=0))
     weight_transport: str | None = None
+    weight_group: str = option("gloo", one_of("gloo", "nccl"))
     weight_bucket_mb: int = option(256, POSITIVE)
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True
@@ -82,6 +92,11 @@ class RolloutConfig:
     max_concurrent_rollouts: int | None = option(None, POSITIVE)
     queue_size: int | None = option(None, POSITIVE)
     skip_unchanged: bool = False
+
+    @property
+    def starts_servers(self) -> bool:
+        """Whether a run on servers starts them itself."""
+        return self.start_servers and not self.addresses
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,8 @@ class InferenceEngineSpec(Spec):
             runs on the trainer's own ranks and takes no sizes.
         runs_servers: whether the engine runs the servers of any ``ServerDriver``. The name of every installed driver is
             then a name of the engine too; see ``archon_core.plugins.inference_engines``.
+        scorer: target of a ``ScoringEngineFactory``, for an engine whose servers can also score with frozen weights, as
+            a teacher's do. Empty if they cannot.
     """
 
     kind: ClassVar[str] = "inference_engine"
@@ -100,6 +117,7 @@ class InferenceEngineSpec(Spec):
 
     letters: str = "d"
     runs_servers: bool = False
+    scorer: str = ""
 
 
 class InferenceEngine(Protocol):
@@ -133,12 +151,81 @@ class InferenceEngineFactory(Protocol):
     """``target`` of an ``InferenceEngineSpec``.
 
     ``trainer`` is the engine that provides the weights. Engines with sizes, which have servers, also get ``folder``,
-    for the servers' logs, and ``options``, the section of ``rollout.backend``, such as ``vllm``; ``None`` without one.
+    for the servers' logs; ``options``, the section of ``rollout.backend``, such as ``vllm``, or ``None`` without one;
+    and ``discovery``, where other servers of the run are listed, or ``None`` for nowhere.
     """
 
     def __call__(
-        self, config: Any, *, trainer: TrainEngine, folder: Path | None = None, options: Any = None
+        self,
+        config: Any,
+        *,
+        trainer: TrainEngine,
+        folder: Path | None = None,
+        options: Any = None,
+        discovery: Discovery | None = None,
     ) -> InferenceEngine: ...
+
+
+class ScoringEngine(Protocol):
+    """Computes log-probabilities of given tokens with the frozen weights of a checkpoint, on servers."""
+
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """What could not be checked about the servers; the same on every rank."""
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Log-probabilities of the tokens of every sequence, except its first token, given those before them.
+
+        Collective: all ranks pass the same sequences and get the same values.
+
+        Raises:
+            ServerError: on every rank, if no server could score them. The message names the servers.
+        """
+
+    def close(self) -> None:
+        """End the servers that the engine started. Idempotent."""
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """The frozen model of a ``ScoringEngine``.
+
+    Attributes:
+        path: checkpoint folder or hub id.
+        vocab_size: smallest vocabulary that the scored sequences need.
+        dtype: compute type; ``None`` for the servers' default.
+        run_as: name of the model that runs the checkpoint; empty for the one that serves its type.
+        max_tokens: largest number of tokens to score in one request, except for a single longer sequence.
+        temperature: logits are divided by it.
+    """
+
+    path: str
+    vocab_size: int
+    max_tokens: int
+    temperature: float = 1.0
+    dtype: str | None = None
+    run_as: str = ""
+
+
+class ScoringEngineFactory(Protocol):
+    """``scorer`` of an ``InferenceEngineSpec``.
+
+    ``config`` describes the servers; ``option`` is its name in the configuration, for messages; ``options`` is the
+    section named like the kind of server, such as ``vllm``. ``devices_before`` counts the devices of this machine after
+    the trainer's that other servers use. Collective over ``ranks``.
+    """
+
+    def __call__(
+        self,
+        config: RolloutConfig,
+        model: ScoredModel,
+        *,
+        option: str,
+        ranks: Ranks,
+        folder: Path,
+        options: Any = None,
+        devices_before: int = 0,
+    ) -> ScoringEngine: ...
 
 
 @dataclass

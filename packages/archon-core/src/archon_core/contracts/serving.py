@@ -7,11 +7,12 @@ requests in progress.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from archon_core.config.rules import option, path_or_id
 from archon_core.contracts.rollout import InferenceEngine
 from archon_core.contracts.spec import Spec
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from archon_core.layout import Layout
     from archon_core.serving.manifest import WeightManifest
     from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+    from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
     from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 
 
@@ -33,8 +35,9 @@ class ServerDriverSpec(Spec):
         letters: axis letters of layouts that the kind understands; ``d`` is the number of servers.
         transports: names of the weight transports that the kind receives from, the preferred one first.
         one_rank: those of them that reach servers of one rank only.
-        check: target of ``check(config, *, layout) -> ServerCheck``, which examines a run's whole configuration whose
-            ``rollout.backend`` is ``layout``, of this kind. It must not import torch: dry runs call it.
+        check: target of ``check(config, *, layout, option) -> ServerCheck``, which examines a run's whole
+            configuration. ``layout``, of this kind, is the ``backend`` of its section ``option``: ``rollout``, or
+            ``teacher.rollout`` for servers that only score. It must not import torch: dry runs call it.
     """
 
     kind: ClassVar[str] = "server_driver"
@@ -57,10 +60,12 @@ class ServerCheck:
 
     Attributes:
         problems: errors in the configuration, one sentence each.
-        missing: how to install the server's program, if this machine lacks it; empty otherwise.
+        program: the server's program, such as ``vllm``, if this machine lacks it; empty otherwise.
+        missing: what is the matter with it, and how to install it: ``is not installed ...``.
     """
 
     problems: tuple[str, ...] = ()
+    program: str = ""
     missing: str = ""
 
 
@@ -85,10 +90,17 @@ class WeightTransportSpec(Spec):
 
 @dataclass(frozen=True)
 class ServerRegistrySpec(Spec):
-    """A registry in which servers announce themselves. ``target`` names a ``ServerRegistryFactory``."""
+    """A registry of servers. ``target`` names a ``ServerRegistryFactory``.
+
+    Attributes:
+        entries: where entries come from: servers that announce themselves (``announced``), ``rollout.addresses``
+            (``addresses``), or the registry's own process alone (``own``).
+    """
 
     kind: ClassVar[str] = "server_registry"
     hook: ClassVar[str] = "archon_registries"
+
+    entries: Literal["announced", "addresses", "own"] = "announced"
 
 
 class ServerDriver(Protocol):
@@ -116,6 +128,7 @@ class ServerDriver(Protocol):
         port: int,
         dtype: str = "",
         model_spec: str = "",
+        frozen: bool = False,
     ) -> ServerLaunch:
         """The command that starts a server.
 
@@ -127,6 +140,7 @@ class ServerDriver(Protocol):
             port: port to listen on.
             dtype: the trainer's compute dtype; empty if unknown.
             model_spec: name of the trainer's ``ModelSpec``, for servers that use Archon's models; empty if unknown.
+            frozen: serve the weights of ``model``, whatever model the options of the kind name, and never others.
         """
 
     def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
@@ -136,6 +150,12 @@ class ServerDriver(Protocol):
         self, server: ServerRecord, request: GenerationRequest, *, request_id: str, timeout: float
     ) -> list[Completion]:
         """The completions of one request. An aborted one has the stop reason ``abort`` and the tokens that it got."""
+
+    async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
+        """Log-probabilities of given tokens. Only servers with the capability ``scores`` have it."""
+
+    def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+        """What the server knows about its model. Only servers with the capability ``scores`` need it."""
 
     def pause(self, server: ServerRecord, mode: PauseMode, *, timeout: float) -> None:
         """Stop generation."""
@@ -175,6 +195,15 @@ class ServerDriverFactory(Protocol):
     def __call__(self, config: Any, *, options: Any = None, token: str = "") -> ServerDriver: ...
 
 
+class BucketMemory(Protocol):
+    """Memory of a transport in which an engine assembles buckets, so that a tensor is copied once: from its shards to
+    where servers read it."""
+
+    def __call__(self, index: int, n_bytes: int) -> Tensor:
+        """Memory for bucket ``index``, uint8 [n_bytes or more], on any device. The engine writes to it at once, and
+        overwrites the bucket before the last one."""
+
+
 @dataclass(frozen=True)
 class WeightBucket:
     """Whole Hugging Face tensors on the publishing rank.
@@ -183,7 +212,7 @@ class WeightBucket:
         index: number of the bucket, from 0.
         tensors: name -> contiguous tensor in the compute dtype; empty on other ranks.
         content: all bytes of the bucket, uint8, if the tensors are views of it at ``offsets_of`` all entries; a
-            transport may then send it whole.
+            transport then sends from it without another copy.
     """
 
     index: int
@@ -222,6 +251,10 @@ class WeightTransport(Protocol):
 
     def prepare(self, version: int, manifest: WeightManifest, servers: Sequence[ServerRecord]) -> Mapping[str, Outcome]:
         """Start a version. Returns the outcome per incarnation."""
+
+    def memory(self) -> BucketMemory | None:
+        """Where the engine should assemble the buckets of the prepared version; ``None`` for its own memory. A bucket
+        from elsewhere is valid too, and costs a copy."""
 
     def send(self, bucket: WeightBucket, notice: BucketNotice) -> PendingBucket:
         """Start sending a bucket. Its tensors may be overwritten once ``wait`` has returned."""
@@ -298,16 +331,19 @@ class WeightStore(Protocol):
 
 
 class WeightReceiver(Protocol):
-    """The receiving end of a transport, inside a server. One update at a time; calls come from one thread at a time."""
+    """The receiving end of a transport, inside a server. One update after the other, and calls from one thread at a
+    time."""
 
     def begin(self, plan: UpdatePlan) -> None:
         """Start an update."""
 
     def receive(self, notice: BucketNotice, store: WeightStore) -> Mapping[str, str]:
-        """Receive a bucket into ``store``. Returns checksums of the bytes that were received."""
+        """Receive a bucket into ``store``. Returns checksums of the bytes that were received. Raises TransferError if
+        they did not all arrive and the bucket may be received again."""
 
     def end(self) -> None:
-        """Free what the update used, whether it was committed or aborted. Idempotent."""
+        """Free what the update used, whether it was committed or aborted. Idempotent. Memory may stay for the next
+        update."""
 
 
 class WeightReceiverFactory(Protocol):
@@ -355,13 +391,31 @@ class ServerRegistry(Protocol):
         """Free the connection. Entries of this process stay until they expire. Idempotent."""
 
 
+@dataclass
+class NameResolveConfig:
+    """The registry of inference servers that the run does not start itself.
+
+    Attributes:
+        type: name of the registry: ``folder``, ``etcd``, ``static``, ``dns`` or ``memory``. AReaL's ``nfs`` and
+            ``etcd3`` are other names of ``folder`` and ``etcd``. See docs/rollout.md.
+        nfs_record_root: root of the ``folder`` registry, on a file system that all hosts share; null for
+            ``cluster.fileroot``.
+        etcd3_addr: ``host:port`` of etcd.
+    """
+
+    type: str = "folder"
+    nfs_record_root: str | None = option(None, path_or_id)
+    etcd3_addr: str = "localhost:2379"
+
+
 class ServerRegistryFactory(Protocol):
     """``target`` of a ``ServerRegistrySpec``.
 
-    ``config`` is the section ``cluster.name_resolve``; ``run`` the id of the run.
+    ``config`` is the section ``cluster.name_resolve``, with ``nfs_record_root`` filled in; ``run`` the run's name,
+    ``<experiment_name>/<trial_name>``; ``addresses`` is ``rollout.addresses``. Creating a registry connects to nothing.
     """
 
-    def __call__(self, config: Any, *, run: str) -> ServerRegistry: ...
+    def __call__(self, config: Any, *, run: str, addresses: Sequence[str] = ()) -> ServerRegistry: ...
 
 
 class RolloutClient(Protocol):
@@ -402,6 +456,10 @@ class RemoteClient(RolloutClient, Protocol):
     def update(self, servers: Sequence[ServerRecord], version: int) -> None:
         """Take over the servers in service, and the version of their weights."""
 
+    def switching(self) -> None:
+        """The servers switch to new weights until the next ``update``; what they answer meanwhile waits for it, because
+        a server may label tokens with a version that other weights made."""
+
     def failures(self) -> Mapping[str, str]:
         """Incarnation -> error, of the servers that have failed since the last call."""
 
@@ -418,6 +476,9 @@ class ServingEngine(InferenceEngine, Protocol):
 
     def client_recipe(self) -> ClientRecipe:
         """How another process builds a client."""
+
+    def on_switch(self, call: Callable[[], None]) -> None:
+        """Call ``call`` before servers switch to new weights, in every publication."""
 
     def servers(self) -> Sequence[ServerRecord]:
         """The servers that may get requests now."""

@@ -22,6 +22,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-rollout": (
             "generate",
             "serve",
+            "servers",
         ),
         "archon-engine": ("convert",),
         "archon-pipeline": ("pipeline",),
@@ -106,6 +107,19 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-rollout": ("served",),
         "archon-sglang": ("sglang",),
         "archon-vllm": ("vllm",),
+    },
+    "server_registry": {
+        "archon-rollout": (
+            "folder",
+            "nfs",
+            "static",
+            "dns",
+            "memory",
+        ),
+        "archon-etcd": (
+            "etcd",
+            "etcd3",
+        ),
     },
     "train_engine": {
         "archon-engine": ("archon",),
@@ -226,6 +240,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "teacher.engine_type",
         "teacher.offload",
         "teacher.rl_loss_weight",
+        "teacher.rollout",
         "teacher.warm_start",
         "tokenizer.use_chat_template",
         "warm_start",

@@ -102,7 +102,7 @@ def explain_unknown(
         lines.append(f"{first}. It is part of {package}, which is installed but not loaded")
     else:
         lines.append(first + _suggestion(kind, name, [*listed, *aliases]))
-        nouns = noun + ("es" if noun.endswith("s") else "s")
+        nouns = noun[:-1] + "ies" if noun.endswith("ry") else noun + ("es" if noun.endswith("s") else "s")
         lines.append(f"Installed {nouns}: {', '.join(listed)}" if listed else explain_none(kind, plugins, noun=noun))
     for plugin in plugins:
         if not _may_provide(plugin, kind):

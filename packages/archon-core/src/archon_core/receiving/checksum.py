@@ -18,15 +18,15 @@ class Checksum:
         self._hash = PageHash()
 
     def update(self, content: Tensor) -> None:
-        """Add bytes, uint8 [n] on the CPU."""
+        """Add bytes, uint8 [n]. On another device than the CPU, only their sums are copied to the host."""
         if content.storage_offset() % 8:
             content = content.clone()  # only aligned bytes can be viewed as words
         whole = content.numel() // PAGE * PAGE
         if whole:
             sums = content[:whole].view(torch.int64).view(-1, PAGE // 8).sum(1)
-            self._hash.update(sums.numpy().data)
+            self._hash.update(sums.cpu().numpy().data)
         if whole < content.numel():
-            self._hash.update(b"", content[whole:].numpy().data)
+            self._hash.update(b"", content[whole:].cpu().numpy().data)
 
     def text(self) -> str:
         """The result, in hexadecimal digits."""
@@ -47,5 +47,5 @@ def checksum_of(content: Tensor) -> str:
 
 
 def bytes_of(values: Tensor) -> Tensor:
-    """The bytes of a contiguous tensor on the CPU, uint8 [n], sharing its storage."""
+    """The bytes of a contiguous tensor, uint8 [n], sharing its storage."""
     return values.detach().reshape(-1).view(torch.uint8)

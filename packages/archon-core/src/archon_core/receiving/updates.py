@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from archon_core.contracts.serving import WeightReceiver, WeightStore
-from archon_core.errors import ServerError
+from archon_core.errors import ServerError, TransferError
 from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
@@ -25,7 +25,7 @@ class WeightUpdates:
         store: where the weights go.
         incarnation: uuid of this start of the server.
         version: version of the weights in use.
-        receiver_of: returns a new receiving end for the name of a transport.
+        receiver_of: returns a new receiving end for the name of a transport. One is made per transport, and reused.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class WeightUpdates:
         self._checksums: dict[str, str] = {}
         self._plan: UpdatePlan | None = None
         self._receiver: WeightReceiver | None = None
+        self._receivers: dict[str, WeightReceiver] = {}
         self._received: dict[str, str] = {}
         self._next_bucket = 0
         self._prepared: int | None = None
@@ -82,7 +83,9 @@ class WeightUpdates:
                     f"update to version {plan.version}: found a plan that builds on version "
                     f"{plan.manifest.base_version}; this server has version {self._version}; send all tensors"
                 )
-            receiver = self._receiver_of(plan.transport)
+            if plan.transport not in self._receivers:
+                self._receivers[plan.transport] = self._receiver_of(plan.transport)
+            receiver = self._receivers[plan.transport]
             try:
                 receiver.begin(plan)
             except BaseException:
@@ -94,8 +97,9 @@ class WeightUpdates:
         """Receive one bucket.
 
         Raises:
-            ServerError: the bucket is not the next one of the update in progress, or could not be received. The update
-                is then dropped.
+            TransferError: not all bytes arrived. The same bucket may be received again.
+            ServerError: the bucket is not the next one of the update in progress, or is invalid. The update is then
+                dropped.
         """
         with self._lock, self._dropping_on_error():
             plan, receiver = self._plan_for(notice.version)
@@ -125,7 +129,7 @@ class WeightUpdates:
             ServerError: a tensor is missing or has other values. The update is then dropped.
         """
         with self._lock, self._dropping_on_error():
-            plan, _ = self._plan_for(manifest.version)
+            plan, receiver = self._plan_for(manifest.version)
             names = [entry.name for entry in manifest.tensors]
             if names != [entry.name for entry in plan.manifest.tensors]:
                 raise ServerError(f"update to version {plan.version}: found another list of tensors than at its start")
@@ -143,6 +147,8 @@ class WeightUpdates:
                     f"than were sent, such as {wrong[0]!r}; start the update again"
                 )
             self._received = held
+            # Now, and not in the commit: to unmap shared memory takes milliseconds, in which no token would be made.
+            receiver.end()
             self._prepared = plan.version
             return Receipt(self._incarnation, plan.version, held)
 
@@ -153,16 +159,23 @@ class WeightUpdates:
             ServerError: this version is not prepared, such as when a commit is executed late.
         """
         with self._lock:
+            self.check_commit(version)
             if self._prepared != version:
-                if self._version == version and self._plan is None:
-                    return
-                raise ServerError(
-                    f"commit of version {version}: found prepared version {self._prepared}, in use {self._version}; "
-                    "only a verified update is committed; query the state before the next call"
-                )
+                return
             self._store.commit(version)
             self._version, self._checksums = version, self._received
-            self._end()
+            self._forget()
+
+    def check_commit(self, version: int) -> None:
+        """Raise ServerError unless ``version`` is prepared, or in use already and not being received again.
+
+        A commit that arrives late, when the next update is in progress, changes nothing.
+        """
+        if version != self._prepared and (version != self._version or version == self.updating):
+            raise ServerError(
+                f"commit of version {version}: found prepared version {self._prepared}, in use {self._version}; "
+                "only a verified update is committed; query the state before the next call"
+            )
 
     def abort(self, version: int) -> None:
         """Drop what was received of a version. No effect on other versions, or after the commit."""
@@ -189,6 +202,8 @@ class WeightUpdates:
     def _dropping_on_error(self) -> Iterator[None]:
         try:
             yield
+        except TransferError:
+            raise
         except BaseException:
             self._drop()
             raise
@@ -201,5 +216,8 @@ class WeightUpdates:
     def _end(self) -> None:
         if self._receiver is not None:
             self._receiver.end()
+        self._forget()
+
+    def _forget(self) -> None:
         self._plan = self._receiver = self._prepared = None
         self._received, self._next_bucket = {}, 0

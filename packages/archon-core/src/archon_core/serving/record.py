@@ -83,6 +83,7 @@ class ServerState:
         prepared: version that the server has received and verified, but not committed; ``None`` without one.
         updating: version that the server is receiving; ``None`` outside an update.
         running: number of requests in progress; ``None`` if the server does not report it.
+        tokens_per_second: throughput of the last seconds; ``None`` if the server does not report it.
     """
 
     incarnation: str
@@ -91,6 +92,7 @@ class ServerState:
     prepared: int | None = None
     updating: int | None = None
     running: int | None = None
+    tokens_per_second: float | None = None
 
     def as_data(self) -> dict[str, Any]:
         """The state as a JSON object."""
@@ -110,6 +112,7 @@ class ServerState:
                 prepared=optional,
                 updating=optional,
                 running=optional,
+                tokens_per_second=(float, type(None)),
             )
         )
 
@@ -127,6 +130,8 @@ class ServerCapabilities:
         token_versions: whether completions carry the version of each token.
         routed_experts: whether completions carry the experts of each token.
         interrupt: whether aborted requests return the tokens that they have.
+        scores: whether it computes log-probabilities of given tokens.
+        score_temperatures: whether it does so at any temperature; otherwise at 1 only.
     """
 
     transports: tuple[str, ...]
@@ -136,6 +141,8 @@ class ServerCapabilities:
     token_versions: bool = False
     routed_experts: bool = False
     interrupt: bool = False
+    scores: bool = False
+    score_temperatures: bool = False
 
 
 @dataclass(frozen=True)

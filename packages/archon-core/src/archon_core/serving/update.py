@@ -12,12 +12,12 @@ Messages are JSON objects. A server answers a receipt from its own memory, never
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from archon_core.errors import ServerError
-from archon_core.serving.manifest import TensorEntry, WeightManifest
+from archon_core.serving.manifest import TensorEntry, WeightManifest, offsets_of, padded, size_of_bucket
 from archon_core.serving.wire import fields_of, to_data
 
 
@@ -61,8 +61,8 @@ class BucketNotice:
         version: version of the weights.
         index: number of the bucket, from 0.
         tensors: its tensors, with checksums; those with encoding ``kept`` have no bytes in the bucket.
-        offsets: offset in the bucket of each tensor with encoding ``full``, in order.
-        n_bytes: size of the bucket.
+        offsets: offset in the bucket of each tensor with encoding ``full``, in order. Tensors that are kept leave gaps.
+        n_bytes: size of the bucket, gaps included.
         place: where the bytes are, such as slot and generation of an arena; what the transport's receiver needs.
     """
 
@@ -78,6 +78,21 @@ class BucketNotice:
         """The tensors whose bytes are in the bucket, with their offsets."""
         full = [entry for entry in self.tensors if entry.encoding == "full"]
         return tuple(zip(full, self.offsets, strict=True))
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """The byte ranges of the tensors in the bucket, with adjacent tensors in one range. Tensors without elements
+        have none."""
+        runs: list[tuple[int, int]] = []
+        for entry, offset in self.sent:
+            if not entry.n_bytes:
+                continue
+            end = offset + entry.n_bytes
+            if runs and padded(runs[-1][1]) == offset:
+                runs[-1] = (runs[-1][0], end)
+            else:
+                runs.append((offset, end))
+        return tuple(runs)
 
     @property
     def kept(self) -> tuple[TensorEntry, ...]:
@@ -114,6 +129,13 @@ class BucketNotice:
                 "; every tensor has one, inside the bucket; check the sender's version of archon-core"
             )
         return cls(**{**found, "tensors": tensors, "offsets": offsets})
+
+
+def notice_of(version: int, index: int, entries: Sequence[TensorEntry]) -> BucketNotice:
+    """The notice of a bucket with these tensors, each at the offset that ``plan_buckets`` gives it."""
+    offsets = zip(entries, offsets_of(entries), strict=True)
+    full = tuple(offset for entry, offset in offsets if entry.encoding == "full")
+    return BucketNotice(version, index, tuple(entries), full, size_of_bucket(entries) if full else 0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.serving import WeightBucket
+from archon_core.contracts.serving import BucketMemory, WeightBucket
 from archon_core.errors import WeightsError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
@@ -97,7 +97,9 @@ class EngineCheckpoints:
         published = self._compute_dtype if dtype is None else getattr(torch, dtype)
         return manifest_of(self._assembled.plan.weights, published, version=version)
 
-    def buckets(self, manifest: WeightManifest, max_bytes: int) -> Iterator[WeightBucket]:
+    def buckets(
+        self, manifest: WeightManifest, max_bytes: int, memory: BucketMemory | None = None
+    ) -> Iterator[WeightBucket]:
         """Gather the tensors of ``manifest`` on the writing rank; see ``TrainEngine.weight_buckets``."""
         return gather_buckets(
             self._reader(getattr(torch, manifest.tensors[0].dtype)),
@@ -105,7 +107,7 @@ class EngineCheckpoints:
             manifest,
             max_bytes,
             publishes=self._ranks.rank == WRITER,
-            buffers=self._bucket_buffers,
+            memory=memory or self._bucket_buffers,
         )
 
     def save_dcp(self, folder: Path, *, version: int) -> None:

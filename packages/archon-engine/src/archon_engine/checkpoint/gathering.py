@@ -100,8 +100,8 @@ class _Inbox:
         self._bytes = torch.empty(0, dtype=torch.uint8)
 
     def receive(self, block: Tensor, sender: int) -> None:
-        """Receive a block from ``sender``: in place where its memory is contiguous."""
-        if block.is_contiguous():
+        """Receive a block from ``sender``: in place where its memory is contiguous, and on the host for gloo."""
+        if block.is_contiguous() and block.device.type == "cpu":
             dist.recv(block, sender)
             return
         size = block.numel() * block.element_size()

@@ -1,7 +1,8 @@
 """Publication of weights: whole Hugging Face tensors, gathered in buckets on the rank that sends them to servers.
 
-Rules and gathering are those of saving. Two buffers take turns, so a bucket stays valid while the next one is gathered,
-and the publishing rank never holds more than two buckets beside its shards.
+Rules and gathering are those of saving. Two pieces of memory take turns, so a bucket stays valid while the next one is
+gathered, and the publishing rank never holds more than two buckets beside its shards. A transport may own the memory,
+such as slots that servers map: then nobody copies a bucket again.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from archon_core.contracts.serving import WeightBucket
+from archon_core.contracts.serving import BucketMemory, WeightBucket
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.serving.manifest import (
     TensorEntry,
@@ -24,17 +25,19 @@ from archon_engine.models.weight_conversion import BoxCopier, assemble_hf, copy_
 
 
 class BucketBuffers:
-    """The memory of two buckets. It stays for the next publication: the first touch of new memory is slow."""
+    """Two buffers on the host; implements ``contracts.serving.BucketMemory``. They stay for the next publication,
+    because the first touch of new memory is slow."""
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []
 
-    def of_size(self, n_bytes: int) -> list[Tensor]:
-        """Two buffers, uint8 [n_bytes or more]."""
+    def __call__(self, index: int, n_bytes: int) -> Tensor:
+        """The buffer of a bucket. Grown at the start of a version only, while no bucket is in use."""
         if not self._buffers or self._buffers[0].numel() < n_bytes:
+            assert index == 0, f"bucket {index} of {n_bytes} bytes is larger than the first was announced"
             self._buffers = []  # otherwise old and new ones would be in memory together
             self._buffers = [torch.empty(n_bytes, dtype=torch.uint8) for _ in range(2)]
-        return self._buffers
+        return self._buffers[index % 2]
 
 
 def manifest_of(weights: ResolvedMap, dtype: torch.dtype, *, version: int) -> WeightManifest:
@@ -51,9 +54,11 @@ def gather_buckets(
     max_bytes: int,
     *,
     publishes: bool,
-    buffers: BucketBuffers,
+    memory: BucketMemory,
 ) -> Iterator[WeightBucket]:
-    """Yield the tensors of ``manifest`` in buckets, on the CPU. Collective if ``tensors`` gathers.
+    """Yield the tensors of ``manifest`` in buckets. Collective if ``tensors`` gathers.
+
+    Each part of a tensor is copied once, from its shard to the bucket, cast on the way.
 
     Args:
         tensors: our whole tensors by name, or a function that copies a box of one.
@@ -61,7 +66,7 @@ def gather_buckets(
         manifest: from ``manifest_of``.
         max_bytes: largest size of a bucket; a larger tensor is a bucket alone.
         publishes: whether this rank assembles tensors; the others only send their shards and get empty buckets.
-        buffers: memory to assemble them in.
+        memory: where to assemble them; called with the size of the largest bucket.
     """
     copy_ours = tensors if callable(tensors) else copy_from(tensors)
     buckets = plan_buckets(manifest.tensors, max_bytes)
@@ -71,9 +76,9 @@ def gather_buckets(
                 send_shards(entry.name, weights, copy_ours)
             yield WeightBucket(index, {})
         return
-    pair = buffers.of_size(max(map(size_of_bucket, buckets), default=0))
+    largest = max(map(size_of_bucket, buckets), default=0)
     for index, entries in enumerate(buckets):
-        buffer = pair[index % 2]
+        buffer = memory(index, largest)
         gathered = {
             entry.name: assemble_hf(
                 entry.name,

@@ -55,7 +55,7 @@ def copy_from(tensors: Mapping[str, Tensor]) -> BoxCopier:
 def assemble_hf(
     hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier, dtype: torch.dtype, scratch: Tensor | None = None
 ) -> Tensor:
-    """Build one Hugging Face tensor of ``dtype`` on the CPU from boxes of our tensors.
+    """Build one Hugging Face tensor of ``dtype`` from boxes of our tensors, on the CPU or where ``scratch`` is.
 
     Args:
         scratch: memory to build it in, at least as large; ``None`` allocates new memory, which is slower to write for

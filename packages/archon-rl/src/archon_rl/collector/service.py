@@ -69,6 +69,10 @@ class CollectorService:
         self._client.update([ServerRecord.from_data(one) for one in servers], version)
         return dict(self._client.failures())
 
+    async def _on_switching(self) -> None:
+        """The servers switch to new weights until the next ``publish``."""
+        self._client.switching()
+
     async def _on_take(self, timeout: float) -> dict[str, Any] | None:
         """The batch of the next step; ``None`` if it is not complete after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout

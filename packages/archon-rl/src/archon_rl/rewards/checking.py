@@ -43,7 +43,7 @@ def checked_reward(
         place: location of the record for messages, such as ``problems.jsonl:3``.
 
     Raises:
-        RewardError: the function raised something else than a ConfigError, or did not return one finite number.
+        RewardError: the function raised anything but a ConfigError, or did not return one finite number.
         ConfigError: the function raised one.
     """
     where = f"{place}: reward {reward.name!r}"

@@ -73,6 +73,10 @@ class CollectorLink:
         """The servers hold the weights after ``step`` training steps."""
         self._call("publish", step=step, version=version, servers=[one.as_data() for one in servers])
 
+    def switching(self) -> None:
+        """The servers switch to new weights until the next ``publish``."""
+        self._call("switching")
+
     def update_servers(self, version: int, servers: Sequence[ServerRecord]) -> dict[str, str]:
         """Name the servers in service; returns incarnation -> error, of those that failed since the last call."""
         return self._call("servers", version=version, servers=[one.as_data() for one in servers])

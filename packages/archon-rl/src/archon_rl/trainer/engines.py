@@ -14,6 +14,7 @@ from archon_core.errors import ConfigError
 from archon_core.layout import Layout, backend_table
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_core.plugins.inference_engines import find_inference_engine, inference_engines
+from archon_core.serving.discovery import Discovery
 from archon_engine.models.hf_config import load_hf_config
 from archon_train.cluster import engine_backends, engine_layouts
 from archon_train.model_sections import with_initial_weights
@@ -46,7 +47,10 @@ def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any
     if layout.on_trainer_ranks:
         return factory(config, trainer=trainer)
     options = getattr(run.config, layout.backend, None)
-    return factory(config, trainer=trainer, folder=run.folder.path / "servers", options=options)
+    folder, discovery = run.folder.path / "servers", Discovery.of(run.config)
+    engine = factory(config, trainer=trainer, folder=folder, options=options, discovery=discovery)
+    run.record(getattr(engine, "decisions", ()))
+    return engine
 
 
 def engine_layout(run: RunContext, role: str) -> Layout:

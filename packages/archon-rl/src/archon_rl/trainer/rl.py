@@ -33,8 +33,10 @@ from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_rl.trainer.sampling_now import SampleNow
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sequence_lengths import LengthLimit, prompt_lengths, rollout_limits, supervised_limits
+from archon_rl.trainer.served_teacher import build_served_teacher
+from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
-from archon_rl.trainer.teacher import evaluates_teacher, prepare_teacher, report_teacher
+from archon_rl.trainer.teacher import evaluates_teacher, prepare_teacher, report_teacher, vocab_size_of
 from archon_rl.trainer.warm_start import WarmStart
 from archon_train.run.context import RunContext
 
@@ -117,7 +119,7 @@ class RLTrainer:
                 collection=collection,
             )
             done = loop.resume()
-            if done == 0 and engines.teacher and evaluate and evaluates_teacher(run):
+            if done == 0 and evaluate and isinstance(engines.teacher, SharedEngine) and evaluates_teacher(run):
                 report_teacher(run, engines.teacher, evaluate)
             rollout.update_weights(actor.version)
             collection.published(done)
@@ -170,7 +172,14 @@ class RLTrainer:
         actor = complete_model_config(run, task.encoder.tokenizer)
         prepared = {}
         if "teacher" in self._algorithm.roles:
-            prepared["teacher"] = prepare_teacher(run, actor, task)
+            teacher = prepare_teacher(run, actor, task)
+            if teacher.engine_type == "rollout":
+                vocab_size = vocab_size_of(actor) or len(task.encoder.tokenizer)
+                teacher = build_served_teacher(
+                    run, teacher, vocab_size=vocab_size, temperature=self._algorithm.temperature
+                )
+                stack.callback(teacher.close)
+            prepared["teacher"] = teacher
         checkpoint = WarmStart("actor", run.config.warm_start).run(run, actor, task)
         if checkpoint is not None:
             actor = with_checkpoint(actor, checkpoint)

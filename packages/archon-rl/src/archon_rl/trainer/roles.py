@@ -14,6 +14,7 @@ from typing import Any
 
 from archon_rl.algorithm import Algorithm
 from archon_rl.trainer.engines import build_train_engine, critic_config, reference_config
+from archon_rl.trainer.served_teacher import ServedTeacher
 from archon_rl.trainer.sharing import SharedEngine
 from archon_train.run.context import RunContext
 
@@ -26,13 +27,13 @@ class RoleEngines:
         actor: the trained policy.
         critic: the trained value model.
         ref: the frozen reference of the KL terms.
-        teacher: the frozen model to distil from.
+        teacher: the frozen model to distil from, on the trainer's ranks or on servers.
     """
 
     actor: SharedEngine
     critic: SharedEngine | None = None
     ref: SharedEngine | None = None
-    teacher: SharedEngine | None = None
+    teacher: SharedEngine | ServedTeacher | None = None
 
 
 SECTIONS: Mapping[str, Callable[[Any, Any], Any]] = {"critic": critic_config, "ref": reference_config}
@@ -55,10 +56,12 @@ def build_role_engines(
     Args:
         actor: the ``actor`` section, with the weights that training starts from.
         total_steps: training steps of the whole run.
-        prepared: complete sections of further roles.
+        prepared: complete sections of further roles, or a teacher on servers.
     """
 
-    def build(role: str, section: Any) -> SharedEngine:
+    def build(role: str, section: Any) -> Any:
+        if isinstance(section, ServedTeacher):
+            return section
         engine = build_train_engine(run, section, role=role, total_steps=algorithm.updates(role, total_steps))
         stack.callback(engine.close)
         offloads = getattr(section, "offload", False)

@@ -7,6 +7,7 @@ the same seeds.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -67,6 +68,9 @@ class SampleAhead:
     _restored: dict[str, Any] | None = field(default=None, init=False)
     _lost: int = field(default=0, init=False)
 
+    def __post_init__(self) -> None:
+        self.rollout.on_switch(self._switching)
+
     @property
     def _ranks(self) -> Ranks:
         return self.run.ranks
@@ -105,6 +109,12 @@ class SampleAhead:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+    def _switching(self) -> None:
+        """The servers switch; on the first rank. The next ``published`` tells a collector that is lost meanwhile."""
+        if self._link is not None:
+            with contextlib.suppress(CollectorLostError):
+                self._link.switching()
 
     def _wait(self, step: int) -> dict[str, Any]:
         """The batch of ``step`` as data, on every rank."""

@@ -22,6 +22,7 @@ from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task
 from archon_rl.trainer.warm_start import WarmStart
 from archon_train.run.context import RunContext
+from archon_train.teacher_servers import unused_teacher_options
 
 NAMED = 3
 """Number of differing tokens that a message names."""
@@ -38,6 +39,7 @@ def prepare_teacher(run: RunContext, actor: Any, task: Task) -> Any:
         KeyboardInterrupt: the user asked to stop during the supervised steps.
     """
     tokenizer = task.encoder.tokenizer
+    run.record(unused_teacher_options(run.config, run.explicit))
     section = complete_model_config(run, tokenizer, "teacher")
     _check_vocabulary(run, section, actor, tokenizer)
     actor_steps = run.config.warm_start.steps
@@ -82,7 +84,7 @@ def _check_vocabulary(run: RunContext, teacher: Any, actor: Any, tokenizer: Any)
 
 
 def _check_sizes(teacher: Any, actor: Any) -> None:
-    sizes = [_vocab_size(section) for section in (teacher, actor)]
+    sizes = [vocab_size_of(section) for section in (teacher, actor)]
     if None in sizes:
         return
     found, needed = sizes
@@ -94,7 +96,8 @@ def _check_sizes(teacher: Any, actor: Any) -> None:
         )
 
 
-def _vocab_size(section: Any) -> int | None:
+def vocab_size_of(section: Any) -> int | None:
+    """The vocabulary of a section's model; ``None`` if its configuration cannot be read here."""
     try:
         source = section.model_config if section.model_config is not None else section.path
         return getattr(load_hf_config(source), "vocab_size", None)

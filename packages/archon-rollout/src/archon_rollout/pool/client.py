@@ -6,14 +6,15 @@ import asyncio
 import itertools
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.record import ServerRecord
+from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.pool.continuation import is_complete, joined, rest_of
 from archon_rollout.pool.pool import POLL_SECONDS
 
@@ -24,9 +25,17 @@ class Servers(Protocol):
     @property
     def version(self) -> int: ...
 
+    @property
+    def is_switching(self) -> bool: ...
+
+    def departure(self, incarnation: str) -> str: ...
+
     def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None: ...
 
     def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None: ...
+
+
+T = TypeVar("T")
 
 
 class PoolClient:
@@ -36,6 +45,7 @@ class PoolClient:
         pool: chooses servers.
         driver: calls them.
         options: time limit and number of attempts.
+        section: the section of ``options``, for messages.
         clock: seconds, never going back.
     """
 
@@ -45,9 +55,11 @@ class PoolClient:
         driver: ServerDriver,
         options: RolloutConfig,
         *,
+        section: str = "rollout",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool, self._driver, self._options, self._clock = pool, driver, options, clock
+        self._section = section
         self._name = uuid.uuid4().hex
         self._numbers = itertools.count()
 
@@ -71,7 +83,7 @@ class PoolClient:
         return await self._complete(request, group, deadline)
 
     async def _complete(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
-        completions = await self._repeat(request, group, deadline)
+        completions = await self._generate(request, group, deadline)
         return list(
             await asyncio.gather(
                 *(
@@ -91,8 +103,33 @@ class PoolClient:
         [rest] = await self._complete(rest_of(request, number, completion), group, deadline)
         return joined(completion, rest, len(request.prompt_ids))
 
-    async def _repeat(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
+    async def score(self, request: ScoringRequest) -> Scores:
+        """The scores of one request.
+
+        Raises:
+            RefusedRequestError: the request is invalid.
+            ServerError: no server completed it in ``request_timeout`` seconds and ``request_retries`` repetitions.
+        """
+
+        deadline = self._clock() + self._options.request_timeout
+
+        def call(server: ServerRecord) -> Awaitable[Scores]:
+            timeout = max(deadline - self._clock(), POLL_SECONDS)
+            return self._attend(server, self._driver.score(server, request, timeout=timeout))
+
+        return await self._repeat(call, request.n_tokens, "", deadline)
+
+    async def _generate(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
         tokens = len(request.prompt_ids) + request.config.max_new_tokens * len(request.seeds)
+
+        def call(server: ServerRecord) -> Awaitable[list[Completion]]:
+            return self._call(server, request, deadline)
+
+        return await self._repeat(call, tokens, group, deadline)
+
+    async def _repeat(
+        self, call: Callable[[ServerRecord], Awaitable[T]], tokens: int, group: str, deadline: float
+    ) -> T:
         failures: list[str] = []
         while len(failures) <= self._options.request_retries:
             server = await self._server(tokens, group, deadline)
@@ -100,7 +137,7 @@ class PoolClient:
                 break
             error = ""
             try:
-                return await self._call(server, request, deadline)
+                return await call(server)
             except RefusedRequestError:
                 raise
             except ServerError as failure:
@@ -123,7 +160,10 @@ class PoolClient:
         request_id = f"{self._name}-{next(self._numbers)}"
         timeout = max(deadline - self._clock(), POLL_SECONDS)
         try:
-            return await self._driver.generate(server, request, request_id=request_id, timeout=timeout)
+            generating = self._driver.generate(server, request, request_id=request_id, timeout=timeout)
+            completions = await self._attend(server, generating)
+            await self._confirm(server, deadline)
+            return completions
         except asyncio.CancelledError:
             # Nobody waits for the answer any more: free the server's place.
             abort = asyncio.to_thread(self._driver.abort, server, [request_id], timeout=5.0)
@@ -131,15 +171,45 @@ class PoolClient:
                 await asyncio.shield(abort)
             raise
 
+    async def _attend(self, server: ServerRecord, answer: Awaitable[T]) -> T:
+        """The answer of a call, unless the server leaves before."""
+        call = asyncio.ensure_future(answer)
+        call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # retrieved, also if unused
+        try:
+            while not (await asyncio.wait((call,), timeout=POLL_SECONDS))[0]:
+                self._check_present(server)
+            return call.result()
+        finally:
+            call.cancel()
+
+    async def _confirm(self, server: ServerRecord, deadline: float) -> None:
+        """Wait until it is known whether a server has the weights that it claims.
+
+        Between its switch to new weights and the end of the canary, a server may label tokens with the wrong version.
+
+        Raises:
+            ServerError: it does not have them, left for another reason, or it is not known until the deadline.
+        """
+        while self._pool.is_switching:
+            if self._clock() >= deadline:
+                raise ServerError(f"server {server.address}: it is not known whether it has the published weights")
+            await asyncio.sleep(POLL_SECONDS)
+        self._check_present(server)
+
+    def _check_present(self, server: ServerRecord) -> None:
+        if reason := self._pool.departure(server.incarnation):
+            raise ServerError(f"server {server.address} left before its answer was used: {reason}")
+
     def _explain(self, failures: list[str]) -> str:
-        options = self._options
+        options, section = self._options, self._section
         if not failures:
             return (
-                f"rollout request: found no server in service for {options.request_timeout:g} s; allowed is "
-                "rollout.request_timeout; start servers, or raise it"
+                f"{section} request: found no server in service for {options.request_timeout:g} s; allowed is "
+                f"{section}.request_timeout; start servers, or raise it"
             )
         repeated = "\n".join(f"  {failure}" for failure in failures)
         return (
-            f"rollout request: {len(failures)} attempts failed (rollout.request_retries={options.request_retries}, "
-            f"rollout.request_timeout={options.request_timeout:g} s); mend the servers, or raise the limits\n{repeated}"
+            f"{section} request: {len(failures)} attempts failed ({section}.request_retries="
+            f"{options.request_retries}, {section}.request_timeout={options.request_timeout:g} s); mend the servers, "
+            f"or raise the limits\n{repeated}"
         )

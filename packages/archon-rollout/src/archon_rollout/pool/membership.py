@@ -36,6 +36,7 @@ class Member:
         failures: consecutive failed probes.
         reason: why it is suspect or out; empty otherwise.
         announced: whether the registry lists it.
+        drains: whether it left only by withdrawing, so it may still answer the requests that it has.
     """
 
     record: ServerRecord
@@ -44,6 +45,7 @@ class Member:
     failures: int = 0
     reason: str = ""
     announced: bool = True
+    drains: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class Membership:
             if name in records or not member.announced:
                 continue
             self._members[name] = replace(member, announced=False)
-            self._leave(name, self._why_unlisted(member, records), now)
+            self._leave(name, self._why_unlisted(member, records), now, drains=not self._is_restarted(member, records))
         for name, record in records.items():
             member = self._members.get(name)
             if member is None:
@@ -160,8 +162,20 @@ class Membership:
         return {name: m.record for name, m in self._members.items() if m.state in (*IN_SERVICE, "warming")}
 
     def failed(self, name: str, reason: str, now: float) -> None:
-        """A server failed a call that cannot be repeated: it is out at once."""
+        """A server failed a call that cannot be repeated: it is out at once, and answers no request any more."""
         self._leave(name, reason, now)
+        member = self._members.get(name)
+        if member is not None and member.drains:
+            self._members[name] = replace(member, drains=False, reason=reason)
+
+    def departure(self, name: str) -> str:
+        """Why the requests that a server has should go to others; empty while it may answer them."""
+        member = self._members.get(name)
+        if member is None:
+            return "it left"
+        if member.state in IN_SERVICE or member.drains:
+            return ""
+        return member.reason or f"it is {member.state}"
 
     def probed(self, results: Mapping[str, str], now: float) -> None:
         """Take over one round of probes.
@@ -200,6 +214,8 @@ class Membership:
         self._version = version
         for name, member in list(self._members.items()):
             if member.state not in (*IN_SERVICE, "warming"):
+                if member.drains and outcomes.get(name):
+                    self.failed(name, outcomes[name], now)
                 continue  # also a receiver that left during the publication
             if outcomes.get(name) != "":
                 self._leave(name, outcomes.get(name) or f"it took no part in the publication of {version}", now)
@@ -239,26 +255,33 @@ class Membership:
     def _enter(self, name: str, state: State, now: float, *, failures: int = 0, reason: str = "") -> None:
         member = self._members[name]
         since = member.since if member.state == state else now
-        self._members[name] = replace(member, state=state, since=since, failures=failures, reason=reason)
+        drains = member.drains and state in ("joining", "warming")
+        self._members[name] = replace(member, state=state, since=since, failures=failures, reason=reason, drains=drains)
 
-    def _leave(self, name: str, reason: str, now: float) -> None:
+    def _leave(self, name: str, reason: str, now: float, *, drains: bool = False) -> None:
         if self._state(name) in (None, "out"):
             return
+        drains = drains and self._state(name) in IN_SERVICE
         self._departures[name] = reason
         self._enter(name, "out", now, reason=reason)
+        self._members[name] = replace(self._members[name], drains=drains)
 
     def _set_version(self, name: str, version: int) -> None:
         member = self._members[name]
         self._members[name] = replace(member, record=replace(member.record, version=version))
 
     def _why_unlisted(self, member: Member, records: Mapping[str, ServerRecord]) -> str:
-        if any(record.address == member.record.address for record in records.values()):
+        if self._is_restarted(member, records):
             return "it was restarted: another incarnation has its address"
         return "it withdrew from the registry, or its entry expired"
+
+    def _is_restarted(self, member: Member, records: Mapping[str, ServerRecord]) -> bool:
+        return any(record.address == member.record.address for record in records.values())
 
     def _forget(self, now: float) -> None:
         """Drop servers that the registry no longer lists, once their departure has been reported for a while."""
         for name, member in list(self._members.items()):
-            if member.state == "out" and not member.announced and now >= member.since + self._rules.retry:
+            gone = member.state == "out" and not (member.announced or member.drains)
+            if gone and now >= member.since + self._rules.retry:
                 del self._members[name]
                 self._departures.pop(name, None)

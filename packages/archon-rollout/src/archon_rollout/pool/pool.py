@@ -11,14 +11,16 @@ import asyncio
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver, ServerRegistry
 from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.member_sources import MemberSources
 from archon_rollout.pool.membership import Member, Membership, MembershipRules, TopologyDecision
 from archon_rollout.pool.routing import Router
+from archon_rollout.pool.status_file import StatusFile
 
 POLL_SECONDS = 0.05
 
@@ -34,12 +36,14 @@ class PoolStatus:
         decision: the last decision.
         registry_error: why the registry could not be read last time; empty if it could.
         outstanding: outstanding tokens per incarnation.
+        version: of the weights in service.
     """
 
     members: Mapping[str, Member]
     decision: TopologyDecision
     registry_error: str
     outstanding: Mapping[str, int]
+    version: int = 0
 
 
 class Pool:
@@ -49,28 +53,36 @@ class Pool:
         registry: lists the servers.
         driver: calls them.
         options: how servers join and leave.
+        section: the section of ``options``, for messages.
         clock: seconds, never going back.
+        status_file: takes the status after every round.
     """
 
     def __init__(
         self,
-        registry: ServerRegistry,
+        registry: ServerRegistry | MemberSources,
         driver: ServerDriver,
         options: RolloutConfig,
         *,
+        section: str = "rollout",
         clock: Callable[[], float] = time.monotonic,
+        status_file: StatusFile | None = None,
     ) -> None:
-        self._registry, self._driver, self._options = registry, driver, options
+        self._sources = registry if isinstance(registry, MemberSources) else MemberSources([registry])
+        self._driver, self._options = driver, options
+        self._status_file = status_file
+        self._section = section
         self._clock = clock
         self._lock = threading.RLock()
-        cooldown = options.topology_change_cooldown_seconds
-        rules = MembershipRules(options.health_check_failure_threshold, cooldown, retry=max(cooldown, 1.0))
+        cooldown, interval = options.topology_change_cooldown_seconds, options.health_check_interval_seconds
+        rules = MembershipRules(options.health_check_failure_threshold, cooldown, retry=max(cooldown, interval))
         self._membership = Membership(rules)
         self._router = Router()
         self._decision = TopologyDecision(0)
         self._registry_error = ""
         self._open_to_newcomers = True
-        self._rebuild_requested = False
+        self._group: frozenset[str] = frozenset()
+        self._is_switching = False
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._crash: BaseException | None = None
@@ -93,17 +105,20 @@ class Pool:
             return self._membership.last_change
 
     def consume_group_rebuild_request(self) -> bool:
-        """Whether the members have changed since the last call."""
+        """Whether the next publication has other receivers than at the last call: servers left, or newcomers may join.
+        A newcomer counts after the cooldown only."""
         with self._lock:
-            requested, self._rebuild_requested = self._rebuild_requested, False
-            return requested
+            names = frozenset({**self._membership.in_service(), **self._membership.waiting(self._clock())})
+            changed, self._group = names != self._group, names
+            return changed
 
     def status(self) -> PoolStatus:
         """What the pool knows now."""
         with self._lock:
             members = dict(self._membership.members)
             outstanding = {name: self._router.load(name) for name in members}
-            return PoolStatus(members, self._decision, self._registry_error, outstanding)
+            version = self._membership.version
+            return PoolStatus(members, self._decision, self._registry_error, outstanding, version)
 
     def start(self) -> None:
         """Start watching in a thread."""
@@ -117,6 +132,8 @@ class Pool:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+            self._sources.close()
+            self._write_status(ended=True)
 
     def decide(self) -> TopologyDecision:
         """The servers of the next step, for rank 0 to broadcast. Call once per step.
@@ -127,7 +144,6 @@ class Pool:
         self._check_thread()
         with self._lock:
             self._decision = self._membership.decide(self._clock())
-            self._rebuild_requested |= self._decision.changed
             return self._decision
 
     def receivers(self) -> list[ServerRecord]:
@@ -145,9 +161,26 @@ class Pool:
         with self._lock:
             return not self._membership.in_service()
 
+    def switching(self) -> None:
+        """Servers switch to new weights from now on until ``committed``. What they answer meanwhile is not confirmed: a
+        server may label tokens with a version that other weights made."""
+        with self._lock:
+            self._is_switching = True
+
+    @property
+    def is_switching(self) -> bool:
+        """Whether it is open which servers have the weights that they claim."""
+        return self._is_switching
+
+    def departure(self, incarnation: str) -> str:
+        """Why the requests that a server has should go to others; empty while it may answer them."""
+        with self._lock:
+            return self._membership.departure(incarnation)
+
     def committed(self, version: int, outcomes: Mapping[str, str]) -> None:
         """A publication has ended; see ``Membership.committed``."""
         with self._lock:
+            self._is_switching = False
             self._membership.committed(version, outcomes, self._clock())
 
     def failed(self, incarnation: str, reason: str) -> None:
@@ -200,7 +233,12 @@ class Pool:
     async def refresh(self) -> None:
         """One round: read the registry and probe all servers."""
         await self._read_registry()
-        await self._probe_all()
+        await asyncio.gather(self._probe_all(), self._watch_draining())
+        await asyncio.to_thread(self._write_status)
+
+    def _write_status(self, *, ended: bool = False) -> None:
+        if self._status_file is not None:
+            self._status_file.write(self.status(), ended=ended)
 
     def _check_thread(self) -> None:
         if self._crash is not None:
@@ -220,17 +258,11 @@ class Pool:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _read_registry(self) -> None:
-        try:
-            listed = await asyncio.to_thread(self._registry.list)
-        except ServerError as error:
-            # An unreadable registry says nothing about the servers: probes and calls do.
-            with self._lock:
-                self._registry_error = str(error)
-            return
-        found = await asyncio.gather(*(self._identified(record) for record in listed.values()))
+        listing = await asyncio.to_thread(self._sources.read)
+        found = await asyncio.gather(*(self._identified(record) for record in listing.records))
         records = {record.incarnation: record for record in found if record is not None}
         with self._lock:
-            self._registry_error = ""
+            self._registry_error = listing.error
             known = self._membership.members
             if not self._open_to_newcomers:
                 records = {name: record for name, record in records.items() if name in known}
@@ -248,7 +280,7 @@ class Pool:
         except ServerError:
             found = None
         if found is not None:
-            return found
+            return replace(found, address=record.address)  # a server on 0.0.0.0 does not know how others reach it
         with self._lock:  # no answer: the probes decide about a server that is in service
             members = self._membership.members.values()
             return next((m.record for m in members if m.record.address == record.address and m.state != "out"), None)
@@ -262,6 +294,17 @@ class Pool:
         with self._lock:
             self._membership.probed(dict(zip(targets, errors, strict=True)), self._clock())
 
+    async def _watch_draining(self) -> None:
+        """Find out whether servers that withdrew still work on their requests. They accept no others, also no probe."""
+        with self._lock:
+            targets = {n: m.record for n, m in self._membership.members.items() if m.drains}
+        timeout = self._options.health_check_timeout_seconds
+        calls = (asyncio.to_thread(self._driver.state, record, timeout=timeout) for record in targets.values())
+        errors = await asyncio.gather(*(_error_of(call, timeout) for call in calls))
+        for name, error in zip(targets, errors, strict=True):
+            if error:
+                self.failed(name, f"it withdrew, and does not answer: {error}")
+
     async def _probe(self, server: ServerRecord) -> str:
         timeout = self._options.health_check_timeout_seconds
         request = GenerationRequest((PROBE_TOKEN,), GenerationConfig(max_new_tokens=1, greedy=True), (0,))
@@ -270,10 +313,10 @@ class Pool:
 
     def explain_lack(self, found: int) -> str:
         """The error of a run with too few servers: which ones left, and why."""
-        options = self._options
+        options, section = self._options, self._section
         lines = [
-            f"rollout servers: found {found} after {options.setup_timeout:g} s; allowed is at least "
-            f"rollout.min_servers={options.min_servers}; start servers, or raise rollout.setup_timeout"
+            f"{section} servers: found {found} after {options.setup_timeout:g} s; allowed is at least "
+            f"{section}.min_servers={options.min_servers}; start servers, or raise {section}.setup_timeout"
         ]
         with self._lock:
             for member in self._membership.members.values():

@@ -36,12 +36,18 @@ class PushedServers:
         self._failed_at: dict[str, float] = {}
         self._failures: dict[str, str] = {}
         self.version = 0
+        self.is_switching = False
 
     def update(self, servers: Sequence[ServerRecord], version: int) -> None:
         """See ``RemoteClient``."""
+        self.is_switching = False
         self._servers = {server.incarnation: server for server in servers}
         self._failed_at = {name: at for name, at in self._failed_at.items() if name in self._servers}
         self.version = version
+
+    def departure(self, incarnation: str) -> str:
+        """See ``Pool.departure``."""
+        return "" if incarnation in self._servers else "the trainer took it out of service"
 
     def failures(self) -> dict[str, str]:
         """See ``RemoteClient``."""
@@ -93,6 +99,10 @@ class PushedClient:
     def update(self, servers: Sequence[ServerRecord], version: int) -> None:
         """See ``RemoteClient``."""
         self._servers.update(servers, version)
+
+    def switching(self) -> None:
+        """See ``RemoteClient``."""
+        self._servers.is_switching = True
 
     def failures(self) -> dict[str, str]:
         """See ``RemoteClient``."""

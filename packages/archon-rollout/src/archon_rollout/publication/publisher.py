@@ -13,17 +13,17 @@ weights, whole new weights or out of service: no failure leads to anything else.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion
-from archon_core.contracts.serving import Outcome, ServerDriver, WeightBucket, WeightTransport
+from archon_core.contracts.serving import Outcome, ServerDriver, WeightTransport
 from archon_core.errors import ServerError
 from archon_core.receiving.checksum import bytes_of, checksum_of
-from archon_core.serving.manifest import WeightManifest, offsets_of, size_of_bucket
+from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
-from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan, receipt_problem
+from archon_core.serving.update import Receipt, UpdatePlan, notice_of, receipt_problem
 from archon_rollout.publication.attempt import Attempt, settled_state
 from archon_rollout.publication.canary import (
     TOLERANCE,
@@ -79,25 +79,28 @@ class Publisher:
         self._options = options
         self._published: WeightManifest | None = None  # the last version, with checksums
 
-    def publish(self, servers: Sequence[ServerRecord]) -> Publication:
+    def publish(self, servers: Sequence[ServerRecord], *, on_commit: Callable[[], None] | None = None) -> Publication:
         """Publish the current weights. Collective; every rank gets the same result.
 
         Args:
             servers: the servers that take part; only rank 0's count.
+            on_commit: called on rank 0 before servers switch. Until this method returns, it is open which of them label
+                tokens rightly.
 
         Raises:
             WeightsError: the engine is a critic.
         """
         attempt = Attempt(self._driver, servers, timeout=self._options.timeout) if self._ranks.is_first else None
         manifest = self._engine.weight_manifest(self._options.dtype)
-        buckets = self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype)
         if attempt is None:
-            for _ in buckets:  # this rank only sends its shards
-                pass
+            for _ in self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype):
+                pass  # this rank only sends its shards
         else:
-            manifest = self._transfer(attempt, manifest, buckets)
+            manifest = self._transfer(attempt, manifest)
             with attempt.phase("verify"):
                 self._verify(attempt, manifest)
+            if on_commit is not None:
+                on_commit()
             with attempt.phase("commit"):
                 self._commit(attempt, manifest.version)
         self._run_canary(attempt, manifest)
@@ -107,12 +110,17 @@ class Publisher:
         attempt.examine_failed(manifest.version)
         return self._ranks.broadcast(attempt.result(manifest))
 
+    def leave_groups(self) -> None:
+        """Let the next publication build its process groups anew, such as after servers left or joined."""
+        if self._transport is not None:
+            self._transport.abort()
+
     def close(self) -> None:
         """Free the transport's resources."""
         if self._transport is not None:
             self._transport.close()
 
-    def _transfer(self, attempt: Attempt, manifest: WeightManifest, buckets: Iterator[WeightBucket]) -> WeightManifest:
+    def _transfer(self, attempt: Attempt, manifest: WeightManifest) -> WeightManifest:
         """Prepare servers and send all buckets; returns the manifest with all checksums.
 
         All buckets are taken even if no server is left, because the other ranks send their shards.
@@ -123,6 +131,8 @@ class Publisher:
         with attempt.phase("prepare"):
             announced = replace(manifest, base_version=base.version if base else None)
             attempt.settle(transport.prepare(manifest.version, announced, attempt.servers))
+        memory = transport.memory() if attempt.servers else None
+        buckets = self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype, memory)
         known = {entry.name: entry.checksum for entry in base.tensors} if base else {}
         of_manifest = {entry.name: entry for entry in manifest.tensors}
         checksums: dict[str, str] = {}
@@ -131,19 +141,18 @@ class Publisher:
             pending, timing = None, (0, 0.0)
             start = time.perf_counter()
             for bucket in buckets:
-                own = {name: checksum_of(bytes_of(tensor.cpu())) for name, tensor in bucket.tensors.items()}
+                own = {name: checksum_of(bytes_of(tensor)) for name, tensor in bucket.tensors.items()}
                 checksums |= own
                 kept |= {name for name, checksum in own.items() if known.get(name) == checksum}
                 entries = tuple(
                     replace(of_manifest[name], checksum=checksum, encoding="kept" if name in kept else "full")
                     for name, checksum in own.items()
                 )
-                sent = [entry for entry in entries if entry.encoding == "full"]
-                notice = BucketNotice(manifest.version, bucket.index, entries, offsets_of(sent), size_of_bucket(sent))
+                notice = notice_of(manifest.version, bucket.index, entries)
                 gathered = time.perf_counter() - start
                 if pending is not None:
                     attempt.settle_bucket(transport, pending, *timing)
-                pending, timing = None, (sum(entry.n_bytes for entry in sent), gathered)
+                pending, timing = None, (sum(entry.n_bytes for entry, _ in notice.sent), gathered)
                 if attempt.servers:
                     pending = transport.send(bucket, notice)
                 start = time.perf_counter()

@@ -8,6 +8,9 @@ from typing import Literal
 
 from archon_core.serving.record import ServerRecord, ServerState
 
+SHOWN_BUCKETS = 16
+"""Buckets in a report; the metrics of a run count all."""
+
 Phase = Literal["prepare", "transfer", "verify", "commit", "canary"]
 
 
@@ -95,7 +98,7 @@ class Publication:
         }
 
     def describe(self) -> str:
-        """A report for the run's log: one line on the whole, then the slowest bucket and each failed server."""
+        """A report for the run's log: one line on the whole, then the waits per bucket and each failed server."""
         phases = ", ".join(f"{phase} {1000 * seconds:.0f} ms" for phase, seconds in self.seconds.items())
         lines = [
             f"published version {self.version} to {len(self.committed)} of {len(self.committed) + len(self.failed)} "
@@ -108,6 +111,12 @@ class Publication:
                 f"  longest wait: bucket {index}, {1000 * slowest.wait_seconds:.0f} ms for "
                 f"{slowest.n_bytes / 1e6:.1f} MB (gathered in {1000 * slowest.gather_seconds:.0f} ms)"
             )
+        if len(self.buckets) > 1:
+            shown = self.buckets[:SHOWN_BUCKETS]
+            pairs = [f"{1000 * one.gather_seconds:.0f}+{1000 * one.wait_seconds:.0f}" for one in shown]
+            more = len(self.buckets) - len(shown)
+            rest = f" and {more} more buckets" if more else ""
+            lines.append(f"  gathered + waited per bucket, in ms: {', '.join(pairs)}{rest}")
         for failed in self.failed:
             state = failed.state
             now = "does not answer" if state is None else f"says version {state.version}, paused {state.paused}"

@@ -16,6 +16,11 @@ from archon_core.errors import ServerError
 from archon_engine.compat import open_cuda_memory, share_cuda_memory
 
 
+def has_device_memory() -> bool:
+    """Whether this process has a device whose memory another process can open."""
+    return torch.cuda.is_available()
+
+
 class DeviceMemory(Protocol):
     """Allocates, exports and opens memory of one device."""
 
@@ -40,7 +45,7 @@ class CudaMemory:
     """
 
     def __init__(self) -> None:
-        if not torch.cuda.is_available():
+        if not has_device_memory():
             raise ServerError(
                 "weight transport ipc: found no CUDA device; trainer and server must share one; use "
                 "rollout.weight_transport=shm"

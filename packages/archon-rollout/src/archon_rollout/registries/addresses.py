@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from archon_core.contracts.serving import RegistryChange
-from archon_core.errors import ServerError
+from archon_core.errors import ConfigError, ServerError
 from archon_core.serving.change_log import ChangeLog
 from archon_core.serving.record import ServerRecord
 
@@ -20,11 +20,11 @@ class AddressRegistry:
 
     Args:
         addresses: ``host:port`` of every server.
-        kind: kind of the servers.
+        kind: kind of the servers; empty if only they know it.
         resolve: look up each host name at every ``list``, with one entry per address that it has.
     """
 
-    def __init__(self, addresses: Sequence[str], kind: str, *, resolve: bool = False) -> None:
+    def __init__(self, addresses: Sequence[str], kind: str = "", *, resolve: bool = False) -> None:
         for address in addresses:
             host, _, port = address.rpartition(":")
             if not host or not port.isdigit():
@@ -72,11 +72,20 @@ def _look_up(address: str) -> list[str]:
     return [f"[{name}]:{port}" if ":" in name else f"{name}:{port}" for name in hosts]
 
 
-def static_registry(config: Any, *, run: str) -> AddressRegistry:
+def static_registry(config: Any, *, run: str, addresses: Sequence[str] = ()) -> AddressRegistry:
     """The target of the ``static`` registry."""
-    return AddressRegistry(config.addresses, config.kind)
+    return AddressRegistry(addresses)
 
 
-def dns_registry(config: Any, *, run: str) -> AddressRegistry:
-    """The target of the ``dns`` registry."""
-    return AddressRegistry(config.addresses, config.kind, resolve=True)
+def dns_registry(config: Any, *, run: str, addresses: Sequence[str] = ()) -> AddressRegistry:
+    """The target of the ``dns`` registry.
+
+    Raises:
+        ConfigError: there are no names to look up.
+    """
+    if not addresses:
+        raise ConfigError(
+            "cluster.name_resolve.type: found dns without rollout.addresses; set rollout.addresses=[NAME:PORT] to the "
+            "host names to look up"
+        )
+    return AddressRegistry(addresses, resolve=True)

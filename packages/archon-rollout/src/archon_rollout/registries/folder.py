@@ -2,7 +2,9 @@
 
 A file holds the record, the time to live and a counter that every refresh raises. A reader compares the counter with
 what it saw before, by its own clock: an entry expires when the counter has stood still for its time to live. So the
-clocks of hosts and file servers may differ. A reader that starts takes every file for alive until then.
+clocks of hosts and file servers may differ. A reader that starts takes every file for alive until then, and so does one
+that could not read: servers could not write either. Readers delete files that expired long ago; a server that lives
+writes its file again.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ from archon_core.serving.record import ServerRecord
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SUFFIX = ".server.json"
 
+REMOVAL_SECONDS = 60.0
+"""Time after an entry's expiry at which a reader deletes its file."""
+
 
 class FolderRegistry:
     """Entries are files; implements ``contracts.serving.ServerRegistry``.
@@ -36,7 +41,8 @@ class FolderRegistry:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._clock = clock
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[str, tuple[str, float]] = {}
+        self._existed = self._was_unreadable = False
         self._log = ChangeLog()
 
     def announce(self, id: str, record: ServerRecord, ttl: float) -> FolderAnnouncement:
@@ -47,7 +53,7 @@ class FolderRegistry:
         """
         if not _ID.fullmatch(id):
             raise ServerError(f"registry id: found {id!r}; allowed are letters, digits, '.', '_' and '-'; rename it")
-        announcement = FolderAnnouncement(self._folder / f"{id}{_SUFFIX}", record, ttl)
+        announcement = FolderAnnouncement(self._path(id), record, ttl)
         announcement.refresh()
         return announcement
 
@@ -57,16 +63,27 @@ class FolderRegistry:
         Raises:
             ServerError: the folder or a file cannot be read.
         """
+        try:
+            found = self._read()
+        except ServerError:
+            self._was_unreadable = True
+            raise
         now = self._clock()
+        if self._was_unreadable:
+            self._seen = {id: (beat, now) for id, (beat, _) in self._seen.items()}
+            self._was_unreadable = False
         entries = {}
         seen = {}
-        for id, data in self._read().items():
+        for id, data in found.items():
             beat, since = self._seen.get(id, (None, now))
             if data["beat"] != beat:
                 since = now
             seen[id] = (data["beat"], since)
             if now < since + data["ttl"]:
                 entries[id] = ServerRecord.from_data(data["record"])
+            elif now >= since + data["ttl"] + REMOVAL_SECONDS:
+                with contextlib.suppress(OSError):
+                    self._path(id).unlink()
         self._seen = seen
         return entries
 
@@ -77,9 +94,18 @@ class FolderRegistry:
     def close(self) -> None:
         """Nothing to free."""
 
+    def _path(self, id: str) -> Path:
+        return self._folder / f"{id}{_SUFFIX}"
+
     def _read(self) -> dict[str, dict[str, Any]]:
+        if self._existed and not self._folder.exists():
+            # An unmounted share is no news about servers. Before the first entry there may be no folder yet.
+            raise ServerError(f"server registry {self._folder}: found no folder, and it had entries; mend the folder")
         try:
-            paths = sorted(self._folder.glob(f"*{_SUFFIX}")) if self._folder.is_dir() else []
+            paths = sorted(path for path in self._folder.iterdir() if path.name.endswith(_SUFFIX))
+            self._existed = True
+        except FileNotFoundError:
+            paths = []
         except OSError as error:
             raise ServerError(f"server registry {self._folder}: cannot list it: {error}; mend the folder") from error
         found = {}
@@ -121,10 +147,11 @@ class FolderAnnouncement:
             ) from error
 
     def withdraw(self) -> None:
-        """Remove the entry."""
+        """Remove the entry, unless a restarted server has taken it over."""
         self._withdrawn = True
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        with contextlib.suppress(OSError, ServerError):
+            if _load(self._path)["record"]["incarnation"] == self._record.incarnation:
+                self._path.unlink()
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -140,6 +167,6 @@ def _load(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def folder_registry(config: Any, *, run: str) -> FolderRegistry:
-    """The target of the ``folder`` registry: ``<root>/<run>``."""
-    return FolderRegistry(Path(config.folder).expanduser() / run)
+def folder_registry(config: Any, *, run: str, addresses: Sequence[str] = ()) -> FolderRegistry:
+    """The target of the ``folder`` registry: ``<nfs_record_root>/<run>/servers/announced``."""
+    return FolderRegistry(Path(config.nfs_record_root).expanduser() / run / "servers" / "announced")

@@ -74,6 +74,6 @@ class MemoryAnnouncement:
         self._registry.remove(self._id)
 
 
-def memory_registry(config: Any, *, run: str) -> MemoryRegistry:
-    """The target of the ``memory`` registry."""
+def memory_registry(config: Any, *, run: str, addresses: Sequence[str] = ()) -> MemoryRegistry:
+    """The target of the ``memory`` registry, which no other process sees."""
     return MemoryRegistry()

@@ -17,9 +17,11 @@ from archon_core.serving.http_client import call, call_async
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.model_folder import has_weights
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
+from archon_rollout.receiving.device_memory import has_device_memory
 from archon_rollout.server.environment import PARENT, TOKEN
-from archon_rollout.server.wire import read_completion, request_data
+from archon_rollout.server.wire import read_completion, read_scores, request_data
 
 
 class ServedDriver:
@@ -31,22 +33,28 @@ class ServedDriver:
         token: the run's secret.
     """
 
-    capabilities = ServerCapabilities(
-        transports=("shm", "disk", "distributed"),
-        pause_modes=("keep", "wait", "abort"),
-        staged=True,
-        checksums=True,
-        token_versions=True,
-        routed_experts=True,
-        interrupt=True,
-    )
-
     def __init__(self, config: Any, *, options: Any = None, token: str = "") -> None:
         self._config = config
         self._token = token
         # A server refuses a pause or resume that arrives after a later one of the same caller.
         self._caller = uuid.uuid4().hex
         self._sequence = itertools.count()
+
+    @property
+    def capabilities(self) -> ServerCapabilities:
+        """What our servers can do. They receive by ``ipc`` where there is a device whose memory they can open."""
+        on_device = ("ipc",) if has_device_memory() else ()
+        return ServerCapabilities(
+            transports=("shm", "disk", "distributed", *on_device),
+            pause_modes=("keep", "wait", "abort"),
+            staged=True,
+            checksums=True,
+            token_versions=True,
+            routed_experts=True,
+            interrupt=True,
+            scores=True,
+            score_temperatures=True,
+        )
 
     def launch(
         self,
@@ -58,10 +66,12 @@ class ServedDriver:
         port: int,
         dtype: str = "",
         model_spec: str = "",
+        frozen: bool = False,
     ) -> ServerLaunch:
         """The command that starts server ``index``."""
         tensor = layout.dims["t"]
-        path = Path(model) / "config.json" if Path(model).is_dir() and not has_weights(Path(model)) else model
+        empty = not frozen and Path(model).is_dir() and not has_weights(Path(model))
+        path = Path(model) / "config.json" if empty else model
         command = [sys.executable, "-P", "-m", "archon_core.cli", "serve", "--model", str(path), "--host", host]
         command += ["--port", str(port), "--layout", f"archon:t{tensor}"]
         command += ["--max-batch-size", str(self._config.max_batch_size)]
@@ -97,6 +107,17 @@ class ServedDriver:
         data = self._generate_data(requests, "")
         answer = call(server.address, "POST", "/generate", data, token=self._token, timeout=timeout)
         return self._read_results(server, answer, requests)
+
+    async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
+        """Log-probabilities of given tokens."""
+        data = {"sequences": request.sequences, "temperature": request.temperature}
+        answer = await call_async(server.address, "/score", data, token=self._token, timeout=timeout)
+        self._check_incarnation(server, answer)
+        return read_scores(answer).check(request, server.address)
+
+    def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
+        """The model that the server was started with."""
+        return ServedModelInfo.from_data(call(server.address, "GET", "/model", token=self._token, timeout=timeout))
 
     def pause(self, server: ServerRecord, mode: PauseMode, *, timeout: float) -> None:
         """Stop generation."""
@@ -151,13 +172,17 @@ class ServedDriver:
     def _read_results(
         self, server: ServerRecord, answer: Any, requests: Sequence[GenerationRequest]
     ) -> list[list[Completion]]:
-        if answer.get("incarnation") != server.incarnation:
-            raise ServerError(
-                f"server {server.address}: another incarnation answered: {answer.get('incarnation')}, not "
-                f"{server.incarnation}; the server was restarted"
-            )
+        self._check_incarnation(server, answer)
         results = [[read_completion(item) for item in samples] for samples in answer["results"]]
         found, expected = list(map(len, results)), [len(request.seeds) for request in requests]
         if found != expected:
             raise ServerError(f"server {server.address}: found {found} completions, expected {expected}")
         return results
+
+    @staticmethod
+    def _check_incarnation(server: ServerRecord, answer: Any) -> None:
+        if answer.get("incarnation") != server.incarnation:
+            raise ServerError(
+                f"server {server.address}: another incarnation answered: {answer.get('incarnation')}, not "
+                f"{server.incarnation}; the server was restarted"
+            )

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import os
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from archon_core.contracts.serving import (
     ClientRecipe,
     ServerDriver,
     ServerDriverSpec,
-    ServerRegistry,
     TransportContext,
     WeightTransportSpec,
 )
@@ -35,20 +32,26 @@ from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
+from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.failing_together import failing_together
+from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.membership import TopologyDecision
 from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
-from archon_rollout.registries.addresses import AddressRegistry
-from archon_rollout.registries.memory import MemoryRegistry
+from archon_rollout.receiving.device_memory import has_device_memory
+from archon_rollout.served.elastic_hooks import ElasticHooks
 from archon_rollout.served.launching import ServerProcesses
+from archon_rollout.served.member_sources import build_sources
 from archon_rollout.served.model_files import Architecture, write_architecture
 from archon_rollout.server.environment import TOKEN
+from archon_rollout.server.run_token import run_token
 from archon_rollout.stop_texts import cut_at_stop_text
+from archon_rollout.transports.broadcasting import BACKEND
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ CANARY = Canary(prompt_ids=(1, 2, 3))
 """Token ids that every vocabulary has."""
 
 
-class ServedEngine:
+class ServedEngine(ElasticHooks):
     """Samples on servers; implements ``contracts.rollout.InferenceEngine``. Every method is collective.
 
     Args:
@@ -64,28 +67,39 @@ class ServedEngine:
         trainer: provides the weights.
         folder: for logs of the servers; ``None`` for a temporary folder.
         options: the section of the kind of server, such as ``vllm``; ``None`` for its defaults.
+        discovery: where servers that the run does not start are listed; ``None`` for nowhere.
 
     Attributes:
+        decisions: what the engine chose.
         topology: the servers in service, the same on every rank.
         last_publication: how the last publication went, the same on every rank.
 
     Raises:
+        ConfigError: this kind of server does not receive weights by ``rollout.weight_transport``.
         ServerError: on every rank, if a server cannot be started or reached.
     """
 
     def __init__(
-        self, config: RolloutConfig, *, trainer: TrainEngine, folder: Path | None = None, options: Any = None
+        self,
+        config: RolloutConfig,
+        *,
+        trainer: TrainEngine,
+        folder: Path | None = None,
+        options: Any = None,
+        discovery: Discovery | None = None,
     ) -> None:
         table = backend_table((), inference_engines(registry()))
         self._layout = parse_layout(config.backend, backends=table, option="rollout.backend")
         self._kind = registry().get(ServerDriverSpec, self._layout.backend)
-        self._config = replace(config, weight_transport=self._transport_of(config))
+        transport, self.decisions = choose_transport(config.weight_transport, self._layout, self._kind, registry())
+        self._config = replace(config, weight_transport=transport)
         self._options = options
         self._trainer = trainer
         self._ranks = trainer.data_ranks.everyone
         self._paused = self._closed = False
         self._version = -1
         self._token = ""
+        self._on_switch: Callable[[], None] | None = None
         self._driver: ServerDriver | None = None
         self._processes: ServerProcesses | None = None
         self._pool: Pool | None = None
@@ -98,7 +112,7 @@ class ServedEngine:
             with failing_together(self._ranks):
                 if self._ranks.is_first:
                     folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
-                    self._start(folder)
+                    self._start(folder, discovery)
                 self._publisher = self._build_publisher(folder)
         except BaseException:
             self.close()
@@ -108,11 +122,6 @@ class ServedEngine:
     def version(self) -> int:
         """The version of the weights of the servers in service; -1 before the first ``update_weights``."""
         return self._version
-
-    @property
-    def target_server_addresses(self) -> list[str]:
-        """Addresses of the servers in service."""
-        return [record.address for record in self.topology.members.values()]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[list[Completion]]:
         """Completions per request, in the order of its seeds. Data ranks pass their own requests, possibly none.
@@ -176,6 +185,7 @@ class ServedEngine:
                 f"{self._kind.name} engine: found a request for weights of version {version}, but the trainer holds "
                 f"version {self._trainer.version}; publish its current weights"
             )
+        self.maybe_rebuild_weight_update_group()
         if version == self._version and not self._ranks.broadcast(
             self._pool is not None and self._pool.has_newcomers()
         ):
@@ -187,6 +197,17 @@ class ServedEngine:
         options = self._options and {"target": _name_of(type(self._options)), "fields": asdict(self._options)}
         data = {"driver": self._kind.name, "config": asdict(self._config), "options": options, "token": self._token}
         return ClientRecipe("archon_rollout.pool.remote:PushedClient", data)
+
+    def on_switch(self, call: Callable[[], None]) -> None:
+        """See ``contracts.serving.ServingEngine``."""
+        self._on_switch = call
+
+    def _switching(self) -> None:
+        """Servers switch now; rank 0 only."""
+        assert self._pool is not None
+        self._pool.switching()
+        if self._on_switch is not None:
+            self._on_switch()
 
     def servers(self) -> list[ServerRecord]:
         """See ``contracts.serving.ServingEngine``."""
@@ -213,21 +234,21 @@ class ServedEngine:
         if self._processes is not None:
             self._processes.stop()
 
-    def _start(self, folder: Path) -> None:
+    def _start(self, folder: Path, discovery: Discovery | None) -> None:
         """Start the servers, or connect to running ones, and watch them."""
-        self._token = os.environ.get(TOKEN) or secrets.token_urlsafe(24)
+        self._token = run_token(folder)
         self._driver = driver = self._kind.load()(self._config, options=self._options, token=self._token)
-        if self._config.addresses:
-            for address in self._config.addresses:
-                self._check_reachable(address)
-            servers: ServerRegistry = AddressRegistry(self._config.addresses, self._kind.name)
-        else:
+        started: list[ServerRecord] = []
+        for address in self._config.addresses:
+            self._check_reachable(address)
+        if not self._config.addresses:  # also for servers that others start with it
             self._architecture = write_architecture(self._trainer, folder / "model")
+        if self._config.starts_servers and self._architecture is not None:
             self._processes = ServerProcesses(driver, self._layout, model=self._architecture, folder=folder)
-            servers = MemoryRegistry()
-            for record in self._processes.start(timeout=self._config.setup_timeout):
-                servers.announce(record.incarnation, record, ttl=math.inf)
-        self._pool = Pool(servers, driver, self._config)
+            started = self._processes.start(timeout=self._config.setup_timeout)
+        sources = build_sources(started, self._config, discovery, kind=self._kind.name)
+        status_file = StatusFile(folder, self._config.health_check_interval_seconds)
+        self._pool = Pool(sources, driver, self._config, status_file=status_file)
         self._client = PoolClient(self._pool, driver, self._config)
         self._pool.start()
 
@@ -238,23 +259,6 @@ class ServedEngine:
                 f"rollout.addresses: found no {self._kind.name} server at {address}; start it, and give trainer and "
                 f"server the same secret ({TOKEN} of archon train and archon serve)"
             )
-
-    def _transport_of(self, config: RolloutConfig) -> str:
-        """The name of the weight transport.
-
-        Raises:
-            ConfigError: this kind of server does not receive by it.
-        """
-        allowed = self._kind.transports_for(self._layout)
-        if config.weight_transport is None:
-            return allowed[0]
-        spec = registry().get(WeightTransportSpec, config.weight_transport)
-        if spec.name not in allowed:
-            raise ConfigError(
-                f"rollout.weight_transport: found {config.weight_transport!r}; servers of {self._layout} receive "
-                f"weights by {', '.join(allowed)}; choose one"
-            )
-        return spec.name
 
     def _build_publisher(self, folder: Path | None) -> Publisher:
         config = self._config
@@ -268,6 +272,13 @@ class ServedEngine:
             return Publisher(self._trainer, None, None, options)
         assert config.weight_transport is not None
         transport = registry().get(WeightTransportSpec, config.weight_transport)
+        if transport.device and not has_device_memory():
+            allowed = self._kind.transports_for(self._layout)
+            others = [name for name in allowed if not registry().get(WeightTransportSpec, name).device]
+            raise ConfigError(
+                f"rollout.weight_transport: found {transport.name}, and no {transport.device} device; allowed here are "
+                f"{', '.join(others)}; choose one"
+            )
         context = TransportContext(
             self._driver,
             run=secrets.token_hex(4),
@@ -275,6 +286,7 @@ class ServedEngine:
             timeout=options.timeout,
             bucket_bytes=options.bucket_bytes,
             companions=self._architecture.folder if self._architecture is not None else None,
+            options={BACKEND: config.weight_group},
         )
         return Publisher(self._trainer, self._driver, transport.load()(context), options)
 
@@ -287,7 +299,7 @@ class ServedEngine:
             with failing_together(self._ranks):
                 if self._ranks.is_first:
                     receivers = self._wait_for_receivers()
-            publication = self._publisher.publish(receivers)
+            publication = self._publisher.publish(receivers, on_commit=self._switching)
             self.last_publication = publication
             with failing_together(self._ranks):
                 if self._ranks.is_first:
@@ -300,8 +312,8 @@ class ServedEngine:
     def _wait_for_receivers(self) -> list[ServerRecord]:
         """The servers of the next publication; rank 0 only."""
         assert self._pool is not None
-        if self._processes is not None and self._pool.is_empty():
-            self._processes.check()  # nobody else could join; the ends of the logs say why
+        if self._processes is not None and self._pool.is_empty() and not self._pool.has_newcomers():
+            self._processes.check()  # the ends of the logs say why
         return self._pool.wait_for_receivers()
 
     def _take_over(self, publication: Publication, *, late: bool) -> TopologyDecision:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -54,13 +55,29 @@ class ServerProcesses:
         layout: ``d`` servers.
         model: what they serve.
         folder: for their logs.
+        frozen: whether they keep the weights of the model's folder.
+        option: section of the servers, for messages.
+        devices_before: devices of this machine after the trainer's that other servers use.
     """
 
-    def __init__(self, driver: ServerDriver, layout: Layout, *, model: Architecture, folder: Path) -> None:
+    def __init__(
+        self,
+        driver: ServerDriver,
+        layout: Layout,
+        *,
+        model: Architecture,
+        folder: Path,
+        frozen: bool = False,
+        option: str = "rollout",
+        devices_before: int = 0,
+    ) -> None:
         self._driver = driver
         self._layout = layout
         self._model = model
         self._folder = folder
+        self._frozen = frozen
+        self._option = option
+        self._devices_before = devices_before
         self._processes: list[_Process] = []
 
     def start(self, *, timeout: float) -> list[ServerRecord]:
@@ -109,11 +126,14 @@ class ServerProcesses:
             port=port,
             dtype=self._model.dtype,
             model_spec=self._model.model_spec,
+            frozen=self._frozen,
         )
         outer = {name: value for name, value in os.environ.items() if not _is_of_a_rank(name)}
         guarded = () if launch.ends_with_parent else (sys.executable, "-I", guard.__file__, str(os.getpid()))
         log = self._folder / f"server-{index}.log"
         with log.open("wb") as output:
+            output.write(f"{shlex.join(launch.command)}\n".encode())  # secrets are in the environment
+            output.flush()
             process = subprocess.Popen(
                 [*guarded, *launch.command],
                 env={**outer, **launch.environment, **self._devices(index, launch.n_processes)},
@@ -136,8 +156,8 @@ class ServerProcesses:
             passed = time.monotonic() - start
             if passed > timeout:
                 raise ServerError(
-                    f"server {index} was not ready within {timeout:g} s; raise rollout.setup_timeout, or read its log "
-                    f"{process.log}:\n{_last_lines(process.log)}"
+                    f"server {index} was not ready within {timeout:g} s; raise {self._option}.setup_timeout, or read "
+                    f"its log {process.log}:\n{_last_lines(process.log)}"
                 )
             time.sleep(min(LONGEST_POLL_SECONDS, max(POLL_SECONDS, passed / 10)))
 
@@ -148,21 +168,20 @@ class ServerProcesses:
             f"{_last_lines(started.log)}"
         )
 
-    @staticmethod
-    def _devices(index: int, n_processes: int) -> dict[str, str]:
+    def _devices(self, index: int, n_processes: int) -> dict[str, str]:
         """The devices of a server: those after the trainer's ranks. Empty without GPUs."""
         import torch
 
         if not torch.cuda.is_available():
             return {}
-        first = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + index * n_processes
+        first = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) + self._devices_before + index * n_processes
         names = os.environ.get("CUDA_VISIBLE_DEVICES")
         known = names.split(",") if names else [str(number) for number in range(torch.cuda.device_count())]
         chosen = known[first : first + n_processes]
         if len(chosen) < n_processes:
             raise ConfigError(
-                f"rollout.backend: found {len(known)} devices on this machine; server {index} needs {n_processes} "
-                f"after the first {first}; use fewer servers, or fewer ranks of the trainer"
+                f"{self._option}.backend: found {len(known)} devices on this machine; server {index} needs "
+                f"{n_processes} after the first {first}; use fewer servers, or fewer ranks of the trainer"
             )
         return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}
 

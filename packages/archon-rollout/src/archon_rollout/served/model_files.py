@@ -12,12 +12,12 @@ from archon_engine.models.hf_config import config_file
 
 @dataclass(frozen=True)
 class Architecture:
-    """The model that servers serve before they get weights.
+    """The model that servers serve: an architecture, or frozen weights.
 
     Attributes:
-        folder: has ``config.json``.
-        dtype: the trainer's compute dtype.
-        model_spec: name of the trainer's ``ModelSpec``; empty if its engine has none.
+        folder: has ``config.json``; for frozen weights a checkpoint folder or hub id.
+        dtype: compute dtype; empty for the servers' default.
+        model_spec: name of the ``ModelSpec`` that runs it; empty for the one that serves its type.
     """
 
     folder: Path

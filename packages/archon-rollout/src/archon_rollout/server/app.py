@@ -24,10 +24,12 @@ from archon_core.contracts.rollout import Completion
 from archon_core.errors import ArchonError, DataError, ServerError
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode
+from archon_core.serving.scores import Scores
 from archon_core.serving.update import BucketNotice, UpdatePlan
-from archon_rollout.server.decode_thread import Ticket
+from archon_core.serving.wire import to_data
+from archon_rollout.server.decode_thread import ScoringTicket, Ticket
 from archon_rollout.server.service import ConflictError, Service, UnavailableError, error_data
-from archon_rollout.server.wire import check_fields, completion_data, parse_generate
+from archon_rollout.server.wire import check_fields, completion_data, parse_generate, parse_score
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +115,21 @@ async def completions_of(request: Request, service: Service, tickets: Sequence[T
     Raises:
         ClientDisconnect: it did.
     """
-    results = asyncio.gather(*(asyncio.wrap_future(ticket.completions) for ticket in tickets))
+    return await _answers(request, service, tickets)
+
+
+async def scores_of(request: Request, service: Service, ticket: ScoringTicket) -> Scores:
+    """The scores of a ticket. Drops the request if the caller closes the connection.
+
+    Raises:
+        ClientDisconnect: it did.
+    """
+    [scores] = await _answers(request, service, [ticket])
+    return scores
+
+
+async def _answers(request: Request, service: Service, tickets: Sequence[Any]) -> list[Any]:
+    results = asyncio.gather(*(asyncio.wrap_future(ticket.answer) for ticket in tickets))
     gone = asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((results, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -151,6 +167,14 @@ def _own_routes(service: Service) -> list[Route]:
             "results": [[completion_data(completion) for completion in samples] for samples in results],
         }
         return JSONResponse(answer)
+
+    async def score(request: Request) -> Response:
+        ticket = service.score(parse_score(await read_json(request)))
+        scores = await scores_of(request, service, ticket)
+        return JSONResponse({"incarnation": service.record.incarnation, **to_data(scores)})
+
+    async def model(_: Request) -> Response:
+        return JSONResponse((await service.describe_model()).as_data())
 
     async def pause(data: dict[str, Any]) -> None:
         mode = data.get("mode", "keep")
@@ -198,7 +222,9 @@ def _own_routes(service: Service) -> list[Route]:
     return [
         Route("/health", health),
         Route("/state", answers_errors(state)),
+        Route("/model", answers_errors(model)),
         Route("/generate", answers_errors(generate), methods=["POST"]),
+        Route("/score", answers_errors(score), methods=["POST"]),
         control("/pause", pause, mode=str),
         control("/resume", resume),
         control("/abort", abort, request_ids=list[str] | None),

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.serving.record import PauseMode
+from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.decode_rows import NewToken
 
 
@@ -27,8 +28,21 @@ class Submit:
 
 
 @dataclass(frozen=True)
+class Score:
+    """Compute log-probabilities of given tokens.
+
+    Attributes:
+        number: unique among the server's requests of both kinds.
+        request: the sequences, which were checked.
+    """
+
+    number: int
+    request: ScoringRequest
+
+
+@dataclass(frozen=True)
 class Abort:
-    """End requests with the tokens that they have; ``None`` ends all."""
+    """End requests with the tokens that they have, and drop requests for scores; ``None`` ends all."""
 
     numbers: frozenset[int] | None = None
 
@@ -62,7 +76,7 @@ class Stop:
     """End the loop."""
 
 
-Command = Submit | Abort | Pause | Resume | Commit | BuildCopy | Stop
+Command = Submit | Score | Abort | Pause | Resume | Commit | BuildCopy | Stop
 
 
 @dataclass
@@ -71,12 +85,14 @@ class Results:
 
     Attributes:
         finished: number of a request -> its completions.
+        scores: number of a request -> its scores.
         failed: number of a request -> the error that ended it.
         tokens: new tokens of requests that stream; ``sample.request`` is the request's number.
         n_tokens: number of tokens in ``finished``.
     """
 
     finished: dict[int, list[Completion]] = field(default_factory=dict)
+    scores: dict[int, Scores] = field(default_factory=dict)
     failed: dict[int, Exception] = field(default_factory=dict)
     tokens: list[NewToken] = field(default_factory=list)
     n_tokens: int = 0

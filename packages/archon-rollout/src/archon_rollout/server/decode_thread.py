@@ -20,9 +20,22 @@ from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ArchonError, ServerError
 from archon_core.ranks.ranks import Ranks
 from archon_core.serving.record import PauseMode
+from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.decode_rows import NewToken
-from archon_rollout.server.commands import Abort, BuildCopy, Command, Commit, Pause, Results, Resume, Stop, Submit
+from archon_rollout.server.commands import (
+    Abort,
+    BuildCopy,
+    Command,
+    Commit,
+    Pause,
+    Results,
+    Resume,
+    Score,
+    Stop,
+    Submit,
+)
 from archon_rollout.server.serving_loop import ServingLoop
+from archon_rollout.server.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +62,29 @@ class Ticket:
     completions: Future[list[Completion]]
     on_tokens: OnTokens | None = None
 
+    @property
+    def answer(self) -> Future[list[Completion]]:
+        """Done when the request ends."""
+        return self.completions
+
+
+@dataclass(frozen=True)
+class ScoringTicket:
+    """A request for scores in progress.
+
+    Attributes:
+        number: of the request.
+        scores: done when they are computed; its exception is the error that ended the request.
+    """
+
+    number: int
+    scores: Future[Scores]
+
+    @property
+    def answer(self) -> Future[Scores]:
+        """Done when the request ends."""
+        return self.scores
+
 
 class DecodeThread(threading.Thread):
     """Generates until ``stop``.
@@ -68,8 +104,11 @@ class DecodeThread(threading.Thread):
         self._inbox: queue.SimpleQueue[list[tuple[Command, Future[None]]]] = queue.SimpleQueue()
         self._numbers = itertools.count()
         self._tickets: dict[int, Ticket] = {}
+        self._scoring: dict[int, ScoringTicket] = {}
         self._pausing: list[Future[None]] = []
+        self._executing: list[tuple[Command, Future[None]]] = []
         self._failure: BaseException | None = None
+        self._throughput = Throughput()
         self._unreported = 0
         self._reported_at = time.monotonic()
 
@@ -81,7 +120,12 @@ class DecodeThread(threading.Thread):
     @property
     def n_requests(self) -> int:
         """Number of unfinished requests."""
-        return len(self._tickets)
+        return len(self._tickets) + len(self._scoring)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Throughput of the last seconds."""
+        return self._throughput.rate
 
     @property
     def switch_seconds(self) -> float:
@@ -106,6 +150,13 @@ class DecodeThread(threading.Thread):
             )
         )
         return tickets
+
+    def score(self, request: ScoringRequest) -> ScoringTicket:
+        """Compute the scores of a request, which was checked, between two steps of generation."""
+        ticket = ScoringTicket(next(self._numbers), _future())
+        self._scoring[ticket.number] = ticket
+        self._send(Score(ticket.number, request))
+        return ticket
 
     def abort(self, numbers: Sequence[int] | None) -> Future[None]:
         """End requests with the tokens that they have; ``None`` ends all."""
@@ -150,7 +201,7 @@ class DecodeThread(threading.Thread):
 
     def _turn(self) -> bool:
         """One exchange of commands and one step; false after ``Stop``."""
-        received = self._receive()
+        received = self._executing = self._receive()
         commands = self._ranks.broadcast([command for command, _ in received])
         if any(isinstance(command, Stop) for command in commands):
             self._fail(ServerError("the server is shutting down; send the request to another one"))
@@ -166,6 +217,7 @@ class DecodeThread(threading.Thread):
             for done in self._pausing:
                 done.set_result(None)
             self._pausing = []
+        self._executing = []
         return True
 
     def _receive(self) -> list[tuple[Command, Future[None]]]:
@@ -181,8 +233,12 @@ class DecodeThread(threading.Thread):
     def _deliver(self, results: Results) -> None:
         for number, completions in results.finished.items():
             self._tickets.pop(number).completions.set_result(completions)
+        for number, scores in results.scores.items():
+            self._scoring.pop(number).scores.set_result(scores)
         for number, error in results.failed.items():
-            self._tickets.pop(number).completions.set_exception(error)
+            scoring = self._scoring.pop(number, None)
+            waiting = self._tickets.pop(number).completions if scoring is None else scoring.scores
+            waiting.set_exception(error)
             logger.warning("request failed: %s", error)
         for number, tokens in itertools.groupby(results.tokens, key=lambda new: new.sample.request):
             ticket = self._tickets.get(number)  # a finished request has all its tokens already
@@ -191,6 +247,8 @@ class DecodeThread(threading.Thread):
         self._report(results.n_tokens)
 
     def _report(self, n_tokens: int) -> None:
+        if n_tokens:
+            self._throughput.add(n_tokens)
         self._unreported += n_tokens
         now = time.monotonic()
         if now - self._reported_at < REPORT_SECONDS:
@@ -209,7 +267,12 @@ class DecodeThread(threading.Thread):
             if not ticket.completions.done():
                 ticket.completions.set_exception(shown)
         self._tickets.clear()
-        waiting = [done for _, done in self._drain()] + self._pausing
+        for scoring in list(self._scoring.values()):
+            if not scoring.scores.done():
+                scoring.scores.set_exception(shown)
+        self._scoring.clear()
+        # Also the commands that this turn had taken from the inbox: whoever sent them waits for their end.
+        waiting = [done for _, done in [*self._executing, *self._drain()]] + self._pausing
         for done in waiting:
             if not done.done():
                 done.set_exception(shown)

@@ -13,9 +13,12 @@ from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout import Layout, backend_table, parse_layout
 from archon_core.models.end_tokens import EndTokens, end_tokens, folder_ends
 from archon_core.plugins import registry
+from archon_core.serving.scores import ServedModelInfo
+from archon_engine.checkpoint.fingerprint import checkpoint_fingerprint
 from archon_engine.models.hf_config import checkpoint_folder
 from archon_engine.models.tokenizer import read_tokenizer
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
+from archon_rollout.model_limits import ModelLimits
 
 CONFIG_SUFFIX = ".json"
 
@@ -59,6 +62,11 @@ class ServedModel:
     def load_empty(self, layout: Layout) -> TrainEngine:
         """An engine of the same model whose weights do not matter. Collective over the ranks of the layout."""
         return _initialized(replace(self.config, init_from_scratch=self.folder is not None), layout)
+
+    def describe(self, limits: ModelLimits, version: int) -> ServedModelInfo:
+        """The model and its limits, for clients that need to know what they talk to. Reads the checkpoint's files."""
+        fingerprint = "" if self.folder is None else checkpoint_fingerprint(self.folder)
+        return ServedModelInfo(self.name, version, limits.vocab_size, limits.max_positions, fingerprint)
 
     def text_parts(self) -> tuple[Any, EndTokens] | None:
         """The tokenizer, and the tokens that end a completion; ``None`` without a tokenizer."""

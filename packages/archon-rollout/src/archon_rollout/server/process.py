@@ -6,6 +6,7 @@ The first Ctrl-C, or SIGTERM, closes the address and lets requests finish; the s
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import logging
 import os
@@ -30,6 +31,9 @@ from archon_core.ranks.ranks import Ranks
 from archon_core.serving.record import ServerRecord
 from archon_engine.checkpoint.publication import publish_text
 from archon_rollout.model_limits import model_limits
+from archon_rollout.registries.announcer import Announcer
+from archon_rollout.registries.run_place import RunPlace
+from archon_rollout.server.address import advertised
 from archon_rollout.server.app import build_app
 from archon_rollout.server.decode_thread import DecodeThread
 from archon_rollout.server.environment import PARENT, TOKEN
@@ -38,6 +42,7 @@ from archon_rollout.server.openai_app import openai_routes
 from archon_rollout.server.openai_text import TextSide
 from archon_rollout.server.parent import end_with
 from archon_rollout.server.rank_updates import RankUpdates
+from archon_rollout.server.run_token import run_token
 from archon_rollout.server.service import Service
 from archon_rollout.server.serving_loop import ServingLoop
 from archon_rollout.server.weight_copies import NO_WEIGHTS, EngineCopies, ServedWeights
@@ -61,6 +66,9 @@ class ServeOptions:
         version: version of the model's weights.
         record: file to write the server's record to when it is ready; ``None`` for none.
         drain_seconds: time for requests to finish after the first Ctrl-C.
+        run: the run whose trainer may use the server; ``None`` for none.
+        announce_host: name under which others reach this machine; ``None`` for the address that it listens on.
+        announce_ttl: seconds after which the entry in the registry expires without a refresh.
     """
 
     model: ServedModel
@@ -71,6 +79,9 @@ class ServeOptions:
     version: int = 0
     record: Path | None = None
     drain_seconds: float = 30.0
+    run: RunPlace | None = None
+    announce_host: str | None = None
+    announce_ttl: float = 15.0
 
     @property
     def first_version(self) -> int:
@@ -126,13 +137,13 @@ def _serve(
     options: ServeOptions, listener: socket.socket, ranks: Ranks, followers: list[subprocess.Popen[str]]
 ) -> None:
     start = time.perf_counter()
-    given = os.environ.get(TOKEN)
+    given = os.environ.get(TOKEN) if options.run is None else run_token(options.run.servers)
     token = given or secrets.token_urlsafe(24)
     active = options.model.load(options.layout)
     copies = EngineCopies(active, lambda: options.model.load_empty(options.layout))
     incarnation = ranks.broadcast(uuid.uuid4().hex)
     weights = ServedWeights(copies, version=options.first_version, incarnation=incarnation)
-    address = _address(listener)
+    address = advertised(*listener.getsockname()[:2], host=options.announce_host)
     record = ServerRecord(
         address=address,
         incarnation=incarnation,
@@ -147,8 +158,10 @@ def _serve(
     text = TextSide.of(options.model, limits)
     # Stop texts are found by every rank, and the others have no tokenizer.
     decode_text = text.tokenizer.decode if text.tokenizer is not None and ranks.size == 1 else None
-    service = Service(decode, weights, RankUpdates(weights, followers), limits, record, decode_text)
+    describe = functools.cache(lambda: options.model.describe(limits, options.first_version))
+    service = Service(decode, weights, RankUpdates(weights, followers), limits, record, decode_text, describe)
     app = build_app(service, token=token, more_routes=openai_routes(service, text))
+    announcer = _announcer(options, service)
     decode.start()
     if not given:
         logger.info("token: %s (send it as 'Authorization: Bearer TOKEN'; set %s to choose one)", token, TOKEN)
@@ -161,14 +174,31 @@ def _serve(
         logger.info("ready: http://%s (model %s, %s, %.1f s)", address, options.model.name, what, seconds)
         if options.record is not None:
             publish_text(options.record, json.dumps(record.as_data()) + "\n")
+        if announcer is not None:
+            announcer.start()
+
+    def withdraw() -> None:
+        if announcer is not None:
+            announcer.stop()
 
     try:
-        server.run_until_signal(app, service, listener, announce)
+        server.run_until_signal(app, service, listener, announce, withdraw)
     finally:
+        withdraw()
+        if announcer is not None and announcer.is_alive():
+            announcer.join(timeout=10)
         decode.stop()
         decode.join(timeout=10)
     if server.failure is not None:
         raise TrainingError(f"archon serve: generation failed: {server.failure!r}") from server.failure
+
+
+def _announcer(options: ServeOptions, service: Service) -> Announcer | None:
+    """The thread that will announce the server, if a run may use it."""
+    if options.run is None:
+        return None
+    registry = options.run.discovery.open()
+    return Announcer(registry, lambda: service.record, ttl=options.announce_ttl, place=options.run.described)
 
 
 class _Server:
@@ -180,13 +210,18 @@ class _Server:
         self.failure: BaseException | None = None
 
     def run_until_signal(
-        self, app: ASGIApp, service: Service, listener: socket.socket, announce: Callable[[], None]
+        self,
+        app: ASGIApp,
+        service: Service,
+        listener: socket.socket,
+        announce: Callable[[], None],
+        withdraw: Callable[[], None],
     ) -> None:
-        """Serve on ``listener``; calls ``announce`` once requests are accepted."""
+        """Serve on ``listener``; calls ``announce`` once requests are accepted, and ``withdraw`` before the end."""
         # uvicorn handles the signals while it runs, then raises them again for these handlers.
         before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=120)
-        self._uvicorn = _Draining(config, service, announce, drain_seconds=self._options.drain_seconds)
+        self._uvicorn = _Draining(config, service, announce, withdraw, drain_seconds=self._options.drain_seconds)
         if self.failure is not None:
             self._uvicorn.should_exit = True
         try:
@@ -206,11 +241,18 @@ class _Draining(uvicorn.Server):
     """Announces the start, and finishes requests at the end."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, announce: Callable[[], None], *, drain_seconds: float
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        announce: Callable[[], None],
+        withdraw: Callable[[], None],
+        *,
+        drain_seconds: float,
     ) -> None:
         super().__init__(config)
         self._service = service
         self._announce = announce
+        self._withdraw = withdraw
         self._drain_seconds = drain_seconds
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -219,6 +261,7 @@ class _Draining(uvicorn.Server):
             self._announce()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._withdraw()  # first: no trainer should choose a server that drains
         n_requests = self._service.end()
         if n_requests:
             logger.info("finishing %d requests; press Ctrl-C again to abandon them", n_requests)
@@ -246,11 +289,6 @@ def bind(host: str, port: int) -> socket.socket:
         ) from error
     listener.set_inheritable(True)
     return listener
-
-
-def _address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _log_to_stderr() -> None:

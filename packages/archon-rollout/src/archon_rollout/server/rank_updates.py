@@ -14,7 +14,7 @@ from archon_rollout.server.weight_copies import ServedWeights
 
 T = TypeVar("T")
 
-ONE_RANK_TRANSPORTS = ("distributed",)
+ONE_RANK_TRANSPORTS = ("distributed", "ipc")
 """Transports whose receiving end is the first rank alone."""
 
 

@@ -13,11 +13,13 @@ from archon_core.contracts.rollout import GenerationRequest
 from archon_core.errors import ArchonError, ServerError
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerRecord, ServerState
+from archon_core.serving.scores import ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_rollout.model_limits import ModelLimits
 from archon_rollout.requests import check_requests
-from archon_rollout.server.decode_thread import DecodeThread, OnTokens, Ticket
+from archon_rollout.server.decode_thread import DecodeThread, OnTokens, ScoringTicket, Ticket
 from archon_rollout.server.rank_updates import RankUpdates
+from archon_rollout.server.scoring import check_scoring
 from archon_rollout.server.weight_copies import ServedWeights
 
 logger = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class Service:
         limits: of the model.
         record: how the server presents itself; its version is that at the start.
         decode_text: token ids -> text with special tokens, to find ``stop`` texts; ``None`` without a tokenizer.
+        describe: the model that the server was started with.
     """
 
     def __init__(
@@ -53,12 +56,14 @@ class Service:
         limits: ModelLimits,
         record: ServerRecord,
         decode_text: Callable[[Sequence[int]], str] | None = None,
+        describe: Callable[[], ServedModelInfo] | None = None,
     ) -> None:
         self._decode = decode
         self._weights = weights
         self._receiving = updates
         self._record = record
         self._decode_text = decode_text
+        self._describe = describe or (lambda: ServedModelInfo(""))
         self.limits = limits
         # One thread, so that the calls of an update, and its commit, never overlap.
         self._updates = ThreadPoolExecutor(1, "archon-update")
@@ -81,6 +86,7 @@ class Service:
             prepared=self._weights.updates.prepared,
             updating=self._weights.updates.updating,
             running=self._decode.n_requests,
+            tokens_per_second=round(self._decode.tokens_per_second, 1),
         )
 
     def submit(
@@ -97,10 +103,7 @@ class Service:
             UnavailableError: the server is ending, or has no weights.
             ConfigError, DataError, ModelError: see ``requests.check_requests``.
         """
-        if self._is_ending:
-            raise UnavailableError("the server is shutting down; send the request to another one")
-        if not self._weights.is_usable:
-            raise UnavailableError("the server has no weights yet; publish a version first")
+        self._check_available()
         if self._decode_text is not None:
             requests = [replace(one, decode=self._decode_text) if one.config.stop else one for one in requests]
         check_requests(requests, self.limits)
@@ -109,13 +112,34 @@ class Service:
             self._by_id.setdefault(request_id, []).extend(tickets)
         return tickets
 
+    def score(self, request: ScoringRequest) -> ScoringTicket:
+        """Start a request for scores after checking it.
+
+        Raises:
+            UnavailableError: the server is ending, or has no weights.
+            DataError, ModelError: see ``scoring.check_scoring``.
+        """
+        self._check_available()
+        check_scoring(request, self.limits)
+        return self._decode.score(request)
+
+    async def describe_model(self) -> ServedModelInfo:
+        """The model that the server was started with."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._describe)
+
+    def _check_available(self) -> None:
+        if self._is_ending:
+            raise UnavailableError("the server is shutting down; send the request to another one")
+        if not self._weights.is_usable:
+            raise UnavailableError("the server has no weights yet; publish a version first")
+
     def forget(self, request_id: str) -> None:
         """Drop the id of a request that was answered."""
         self._by_id.pop(request_id, None)
 
-    def cancel(self, tickets: Sequence[Ticket]) -> None:
+    def cancel(self, tickets: Sequence[Ticket | ScoringTicket]) -> None:
         """End requests whose caller has gone."""
-        unfinished = [ticket.number for ticket in tickets if not ticket.completions.done()]
+        unfinished = [ticket.number for ticket in tickets if not ticket.answer.done()]
         if unfinished:
             self._decode.abort(unfinished)
 

@@ -7,6 +7,7 @@ collectives.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
@@ -16,7 +17,8 @@ from archon_core.serving.record import PauseMode
 from archon_rollout.admission import Sample
 from archon_rollout.generation_loop import GenerationLoop
 from archon_rollout.requests import samples_of
-from archon_rollout.server.commands import Abort, BuildCopy, Command, Commit, Pause, Results, Resume, Submit
+from archon_rollout.server.commands import Abort, BuildCopy, Command, Commit, Pause, Results, Resume, Score, Submit
+from archon_rollout.server.scoring import score
 from archon_rollout.server.weight_copies import ServedWeights
 
 
@@ -36,6 +38,7 @@ class ServingLoop:
         self._loop = self._new_loop()
         self._completions: dict[int, list[Completion]] = {}
         self._missing: dict[int, int] = {}
+        self._to_score: deque[Score] = deque()
         self._pause: PauseMode | None = None
         self.switch_seconds = 0.0
         """Duration of the last switch of weights, in which no token was generated."""
@@ -47,15 +50,23 @@ class ServingLoop:
 
     @property
     def has_work(self) -> bool:
-        """Whether ``step`` would generate a token."""
+        """Whether ``run`` would generate a token or score a request."""
+        return self._generates or self._scores
+
+    @property
+    def _generates(self) -> bool:
         if self.is_paused:
             return False
         return self._loop.n_running > 0 or (self._loop.n_waiting > 0 and self._pause is None)
 
     @property
+    def _scores(self) -> bool:
+        return bool(self._to_score) and not self.is_paused
+
+    @property
     def n_requests(self) -> int:
         """Number of unfinished requests."""
-        return len(self._completions)
+        return len(self._completions) + len(self._to_score)
 
     @property
     def n_running(self) -> int:
@@ -68,11 +79,14 @@ class ServingLoop:
         return self._loop.n_waiting
 
     def run(self, commands: Iterable[Command]) -> Results:
-        """Execute ``commands``, then one step."""
+        """Execute ``commands``, then one step, then one request for scores.
+
+        Generation and scoring take turns, so that neither waits until the other has nothing to do.
+        """
         results = Results()
         for command in commands:
             self._execute(command, results)
-        if self.has_work:
+        if self._generates:
             try:
                 progress = self._loop.step(admits=self._pause is None)
             except ArchonError as error:
@@ -80,6 +94,8 @@ class ServingLoop:
             else:
                 results.tokens = progress.tokens
                 self._finish(progress.finished, results)
+        if self._scores:
+            self._score(self._to_score.popleft(), results)
         return results
 
     def close(self) -> None:
@@ -96,12 +112,14 @@ class ServingLoop:
                     self._loop.submit(number, request.prompt_ids, samples)
                 else:
                     results.finished[number] = completions
+            case Score():
+                self._to_score.append(command)
             case Abort(numbers):
-                self._abort(self._completions.keys() if numbers is None else numbers, results)
+                self._abort(numbers, results)
             case Pause(mode):
                 self._pause = mode
                 if mode == "abort":
-                    self._abort(self._completions.keys(), results)
+                    self._abort(None, results)
             case Resume():
                 self._pause = None
             case Commit(version):
@@ -109,8 +127,25 @@ class ServingLoop:
             case BuildCopy():
                 self._weights.build_copy()
 
-    def _abort(self, numbers: Iterable[int], results: Results) -> None:
-        self._finish(self._loop.abort(frozenset(numbers)), results)
+    def _abort(self, numbers: Iterable[int] | None, results: Results) -> None:
+        generating = self._completions.keys() if numbers is None else numbers
+        self._finish(self._loop.abort(frozenset(generating)), results)
+        dropped = [one for one in self._to_score if numbers is None or one.number in numbers]
+        for one in dropped:
+            self._to_score.remove(one)
+            results.failed[one.number] = ServerError("the request for scores was aborted; send it again")
+
+    def _score(self, command: Score, results: Results) -> None:
+        """Score outside of the state for generation, so that values are those of a training engine's forward pass."""
+        weights = self._weights
+        self._generating.close()
+        try:
+            results.scores[command.number] = score(weights.active, command.request, version=weights.version)
+        except ArchonError as error:
+            results.failed[command.number] = error
+        finally:
+            self._generating = ExitStack()
+            self._generating.enter_context(weights.active.generating())
 
     def _commit(self, version: int) -> None:
         start = time.perf_counter()

@@ -136,12 +136,8 @@ class ServedWeights:
         self._copies.build_copy()
 
     def check_commit(self, version: int) -> None:
-        """Raise ServerError unless ``version`` is received and verified, or in use already."""
-        if version not in (self.updates.prepared, self.version):
-            raise ServerError(
-                f"commit of version {version}: found prepared version {self.updates.prepared}, in use {self.version}; "
-                "only a verified update is committed; query the state before the next call"
-            )
+        """See ``WeightUpdates.check_commit``. An error in the thread that generates would end the server."""
+        self.updates.check_commit(version)
 
     def _check_model(self, manifest: WeightManifest) -> None:
         ours = self._copies.shapes

@@ -13,6 +13,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest
 from archon_core.errors import DataError, ServerError, did_you_mean
+from archon_core.serving.scores import Scores, ScoringRequest
 from archon_core.serving.token_versions import VersionSpan, spans_of, versions_of
 from archon_core.serving.wire import to_data
 
@@ -81,6 +82,29 @@ def _parse_request(data: Any, where: str) -> GenerationRequest:
     body = dict(check_fields(data, known, where=where, required=("prompt_ids", "seeds")))
     prompt, seeds = tuple(body.pop("prompt_ids")), tuple(body.pop("seeds"))
     return GenerationRequest(prompt, GenerationConfig(**{"n_samples": len(seeds), **body}), seeds)
+
+
+def parse_score(data: Any) -> ScoringRequest:
+    """The request for scores that a JSON body describes.
+
+    Raises:
+        DataError: the body is malformed, or has an unknown field.
+    """
+    known = {"sequences": list[list[int]], "temperature": float}
+    body = check_fields(data, known, where="score", required=("sequences",))
+    return ScoringRequest(tuple(map(tuple, body["sequences"])), float(body.get("temperature", 1.0)))
+
+
+def read_scores(data: Any) -> Scores:
+    """The scores that a server sent.
+
+    Raises:
+        ServerError: they are malformed.
+    """
+    try:
+        return Scores(tuple(tuple(map(float, row)) for row in data["logprobs"]), int(data["version"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ServerError(f"scores: found a malformed answer ({error!r}); check the server's version") from error
 
 
 def request_data(request: GenerationRequest) -> dict[str, Any]:

@@ -1,31 +1,35 @@
 """The transport ``distributed``: over the network, one gloo group of two per server and version, in parallel threads.
 
 The time limit of a transfer is ``max(5 s, 4 x the measured time)``, never torch's 30 minutes. That is how long a
-stopped server delays the others.
+stopped server delays the others. ``broadcasting`` has the form for NCCL.
 """
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from archon_core.contracts.serving import TransportContext, WeightBucket
-from archon_core.errors import ServerError
-from archon_core.receiving.elastic_group import SENDER, join_group, send
+from archon_core.errors import ServerError, TransferError
+from archon_core.receiving.elastic_group import SENDER, Group, GroupSetup, Sending, join_as, leave
 from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
-from archon_core.serving.update import BucketNotice, Receipt
+from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_engine.compat import copy_all
 from archon_rollout.publication.calls import MAX_CALLS
 from archon_rollout.transports.notifying import NotifyingTransport
-from archon_rollout.transports.store_process import StoreProcess
+from archon_rollout.transports.store_process import Store, StoreProcess
+
+JOIN_SECONDS = 20.0
+"""Limit of the wait for a member to join. On an idle machine groups are built in 25 ms."""
 
 LEAST_SECONDS = 5.0
 SLOWER = 4.0
@@ -33,31 +37,38 @@ SLOWER = 4.0
 
 
 class DistributedTransport(NotifyingTransport):
-    """Implements ``contracts.serving.WeightTransport``."""
+    """Implements ``contracts.serving.WeightTransport``.
+
+    Args:
+        context: what all transports are made from.
+        store: where members find each other; ``None`` for a process of this trainer.
+    """
 
     name = "distributed"
 
-    def __init__(self, context: TransportContext) -> None:
+    def __init__(self, context: TransportContext, store: Store | None = None) -> None:
         super().__init__(context)
-        self._store = StoreProcess()
+        self._store = StoreProcess() if store is None else store
         self._partners = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="distributed-partner")
         self._epoch = 0
-        self._setup_of: dict[str, Mapping[str, Any]] = {}
-        self._groups: dict[str, Any] = {}
+        self._pairs: dict[str, GroupSetup] = {}
+        self._groups: dict[str, Group] = {}
+        # gloo reads from the memory of a message until its group is gone, also if nobody waits for it.
+        self._sendings: dict[str, Sending] = {}
         self._content = torch.empty(0, dtype=torch.uint8)
         self._measured_bytes = 0
         self._seconds_per_byte = 0.0
         self._store.start()
 
     def commit(self, version: int) -> None:
-        """Leave the groups of the version."""
+        """The version is in use, and its groups are not needed any more."""
         super().commit(version)
-        self._groups = {}
+        self._leave_finished()
 
     def abort(self) -> None:
         """Leave all groups."""
         super().abort()
-        self._groups = {}
+        self._leave_groups()
 
     def close(self) -> None:
         """End the store's process."""
@@ -66,31 +77,33 @@ class DistributedTransport(NotifyingTransport):
         self._store.close()
 
     def _setups(self, manifest: WeightManifest) -> Mapping[str, Mapping[str, Any]]:
+        self._pairs = self._new_pairs()
+        return {incarnation: setup.as_data() for incarnation, setup in self._pairs.items()}
+
+    def _new_pairs(self) -> dict[str, GroupSetup]:
+        """Setups of new groups of two, by incarnation."""
         self._epoch += 1
-        self._groups = {}
-        port = self._store.port
-        self._setup_of = {
-            server.incarnation: {
-                "host": address_towards(server.address),
-                "port": port,
-                "prefix": f"weights/{self._context.run}/{self._epoch}/{server.incarnation}",
-                "timeout": self._context.timeout,
-            }
+        port, limit = self._store.port, min(self._context.timeout / 2, JOIN_SECONDS)
+        return {
+            server.incarnation: GroupSetup(
+                address_towards(server.address), port, f"{self._prefix}/{server.incarnation}", limit
+            )
             for server in self._servers
         }
-        return self._setup_of
 
-    def _beginning(self, server: ServerRecord, call: Callable[[], None]) -> None:
-        setup = self._setup_of[server.incarnation]
+    @property
+    def _prefix(self) -> str:
+        """The name of the groups of this epoch."""
+        return f"weights/{self._context.run}/{self._epoch}"
+
+    def _begin(self, server: ServerRecord, plan: UpdatePlan) -> None:
         # Each end waits for the other, so the call and this end's part run together.
-        joining = self._partners.submit(
-            join_group, setup["host"], setup["port"], setup["prefix"], SENDER, timeout=self._context.timeout
-        )
-        call()
+        joining = self._partners.submit(join_as, self._pairs[server.incarnation], SENDER)
+        self._call_to_begin(server, plan)
         self._groups[server.incarnation] = joining.result()
 
     def _place(self, bucket: WeightBucket, notice: BucketNotice) -> Mapping[str, Any]:
-        if bucket.content is not None and not notice.kept:
+        if bucket.content is not None:
             self._content = bucket.content
         else:
             self._content = torch.empty(notice.n_bytes, dtype=torch.uint8)
@@ -100,28 +113,61 @@ class DistributedTransport(NotifyingTransport):
             )
         return {"timeout": self._time_limit(notice)}
 
-    def _sending(self, server: ServerRecord, notice: BucketNotice, call: Callable[[], Receipt]) -> Receipt:
-        if not notice.n_bytes:
-            return call()
-        group, limit = self._groups[server.incarnation], self._time_limit(notice)
-        start = time.perf_counter()
-        sending = self._partners.submit(_send_quietly, group, self._content, limit)
-        try:
-            receipt = call()
-        except ServerError as error:
-            reason = sending.result() if sending.done() else ""
-            raise type(error)(f"{error}" + (f"; {reason}" if reason else "")) from error
+    def _let_receive(self, server: ServerRecord, notice: BucketNotice) -> Receipt:
+        """Send to one server while it receives, over its pair; joins that first if it is new."""
+        limit, start = self._time_limit(notice), time.perf_counter()
+        setup = self._pairs[server.incarnation]
+        if server.incarnation in self._groups:
+            sending = self._start_sending(server, setup, notice, limit)
+            receipt = self._call_to_receive(server, notice, limit)
+        else:
+            groups = {server.incarnation: setup.as_data()}
+            joined = replace(notice, place={**notice.place, "groups": groups})
+            # Each end waits for the other to join, so the call and this end's part run together.
+            joining = self._partners.submit(self._join_and_send, server, setup, notice, limit)
+            receipt = self._call_to_receive(server, joined, limit)
+            sending = joining.result()
         # The receipt has the checksums of what arrived; this end's own impression adds nothing.
-        sending.result()
-        if notice.n_bytes >= self._measured_bytes:  # small buckets measure latency
-            self._measured_bytes = notice.n_bytes
-            self._seconds_per_byte = (time.perf_counter() - start) / notice.n_bytes
+        with suppress(TransferError):
+            sending.wait()
+        self._measure(notice, time.perf_counter() - start)
         return receipt
 
+    def _call_to_receive(self, server: ServerRecord, notice: BucketNotice, limit: float) -> Receipt:
+        # The server's limit ends first, so that its own reason arrives.
+        timeout = min(self._context.timeout, limit) + LEAST_SECONDS
+        return self._context.driver.receive_bucket(server, notice, timeout=timeout)
+
+    def _start_sending(self, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, limit: float) -> Sending:
+        group, size = self._groups[server.incarnation], setup.message_bytes
+        sending = Sending(group, self._content, timeout=limit, runs=notice.runs, message_bytes=size)
+        self._sendings[server.incarnation] = sending
+        return sending
+
+    def _join_and_send(self, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, limit: float) -> Sending:
+        self._groups[server.incarnation] = join_as(setup, SENDER, timeout=limit)
+        return self._start_sending(server, setup, notice, limit)
+
+    def _measure(self, notice: BucketNotice, seconds: float) -> None:
+        if notice.n_bytes >= max(1, self._measured_bytes):  # small buckets measure latency
+            self._measured_bytes = notice.n_bytes
+            self._seconds_per_byte = seconds / notice.n_bytes
+
     def _time_limit(self, notice: BucketNotice) -> float:
+        """Time limit of a transfer, in seconds."""
         if not self._seconds_per_byte:
             return self._context.timeout
         return min(self._context.timeout, max(LEAST_SECONDS, SLOWER * self._seconds_per_byte * notice.n_bytes))
+
+    def _leave_finished(self) -> None:
+        """Leave the groups that no further version uses."""
+        self._leave_groups()
+
+    def _leave_groups(self) -> None:
+        for group in self._groups.values():
+            leave(group)
+        self._groups = {}
+        self._sendings = {}
 
 
 def address_towards(address: str) -> str:
@@ -138,12 +184,3 @@ def address_towards(address: str) -> str:
             return probe.getsockname()[0]
     except OSError as error:
         raise ServerError(f"server {address}: no network leads there: {error}; check its address") from error
-
-
-def _send_quietly(group: Any, content: Tensor, limit: float) -> str:
-    """Send; returns why it failed."""
-    try:
-        send(group, content, timeout=limit)
-    except ServerError as error:
-        return str(error)
-    return ""

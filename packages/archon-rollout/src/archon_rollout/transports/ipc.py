@@ -1,8 +1,9 @@
 """The transport ``ipc``: device memory that servers on the trainer's device open by handles; no copy over the host.
 
-Two buffers take turns, each allocated and exported once per run: every further export would keep the memory alive. A
-buffer is written again only after all servers acknowledged, or failed; what a late server then reads has other
-checksums than its notice.
+Two buffers take turns, each allocated and exported once per run: every further export would keep the memory alive. The
+engine assembles buckets in them, so no byte crosses the host, except parts that other ranks send over gloo. A buffer is
+written again only after all servers acknowledged, or failed; what a late server then reads has other checksums than its
+notice.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from archon_core.contracts.serving import TransportContext, WeightBucket
+from archon_core.contracts.serving import BucketMemory, TransportContext, WeightBucket
 from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.arena import SLOTS
 from archon_core.serving.manifest import WeightManifest, plan_buckets, size_of_bucket
@@ -37,6 +38,10 @@ class IpcTransport(NotifyingTransport):
         self._buffers: list[Tensor] = []
         self._handles: list[dict[str, Any]] = []
 
+    def memory(self) -> BucketMemory | None:
+        """The buffers."""
+        return (lambda index, n_bytes: self._buffers[index % SLOTS]) if self._buffers else None
+
     def close(self) -> None:
         """Free the buffers."""
         super().close()
@@ -52,9 +57,11 @@ class IpcTransport(NotifyingTransport):
 
     def _place(self, bucket: WeightBucket, notice: BucketNotice) -> Mapping[str, Any]:
         number = notice.index % SLOTS
-        copy_all(
-            [view_tensor(self._buffers[number], entry, offset) for entry, offset in notice.sent],
-            [bucket.tensors[entry.name] for entry, _ in notice.sent],
-        )
+        buffer = self._buffers[number]
+        if bucket.content is None or bucket.content.data_ptr() != buffer.data_ptr():
+            copy_all(
+                [view_tensor(buffer, entry, offset) for entry, offset in notice.sent],
+                [bucket.tensors[entry.name] for entry, _ in notice.sent],
+            )
         self._memory.synchronise()
         return {"buffer": number}

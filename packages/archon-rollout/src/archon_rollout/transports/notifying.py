@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from archon_core.contracts.serving import Outcome, TransportContext, WeightBucket
+from archon_core.contracts.serving import BucketMemory, Outcome, TransportContext, WeightBucket
 from archon_core.errors import ServerError
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
@@ -31,25 +31,30 @@ class NotifyingTransport(ABC):
     def __init__(self, context: TransportContext) -> None:
         self._context = context
         self._servers: list[ServerRecord] = []
+        self._unfinished = False
         self._calls = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix=f"{self.name}-call")
         # One bucket after the other; it waits for the calls, so it needs a thread outside their pool.
         self._deliveries = ThreadPoolExecutor(1, thread_name_prefix=f"{self.name}-delivery")
 
     def prepare(self, version: int, manifest: WeightManifest, servers: Sequence[ServerRecord]) -> Mapping[str, Outcome]:
         """Start a version."""
-        self.abort()
-        self._servers = list(servers)
+        if self._unfinished:
+            self.abort()
+        self._servers, self._unfinished = list(servers), True
         try:
             setups = self._setups(manifest)
         except ServerError as error:
             return self._keep_working({server.incarnation: Outcome(None, str(error)) for server in servers})
-        driver, timeout = self._context.driver, self._context.timeout
 
         def begin(server: ServerRecord) -> None:
             plan = UpdatePlan(manifest, self.name, setups[server.incarnation], server.incarnation)
-            self._beginning(server, lambda: driver.begin_update(server, plan, timeout=timeout))
+            self._begin(server, plan)
 
         return self._keep_working(call_each(self._calls, servers, begin))
+
+    def memory(self) -> BucketMemory | None:
+        """The engine's own memory, unless the transport has some."""
+        return None
 
     def send(self, bucket: WeightBucket, notice: BucketNotice) -> Pending:
         """Start sending a bucket."""
@@ -65,11 +70,11 @@ class NotifyingTransport(ABC):
 
     def commit(self, version: int) -> None:
         """The version is in use."""
-        self._servers = []
+        self._servers, self._unfinished = [], False
 
     def abort(self) -> None:
         """Drop an unfinished version."""
-        self._servers = []
+        self._servers, self._unfinished = [], False
 
     def close(self) -> None:
         """Free all resources."""
@@ -85,17 +90,16 @@ class NotifyingTransport(ABC):
     def _place(self, bucket: WeightBucket, notice: BucketNotice) -> Mapping[str, Any]:
         """Put the bytes where servers find them; returns ``BucketNotice.place``."""
 
-    def _beginning(self, server: ServerRecord, call: Callable[[], None]) -> None:
-        """Run the call that starts an update on a server, and what this end must do meanwhile."""
-        call()
+    def _begin(self, server: ServerRecord, plan: UpdatePlan) -> None:
+        """Start an update on a server; a subclass also does what this end must do meanwhile."""
+        self._call_to_begin(server, plan)
 
-    def _sending(self, server: ServerRecord, notice: BucketNotice, call: Callable[[], Receipt]) -> Receipt:
-        """Run the call that lets a server receive a bucket, and what this end must do meanwhile."""
-        return call()
+    def _call_to_begin(self, server: ServerRecord, plan: UpdatePlan) -> None:
+        self._context.driver.begin_update(server, plan, timeout=self._context.timeout)
 
-    def _time_limit(self, notice: BucketNotice) -> float:
-        """Time limit of the call that lets a server receive a bucket, in seconds."""
-        return self._context.timeout
+    def _let_receive(self, server: ServerRecord, notice: BucketNotice) -> Receipt:
+        """Let a server receive a bucket; a subclass also does what this end must do meanwhile."""
+        return self._context.driver.receive_bucket(server, notice, timeout=self._context.timeout)
 
     def _deliver(self, bucket: WeightBucket, notice: BucketNotice) -> dict[str, Outcome]:
         servers = list(self._servers)
@@ -105,14 +109,17 @@ class NotifyingTransport(ABC):
             # The other ranks go on sending shards: an exception here would leave them waiting.
             reason = str(error) if isinstance(error, ServerError) else f"{type(error).__name__}: {error}"
             return {server.incarnation: Outcome(None, reason) for server in servers}
-        driver, timeout = self._context.driver, self._time_limit(notice)
+        return self._notify(servers, placed)
+
+    def _notify(self, servers: Sequence[ServerRecord], notice: BucketNotice) -> dict[str, Outcome]:
+        """Let servers receive a placed bucket, and check their receipts."""
 
         def receive(server: ServerRecord) -> Receipt:
-            receipt = self._sending(server, placed, lambda: driver.receive_bucket(server, placed, timeout=timeout))
-            if driver.capabilities.checksums and (
-                problem := receipt_problem(receipt, placed, incarnation=server.incarnation)
+            receipt = self._let_receive(server, notice)
+            if self._context.driver.capabilities.checksums and (
+                problem := receipt_problem(receipt, notice, incarnation=server.incarnation)
             ):
-                raise ServerError(f"bucket {placed.index}: {problem}")
+                raise ServerError(f"bucket {notice.index}: {problem}")
             return receipt
 
         return call_each(self._calls, servers, receive)

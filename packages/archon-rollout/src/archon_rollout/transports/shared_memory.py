@@ -1,8 +1,8 @@
 """The transport ``shm``: one arena in shared memory per run, for servers on the trainer's host.
 
 Two slots take turns, and their memory stays mapped and warm from version to version: the first touch of a page is six
-to seven times slower. The trainer makes one copy, from the tensors of a bucket into a slot. Servers map the arena and
-copy from there.
+to seven times slower. The engine assembles each bucket in a slot, so the trainer copies a tensor once, cast on the way,
+and holds no bucket beside the two slots. Servers map the arena and copy from there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from archon_core.contracts.serving import TransportContext, WeightBucket
+from archon_core.contracts.serving import BucketMemory, TransportContext, WeightBucket
 from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.arena import SLOTS, ArenaHeader, SlotPlace, SlotState, begin_writing, end_writing
 from archon_core.serving.arena_file import Arena, create_arena, sweep_arenas
@@ -32,6 +32,11 @@ class SharedMemoryTransport(NotifyingTransport):
         super().__init__(context)
         self._arena: Arena | None = None
         self._slots: list[torch.Tensor] = []
+        self._generations = [0] * SLOTS
+
+    def memory(self) -> BucketMemory | None:
+        """The slots."""
+        return None if self._arena is None else self._open_slot
 
     def close(self) -> None:
         """Remove the arena."""
@@ -55,15 +60,24 @@ class SharedMemoryTransport(NotifyingTransport):
     def _place(self, bucket: WeightBucket, notice: BucketNotice) -> Mapping[str, Any]:
         assert self._arena is not None, "prepare() comes first"
         slot = notice.index % SLOTS
-        # The slot is free: at most one bucket is pending, and it is in the other slot. A server that did not answer for
-        # the last bucket in this slot finds another generation when it wakes.
-        generation = begin_writing(self._arena.memory, slot)
-        copy_all(
-            [view_tensor(self._slots[slot], entry, offset) for entry, offset in notice.sent],
-            [bucket.tensors[entry.name] for entry, _ in notice.sent],
-        )
+        if bucket.content is None or bucket.content.data_ptr() != self._slots[slot].data_ptr():
+            content = self._open_slot(notice.index, notice.n_bytes)
+            copy_all(
+                [view_tensor(content, entry, offset) for entry, offset in notice.sent],
+                [bucket.tensors[entry.name] for entry, _ in notice.sent],
+            )
+        generation = self._generations[slot]
         end_writing(self._arena.memory, slot, SlotState(generation, notice.version, notice.index, notice.n_bytes))
         return SlotPlace(self._arena.name, slot, generation).as_data()
+
+    def _open_slot(self, index: int, n_bytes: int) -> torch.Tensor:
+        """Mark the slot of a bucket as being written; implements ``contracts.serving.BucketMemory``."""
+        assert self._arena is not None, "prepare() comes first"
+        slot = index % SLOTS
+        # The slot is free: at most one bucket is pending, and it is in the other slot. A server that did not answer for
+        # the last bucket in this slot finds another generation when it wakes.
+        self._generations[slot] = begin_writing(self._arena.memory, slot)
+        return self._slots[slot]
 
     def _close_arena(self) -> None:
         if self._arena is not None:

@@ -9,14 +9,29 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import timedelta
+from typing import Protocol
 
 from archon_core.errors import ServerError
 
 START_SECONDS = 60.0
 
 
+class Store(Protocol):
+    """A key-value store on this host."""
+
+    def start(self) -> None:
+        """Start it, or replace one that ended."""
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+
+    def close(self) -> None:
+        """End it. Idempotent."""
+
+
 class StoreProcess:
-    """A store in a process of this trainer."""
+    """A store in a process of this trainer; implements ``Store``."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None

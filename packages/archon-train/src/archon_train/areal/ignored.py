@@ -62,7 +62,9 @@ def judge(path: str, node: RawNode, tree: RawMapping, *, recognised: bool = True
 
 def rule_for(path: str) -> Ignored | None:
     """The row of the table for an option, or for the section that has it."""
-    rule = next((rule for rule in IGNORED if fits(rule.path, path)), None)
+    # A teacher's servers have the options of the actor's.
+    names = (path, path.removeprefix("teacher.")) if path.startswith("teacher.rollout.") else (path,)
+    rule = next((rule for rule in IGNORED if any(fits(rule.path, name) for name in names)), None)
     if rule is not None and "*" in rule.path.rpartition(".")[2] and not facts(path):
         return None  # a pattern stands for AReaL's options, not for any name
     return rule

@@ -24,6 +24,9 @@ ADAM = {
 }
 """AReaL's names of AdamW -> reason of the decision."""
 
+REGISTRIES = {"nfs": "folder", "etcd3": "etcd"}
+"""AReaL's names of registries -> Archon's."""
+
 
 SERVERS = ("sglang", "vllm")
 """Sections with the options of servers."""
@@ -36,8 +39,7 @@ RECOVERY_MODES = {
     "on": "trainer.auto_resume",
     "resume": "trainer.resume",
 }
-"""Values of ``recover.mode`` -> the option that resumes a run. With
-``auto_resume``, AReaL also restarts failed runs."""
+"""Values of ``recover.mode`` -> the option that resumes a run. AReaL also restarts failed runs with ``auto_resume``."""
 
 
 def is_areal(tree: RawMapping) -> bool:
@@ -52,6 +54,7 @@ def translate(tree: RawMapping) -> Translation:
         _refuse_images,
         _nulls,
         _scheduler,
+        _name_resolve,
         translate_megatron,
         _attention,
         _optimizers,
@@ -130,6 +133,16 @@ def _scheduler(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     if isinstance(kind, RawScalar) and kind.is_null:
         decisions.append(Decision("scheduler.type", "null", "local", "without a launcher, processes start here"))
         return with_text(tree, "scheduler.type", "local", kind.source)
+    return tree
+
+
+def _name_resolve(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    option = "cluster.name_resolve.type"
+    kind = tree.get(option)
+    if isinstance(kind, RawScalar) and kind.text in REGISTRIES:
+        name = REGISTRIES[kind.text]
+        decisions.append(Decision(option, kind.text, name, "Archon's name of the registry"))
+        return with_text(tree, option, name, kind.source)
     return tree
 
 

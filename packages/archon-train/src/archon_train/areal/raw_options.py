@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from archon_core.config.raw import RawMapping, RawScalar, follow, merge, nested
+from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, merge
 
 
 def text_of(tree: RawMapping, option: str) -> str:
@@ -12,5 +12,11 @@ def text_of(tree: RawMapping, option: str) -> str:
 
 
 def with_text(tree: RawMapping, option: str, text: str, source: str = "AReaL's form") -> RawMapping:
-    """``tree`` with another text of an option."""
-    return merge(tree, nested(option, RawScalar(text, plain=True, source=source)))
+    """``tree`` with another text of an option. Sections that exist keep their source."""
+    keys = option.split(".")
+    over: RawNode = RawScalar(text, plain=True, source=source)
+    for depth in reversed(range(len(keys))):
+        exists = depth == 0 or isinstance(tree.get(".".join(keys[:depth])), RawMapping)
+        over = RawMapping({keys[depth]: over}, "" if exists else source)
+    assert isinstance(over, RawMapping)
+    return merge(tree, over)

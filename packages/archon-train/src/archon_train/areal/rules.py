@@ -93,9 +93,6 @@ _NO_LORA = "there is no LoRA training"
 _FP8 = "FP8 training is not part of this version; it needs scaled FP8 matrix products in the engine"
 _MTP = "multi-token prediction is not part of this version; it needs models with prediction heads"
 _ONLINE = "agents that call in from outside are not part of this version; they need a server with OpenAI's interface"
-_TEACHER_SERVERS = (
-    "a teacher on inference servers is not part of this version; engine_type: train runs it in the engine"
-)
 _LOSS_SCALE = "bfloat16 and float32 need no loss scale"
 _FSDP2 = "parameters, gradients and optimizer state are sharded by FSDP2"
 _HEAD = "the head computes log-probabilities in chunks and never holds all logits"
@@ -126,9 +123,7 @@ IGNORED = (
     Ignored("perf_tracer", "there is no tracer in this version", ("null", "enabled=false")),
     Ignored("memory_profiler", "there is no memory profiler in this version", ("null",)),
     Ignored("post_exit_hook", "Archon runs no command that a file names", ("",)),
-    Ignored(
-        "cluster.name_resolve", "the launcher gives ranks their address, and rollout.addresses names running servers"
-    ),
+    Ignored("cluster.name_resolve.ray_actor_name", "there is no registry of servers in a Ray actor"),
     Ignored("cluster.cluster_name", "nothing depends on the cluster's name", ("local",)),
     Ignored("scheduler.endpoint", _PLACEMENT),
     Ignored("scheduler.deploy_mode", _PLACEMENT),
@@ -187,7 +182,6 @@ IGNORED = (
     Ignored("rollout.openai", _AGENTS, ("null",)),
     _refused("rollout.agent.mode", ("inline", "subproc"), _ONLINE, "online agents"),
     Ignored("rollout.agent.*", _AGENTS),
-    _refused("teacher.rollout", ("null",), _TEACHER_SERVERS),
     Ignored("*.scheduling_spec", _PLACEMENT),
     Ignored("*.scheduling_strategy", _PLACEMENT),
     # AReaL's services

@@ -1,0 +1,40 @@
+"""Resolves ``rollout.weight_transport`` for the servers of ``rollout.backend``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.serving import ServerDriverSpec, WeightTransportSpec
+from archon_core.errors import ConfigError
+from archon_core.layout import Layout
+from archon_core.plugins.registry import Registry
+
+OPTION = "rollout.weight_transport"
+
+
+def choose_transport(
+    asked: str | None, layout: Layout, driver: ServerDriverSpec, registry: Registry
+) -> tuple[str, Sequence[Decision]]:
+    """The name of the transport, and what to record about it.
+
+    Args:
+        asked: name or alias; ``None`` for the first transport of the servers.
+        layout: of ``rollout.backend``.
+        driver: of the servers.
+        registry: has the transports.
+
+    Raises:
+        ConfigError: the servers do not receive by it.
+        UnknownNameError: no plugin provides it.
+    """
+    allowed = driver.transports_for(layout)
+    if asked is None:
+        reason = f"the first transport of {driver.name} servers"
+        return allowed[0], (Decision(OPTION, "null", allowed[0], reason),)
+    name = registry.get(WeightTransportSpec, asked).name
+    if name not in allowed:
+        raise ConfigError(
+            f"{OPTION}: found {asked}; servers of {layout} receive weights by {', '.join(allowed)}; choose one"
+        )
+    return name, ()

@@ -1,0 +1,75 @@
+"""A teacher on inference servers (``teacher.engine_type: rollout``), as the plan of a run sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.rollout import RolloutConfig
+from archon_core.layout import Layout
+
+TEACHER_SERVERS = "teacher.rollout"
+"""The section of the servers, and their role in layouts and plans."""
+
+READ = ("path", "dtype", "mb_spec.max_tokens_per_mb", "archon.model")
+"""Options of the teacher's training engine that its servers also use."""
+
+ENGINE_PREFIXES = ("backend", "archon.", "mb_spec.", "optimizer.", "offload")
+"""Options of a training engine."""
+
+UNUSED_BY_SERVERS = {
+    "return_routed_experts": "a teacher samples nothing",
+    "weight_transport": "a teacher's weights never change",
+    "weight_bucket_mb": "a teacher's weights never change",
+    "weight_timeout": "a teacher's weights never change",
+    "weight_canary": "a teacher's weights never change",
+    "skip_unchanged": "a teacher's weights never change",
+}
+"""Options of ``rollout`` without a meaning for frozen weights -> why."""
+
+
+def teacher_servers(config: Any) -> RolloutConfig | None:
+    """The servers of the run's teacher; ``None`` without any."""
+    teacher = config.teacher
+    if getattr(teacher, "engine_type", None) != "rollout":
+        return None
+    servers: RolloutConfig | None = teacher.rollout
+    return servers
+
+
+def trains_teacher(config: Any) -> bool:
+    """Whether the teacher runs on the trainer's ranks: all the time, or for its supervised steps."""
+    if config.teacher is None:
+        return False
+    return teacher_servers(config) is None or config.teacher.warm_start.steps > 0
+
+
+def explain_no_scorer(layout: Layout) -> str:
+    """The message about servers that cannot be a teacher's."""
+    return (
+        f"{TEACHER_SERVERS}.backend: found {layout}, which cannot score with frozen weights; allowed are servers that "
+        "can, such as served:d1; or set teacher.engine_type=train"
+    )
+
+
+def unused_teacher_options(config: Any, explicit: Collection[str]) -> Iterator[Decision]:
+    """Decisions for options that the user wrote and that have no effect where the teacher runs."""
+    teacher = config.teacher
+    if teacher is None:
+        return
+    if getattr(teacher, "engine_type", "train") == "train":
+        if getattr(teacher, "rollout", None) is not None:
+            reason = "teacher.engine_type=train runs the teacher on the actor's ranks"
+            yield Decision(TEACHER_SERVERS, teacher.rollout.backend, "no effect", reason)
+        return
+    for name, reason in UNUSED_BY_SERVERS.items():
+        if f"{TEACHER_SERVERS}.{name}" in explicit:
+            yield Decision(f"{TEACHER_SERVERS}.{name}", str(getattr(teacher.rollout, name)), "no effect", reason)
+    if trains_teacher(config):
+        return
+    for option in sorted(explicit):
+        name = option.removeprefix("teacher.")
+        if name != option and name not in READ and name.startswith(ENGINE_PREFIXES):
+            reason = "teacher.engine_type=rollout runs the teacher on servers, not in a training engine"
+            yield Decision(option, "set", "no effect", reason)
