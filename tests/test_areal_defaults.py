@@ -23,6 +23,7 @@ SAME = {
     "trainer.save_every": (None, 0),
     "trainer.eval_every": (None, 0),
     "scheduler.type": (None, "local"),
+    "cluster.name_resolve.type": ("nfs", "folder"),  # two names of the same registry
     "*.grad_reduce_dtype": ("float32", None),  # null is float32 beside bfloat16
     "*.optimizer.type": ("adam", "adamw"),  # the same optimizer
     "*.archon.attn_type": ("varlen", None),  # null chooses varlen on CUDA

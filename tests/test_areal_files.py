@@ -151,9 +151,9 @@ def _gpus_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_file_is_accepted_or_names_one_thing_that_is_missing() -> None:
     for found in areal_files.outcomes(CONFIGS):
         if found.outcome == "refused":
-            assert "\n- " not in found.reason, f"a list of problems: {found}"
+            assert len(found.reasons) == 1, f"several problems: {found}"
         else:
-            assert "problems" not in found.reason, found
+            assert "problems" not in found.line, found
 
 
 @pytest.mark.parametrize("file", [file for file in CONFIGS if file.startswith("vlm")])
@@ -182,21 +182,36 @@ def test_hh_rlhf_holds_its_test_split_out_and_leaves_out_pairs_that_express_noth
     assert decision.reason.startswith("AReaL keeps pairs of equal answers")
 
 
+@pytest.mark.parametrize("overridden", [False, True])
+def test_a_known_data_set_is_held_out_only_in_files_with_validation_data(tmp_path: Path, overridden: bool) -> None:
+    config = CONFIGS["math/gsm8k_sft.yaml"]
+    path = tmp_path / "config.yaml"
+    for section, split in ((config["valid_dataset"], "test"), (None, None)):
+        written = config if overridden else config | {"valid_dataset": section}
+        path.write_text(yaml.safe_dump(written))
+        loaded = load_config(path, ["valid_dataset=null"] if overridden and section is None else [])
+        assert (loaded.config.data.validation_path, loaded.config.data.hf.validation_split) == (None, split)
+        made = [decision for decision in loaded.decisions if decision.option == "data.hf.validation_split"]
+        assert len(made) == (split is not None)
+
+
 def test_stored_files_survive_storing(tmp_path: Path) -> None:
     areal_files.store(CONFIGS, tmp_path / "again.tsv")
     assert areal_files.read_stored(tmp_path / "again.tsv") == CONFIGS
 
 
 def test_the_command_prints_a_line_per_file_and_succeeds(tmp_path: Path, capsys, monkeypatch) -> None:
-    files = ["math/gsm8k_sft.yaml", "vlm/geometry3k_grpo.yaml"]
+    files = ["math/gsm8k_sft.yaml", "vlm/geometry3k_grpo.yaml", "tau2/config_8b_airline.yaml"]
     examples = tmp_path / "examples.jsonl"
     examples.write_text("".join(json.dumps({"file": name, "config": CONFIGS[name]}) + "\n" for name in files))
     monkeypatch.setattr("sys.argv", ["areal_files.py", str(examples)])
     assert areal_files.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["math/gsm8k_sft.yaml", "runs"]
-    assert lines[1].startswith("vlm/geometry3k_grpo.yaml  refused   visual models and data sets: found")
-    assert lines[2] == "2 files: 1 runs, 0 accepted, 1 refused"
+    assert lines[1].startswith("vlm/geometry3k_grpo.yaml     refused   visual models and data sets: found")
+    assert "  accepted  " in lines[2]
+    assert "; archon-slurm for scheduler.type: slurm; reward: found none" in lines[2]
+    assert lines[3] == "3 files: 1 runs, 1 accepted, 1 refused"
 
 
 def trains(file: str, model: Callable[[str], Path], root: Path) -> None:

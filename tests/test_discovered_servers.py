@@ -13,7 +13,7 @@ import pytest
 
 from archon_core.cli.main import main
 from archon_core.contracts.rollout import RolloutConfig
-from archon_core.contracts.serving import NameResolveConfig
+from archon_core.contracts.server_registry import NameResolveConfig
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources

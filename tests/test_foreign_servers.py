@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "archon-sglang" 
 from sglang_server import SglangServer
 from vllm_server import VllmServer, logprob_of
 
-from archon_core.contracts.serving import TransportContext, WeightBucket
+from archon_core.contracts.weight_transport import TransportContext, WeightBucket
 from archon_core.models.box import Box
 from archon_core.ranks.ranks import DataRanks
 from archon_core.serving.manifest import TensorEntry, WeightManifest, plan_buckets

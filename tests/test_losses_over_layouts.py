@@ -125,7 +125,7 @@ def numbers(layout: str) -> dict[str, tuple[float, dict[str, float], dict[str, t
     batch = make_batch(engine)
     found = {}
     for name, (options, aggregation) in cases().items():
-        loss = build_policy_loss(options, [], [])
+        loss = build_policy_loss(options)
         outputs = engine.forward_batch(batch, OutputRequest())
         prepared = batch.with_fields({mask.field: mask(outputs, batch) for mask in loss.masks})
         stats = engine.train_batch(prepared, Objective((loss.term, EntropyTerm(0.01)), aggregation))

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from archon_core import assemble, parse_layout, registry
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine_config import EngineConfig
-from archon_core.contracts.serving import TransportContext
 from archon_core.contracts.spec import load_target
+from archon_core.contracts.weight_transport import TransportContext
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_testing.losses import NegativeLogLikelihood

@@ -75,7 +75,7 @@ def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(b
         scores = asyncio.run(driver.score(server, ScoringRequest(((3, 1, 4, 1), (5, 9)), 0.7), timeout=60))
         batch = Batch.from_sequences([[3, 1, 4, 1], [5, 9]])
         outputs = trainer.forward_batch(batch, OutputRequest(("logprobs",), 0.7))["logprobs"]
-        assert [*scores.logprobs[0], 0, *scores.logprobs[1], 0] == pytest.approx(outputs.tolist(), abs=1e-6)
+        assert [*scores.logprobs[0], 0, *scores.logprobs[1], 0] == pytest.approx(outputs.tolist(), abs=1e-5)
 
         trainer.save(tmp_path / "before", "hf")
         train_step(trainer)
@@ -122,7 +122,7 @@ def test_every_transport_publishes_with_a_canary_and_metrics(transport, tmp_path
             compare_with_local(engine, trainer)
             train_step(trainer)
         assert engine.update_weights(trainer.version)
-        assert engine.update_weights(trainer.version) == {}, "nothing to publish"
+        assert engine.update_weights(trainer.version) == {"publish/servers": 1, "publish/failed": 0}, "nothing to send"
     finally:
         engine.close()
     if transport == "disk":
@@ -267,11 +267,14 @@ def test_the_command_answers_until_ctrl_c_and_finishes_what_it_has_begun(model_f
         (["--model", "no/such/folder/here"], "found no such folder"),
         (["--model", "{folder}", "--layout", "archon:d2"], "found archon:d2; a server shares each layer"),
         (["--model", "{folder}", "--layout", "archon:x2"], "--layout"),
+        (["--model", "{folder}", "--layout", "archon:t64"], "found t64; it must divide the model's"),
         (["--model", "{folder}", "--port", "{port}"], "cannot listen there"),
         (["--model", "{folder}", "--port", "99999"], "--port: found 99999; allowed are 0"),
         (["--model", "{folder}", "--host", "no.such.host.invalid"], "cannot listen there"),
         (["--model", "{folder}/none.json"], "cannot read"),
         (["--model", "{folder}", "--max-batch-size", "0"], "--max-batch-size: found 0"),
+        (["--model", "{folder}", "--dtype", "float7"], "--dtype: found 'float7'; allowed are float32, bfloat16"),
+        (["--model", "{folder}", "--record", "/no/such/folder/a.json"], "--record: found no folder /no/such/folder"),
         (["--model", "{folder}", "--announce-ttl", "0"], "--announce-ttl: found 0; allowed are numbers from 1"),
         (["--model", "{folder}", "trial_name=x"], "found 'trial_name=x' without --announce"),
         (["--model", "{folder}", "--announce", "no.yaml"], "no.yaml: cannot be read"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from archon_core.contracts.rollout import RolloutConfig
-from archon_core.contracts.serving import NameResolveConfig
+from archon_core.contracts.server_registry import NameResolveConfig
 from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.discovery import Discovery
 from archon_rollout.served.engine import ServedEngine
@@ -59,7 +59,7 @@ def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_
         assert engine.topology.evicted == (first,)
         compare_with_local(engine, trainer)
 
-        # A registry will list servers of others: the death of all of its own does not end the run.
+        # A registry may list further servers: the run goes on when all servers that it started have died.
         monkeypatch.setattr(engine._processes, "check", lambda: None)
         new = others.start(timeout=120)
         kill(engine._processes, 1)

@@ -52,6 +52,8 @@ def test_a_missing_program_is_named_with_how_to_get_it(kind):
 def test_the_transport_that_servers_prefer_is_a_decision(backend, transport):
     found = plan(f"rollout.backend={backend}", PYTHON) if "vllm" in backend else plan(f"rollout.backend={backend}")
     assert effective(found.decisions, "rollout.weight_transport") == [transport]
+    reason = f"the first transport that {backend.partition(':')[0]} supports"
+    assert [one.reason for one in found.decisions if one.option == "rollout.weight_transport"] == [reason]
     assert effective(plan().decisions, "rollout.weight_transport") == []
 
 
@@ -150,6 +152,14 @@ def test_areals_update_mode_yields_to_our_option_and_has_no_effect_without_serve
     assert effective(loaded.decisions, "actor.weight_update_mode") == ["no effect"]
     loaded = load_config(EXAMPLE, ["actor.weight_update_mode=awex"])
     assert loaded.config.rollout.weight_transport is None
-    assert effective(loaded.decisions, "actor.weight_update_mode") == ["no effect"]
-    with pytest.raises(ArchonError, match=r"weight_update_mode: found nccl; allowed are xccl, disk, awex"):
-        load_config(EXAMPLE, ["rollout.backend=vllm:d1", "actor.weight_update_mode=nccl"])
+    [decision] = [one for one in loaded.decisions if one.option == "actor.weight_update_mode"]
+    assert (decision.effective, decision.reason) == ("no effect", "no server gets weights")
+
+
+@pytest.mark.parametrize("backend", ["vllm:d1", "local"])
+def test_an_update_mode_that_areal_does_not_have_is_refused_also_without_servers(backend):
+    override = "actor.weight_update_mode=nccl"
+    with pytest.raises(
+        ArchonError, match=rf"^override '{override}': .*_mode: found nccl; allowed are xccl, disk, awex; choose one"
+    ):
+        load_config(EXAMPLE, [f"rollout.backend={backend}", override])

@@ -34,6 +34,12 @@ def plan(tmp_path):
     return plan
 
 
+def without_effect(found: RunPlan) -> list[tuple[str, str, str]]:
+    """Option, requested value and effective one of the teacher's options without effect."""
+    decisions = [(d.option, d.requested, d.effective) for d in found.decisions]
+    return [d for d in decisions if d[0].startswith("teacher") and d[2] in ("no effect", "not used")]
+
+
 def test_the_servers_are_parts_of_the_plan_and_the_trainer_holds_no_teacher(plan):
     found = plan("rollout.backend=served:d1")
     assert [(part.name, [p.devices for p in part.processes]) for part in found.processes] == [
@@ -44,7 +50,7 @@ def test_the_servers_are_parts_of_the_plan_and_the_trainer_holds_no_teacher(plan
     ]
     assert found.obstacles == ()
     assert "teacher" not in found.layouts
-    assert not [decision for decision in found.decisions if "teacher" in decision.option]
+    assert not without_effect(found)
     [obstacle] = plan("teacher.rollout.backend=served:d7").obstacles
     assert "teacher.rollout served:d7: 7" in obstacle.text
     assert "smaller sizes in actor.backend and teacher.rollout.backend" in obstacle.text
@@ -55,19 +61,19 @@ def test_a_teacher_that_is_trained_first_also_runs_on_the_trainers_ranks(plan):
     found = plan(*trained, "teacher.backend=archon:t2", "teacher.archon.enable_compile=false")
     assert str(found.layouts["teacher"]) == "archon:t2"
     assert found.processes.parts[0].roles == ("actor", "rollout", "teacher")
-    assert not [decision for decision in found.decisions if decision.option.startswith("teacher")]
+    assert not without_effect(found)
 
 
 def test_options_without_effect_are_decisions(plan):
     options = ("teacher.rollout.weight_transport=disk", "teacher.offload=true", "teacher.archon.ac_mode=full")
     found = plan(*options, "teacher.dtype=float64", "teacher.mb_spec.max_tokens_per_mb=99")
-    assert [(decision.option, decision.effective) for decision in found.decisions] == [
-        ("teacher.rollout.weight_transport", "no effect"),
-        ("teacher.archon.ac_mode", "no effect"),
-        ("teacher.offload", "no effect"),
+    assert without_effect(found) == [
+        ("teacher.rollout.weight_transport", "disk", "no effect"),
+        ("teacher.archon.ac_mode", "full", "no effect"),
+        ("teacher.offload", "true", "no effect"),
     ]
-    [decision] = plan("teacher.engine_type=train").decisions
-    assert (decision.option, decision.requested) == ("teacher.rollout", "served:d2t2")
+    trained = plan("teacher.engine_type=train")
+    assert without_effect(trained) == [("teacher.rollout", "served:d2t2", "no effect")]
 
 
 @pytest.mark.parametrize(
@@ -84,6 +90,33 @@ def test_options_without_effect_are_decisions(plan):
 def test_incomplete_sections_are_refused(plan, override, message):
     with pytest.raises(ConfigError, match=message):
         plan(override)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["teacher={path: a}", "teacher.rl_loss_weight=0"], ""),
+        (["teacher.path=a", "teacher.rl_loss_weight=0"], ""),
+        (["teacher={path: a}"], "override 'teacher={path: a}': "),
+        (["teacher={path: a}", "teacher.rollout=null"], "override 'teacher.rollout=null': "),
+    ],
+)
+def test_an_error_about_an_option_that_is_left_out_names_no_other_options_override(tmp_path, overrides, named):
+    file = tmp_path / "run.yaml"
+    file.write_text(RUN.partition("teacher:")[0], encoding="utf-8")
+    with pytest.raises(ConfigError) as raised:
+        load_config(file, overrides, registry())
+    assert str(raised.value).startswith(f"{named}teacher.rollout.backend: found none")
+
+
+def test_servers_beside_a_teacher_on_the_actors_ranks_are_a_decision_in_areals_form(tmp_path):
+    file = tmp_path / "run.yaml"
+    teacher = 'total_train_steps: 1\nteacher: {engine_type: train, train: {path: a}, rollout: {backend: "sglang:d1"}}\n'
+    file.write_text(RUN.partition("teacher:")[0] + teacher, encoding="utf-8")
+    found = plan_run(load_config(file, (), registry()), registry())
+    [decision] = [decision for decision in found.decisions if decision.option == "teacher.rollout"]
+    assert (decision.requested, decision.effective) == ("sglang:d1", "no effect")
+    assert "teacher" in found.layouts
 
 
 def test_engines_that_are_no_servers_are_named(plan):

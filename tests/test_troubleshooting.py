@@ -92,7 +92,7 @@ DRY_RUNS: dict[str, list[str]] = {
     "No package provides the engine": ["actor.backend=megatron:d2"],
     "The layout has expert ranks and the model has no experts": ["actor.backend=archon:d2e2"],
     "The engines need more ranks than the cluster has": ["actor.backend=archon:d16", "cluster.n_gpus_per_node=8"],
-    "Critic or reference has another number of ranks": ["ref.backend=archon:d1"],
+    "Critic or reference has another number of ranks": ["ref.backend=archon:d1", "actor.kl_ctl=0.1"],
     "The program of the servers is missing": ["actor.backend=archon:d1", "rollout.backend=vllm:d1"],
     "Servers do not have the weight transport": ["rollout.backend=sglang:d1", "rollout.weight_transport=shm"],
     "A teacher has no servers": ["teacher.path=./large-model"],

@@ -1,6 +1,6 @@
 """Every option of the schema, for every algorithm: a run uses it, refuses it, or records that it does not use it.
 
-The engine's own options (``*.archon``) have tables of their own (``test_engine_options``).
+The engine's own options (``*.archon``) have separate tables (``test_engine_options``).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ actor: {{backend: 'archon:d1', model_config: {MODEL}, optimizer: {{lr_scheduler_
 tokenizer: {{kind: bpe}}
 data: {{dataset: hf, path: openai/gsm8k, validation_size: 2}}
 """
-SAMPLED = f"""
+SAMPLED = """
 reward: gsm8k
-gconfig: {{n_samples: 4}}
-eval_gconfig: {{n_samples: 4}}
-ref: {{}}
-teacher: {{engine_type: train, model_config: {MODEL}}}
+gconfig: {n_samples: 4}
+eval_gconfig: {n_samples: 4}
+ref: {}
+teacher: {engine_type: train, path: large/model}
 """
 BASES = {
     "sft": TAUGHT,
@@ -97,7 +97,7 @@ POLICY = (
     ),
     *of("ref", *MODEL_OPTIONS),
     *of("teacher", *MODEL_OPTIONS, "offload", "rl_loss_weight", "distill_loss_weight", "baseline", "warm_start.steps"),
-    *of("rollout", "backend", "max_batch_size", "return_routed_experts"),
+    *of("rollout", "backend", "max_batch_size"),
     *of("gconfig", *(name for name in GENERATION if name not in ("min_new_tokens", "frequency_penalty"))),
     *of("eval_gconfig", *GENERATION),
 )
@@ -125,7 +125,7 @@ USED = {
 
 NOTED = {
     *("teacher.distill_loss_weight", "critic.mask_no_eos_with_zero", "critic.bootstrap_truncated"),
-    "actor.mask_no_eos_with_zero",
+    *("actor.mask_no_eos_with_zero", "trainer.auto_resume", "trainer.max_restarts", "teacher.init_from_scratch"),
     *("actor.path", "gconfig.n_samples", "actor.reward_norm", "actor.adv_norm"),
 }
 """Used options with decisions about the form that they have, or with values that are refused."""

@@ -12,8 +12,8 @@ import torch
 
 from archon_core import assemble, parse_layout, registry
 from archon_core.contracts.engine_config import EngineConfig
-from archon_core.contracts.serving import TransportContext
 from archon_core.contracts.spec import load_target
+from archon_core.contracts.weight_transport import TransportContext
 from archon_core.serving.manifest import plan_buckets, size_of_bucket
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_rollout.publication.publisher import Publisher, PublisherOptions

@@ -23,6 +23,7 @@ from typing import Any
 
 import yaml
 
+from archon_core.config.loading import explain_problems
 from archon_core.errors import ArchonError
 from archon_core.plugins import registry
 from archon_train.experiment import load_config
@@ -44,12 +45,17 @@ class Outcome:
     Attributes:
         file: path below AReaL's ``examples``.
         outcome: ``runs``, ``accepted`` if the dry run exits with 0 but this machine lacks something, or ``refused``.
-        reason: the errors, or what this machine lacks; empty for a file that runs.
+        reasons: the errors, or what this machine lacks; empty for a file that runs.
     """
 
     file: str
     outcome: str
-    reason: str
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def line(self) -> str:
+        """All reasons on one line."""
+        return "; ".join(" ".join(reason.split()) for reason in self.reasons)
 
 
 def outcomes(configs: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
@@ -68,13 +74,14 @@ def dry_run(path: Path, file: str) -> Outcome:
     try:
         loaded = load_config(path, allow_missing=True)
     except ArchonError as error:
-        return Outcome(file, "refused", re.sub(rf"{re.escape(str(path))}:\d+: ", "", str(error)))
+        position = rf"{re.escape(str(path))}:\d+( \([^)]*\))?: "
+        return Outcome(file, "refused", tuple(re.sub(position, "", text) for text in explain_problems(error)))
     plan = plan_run(loaded, registry())
     if plan.is_wrong:
-        return Outcome(file, "refused", "\n".join(o.text for o in plan.obstacles if o.kind == "config"))
+        return Outcome(file, "refused", tuple(o.text for o in plan.obstacles if o.kind == "config"))
     needs = [f"{need.package.name} for {', '.join(need.purposes)}" for need in plan.needs]
     needs += [obstacle.text for obstacle in plan.obstacles]
-    return Outcome(file, "accepted" if needs else "runs", "\n".join(needs))
+    return Outcome(file, "accepted" if needs else "runs", tuple(needs))
 
 
 def read_examples(path: Path) -> dict[str, dict[str, Any]]:
@@ -152,7 +159,7 @@ def main() -> int:
     found = list(outcomes(configs))
     width = max(len(row.file) for row in found)
     for row in found:
-        print(f"{row.file:{width}}  {row.outcome:8}  {' / '.join(row.reason.splitlines())}".rstrip())
+        print(f"{row.file:{width}}  {row.outcome:8}  {row.line}".rstrip())
     counts = {name: sum(row.outcome == name for row in found) for name in ("runs", "accepted", "refused")}
     print(f"{len(found)} files: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     return 0

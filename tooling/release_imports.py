@@ -23,6 +23,10 @@ IMPORTED_BY_OTHERS: Mapping[str, str] = {
 }
 """Distributions that are declared though no import names them, and why."""
 
+HOSTS: Mapping[str, str] = {"vllm": "archon-vllm"}
+"""Program that loads modules of a package into its own process -> the package. It is not declared: the package also
+lives in environments without it."""
+
 
 def imported_names(files: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Top-level module -> the first file that imports it, without the standard library.
@@ -65,7 +69,7 @@ def import_problems(
     problems, used = [], set()
     for module, file in sorted(imports.items()):
         providers = {canonicalize_name(name) for name in distributions.get(module, ())}
-        if own in providers:
+        if own in providers or HOSTS.get(module) == own:
             continue
         if not providers:
             problems.append(f"{file} imports {module}, which nothing that is installed provides")

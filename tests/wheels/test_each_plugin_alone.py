@@ -13,6 +13,7 @@ from programs import IMPORT_ALL
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
+from release_imports import HOSTS
 from workspace import CORE, find_packages
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,7 @@ def test_all_that_is_in_it_and_all_that_it_names_imports(alone: tuple[str, Fresh
     name, fresh = alone
     package = find_packages()[name]
     extras = [requirement.name for extra in package.optional_requirements.values() for requirement in extra]
+    extras += [module for module, owner in HOSTS.items() if owner == name]
     done = fresh.python("-W", "error::ImportWarning", "-c", IMPORT_ALL, package.import_name, *extras)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 1

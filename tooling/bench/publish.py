@@ -33,7 +33,7 @@ from publish_ends import RECORD, SPECS, DirectDriver, GatheredWeights, PipeDrive
 from archon_core import assemble, parse_layout
 from archon_core.contracts.engine_config import EngineConfig
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
-from archon_core.contracts.serving import TransportContext
+from archon_core.contracts.weight_transport import TransportContext
 from archon_core.receiving.elastic_group import SENDER, join_group
 from archon_core.serving.manifest import plan_buckets, size_of_bucket
 from archon_core.serving.record import ServerState

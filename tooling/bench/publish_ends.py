@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from archon_core.contracts.serving import WeightBucket
+from archon_core.contracts.weight_transport import WeightBucket
 from archon_core.errors import ServerError
 from archon_core.ranks.ranks import DataRanks
 from archon_core.receiving.checksum import bytes_of, checksum_of

@@ -104,10 +104,7 @@ def render_megatron() -> str:
 
 def render_files() -> str:
     """AReaL's example configurations and what a dry run makes of each."""
-    rows = [
-        [code(found.file), found.outcome, " ".join(found.reason.split())]
-        for found in areal_files.outcomes(areal_files.read_stored())
-    ]
+    rows = [[code(found.file), found.outcome, found.line] for found in areal_files.outcomes(areal_files.read_stored())]
     return table(["file", "outcome", "reason"], rows)
 
 

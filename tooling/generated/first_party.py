@@ -22,6 +22,10 @@ PLANNED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """Kind -> package -> names of packages that are announced and not here yet."""
 
+ONE_MACHINE = "use scheduler.type=local, and torchrun on several machines"
+INSTEAD: Mapping[str, str] = {"archon-ray": ONE_MACHINE, "archon-slurm": ONE_MACHINE}
+"""Announced package -> advice until it is here."""
+
 PLANNED_SECTIONS: Mapping[str, tuple[str, ...]] = {
     "archon-ray": ("ray",),
 }
@@ -86,7 +90,12 @@ def render_first_party(is_ours: Callable[[str], bool], sections: Iterable[Plugin
     )
     lines.append("OPTIONS: Mapping[str, tuple[str, ...]] = {")
     lines += [line for package, names in sorted(options.items()) for line in _entry(package, sorted(names), 4)]
-    lines.append('}\n"""Package -> configuration sections and options that it brings."""')
+    lines.append('}\n"""Package -> configuration sections and options that it brings."""\n')
+    lines.append("PLANNED: Mapping[str, str] = {")
+    lines += [f'    "{package}": "{advice}",' for package, advice in INSTEAD.items()]
+    lines.append(
+        '}\n"""Packages above that do not exist yet -> what to use instead. A message never says to install them."""'
+    )
     return "\n".join(lines) + "\n"
 
 

@@ -32,7 +32,7 @@ SERVER_FAULTS: dict[str, Moment] = {
     "wake after reuse": "publication",  # reads a slot while it is written again
     "commit late": "publication",
 }
-"""Faults that a server carries out at a moment of its own, to the call or token."""
+"""Faults that a server carries out at a given call or token."""
 
 SENT_FAULTS = ("flap", "late control call")
 """Faults of one server that come from outside."""

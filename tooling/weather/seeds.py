@@ -1,4 +1,4 @@
-"""Runs storms, each in a forked process of its own, checks their records and prints one line per storm."""
+"""Runs storms, each in a forked process, checks their records and prints one line per storm."""
 
 from __future__ import annotations
 

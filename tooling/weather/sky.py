@@ -150,7 +150,7 @@ class Sky:
             self._answer(targets=[record["incarnation"] for record in records if record])
 
     def _strike(self, version: int) -> list[dict[str, Any]]:
-        """Let the faults of a step strike; returns those that the trainer carries out."""
+        """Let the faults of a step strike; returns the faults that the trainer carries out."""
         of_trainer = []
         for event in self._of_version(version):
             if event.slot >= 0:

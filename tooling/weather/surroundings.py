@@ -18,7 +18,7 @@ MEMORY_BYTES = 8 * 2**20
 
 
 def private_shared_memory() -> bool:
-    """Give this process and its children a small ``/dev/shm`` of their own; false without the rights for that."""
+    """Give this process and its children a small private ``/dev/shm``; false without the rights for that."""
     libc = ctypes.CDLL(None, use_errno=True)
     if os.geteuid() != 0 or libc.unshare(CLONE_NEWNS):
         return False

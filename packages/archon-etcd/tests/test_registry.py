@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from etcd_process import MISSING, Etcd
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ConfigError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_etcd.registry import EtcdRegistry, etcd_registry
@@ -79,10 +79,19 @@ def test_an_etcd_that_is_gone_is_an_error_until_it_is_back(etcd) -> None:
     assert registry.list() == {"a": A}
 
 
-def test_other_values_under_its_keys_and_wrong_addresses_are_refused(etcd) -> None:
+def test_other_values_under_its_keys_hide_no_server_and_are_logged_once(etcd, caplog) -> None:
     registry = EtcdRegistry(etcd.address, "damage")
-    registry.client.put("/archon/damage/servers/x", "no json")
-    with pytest.raises(ServerError, match=r"/archon/damage/servers/x: found no record of a server"):
-        registry.list()
+    record = ServerRecord("127.0.0.1:8000", "aaaa", "served")
+    registry.announce("a", record, ttl=60)
+    assert registry.list() == {"a": record}
+    for key in ("a", "x"):
+        registry.client.put(f"/archon/damage/servers/{key}", "no json")
+    for _ in range(2):
+        assert registry.list() == {"a": record}
+    texts = [entry.getMessage() for entry in caplog.records if entry.name == "archon_etcd.registry"]
+    assert [text.partition(":")[0] for text in texts] == ["/archon/damage/servers/a", "/archon/damage/servers/x"]
+
+
+def test_wrong_addresses_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"found 'localhost'; allowed is host:port"):
         EtcdRegistry("localhost", "run")

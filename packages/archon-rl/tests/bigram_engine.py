@@ -221,7 +221,7 @@ class BigramScorer:
 
     made: ClassVar[list[BigramScorer]] = []
 
-    def __init__(self, config, model, *, option, ranks, folder, options=None, devices_before=0):
+    def __init__(self, config, model, *, option, ranks, folder, options=None, devices_before=0, stop=None):
         self.config, self.model, self.option, self.ranks, self.folder = config, model, option, ranks, folder
         self.table = torch.load(Path(model.path) / "table.pt")
         self.decisions = [Decision("teacher.rollout.addresses", "compared", "not compared", "a table has no name")]

@@ -173,7 +173,7 @@ def test_options_of_a_policy_loss_are_decisions_in_pure_distillation_and_errors_
     pure = teacher(rl_loss_weight=0.0)
     _, decisions = compose(pure, Actor(eps_clip=0.3, dynamic_sampling=True))
     assert {"actor.eps_clip", "actor.dynamic_sampling"} <= set(decisions)
-    with pytest.raises(ConfigError, match=r"actor\.eps_clip: found 0\.3, would use not used: .*the teacher alone"):
+    with pytest.raises(ConfigError, match=r"actor\.eps_clip: found 0\.3; not used: .*the teacher alone"):
         compose(pure, Actor(eps_clip=0.3, archon=ArchonOptions(strict=True)))
 
 
@@ -214,7 +214,7 @@ def test_the_teacher_has_the_temperature_of_sampling():
     [
         (
             {"engine_type": "rollout"},
-            r"teacher\.engine_type: found rollout, AReaL's default, which needs a served engine",
+            r"teacher\.rollout\.backend: found none with teacher\.engine_type=rollout, AReaL's default; set it to",
         ),
         ({"engine_type": "vllm"}, r"teacher\.engine_type: found 'vllm'; allowed are rollout, train"),
         ({"path": None}, r"teacher\.path: found none, and no teacher\.model_config"),
@@ -234,4 +234,4 @@ def test_invalid_teachers_are_refused_before_anything_is_built(options, message)
 
 
 def test_the_type_is_areals_default():
-    assert TeacherOptions() == TeacherOptions("rollout", False, 1.0, 0.005, "batch")
+    assert TeacherOptions() == TeacherOptions("rollout", None, False, 1.0, 0.005, "batch")

@@ -98,7 +98,7 @@ def build(spec: PolicyLossSpec, variant: Variant) -> PolicyLoss:
     options.dppo_mask_low = options.dppo_mask_high = 0.01
     for name, value in variant.options.items():
         setattr(options, name, value)
-    return build_policy_loss(options, [], [])
+    return build_policy_loss(options)
 
 
 def make_batch() -> Batch:

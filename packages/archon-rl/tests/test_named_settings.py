@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from archon_core.cli.main import main
+from archon_core.errors import UnknownNameError
 from archon_core.plugins import AlgorithmSpec, PolicyLossSpec, registry
 from archon_rl.advantages import ConstantLambda, LengthAdaptiveLambda, Normalisation
 from archon_rl.algorithm import Algorithm
@@ -39,6 +40,25 @@ def test_an_algorithm_takes_the_options_of_every_preset_alone_and_corrected(run,
     if not settings.corrects and name != "DPPO":
         for correction in corrections:
             assert compose(run, name, correction).loss.behaviour is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("dapo", "; DAPO is a preset: archon train FILE algorithm=grpo $(archon algorithms DAPO)\n"),
+        ("vc_ppo", "; VC-PPO is a preset: archon train FILE algorithm=ppo $(archon algorithms VC-PPO)\n"),
+        (
+            "vapolambda",
+            "; VAPO lambda is a preset: archon train FILE algorithm=grpo $(archon algorithms 'VAPO lambda')",
+        ),
+        ("GRPO", "; did you mean 'grpo'?"),
+        ("grppo", "; did you mean 'grpo'?"),
+    ],
+)
+def test_a_preset_as_algorithm_gets_the_command_that_uses_it(name, advice):
+    with pytest.raises(UnknownNameError) as raised:
+        registry().get(AlgorithmSpec, name)
+    assert f"no installed plugin provides it{advice}" in str(raised.value)
 
 
 def test_presets_are_what_their_papers_say(run):

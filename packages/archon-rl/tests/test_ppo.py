@@ -70,12 +70,11 @@ def test_options_choose_the_parts(run):
     assert algorithm.advantages.adv_norm == Normalisation()
     assert (algorithm.advantages.bootstrap, algorithm.advantages.returns_lambda) == (None, None)
     assert decisions["critic.bootstrap_truncated"].effective == "a completion ends with value 0"
-    algorithm, decisions = compose(run, *VARIANTS["reference, truncated completions"], "critic.temperature=0.7")
+    algorithm, decisions = compose(run, *VARIANTS["reference, truncated completions"])
     assert algorithm.roles == {"critic", "ref"}
     assert algorithm.critic.filters == (DropTruncated(),)
     assert algorithm.advantages.bootstrap == "truncated"
     assert algorithm.advantages.returns_lambda == ConstantLambda(1.0)
-    assert decisions["critic.temperature"].effective == "not used"
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_ipo_averages_as_other_libraries_do_or_sums_as_the_paper(pairs):
             "actor.loss_type=hinge",
             r"actor\.loss_type: found 'hinge'; allowed are sigmoid or ipo|allowed are sigmoid, ipo",
         ),
-        ("actor.is_critic=true", r"actor\.is_critic: found true; algorithm 'dpo' trains a language model"),
+        ("actor.is_critic=true", r"actor\.is_critic: found true; a model with a value head has no log-prob"),
         ("data.equal_pairs=keep", r"data\.equal_pairs: found 'keep'"),
         ("actor.mb_spec.max_tokens_per_mb=12", r"allowed are pairs of at most 12 tokens"),
     ],

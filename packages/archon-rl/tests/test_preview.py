@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 from conftest import CONFIGURATION
 
+from archon_core.contracts.decisions import Decision
 from archon_core.contracts.preview import RunOutline
 from archon_core.errors import ConfigError
 from archon_core.plugins import AlgorithmSpec, DatasetSpec, registry
 
 PPO = ("algorithm=ppo", "critic={}", "actor.ppo_n_minibatches=1", "critic.ppo_n_minibatches=1")
-TEACHER = ("teacher.engine_type=train", "teacher.model_config={model_type: qwen3}")
+TEACHER = ("teacher.engine_type=train", "teacher.path=large/model")
+RANDOM = ("teacher.engine_type=train", "teacher.model_config={model_type: qwen3}")
 PURE = (*TEACHER, "teacher.rl_loss_weight=0", "actor.kl_ctl=0.1")
 PAIRS = """
 algorithm: dpo
@@ -46,7 +48,7 @@ REFUSED = [
         r"actor\.mask_no_eos_with_zero: found true",
     ),
     (("actor.kl_loss_coef=0.1",), r"actor\.kl_loss_coef: found 0\.1, which needs a reference model"),
-    (("gconfig.n_samples=1",), r"actor\.reward_norm: found level 'group'"),
+    (("gconfig.n_samples=1",), r"gconfig\.n_samples: found 1; algorithm grpo compares the samples of a prompt"),
     (("gconfig.greedy=true",), r"gconfig\.greedy: found true with gconfig\.n_samples=4, so that all"),
 ]
 """Overrides, and what dry run and composition refuse."""
@@ -76,9 +78,14 @@ def test_a_model_without_an_optimizer_is_not_trained(run, text):
         (("actor.ppo_n_minibatches=17",), CONFIGURATION, "actor.ppo_n_minibatches: found 17; allowed is at most"),
         (("eval_gconfig={greedy: true, n_samples: 2}",), CONFIGURATION, "eval_gconfig.greedy: found true with eval_g"),
         (("eval_gconfig={top_k: 1, n_samples: 2}",), CONFIGURATION, "eval_gconfig.top_k: found 1 with eval_gconfig"),
+        (("actor.optimizer.lr=0",), CONFIGURATION, "actor.optimizer.lr: found 0, with which the actor never changes"),
+        (("actor.optimizer.lr=0",), TAUGHT, "actor.optimizer.lr: found 0, with which the actor never changes"),
+        ((*PPO, "critic.optimizer.lr=0"), CONFIGURATION, "critic.optimizer.lr: found 0, with which the critic never"),
+        ((*RANDOM,), CONFIGURATION, "teacher.warm_start.steps: found 0 with no teacher.path, so the"),
+        ((*PURE, "teacher.init_from_scratch=true"), CONFIGURATION, "teacher.warm_start.steps: found 0 with init_from"),
         (("data.answer_key=null",), CONFIGURATION, "data.answer_key: found null; the data set 'arithmetic' needs"),
         (("data.dataset=arithmetic",), PAIRS, "data.dataset: found arithmetic, whose records are no preferences"),
-        (("actor.is_critic=true",), TAUGHT, "actor.is_critic: found true; algorithm 'sft' trains a language model"),
+        (("actor.is_critic=true",), TAUGHT, "actor.is_critic: found true; a model with a value head has"),
         (("data.dataset=hf", "data.hf.validation_split=train"), TAUGHT, "data.hf.validation_split: found split"),
         (("tokenizer.kind=pretrained",), TAUGHT, "tokenizer.kind: found 'pretrained', and neither tokenizer_path nor"),
         (("tokenizer={kind: bpe, vocab_size: 9}",), TAUGHT, "tokenizer.vocab_size: found 9; allowed is at least 260"),
@@ -101,6 +108,46 @@ def test_settings_that_a_script_may_hold_are_missing(run):
         "data.path: found none, and data set 'jsonl' needs one",
     ]
     assert not preview(run, "reward=null", *PURE)[0].missing
+
+
+COMPOSED = [
+    (CONFIGURATION, ("actor.kl_ctl=0.5",), "actor.kl_ctl", "0.5", "0.0"),
+    (CONFIGURATION, ("actor.temperature=0.3",), "actor.temperature", "0.3", "1.0"),
+    (CONFIGURATION, ("actor.m2_threshold=0.04", "actor.eps_clip=0"), "actor.eps_clip", "0.0", "no clipping"),
+    (CONFIGURATION, ("gconfig.frequency_penalty=0.5",), "gconfig.frequency_penalty", "0.5", "in sampling alone"),
+    (CONFIGURATION, PURE, "teacher.rl_loss_weight", "0", "KL(actor || teacher) of each sampled token"),
+    (CONFIGURATION, PPO, "critic.bootstrap_truncated", "false", "a completion ends with value 0"),
+    (PAIRS, ("actor.mb_spec.granularity=4",), "actor.mb_spec.granularity", "4", "2"),
+    (PAIRS, (), "ref", "left out", "the actor's initial weights"),
+    (PAIRS.replace("dpo", "rw"), (), "actor.is_critic", "false", "true"),
+]
+"""Configuration, overrides, and a decision of the composition."""
+
+
+@pytest.mark.parametrize(("text", "overrides", "option", "requested", "effective"), COMPOSED)
+def test_a_dry_run_shows_what_the_composition_decides(run, text, overrides, option, requested, effective):
+    found, config, spec = preview(run, *overrides, text=text)
+    recorded: list[Decision] = []
+    spec.load()(config, recorded)
+    assert (option, requested, effective) in [(d.option, d.requested, d.effective) for d in recorded]
+    assert set(recorded) <= set(found.decisions)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "changed"),
+    [
+        (CONFIGURATION, ("actor.sapo_tau_pos=2",), "actor.sapo_tau_pos: found 2.0; not used"),
+        (CONFIGURATION, ("actor.kl_ctl=0.5",), "actor.kl_ctl: found 0.5, would use 0.0"),
+        (PAIRS, ("actor.mb_spec.granularity=4",), "actor.mb_spec.granularity: found 4, would use 2"),
+    ],
+)
+def test_strict_dry_runs_refuse_what_strict_compositions_refuse(run, text, overrides, changed):
+    strict = text.replace("bigram:d1", "archon:d1")
+    found, config, spec = preview(run, "actor.archon.strict=true", *overrides, text=strict)
+    with pytest.raises(ConfigError) as raised:
+        spec.load()(config, [])
+    assert changed in str(raised.value)
+    assert any(changed in problem for problem in found.problems)
 
 
 UNUSED = [
@@ -149,6 +196,19 @@ UNUSED = [
         "false",
     ),
     (CONFIGURATION, ("actor.optimizer={type: sgd, beta2: 0.5}",), "actor.optimizer.beta2", "0.5"),
+    # a policy loss, a form of lambda and a proximal policy that read other options
+    (CONFIGURATION, ("actor.sapo_tau_pos=2",), "actor.sapo_tau_pos", "2.0"),
+    (CONFIGURATION, ("actor.policy_loss=kl_cov", "actor.eps_clip=0.1"), "actor.eps_clip", "0.1"),
+    (CONFIGURATION, ("actor.rejection_sampling.upper=4",), "actor.rejection_sampling", "upper=4.0"),
+    (CONFIGURATION, ("actor.prox_logp_method=loglinear",), "actor.prox_logp_method", "loglinear"),
+    (CONFIGURATION, ("actor.use_decoupled_loss=true", "actor.recompute_logprob=true"),
+     "actor.recompute_logprob", "true"),
+    (CONFIGURATION, ("actor.gae_lambda_kwargs.alpha=3",), "actor.gae_lambda_kwargs", "{alpha: 3}"),
+    (CONFIGURATION, (*PPO, "critic.temperature=0.5"), "critic.temperature", "0.5"),
+    (CONFIGURATION, (*PURE, "actor.eps_clip=0.1"), "actor.eps_clip", "0.1"),
+    (CONFIGURATION, (*PURE, "actor.dynamic_sampling=true"), "actor.dynamic_sampling", "true"),
+    (CONFIGURATION, (*PURE, "actor.reward_norm={mean_level: group}"), "actor.reward_norm", "mean_level=group"),
+    (PAIRS, ("actor.ipo_logprobs=sum",), "actor.ipo_logprobs", "sum"),
     (CONFIGURATION, ("data.path=file",), "data.path", "file"),
     (CONFIGURATION, ("trainer.max_epochs=3",), "trainer.max_epochs", "3"),
 ]  # fmt: skip
@@ -163,12 +223,19 @@ def test_an_option_without_effect_is_a_decision(run, text, overrides, option, re
     assert (decision.requested, decision.effective) == (requested, "not used")
 
 
+def test_a_teacher_that_is_trained_first_may_have_random_weights(run):
+    assert not preview(run, *RANDOM, "teacher.warm_start.steps=3")[0].problems
+
+
+def unused(*arguments, **keywords) -> list[str]:
+    return [d.option for d in preview(*arguments, **keywords)[0].decisions if d.effective == "not used"]
+
+
 def test_used_options_are_no_decisions(run):
-    assert not preview(run)[0].decisions
+    assert not unused(run)
     sampled = "eval_gconfig={n_samples: 2, temperature: 0.5}"
-    assert not preview(run, sampled, "trainer.eval_pass_above=0.5")[0].decisions
-    assert not preview(run, *PPO, "ref={}", "actor.kl_ctl=0.1", "critic.warmup_steps=2")[0].decisions
-    dropped = ("actor.dynamic_sampling=true", "dynamic_bs=true")
-    assert not preview(run, *dropped)[0].decisions
-    assert not preview(run, "ref={optimizer: null}", text=PAIRS)[0].decisions
-    assert not preview(run, text=TAUGHT)[0].decisions
+    assert not unused(run, sampled, "trainer.eval_pass_above=0.5")
+    assert not unused(run, *PPO, "ref={}", "actor.kl_ctl=0.1", "critic.warmup_steps=2")
+    assert not unused(run, "actor.dynamic_sampling=true", "dynamic_bs=true")
+    assert not unused(run, "ref={optimizer: null}", text=PAIRS)
+    assert not unused(run, text=TAUGHT)

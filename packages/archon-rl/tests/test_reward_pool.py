@@ -115,11 +115,9 @@ def wait_for_end(pid: int) -> None:
 
 def test_outcomes_come_in_the_order_of_the_calls_and_processes_are_reused(make_pool):
     pool = make_pool(processes=2)
-    first = pool.score(calls(*["pid"] * 200))
-    again = pool.score(calls(*["pid"] * 200))
-    pids = {outcome.value for outcome in first}
+    # One process may answer a whole batch while the other starts.
+    pids = {outcome.value for _ in range(3) for outcome in pool.score(calls(*["pid"] * 200))}
     assert os.getpid() not in pids
-    assert pids | {outcome.value for outcome in again} == pids
     assert 1 <= len(pids) <= 2
     assert [outcome.value for outcome in pool.score(calls("a", "none", "a"))] == [4.0, None, 4.0]
     assert pool.score([]) == []

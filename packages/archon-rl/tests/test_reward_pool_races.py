@@ -252,8 +252,10 @@ def score_events(folder: Path, seed: int, n_calls: int, *, interrupts: int = 0) 
                 pool.score(batch)
                 timer.join()
             except KeyboardInterrupt:
-                assert pool._processes == []
-                assert processes() == []
+                # It came in score(), which closes the pool, or after it, when no process works.
+                assert all(process.is_idle for process in pool._processes)
+                if not pool._processes:
+                    assert processes() == []
             finally:
                 timer.cancel()
         outcomes = pool.score(batch)

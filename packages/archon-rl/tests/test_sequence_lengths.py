@@ -14,7 +14,13 @@ from archon_rl.datasets.records import ListDataset
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer import sequence_lengths
-from archon_rl.trainer.sequence_lengths import example_lengths, measure_lengths, prompt_lengths
+from archon_rl.trainer.sequence_lengths import (
+    LengthLimit,
+    example_lengths,
+    measure_lengths,
+    overlong_error,
+    prompt_lengths,
+)
 from archon_train.run.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -197,6 +203,11 @@ def test_supervised_training_on_conversations_lowers_the_loss_of_the_assistants_
     folder = run("data.prompt_key=messages", "trainer.max_steps=30", text=SFT)
     written = read_metrics(folder.metrics)
     assert written[-1]["eval/loss"] < written[0]["eval/loss"] - 1
+
+
+def test_records_without_a_line_are_named_by_number_and_length():
+    error = overlong_error("training", [{}, {}], [3, 7], [1], LengthLimit(prompt_lengths, 5, "why", ("fix",)))
+    assert str(error).startswith("record 1 (7 tokens): 1 of 2 training records are too long for the run")
 
 
 def test_lengths_in_chunks_are_those_of_single_records(monkeypatch):

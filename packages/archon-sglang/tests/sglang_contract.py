@@ -140,7 +140,7 @@ def _classes(module, wanted):
 
 
 def _flags(read, names):
-    """The options of the command line: declared fields, and those with a parser of their own."""
+    """The options of the command line: declared fields, and fields with a separate parser."""
     for name in names:
         if not (name.startswith(ARGUMENT_FILES) and name.endswith(".py")):
             continue

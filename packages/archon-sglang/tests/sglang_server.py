@@ -86,6 +86,13 @@ class SglangServer:
             self.changed.notify_all()
         return 200, None
 
+    def do_update_weight_version(self, body):
+        with self.changed:
+            if body.get("abort_all_requests", True):
+                self.aborted |= self.running
+            self.version = body["new_version"]
+        return 200, {"success": True, "message": "updated", "new_version": self.version}
+
     def do_update_weights_from_disk(self, body):
         with self.changed:
             if body.get("abort_all_requests", False):

@@ -14,7 +14,7 @@ import pytest
 from sglang_server import SglangServer
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
-from archon_core.errors import RefusedRequestError, ServerError
+from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
 from archon_core.layout import parse_layout
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
@@ -199,6 +199,20 @@ def test_a_failed_update_leaves_the_server_running_with_the_old_version(server, 
     assert (state.version, state.paused) == (-1, False)
     with pytest.raises(ServerError, match="found None received"):
         driver.commit_update(record, 5, timeout=SECONDS)
+
+
+def test_weights_of_an_update_without_an_answer_are_labelled_as_broken(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    begin(driver, record)
+    answered = threading.Event()
+    server.do_update_weights_from_disk = lambda body: (answered.wait(SECONDS), (500, None))[1]
+    with pytest.raises(UncertainCallError):
+        driver.commit_update(record, 5, timeout=1.0)
+    answered.set()
+    assert server.paths()[-3:] == ["/update_weights_from_disk", "/update_weight_version", "/continue_generation"]
+    assert (server.paused, server.aborted) == (False, set())
+    with pytest.raises(ServerError, match="may be loaded in part only; restart the server"):
+        driver.state(record, timeout=SECONDS)
 
 
 def test_an_aborted_update_is_not_committed(server, driver):

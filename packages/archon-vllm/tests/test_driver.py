@@ -230,7 +230,7 @@ def test_a_model_that_cannot_load_returns_to_the_previous_weights(server, driver
     with pytest.raises(ServerError, match="no previous ones to return to: restart the server"):
         driver.commit_update(record, 5, timeout=SECONDS)
     assert not server.paused
-    with pytest.raises(ServerError, match="load in part only"):
+    with pytest.raises(ServerError, match="may be loaded in part only; restart the server"):
         generate(driver, record, request())
     publish(driver, record, weights(1), 6)
     prepare(driver, record, weights(2), 7)
@@ -268,7 +268,7 @@ def test_no_token_gets_a_version_while_the_label_of_new_weights_is_uncertain(ser
     with pytest.raises(UncertainCallError):
         driver.commit_update(record, 5, timeout=0.2)
     wait_for(lambda: not server.paused)
-    with pytest.raises(ServerError, match="load in part only"):
+    with pytest.raises(ServerError, match="may be loaded in part only; restart the server"):
         generate(driver, record, request())
     publish(driver, record, weights(2), 6)
     assert_serves(driver, record, weights(2), 6)

@@ -63,6 +63,10 @@ class ServerError(ArchonError):
     """An inference server that failed, refused a call, or answered something invalid; or a failed transport to it."""
 
 
+class UnreachableError(ServerError):
+    """A server that accepts no connection, so the call was not made."""
+
+
 class UncertainCallError(ServerError):
     """A call to a server that got no answer in time. The server may still execute it; query its state first."""
 

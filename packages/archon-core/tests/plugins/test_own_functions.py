@@ -103,7 +103,7 @@ def test_a_missing_function_is_refused_with_the_nearest_one(find):
 def test_a_missing_module_is_refused_with_the_folders_and_the_nearest_one(find, tmp_path):
     with pytest.raises(
         ConfigError,
-        match=rf"^reward: found no module 'my_reward', which is my_reward\.py in {tmp_path} or a folder of PYTHONPATH; "
+        match=rf"^reward: found no my_reward\.py in {tmp_path} or a folder of PYTHONPATH; "
         r"did you mean 'my_rewards'\?; start archon in the folder that holds the module, or add",
     ):
         find("my_reward:score")
@@ -111,7 +111,7 @@ def test_a_missing_module_is_refused_with_the_folders_and_the_nearest_one(find, 
 
 @pytest.mark.parametrize("text", ["timeit:timeit", "json.loads", "archon_core.errors:did_you_mean"])
 def test_modules_of_python_and_of_installed_packages_are_out_of_reach(find, text):
-    with pytest.raises(ConfigError, match="found no module"):
+    with pytest.raises(ConfigError, match=r"found no .*\.py in "):
         find(text)
 
 
@@ -122,7 +122,7 @@ def test_a_file_that_is_no_python_is_refused_with_its_line(find):
 
 @pytest.mark.parametrize("text", ["my_rewards:", ":score", "my-rewards:score", "my_rewards:a.b"])
 def test_other_forms_are_refused(find, text):
-    with pytest.raises(ConfigError, match="allowed are the name of a plugin and module:function"):
+    with pytest.raises(ConfigError, match="allowed: a plugin's name, or module:function"):
         find(text)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archon_core.errors import ConfigError, PluginError, UnknownNameError
-from archon_core.plugins import ModelSpec, RewardSpec, ScheduleSpec, TrainEngineSpec
+from archon_core.plugins import AlgorithmSpec, ModelSpec, RewardSpec, ScheduleSpec, TrainEngineSpec
 
 
 def reward_plugin(*names: str, aliases: tuple[str, ...] = ()) -> str:
@@ -94,7 +94,6 @@ class TestUnknownNames:
             ("moe", "moe", "archon-moe"),
             ("algorithm", "grpo", "archon-rl"),
             ("inference_engine", "sglang", "archon-sglang"),
-            ("launcher", "ray", "archon-ray"),
             ("train_engine", "archon", "archon-engine"),
             ("train_engine", "fsdp", "archon-models-hf"),
             ("command", "train", "archon-train"),
@@ -104,6 +103,35 @@ class TestUnknownNames:
     def test_a_name_of_a_package_that_is_not_installed_names_the_package(self, build, kind, name, package):
         with pytest.raises(UnknownNameError, match=f"It is part of {package}: pip install {package}"):
             build().get(kind, name)
+
+    @pytest.mark.parametrize(
+        ("explain", "text"),
+        [
+            ("json:dumps", '; "dpoo"'),
+            ("no_such_module:explain", "; target 'no_such_module:explain'"),
+        ],
+    )
+    def test_an_algorithms_plugin_explains_a_name_that_is_no_algorithms(self, build, explain, text):
+        registry = build()
+        registry.add(AlgorithmSpec(name="dpo", target="a.b:c", explain=explain))
+        with pytest.raises(UnknownNameError, match="Installed algorithms: dpo") as raised:
+            registry.get("algorithm", "dpoo")
+        assert f"no installed plugin provides it{text}" in str(raised.value)
+        assert "did you mean" not in str(raised.value)
+
+    @pytest.mark.parametrize(
+        ("name", "text"),
+        [
+            ("ray", "It is part of archon-ray, which is planned and does not exist yet"),
+            ("slum", "did you mean 'slurm'? That is part of archon-slurm, which is planned and does not exist yet"),
+            ("pbs", "No launcher is available yet: use scheduler.type=local, and torchrun on several machines"),
+        ],
+    )
+    def test_a_package_that_does_not_exist_yet_is_never_to_be_installed(self, build, name, text):
+        with pytest.raises(UnknownNameError) as raised:
+            build().get("launcher", name)
+        assert text in str(raised.value)
+        assert "pip install" not in str(raised.value)
 
     def test_a_package_that_is_installed_and_lacks_the_name_is_to_be_upgraded(self, site, build):
         site.install("archon-models-qwen", model_plugin("qwen3", "qwen3"), version="0.1")

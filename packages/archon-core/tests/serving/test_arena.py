@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -145,3 +146,15 @@ def test_arenas_of_killed_trainers_are_swept_and_those_of_living_ones_stay():
     process.stdout.close()
     sweep_arenas()  # any other trainer of this user may do it first
     assert not (FOLDER / name).exists()
+
+
+@pytest.mark.parametrize("failing", ["os.open", "fcntl.flock"])
+def test_every_refusal_of_the_system_is_a_server_error(tmp_path, monkeypatch, failing):
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(f"archon_core.serving.arena_file.{failing}", refuse)
+    with pytest.raises(ServerError, match=r"cannot create a file in .*Too many open files"):
+        create_arena(HEADER, run="r", folder=tmp_path)
+    monkeypatch.undo()
+    assert not list(tmp_path.iterdir())

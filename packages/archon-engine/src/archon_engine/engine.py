@@ -23,7 +23,7 @@ from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
 from archon_core.contracts.pipeline import RECORDING_PREFIX
-from archon_core.contracts.serving import BucketMemory, WeightBucket
+from archon_core.contracts.weight_transport import BucketMemory, WeightBucket
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks

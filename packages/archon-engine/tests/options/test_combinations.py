@@ -153,6 +153,15 @@ def test_a_schedule_that_splits_the_backward_runs_with_default_settings(device, 
     assert by_option == expected
 
 
+@pytest.mark.parametrize(("option", "value"), [("ac_memory_budget", 0.3), ("selective_ac_option", "2")])
+@pytest.mark.parametrize("mode", [{"ac_mode": "none", "gradient_checkpointing": True}, {"ac_mode": "full"}])
+def test_options_of_activation_checkpointing_are_unused_without_it(mode, option, value):
+    _, decisions = changes(
+        OptionContext(engine(**{"gradient_checkpointing": False, **mode, option: value})), role="actor"
+    )
+    assert f"actor.archon.{option}" in [decision.option for decision in decisions]
+
+
 def test_what_a_split_backward_can_have_stays():
     every_second = engine(gradient_checkpointing=True, ac_mode="selective", selective_ac_option="2")
     options = ["archon.ac_mode", "archon.selective_ac_option", "archon.enable_compile"]

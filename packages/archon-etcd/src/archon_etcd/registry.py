@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -16,10 +17,12 @@ import requests
 from etcd3gw.client import Etcd3Client
 from etcd3gw.exceptions import ConnectionFailedError, Etcd3Exception
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ConfigError, ServerError
 from archon_core.serving.change_log import ChangeLog
 from archon_core.serving.record import ServerRecord
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 5.0
 """Time limit of one call to etcd."""
@@ -28,7 +31,7 @@ T = TypeVar("T")
 
 
 class EtcdRegistry:
-    """Entries in etcd; implements ``contracts.serving.ServerRegistry``. Every method may raise ServerError.
+    """Entries in etcd; implements ``contracts.server_registry.ServerRegistry``. Every method may raise ServerError.
 
     Args:
         address: ``host:port`` of etcd.
@@ -48,6 +51,8 @@ class EtcdRegistry:
         self._client = Etcd3Client(host=host.strip("[]"), port=int(port), timeout=TIMEOUT_SECONDS)
         self._prefix = f"/archon/{run}/servers/"
         self._log = ChangeLog()
+        self._known: dict[str, ServerRecord] = {}
+        self._damaged: set[str] = set()
 
     def announce(self, id: str, record: ServerRecord, ttl: float) -> EtcdAnnouncement:
         """Add an entry. etcd counts whole seconds: ``ttl`` is rounded up."""
@@ -56,11 +61,23 @@ class EtcdRegistry:
         return announcement
 
     def list(self) -> Mapping[str, ServerRecord]:
-        """All entries whose lease has not expired."""
+        """All entries whose lease has not expired. A damaged one keeps its last known record, if any, and is logged
+        once."""
         found = self.call(lambda: self._client.get_prefix(self._prefix))
-        return {
-            pair["key"].decode().removeprefix(self._prefix): _read(pair["key"].decode(), value) for value, pair in found
-        }
+        known, damaged = {}, set()
+        for value, pair in found:
+            key = pair["key"].decode()
+            id = key.removeprefix(self._prefix)
+            try:
+                known[id] = _read(key, value)
+            except ServerError as error:
+                damaged.add(id)
+                if id in self._known:
+                    known[id] = self._known[id]
+                if id not in self._damaged:
+                    logger.warning("%s", error)
+        self._known, self._damaged = known, damaged
+        return dict(known)
 
     def changes(self, since: int) -> tuple[int, Sequence[RegistryChange]]:
         """The changes after a cursor, and the next cursor."""

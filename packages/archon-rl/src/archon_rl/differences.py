@@ -1,30 +1,29 @@
 """Where a published formula, its authors' code and AReaL differ: a decision for each one that a run uses.
 
-A decision names what Archon computes, and in its reason whose formula that is and what the others do.
+A decision names what Archon computes, and in its reason whose formula that is and what the others do. Imports no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_rl.config import NormConfig, PolicyOptions
-from archon_rl.losses.objective import TokenTerm
-from archon_rl.losses.policy import ClippedPolicyTerm
+from archon_rl.option_checks import is_unclipped, lambda_form, loss_name
 
 
-def policy_loss_differences(options: PolicyOptions, name: str, term: TokenTerm) -> Iterator[Decision]:
+def policy_loss_differences(options: PolicyOptions) -> Iterator[Decision]:
     """Differences of the policy loss.
 
     Args:
         options: the ``actor`` section, without problems.
-        name: of the policy loss.
-        term: the loss.
     """
+    name = loss_name(options)
     if options.use_decoupled_loss:
         yield from _decoupled(options, name)
     if options.m2_threshold is not None:
-        yield from _m2po(options, term)
+        yield from _m2po(options, name)
     yield from _losses_that_areal_lacks(options, name)
 
 
@@ -69,7 +68,7 @@ def _decoupled(options: PolicyOptions, name: str) -> Iterator[Decision]:
         )
 
 
-def _m2po(options: PolicyOptions, term: TokenTerm) -> Iterator[Decision]:
+def _m2po(options: PolicyOptions, name: str) -> Iterator[Decision]:
     yield Decision(
         "actor.m2_threshold",
         f"{options.m2_threshold:g}",
@@ -78,7 +77,7 @@ def _m2po(options: PolicyOptions, term: TokenTerm) -> Iterator[Decision]:
         "as in M2PO (arXiv:2510.01161, algorithm 1); AReaL ranks all tokens of every micro-batch, by pi_prox and "
         "pi_behave, and divides by the tokens that are left",
     )
-    if isinstance(term, ClippedPolicyTerm) and term.eps_clip is None:
+    if name in ("clip", "clip_cov") and is_unclipped(options):
         yield Decision(
             "actor.eps_clip",
             "0.0",
@@ -110,6 +109,45 @@ def _losses_that_areal_lacks(options: PolicyOptions, name: str) -> Iterator[Deci
             f"{options.dppo_kl_coef:g}",
             "adds dppo_kl_coef (log r)^2 at every token",
             "as prime-rl's default loss does; arXiv:2602.04879 (eq. 12) has no such term; AReaL has no such loss",
+        )
+
+
+def lambda_differences(options: PolicyOptions) -> Iterator[Decision]:
+    """AReaL's dotted name of a form of lambda."""
+    asked = options.gae_lambda
+    if isinstance(asked, str) and (name := lambda_form(options)) != asked:
+        yield Decision("actor.gae_lambda", asked, name, "the same function; Archon imports no dotted name")
+
+
+def group_norm_difference(options: PolicyOptions) -> Iterator[Decision]:
+    """The normalisation of ``grpo`` where the options name none."""
+    if options.reward_norm is None and options.adv_norm is None:
+        yield Decision(
+            "actor.reward_norm",
+            "null",
+            "mean and deviation of the group",
+            "grpo's advantages are relative to the group, and actor.adv_norm is null too",
+        )
+
+
+def critic_differences(critic: Any) -> Iterator[Decision]:
+    """Differences of the critic's targets and of its loss."""
+    if critic.bootstrap_truncated:
+        effective = "completions that reach the length limit continue with the value after their last token"
+    else:
+        effective = "a completion ends with value 0"
+    yield Decision(
+        "critic.bootstrap_truncated",
+        str(critic.bootstrap_truncated).lower(),
+        effective,
+        "AReaL continues the sequences that are as long as its padded batch",
+    )
+    if critic.mask_no_eos_with_zero:
+        yield Decision(
+            "critic.mask_no_eos_with_zero",
+            "true",
+            "the critic does not learn from completions that reach the length limit",
+            "AReaL documents the option and does not use it",
         )
 
 

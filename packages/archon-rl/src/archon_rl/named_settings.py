@@ -7,6 +7,7 @@ default of ``actor.kl_ctl`` is AReaL's. Imports no torch.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -270,7 +271,7 @@ NAMED_SETTINGS: tuple[NamedSettings, ...] = (
     NamedSettings(
         "on-policy distillation",
         "https://thinkingmachines.ai/blog/on-policy-distillation",
-        "learns the teacher's distribution at the tokens of its own completions; needs no reward",
+        "learns the teacher's distribution at the tokens that the student samples; needs no reward",
         {"teacher.engine_type": "train", "teacher.rl_loss_weight": "0.0", "teacher.distill_loss_weight": "1.0"},
     ),
     NamedSettings(
@@ -370,6 +371,17 @@ def find_settings(name: str) -> NamedSettings | None:
     """The settings of a name, in any case; spaces, hyphens, dots and underscores do not count."""
     wanted = _plain(name)
     return next((settings for settings in NAMED_SETTINGS if _plain(settings.name) == wanted), None)
+
+
+def explain_preset(name: str) -> str:
+    """Advice for users who write a preset's name as ``algorithm``; empty for other names."""
+    settings = find_settings(name)
+    if settings is None or _plain(settings.name) == settings.algorithm:
+        return ""  # GRPO is nearest to grpo
+    preset = shlex.quote(settings.name)
+    return (
+        f"{settings.name} is a preset: archon train FILE algorithm={settings.algorithm} $(archon algorithms {preset})"
+    )
 
 
 def _plain(name: str) -> str:

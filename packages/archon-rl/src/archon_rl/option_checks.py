@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from archon_core.config.rules import shown_value
 from archon_core.errors import ArchonError, did_you_mean
 from archon_core.plugins import PolicyLossSpec, registry
 
@@ -28,6 +29,11 @@ AREAL_LAMBDAS = {
 def loss_name(options: Any) -> str:
     """The name of the loss that ``policy_loss`` or one of AReaL's switches chooses."""
     return next((loss for switch, loss in SWITCHES.items() if getattr(options, switch)), options.policy_loss)
+
+
+def is_unclipped(options: Any) -> bool:
+    """Whether the clipped loss has no bounds, as in M2PO."""
+    return options.m2_threshold is not None and options.eps_clip == 0
 
 
 def lambda_form(options: Any) -> str:
@@ -89,7 +95,8 @@ def gae_lambda_problems(options: Any) -> Iterator[tuple[str, str]]:
     name = lambda_form(options)
     if name not in LAMBDA_ARGUMENTS:
         hint = did_you_mean(name, LAMBDA_ARGUMENTS) or "; dotted names are not imported" * ("." in name)
-        yield "gae_lambda", f"found {asked!r}; allowed are numbers and {forms}{hint}"
+        *most, last = LAMBDA_ARGUMENTS
+        yield "gae_lambda", f"found {asked!r}; allowed: a number, {', '.join(most)} or {last}{hint}"
         return
     argument, most = LAMBDA_ARGUMENTS[name]
     value = arguments.get(argument)
@@ -98,7 +105,7 @@ def gae_lambda_problems(options: Any) -> Iterator[tuple[str, str]]:
         limit = f" up to {most:g}" if math.isfinite(most) else ""
         yield (
             "gae_lambda_kwargs",
-            f"found {arguments} with gae_lambda={asked}; it needs {{{argument}: NUMBER}}, above 0{limit}",
+            f"found {shown_value(arguments)} with gae_lambda={asked}; it needs {{{argument}: NUMBER}}, above 0{limit}",
         )
 
 

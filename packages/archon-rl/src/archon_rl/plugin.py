@@ -44,6 +44,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             target="archon_rl.presets:grpo",
             trainer="archon_rl.trainer.rl:RLTrainer",
             preview="archon_rl.preview:preview_grpo",
+            explain="archon_rl.named_settings:explain_preset",
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
             config=(_TOKENIZER, _POLICY, _REWARDS, _TEACHER, _WARM_START),

@@ -8,13 +8,11 @@ from typing import Any, Protocol
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.loss import Loss
-from archon_core.errors import ConfigError
-from archon_engine.options.combinations import refuse_when_strict
+from archon_rl.composition_decisions import dpo_choices, rw_choices
 from archon_rl.losses.preference import BradleyTerryLoss, PreferenceLoss
-from archon_rl.run_problems import preference_problems, refuse, value_head_problems
-
-PAIR = 2
-"""Sequences of a pair, which stay together."""
+from archon_rl.preference_decisions import PAIR
+from archon_rl.run_problems import preference_problems, refuse
+from archon_train.model_sections import stray_value_head
 
 
 @dataclass(frozen=True)
@@ -54,16 +52,8 @@ def dpo(config: Any, decisions: list[Decision]) -> PreferenceAlgorithm:
         ConfigError: an option has an invalid value, or the model has a value head.
     """
     options = config.actor
-    refuse(chain(preference_problems(config), value_head_problems(config)))
-    _record_changes(options, _granularity(options), decisions)
-    if options.loss_type == "ipo":
-        decisions.append(_ipo_form(options.ipo_logprobs))
-    elif options.ipo_logprobs != "mean":
-        reason = "actor.loss_type is sigmoid, whose log-probabilities are sums"
-        decisions.append(Decision("actor.ipo_logprobs", options.ipo_logprobs, "no effect", reason))
-    if config.ref is None:
-        reason = "DPO compares with the policy before training; AReaL compares with a log-probability of 0 instead"
-        decisions.append(Decision("ref", "left out", "the actor's initial weights", reason))
+    refuse(chain(preference_problems(config), stray_value_head("actor", config.actor)))
+    dpo_choices(config).record(options, decisions)
     average = options.loss_type == "ipo" and options.ipo_logprobs == "mean"
     loss = PreferenceLoss(options.loss_type, options.beta, average, options.temperature)
     evaluated = ("accuracy", "margin", "policy_accuracy")
@@ -76,39 +66,6 @@ def rw(config: Any, decisions: list[Decision]) -> PreferenceAlgorithm:
     Raises:
         ConfigError: an option has an invalid value.
     """
-    options = config.actor
     refuse(preference_problems(config))
-    changes = _granularity(options)
-    if not options.is_critic:
-        changes.append(Decision("actor.is_critic", "false", "true", "a reward model has a value head"))
-    _record_changes(options, changes, decisions)
+    rw_choices(config).record(config.actor, decisions)
     return PreferenceAlgorithm("rw", BradleyTerryLoss(), is_critic=True)
-
-
-def _record_changes(options: Any, changes: list[Decision], decisions: list[Decision]) -> None:
-    if refusal := refuse_when_strict(options, changes, role="actor"):
-        raise ConfigError(refusal)
-    decisions.extend(changes)
-
-
-def _granularity(options: Any) -> list[Decision]:
-    asked = options.mb_spec.granularity
-    if asked == PAIR:
-        return []
-    reason = "the two sequences of a pair share a micro-batch, and pairs are independent"
-    return [Decision("actor.mb_spec.granularity", str(asked), str(PAIR), reason)]
-
-
-def _ipo_form(form: str) -> Decision:
-    effective, reason = {
-        "mean": (
-            "log-probabilities averaged over the answer's tokens",
-            "TRL and AReaL average, as the paper's authors advised, so that beta does not depend on length; eq. 17 of "
-            "arXiv:2310.12036 sums: actor.ipo_logprobs=sum",
-        ),
-        "sum": (
-            "log-probabilities summed over the answer's tokens",
-            "eq. 17 of arXiv:2310.12036 sums; TRL and AReaL average: actor.ipo_logprobs=mean",
-        ),
-    }[form]
-    return Decision("actor.ipo_logprobs", form, effective, reason)

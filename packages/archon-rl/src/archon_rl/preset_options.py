@@ -1,4 +1,4 @@
-"""A preset beside a configuration file: the options that the file leaves to the preset, and those that it decides."""
+"""A preset beside a configuration file: which options the file sets, and which the preset sets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from archon_core.config.loading import LoadedConfig
+from archon_core.config.rules import written_value
 from archon_rl.named_settings import NamedSettings
 
 AREAL_DEFAULT = "AReaL's default"
@@ -72,8 +73,4 @@ def _is_same(value: Any, text: str) -> bool:
 
 
 def _shown(value: Any) -> str:
-    if is_dataclass(value):
-        return "a section"
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "a section" if is_dataclass(value) else written_value(value)

@@ -8,13 +8,11 @@ from itertools import chain
 from typing import Any
 
 from archon_core.contracts.decisions import Decision
-from archon_core.errors import ConfigError
-from archon_engine.options.combinations import refuse_when_strict
 from archon_rl.advantages import GAELambda, GroupAdvantages, Normalisation
 from archon_rl.algorithm import TRUNCATED, AdvantageEstimator, Algorithm, DropTruncated, MixedGroups
+from archon_rl.composition_decisions import effective_kl_ctl, grpo_choices
 from archon_rl.config import NormConfig, PolicyOptions
-from archon_rl.differences import advantage_differences
-from archon_rl.distillation import distillation_decisions, distillation_term, options_without_effect, with_teacher
+from archon_rl.distillation import distillation_term, with_teacher
 from archon_rl.gae_lambda import build_gae_lambda
 from archon_rl.losses.aggregation import Aggregation, ConstantLength, SequenceMean, TokenMean
 from archon_rl.losses.entropy import EntropyTerm
@@ -23,12 +21,10 @@ from archon_rl.losses.objective import TokenTerm
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.policy_losses import build_policy_loss
 from archon_rl.reward_shaping import OverlongPenalty, RewardShaping
-from archon_rl.run_problems import GROUP_NORM, policy_problems, refuse, untrained, value_head_problems
-from archon_rl.sampled_policy import sampled_policy_decisions
+from archon_rl.run_problems import GROUP_NORM, policy_problems, refuse, untrained
+from archon_rl.sampled_policy import trained_temperature
 from archon_rl.teacher_options import is_pure_distillation
-
-Estimates = tuple[AdvantageEstimator, list[Decision]]
-"""An advantage estimator, and decisions about its options."""
+from archon_train.model_sections import stray_value_head
 
 
 def sft(config: Any, decisions: list[Decision]) -> Algorithm:
@@ -37,7 +33,7 @@ def sft(config: Any, decisions: list[Decision]) -> Algorithm:
     Raises:
         ConfigError: the actor has a value head, or no optimizer.
     """
-    refuse(chain(untrained("actor", config), value_head_problems(config)))
+    refuse(chain(untrained("actor", config), stray_value_head("actor", config.actor)))
     return Algorithm(name="sft", loss=NegativeLogLikelihood(), temperature=config.actor.temperature)
 
 
@@ -49,45 +45,32 @@ def grpo(config: Any, decisions: list[Decision]) -> Algorithm:
         ConfigError: as ``policy_optimisation``.
     """
     refuse(policy_problems(config, relative=True))
-    return policy_optimisation("grpo", config, decisions, _group_advantages)
+    grpo_choices(config).record(config.actor, decisions)
+    return policy_optimisation("grpo", config, _group_advantages)
 
 
 def policy_optimisation(
-    name: str, config: Any, decisions: list[Decision], advantages: Callable[[Any, float, GAELambda], Estimates]
+    name: str, config: Any, advantages: Callable[[Any, float, GAELambda], AdvantageEstimator]
 ) -> Algorithm:
     """The composition that the options under ``actor`` select.
 
     Args:
         name: of the algorithm.
-        advantages: builds the estimator, and decisions about it, from the configuration, the weight of the KL penalty
-            and lambda.
-
-    Raises:
-        ConfigError: an option has an invalid value, or two options contradict each other.
+        config: the configuration, whose options have no problems (``run_problems``).
+        advantages: builds the estimator from the configuration, the weight of the KL penalty and lambda.
     """
     options, generation = config.actor, config.gconfig
-    refuse(policy_problems(config))
     if is_pure_distillation(config.teacher):
-        return _pure_distillation(config, decisions)
-    changes: list[Decision] = []
-    notes: list[Decision] = []
-    policy = build_policy_loss(options, changes, notes)
-    gae_lambda = build_gae_lambda(options, changes, notes)
-    notes += sampled_policy_decisions(options, generation, clips=True)
-    kl_ctl, kl_loss_coef = _kl_coefficients(options, config.ref, changes)
-    notes.extend(advantage_differences(options, kl_ctl))
-    temperature = _temperature(options, generation, changes)
-    if refusal := refuse_when_strict(options, changes, role="actor"):
-        raise ConfigError(refusal)
-    estimator, choices = advantages(config, kl_ctl, gae_lambda)
-    decisions.extend((*changes, *notes, *choices))
+        return _pure_distillation(config)
+    policy = build_policy_loss(options)
+    estimator = advantages(config, effective_kl_ctl(options, config.ref), build_gae_lambda(options))
     algorithm = Algorithm(
         name=name,
         loss=policy.term,
         masks=policy.masks,
-        regularisers=_regularisers(options, kl_loss_coef),
+        regularisers=_regularisers(options),
         aggregation=_aggregation(options, generation),
-        temperature=temperature,
+        temperature=trained_temperature(generation),
         rewards=_reward_shaping(options, generation),
         advantages=estimator,
         selection=MixedGroups() if options.dynamic_sampling else None,
@@ -96,65 +79,29 @@ def policy_optimisation(
         replace_logprobs=options.recompute_logprob and not options.use_decoupled_loss,
         n_minibatches=options.ppo_n_minibatches,
     )
-    return with_teacher(algorithm, config.teacher, decisions)
+    return with_teacher(algorithm, config.teacher)
 
 
-def _pure_distillation(config: Any, decisions: list[Decision]) -> Algorithm:
+def _pure_distillation(config: Any) -> Algorithm:
     """On-policy distillation without a policy loss: no rewards, no advantages, and groups of any size."""
-    options, teacher = config.actor, config.teacher
-    changes = options_without_effect(options)
-    temperature = _temperature(options, config.gconfig, changes)
-    if refusal := refuse_when_strict(options, changes, role="actor"):
-        raise ConfigError(refusal)
-    decisions.extend((*changes, *sampled_policy_decisions(options, config.gconfig, clips=False)))
-    decisions.extend(distillation_decisions(teacher, temperature))
-    _, kl_loss_coef = _kl_coefficients(options, config.ref, [])
+    options = config.actor
     return Algorithm(
         name="on-policy distillation",
-        loss=distillation_term(teacher),
-        regularisers=_regularisers(options, kl_loss_coef),
+        loss=distillation_term(config.teacher),
+        regularisers=_regularisers(options),
         aggregation=_aggregation(options, config.gconfig),
-        temperature=temperature,
+        temperature=trained_temperature(config.gconfig),
         filters=(DropTruncated(),) if options.overlong_filtering else (),
         replace_logprobs=options.recompute_logprob,
         n_minibatches=options.ppo_n_minibatches,
     )
 
 
-def _temperature(options: PolicyOptions, generation: Any, decisions: list[Decision]) -> float:
-    temperature = 1.0 if generation.greedy else generation.temperature
-    if options.temperature != temperature:
-        decisions.append(
-            Decision(
-                option="actor.temperature",
-                requested=str(options.temperature),
-                effective=str(temperature),
-                reason="training uses the temperature that gconfig samples with",
-            )
-        )
-    return temperature
-
-
-def _regularisers(options: PolicyOptions, kl_loss_coef: float) -> tuple[TokenTerm, ...]:
+def _regularisers(options: PolicyOptions) -> tuple[TokenTerm, ...]:
     entropy = EntropyTerm(options.entropy_coef)
-    return (entropy, KLTerm(kl_loss_coef, options.kl_loss_estimator)) if kl_loss_coef else (entropy,)
-
-
-def _kl_coefficients(options: PolicyOptions, ref: Any, decisions: list[Decision]) -> tuple[float, float]:
-    """``kl_ctl`` and ``kl_loss_coef``; both are 0 without a reference."""
-    if ref is not None:
-        return options.kl_ctl, options.kl_loss_coef
-    if options.kl_ctl:
-        # AReaL's default is 0.1, and its configurations disable the penalty by leaving out `ref`.
-        decisions.append(
-            Decision(
-                option="actor.kl_ctl",
-                requested=str(options.kl_ctl),
-                effective="0.0",
-                reason="the KL needs a 'ref' section; 'ref: {}' takes the actor's initial weights",
-            )
-        )
-    return 0.0, 0.0
+    if not options.kl_loss_coef:
+        return (entropy,)
+    return entropy, KLTerm(options.kl_loss_coef, options.kl_loss_estimator)
 
 
 def _sampling_rounds(config: Any) -> int:
@@ -180,19 +127,11 @@ def _reward_shaping(options: PolicyOptions, generation: Any) -> RewardShaping:
     return RewardShaping(options.reward_scaling, options.reward_bias, options.reward_clip, overlong)
 
 
-def _group_advantages(config: Any, kl_ctl: float, gae_lambda: GAELambda) -> Estimates:
-    options, decisions = config.actor, []
+def _group_advantages(config: Any, kl_ctl: float, gae_lambda: GAELambda) -> GroupAdvantages:
+    options = config.actor
     if options.reward_norm is None and options.adv_norm is None:
         options = replace(options, reward_norm=GROUP_NORM)
-        decisions.append(
-            Decision(
-                option="actor.reward_norm",
-                requested="null",
-                effective="mean and deviation of the group",
-                reason="grpo's advantages are relative to the group, and actor.adv_norm is null too",
-            )
-        )
-    return GroupAdvantages(**estimator_fields(options, kl_ctl, gae_lambda)), decisions
+    return GroupAdvantages(**estimator_fields(options, kl_ctl, gae_lambda))
 
 
 def estimator_fields(options: PolicyOptions, kl_ctl: float, gae_lambda: GAELambda) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from archon_core.contracts.engine_config import ROLES
 from archon_core.contracts.preview import RunOutline
 from archon_rl.teacher_options import is_pure_distillation
 from archon_train.model_sections import is_frozen
@@ -36,6 +37,17 @@ class Run:
     @property
     def distills_only(self) -> bool:
         return self.samples and is_pure_distillation(self.config.teacher)
+
+    @property
+    def has_policy_loss(self) -> bool:
+        return self.samples and not self.distills_only
+
+    @property
+    def replays_routing(self) -> bool:
+        """Whether an engine may read the experts of the rollout; those of other packages may have further options."""
+        engines = [getattr(self.config, role) for role in ROLES if self.has(role)]
+        options = [getattr(getattr(engine, "archon", None), "moe_routing_replay", True) for engine in engines]
+        return any(options)
 
     @property
     def scores(self) -> bool:

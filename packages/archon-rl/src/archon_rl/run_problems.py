@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from archon_core.config.rules import shown_value
 from archon_core.config.validation import check_options
 from archon_core.errors import ConfigError
 from archon_core.plugins import RewardSpec, registry
@@ -44,7 +45,9 @@ def policy_problems(config: Any, *, relative: bool = False) -> Iterator[str]:
         )
     if is_pure_distillation(config.teacher):
         return
-    yield from _group_problems(options, generation, relative)
+    if relative and options.reward_norm is None and options.adv_norm is None:
+        yield from _lone_samples(config)
+    yield from _group_problems(options, generation)
     yield from _overlong_problems(options, generation)
     if options.reward_scaling == 0:
         yield "actor.reward_scaling: found 0, which makes all rewards equal; set another number"
@@ -77,12 +80,21 @@ def untrained(role: str, config: Any) -> Iterator[str]:
         )
 
 
-def value_head_problems(config: Any) -> Iterator[str]:
-    """The problem of a value head on a model that learns texts."""
-    if config.actor.is_critic:
+def unchanged(role: str, config: Any) -> Iterator[str]:
+    """The problem of a trained model whose weights stay what they are."""
+    optimizer = getattr(config, role).optimizer
+    if optimizer is not None and optimizer.lr == 0:
+        yield f"{role}.optimizer.lr: found 0, with which the {role} never changes; set it above 0"
+
+
+def untaught_teacher(teacher: Any) -> Iterator[str]:
+    """The problem of distilling from random weights, on the trainer's ranks."""
+    is_random = not teacher.path or teacher.init_from_scratch
+    if teacher.engine_type == "train" and is_random and not teacher.warm_start.steps:
+        found = "init_from_scratch=true" if teacher.path else "no teacher.path"
         yield (
-            f"actor.is_critic: found true; algorithm {config.algorithm!r} trains a language model; set it to false, or "
-            "train a reward model with algorithm=rw"
+            f"teacher.warm_start.steps: found 0 with {found}, so the teacher has random weights; set teacher.path to a "
+            "checkpoint, or teacher.warm_start.steps to train one"
         )
 
 
@@ -90,13 +102,16 @@ def equal_samples(section: str, generation: Any) -> Iterator[str]:
     """The problem of several samples of a prompt that are all the same."""
     if generation.n_samples < 2:
         return
-    for option, value, other in (("greedy", "true", "false"), ("top_k", "1", "0")):
-        if getattr(generation, option) == 1:
-            yield (
-                f"{section}.{option}: found {value} with {section}.n_samples={generation.n_samples}, so that all "
-                f"samples of a prompt are equal; set {section}.n_samples=1, or {section}.{option}={other}"
-            )
-            return
+    if generation.greedy:
+        option, value, other = "greedy", "true", "false"
+    elif generation.top_k == 1:
+        option, value, other = "top_k", "1", "0"
+    else:
+        return
+    yield (
+        f"{section}.{option}: found {value} with {section}.n_samples={generation.n_samples}, so that all samples of a "
+        f"prompt are equal; set {section}.n_samples=1, or {section}.{option}={other}"
+    )
 
 
 def truncated_completions(role: str, config: Any) -> Iterator[str]:
@@ -160,18 +175,24 @@ def explain_missing_reward(algorithm: str) -> str:
     )
 
 
-def _group_problems(options: Any, generation: Any, relative: bool) -> Iterator[str]:
+def _lone_samples(config: Any) -> Iterator[str]:
+    """Groups of one sample in an algorithm that compares the samples of a prompt."""
+    if config.gconfig.n_samples < 2:
+        yield (
+            f"gconfig.n_samples: found {config.gconfig.n_samples}; algorithm {config.algorithm} compares the samples "
+            "of a prompt; set it to 2 or more, or compare those of a batch with actor.reward_norm.mean_level=batch"
+        )
+
+
+def _group_problems(options: Any, generation: Any) -> Iterator[str]:
     """Comparisons of the samples of a prompt."""
     n_samples = generation.n_samples
-    norms = {name: getattr(options, name) for name in ("reward_norm", "adv_norm")}
-    if relative and norms == dict.fromkeys(norms):
-        norms = {"reward_norm": GROUP_NORM}
     if options.dynamic_sampling and n_samples < 2:
         yield (
             f"actor.dynamic_sampling: found true with gconfig.n_samples={n_samples}; it leaves out prompts whose "
             "samples all have the same reward; set gconfig.n_samples to 2 or more, or actor.dynamic_sampling=false"
         )
-    for option, norm in norms.items():
+    for option, norm in (("reward_norm", options.reward_norm), ("adv_norm", options.adv_norm)):
         if norm is None or "group" not in (norm.mean_level, norm.std_level):
             continue
         if n_samples < 2:
@@ -189,11 +210,14 @@ def _group_problems(options: Any, generation: Any, relative: bool) -> Iterator[s
 def _overlong_problems(options: Any, generation: Any) -> Iterator[str]:
     if not options.overlong_reward_penalty:
         return
-    tokens, factor = options.overlong_tokens, options.overlong_penalty_factor
-    allowed = factor is not None and math.isfinite(factor)
-    if tokens is None or not allowed or not 0 < tokens <= generation.max_new_tokens:
+    tokens, factor, limit = options.overlong_tokens, options.overlong_penalty_factor, generation.max_new_tokens
+    if tokens is None or not 1 <= tokens <= limit:
         yield (
-            f"actor.overlong_reward_penalty: found actor.overlong_tokens={tokens} and "
-            f"actor.overlong_penalty_factor={factor}; set both, the tokens from 1 to "
-            f"gconfig.max_new_tokens={generation.max_new_tokens}"
+            f"actor.overlong_tokens: found {shown_value(tokens)}; allowed are 1 to {limit}, which is "
+            "gconfig.max_new_tokens; set it, or actor.overlong_reward_penalty=false"
+        )
+    if factor is None or not math.isfinite(factor):
+        yield (
+            f"actor.overlong_penalty_factor: found {shown_value(factor)}; allowed are finite numbers; set it, or "
+            "actor.overlong_reward_penalty=false"
         )

@@ -2,14 +2,29 @@
 
 ``gconfig.frequency_penalty`` and ``gconfig.min_new_tokens`` change the distribution that tokens are drawn from. The
 rollout's log-probabilities are those of that distribution, as SGLang returns them, so importance weights correct for
-the difference; the trainer's have neither.
+the difference; the trainer's have neither. Imports no torch.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from archon_core.config.rules import written_value
 from archon_core.contracts.decisions import Decision
+
+
+def trained_temperature(generation: Any) -> float:
+    """The temperature of the distribution that is trained: that of sampling, and 1 for greedy sampling."""
+    return 1.0 if generation.greedy else float(generation.temperature)
+
+
+def temperature_changes(options: Any, generation: Any) -> list[Decision]:
+    """The decision about a temperature of the actor that sampling does not have."""
+    temperature = trained_temperature(generation)
+    if options.temperature == temperature:
+        return []
+    reason = "training uses the temperature that gconfig samples with"
+    return [Decision("actor.temperature", str(options.temperature), str(temperature), reason)]
 
 
 def sampled_policy_decisions(options: Any, generation: Any, *, clips: bool) -> list[Decision]:
@@ -24,7 +39,7 @@ def sampled_policy_decisions(options: Any, generation: Any, *, clips: bool) -> l
     return [
         Decision(
             f"gconfig.{name}",
-            str(getattr(generation, name)),
+            written_value(getattr(generation, name)),
             "in sampling alone",
             f"the trained policy has no {what}; {_correction(options, clips)}",
         )

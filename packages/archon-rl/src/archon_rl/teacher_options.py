@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from archon_core.config.rules import NOT_NEGATIVE, one_of, option
+from archon_core.config.rules import NOT_NEGATIVE, one_of, option, shown_value
 from archon_core.contracts.rollout import RolloutConfig
 from archon_rl.config import WarmStartOptions
 
@@ -98,8 +98,8 @@ def _server_problems(teacher: Any) -> Iterator[tuple[str, str]]:
     if teacher.rollout is not None and teacher.rollout.addresses and teacher.warm_start.steps:
         yield (
             "rollout.addresses",
-            f"found {teacher.rollout.addresses} with teacher.warm_start.steps={teacher.warm_start.steps}: running "
-            "servers do not have the weights that these steps train; leave one of them out",
+            f"found {shown_value(teacher.rollout.addresses)} with teacher.warm_start.steps={teacher.warm_start.steps}: "
+            "running servers do not have the weights that these steps train; leave one of them out",
         )
 
 

@@ -1,7 +1,6 @@
 """The table of options that a run does not use, and why (``TABLE``).
 
-The compositions themselves explain further ones: those of another policy loss (``policy_losses``), and of a policy loss
-in pure distillation (``distillation``). Imports no torch.
+The decisions of the compositions explain further ones (``without_effect``). Imports no torch.
 """
 
 from __future__ import annotations
@@ -122,7 +121,7 @@ def _norm_rows(section: str) -> Iterator[Unused]:
 
 def _policy(test: Callable[[Any], bool]) -> Callable[[Run], bool]:
     """Where a run has a policy loss, and ``test`` holds for its section ``actor``."""
-    return lambda run: run.samples and not run.distills_only and test(run.config.actor)
+    return lambda run: run.has_policy_loss and test(run.config.actor)
 
 
 TABLE: tuple[Unused, ...] = (
@@ -152,6 +151,7 @@ TABLE: tuple[Unused, ...] = (
         "the policies are compared at the temperature of the actor",
         lambda run: run.has("ref"),
     ),
+    Unused(("critic.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.has("critic")),
     Unused(("reward_model.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.has("reward_model")),
     Unused(("reward_model.mb_spec.granularity",), "it scores single sequences", lambda run: run.has("reward_model")),
     Unused(
@@ -242,7 +242,7 @@ TABLE: tuple[Unused, ...] = (
     Unused(
         ("actor.dynamic_sampling_max_rounds",),
         "there is one round without actor.dynamic_sampling=true, and with dynamic_bs=true",
-        lambda run: _policy(lambda actor: not actor.dynamic_sampling or run.config.dynamic_bs)(run),
+        lambda run: run.has_policy_loss and (not run.config.actor.dynamic_sampling or run.config.dynamic_bs),
     ),
     Unused(
         ("actor.overlong_tokens", "actor.overlong_penalty_factor"),
@@ -252,7 +252,7 @@ TABLE: tuple[Unused, ...] = (
     Unused(
         ("actor.kl_estimator",),
         "actor.kl_ctl is 0, or there is no ref",
-        lambda run: _policy(lambda actor: not actor.kl_ctl or run.config.ref is None)(run),
+        lambda run: run.has_policy_loss and (not run.config.actor.kl_ctl or run.config.ref is None),
     ),
     Unused(
         ("actor.kl_loss_estimator",),
@@ -269,6 +269,11 @@ TABLE: tuple[Unused, ...] = (
                 and actor.rejection_sampling.level == "token"
             )
         ),
+    ),
+    Unused(
+        ("rollout.return_routed_experts",),
+        "no engine has archon.moe_routing_replay=true, so the recorded experts are not read",
+        lambda run: run.samples and not run.replays_routing,
     ),
     Unused(
         tuple(f"rollout.{name}" for name in SERVERS),

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from archon_core.contracts.engine_config import DTYPE
 from archon_core.errors import ConfigError
 
 HIGHEST_PORT = 65535
@@ -82,6 +83,10 @@ def serve(
         raise ConfigError(f"found {overrides[0]!r} without --announce; add --announce RUN.yaml, or leave it out")
     if not 0 <= port <= HIGHEST_PORT:
         raise ConfigError(f"--port: found {port}; allowed are 0, for any free one, to {HIGHEST_PORT}")
+    if dtype is not None and (allowed := DTYPE(dtype)) is not None:
+        raise ConfigError(f"--dtype: found {dtype!r}; allowed are {allowed}")
+    if record is not None and not record.absolute().parent.is_dir():
+        raise ConfigError(f"--record: found no folder {record.absolute().parent}; create it, or choose another file")
     run = None
     if announce is not None:
         from archon_rollout.registries.run_place import find_run

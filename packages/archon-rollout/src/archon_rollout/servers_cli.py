@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 LEAST_INTERVAL = 0.1
 COLUMNS = ("server", "kind", "pool", "doing", "version", "tokens/s", "running", "up", "incarnation")
+PARTS = ("config.yaml", "servers")
+"""A run folder has at least one of these."""
+
 NO_SERVER = 1
 """Exit code without any server that answers."""
 
@@ -51,6 +54,10 @@ def servers(
     place = find_run(run, overrides or ())
     if run.suffix not in (".yaml", ".yml") and not place.folder.is_dir():
         raise ConfigError(f"{run}: found no such file or folder; give the YAML file of a run, or a run folder")
+    if run.is_dir() and not any((run / name).exists() for name in PARTS):
+        raise ConfigError(
+            f"{run}: found a folder without {' or '.join(PARTS)}; give the YAML file of a run, or a run folder"
+        )
     observer = Observer(place)
     view = observer.look()
     _show(view, as_json=as_json, watch=watch)
@@ -87,7 +94,7 @@ def describe(view: ServersView) -> list[str]:
     from archon_rollout.servers_view import is_current
 
     if view.registry_error:
-        listed = "cannot be read; the servers below are those that the trainer knows"
+        listed = "cannot be read; listed below are the servers known to the trainer"
     elif not view.servers:
         listed = "lists no server; start one with: archon serve --model PATH --announce RUN"
     else:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from archon_core.contracts.rollout import RolloutConfig
-from archon_core.contracts.serving import ServerDriver, ServerDriverSpec, ServerRegistry
+from archon_core.contracts.server_registry import ServerRegistry
+from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
 from archon_core.errors import ArchonError, ServerError
 from archon_core.plugins import registry
 from archon_core.serving.record import ServerRecord, ServerState
@@ -189,7 +190,9 @@ class Observer:
 
 
 def _record_of(member: MemberStatus) -> ServerRecord:
-    return ServerRecord(member.address, member.incarnation, member.kind, version=member.version)
+    return ServerRecord(
+        member.address, member.incarnation, member.kind, version=member.version, started_at=member.started_at
+    )
 
 
 def _activity(state: ServerState) -> str:

@@ -93,8 +93,8 @@ def stop_suffix(
 def cut_at_stop_text(completion: Completion, request: GenerationRequest) -> Completion:
     """A completion that was generated without regard to stop texts, up to the first one.
 
-    The tokens before it are those that an engine which looks for stop texts draws, because a token depends on no later
-    one.
+    An engine that looks for stop texts while it samples draws the same tokens before it, because a token depends on no
+    later one.
     """
     config, decode = request.config, request.decode
     if not config.stop:

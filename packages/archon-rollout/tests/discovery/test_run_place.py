@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from archon_core.contracts.serving import NameResolveConfig
+from archon_core.contracts.server_registry import NameResolveConfig
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord

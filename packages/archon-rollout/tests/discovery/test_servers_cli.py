@@ -101,6 +101,9 @@ def test_a_run_without_servers_says_how_to_start_one(show, run: Path) -> None:
     code, _, err = show(where=run / "no-such-run")
     assert code == 2
     assert "found no such file or folder" in err
+    code, _, err = show(where=run.parent)
+    assert code == 2
+    assert "found a folder without config.yaml or servers" in err
 
 
 def test_living_and_dead_servers_have_a_row_each_with_the_trainers_opinion(show, run: Path, server: Server) -> None:
@@ -174,14 +177,14 @@ def test_an_unreadable_registry_leaves_what_the_trainer_knows(show, run: Path, s
     live = server.record
     write_status(
         run,
-        MemberStatus(live.address, live.incarnation, "served", "active", 10.0, 4),
+        MemberStatus(live.address, live.incarnation, "served", "active", 10.0, 4, started_at=live.started_at),
         registry_error="stale file handle",
     )
     code, out, err = show()
     assert code == 0
-    assert "registry folder: cannot be read; the servers below are those that the trainer knows" in out
+    assert "registry folder: cannot be read; listed below are the servers known to the trainer" in out
     assert "it cannot read the registry: stale file handle" in out
-    assert "active" in out
+    assert [word for word in out.split() if word in ("active", "5", "min")] == ["active", "5", "min"]
     assert "cannot list it" in err
 
 

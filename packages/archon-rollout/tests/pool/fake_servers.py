@@ -10,6 +10,7 @@ from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
+from archon_rollout.pool.pool import PROBE_PREFIX
 
 MODEL = ServedModelInfo("model", 0, vocab_size=100)
 
@@ -23,6 +24,7 @@ class FakeServer:
         hangs: answers nothing, until this is false.
         dead: cannot be reached.
         refuses: answers every request with this error.
+        ids: ids of all requests, probes included; it refuses one that it knows, such as of a request that still runs.
         info: what it says of its model; scores of another version than the record's come from changed weights.
         aborts_after: ends the next request after so many tokens; ``None`` never.
     """
@@ -36,6 +38,7 @@ class FakeServer:
     scored: list[ScoringRequest] = field(default_factory=list)
     requests: list[GenerationRequest] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
 
 
 class FakeDriver:
@@ -60,7 +63,11 @@ class FakeDriver:
         found = self.servers.get(server.incarnation)
         if found is None:
             raise ServerError(f"server {server.address}: cannot connect")
-        if request_id != "probe":
+        is_probe = request_id.startswith(PROBE_PREFIX)
+        if request_id in found.ids:
+            raise ServerError(f"Duplicate request ID detected: {request_id}")
+        found.ids.add(request_id)
+        if not is_probe:
             found.requests.append(request)
         if found.hangs:
             while found.hangs:
@@ -69,7 +76,7 @@ class FakeDriver:
             raise ServerError(found.refuses)
         n = request.config.max_new_tokens
         stop_reason = "length"
-        if found.aborts_after is not None and request_id != "probe" and found.aborts_after < n:
+        if found.aborts_after is not None and not is_probe and found.aborts_after < n:
             n, stop_reason, found.aborts_after = found.aborts_after, "abort", None
         start = len(request.prompt_ids)
         tokens = tuple(range(start, start + n))

@@ -112,6 +112,15 @@ def test_the_first_round_in_which_most_probes_fail_is_not_believed() -> None:
     assert set(states(membership).values()) == {"out"}
 
 
+def test_failed_requests_between_rounds_do_not_make_a_failing_round_the_first_one() -> None:
+    membership = in_service("a", "b", "c", "d")
+    for now in (1.0, 2.0):
+        membership.probed(dict.fromkeys("abcd", "no answer in 2 s"), now)
+        membership.request_failed("a", "connection refused", now)
+    membership.request_failed("unknown", "connection refused", 2.0)
+    assert states(membership) == {"a": "out", "b": "suspect", "c": "suspect", "d": "suspect"}
+
+
 def test_whoever_takes_no_part_in_a_publication_is_out() -> None:
     membership = in_service("a", "b", "c")
     membership.committed(1, {"a": "", "b": "it has other values of 'head.weight'"}, 1.0)
@@ -157,7 +166,7 @@ def test_a_server_that_withdrew_is_forgotten_when_it_has_ended_and_its_departure
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(("announce", "begin", "end", "failed", "probed", "decide")),
+        st.sampled_from(("announce", "begin", "end", "failed", "probed", "request_failed", "decide")),
         st.sets(st.sampled_from("abcd")),
         st.sets(st.sampled_from("abcd")),
         st.floats(0, 8),
@@ -183,6 +192,9 @@ def test_random_events_never_put_outdated_or_absent_servers_into_service(events)
                 membership.failed(name, "it failed", now)
         elif event == "probed":
             membership.probed({name: "late" if name in failing else "" for name in names}, now)
+        elif event == "request_failed":
+            for name in names:
+                membership.request_failed(name, "late", now)
         elif event == "end":
             version += 1
             membership.committed(version, {name: "bits" if name in failing else "" for name in receivers}, now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 
 import pytest
@@ -13,6 +14,7 @@ from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.pool import Pool
+from archon_rollout.publication.canary import Canary, ask_server
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 
@@ -101,6 +103,19 @@ def test_a_hanging_server_is_put_out_by_probes_and_comes_back() -> None:
     assert world.refresh(at=100.0) == ["b"]
     assert world.publish() == ["a", "b"]
     assert world.refresh() == ["a", "b"]
+
+
+def test_probes_and_canaries_of_several_pools_have_ids_that_a_server_does_not_know() -> None:
+    world = World("a")
+    world.begin()
+    other = Pool(world.registry, world.driver, world.options, clock=world.clock)
+    asyncio.run(other.refresh())
+    other.committed(1, {server.incarnation: "" for server in other.receivers()})
+    for pool in (world.pool, other, world.pool):
+        asyncio.run(pool.refresh())
+        assert pool.status().members["a"].state == "active"
+        completion = ask_server(world.driver, world.driver.servers["a"].record, Canary((1, 2, 3)), timeout=1.0)
+        assert len(completion.token_ids) == 8
 
 
 def test_a_restarted_server_on_the_same_port_is_warmed_up_as_a_new_one() -> None:
@@ -192,6 +207,24 @@ def test_an_abort_before_the_first_token_repeats_the_request_itself() -> None:
     assert (rest.prompt_ids, rest.seeds) == (begun.prompt_ids, begun.seeds)
 
 
+def test_a_long_pause_keeps_the_tokens_and_adds_no_tasks(monkeypatch) -> None:
+    world = World("a")
+    world.begin()
+    server, n_tasks = world.driver.servers["a"], []
+    generate, pauses = world.driver.generate, [3, *[0] * 50, None]
+
+    async def pause(*arguments, **options):
+        n_tasks.append(len(asyncio.all_tasks()))
+        server.aborts_after = pauses.pop(0)
+        return await generate(*arguments, **options)
+
+    monkeypatch.setattr(world.driver, "generate", pause)
+    monkeypatch.setattr("archon_rollout.pool.client.POLL_SECONDS", 0.001)
+    assert world.ask(8) == [3, 4, 5, 6, 7, 8, 9, 10]
+    assert (len(n_tasks), max(n_tasks) <= n_tasks[0] + 1) == (52, True)
+    assert len({request.seeds for request in server.requests[1:]}) == 1
+
+
 def test_a_request_that_nobody_waits_for_is_ended_on_its_server() -> None:
     world = World("a")
     world.begin()
@@ -256,4 +289,32 @@ def test_an_error_of_the_thread_reaches_the_trainer(monkeypatch) -> None:
         with pytest.raises(RuntimeError, match="a bug in the registry"):
             pool.wait_for_receivers()
     finally:
+        pool.stop()
+
+
+def test_a_registry_that_hangs_does_not_delay_probes(monkeypatch) -> None:
+    world = World("a", health_check_interval_seconds=0.01)
+    world.begin()
+    reading, released = threading.Event(), threading.Event()
+
+    def hang() -> list[ServerRecord]:
+        reading.set()
+        assert released.wait(20)
+        return []
+
+    monkeypatch.setattr(world.registry, "list", hang)
+    pool = world.pool = Pool(world.registry, world.driver, world.options)
+    pool._membership.announced({"a": world.driver.servers["a"].record}, 0.0)
+    world.publish()
+    world.driver.servers["a"].hangs = True
+    pool.start()
+    try:
+        assert reading.wait(20)
+        deadline = time.monotonic() + 20
+        while pool.status().members["a"].state != "out":
+            assert time.monotonic() < deadline, "the probes wait for the registry"
+            time.sleep(0.01)
+        assert not released.is_set()
+    finally:
+        released.set()
         pool.stop()

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.registries.addresses import AddressRegistry
@@ -91,12 +91,46 @@ def test_a_restart_under_the_same_id_is_a_new_entry(tmp_path, clock) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", json.dumps({"record": {}, "ttl": 5, "beat": "x"})])
-def test_a_damaged_entry_is_an_error_and_not_a_departure(tmp_path, text) -> None:
-    registry = FolderRegistry(tmp_path)
+def test_a_damaged_file_hides_no_other_server_and_is_deleted_later(tmp_path, clock, caplog, text) -> None:
+    registry = FolderRegistry(tmp_path, clock)
+    healthy, _ = registry.announce("a", A, ttl=200), registry.announce("b", B, ttl=5)
+    assert registry.list() == {"a": A, "b": B}
+    for name in ("b", "new"):
+        (tmp_path / f"{name}.server.json").write_text(text)
+    for clock.now in (4.0, 63.9):
+        assert registry.list() == {"a": A, "b": B}, "damage is no departure"
+    assert [record.getMessage().count("found no entry of a server") for record in caplog.records] == [1, 1]
+    healthy.refresh()
+    clock.now = 64.0
+    assert registry.list() == {"a": A}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.server.json"]
+
+
+def test_a_damaged_file_that_its_server_writes_again_is_an_entry(tmp_path, clock) -> None:
+    registry = FolderRegistry(tmp_path, clock)
+    announced = registry.announce("a", A, ttl=5)
+    (tmp_path / "a.server.json").write_text("{")
+    assert registry.list() == {}
+    announced.refresh()
+    clock.now = 60.0
+    assert registry.list() == {"a": A}
+
+
+def test_a_file_that_cannot_be_read_keeps_its_entry(tmp_path, clock) -> None:
+    registry = FolderRegistry(tmp_path, clock)
     registry.announce("a", A, ttl=5)
-    (tmp_path / "b.server.json").write_text(text)
-    with pytest.raises(ServerError):
-        registry.list()
+    assert registry.list() == {"a": A}
+    path, away = tmp_path / "a.server.json", tmp_path / "away"
+    path.rename(away)
+    path.mkdir()  # reading it raises OSError, for root too
+    clock.now = 1000.0
+    assert registry.list() == {"a": A}
+    path.rmdir()
+    away.rename(path)
+    clock.now = 1004.0
+    assert registry.list() == {"a": A}
+    clock.now = 1005.0
+    assert registry.list() == {}
 
 
 def test_an_unreadable_folder_is_an_error(tmp_path) -> None:

@@ -117,7 +117,7 @@ def test_a_server_that_starts_again_is_checked_and_joins(servers):
         assert time.monotonic() < deadline
         try:
             assert engine.score(SEQUENCES) == EXPECTED
-        except ServerError:  # while the pool still asks those that are gone
+        except ServerError:  # while the pool still asks servers that are gone
             continue
 
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from weight_server import HttpDriver, logprobs_of, record_of
 
-from archon_core.contracts.serving import TransportContext, WeightBucket
+from archon_core.contracts.weight_transport import TransportContext, WeightBucket
 from archon_core.ranks.ranks import DataRanks
 from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.manifest import TensorEntry, WeightManifest, offsets_of, plan_buckets, size_of_bucket

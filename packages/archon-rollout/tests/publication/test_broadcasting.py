@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from sending import assert_equal
 
-from archon_core.contracts.serving import TransportContext
+from archon_core.contracts.weight_transport import TransportContext
 from archon_core.errors import ServerError
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions

@@ -6,10 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from archon_core.errors import ServerError, TransferError
 from archon_core.receiving.elastic_group import SENDER, GroupSetup, join_as, join_group, receive, send
+from archon_rollout.transports import store_process
 from archon_rollout.transports.distributed import address_towards
+from archon_rollout.transports.store_process import StoreProcess
 
 
 def join_all(store, prefix, size=2):
@@ -68,9 +71,30 @@ def test_nccl_without_a_gpu_is_an_error_of_the_member(store):
         join_as(setup, SENDER)
 
 
-def test_a_member_that_never_arrives_is_an_error_that_names_the_missing_key(store):
-    with pytest.raises(ServerError, match=r"group weights/alone: rank 0 of 2 could not join .*keys: /weights/alone"):
-        join_group("127.0.0.1", store.port, "weights/alone", SENDER, timeout=1)
+def test_a_member_that_never_arrives_is_an_error_that_names_it(store):
+    with pytest.raises(ServerError, match=r"group weights/alone: rank 0 of 2 could not join .*rank 1 did not arrive"):
+        join_group("127.0.0.1", store.port, "weights/alone", SENDER, timeout=0.2)
+
+
+def test_a_store_that_closes_ends_the_wait_for_members_without_a_trace(capfd):
+    store = StoreProcess()
+    with ThreadPoolExecutor(1) as pool:
+        joining = pool.submit(join_group, "127.0.0.1", store.port, "weights/closing", SENDER, timeout=60)
+        client = dist.TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
+        client.wait(["weights/closing/arrived/0"])
+        del client
+        store.close()
+        with pytest.raises(ServerError, match="the trainer has closed the store"):
+            joining.result()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_store_that_does_not_start_is_an_error_after_the_time_limit(monkeypatch, tmp_path):
+    monkeypatch.setattr(store_process, "START_SECONDS", 0.2)
+    monkeypatch.setattr(store_process.sys, "executable", "/bin/cat")
+    monkeypatch.setattr(store_process, "COMMAND", ())
+    with pytest.raises(ServerError, match=r"did not listen within 0.2 s"):
+        _ = StoreProcess().port
 
 
 def test_a_member_that_leaves_is_an_error(store):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from archon_core.contracts.serving import TransportContext
+from archon_core.contracts.weight_transport import TransportContext
 from archon_core.errors import ServerError
 from archon_core.receiving.memory_store import MemoryStore
 from archon_core.receiving.updates import WeightUpdates

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+
+import pytest
+
 from archon_core.contracts.rollout import Completion
-from archon_core.contracts.serving import Outcome
+from archon_core.contracts.weight_transport import Outcome
 from archon_core.errors import ServerError, UncertainCallError
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_core.serving.update import Receipt
@@ -24,29 +28,31 @@ class FakeServers:
         self.versions = {server.incarnation: 0 for server in SERVERS}
         self.paused = set()
         self.failing = {}
+        self.limits = {}
 
-    def happen(self, verb, server):
+    def happen(self, verb, server, timeout):
+        self.limits[verb] = timeout
         self.events.append(f"{verb} {server.incarnation}")
         if error := self.failing.get((verb, server.incarnation)):
             raise error
 
     def verify_update(self, server, manifest, *, timeout):
-        self.happen("verify", server)
+        self.happen("verify", server, timeout)
         return Receipt(server.incarnation, manifest.version, {e.name: e.checksum for e in manifest.tensors})
 
     def commit_update(self, server, version, *, timeout):
         self.versions[server.incarnation] = version
-        self.happen("commit", server)
+        self.happen("commit", server, timeout)
 
     def abort_update(self, server, version, *, timeout):
-        self.happen("abort", server)
+        self.happen("abort", server, timeout)
 
     def resume(self, server, *, timeout):
-        self.happen("resume", server)
+        self.happen("resume", server, timeout)
         self.paused.discard(server.incarnation)
 
     def state(self, server, *, timeout):
-        self.happen("state", server)
+        self.happen("state", server, timeout)
         return ServerState(server.incarnation, self.versions[server.incarnation], server.incarnation in self.paused)
 
 
@@ -181,6 +187,40 @@ def test_a_failed_server_is_told_to_abort_before_its_state_is_queried(engine):
     assert (by_server["a"].phase, by_server["a"].state.version) == ("verify", 0)
     assert events.index("abort a") < events.index("state a")
     assert (by_server["b"].phase, by_server["b"].state) == ("commit", None), "it did not tell its state"
+    limits = [servers.limits[verb] for verb in ("verify", "commit", "abort", "state")]
+    assert limits == [60, 60, 10, 10], "a stopped server delays the others by little more than one call"
+
+
+def test_a_failure_names_its_server_once(engine, caplog):
+    publisher, servers, _ = make(engine, [])
+    lost = UncertainCallError("server 127.0.0.1:1: cannot connect")
+    servers.failing = {("verify", "a"): lost, ("abort", "a"): lost}
+    [failed] = publisher.publish(SERVERS).failed
+    assert failed.reason == "cannot connect"
+    assert caplog.messages == [
+        "server 127.0.0.1:1 failed in verify: cannot connect",
+        "server 127.0.0.1:1: cannot connect",
+    ]
+
+
+def test_a_publication_that_raises_leaves_no_threads(engine, monkeypatch):
+    publisher, servers, _ = make(engine, [])
+    commit, threads = servers.commit_update, []
+
+    def remember_thread(server, version, *, timeout):
+        threads.append(threading.current_thread())
+        commit(server, version, timeout=timeout)
+
+    def fail(attempt, manifest):
+        raise RuntimeError("the forward pass failed")
+
+    monkeypatch.setattr(servers, "commit_update", remember_thread)
+    monkeypatch.setattr(publisher, "_run_canary", fail)
+    with pytest.raises(RuntimeError, match="the forward pass failed") as failure:  # its frames keep the attempt
+        publisher.publish(SERVERS)
+    [worker] = [thread for thread in threads if thread is not threading.current_thread()]
+    worker.join(20)
+    assert not worker.is_alive(), failure
 
 
 def test_the_canary_compares_versions_and_every_token():

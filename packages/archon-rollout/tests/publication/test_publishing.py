@@ -92,7 +92,7 @@ sys.path.insert(0, sys.argv[1])
 from conftest import TensorEngine
 from sending import make_publisher
 from weight_server import HttpDriver, record_of
-from archon_core.contracts.serving import TransportContext
+from archon_core.contracts.weight_transport import TransportContext
 from pathlib import Path
 engine, driver = TensorEngine(), HttpDriver()
 publisher = make_publisher(engine, driver, TransportContext(driver, sys.argv[3], Path(sys.argv[1])), "shm")

@@ -1,16 +1,22 @@
 """The server behind HTTP, with a model of two layers: answers, errors, control and disconnects."""
 
 import asyncio
+import gc
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.errors import ServerError, UncertainCallError
+from archon_core.serving.manifest import TensorEntry, WeightManifest
+from archon_core.serving.update import UpdatePlan
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.served.driver import ServedDriver
+from archon_rollout.server.rank_updates import RankUpdates
+from archon_rollout.server.weight_copies import ServedWeights
 from archon_rollout.server.wire import read_completion, request_data
 
 PROMPTS = [(3,), (1, 2, 3, 4, 5, 6, 7), (9, 8), (4, 4, 4, 4)]
@@ -83,6 +89,11 @@ def test_requests_without_the_token_are_refused_except_for_health(server, client
         ("/generate", {"requests": [{"prompt_ids": [1] * 65, "seeds": [1]}]}, "found a prompt of 65 tokens"),
         ("/generate", {"requests": [{"prompt_ids": [99], "seeds": [1]}]}, "prompt token id 99, allowed are 0 to 22"),
         ("/generate", {"requests": [{"prompt_ids": [1], "seeds": [1], "top_p": 2}]}, "top_p: found 2"),
+        (
+            "/generate",
+            {"requests": [{"prompt_ids": [1], "seeds": [1] * 4097}]},
+            "seeds: found 4097; allowed are at most",
+        ),
         ("/generate", {"prompts": []}, "unknown field 'prompts'"),
         ("/v1/completions", {"prompt": "text"}, "no tokenizer; send token ids"),
         ("/v1/completions", {"prompt": [1], "max_token": 1}, "unknown field 'max_token'"),
@@ -102,12 +113,20 @@ def test_unknown_paths_and_methods_are_answered_in_json(server):
     assert server.client.get("/generate")[0] == 405
 
 
-def test_a_caller_that_leaves_frees_its_rows(server):
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/generate", LONG), ("/v1/completions", {"prompt": [1], "max_tokens": 60, "stop": "x"})],
+    ids=["generate", "stop texts"],
+)
+def test_a_caller_that_leaves_frees_its_rows(server, caplog, path, body):
     server.decode.pause("keep").result(10)
-    connection = server.client.open("POST", "/generate", LONG)
+    connection = server.client.open("POST", path, body)
     wait_until(lambda: server.decode.n_requests == 1)
     connection.close()
     wait_until(lambda: server.decode.n_requests == 0)
+    server.client.get("/health")  # after the server's loop has seen the end
+    gc.collect()
+    assert "never retrieved" not in caplog.text
     server.decode.resume().result(10)
 
 
@@ -169,6 +188,16 @@ def test_calls_for_another_incarnation_and_calls_that_come_late_change_nothing(s
     assert "after its call 5" in answer["error"]["message"]
     assert client.post("/pause", {"caller": "another", "sequence": 4})[0] == 200
     assert client.get("/state")[1]["paused"] is True
+
+
+def test_an_update_of_another_model_is_a_conflict_and_no_failure(server, monkeypatch):
+    copies = SimpleNamespace(shapes={"a": (2,)}, active=None)
+    weights = ServedWeights(copies, version=5, incarnation="this-start")
+    monkeypatch.setattr(server.service, "_receiving", RankUpdates(weights))
+    plan = UpdatePlan(WeightManifest(6, (TensorEntry("a", "float32", (3,)),)), "shm")
+    status, answer = server.client.post("/update/begin", {"plan": plan.as_data()})
+    assert status == 409
+    assert "this server's model has (2,)" in answer["error"]["message"]
 
 
 def test_a_server_without_weights_refuses_requests_until_it_has_some(weights, start_server):

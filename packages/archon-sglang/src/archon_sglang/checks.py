@@ -1,15 +1,13 @@
-"""What stands in the way of SGLang servers, known before a run."""
+"""Problems of SGLang servers that can be found before a run."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
-from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
 from archon_core.contracts.serving import ServerCheck
 from archon_core.layout import Layout
+from archon_core.serving.program_checks import missing_program, score_temperature_problems
 from archon_sglang.options import SglangOptions, ranks_problem
 
 INSTALL = (
@@ -27,27 +25,9 @@ def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> Server
         option: their section. Servers in other sections than ``rollout`` score, and do not sample.
     """
     options: SglangOptions = getattr(config, "sglang", None) or SglangOptions()
-    problems = [] if option == "rollout" else list(_scoring_problems(config, layout, option))
+    problems = [] if option == "rollout" else list(score_temperature_problems("SGLang", config.gconfig, layout, option))
     if not attrgetter(option)(config).starts_servers:
         return ServerCheck(tuple(problems))
     problem = ranks_problem(options, layout)
-    missing = _missing(options, option)
+    missing = missing_program("sglang", options.python, install=INSTALL, option=option)
     return ServerCheck((*problems, *([problem] if problem else [])), "sglang" if missing else "", missing)
-
-
-def _scoring_problems(config: Any, layout: Layout, option: str) -> Iterator[str]:
-    sampling = config.gconfig
-    if not sampling.greedy and sampling.temperature != 1:
-        yield (
-            f"gconfig.temperature: found {sampling.temperature:g} with {option}.backend={layout}; SGLang scores at "
-            f"temperature 1 only; set it to 1, or use {option}.backend=served"
-        )
-
-
-def _missing(options: SglangOptions, option: str) -> str:
-    install = f"{INSTALL}; or set {option}.addresses to running servers"
-    if options.python:
-        return "" if shutil.which(options.python) else f"is not at sglang.python={options.python}: {install}"
-    if importlib.util.find_spec("sglang") is None:
-        return f"is not in this environment, and usually needs one apart from the trainer's: {install}"
-    return ""

@@ -11,25 +11,30 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
+from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
-from archon_core.serving.http_client import call, call_async, exchange
+from archon_core.serving.http_client import call, call_each, exchange
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_sglang.generation import read_completion, request_data, version_of
+from archon_core.serving.weight_labels import BROKEN_LABEL, version_of
+from archon_sglang.generation import read_completion, request_data
 from archon_sglang.launching import launch_server
 from archon_sglang.options import SglangOptions
 from archon_sglang.scoring import read_scores, scoring_data
 
 PAUSE_MODES = {"keep": "retract", "abort": "abort"}
 """Our names -> SGLang's. Its ``in_place`` would continue with a KV cache of the old weights."""
+
+LABEL_SECONDS = 10.0
+"""Longest limit of the call that labels weights as broken, after a call that has used up its own limit."""
 
 
 class SglangDriver:
@@ -88,12 +93,8 @@ class SglangDriver:
         """The record of the server at ``address``; ``None`` while it does not accept requests."""
         try:
             status, _ = exchange(address, "GET", "/ready", token=self._token, timeout=timeout)
-        except UncertainCallError:
+        except (UncertainCallError, UnreachableError):
             return None
-        except ServerError as error:
-            if "cannot connect" in str(error):
-                return None
-            raise
         if status == 503:
             return None
         if status != 200:
@@ -114,17 +115,12 @@ class SglangDriver:
             request_data(request, sample, request_id=id, routed_experts=experts, seeded=seeded)
             for sample, id in enumerate(ids)
         ]
-        tasks = [
-            asyncio.ensure_future(call_async(server.address, "/generate", body, token=self._token, timeout=timeout))
-            for body in bodies
-        ]
         self._n_samples[request_id] = len(ids)
         try:
-            return [read_completion(answer, experts_shape=shape) for answer in await asyncio.gather(*tasks)]
+            answers = await call_each(server.address, "/generate", bodies, token=self._token, timeout=timeout)
         finally:
             self._n_samples.pop(request_id, None)
-            for task in tasks:  # after a failure, closing the connections ends the other samples
-                task.cancel()
+        return [read_completion(answer, experts_shape=shape) for answer in answers]
 
     async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
         """Log-probabilities of given tokens, at temperature 1. Each sequence is a request of SGLang."""
@@ -132,23 +128,12 @@ class SglangDriver:
             raise RefusedRequestError(f"score: found temperature {request.temperature:g}; SGLang scores at 1 only")
         ids = _sample_ids(f"score-{uuid.uuid4().hex}", len(request.sequences))
         bodies = [scoring_data(one, request_id=id) for one, id in zip(request.sequences, ids, strict=True)]
-        tasks = [
-            asyncio.ensure_future(call_async(server.address, "/generate", body, token=self._token, timeout=timeout))
-            for body in bodies
-        ]
-        try:
-            answers = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:  # after a failure, closing the connections ends the other requests
-                task.cancel()
+        answers = await call_each(server.address, "/generate", bodies, token=self._token, timeout=timeout)
         scored = [read_scores(*pair) for pair in zip(answers, request.sequences, strict=True)]
-        versions = {version for _, version in scored}
-        if len(versions) != 1:
-            raise ServerError(f"server {server.address}: found scores of versions {sorted(versions)} in one request")
-        return Scores(tuple(row for row, _ in scored), versions.pop()).check(request, server.address)
+        return Scores.of_sequences(scored, request, server.address)
 
     def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
-        """The server's model by its name. SGLang does not tell published weights from those that it loaded."""
+        """The server's model by its name. SGLang does not tell whether its weights were published."""
         info = self._get(server.address, "/model_info", timeout)
         return ServedModelInfo(str(info.get("model_path", "")), version=version_of(info["weight_version"]))
 
@@ -216,6 +201,9 @@ class SglangDriver:
     def commit_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
         """Pause, load the folder, resume.
 
+        If the server does not answer, it may have loaded a part. The weights are then labelled as broken before it is
+        resumed; a load that ends later sets the label of its version.
+
         Raises:
             ServerError: another version was received, or SGLang refused the weights.
         """
@@ -234,7 +222,13 @@ class SglangDriver:
         }
         try:
             self.pause(server, "keep", timeout=timeout)
-            self._post(server.address, "/update_weights_from_disk", body, timeout)
+            try:
+                self._post(server.address, "/update_weights_from_disk", body, timeout)
+            except UncertainCallError:
+                with suppress(ServerError):
+                    label = {"new_version": BROKEN_LABEL, "abort_all_requests": False}
+                    self._post(server.address, "/update_weight_version", label, min(timeout, LABEL_SECONDS))
+                raise
         finally:
             self.resume(server, timeout=timeout)
 

@@ -7,14 +7,10 @@ import math
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import RefusedRequestError, ServerError
+from archon_core.errors import ServerError
+from archon_core.serving.completion_limit import completion_limit
 from archon_core.serving.token_versions import VersionSpan, versions_of
-
-DEFAULT_LABEL = "default"
-"""SGLang's label of the weights that it loaded at its start."""
-
-NO_VERSION = -1
-"""The version of weights that no trainer published."""
+from archon_core.serving.weight_labels import version_of
 
 REASONS = ("stop", "length", "abort")
 
@@ -35,18 +31,7 @@ def request_data(
         RefusedRequestError: the prompt leaves no room for a token, or the request has stop texts.
     """
     config = request.config
-    if config.stop:
-        raise RefusedRequestError(
-            f"gconfig.stop: found {config.stop}; allowed with SGLang servers is null, because they are sent token ids "
-            "only; use gconfig.stop_token_ids"
-        )
-    limit = config.max_new_tokens
-    if config.max_tokens is not None:
-        limit = min(limit, config.max_tokens - len(request.prompt_ids))
-    if limit < 1:
-        raise RefusedRequestError(
-            f"gconfig.max_tokens: found {config.max_tokens} with a prompt of {len(request.prompt_ids)} tokens; raise it"
-        )
+    limit = completion_limit(request, "SGLang")
     sampling: dict[str, Any] = {
         "n": 1,
         "max_new_tokens": limit,
@@ -109,19 +94,6 @@ def read_completion(data: Any, *, experts_shape: tuple[int, int] | None = None) 
         raise ServerError(
             f"completion: found a malformed answer ({error!r}); allowed is that of SGLang 0.5.23"
         ) from error
-
-
-def version_of(label: str) -> int:
-    """The version of a label.
-
-    Raises:
-        ServerError: it is neither a number nor SGLang's default.
-    """
-    if label == DEFAULT_LABEL:
-        return NO_VERSION
-    if label.lstrip("-").isdigit():
-        return int(label)
-    raise ServerError(f"weight version: found {label!r}; allowed are numbers; another program published to the server")
 
 
 def read_experts(text: str, shape: tuple[int, int]) -> Any:

@@ -25,7 +25,7 @@ from archon_core.config.rules import (
 )
 from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
-from archon_core.contracts.serving import NameResolveConfig
+from archon_core.contracts.server_registry import NameResolveConfig
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
@@ -54,7 +54,7 @@ class SchedulerConfig:
     """The launcher of a run's processes.
 
     Attributes:
-        type: ``local``, or the name of a launcher plugin (``ray``, ``slurm``).
+        type: ``local``, or the name of a launcher plugin.
     """
 
     type: str = "local"

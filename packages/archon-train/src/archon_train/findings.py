@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from archon_core.config.packages import MissingPackage, missing_package
 from archon_core.contracts.rollout import InferenceEngineSpec
@@ -13,6 +13,9 @@ from archon_core.plugins.inference_engines import find_inference_engine, missing
 from archon_train.run_plan import Obstacle
 
 if TYPE_CHECKING:
+    from archon_core.contracts.engine import TrainEngineSpec
+    from archon_core.contracts.preview import EngineOutline, RunOutline
+    from archon_core.contracts.train import AlgorithmSpec
     from archon_core.plugins import Registry
 
 
@@ -60,3 +63,11 @@ class Findings:
     def unable(self, text: str) -> None:
         """Add something that this machine, or its installed packages, cannot run."""
         self.obstacles.append(Obstacle(text, "environment"))
+
+    def ask(self, spec: AlgorithmSpec | TrainEngineSpec, outline: RunOutline | EngineOutline, option: str) -> Any:
+        """What the preview of ``spec`` answers; ``None`` after adding why it cannot be loaded."""
+        try:
+            return spec.load_part("preview")(outline)
+        except PluginError as error:
+            self.unable(f"{option}: {error}")
+            return None

@@ -36,6 +36,8 @@ def missing_reward_model(config: Any, role: str) -> Iterator[str]:
             f"{role}.path: found none, and reward {config.reward!r} needs a checkpoint; set it to the export folder "
             "of a run of algorithm=rw"
         )
+    elif section.init_from_scratch:
+        yield f"{role}.init_from_scratch: found true, so reward {config.reward!r} gives random scores; leave it out"
 
 
 def unused_models(config: Any, algorithm: AlgorithmSpec, reward_role: str | None) -> Iterator[Decision]:
@@ -58,18 +60,18 @@ def unused_models(config: Any, algorithm: AlgorithmSpec, reward_role: str | None
         yield Decision("reward_model", "a section", "not used", "the reward runs no model; reward=model does")
 
 
-def stray_value_head(role: str, section: EngineConfig, *, samples: bool) -> Iterator[str]:
+def stray_value_head(role: str, section: EngineConfig) -> Iterator[str]:
     """The problem of a value head on a model whose log-probabilities the run needs.
 
     Args:
         role: the model's section.
         section: its options.
-        samples: whether the run samples with the actor.
     """
-    if section.is_critic and (role in ("ref", "teacher") or (role == "actor" and samples)):
+    if section.is_critic:
+        other = ", or train a reward model with algorithm=rw" if role == "actor" else ""
         yield (
             f"{role}.is_critic: found true; a model with a value head has no log-probabilities, which this run needs; "
-            "leave it out"
+            f"leave it out{other}"
         )
 
 

@@ -7,53 +7,43 @@ no torch, so a laptop can check a layout for a hundred devices.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from archon_core.config.loading import LoadedConfig
-from archon_core.config.packages import missing_package
 from archon_core.contracts.data import DatasetSpec
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
-from archon_core.contracts.engine_config import ROLES, EngineConfig
-from archon_core.contracts.model import ModelSpec
-from archon_core.contracts.moe import MoESpec
-from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
-from archon_core.contracts.preview import EngineOutline, EnginePreview, RunOutline, RunPreview
+from archon_core.contracts.engine_config import ROLES
+from archon_core.contracts.preview import RunOutline, RunPreview
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec
-from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
+from archon_core.errors import ArchonError, ConfigError, PluginError, UnknownNameError
 from archon_core.layout import (
     BUILTIN_BACKENDS,
     Backend,
     Layout,
     backend_table,
-    refuse_axes,
 )
-from archon_core.layout.diagnostics import count
-from archon_core.plugins.clashes import explain_several_builders
-from archon_core.plugins.first_party import PACKAGES
-from archon_core.plugins.hints import package_for
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.reward_choice import choose_reward
-from archon_core.selection import select_model
 from archon_core.serving.discovery import OPTION, refuse_ray
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
+from archon_train.engine_checks import EngineChecks
 from archon_train.findings import Findings
-from archon_train.local_files import file_problems, model_entries, model_type_of
+from archon_train.local_files import file_problems
 from archon_train.model_sections import (
-    critic_problems,
-    engine_section,
     missing_reward_model,
     missing_sections,
-    stray_value_head,
     unused_models,
 )
 from archon_train.process_plan import ProcessPlan, plan_processes
+from archon_train.recovery import restarts_without_checkpoints
 from archon_train.run_plan import Need, RunPlan
 from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers
-from archon_train.server_options import started_layouts, unused_registry
+from archon_train.server_options import started_layouts, unused_registry, unused_registry_options
 from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
+from archon_train.used_options import without_unused
 from archon_train.vision import explain_visual
 
 if TYPE_CHECKING:
@@ -91,7 +81,6 @@ class _Planner(Findings):
         self.processes = ProcessPlan()
         self.decisions: list[Decision] = []
         self.engine_decisions: list[Decision] = []
-        self.models: dict[str, ModelSpec | None] = {}
         self.samples = True
         self.notes: list[str] = [f"not read: {warning}" for warning in loaded.warnings]
 
@@ -104,15 +93,18 @@ class _Planner(Findings):
             self.need(option.package, option.option)
         algorithm = self.look_up("algorithm", self.config.algorithm, "algorithm")
         self.samples = algorithm is None or "inference_engine" in getattr(algorithm, "needs", ())
-        self.read_layouts()
-        self.check_rollout()
         self.check_algorithm(algorithm)
+        self.read_layouts()
+        self.check_rollout(algorithm)
         if self.config.scheduler.type != "local":
             self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
+        engines = EngineChecks(self, self.config, self.layouts, self.loaded.explicit, samples=self.samples)
         for role in ROLES:
             if getattr(self.config, role) is not None:
-                self.check_engine(role)
+                engines.check(role)
+        self.engine_decisions += engines.decisions
         self.check_files()
+        self.decisions += restarts_without_checkpoints(self.config.trainer)
 
     def why_nothing_to_train(self) -> str | None:
         """The problem of a run without a model, or on images, which no other option or package can solve."""
@@ -128,14 +120,14 @@ class _Planner(Findings):
         if not self.samples:
             backends.pop("rollout", None)
         for role in ["actor", *(other for other in backends if other != "actor")]:
-            if role != "actor" and "actor" not in self.layouts and not backends[role]:
-                continue  # inherits the actor's layout, whose error is reported already
+            if role != "actor" and "actor" not in self.layouts and backends[role] in ("", None, backends["actor"]):
+                continue  # has the actor's layout, whose error is reported already
             try:
                 # One role at a time, to find every error; an unreadable actor layout is reported already.
                 actor = str(self.layouts.get("actor", "archon:d1"))
                 self.layouts[role] = engine_layouts({"actor": actor, role: backends[role]}, backends=table)[role]
             except ArchonError as error:
-                self.wrong(str(error))
+                self.wrong(f"{error}{self.translated_from(role, backends[role])}")
         if "actor" in self.layouts:
             cluster = self.config.cluster
             started = started_layouts(self.layouts, self.config.rollout)
@@ -146,6 +138,12 @@ class _Planner(Findings):
             except ArchonError as error:
                 self.wrong(str(error))
 
+    def translated_from(self, role: str, text: str | None) -> str:
+        """The layout that the file has in place of ``text``, as a line of a message; empty if it is the same."""
+        option = f"{role}.backend"
+        made = (d for d in self.loaded.decisions if d.option == option and d.effective == text)
+        return next((f"\n  the file has {d.requested!r}: {d.reason}" for d in made), "")
+
     def backends(self) -> Mapping[str, Backend]:
         """The engines that layouts may name: core's built-in table and installed engines."""
         try:
@@ -154,17 +152,19 @@ class _Planner(Findings):
             self.unable(str(error))
             return BUILTIN_BACKENDS
 
-    def check_rollout(self) -> None:
+    def check_rollout(self, algorithm: Spec | None) -> None:
         if not self.samples:
-            self.decisions += unused_registry(self.loaded.explicit)
+            self.decisions += unused_registry(self.config, self.loaded.explicit)
             return
+        if algorithm is None and "rollout.backend" not in self.loaded.explicit:
+            return  # an algorithm that is not installed may need no rollout
         rollout = self.layouts.get("rollout")
         transport = self.config.rollout.weight_transport
         known = transport is None or self.look_up("weight_transport", transport, "rollout.weight_transport")
         if rollout is not None:
             engine = self.look_up("inference_engine", rollout.backend, "rollout.backend")
             if isinstance(engine, InferenceEngineSpec) and not engine.runs_servers:
-                self.decisions += unused_registry(self.loaded.explicit)
+                self.decisions += unused_registry(self.config, self.loaded.explicit)
             elif isinstance(engine, InferenceEngineSpec) and known:
                 self.check_registry()
                 self.add_servers(check_servers(self.config, rollout, self.registry))
@@ -174,7 +174,8 @@ class _Planner(Findings):
         self.obstacles += found.obstacles
         self.decisions += found.decisions
         for need in found.needs:
-            self.needs.setdefault(need.package, []).extend(need.purposes)
+            for purpose in need.purposes:
+                self.need(need.package, purpose)
 
     def check_registry(self) -> None:
         name = self.config.cluster.name_resolve.type
@@ -183,7 +184,9 @@ class _Planner(Findings):
         except ConfigError as error:
             self.unable(str(error))
             return
-        self.look_up("server_registry", name, OPTION)
+        registry = self.look_up("server_registry", name, OPTION)
+        if registry is not None:
+            self.decisions += unused_registry_options(self.config, registry.name, self.loaded.explicit)
 
     def check_teacher(self) -> None:
         """Check that the servers of a teacher can score."""
@@ -200,38 +203,34 @@ class _Planner(Findings):
     def check_algorithm(self, algorithm: Spec | None) -> None:
         config = self.config
         dataset = self.look_up("dataset", config.data.dataset, "data.dataset")
-        role = "" if config.reward is None else self.check_reward(config.reward)
+        role = self.check_reward(config.reward) if self.samples and config.reward is not None else ""
         if not isinstance(algorithm, AlgorithmSpec):
             return
         for text in missing_sections(config, algorithm.name, algorithm.sections):
             self.wrong(text)
-        self.decisions += unused_models(config, algorithm, role)
+        models = [*unused_models(config, algorithm, role)]
+        self.decisions += models
+        unused = [decision.option for decision in models]
         if role and self.samples:
             for text in missing_reward_model(config, role):
                 self.wrong(text)
         if algorithm.preview:
             found = dataset if isinstance(dataset, DatasetSpec) else None
-            self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
+            unused += self.preview_run(algorithm, RunOutline(config, algorithm, self.loaded.explicit, found, role))
+        self.config = without_unused(config, unused)
 
-    def ask(self, spec: AlgorithmSpec | TrainEngineSpec, outline: RunOutline | EngineOutline, option: str) -> Any:
-        """What the preview of ``spec`` answers; ``None`` if it cannot be loaded."""
-        try:
-            return spec.load_part("preview")(outline)
-        except PluginError as error:
-            self.unable(f"{option}: {error}")
-            return None
-
-    def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> None:
-        """Add the problems and decisions that the algorithm's preview finds."""
+    def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> frozenset[str]:
+        """Add the problems and decisions that the algorithm's preview finds; returns the unused options."""
         found: RunPreview | None = self.ask(algorithm, outline, "algorithm")
         if found is None:
-            return
+            return frozenset()
         for text in found.problems:
             self.wrong(text)
         for text in found.missing:
             # A file of another program may leave them to that program's script.
             self.unable(text) if self.loaded.dialects else self.wrong(text)
         self.decisions += found.decisions
+        return found.unused
 
     def check_reward(self, name: str) -> str | None:
         """Look up the plugin, or the function in the user's module, without importing it.
@@ -246,138 +245,6 @@ class _Planner(Findings):
         except ConfigError as error:
             self.wrong(str(error))
         return None
-
-    def check_engine(self, role: str) -> None:
-        config, layout = engine_section(self.config, role), self.layouts.get(role)
-        if layout is None:
-            return
-        option = f"{role}.backend"
-        engine = self.look_up("train_engine", layout.backend, option)
-        if config.backend:  # an inherited layout is checked for the role that sets it
-            if isinstance(engine, TrainEngineSpec):
-                try:
-                    refuse_axes(layout, engine.axes, option=option)
-                except LayoutError as error:
-                    self.unable(str(error))
-            self.check_shares_ranks(role, layout)
-        if not isinstance(engine, TrainEngineSpec):
-            return
-        # An error about the actor's model is not repeated for the models that start from its weights.
-        inherits = getattr(config, "path", None) == self.config.actor.path and role in ("critic", "ref")
-        if not inherits or self.models.get("actor") is not None:
-            self.models[role] = self.check_model(role, config, layout, engine)
-        model = self.models.get(role)
-        for text in stray_value_head(role, config, samples=self.samples):
-            self.wrong(text)
-        if role == "critic":
-            for text in critic_problems(config, model, self.loaded.explicit):
-                self.wrong(text)
-        schedule, pipeline = self.check_pipeline(role, config, layout, engine)
-        self.check_experts(role, config, layout, engine, model)
-        if engine.preview:
-            outline = EngineOutline(
-                config,
-                role,
-                self.loaded.explicit,
-                layout,
-                model,
-                schedule,
-                pipeline,
-                model_entries(config),
-                self.config.rollout if self.samples else None,
-            )
-            self.preview(engine, outline)
-
-    def preview(self, engine: TrainEngineSpec, outline: EngineOutline) -> None:
-        """Add the problems and decisions that the engine's own preview finds."""
-        found: EnginePreview | None = self.ask(engine, outline, f"{outline.role}.backend")
-        if found is None:
-            return
-        for text in found.problems:
-            self.wrong(text)
-        self.engine_decisions += found.decisions
-
-    def check_pipeline(
-        self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec
-    ) -> tuple[ScheduleSpec | None, PipelineSpec | None]:
-        """The schedule and the pipeline plugin of a layout with stages."""
-        name, option = engine.asked(config, "schedule"), engine.option("schedule", role)
-        if layout.dims["p"] == 1 or name is None or option is None:
-            return None, None
-        schedule = self.look_up("schedule", name, option)
-        if not isinstance(schedule, ScheduleSpec):
-            return None, None
-        try:
-            return schedule, self.registry.get(PipelineSpec, PIPELINE)
-        except PluginError as error:
-            self.unable(f"{role}.backend: {error}")
-        except UnknownNameError:
-            package = next(iter(PACKAGES["pipeline"]))
-            self.need(missing_package(package, self.registry), f"the stages of {layout}")
-        return schedule, None
-
-    def check_shares_ranks(self, role: str, layout: Layout) -> None:
-        actor = self.layouts.get("actor")
-        if actor is not None and layout.world_size != actor.world_size:
-            self.unable(
-                f"{role}.backend: found {layout}, on {count(layout.world_size, 'rank')}; this version runs every model "
-                f"on the ranks of the actor ({actor}, on {count(actor.world_size, 'rank')}); choose a layout of "
-                f"{count(actor.world_size, 'rank')}, or leave {role}.backend out to inherit the actor's"
-            )
-
-    def check_experts(
-        self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec, model: ModelSpec | None
-    ) -> None:
-        """Check that a plugin builds the experts, and that the expert options are valid."""
-        has_experts = None if model is None else "moe" in model.needs
-        installed = self.registry.all(MoESpec)
-        needed = has_experts or layout.ep > 1 or (layout.etp or 1) > 1
-        asked, option = engine.asked(config, "moe"), engine.option("moe", role)
-        if asked is not None and option is not None and needed:
-            chosen = self.look_up("moe", asked, option)
-        elif needed and not installed:
-            package = next(iter(PACKAGES["moe"]))
-            self.need(missing_package(package, self.registry), "the experts of " + str(self.layouts[role]))
-            return
-        elif needed and len(installed) > 1:
-            self.wrong(explain_several_builders([spec.name for spec in installed], option))
-            return
-        else:
-            chosen = next((spec for spec in installed if asked in (None, spec.name)), None)
-        if isinstance(chosen, MoESpec) and chosen.check:
-            try:
-                check = chosen.load_part("check")
-            except PluginError as error:
-                self.unable(str(error))
-                return
-            for text in check(config, role=role, explicit=self.loaded.explicit, has_experts=has_experts):
-                self.wrong(text)
-
-    def check_model(self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec) -> ModelSpec | None:
-        """The model spec, if the model type is known locally."""
-        model_type = model_type_of(config)
-        if model_type is None or not engine.model_type:
-            return None
-        option = f"{role}.path" if config.path else f"{role}.model_config"
-        try:
-            spec = select_model(config, engine, self.registry, model_type=model_type, role=role)
-        except ConfigError as error:
-            self.wrong(str(error))
-            return None
-        except ArchonError as error:
-            name = engine.model or engine.asked(config, "model")
-            wanted, option = (model_type, option) if name is None else (name, engine.option("model", role) or option)
-            package = package_for("model", wanted)
-            if package is None or isinstance(error, PluginError):
-                self.unable(f"{option}: {error}")
-            else:
-                self.need(missing_package(package, self.registry), f"{option}: {wanted}")
-            return None
-        try:
-            layout.parallel_dims(moe="moe" in spec.needs, option=f"{role}.backend")
-        except LayoutError as error:
-            self.wrong(str(error))
-        return spec
 
     def check_files(self) -> None:
         if not self.config.actor.path and self.config.actor.model_config is None:

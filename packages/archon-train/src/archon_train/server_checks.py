@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ServersFound:
-    """What stands in the way of the servers, and what is decided about them."""
+    """Obstacles to starting the servers, and decisions about them."""
 
     obstacles: tuple[Obstacle, ...] = ()
     needs: tuple[Need, ...] = ()

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
+from archon_core.config.rules import written_value
 from archon_core.contracts.decisions import Decision
 from archon_core.layout import Layout
 
 SECTION = "cluster.name_resolve"
+
+READ = {"folder": ("nfs_record_root",), "etcd": ("etcd3_addr",)}
+"""Registry -> its options."""
+
+BUILT_IN = ("folder", "etcd", "static", "dns", "memory")
+"""Registries whose options are known: another package's may read any."""
+
+ALL = ("type", "nfs_record_root", "etcd3_addr")
 
 
 def started_layouts(layouts: Mapping[str, Layout], rollout: Any) -> Mapping[str, Layout]:
@@ -25,8 +34,26 @@ def started_layouts(layouts: Mapping[str, Layout], rollout: Any) -> Mapping[str,
     }
 
 
-def unused_registry(explicit: Collection[str]) -> Iterator[Decision]:
-    """The decision about a registry of servers in a run that has none."""
-    options = sorted(option for option in explicit if option.startswith(f"{SECTION}."))
-    if options:
-        yield Decision(", ".join(options), "set", "no effect", "inference servers are listed there; this run has none")
+def unused_registry(config: Any, explicit: Collection[str]) -> Iterator[Decision]:
+    """Decisions about the registry of servers in a run that has none."""
+    return _without_effect(config, explicit, ALL, "inference servers are listed there; this run has none")
+
+
+def unused_registry_options(config: Any, registry: str, explicit: Collection[str]) -> Iterator[Decision]:
+    """Decisions about options of other registries than the run's.
+
+    Args:
+        config: the run's configuration.
+        registry: name of its registry.
+        explicit: dotted names of the options that the user wrote.
+    """
+    for other, names in READ.items():
+        if registry != other and registry in BUILT_IN:
+            yield from _without_effect(config, explicit, names, f"only the registry {other} reads it")
+
+
+def _without_effect(config: Any, explicit: Collection[str], names: Iterable[str], reason: str) -> Iterator[Decision]:
+    for name in names:
+        if f"{SECTION}.{name}" in explicit:
+            asked = written_value(getattr(config.cluster.name_resolve, name))
+            yield Decision(f"{SECTION}.{name}", asked, "no effect", reason)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from operator import attrgetter
 from typing import Any
 
+from archon_core.config.rules import written_value
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.rollout import RolloutConfig
 from archon_core.layout import Layout
@@ -65,11 +67,13 @@ def unused_teacher_options(config: Any, explicit: Collection[str]) -> Iterator[D
         return
     for name, reason in UNUSED_BY_SERVERS.items():
         if f"{TEACHER_SERVERS}.{name}" in explicit:
-            yield Decision(f"{TEACHER_SERVERS}.{name}", str(getattr(teacher.rollout, name)), "no effect", reason)
+            yield Decision(
+                f"{TEACHER_SERVERS}.{name}", written_value(getattr(teacher.rollout, name)), "no effect", reason
+            )
     if trains_teacher(config):
         return
     for option in sorted(explicit):
         name = option.removeprefix("teacher.")
         if name != option and name not in READ and name.startswith(ENGINE_PREFIXES):
             reason = "teacher.engine_type=rollout runs the teacher on servers, not in a training engine"
-            yield Decision(option, "set", "no effect", reason)
+            yield Decision(option, written_value(attrgetter(option)(config)), "no effect", reason)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from archon_core.contracts.serving import WeightTransportSpec
+from archon_core.contracts.weight_transport import WeightTransportSpec
 from archon_core.errors import ArchonError
 from archon_train.run_plan import Obstacle
 

@@ -73,12 +73,26 @@ def test_a_plugins_own_section_is_left_alone() -> None:
 
 
 def test_an_option_with_two_values_under_its_two_names_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"f:1: found train_dataset\.path, AReaL's name for data\.path, .*\(f:2\)"):
+    with pytest.raises(
+        ConfigError, match=r"f:1: found train_dataset\.path=a \(AReaL's name for .*\) and data\.path=b \(f:2\)"
+    ):
         renamed("train_dataset: {path: a}\ndata: {path: b}\n")
     with pytest.raises(
-        ConfigError, match=r"found teacher\.train, .* teacher\.path=m, and teacher\.path=\$\{actor\.path\}"
+        ConfigError, match=r"found teacher\.train\.path=m \(AReaL's .*\) and teacher\.path=\$\{actor\.path\}"
     ):
         renamed("teacher: {path: '${actor.path}', train: {path: m}}\nactor: {path: other}\n")
+
+
+def test_an_error_about_a_renamed_option_shows_both_names(load: Load) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load("total_train_epochs: null\nteacher: {train: {path: a, dtype: 3}}\n", ["evaluator.freq_steps=x"])
+    text = str(raised.value)
+    assert "config.yaml:1 (total_train_epochs): trainer.max_epochs: found null" in text
+    assert "override 'evaluator.freq_steps=x': trainer.eval_every: found 'x'" in text
+    with pytest.raises(ConfigError, match=r"config\.yaml:1 \(train_dataset\.batch_size\): data\.batch_size: found 0"):
+        load("train_dataset: {batch_size: 0, shuffle: true}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml:1: unknown option data\.shufle; did you mean 'shuffle'"):
+        load("data: {shufle: true}\ntrain_dataset: {batch_size: 1}\n")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import pytest
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.errors import ConfigError
+from archon_core.plugins import Registry
+from archon_train.preflight import plan_run
 
 Load = Callable[..., LoadedConfig]
 
@@ -83,3 +85,22 @@ def test_checkpoints_are_written_in_the_background_if_the_saver_is_asynchronous(
     loaded = load(text + "\n")
     assert loaded.config.trainer.async_save is background
     assert ("saver.mode" in [d.option for d in loaded.decisions]) is ("async}" in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "values"),
+    [
+        ("recover: {mode: on, freq_secs: 3600}", "trainer.auto_resume, trainer.max_restarts", "true, 3"),
+        ("recover: {mode: auto, freq_epochs: 1, retries: 0}", "trainer.auto_resume", "true"),
+        ("trainer: {max_restarts: 2}", "trainer.max_restarts", "2"),
+        ("recover: {mode: on, freq_steps: 5}", "", ""),
+        ("trainer: {max_restarts: 2, save_every: 4}", "", ""),
+        ("recover: {mode: disabled, freq_secs: 3600}", "", ""),
+    ],
+)
+def test_restarts_without_a_checkpoint_to_restart_from_are_a_decision(
+    load: Load, registry: Registry, text: str, options: str, values: str
+) -> None:
+    loaded = load("actor: {model_config: {model_type: tiny}}\n" + text + "\n")
+    made = [d for d in plan_run(loaded, registry).decisions if "trainer.save_every" in d.reason]
+    assert [(d.option, d.requested) for d in made] == ([(options, values)] if options else [])

@@ -150,9 +150,9 @@ def test_an_option_of_what_is_installed_and_not_used_has_no_effect_and_says_so(l
     loaded = load("algorithm: sft\nactor: {eps_clip: 0.3}\ndata: {puzzle: {size: 5}}\nvllm: {a: 1}\n")
     reasons = {decision.option: decision.reason for decision in loaded.decisions}
     assert reasons == {
-        "actor.eps_clip": "an option of algorithm 'grpo', which algorithm does not name",
-        "data.puzzle": "an option of dataset 'puzzle', which data.dataset does not name",
-        "vllm": "an option of inference engine 'vllm', which rollout.backend does not name",
+        "actor.eps_clip": "only algorithm grpo has this option; algorithm is sft",
+        "data.puzzle": "only dataset puzzle has this option; data.dataset is jsonl",
+        "vllm": "only inference engine vllm has this option; rollout.backend is local",
     }
 
 

@@ -86,14 +86,18 @@ def test_a_critic_may_have_another_model_than_the_actor(plan) -> None:
     assert plan(actor + "critic: {model_config: {model_type: tiny}}\n").can_run
 
 
-def with_reward_model(path: str | None = "", *, given: bool = True) -> SimpleNamespace:
-    return SimpleNamespace(reward="model", reward_model=SimpleNamespace(path=path) if given else None)
+def with_reward_model(path: str | None = "", *, given: bool = True, scratch: bool = False) -> SimpleNamespace:
+    return SimpleNamespace(
+        reward="model", reward_model=SimpleNamespace(path=path, init_from_scratch=scratch) if given else None
+    )
 
 
 def test_a_reward_that_runs_a_model_needs_its_checkpoint() -> None:
     for missing in (with_reward_model(given=False), with_reward_model(None)):
         [text] = missing_reward_model(missing, "reward_model")
         assert text.startswith("reward_model.path: found none, and reward 'model' needs a checkpoint")
+    [text] = missing_reward_model(with_reward_model("export", scratch=True), "reward_model")
+    assert text.startswith("reward_model.init_from_scratch: found true, so reward 'model' gives random scores")
     assert not list(missing_reward_model(with_reward_model("export"), "reward_model"))
 
 

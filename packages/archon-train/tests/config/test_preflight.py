@@ -6,6 +6,7 @@ import pytest
 
 from archon_core.config.loading import LoadedConfig
 from archon_core.plugins import (
+    AlgorithmSpec,
     LauncherSpec,
     ModelSpec,
     MoESpec,
@@ -24,6 +25,7 @@ Load = Callable[..., LoadedConfig]
 MakeRegistry = Callable[..., Registry]
 
 RUNNABLE = "actor: {model_config: {model_type: tiny}}\n"
+VALUED = f"algorithm: valued\n{RUNNABLE}"
 
 
 @pytest.fixture
@@ -44,6 +46,7 @@ def complete(make_registry: MakeRegistry) -> Registry:
             ScheduleSpec(name="ZeroBubble", target="json:loads", splits_backward=True),
             ScheduleSpec(name="InRounds", target="json:loads", multiple_of_ranks=True),
             PipelineSpec(name="pipeline", target="json:loads", split="archon_fake_options:split"),
+            AlgorithmSpec(name="valued", target="json:loads", needs=("inference_engine",), sections=("critic",)),
             LauncherSpec(name="ray", target="json:loads"),
         ),
     )
@@ -82,7 +85,7 @@ def test_what_engines_do_other_than_asked_on_any_device_is_known_and_strict_refu
 
 
 def test_engines_inherit_the_actors_layout_and_share_its_ranks(load: Load, complete: Registry) -> None:
-    found = plan(load, complete, RUNNABLE + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
+    found = plan(load, complete, VALUED + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
     assert {role: str(layout) for role, layout in found.layouts.items()} == {
         "actor": "able:d4",
         "rollout": "local",
@@ -93,12 +96,12 @@ def test_engines_inherit_the_actors_layout_and_share_its_ranks(load: Load, compl
 
 
 def test_a_model_on_another_number_of_ranks_than_the_actor_is_refused(load: Load, complete: Registry) -> None:
-    found = plan(load, complete, RUNNABLE + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
+    found = plan(load, complete, VALUED + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
     assert environment_errors(found) == [
         "critic.backend: found able:d2, on 2 ranks; this version runs every model on the ranks of the actor "
         "(able:d4, on 4 ranks); choose a layout of 4 ranks, or leave critic.backend out to inherit the actor's"
     ]
-    assert plan(load, complete, RUNNABLE + "critic: {backend: 'able:d2t2'}\n", "actor.backend=able:d4").can_run
+    assert plan(load, complete, VALUED + "critic: {backend: 'able:d2t2'}\n", "actor.backend=able:d4").can_run
 
 
 def test_the_archon_engine_runs_all_axes_of_a_dense_model(load: Load, complete: Registry) -> None:
@@ -114,9 +117,13 @@ def test_every_malformed_layout_is_reported_not_only_the_first(load: Load, compl
 
 
 def test_a_malformed_actor_is_reported_once_for_all_that_inherit_from_it(load: Load, complete: Registry) -> None:
-    found = plan(load, complete, RUNNABLE + "ref: {}\ncritic: {}\n", "actor.backend=able:d4d4")
-    (text,) = config_errors(found)
-    assert "actor.backend" in text
+    rest = "ref: {backend: '${actor.backend}'}\ncritic: {}\n"
+    (text,) = config_errors(plan(load, complete, RUNNABLE + rest, "actor.backend=able:d4d4"))
+    assert text.startswith("actor.backend 'able:d4d4'")
+    areal = "total_train_epochs: 1\n" + RUNNABLE + rest
+    (text,) = config_errors(plan(load, complete, areal, "actor.backend=megatron:d4c0"))
+    assert text.startswith("actor.backend 'archon:d4c0'")
+    assert text.endswith("\n  the file has 'megatron:d4c0': the Archon engine has Megatron's layouts")
 
 
 def test_engines_that_do_not_fit_the_cluster_are_refused_with_the_sum(load: Load, complete: Registry) -> None:
@@ -149,7 +156,7 @@ def test_missing_packages_are_named_with_what_they_are_for(load: Load, make_regi
     }
     assert not found.is_wrong
     assert list(install_commands(found.needs)) == [
-        "pip install archon-moe archon-pipeline archon-ray archon-rl archon-rollout archon-sglang"
+        "pip install archon-moe archon-pipeline archon-rl archon-rollout archon-sglang"  # archon-ray is only planned
     ]
 
 
@@ -443,4 +450,4 @@ def test_a_function_of_the_users_own_module_is_checked_without_importing_it(
     [text] = config_errors(wrong)
     assert text.startswith(f"reward: found no 'scor' in {tmp_path}/my_rewards.py; it defines score;")
     [text] = config_errors(plan(load, complete, RUNNABLE, "reward=timeit:timeit"))
-    assert text.startswith("reward: found no module 'timeit', which is timeit.py in ")
+    assert text.startswith("reward: found no timeit.py in ")

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from archon_core.config.loading import LoadedConfig
-from archon_core.contracts.serving import ServerDriverSpec, ServerRegistrySpec
+from archon_core.contracts.server_registry import ServerRegistrySpec
+from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.plugins import InferenceEngineSpec, ModelSpec, Registry, TrainEngineSpec
 from archon_train.preflight import plan_run
 from archon_train.run_plan import RunPlan
@@ -26,6 +27,7 @@ def plugins(make_registry: Callable[..., Registry]) -> Registry:
             InferenceEngineSpec(name="local", target="json:loads", letters=""),
             InferenceEngineSpec(name="served", target="json:loads", letters="dt", runs_servers=True),
             ServerDriverSpec(name="served", target="json:loads", transports=("shm",)),
+            *(ServerRegistrySpec(name=name, target="json:loads") for name in ("static", "foreign")),
             ServerRegistrySpec(name="folder", target="json:loads", aliases=("nfs",)),
             TrainEngineSpec(name="archon", target="json:loads", axes="d", model_type="json:loads"),
             ModelSpec(name="tiny", target="json:loads", model_types=("tiny",)),
@@ -64,8 +66,31 @@ def test_a_run_without_servers_does_not_use_the_registry_and_says_so(plan) -> No
     _, found = plan(LOCAL, "cluster.name_resolve.type=ray")
     assert not problems(found)
     [decision] = [decision for decision in found.decisions if "name_resolve" in decision.option]
-    assert (decision.option, decision.effective) == ("cluster.name_resolve.type", "no effect")
+    assert decision.option == "cluster.name_resolve.type"
+    assert (decision.requested, decision.effective) == ("ray", "no effect")
     assert not [decision for decision in plan(LOCAL)[1].decisions if "name_resolve" in decision.option]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "unused"),
+    [
+        (("etcd3_addr=host:1",), [("etcd3_addr", "host:1", "only the registry etcd reads it")]),
+        (("nfs_record_root=/names",), []),
+        (
+            ("type=static", "nfs_record_root=/names", "etcd3_addr=host:1"),
+            [
+                ("nfs_record_root", "/names", "only the registry folder reads it"),
+                ("etcd3_addr", "host:1", "only the registry etcd reads it"),
+            ],
+        ),
+        (("type=foreign", "nfs_record_root=/names", "etcd3_addr=host:1"), []),
+    ],
+)
+def test_options_of_other_registries_are_decisions(plan, overrides, unused) -> None:
+    section = "cluster.name_resolve"
+    _, found = plan(SERVED, *(f"{section}.{override}" for override in overrides))
+    decisions = [(d.option, d.requested, d.reason) for d in found.decisions if "name_resolve" in d.option]
+    assert decisions == [(f"{section}.{name}", asked, reason) for name, asked, reason in unused]
 
 
 @pytest.mark.parametrize("override", ["rollout.start_servers=false", "rollout.addresses=[h:1,h:2]"])
@@ -86,4 +111,5 @@ def test_areals_names_of_registries_become_ours_with_a_decision(plan, name: str,
     assert {d.option for d in loaded.decisions if "name_resolve" in d.option} == {
         "cluster.name_resolve.type",
         "cluster.name_resolve.ray_actor_name",
+        "cluster.name_resolve.nfs_record_root",
     }

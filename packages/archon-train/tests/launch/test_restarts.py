@@ -50,7 +50,7 @@ def test_restarts_end_when_they_are_used_up_and_a_users_mistake_is_not_tried_aga
 
 @pytest.mark.wide
 def test_another_launchers_ranks_are_restarted_by_that_launcher(start: Start) -> None:
-    run = start("trainer.max_restarts=1", launcher=TORCHRUN)
+    run = start("trainer.max_restarts=1", "trainer.save_every=2", launcher=TORCHRUN)
     assert run.wait() == 0, run.err
     (row,) = (row for row in json.loads((run.folder / "decisions.json").read_text()) if "max_restarts" in row["option"])
     assert (row["requested"], row["effective"]) == ("1", "0")

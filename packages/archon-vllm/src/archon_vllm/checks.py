@@ -1,20 +1,18 @@
-"""What stands in the way of vLLM servers, known before a run."""
+"""Problems of vLLM servers that can be found before a run."""
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any
 
 from archon_core.contracts.serving import ServerCheck
 from archon_core.layout import Layout
+from archon_core.serving.program_checks import missing_program, score_temperature_problems
 from archon_vllm.options import VllmOptions
 
 INSTALL = (
-    "python -m venv vllm-env && vllm-env/bin/pip install vllm 'archon-vllm[server]', then set "
-    "vllm.python=vllm-env/bin/python"
+    "python -m venv vllm-env && vllm-env/bin/pip install vllm archon-vllm, then set vllm.python=vllm-env/bin/python"
 )
 
 
@@ -27,8 +25,14 @@ def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> Server
         option: their section. Servers in other sections than ``rollout`` score, and do not sample.
     """
     options: VllmOptions = getattr(config, "vllm", None) or VllmOptions()
-    missing = _missing(options, option) if attrgetter(option)(config).starts_servers else ""
-    problems = _problems(config) if option == "rollout" else _scoring_problems(config, layout, option)
+    missing = (
+        missing_program("vllm", options.python, install=INSTALL, option=option)
+        if attrgetter(option)(config).starts_servers
+        else ""
+    )
+    problems = (
+        _problems(config) if option == "rollout" else score_temperature_problems("vLLM", config.gconfig, layout, option)
+    )
     return ServerCheck(tuple(problems), "vllm" if missing else "", missing)
 
 
@@ -41,21 +45,3 @@ def _problems(config: Any) -> Iterator[str]:
                 "because it returns log-probabilities of the distribution after the cut; use rollout.backend=served, "
                 "or remove them"
             )
-
-
-def _scoring_problems(config: Any, layout: Layout, option: str) -> Iterator[str]:
-    sampling = config.gconfig
-    if not sampling.greedy and sampling.temperature != 1:
-        yield (
-            f"gconfig.temperature: found {sampling.temperature:g} with {option}.backend={layout}; vLLM scores at "
-            f"temperature 1 only; set it to 1, or use {option}.backend=served"
-        )
-
-
-def _missing(options: VllmOptions, option: str) -> str:
-    install = f"{INSTALL}; or set {option}.addresses to running servers"
-    if options.python:
-        return "" if shutil.which(options.python) else f"is not at vllm.python={options.python}: {install}"
-    if importlib.util.find_spec("vllm") is None:
-        return f"is not in this environment, and usually needs one apart from the trainer's: {install}"
-    return ""

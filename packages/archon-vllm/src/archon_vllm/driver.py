@@ -7,7 +7,6 @@ the published folder on commit; it then needs no plugin, and reports no checksum
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,14 +14,15 @@ from dataclasses import replace
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
+from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
-from archon_core.serving.http_client import call, call_async, exchange
+from archon_core.serving.http_client import call, call_each, exchange
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_vllm.generation import BROKEN_LABEL, read_completion, request_data, version_of
+from archon_core.serving.weight_labels import BROKEN_LABEL, version_of
+from archon_vllm.generation import read_completion, request_data
 from archon_vllm.launching import launch_server
 from archon_vllm.options import TRANSPORTS, VllmOptions
 from archon_vllm.scoring import read_scores, scoring_data
@@ -85,12 +85,8 @@ class VllmDriver:
         """The record of the server at ``address``; ``None`` while it does not answer."""
         try:
             status, _ = exchange(address, "GET", "/health", token=self._token, timeout=timeout)
-        except UncertainCallError:
+        except (UncertainCallError, UnreachableError):
             return None
-        except ServerError as error:
-            if "cannot connect" in str(error):
-                return None
-            raise
         if status == 503:
             return None
         if status != 200:
@@ -106,17 +102,12 @@ class VllmDriver:
         ids = _sample_ids(request_id, len(request.seeds))
         bodies = [request_data(request, sample, request_id=id) for sample, id in enumerate(ids)]
         path = "/inference/v1/generate"
-        tasks = [
-            asyncio.ensure_future(call_async(server.address, path, body, token=self._token, timeout=timeout))
-            for body in bodies
-        ]
         self._n_samples[request_id] = len(ids)
         try:
-            return [read_completion(answer) for answer in await asyncio.gather(*tasks)]
+            answers = await call_each(server.address, path, bodies, token=self._token, timeout=timeout)
         finally:
             self._n_samples.pop(request_id, None)
-            for task in tasks:  # after a failure, closing the connections ends the other samples
-                task.cancel()
+        return [read_completion(answer) for answer in answers]
 
     async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
         """Log-probabilities of given tokens, at temperature 1. Each sequence is a request of vLLM."""
@@ -124,25 +115,12 @@ class VllmDriver:
             raise RefusedRequestError(f"score: found temperature {request.temperature:g}; vLLM scores at 1 only")
         ids = _sample_ids(f"score-{uuid.uuid4().hex}", len(request.sequences))
         bodies = [scoring_data(one, request_id=id) for one, id in zip(request.sequences, ids, strict=True)]
-        tasks = [
-            asyncio.ensure_future(
-                call_async(server.address, "/inference/v1/generate", body, token=self._token, timeout=timeout)
-            )
-            for body in bodies
-        ]
-        try:
-            answers = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:  # after a failure, closing the connections ends the other requests
-                task.cancel()
+        answers = await call_each(server.address, "/inference/v1/generate", bodies, token=self._token, timeout=timeout)
         scored = [read_scores(*pair) for pair in zip(answers, request.sequences, strict=True)]
-        versions = {version for _, version in scored}
-        if len(versions) != 1:
-            raise ServerError(f"server {server.address}: found scores of versions {sorted(versions)} in one request")
-        return Scores(tuple(row for row, _ in scored), versions.pop()).check(request, server.address)
+        return Scores.of_sequences(scored, request, server.address)
 
     def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
-        """The server's model by its name. vLLM does not tell published weights from those that it loaded."""
+        """The server's model by its name. vLLM does not tell whether its weights were published."""
         path = "/server_info?config_format=json"
         config = call(server.address, "GET", path, token=self._token, timeout=timeout)["vllm_config"]
         name = str((config.get("model_config") or {}).get("model", ""))

@@ -10,16 +10,9 @@ from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import RefusedRequestError, ServerError
+from archon_core.serving.completion_limit import completion_limit
 from archon_core.serving.token_versions import VersionSpan, versions_of
-
-DEFAULT_LABEL = "default"
-"""vLLM's label of the weights that it loaded at its start."""
-
-BROKEN_LABEL = "broken"
-"""The driver's label of weights of which a part could not be loaded: no token that they make is used."""
-
-NO_VERSION = -1
-"""The version of weights that no trainer published."""
+from archon_core.serving.weight_labels import version_of
 
 STOP_REASONS = {"stop": "stop", "length": "length", "abort": "abort"}
 
@@ -39,18 +32,7 @@ def request_data(request: GenerationRequest, sample: int, *, request_id: str) ->
             f"gconfig: found top_p {config.top_p:g} and top_k {config.top_k}; allowed with vLLM are 1 and 0, because "
             "it returns log-probabilities of the distribution after the cut, which a trainer cannot recompute"
         )
-    if config.stop:
-        raise RefusedRequestError(
-            f"gconfig.stop: found {config.stop}; allowed with vLLM servers is null, because they are sent token ids "
-            "only; use gconfig.stop_token_ids"
-        )
-    limit = config.max_new_tokens
-    if config.max_tokens is not None:
-        limit = min(limit, config.max_tokens - len(request.prompt_ids))
-    if limit < 1:
-        raise RefusedRequestError(
-            f"gconfig.max_tokens: found {config.max_tokens} with a prompt of {len(request.prompt_ids)} tokens; raise it"
-        )
+    limit = completion_limit(request, "vLLM")
     sampling: dict[str, Any] = {
         "n": 1,
         "max_tokens": limit,
@@ -91,21 +73,6 @@ def read_completion(data: Any) -> Completion:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ServerError(f"completion: found a malformed answer ({error!r}); allowed is that of vLLM 0.32") from error
-
-
-def version_of(label: str) -> int:
-    """The version of a label.
-
-    Raises:
-        ServerError: it is neither a number nor vLLM's default, or the weights are broken.
-    """
-    if label == DEFAULT_LABEL:
-        return NO_VERSION
-    if label == BROKEN_LABEL:
-        raise ServerError("weight version: found weights that vLLM could load in part only; restart the server")
-    if label.lstrip("-").isdigit():
-        return int(label)
-    raise ServerError(f"weight version: found {label!r}; allowed are numbers; another program published to the server")
 
 
 def read_experts(text: str) -> Any:

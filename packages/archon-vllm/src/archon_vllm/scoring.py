@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from archon_core.errors import ServerError
-from archon_vllm.generation import version_of
+from archon_core.serving.weight_labels import version_of
 
 
 def scoring_data(token_ids: Sequence[int], *, request_id: str) -> dict[str, Any]:

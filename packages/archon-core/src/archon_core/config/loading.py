@@ -168,8 +168,9 @@ def _refuse_other_files(merged: RawMapping, unknown: RawMapping, schema: type) -
     if not names or any(name in known or name not in unknown.entries or did_you_mean(name, known) for name in names):
         return
     found = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
+    which = "which is not an option of a run" if len(names) == 1 else "which are not options of a run"
     raise ConfigError(
-        f"{merged.source or 'the configuration'}: found no option of a run, but {found}; allowed are "
+        f"{merged.source or 'the configuration'}: found only {found}, {which}; allowed are "
         f"{', '.join(sorted(known))}; give the YAML file of a run"
     )
 
@@ -304,10 +305,16 @@ def explain_problems(error: ArchonError) -> tuple[str, ...]:
 
 
 def _source(option: str, converted: Converted) -> str:
-    """The source of an option, or of the nearest section around it."""
-    while option and option not in converted.written:
-        option = option.rpartition(".")[0]
-    return converted.written.get(option, "")
+    """The source of an option, or of the nearest section around it.
+
+    An override of one option in a section is no source of the others: only one of the whole section is.
+    """
+    section = option
+    while section and section not in converted.written:
+        section = section.rpartition(".")[0]
+    source = converted.written.get(section, "")
+    is_innocent = section != option and source.startswith("override ") and f"{section}=" not in source
+    return "" if is_innocent else source
 
 
 def _escaped(value: Any) -> Any:

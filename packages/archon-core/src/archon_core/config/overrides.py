@@ -35,7 +35,7 @@ def parse_override(override: str) -> RawMapping:
     if whole_text(override) is None:
         raise ConfigError(f"{source}: found bytes that are not text in the encoding of this terminal; write text")
     if override.startswith("~"):
-        raise ConfigError(f"{source}: options cannot be deleted; set it to null, or leave it out of the file")
+        raise ConfigError(f"{source}: options cannot be deleted; set the option to null, or remove it from the file")
     if override.startswith("-"):
         raise ConfigError(f"{source}: found a flag where an override is expected; {FORM}")
     name, equals, value = re.sub(r"^\+{1,2}", "", override).partition("=")
@@ -46,8 +46,8 @@ def parse_override(override: str) -> RawMapping:
         raise ConfigError(f"{source}: lists are replaced as a whole; write name=[first,second]")
     for key in name.split("."):
         if not re.fullmatch(r"[A-Za-z_][\w-]*", key):
-            what = "an empty name" if not key else f"the name {key!r}"
-            raise ConfigError(f"{source}: found {what} between dots; {FORM}")
+            what = f"the option name {key!r}" if key else "an empty option name"
+            raise ConfigError(f"{source}: found {what}; {FORM}")
     return nested(name, _parse_value(value.strip(), source))
 
 

@@ -16,7 +16,7 @@ class MissingPackage:
     Attributes:
         name: distribution name.
         matter: the problem, such as ``is not installed``.
-        command: the command that fixes it; empty if ``matter`` contains it.
+        command: the command that fixes it; empty if there is none, or ``matter`` contains it.
     """
 
     name: str
@@ -28,8 +28,9 @@ class MissingPackage:
 
 
 def missing_package(name: str, registry: Registry) -> MissingPackage:
-    """The problem of a package that should provide something: not installed, not loaded, or too old."""
+    """The problem of a package that should provide something: planned, not installed, not loaded, or too old."""
     from archon_core.plugins.discovery import normalise
+    from archon_core.plugins.hints import explain_planned
 
     for plugin in registry.plugins:
         if normalise(plugin.distribution) == name:
@@ -40,4 +41,6 @@ def missing_package(name: str, registry: Registry) -> MissingPackage:
             version = f" ({plugin.version})" if plugin.version else ""
             matter = f"is installed{version} but does not have it; a newer version may"
             return MissingPackage(name, matter, f"pip install --upgrade {name}")
+    if planned := explain_planned(name):
+        return MissingPackage(name, planned)
     return MissingPackage(name, "is not installed", f"pip install {name}")

@@ -42,7 +42,7 @@ class RootSchema:
             may_be_null = "." in option and default_of(self.schema, section) is None  # such as the critic
             if may_be_null and not isinstance(tree.get(section), RawMapping):
                 continue
-            text = self._text_at(tree, option)
+            text = self.text_at(tree, option)
             if may_be_null and not text:
                 continue  # it inherits, as a critic does the actor's engine
             if text is None or "${" in text:
@@ -52,7 +52,7 @@ class RootSchema:
             names.add(text.strip())
         return frozenset(names) or None
 
-    def _text_at(self, tree: RawMapping, option: str) -> str | None:
+    def text_at(self, tree: RawMapping, option: str) -> str | None:
         """The text of an option, with ``${...}`` resolved; the schema's default if it is not set."""
         option, node = follow(tree, option)
         if node is None:

@@ -10,8 +10,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,11 +107,36 @@ def path_or_id(value: str) -> str | None:
     return None
 
 
+def written_value(value: Any, *, quoted: bool = False) -> str:
+    """A value as configuration files write it, such as ``null``, ``true`` and ``{alpha: 1}``.
+
+    Args:
+        value: of an option or a section.
+        quoted: put texts in quotes.
+    """
+    write = functools.partial(written_value, quoted=quoted)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str() if quoted:
+            return repr(value)
+        case Mapping():
+            return f"{{{', '.join(f'{key}: {write(entry)}' for key, entry in value.items())}}}"
+        case list() | tuple():
+            return f"[{', '.join(map(write, value))}]"
+    return f"{value}"
+
+
 def shown_value(value: Any) -> str:
-    """A value for messages, shortened; a text in quotes."""
-    plain = f"{value}"
-    text = repr(value) if isinstance(value, str) else plain
-    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(plain)} characters)"
+    """A value for messages, shortened; texts in quotes."""
+    text = written_value(value, quoted=True)
+    if len(text) <= MAX_SHOWN:
+        return text
+    return f"{text[:MAX_SHOWN]}... ({len(value if isinstance(value, str) else text)} characters)"
 
 
 def _is_too_long(text: str) -> bool:

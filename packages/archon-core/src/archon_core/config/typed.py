@@ -26,6 +26,8 @@ _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 _BOOLEANS = _WORDS | {"1": True, "0": False}
 MAX_DIGITS = 300
 """Longer numbers are refused: Python itself does not parse or print thousands of digits."""
+MAX_EXACT = 2**53
+"""Floating-point numbers below this have exact whole numbers."""
 _INTEGER = re.compile(r"[-+]?\d+(?:_\d+)*")
 _FLOAT = re.compile(r"[-+]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|[-+]?\.?inf", re.IGNORECASE)
 
@@ -102,6 +104,10 @@ def describe(annotation: Any) -> str:
     return " or ".join(_describe_one(member) for member in _members(annotation))
 
 
+_PLURALS = {str: "texts", Path: "paths", int: "whole numbers", float: "numbers"}
+"""Types -> their values in a list, in words."""
+
+
 class _UnreadableError(Exception):
     """A text that cannot be converted to its type."""
 
@@ -122,7 +128,8 @@ class _Reader:
             try:
                 values[key] = self.value(node, hints[key], below)
             except _UnreadableError:
-                self._wrong(node, below, f"found {found(node)}; allowed is {describe(hints[key])}")
+                allowed = describe(hints[key]) + _digits(node, hints[key])
+                self._wrong(node, below, f"found {found(node)}; allowed is {allowed}")
         return values
 
     def value(self, node: RawNode, annotation: Any, path: str) -> Any:
@@ -259,6 +266,15 @@ def found(node: RawNode) -> str:
     return shown_value(node.text)
 
 
+def _digits(node: RawNode, annotation: Any) -> str:
+    """The fix for a whole number with an exponent or a point, such as 1e4; empty for other values."""
+    if int in _members(annotation) and isinstance(node, RawScalar) and _FLOAT.fullmatch(node.text):
+        value = _float(node.text)
+        if math.isfinite(value) and value.is_integer() and abs(value) < MAX_EXACT:
+            return f"; write {int(value)}"
+    return ""
+
+
 def _members(annotation: Any) -> tuple[Any, ...]:
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         return typing.get_args(annotation)
@@ -272,7 +288,7 @@ def _describe_one(kind: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(repr(choice) for choice in arguments)
     if origin in (list, tuple):
-        return f"a list of {describe(arguments[0])}"
+        return f"a list of {_PLURALS.get(arguments[0]) or describe(arguments[0])}"
     if origin is dict or kind is dict:
         return "a section of any options"
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
@@ -281,7 +297,7 @@ def _describe_one(kind: Any) -> str:
         str: "a text (in quotes for 'null')",
         Path: "a path",
         bool: "true or false",
-        int: "a whole number, written in digits",
+        int: "a whole number",
         float: "a number",
         type(None): "null",
         Any: "anything",

@@ -17,11 +17,12 @@ from archon_core.config.dialect import Dialect, Verdict
 from archon_core.config.packages import MissingPackage, missing_package
 from archon_core.config.raw import MAX_REFERENCES, REFERENCE, RawList, RawMapping, RawNode, RawScalar, prune, shown
 from archon_core.config.root import RootSchema
-from archon_core.config.sections import SectionChoice
+from archon_core.config.sections import PluginSection, SectionChoice
 from archon_core.config.typed import Problem, field_types, knows, section_of
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import did_you_mean
 from archon_core.layout import BUILTIN_BACKENDS
+from archon_core.layout.diagnostics import listed
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
@@ -139,14 +140,15 @@ def _hint_of_dialects(path: str, schema: type, recognised: Sequence[Dialect]) ->
 
 def _why_unused(path: str, choice: SectionChoice, tree: RawMapping, root: RootSchema) -> str:
     """Why an option of an installed but unused plugin has no effect; empty for other options."""
-    for section in choice.unused:
-        inside = path.removeprefix(f"{section.path}.")
-        if path == section.path or (inside != path and knows(section.schema, inside)):
-            return _unnamed(section.spec.kind, section.spec.name, root)
+    owners = [section.spec for section in choice.unused if _has(section, path)]
+    if owners:
+        kind = owners[0].kind
+        return _only([spec.name for spec in owners if spec.kind == kind], kind, path, tree, root)
     engine = path.partition(".")[0]
     engines = root.named("inference_engine", tree)
     if engines is not None and engine not in engines and _is_inference(engine):
-        return _unnamed("inference_engine", engine, root)  # a file may have a section for each engine, used or not
+        # A file may have a section for each engine, used or not.
+        return _only([engine], "inference_engine", path, tree, root)
     return ""
 
 
@@ -154,9 +156,18 @@ def _is_inference(engine: str) -> bool:
     return engine in BUILTIN_BACKENDS and BUILTIN_BACKENDS[engine].kind == "inference"
 
 
-def _unnamed(kind: str, name: str, root: RootSchema) -> str:
-    option = root.selectors[kind][0] if kind in root.selectors else kind
-    return f"an option of {kind.replace('_', ' ')} {name!r}, which {option} does not name"
+def _has(section: PluginSection, path: str) -> bool:
+    inside = path.removeprefix(f"{section.path}.")
+    return path == section.path or (inside != path and knows(section.schema, inside))
+
+
+def _only(names: Sequence[str], kind: str, path: str, tree: RawMapping, root: RootSchema) -> str:
+    """The reason why an option of the specs ``names`` has no effect: the configuration names another one."""
+    options, section = root.selectors[kind], path.partition(".")[0]
+    option = next((option for option in options if option.partition(".")[0] == section), options[0])
+    label, names = kind.replace("_", " "), [*dict.fromkeys(names)]
+    who, have = (f"{label} {names[0]}", "has") if len(names) == 1 else (f"{label}s {listed(names)}", "have")
+    return f"only {who} {have} this option; {option} is {root.text_at(tree, option) or 'null'}"
 
 
 def inlined(tree: RawMapping, whole: RawMapping, removed: Collection[str]) -> RawMapping:

@@ -56,7 +56,7 @@ def parse_yaml_node(text: str, name: str) -> RawNode | None:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
         if "'\\t'" in (error.problem or ""):
-            raise ConfigError(f"{where}: a tab stands where YAML wants spaces; indent with spaces") from error
+            raise ConfigError(f"{where}: found a tab; indent with spaces") from error
         context = f" ({error.context})" if error.context else ""
         raise ConfigError(f"{where}: invalid YAML{context}: {error.problem}") from error
     except yaml.YAMLError as error:
@@ -121,7 +121,7 @@ class _Builder:
             if event.style is None and key in NULLS:
                 raise self._error(event, f"found the name {key!r}; write 'name: value', with quotes if it is meant")
             if key in entries:
-                raise self._error(event, f"{key!r} stands twice in this section, first in line {lines[key]}; keep one")
+                raise self._error(event, f"{key!r} appears twice in this section, first on line {lines[key]}; keep one")
             lines[key] = line
             entries[key] = _placed(self._node(next(self._events), depth + 1), self._at(event))
         return RawMapping(MappingProxyType(inherited | entries), source)

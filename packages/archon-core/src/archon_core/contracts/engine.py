@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from archon_core.contracts.moe import MoESpec
     from archon_core.contracts.packed import OutputName
     from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
-    from archon_core.contracts.serving import BucketMemory, WeightBucket
+    from archon_core.contracts.weight_transport import BucketMemory, WeightBucket
     from archon_core.layout import Layout
     from archon_core.ranks.ranks import DataRanks, Ranks
     from archon_core.serving.manifest import WeightManifest

@@ -83,9 +83,13 @@ class RunPreview:
         problems: settings with which the run cannot train, as found / allowed / fix sentences.
         missing: settings that the run needs and the file leaves out, likewise. A file in a dialect may leave them to
             the other program's script, so they are no errors of such a file; the run does not start without them.
-        decisions: options that the run does not use. They are recorded with the run.
+        decisions: what the run does with options that it does not use, changes, or understands in one of several ways.
+            They are recorded with the run.
+        unused: options and sections without effect in this run, all of which differ from their defaults. No
+            other check reads them.
     """
 
     problems: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     decisions: tuple[Decision, ...] = ()
+    unused: frozenset[str] = frozenset()

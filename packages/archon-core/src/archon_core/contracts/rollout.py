@@ -152,7 +152,9 @@ class InferenceEngineFactory(Protocol):
 
     ``trainer`` is the engine that provides the weights. Engines with sizes, which have servers, also get ``folder``,
     for the servers' logs; ``options``, the section of ``rollout.backend``, such as ``vllm``, or ``None`` without one;
-    and ``discovery``, where other servers of the run are listed, or ``None`` for nowhere.
+    ``discovery``, where other servers of the run are listed, or ``None`` for nowhere; and ``stop``, which returns
+    whether the user has asked the run to stop. An engine that waits for servers then raises KeyboardInterrupt on every
+    rank.
     """
 
     def __call__(
@@ -163,6 +165,7 @@ class InferenceEngineFactory(Protocol):
         folder: Path | None = None,
         options: Any = None,
         discovery: Discovery | None = None,
+        stop: Callable[[], bool] = ...,
     ) -> InferenceEngine: ...
 
 
@@ -212,7 +215,7 @@ class ScoringEngineFactory(Protocol):
 
     ``config`` describes the servers; ``option`` is its name in the configuration, for messages; ``options`` is the
     section named like the kind of server, such as ``vllm``. ``devices_before`` counts the devices of this machine after
-    the trainer's that other servers use. Collective over ``ranks``.
+    the trainer's that other servers use. ``stop`` is as for ``InferenceEngineFactory``. Collective over ``ranks``.
     """
 
     def __call__(
@@ -225,6 +228,7 @@ class ScoringEngineFactory(Protocol):
         folder: Path,
         options: Any = None,
         devices_before: int = 0,
+        stop: Callable[[], bool] = ...,
     ) -> ScoringEngine: ...
 
 

@@ -27,6 +27,9 @@ class AlgorithmSpec(Spec):
         sections: sections of models beside the actor that a configuration must have, such as ``"critic"``.
         preview: target of ``preview(outline) -> RunPreview``, which finds problems and unused options of a run
             (``RunOutline``) before it starts. It must not import torch. Empty for no checks.
+        explain: target of ``explain(name) -> str``, which advises users who write ``name``, not the name of any
+            algorithm: such as the options of a published variant. It returns an empty text for other names and must
+            not import torch. Empty for no advice.
     """
 
     kind: ClassVar[str] = "algorithm"
@@ -36,6 +39,7 @@ class AlgorithmSpec(Spec):
     needs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
     preview: str = ""
+    explain: str = ""
 
     def load_trainer(self) -> Any:
         """Import the trainer factory."""

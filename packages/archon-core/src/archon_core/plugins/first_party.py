@@ -250,3 +250,9 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "archon-vllm": ("vllm",),
 }
 """Package -> configuration sections and options that it brings."""
+
+PLANNED: Mapping[str, str] = {
+    "archon-ray": "use scheduler.type=local, and torchrun on several machines",
+    "archon-slurm": "use scheduler.type=local, and torchrun on several machines",
+}
+"""Packages above that do not exist yet -> what to use instead. A message never says to install them."""

@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from archon_core.plugins.discovery import normalise
-from archon_core.plugins.first_party import OPTIONS, PACKAGES
+from archon_core.plugins.first_party import OPTIONS, PACKAGES, PLANNED
 from archon_core.plugins.status import PluginStatus
 
 FIRST_STEPS = (
@@ -32,6 +32,16 @@ def package_for(kind: str, name: str) -> str | None:
         if name in names:
             return package
     return None
+
+
+def explain_planned(package: str) -> str:
+    """What to say about a first-party package that does not exist yet; empty for the others."""
+    return f"is planned and does not exist yet ({PLANNED[package]})" if package in PLANNED else ""
+
+
+def _how_to_get(package: str) -> str:
+    """The end of a sentence about a package that is not installed."""
+    return f", which {explain_planned(package)}" if package in PLANNED else f": pip install {package}"
 
 
 def package_for_option(path: str, *, known: Callable[[str], bool] = lambda option: False) -> str | None:
@@ -75,6 +85,7 @@ def explain_unknown(
     aliases: Sequence[str] = (),
     plugins: Sequence[PluginStatus],
     noun: str | None = None,
+    advice: str = "",
 ) -> str:
     """The message for an unknown name: the package that provides it, or the nearest name and all installed names.
 
@@ -85,6 +96,7 @@ def explain_unknown(
         aliases: installed aliases, used only for suggestions.
         plugins: all plugins; the message lists unloaded ones with their cause, since they may provide the name.
         noun: describes ``name``; ``None`` for the kind's label.
+        advice: what a plugin says about the name, in place of the nearest one.
     """
     noun = noun or label(kind)
     package = package_for(kind, name)
@@ -92,7 +104,7 @@ def explain_unknown(
     first = f"{noun} {name!r}: no installed plugin provides it"
     lines = []
     if package and not owners:
-        lines.append(f"{first}. It is part of {package}: pip install {package}")
+        lines.append(f"{first}. It is part of {package}{_how_to_get(package)}")
     elif owners and all(owner.status == "loaded" for owner in owners):
         lines.append(
             f"{first}. It is part of {package}, but {owners[0]}, which is installed, does not have it; "
@@ -101,7 +113,7 @@ def explain_unknown(
     elif owners:
         lines.append(f"{first}. It is part of {package}, which is installed but not loaded")
     else:
-        lines.append(first + _suggestion(kind, name, [*listed, *aliases]))
+        lines.append(first + (f"; {advice}" if advice else _suggestion(kind, name, [*listed, *aliases])))
         nouns = noun[:-1] + "ies" if noun.endswith("ry") else noun + ("es" if noun.endswith("s") else "s")
         lines.append(f"Installed {nouns}: {', '.join(listed)}" if listed else explain_none(kind, plugins, noun=noun))
     for plugin in plugins:
@@ -136,6 +148,8 @@ def explain_none(kind: str, plugins: Sequence[PluginStatus], *, noun: str | None
     if package is None:
         return text
     owner = next((plugin for plugin in plugins if normalise(plugin.distribution) == package), None)
+    if owner is None and package in PLANNED:
+        return f"{text} yet: {PLANNED[package]}"
     if owner is None:
         return f"{text}; {package} brings some: pip install {package}"
     return f"{text}, although {owner}, which brings some, is installed ({owner.status}); archon plugins says more"
@@ -156,4 +170,4 @@ def _suggestion(kind: str, name: str, installed: Sequence[str]) -> str:
     if close in installed:
         return f"; did you mean {close!r}?"
     package = package_for(kind, close)
-    return f"; did you mean {close!r}? That is part of {package}: pip install {package}"
+    return f"; did you mean {close!r}? That is part of {package}{_how_to_get(package)}" if package else ""

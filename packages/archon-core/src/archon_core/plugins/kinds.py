@@ -12,9 +12,11 @@ from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
 from archon_core.contracts.rollout import InferenceEngineSpec
-from archon_core.contracts.serving import ServerDriverSpec, ServerRegistrySpec, WeightTransportSpec
+from archon_core.contracts.server_registry import ServerRegistrySpec
+from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
+from archon_core.contracts.weight_transport import WeightTransportSpec
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def find_own_function(
     form = _FORM.fullmatch(text)
     if form is None:
         raise ConfigError(
-            f"{option}: found {text!r}; allowed are the name of a plugin and module:function, such as my_rewards:score"
+            f"{option}: found {text!r}; allowed: a plugin's name, or module:function, such as my_rewards:score"
         )
     folders = module_folders() if folders is None else folders
     module, function = form["module"], form["function"]
@@ -87,9 +87,9 @@ def _find_module(option: str, module: str, folders: Sequence[Path]) -> tuple[Pat
         for file in (base / "__init__.py", base.with_name(f"{parts[-1]}.py")):
             if file.is_file():
                 return folder, file
-    places = f"{folders[0]} or a folder of PYTHONPATH" if len(folders) == 1 else ", ".join(map(str, folders))
+    places = f"{folders[0]} or a folder of PYTHONPATH" if len(folders) == 1 else " or ".join(map(str, folders))
     raise ConfigError(
-        f"{option}: found no module {module!r}, which is {'/'.join(parts)}.py in {places}"
+        f"{option}: found no {'/'.join(parts)}.py in {places}"
         f"{did_you_mean(module, _modules_in(folders[0]))}; start archon in the folder that holds the module, or add "
         "that folder to PYTHONPATH"
     )

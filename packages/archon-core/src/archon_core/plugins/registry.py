@@ -13,6 +13,7 @@ from typing import TypeVar, cast, overload
 
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.spec import Spec
+from archon_core.contracts.train import AlgorithmSpec
 from archon_core.errors import PluginError, UnknownNameError, did_you_mean
 from archon_core.plugins.clashes import Claims, clashes_of, collect_claims, explain_clash
 from archon_core.plugins.discovery import Discovery, discover, distribution_name, normalise
@@ -72,6 +73,7 @@ class Registry:
                     listed=[spec.name for spec in known],
                     aliases=[alias for spec in known for alias in spec.aliases],
                     plugins=self._installed,
+                    advice=_advice(known, name),
                 )
             )
         if len(claims) > 1:
@@ -215,6 +217,19 @@ def build_registry(discovery: Discovery, environment: Mapping[str, str]) -> Regi
 def registry() -> Registry:
     """The registry of this process, built at the first call. ``registry.cache_clear()`` resets it."""
     return build_registry(discover(), os.environ)
+
+
+def _advice(known: Sequence[Spec], name: str) -> str:
+    """What the first of the known algorithms that recognises an unknown name says about it."""
+    for spec in known:
+        if isinstance(spec, AlgorithmSpec) and spec.explain:
+            try:
+                advice = str(spec.load_part("explain")(name))
+            except PluginError as error:
+                advice = str(error)  # beside the error about the name, not in its place
+            if advice:
+                return advice
+    return ""
 
 
 def _is_strict(environment: Mapping[str, str]) -> bool:

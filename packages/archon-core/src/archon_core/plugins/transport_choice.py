@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.serving import ServerDriverSpec, WeightTransportSpec
+from archon_core.contracts.serving import ServerDriverSpec
+from archon_core.contracts.weight_transport import WeightTransportSpec
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
 from archon_core.plugins.registry import Registry
@@ -30,7 +31,7 @@ def choose_transport(
     """
     allowed = driver.transports_for(layout)
     if asked is None:
-        reason = f"the first transport of {driver.name} servers"
+        reason = f"the first transport that {driver.name} supports"
         return allowed[0], (Decision(OPTION, "null", allowed[0], reason),)
     name = registry.get(WeightTransportSpec, asked).name
     if name not in allowed:

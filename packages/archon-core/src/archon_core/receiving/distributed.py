@@ -11,16 +11,17 @@ from typing import Any
 
 import torch
 
-from archon_core.contracts.serving import WeightStore
+from archon_core.contracts.weight_transport import WeightStore
 from archon_core.errors import ServerError, TransferError
-from archon_core.receiving.checksum import bytes_of, checksum_of
+from archon_core.receiving.checksum import Checksum, blocks, bytes_of
 from archon_core.receiving.elastic_group import GroupSetup, join_as, leave, receive
 from archon_core.receiving.shared_memory import view_tensor
+from archon_core.serving.checksum import PAGE
 from archon_core.serving.update import BucketNotice, UpdatePlan
 
 
 class DistributedReceiver:
-    """Implements ``contracts.serving.WeightReceiver``.
+    """Implements ``contracts.weight_transport.WeightReceiver``.
 
     Args:
         timeout: upper bound of every wait for the trainer, in seconds.
@@ -67,14 +68,27 @@ class DistributedReceiver:
         content = self._content(notice.n_bytes, "cuda" if setup.backend == "nccl" else "cpu")
         checksums: dict[str, str] = {}
         coming = list(reversed(notice.sent))
+        checksum, n_summed = Checksum(), 0
 
         def take(arrived: int) -> None:
-            """Store the tensors whose bytes have all arrived, while the next messages arrive."""
-            while coming and coming[-1][1] + coming[-1][0].n_bytes <= arrived:
-                entry, offset = coming.pop()
+            """Add what has arrived to the checksum of its tensor while it is in the processor's cache, and store the
+            tensors that are complete, while the next messages arrive."""
+            nonlocal checksum, n_summed
+            while coming and coming[-1][1] <= arrived:
+                entry, offset = coming[-1]
                 values = view_tensor(content, entry, offset)
-                checksums[entry.name] = checksum_of(bytes_of(values))
+                end = min(arrived - offset, entry.n_bytes)
+                if end < entry.n_bytes:
+                    end -= end % PAGE
+                for block in blocks(bytes_of(values)[n_summed:end]):
+                    checksum.update(block)
+                n_summed = end
+                if end < entry.n_bytes:
+                    return
+                coming.pop()
+                checksums[entry.name] = checksum.text()
                 store.put(entry.name, values)
+                checksum, n_summed = Checksum(), 0
 
         for arrived in receive(
             self._group,

@@ -28,6 +28,11 @@ MESSAGE_BYTES = 2**21
 """Size of a message: large enough for gloo's full speed, and small enough that a received message is still in the
 processor's cache when its checksum is computed. Measured: 2 MiB with checksums is as fast as 64 MiB without."""
 
+CLOSING = "closing"
+"""Key in a store that is about to close: members stop waiting for each other."""
+
+POLL_SECONDS = 0.005
+
 WATCHDOG = timedelta(minutes=10)
 """NCCL's watchdog ends the whole process after the time limit of its group. Waits here end long before."""
 
@@ -88,17 +93,33 @@ def join_group(
     """Build a group as member ``rank``. On gloo, waits for the other members.
 
     Raises:
-        ServerError: the store cannot be reached, or another member does not arrive within ``timeout`` seconds.
+        ServerError: the store cannot be reached, or closes; or another member does not arrive within ``timeout``
+            seconds.
     """
     limit = timedelta(seconds=timeout)
     try:
         store = dist.TCPStore(host, port, is_master=False, timeout=limit, wait_for_workers=False)
+        if backend == "gloo":
+            _meet(store, prefix, rank, size, time.monotonic() + timeout)
         return BACKENDS[backend](dist.PrefixStore(prefix, store), rank, size, limit)
     except RuntimeError as error:
         raise ServerError(
             f"group {prefix}: rank {rank} of {size} could not join over {host}:{port} within {timeout:.1f} s: "
             f"{_first(error)}; check that the server reaches this host and port"
         ) from error
+
+
+def _meet(store: dist.TCPStore, prefix: str, rank: int, size: int, end: float) -> None:
+    """Wait until all members are here. Asks again and again: torch's own wait cannot be ended, and reports a store that
+    closes in the meantime with a C++ stack trace."""
+    store.set(f"{prefix}/arrived/{rank}", "")
+    for other in range(size):
+        while not store.check([f"{prefix}/arrived/{other}"]):
+            if store.check([CLOSING]):
+                raise RuntimeError("the trainer has closed the store")
+            if time.monotonic() > end:
+                raise RuntimeError(f"rank {other} did not arrive")
+            time.sleep(POLL_SECONDS)
 
 
 def join_as(setup: GroupSetup, rank: int | None = None, *, timeout: float | None = None) -> Group:

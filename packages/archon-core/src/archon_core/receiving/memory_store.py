@@ -11,7 +11,7 @@ from archon_core.errors import ServerError
 
 
 class MemoryStore:
-    """Implements ``contracts.serving.WeightStore``. After the first update its memory is warm and reused.
+    """Implements ``contracts.weight_transport.WeightStore``. After the first update its memory is warm and reused.
 
     Args:
         tensors: the weights in use; the store overwrites them in its second update.

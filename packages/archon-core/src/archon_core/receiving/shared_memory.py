@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from archon_core.contracts.serving import WeightStore
+from archon_core.contracts.weight_transport import WeightStore
 from archon_core.errors import ServerError
 from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.arena import SlotPlace, check_slot
@@ -18,7 +18,7 @@ from archon_core.serving.update import BucketNotice, UpdatePlan
 
 
 class SharedMemoryReceiver:
-    """Implements ``contracts.serving.WeightReceiver``."""
+    """Implements ``contracts.weight_transport.WeightReceiver``."""
 
     def __init__(self, *, timeout: float) -> None:
         self._arena: Arena | None = None

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from archon_core.contracts.serving import WeightReceiver, WeightStore
+from archon_core.contracts.weight_transport import WeightReceiver, WeightStore
 from archon_core.errors import ServerError, TransferError
 from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.manifest import WeightManifest

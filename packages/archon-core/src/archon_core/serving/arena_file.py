@@ -78,16 +78,19 @@ def create_arena(header: ArenaHeader, *, run: str, folder: Path = FOLDER) -> Are
         folder: a folder of a memory file system.
 
     Raises:
-        ServerError: there is no shared memory, or not enough.
+        ServerError: there is no shared memory, not enough, or the system refuses it.
     """
     word = re.sub(r"[^\w.]", "_", run, flags=re.ASCII)[:80] or "run"
     if not folder.is_dir():
         raise ServerError(f"shared memory: found no folder {folder}; use rollout.weight_transport=disk on this system")
     while True:
         name = f"{_PREFIX}-{os.getuid()}-{word}-{secrets.token_hex(4)}"
-        descriptor = os.open(
-            folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o600
-        )
+        try:
+            descriptor = os.open(
+                folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode=0o600
+            )
+        except OSError as error:
+            raise _refused(folder, error) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             if os.fstat(descriptor).st_nlink == 0:
@@ -100,7 +103,7 @@ def create_arena(header: ArenaHeader, *, run: str, folder: Path = FOLDER) -> Are
             (folder / name).unlink(missing_ok=True)
             os.close(descriptor)
             if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EFBIG):
-                raise
+                raise _refused(folder, error) from error
             free = os.statvfs(folder)
             raise ServerError(
                 f"shared memory: found {free.f_bavail * free.f_frsize / 2**20:.0f} MiB free in {folder}; the arena "
@@ -109,6 +112,13 @@ def create_arena(header: ArenaHeader, *, run: str, folder: Path = FOLDER) -> Are
             ) from error
         header.write(memory)
         return Arena(name, header, memory, descriptor, folder)
+
+
+def _refused(folder: Path, error: OSError) -> ServerError:
+    return ServerError(
+        f"shared memory: cannot create a file in {folder} ({error.strerror or error}); remove the cause, or use "
+        "rollout.weight_transport=disk"
+    )
 
 
 def open_arena(name: str, *, folder: Path = FOLDER) -> Arena:

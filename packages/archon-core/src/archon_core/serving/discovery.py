@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from archon_core.contracts.serving import ServerRegistry, ServerRegistrySpec
+from archon_core.contracts.server_registry import ServerRegistry, ServerRegistrySpec
 from archon_core.errors import ConfigError
 
 if TYPE_CHECKING:

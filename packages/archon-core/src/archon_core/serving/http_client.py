@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+from collections.abc import Sequence
 from typing import Any
 
-from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
+from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 
 LONGEST_ERROR = 500
 """Characters to quote of an answer that is not JSON."""
@@ -43,7 +44,7 @@ def exchange(
     """``call`` that returns the status and body of any answer, for routes that answer by their status.
 
     Raises:
-        ServerError: the server cannot be reached.
+        UnreachableError: the server accepts no connection.
         UncertainCallError: there was no complete answer.
     """
     connection = http.client.HTTPConnection(*_split(address), timeout=timeout)
@@ -51,7 +52,7 @@ def exchange(
         try:
             connection.connect()
         except OSError as error:
-            raise ServerError(f"server {address}: cannot connect: {error}") from error
+            raise UnreachableError(f"server {address}: cannot connect: {error}") from error
         try:
             connection.request(method, path, body=_encode(data), headers=_headers(token))
             response = connection.getresponse()
@@ -70,7 +71,7 @@ async def call_async(address: str, path: str, data: Any, *, token: str, timeout:
             try:
                 reader, writer = await asyncio.open_connection(host, port)
             except OSError as error:
-                raise ServerError(f"server {address}: cannot connect: {error}") from error
+                raise UnreachableError(f"server {address}: cannot connect: {error}") from error
             try:
                 body = _encode(data) or b""
                 headers = {**_headers(token), "Host": address, "Content-Length": str(len(body)), "Connection": "close"}
@@ -83,6 +84,17 @@ async def call_async(address: str, path: str, data: Any, *, token: str, timeout:
     except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, IndexError) as error:
         raise UncertainCallError(f"server {address}: {path} got no answer: {_text(error)}") from error
     return _answer(address, path, status, content)
+
+
+async def call_each(address: str, path: str, bodies: Sequence[Any], *, token: str, timeout: float) -> list[Any]:
+    """The answers to several ``POST`` requests that run at the same time. If one fails, the others' connections are
+    closed, on which servers end the requests."""
+    tasks = [asyncio.ensure_future(call_async(address, path, body, token=token, timeout=timeout)) for body in bodies]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def _read(reader: asyncio.StreamReader) -> tuple[int, bytes]:

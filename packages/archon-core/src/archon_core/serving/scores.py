@@ -41,6 +41,23 @@ class Scores:
     logprobs: tuple[tuple[float, ...], ...]
     version: int
 
+    @classmethod
+    def of_sequences(
+        cls, scored: Sequence[tuple[tuple[float, ...], int]], request: ScoringRequest, address: str
+    ) -> Scores:
+        """Scores and version of each sequence as one answer, checked.
+
+        Raises:
+            ServerError: several versions, or as ``check``.
+        """
+        versions = {version for _, version in scored}
+        if len(versions) != 1:
+            raise ServerError(
+                f"server {address}: found scores of versions {sorted(versions)} in one request; allowed is one; its "
+                "weights changed meanwhile: repeat the request"
+            )
+        return cls(tuple(row for row, _ in scored), versions.pop()).check(request, address)
+
     def check(self, request: ScoringRequest, address: str) -> Scores:
         """These scores, if they fit the request.
 

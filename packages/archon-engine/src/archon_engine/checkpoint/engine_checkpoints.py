@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.serving import BucketMemory, WeightBucket
+from archon_core.contracts.weight_transport import BucketMemory, WeightBucket
 from archon_core.errors import WeightsError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks

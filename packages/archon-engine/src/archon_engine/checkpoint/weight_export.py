@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from archon_core.contracts.serving import BucketMemory, WeightBucket
+from archon_core.contracts.weight_transport import BucketMemory, WeightBucket
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.serving.manifest import (
     TensorEntry,
@@ -25,8 +25,8 @@ from archon_engine.models.weight_conversion import BoxCopier, assemble_hf, copy_
 
 
 class BucketBuffers:
-    """Two buffers on the host; implements ``contracts.serving.BucketMemory``. They stay for the next publication,
-    because the first touch of new memory is slow."""
+    """Two buffers on the host; implements ``contracts.weight_transport.BucketMemory``. They stay for the next
+    publication, because the first touch of new memory is slow."""
 
     def __init__(self) -> None:
         self._buffers: list[Tensor] = []

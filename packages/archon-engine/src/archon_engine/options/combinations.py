@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from archon_core.config.rules import written_value
 from archon_core.contracts.decisions import Decision
 from archon_engine.options.context import OptionContext
 
@@ -262,13 +263,17 @@ def refuse_when_strict(config: EngineConfig, decisions: Iterable[Decision], *, r
     if not getattr(getattr(config, "archon", None), "strict", False):
         return None
     changed = [decision for decision in decisions if decision.requested != shown(None)]
-    lines = [f"\n  {d.option}: found {d.requested}, would use {d.effective}: {d.reason}" for d in changed]
+    lines = [f"\n  {d.option}: found {d.requested}{_instead(d.effective)}: {d.reason}" for d in changed]
     if not lines:
         return None
     return (
         f"{role}.archon.strict: found true, and settings that Archon would change; write the values that it would use, "
-        f"or set strict to false:{''.join(lines)}"
+        f"leave unused options out, or set strict to false:{''.join(lines)}"
     )
+
+
+def _instead(effective: str) -> str:
+    return f"; {effective}" if effective in ("not used", "no effect") else f", would use {effective}"
 
 
 def asked_value(engine: ArchonEngineConfig, option: str) -> Any:
@@ -281,9 +286,7 @@ def asked_value(engine: ArchonEngineConfig, option: str) -> Any:
 
 def shown(value: object) -> str:
     """A value as written in YAML; ``default`` for null."""
-    if value is None:
-        return "default"
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return "default" if value is None else written_value(value)
 
 
 def render_rules() -> str:

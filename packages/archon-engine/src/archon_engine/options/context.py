@@ -72,8 +72,8 @@ class OptionContext:
         return self.engine.archon.ac_mode if recomputes else "none"
 
     def has_other_ac_mode_than(self, mode: str) -> bool:
-        """Whether activation checkpointing is on, in another mode than ``mode``."""
-        return self.ac_mode not in ("none", mode)
+        """Whether activation checkpointing is off, or in another mode than ``mode``."""
+        return self.ac_mode != mode
 
     @property
     def recomputes_by_operation(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError, DataError
 from archon_rl.data_problems import same_validation
-from archon_rl.datasets.records import Split, require_path, split_records
+from archon_rl.datasets.records import COUNTED, Split, require_path, split_records
 from archon_rl.fields import with_location
 from archon_rl.preference_fields import fields_of
 from archon_rl.run_problems import refuse
@@ -39,7 +39,7 @@ class HuggingFaceDataset:
 
     def where(self, index: int) -> str:
         """The location of a record, for messages."""
-        return f"{self.name}, record {index} (counted from 0)"
+        return f"{self.name}, record {index}{COUNTED}"
 
 
 def huggingface_dataset(config: Any, *, split: Split, seed: int) -> Dataset:

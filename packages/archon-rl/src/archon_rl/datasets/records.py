@@ -77,10 +77,14 @@ def split_records(source: Dataset, *, validation_size: int, split: Split, seed: 
     return SubsetDataset(source, chosen.tolist())
 
 
+COUNTED = " (counted from 0)"
+"""Follows the number of a record, which has no line."""
+
+
 def place_of(dataset: Dataset, index: int) -> str:
     """The location of a record for messages: ``dataset.where(index)`` if the data set has that method."""
     where = getattr(dataset, "where", None)
-    return f"record {index} (counted from 0)" if where is None else where(index)
+    return f"record {index}{COUNTED}" if where is None else where(index)
 
 
 def require_path(config: Any, dataset: str) -> str:

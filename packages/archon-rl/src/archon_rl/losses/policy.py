@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from archon_rl.losses.policy_term import PolicyInputs, PolicyLoss, PolicyTerm
+from archon_rl.option_checks import is_unclipped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,8 @@ def build_clip(options: Any, shared: Mapping[str, Any]) -> PolicyLoss:
 
 def clipped_term(options: Any, shared: Mapping[str, Any]) -> ClippedPolicyTerm:
     """The clipped loss that ``actor`` asks for; unclipped for M2PO without a bound."""
-    unclipped = options.m2_threshold is not None and options.eps_clip == 0
     return ClippedPolicyTerm(
-        eps_clip=None if unclipped else options.eps_clip,
+        eps_clip=None if is_unclipped(options) else options.eps_clip,
         eps_clip_higher=options.eps_clip_higher,
         c_clip=options.c_clip,
         **shared,

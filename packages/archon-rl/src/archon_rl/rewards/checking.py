@@ -61,7 +61,7 @@ def checked_reward(
     number = _as_float(value)
     if number is None or not abs(number) <= LARGEST:  # also true for NaN
         raise RewardError(
-            f"{where}: it returned {_shown(value)}; a reward must be one finite number of at most 3.4e38 in size; "
+            f"{where}: it returned {_short_repr(value)}; a reward must be one finite number of at most 3.4e38 in size; "
             f"correct the function; the completion was {shown_completion(completion)}"
         )
     return number
@@ -100,10 +100,11 @@ def _described(error: BaseException) -> str:
 
 def shown_completion(completion: str) -> str:
     """A completion for messages, shortened."""
-    return _shown(completion)
+    return _short_repr(completion)
 
 
-def _shown(value: Any) -> str:
+def _short_repr(value: Any) -> str:
+    """Whatever a reward function returned, shortened, even if its ``repr`` raises."""
     try:
         text = repr(value)
     except Exception:

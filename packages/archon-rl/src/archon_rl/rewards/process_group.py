@@ -20,7 +20,7 @@ _POLL_SECONDS = 0.005
 
 
 class ProcessGroup:
-    """Starts a process that leads a group of its own, so that Ctrl-C in the terminal does not reach it.
+    """Starts a process in a new process group, so that Ctrl-C in the terminal does not reach it.
 
     Args:
         command: program and arguments.

@@ -48,7 +48,14 @@ def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any
         return factory(config, trainer=trainer)
     options = getattr(run.config, layout.backend, None)
     folder, discovery = run.folder.path / "servers", Discovery.of(run.config)
-    engine = factory(config, trainer=trainer, folder=folder, options=options, discovery=discovery)
+    engine = factory(
+        config,
+        trainer=trainer,
+        folder=folder,
+        options=options,
+        discovery=discovery,
+        stop=lambda: run.stop.requested,
+    )
     run.record(getattr(engine, "decisions", ()))
     return engine
 
@@ -57,7 +64,9 @@ def engine_layout(run: RunContext, role: str) -> Layout:
     """The layout of one engine of the run; an empty one is the actor's."""
     plugins = registry()
     table = backend_table(plugins.all(TrainEngineSpec), inference_engines(plugins))
-    return engine_layouts(engine_backends(run.config), backends=table)[role]
+    backends = engine_backends(run.config)
+    needed = {name: backends[name] for name in ("actor", role)}  # others may be of models that the run does not have
+    return engine_layouts(needed, backends=table)[role]
 
 
 def complete_model_config(run: RunContext, tokenizer: Any, role: str = "actor") -> Any:

@@ -16,7 +16,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.errors import ArchonError, DataError
 from archon_engine.models.context_length import ContextLength, context_length
 from archon_engine.models.hf_config import load_hf_config
-from archon_rl.datasets.records import place_of
+from archon_rl.datasets.records import COUNTED, place_of
 from archon_rl.fields import with_location
 from archon_rl.preference_encoding import PreferenceEncoder, longest_of_pair, pair_lengths
 from archon_rl.text_encoding import TextEncoder
@@ -219,6 +219,7 @@ def _count(what: str, dataset: Dataset, indices: Sequence[int]) -> str:
 
 
 def _named(dataset: Dataset, lengths: Sequence[int], indices: Sequence[int]) -> str:
-    names = [f"{place_of(dataset, index)} ({lengths[index]} tokens)" for index in indices[:NAMED]]
+    places = [place_of(dataset, index).removesuffix(COUNTED) for index in indices[:NAMED]]
+    names = [f"{place} ({lengths[index]} tokens)" for place, index in zip(places, indices, strict=False)]
     more = len(indices) - len(names)
     return ", ".join(names) + (f" and {more} more" if more else "")

@@ -85,6 +85,7 @@ def build_served_teacher(run: RunContext, section: Any, *, vocab_size: int, temp
         folder=run.folder.path / "teacher-servers",
         options=getattr(run.config, layout.backend, None),
         devices_before=rollout.world_size if started_here else 0,
+        stop=lambda: run.stop.requested,
     )
     run.record(servers.decisions)
     return ServedTeacher(servers, temperature)

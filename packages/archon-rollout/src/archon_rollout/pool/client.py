@@ -84,24 +84,21 @@ class PoolClient:
 
     async def _complete(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
         completions = await self._generate(request, group, deadline)
-        return list(
-            await asyncio.gather(
-                *(
-                    self._finish(request, number, completion, group, deadline)
-                    for number, completion in enumerate(completions)
-                )
-            )
-        )
+        finishing = (self._finish(request, n, completion, group, deadline) for n, completion in enumerate(completions))
+        return list(await asyncio.gather(*finishing))
 
     async def _finish(
         self, request: GenerationRequest, number: int, completion: Completion, group: str, deadline: float
     ) -> Completion:
-        if is_complete(request, completion):
-            return completion
-        if not completion.token_ids:
-            await asyncio.sleep(POLL_SECONDS)  # a paused server would end the request again at once
-        [rest] = await self._complete(rest_of(request, number, completion), group, deadline)
-        return joined(completion, rest, len(request.prompt_ids))
+        """Go on with a completion that a server ended early, until it is complete."""
+        latest = completion
+        while not is_complete(request, completion):
+            if not latest.token_ids:
+                await asyncio.sleep(POLL_SECONDS)  # a paused server would end the request again at once
+            [latest] = await self._generate(rest_of(request, number, completion), group, deadline)
+            if latest.token_ids or latest.stop_reason != "abort":
+                completion = joined(completion, latest, len(request.prompt_ids))
+        return completion
 
     async def score(self, request: ScoringRequest) -> Scores:
         """The scores of one request.
@@ -210,6 +207,6 @@ class PoolClient:
         repeated = "\n".join(f"  {failure}" for failure in failures)
         return (
             f"{section} request: {len(failures)} attempts failed ({section}.request_retries="
-            f"{options.request_retries}, {section}.request_timeout={options.request_timeout:g} s); mend the servers, "
+            f"{options.request_retries}, {section}.request_timeout={options.request_timeout:g} s); repair the servers, "
             f"or raise the limits\n{repeated}"
         )

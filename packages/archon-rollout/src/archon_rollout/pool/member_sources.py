@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from archon_core.contracts.serving import ServerRegistry
+from archon_core.contracts.server_registry import ServerRegistry
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerRecord
 

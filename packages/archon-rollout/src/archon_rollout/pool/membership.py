@@ -194,13 +194,15 @@ class Membership:
         if distrust:
             return
         for name, error in results.items():
-            member = self._members[name]
-            if error and member.failures + 1 >= self._rules.failure_threshold:
-                self._leave(name, f"{member.failures + 1} probes failed; the last one: {error}", now)
-            elif error:
-                self._enter(name, "suspect", now, failures=member.failures + 1, reason=error)
-            elif member.state == "suspect":
+            if error:
+                self._count_failure(name, error, now)
+            elif self._state(name) == "suspect":
                 self._enter(name, "active", now)
+
+    def request_failed(self, name: str, error: str, now: float) -> None:
+        """A request failed. It counts like a failed probe, but says nothing about a round of probes."""
+        if self._state(name) in IN_SERVICE:
+            self._count_failure(name, error, now)
 
     def committed(self, version: int, outcomes: Mapping[str, str], now: float) -> None:
         """A publication has ended.
@@ -265,6 +267,14 @@ class Membership:
         self._departures[name] = reason
         self._enter(name, "out", now, reason=reason)
         self._members[name] = replace(self._members[name], drains=drains)
+
+    def _count_failure(self, name: str, error: str, now: float) -> None:
+        """Make a server in service suspect, or put it out after too many failures."""
+        failures = self._members[name].failures + 1
+        if failures >= self._rules.failure_threshold:
+            self._leave(name, f"{failures} probes failed; the last one: {error}", now)
+        else:
+            self._enter(name, "suspect", now, failures=failures, reason=error)
 
     def _set_version(self, name: str, version: int) -> None:
         member = self._members[name]

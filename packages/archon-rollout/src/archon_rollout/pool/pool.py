@@ -1,8 +1,8 @@
 """The pool of inference servers: watches them, and sends each request to one in service.
 
-One thread watches: it reads the registry and probes every server with a request for one token, because the health route
-of a server answers also while its engine hangs. Trainers and clients call from other threads. Newcomers join with a
-publication of weights: whoever takes part in it and passes the canary is in service afterwards.
+One thread watches: it reads the registry and, independently, probes every server with a request for one token, because
+the health route of a server answers also while its engine hangs. Trainers and clients call from other threads.
+Newcomers join with a publication of weights: whoever takes part in it and passes the canary is in service afterwards.
 """
 
 from __future__ import annotations
@@ -10,21 +10,25 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import ServerDriver, ServerRegistry
+from archon_core.contracts.server_registry import ServerRegistry
+from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources
 from archon_rollout.pool.membership import Member, Membership, MembershipRules, TopologyDecision
 from archon_rollout.pool.routing import Router
 from archon_rollout.pool.status_file import StatusFile
+from archon_rollout.pool.stopping import Stop, StoppedError, never
 
 POLL_SECONDS = 0.05
 
 PROBE_TOKEN = 0
+PROBE_PREFIX = "probe-"
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Pool:
         section: the section of ``options``, for messages.
         clock: seconds, never going back.
         status_file: takes the status after every round.
+        stop: whether the user has asked the run to stop.
     """
 
     def __init__(
@@ -67,13 +72,15 @@ class Pool:
         section: str = "rollout",
         clock: Callable[[], float] = time.monotonic,
         status_file: StatusFile | None = None,
+        stop: Stop = never,
     ) -> None:
         self._sources = registry if isinstance(registry, MemberSources) else MemberSources([registry])
         self._driver, self._options = driver, options
-        self._status_file = status_file
+        self._status_file, self._stop = status_file, stop
         self._section = section
         self._clock = clock
         self._lock = threading.RLock()
+        self._writing = threading.Lock()
         cooldown, interval = options.topology_change_cooldown_seconds, options.health_check_interval_seconds
         rules = MembershipRules(options.health_check_failure_threshold, cooldown, retry=max(cooldown, interval))
         self._membership = Membership(rules)
@@ -194,6 +201,7 @@ class Pool:
 
         Raises:
             TrainingError: there are fewer after ``setup_timeout``. Lists which servers left, and why.
+            StoppedError: the user stopped the run.
         """
         deadline = self._clock() + self._options.setup_timeout
         while True:
@@ -201,6 +209,8 @@ class Pool:
             found = self.receivers()
             if len(found) >= self._options.min_servers:
                 return found
+            if self._stop():
+                raise StoppedError(f"stopped while the run waited for {self._section} servers")
             if self._clock() >= deadline:
                 raise TrainingError(self.explain_lack(len(found)))
             self._stopping.wait(POLL_SECONDS)
@@ -228,17 +238,21 @@ class Pool:
         with self._lock:
             self._router.finish(server.incarnation, tokens=tokens)
             if error:
-                self._membership.probed({server.incarnation: error}, self._clock())
+                self._membership.request_failed(server.incarnation, error, self._clock())
 
     async def refresh(self) -> None:
         """One round: read the registry and probe all servers."""
         await self._read_registry()
+        await self._probe_servers()
+
+    async def _probe_servers(self) -> None:
         await asyncio.gather(self._probe_all(), self._watch_draining())
         await asyncio.to_thread(self._write_status)
 
     def _write_status(self, *, ended: bool = False) -> None:
         if self._status_file is not None:
-            self._status_file.write(self.status(), ended=ended)
+            with self._writing:
+                self._status_file.write(self.status(), ended=ended)
 
     def _check_thread(self) -> None:
         if self._crash is not None:
@@ -251,8 +265,13 @@ class Pool:
             self._crash = error
 
     async def _watch(self) -> None:
+        # A registry or an address that hangs must not delay the probes of other servers.
+        await asyncio.gather(self._repeat(self._read_registry), self._repeat(self._probe_servers))
+
+    async def _repeat(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Run an action in every interval until the pool stops."""
         while not self._stopping.is_set():
-            await self.refresh()
+            await action()
             until = self._clock() + self._options.health_check_interval_seconds
             while not self._stopping.is_set() and self._clock() < until:
                 await asyncio.sleep(POLL_SECONDS)
@@ -269,6 +288,7 @@ class Pool:
             self._membership.announced(records, self._clock())
             if self._decision.members and not self._options.enable_topology_discovery:
                 self._open_to_newcomers = False
+        await asyncio.to_thread(self._write_status)
 
     async def _identified(self, record: ServerRecord) -> ServerRecord | None:
         """The record with its incarnation, which a registry of addresses does not know."""
@@ -308,7 +328,8 @@ class Pool:
     async def _probe(self, server: ServerRecord) -> str:
         timeout = self._options.health_check_timeout_seconds
         request = GenerationRequest((PROBE_TOKEN,), GenerationConfig(max_new_tokens=1, greedy=True), (0,))
-        call = self._driver.generate(server, request, request_id="probe", timeout=timeout)
+        # Servers refuse an id that is still in use, by another pool or by a probe that timed out here.
+        call = self._driver.generate(server, request, request_id=f"{PROBE_PREFIX}{uuid.uuid4().hex}", timeout=timeout)
         return await _error_of(call, timeout)
 
     def explain_lack(self, found: int) -> str:

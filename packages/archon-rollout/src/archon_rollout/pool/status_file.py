@@ -35,6 +35,7 @@ class MemberStatus:
         reason: why it is suspect or out; empty otherwise.
         announced: whether the registry lists it.
         outstanding: tokens that its requests may still generate.
+        started_at: seconds since the epoch; 0 if unknown.
     """
 
     address: str
@@ -47,6 +48,7 @@ class MemberStatus:
     reason: str = ""
     announced: bool = True
     outstanding: int = 0
+    started_at: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class StatusFile:
                 reason=member.reason,
                 announced=member.announced,
                 outstanding=status.outstanding.get(name, 0),
+                started_at=member.record.started_at,
             )
             for name, member in status.members.items()
         )

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 
-from archon_core.contracts.serving import Outcome, PendingBucket, ServerDriver, WeightTransport
+from archon_core.contracts.serving import ServerDriver
+from archon_core.contracts.weight_transport import Outcome, PendingBucket, WeightTransport
 from archon_core.errors import ServerError
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord, ServerState
@@ -17,6 +18,10 @@ from archon_rollout.publication.calls import MAX_CALLS, ServerCall, call_each
 from archon_rollout.publication.report import BucketTiming, FailedServer, Phase, Publication
 
 logger = logging.getLogger(__name__)
+
+RECONCILE_SECONDS = 10.0
+"""Longest limit of a call that finds out, or undoes, what another call did. A server that has just used up the limit of
+that call should not delay the others by as much again."""
 
 
 def settled_state(driver: ServerDriver, server: ServerRecord, *, timeout: float) -> ServerState:
@@ -37,8 +42,13 @@ def settled_state(driver: ServerDriver, server: ServerRecord, *, timeout: float)
     return state
 
 
+def reconcile_limit(timeout: float) -> float:
+    """The time limit of a call that finds out, or undoes, what another call did, given that of other calls."""
+    return min(timeout, RECONCILE_SECONDS)
+
+
 class Attempt:
-    """One publication on rank 0.
+    """One publication on rank 0; a context manager that ends its threads.
 
     Attributes:
         driver: calls the servers.
@@ -55,6 +65,12 @@ class Attempt:
         self._buckets: list[BucketTiming] = []
         self._phase: Phase = "prepare"
         self._pool = ThreadPoolExecutor(max(1, min(MAX_CALLS, len(servers))), thread_name_prefix="publish")
+
+    def __enter__(self) -> Attempt:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.shutdown(wait=False)
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
@@ -81,8 +97,9 @@ class Attempt:
             if outcome is None or not outcome.error:
                 staying.append(server)
             else:
-                logger.warning("server %s failed in %s: %s", server.address, self._phase, outcome.error)
-                self._failed.append(FailedServer(server, self._phase, outcome.error, None))
+                reason = _without_address(server, outcome.error)
+                logger.warning("server %s failed in %s: %s", server.address, self._phase, reason)
+                self._failed.append(FailedServer(server, self._phase, reason, None))
         self.servers = staying
 
     def settle_bucket(self, transport: WeightTransport, pending: PendingBucket, n_bytes: int, gathered: float) -> None:
@@ -95,7 +112,7 @@ class Attempt:
         """Abort the update on servers that failed, so that a late commit is refused, and query their states."""
 
         def examine(failed: FailedServer) -> FailedServer:
-            server, timeout = failed.server, self._timeout
+            server, timeout = failed.server, reconcile_limit(self._timeout)
             for call in (
                 lambda: self.driver.abort_update(server, version, timeout=timeout),
                 lambda: settled_state(self.driver, server, timeout=timeout),
@@ -103,7 +120,7 @@ class Attempt:
                 try:
                     state = call()
                 except Exception as error:
-                    logger.warning("server %s: %s", server.address, error)
+                    logger.warning("server %s: %s", server.address, _without_address(server, str(error)))
                     return failed
             return replace(failed, state=state)
 
@@ -111,7 +128,6 @@ class Attempt:
 
     def result(self, manifest: WeightManifest) -> Publication:
         """The result, when nothing more is to come."""
-        self._pool.shutdown(wait=False)
         return Publication(
             manifest.version,
             tuple(self.servers),
@@ -123,7 +139,13 @@ class Attempt:
 
     def _state(self, server: ServerRecord) -> ServerState | None:
         try:
-            return settled_state(self.driver, server, timeout=self._timeout)
+            return settled_state(self.driver, server, timeout=reconcile_limit(self._timeout))
         except Exception as error:
-            logger.warning("server %s does not tell its state: %s", server.address, error)
+            reason = _without_address(server, str(error))
+            logger.warning("server %s does not tell its state: %s", server.address, reason)
             return None
+
+
+def _without_address(server: ServerRecord, reason: str) -> str:
+    """A reason for a line that begins with the server's address, as most reasons do."""
+    return reason.removeprefix(f"server {server.address}: ")

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
-from archon_core.contracts.serving import Outcome
+from archon_core.contracts.weight_transport import Outcome
 from archon_core.errors import ServerError, UncertainCallError
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.update import Receipt

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -49,9 +50,8 @@ class Canary:
 
 def ask_server(driver: ServerDriver, server: ServerRecord, canary: Canary, *, timeout: float) -> Completion:
     """One server's completion. Raises ServerError if it gives none."""
-    answer = asyncio.run(
-        driver.generate(server, canary.request, request_id=f"canary-{server.incarnation}", timeout=timeout)
-    )
+    request_id = f"canary-{uuid.uuid4().hex}"  # a server may have canaries of several trainers
+    answer = asyncio.run(driver.generate(server, canary.request, request_id=request_id, timeout=timeout))
     if len(answer) != 1 or not answer[0].token_ids:
         raise ServerError(f"canary: found {len(answer)} completions, or no token; one completion was requested")
     return answer[0]

@@ -18,13 +18,14 @@ from dataclasses import dataclass, replace
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion
-from archon_core.contracts.serving import Outcome, ServerDriver, WeightTransport
+from archon_core.contracts.serving import ServerDriver
+from archon_core.contracts.weight_transport import Outcome, WeightTransport
 from archon_core.errors import ServerError
 from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.update import Receipt, UpdatePlan, notice_of, receipt_problem
-from archon_rollout.publication.attempt import Attempt, settled_state
+from archon_rollout.publication.attempt import Attempt, reconcile_limit, settled_state
 from archon_rollout.publication.canary import (
     TOLERANCE,
     Canary,
@@ -90,7 +91,13 @@ class Publisher:
         Raises:
             WeightsError: the engine is a critic.
         """
-        attempt = Attempt(self._driver, servers, timeout=self._options.timeout) if self._ranks.is_first else None
+        if not self._ranks.is_first:
+            return self._publish(None, on_commit)
+        with Attempt(self._driver, servers, timeout=self._options.timeout) as attempt:
+            return self._publish(attempt, on_commit)
+
+    def _publish(self, attempt: Attempt | None, on_commit: Callable[[], None] | None) -> Publication:
+        """Publish; only rank 0 has an attempt."""
         manifest = self._engine.weight_manifest(self._options.dtype)
         if attempt is None:
             for _ in self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype):
@@ -210,7 +217,7 @@ class Publisher:
                 reason = str(error)
             else:
                 reason = "it answered that it switched"
-            state = settled_state(driver, server, timeout=timeout)
+            state = settled_state(driver, server, timeout=reconcile_limit(timeout))
             if state.version != version:
                 raise ServerError(f"{reason}, but it is at version {state.version}, not {version}")
 

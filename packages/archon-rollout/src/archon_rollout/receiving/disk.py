@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from archon_core.contracts.serving import WeightStore
+from archon_core.contracts.weight_transport import WeightStore
 from archon_core.errors import ServerError, WeightsError
 from archon_core.models.box import Box
 from archon_core.receiving.checksum import bytes_of, checksum_of
@@ -14,7 +14,7 @@ from archon_engine.checkpoint.safetensors_file import SafetensorsReader
 
 
 class DiskReceiver:
-    """Implements ``contracts.serving.WeightReceiver``."""
+    """Implements ``contracts.weight_transport.WeightReceiver``."""
 
     def __init__(self, *, timeout: float) -> None:
         self._folder: Path | None = None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from archon_core.contracts.serving import WeightStore
+from archon_core.contracts.weight_transport import WeightStore
 from archon_core.errors import ServerError
 from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.receiving.shared_memory import view_tensor
@@ -15,7 +15,7 @@ from archon_rollout.receiving.device_memory import CudaMemory, DeviceMemory
 
 
 class IpcReceiver:
-    """Implements ``contracts.serving.WeightReceiver``.
+    """Implements ``contracts.weight_transport.WeightReceiver``.
 
     Args:
         timeout: not used: nothing is waited for.

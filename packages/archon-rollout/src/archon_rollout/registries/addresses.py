@@ -9,14 +9,14 @@ import socket
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ConfigError, ServerError
 from archon_core.serving.change_log import ChangeLog
 from archon_core.serving.record import ServerRecord
 
 
 class AddressRegistry:
-    """A list of addresses; implements ``contracts.serving.ServerRegistry``, except that nobody can announce.
+    """A list of addresses; implements ``contracts.server_registry.ServerRegistry``, except that nobody can announce.
 
     Args:
         addresses: ``host:port`` of every server.

@@ -7,7 +7,7 @@ import re
 import threading
 from collections.abc import Callable
 
-from archon_core.contracts.serving import Announcement, ServerRegistry
+from archon_core.contracts.server_registry import Announcement, ServerRegistry
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerRecord
 

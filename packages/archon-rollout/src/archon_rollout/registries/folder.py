@@ -4,34 +4,67 @@ A file holds the record, the time to live and a counter that every refresh raise
 what it saw before, by its own clock: an entry expires when the counter has stood still for its time to live. So the
 clocks of hosts and file servers may differ. A reader that starts takes every file for alive until then, and so does one
 that could not read: servers could not write either. Readers delete files that expired long ago; a server that lives
-writes its file again.
+writes its file again. A damaged file hides no other entry: its last known record stays until the file is deleted,
+``REMOVAL_SECONDS`` later.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ServerError
 from archon_core.serving.change_log import ChangeLog
 from archon_core.serving.record import ServerRecord
+
+logger = logging.getLogger(__name__)
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _SUFFIX = ".server.json"
 
 REMOVAL_SECONDS = 60.0
-"""Time after an entry's expiry at which a reader deletes its file."""
+"""Time after an entry's expiry, or after its damage was seen, at which a reader deletes its file."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """The content of a file."""
+
+    record: ServerRecord
+    ttl: float
+    beat: str
+
+
+class _DamagedError(ServerError):
+    """A file without an entry."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What a reader knows of a file.
+
+    Attributes:
+        beat: its counter; ``None`` while the file is damaged.
+        since: when the reader saw that for the first time.
+        record: the record that it lists; ``None`` if it lists none.
+    """
+
+    beat: str | None
+    since: float
+    record: ServerRecord | None
 
 
 class FolderRegistry:
-    """Entries are files; implements ``contracts.serving.ServerRegistry``.
+    """Entries are files; implements ``contracts.server_registry.ServerRegistry``.
 
     Args:
         folder: created if it does not exist.
@@ -41,7 +74,8 @@ class FolderRegistry:
     def __init__(self, folder: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._folder = folder
         self._clock = clock
-        self._seen: dict[str, tuple[str, float]] = {}
+        self._seen: dict[str, _Seen] = {}
+        self._reported: set[str] = set()
         self._existed = self._was_unreadable = False
         self._log = ChangeLog()
 
@@ -58,10 +92,10 @@ class FolderRegistry:
         return announcement
 
     def list(self) -> Mapping[str, ServerRecord]:
-        """All entries that have not expired.
+        """All entries that have not expired. Logs files that it cannot read, once each.
 
         Raises:
-            ServerError: the folder or a file cannot be read.
+            ServerError: the folder cannot be read.
         """
         try:
             found = self._read()
@@ -70,22 +104,32 @@ class FolderRegistry:
             raise
         now = self._clock()
         if self._was_unreadable:
-            self._seen = {id: (beat, now) for id, (beat, _) in self._seen.items()}
+            self._seen = {id: replace(seen, since=now) for id, seen in self._seen.items()}
             self._was_unreadable = False
-        entries = {}
-        seen = {}
-        for id, data in found.items():
-            beat, since = self._seen.get(id, (None, now))
-            if data["beat"] != beat:
-                since = now
-            seen[id] = (data["beat"], since)
-            if now < since + data["ttl"]:
-                entries[id] = ServerRecord.from_data(data["record"])
-            elif now >= since + data["ttl"] + REMOVAL_SECONDS:
-                with contextlib.suppress(OSError):
-                    self._path(id).unlink()
-        self._seen = seen
-        return entries
+        self._seen = {id: self._judge(id, entry, now) for id, entry in found.items()}
+        return {id: seen.record for id, seen in self._seen.items() if seen.record is not None}
+
+    def _judge(self, id: str, found: _Entry | ServerError, now: float) -> _Seen:
+        """What is now known of a file; deletes it if it is old."""
+        before = self._seen.get(id, _Seen("", now, None))
+        if isinstance(found, _Entry):
+            self._reported.discard(id)
+            since = before.since if found.beat == before.beat else now
+            is_alive, end = now < since + found.ttl, since + found.ttl + REMOVAL_SECONDS
+            seen = _Seen(found.beat, since, found.record if is_alive else None)
+        else:
+            if id not in self._reported:
+                logger.warning("%s", found)
+                self._reported.add(id)
+            if not isinstance(found, _DamagedError):  # says nothing about the entry, however long it lasts
+                return replace(before, since=now)
+            seen = before if before.beat is None else _Seen(None, now, before.record)
+            end = seen.since + REMOVAL_SECONDS
+        if now >= end:
+            with contextlib.suppress(OSError):
+                self._path(id).unlink()
+            return replace(seen, record=None)
+        return seen
 
     def changes(self, since: int) -> tuple[int, Sequence[RegistryChange]]:
         """The changes after a cursor, and the next cursor. Raises ServerError as ``list`` does."""
@@ -97,21 +141,27 @@ class FolderRegistry:
     def _path(self, id: str) -> Path:
         return self._folder / f"{id}{_SUFFIX}"
 
-    def _read(self) -> dict[str, dict[str, Any]]:
+    def _read(self) -> dict[str, _Entry | ServerError]:
+        """The content of every file, or why it cannot be read."""
         if self._existed and not self._folder.exists():
             # An unmounted share is no news about servers. Before the first entry there may be no folder yet.
-            raise ServerError(f"server registry {self._folder}: found no folder, and it had entries; mend the folder")
+            raise ServerError(f"server registry {self._folder}: found no folder, and it had entries; repair the folder")
         try:
             paths = sorted(path for path in self._folder.iterdir() if path.name.endswith(_SUFFIX))
             self._existed = True
         except FileNotFoundError:
             paths = []
         except OSError as error:
-            raise ServerError(f"server registry {self._folder}: cannot list it: {error}; mend the folder") from error
-        found = {}
+            raise ServerError(f"server registry {self._folder}: cannot list it: {error}; repair the folder") from error
+        found: dict[str, _Entry | ServerError] = {}
         for path in paths:
-            with contextlib.suppress(FileNotFoundError):  # withdrawn since it was listed
-                found[path.name.removesuffix(_SUFFIX)] = _load(path)
+            id = path.name.removesuffix(_SUFFIX)
+            try:
+                found[id] = _load(path)
+            except FileNotFoundError:
+                pass  # withdrawn since it was listed
+            except ServerError as error:
+                found[id] = error
         return found
 
 
@@ -143,27 +193,35 @@ class FolderAnnouncement:
             temporary.replace(self._path)
         except OSError as error:
             raise ServerError(
-                f"{self._path}: cannot write the server's entry: {error}; free or mend the disk"
+                f"{self._path}: cannot write the server's entry: {error}; free or repair the disk"
             ) from error
 
     def withdraw(self) -> None:
         """Remove the entry, unless a restarted server has taken it over."""
         self._withdrawn = True
         with contextlib.suppress(OSError, ServerError):
-            if _load(self._path)["record"]["incarnation"] == self._record.incarnation:
+            if _load(self._path).record.incarnation == self._record.incarnation:
                 self._path.unlink()
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> _Entry:
+    """The entry in a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ServerError: the file cannot be read, or is damaged.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-        return {"record": data["record"], "ttl": float(data["ttl"]), "beat": data["beat"]}
+        return _Entry(ServerRecord.from_data(data["record"]), float(data["ttl"]), str(data["beat"]))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ServerError(
+    except OSError as error:
+        raise ServerError(f"{path}: cannot read the server's entry: {error}; make the file readable") from error
+    except (ValueError, KeyError, TypeError, ServerError) as error:
+        raise _DamagedError(
             f"{path}: found no entry of a server ({type(error).__name__}: {error}); allowed are files that servers "
-            "write; delete the file if nobody writes it"
+            f"write; readers delete the file after {REMOVAL_SECONDS:g} s unless a server writes it again"
         ) from error
 
 

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from archon_core.contracts.serving import RegistryChange
+from archon_core.contracts.server_registry import RegistryChange
 from archon_core.errors import ServerError
 from archon_core.serving.change_log import ChangeLog
 from archon_core.serving.record import ServerRecord
 
 
 class MemoryRegistry:
-    """Entries in this object; implements ``contracts.serving.ServerRegistry``.
+    """Entries in this object; implements ``contracts.server_registry.ServerRegistry``.
 
     Args:
         clock: seconds, never going back.

@@ -12,7 +12,7 @@ from pathlib import Path
 from archon_core.config.partial import read_part
 from archon_core.config.root import RootSchema
 from archon_core.config.rules import folder_name, option, path_or_id
-from archon_core.contracts.serving import NameResolveConfig, ServerRegistrySpec
+from archon_core.contracts.server_registry import NameResolveConfig, ServerRegistrySpec
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_core.serving.discovery import Discovery

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import ServerError, UncertainCallError
+from archon_core.errors import ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
 from archon_core.serving.http_client import call, call_async
 from archon_core.serving.manifest import WeightManifest
@@ -84,12 +84,8 @@ class ServedDriver:
         """The record of the server at ``address``; ``None`` while it does not answer."""
         try:
             answer = call(address, "GET", "/state", token=self._token, timeout=timeout)
-        except UncertainCallError:
+        except (UncertainCallError, UnreachableError):
             return None
-        except ServerError as error:
-            if "cannot connect" in str(error):
-                return None
-            raise
         return ServerRecord.from_data(answer.get("record"))
 
     async def generate(

@@ -21,13 +21,8 @@ from typing import Any
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import (
-    ClientRecipe,
-    ServerDriver,
-    ServerDriverSpec,
-    TransportContext,
-    WeightTransportSpec,
-)
+from archon_core.contracts.serving import ClientRecipe, ServerDriver, ServerDriverSpec
+from archon_core.contracts.weight_transport import TransportContext, WeightTransportSpec
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
@@ -36,10 +31,12 @@ from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.membership import TopologyDecision
-from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.pool import Pool
 from archon_rollout.pool.status_file import StatusFile
+from archon_rollout.pool.stopping import Stop, interrupting, never
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
@@ -68,6 +65,7 @@ class ServedEngine(ElasticHooks):
         folder: for logs of the servers; ``None`` for a temporary folder.
         options: the section of the kind of server, such as ``vllm``; ``None`` for its defaults.
         discovery: where servers that the run does not start are listed; ``None`` for nowhere.
+        stop: whether the user has asked the run to stop. It ends waits for servers.
 
     Attributes:
         decisions: what the engine chose.
@@ -77,6 +75,8 @@ class ServedEngine(ElasticHooks):
     Raises:
         ConfigError: this kind of server does not receive weights by ``rollout.weight_transport``.
         ServerError: on every rank, if a server cannot be started or reached.
+        KeyboardInterrupt: on every rank, if the user stopped the run while it waited for servers. Methods that publish
+            raise it, too.
     """
 
     def __init__(
@@ -87,13 +87,14 @@ class ServedEngine(ElasticHooks):
         folder: Path | None = None,
         options: Any = None,
         discovery: Discovery | None = None,
+        stop: Stop = never,
     ) -> None:
         table = backend_table((), inference_engines(registry()))
         self._layout = parse_layout(config.backend, backends=table, option="rollout.backend")
         self._kind = registry().get(ServerDriverSpec, self._layout.backend)
         transport, self.decisions = choose_transport(config.weight_transport, self._layout, self._kind, registry())
         self._config = replace(config, weight_transport=transport)
-        self._options = options
+        self._options, self._stop = options, stop
         self._trainer = trainer
         self._ranks = trainer.data_ranks.everyone
         self._paused = self._closed = False
@@ -109,7 +110,7 @@ class ServedEngine(ElasticHooks):
         self.topology = TopologyDecision(0)
         self.last_publication: Publication | None = None
         try:
-            with failing_together(self._ranks):
+            with interrupting(), failing_together(self._ranks):
                 if self._ranks.is_first:
                     folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
                     self._start(folder, discovery)
@@ -147,7 +148,10 @@ class ServedEngine(ElasticHooks):
             with failing_together(self._ranks):
                 if self._ranks.is_first:
                     missing = {n: request for n, request in enumerate(pending) if n not in answered}
-                    answered |= asyncio.run(self._ask(missing))
+                    assert self._client is not None
+                    assert self._pool is not None
+                    calls = {n: self._client.generate(request) for n, request in missing.items()}
+                    answered |= asyncio.run(answers_until_empty(self._pool, calls))
             if self._ranks.broadcast(len(answered) == len(pending)):
                 break
             self._publish()  # no server is left: wait for others, which need the weights
@@ -174,6 +178,8 @@ class ServedEngine(ElasticHooks):
     def update_weights(self, version: int) -> Mapping[str, float]:
         """Publish the trainer's weights, which have ``version``, to all servers, newcomers included.
 
+        Without an update and newcomers, nothing is published; the ranks still agree on the servers of the step.
+
         Returns:
             Metrics of the publication.
 
@@ -189,7 +195,9 @@ class ServedEngine(ElasticHooks):
         if version == self._version and not self._ranks.broadcast(
             self._pool is not None and self._pool.has_newcomers()
         ):
-            return {}
+            self._decide_unpublished()
+            if len(self.topology.members) >= self._config.min_servers:
+                return {"publish/servers": len(self.topology.members), "publish/failed": 0}
         return self._publish().metrics()
 
     def client_recipe(self) -> ClientRecipe:
@@ -244,11 +252,13 @@ class ServedEngine(ElasticHooks):
         if not self._config.addresses:  # also for servers that others start with it
             self._architecture = write_architecture(self._trainer, folder / "model")
         if self._config.starts_servers and self._architecture is not None:
-            self._processes = ServerProcesses(driver, self._layout, model=self._architecture, folder=folder)
+            self._processes = ServerProcesses(
+                driver, self._layout, model=self._architecture, folder=folder, stop=self._stop
+            )
             started = self._processes.start(timeout=self._config.setup_timeout)
         sources = build_sources(started, self._config, discovery, kind=self._kind.name)
         status_file = StatusFile(folder, self._config.health_check_interval_seconds)
-        self._pool = Pool(sources, driver, self._config, status_file=status_file)
+        self._pool = Pool(sources, driver, self._config, status_file=status_file, stop=self._stop)
         self._client = PoolClient(self._pool, driver, self._config)
         self._pool.start()
 
@@ -296,7 +306,7 @@ class ServedEngine(ElasticHooks):
         deadline = time.monotonic() + self._config.setup_timeout
         while True:
             receivers: list[ServerRecord] = []
-            with failing_together(self._ranks):
+            with interrupting(), failing_together(self._ranks):
                 if self._ranks.is_first:
                     receivers = self._wait_for_receivers()
             publication = self._publisher.publish(receivers, on_commit=self._switching)
@@ -325,32 +335,30 @@ class ServedEngine(ElasticHooks):
         assert self._pool is not None
         outcomes = {server.incarnation: "" for server in publication.committed}
         outcomes |= {one.server.incarnation: f"{one.phase}: {one.reason}" for one in publication.failed}
-        logger.info(publication.describe())
         self._pool.committed(publication.version, outcomes)
-        decision = self._pool.decide()
-        if decision.changed:
-            level = logging.WARNING if decision.evicted else logging.INFO
-            logger.log(level, "servers of epoch %d: %s", decision.epoch, decision.reason)
+        decision = self._decide()
+        # A report per step would hide the rest of the log; the metrics have its numbers.
+        unusual = decision.joined or publication.failed
+        logger.log(logging.INFO if unusual else logging.DEBUG, publication.describe())
         if late and len(decision.members) < self._config.min_servers:
             raise TrainingError(self._pool.explain_lack(len(decision.members)))
         return decision
 
-    async def _ask(self, requests: dict[int, GenerationRequest]) -> dict[int, list[Completion]]:
-        """The completions of the requests that end before no server is left."""
-        assert self._client is not None
+    def _decide_unpublished(self) -> None:
+        """Agree on the servers of a step that publishes nothing."""
+        with failing_together(self._ranks):
+            if self._ranks.is_first:
+                self.topology = self._decide()
+        self.topology = self._ranks.broadcast(self.topology)
+
+    def _decide(self) -> TopologyDecision:
+        """The servers of the step; rank 0 only."""
         assert self._pool is not None
-        tasks = {n: asyncio.create_task(self._client.generate(request)) for n, request in requests.items()}
-        waiting = set(tasks.values())
-        try:
-            while waiting and not self._pool.is_empty():
-                done, waiting = await asyncio.wait(waiting, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-                for task in done:
-                    task.result()
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        return {n: task.result() for n, task in tasks.items() if not task.cancelled()}
+        decision = self._pool.decide()
+        if decision.changed:
+            level = logging.WARNING if decision.evicted else logging.INFO
+            logger.log(level, "servers of epoch %d: %s", decision.epoch, decision.reason)
+        return decision
 
 
 def _without_texts(request: GenerationRequest) -> GenerationRequest:

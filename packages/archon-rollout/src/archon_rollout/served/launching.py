@@ -17,13 +17,14 @@ from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import ConfigError, ServerError, UncertainCallError
 from archon_core.layout import Layout
 from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.stopping import Stop, StoppedError, never
 from archon_rollout.served import guard
 from archon_rollout.served.model_files import Architecture
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
 LONGEST_POLL_SECONDS = 1.0
-"""Servers that take minutes to start are asked less often: a tenth of the time that has passed."""
+"""Servers that take minutes to start are polled less often: after a tenth of the time that has passed."""
 
 ANSWER_SECONDS = 10.0
 """Time limit of one question whether a server is ready."""
@@ -58,6 +59,7 @@ class ServerProcesses:
         frozen: whether they keep the weights of the model's folder.
         option: section of the servers, for messages.
         devices_before: devices of this machine after the trainer's that other servers use.
+        stop: whether the user has asked the run to stop.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class ServerProcesses:
         frozen: bool = False,
         option: str = "rollout",
         devices_before: int = 0,
+        stop: Stop = never,
     ) -> None:
         self._driver = driver
         self._layout = layout
@@ -78,6 +81,7 @@ class ServerProcesses:
         self._frozen = frozen
         self._option = option
         self._devices_before = devices_before
+        self._stop = stop
         self._processes: list[_Process] = []
 
     def start(self, *, timeout: float) -> list[ServerRecord]:
@@ -85,6 +89,7 @@ class ServerProcesses:
 
         Raises:
             ServerError: a server ended, or was not ready within ``timeout`` seconds. All are stopped then.
+            StoppedError: the user stopped the run.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
@@ -153,6 +158,8 @@ class ServerProcesses:
                 record = self._driver.ready(process.address, timeout=ANSWER_SECONDS)
                 if record is not None:
                     return record
+            if self._stop():
+                raise StoppedError(f"stopped while {self._option} server {index} started")
             passed = time.monotonic() - start
             if passed > timeout:
                 raise ServerError(

@@ -1,4 +1,4 @@
-"""Where a run's servers come from: those that it starts, ``rollout.addresses``, and those that announce themselves."""
+"""Sources of a run's servers: the run starts them, ``rollout.addresses`` lists them, or they announce themselves."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from archon_core.contracts.rollout import RolloutConfig
-from archon_core.contracts.serving import ServerRegistry
+from archon_core.contracts.server_registry import ServerRegistry
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources

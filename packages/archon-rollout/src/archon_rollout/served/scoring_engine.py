@@ -19,7 +19,8 @@ from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.rollout import RolloutConfig, ScoredModel
-from archon_core.contracts.serving import ServerDriver, ServerDriverSpec, ServerRegistry
+from archon_core.contracts.server_registry import ServerRegistry
+from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
 from archon_core.errors import ConfigError, ServerError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
@@ -27,8 +28,10 @@ from archon_core.plugins.inference_engines import inference_engines
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
 from archon_core.serving.scores import Scores, ScoringRequest
+from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.pool import Pool
+from archon_rollout.pool.stopping import Stop, interrupting, never
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.frozen_driver import FrozenDriver
@@ -62,17 +65,19 @@ class ScoringServers:
         folder: Path,
         options: Any = None,
         devices_before: int = 0,
+        stop: Stop = never,
     ) -> None:
         # The weights never change, and this transport needs nothing inside foreign servers.
         self._config = config = replace(config, weight_transport="disk")
         self._model, self._option, self._ranks = model, option, ranks
+        self._stop = stop
         self._processes: ServerProcesses | None = None
         self._pool: Pool | None = None
         self._client: PoolClient | None = None
         self._driver: FrozenDriver | None = None
         self._started: frozenset[str] = frozenset()
         try:
-            with failing_together(ranks):
+            with interrupting(), failing_together(ranks):
                 if ranks.is_first:
                     self._start(folder, options, devices_before)
         except BaseException:
@@ -84,7 +89,7 @@ class ScoringServers:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``ScoringEngine``."""
         rows: list[list[float]] = []
-        with failing_together(self._ranks):
+        with interrupting(), failing_together(self._ranks):
             if self._ranks.is_first:
                 rows = self._score(list(requests_of(sequences, self._model)))
         return self._ranks.broadcast(rows)
@@ -127,12 +132,13 @@ class ScoringServers:
                 frozen=True,
                 option=option,
                 devices_before=devices_before,
+                stop=self._stop,
             )
             servers = MemoryRegistry()
             for record in self._processes.start(timeout=config.setup_timeout):
                 servers.announce(record.incarnation, record, ttl=math.inf)
                 self._started |= {record.incarnation}
-        self._pool = Pool(servers, self._driver, config, section=option)
+        self._pool = Pool(servers, self._driver, config, section=option, stop=self._stop)
         self._client = PoolClient(self._pool, self._driver, config, section=option)
         self._pool.start()
         refused = [reason for reason in self._admit_newcomers().values() if reason]
@@ -209,21 +215,11 @@ class ScoringServers:
             async with places:
                 return await client.score(request)
 
-        tasks = {n: asyncio.create_task(ask(request)) for n, request in requests.items()}
-        waiting = set(tasks.values())
         try:
-            while waiting and not pool.is_empty():
-                done, waiting = await asyncio.wait(waiting, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
-                for task in done:
-                    task.result()
+            return await answers_until_empty(pool, {n: ask(request) for n, request in requests.items()})
         except ServerError:
             self._check_processes()  # the end of a server's log says more
             raise
-        finally:
-            for task in waiting:
-                task.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
-        return {n: task.result() for n, task in tasks.items() if task.done() and not task.cancelled()}
 
     def _identity_decisions(self, addresses: Sequence[str]) -> list[Decision]:
         if not addresses:

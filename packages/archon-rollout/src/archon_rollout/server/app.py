@@ -29,6 +29,7 @@ from archon_core.serving.update import BucketNotice, UpdatePlan
 from archon_core.serving.wire import to_data
 from archon_rollout.server.decode_thread import ScoringTicket, Ticket
 from archon_rollout.server.service import ConflictError, Service, UnavailableError, error_data
+from archon_rollout.server.weight_copies import OtherModelError
 from archon_rollout.server.wire import check_fields, completion_data, parse_generate, parse_score
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def answers_errors(handler: Handler) -> Handler:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         except UnavailableError as error:
             return JSONResponse(error_data(error), 503)
-        except ConflictError as error:
+        except (ConflictError, OtherModelError) as error:
             return JSONResponse(error_data(error), 409)
         except ServerError as error:
             return JSONResponse(error_data(error), 500)
@@ -130,7 +131,9 @@ async def scores_of(request: Request, service: Service, ticket: ScoringTicket) -
 
 async def _answers(request: Request, service: Service, tickets: Sequence[Any]) -> list[Any]:
     results = asyncio.gather(*(asyncio.wrap_future(ticket.answer) for ticket in tickets))
-    gone = asyncio.ensure_future(_disconnected(request))
+    # Nobody awaits it after a disconnect; asyncio logs an exception that nobody has looked at, with a traceback.
+    results.add_done_callback(lambda done: done.cancelled() or done.exception())
+    gone = asyncio.ensure_future(disconnected(request))
     try:
         await asyncio.wait((results, gone), return_when=asyncio.FIRST_COMPLETED)
         if not results.done():
@@ -143,7 +146,8 @@ async def _answers(request: Request, service: Service, tickets: Sequence[Any]) -
         service.cancel(tickets)
 
 
-async def _disconnected(request: Request) -> None:
+async def disconnected(request: Request) -> None:
+    """Return when the caller closes the connection. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from archon_core import assemble
 from archon_core.contracts.engine import TrainEngine, TrainEngineSpec
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout import Layout, backend_table, parse_layout
+from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.models.end_tokens import EndTokens, end_tokens, folder_ends
 from archon_core.plugins import registry
 from archon_core.serving.scores import ServedModelInfo
@@ -54,6 +56,20 @@ class ServedModel:
             return cls(name, config, None)
         folder = checkpoint_folder(name)
         return cls(name, ArchonEngineConfig(path=str(folder), dtype=dtype, optimizer=None, archon=options), folder)
+
+    def check_layout(self, layout: Layout) -> None:
+        """Check that the ranks can share the attention heads. The engine checks other sizes when it loads the model.
+
+        Raises:
+            LayoutError: they cannot.
+        """
+        described: Any = self.config.model_config
+        if self.folder is not None:
+            with suppress(OSError, ValueError):  # loading it explains what is wrong with it
+                described = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+        n_heads = described.get("num_attention_heads") if isinstance(described, dict) else None
+        if isinstance(n_heads, int) and n_heads > 0:
+            check_sizes(ShardedExtents({"attention heads": n_heads}, n_heads), layout, option="--layout")
 
     def load(self, layout: Layout) -> TrainEngine:
         """The engine with the model's weights. Collective over the ranks of the layout."""

@@ -14,7 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -23,7 +23,7 @@ from archon_core.errors import ArchonError
 from archon_core.serving.token_versions import spans_of
 from archon_core.serving.wire import to_data
 from archon_rollout.decode_rows import NewToken
-from archon_rollout.server.app import answers_errors, completions_of, read_json
+from archon_rollout.server.app import answers_errors, completions_of, disconnected, read_json
 from archon_rollout.server.decode_thread import Ticket
 from archon_rollout.server.openai_text import TextSide, TextStream
 from archon_rollout.server.openai_wire import TextCall, parse_chat, parse_completion
@@ -118,13 +118,16 @@ class _Generation:
             self._tickets[place].completions.add_done_callback(self._sender(place))
 
     async def pieces(self, request: Request | None = None) -> AsyncIterator[Piece]:
-        """The pieces of all choices. Closing the iterator aborts what is unfinished."""
+        """The pieces of all choices. Closing the iterator aborts what is unfinished.
+
+        Raises:
+            ClientDisconnect: the caller of ``request`` closed the connection.
+        """
         remaining = set(self._tickets)
+        gone = asyncio.ensure_future(disconnected(request)) if request is not None else None
         try:
             while remaining:
-                if request is not None and await request.is_disconnected():
-                    return
-                place, event = await self._events.get()
+                place, event = await self._next_event(gone)
                 if isinstance(event, Future):
                     remaining.discard(place)
                     for number, completion in enumerate(event.result()):
@@ -140,7 +143,22 @@ class _Generation:
                     if stream.is_stopped:
                         self._service.cancel([self._tickets[place]])
         finally:
+            if gone is not None:
+                gone.cancel()
             self._service.cancel([*self._tickets.values()])
+
+    async def _next_event(self, gone: asyncio.Future[None] | None) -> tuple[int, Any]:
+        """The next event. Raises ClientDisconnect if ``gone`` is done before it."""
+        if gone is None:
+            return await self._events.get()
+        event = asyncio.ensure_future(self._events.get())
+        try:
+            await asyncio.wait((event, gone), return_when=asyncio.FIRST_COMPLETED)
+            if not event.done():
+                raise ClientDisconnect
+            return event.result()
+        finally:
+            event.cancel()
 
     def _last(self, place: int, number: int, completion: Completion) -> Piece:
         stream = self._streams[place, number]

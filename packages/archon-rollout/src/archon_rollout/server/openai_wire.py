@@ -65,6 +65,9 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Fields of OpenAI that this server does not implement, with the values that ask for nothing."""
 
+MAX_CHOICES = 128
+"""Largest ``n``, as OpenAI has it."""
+
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's default of ``max_tokens`` for completions."""
 
@@ -106,7 +109,7 @@ def parse_completion(data: Any, text: TextSide) -> TextCall:
         body,
         [_prompt(prompt, text) for prompt in _prompts(body["prompt"])],
         text,
-        max_tokens=body.get("max_tokens"),
+        max_tokens=_limit(body, "max_tokens"),
         default=DEFAULT_COMPLETION_TOKENS,
         logprobs=body.get("logprobs") is not None,
         is_chat=False,
@@ -121,12 +124,12 @@ def parse_chat(data: Any, text: TextSide) -> TextCall:
     for message in body["messages"]:
         if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
             raise DataError("chat: messages: allowed are objects with a 'role' and a 'content' of text")
-    new_tokens = body.get("max_completion_tokens")
+    field = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     return _call(
         body,
         [text.encode_chat(body["messages"])],
         text,
-        max_tokens=body.get("max_tokens") if new_tokens is None else new_tokens,
+        max_tokens=_limit(body, field),
         default=None,
         logprobs=bool(body.get("logprobs")),
         is_chat=True,
@@ -176,6 +179,8 @@ def _call(
     if "" in stops:
         raise DataError("stop: found an empty text; allowed are texts of at least one character")
     n_samples = 1 if body.get("n") is None else body["n"]
+    if not 1 <= n_samples <= MAX_CHOICES:
+        raise DataError(f"n: found {n_samples}; allowed are 1 to {MAX_CHOICES}; send several requests for more")
     seed = secrets.randbits(48) if body.get("seed") is None else body["seed"]
     temperature = 1.0 if body.get("temperature") is None else body["temperature"]
     end_ids = list(dict.fromkeys([*text.end_ids, *(body.get("stop_token_ids") or ())]))
@@ -201,6 +206,13 @@ def _call(
         logprobs,
         is_chat,
     )
+
+
+def _limit(body: Mapping[str, Any], field: str) -> int | None:
+    limit = body.get(field)
+    if limit is not None and limit < 1:
+        raise DataError(f"{field}: found {limit}; allowed are numbers from 1; leave it out for the default")
+    return limit
 
 
 def _room(prompt: tuple[int, ...], text: TextSide, max_tokens: int | None, default: int | None) -> int:

@@ -99,6 +99,7 @@ def serve(options: ServeOptions) -> None:
     """
     _log_to_stderr()
     end_with(os.environ.get(PARENT))
+    options.model.check_layout(options.layout)
     listener = bind(options.host, options.port)
     followers: list[subprocess.Popen[str]] = []
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from archon_core.contracts.engine import TrainEngine
-from archon_core.contracts.serving import WeightReceiver, WeightTransportSpec
+from archon_core.contracts.weight_transport import WeightReceiver, WeightTransportSpec
 from archon_core.errors import ServerError
 from archon_core.plugins import registry
 from archon_core.receiving.updates import WeightUpdates
@@ -27,7 +27,7 @@ RECEIVE_SECONDS = 600.0
 
 
 class EngineCopies:
-    """Two engines of one model; implements ``contracts.serving.WeightStore``.
+    """Two engines of one model; implements ``contracts.weight_transport.WeightStore``.
 
     Args:
         active: the initialised engine to start with.
@@ -90,6 +90,10 @@ class EngineCopies:
         return self._standby
 
 
+class OtherModelError(ServerError):
+    """An update of another model: sending it again cannot succeed."""
+
+
 class ServedWeights:
     """The weights of a server with their versions, and the updates that it receives.
 
@@ -122,7 +126,8 @@ class ServedWeights:
         """Start an update.
 
         Raises:
-            ServerError: as ``WeightUpdates.begin``; or the plan is for another model or an older version.
+            ServerError: as ``WeightUpdates.begin``; or the plan is for an older version.
+            OtherModelError: the plan is for another model.
         """
         if plan.version < self.version:
             raise ServerError(
@@ -145,7 +150,7 @@ class ServedWeights:
         wrong = [name for name in {**ours, **sent} if ours.get(name) != sent.get(name)]
         if wrong:
             name = wrong[0]
-            raise ServerError(
+            raise OtherModelError(
                 f"update: found {name!r} with shape {sent.get(name)}; this server's model has {ours.get(name)}, and "
                 f"{len(wrong)} such differences in all; publish the model that the server runs"
             )

@@ -21,6 +21,10 @@ OPTIONS = get_type_hints(GenerationConfig)
 """Sampling options and their types."""
 
 
+MAX_SAMPLES = 4096
+"""Largest number of samples of one request."""
+
+
 @dataclass(frozen=True)
 class GenerateCall:
     """The body of ``POST /generate``.
@@ -81,6 +85,10 @@ def _parse_request(data: Any, where: str) -> GenerationRequest:
     known = {"prompt_ids": list[int], "seeds": list[int], **OPTIONS}
     body = dict(check_fields(data, known, where=where, required=("prompt_ids", "seeds")))
     prompt, seeds = tuple(body.pop("prompt_ids")), tuple(body.pop("seeds"))
+    if len(seeds) > MAX_SAMPLES:
+        raise DataError(
+            f"{where}: seeds: found {len(seeds)}; allowed are at most {MAX_SAMPLES}; divide the samples among requests"
+        )
     return GenerationRequest(prompt, GenerationConfig(**{"n_samples": len(seeds), **body}), seeds)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core.contracts.serving import (
+from archon_core.contracts.weight_transport import (
     BucketMemory,
     Outcome,
     TransportContext,
@@ -46,7 +46,7 @@ def distributed_transport(context: TransportContext) -> WeightTransport:
 
 
 class BroadcastTransport(DistributedTransport):
-    """Implements ``contracts.serving.WeightTransport``.
+    """Implements ``contracts.weight_transport.WeightTransport``.
 
     Args:
         context: what all transports are made from.
@@ -90,7 +90,7 @@ class BroadcastTransport(DistributedTransport):
         return None if self._device == "cpu" else self._buffer
 
     def _buffer(self, index: int, n_bytes: int) -> Tensor:
-        """Implements ``contracts.serving.BucketMemory``."""
+        """Implements ``contracts.weight_transport.BucketMemory``."""
         if not self._buffers or self._buffers[0].numel() < n_bytes:
             self._buffers = [torch.empty(n_bytes, dtype=torch.uint8, device=self._device) for _ in range(2)]
         return self._buffers[index % 2]
@@ -156,8 +156,8 @@ class BroadcastTransport(DistributedTransport):
     def _send_again(
         self, servers: Sequence[ServerRecord], notice: BucketNotice, outcomes: Mapping[str, Outcome], reason: str
     ) -> dict[str, Outcome]:
-        """Send a bucket to those that did not get it, over pairs. A server that did not answer is out: it may be in the
-        old group still."""
+        """Send a bucket over pairs to the servers that did not get it. A server that did not answer is out: it may be
+        in the old group still."""
         again = [one for one in servers if outcomes[one.incarnation].error and not outcomes[one.incarnation].uncertain]
         logger.warning(
             "the broadcast of bucket %d of version %d failed (%s); the rest is sent to each server alone",

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from archon_core.contracts.serving import TransportContext, WeightBucket
+from archon_core.contracts.weight_transport import TransportContext, WeightBucket
 from archon_core.errors import ServerError
 from archon_core.serving.manifest import WeightManifest, plan_buckets
 from archon_core.serving.update import BucketNotice
@@ -33,7 +33,7 @@ INDEX_FILE = "model.safetensors.index.json"
 
 
 class DiskTransport(NotifyingTransport):
-    """Implements ``contracts.serving.WeightTransport``.
+    """Implements ``contracts.weight_transport.WeightTransport``.
 
     Raises:
         ServerError: the context has no folder.

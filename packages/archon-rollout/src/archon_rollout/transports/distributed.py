@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 import torch
 
-from archon_core.contracts.serving import TransportContext, WeightBucket
+from archon_core.contracts.weight_transport import TransportContext, WeightBucket
 from archon_core.errors import ServerError, TransferError
 from archon_core.receiving.elastic_group import SENDER, Group, GroupSetup, Sending, join_as, leave
 from archon_core.receiving.shared_memory import view_tensor
@@ -37,7 +38,7 @@ SLOWER = 4.0
 
 
 class DistributedTransport(NotifyingTransport):
-    """Implements ``contracts.serving.WeightTransport``.
+    """Implements ``contracts.weight_transport.WeightTransport``.
 
     Args:
         context: what all transports are made from.
@@ -50,13 +51,15 @@ class DistributedTransport(NotifyingTransport):
         super().__init__(context)
         self._store = StoreProcess() if store is None else store
         self._partners = ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="distributed-partner")
-        self._epoch = 0
+        self._epoch = self._left_epoch = 0
+        self._keeping = Lock()
         self._pairs: dict[str, GroupSetup] = {}
         self._groups: dict[str, Group] = {}
         # gloo reads from the memory of a message until its group is gone, also if nobody waits for it.
         self._sendings: dict[str, Sending] = {}
         self._content = torch.empty(0, dtype=torch.uint8)
-        self._measured_bytes = 0
+        self._measured_bytes = self._measured_version = -1
+        self._measuring = Lock()
         self._seconds_per_byte = 0.0
         self._store.start()
 
@@ -98,9 +101,9 @@ class DistributedTransport(NotifyingTransport):
 
     def _begin(self, server: ServerRecord, plan: UpdatePlan) -> None:
         # Each end waits for the other, so the call and this end's part run together.
-        joining = self._partners.submit(join_as, self._pairs[server.incarnation], SENDER)
+        joining = self._partners.submit(self._join, self._epoch, server, self._pairs[server.incarnation])
         self._call_to_begin(server, plan)
-        self._groups[server.incarnation] = joining.result()
+        joining.result()
 
     def _place(self, bucket: WeightBucket, notice: BucketNotice) -> Mapping[str, Any]:
         if bucket.content is not None:
@@ -118,13 +121,13 @@ class DistributedTransport(NotifyingTransport):
         limit, start = self._time_limit(notice), time.perf_counter()
         setup = self._pairs[server.incarnation]
         if server.incarnation in self._groups:
-            sending = self._start_sending(server, setup, notice, limit)
+            sending = self._start_sending(self._groups[server.incarnation], server, setup, notice, limit)
             receipt = self._call_to_receive(server, notice, limit)
         else:
             groups = {server.incarnation: setup.as_data()}
             joined = replace(notice, place={**notice.place, "groups": groups})
             # Each end waits for the other to join, so the call and this end's part run together.
-            joining = self._partners.submit(self._join_and_send, server, setup, notice, limit)
+            joining = self._partners.submit(self._join_and_send, self._epoch, server, setup, notice, limit)
             receipt = self._call_to_receive(server, joined, limit)
             sending = joining.result()
         # The receipt has the checksums of what arrived; this end's own impression adds nothing.
@@ -138,20 +141,43 @@ class DistributedTransport(NotifyingTransport):
         timeout = min(self._context.timeout, limit) + LEAST_SECONDS
         return self._context.driver.receive_bucket(server, notice, timeout=timeout)
 
-    def _start_sending(self, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, limit: float) -> Sending:
-        group, size = self._groups[server.incarnation], setup.message_bytes
-        sending = Sending(group, self._content, timeout=limit, runs=notice.runs, message_bytes=size)
+    def _start_sending(
+        self, group: Group, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, limit: float
+    ) -> Sending:
+        sending = Sending(group, self._content, timeout=limit, runs=notice.runs, message_bytes=setup.message_bytes)
         self._sendings[server.incarnation] = sending
         return sending
 
-    def _join_and_send(self, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, limit: float) -> Sending:
-        self._groups[server.incarnation] = join_as(setup, SENDER, timeout=limit)
-        return self._start_sending(server, setup, notice, limit)
+    def _join_and_send(
+        self, epoch: int, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, limit: float
+    ) -> Sending:
+        return self._start_sending(self._join(epoch, server, setup, limit), server, setup, notice, limit)
+
+    def _join(self, epoch: int, server: ServerRecord, setup: GroupSetup, limit: float | None = None) -> Group:
+        """Join a pair, and keep it until the groups of its epoch are left.
+
+        Raises:
+            ServerError: they were left meanwhile: the call to the server failed, and nobody waits for the pair.
+        """
+        group = join_as(setup, SENDER, timeout=limit)
+        with self._keeping:
+            if epoch > self._left_epoch:
+                self._groups[server.incarnation] = group
+                return group
+        leave(group)
+        raise ServerError(f"server {server.address} joined a group of epoch {epoch}, which was left before")
 
     def _measure(self, notice: BucketNotice, seconds: float) -> None:
-        if notice.n_bytes >= max(1, self._measured_bytes):  # small buckets measure latency
-            self._measured_bytes = notice.n_bytes
-            self._seconds_per_byte = seconds / notice.n_bytes
+        """Note how long a bucket took; of the servers that receive one version, the slowest counts."""
+        if not notice.n_bytes:
+            return
+        measured = (notice.version, notice.n_bytes)
+        with self._measuring:
+            if notice.n_bytes < self._measured_bytes:  # small buckets measure latency
+                return
+            slowest = self._seconds_per_byte if measured == (self._measured_version, self._measured_bytes) else 0.0
+            self._seconds_per_byte = max(slowest, seconds / notice.n_bytes)
+            self._measured_version, self._measured_bytes = measured
 
     def _time_limit(self, notice: BucketNotice) -> float:
         """Time limit of a transfer, in seconds."""
@@ -164,10 +190,11 @@ class DistributedTransport(NotifyingTransport):
         self._leave_groups()
 
     def _leave_groups(self) -> None:
-        for group in self._groups.values():
+        with self._keeping:
+            self._left_epoch, groups = self._epoch, self._groups
+            self._groups, self._sendings = {}, {}
+        for group in groups.values():
             leave(group)
-        self._groups = {}
-        self._sendings = {}
 
 
 def address_towards(address: str) -> str:

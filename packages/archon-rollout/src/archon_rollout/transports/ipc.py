@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from archon_core.contracts.serving import BucketMemory, TransportContext, WeightBucket
+from archon_core.contracts.weight_transport import BucketMemory, TransportContext, WeightBucket
 from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.arena import SLOTS
 from archon_core.serving.manifest import WeightManifest, plan_buckets, size_of_bucket
@@ -24,7 +24,7 @@ from archon_rollout.transports.notifying import NotifyingTransport
 
 
 class IpcTransport(NotifyingTransport):
-    """Implements ``contracts.serving.WeightTransport``.
+    """Implements ``contracts.weight_transport.WeightTransport``.
 
     Raises:
         ServerError: there is no CUDA device.

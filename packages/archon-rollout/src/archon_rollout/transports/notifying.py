@@ -8,7 +8,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from archon_core.contracts.serving import BucketMemory, Outcome, TransportContext, WeightBucket
+from archon_core.contracts.weight_transport import (
+    BucketMemory,
+    Outcome,
+    TransportContext,
+    WeightBucket,
+)
 from archon_core.errors import ServerError
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import ServerRecord
@@ -24,7 +29,7 @@ class Pending:
 
 
 class NotifyingTransport(ABC):
-    """Implements ``contracts.serving.WeightTransport``, except for where the bytes are placed."""
+    """Implements ``contracts.weight_transport.WeightTransport``, except for where the bytes are placed."""
 
     name: str
 

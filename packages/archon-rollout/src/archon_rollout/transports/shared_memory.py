@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from archon_core.contracts.serving import BucketMemory, TransportContext, WeightBucket
+from archon_core.contracts.weight_transport import BucketMemory, TransportContext, WeightBucket
 from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.arena import SLOTS, ArenaHeader, SlotPlace, SlotState, begin_writing, end_writing
 from archon_core.serving.arena_file import Arena, create_arena, sweep_arenas
@@ -24,7 +24,7 @@ from archon_rollout.transports.notifying import NotifyingTransport
 
 
 class SharedMemoryTransport(NotifyingTransport):
-    """Implements ``contracts.serving.WeightTransport``."""
+    """Implements ``contracts.weight_transport.WeightTransport``."""
 
     name = "shm"
 
@@ -71,7 +71,7 @@ class SharedMemoryTransport(NotifyingTransport):
         return SlotPlace(self._arena.name, slot, generation).as_data()
 
     def _open_slot(self, index: int, n_bytes: int) -> torch.Tensor:
-        """Mark the slot of a bucket as being written; implements ``contracts.serving.BucketMemory``."""
+        """Mark the slot of a bucket as being written; implements ``contracts.weight_transport.BucketMemory``."""
         assert self._arena is not None, "prepare() comes first"
         slot = index % SLOTS
         # The slot is free: at most one bucket is pending, and it is in the other slot. A server that did not answer for

@@ -6,14 +6,23 @@ process apart, groups come and go around it. It ends when the trainer that start
 
 from __future__ import annotations
 
+import select
 import subprocess
 import sys
+import threading
+import time
 from datetime import timedelta
 from typing import Protocol
 
 from archon_core.errors import ServerError
 
 START_SECONDS = 60.0
+
+CLOSING_SECONDS = 1.0
+"""Time in which members that wait in the store notice that it closes."""
+
+COMMAND = ("-P", "-m", __name__)
+"""-P: a ``torch.py`` in the working folder is not imported."""
 
 
 class Store(Protocol):
@@ -42,7 +51,7 @@ class StoreProcess:
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
             )
 
     @property
@@ -50,12 +59,18 @@ class StoreProcess:
         """The port of the store on this host; starts the process if necessary.
 
         Raises:
-            ServerError: the process does not start.
+            ServerError: the process does not start, or does not listen within ``START_SECONDS``.
         """
         self.start()
         assert self._process is not None
         if not self._port:
             assert self._process.stdout is not None
+            if not select.select([self._process.stdout], [], [], START_SECONDS)[0]:
+                self.close()
+                raise ServerError(
+                    "weight transport distributed: the process of its store did not listen within "
+                    f"{START_SECONDS:g} s; check the load of this host"
+                )
             line = self._process.stdout.readline().strip()
             if not line.isdigit():
                 self.close()
@@ -67,25 +82,32 @@ class StoreProcess:
         return self._port
 
     def close(self) -> None:
-        """End the process. Idempotent."""
-        if self._process is not None:
-            for stream in (self._process.stdin, self._process.stdout):
-                if stream is not None:
-                    stream.close()
-            self._process.kill()
-            self._process.wait()
-            self._process, self._port = None, 0
+        """End the process, which takes ``CLOSING_SECONDS`` more if members may wait in it. Idempotent."""
+        process, was_used = self._process, self._port != 0
+        if process is None:
+            return
+        self._process, self._port = None, 0
+        if not was_used:
+            process.kill()
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        threading.Thread(target=process.wait, name="store-end", daemon=True).start()
 
 
 def main() -> None:
     """Serve until standard input ends."""
     import torch.distributed as dist
 
+    from archon_core.receiving.elastic_group import CLOSING
+
     store = dist.TCPStore(
         "127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=START_SECONDS), wait_for_workers=False
     )
     print(store.port, flush=True)
     sys.stdin.read()
+    store.set(CLOSING, "")
+    time.sleep(CLOSING_SECONDS)
 
 
 if __name__ == "__main__":

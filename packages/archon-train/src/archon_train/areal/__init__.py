@@ -1,8 +1,8 @@
 """AReaL's dialect: translates AReaL's YAML files, raw tree to raw tree, by the tables in ``keys`` and ``rules``.
 
 ``facts`` knows AReaL's options, ``composition`` reads the files that a file builds on, ``names`` replaces option names,
-``meaning``, ``megatron`` and ``removed_names`` translate values, and ``ignored`` judges options that Archon does not
-have. Options that a plugin declares are left alone.
+``meaning``, ``megatron``, ``removed_names`` and ``weight_updates`` translate values, and ``ignored`` and
+``server_sections`` judge options that Archon does not have. Options that a plugin declares are left alone.
 """
 
 from __future__ import annotations

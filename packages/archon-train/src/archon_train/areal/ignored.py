@@ -19,6 +19,7 @@ from archon_train.areal.facts import (
     unknown_below,
 )
 from archon_train.areal.keys import RENAMED, SECTIONS, fits
+from archon_train.areal.raw_options import is_override
 from archon_train.areal.rules import IGNORED, SCRIPT_OPTIONS, SCRIPT_REASON, Ignored
 
 TYPO = 0.8
@@ -119,8 +120,7 @@ def _judge_script_option(path: str, node: RawNode) -> Verdict:
 
 
 def _is_overridden(node: RawNode) -> bool:
-    sources = [node.source, *(child.source for _, child in walk(node))]
-    return any(source.startswith("override ") for source in sources)
+    return any(map(is_override, (node, *(child for _, child in walk(node)))))
 
 
 def _is_null_by_default(found: tuple[Fact, ...]) -> bool:

@@ -7,14 +7,15 @@ from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, prune
 from archon_core.config.typed import Problem, knows
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
-from archon_core.errors import ConfigError, did_you_mean
+from archon_core.errors import ConfigError
 from archon_train.areal.allocation_mode import allocation_mode_decision
 from archon_train.areal.defaults import WITHOUT_SAMPLING, fill_in_defaults
-from archon_train.areal.facts import facts, names_in, unknown_below
+from archon_train.areal.facts import facts
 from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
-from archon_train.areal.raw_options import text_of, with_text
+from archon_train.areal.raw_options import is_override, text_of, with_text
 from archon_train.areal.removed_names import translate_removed
+from archon_train.areal.server_sections import take_unknown_server_options
 from archon_train.areal.weight_updates import translate_weight_updates
 from archon_train.vision import explain_visual
 
@@ -26,10 +27,6 @@ ADAM = {
 
 REGISTRIES = {"nfs": "folder", "etcd3": "etcd"}
 """AReaL's names of registries -> Archon's."""
-
-
-SERVERS = ("sglang", "vllm")
-"""Sections with the options of servers."""
 
 RECOVERY_MODES = {
     "auto": "trainer.auto_resume",
@@ -60,6 +57,7 @@ def translate(tree: RawMapping) -> Translation:
         _optimizers,
         _algorithm,
         _dynamic_sampling,
+        _without_validation,
         _dataset,
         _saving,
         _recover,
@@ -83,29 +81,22 @@ def fill_in(tree: RawMapping, schema: type) -> Translation:
     tree = fill_in_defaults(tree, schema, decisions)
     tree = translate_removed(tree, schema, decisions)
     path = text_of(tree, "data.path")
+    unused = {
+        "reward": text_of(tree, "algorithm") in WITHOUT_SAMPLING,
+        "data.hf.validation_split": not _evaluates(tree),
+    }
     for option, value in DATASETS.get(path, {}).items():
-        is_used = option != "reward" or text_of(tree, "algorithm") not in WITHOUT_SAMPLING
-        if is_used and tree.get(option) is None and knows(schema, option):
+        if not unused.get(option, False) and tree.get(option) is None and knows(schema, option):
             tree = with_text(tree, option, value)
             reason = DATASET_REASONS.get(option, f"AReaL's choice for {path}")
             decisions.append(Decision(option, "left out", value, reason))
-    tree, problems = _unknown_server_options(tree, schema)
+    tree, problems = take_unknown_server_options(tree, schema)
     return Translation(tree, tuple(decisions), problems)
 
 
-def _unknown_server_options(tree: RawMapping, schema: type) -> tuple[RawMapping, tuple[Problem, ...]]:
-    """``tree`` without the options of servers that neither AReaL nor an installed driver has, and an error for each.
-
-    Without this check, a section of a server that is not installed or not used would hide misspelt names.
-    """
-    problems = {}
-    for section in SERVERS:
-        node = tree.get(section)
-        for option, child in unknown_below(section, node) if node is not None else ():
-            if not knows(schema, option):
-                hint = did_you_mean(option.partition(".")[2], names_in(section))
-                problems[option] = Problem(child.source, f"unknown option {option}{hint}")
-    return prune(tree, lambda path, _: path in problems), tuple(problems.values())
+def _evaluates(tree: RawMapping) -> bool:
+    """Whether the file has held-out data."""
+    return isinstance(tree.get("valid_dataset"), RawMapping) or tree.get("data.validation_path") is not None
 
 
 def _refuse_images(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
@@ -189,6 +180,15 @@ def _dynamic_sampling(tree: RawMapping, decisions: list[Decision]) -> RawMapping
         reason = "AReaL only leaves groups out, as dynamic_bs=true does"
         decisions.append(Decision(option, "true", "true, and further prompts fill the batch", reason))
     return tree
+
+
+def _without_validation(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    """The override ``valid_dataset=null`` also removes what the file's ``valid_dataset`` was renamed to."""
+    section = tree.get("valid_dataset")
+    if not isinstance(section, RawScalar) or not section.is_null or not is_override(section):
+        return tree
+    moved = ("data.validation_path", "data.hf.validation_split")
+    return prune(tree, lambda path, node: path in moved and not is_override(node))
 
 
 def _dataset(tree: RawMapping, decisions: list[Decision]) -> RawMapping:

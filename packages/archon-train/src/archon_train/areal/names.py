@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from types import MappingProxyType
 
 from archon_core.config.raw import (
@@ -22,6 +23,7 @@ from archon_core.config.raw import (
 from archon_core.errors import ConfigError
 from archon_train.areal.facts import same_values
 from archon_train.areal.keys import RENAMED, fits
+from archon_train.areal.raw_options import is_override
 
 
 def rename(tree: RawMapping, keep: frozenset[str] = frozenset()) -> RawMapping:
@@ -90,24 +92,34 @@ def _rewritten(node: RawNode, path: str, keep: frozenset[str]) -> RawNode:
 def _with_moved(tree: RawMapping, old: str, new: str, node: RawNode) -> RawMapping:
     """``tree`` with ``node``, which had the name ``old``, under ``new``.
 
-    A file may write both names if their values agree, such as a reference of one to the other.
+    A file may write both names if their values agree, such as a reference of one to the other. The sources of moved
+    options show their old names, which the messages about them lack.
     """
     if isinstance(node, RawMapping):  # keeps empty sections
         tree = merge(tree, nested(new, prune(node, lambda _, child: not isinstance(child, RawMapping))))
     for path, leaf in _leaves(new, node):
-        there = tree.get(path)
+        there, written = tree.get(path), old + path.removeprefix(new)
         if there is None or isinstance(there, RawMapping):
-            tree = merge(tree, nested(path, leaf))
+            tree = merge(tree, _moved_leaf(path, leaf, written))
             continue
         theirs, ours = _value(leaf, path, tree), _value(there, path, tree)
         if ours is None:  # it refers to the moved option
-            tree = merge(tree, nested(path, leaf))
+            tree = merge(tree, _moved_leaf(path, leaf, written))
         elif theirs is not None and not same_values(theirs, ours):
             raise ConfigError(
-                f"{leaf.source}: found {old}, AReaL's name for {new}, with {path}={shown(leaf)}, and "
+                f"{leaf.source}: found {written}={shown(leaf)} (AReaL's name for {path}) and "
                 f"{path}={shown(there)} ({there.source}); allowed is one value; remove one of the two"
             )
     return tree
+
+
+def _moved_leaf(path: str, leaf: RawNode, written: str) -> RawMapping:
+    """The tree of one moved option. An override shows the old name already, and so does an option moved before."""
+    named = leaf
+    if not is_override(leaf) and not leaf.source.endswith(")"):
+        named = replace(leaf, source=f"{leaf.source} ({written})")
+    section, _, key = path.rpartition(".")
+    return nested(section, RawMapping(MappingProxyType({key: named}), leaf.source))
 
 
 def _value(node: RawNode, path: str, tree: RawMapping) -> RawNode | None:

@@ -20,3 +20,8 @@ def with_text(tree: RawMapping, option: str, text: str, source: str = "AReaL's f
         over = RawMapping({keys[depth]: over}, "" if exists else source)
     assert isinstance(over, RawMapping)
     return merge(tree, over)
+
+
+def is_override(node: RawNode) -> bool:
+    """Whether an override of the command line sets the node."""
+    return node.source.startswith("override ")

@@ -255,7 +255,9 @@ IGNORED = (
     Ignored("*.archon.ac_preserve_rng_state", "recomputation always restores the RNG state", ("true",)),
     _refused("*.optimizer.offload", ("false",), "optimizer state stays on the device"),
     _refused(
-        "*.optimizer.warmup_steps", ("null",), "set optimizer.warmup_steps_proportion to their share of all steps"
+        "*.optimizer.warmup_steps",
+        ("null",),
+        "set optimizer.warmup_steps_proportion to the share of steps that warm up",
     ),
     Ignored("*.optimizer.initial_loss_scale", _LOSS_SCALE),
     Ignored("*.optimizer.min_loss_scale", _LOSS_SCALE),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from archon_core.config.raw import RawMapping, prune
+from archon_core.config.raw import RawMapping, RawScalar, prune
+from archon_core.config.typed import Problem
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
+from archon_train.areal.facts import facts
 from archon_train.areal.raw_options import text_of, with_text
 
 OPTION = "actor.weight_update_mode"
@@ -20,22 +22,27 @@ TRANSPORTS = {"xccl": ("distributed",), "disk": ("disk",), "awex": ("shm", "ipc"
 def translate_weight_updates(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
     """Replace the option by the transport that it means, or by one that the servers support.
 
-    It stays, without effect, if no server gets weights, or the driver of the servers is not installed.
+    It stays, without effect, if the driver of the servers is not installed.
 
     Raises:
-        ConfigError: another mode.
+        ConfigError: a mode that AReaL does not have.
     """
-    mode = text_of(tree, OPTION)
-    supported = _supported(text_of(tree, "rollout.backend"))
-    if not mode or not supported:
+    mode, written = text_of(tree, OPTION), tree.get(OPTION)
+    if not mode or written is None:
         return tree
     if mode not in TRANSPORTS:
-        raise ConfigError(f"{OPTION}: found {mode}; allowed are {', '.join(TRANSPORTS)}; choose one")
-    source = tree.get(OPTION)
+        text = f"{OPTION}: found {mode}; allowed are {', '.join(TRANSPORTS)}; choose one"
+        raise ConfigError(str(Problem(written.source, text)))
+    supported = _supported(text_of(tree, "rollout.backend"))
+    if supported is None:
+        return tree
     tree = prune(tree, lambda path, _: path == OPTION)
-    if written := text_of(tree, "rollout.weight_transport"):
-        reason = f"rollout.weight_transport={written} is given"
-        decisions.append(Decision(OPTION, mode, "no effect", reason))
+    if not supported:
+        if not facts(OPTION)[0].is_default(RawScalar(mode)):
+            decisions.append(Decision(OPTION, mode, "no effect", "no server gets weights"))
+        return tree
+    if transport := text_of(tree, "rollout.weight_transport"):
+        decisions.append(Decision(OPTION, mode, "no effect", f"rollout.weight_transport={transport} is given"))
         return tree
     means = TRANSPORTS[mode]
     chosen = next((name for name in means if name in supported), None)
@@ -44,16 +51,20 @@ def translate_weight_updates(tree: RawMapping, decisions: list[Decision]) -> Raw
         chosen = supported[0]
         reason += f", and the servers receive weights by {', '.join(supported)}"
     decisions.append(Decision(OPTION, mode, f"rollout.weight_transport={chosen}", reason))
-    return with_text(tree, "rollout.weight_transport", chosen, source.source if source is not None else "AReaL's form")
+    return with_text(tree, "rollout.weight_transport", chosen, written.source)
 
 
-def _supported(backend: str) -> tuple[str, ...]:
-    """The transports of the servers of a backend; empty if it has none, or their driver is not installed."""
+def _supported(backend: str) -> tuple[str, ...] | None:
+    """The transports of the servers of a backend; empty without servers, ``None`` if their driver is not installed."""
+    if not backend:
+        return ()  # completions are sampled on the trainer's ranks
     try:
         layout = parse_layout(backend, backends=backend_table((), inference_engines(registry())))
     except ArchonError:
-        return ()  # preflight reports the error
+        return None  # preflight reports the error
+    if layout.on_trainer_ranks:
+        return ()
     for driver in registry().all(ServerDriverSpec):
         if layout.backend in (driver.name, *driver.aliases):
             return driver.transports_for(layout)
-    return ()
+    return None

@@ -1,4 +1,4 @@
-"""Shows Archon's log messages of level INFO and above in the progress display."""
+"""Shows log messages of level INFO and above, by Archon and its plugins, in the progress display."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from archon_core.plugins import registry
+
 LOGGERS = ("archon_core", "archon_engine", "archon_train")
-"""Parents of the loggers whose lines a user sees."""
+"""Packages whose log lines a user sees, beside those of the loaded plugins."""
 
 
 class _Notes(logging.Handler):
@@ -19,11 +21,17 @@ class _Notes(logging.Handler):
         self._note(self.format(record))
 
 
+def shown_packages() -> list[str]:
+    """The packages whose log lines a user sees."""
+    plugins = (plugin.module.partition(".")[0].partition(":")[0] for plugin in registry().plugins if plugin.specs)
+    return sorted({*LOGGERS, *plugins} - {""})  # a logger named "" would be the root
+
+
 @contextmanager
 def shown_log(note: Callable[[str], None]) -> Iterator[None]:
-    """Pass every line that Archon logs to ``note``, such as ``Progress.note``, until the block ends."""
+    """Pass every line that Archon or a plugin logs to ``note``, such as ``Progress.note``, until the block ends."""
     handler = _Notes(note)
-    levels = {logger: logger.level for logger in map(logging.getLogger, LOGGERS)}
+    levels = {logger: logger.level for logger in map(logging.getLogger, shown_packages())}
     for logger in levels:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

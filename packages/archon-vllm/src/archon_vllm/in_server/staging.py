@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from archon_core.contracts.serving import WeightReceiver
+from archon_core.contracts.weight_transport import WeightReceiver
 from archon_core.errors import ServerError
 from archon_core.receiving.distributed import DistributedReceiver
 from archon_core.receiving.memory_store import MemoryStore
@@ -17,6 +17,7 @@ from archon_core.receiving.shared_memory import SharedMemoryReceiver
 from archon_core.receiving.updates import WeightUpdates
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
+from archon_core.serving.weight_labels import NO_VERSION
 
 RECEIVERS: Mapping[str, Callable[..., WeightReceiver]] = {
     "shm": SharedMemoryReceiver,
@@ -25,9 +26,6 @@ RECEIVERS: Mapping[str, Callable[..., WeightReceiver]] = {
 
 LONGEST_WAIT = 600.0
 """Upper bound of a wait for the trainer, in seconds. Plans and notices name shorter ones."""
-
-NO_VERSION = -1
-"""The version of weights that no trainer published: those that vLLM loaded at its start."""
 
 
 class StagedStore(MemoryStore):

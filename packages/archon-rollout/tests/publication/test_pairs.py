@@ -1,0 +1,60 @@
+"""Pairs of the transport ``distributed``: measured time limits, and servers that join when nobody waits any more."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from archon_core.errors import ServerError
+from archon_core.serving.record import ServerRecord
+from archon_core.serving.update import BucketNotice
+from archon_rollout.transports import distributed
+from archon_rollout.transports.distributed import LEAST_SECONDS, SLOWER, DistributedTransport
+
+
+def notice(version, n_bytes):
+    return BucketNotice(version, 0, (), (), n_bytes)
+
+
+@pytest.fixture
+def transport(context, store):
+    made = DistributedTransport(context, store)
+    yield made
+    made.close()
+
+
+def test_the_slowest_server_of_a_version_sets_the_time_limit(transport):
+    for seconds in (2.0, 3.0, 1.0):
+        transport._measure(notice(1, 1000), seconds)
+    transport._measure(notice(1, 10), 5.0)
+    assert transport._time_limit(notice(1, 1000)) == SLOWER * 3.0
+    transport._measure(notice(2, 0), 9.0)
+    transport._measure(notice(2, 1000), 1.5)
+    assert transport._time_limit(notice(2, 1000)) == SLOWER * 1.5
+    assert transport._time_limit(notice(2, 1)) == LEAST_SECONDS
+
+
+def test_a_pair_that_is_joined_after_its_epoch_was_left_is_left_too(transport, monkeypatch):
+    [server] = transport._servers = [ServerRecord("127.0.0.1:1", "a", "fake")]
+    transport._pairs = transport._new_pairs()
+    late, left = threading.Event(), []
+
+    def join_late(setup, rank, *, timeout):
+        assert late.wait(20)
+        return "late pair"
+
+    monkeypatch.setattr(distributed, "join_as", join_late)
+    monkeypatch.setattr(distributed, "leave", left.append)
+
+    def refuse(*arguments, **options):
+        raise ServerError("it refuses")
+
+    monkeypatch.setattr(transport._context.driver, "receive_bucket", refuse)
+    with pytest.raises(ServerError, match="it refuses"):
+        transport._let_receive(server, notice(1, 1000))
+    transport._leave_groups()
+    transport._new_pairs()
+    late.set()
+    transport._partners.shutdown(wait=True)
+    assert (transport._groups, left) == ({}, ["late pair"])
