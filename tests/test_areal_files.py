@@ -95,6 +95,8 @@ def overrides(file: str, model: Path, root: Path) -> list[str]:
     options["data.path"] = str(root / "problems.jsonl")
     if "gconfig" in config:
         options |= SAMPLING
+    if config.get("teacher", {}).get("rollout", {}).get("backend"):
+        options |= {"teacher.path": str(model), "teacher.rollout.backend": "served:d1"}
     if "overlong_tokens" in config.get("actor", {}):
         options["actor.overlong_tokens"] = "2"
     return [f"{option}={value}" for option, value in options.items()]

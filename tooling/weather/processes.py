@@ -8,6 +8,7 @@ import faulthandler
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -64,6 +65,14 @@ def adopt_orphans() -> None:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
+def children_after(seconds: float) -> list[str]:
+    """The children that have not ended after so many seconds; returns as soon as there are none."""
+    deadline = time.monotonic() + seconds
+    while (found := children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
 def children() -> list[str]:
     """Pid and command line of each child that is still there, zombies aside."""
     found = []
@@ -71,7 +80,8 @@ def children() -> list[str]:
         with contextlib.suppress(OSError, ValueError):
             state, parent = (path / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:2]
             if int(parent) == os.getpid() and state != "Z":
-                found.append(f"{path.name}: {(path / 'cmdline').read_bytes()[:200].decode(errors='replace')}")
+                command = (path / "cmdline").read_bytes()[:200].replace(b"\0", b" ")
+                found.append(f"{path.name}: {command.decode(errors='replace')}")
     return found
 
 

@@ -20,7 +20,7 @@ from weather.agenda import Agenda
 from weather.events import COMMON_FAULTS, Event, plan_storm
 from weather.fleet import Fleet
 from weather.options import StormOptions
-from weather.processes import STACK_SIGNAL, adopt_orphans, children, fork, segments, send
+from weather.processes import STACK_SIGNAL, adopt_orphans, children_after, fork, segments, send
 from weather.records import Log, lines_of
 from weather.surroundings import FullMemory, private_shared_memory, unreadable_registry
 from weather.task import MODEL
@@ -32,6 +32,9 @@ READY_SECONDS = 3.0
 
 STOP_SECONDS = 10.0
 """Time for servers to end after SIGTERM, beyond the time in which they finish requests."""
+
+END_SECONDS = 10.0
+"""Time for helper processes to end after the process that they serve: a store first lets its members notice."""
 
 
 class Sky:
@@ -79,7 +82,7 @@ class Sky:
         if not self._memory.private:  # others have segments there, too
             runs = {line["run"] for line in lines_of(self._folder / "trainer-0.jsonl") if line["kind"] == "transport"}
             left = {name for name in left if any(run in name for run in runs)}
-        self._log.write("end", processes=children(), segments=sorted(left))
+        self._log.write("end", processes=children_after(END_SECONDS), segments=sorted(left))
 
     def _turn(self) -> None:
         """One round: what is due, what children did, and what the trainer wants."""
