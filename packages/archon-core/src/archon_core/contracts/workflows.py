@@ -100,7 +100,7 @@ class WorkflowParts:
 
 
 class WorkflowFactory(Protocol):
-    """``target`` of a ``WorkflowSpec``, or ``module:attribute`` of a user's own (``workflow: my_module:my_workflow``)."""
+    """``target`` of a ``WorkflowSpec``; or what ``workflow: my_module:my_workflow`` names."""
 
     def __call__(self, config: Any, parts: WorkflowParts) -> Workflow:
         """The workflow of a run. ``config`` is the whole configuration."""
