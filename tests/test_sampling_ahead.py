@@ -65,8 +65,10 @@ def steps(run: Path) -> list[dict[str, float]]:
 
 
 def is_collector(pid: str) -> bool:
+    """Whether a process is a collector that this process started; other tests may run at the same time."""
     try:
-        return b"archon_rl.collector" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        parent = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1]
+        return int(parent) == os.getpid() and b"archon_rl.collector" in Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
 
