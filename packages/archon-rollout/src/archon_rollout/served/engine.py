@@ -33,7 +33,7 @@ from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.membership import TopologyDecision
+from archon_rollout.pool.members import TopologyDecision
 from archon_rollout.pool.pool import Pool
 from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.pool.stopping import Stop, interrupting, never
