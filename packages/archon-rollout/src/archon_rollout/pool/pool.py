@@ -230,10 +230,16 @@ class Pool:
         with self._lock:
             return list(self._membership.active().values())
 
-    def report_failures(self, failures: Mapping[str, str]) -> None:
-        """Requests of another client failed: incarnation -> error. They count like failed probes."""
+    def answering(self) -> list[str]:
+        """Incarnations of the servers without a ``departure``."""
         with self._lock:
-            self._membership.probed(failures, self._clock())
+            return [name for name in self._membership.members if not self._membership.departure(name)]
+
+    def report_failures(self, failures: Mapping[str, str]) -> None:
+        """Requests of another client failed: incarnation -> error. Each counts like a failed probe."""
+        with self._lock:
+            for name, error in failures.items():
+                self._membership.request_failed(name, error, self._clock())
 
     def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None:
         """A request has ended. An error counts like a failed probe."""

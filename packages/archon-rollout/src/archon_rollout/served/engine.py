@@ -223,6 +223,11 @@ class ServedEngine(ElasticHooks):
         assert self._pool is not None
         return self._pool.active()
 
+    def answering(self) -> list[str]:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.answering()
+
     def report_failures(self, failures: Mapping[str, str]) -> None:
         """See ``contracts.serving.ServingEngine``."""
         assert self._pool is not None
