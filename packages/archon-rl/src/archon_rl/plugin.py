@@ -11,6 +11,7 @@ from archon_core.plugins import (
     DatasetSpec,
     PolicyLossSpec,
     RewardSpec,
+    WorkflowSpec,
     hookimpl,
 )
 
@@ -160,6 +161,17 @@ def archon_rewards() -> Iterable[RewardSpec]:
             target="archon_rl.trainer.reward_model:RewardModel",
             summary="the score of a reward model (reward_model.path), such as an export of algorithm rw",
             role="reward_model",
+        ),
+    ]
+
+
+@hookimpl
+def archon_workflows() -> Iterable[WorkflowSpec]:
+    return [
+        WorkflowSpec(
+            name="rlvr",
+            target="archon_rl.workflows.rlvr:rlvr",
+            summary="one answer per sample, scored by the reward",
         ),
     ]
 
