@@ -26,6 +26,7 @@ _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
 _PREFERENCES = ConfigSection("data", "archon_rl.preference_config:PreferenceDataOptions")
 _REWARDS = ConfigSection("rewards", "archon_rl.config:RewardOptions")
 _TEACHER = ConfigSection("teacher", "archon_rl.teacher_options:TeacherOptions")
+_MULTI_TURN = ConfigSection("multi_turn", "archon_rl.workflows.options:MultiTurnOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -172,6 +173,12 @@ def archon_workflows() -> Iterable[WorkflowSpec]:
             name="rlvr",
             target="archon_rl.workflows.rlvr:rlvr",
             summary="one answer per sample, scored by the reward",
+        ),
+        WorkflowSpec(
+            name="multi_turn",
+            target="archon_rl.workflows.multi_turn:multi_turn",
+            summary="feedback after wrong answers, and further attempts (multi_turn.max_turns)",
+            config=(_MULTI_TURN,),
         ),
     ]
 
