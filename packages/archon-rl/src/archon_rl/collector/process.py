@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import socket
 from collections.abc import Mapping
@@ -16,12 +18,14 @@ from archon_core.plugins import registry
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.messages import error_data, packed, receive
 from archon_rl.collector.reward_threads import RewardThreads
-from archon_rl.collector.sampling import GroupSampler
+from archon_rl.collector.sampling import GroupSampler, RunSampler
 from archon_rl.collector.service import CollectorService
 from archon_rl.collector.states import read_state
 from archon_rl.collector.window import GroupWindow
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.records import SubsetDataset
+from archon_rl.fingerprint import Fingerprint
+from archon_rl.parent import end_with
 from archon_rl.preference_encoding import build_encoder
 from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
@@ -29,16 +33,21 @@ from archon_rl.rewards.pool import RewardPool
 from archon_rl.rewards.source import reward_source
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import load_tokenizer
+from archon_rl.workflows.parts import workflow_parts
+from archon_rl.workflows.source import workflow_source
 from archon_train.experiment import load_config
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, trainer: int) -> None:
     """Serve the trainer at the other end of a socket.
 
     Args:
         descriptor: file descriptor of the socket.
+        trainer: process id of the trainer.
     """
+    end_with(trainer)  # whatever blocks here: an import, a reward that hangs, a workflow that never awaits
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which stops this process
+    os.set_inheritable(descriptor, False)  # a process of a workflow must not keep the socket open
     channel = socket.socket(fileno=descriptor)
     try:
         setup = receive(channel)
@@ -46,23 +55,24 @@ def main(descriptor: int) -> None:
     except EOFError:
         return
     except Exception as error:
+        logging.getLogger(__name__).exception("the collector cannot start")
         channel.sendall(packed(error_data(error)))
         return
-    channel.sendall(packed({"ok": None}))
     try:
+        channel.sendall(packed({"ok": None}))
         asyncio.run(_serve(channel, setup, sampler))
     finally:
         if rewards is not None:
             rewards.close()
 
 
-async def _serve(channel: socket.socket, setup: Mapping[str, Any], sampler: GroupSampler) -> None:
+async def _serve(channel: socket.socket, setup: Mapping[str, Any], sampler: RunSampler) -> None:
     window = GroupWindow(BatchRule(**setup["rule"]), Pace(**setup["pace"]), read_state(setup["state"]))
     reader, writer = await asyncio.open_connection(sock=channel)
-    await CollectorService(window, sampler.sample, sampler.client).serve(reader, writer)
+    await CollectorService(window, sampler, sampler.groups.client).serve(reader, writer)
 
 
-def _build(setup: Mapping[str, Any]) -> tuple[GroupSampler, RewardThreads | None]:
+def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     """The sampler of the run whose configuration ``setup`` names."""
     folder = Path(setup["folder"])
     config = load_config(folder / "config.yaml").config
@@ -72,26 +82,29 @@ def _build(setup: Mapping[str, Any]) -> tuple[GroupSampler, RewardThreads | None
     encoder = build_encoder(load_tokenizer(folder / "tokenizer"), config.data, config.tokenizer.use_chat_template)
     assert isinstance(encoder, TextEncoder), "pairs of preferences are not sampled"
     recipe = ClientRecipe(**setup["client"])
-    rewards = _reward_threads(config) if setup["needs_rewards"] else None
-    sampler = GroupSampler(
-        dataset=dataset,
-        cursor=DataCursor(len(dataset), config.data.batch_size, config.seed, config.data.shuffle),
+    rewards = None if setup["reward"] is None else _reward_threads(config, Fingerprint(**setup["reward"]))
+    options = GenerationConfig(**setup["options"])
+    source = workflow_source(config.workflow, registry())
+    groups = GroupSampler(
+        workflow=source.build(config, workflow_parts(encoder, options, rewards)),
+        name=source.name,
         encoder=encoder,
         client=load_target(recipe.target, origin="the inference engine")(recipe.data),
-        options=GenerationConfig(**setup["options"]),
+        n_samples=options.n_samples,
         seed=config.seed,
         algorithm=registry().get("algorithm", config.algorithm).load()(config, []),
-        rewards=rewards,
     )
+    cursor = DataCursor(len(dataset), config.data.batch_size, config.seed, config.data.shuffle)
+    sampler = RunSampler(dataset, cursor, groups)
     return sampler, rewards
 
 
-def _reward_threads(config: Any) -> RewardThreads:
+def _reward_threads(config: Any, expected: Fingerprint) -> RewardThreads:
     source, options = reward_source(config.reward, registry()), config.rewards
 
     def build() -> RewardRunner:
         if options.processes == 0:
             return InProcessRewards(source)
-        return RewardPool(source, processes=1, timeout=options.timeout_seconds)
+        return RewardPool(source, processes=1, timeout=options.timeout_seconds, expected=expected)
 
     return RewardThreads(build, max(1, options.processes))

@@ -14,6 +14,7 @@ from archon_core.ranks.ranks import DataRanks
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
 from archon_rl.collector_options import collector_problems, has_servers, pace_of
 from archon_rl.config import RewardOptions
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
 from archon_rl.rewards.pool import RewardPool
@@ -93,7 +94,9 @@ class RLTrainer:
             run.record([task.ends.decision()])
             scorer = None if rewards is None else self._build_scorer(rewards, task)
             options = sampling_options(config.gconfig, task.ends)
-            collection = self._build_collection(task, rollout, scorer, options, actor.data_ranks, stack)
+            collection = self._build_collection(
+                task, rollout, scorer, options, actor.data_ranks, known.get("reward"), stack
+            )
             step = RLStep(collection, self._algorithm, engines, rollout, config.seed)
             evaluate = None
             if scorer is not None and len(task.validation):
@@ -133,6 +136,7 @@ class RLTrainer:
         scorer: Scorer | None,
         options: GenerationConfig,
         data_ranks: DataRanks,
+        reward: Fingerprint | None,
         stack: ExitStack,
     ) -> Collection:
         run, config = self._run, self._run.config
@@ -141,7 +145,7 @@ class RLTrainer:
         if scores_on_ranks or not has_servers(config):
             settings = (options, config.seed, data_ranks, config.rollout.return_routed_experts)
             return SampleNow(task, self._algorithm, rollout, scorer, *settings)
-        ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace_of(config))
+        ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace_of(config), reward)
         stack.callback(ahead.close)
         return ahead
 
