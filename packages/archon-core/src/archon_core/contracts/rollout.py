@@ -63,8 +63,9 @@ class RolloutConfig:
         weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
         max_head_offpolicyness: largest number of training steps between the weights that sample a token and the step
             that consumes it. Above 0, servers sample for later steps while one trains; 0 is synchronous.
-        max_concurrent_rollouts: largest number of prompts that are sampled at a time; null for no further limit.
-        queue_size: largest number of prompts that are sampled or wait for their step; null for no further limit.
+        max_concurrent_rollouts: largest number of prompts that servers sample at a time; null for ``data.batch_size``.
+        queue_size: largest number of prompts that are sampled or wait for their step; null for 16 times
+            ``max_concurrent_rollouts``.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
