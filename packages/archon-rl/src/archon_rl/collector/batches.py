@@ -7,6 +7,7 @@ not depend on the order in which its groups finish.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,22 +32,57 @@ class BatchRule:
         Args:
             accepted: per group, in order of their start, whether it is trained on.
         """
-        end = kept = 0
-        for _ in range(self.max_rounds):
-            start, end = end, end + self.batch_size - kept
-            if end > len(accepted):
-                return None
-            kept += sum(accepted[start:end])
-            if kept == self.batch_size:
-                break
-        return end
+        batches = Batches(self)
+        for one in accepted:
+            batches.add(one)
+            if batches.n_complete:
+                return batches.take()
+        return None
 
     def n_complete(self, accepted: Sequence[bool]) -> int:
         """Number of batches that these groups complete."""
-        n, rest = 0, accepted
-        while (end := self.end(rest)) is not None:
-            n, rest = n + 1, rest[end:]
-        return n
+        batches = Batches(self)
+        for one in accepted:
+            batches.add(one)
+        return batches.n_complete
+
+
+class Batches:
+    """Divides groups into batches, one group at a time.
+
+    Args:
+        rule: how many groups a batch takes.
+    """
+
+    def __init__(self, rule: BatchRule) -> None:
+        self._rule = rule
+        self._sizes: deque[int] = deque()
+        self._begin()
+
+    @property
+    def n_complete(self) -> int:
+        """Number of complete batches."""
+        return len(self._sizes)
+
+    def add(self, accepted: bool) -> None:
+        """Add the next group, which is trained on or not."""
+        self._size += 1
+        self._missing -= accepted
+        self._left -= 1
+        if self._left == 0:
+            self._rounds += 1
+            self._left = self._missing
+            if self._missing == 0 or self._rounds == self._rule.max_rounds:
+                self._sizes.append(self._size)
+                self._begin()
+
+    def take(self) -> int:
+        """Remove the first complete batch; returns its number of groups."""
+        return self._sizes.popleft()
+
+    def _begin(self) -> None:
+        self._size = self._rounds = 0
+        self._missing = self._left = self._rule.batch_size  # groups of the batch, and of the round
 
 
 @dataclass(frozen=True)
