@@ -30,4 +30,4 @@ def test_batches_are_those_of_rounds(accepted, batch_size, max_rounds):
         batches.add(one)
     assert batches.n_complete == rule.n_complete(accepted) == len(expected)
     assert rule.end(accepted) == (expected[0] if expected else None)
-    assert [batches.take() for _ in expected] == expected
+    assert [batches.take().n_groups for _ in expected] == expected

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from archon_core.errors import ConfigError
 
@@ -32,12 +33,13 @@ class BatchRule:
         Args:
             accepted: per group, in order of their start, whether it is trained on.
         """
-        batches = Batches(self)
-        for one in accepted:
-            batches.add(one)
-            if batches.n_complete:
-                return batches.take()
-        return None
+        first = self._first(accepted)
+        return None if first is None else first.n_groups
+
+    def n_rounds(self, accepted: Sequence[bool]) -> int:
+        """Number of rounds in which the groups of a complete batch were sampled."""
+        first = self._first(accepted)
+        return 0 if first is None else first.n_rounds
 
     def n_complete(self, accepted: Sequence[bool]) -> int:
         """Number of batches that these groups complete."""
@@ -45,6 +47,21 @@ class BatchRule:
         for one in accepted:
             batches.add(one)
         return batches.n_complete
+
+    def _first(self, accepted: Sequence[bool]) -> Extent | None:
+        batches = Batches(self)
+        for one in accepted:
+            batches.add(one)
+            if batches.n_complete:
+                return batches.take()
+        return None
+
+
+class Extent(NamedTuple):
+    """What a complete batch uses up."""
+
+    n_groups: int
+    n_rounds: int
 
 
 class Batches:
@@ -56,13 +73,13 @@ class Batches:
 
     def __init__(self, rule: BatchRule) -> None:
         self._rule = rule
-        self._sizes: deque[int] = deque()
+        self._complete: deque[Extent] = deque()
         self._begin()
 
     @property
     def n_complete(self) -> int:
         """Number of complete batches."""
-        return len(self._sizes)
+        return len(self._complete)
 
     def add(self, accepted: bool) -> None:
         """Add the next group, which is trained on or not."""
@@ -73,12 +90,12 @@ class Batches:
             self._rounds += 1
             self._left = self._missing
             if self._missing == 0 or self._rounds == self._rule.max_rounds:
-                self._sizes.append(self._size)
+                self._complete.append(Extent(self._size, self._rounds))
                 self._begin()
 
-    def take(self) -> int:
-        """Remove the first complete batch; returns its number of groups."""
-        return self._sizes.popleft()
+    def take(self) -> Extent:
+        """Remove the first complete batch."""
+        return self._complete.popleft()
 
     def _begin(self) -> None:
         self._size = self._rounds = 0

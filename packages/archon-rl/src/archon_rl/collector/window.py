@@ -131,11 +131,14 @@ class GroupWindow(Generic[T]):
         """The number of the group to sample now; ``None`` if none may start yet."""
         if self.n_running >= self._pace.max_concurrent:
             return None
-        if self._again:  # the bound held when it was started first, and steps only go on
-            number = self._again.pop(0)
-        elif self._may_draw():
-            number, self._next = self._next, self._next + 1
+        if self._again:
+            number = self._again[0]
+            if not self._is_due(number):  # the resumed run may have a smaller bound
+                return None
+            self._again.pop(0)
+        elif self._has_room() and self._is_due(self._next):
             self._if_all_accepted().add(True)
+            number, self._next = self._next, self._next + 1
         else:
             return None
         self._running.add(number)
@@ -150,7 +153,7 @@ class GroupWindow(Generic[T]):
         """The batch of the next step; ``None`` while it is incomplete."""
         if not self._finished.n_complete:
             return None
-        end = self._finished.take()
+        end = self._finished.take().n_groups
         taken = {number: self._settled.pop(number) for number in range(self._first, self._first + end)}
         self._first += end
         self._n_finished -= end
@@ -174,19 +177,26 @@ class GroupWindow(Generic[T]):
             self._finished.add(one.accepted)
             self._n_finished += 1
 
-    def _may_draw(self) -> bool:
-        """Whether a new group may start."""
-        if self.n_running + len(self._again) + self.n_waiting >= self._pace.queue_size:
-            return False
-        # Rejections move later groups to earlier steps, so the latest step of a new group is its step if all running
-        # ones are accepted.
-        return self.step + self._if_all_accepted().n_complete <= self._published + self._pace.max_staleness
+    def _has_room(self) -> bool:
+        """Whether the queue takes another group."""
+        return self.n_running + len(self._again) + self.n_waiting < self._pace.queue_size
+
+    def _is_due(self, number: int) -> bool:
+        """Whether the step of a group is so near that it may start."""
+        # Rejections move later groups to earlier steps, so the latest step of a group is its step if all unfinished
+        # ones before it are accepted.
+        before = self._if_all_accepted() if number == self._next else self._batches_before(number)
+        return self.step + before.n_complete <= self._published + self._pace.max_staleness
 
     def _if_all_accepted(self) -> Batches:
         """The batches of all groups if the unfinished ones are accepted."""
         if self._hoped_for is None:
-            self._hoped_for = Batches(self._rule)
-            for number in range(self._first, self._next):
-                one = self._settled.get(number)
-                self._hoped_for.add(one is None or one.accepted)
+            self._hoped_for = self._batches_before(self._next)
         return self._hoped_for
+
+    def _batches_before(self, number: int) -> Batches:
+        batches = Batches(self._rule)
+        for earlier in range(self._first, number):
+            one = self._settled.get(earlier)
+            batches.add(one is None or one.accepted)
+        return batches

@@ -64,10 +64,7 @@ class Scores:
         if len(kept) == len(self.outcomes):
             return self
         if not kept and not may_be_empty:
-            raise RewardError(
-                f"found a completion without a reward for each of the {len(self.outcomes)} prompts of a step, which "
-                f"leaves none to train on; correct the reward; one of them: {self.failures[0].error}"
-            )
+            raise RewardError(explain_no_group(len(self.outcomes), self.failures[0]))
         return Scores(self.rollout.select(kept), tuple(self.outcomes[i] for i in kept))
 
     def metrics(self) -> dict[str, float]:
@@ -173,6 +170,14 @@ class Scorer:
         lines = [f"{when}: no reward for {len(failures)} of {n_calls} completions"]
         lines += [f"{one.error}{_traced(one)}" for one in reversed(new.values())]
         self.note("\n".join(lines))
+
+
+def explain_no_group(n_prompts: int, example: Outcome) -> str:
+    """The error of a step without a prompt whose completions all have rewards."""
+    return (
+        f"found a completion without a reward for each of the {n_prompts} prompts of a step, which leaves none to "
+        f"train on; correct the reward; one of them: {example.error}"
+    )
 
 
 def place_of(rollout: Rollout, index: int) -> str:
