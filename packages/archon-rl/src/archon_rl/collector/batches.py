@@ -93,6 +93,14 @@ class Batches:
                 self._complete.append(Extent(self._size, self._rounds))
                 self._begin()
 
+    def copy(self) -> Batches:
+        """A copy that is filled further apart from this one."""
+        other = Batches(self._rule)
+        other._complete = self._complete.copy()
+        other._size, other._rounds = self._size, self._rounds
+        other._missing, other._left = self._missing, self._left
+        return other
+
     def take(self) -> Extent:
         """Remove the first complete batch."""
         return self._complete.popleft()

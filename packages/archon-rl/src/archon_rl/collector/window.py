@@ -195,8 +195,9 @@ class GroupWindow(Generic[T]):
         return self._hoped_for
 
     def _batches_before(self, number: int) -> Batches:
-        batches = Batches(self._rule)
-        for earlier in range(self._first, number):
+        """The batches of the groups before ``number``, which is not finished."""
+        batches = self._finished.copy()
+        for earlier in range(self._first + self._n_finished, number):
             one = self._settled.get(earlier)
             batches.add(one is None or one.accepted)
         return batches
