@@ -61,6 +61,10 @@ class RolloutConfig:
             alone. The trainer's first rank holds two.
         weight_timeout: time limit in seconds of each call of a publication to a server.
         weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
+        newcomer_weights: how servers that join get their weights: with the next ``publication``, or at once from
+            ``disk``, from a folder of the current version below the run folder. ``weight_transport=disk`` writes that
+            folder anyway; for other transports, the first rank writes it beside each publication. null for ``disk``
+            if ``weight_transport`` is ``disk``, else ``publication``.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
@@ -84,6 +88,7 @@ class RolloutConfig:
     weight_bucket_mb: int = option(256, POSITIVE)
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True
+    newcomer_weights: str | None = option(None, one_of("publication", "disk"))
     skip_unchanged: bool = False
 
     @property

@@ -66,7 +66,7 @@ class VersionFolders:
         described = {entry.name: (getattr(torch, entry.dtype), entry.shape) for entry in entries}
         with self._writable(), SafetensorsWriter(self._folder / name, described) as writer:
             for entry in entries:
-                writer.write(entry.name, tensors[entry.name])
+                writer.write(entry.name, tensors[entry.name].cpu())
         self._files |= dict.fromkeys(described, name)
         return name
 
