@@ -31,6 +31,7 @@ SERVERS = (
     "weight_group",
     "weight_timeout",
     "weight_canary",
+    "newcomer_weights",
     "skip_unchanged",
 )
 """Options of ``rollout`` about servers, which the engine ``local`` does not have."""
