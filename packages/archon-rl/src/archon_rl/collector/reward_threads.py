@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from archon_core.errors import RewardError
 from archon_rl.rewards.calls import Outcome, RewardCall, RewardRunner
 
 _Job = tuple[list[RewardCall], "asyncio.Future[list[Outcome]]", asyncio.AbstractEventLoop]
@@ -18,7 +19,7 @@ class RewardThreads:
     """Scores groups in threads. Each thread has a runner, which belongs to it from the start to the end.
 
     Args:
-        build: builds a runner; called once in each thread.
+        build: builds a runner; called in each thread that gets a job.
         threads: their number.
     """
 
@@ -47,18 +48,20 @@ class RewardThreads:
             thread.join()
 
     def _work(self) -> None:
-        runner = self._build()
+        runner: RewardRunner | None = None
         try:
             while (job := self._jobs.get()) is not None:
                 calls, answer, loop = job
                 try:
+                    runner = runner or self._build()
                     outcomes = runner.score(calls)
-                except Exception as error:
+                except BaseException as error:  # also of a reward that calls sys.exit() in this process
                     _deliver(loop, _set_error, answer, error)
                 else:
                     _deliver(loop, _set_result, answer, outcomes)
         finally:
-            runner.close()
+            if runner is not None:
+                runner.close()
 
 
 def _deliver(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
@@ -71,6 +74,6 @@ def _set_result(answer: asyncio.Future[list[Outcome]], outcomes: list[Outcome]) 
         answer.set_result(outcomes)
 
 
-def _set_error(answer: asyncio.Future[list[Outcome]], error: Exception) -> None:
+def _set_error(answer: asyncio.Future[list[Outcome]], error: BaseException) -> None:
     if not answer.done():
-        answer.set_exception(error)
+        answer.set_exception(error if isinstance(error, Exception) else RewardError(f"reward: found {error!r}"))
