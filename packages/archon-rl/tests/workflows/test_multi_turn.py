@@ -181,5 +181,5 @@ def test_a_run_without_a_reward_is_refused():
 
 
 def test_feedback_that_the_tokenizer_cannot_encode_is_refused_before_the_first_step():
-    with pytest.raises(ConfigError, match=r"multi_turn.feedback: text 'NO': the tokenizer has no token for 'N'"):
+    with pytest.raises(ConfigError, match=r"multi_turn\.feedback: text 'NO': the tokenizer has no token for 'N'"):
         build(build_encoder(), feedback="NO")
