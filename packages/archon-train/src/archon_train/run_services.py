@@ -25,7 +25,7 @@ def plan_services(config: Any, layouts: Mapping[str, Layout]) -> Iterator[Servic
     rollout = layouts.get("rollout")
     if rollout is None:
         return
-    ahead = getattr(config.rollout, "max_head_offpolicyness", 0) > 0
+    ahead = config.rollout.max_head_offpolicyness > 0
     yield Service("collector", FIRST if ahead else f"{FIRST}, in the first rank", process=ahead)
     if rollout.on_trainer_ranks:
         return

@@ -347,8 +347,6 @@ def test_a_whole_areal_file_loads_and_every_change_is_a_decision(load: Load) -> 
         "ref.disable_dropout",
         "reward",
         "rollout.dump_to_file",
-        "rollout.max_concurrent_rollouts",
-        "rollout.max_head_offpolicyness",
         "saver.freq_epochs",
         "scheduler.type",
         "sglang",

@@ -18,6 +18,7 @@ from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
+from archon_core.contracts.workflows import WorkflowSpec
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ SPEC_TYPES: tuple[type[Spec], ...] = (
     AlgorithmSpec,
     PolicyLossSpec,
     RewardSpec,
+    WorkflowSpec,
     DatasetSpec,
     CommandSpec,
     DialectSpec,

@@ -14,14 +14,14 @@ import logging
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
+from archon_core.contracts.serving import ClientRecipe, ServerDriver, ServerDriverSpec
 from archon_core.contracts.weight_transport import TransportContext, WeightTransportSpec
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import backend_table, parse_layout
@@ -35,15 +35,18 @@ from archon_core.serving.record import ServerRecord
 from archon_core.serving.run_token import TOKEN, run_token
 from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.membership import TopologyDecision
+from archon_rollout.pool.members import TopologyDecision
 from archon_rollout.pool.pool import Pool
 from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.pool.stopping import Stop, interrupting, never
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
+from archon_rollout.publication.stored import stored_versions
+from archon_rollout.publication.warm_up import Warmer
 from archon_rollout.receiving.device_memory import has_device_memory
 from archon_rollout.served.elastic_hooks import ElasticHooks
+from archon_rollout.served.finding import missing_servers
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.member_sources import build_sources
 from archon_rollout.served.model_files import write_architecture
@@ -99,6 +102,8 @@ class ServedEngine(ElasticHooks):
         self._ranks = trainer.data_ranks.everyone
         self._paused = self._closed = False
         self._version = -1
+        self._token = ""
+        self._on_switch: Callable[[], None] | None = None
         self._driver: ServerDriver | None = None
         self._processes: ServerProcesses | None = None
         self._pool: Pool | None = None
@@ -198,6 +203,43 @@ class ServedEngine(ElasticHooks):
                 return {"publish/servers": len(self.topology.members), "publish/failed": 0}
         return self._publish().metrics()
 
+    def client_recipe(self) -> ClientRecipe:
+        """See ``contracts.serving.ServingEngine``."""
+        options = self._options and {"target": _name_of(type(self._options)), "fields": asdict(self._options)}
+        data = {"driver": self._kind.name, "config": asdict(self._config), "options": options, "token": self._token}
+        return ClientRecipe("archon_rollout.pool.remote:PushedClient", data)
+
+    def on_switch(self, call: Callable[[], None]) -> None:
+        """See ``contracts.serving.ServingEngine``."""
+        self._on_switch = call
+
+    def _switching(self) -> None:
+        """Servers switch now; rank 0 only."""
+        assert self._pool is not None
+        self._pool.switching()
+        if self._on_switch is not None:
+            self._on_switch()
+
+    def servers(self) -> list[ServerRecord]:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.active()
+
+    def answering(self) -> list[str]:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.answering()
+
+    def report_failures(self, failures: Mapping[str, str]) -> None:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        self._pool.report_failures(failures)
+
+    def needs_publication(self) -> bool:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.is_empty()
+
     def close(self) -> None:
         """Stop the servers that this engine started."""
         self._closed = True
@@ -210,11 +252,10 @@ class ServedEngine(ElasticHooks):
 
     def _start(self, folder: Path, discovery: Discovery | None) -> None:
         """Start the servers, or connect to running ones, and watch them."""
-        token = run_token(folder)
-        self._driver = driver = self._kind.load()(self._config, options=self._options, token=token)
+        self._token = run_token(folder)
+        self._driver = driver = self._kind.load()(self._config, options=self._options, token=self._token)
         started: list[ServerRecord] = []
-        for address in self._config.addresses:
-            self._check_reachable(address)
+        self._check_reachable()
         if not self._config.addresses:  # also for servers that others start with it
             self._architecture = write_architecture(self._trainer, folder / "model")
         if self._config.starts_servers and self._architecture is not None:
@@ -233,12 +274,14 @@ class ServedEngine(ElasticHooks):
         self._client = PoolClient(self._pool, driver, self._config)
         self._pool.start()
 
-    def _check_reachable(self, address: str) -> None:
+    def _check_reachable(self) -> None:
         assert self._driver is not None
-        if self._driver.ready(address, timeout=self._config.setup_timeout) is None:
+        addresses = self._config.addresses
+        missing = missing_servers(self._driver, addresses, timeout=self._config.setup_timeout, stop=self._stop)
+        if missing:
             raise ConfigError(
-                f"rollout.addresses: found no {self._kind.name} server at {address}; start it, and give trainer and "
-                f"server the same secret ({TOKEN} of archon train and archon serve)"
+                f"rollout.addresses: found no {self._kind.name} server at {', '.join(missing)}; start it, and give "
+                f"trainer and server the same secret ({TOKEN} of archon train and archon serve)"
             )
 
     def _build_publisher(self, folder: Path | None) -> Publisher:
@@ -269,7 +312,10 @@ class ServedEngine(ElasticHooks):
             companions=self._architecture.folder if self._architecture is not None else None,
             options={BACKEND: config.weight_group},
         )
-        return Publisher(self._trainer, self._driver, transport.load()(context), options)
+        stored = stored_versions(config, context, made := transport.load()(context))
+        if stored is not None and self._pool is not None:
+            self._pool.warm_newcomers_by(Warmer(self._driver, stored, options.canary, timeout=options.timeout))
+        return Publisher(self._trainer, self._driver, made, options, stored)
 
     def _publish(self) -> Publication:
         """Give the trainer's weights to the servers in service and to newcomers, until there are enough."""
@@ -280,8 +326,7 @@ class ServedEngine(ElasticHooks):
             with interrupting(), failing_together(self._ranks):
                 if self._ranks.is_first:
                     receivers = self._wait_for_receivers()
-            on_commit = self._pool.switching if self._pool is not None else None
-            publication = self._publisher.publish(receivers, on_commit=on_commit)
+            publication = self._publisher.publish(receivers, on_commit=self._switching)
             self.last_publication = publication
             with failing_together(self._ranks):
                 if self._ranks.is_first:
@@ -336,3 +381,7 @@ class ServedEngine(ElasticHooks):
 def _without_texts(request: GenerationRequest) -> GenerationRequest:
     """What a server gets of a request: only data travels, and stop texts are found here."""
     return replace(request, decode=None, config=replace(request.config, stop=None))
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
