@@ -26,6 +26,7 @@ from archon_train.areal.keys import (
 )
 from archon_train.areal.names import new_name
 from archon_train.areal.rules import IGNORED, SCRIPT_OPTIONS, Ignored
+from archon_train.areal.scheduling import DROPPED
 from archon_train.experiment import ROOT
 from generated.tables import code, codes, table
 
@@ -113,6 +114,10 @@ def render_scripts() -> str:
     return codes(sorted(SCRIPT_OPTIONS)) + "\n"
 
 
+LISTED = {"SchedulingSpec": "actor.scheduling_spec"}
+"""Class of the entries of a list in AReaL's files -> the section that the list becomes."""
+
+
 def render_options() -> str:
     """Every option of AReaL by class, and what becomes of it."""
     page = [
@@ -126,7 +131,11 @@ def render_options() -> str:
     paths = _paths_by_class()
     for owner in classes():
         if owner in paths:
-            rows = [[code(fact.name), code(fact.shown_default), _outcome(path)] for fact, path in paths[owner]]
+            listed = LISTED.get(owner)
+            rows = [
+                [code(fact.name), code(fact.shown_default), _outcome(f"{listed}.{fact.name}" if listed else path)]
+                for fact, path in paths[owner]
+            ]
             page += [f"## {owner}\n", table(["option", "AReaL's default", "in Archon"], rows)]
     return "\n".join(page)
 
@@ -152,6 +161,9 @@ def _walk(section: str) -> Iterator[str]:
 
 def _outcome(path: str) -> str:
     path = new_name(path) or path
+    section, _, name = path.rpartition(".")
+    if section in LISTED.values() and name in DROPPED:
+        return f"no effect: {DROPPED[name]}"
     if _is_honoured(path):
         return _option(path)
     if path in ELSEWHERE:
