@@ -73,7 +73,7 @@ from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.frozen_driver import FrozenDriver
 from archon_train.experiment import load_config
-from archon_train.launch.first_failure import RankExit, explain
+from archon_core.ranks.first_failure import RankExit, explain
 from archon_train.launch.world import check_started, explain_machines
 from archon_train.run.folder import RunFolder
 from archon_train.run.lock import sole_writer

@@ -101,6 +101,10 @@ CONFIG = {
 }
 
 
+TWO = "actor.backend=archon:d2"
+"""One rank on each of two machines."""
+
+
 @dataclass
 class Started:
     """A run of ``archon train`` in progress.

@@ -12,7 +12,7 @@ import pytest
 
 from slurm_cluster import NODES, SlurmCluster
 
-from .conftest import Runs, Started, alive, until
+from .conftest import TWO, Runs, Started, alive, until
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def agent(run: Started, node: int) -> int:
 
 
 def test_a_run_goes_on_elsewhere_when_a_machine_dies(runs: Runs, healed: SlurmCluster) -> None:
-    run = runs.start("machine-dies", "reward=wait", "trainer.max_steps=25")
+    run = runs.start("machine-dies", "reward=wait", "trainer.max_steps=25", TWO)
     run.until_step(5)
     host, ranks = run.node(1)["host"], [rank["pid"] for rank in run.node(1)["ranks"]]
     kill([*healed.processes_of(host), agent(run, 1), *ranks])
@@ -54,7 +54,7 @@ def test_a_run_goes_on_elsewhere_when_a_machine_dies(runs: Runs, healed: SlurmCl
 
 
 def test_no_rank_is_left_on_a_machine_that_slurm_has_lost(runs: Runs, healed: SlurmCluster) -> None:
-    run = runs.start("daemon-dies", "reward=wait", "trainer.max_steps=150")
+    run = runs.start("daemon-dies", "reward=wait", "trainer.max_steps=150", TWO)
     run.until_step(5)
     host, orphan = run.node(1)["host"], agent(run, 1)
     kill([pid for pid in healed.processes_of(host) if pid == healed.daemon(host)])

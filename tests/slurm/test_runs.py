@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from .conftest import Runs, Started, alive, until
+from .conftest import TWO, Runs, Started, alive, until
 
 SFT = ("algorithm=sft", "trainer.max_steps=40", "trainer.save_every=10")
 
@@ -56,7 +56,7 @@ def test_the_first_failing_rank_is_named_with_machine_and_exit_code(runs: Runs) 
 
 
 def test_after_ctrl_c_the_ranks_stop_after_their_step_and_the_job_ends(runs: Runs) -> None:
-    run = runs.start("interrupted", "reward=wait", "trainer.max_steps=1000")
+    run = runs.start("interrupted", "reward=wait", "trainer.max_steps=1000", TWO)
     run.until_step(5)
     run.process.send_signal(signal.SIGINT)
     assert run.wait() == 130
@@ -67,7 +67,7 @@ def test_after_ctrl_c_the_ranks_stop_after_their_step_and_the_job_ends(runs: Run
 
 
 def test_scancel_stops_the_ranks_after_their_step(runs: Runs) -> None:
-    run = runs.start("cancelled", "reward=wait", "trainer.max_steps=1000")
+    run = runs.start("cancelled", "reward=wait", "trainer.max_steps=1000", TWO)
     run.until_step(5)
     subprocess.run(["scancel", run.job], check=True)
     assert run.wait() == 143, run.text
@@ -77,7 +77,7 @@ def test_scancel_stops_the_ranks_after_their_step(runs: Runs) -> None:
 
 
 def test_a_requeued_job_resumes_from_the_last_checkpoint(runs: Runs) -> None:
-    run = runs.start("requeued", "reward=wait", "trainer.max_steps=20")
+    run = runs.start("requeued", "reward=wait", "trainer.max_steps=20", TWO)
     run.until_step(5)
     subprocess.run(["scontrol", "requeue", run.job], check=True)
     assert run.wait() == 0, run.text
