@@ -33,6 +33,7 @@ from archon_core.plugins import build_registry, registry
 from archon_core.plugins.discovery import discover, distribution_name
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.ranks.environment import RankEnvironment
+from archon_core.ranks.first_failure import RankExit, explain
 from archon_core.serving.arena import ArenaHeader
 from archon_core.serving.arena_file import create_arena
 from archon_core.serving.record import ServerRecord, ServerState
@@ -73,7 +74,6 @@ from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.frozen_driver import FrozenDriver
 from archon_train.experiment import load_config
-from archon_core.ranks.first_failure import RankExit, explain
 from archon_train.launch.world import check_started, explain_machines
 from archon_train.run.folder import RunFolder
 from archon_train.run.lock import sole_writer
