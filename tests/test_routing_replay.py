@@ -62,7 +62,8 @@ def requests(n_samples=2):
 def rollout_batch(asked, completions):
     prompts = tuple(request.prompt_ids for request in asked)
     n_samples = sum(map(len, completions))
-    return build_batch(Rollout(({},) * len(prompts), prompts, tuple(map(tuple, completions))), torch.zeros(n_samples))
+    rollout = Rollout(({},) * len(prompts), prompts, tuple(map(tuple, completions)))
+    return build_batch(rollout.groups(), torch.zeros(n_samples))
 
 
 @torch.no_grad()

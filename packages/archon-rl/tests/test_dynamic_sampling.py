@@ -20,6 +20,8 @@ from archon_rl.trainer.collecting import collect
 from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS
 
 REFILL = ("actor.dynamic_sampling=true", "gconfig.n_samples=2", "data.validation_size=4")
+FULL = (*REFILL, "actor.dynamic_sampling_max_rounds=50")
+"""Enough rounds to fill every batch."""
 
 
 class Prompts:
@@ -137,7 +139,7 @@ def prompts_of_training(monkeypatch):
 
 
 def test_a_run_fills_its_batches_and_a_resumed_run_draws_the_same_prompts(run, prompts_of_training):
-    whole = run(*REFILL, "trial_name=whole")
+    whole = run(*FULL, "trial_name=whole")
     drawn = list(prompts_of_training)
     steps = [row for row in rows(whole) if "reward" in row]
     assert all(row["prompts"] - row["rejected_prompts"] + row["missing_prompts"] == 4 for row in steps)
@@ -151,11 +153,11 @@ def test_a_run_fills_its_batches_and_a_resumed_run_draws_the_same_prompts(run, p
 
     prompts_of_training.clear()
     with pytest.raises(KeyboardInterrupt):
-        run(*REFILL, "trial_name=parts", stop_after=3)
+        run(*FULL, "trial_name=parts", stop_after=3)
     state = json.loads((run.folder("parts").latest_checkpoint() / "trainer.json").read_text())
     consumed = state["epoch"] * state["n_records"] + state["position"]
     assert consumed == len(prompts_of_training) > 3 * 4
-    parts = run(*REFILL, "trial_name=parts", "trainer.resume=true")
+    parts = run(*FULL, "trial_name=parts", "trainer.resume=true")
     assert prompts_of_training == drawn
     assert rows(parts) == rows(whole)
     torch.testing.assert_close(table(parts), table(whole), rtol=0, atol=0)

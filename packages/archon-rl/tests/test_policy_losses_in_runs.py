@@ -21,7 +21,7 @@ from archon_rl.losses.policy import ClippedPolicyTerm
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.roles import RoleEngines
 
-SHORT = ("trainer.max_steps=2", "trainer.save_every=0", "trainer.eval_every=0", "actor.ppo_n_minibatches=2")
+SHORT = ("seed=4", "trainer.max_steps=2", "trainer.save_every=0", "trainer.eval_every=0", "actor.ppo_n_minibatches=2")
 DECOUPLED = "actor.use_decoupled_loss=true"
 RUNS = {
     "gspo": (("actor.importance_sampling_level=sequence",), {"clip_fraction"}),
@@ -153,7 +153,7 @@ def test_masks_and_fractions_are_computed_with_the_weights_that_each_update_chan
     }
     actor = FakeActor()
     algorithm = Algorithm(name="test", loss=term, masks=(SecondMomentMask(0.5),), n_minibatches=2)
-    step = RLStep(None, algorithm, RoleEngines(actor), None, None, None, seed=0)
+    step = RLStep(None, algorithm, RoleEngines(actor), None, seed=0)
     step.update(Batch(torch.zeros(6, dtype=torch.int64), (3, 3), fields), 0)
     first, second = (batch.token_fields for batch in actor.trained)
     # The policy has moved by 1 after the first update: squared log-ratios 0, then 1.
@@ -176,7 +176,7 @@ def test_the_first_mask_reuses_the_forward_pass_at_the_start_of_the_step():
     }
     actor = FakeActor()
     algorithm = Algorithm(name="test", loss=term, masks=(SecondMomentMask(0.3),), n_minibatches=2)
-    step = RLStep(None, algorithm, RoleEngines(actor), None, None, None, seed=0)
+    step = RLStep(None, algorithm, RoleEngines(actor), None, seed=0)
     step.update(Batch(torch.zeros(6, dtype=torch.int64), (3, 3), fields), 0)
     first, second = (batch.token_fields["m2_kept"].tolist() for batch in actor.trained)
     assert first == [True, False, True]

@@ -29,12 +29,10 @@ def test_the_policy_is_compared_with_the_log_probabilities_that_the_options_ask_
     mask = torch.tensor([False, True, True, False])
     batch = Batch(torch.zeros(4, dtype=torch.int64), (4,), {"loss_mask": mask, "logprobs": SAMPLED})
     step = RLStep(
-        task=None,
+        collection=None,
         algorithm=Algorithm(name="test", loss=ClippedPolicyTerm(behaviour=behaviour), replace_logprobs=replace),
         engines=RoleEngines(actor=SimpleNamespace(forward_batch=lambda batch, request: {"logprobs": OWN})),
         rollout=None,
-        scorer=None,
-        options=None,
         seed=0,
     )
     completed, distances = step.add_logprobs(batch)

@@ -23,7 +23,7 @@ ROLLOUT = Rollout(records=({}, {}), prompts=((1, 5), (1,)), completions=((A, B),
 
 
 def test_masks_and_log_probabilities_are_aligned_to_predictions():
-    batch = build_batch(ROLLOUT, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    batch = build_batch(ROLLOUT.groups(), torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert batch.lengths == (5, 3, 2, 1)
     first = batch.select([0])
     assert first.input_ids.tolist() == [1, 5, 7, 8, 2]
@@ -41,11 +41,11 @@ def test_completions_without_routed_experts_are_refused_if_others_have_them_or_a
     for completion, needed in ((complete, False), (A, True)):
         rollout = Rollout(records=({},), prompts=((1, 5),), completions=((completion, B, EMPTY),))
         with pytest.raises(TrainingError, match=rf"found {1 + needed} of 3 completions without routed experts"):
-            build_batch(rollout, torch.zeros(3), needs_experts=needed)
+            build_batch(rollout.groups(), torch.zeros(3), needs_experts=needed)
 
 
 def test_sequences_know_their_group_reward_length_and_end():
-    fields = build_batch(ROLLOUT, torch.tensor([1.0, 2.0, 3.0, 4.0])).sequence_fields
+    fields = build_batch(ROLLOUT.groups(), torch.tensor([1.0, 2.0, 3.0, 4.0])).sequence_fields
     assert fields["group"].tolist() == [0, 0, 1, 1]
     assert fields["rewards"].tolist() == [1.0, 2.0, 3.0, 4.0]
     assert fields["completion_lengths"].tolist() == [3, 1, 1, 0]
@@ -53,10 +53,10 @@ def test_sequences_know_their_group_reward_length_and_end():
 
 
 def test_every_sample_has_a_seed_of_its_own_that_depends_on_nothing_else():
-    seeds = [rollout_seeds(1, step)(place, number) for step in range(3) for place in range(4) for number in range(5)]
+    seeds = [rollout_seeds(1)(record, number) for record in range(12) for number in range(5)]
     assert len(set(seeds)) == len(seeds)
-    assert rollout_seeds(1, 2)(3, 4) == seeds[-1]
-    assert rollout_seeds(2, 2)(3, 4) != seeds[-1]
+    assert rollout_seeds(1, first=8)(3, 4) == seeds[-1]
+    assert rollout_seeds(2)(11, 4) != seeds[-1]
 
 
 class Echo:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archon_core.errors import ConfigError, DataError
-from archon_rl.text_encoding import TextEncoder, continuation_mask, supervised_batch
+from archon_rl.text_encoding import TextEncoder, supervised_batch
 from archon_rl.tokenization import bpe_tokenizer, build_tokenizer, characters_tokenizer, load_tokenizer
 
 TEXTS = ["the cat sat on the mat", "the rat sat on the cat", "a=1, b=2\n"]
@@ -75,13 +75,6 @@ def test_the_loss_is_on_the_answer_and_the_end_of_text_only(tokenizer):
         assert (
             tokenizer.decode(row.input_ids.tolist(), skip_special_tokens=True) == record["question"] + record["answer"]
         )
-
-
-@given(st.integers(1, 9), st.integers(0, 9))
-def test_a_continuation_mask_selects_the_predictions_of_the_continuation(prompt, continuation):
-    mask = continuation_mask(prompt, continuation)
-    assert len(mask) == prompt + continuation
-    assert [t + 1 for t, trained in enumerate(mask) if trained] == list(range(prompt, prompt + continuation))
 
 
 def test_a_character_without_a_token_is_an_error_and_not_an_unknown_token():

@@ -65,6 +65,10 @@ class RolloutConfig:
             ``disk``, from a folder of the current version below the run folder. ``weight_transport=disk`` writes that
             folder anyway; for other transports, the first rank writes it beside each publication. null for ``disk``
             if ``weight_transport`` is ``disk``, else ``publication``.
+        max_head_offpolicyness: largest number of training steps between the weights that sample a token and the step
+            that consumes it. Above 0, servers sample for later steps while one trains; 0 is synchronous.
+        max_concurrent_rollouts: largest number of prompts that are sampled at a time; null for no further limit.
+        queue_size: largest number of prompts that are sampled or wait for their step; null for no further limit.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
@@ -89,6 +93,9 @@ class RolloutConfig:
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True
     newcomer_weights: str | None = option(None, one_of("publication", "disk"))
+    max_head_offpolicyness: int = option(0, NOT_NEGATIVE)
+    max_concurrent_rollouts: int | None = option(None, POSITIVE)
+    queue_size: int | None = option(None, POSITIVE)
     skip_unchanged: bool = False
 
     @property

@@ -7,10 +7,11 @@ requests in progress.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
+from archon_core.contracts.rollout import InferenceEngine
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
@@ -173,3 +174,65 @@ class RolloutClient(Protocol):
         Raises:
             ServerError: no server completed it within ``rollout.request_timeout`` and ``request_retries``.
         """
+
+
+@dataclass(frozen=True)
+class ClientRecipe:
+    """How another process builds a ``RemoteClient`` of an engine's servers.
+
+    Attributes:
+        target: ``module:attribute`` of a ``RemoteClientFactory``.
+        data: its argument, of JSON's types. Contains the run's secret.
+    """
+
+    target: str
+    data: Mapping[str, Any]
+
+
+class RemoteClient(RolloutClient, Protocol):
+    """A ``RolloutClient`` in a process beside the trainer, which knows only the servers that the trainer names."""
+
+    def update(self, servers: Sequence[ServerRecord], version: int, answering: Sequence[str] = ()) -> None:
+        """Take over the servers that may get requests, and the version of their weights.
+
+        Args:
+            servers: may get requests.
+            version: of their weights.
+            answering: incarnations of further servers, which may answer the requests that they have.
+        """
+
+    def switching(self) -> None:
+        """The servers switch to new weights until the next ``update``; what they answer meanwhile waits for it, because
+        a server may label tokens with a version that other weights made."""
+
+    def failures(self) -> Mapping[str, str]:
+        """Incarnation -> error, of the servers that have failed since the last call."""
+
+
+class RemoteClientFactory(Protocol):
+    """``target`` of a ``ClientRecipe``."""
+
+    def __call__(self, data: Mapping[str, Any]) -> RemoteClient: ...
+
+
+class ServingEngine(InferenceEngine, Protocol):
+    """An inference engine whose servers other processes can use while the trainer trains. These methods are not
+    collective; the first rank calls them."""
+
+    def client_recipe(self) -> ClientRecipe:
+        """How another process builds a client."""
+
+    def on_switch(self, call: Callable[[], None]) -> None:
+        """Call ``call`` before servers switch to new weights, in every publication."""
+
+    def servers(self) -> Sequence[ServerRecord]:
+        """The servers that may get requests now."""
+
+    def answering(self) -> Sequence[str]:
+        """Incarnations of the servers that may answer the requests that they have, whether or not they get others."""
+
+    def report_failures(self, failures: Mapping[str, str]) -> None:
+        """Take note of requests that failed elsewhere: incarnation -> error. They count like failed probes."""
+
+    def needs_publication(self) -> bool:
+        """Whether no server is in service, so that only a publication can bring in others."""

@@ -48,7 +48,11 @@ class DataCursor:
 
     def position(self, step: int) -> tuple[int, int]:
         """Epoch, and position in it, of the first record of ``step``, all counted from 0."""
-        return divmod(step * self.batch_size + self.refilled, self.n_records)
+        return divmod(self.first(step), self.n_records)
+
+    def first(self, step: int) -> int:
+        """Number of the first record of ``step``, counted over all records that the run draws."""
+        return step * self.batch_size + self.refilled
 
     def seek(self, step: int, *, drawn: int) -> None:
         """Continue before ``step``, after ``drawn`` records in all."""
@@ -56,13 +60,17 @@ class DataCursor:
 
     def indices(self, step: int) -> list[int]:
         """Indices of the batch of ``step``, counted from 0."""
-        return self._indices(step * self.batch_size + self.refilled, self.batch_size)
+        return self._indices(self.first(step), self.batch_size)
 
     def refill(self, step: int, n: int) -> list[int]:
         """Indices of the next ``n`` records, which ``step`` draws in addition to its batch."""
-        indices = self._indices((step + 1) * self.batch_size + self.refilled, n)
+        indices = self._indices(self.first(step + 1), n)
         self.refilled += n
         return indices
+
+    def index(self, number: int) -> int:
+        """Index of the record that is drawn after ``number`` others."""
+        return self._indices(number, 1)[0]
 
     def _indices(self, first: int, n: int) -> list[int]:
         places = [divmod(first + i, self.n_records) for i in range(n)]

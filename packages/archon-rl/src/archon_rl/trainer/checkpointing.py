@@ -36,6 +36,8 @@ from archon_rl.trainer.sharing import publish_collectively
 from archon_train.run.context import RunContext
 
 STATE_FILE = "trainer.json"
+COLLECTION_FILE = "collection.msgpack"
+"""State of a collector: groups that are finished and not consumed."""
 ENGINE_FOLDER = "dcp"
 TOKENIZER_FOLDER = "tokenizer"
 """In the run folder: a copy of the tokenizer, and the tokens that end completions."""
@@ -109,8 +111,11 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._apart: Ranks | None = None
 
-    def save(self, step: int, baseline: dict[str, float]) -> None:
+    def save(self, step: int, baseline: dict[str, float], collection: bytes | None = None) -> None:
         """Write the checkpoint of ``step``, or start to write it in the background. Publication is atomic.
+
+        Args:
+            collection: the first rank's state of the ``Collection``.
 
         Raises:
             WeightsError: this or the previous checkpoint could not be written.
@@ -126,7 +131,7 @@ class Checkpoints:
                 for folder, engine in self._engines.items():
                     engine.save(checkpoint / folder, "dcp")
 
-            self._write(state, save, self._run.ranks)
+            self._write(state, save, self._run.ranks, collection)
             return
         if self._apart is None:
             self._apart = self._run.ranks.apart()
@@ -136,7 +141,7 @@ class Checkpoints:
             for folder, engine_state in staged.items():
                 engine_state.write(checkpoint / folder, ranks)
 
-        self._pending = _in_background(lambda: self._write(state, write, ranks))
+        self._pending = _in_background(lambda: self._write(state, write, ranks, collection))
 
     def poll(self) -> None:
         """Between steps: finish the background write if it has ended on all ranks.
@@ -164,14 +169,24 @@ class Checkpoints:
         if self._pending is not None and self._run.ranks.size == 1:
             wait([self._pending])
 
-    def _write(self, state: TrainerState, write_engines: Callable[[Path], None], ranks: Ranks) -> None:
+    def _write(
+        self,
+        state: TrainerState,
+        write_engines: Callable[[Path], None],
+        ranks: Ranks,
+        collection: bytes | None,
+    ) -> None:
         folder, trainer = self._run.folder, self._run.config.trainer
         with publish_collectively(ranks, folder.writing(state.step)) as checkpoint:
             write_engines(checkpoint)
             with failing_together(ranks):
                 if ranks.is_first:
                     (checkpoint / STATE_FILE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
-                    write_seal(checkpoint, {STATE_FILE: seal_whole(checkpoint / STATE_FILE)})
+                    files = [STATE_FILE]
+                    if collection is not None:
+                        (checkpoint / COLLECTION_FILE).write_bytes(collection)
+                        files.append(COLLECTION_FILE)
+                    write_seal(checkpoint, {file: seal_whole(checkpoint / file) for file in files})
         with failing_together(ranks):
             if ranks.is_first:
                 folder.remove_superseded(keep_last=trainer.keep_last, keep_every=trainer.keep_every)
@@ -250,6 +265,19 @@ def read_state(run: RunContext, checkpoint: Path) -> TrainerState:
         return TrainerState(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise DamagedError(f"{file}: cannot read the file ({error})") from error
+
+
+def read_collection(checkpoint: Path) -> bytes | None:
+    """The state of the ``Collection`` at a checkpoint; ``None`` if it has none.
+
+    Raises:
+        DamagedError: the file is damaged.
+    """
+    file, seal = checkpoint / COLLECTION_FILE, read_seal(checkpoint) or {}
+    if COLLECTION_FILE not in seal:
+        return None
+    check_file(file, seal[COLLECTION_FILE])
+    return file.read_bytes()
 
 
 def _check_batches(run: RunContext, checkpoint: Path, state: TrainerState, cursor: DataCursor) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from archon_core.contracts.engine import TrainEngine
+from archon_core.ranks.failing_together import failing_together
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import (
@@ -16,8 +17,10 @@ from archon_rl.trainer.checkpointing import (
     export_beside,
     export_model,
     load_checkpoint,
+    read_collection,
     resumed_checkpoint,
 )
+from archon_rl.trainer.collecting import Collection
 from archon_rl.trainer.export_check import verify_export, verify_value_export
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
@@ -41,6 +44,7 @@ class TrainingLoop:
         shown: metrics to show in the progress line if present.
         beside: role -> engine of the models that are trained beside it, such as the critic.
         is_critic: whether the model has a value head.
+        collection: provides completions; ``None`` for training on the data themselves.
     """
 
     run: RunContext
@@ -53,6 +57,7 @@ class TrainingLoop:
     shown: tuple[str, ...] = ("loss",)
     beside: Mapping[str, TrainEngine] = field(default_factory=dict)
     is_critic: bool = False
+    collection: Collection | None = None
     _baseline: dict[str, float] = field(default_factory=dict, init=False)
     _latest: dict[str, float] = field(default_factory=dict, init=False)
     _checkpoints: Checkpoints = field(init=False)
@@ -68,6 +73,10 @@ class TrainingLoop:
         state = load_checkpoint(self.run, checkpoint, self.engine, self.task.cursor, self.beside)
         for engine in (self.engine, *self.beside.values()):
             self.run.record(engine.decisions)
+        if self.collection is not None:
+            with failing_together(self.run.ranks):
+                kept = read_collection(checkpoint) if self.run.ranks.is_first else None
+            self.collection.restore(kept)
         self._baseline = state.baseline
         self.run.progress.note(f"Resuming after step {state.step} from {checkpoint}")
         return state.step
@@ -119,7 +128,9 @@ class TrainingLoop:
         self._checkpoints.poll()
         stop = not last and self._stop_requested()
         if last or stop or _is_due(done, trainer.save_every):
-            self._checkpoints.save(done, self._baseline)
+            with failing_together(self.run.ranks):
+                kept = self.collection.state() if self.collection and self.run.ranks.is_first else None
+            self._checkpoints.save(done, self._baseline, kept)
         if stop:
             self._checkpoints.finish()
             raise KeyboardInterrupt(f"stopped after step {done}")

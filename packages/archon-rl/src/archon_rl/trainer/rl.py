@@ -6,16 +6,21 @@ from contextlib import ExitStack
 from functools import partial
 
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
+from archon_core.ranks.ranks import DataRanks
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
+from archon_rl.collector.batches import Pace
 from archon_rl.config import RewardOptions
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
 from archon_rl.rewards.pool import RewardPool
 from archon_rl.rewards.source import RewardSource, reward_source
 from archon_rl.run_problems import explain_missing_reward, refuse, too_long_warmup, too_many_minibatches
+from archon_rl.trainer.collecting import Collection
 from archon_rl.trainer.composition import composed
 from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.evaluation import evaluate_reward
@@ -25,6 +30,8 @@ from archon_rl.trainer.reward_model import ModelScorer, RewardModel
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.rollout_batch import sampling_options
+from archon_rl.trainer.sampling_ahead import SampleAhead
+from archon_rl.trainer.sampling_now import SampleNow
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sequence_lengths import LengthLimit, prompt_lengths, rollout_limits, supervised_limits
 from archon_rl.trainer.served_teacher import build_served_teacher
@@ -85,16 +92,11 @@ class RLTrainer:
             stack.callback(rollout.close)
             run.record([task.ends.decision()])
             scorer = None if rewards is None else self._build_scorer(rewards, task)
-            step = RLStep(
-                task=task,
-                algorithm=self._algorithm,
-                engines=engines,
-                rollout=rollout,
-                scorer=scorer,
-                options=sampling_options(config.gconfig, task.ends),
-                seed=config.seed,
-                needs_experts=config.rollout.return_routed_experts,
+            options = sampling_options(config.gconfig, task.ends)
+            collection = self._build_collection(
+                task, rollout, scorer, options, actor.data_ranks, known.get("reward"), stack
             )
+            step = RLStep(collection, self._algorithm, engines, rollout, config.seed)
             evaluate = None
             if scorer is not None and len(task.validation):
                 evaluate = partial(
@@ -117,12 +119,38 @@ class RLTrainer:
                 fingerprints=known,
                 shown=("reward", "loss") if self._reward is not None else ("rollout_kl_teacher", "loss"),
                 beside={} if engines.critic is None else {"critic": engines.critic.engine},
+                collection=collection,
             )
             done = loop.resume()
             if done == 0 and evaluate and isinstance(engines.teacher, SharedEngine) and evaluates_teacher(run):
                 report_teacher(run, engines.teacher, evaluate)
             rollout.update_weights(actor.version)
+            collection.published(done)
             loop.run_from(done)
+
+    def _build_collection(
+        self,
+        task: Task,
+        rollout: InferenceEngine,
+        scorer: Scorer | None,
+        options: GenerationConfig,
+        data_ranks: DataRanks,
+        reward: Fingerprint | None,
+        stack: ExitStack,
+    ) -> Collection:
+        run, config = self._run, self._run.config.rollout
+        if not hasattr(rollout, "client_recipe"):
+            settings = (options, run.config.seed, data_ranks, config.return_routed_experts)
+            return SampleNow(task, self._algorithm, rollout, scorer, *settings)
+        size = task.cursor.batch_size
+        pace = Pace(
+            max_staleness=config.max_head_offpolicyness,
+            max_concurrent=config.max_concurrent_rollouts or size * (config.max_head_offpolicyness + 1),
+            queue_size=config.queue_size or size * (config.max_head_offpolicyness + 1),
+        )
+        ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace, reward)
+        stack.callback(ahead.close)
+        return ahead
 
     def _held_out_limits(self, limits: list[LengthLimit]) -> list[LengthLimit]:
         """The longest held-out records that the evaluations can take; ``limits`` are those of training."""

@@ -6,18 +6,16 @@ the functions that run them; every rank computes the rest redundantly.
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine import StepStats
 from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import OutputName
-from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
+from archon_core.contracts.rollout import InferenceEngine
 from archon_core.seeding import derive_seed
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
@@ -26,15 +24,12 @@ from archon_rl.losses.kl import REF_LOGPROBS, kl_estimate
 from archon_rl.losses.policy_term import ADVANTAGES, LOGPROBS
 from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, prox_fraction
 from archon_rl.losses.value import RETURNS
-from archon_rl.trainer.collecting import Collected, collect
+from archon_rl.trainer.collecting import Collection
 from archon_rl.trainer.critic_step import CriticStep
 from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
 from archon_rl.trainer.roles import RoleEngines
-from archon_rl.trainer.rollout_batch import Rollout, build_batch, rollout_seeds, sample
-from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
-from archon_rl.trainer.task import Task
 
 
 @dataclass(frozen=True)
@@ -42,25 +37,18 @@ class RLStep:
     """A callable that runs step n, counted from 0.
 
     Attributes:
-        task: records and tokenizer.
+        collection: provides the completions.
         algorithm: rewards to advantages to objective.
         engines: the actor, and the models that the algorithm needs beside it.
         rollout: samples with the actor's weights.
-        scorer: scores completions; a step leaves out records with a completion without a reward. ``None`` for an
-            algorithm that needs no rewards.
-        options: sampling options; the stop tokens include the end-of-text token.
         seed: the run's seed.
-        needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
     """
 
-    task: Task
+    collection: Collection
     algorithm: Algorithm
     engines: RoleEngines
     rollout: InferenceEngine
-    scorer: Scorer | None
-    options: GenerationConfig
     seed: int
-    needs_experts: bool = False
 
     @property
     def actor(self) -> SharedEngine:
@@ -79,7 +67,7 @@ class RLStep:
     def __call__(self, step: int) -> dict[str, float]:
         """Run step ``step``; return its metrics."""
         clock = PhaseClock()
-        collected = self.collect(step, clock)
+        collected = self.collection(step, clock)
         chosen = collected.batch
         updates: list[StepStats] = []
         distances: dict[str, float] = {}
@@ -102,6 +90,7 @@ class RLStep:
                     updates = self.update(chosen, step)
         with clock("publish"):
             published = self.rollout.update_weights(self.actor.version)
+            self.collection.published(step + 1)
         times = clock.metrics()
         left_out = self.algorithm.n_minibatches - len(updates) if trains_actor else 0
         return {
@@ -115,46 +104,6 @@ class RLStep:
             "tokens_per_second": collected.statistics["tokens"] / times["time/step"],
             **times,
         }
-
-    def collect(self, step: int, clock: PhaseClock) -> Collected:
-        """The completions of ``step`` with their rewards. Prompts with a completion without a reward are left out."""
-        n_drawn, failed = 0, Counter[str]()
-
-        def draw(n: int) -> tuple[Batch, Tensor] | None:
-            nonlocal n_drawn
-            records = self.task.more_records(step, n) if n_drawn else self.task.records(step)
-            encoder, ranks = self.task.encoder, self.actor.data_ranks
-            with clock("rollout"):
-                seeds = rollout_seeds(self.seed, step, n_drawn)
-                rollout = sample(self.rollout, encoder, records, self.options, seeds, ranks)
-            with clock("reward"):
-                rewards = torch.zeros(sum(map(len, rollout.completions)))
-                if self.scorer is not None:
-                    # Further prompts are few: all of them may fail without a fault of the whole reward.
-                    is_further = n_drawn > 0
-                    scores = self.scorer(rollout, ranks, when=f"Step {step + 1}", may_all_fail=is_further)
-                    failed.update(scores.metrics())
-                    complete = scores.complete(may_be_empty=is_further)
-                    rollout, rewards = complete.rollout, complete.values
-                batch = self._build_batch(rollout, rewards, first_group=n_drawn) if rollout.records else None
-            n_drawn += n
-            return None if batch is None else (batch, rewards)
-
-        collected = collect(
-            draw,
-            self.task.cursor.batch_size,
-            selection=self.algorithm.selection,
-            max_rounds=self.algorithm.max_rounds,
-        )
-        statistics = collected.statistics | {name: float(n) for name, n in failed.items()}
-        if self.scorer is None:
-            statistics = {name: value for name, value in statistics.items() if name not in ("reward", "reward_std")}
-        return replace(collected, statistics=statistics)
-
-    def _build_batch(self, rollout: Rollout, rewards: Tensor, *, first_group: int) -> Batch:
-        lengths = torch.tensor([len(c.token_ids) for samples in rollout.completions for c in samples])
-        shaped = self.algorithm.rewards(rewards, lengths)
-        return build_batch(rollout, shaped, needs_experts=self.needs_experts, first_group=first_group)
 
     def add_logprobs(self, batch: Batch) -> tuple[Batch, dict[str, float]]:
         """The batch with the log-probabilities that the algorithm needs, and metrics of the rollout's distance to them.

@@ -13,6 +13,7 @@ import torch
 
 from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
 from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, InferenceEngine
+from archon_core.contracts.workflows import NO_VERSION, Trajectory
 from archon_core.errors import TrainingError
 from archon_core.models.end_tokens import EndTokens
 from archon_core.ranks.ranks import DataRanks
@@ -22,13 +23,11 @@ from archon_rl.algorithm import TRUNCATED
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.policy_term import LOGPROBS
 from archon_rl.losses.proximal import VERSIONS
-from archon_rl.text_encoding import TextEncoder, continuation_mask
+from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
 
 COMPLETION_LENGTHS = "completion_lengths"
 """Sequence field, int64 [S]."""
-NO_VERSION = -1
-"""Version of tokens that were not sampled."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,13 @@ class Rollout:
     records: tuple[Mapping[str, Any], ...]
     prompts: tuple[tuple[int, ...], ...]
     completions: tuple[tuple[Completion, ...], ...]
+
+    def groups(self, first: int = 0) -> dict[int, list[Trajectory]]:
+        """The trajectories of each record; ``first`` is the number of the first record's group."""
+        return {
+            number: [Trajectory.from_completion(prompt, completion) for completion in samples]
+            for number, (prompt, samples) in enumerate(zip(self.prompts, self.completions, strict=True), first)
+        }
 
     def select(self, indices: Sequence[int]) -> Rollout:
         """Some of the records, with their prompts and completions."""
@@ -89,25 +95,27 @@ def sample(
     return Rollout(tuple(records), prompts, tuple(map_over_ranks(len(prompts), generate, data_ranks)))
 
 
-def rollout_seeds(seed: int, step: int, first_place: int = 0) -> Callable[[int, int], int]:
-    """Seeds for the samples of a training step; functions of the run's seed, the step and the sample alone.
+def rollout_seeds(seed: int, first: int = 0) -> Callable[[int, int], int]:
+    """Seeds for samples of training: functions of the run's seed, the number of the record and the sample alone.
 
     Args:
-        first_place: number of prompts that the step has drawn before.
+        first: number of the first record, counted over all records that the run has drawn.
     """
-    return lambda place, number: derive_seed(seed, "rollout", step, first_place + place, number)
+    return lambda place, number: derive_seed(seed, "rollout", first + place, number)
 
 
-def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool = False, first_group: int = 0) -> Batch:
-    """Prompts and completions as a packed batch with their fields.
+def build_batch(
+    groups: Mapping[int, Sequence[Trajectory]], rewards: torch.Tensor, *, needs_experts: bool = False
+) -> Batch:
+    """Groups of trajectories as a packed batch with its fields.
 
     Args:
+        groups: number of the group -> trajectories.
         rewards: shaped rewards [S].
         needs_experts: ``rollout.return_routed_experts``.
-        first_group: number of the first prompt's group.
 
     Raises:
-        TrainingError: some completions lack their routed experts while others have them or ``needs_experts`` is set.
+        TrainingError: some trajectories lack their routed experts while others have them or ``needs_experts`` is set.
 
     Returns:
         A batch with the token fields ``loss_mask`` (bool), ``logprobs`` (of the rollout, float64, 0 outside the mask),
@@ -115,55 +123,48 @@ def build_batch(rollout: Rollout, rewards: torch.Tensor, *, needs_experts: bool 
         them, ``routed_experts``; and the sequence fields ``rewards``, ``group``, ``truncated`` and
         ``completion_lengths``.
     """
-    rows = [
-        (group, prompt, completion)
-        for group, (prompt, samples) in enumerate(zip(rollout.prompts, rollout.completions, strict=True), first_group)
-        for completion in samples
-    ]
-    lengths = [len(completion.token_ids) for _, _, completion in rows]
+    rows = [(group, trajectory) for group, trajectories in groups.items() for trajectory in trajectories]
+    trajectories = [trajectory for _, trajectory in rows]
     return Batch.from_sequences(
-        [prompt + completion.token_ids for _, prompt, completion in rows],
+        [trajectory.token_ids for trajectory in trajectories],
         token_fields={
-            LOSS_MASK: [continuation_mask(len(prompt), n) for (_, prompt, _), n in zip(rows, lengths, strict=True)],
-            LOGPROBS: [
-                torch.tensor([0.0] * (len(prompt) - 1) + [*completion.logprobs] + [0.0], dtype=torch.float64)
-                for _, prompt, completion in rows
-            ],
-            VERSIONS: [
-                torch.tensor([NO_VERSION] * (len(prompt) - 1) + [*completion.versions] + [NO_VERSION])
-                for _, prompt, completion in rows
-            ],
-            **_routed_experts(rows, needs_experts),
+            LOSS_MASK: [_of_next_token(one.loss_mask, False, torch.bool) for one in trajectories],
+            LOGPROBS: [_of_next_token(one.logprobs, 0.0, torch.float64) for one in trajectories],
+            VERSIONS: [_of_next_token(one.versions, NO_VERSION, torch.int64) for one in trajectories],
+            **_routed_experts(trajectories, needs_experts),
         },
         sequence_fields={
             REWARDS: rewards,
-            GROUPS: torch.tensor([group for group, _, _ in rows]),
-            TRUNCATED: torch.tensor([completion.stop_reason == "length" for _, _, completion in rows]),
-            COMPLETION_LENGTHS: torch.tensor(lengths),
+            GROUPS: torch.tensor([group for group, _ in rows]),
+            TRUNCATED: torch.tensor([one.truncated for one in trajectories]),
+            COMPLETION_LENGTHS: torch.tensor([one.n_sampled for one in trajectories]),
         },
     )
 
 
-def _routed_experts(
-    rows: Sequence[tuple[int, tuple[int, ...], Completion]], needed: bool
-) -> dict[str, list[torch.Tensor]]:
+def _of_next_token(values: Sequence[Any], last: Any, dtype: torch.dtype) -> torch.Tensor:
+    """The value at a position belongs to the token that the model predicts there."""
+    return torch.tensor([*values[1:], last], dtype=dtype)
+
+
+def _routed_experts(trajectories: Sequence[Trajectory], needed: bool) -> dict[str, list[torch.Tensor]]:
     """The token field ``routed_experts``; empty if the rollout returned no experts."""
-    example = next((c.routed_experts for _, _, c in rows if c.routed_experts is not None), None)
-    n_missing = sum(c.routed_experts is None and len(c.token_ids) > 0 for _, _, c in rows)
+    example = next((one.routed_experts for one in trajectories if one.routed_experts is not None), None)
+    n_missing = sum(one.routed_experts is None and one.n_sampled > 0 for one in trajectories)
     if n_missing and (needed or example is not None):
         raise TrainingError(
-            f"rollout.return_routed_experts: found {n_missing} of {len(rows)} completions without routed experts; "
-            "the inference engine must return them for all completions: enable it there, or set "
+            f"rollout.return_routed_experts: found {n_missing} of {len(trajectories)} completions without routed "
+            "experts; the inference engine must return them for all completions: enable it there, or set "
             "rollout.return_routed_experts=false and moe_routing_replay=false"
         )
     if example is None:
         return {}
     field = []
-    for _, prompt, completion in rows:
+    for one in trajectories:
         # -1 where a token never passed the router: the last token, whose successor nobody predicted, and all tokens of
         # a prompt without a completion.
-        whole = example.new_full((len(prompt) + len(completion.token_ids), *example.shape[1:]), -1)
-        if completion.routed_experts is not None:
-            whole[: len(completion.routed_experts)] = completion.routed_experts
+        whole = example.new_full((len(one.token_ids), *example.shape[1:]), -1)
+        if one.routed_experts is not None:
+            whole[: len(one.routed_experts)] = one.routed_experts
         field.append(whole)
     return {ROUTED_EXPERTS: field}

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from archon_core.errors import DataError, RewardError
+from archon_core.errors import RewardError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks
-from archon_rl.fields import read_field
 from archon_rl.rewards.calls import Outcome, RewardCall, RewardRunner
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
+from archon_rl.workflows.record_calls import reward_calls
 
 FAILED = "reward/failed"
 """Metric: completions without a reward."""
@@ -63,10 +63,7 @@ class Scores:
         if len(kept) == len(self.outcomes):
             return self
         if not kept and not may_be_empty:
-            raise RewardError(
-                f"found a completion without a reward for each of the {len(self.outcomes)} prompts of a step, which "
-                f"leaves none to train on; correct the reward; one of them: {self.failures[0].error}"
-            )
+            raise RewardError(explain_no_group(len(self.outcomes), self.failures[0]))
         return Scores(self.rollout.select(kept), tuple(self.outcomes[i] for i in kept))
 
     def metrics(self) -> dict[str, float]:
@@ -114,7 +111,8 @@ class Scorer:
             ConfigError: on every rank, the function raised it.
         """
         scores = Scores(rollout, tuple(self._outcomes(rollout, data_ranks)))
-        self._judge(scores, when, may_all_fail=may_all_fail)
+        outcomes = [one for group in scores.outcomes for one in group]
+        self.judge(outcomes, when, may_all_fail=may_all_fail)
         return scores
 
     def _outcomes(self, rollout: Rollout, data_ranks: DataRanks) -> list[tuple[Outcome, ...]]:
@@ -139,25 +137,13 @@ class Scorer:
         ]
 
     def _calls(self, rollout: Rollout, index: int) -> list[RewardCall] | Outcome:
-        """The calls for a record's completions, or why a record without an answer has none."""
-        record = rollout.records[index]
-        place = place_of(rollout, index)
-        known = record
-        if self.encoder.answer_key is not None:
-            try:
-                known = {**record, "answer": read_field(record, self.encoder.answer_key)}
-            except DataError as error:
-                return Outcome(error=f"{place}: {error}", cause="records without an answer")
-        prompt = self.encoder.prompt(record)
-        return [
-            RewardCall(prompt, self.encoder.decode(completion.token_ids), known, place)
-            for completion in rollout.completions[index]
-        ]
+        completions = [completion.token_ids for completion in rollout.completions[index]]
+        return reward_calls(self.encoder, rollout.records[index], place_of(rollout, index), completions)
 
-    def _judge(self, scores: Scores, when: str, *, may_all_fail: bool) -> None:
-        """Explain new failures; raise if there are too many."""
-        failures, n_calls = scores.failures, sum(map(len, scores.outcomes))
-        self._recent.extend(one.failed for outcomes in scores.outcomes for one in outcomes)
+    def judge(self, outcomes: Sequence[Outcome], when: str, *, may_all_fail: bool = False) -> None:
+        """Explain new failures, and raise RewardError if there are too many; see ``__call__``."""
+        failures, n_calls = [one for one in outcomes if one.failed], len(outcomes)
+        self._recent.extend(one.failed for one in outcomes)
         if not failures:
             return
         self._explain(failures, n_calls, when)
@@ -183,6 +169,14 @@ class Scorer:
         lines = [f"{when}: no reward for {len(failures)} of {n_calls} completions"]
         lines += [f"{one.error}{_traced(one)}" for one in reversed(new.values())]
         self.note("\n".join(lines))
+
+
+def explain_no_group(n_prompts: int, example: Outcome) -> str:
+    """The error of a step without a prompt whose completions all have rewards."""
+    return (
+        f"found a completion without a reward for each of the {n_prompts} prompts of a step, which leaves none to "
+        f"train on; correct the reward; one of them: {example.error}"
+    )
 
 
 def place_of(rollout: Rollout, index: int) -> str:

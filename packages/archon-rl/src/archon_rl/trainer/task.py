@@ -48,6 +48,7 @@ class Task:
         validation: held-out records; may be empty.
         cursor: maps steps to training records.
         ends: the tokens that end a completion.
+        kept: indices of ``train`` in the whole training split; ``None`` for all of it.
     """
 
     encoder: TextEncoder | PreferenceEncoder
@@ -55,6 +56,7 @@ class Task:
     validation: Dataset
     cursor: DataCursor
     ends: EndTokens
+    kept: Sequence[int] | None = None
 
     def total_steps(self, trainer: TrainerConfig) -> int:
         """Number of training steps that the section ``trainer`` asks for, at least one."""
@@ -98,6 +100,7 @@ def build_task(
     if isinstance(encoder, PreferenceEncoder):
         train = without_equal_pairs(run, "training", train, encoder.fields)
         validation = without_equal_pairs(run, "held-out", validation, encoder.fields)
+    whole = train
     kept_train = _drop_overlong(run, "training", train, encoder, measure, limits)
     held_out_limits = limits if held_out_limits is None else held_out_limits
     kept_validation = _drop_overlong(run, "held-out", validation, encoder, measure, held_out_limits)
@@ -106,7 +109,8 @@ def build_task(
         if run.ranks.is_first:
             save_end_tokens(run, ends, run.folder.path / TOKENIZER_FOLDER)
     cursor = DataCursor(len(kept_train), data.batch_size, config.seed, data.shuffle)
-    return Task(encoder, kept_train, kept_validation, cursor, ends)
+    kept = None if kept_train is whole else kept_train.indices
+    return Task(encoder, kept_train, kept_validation, cursor, ends, kept)
 
 
 def _drop_overlong(

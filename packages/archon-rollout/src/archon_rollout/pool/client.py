@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
@@ -16,7 +16,24 @@ from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.pool.continuation import is_complete, joined, rest_of
-from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.pool import POLL_SECONDS
+
+
+class Servers(Protocol):
+    """What a client needs of a pool: see ``Pool``."""
+
+    @property
+    def version(self) -> int: ...
+
+    @property
+    def is_switching(self) -> bool: ...
+
+    def departure(self, incarnation: str) -> str: ...
+
+    def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None: ...
+
+    def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None: ...
+
 
 T = TypeVar("T")
 
@@ -34,7 +51,7 @@ class PoolClient:
 
     def __init__(
         self,
-        pool: Pool,
+        pool: Servers,
         driver: ServerDriver,
         options: RolloutConfig,
         *,

@@ -257,6 +257,22 @@ class Pool:
                 return None
             return servers[self._router.choose(servers, tokens=tokens, group=group)]
 
+    def active(self) -> list[ServerRecord]:
+        """The servers that get requests."""
+        with self._lock:
+            return list(self._membership.active().values())
+
+    def answering(self) -> list[str]:
+        """Incarnations of the servers without a ``departure``."""
+        with self._lock:
+            return [name for name in self._membership.members if not self._membership.departure(name)]
+
+    def report_failures(self, failures: Mapping[str, str]) -> None:
+        """Requests of another client failed: incarnation -> error. Each counts like a failed probe."""
+        with self._lock:
+            for name, error in failures.items():
+                self._membership.request_failed(name, error, self._clock())
+
     def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None:
         """A request has ended. An error counts like a failed probe."""
         with self._lock:

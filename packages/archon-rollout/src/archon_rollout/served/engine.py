@@ -14,14 +14,14 @@ import logging
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
+from archon_core.contracts.serving import ClientRecipe, ServerDriver, ServerDriverSpec
 from archon_core.contracts.weight_transport import TransportContext, WeightTransportSpec
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import backend_table, parse_layout
@@ -102,6 +102,8 @@ class ServedEngine(ElasticHooks):
         self._ranks = trainer.data_ranks.everyone
         self._paused = self._closed = False
         self._version = -1
+        self._token = ""
+        self._on_switch: Callable[[], None] | None = None
         self._driver: ServerDriver | None = None
         self._processes: ServerProcesses | None = None
         self._pool: Pool | None = None
@@ -201,6 +203,43 @@ class ServedEngine(ElasticHooks):
                 return {"publish/servers": len(self.topology.members), "publish/failed": 0}
         return self._publish().metrics()
 
+    def client_recipe(self) -> ClientRecipe:
+        """See ``contracts.serving.ServingEngine``."""
+        options = self._options and {"target": _name_of(type(self._options)), "fields": asdict(self._options)}
+        data = {"driver": self._kind.name, "config": asdict(self._config), "options": options, "token": self._token}
+        return ClientRecipe("archon_rollout.pool.remote:PushedClient", data)
+
+    def on_switch(self, call: Callable[[], None]) -> None:
+        """See ``contracts.serving.ServingEngine``."""
+        self._on_switch = call
+
+    def _switching(self) -> None:
+        """Servers switch now; rank 0 only."""
+        assert self._pool is not None
+        self._pool.switching()
+        if self._on_switch is not None:
+            self._on_switch()
+
+    def servers(self) -> list[ServerRecord]:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.active()
+
+    def answering(self) -> list[str]:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.answering()
+
+    def report_failures(self, failures: Mapping[str, str]) -> None:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        self._pool.report_failures(failures)
+
+    def needs_publication(self) -> bool:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.is_empty()
+
     def close(self) -> None:
         """Stop the servers that this engine started."""
         self._closed = True
@@ -213,8 +252,8 @@ class ServedEngine(ElasticHooks):
 
     def _start(self, folder: Path, discovery: Discovery | None) -> None:
         """Start the servers, or connect to running ones, and watch them."""
-        token = run_token(folder)
-        self._driver = driver = self._kind.load()(self._config, options=self._options, token=token)
+        self._token = run_token(folder)
+        self._driver = driver = self._kind.load()(self._config, options=self._options, token=self._token)
         started: list[ServerRecord] = []
         self._check_reachable()
         if not self._config.addresses:  # also for servers that others start with it
@@ -282,8 +321,7 @@ class ServedEngine(ElasticHooks):
             with interrupting(), failing_together(self._ranks):
                 if self._ranks.is_first:
                     receivers = self._wait_for_receivers()
-            on_commit = self._pool.switching if self._pool is not None else None
-            publication = self._publisher.publish(receivers, on_commit=on_commit)
+            publication = self._publisher.publish(receivers, on_commit=self._switching)
             self.last_publication = publication
             with failing_together(self._ranks):
                 if self._ranks.is_first:
@@ -338,3 +376,7 @@ class ServedEngine(ElasticHooks):
 def _without_texts(request: GenerationRequest) -> GenerationRequest:
     """What a server gets of a request: only data travels, and stop texts are found here."""
     return replace(request, decode=None, config=replace(request.config, stop=None))
+
+
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"

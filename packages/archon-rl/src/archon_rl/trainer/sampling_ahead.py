@@ -1,0 +1,264 @@
+"""Asynchronous sampling: a collector samples the groups of later steps while this one trains.
+
+The collector's process is the first rank's; its batches are broadcast, so every rank has the whole batch, as in
+synchronous training. A collector that dies is replaced: the groups that no step has consumed are sampled again, with
+the same seeds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgpack
+
+from archon_core.contracts.rollout import GenerationConfig
+from archon_core.contracts.serving import ServingEngine
+from archon_core.errors import RewardError, TrainingError
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import Ranks
+from archon_rl.algorithm import Algorithm
+from archon_rl.collector.batches import BatchRule, Pace
+from archon_rl.collector.group import Group
+from archon_rl.collector.messages import unpacked
+from archon_rl.collector.sampling import WORKFLOW_FAILED, reason_counts
+from archon_rl.collector.states import batch_data, read_batch, state_data
+from archon_rl.collector.window import ConsumedBatch, WindowState
+from archon_rl.fingerprint import Fingerprint
+from archon_rl.rewards.calls import Outcome
+from archon_rl.trainer.collecting import Collected, Sampled, refill_statistics, shaped_batch, without_rewards
+from archon_rl.trainer.collector_link import CollectorLink, CollectorLostError
+from archon_rl.trainer.scoring import FAILED, TIMED_OUT, Scorer, explain_no_group
+from archon_rl.trainer.step_metrics import PhaseClock
+from archon_rl.trainer.task import Task
+from archon_train.run.context import RunContext
+
+POLL_SECONDS = 0.5
+"""Between looks at the servers while a batch is incomplete."""
+
+MAX_LOSSES = 3
+"""Collectors that may be lost in a row without a batch between them."""
+
+
+@dataclass
+class SampleAhead:
+    """A ``Collection`` whose completions a collector samples.
+
+    Attributes:
+        run: the run.
+        task: records and tokenizer.
+        algorithm: shapes rewards, and selects groups.
+        rollout: has the servers.
+        scorer: judges failed rewards; ``None`` for an algorithm that needs no rewards.
+        options: sampling options, with all stop tokens.
+        pace: how far the collector may run ahead.
+        reward: the source that scores completions; a collector that starts later must import the same.
+    """
+
+    run: RunContext
+    task: Task
+    algorithm: Algorithm
+    rollout: ServingEngine
+    scorer: Scorer | None
+    options: GenerationConfig
+    pace: Pace
+    reward: Fingerprint | None
+    _link: CollectorLink | None = field(default=None, init=False)
+    _published: tuple[int, int] = field(default=(0, 0), init=False)
+    _steps: dict[int, int] = field(default_factory=dict, init=False)
+    _restored: dict[str, Any] | None = field(default=None, init=False)
+    _lost: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.rollout.on_switch(self._switching)
+
+    @property
+    def _ranks(self) -> Ranks:
+        return self.run.ranks
+
+    def published(self, step: int) -> None:
+        """See ``Collection``. The first call starts the collector."""
+        version = self.rollout.version
+        self._published = step, version
+        # Weights that a step leaves unchanged, such as a critic's warm-up, stay the newest ones.
+        self._steps[version] = step
+        with failing_together(self._ranks):
+            if self._ranks.is_first:
+                self._reach(self._publish)
+
+    def state(self) -> bytes | None:
+        """See ``Collection``: the finished groups, and the steps of the versions that sampled them."""
+        window = self._reach(lambda link: link.state())
+        return msgpack.packb({"window": window, "steps": self._steps, "max_staleness": self.pace.max_staleness})
+
+    def restore(self, state: bytes | None) -> None:
+        """See ``Collection``."""
+        state = self._ranks.broadcast(state)
+        if state is not None:
+            found = unpacked(state)
+            self._steps = found["steps"]
+            if found["max_staleness"] <= self.pace.max_staleness:
+                self._restored = found["window"]
+            # Groups that were sampled further ahead than this run allows are sampled again.
+
+    def __call__(self, step: int, clock: PhaseClock) -> Collected:
+        """The completions of ``step``; groups with a completion without a reward are left out."""
+        with clock("rollout"):
+            data = self._wait(step)
+        batch = read_batch(data)
+        self.task.cursor.seek(step + 1, drawn=data["first"])
+        return self._collected(batch, data["load"], step)
+
+    def close(self) -> None:
+        """End the collector."""
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _switching(self) -> None:
+        """The servers switch; on the first rank. The next ``published`` tells a collector that is lost meanwhile."""
+        if self._link is not None:
+            with contextlib.suppress(CollectorLostError):
+                self._link.switching()
+
+    def _wait(self, step: int) -> dict[str, Any]:
+        """The batch of ``step`` as data, on every rank."""
+        while True:
+            data: dict[str, Any] | None = None
+            needs_publication = False
+            with failing_together(self._ranks):
+                if self._ranks.is_first:
+                    while data is None and not needs_publication:
+                        data = self._reach(self._take)
+                        needs_publication = data is None and self.rollout.needs_publication()
+            data, needs_publication = self._ranks.broadcast((data, needs_publication))
+            if data is not None:
+                return data
+            self.rollout.update_weights(self._published[1])  # waits for servers, which need the weights
+            self.published(self._published[0])
+
+    def _take(self, link: CollectorLink) -> dict[str, Any] | None:
+        taken = link.take(POLL_SECONDS)
+        failures = link.update_servers(self._published[1], self.rollout.servers(), self.rollout.answering())
+        if failures:
+            self.rollout.report_failures(failures)
+        if taken is None:
+            return None
+        batch, load = taken
+        self._lost = 0
+        return batch_data(batch) | {"load": load, "first": max(batch.settled) + 1}
+
+    def _reach(self, call: Any) -> Any:
+        """Call the collector; start another one if it is lost."""
+        while True:
+            try:
+                if self._link is None:
+                    self._link = self._start()
+                return call(self._link)
+            except CollectorLostError as error:
+                self.close()
+                self._lost += 1
+                if self._lost > MAX_LOSSES:
+                    raise TrainingError(
+                        f"the collector was lost {self._lost} times without completing a batch: {error}; its log is "
+                        f"{self._log}"
+                    ) from error
+                self.run.progress.note(f"The collector was lost ({error}); sampling its unfinished groups again")
+
+    def _start(self) -> CollectorLink:
+        link = CollectorLink(self._setup(self._published[0]), self._log)
+        try:
+            self._publish(link)
+        except BaseException:
+            link.close()
+            raise
+        self._restored = None
+        return link
+
+    def _publish(self, link: CollectorLink) -> None:
+        step, version = self._published
+        link.publish(step, version, self.rollout.servers(), self.rollout.answering())
+
+    @property
+    def _log(self) -> Path:
+        return self.run.folder.path / "collector.log"
+
+    def _setup(self, step: int) -> dict[str, Any]:
+        # Of a lost collector, only the place in the data is known: its groups are sampled again.
+        state = self._restored or state_data(WindowState(step, self.task.cursor.first(step)))
+        return {
+            "folder": str(self.run.folder.path),
+            "kept": None if self.task.kept is None else list(self.task.kept),
+            "rule": {"batch_size": self.task.cursor.batch_size, "max_rounds": self.algorithm.max_rounds},
+            "pace": asdict(self.pace),
+            "state": state,
+            "client": asdict(self.rollout.client_recipe()),
+            "options": asdict(self.options),
+            "reward": None if self.reward is None else asdict(self.reward),
+        }
+
+    def _collected(self, batch: ConsumedBatch[Group], load: Mapping[str, float], step: int) -> Collected:
+        complete = {number: one for number, one in batch.settled.items() if not one.group.failures}
+        failures = self._judge(batch, step)
+        sampled, kept, ages = Sampled(), dict[int, Group](), list[int]()
+        for number, one in complete.items():
+            group = one.group
+            sampled.add(group.rewards, group.lengths, group.truncated, n_tokens=group.n_tokens)
+            if one.accepted:
+                # Prompts that leave no room for a completion have no version.
+                age = step - min((self._step_of(version) for version in group.versions), default=step)
+                ages.append(age)
+                if age <= self.pace.max_staleness:
+                    kept[number] = group
+        groups = {place: group.trajectories for place, (number, group) in enumerate(kept.items())}
+        rewards = [reward for group in kept.values() for reward in group.rewards]
+        chosen = shaped_batch(
+            self.algorithm, groups, rewards, needs_experts=self.run.config.rollout.return_routed_experts
+        )
+        statistics = sampled.statistics(len(chosen))
+        if self.scorer is None:
+            statistics = without_rewards(statistics)
+        if self.algorithm.selection is not None:
+            rule = BatchRule(self.task.cursor.batch_size, self.algorithm.max_rounds)
+            n_rounds = rule.n_rounds([one.accepted for one in batch.settled.values()])
+            statistics |= refill_statistics(len(batch.settled), len(ages), rule.batch_size, n_rounds)
+        return Collected(
+            chosen,
+            {
+                **statistics,
+                **failures,
+                **reason_counts(batch.settled.values()),
+                "staleness": sum(ages) / max(len(ages), 1),
+                "staleness_max": max(ages, default=0),
+                "stale_prompts": len(ages) - len(kept),
+                **{f"collector/{name}": value for name, value in load.items()},
+            },
+        )
+
+    def _judge(self, batch: ConsumedBatch[Group], step: int) -> dict[str, float]:
+        """Explain completions without a reward; raises RewardError if there are too many."""
+        if self.scorer is None:
+            return {}
+        failures = [outcome for one in batch.settled.values() for outcome in one.group.failures]
+        n_errors = sum(one.reason == WORKFLOW_FAILED for one in batch.settled.values())
+        n_calls = n_errors + sum(one.group.n_calls for one in batch.settled.values())
+        self.scorer.judge([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], f"Step {step + 1}")
+        if all(one.group.failures for one in batch.settled.values()):
+            raise RewardError(explain_no_group(len(batch.settled), failures[0]))
+        return {FAILED: len(failures) - n_errors, TIMED_OUT: sum(one.timed_out for one in failures)}
+
+    def _step_of(self, version: int) -> int:
+        """The step after which weights were published.
+
+        Raises:
+            TrainingError: they never were.
+        """
+        if version not in self._steps:
+            raise TrainingError(
+                f"rollout: found a token of version {version}; published were {sorted(self._steps)}; a server labels "
+                "its tokens wrongly: restart it"
+            )
+        return self._steps[version]

@@ -1,0 +1,91 @@
+"""Synchronous sampling: a step samples its completions with the weights that it trains, and waits for them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
+from archon_core.ranks.ranks import DataRanks
+from archon_rl.algorithm import Algorithm
+from archon_rl.trainer.collecting import Collected, collect, shaped_batch, without_rewards
+from archon_rl.trainer.rollout_batch import rollout_seeds, sample
+from archon_rl.trainer.scoring import Scorer
+from archon_rl.trainer.step_metrics import PhaseClock
+from archon_rl.trainer.task import Task
+
+
+@dataclass(frozen=True)
+class SampleNow:
+    """A ``Collection`` that samples when a step asks for its completions.
+
+    Attributes:
+        task: records and tokenizer.
+        algorithm: shapes rewards, and selects groups.
+        rollout: samples with the actor's weights.
+        scorer: scores completions; a step leaves out records with a completion without a reward. ``None`` for an
+            algorithm that needs no rewards.
+        options: sampling options; the stop tokens include the end-of-text token.
+        seed: the run's seed.
+        data_ranks: divide generation and rewards among them.
+        needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
+    """
+
+    task: Task
+    algorithm: Algorithm
+    rollout: InferenceEngine
+    scorer: Scorer | None
+    options: GenerationConfig
+    seed: int
+    data_ranks: DataRanks
+    needs_experts: bool = False
+
+    def published(self, step: int) -> None:
+        """See ``Collection``; the next step samples with these weights."""
+
+    def state(self) -> bytes | None:
+        """See ``Collection``; the position in the data is all that matters between steps."""
+        return None
+
+    def restore(self, state: bytes | None) -> None:
+        """See ``Collection``. The groups that a collector had finished are sampled again."""
+
+    def __call__(self, step: int, clock: PhaseClock) -> Collected:
+        """The completions of ``step``; prompts with a completion without a reward are left out."""
+        first, n_drawn, failed = self.task.cursor.first(step), 0, Counter[str]()
+
+        def draw(n: int) -> tuple[Batch, Tensor] | None:
+            nonlocal n_drawn
+            records = self.task.more_records(step, n) if n_drawn else self.task.records(step)
+            with clock("rollout"):
+                seeds = rollout_seeds(self.seed, first + n_drawn)
+                rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds, self.data_ranks)
+            with clock("reward"):
+                rewards = torch.zeros(sum(map(len, rollout.completions)))
+                if self.scorer is not None:
+                    # Further prompts are few: all of them may fail without a fault of the whole reward.
+                    is_further = n_drawn > 0
+                    scores = self.scorer(rollout, self.data_ranks, when=f"Step {step + 1}", may_all_fail=is_further)
+                    failed.update(scores.metrics())
+                    complete = scores.complete(may_be_empty=is_further)
+                    rollout, rewards = complete.rollout, complete.values
+                groups, batch = rollout.groups(n_drawn), None
+                if groups:
+                    batch = shaped_batch(self.algorithm, groups, rewards, needs_experts=self.needs_experts)
+            n_drawn += n
+            return None if batch is None else (batch, rewards)
+
+        collected = collect(
+            draw,
+            self.task.cursor.batch_size,
+            selection=self.algorithm.selection,
+            max_rounds=self.algorithm.max_rounds,
+        )
+        statistics = collected.statistics | {name: float(n) for name, n in failed.items()}
+        if self.scorer is None:
+            statistics = without_rewards(statistics)
+        return replace(collected, statistics=statistics)

@@ -1,0 +1,139 @@
+"""Asynchronous training with real servers: the numbers of synchronous training at staleness 0, bounds, and recovery."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from archon_core.cli.main import main
+from archon_train.run.metrics import read_metrics
+
+CONFIGURATION = """
+experiment_name: ahead
+trial_name: run
+algorithm: grpo
+reward: arithmetic
+seed: 3
+cluster: {n_gpus_per_node: 2, fileroot: ROOT}
+tokenizer: {kind: characters}
+data: {dataset: arithmetic, batch_size: 4, validation_size: 8, arithmetic: {max_operand: 9}}
+actor:
+  backend: archon:d1
+  dtype: float64
+  model_config:
+    model_type: qwen3
+    hidden_size: 16
+    intermediate_size: 32
+    num_hidden_layers: 2
+    num_attention_heads: 2
+    num_key_value_heads: 1
+    head_dim: 8
+    max_position_embeddings: 64
+  ppo_n_minibatches: 2
+  kl_ctl: 0.0
+  optimizer: {lr: 0.003}
+  archon: {enable_compile: false}
+warm_start: {steps: 30, lr: 0.01, batch_size: 16}
+gconfig: {n_samples: 4, max_new_tokens: 4}
+trainer: {max_steps: 5, eval_every: 0, eval_before_train: false, save_every: 0}
+"""
+
+
+def train(folder: Path, *options: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "config.yaml"
+    file.write_text(CONFIGURATION.replace("ROOT", str(folder)), encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(file), *options])
+    assert not end.value.code
+    return folder / "ahead/run"
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "export/model.safetensors")
+
+
+def steps(run: Path) -> list[dict[str, float]]:
+    return [row for row in read_metrics(run / "metrics.jsonl") if "reward" in row]
+
+
+MARK = "ARCHON_TEST_SAMPLING_AHEAD"
+
+
+@pytest.fixture(autouse=True)
+def _marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that these tests start are told apart from those of tests beside them."""
+    monkeypatch.setenv(MARK, str(os.getpid()))
+
+
+def is_collector(pid: str) -> bool:
+    process, mark = Path("/proc", pid), f"{MARK}={os.getpid()}".encode()
+    try:
+        return b"archon_rl.collector" in (process / "cmdline").read_bytes() and mark in (
+            process / "environ"
+        ).read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def collectors() -> set[int]:
+    return {int(one) for one in os.listdir("/proc") if one.isdigit() and is_collector(one)}
+
+
+@pytest.fixture(scope="module")
+def synchronous(tmp_path_factory) -> Path:
+    return train(tmp_path_factory.mktemp("synchronous"), "rollout.backend=local")
+
+
+def test_staleness_0_trains_as_synchronous_sampling_does(synchronous, tmp_path):
+    run = train(tmp_path, "rollout.backend=served:d1")
+    for ours, theirs in zip(steps(run), steps(synchronous), strict=True):
+        assert ours["staleness_max"] == 0
+        for name in ("reward", "tokens", "loss", "gradient_norm", "selected"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-9, abs=1e-9)
+    torch.testing.assert_close(weights(run), weights(synchronous), rtol=0, atol=1e-9)
+    assert not collectors()
+
+
+def test_a_killed_collector_is_replaced_and_its_groups_are_sampled_again(synchronous, tmp_path):
+    """At staleness 0 nothing may change, whenever the kill comes."""
+    killed, done = [], threading.Event()
+    metrics = tmp_path / "ahead/run/metrics.jsonl"
+
+    def kill() -> None:
+        for step in (1, 3):
+            while not done.is_set() and f'"step": {step},' not in (metrics.read_text() if metrics.exists() else ""):
+                time.sleep(0.01)
+            for pid in collectors():
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        run = train(tmp_path, "rollout.backend=served:d1")
+    finally:
+        done.set()
+        thread.join()
+    assert len(killed) == 2
+    torch.testing.assert_close(weights(run), weights(synchronous), rtol=0, atol=1e-9)
+    assert not collectors()
+
+
+def test_a_resumed_run_consumes_what_its_collector_had_finished(tmp_path):
+    ahead = ("rollout.backend=served:d1", "rollout.max_head_offpolicyness=2")
+    whole = train(tmp_path, *ahead, "trainer.max_steps=3", "trainer.save_every=3")
+    [file] = whole.glob("checkpoints/*/collection.msgpack")
+    assert file.stat().st_size > 1000
+    run = train(tmp_path, *ahead, "trainer.max_steps=6", "trainer.resume=true")
+    rows = steps(run)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(row["staleness_max"] <= 2 and row["stale_prompts"] == 0 for row in rows)
+    assert max(row["staleness_max"] for row in rows[3:]) > 0
