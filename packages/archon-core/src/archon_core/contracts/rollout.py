@@ -61,14 +61,15 @@ class RolloutConfig:
             alone. The trainer's first rank holds two.
         weight_timeout: time limit in seconds of each call of a publication to a server.
         weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
+        max_head_offpolicyness: largest number of training steps between the weights that sample a token and the step
+            that consumes it. Above 0, servers sample for later steps while one trains; 0 is synchronous.
+        max_concurrent_rollouts: largest number of prompts that servers sample at a time; null for ``data.batch_size``.
+        queue_size: largest number of prompts that are sampled or wait for their step; null for 16 times
+            ``max_concurrent_rollouts``.
         newcomer_weights: how servers that join get their weights: with the next ``publication``, or at once from
             ``disk``, from a folder of the current version below the run folder. ``weight_transport=disk`` writes that
             folder anyway; for other transports, the first rank writes it beside each publication. null for ``disk``
             if ``weight_transport`` is ``disk``, else ``publication``.
-        max_head_offpolicyness: largest number of training steps between the weights that sample a token and the step
-            that consumes it. Above 0, servers sample for later steps while one trains; 0 is synchronous.
-        max_concurrent_rollouts: largest number of prompts that are sampled at a time; null for no further limit.
-        queue_size: largest number of prompts that are sampled or wait for their step; null for no further limit.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
@@ -92,10 +93,10 @@ class RolloutConfig:
     weight_bucket_mb: int = option(256, POSITIVE)
     weight_timeout: float = option(120.0, POSITIVE)
     weight_canary: bool = True
-    newcomer_weights: str | None = option(None, one_of("publication", "disk"))
     max_head_offpolicyness: int = option(0, NOT_NEGATIVE)
     max_concurrent_rollouts: int | None = option(None, POSITIVE)
     queue_size: int | None = option(None, POSITIVE)
+    newcomer_weights: str | None = option(None, one_of("publication", "disk"))
     skip_unchanged: bool = False
 
     @property

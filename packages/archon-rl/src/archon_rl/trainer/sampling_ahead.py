@@ -31,7 +31,8 @@ from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import Outcome
 from archon_rl.trainer.collecting import Collected, Sampled, refill_statistics, shaped_batch, without_rewards
 from archon_rl.trainer.collector_link import CollectorLink, CollectorLostError
-from archon_rl.trainer.scoring import FAILED, TIMED_OUT, Scorer, explain_no_group
+from archon_rl.trainer.failures import explain_no_group
+from archon_rl.trainer.scoring import FAILED, TIMED_OUT, Scorer
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext
@@ -108,9 +109,9 @@ class SampleAhead:
         """The completions of ``step``; groups with a completion without a reward are left out."""
         with clock("rollout"):
             data = self._wait(step)
-        batch = read_batch(data)
-        self.task.cursor.seek(step + 1, drawn=data["first"])
-        return self._collected(batch, data["load"], step)
+            batch = read_batch(data)
+            self.task.cursor.seek(step + 1, drawn=data["first"])
+            return self._collected(batch, data["load"], step)
 
     def close(self) -> None:
         """End the collector."""
