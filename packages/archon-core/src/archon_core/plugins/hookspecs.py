@@ -19,6 +19,7 @@ from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.server_registry import ServerRegistrySpec
 from archon_core.contracts.serving import ServerDriverSpec
+from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec, ToolSpec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
 from archon_core.plugins.kinds import CommandSpec
@@ -98,6 +99,21 @@ def archon_rewards() -> Iterable[RewardSpec]:
 @hookspec
 def archon_datasets() -> Iterable[DatasetSpec]:
     """Data sets."""
+
+
+@hookspec
+def archon_tools() -> Iterable[ToolSpec]:
+    """Tools that models may call."""
+
+
+@hookspec
+def archon_tool_parsers() -> Iterable[ToolParserSpec]:
+    """Formats of tool calls."""
+
+
+@hookspec
+def archon_reasoning_parsers() -> Iterable[ReasoningParserSpec]:
+    """Formats of reasoning."""
 
 
 @hookspec

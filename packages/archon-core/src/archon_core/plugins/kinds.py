@@ -15,6 +15,7 @@ from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.server_registry import ServerRegistrySpec
 from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import Spec
+from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec, ToolSpec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
 
@@ -42,6 +43,9 @@ SPEC_TYPES: tuple[type[Spec], ...] = (
     PolicyLossSpec,
     RewardSpec,
     DatasetSpec,
+    ToolSpec,
+    ToolParserSpec,
+    ReasoningParserSpec,
     CommandSpec,
     DialectSpec,
 )
