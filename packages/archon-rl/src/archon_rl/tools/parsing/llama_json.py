@@ -1,5 +1,5 @@
-"""The JSON format of Llama 3: the answer is a call ``{"name": ..., "parameters": {...}}``, or several, separated by ``;``.
-``<|python_tag|>`` may stand before the first.
+"""The JSON format of Llama 3: the answer is a call ``{"name": ..., "parameters": {...}}``, or some with ``;`` between
+them. ``<|python_tag|>`` may stand before the first.
 """
 
 from __future__ import annotations
