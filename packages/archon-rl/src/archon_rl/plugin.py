@@ -13,6 +13,8 @@ from archon_core.plugins import (
     ReasoningParserSpec,
     RewardSpec,
     ToolParserSpec,
+    ToolSpec,
+    WorkflowSpec,
     hookimpl,
 )
 
@@ -167,6 +169,17 @@ def archon_rewards() -> Iterable[RewardSpec]:
 
 
 @hookimpl
+def archon_workflows() -> Iterable[WorkflowSpec]:
+    return [
+        WorkflowSpec(
+            name="rlvr",
+            target="archon_rl.workflows.rlvr:rlvr",
+            summary="one answer per sample, scored by the reward",
+        ),
+    ]
+
+
+@hookimpl
 def archon_datasets() -> Iterable[DatasetSpec]:
     return [
         DatasetSpec(
@@ -199,6 +212,24 @@ def archon_commands() -> Iterable[CommandSpec]:
             target="archon_rl.cli:algorithms",
             summary="List algorithms, policy losses, and presets with their sources and options.",
         )
+    ]
+
+
+@hookimpl
+def archon_tools() -> Iterable[ToolSpec]:
+    return [
+        ToolSpec(
+            name="calculator",
+            target="archon_rl.tools.calculator:calculator",
+            summary="arithmetic with numbers, + - * / // % ** and parentheses",
+            place="here",
+        ),
+        ToolSpec(
+            name="python",
+            target="archon_rl.tools.python_expression:python",
+            summary="the value of a Python expression, in a sandbox process",
+            place="sandbox",
+        ),
     ]
 
 

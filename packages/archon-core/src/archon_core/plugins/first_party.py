@@ -134,6 +134,9 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "ipc",
         ),
     },
+    "workflow": {
+        "archon-rl": ("rlvr",),
+    },
 }
 """Kind of spec -> package -> names and aliases. The first package of a kind is the one to begin with."""
 

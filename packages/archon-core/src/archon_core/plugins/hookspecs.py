@@ -12,6 +12,7 @@ import pluggy
 
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.environments import EnvironmentSpec
 from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
@@ -22,6 +23,7 @@ from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec, ToolSpec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
+from archon_core.contracts.workflows import WorkflowSpec
 from archon_core.plugins.kinds import CommandSpec
 
 PROJECT_NAME = "archon"
@@ -97,8 +99,18 @@ def archon_rewards() -> Iterable[RewardSpec]:
 
 
 @hookspec
+def archon_workflows() -> Iterable[WorkflowSpec]:
+    """Workflows: how a record becomes trajectories to train on."""
+
+
+@hookspec
 def archon_datasets() -> Iterable[DatasetSpec]:
     """Data sets."""
+
+
+@hookspec
+def archon_environments() -> Iterable[EnvironmentSpec]:
+    """Environments of the workflow ``environment``."""
 
 
 @hookspec

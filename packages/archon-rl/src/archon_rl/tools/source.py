@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-from archon_core.contracts.spec import load_target
+from archon_core.plugins import Registry, ToolSpec
+from archon_core.plugins.own_or_plugin import choose
+from archon_rl.chosen_function import ChosenFunction
+
+OPTION = "tools.names"
 
 
 @dataclass(frozen=True)
-class ToolSource:
-    """A tool that is not imported yet.
+class ToolSource(ChosenFunction):
+    """A tool that is not imported yet; models call it by its ``name``.
 
     Attributes:
-        name: by which models call it.
-        target: ``module:function``.
-        origin: the distribution that provides it; empty for a function of a user's own module.
-        folder: of a user's own module, which is imported from there; empty for an installed one.
         place: see ``ToolSpec``.
     """
 
-    name: str
-    target: str
-    origin: str = ""
-    folder: str = ""
+    option = OPTION
+    parameters = None
+
     place: str = "tool_process"
 
-    def load(self) -> Any:
-        return load_target(self.target, origin=self.origin)
+
+def tool_source(text: str, registry: Registry) -> ToolSource:
+    """The tool that an item of ``tools.names`` names: a plugin's, or ``module:function``, whose name is that of the
+    function; see ``choose`` for errors."""
+    chosen = choose(ToolSpec, text, None, registry, option=OPTION)
+    if isinstance(chosen, ToolSpec):
+        return ToolSource(chosen.name, chosen.target, chosen.origin, place=chosen.place)
+    return ToolSource(chosen.function, chosen.target, folder=str(chosen.folder))
