@@ -29,6 +29,8 @@ _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
 _PREFERENCES = ConfigSection("data", "archon_rl.preference_config:PreferenceDataOptions")
 _REWARDS = ConfigSection("rewards", "archon_rl.config:RewardOptions")
 _TEACHER = ConfigSection("teacher", "archon_rl.teacher_options:TeacherOptions")
+_TOOLS = ConfigSection("tools", "archon_rl.workflows.tool_options:ToolsOptions")
+_ENVIRONMENT = ConfigSection("environment", "archon_rl.workflows.tool_options:EnvironmentOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -175,6 +177,18 @@ def archon_workflows() -> Iterable[WorkflowSpec]:
             name="rlvr",
             target="archon_rl.workflows.rlvr:rlvr",
             summary="one answer per sample, scored by the reward",
+        ),
+        WorkflowSpec(
+            name="tools",
+            target="archon_rl.workflows.tools:tools",
+            summary="answers with calls of tools (tools.names)",
+            config=(_TOOLS,),
+        ),
+        WorkflowSpec(
+            name="environment",
+            target="archon_rl.workflows.environment:environment",
+            summary="a conversation with an environment, which gives the reward (environment.name)",
+            config=(_ENVIRONMENT,),
         ),
     ]
 

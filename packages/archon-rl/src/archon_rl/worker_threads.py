@@ -52,11 +52,15 @@ class WorkerThreads(Generic[W, Call, Answer]):
         """The answer to a call. Raises what the worker raised."""
         return await asyncio.wrap_future(self.submit(call))
 
-    def close(self) -> None:
-        """Let the threads end after the calls that wait, and close their workers."""
+    def close(self, *, wait: bool = True) -> None:
+        """Let the threads end after the calls that wait, and close their workers.
+
+        Args:
+            wait: return after the last thread has ended.
+        """
         for _ in self._threads:
             self._jobs.put(None)
-        for thread in self._threads:
+        for thread in self._threads if wait else ():
             thread.join()
 
     def _loop(self) -> None:
