@@ -10,13 +10,13 @@ from archon_core.plugins import (
     ConfigSection,
     DatasetSpec,
     PolicyLossSpec,
-    ReasoningParserSpec,
     RewardSpec,
-    ToolParserSpec,
-    ToolSpec,
     WorkflowSpec,
     hookimpl,
 )
+from archon_rl.tool_specs import archon_reasoning_parsers, archon_tool_parsers, archon_tools
+
+__all__ = ["archon_reasoning_parsers", "archon_tool_parsers", "archon_tools"]
 
 ARCHON_PLUGIN_API = "1.0"
 
@@ -31,6 +31,7 @@ _REWARDS = ConfigSection("rewards", "archon_rl.config:RewardOptions")
 _TEACHER = ConfigSection("teacher", "archon_rl.teacher_options:TeacherOptions")
 _TOOLS = ConfigSection("tools", "archon_rl.workflows.tool_options:ToolsOptions")
 _ENVIRONMENT = ConfigSection("environment", "archon_rl.workflows.tool_options:EnvironmentOptions")
+_MULTI_TURN = ConfigSection("multi_turn", "archon_rl.workflows.options:MultiTurnOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -179,6 +180,12 @@ def archon_workflows() -> Iterable[WorkflowSpec]:
             summary="one answer per sample, scored by the reward",
         ),
         WorkflowSpec(
+            name="multi_turn",
+            target="archon_rl.workflows.multi_turn:multi_turn",
+            summary="feedback after wrong answers, and further attempts (multi_turn.max_turns)",
+            config=(_MULTI_TURN,),
+        ),
+        WorkflowSpec(
             name="tools",
             target="archon_rl.workflows.tools:tools",
             summary="answers with calls of tools (tools.names)",
@@ -226,73 +233,4 @@ def archon_commands() -> Iterable[CommandSpec]:
             target="archon_rl.cli:algorithms",
             summary="List algorithms, policy losses, and presets with their sources and options.",
         )
-    ]
-
-
-@hookimpl
-def archon_tools() -> Iterable[ToolSpec]:
-    return [
-        ToolSpec(
-            name="calculator",
-            target="archon_rl.tools.calculator:calculator",
-            summary="arithmetic with numbers, + - * / // % ** and parentheses",
-            place="here",
-        ),
-        ToolSpec(
-            name="python",
-            target="archon_rl.tools.python_expression:python",
-            summary="the value of a Python expression, in a sandbox process",
-            place="sandbox",
-        ),
-    ]
-
-
-@hookimpl
-def archon_tool_parsers() -> Iterable[ToolParserSpec]:
-    return [
-        ToolParserSpec(
-            name="hermes",
-            aliases=("qwen", "qwen25"),
-            target="archon_rl.tools.parsing.hermes:PARSER",
-            summary='<tool_call>{"name": ..., "arguments": {...}}</tool_call>: Hermes, Qwen2.5, Qwen3',
-        ),
-        ToolParserSpec(
-            name="qwen3_coder",
-            target="archon_rl.tools.parsing.qwen3_coder:PARSER",
-            summary="<tool_call> with <function=...> and <parameter=...>: Qwen3-Coder, Qwen3.5",
-        ),
-        ToolParserSpec(
-            name="llama_json",
-            aliases=("llama3", "llama3_json"),
-            target="archon_rl.tools.parsing.llama_json:PARSER",
-            summary='{"name": ..., "parameters": {...}}: Llama 3.1',
-        ),
-        ToolParserSpec(
-            name="pythonic",
-            aliases=("llama4", "llama4_pythonic"),
-            target="archon_rl.tools.parsing.pythonic:PARSER",
-            summary='[name(argument="value"), ...]: Llama 3.2, Llama 4',
-        ),
-        ToolParserSpec(
-            name="toolformer",
-            target="archon_rl.tools.parsing.toolformer:PARSER",
-            summary="[name(argument)->result] in plain text (arXiv:2302.04761), for models without a chat template",
-        ),
-    ]
-
-
-@hookimpl
-def archon_reasoning_parsers() -> Iterable[ReasoningParserSpec]:
-    return [
-        ReasoningParserSpec(
-            name="qwen3",
-            target="archon_rl.tools.parsing.reasoning:qwen3",
-            summary="<think>...</think> before the answer, or no reasoning: Qwen3",
-        ),
-        ReasoningParserSpec(
-            name="deepseek-r1",
-            aliases=("deepseek_r1",),
-            target="archon_rl.tools.parsing.reasoning:deepseek_r1",
-            summary="as qwen3, for prompts that already open the reasoning: DeepSeek-R1",
-        ),
     ]

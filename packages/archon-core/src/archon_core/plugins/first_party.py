@@ -135,7 +135,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
     },
     "workflow": {
-        "archon-rl": ("rlvr",),
+        "archon-rl": (
+            "rlvr",
+            "multi_turn",
+        ),
     },
 }
 """Kind of spec -> package -> names and aliases. The first package of a kind is the one to begin with."""
@@ -237,6 +240,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "data.equal_pairs",
         "data.hf",
         "data.rejected_key",
+        "multi_turn",
         "rewards",
         "teacher.baseline",
         "teacher.distill_loss_weight",
