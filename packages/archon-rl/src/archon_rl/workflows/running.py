@@ -15,6 +15,7 @@ from archon_rl.rewards.calls import Outcome, failure_by
 from archon_rl.rewards.checking import described
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.workflows.checking import checked_trajectories
+from archon_rl.workflows.context_limit import UNLIMITED, ContextLimit
 from archon_rl.workflows.rewards import RewardsFailedError, RewardTally, tallied
 
 ENDS_THE_RUN = (ConfigError, ServerError, TrainingError)
@@ -29,12 +30,14 @@ class GroupClient:
         client: completes prompts.
         encoder: finds stop texts.
         group: the group of requests that name none.
+        context: limits prompts and completions.
         n_sampled: number of sampled tokens so far.
     """
 
     client: RolloutClient
     encoder: TextEncoder
     group: str
+    context: ContextLimit = UNLIMITED
     n_sampled: int = 0
 
     @property
@@ -44,6 +47,7 @@ class GroupClient:
 
     async def generate(self, request: GenerationRequest, *, group: str = "") -> list[Completion]:
         """See ``RolloutClient``."""
+        request = self.context.applied(request, len(self.encoder.tokenizer))
         if request.decode is None:
             request = replace(request, decode=self.encoder.decode_literally)
         completions = await self.client.generate(request, group=group or self.group)
