@@ -25,6 +25,7 @@ from archon_rl.run_problems import (
     untaught_teacher,
     untrained,
     value_problems,
+    workflow_problems,
 )
 from archon_rl.teacher_options import is_pure_distillation
 from archon_rl.unused_options import unused_options
@@ -67,6 +68,7 @@ def preview_ppo(outline: RunOutline) -> RunPreview:
 def _preview_policy(outline: RunOutline, problems: Iterable[str], choices: Callable[[Any], Choices]) -> RunPreview:
     config = outline.config
     found = [*problems, *too_many_minibatches("actor", config.actor.ppo_n_minibatches, config)]
+    found += workflow_problems(config, outline.reward_role)
     if config.teacher is not None:
         found += untaught_teacher(config.teacher)
     if config.eval_gconfig is not None:

@@ -27,7 +27,7 @@ class WorkerThreads(Generic[W, Call, Answer]):
     """Answers calls in threads.
 
     Args:
-        build: builds a worker; called once in each thread.
+        build: builds a worker; called in each thread that gets a call.
         work: the answer of a worker to a call.
         threads: their number.
         name: of the threads.
@@ -64,17 +64,19 @@ class WorkerThreads(Generic[W, Call, Answer]):
             thread.join()
 
     def _loop(self) -> None:
-        worker = self._build()
+        worker: W | None = None
         try:
             while (job := self._jobs.get()) is not None:
                 call, answer = job
                 if not answer.set_running_or_notify_cancel():
                     continue
                 try:
+                    worker = worker or self._build()
                     result = self._work(worker, call)
-                except Exception as error:
+                except BaseException as error:  # also of code that calls sys.exit()
                     answer.set_exception(error)
                 else:
                     answer.set_result(result)
         finally:
-            worker.close()
+            if worker is not None:
+                worker.close()

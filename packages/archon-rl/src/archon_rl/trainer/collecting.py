@@ -77,7 +77,9 @@ class Sampled:
         self.n_tokens += n_tokens
 
     def statistics(self, n_selected: int) -> dict[str, float]:
-        """Metrics of a step that selected ``n_selected`` completions; there must be a completion."""
+        """Metrics of a step that selected ``n_selected`` completions; without a completion, it has no means."""
+        if not self.rewards:
+            return {"tokens": 0, "selected": 0.0}
         rewards = torch.tensor(self.rewards, dtype=torch.float32)
         return {
             "reward": float(rewards.mean()),
@@ -144,6 +146,11 @@ def shaped_batch(
     lengths = torch.tensor([one.n_sampled for trajectories in groups.values() for one in trajectories])
     shaped = algorithm.rewards(torch.as_tensor(rewards, dtype=torch.float32), lengths)
     return build_batch(groups, shaped, needs_experts=needs_experts)
+
+
+def without_rewards(statistics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a step of an algorithm that needs no rewards."""
+    return {name: value for name, value in statistics.items() if name not in ("reward", "reward_std")}
 
 
 def refill_statistics(n_drawn: int, n_kept: int, n_prompts: int, n_rounds: int) -> dict[str, float]:

@@ -15,13 +15,14 @@ from archon_rl.rewards.calls import Outcome, failure_by
 from archon_rl.rewards.checking import described
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.workflows.checking import checked_trajectories
+from archon_rl.workflows.context_limit import UNLIMITED, ContextLimit
 from archon_rl.workflows.rewards import RewardsFailedError, RewardTally, tallied
 
 ENDS_THE_RUN = (ConfigError, ServerError, TrainingError)
 """Errors of a workflow that concern more than its record; a refused request concerns the record alone."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class GroupClient:
     """The client that a workflow gets for one record.
 
@@ -29,11 +30,15 @@ class GroupClient:
         client: completes prompts.
         encoder: finds stop texts.
         group: the group of requests that name none.
+        context: limits prompts and completions.
+        n_sampled: number of sampled tokens so far.
     """
 
     client: RolloutClient
     encoder: TextEncoder
     group: str
+    context: ContextLimit = UNLIMITED
+    n_sampled: int = 0
 
     @property
     def version(self) -> int:
@@ -42,9 +47,12 @@ class GroupClient:
 
     async def generate(self, request: GenerationRequest, *, group: str = "") -> list[Completion]:
         """See ``RolloutClient``."""
+        request = self.context.applied(request, len(self.encoder.tokenizer))
         if request.decode is None:
             request = replace(request, decode=self.encoder.decode_literally)
-        return await self.client.generate(request, group=group or self.group)
+        completions = await self.client.generate(request, group=group or self.group)
+        self.n_sampled += sum(len(one.token_ids) for one in completions)
+        return completions
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ async def run_workflow(
     trajectories, failures, error, start = (), (), None, time.perf_counter()
     with tallied() as tally:
         try:
-            trajectories = checked_trajectories(name, await workflow.run(client, record, seeds)) or ()
+            found = await workflow.run(client, record, seeds)
+            trajectories = checked_trajectories(name, found, client.n_sampled) or ()
         except RewardsFailedError as failed:
             failures = failed.failures
         except (Exception, SystemExit) as raised:
