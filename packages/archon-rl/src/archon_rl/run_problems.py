@@ -175,7 +175,7 @@ def workflow_problems(config: Any, reward_role: str) -> Iterator[str]:
     Args:
         reward_role: section of the model that scores completions; empty for a function.
     """
-    name, staleness = config.workflow, config.rollout.max_head_offpolicyness
+    name = config.workflow
     if name == MULTI_TURN and config.reward is None:
         yield (
             f"workflow: found {name} without a reward, which tells right answers from wrong ones; set reward, or "
@@ -185,11 +185,6 @@ def workflow_problems(config: Any, reward_role: str) -> Iterator[str]:
         yield (
             f"workflow: found {name} with reward={config.reward}, a model on the trainer's ranks that scores the "
             f"completions of a whole step; allowed is {RLVR}; set workflow={RLVR}, or choose a reward function"
-        )
-    if reward_role and config.rollout.backend != "local" and staleness:
-        yield (
-            f"rollout.max_head_offpolicyness: found {staleness} with reward={config.reward}, a model on the trainer's "
-            "ranks, which train while later completions are sampled; set it to 0, or choose a reward function"
         )
 
 

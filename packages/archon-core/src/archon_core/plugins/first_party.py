@@ -18,7 +18,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
     },
     "command": {
-        "archon-rl": ("algorithms",),
+        "archon-rl": (
+            "algorithms",
+            "simulate",
+        ),
         "archon-rollout": (
             "generate",
             "serve",
@@ -36,10 +39,20 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "hf",
             "arithmetic",
         ),
-        "archon-tasks": ("reasoning_gym",),
+        "archon-tasks": (
+            "reasoning_gym",
+            "verifiers",
+        ),
     },
     "dialect": {
         "archon-train": ("areal",),
+    },
+    "environment": {
+        "archon-tasks": (
+            "reasoning_gym",
+            "verifiers",
+            "openenv",
+        ),
     },
     "inference_engine": {
         "archon-rollout": (
@@ -285,7 +298,10 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "warm_start",
     ),
     "archon-sglang": ("sglang",),
-    "archon-tasks": ("data.reasoning_gym",),
+    "archon-tasks": (
+        "data.reasoning_gym",
+        "data.verifiers",
+    ),
     "archon-vllm": ("vllm",),
 }
 """Package -> configuration sections and options that it brings."""

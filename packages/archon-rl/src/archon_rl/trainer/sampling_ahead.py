@@ -113,9 +113,9 @@ class SampleAhead:
         """The completions of ``step``; groups with a completion without a reward are left out."""
         with clock("rollout"):
             data = self._wait(step)
-        batch = read_batch(data)
-        self.task.cursor.seek(step + 1, drawn=data["first"])
-        return self._collected(batch, data["load"], step)
+            batch = read_batch(data)
+            self.task.cursor.seek(step + 1, drawn=data["first"])
+            return self._collected(batch, data["load"], step)
 
     def close(self) -> None:
         """End the collector."""

@@ -11,9 +11,9 @@ from typing import Any
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.algorithm import Algorithm
-from archon_rl.collector.batches import Pace
 from archon_rl.collector.reward_threads import RewardThreads, reward_threads
 from archon_rl.collector.sampling import GroupSampler
+from archon_rl.collector_options import has_servers, pace_of
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.trainer.collecting import Collection
 from archon_rl.trainer.evaluation import evaluate_reward, evaluate_workflow, evaluation_seeds
@@ -82,7 +82,8 @@ class Sampling:
         """
         config = self.run.config
         options = sampling_options(config.gconfig, self.task.ends)
-        if hasattr(self.rollout, "client_recipe") and not isinstance(self.scorer, ModelScorer):
+        # The ranks run a reward model together, so they also wait for its completions together.
+        if has_servers(config) and not isinstance(self.scorer, ModelScorer):
             return self._ahead(options, context)
         needs_experts = config.rollout.return_routed_experts
         if self.workflow.is_rlvr:
@@ -123,13 +124,7 @@ class Sampling:
         return evaluate
 
     def _ahead(self, options: GenerationConfig, context: ContextLimit) -> SampleAhead:
-        config, size = self.run.config.rollout, self.task.cursor.batch_size
-        pace = Pace(
-            max_staleness=config.max_head_offpolicyness,
-            max_concurrent=config.max_concurrent_rollouts or size * (config.max_head_offpolicyness + 1),
-            queue_size=config.queue_size or size * (config.max_head_offpolicyness + 1),
-        )
-        parts: tuple[Any, ...] = (self.scorer, self.judge, options, context, pace, self.reward)
+        parts: tuple[Any, ...] = (self.scorer, self.judge, options, context, pace_of(self.run.config), self.reward)
         ahead = SampleAhead(self.run, self.task, self.algorithm, self.rollout, *parts)
         self.stack.callback(ahead.close)
         return ahead

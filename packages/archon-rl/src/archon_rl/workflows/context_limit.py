@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.rollout import GenerationRequest
-from archon_core.errors import DataError, RefusedRequestError
+from archon_core.errors import RefusedRequestError
 
 
 @dataclass(frozen=True)
@@ -25,24 +25,13 @@ class ContextLimit:
     longest: int | None = None
     reason: str = ""
 
-    def applied(self, request: GenerationRequest, vocab_size: int) -> GenerationRequest:
+    def applied(self, request: GenerationRequest) -> GenerationRequest:
         """The request, with a limit on its completion if it could become too long.
-
-        Args:
-            vocab_size: token ids are below this.
 
         Raises:
             RefusedRequestError: the prompt is too long.
-            DataError: the prompt has no tokens or others than the tokenizer's, or the seeds are not one per sample.
         """
         prompt, config = request.prompt_ids, request.config
-        if not prompt or min(prompt) < 0 or max(prompt) >= vocab_size:
-            found = "no tokens" if not prompt else f"the token id {min(prompt) if min(prompt) < 0 else max(prompt)}"
-            raise DataError(f"prompt of a request: found {found}; allowed are ids from 0 to {vocab_size - 1}")
-        if len(request.seeds) != config.n_samples:
-            raise DataError(
-                f"seeds of a request: found {len(request.seeds)} for n_samples={config.n_samples}; give one per sample"
-            )
         limits = [limit for limit in (config.max_tokens, self.longest) if limit is not None]
         if not limits:
             return request

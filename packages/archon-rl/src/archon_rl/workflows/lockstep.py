@@ -135,9 +135,9 @@ class _Rounds(Generic[T]):
         assert self._tasks is not None, "requests() starts the works"
         asking = {one.place for one in self._waiting if not one.answer.done()}
         ended = [task.done() for task in self._tasks]
-        for task in self._tasks:
-            if task.done():
-                task.result()
+        errors = [task.exception() for task in self._tasks if task.done()]  # asks all: asyncio logs the others
+        for error in filter(None, errors):
+            raise error
         return all(done or place in asking for place, done in enumerate(ended))
 
 
