@@ -12,7 +12,7 @@ from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
-from archon_rl.collector_options import collector_problems, has_servers, pace_of
+from archon_rl.collector_options import has_servers, pace_of, sampling_problems
 from archon_rl.config import RewardOptions
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import RewardRunner
@@ -56,7 +56,7 @@ class RLTrainer:
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
         self._run, self._algorithm = run, composed(run, algorithm)
         self._reward = _choose_reward(run.config.reward, self._algorithm)
-        refuse(collector_problems(run.config, reward_role=self._reward and self._reward.role))
+        refuse(sampling_problems(run.config, reward_role=self._reward and self._reward.role))
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
             if updates is not None:

@@ -286,6 +286,8 @@ class ServedEngine(ElasticHooks):
             skip_unchanged=config.skip_unchanged,
             timeout=config.weight_timeout,
             canary=CANARY if config.weight_canary else None,
+            interrupts=config.interruption == "abort",
+            grace=config.pause_grace_period,
         )
         if self._driver is None:
             return Publisher(self._trainer, None, None, options)
