@@ -26,6 +26,7 @@ from archon_rl.run_problems import (
     untaught_teacher,
     untrained,
     value_problems,
+    workflow_problems,
 )
 from archon_rl.teacher_options import is_pure_distillation
 from archon_rl.unused_options import unused_options
@@ -69,6 +70,7 @@ def _preview_policy(outline: RunOutline, problems: Iterable[str], choices: Calla
     config = outline.config
     found = [*problems, *too_many_minibatches("actor", config.actor.ppo_n_minibatches, config)]
     found += sampling_problems(config, reward_role=outline.reward_role)
+    found += workflow_problems(config, outline.reward_role)
     if config.teacher is not None:
         found += untaught_teacher(config.teacher)
     if config.eval_gconfig is not None:

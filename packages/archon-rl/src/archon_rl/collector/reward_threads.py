@@ -10,7 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from archon_core.errors import RewardError
+from archon_core.plugins import registry
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import Outcome, RewardCall, RewardRunner
+from archon_rl.rewards.in_process import InProcessRewards
+from archon_rl.rewards.pool import RewardPool
+from archon_rl.rewards.source import reward_source
 
 _Job = tuple[list[RewardCall], "asyncio.Future[list[Outcome]]", asyncio.AbstractEventLoop]
 
@@ -62,6 +67,23 @@ class RewardThreads:
         finally:
             if runner is not None:
                 runner.close()
+
+
+def reward_threads(config: Any, expected: Fingerprint) -> RewardThreads:
+    """Threads for the reward of a run.
+
+    Args:
+        config: the configuration.
+        expected: fingerprint of the reward, which the processes must have.
+    """
+    source, options = reward_source(config.reward, registry()), config.rewards
+
+    def build() -> RewardRunner:
+        if options.processes == 0:
+            return InProcessRewards(source)
+        return RewardPool(source, processes=1, timeout=options.timeout_seconds, expected=expected)
+
+    return RewardThreads(build, max(1, options.processes))
 
 
 def _deliver(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
