@@ -281,6 +281,12 @@ class ServedEngine(ElasticHooks):
 
     def _build_publisher(self, folder: Path | None) -> Publisher:
         config = self._config
+        modes = None if self._driver is None else self._driver.capabilities.pause_modes
+        if modes is not None and config.interruption not in modes:
+            raise ConfigError(
+                f"rollout.interruption: found {config.interruption}; servers of the kind {self._kind.name} allow "
+                f"{', '.join(modes)}; set one of these"
+            )
         options = PublisherOptions(
             bucket_bytes=config.weight_bucket_mb * 2**20,
             skip_unchanged=config.skip_unchanged,
