@@ -45,7 +45,12 @@ class FakeDriver:
     """The part of ``contracts.serving.ServerDriver`` that a pool calls."""
 
     capabilities = ServerCapabilities(
-        transports=(), pause_modes=("abort",), interrupt=True, scores=True, score_temperatures=True
+        transports=(),
+        pause_modes=("abort",),
+        interrupt=True,
+        token_versions=True,
+        scores=True,
+        score_temperatures=True,
     )
 
     def __init__(self, *servers: FakeServer) -> None:

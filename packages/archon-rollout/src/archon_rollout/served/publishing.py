@@ -54,9 +54,17 @@ def build_publisher(
         skip_unchanged=config.skip_unchanged,
         timeout=config.weight_timeout,
         canary=CANARY if config.weight_canary else None,
+        interrupts=config.interruption == "abort",
+        grace=config.pause_grace_period,
     )
     if connection is None:
         return Publisher(trainer, None, None, options)
+    modes = connection.driver.capabilities.pause_modes
+    if config.interruption not in modes:
+        raise ConfigError(
+            f"rollout.interruption: found {config.interruption}; servers of the kind {kind.name} allow "
+            f"{', '.join(modes)}; set one of these"
+        )
     assert config.weight_transport is not None
     spec = registry().get(WeightTransportSpec, config.weight_transport)
     if spec.device and not has_device_memory():
