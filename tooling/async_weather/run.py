@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from archon_core.cli.main import main
@@ -14,7 +13,7 @@ from archon_rl.trainer import collector_link
 from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_rollout.served import launching
 from async_weather.options import AsyncStormOptions
-from weather.fork_server import ForkServer
+from weather.fork_server import ForkServer, install
 from weather.records import Log
 
 CONFIGURATION = """
@@ -71,7 +70,7 @@ trainer:
 REWARD = '''
 def score(prompt, completion, record):
     """Depends on every token, so that groups of different completions have different rewards; fails for some."""
-    if sum(map(ord, prompt)) % 11 == 0:
+    if sum(map(ord, prompt)) % 5 == 0:
         raise ValueError("a record that cannot be scored")
     return sum(map(ord, completion)) % 7 / 7
 '''
@@ -90,10 +89,7 @@ def train(folder: Path) -> None:
     log = Log(folder / "trainer.jsonl")
     log.write("start", pid=os.getpid())
     forks = ForkServer(lambda command, pid: log.write("process", what=_kind(command), pid=pid))
-    for module in (collector_link, launching):
-        popen = SimpleNamespace(**vars(module.subprocess))
-        popen.Popen = forks.popen
-        module.subprocess = popen
+    install(forks, collector_link, launching)
     _record(SampleAhead, log, folder)
     try:
         main(["train", "config.yaml"])
