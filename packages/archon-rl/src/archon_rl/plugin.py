@@ -11,6 +11,7 @@ from archon_core.plugins import (
     DatasetSpec,
     PolicyLossSpec,
     RewardSpec,
+    WorkflowSpec,
     hookimpl,
 )
 
@@ -25,6 +26,7 @@ _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
 _PREFERENCES = ConfigSection("data", "archon_rl.preference_config:PreferenceDataOptions")
 _REWARDS = ConfigSection("rewards", "archon_rl.config:RewardOptions")
 _TEACHER = ConfigSection("teacher", "archon_rl.teacher_options:TeacherOptions")
+_MULTI_TURN = ConfigSection("multi_turn", "archon_rl.workflows.options:MultiTurnOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -165,6 +167,23 @@ def archon_rewards() -> Iterable[RewardSpec]:
 
 
 @hookimpl
+def archon_workflows() -> Iterable[WorkflowSpec]:
+    return [
+        WorkflowSpec(
+            name="rlvr",
+            target="archon_rl.workflows.rlvr:rlvr",
+            summary="one answer per sample, scored by the reward",
+        ),
+        WorkflowSpec(
+            name="multi_turn",
+            target="archon_rl.workflows.multi_turn:multi_turn",
+            summary="feedback after wrong answers, and further attempts (multi_turn.max_turns)",
+            config=(_MULTI_TURN,),
+        ),
+    ]
+
+
+@hookimpl
 def archon_datasets() -> Iterable[DatasetSpec]:
     return [
         DatasetSpec(
@@ -196,5 +215,10 @@ def archon_commands() -> Iterable[CommandSpec]:
             name="algorithms",
             target="archon_rl.cli:algorithms",
             summary="List algorithms, policy losses, and presets with their sources and options.",
-        )
+        ),
+        CommandSpec(
+            name="simulate",
+            target="archon_rl.simulate_cli:simulate_runs",
+            summary="Predict steps per second of asynchronous training from the times of sampling and training.",
+        ),
     ]

@@ -31,6 +31,7 @@ SERVERS = (
     "weight_group",
     "weight_timeout",
     "weight_canary",
+    "newcomer_weights",
     "skip_unchanged",
 )
 """Options of ``rollout`` about servers, which the engine ``local`` does not have."""
@@ -130,7 +131,16 @@ def _policy(test: Callable[[Any], bool]) -> Callable[[Run], bool]:
 
 TABLE: tuple[Unused, ...] = (
     Unused(
-        ("reward", "dynamic_bs", "gconfig", "eval_gconfig", "rollout", "teacher", "trainer.eval_pass_above"),
+        (
+            "reward",
+            "workflow",
+            "dynamic_bs",
+            "gconfig",
+            "eval_gconfig",
+            "rollout",
+            "teacher",
+            "trainer.eval_pass_above",
+        ),
         "algorithm {algorithm} samples no completions",
         lambda run: not run.samples,
     ),

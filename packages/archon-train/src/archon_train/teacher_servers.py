@@ -29,6 +29,7 @@ UNUSED_BY_SERVERS = {
     "weight_bucket_mb": "a teacher's weights never change",
     "weight_timeout": "a teacher's weights never change",
     "weight_canary": "a teacher's weights never change",
+    "newcomer_weights": "a teacher's weights never change",
     "skip_unchanged": "a teacher's weights never change",
 }
 """Options of ``rollout`` without a meaning for frozen weights -> why."""

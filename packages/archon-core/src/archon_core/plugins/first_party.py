@@ -18,7 +18,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
     },
     "command": {
-        "archon-rl": ("algorithms",),
+        "archon-rl": (
+            "algorithms",
+            "simulate",
+        ),
         "archon-rollout": (
             "generate",
             "serve",
@@ -134,6 +137,12 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "ipc",
         ),
     },
+    "workflow": {
+        "archon-rl": (
+            "rlvr",
+            "multi_turn",
+        ),
+    },
 }
 """Kind of spec -> package -> names and aliases. The first package of a kind is the one to begin with."""
 
@@ -234,6 +243,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "data.equal_pairs",
         "data.hf",
         "data.rejected_key",
+        "multi_turn",
         "rewards",
         "teacher.baseline",
         "teacher.distill_loss_weight",
@@ -252,7 +262,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 """Package -> configuration sections and options that it brings."""
 
 PLANNED: Mapping[str, str] = {
-    "archon-ray": "use scheduler.type=local, and torchrun on several machines",
-    "archon-slurm": "use scheduler.type=local, and torchrun on several machines",
+    "archon-ray": "use scheduler.type=local; on several machines with torchrun, and rollout.addresses for servers",
+    "archon-slurm": "use scheduler.type=local; on several machines with torchrun, and rollout.addresses for servers",
 }
 """Packages above that do not exist yet -> what to use instead. A message never says to install them."""

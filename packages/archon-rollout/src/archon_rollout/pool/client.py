@@ -18,6 +18,9 @@ from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.pool.continuation import is_complete, joined, rest_of
 from archon_rollout.pool.pool import POLL_SECONDS
 
+LONGEST_POLL_SECONDS = 0.8
+"""Longest time between looks whether the server of a request is still present."""
+
 
 class Servers(Protocol):
     """What a client needs of a pool: see ``Pool``."""
@@ -84,6 +87,8 @@ class PoolClient:
 
     async def _complete(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
         completions = await self._generate(request, group, deadline)
+        if all(is_complete(request, completion) for completion in completions):
+            return completions
         finishing = (self._finish(request, n, completion, group, deadline) for n, completion in enumerate(completions))
         return list(await asyncio.gather(*finishing))
 
@@ -172,9 +177,11 @@ class PoolClient:
         """The answer of a call, unless the server leaves before."""
         call = asyncio.ensure_future(answer)
         call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # retrieved, also if unused
+        poll = POLL_SECONDS
         try:
-            while not (await asyncio.wait((call,), timeout=POLL_SECONDS))[0]:
+            while not (await asyncio.wait((call,), timeout=poll))[0]:
                 self._check_present(server)
+                poll = min(2 * poll, LONGEST_POLL_SECONDS)  # hundreds of requests wait at a time
             return call.result()
         finally:
             call.cancel()

@@ -11,6 +11,7 @@ from typing import Any
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import DataError, ModelError
 from archon_core.seeding import derive_seed
+from archon_rollout.server.openai_messages import TOOL_FIELDS, messages_of, tools_of
 from archon_rollout.server.openai_text import TextSide
 from archon_rollout.server.wire import check_fields
 
@@ -55,8 +56,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "echo": (None, False),
     "suffix": (None, ""),
     "best_of": (None, 1),
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "parallel_tool_calls": (None, True, False),
     "response_format": (None, {"type": "text"}),
     "store": (None, False),
@@ -118,16 +117,13 @@ def parse_completion(data: Any, text: TextSide) -> TextCall:
 
 def parse_chat(data: Any, text: TextSide) -> TextCall:
     """A body of ``/v1/chat/completions``. Raises as ``parse_completion`` does."""
-    body = _known_fields(data, CHAT, "chat", required="messages")
+    body = _known_fields(data, CHAT | TOOL_FIELDS, "chat", required="messages")
     if body.get("top_logprobs") not in (None, 0):
         raise DataError(f"chat: top_logprobs: found {body['top_logprobs']}; allowed is 0; leave it out")
-    for message in body["messages"]:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise DataError("chat: messages: allowed are objects with a 'role' and a 'content' of text")
     field = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
     return _call(
         body,
-        [text.encode_chat(body["messages"])],
+        [text.encode_chat(messages_of(body), tools_of(body))],
         text,
         max_tokens=_limit(body, field),
         default=None,

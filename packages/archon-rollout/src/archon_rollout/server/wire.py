@@ -20,6 +20,7 @@ from archon_core.serving.wire import to_data
 OPTIONS = get_type_hints(GenerationConfig)
 """Sampling options and their types."""
 
+_DEFAULTS = GenerationConfig()
 
 MAX_SAMPLES = 4096
 """Largest number of samples of one request."""
@@ -117,9 +118,9 @@ def read_scores(data: Any) -> Scores:
 
 def request_data(request: GenerationRequest) -> dict[str, Any]:
     """A request as a JSON object; options at their defaults are left out."""
-    default = to_data(GenerationConfig())
-    options = {name: value for name, value in to_data(request.config).items() if value != default[name]}
-    return {"prompt_ids": list(request.prompt_ids), "seeds": list(request.seeds), **options}
+    options = {name: getattr(request.config, name) for name in OPTIONS}
+    changed = {name: value for name, value in options.items() if value != getattr(_DEFAULTS, name)}
+    return {"prompt_ids": list(request.prompt_ids), "seeds": list(request.seeds), **changed}
 
 
 def completion_data(completion: Completion) -> dict[str, Any]:
@@ -164,7 +165,11 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in get_args(hint))
     if origin is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+        [of_items] = get_args(hint)
+        if not isinstance(value, list):
+            return False
+        # A prompt has thousands of numbers.
+        return all(type(item) is int for item in value) if of_items is int else all(_fits(i, of_items) for i in value)
     if isinstance(value, bool):
         return hint is bool
     if hint is float:
