@@ -1,6 +1,7 @@
 """At staleness 0, a collector changes no number: GRPO, DAPO and PPO train as one process that samples itself.
 
 Rewards fail for some records, epochs end within steps, and the critic warms up, so that steps leave weights unchanged.
+Rewards differ otherwise: Adam would turn the rounding errors of gradients that are 0 into whole steps.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from archon_core.ranks.ranks import Ranks
 from archon_rl.trainer import collector_link
 from archon_rollout.served import launching
 from archon_testing.worlds import run_world
@@ -28,7 +30,9 @@ REWARD = """
 def score(prompt, completion, record):
     if sum(map(ord, prompt)) % 5 == 0:
         raise ValueError("a record that cannot be scored")
-    return sum(map(ord, completion)) % 3 / 3
+    if sum(map(ord, prompt)) % 4 == 0:
+        return 0.5  # the same for every completion: dynamic sampling replaces the record
+    return sum(map(ord, completion)) % 97 / 97
 """
 CONFIG = """
 experiment_name: layouts
@@ -79,7 +83,7 @@ REFILLS = ("sampling_rounds", "prompts", "rejected_prompts", "missing_prompts")
 def train_all(root: Path, layouts: tuple[str, ...], options: tuple[str, ...]) -> None:
     """Train with every algorithm in every layout, on the ranks of a world."""
     os.chdir(root)
-    if "rollout.backend=served:d1" in options and os.environ["RANK"] == "0":
+    if "rollout.backend=served:d1" in options and Ranks.of_process_group().is_first:
         install(ForkServer(lambda command, pid: None, forked=False), collector_link, launching)
     for layout in layouts:
         for name, sections in ALGORITHMS.items():
