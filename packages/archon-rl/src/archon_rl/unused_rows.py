@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from archon_rl.collector_options import has_servers
 from archon_rl.run_parts import Run
 from archon_train.model_sections import is_frozen
 
@@ -30,9 +31,13 @@ SERVERS = (
     "weight_group",
     "weight_timeout",
     "weight_canary",
+    "newcomer_weights",
     "skip_unchanged",
 )
 """Options of ``rollout`` about servers, which the engine ``local`` does not have."""
+
+AHEAD = ("max_head_offpolicyness", "max_concurrent_rollouts", "queue_size")
+"""Options of ``rollout`` about sampling ahead of training."""
 
 NOT_A_LANGUAGE_MODEL = "values have no temperature"
 
@@ -126,7 +131,16 @@ def _policy(test: Callable[[Any], bool]) -> Callable[[Run], bool]:
 
 TABLE: tuple[Unused, ...] = (
     Unused(
-        ("reward", "dynamic_bs", "gconfig", "eval_gconfig", "rollout", "teacher", "trainer.eval_pass_above"),
+        (
+            "reward",
+            "workflow",
+            "dynamic_bs",
+            "gconfig",
+            "eval_gconfig",
+            "rollout",
+            "teacher",
+            "trainer.eval_pass_above",
+        ),
         "algorithm {algorithm} samples no completions",
         lambda run: not run.samples,
     ),
@@ -279,6 +293,11 @@ TABLE: tuple[Unused, ...] = (
         tuple(f"rollout.{name}" for name in SERVERS),
         "the engine local has no servers",
         lambda run: run.samples and not run.has_servers,
+    ),
+    Unused(
+        tuple(f"rollout.{name}" for name in AHEAD),
+        "the trainer's ranks sample and train in turns; servers, such as served:d1, sample ahead",
+        lambda run: run.samples and not has_servers(run.config),
     ),
     Unused(
         tuple(name for name in (f"rollout.{option}" for option in SERVERS) if "health_check" in name),

@@ -63,8 +63,13 @@ class RolloutConfig:
         weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
         max_head_offpolicyness: largest number of training steps between the weights that sample a token and the step
             that consumes it. Above 0, servers sample for later steps while one trains; 0 is synchronous.
-        max_concurrent_rollouts: largest number of prompts that are sampled at a time; null for no further limit.
-        queue_size: largest number of prompts that are sampled or wait for their step; null for no further limit.
+        max_concurrent_rollouts: largest number of prompts that servers sample at a time; null for ``data.batch_size``.
+        queue_size: largest number of prompts that are sampled or wait for their step; null for 16 times
+            ``max_concurrent_rollouts``.
+        newcomer_weights: how servers that join get their weights: with the next ``publication``, or at once from
+            ``disk``, from a folder of the current version below the run folder. ``weight_transport=disk`` writes that
+            folder anyway; for other transports, the first rank writes it beside each publication. null for ``disk``
+            if ``weight_transport`` is ``disk``, else ``publication``.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
@@ -91,6 +96,7 @@ class RolloutConfig:
     max_head_offpolicyness: int = option(0, NOT_NEGATIVE)
     max_concurrent_rollouts: int | None = option(None, POSITIVE)
     queue_size: int | None = option(None, POSITIVE)
+    newcomer_weights: str | None = option(None, one_of("publication", "disk"))
     skip_unchanged: bool = False
 
     @property

@@ -25,6 +25,7 @@ from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import ConfigSection, Spec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
+from archon_core.contracts.workflows import WorkflowSpec
 from archon_core.plugins.hookspecs import hookimpl
 from archon_core.plugins.kinds import SPEC_TYPES, CommandSpec
 from archon_core.plugins.loader import PLUGIN_API
@@ -56,6 +57,7 @@ __all__ = [
     "Spec",
     "TrainEngineSpec",
     "WeightTransportSpec",
+    "WorkflowSpec",
     "build_registry",
     "hookimpl",
     "registry",

@@ -21,6 +21,7 @@ from archon_core.contracts.server_registry import ServerRegistrySpec
 from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
+from archon_core.contracts.workflows import WorkflowSpec
 from archon_core.plugins.kinds import CommandSpec
 
 PROJECT_NAME = "archon"
@@ -93,6 +94,11 @@ def archon_policy_losses() -> Iterable[PolicyLossSpec]:
 @hookspec
 def archon_rewards() -> Iterable[RewardSpec]:
     """Reward functions."""
+
+
+@hookspec
+def archon_workflows() -> Iterable[WorkflowSpec]:
+    """Workflows: how a record becomes trajectories to train on."""
 
 
 @hookspec

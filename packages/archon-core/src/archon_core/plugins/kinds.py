@@ -17,6 +17,7 @@ from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import Spec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
+from archon_core.contracts.workflows import WorkflowSpec
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ SPEC_TYPES: tuple[type[Spec], ...] = (
     AlgorithmSpec,
     PolicyLossSpec,
     RewardSpec,
+    WorkflowSpec,
     DatasetSpec,
     CommandSpec,
     DialectSpec,

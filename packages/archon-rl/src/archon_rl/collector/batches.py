@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from archon_core.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class BatchRule:
@@ -118,19 +116,9 @@ class Pace:
         max_staleness: largest number of training steps between the weights that sample a token and the step that
             consumes it; 0 samples every group with the weights that it trains.
         max_concurrent: largest number of groups that are sampled at a time.
-        queue_size: largest number of groups that are sampled or wait for their step.
-
-    Raises:
-        ConfigError: ``queue_size`` is smaller than a batch, so no batch would ever be complete.
+        queue_size: largest number of groups that are sampled or wait for their step; at least a batch.
     """
 
     max_staleness: int
     max_concurrent: int
     queue_size: int
-
-    def check(self, rule: BatchRule) -> None:
-        if self.queue_size < rule.batch_size:
-            raise ConfigError(
-                f"rollout.queue_size: found {self.queue_size}; a step takes data.batch_size={rule.batch_size} groups; "
-                "allowed is at least that"
-            )

@@ -94,7 +94,7 @@ class GroupWindow(Generic[T]):
     """
 
     def __init__(self, rule: BatchRule, pace: Pace, state: WindowState[T] | None = None) -> None:
-        pace.check(rule)
+        assert pace.queue_size >= rule.batch_size, "no batch would ever be complete"
         state = state or WindowState(0, 0)
         self._rule, self._pace = rule, pace
         self.step = state.step

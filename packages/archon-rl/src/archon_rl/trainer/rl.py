@@ -12,7 +12,7 @@ from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
-from archon_rl.collector.batches import Pace
+from archon_rl.collector_options import collector_problems, has_servers, pace_of
 from archon_rl.config import RewardOptions
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import RewardRunner
@@ -56,6 +56,7 @@ class RLTrainer:
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
         self._run, self._algorithm = run, composed(run, algorithm)
         self._reward = _choose_reward(run.config.reward, self._algorithm)
+        refuse(collector_problems(run.config, reward_role=self._reward and self._reward.role))
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
             if updates is not None:
@@ -138,17 +139,13 @@ class RLTrainer:
         reward: Fingerprint | None,
         stack: ExitStack,
     ) -> Collection:
-        run, config = self._run, self._run.config.rollout
-        if not hasattr(rollout, "client_recipe"):
-            settings = (options, run.config.seed, data_ranks, config.return_routed_experts)
+        run, config = self._run, self._run.config
+        # The ranks run a reward model together, so they also wait for its completions together.
+        scores_on_ranks = self._reward is not None and self._reward.role
+        if scores_on_ranks or not has_servers(config):
+            settings = (options, config.seed, data_ranks, config.rollout.return_routed_experts)
             return SampleNow(task, self._algorithm, rollout, scorer, *settings)
-        size = task.cursor.batch_size
-        pace = Pace(
-            max_staleness=config.max_head_offpolicyness,
-            max_concurrent=config.max_concurrent_rollouts or size * (config.max_head_offpolicyness + 1),
-            queue_size=config.queue_size or size * (config.max_head_offpolicyness + 1),
-        )
-        ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace, reward)
+        ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace_of(config), reward)
         stack.callback(ahead.close)
         return ahead
 

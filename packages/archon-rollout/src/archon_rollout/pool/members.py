@@ -9,7 +9,7 @@ from typing import Literal
 from archon_core.serving.record import ServerRecord
 
 State = Literal["joining", "warming", "active", "suspect", "out"]
-"""``joining``: announced. ``warming``: takes part in a publication of weights, canary included. ``active``: in service.
+"""``joining``: announced. ``warming``: gets weights, in a publication or apart, and the canary. ``active``: in service.
 ``suspect``: a probe failed; no new requests. ``out``: no requests and no weights."""
 
 MAX_DOUBLINGS = 30
@@ -33,6 +33,8 @@ class Member:
         refusals: consecutive attempts to join that failed, such as those of a server of another architecture.
         refused: why the last one failed; empty after none.
         retry_at: time at which it may join again, if it is out and another server is in service.
+        apart: whether it is warming apart from publications.
+        waits: whether it joins with a publication only, because a warm-up apart from them led to nothing.
     """
 
     record: ServerRecord
@@ -45,6 +47,8 @@ class Member:
     refusals: int = 0
     refused: str = ""
     retry_at: float = 0.0
+    apart: bool = False
+    waits: bool = False
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 One thread watches: it reads the registry and, independently, probes every server with a request for one token, because
 the health route of a server answers also while its engine hangs. Trainers and clients call from other threads.
 Newcomers join with a publication of weights: whoever takes part in it and passes the canary is in service afterwards.
+Where a folder has the current version, they are warmed up from it, without waiting for a publication.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.server_registry import ServerRegistry
@@ -25,6 +27,10 @@ from archon_rollout.pool.membership import Membership
 from archon_rollout.pool.routing import Router
 from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.pool.stopping import Stop, StoppedError, never
+from archon_rollout.pool.warming import WarmerLike, start_warm_ups
+
+if TYPE_CHECKING:
+    from archon_rollout.publication.warm_up import WarmUp
 
 POLL_SECONDS = 0.05
 
@@ -94,6 +100,7 @@ class Pool:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
         self._crash: BaseException | None = None
+        self._warmer: WarmerLike | None = None
 
     @property
     def version(self) -> int:
@@ -128,6 +135,28 @@ class Pool:
             outstanding = {name: self._router.load(name) for name in members}
             version = self._membership.version
             return PoolStatus(members, self._decision, self._registry_error, outstanding, version)
+
+    def warm_newcomers_by(self, warmer: WarmerLike) -> None:
+        """Let newcomers join between publications from now on."""
+        self._warmer = warmer
+
+    def begin_warm_ups(self, version: int) -> tuple[list[ServerRecord], int]:
+        """The newcomers to warm up now, and a number for ``warmed``; see ``Membership.begin_warm_ups``."""
+        with self._lock:
+            chosen = self._membership.begin_warm_ups(version, self._clock())
+            return list(chosen.values()), self._membership.n_publications
+
+    def warmed(self, incarnation: str, result: WarmUp, n_publications: int) -> None:
+        """A warm-up has ended; see ``Membership.warmed``."""
+        with self._lock:
+            self._membership.warmed(
+                incarnation,
+                result.version,
+                result.error,
+                self._clock(),
+                confirmed=result.confirmed,
+                n_publications=n_publications,
+            )
 
     def start(self) -> None:
         """Start watching in a thread."""
@@ -199,7 +228,8 @@ class Pool:
                 self._membership.failed(incarnation, reason, self._clock())
 
     def wait_for_receivers(self) -> list[ServerRecord]:
-        """The servers of the next publication, once there are ``min_servers``.
+        """The servers of the next publication, once there are ``min_servers``. It begins now, and ends with
+        ``committed``.
 
         Raises:
             TrainingError: there are fewer after ``setup_timeout``. Lists which servers left, and why.
@@ -208,9 +238,11 @@ class Pool:
         deadline = self._clock() + self._options.setup_timeout
         while True:
             self._check_thread()
-            found = self.receivers()
-            if len(found) >= self._options.min_servers:
-                return found
+            with self._lock:
+                found = self.receivers()
+                if len(found) >= self._options.min_servers:
+                    self._membership.publishing()
+                    return found
             if self._stop():
                 raise StoppedError(f"stopped while the run waited for {self._section} servers")
             if self._clock() >= deadline:
@@ -274,7 +306,7 @@ class Pool:
 
     async def _watch(self) -> None:
         # A registry or an address that hangs must not delay the probes of other servers.
-        await asyncio.gather(self._repeat(self._read_registry), self._repeat(self._probe_servers))
+        await asyncio.gather(*map(self._repeat, (self._read_registry, self._probe_servers, self._warm_newcomers)))
 
     async def _repeat(self, action: Callable[[], Awaitable[None]]) -> None:
         """Run an action in every interval until the pool stops."""
@@ -312,6 +344,10 @@ class Pool:
         with self._lock:  # no answer: the probes decide about a server that is in service
             members = self._membership.members.values()
             return next((m.record for m in members if m.record.address == record.address and m.state != "out"), None)
+
+    async def _warm_newcomers(self) -> None:
+        if self._warmer is not None:
+            start_warm_ups(self, self._warmer)
 
     async def _probe_all(self) -> None:
         if not self._options.enable_health_monitor:

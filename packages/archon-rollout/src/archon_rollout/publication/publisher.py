@@ -34,6 +34,7 @@ from archon_rollout.publication.canary import (
     trainer_logprobs,
 )
 from archon_rollout.publication.report import Publication
+from archon_rollout.publication.stored import Answers, StoredVersions
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Publisher:
         driver: calls the servers; used by rank 0 only.
         transport: moves the bytes; ``None`` on other ranks.
         options: see there.
+        stored: keeps the last version for newcomers; ``None`` to keep none.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Publisher:
         driver: ServerDriver | None,
         transport: WeightTransport | None,
         options: PublisherOptions,
+        stored: StoredVersions | None = None,
     ) -> None:
         self._engine = engine
         self._ranks = engine.data_ranks.everyone
@@ -78,6 +81,7 @@ class Publisher:
         self._driver = driver
         self._transport = transport
         self._options = options
+        self._stored = stored
         self._published: WeightManifest | None = None  # the last version, with checksums
 
     def publish(self, servers: Sequence[ServerRecord], *, on_commit: Callable[[], None] | None = None) -> Publication:
@@ -110,10 +114,12 @@ class Publisher:
                 on_commit()
             with attempt.phase("commit"):
                 self._commit(attempt, manifest.version)
-        self._run_canary(attempt, manifest)
+        answers, tolerance = self._run_canary(attempt, manifest)
         if attempt is None:
             return self._ranks.broadcast(None)
         self._published = manifest
+        if self._stored is not None:
+            self._stored.commit(manifest, answers, tolerance)
         attempt.examine_failed(manifest.version)
         return self._ranks.broadcast(attempt.result(manifest))
 
@@ -138,6 +144,8 @@ class Publisher:
         with attempt.phase("prepare"):
             announced = replace(manifest, base_version=base.version if base else None)
             attempt.settle(transport.prepare(manifest.version, announced, attempt.servers))
+        if self._stored is not None:
+            self._stored.begin(manifest)
         memory = transport.memory() if attempt.servers else None
         buckets = self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype, memory)
         known = {entry.name: entry.checksum for entry in base.tensors} if base else {}
@@ -162,6 +170,8 @@ class Publisher:
                 pending, timing = None, (sum(entry.n_bytes for entry, _ in notice.sent), gathered)
                 if attempt.servers:
                     pending = transport.send(bucket, notice)
+                if self._stored is not None:
+                    self._stored.add(bucket, notice)
                 start = time.perf_counter()
             if pending is not None:
                 attempt.settle_bucket(transport, pending, *timing)
@@ -225,11 +235,12 @@ class Publisher:
             attempt.call(commit)
             self._transport.commit(version)
 
-    def _run_canary(self, attempt: Attempt | None, manifest: WeightManifest) -> None:
-        """Collective: the trainer's forward pass runs on all ranks."""
+    def _run_canary(self, attempt: Attempt | None, manifest: WeightManifest) -> tuple[Answers | None, float]:
+        """Collective: the trainer's forward pass runs on all ranks. Returns the trainer's log-probabilities of what
+        servers answered, ``None`` without a canary, and the tolerance."""
         canary = self._options.canary
         if canary is None:
-            return
+            return None, 0.0
         completions: dict[str, Completion] = {}
         if attempt is not None:
             with attempt.phase("canary"):
@@ -244,7 +255,7 @@ class Publisher:
         token_ids = self._ranks.broadcast(completed)
         expected = dict(zip(token_ids, trainer_logprobs(self._engine, canary.prompt_ids, token_ids), strict=True))
         if attempt is None:
-            return
+            return None, 0.0
         tolerance = TOLERANCE[manifest.tensors[0].dtype] if canary.tolerance is None else canary.tolerance
 
         def compare(server: ServerRecord) -> None:
@@ -256,3 +267,4 @@ class Publisher:
 
         with attempt.phase("canary"):
             attempt.call(compare)
+        return {ids: tuple(values) for ids, values in expected.items()}, tolerance

@@ -40,6 +40,8 @@ from archon_rollout.pool.stopping import Stop, interrupting, never
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
+from archon_rollout.publication.stored import stored_versions
+from archon_rollout.publication.warm_up import Warmer
 from archon_rollout.receiving.device_memory import has_device_memory
 from archon_rollout.served.elastic_hooks import ElasticHooks
 from archon_rollout.served.finding import missing_servers
@@ -305,7 +307,10 @@ class ServedEngine(ElasticHooks):
             companions=self._architecture.folder if self._architecture is not None else None,
             options={BACKEND: config.weight_group},
         )
-        return Publisher(self._trainer, self._driver, transport.load()(context), options)
+        stored = stored_versions(config, context, made := transport.load()(context))
+        if stored is not None and self._pool is not None:
+            self._pool.warm_newcomers_by(Warmer(self._driver, stored, options.canary, timeout=options.timeout))
+        return Publisher(self._trainer, self._driver, made, options, stored)
 
     def _publish(self) -> Publication:
         """Give the trainer's weights to the servers in service and to newcomers, until there are enough."""
