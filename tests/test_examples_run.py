@@ -127,7 +127,7 @@ def test_ppo_trains_a_critic_beside_the_actor_and_exports_both(tmp_path):
 @pytest.mark.wide
 def test_the_asynchronous_example_samples_ahead_of_training(tmp_path):
     short = ["warm_start.steps=5", "trainer.max_steps=4", "trainer.eval_size=10", "trainer.eval_every=0"]
-    tiny = ["data.batch_size=8", "trainer.save_every=0"]
+    tiny = ["data.batch_size=8", "trainer.save_every=0", "actor.dynamic_sampling=false"]
     given = [f"cluster.fileroot={tmp_path}", *short, *tiny]
     finished = archon("train", "examples/grpo_arithmetic_async.yaml", *given)
     assert finished.returncode == 0, finished.stderr
