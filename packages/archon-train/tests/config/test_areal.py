@@ -346,7 +346,6 @@ def test_a_whole_areal_file_loads_and_every_change_is_a_decision(load: Load) -> 
         "ref.archon.enable_compile",
         "ref.disable_dropout",
         "reward",
-        "rollout.dump_to_file",
         "saver.freq_epochs",
         "scheduler.type",
         "sglang",

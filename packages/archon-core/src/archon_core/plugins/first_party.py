@@ -40,10 +40,20 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "hf",
             "arithmetic",
         ),
-        "archon-tasks": ("reasoning_gym",),
+        "archon-tasks": (
+            "reasoning_gym",
+            "verifiers",
+        ),
     },
     "dialect": {
         "archon-train": ("areal",),
+    },
+    "environment": {
+        "archon-tasks": (
+            "reasoning_gym",
+            "verifiers",
+            "openenv",
+        ),
     },
     "inference_engine": {
         "archon-rollout": (
@@ -80,6 +90,13 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "gmpo",
             "clip_cov",
             "kl_cov",
+        ),
+    },
+    "reasoning_parser": {
+        "archon-rl": (
+            "qwen3",
+            "deepseek-r1",
+            "deepseek_r1",
         ),
     },
     "reward": {
@@ -125,6 +142,27 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "etcd3",
         ),
     },
+    "tool": {
+        "archon-rl": (
+            "calculator",
+            "python",
+        ),
+    },
+    "tool_parser": {
+        "archon-rl": (
+            "hermes",
+            "qwen",
+            "qwen25",
+            "qwen3_coder",
+            "llama_json",
+            "llama3",
+            "llama3_json",
+            "pythonic",
+            "llama4",
+            "llama4_pythonic",
+            "toolformer",
+        ),
+    },
     "train_engine": {
         "archon-engine": ("archon",),
         "archon-models-hf": ("fsdp",),
@@ -142,6 +180,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-rl": (
             "rlvr",
             "multi_turn",
+            "tools",
+            "environment",
         ),
     },
 }
@@ -244,6 +284,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "data.equal_pairs",
         "data.hf",
         "data.rejected_key",
+        "environment",
         "multi_turn",
         "rewards",
         "teacher.baseline",
@@ -254,11 +295,15 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "teacher.rollout",
         "teacher.warm_start",
         "tokenizer.use_chat_template",
+        "tools",
         "warm_start",
     ),
     "archon-sglang": ("sglang",),
     "archon-slurm": ("slurm",),
-    "archon-tasks": ("data.reasoning_gym",),
+    "archon-tasks": (
+        "data.reasoning_gym",
+        "data.verifiers",
+    ),
     "archon-vllm": ("vllm",),
 }
 """Package -> configuration sections and options that it brings."""
