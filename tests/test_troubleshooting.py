@@ -73,6 +73,8 @@ from archon_rollout.registries.announcer import entry_id
 from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.registries.memory import MemoryRegistry
 from archon_rollout.served.frozen_driver import FrozenDriver
+from archon_slurm.client import check_programs
+from archon_slurm.script import fill_template
 from archon_train.experiment import load_config
 from archon_train.launch.world import check_started, explain_machines
 from archon_train.run.folder import RunFolder
@@ -234,6 +236,18 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> str | None:
     cluster = load_config(EXAMPLE, ["cluster.n_nodes=2", "cluster.n_gpus_per_node=8"]).config.cluster
     return explain_machines({"actor": parse_layout("archon:d16")}, cluster, ["train", "run.yaml"])
+
+
+@row("This machine has no SLURM")
+def _(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(folder))
+        check_programs()
+
+
+@row("A job script starts nothing")
+def _(folder: Path) -> None:
+    fill_template("{{directives}}", {"directives": "", "command": ""}, source="job.sh")
 
 
 @row("The launcher started a wrong number of processes")

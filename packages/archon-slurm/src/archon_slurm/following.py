@@ -54,6 +54,7 @@ class Follower:
         note: prints a line for the user.
         poll_seconds: time between two questions to SLURM.
         node_timeout: seconds after which a machine that does not report counts as lost.
+        attempt: number of the attempt to follow; SLURM may still show the one before.
         look: called with every question to SLURM.
     """
 
@@ -67,12 +68,13 @@ class Follower:
         note: Callable[[str], None],
         poll_seconds: float,
         node_timeout: float,
+        attempt: int = 0,
         look: Callable[[], None] = lambda: None,
     ) -> None:
         self._job, self._ranks, self._logs = job, ranks_by_node, logs
         self._stop, self._note = stop, note
         self._poll_seconds, self._node_timeout = poll_seconds, node_timeout
-        self._look = look
+        self._first, self._look = attempt, look
         self._told = ""
 
     def follow(self) -> Outcome:
@@ -96,6 +98,9 @@ class Follower:
                     self._note(f"job {self._job} was started again; it resumes from the last checkpoint")
                     attempt, output, silence = self._watch(state)
                     forwarded, failed_since = False, 0.0
+            if state.restarts < self._first:
+                time.sleep(STEP_SECONDS)
+                continue
             if state.state == "RUNNING" and (gone := self._silent_nodes(attempt, silence)):
                 names = [self._host(attempt, node, state) for node in gone]
                 reason = f"{', '.join(names)} has not reported for {self._node_timeout:g} s"

@@ -172,5 +172,6 @@ class SlurmLauncher:
             note=self._launch.note,
             poll_seconds=self._options.poll_seconds,
             node_timeout=self._options.node_timeout,
+            attempt=self._restarts,
             look=self._servers.forget_ended if self._server_parts else lambda: None,
         )
