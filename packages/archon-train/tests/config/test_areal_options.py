@@ -70,6 +70,7 @@ def test_every_option_of_areal_has_an_outcome(make_registry: Callable[..., Regis
 def test_rows_of_the_table_name_options_that_areal_has_or_had() -> None:
     former = {"allocation_mode", "async_training", "launcher", "rollout.schedule_policy", "rollout.openai"}
     former |= {"actor.group_adv_norm", "actor.group_size", "actor.vision_dp", "actor.optimizer.offload"}
+    former |= {"actor.scheduling_spec.additional_bash_cmds"}  # in the entries of a list
     former |= {"actor.tree_training_mode", "actor.dta_block_size", "trainer.eval_before_train"}
     known = set(options()) | {f"{role}.{name}" for role in ("actor", "ref", "critic") for name in names_in("actor")}
     known |= {
