@@ -54,10 +54,14 @@ class SchedulerConfig:
     """The launcher of a run's processes.
 
     Attributes:
-        type: ``local``, or the name of a launcher plugin.
+        type: ``local``, or the name of a launcher plugin, such as ``slurm``; null for ``local``.
     """
 
-    type: str = "local"
+    type: str | None = "local"
+
+    def __post_init__(self) -> None:
+        if self.type is None:
+            self.type = "local"
 
 
 @dataclass

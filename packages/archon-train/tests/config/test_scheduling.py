@@ -184,3 +184,7 @@ def test_a_launcher_checks_the_run_and_its_servers_are_elsewhere(
     found = plan_run(load(ACTOR, ["scheduler.type=far"], plugins=registry, allow_missing=True), registry)
     assert "far: found no road; build one" in errors(found)
     assert [o.text for o in found.obstacles if o.kind == "environment"] == ["far: found no car; buy one"]
+
+
+def test_no_launcher_is_the_local_one(load: Load) -> None:
+    assert load(f"scheduler: {{type: null}}\n{ACTOR}", allow_missing=True).config.scheduler.type == "local"
