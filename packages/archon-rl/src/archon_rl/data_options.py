@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archon_core.config.rules import POSITIVE, option
+from archon_core.config.rules import POSITIVE, SHARE, option
 
 OPERATORS = "+-*"
 MOST_PROBLEMS = 20_000_000
@@ -25,11 +25,14 @@ class ArithmeticOptions:
         max_operand: operands range from 0 to this number.
         operators: any of ``+``, ``-`` and ``*``, as one string.
         zero_pad: pad operands and results with leading zeros to a fixed width, as in ``07+35=042``.
+        retry_demonstrations: share of the training problems that follow a wrong result, as in ``7+35=41=7+35=``. For a
+            warm start of the workflow ``multi_turn`` with the feedback ``={prompt}``.
     """
 
     max_operand: int = option(99, POSITIVE)
     operators: str = option("+", _operators)
     zero_pad: bool = False
+    retry_demonstrations: float = option(0.0, SHARE)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         n_problems = len(self.operators) * (self.max_operand + 1) ** 2
