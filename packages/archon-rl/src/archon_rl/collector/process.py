@@ -46,6 +46,7 @@ def main(descriptor: int, trainer: int) -> None:
     end_with(trainer)  # whatever blocks here: an import, a reward that hangs, a workflow that never awaits
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which stops this process
     os.set_inheritable(descriptor, False)  # a process of a workflow must not keep the socket open
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     channel = socket.socket(fileno=descriptor)
     try:
         setup = receive(channel)
@@ -92,6 +93,8 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
         seed_of=rollout_seeds(config.seed),
         algorithm=registry().get("algorithm", config.algorithm).load()(config, []),
         context=ContextLimit(**setup["context"]),
+        checks_tokens=config.rollout.check_trajectory_format,
+        traces=config.rollout.enable_rollout_tracing,
     )
     cursor = DataCursor(len(dataset), config.data.batch_size, config.seed, config.data.shuffle)
     sampler = RunSampler(dataset, cursor, groups)

@@ -50,6 +50,8 @@ class GroupSampler:
         seed_of: (number of the record, number of the sample) -> seed.
         algorithm: selects groups; ``None`` to keep all.
         context: the longest sequence of the run.
+        checks_tokens: check every token of the workflow's trajectories.
+        traces: log every request.
     """
 
     workflow: Workflow
@@ -60,6 +62,8 @@ class GroupSampler:
     seed_of: Callable[[int, int], int]
     algorithm: Algorithm | None
     context: ContextLimit = UNLIMITED
+    checks_tokens: bool = False
+    traces: bool = False
 
     async def sample(self, number: int, record: Mapping[str, Any]) -> Settled[Group]:
         """The group of a record.
@@ -72,8 +76,8 @@ class GroupSampler:
         """
         assert self.client is not None, "a sampler needs a client"
         seeds = [self.seed_of(number, sample) for sample in range(self.n_samples)]
-        client = GroupClient(self.client, self.encoder, str(number), self.context)
-        result = await run_workflow(self.name, self.workflow, client, record, seeds)
+        client = GroupClient(self.client, self.encoder, str(number), self.context, self.traces)
+        result = await run_workflow(self.name, self.workflow, client, record, seeds, checks_tokens=self.checks_tokens)
         seconds = {"rollout": result.seconds, "reward": result.tally.seconds}
         if result.trajectories:
             return self._selected(Group.of(result.trajectories, seconds, result.tally.calls))

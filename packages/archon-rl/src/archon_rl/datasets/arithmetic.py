@@ -37,6 +37,7 @@ class Problems:
         answer_key: field of the result, as text.
         zero_pad: pad operands, and the results of each operator, to a fixed width with leading zeros.
         retry_demonstrations: share of the problems whose prompt shows a wrong result before.
+        tool_demonstrations: share of the problems whose answer calls the calculator.
     """
 
     max_operand: int
@@ -45,6 +46,7 @@ class Problems:
     answer_key: str = "answer"
     zero_pad: bool = False
     retry_demonstrations: float = 0.0
+    tool_demonstrations: float = 0.0
 
     def __len__(self) -> int:
         return len(self.operators) * (self.max_operand + 1) ** 2
@@ -52,10 +54,13 @@ class Problems:
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         a, symbol, b = self._terms(index)
         answer, width = OPERATORS[symbol](a, b), len(str(self.max_operand)) if self.zero_pad else 0
-        question = f"{a:0{width}d}{symbol}{b:0{width}d}="
+        problem = f"{a:0{width}d}{symbol}{b:0{width}d}"
+        question, written = f"{problem}=", self._written(answer, symbol)
         if derive_seed(0, "retry_demonstrations", index) < self.retry_demonstrations * 2**63:
             question = f"{question}{self._written(self._near(answer, symbol, index), symbol)}={question}"
-        return {self.prompt_key: question, self.answer_key: self._written(answer, symbol)}
+        if derive_seed(0, "tool_demonstrations", index) < self.tool_demonstrations * 2**63:
+            written = f"[calculator({problem})->{answer}] {written}"
+        return {self.prompt_key: question, self.answer_key: written}
 
     def _written(self, result: int, symbol: str) -> str:
         if not self.zero_pad:
@@ -102,7 +107,14 @@ def arithmetic_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
     options = config.arithmetic
     refuse(text for _, text in check_options(options, "data.arithmetic"))
     refuse(missing_answers(config))
-    problems = Problems(options.max_operand, options.operators, config.prompt_key, config.answer_key, options.zero_pad)
+    problems = Problems(
+        options.max_operand,
+        options.operators,
+        config.prompt_key,
+        config.answer_key,
+        options.zero_pad,
+        tool_demonstrations=options.tool_demonstrations,
+    )
     training = replace(problems, retry_demonstrations=options.retry_demonstrations)
     held_out = split_records(problems, validation_size=config.validation_size, split="validation", seed=seed)
     if split == "validation":

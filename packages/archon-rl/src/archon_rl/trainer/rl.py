@@ -10,7 +10,7 @@ from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
-from archon_rl.collector_options import collector_problems
+from archon_rl.collector_options import sampling_problems
 from archon_rl.config import RewardOptions
 from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
@@ -62,9 +62,9 @@ class RLTrainer:
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
         self._run, self._algorithm = run, composed(run, algorithm)
         self._reward = _choose_reward(run.config.reward, self._algorithm)
+        refuse(sampling_problems(run.config, reward_role=self._reward and self._reward.role))
         self._workflow = workflow_source(run.config.workflow, registry())
         refuse(workflow_problems(run.config, "" if self._reward is None else self._reward.role))
-        refuse(collector_problems(run.config, reward_role=self._reward and self._reward.role))
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
             if updates is not None:

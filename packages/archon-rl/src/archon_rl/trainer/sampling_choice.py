@@ -87,8 +87,18 @@ class Sampling:
             return self._ahead(options, context)
         needs_experts = config.rollout.return_routed_experts
         if self.workflow.is_rlvr:
-            settings = (options, config.seed, self.data_ranks, needs_experts)
-            return SampleNow(self.task, self.algorithm, self.rollout, self.scorer, *settings)
+            return SampleNow(
+                task=self.task,
+                algorithm=self.algorithm,
+                rollout=self.rollout,
+                scorer=self.scorer,
+                options=options,
+                seed=config.seed,
+                data_ranks=self.data_ranks,
+                needs_experts=needs_experts,
+                checks_tokens=config.rollout.check_trajectory_format,
+                traces=config.rollout.enable_rollout_tracing,
+            )
         sampler = self._sampler(options, rollout_seeds(config.seed), context)
         rounds = WorkflowRounds(sampler, self.rollout, self.data_ranks)
         has_rewards = self.scorer is not None
@@ -143,4 +153,6 @@ class Sampling:
             seed_of=seed_of,
             algorithm=self.algorithm,
             context=context,
+            checks_tokens=self.run.config.rollout.check_trajectory_format,
+            traces=self.run.config.rollout.enable_rollout_tracing,
         )
