@@ -94,12 +94,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with the workflow that docs/workflows.md shows, and the examples."""
+    """The working directory, with the workflow that docs/workflows.md shows, and a run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "my_workflows.py").write_text(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "run.yaml").write_text(CONFIGURATION)
     yield tmp_path
     sys.modules.pop("my_workflows", None)
 
@@ -122,7 +122,7 @@ def test_the_pages_dry_run_accepts_its_workflow_without_importing_it(own, capsys
 )
 def test_a_dry_run_names_a_workflow_that_does_not_exist(own, capsys, name, message):
     with pytest.raises(SystemExit) as ended:
-        main(["train", "examples/grpo_arithmetic.yaml", f"workflow={name}", "--dry-run"])
+        main(["train", "run.yaml", f"workflow={name}", "--dry-run"])
     assert ended.value.code
     assert message in " ".join("".join(capsys.readouterr()).split())
 
