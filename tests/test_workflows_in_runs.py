@@ -146,3 +146,21 @@ def test_servers_give_the_numbers_of_one_process(alone, tmp_path):
 @pytest.mark.parametrize("layout", ["archon:d2", "archon:t2"])
 def test_layouts_give_the_numbers_of_one_process(alone, tmp_path, layout):
     assert_equal_runs(train(tmp_path, f"actor.backend={layout}"), alone)
+
+
+@pytest.mark.examples
+def test_a_model_learns_to_correct_its_answers(tmp_path):
+    """The whole example of two turns: about three minutes on two cores."""
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(ROOT / "examples/grpo_two_turns.yaml"), f"cluster.fileroot={tmp_path}"])
+    assert not end.value.code
+    found = [row for row in read_metrics(tmp_path / "arithmetic/two_turns/metrics.jsonl") if "eval/reward" in row]
+
+    def corrected(row: dict[str, float]) -> float:
+        """Share of the wrong answers of turn 1 that turn 2 corrects."""
+        first, second = row["eval/solved_by_turn_1"], row["eval/solved_by_turn_2"]
+        return (second - first) / (1 - first)
+
+    assert found[-1]["eval/solved_by_turn_1"] >= found[0]["eval/solved_by_turn_1"] + 0.2
+    assert corrected(found[0]) <= 0.1
+    assert corrected(found[-1]) >= 0.2
