@@ -17,7 +17,7 @@ from archon_core.plugins import RewardSpec, registry
 from archon_rl.config import NormConfig
 from archon_rl.teacher_options import is_pure_distillation
 
-RLVR, MULTI_TURN = "rlvr", "multi_turn"
+RLVR, MULTI_TURN, ENVIRONMENT = "rlvr", "multi_turn", "environment"
 """Names of workflows."""
 
 GROUP_NORM = NormConfig(mean_level="group", std_level="group")
@@ -180,6 +180,11 @@ def workflow_problems(config: Any, reward_role: str) -> Iterator[str]:
         yield (
             f"workflow: found {name} without a reward, which tells right answers from wrong ones; set reward, or "
             f"workflow={RLVR}"
+        )
+    if name == ENVIRONMENT and config.environment.name is None:
+        yield (
+            f"environment.name: found null with workflow={name}; name an environment of 'archon plugins', or "
+            "module:function of a Python file in the working directory"
         )
     if reward_role and name != RLVR:
         yield (

@@ -10,7 +10,7 @@ from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
-from archon_rollout.pool.pool import PROBE_PREFIX
+from archon_rollout.pool.watch import PROBE_PREFIX
 
 MODEL = ServedModelInfo("model", 0, vocab_size=100)
 

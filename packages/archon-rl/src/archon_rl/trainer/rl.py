@@ -93,7 +93,7 @@ class RLTrainer:
             rewards = None if self._reward is None else _build_runner(run, self._reward)
             if rewards is not None:
                 stack.callback(rewards.close)
-            known = fingerprints(run, task.train, task.validation, reward=rewards)
+            known = fingerprints(run, task.train, task.validation, reward=rewards, workflow=self._workflow)
             engines = self._build_engines(task, total_steps, stack)
             actor = engines.actor.engine
             rollout = build_inference_engine(run, actor)

@@ -18,7 +18,7 @@ from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.pool.continuation import is_complete, joined, rest_of
-from archon_rollout.pool.pool import POLL_SECONDS
+from archon_rollout.pool.stopping import POLL_SECONDS
 
 LONGEST_POLL_SECONDS = 0.8
 """Longest time between looks whether the server of a request is still present."""
