@@ -234,6 +234,11 @@ def archon_commands() -> Iterable[CommandSpec]:
             summary="List algorithms, policy losses, and presets with their sources and options.",
         ),
         CommandSpec(
+            name="trajectories",
+            target="archon_rl.trajectories_cli:trajectories",
+            summary="Read the trajectories of a run: prompts, completions, rewards, versions of tokens.",
+        ),
+        CommandSpec(
             name="simulate",
             target="archon_rl.simulate_cli:simulate_runs",
             summary="Predict steps per second of asynchronous training from the times of sampling and training.",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.settled_groups import FACTS, batch_of, judge_groups, mean_facts, mean_seconds, sampled_by
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
+from archon_rl.trajectory_files import STALE
 from archon_rl.workflows.context_limit import ContextLimit
 from archon_train.run.context import RunContext
 
@@ -243,4 +244,5 @@ class SampleAhead:
                 **{f"server_version/{address}": version for address, version in servers.items()},
                 **{f"collector/{name}": value for name, value in load.items()},
             },
+            {number: replace(one, reason=STALE) if number in stale else one for number, one in batch.settled.items()},
         )
