@@ -108,11 +108,12 @@ def _workload(given: dict[str, Any], times: RunTimes | None, steps: int) -> Work
     values = given if times is None else times.options | given
     missing = [name for name in REQUIRED if name not in values and (name != "group_seconds" or times is None)]
     if missing:
-        source = "" if times is None else ", which the metrics of the run do not tell"
+        them = "them" if len(missing) > 1 else "it"
+        source = "" if times is None else f", nor do the metrics of the run contain {them}"
+        other = ", or --from with the folder of a run" if times is None else ""
         raise ConfigError(
             f"archon simulate: found no {', '.join(map(_option, missing))}{source}; allowed are numbers above 0; give "
-            f"{'them' if len(missing) > 1 else 'it'}"
-            + (", or --from with the folder of a run" if times is None else "")
+            f"{them}{other}"
         )
     scales = "group_seconds" not in values
     workload = Workload(**({"group_seconds": 1.0} if scales else {}), **values)

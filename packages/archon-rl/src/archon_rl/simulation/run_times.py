@@ -78,6 +78,7 @@ def _times(config: Any, rows: list[Mapping[str, float]]) -> RunTimes:
         "train_seconds": step - waited - publish,
         "publish_seconds": publish,
         "rejected": rejected / drawn,
+        "max_rounds": 1 if config.dynamic_bs else config.actor.dynamic_sampling_max_rounds,
         "max_concurrent_rollouts": config.rollout.max_concurrent_rollouts,
         "queue_size": config.rollout.queue_size,
         **_places(config),
