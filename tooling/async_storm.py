@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--staleness", type=int, default=default.staleness)
     parser.add_argument("--servers", type=int, default=default.servers)
-    parser.add_argument("--algorithm", choices=("grpo", "dapo"), default=default.algorithm)
+    parser.add_argument("--dynamic-sampling", action="store_true")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what is killed")
     parser.add_argument(
         "--seconds", type=float, default=default.seconds, help="time until a storm counts as a deadlock"

@@ -24,9 +24,8 @@ class AsyncStormOptions:
         steps: training steps of the run.
         staleness: ``rollout.max_head_offpolicyness``.
         servers: servers that each start of the run has.
-        algorithm: ``dapo`` samples further groups in place of those without different rewards.
+        dynamic_sampling: sample further groups in place of those without different rewards.
         kinds: what is killed.
-        ranks: ranks of the trainer.
         seconds: time until a storm that has not ended counts as a deadlock.
     """
 
@@ -35,9 +34,8 @@ class AsyncStormOptions:
     steps: int = 30
     staleness: int = 2
     servers: int = 2
-    algorithm: str = "grpo"
+    dynamic_sampling: bool = False
     kinds: tuple[str, ...] = KINDS
-    ranks: int = 1
     seconds: float = 600.0
 
     def as_data(self) -> dict[str, Any]:

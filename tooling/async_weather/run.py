@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from archon_core.cli.main import main
@@ -14,13 +13,13 @@ from archon_rl.trainer import collector_link
 from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_rollout.served import launching
 from async_weather.options import AsyncStormOptions
-from weather.fork_server import ForkServer
+from weather.fork_server import ForkServer, install
 from weather.records import Log
 
 CONFIGURATION = """
 experiment_name: storm
 trial_name: run
-algorithm: {algorithm}
+algorithm: grpo
 reward: storm_reward:score
 seed: 3
 cluster: {{n_gpus_per_node: 8, fileroot: .}}
@@ -42,10 +41,12 @@ actor:
     initializer_range: 0.3
   ppo_n_minibatches: 2
   kl_ctl: 0.0
+  dynamic_sampling: {dynamic_sampling}
+  dynamic_sampling_max_rounds: 4
   optimizer: {{lr: 0.01}}
   archon: {{enable_compile: false}}
 gconfig: {{n_samples: 2, max_new_tokens: 6}}
-rewards: {{processes: 1}}
+rewards: {{processes: 1, max_failed: 0.5}}
 rollout:
   backend: served:d{servers}
   max_head_offpolicyness: {staleness}
@@ -68,14 +69,17 @@ trainer:
 
 REWARD = '''
 def score(prompt, completion, record):
-    """Depends on every token, so that groups of different completions have different rewards."""
+    """Depends on every token, so that groups of different completions have different rewards; fails for some."""
+    if sum(map(ord, prompt)) % 5 == 0:
+        raise ValueError("a record that cannot be scored")
     return sum(map(ord, completion)) % 7 / 7
 '''
 
 
 def write_files(folder: Path, options: AsyncStormOptions) -> None:
     """Write configuration and reward."""
-    (folder / "config.yaml").write_text(CONFIGURATION.format(**options.as_data()), encoding="utf-8")
+    fields = {name: str(value).lower() for name, value in options.as_data().items()}
+    (folder / "config.yaml").write_text(CONFIGURATION.format(**fields), encoding="utf-8")
     (folder / "storm_reward.py").write_text(REWARD, encoding="utf-8")
 
 
@@ -85,10 +89,7 @@ def train(folder: Path) -> None:
     log = Log(folder / "trainer.jsonl")
     log.write("start", pid=os.getpid())
     forks = ForkServer(lambda command, pid: log.write("process", what=_kind(command), pid=pid))
-    for module in (collector_link, launching):
-        popen = SimpleNamespace(**vars(module.subprocess))
-        popen.Popen = forks.popen
-        module.subprocess = popen
+    install(forks, collector_link, launching)
     _record(SampleAhead, log, folder)
     try:
         main(["train", "config.yaml"])

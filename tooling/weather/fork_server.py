@@ -18,11 +18,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from weather.processes import die_with_parent
 
 FIRST_FREE_DESCRIPTOR = 500
+
+_MAIN = "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from weather.fork_server import main; main()"
 
 
 class ForkServer:
@@ -30,14 +33,19 @@ class ForkServer:
 
     Args:
         started: called with command and process id of every program.
+        forked: whether this process, which has one thread, has imported everything; otherwise a new one does.
     """
 
-    def __init__(self, started: Callable[[Sequence[str], int], None]) -> None:
+    def __init__(self, started: Callable[[Sequence[str], int], None], *, forked: bool = True) -> None:
         self._started = started
         self._owner = os.getpid()
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.pid = os.fork()
-        if self.pid == 0:
+        if not forked:
+            with theirs:
+                arguments = [str(theirs.fileno()), str(self._owner), json.dumps(sys.path)]
+                subprocess.Popen([sys.executable, "-c", _MAIN, *arguments], pass_fds=[theirs.fileno()])
+            return
+        if os.fork() == 0:
             self._channel.close()
             try:
                 die_with_parent()
@@ -125,6 +133,22 @@ def _program(command: Sequence[str]) -> dict[str, Any] | None:
     if rest[0] == "-c" and "archon_rl.collector" in rest[1]:
         return {"code": rest[1], "arguments": [str(part) for part in rest[2:]]}
     return None
+
+
+def main() -> None:
+    """Import everything, and serve the owner; the arguments are its socket, its process id and the path."""
+    die_with_parent()
+    import archon_rollout.server.process  # noqa: F401
+
+    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+
+
+def install(forks: ForkServer, *modules: ModuleType) -> None:
+    """Let modules start their processes by forks."""
+    for module in modules:
+        popen = SimpleNamespace(**vars(module.subprocess))
+        popen.Popen = forks.popen
+        module.subprocess = popen
 
 
 def _serve(channel: socket.socket, owner: int) -> None:

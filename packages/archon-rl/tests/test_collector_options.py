@@ -11,6 +11,10 @@ from archon_rl.collector_options import pace_of
 
 SERVED = "rollout.backend=served:d1"
 REFUSED = [
+    (
+        ("rollout.consumer_batch_size=3",),
+        r"rollout\.consumer_batch_size: found 3; allowed is data\.batch_size=4, the number of prompts that a step",
+    ),
     (("rollout.queue_size=3",), r"rollout\.queue_size: found 3; a step takes data\.batch_size=4 groups; allowed is at"),
     (
         ("reward=model", "reward_model.path=somewhere", "rollout.max_head_offpolicyness=1"),
@@ -29,7 +33,11 @@ def test_dry_run_and_run_refuse_the_same(run, overrides, message):
 
 @pytest.mark.parametrize(
     "overrides",
-    [("rollout.queue_size=4",), ("reward=model", "reward_model.path=somewhere"), ("rollout.max_head_offpolicyness=1",)],
+    [
+        ("rollout.queue_size=4", "rollout.consumer_batch_size=4"),
+        ("reward=model", "reward_model.path=somewhere"),
+        ("rollout.max_head_offpolicyness=1",),
+    ],
 )
 def test_settings_within_the_bounds_are_accepted(run, overrides):
     found, *_ = preview(run, SERVED, *overrides)
@@ -60,3 +68,30 @@ def test_invalid_numbers_are_refused(run, option):
     name, _, value = option.partition("=")
     with pytest.raises(ConfigError, match=rf"rollout\.{name}: found {value}"):
         run.config(f"rollout.{option}")
+
+
+def test_a_batch_of_the_consumer_is_refused_without_servers_too(run):
+    found, *_ = preview(run, "rollout.consumer_batch_size=3")
+    with pytest.raises(ConfigError, match=r"rollout\.consumer_batch_size: found 3") as raised:
+        run("rollout.consumer_batch_size=3")
+    assert str(raised.value) in found.problems
+
+
+@pytest.mark.parametrize(("mode", "noted"), [("keep", True), ("abort", False)])
+def test_the_grace_period_has_an_effect_only_where_requests_are_ended(run, mode, noted):
+    found, *_ = preview(run, SERVED, f"rollout.interruption={mode}", "rollout.pause_grace_period=2")
+    assert ("rollout.pause_grace_period" in {one.option for one in found.decisions}) == noted
+
+
+@pytest.mark.parametrize("option", ["interruption=wait", "pause_grace_period=-1", "consumer_batch_size=0"])
+def test_invalid_values_are_refused(run, option):
+    name, _, value = option.partition("=")
+    with pytest.raises(ConfigError, match=rf"rollout\.{name}: found '?{value}"):
+        run.config(f"rollout.{option}")
+
+
+def test_completions_of_the_trainers_ranks_are_traced_and_checked_too(run, caplog):
+    caplog.set_level("INFO")
+    run("rollout.enable_rollout_tracing=true", "rollout.check_trajectory_format=true", "trainer.max_steps=1")
+    lines = [line for line in caplog.messages if line.startswith("group ")]
+    assert [line.partition(":")[0] for line in lines] == [f"group {number}" for number in range(4)]

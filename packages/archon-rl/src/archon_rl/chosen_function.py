@@ -35,8 +35,8 @@ class ChosenFunction:
 
     option: ClassVar[str]
     """The option that names it."""
-    parameters: ClassVar[Sequence[str]]
-    """Its positional parameters."""
+    parameters: ClassVar[Sequence[str] | None]
+    """Its positional parameters; ``None`` for a function, coroutine or not, of any parameters."""
 
     name: str
     target: str
@@ -56,7 +56,7 @@ class ChosenFunction:
         function = self._import_own() if self.folder else load_target(self.target, origin=self.origin)
         problem = _problem(function, self.parameters)
         if problem:
-            allowed = f"a function of ({', '.join(self.parameters)})"
+            allowed = "a function" if self.parameters is None else f"a function of ({', '.join(self.parameters)})"
             raise ConfigError(f"{self}: found {problem}; allowed is {allowed}; correct {self.target}")
         if self.folder:
             self._check_definer(function)
@@ -115,12 +115,14 @@ def _definer(function: Any) -> str:
     return getattr(function if is_function else type(function), "__module__", None) or "builtins"
 
 
-def _problem(function: Any, parameters: Sequence[str]) -> str:
+def _problem(function: Any, parameters: Sequence[str] | None) -> str:
     """Why an object cannot be called with ``parameters``; empty if it can."""
     if inspect.isclass(function):
         return f"the class {function.__name__}"
     if not callable(function):
         return f"a value of type {type(function).__name__}"
+    if parameters is None:
+        return ""
     if inspect.iscoroutinefunction(function):
         return f"the coroutine {function.__name__}"
     try:

@@ -32,16 +32,22 @@ def pace_of(config: Any) -> Pace:
     return Pace(options.max_head_offpolicyness, max_concurrent=concurrent, queue_size=queue)
 
 
-def collector_problems(config: Any, *, reward_role: str | None) -> Iterator[str]:
-    """Settings with which a collector cannot sample.
+def sampling_problems(config: Any, *, reward_role: str | None) -> Iterator[str]:
+    """Settings with which a run cannot sample.
 
     Args:
         config: the run's configuration.
         reward_role: section of the model that the reward runs; empty or ``None`` for none.
     """
+    consumed, batch = config.rollout.consumer_batch_size, config.data.batch_size
+    if consumed not in (None, batch):
+        yield (
+            f"rollout.consumer_batch_size: found {consumed}; allowed is data.batch_size={batch}, the number of prompts "
+            "that a step consumes; leave it out"
+        )
     if not has_servers(config):
         return
-    queue, batch, staleness = config.rollout.queue_size, config.data.batch_size, config.rollout.max_head_offpolicyness
+    queue, staleness = config.rollout.queue_size, config.rollout.max_head_offpolicyness
     if queue is not None and queue < batch:
         yield (
             f"rollout.queue_size: found {queue}; a step takes data.batch_size={batch} groups; allowed is at least "

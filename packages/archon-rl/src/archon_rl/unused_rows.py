@@ -33,6 +33,8 @@ SERVERS = (
     "weight_canary",
     "newcomer_weights",
     "skip_unchanged",
+    "interruption",
+    "pause_grace_period",
 )
 """Options of ``rollout`` about servers, which the engine ``local`` does not have."""
 
@@ -293,6 +295,11 @@ TABLE: tuple[Unused, ...] = (
         tuple(f"rollout.{name}" for name in SERVERS),
         "the engine local has no servers",
         lambda run: run.samples and not run.has_servers,
+    ),
+    Unused(
+        ("rollout.pause_grace_period",),
+        "with rollout.interruption=keep, requests go on while servers switch, so there is no end to wait for",
+        lambda run: run.has_servers and run.config.rollout.interruption == "keep",
     ),
     Unused(
         tuple(f"rollout.{name}" for name in AHEAD),

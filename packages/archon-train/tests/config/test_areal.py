@@ -348,7 +348,6 @@ def test_a_whole_areal_file_loads_and_every_change_is_a_decision(load: Load) -> 
         "ref.scheduling_spec",
         "ref.scheduling_strategy",
         "reward",
-        "rollout.dump_to_file",
         "rollout.scheduling_spec",
         "saver.freq_epochs",
         "scheduler.type",

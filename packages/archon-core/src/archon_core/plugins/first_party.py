@@ -39,10 +39,20 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "hf",
             "arithmetic",
         ),
-        "archon-tasks": ("reasoning_gym",),
+        "archon-tasks": (
+            "reasoning_gym",
+            "verifiers",
+        ),
     },
     "dialect": {
         "archon-train": ("areal",),
+    },
+    "environment": {
+        "archon-tasks": (
+            "reasoning_gym",
+            "verifiers",
+            "openenv",
+        ),
     },
     "inference_engine": {
         "archon-rollout": (
@@ -79,6 +89,13 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "gmpo",
             "clip_cov",
             "kl_cov",
+        ),
+    },
+    "reasoning_parser": {
+        "archon-rl": (
+            "qwen3",
+            "deepseek-r1",
+            "deepseek_r1",
         ),
     },
     "reward": {
@@ -124,6 +141,27 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "etcd3",
         ),
     },
+    "tool": {
+        "archon-rl": (
+            "calculator",
+            "python",
+        ),
+    },
+    "tool_parser": {
+        "archon-rl": (
+            "hermes",
+            "qwen",
+            "qwen25",
+            "qwen3_coder",
+            "llama_json",
+            "llama3",
+            "llama3_json",
+            "pythonic",
+            "llama4",
+            "llama4_pythonic",
+            "toolformer",
+        ),
+    },
     "train_engine": {
         "archon-engine": ("archon",),
         "archon-models-hf": ("fsdp",),
@@ -141,6 +179,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-rl": (
             "rlvr",
             "multi_turn",
+            "tools",
+            "environment",
         ),
     },
 }
@@ -243,6 +283,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "data.equal_pairs",
         "data.hf",
         "data.rejected_key",
+        "environment",
         "multi_turn",
         "rewards",
         "teacher.baseline",
@@ -253,10 +294,14 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "teacher.rollout",
         "teacher.warm_start",
         "tokenizer.use_chat_template",
+        "tools",
         "warm_start",
     ),
     "archon-sglang": ("sglang",),
-    "archon-tasks": ("data.reasoning_gym",),
+    "archon-tasks": (
+        "data.reasoning_gym",
+        "data.verifiers",
+    ),
     "archon-vllm": ("vllm",),
 }
 """Package -> configuration sections and options that it brings."""

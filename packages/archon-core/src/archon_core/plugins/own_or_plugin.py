@@ -16,9 +16,10 @@ S = TypeVar("S", bound=Spec)
 def choose(
     kind: type[S],
     text: str,
-    parameters: Sequence[str],
+    parameters: Sequence[str] | None,
     registry: Registry,
     *,
+    option: str = "",
     folders: Sequence[Path] | None = None,
 ) -> S | OwnFunction:
     """What an option with the name of ``kind`` names; a plugin's name goes first.
@@ -26,8 +27,9 @@ def choose(
     Args:
         kind: class of the specs.
         text: the value of the option.
-        parameters: positional parameters of a function.
+        parameters: positional parameters of a function; see ``find_own_function``.
         registry: the installed plugins.
+        option: name of the option, for messages; empty if it is that of the kind.
         folders: see ``find_own_function``.
 
     Raises:
@@ -37,5 +39,5 @@ def choose(
     """
     installed = {name for spec in registry.all(kind) for name in (spec.name, *spec.aliases)}
     if text not in installed and names_own_function(text):
-        return find_own_function(kind.kind, text, parameters, folders=folders)
+        return find_own_function(option or kind.kind, text, parameters, folders=folders)
     return registry.get(kind, text)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import signal
 import socket
 import time
 from dataclasses import asdict
@@ -20,9 +19,10 @@ from archon_rl.parent import end_with
 from archon_rl.rewards.calls import Outcome, RewardCall, make_call
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.rewards.loading import load_reward
-from archon_rl.rewards.messages import HELD_SECONDS, TRAINERS_SIGNALS, CallCounter, Receiver, send
+from archon_rl.rewards.messages import HELD_SECONDS, CallCounter, Receiver, send
 from archon_rl.rewards.source import RewardSource
-from archon_rl.rewards.source_fingerprint import reward_fingerprint
+from archon_rl.rewards.source_fingerprint import function_fingerprint
+from archon_rl.rewards.trainers_signals import leave_signals_to_trainer
 
 
 def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) -> None:
@@ -35,7 +35,7 @@ def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) ->
         source: fields of the ``RewardSource``.
     """
     end_with(trainer)
-    _leave_signals_to_trainer()
+    leave_signals_to_trainer()
     for one in (descriptor, counter):
         os.set_inheritable(one, False)  # processes of the reward must not keep the socket open
     channel = socket.socket(fileno=descriptor)
@@ -43,7 +43,7 @@ def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) ->
     try:
         chosen = RewardSource(**source)
         reward = load_reward(chosen)
-        _reply(channel, {"fingerprint": asdict(reward_fingerprint(chosen))})
+        _reply(channel, {"fingerprint": asdict(function_fingerprint(chosen))})
         begun = CallCounter(counter)
         n_begun = 0
         own = os.getpid()
@@ -80,19 +80,3 @@ def _outcome(reward: NamedReward, place: str, pickled: bytes) -> Outcome:
 
 def _reply(channel: socket.socket, reply: dict[str, Any]) -> None:
     send(channel, json.dumps(reply).encode())
-
-
-def _leave_signals_to_trainer() -> None:
-    """Ignore the signals that the process started with blocked.
-
-    Processes that the reward starts get the default handlers: a handler of Python does not survive ``exec``, and is
-    removed after ``fork``.
-    """
-    previous = {number: signal.signal(number, lambda number, frame: None) for number in TRAINERS_SIGNALS}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, TRAINERS_SIGNALS)
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    os.register_at_fork(after_in_child=restore)

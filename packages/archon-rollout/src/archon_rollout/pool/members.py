@@ -97,3 +97,22 @@ class MembershipRules:
         """Seconds after which a server may join again of which so many attempts have failed in a row."""
         doubled = self.retry * 2.0 ** min(max(refusals - 1, 0), MAX_DOUBLINGS)
         return max(self.retry, min(doubled, self.longest_retry))
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """What the pool knows, for ``archon servers`` and messages.
+
+    Attributes:
+        members: every known server, by incarnation.
+        decision: the last decision.
+        registry_error: why the registry could not be read last time; empty if it could.
+        outstanding: outstanding tokens per incarnation.
+        version: of the weights in service.
+    """
+
+    members: Mapping[str, Member]
+    decision: TopologyDecision
+    registry_error: str
+    outstanding: Mapping[str, int]
+    version: int = 0

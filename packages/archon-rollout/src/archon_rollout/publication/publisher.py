@@ -13,7 +13,8 @@ weights, whole new weights or out of service: no failure leads to anything else.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.engine import TrainEngine
@@ -47,6 +48,8 @@ class PublisherOptions:
         skip_unchanged: do not send tensors whose checksums equal those of the version that all servers have.
         timeout: time limit of a call to a server, in seconds.
         canary: the fixed prompt; ``None`` for no canary.
+        interrupts: end running requests before servers switch; otherwise they go on with the new weights.
+        grace: seconds between the end of the requests and the switch.
     """
 
     bucket_bytes: int = 2**28
@@ -54,6 +57,8 @@ class PublisherOptions:
     skip_unchanged: bool = False
     timeout: float = 60.0
     canary: Canary | None = None
+    interrupts: bool = False
+    grace: float = 0.0
 
 
 class Publisher:
@@ -221,7 +226,8 @@ class Publisher:
 
         def commit(server: ServerRecord) -> None:
             try:
-                driver.commit_update(server, version, timeout=timeout)
+                with self._interrupted(driver, server):
+                    driver.commit_update(server, version, timeout=timeout)
             except ServerError as error:
                 # It may have been executed nevertheless, or be executed later: only the server's state decides.
                 reason = str(error)
@@ -234,6 +240,20 @@ class Publisher:
         if attempt.servers:
             attempt.call(commit)
             self._transport.commit(version)
+
+    @contextmanager
+    def _interrupted(self, driver: ServerDriver, server: ServerRecord) -> Iterator[None]:
+        """With ``interrupts``: end a server's requests, and let it start none until it has switched."""
+        options = self._options
+        if not options.interrupts:
+            yield
+            return
+        try:
+            driver.pause(server, "abort", timeout=options.timeout)
+            time.sleep(options.grace)
+            yield
+        finally:
+            driver.resume(server, timeout=reconcile_limit(options.timeout))
 
     def _run_canary(self, attempt: Attempt | None, manifest: WeightManifest) -> tuple[Answers | None, float]:
         """Collective: the trainer's forward pass runs on all ranks. Returns the trainer's log-probabilities of what
