@@ -22,6 +22,7 @@ from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.idle_times import IdleTimes
 from archon_rollout.pool.routing import Router
 from archon_rollout.pool.stopping import POLL_SECONDS
+from archon_rollout.stop_texts import cut_at_stop_text, without_stop_texts
 
 REST_SECONDS = 2.0
 """Time in which a server that failed a request gets no other."""
@@ -144,8 +145,13 @@ class PushedClient:
         return self._servers.version
 
     async def generate(self, request: GenerationRequest, *, group: str = "") -> list[Completion]:
-        """See ``RolloutClient``. Time without a server in service does not count: the trainer limits it."""
-        return await generate_patiently(self._client, self._servers, self._config, request, group)
+        """See ``RolloutClient``. Time without a server in service does not count: the trainer limits it.
+
+        Servers have no tokenizer, so they generate past stop texts; completions are cut here.
+        """
+        sent = without_stop_texts(request)
+        completions = await generate_patiently(self._client, self._servers, self._config, sent, group)
+        return [cut_at_stop_text(completion, request) for completion in completions]
 
     def update(self, servers: Sequence[ServerRecord], version: int, answering: Sequence[str] = ()) -> None:
         """See ``RemoteClient``."""
