@@ -20,6 +20,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "command": {
         "archon-rl": (
             "algorithms",
+            "report",
+            "trajectories",
             "simulate",
         ),
         "archon-rollout": (

@@ -24,6 +24,7 @@ from archon_rl.run_problems import (
     workflow_problems,
 )
 from archon_rl.trainer.composition import composed
+from archon_rl.trainer.dumping import TrajectoryDump
 from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.resuming import fingerprints
@@ -112,7 +113,8 @@ class RLTrainer:
                 stack=stack,
             )
             collection = sampling.collection(rollout_context(config.actor, *others))
-            step = RLStep(collection, self._algorithm, engines, rollout, config.seed)
+            dump = TrajectoryDump(run.folder, task.encoder, run.ranks) if config.rollout.dump_to_file else None
+            step = RLStep(collection, self._algorithm, engines, rollout, config.seed, dump)
             evaluate = None
             if scorer is not None and len(task.validation):
                 evaluate = sampling.evaluation(rollout_context(config.actor))

@@ -64,6 +64,15 @@ def mean_facts(settled: Collection[Settled[Group]]) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in values.items()}
 
 
+def mean_seconds(settled: Collection[Settled[Group]]) -> dict[str, float]:
+    """Mean durations of a group: of its requests and of its rewards, which run beside those of other groups."""
+    found = defaultdict[str, list[float]](list)
+    for one in settled:
+        for name, seconds in one.group.seconds.items():
+            found[name].append(seconds)
+    return {f"collector/{name}_seconds": sum(values) / len(values) for name, values in found.items()}
+
+
 def batch_of(algorithm: Algorithm, groups: Sequence[Group], *, needs_experts: bool) -> Batch:
     """The batch to train on."""
     rewards = [reward for group in groups for reward in group.rewards]
