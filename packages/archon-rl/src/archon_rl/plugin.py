@@ -11,8 +11,12 @@ from archon_core.plugins import (
     DatasetSpec,
     PolicyLossSpec,
     RewardSpec,
+    WorkflowSpec,
     hookimpl,
 )
+from archon_rl.tool_specs import archon_reasoning_parsers, archon_tool_parsers, archon_tools
+
+__all__ = ["archon_reasoning_parsers", "archon_tool_parsers", "archon_tools"]
 
 ARCHON_PLUGIN_API = "1.0"
 
@@ -25,6 +29,9 @@ _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
 _PREFERENCES = ConfigSection("data", "archon_rl.preference_config:PreferenceDataOptions")
 _REWARDS = ConfigSection("rewards", "archon_rl.config:RewardOptions")
 _TEACHER = ConfigSection("teacher", "archon_rl.teacher_options:TeacherOptions")
+_TOOLS = ConfigSection("tools", "archon_rl.workflows.tool_options:ToolsOptions")
+_ENVIRONMENT = ConfigSection("environment", "archon_rl.workflows.tool_options:EnvironmentOptions")
+_MULTI_TURN = ConfigSection("multi_turn", "archon_rl.workflows.options:MultiTurnOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
 
 
@@ -160,6 +167,35 @@ def archon_rewards() -> Iterable[RewardSpec]:
             target="archon_rl.trainer.reward_model:RewardModel",
             summary="the score of a reward model (reward_model.path), such as an export of algorithm rw",
             role="reward_model",
+        ),
+    ]
+
+
+@hookimpl
+def archon_workflows() -> Iterable[WorkflowSpec]:
+    return [
+        WorkflowSpec(
+            name="rlvr",
+            target="archon_rl.workflows.rlvr:rlvr",
+            summary="one answer per sample, scored by the reward",
+        ),
+        WorkflowSpec(
+            name="multi_turn",
+            target="archon_rl.workflows.multi_turn:multi_turn",
+            summary="feedback after wrong answers, and further attempts (multi_turn.max_turns)",
+            config=(_MULTI_TURN,),
+        ),
+        WorkflowSpec(
+            name="tools",
+            target="archon_rl.workflows.tools:tools",
+            summary="answers with calls of tools (tools.names)",
+            config=(_TOOLS,),
+        ),
+        WorkflowSpec(
+            name="environment",
+            target="archon_rl.workflows.environment:environment",
+            summary="a conversation with an environment, which gives the reward (environment.name)",
+            config=(_ENVIRONMENT,),
         ),
     ]
 

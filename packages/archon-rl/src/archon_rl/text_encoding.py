@@ -101,6 +101,22 @@ class TextEncoder:
                 raise DataError(f"prompt {text!r}: found no tokens; a prompt needs at least one token")
         return prompts
 
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[int, ...]:
+        """Token ids of a conversation and the start of an answer, rendered by the chat template.
+
+        Args:
+            messages: the conversation.
+            tools: descriptions of functions that the answer may call, as JSON schemas; ``None`` for none.
+
+        Raises:
+            DataError: there is no chat template, it fails, or the tokenizer has no token for a character.
+        """
+        self._require_template()
+        text = render_chat(self.tokenizer, messages, generation_prompt=True, fix=_MESSAGES_FIX, tools=tools)
+        return self._encode([text], add_special_tokens=False)[0]
+
     def encode_answer(self, record: Mapping[str, Any]) -> tuple[int, ...]:
         """Token ids of a text answer, with the end-of-text token.
 

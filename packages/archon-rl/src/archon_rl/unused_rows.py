@@ -126,7 +126,16 @@ def _policy(test: Callable[[Any], bool]) -> Callable[[Run], bool]:
 
 TABLE: tuple[Unused, ...] = (
     Unused(
-        ("reward", "dynamic_bs", "gconfig", "eval_gconfig", "rollout", "teacher", "trainer.eval_pass_above"),
+        (
+            "reward",
+            "workflow",
+            "dynamic_bs",
+            "gconfig",
+            "eval_gconfig",
+            "rollout",
+            "teacher",
+            "trainer.eval_pass_above",
+        ),
         "algorithm {algorithm} samples no completions",
         lambda run: not run.samples,
     ),

@@ -172,6 +172,8 @@ class ExperimentConfig:
         algorithm: name of the algorithm: ``sft``, ``grpo``, ...
         reward: name of the reward function, for algorithms that use one; or ``module:function`` (``module.function``)
             in a Python file of the working directory or of a folder of ``PYTHONPATH``.
+        workflow: how a record becomes completions to train on: the name of a workflow; or ``module:function``, as for
+            ``reward``, of a function ``(config, parts)`` that returns one.
         dynamic_bs: train on fewer than ``data.batch_size`` prompts where ``actor.dynamic_sampling`` leaves some out,
             instead of drawing further prompts.
         tokenizer_path: folder or hub id of the tokenizer; null takes ``actor.path``.
@@ -197,6 +199,7 @@ class ExperimentConfig:
     seed: int = 1
     algorithm: str = "grpo"
     reward: str | None = None
+    workflow: str = "rlvr"
     dynamic_bs: bool = False
     tokenizer_path: str | None = option(None, path_or_id)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
@@ -217,6 +220,7 @@ class ExperimentConfig:
 SELECTORS: dict[str, tuple[str, ...]] = {
     "algorithm": ("algorithm",),
     "reward": ("reward",),
+    "workflow": ("workflow",),
     "dataset": ("data.dataset",),
     "launcher": ("scheduler.type",),
     "inference_engine": ("rollout.backend", "teacher.rollout.backend"),

@@ -27,6 +27,7 @@ from archon_core.layout import (
 )
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.reward_choice import choose_reward
+from archon_core.plugins.workflow_choice import choose_workflow
 from archon_core.serving.discovery import OPTION, refuse_ray
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.engine_checks import EngineChecks
@@ -204,6 +205,8 @@ class _Planner(Findings):
         config = self.config
         dataset = self.look_up("dataset", config.data.dataset, "data.dataset")
         role = self.check_reward(config.reward) if self.samples and config.reward is not None else ""
+        if self.samples and "workflow" in self.loaded.explicit:
+            self.check_workflow(config.workflow)
         if not isinstance(algorithm, AlgorithmSpec):
             return
         for text in missing_sections(config, algorithm.name, algorithm.sections):
@@ -245,6 +248,15 @@ class _Planner(Findings):
         except ConfigError as error:
             self.wrong(str(error))
         return None
+
+    def check_workflow(self, name: str) -> None:
+        """Look up the plugin, or the function in the user's module, without importing it."""
+        try:
+            choose_workflow(name, self.registry)
+        except (PluginError, UnknownNameError):
+            self.look_up("workflow", name, "workflow")
+        except ConfigError as error:
+            self.wrong(str(error))
 
     def check_files(self) -> None:
         if not self.config.actor.path and self.config.actor.model_config is None:

@@ -134,9 +134,28 @@ def test_references_through_options_without_effect_keep_their_value(load: Load) 
 
 
 def test_options_without_effect_that_refer_to_each_other_are_refused(load: Load) -> None:
-    text = "total_train_epochs: 1\nworkflow: ${eval_workflow}\neval_workflow: ${workflow}\n"
-    with pytest.raises(ConfigError, match=r"experiment_name: found \$\{.*workflow\}, but there is no option"):
-        load(text + "experiment_name: ${eval_workflow}\n")
+    text = "total_train_epochs: 1\nmodel_path: ${judge_engine}\njudge_engine: ${model_path}\n"
+    with pytest.raises(ConfigError, match=r"experiment_name: found \$\{.*\}, but there is no option"):
+        load(text + "experiment_name: ${model_path}\n")
+
+
+@pytest.mark.parametrize(
+    ("written", "overrides", "workflow", "decision"),
+    [
+        ("areal.workflow.rlvr.RLVRWorkflow", [], "rlvr", "areal.workflow.rlvr.RLVRWorkflow"),
+        ("multi_turn", [], "multi_turn", ""),
+        ("my_module:my_workflow", [], "my_module:my_workflow", ""),
+        ("areal.workflow.openai.math_agent.MathAgent", ["workflow=multi_turn"], "multi_turn", ""),
+        ("rlvr", ["workflow=my_module.my_workflow"], "my_module.my_workflow", ""),
+    ],
+)
+def test_a_class_of_areals_scripts_is_told_from_a_workflow(load: Load, written, overrides, workflow, decision) -> None:
+    text = f"total_train_epochs: 1\nworkflow: {written}\neval_workflow: ${{workflow}}\ntrial_name: ${{workflow}}\n"
+    loaded = load(text, [*overrides, *(["trial_name=run"] if ":" in written else [])])
+    assert loaded.config.workflow == workflow
+    assert loaded.config.trial_name == ("run" if ":" in written else decision or workflow)
+    noted = [one for one in loaded.decisions if one.option == "workflow"]
+    assert [(one.requested, one.effective) for one in noted] == ([(decision, "no effect")] if decision else [])
 
 
 @dataclass

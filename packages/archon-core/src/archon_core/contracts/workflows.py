@@ -99,6 +99,10 @@ class WorkflowParts:
     rewards: RecordRewards | None = None
 
 
+WORKFLOW_PARAMETERS = ("config", "parts")
+"""The positional parameters of a ``WorkflowFactory``."""
+
+
 class WorkflowFactory(Protocol):
     """``target`` of a ``WorkflowSpec``; or what ``workflow: my_module:my_workflow`` names."""
 

@@ -15,6 +15,7 @@ and an entry point of the group ``archon`` that names it.
 
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.environments import EnvironmentSpec
 from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import Capability, LoadedModel, ModelSpec
 from archon_core.contracts.moe import MoESpec
@@ -23,8 +24,10 @@ from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.server_registry import ServerRegistrySpec
 from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import ConfigSection, Spec
+from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec, ToolSpec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
+from archon_core.contracts.workflows import WorkflowSpec
 from archon_core.plugins.hookspecs import hookimpl
 from archon_core.plugins.kinds import SPEC_TYPES, CommandSpec
 from archon_core.plugins.loader import PLUGIN_API
@@ -40,6 +43,7 @@ __all__ = [
     "ConfigSection",
     "DatasetSpec",
     "DialectSpec",
+    "EnvironmentSpec",
     "InferenceEngineSpec",
     "LauncherSpec",
     "LoadedModel",
@@ -48,14 +52,18 @@ __all__ = [
     "PipelineSpec",
     "PluginStatus",
     "PolicyLossSpec",
+    "ReasoningParserSpec",
     "Registry",
     "RewardSpec",
     "ScheduleSpec",
     "ServerDriverSpec",
     "ServerRegistrySpec",
     "Spec",
+    "ToolParserSpec",
+    "ToolSpec",
     "TrainEngineSpec",
     "WeightTransportSpec",
+    "WorkflowSpec",
     "build_registry",
     "hookimpl",
     "registry",

@@ -134,6 +134,12 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "ipc",
         ),
     },
+    "workflow": {
+        "archon-rl": (
+            "rlvr",
+            "multi_turn",
+        ),
+    },
 }
 """Kind of spec -> package -> names and aliases. The first package of a kind is the one to begin with."""
 
@@ -234,6 +240,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "data.equal_pairs",
         "data.hf",
         "data.rejected_key",
+        "multi_turn",
         "rewards",
         "teacher.baseline",
         "teacher.distill_loss_weight",

@@ -12,6 +12,7 @@ import pluggy
 
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.environments import EnvironmentSpec
 from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
@@ -19,8 +20,10 @@ from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.server_registry import ServerRegistrySpec
 from archon_core.contracts.serving import ServerDriverSpec
+from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec, ToolSpec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
+from archon_core.contracts.workflows import WorkflowSpec
 from archon_core.plugins.kinds import CommandSpec
 
 PROJECT_NAME = "archon"
@@ -96,8 +99,33 @@ def archon_rewards() -> Iterable[RewardSpec]:
 
 
 @hookspec
+def archon_workflows() -> Iterable[WorkflowSpec]:
+    """Workflows: how a record becomes trajectories to train on."""
+
+
+@hookspec
 def archon_datasets() -> Iterable[DatasetSpec]:
     """Data sets."""
+
+
+@hookspec
+def archon_environments() -> Iterable[EnvironmentSpec]:
+    """Environments of the workflow ``environment``."""
+
+
+@hookspec
+def archon_tools() -> Iterable[ToolSpec]:
+    """Tools that models may call."""
+
+
+@hookspec
+def archon_tool_parsers() -> Iterable[ToolParserSpec]:
+    """Formats of tool calls."""
+
+
+@hookspec
+def archon_reasoning_parsers() -> Iterable[ReasoningParserSpec]:
+    """Formats of reasoning."""
 
 
 @hookspec

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
+from archon_core.contracts.environments import EnvironmentSpec
 from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
@@ -15,8 +16,10 @@ from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.server_registry import ServerRegistrySpec
 from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import Spec
+from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec, ToolSpec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec, LauncherSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
+from archon_core.contracts.workflows import WorkflowSpec
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,12 @@ SPEC_TYPES: tuple[type[Spec], ...] = (
     AlgorithmSpec,
     PolicyLossSpec,
     RewardSpec,
+    WorkflowSpec,
     DatasetSpec,
+    EnvironmentSpec,
+    ToolSpec,
+    ToolParserSpec,
+    ReasoningParserSpec,
     CommandSpec,
     DialectSpec,
 )

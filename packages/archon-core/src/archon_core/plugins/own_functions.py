@@ -48,14 +48,15 @@ def names_own_function(text: str) -> bool:
 
 
 def find_own_function(
-    option: str, text: str, parameters: Sequence[str], *, folders: Sequence[Path] | None = None
+    option: str, text: str, parameters: Sequence[str] | None, *, folders: Sequence[Path] | None = None
 ) -> OwnFunction:
     """Find the function that an option names, and check what its file shows without running it.
 
     Args:
         option: the option, for messages.
         text: its value.
-        parameters: names of the positional parameters with which the function is called.
+        parameters: names of the positional parameters with which the function is called; ``None`` for a function,
+            coroutine or not, of any parameters.
         folders: where to look for the module; ``None`` for ``module_folders()``.
 
     Raises:
@@ -102,7 +103,7 @@ def _modules_in(folder: Path) -> list[str]:
         return []
 
 
-def _check_definition(option: str, found: OwnFunction, parameters: Sequence[str]) -> None:
+def _check_definition(option: str, found: OwnFunction, parameters: Sequence[str] | None) -> None:
     try:
         tree = ast.parse(found.file.read_bytes(), str(found.file))
     except (OSError, SyntaxError, ValueError) as error:
@@ -121,10 +122,8 @@ def _check_definition(option: str, found: OwnFunction, parameters: Sequence[str]
         )
     problem = _problem(named[-1], parameters)
     if problem:
-        raise ConfigError(
-            f"{option}: found {problem} in {found.file}:{named[-1].lineno}; allowed is a function of "
-            f"({', '.join(parameters)})"
-        )
+        allowed = "a function" if parameters is None else f"a function of ({', '.join(parameters)})"
+        raise ConfigError(f"{option}: found {problem} in {found.file}:{named[-1].lineno}; allowed is {allowed}")
 
 
 def _bindings(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
@@ -144,15 +143,15 @@ def _bindings(body: Sequence[ast.stmt]) -> Iterator[tuple[str, ast.stmt]]:
                 yield from _bindings(handler.body)
 
 
-def _problem(node: ast.stmt, parameters: Sequence[str]) -> str:
+def _problem(node: ast.stmt, parameters: Sequence[str] | None) -> str:
     """Why a definition cannot be called with ``parameters``; empty if it can, or if only its value would show."""
-    if isinstance(node, ast.AsyncFunctionDef):
+    if isinstance(node, ast.AsyncFunctionDef) and parameters is not None:
         return f"the coroutine 'async def {node.name}'"
     if isinstance(node, ast.ClassDef):
         return f"the class {node.name!r}"
     if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant):
         return f"the constant {ast.unparse(node)!r}"
-    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+    if not isinstance(node, ast.FunctionDef) or node.decorator_list or parameters is None:
         return ""
     given, arguments = len(parameters), node.args
     positional = [*arguments.posonlyargs, *arguments.args]

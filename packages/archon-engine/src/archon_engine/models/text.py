@@ -79,20 +79,31 @@ def check_unicode(text: str) -> None:
         ) from error
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Mapping[str, Any]], *, generation_prompt: bool, fix: str) -> str:
+def render_chat(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    generation_prompt: bool,
+    fix: str,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
     """Render a conversation with the tokenizer's chat template.
 
     Args:
         messages: the conversation; each message has a ``role``.
         generation_prompt: end with the start of an assistant's turn.
         fix: what to do when the template fails, for the message.
+        tools: JSON schemas of functions that the template describes to the model; ``None`` for none.
 
     Raises:
         DataError: the template raised an error; the message quotes it.
     """
     try:
         return tokenizer.apply_chat_template(
-            [dict(message) for message in messages], tokenize=False, add_generation_prompt=generation_prompt
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            **({} if tools is None else {"tools": [dict(tool) for tool in tools]}),
         )
     except Exception as error:  # a template is a program that comes with the model, so it may raise anything
         raise template_error(tokenizer, messages, error, fix) from error

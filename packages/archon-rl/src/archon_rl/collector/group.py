@@ -24,7 +24,8 @@ class Group:
         n_tokens: tokens of all trajectories, prompts included.
         trajectories: none if no step trains on the group.
         seconds: duration of sampling (``rollout``) and of rewards (``reward``).
-        failures: reward calls without a reward; such a group has no rewards.
+        failures: reward calls without a reward, or the exception of a workflow; such a group has no rewards.
+        n_calls: reward calls.
     """
 
     rewards: tuple[float, ...]
@@ -34,20 +35,27 @@ class Group:
     trajectories: tuple[Trajectory, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[Outcome, ...] = ()
+    n_calls: int = 0
 
     @classmethod
     def of(
-        cls, trajectories: Sequence[Trajectory], rewards: Sequence[float], seconds: Mapping[str, float] | None = None
+        cls, trajectories: Sequence[Trajectory], seconds: Mapping[str, float] | None = None, n_calls: int = 0
     ) -> Group:
         """A complete group."""
         return cls(
-            tuple(rewards),
+            tuple(float(one.reward) for one in trajectories),
             tuple(one.n_sampled for one in trajectories),
             tuple(one.truncated for one in trajectories),
             sum(len(one.token_ids) for one in trajectories),
             tuple(trajectories),
             dict(seconds or {}),
+            n_calls=n_calls,
         )
+
+    @classmethod
+    def without(cls, failures: Sequence[Outcome], seconds: Mapping[str, float], n_calls: int) -> Group:
+        """A group that has no trajectories."""
+        return cls((), (), (), 0, seconds=dict(seconds), failures=tuple(failures), n_calls=n_calls)
 
     def without_trajectories(self) -> Group:
         """The facts that statistics need, of a group that no step trains on."""
@@ -74,6 +82,7 @@ def group_data(group: Group) -> dict[str, Any]:
         "trajectories": [_trajectory_data(one) for one in group.trajectories],
         "seconds": dict(group.seconds),
         "failures": [asdict(one) for one in group.failures],
+        "n_calls": group.n_calls,
     }
 
 
@@ -87,6 +96,7 @@ def read_group(data: Mapping[str, Any]) -> Group:
         tuple(_read_trajectory(one) for one in data["trajectories"]),
         data["seconds"],
         tuple(Outcome(**one) for one in data["failures"]),
+        data["n_calls"],
     )
 
 

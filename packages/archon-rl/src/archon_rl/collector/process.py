@@ -16,7 +16,7 @@ from archon_core.plugins import registry
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.messages import error_data, packed, receive
 from archon_rl.collector.reward_threads import RewardThreads
-from archon_rl.collector.sampling import GroupSampler
+from archon_rl.collector.sampling import GroupSampler, RunSampler
 from archon_rl.collector.service import CollectorService
 from archon_rl.collector.states import read_state
 from archon_rl.collector.window import GroupWindow
@@ -29,6 +29,8 @@ from archon_rl.rewards.pool import RewardPool
 from archon_rl.rewards.source import reward_source
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import load_tokenizer
+from archon_rl.workflows.parts import workflow_parts
+from archon_rl.workflows.source import workflow_source
 from archon_train.experiment import load_config
 
 
@@ -56,13 +58,13 @@ def main(descriptor: int) -> None:
             rewards.close()
 
 
-async def _serve(channel: socket.socket, setup: Mapping[str, Any], sampler: GroupSampler) -> None:
+async def _serve(channel: socket.socket, setup: Mapping[str, Any], sampler: RunSampler) -> None:
     window = GroupWindow(BatchRule(**setup["rule"]), Pace(**setup["pace"]), read_state(setup["state"]))
     reader, writer = await asyncio.open_connection(sock=channel)
-    await CollectorService(window, sampler.sample, sampler.client).serve(reader, writer)
+    await CollectorService(window, sampler, sampler.groups.client).serve(reader, writer)
 
 
-def _build(setup: Mapping[str, Any]) -> tuple[GroupSampler, RewardThreads | None]:
+def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     """The sampler of the run whose configuration ``setup`` names."""
     folder = Path(setup["folder"])
     config = load_config(folder / "config.yaml").config
@@ -73,16 +75,19 @@ def _build(setup: Mapping[str, Any]) -> tuple[GroupSampler, RewardThreads | None
     assert isinstance(encoder, TextEncoder), "pairs of preferences are not sampled"
     recipe = ClientRecipe(**setup["client"])
     rewards = _reward_threads(config) if setup["needs_rewards"] else None
-    sampler = GroupSampler(
-        dataset=dataset,
-        cursor=DataCursor(len(dataset), config.data.batch_size, config.seed, config.data.shuffle),
+    options = GenerationConfig(**setup["options"])
+    source = workflow_source(config.workflow, registry())
+    groups = GroupSampler(
+        workflow=source.build(config, workflow_parts(encoder, options, rewards)),
+        name=source.name,
         encoder=encoder,
         client=load_target(recipe.target, origin="the inference engine")(recipe.data),
-        options=GenerationConfig(**setup["options"]),
+        n_samples=options.n_samples,
         seed=config.seed,
         algorithm=registry().get("algorithm", config.algorithm).load()(config, []),
-        rewards=rewards,
     )
+    cursor = DataCursor(len(dataset), config.data.batch_size, config.seed, config.data.shuffle)
+    sampler = RunSampler(dataset, cursor, groups)
     return sampler, rewards
 
 

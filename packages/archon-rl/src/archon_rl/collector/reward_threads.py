@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import queue
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from archon_rl.rewards.calls import Outcome, RewardCall, RewardRunner
-
-_Job = tuple[list[RewardCall], "asyncio.Future[list[Outcome]]", asyncio.AbstractEventLoop]
+from archon_rl.worker_threads import WorkerThreads
 
 
 class RewardThreads:
@@ -23,54 +17,14 @@ class RewardThreads:
     """
 
     def __init__(self, build: Callable[[], RewardRunner], threads: int) -> None:
-        self._build = build
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._work, name=f"archon-rewards-{number}", daemon=True)
-            for number in range(threads)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: WorkerThreads[RewardRunner, list[RewardCall], list[Outcome]] = WorkerThreads(
+            build, lambda runner, calls: runner.score(calls), threads, "archon-rewards"
+        )
 
     async def score(self, calls: Sequence[RewardCall]) -> list[Outcome]:
         """The outcome of each call. Raises an ArchonError that the function raised, other than a RewardError."""
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[Outcome]] = loop.create_future()
-        self._jobs.put((list(calls), answer, loop))
-        return await answer
+        return await self._threads.run(list(calls))
 
     def close(self) -> None:
         """Let the threads end after their calls, which end their processes."""
-        for _ in self._threads:
-            self._jobs.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _work(self) -> None:
-        runner = self._build()
-        try:
-            while (job := self._jobs.get()) is not None:
-                calls, answer, loop = job
-                try:
-                    outcomes = runner.score(calls)
-                except Exception as error:
-                    _deliver(loop, _set_error, answer, error)
-                else:
-                    _deliver(loop, _set_result, answer, outcomes)
-        finally:
-            runner.close()
-
-
-def _deliver(loop: asyncio.AbstractEventLoop, call: Callable[..., None], *arguments: Any) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: the collector ends
-        loop.call_soon_threadsafe(call, *arguments)
-
-
-def _set_result(answer: asyncio.Future[list[Outcome]], outcomes: list[Outcome]) -> None:
-    if not answer.done():  # cancelled: nobody waits
-        answer.set_result(outcomes)
-
-
-def _set_error(answer: asyncio.Future[list[Outcome]], error: Exception) -> None:
-    if not answer.done():
-        answer.set_exception(error)
+        self._threads.close()

@@ -1,94 +1,83 @@
-"""Samples one group: the record of its number, completions, rewards, and the algorithm's choice."""
+"""Samples one group: the record of its number, its workflow's trajectories, and the algorithm's choice."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import torch
 
 from archon_core.contracts.data import Dataset
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
-from archon_core.contracts.workflows import Trajectory
+from archon_core.contracts.workflows import Workflow
 from archon_rl.algorithm import Algorithm
 from archon_rl.collector.group import Group
 from archon_rl.collector.window import Settled
 from archon_rl.datasets.cursor import DataCursor
-from archon_rl.datasets.placed_record import PlacedRecord, read_placed
-from archon_rl.rewards.calls import Outcome, RewardCall
+from archon_rl.datasets.placed_record import read_placed
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer.rollout_batch import build_batch, rollout_seeds
-from archon_rl.trainer.scoring import reward_calls
+from archon_rl.workflows.running import GroupClient, run_workflow
 
 NOT_SELECTED = "the algorithm did not select it"
 NO_REWARD = "a completion has no reward"
+WORKFLOW_FAILED = "the workflow failed"
+LEFT_OUT = "the workflow left it out"
+
+COUNTED = {WORKFLOW_FAILED: "workflow/failed", LEFT_OUT: "workflow/left_out"}
+"""Reason of a group without trajectories -> metric: such groups of a step."""
 
 
-class AsyncScorer(Protocol):
-    """Scores the completions of a group."""
-
-    async def score(self, calls: Sequence[RewardCall]) -> list[Outcome]: ...
+def reason_counts(settled: Iterable[Settled[Group]]) -> dict[str, float]:
+    """The metrics of ``COUNTED``."""
+    reasons = Counter(one.reason for one in settled)
+    return {metric: float(reasons[reason]) for reason, metric in COUNTED.items()}
 
 
 @dataclass(frozen=True)
 class GroupSampler:
-    """Samples the groups of a run.
+    """Samples groups with a workflow.
 
     Attributes:
-        dataset: training records.
-        cursor: their order.
-        encoder: encodes prompts, decodes completions.
+        workflow: turns a record into trajectories.
+        name: of the workflow, for messages.
+        encoder: finds stop texts.
         client: completes prompts.
-        options: sampling options, with all stop tokens.
+        n_samples: samples per record.
         seed: the run's seed.
         algorithm: selects groups.
-        rewards: ``None`` for an algorithm that needs no rewards.
     """
 
-    dataset: Dataset
-    cursor: DataCursor
+    workflow: Workflow
+    name: str
     encoder: TextEncoder
     client: RolloutClient
-    options: GenerationConfig
+    n_samples: int
     seed: int
     algorithm: Algorithm
-    rewards: AsyncScorer | None
 
-    async def sample(self, number: int) -> Settled[Group]:
-        """The group of record ``number``, counted over all records that the run draws.
+    async def sample(self, number: int, record: Mapping[str, Any]) -> Settled[Group]:
+        """The group of a record.
+
+        Args:
+            number: of the record, counted over all records that the run draws.
 
         Raises:
-            ArchonError: from the servers after all attempts, or from the record.
+            ArchonError: see ``run_workflow``.
         """
-        record = read_placed(self.dataset, self.cursor.index(number))
         seeds = rollout_seeds(self.seed, number)
-        start = time.perf_counter()
-        prompt = self.encoder.encode_prompt(record)
-        request = GenerationRequest(
-            prompt,
-            self.options,
-            tuple(seeds(0, sample) for sample in range(self.options.n_samples)),
-            self.encoder.decode_literally,
-        )
-        completions = await self.client.generate(request, group=str(number))
-        sampled = time.perf_counter()
-        trajectories = [Trajectory.from_completion(prompt, completion) for completion in completions]
-        outcomes = await self._outcomes(record, [completion.token_ids for completion in completions])
-        seconds = {"rollout": sampled - start, "reward": time.perf_counter() - sampled}
-        failures = tuple(outcome for outcome in outcomes if outcome.value is None)
-        if failures:
-            return Settled(Group((), (), (), 0, seconds=seconds, failures=failures), NO_REWARD)
-        group = Group.of(trajectories, [outcome.value or 0.0 for outcome in outcomes], seconds)
-        return self._selected(group)
-
-    async def _outcomes(self, record: PlacedRecord, completions: Sequence[Sequence[int]]) -> list[Outcome]:
-        if self.rewards is None:
-            return [Outcome(0.0) for _ in completions]
-        calls = reward_calls(self.encoder, record, record.place, completions)
-        return [calls] * len(completions) if isinstance(calls, Outcome) else await self.rewards.score(calls)
+        samples = [seeds(0, sample) for sample in range(self.n_samples)]
+        client = GroupClient(self.client, self.encoder, str(number))
+        result = await run_workflow(self.name, self.workflow, client, record, samples)
+        seconds = {"rollout": result.seconds, "reward": result.tally.seconds}
+        if result.trajectories:
+            return self._selected(Group.of(result.trajectories, seconds, result.tally.calls))
+        failures, reason = result.failures, NO_REWARD if result.failures else LEFT_OUT
+        if result.error is not None:
+            failures, reason = (result.error,), WORKFLOW_FAILED
+        return Settled(Group.without(failures, seconds, result.tally.calls), reason)
 
     def _selected(self, group: Group) -> Settled[Group]:
         selection = self.algorithm.selection
@@ -99,3 +88,22 @@ class GroupSampler:
         if selection(batch).all():
             return Settled(group)
         return Settled(group.without_trajectories(), NOT_SELECTED)
+
+
+@dataclass(frozen=True)
+class RunSampler:
+    """Samples the groups of a run by their numbers.
+
+    Attributes:
+        dataset: training records.
+        cursor: their order.
+        groups: samples the group of a record.
+    """
+
+    dataset: Dataset
+    cursor: DataCursor
+    groups: GroupSampler
+
+    async def __call__(self, number: int) -> Settled[Group]:
+        """The group of record ``number``, counted over all records that the run draws."""
+        return await self.groups.sample(number, read_placed(self.dataset, self.cursor.index(number)))

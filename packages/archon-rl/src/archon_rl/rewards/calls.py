@@ -90,10 +90,15 @@ def make_call(reward: NamedReward, call: RewardCall) -> Outcome:
         cause = error.__cause__
         if cause is None:
             return Outcome(error=str(error), cause="invalid value")
-        frames = traceback.extract_tb(cause.__traceback__)[1:]  # the first frame is our call
-        line = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
-        trace = "" if isinstance(cause, ArchonError) else _formatted(cause)
-        return Outcome(error=str(error), cause=f"{type(cause).__name__} {line}", trace=trace)
+        return failure_by(cause, str(error))
+
+
+def failure_by(error: BaseException, text: str) -> Outcome:
+    """The failure of a call that raised ``error`` in the function's code; ``text`` explains it."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first frame is our call
+    line = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    trace = "" if isinstance(error, ArchonError) else _formatted(error)
+    return Outcome(error=text, cause=f"{type(error).__name__} {line}", trace=trace)
 
 
 def _formatted(error: BaseException) -> str:

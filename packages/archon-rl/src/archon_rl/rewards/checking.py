@@ -55,7 +55,7 @@ def checked_reward(
         raise RewardError(f"{place}: {error}") from error
     except (Exception, SystemExit) as error:  # a reward may run a model's code, which may call exit()
         raise RewardError(
-            f"{where}: it raised {_described(error)}; correct the function, or let it return a number for "
+            f"{where}: it raised {described(error)}; correct the function, or let it return a number for "
             f"completions that it cannot score; the completion was {shown_completion(completion)}"
         ) from error
     number = _as_float(value)
@@ -87,7 +87,7 @@ def _as_float(value: Any) -> float | None:
         return math.nan
 
 
-def _described(error: BaseException) -> str:
+def described(error: BaseException) -> str:
     """Type and message of an exception, and the line of the reward function that it passed through."""
     try:
         message = " ".join(str(error).split())

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from archon_core.contracts.data import REWARD_PARAMETERS
 from archon_core.plugins import Registry, RewardSpec
 from archon_core.plugins.reward_choice import choose_reward
+from archon_rl.chosen_function import ChosenFunction
 
 
 @dataclass(frozen=True)
-class RewardSource:
+class RewardSource(ChosenFunction):
     """A reward function that is not imported yet.
 
     Attributes:
-        name: as in the configuration.
-        target: ``module:function``.
-        origin: the distribution that provides it; empty for a function of a user's own module.
-        folder: of a user's own module, which is imported from there; empty for an installed one.
         role: section of the configuration with the model that scores; empty for a function.
     """
 
-    name: str
-    target: str
-    origin: str = ""
-    folder: str = ""
+    option = "reward"
+    parameters = REWARD_PARAMETERS
+
     role: str = ""
 
 

@@ -11,11 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from archon_rl.chosen_function import is_in
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.source import RewardSource
-
-INSTALLED = frozenset(("site-packages", "dist-packages"))
-"""Names of folders with installed packages. A virtual environment often stands inside a project."""
 
 
 def reward_fingerprint(source: RewardSource) -> Fingerprint:
@@ -53,15 +51,6 @@ def _sources(module: str, folder: str) -> dict[str, str]:
             within = is_in(sys.modules.get(other), folder) if folder else f"{other}.".startswith(f"{package}.")
             waiting += [other] if within else []
     return found
-
-
-def is_in(module: ModuleType | None, folder: str) -> bool:
-    """Whether a module's file lies in ``folder`` or below it, but not in an environment with installed packages."""
-    file = getattr(module, "__file__", None)
-    if file is None or not Path(file).resolve().is_relative_to(Path(folder).resolve()):
-        return False
-    below = Path(file).resolve().relative_to(Path(folder).resolve())
-    return not INSTALLED.intersection(below.parts)
 
 
 def _file_of(module: ModuleType | None) -> bytes | None:

@@ -6,14 +6,10 @@ trainer's end, and an idle process reads the end of its socket.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import pickle
-import signal
 import socket
-import sys
-import threading
 import time
 from dataclasses import asdict
 from typing import Any
@@ -22,13 +18,10 @@ from archon_core.errors import ArchonError
 from archon_rl.rewards.calls import Outcome, RewardCall, make_call
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.rewards.loading import load_reward
-from archon_rl.rewards.messages import HELD_SECONDS, TRAINERS_SIGNALS, CallCounter, Receiver, send
+from archon_rl.rewards.messages import HELD_SECONDS, CallCounter, Receiver, send
 from archon_rl.rewards.source import RewardSource
 from archon_rl.rewards.source_fingerprint import reward_fingerprint
-
-PARENT_CHECK_SECONDS = 0.5
-_SET_PARENT_DEATH_SIGNAL = 1
-"""``PR_SET_PDEATHSIG`` of Linux's ``prctl``."""
+from archon_rl.rewards.trainers_child import end_with, leave_signals_to_trainer
 
 
 def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) -> None:
@@ -40,8 +33,8 @@ def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) ->
         trainer: process id of the trainer.
         source: fields of the ``RewardSource``.
     """
-    _end_with(trainer)
-    _leave_signals_to_trainer()
+    end_with(trainer)
+    leave_signals_to_trainer()
     for one in (descriptor, counter):
         os.set_inheritable(one, False)  # processes of the reward must not keep the socket open
     channel = socket.socket(fileno=descriptor)
@@ -86,37 +79,3 @@ def _outcome(reward: NamedReward, place: str, pickled: bytes) -> Outcome:
 
 def _reply(channel: socket.socket, reply: dict[str, Any]) -> None:
     send(channel, json.dumps(reply).encode())
-
-
-def _end_with(trainer: int) -> None:
-    """Kill this process when the trainer ends.
-
-    The thread could not do it alone: a function that hangs in compiled code, such as a regular expression, keeps all
-    threads from running. The kernel's signal comes when the *thread* that started this process ends, so the trainer
-    starts and uses reward processes in one thread.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
-
-    def watch() -> None:
-        while os.getppid() == trainer:
-            time.sleep(PARENT_CHECK_SECONDS)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=watch, name="archon-reward-watchdog", daemon=True).start()
-
-
-def _leave_signals_to_trainer() -> None:
-    """Ignore the signals that the process started with blocked.
-
-    Processes that the reward starts get the default handlers: a handler of Python does not survive ``exec``, and is
-    removed after ``fork``.
-    """
-    previous = {number: signal.signal(number, lambda number, frame: None) for number in TRAINERS_SIGNALS}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, TRAINERS_SIGNALS)
-
-    def restore() -> None:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-    os.register_at_fork(after_in_child=restore)

@@ -24,6 +24,7 @@ from archon_rl.algorithm import Algorithm
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import unpacked
+from archon_rl.collector.sampling import WORKFLOW_FAILED, reason_counts
 from archon_rl.collector.states import batch_data, read_batch, state_data
 from archon_rl.collector.window import ConsumedBatch, WindowState
 from archon_rl.rewards.calls import Outcome
@@ -211,6 +212,7 @@ class SampleAhead:
             {
                 **statistics,
                 **failures,
+                **reason_counts(batch.settled.values()),
                 "staleness": sum(ages) / max(len(ages), 1),
                 "staleness_max": max(ages, default=0),
                 "stale_prompts": len(ages) - len(kept),
@@ -223,9 +225,10 @@ class SampleAhead:
         if self.scorer is None:
             return {}
         failures = [outcome for one in batch.settled.values() for outcome in one.group.failures]
-        n_calls = len(batch.settled) * self.options.n_samples
+        n_errors = sum(one.reason == WORKFLOW_FAILED for one in batch.settled.values())
+        n_calls = n_errors + sum(one.group.n_calls for one in batch.settled.values())
         self.scorer.judge([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], f"Step {step + 1}")
-        return {FAILED: len(failures), TIMED_OUT: sum(one.timed_out for one in failures)}
+        return {FAILED: len(failures) - n_errors, TIMED_OUT: sum(one.timed_out for one in failures)}
 
     def _step_of(self, version: int) -> int:
         """The step after which weights were published.

@@ -7,21 +7,20 @@ explained; a run ends only if a whole batch fails, or too large a share of the r
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from archon_core.errors import DataError, RewardError
+from archon_core.errors import RewardError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks
-from archon_rl.fields import read_field
 from archon_rl.rewards.calls import Outcome, RewardCall, RewardRunner
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
+from archon_rl.workflows.record_calls import reward_calls
 
 FAILED = "reward/failed"
 """Metric: completions without a reward."""
@@ -178,25 +177,6 @@ class Scorer:
 def place_of(rollout: Rollout, index: int) -> str:
     """The location of a rollout's record, for messages."""
     return getattr(rollout.records[index], "place", f"record {index} of the rollout")
-
-
-def reward_calls(
-    encoder: TextEncoder, record: Mapping[str, Any], place: str, completions: Sequence[Sequence[int]]
-) -> list[RewardCall] | Outcome:
-    """The calls of the reward function for the completions of one record, or why a record without an answer has none.
-
-    Args:
-        place: location of the record, for messages.
-        completions: token ids of each completion.
-    """
-    known = record
-    if encoder.answer_key is not None:
-        try:
-            known = {**record, "answer": read_field(record, encoder.answer_key)}
-        except DataError as error:
-            return Outcome(error=f"{place}: {error}", cause="records without an answer")
-    prompt = encoder.prompt(record)
-    return [RewardCall(prompt, encoder.decode(ids), known, place) for ids in completions]
 
 
 def _traced(outcome: Outcome) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from archon_core.config.dialect import Translation
 from archon_core.config.raw import RawMapping, RawNode, RawScalar, follow, prune, shown, walk
 from archon_core.config.typed import Problem, knows
+from archon_core.config.unknown_options import inlined
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
 from archon_core.errors import ConfigError
@@ -15,6 +16,7 @@ from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTI
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import is_override, text_of, with_text
 from archon_train.areal.removed_names import translate_removed
+from archon_train.areal.rules import SCRIPT_REASON
 from archon_train.areal.server_sections import take_unknown_server_options
 from archon_train.areal.weight_updates import translate_weight_updates
 from archon_train.vision import explain_visual
@@ -52,6 +54,7 @@ def translate(tree: RawMapping) -> Translation:
         _nulls,
         _scheduler,
         _name_resolve,
+        _workflow,
         translate_megatron,
         _attention,
         _optimizers,
@@ -135,6 +138,15 @@ def _name_resolve(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
         decisions.append(Decision(option, kind.text, name, "Archon's name of the registry"))
         return with_text(tree, option, name, kind.source)
     return tree
+
+
+def _workflow(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    """Leave out the class that AReaL's scripts import; an override, and names without dots, are Archon's workflows."""
+    _, node = follow(tree, "workflow")
+    if not isinstance(node, RawScalar) or node.is_null or ":" in node.text or "." not in node.text or is_override(node):
+        return tree
+    decisions.append(Decision("workflow", shown(node), "no effect", SCRIPT_REASON))
+    return inlined(prune(tree, lambda path, _: path == "workflow"), tree, {"workflow"})
 
 
 def _attention(tree: RawMapping, decisions: list[Decision]) -> RawMapping:

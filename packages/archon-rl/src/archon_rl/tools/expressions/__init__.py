@@ -1,0 +1,1 @@
+"""Evaluates expressions that a model wrote, by walking their syntax tree: nothing is compiled or executed."""

@@ -1,0 +1,139 @@
+"""``multi_turn``: answer, and after a wrong answer, get feedback and answer again.
+
+A trajectory is the whole conversation; its loss mask covers the sampled answers alone. As in AReaL's workflow of the
+name, the reward is that of the last answer, times ``turn_discount`` for every turn after the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest
+from archon_core.contracts.serving import RolloutClient
+from archon_core.contracts.workflows import NO_VERSION, Trajectory, WorkflowParts
+from archon_core.errors import ConfigError, DataError, RefusedRequestError
+from archon_core.seeding import derive_seed
+from archon_engine.models.turns import encode_next_text, encode_next_turn
+from archon_rl.text_encoding import TextEncoder
+from archon_rl.workflows.options import PROMPT, MultiTurnOptions
+from archon_rl.workflows.together import together
+
+
+def multi_turn(config: Any, parts: WorkflowParts) -> MultiTurn:
+    """Build the workflow; a ``WorkflowFactory``.
+
+    Raises:
+        ConfigError: there is no reward, which tells right answers from wrong ones; or the feedback cannot be encoded.
+    """
+    if parts.rewards is None:
+        raise ConfigError(
+            "workflow: found multi_turn without a reward, which tells right answers from wrong ones; set reward, or "
+            "workflow=rlvr"
+        )
+    uses_template = config.tokenizer.use_chat_template and parts.tokenizer.chat_template is not None
+    encoder = TextEncoder(parts.tokenizer, config.data.prompt_key, None)
+    workflow = MultiTurn(parts, config.multi_turn, encoder, uses_template)
+    try:
+        workflow.feedback((), "")
+    except DataError as error:
+        raise ConfigError(f"multi_turn.feedback: {error}") from error
+    return workflow
+
+
+@dataclass(frozen=True)
+class MultiTurn:
+    """Tries again after wrong answers.
+
+    Attributes:
+        parts: of the run.
+        options: section ``multi_turn``.
+        encoder: reads prompts.
+        uses_template: whether the tokenizer's chat template renders prompts.
+    """
+
+    parts: WorkflowParts
+    options: MultiTurnOptions
+    encoder: TextEncoder
+    uses_template: bool
+
+    async def run(self, client: RolloutClient, record: Mapping[str, Any], seeds: Sequence[int]) -> Sequence[Trajectory]:
+        """See ``Workflow``: one trajectory per seed."""
+        prompt = self.parts.encode_prompt(record)
+        completions = await client.generate(GenerationRequest(prompt, self.parts.options, tuple(seeds)))
+        firsts = [Trajectory.from_completion(prompt, one) for one in completions]
+        rewards = await self._score(record, completions)
+        return await together(
+            self._continue(client, record, first, reward, seed)
+            for first, reward, seed in zip(firsts, rewards, seeds, strict=True)
+        )
+
+    async def _continue(
+        self, client: RolloutClient, record: Mapping[str, Any], conversation: Trajectory, reward: float, seed: int
+    ) -> Trajectory:
+        """The conversation with further answers until one is right."""
+        rewards, prompt = [reward], self.encoder.prompt(record)
+        while rewards[-1] <= self.options.solved_above and len(rewards) < self.options.max_turns:
+            asked = (*conversation.token_ids, *self.feedback(conversation.token_ids, prompt))
+            # Another seed per turn: with the same random numbers, a sample would tend to repeat its answer.
+            seeds = (derive_seed(seed, "turn", len(rewards)),)
+            try:
+                [answer] = await client.generate(GenerationRequest(asked, self._one_sample, seeds))
+            except RefusedRequestError:  # the conversation has become too long
+                conversation = replace(conversation, truncated=True)
+                break
+            conversation = extended(conversation, asked, answer)
+            rewards += await self._score(record, [answer])
+        return replace(
+            conversation,
+            reward=rewards[-1] * self.options.turn_discount ** (len(rewards) - 1),
+            metadata={"turns": len(rewards), **self._solved(rewards)},
+        )
+
+    def feedback(self, answered: Sequence[int], prompt: str) -> tuple[int, ...]:
+        """The ids between a wrong answer and the next one.
+
+        Args:
+            answered: ids up to and including the answer.
+            prompt: of the record.
+        """
+        text = self.options.feedback.replace(PROMPT, prompt)
+        if self.uses_template:
+            return encode_next_turn(self.parts.tokenizer, answered, [{"role": "user", "content": text}])
+        return encode_next_text(self.parts.tokenizer, answered, text)
+
+    @property
+    def _one_sample(self) -> GenerationConfig:
+        return replace(self.parts.options, n_samples=1)
+
+    async def _score(self, record: Mapping[str, Any], completions: Sequence[Completion]) -> list[float]:
+        assert self.parts.rewards is not None, "the factory refuses runs without rewards"
+        return await self.parts.rewards(record, [one.token_ids for one in completions])
+
+    def _solved(self, rewards: Sequence[float]) -> dict[str, bool]:
+        """For every turn, whether an answer was right by then."""
+        return {
+            f"solved_by_turn_{turn}": any(one > self.options.solved_above for one in rewards[:turn])
+            for turn in range(1, self.options.max_turns + 1)
+        }
+
+
+def extended(conversation: Trajectory, asked: Sequence[int], answer: Completion) -> Trajectory:
+    """A conversation with a further answer.
+
+    Args:
+        conversation: so far.
+        asked: its token ids, followed by ids that were not sampled: the prompt of the answer.
+        answer: the completion of ``asked``.
+    """
+    n_new, n_sampled = len(asked) - len(conversation.token_ids), len(answer.token_ids)
+    return replace(
+        conversation,
+        token_ids=(*asked, *answer.token_ids),
+        loss_mask=(*conversation.loss_mask, *(False,) * n_new, *(True,) * n_sampled),
+        logprobs=(*conversation.logprobs, *(0.0,) * n_new, *answer.logprobs),
+        versions=(*conversation.versions, *(NO_VERSION,) * n_new, *answer.versions),
+        truncated=answer.stop_reason == "length",
+        routed_experts=answer.routed_experts,  # of all tokens but the last
+    )
