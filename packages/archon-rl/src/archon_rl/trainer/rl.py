@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
@@ -38,6 +39,7 @@ from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.teacher import evaluates_teacher, prepare_teacher, report_teacher, vocab_size_of
 from archon_rl.trainer.warm_start import WarmStart
+from archon_rl.workflows.rewards_needed import gives_rewards
 from archon_train.run.context import RunContext
 
 
@@ -54,7 +56,7 @@ class RLTrainer:
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
         self._run, self._algorithm = run, composed(run, algorithm)
-        self._reward = _choose_reward(run.config.reward, self._algorithm)
+        self._reward = _choose_reward(run.config, self._algorithm)
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
             if updates is not None:
@@ -114,7 +116,7 @@ class RLTrainer:
                 run_step=step,
                 evaluate=evaluate and partial(evaluate, rollout, data_ranks=actor.data_ranks),
                 fingerprints=known,
-                shown=("reward", "loss") if self._reward is not None else ("rollout_kl_teacher", "loss"),
+                shown=("reward", "loss") if self._algorithm.needs_rewards else ("rollout_kl_teacher", "loss"),
                 beside={} if engines.critic is None else {"critic": engines.critic.engine},
                 collection=collection,
             )
@@ -195,12 +197,12 @@ def _epochs_decision(max_epochs: int, total_steps: int) -> Decision:
     )
 
 
-def _choose_reward(name: str | None, algorithm: Algorithm) -> RewardSource | None:
-    if name is None:
-        if not algorithm.needs_rewards:
+def _choose_reward(config: Any, algorithm: Algorithm) -> RewardSource | None:
+    if config.reward is None:
+        if not algorithm.needs_rewards or gives_rewards(config):
             return None
         raise ConfigError(explain_missing_reward(algorithm.name))
-    return reward_source(name, registry())
+    return reward_source(config.reward, registry())
 
 
 def _build_runner(run: RunContext, source: RewardSource) -> RewardRunner | RewardModel:

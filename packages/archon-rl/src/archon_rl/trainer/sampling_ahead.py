@@ -30,6 +30,7 @@ from archon_rl.collector.window import ConsumedBatch, WindowState
 from archon_rl.rewards.calls import Outcome
 from archon_rl.trainer.collecting import Collected, Sampled, refill_statistics, shaped_batch
 from archon_rl.trainer.collector_link import CollectorLink, CollectorLostError
+from archon_rl.trainer.failures import FailureJudge
 from archon_rl.trainer.scoring import FAILED, TIMED_OUT, Scorer
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
@@ -68,8 +69,11 @@ class SampleAhead:
     _steps: dict[int, int] = field(default_factory=dict, init=False)
     _restored: dict[str, Any] | None = field(default=None, init=False)
     _lost: int = field(default=0, init=False)
+    _failures: FailureJudge = field(init=False)
 
     def __post_init__(self) -> None:
+        judge = FailureJudge(self.run.config.rewards.max_failed, self.run.progress.note)
+        self._failures = judge if self.scorer is None else self.scorer.failures
         self.rollout.on_switch(self._switching)
 
     @property
@@ -222,12 +226,14 @@ class SampleAhead:
 
     def _judge(self, batch: ConsumedBatch[Group], step: int) -> dict[str, float]:
         """Explain completions without a reward; raises RewardError if there are too many."""
-        if self.scorer is None:
-            return {}
         failures = [outcome for one in batch.settled.values() for outcome in one.group.failures]
         n_errors = sum(one.reason == WORKFLOW_FAILED for one in batch.settled.values())
-        n_calls = n_errors + sum(one.group.n_calls for one in batch.settled.values())
-        self.scorer.judge([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], f"Step {step + 1}")
+        groups = [one.group for one in batch.settled.values()]
+        # A workflow may give rewards without calls of the reward function.
+        n_calls = n_errors + sum(group.n_calls or len(group.rewards) for group in groups)
+        self._failures.judge([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], f"Step {step + 1}")
+        if self.scorer is None:
+            return {}
         return {FAILED: len(failures) - n_errors, TIMED_OUT: sum(one.timed_out for one in failures)}
 
     def _step_of(self, version: int) -> int:

@@ -6,7 +6,6 @@ explained; a run ends only if a whole batch fails, or too large a share of the r
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +17,7 @@ from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.rewards.calls import Outcome, RewardCall, RewardRunner
 from archon_rl.text_encoding import TextEncoder
+from archon_rl.trainer.failures import FailureJudge
 from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
 from archon_rl.workflows.record_calls import reward_calls
@@ -26,9 +26,6 @@ FAILED = "reward/failed"
 """Metric: completions without a reward."""
 TIMED_OUT = "reward/timeout"
 """Metric: completions whose reward call exceeded ``rewards.timeout_seconds``."""
-
-WINDOW = 1000
-"""Number of recent calls that ``rewards.max_failed`` is a share of."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +84,17 @@ class Scorer:
         encoder: decodes completions.
         max_failed: largest share of the last ``WINDOW`` calls that may fail.
         note: shows a text to the user, on the first rank.
+        failures: counts them.
     """
 
     runner: RewardRunner
     encoder: TextEncoder
     max_failed: float
     note: Callable[[str], None]
-    _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
-    _explained: set[str] = field(default_factory=set, init=False)
+    failures: FailureJudge = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.failures = FailureJudge(self.max_failed, self.note)
 
     def __call__(
         self, rollout: Rollout, data_ranks: DataRanks = ONE_RANK, *, when: str, may_all_fail: bool = False
@@ -145,39 +145,9 @@ class Scorer:
 
     def judge(self, outcomes: Sequence[Outcome], when: str, *, may_all_fail: bool = False) -> None:
         """Explain new failures, and raise RewardError if there are too many; see ``__call__``."""
-        failures, n_calls = [one for one in outcomes if one.failed], len(outcomes)
-        self._recent.extend(one.failed for one in outcomes)
-        if not failures:
-            return
-        self._explain(failures, n_calls, when)
-        if len(failures) == n_calls and not may_all_fail:
-            raise RewardError(
-                f"{when}: no reward for any of {n_calls} completions; the first: "
-                f"{failures[0].error}{_traced(failures[0])}"
-            )
-        allowed = int(self.max_failed * WINDOW)
-        if sum(self._recent) > allowed:
-            causes = Counter(one.cause for one in failures)
-            raise RewardError(
-                f"{when}: found {sum(self._recent)} of the last {len(self._recent)} completions without a reward; "
-                f"allowed are {allowed} of {WINDOW} (rewards.max_failed={self.max_failed:g}); correct the reward, or "
-                f"raise the limit; the most frequent cause is {causes.most_common(1)[0][0]}; the last: "
-                f"{failures[-1].error}{_traced(failures[-1])}"
-            )
-
-    def _explain(self, failures: Sequence[Outcome], n_calls: int, when: str) -> None:
-        """Count the failures of the batch, and explain causes that are new in this run."""
-        new = {one.cause: one for one in reversed(failures) if one.cause not in self._explained}
-        self._explained |= new.keys()
-        lines = [f"{when}: no reward for {len(failures)} of {n_calls} completions"]
-        lines += [f"{one.error}{_traced(one)}" for one in reversed(new.values())]
-        self.note("\n".join(lines))
+        self.failures.judge(outcomes, when, may_all_fail=may_all_fail)
 
 
 def place_of(rollout: Rollout, index: int) -> str:
     """The location of a rollout's record, for messages."""
     return getattr(rollout.records[index], "place", f"record {index} of the rollout")
-
-
-def _traced(outcome: Outcome) -> str:
-    return f"\n{outcome.trace.rstrip()}" if outcome.trace else ""

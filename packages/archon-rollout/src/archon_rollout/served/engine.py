@@ -15,7 +15,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,9 @@ class ServedEngine(ElasticHooks):
     def client_recipe(self) -> ClientRecipe:
         """See ``contracts.serving.ServingEngine``."""
         options = self._options and {"target": _name_of(type(self._options)), "fields": asdict(self._options)}
-        data = {"driver": self._kind.name, "config": asdict(self._config), "options": options, "token": self._token}
+        # Plugins may have extended the section with options of their own.
+        config = {field.name: getattr(self._config, field.name) for field in fields(RolloutConfig)}
+        data = {"driver": self._kind.name, "config": config, "options": options, "token": self._token}
         return ClientRecipe("archon_rollout.pool.remote:PushedClient", data)
 
     def on_switch(self, call: Callable[[], None]) -> None:

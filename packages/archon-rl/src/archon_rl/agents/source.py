@@ -1,0 +1,114 @@
+"""``AgentSource``: the agent that ``rollout.agent.agent_cls_path`` names, and how it is called."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from archon_core.errors import ConfigError
+from archon_rl.agents.errors import SessionError
+from archon_rl.agents.functions import AGENT, AGENT_PARAMETERS
+from archon_rl.chosen_function import ChosenFunction
+from archon_rl.rewards.checking import described
+
+Rewards = float | dict[str, float] | None
+Run = Callable[..., Awaitable[Any]]
+
+ALLOWED = (
+    "a class with 'async def run(self, data, **extra_kwargs)', or a function 'async def run(data, **extra_kwargs)'"
+)
+
+
+@dataclass(frozen=True)
+class AgentSource(ChosenFunction):
+    """An agent that is not imported yet."""
+
+    option = AGENT
+    parameters = AGENT_PARAMETERS
+
+    def build(self, arguments: Mapping[str, Any]) -> Run:
+        """Import the agent; returns its coroutine function ``run``.
+
+        Args:
+            arguments: keyword arguments of the class.
+
+        Raises:
+            ConfigError: the import fails, the class refuses its arguments, or there is no such function.
+        """
+        found = self._import_own()
+        self._check_definer(found)
+        run = found
+        if inspect.isclass(found):
+            try:
+                run = getattr(found(**arguments), "run", None)
+            except Exception as error:
+                raise ConfigError(
+                    f"{self}: {found.__name__}({', '.join(arguments)}) raised {described(error)}; correct the class, "
+                    "or rollout.agent.agent_kwargs"
+                ) from error
+        elif arguments:
+            raise ConfigError(
+                f"{self}: found rollout.agent.agent_kwargs={dict(arguments)} for a function; only classes take them; "
+                "leave them out"
+            )
+        if not inspect.iscoroutinefunction(run):
+            raise ConfigError(f"{self}: found no coroutine function in {self.target}; allowed is {ALLOWED}")
+        return run
+
+
+async def call_agent(run: Run, record: Mapping[str, Any], **connection: Any) -> Rewards:
+    """Run the agent for one session, and check what it returns.
+
+    Args:
+        run: the agent.
+        record: of the data set.
+        connection: ``base_url`` and ``api_key``. The agent also gets ``http_client``: a client of the OpenAI library
+            without a time limit if the agent has imported it, else ``None``, with which the library makes its own.
+
+    Raises:
+        SessionError: the agent raised an exception, or returned something else than rewards.
+    """
+    client = _http_client()
+    extra = _accepted(run, {**connection, "http_client": client})
+    try:
+        found = await run(dict(record), **extra)
+    except (Exception, SystemExit) as error:
+        raise SessionError(f"the agent raised {described(error)}") from error
+    finally:
+        if client is not None:
+            await client.aclose()
+    return _checked(found)
+
+
+def _http_client() -> Any:
+    library = sys.modules.get("openai")
+    return None if library is None else library.DefaultAsyncHttpxClient(timeout=None)
+
+
+def _accepted(run: Run, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that the function has a place for."""
+    parameters = inspect.signature(run).parameters
+    takes_all = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    return {name: value for name, value in arguments.items() if takes_all or name in parameters}
+
+
+def _checked(found: Any) -> Rewards:
+    if found is None:
+        return None
+    if isinstance(found, Mapping):
+        return {str(name): _number(value) for name, value in found.items()}
+    return _number(found)
+
+
+def _number(value: Any) -> float:
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise SessionError(
+            f"the agent returned {value!r}; allowed are a finite number, a dictionary of them by id of the answer, or "
+            "None after a call of /rl/set_reward"
+        )
+    return float(value)
