@@ -46,12 +46,17 @@ class ProcessAgents:
         self._source, self._arguments = source, arguments
         self._places = asyncio.Semaphore(processes)
         self._idle: list[_AgentProcess] = []
+        self._was_imported = False
 
-    async def run(self, record: Mapping[str, Any], connection: Mapping[str, Any]) -> Rewards:
-        """Run one session; returns its rewards.
+    async def run(self, record: Mapping[str, Any], connection: Mapping[str, Any], seconds: float) -> Rewards:
+        """Run one session in a free process; returns its rewards.
+
+        Args:
+            seconds: time limit of the agent, without the time until a process is free.
 
         Raises:
             SessionError: the agent failed, or ended its process.
+            TimeoutError: it exceeded its time limit.
             ConfigError: the agent cannot be imported.
         """
         try:
@@ -64,7 +69,8 @@ class ProcessAgents:
         async with self._places:
             process = self._idle.pop() if self._idle else await self._start()
             try:
-                answer = await process.call(message)
+                async with asyncio.timeout(seconds):
+                    answer = await process.call(message)
             except EOFError:
                 raise SessionError(f"the agent's process ended: {process.kill()}") from None
             except BaseException:
@@ -86,7 +92,11 @@ class ProcessAgents:
             async with asyncio.timeout(START_SECONDS):
                 await process.wait_until_ready()
         except (EOFError, TimeoutError) as error:
-            how = process.kill() if isinstance(error, EOFError) else f"it was not ready within {START_SECONDS:g} s"
+            how = process.kill()
+            if isinstance(error, TimeoutError):
+                how = f"it was not ready within {START_SECONDS:g} s"
+            if self._was_imported:
+                raise SessionError(f"the agent's process ended while it started: {how}") from error
             raise ConfigError(
                 f"{self._source}: the agent's process could not import it: {how}; import the module yourself, and "
                 "correct what hangs or ends the process"
@@ -94,6 +104,7 @@ class ProcessAgents:
         except BaseException:
             process.kill()
             raise
+        self._was_imported = True
         return process
 
 

@@ -31,8 +31,13 @@ ADDRESS_FILE = "agents.json"
 class Agents(Protocol):
     """Runs the run's agent for one session."""
 
-    async def run(self, record: Mapping[str, Any], connection: Mapping[str, Any]) -> Rewards:
-        """The rewards that the agent returned. Raises SessionError if it failed."""
+    async def run(self, record: Mapping[str, Any], connection: Mapping[str, Any], seconds: float) -> Rewards:
+        """The rewards that the agent returned.
+
+        Raises:
+            SessionError: it failed.
+            TimeoutError: it needed more than ``seconds``.
+        """
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,10 @@ class InlineAgents:
 
     agent: Run
 
-    async def run(self, record: Mapping[str, Any], connection: Mapping[str, Any]) -> Rewards:
+    async def run(self, record: Mapping[str, Any], connection: Mapping[str, Any], seconds: float) -> Rewards:
         """See ``Agents``."""
-        return await call_agent(self.agent, record, **connection)
+        async with asyncio.timeout(seconds):
+            return await call_agent(self.agent, record, **connection)
 
 
 def agent_workflow(config: Any, parts: WorkflowParts) -> AgentWorkflow:
@@ -114,8 +120,7 @@ class AgentWorkflow:
         connection = {"base_url": server.url + session_path(session), "api_key": session.key}
         with self._directory.listing(session):
             try:
-                async with asyncio.timeout(self.options.session_timeout_seconds):
-                    rewards = await self.agents.run(record, connection)
+                rewards = await self.agents.run(record, connection, self.options.session_timeout_seconds)
             except TimeoutError as error:
                 raise self._too_long() from error
             except SessionError as error:
