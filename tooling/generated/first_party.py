@@ -22,7 +22,7 @@ PLANNED: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 """Kind -> package -> names of packages that are announced and not here yet."""
 
-ONE_MACHINE = "use scheduler.type=local, and torchrun on several machines"
+ONE_MACHINE = "use scheduler.type=local; on several machines with torchrun, and rollout.addresses for servers"
 INSTEAD: Mapping[str, str] = {"archon-ray": ONE_MACHINE, "archon-slurm": ONE_MACHINE}
 """Announced package -> advice until it is here."""
 

@@ -67,13 +67,21 @@ class TinyLayer(nn.Module):
 class TinyDecoder(nn.Module):
     """Learned positions, two layers, the second one with an optional sliding window."""
 
-    def __init__(self, *, seed: int = 0, window: int | None = None, sharpness: float = 4.0) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        window: int | None = None,
+        sharpness: float = 4.0,
+        vocabulary: int = VOCABULARY,
+        max_positions: int = MAX_POSITIONS,
+    ) -> None:
         super().__init__()
-        self.embed = nn.Embedding(VOCABULARY, HIDDEN)
-        self.places = nn.Embedding(MAX_POSITIONS, HIDDEN)
+        self.embed = nn.Embedding(vocabulary, HIDDEN)
+        self.places = nn.Embedding(max_positions, HIDDEN)
         self.layers = nn.ModuleDict({"0": TinyLayer("0", None), "1": TinyLayer("1", window)})
         self.norm = nn.LayerNorm(HIDDEN)
-        self.head = LanguageModelHead(HIDDEN, VOCABULARY)
+        self.head = LanguageModelHead(HIDDEN, vocabulary)
         self.calls: list[int] = []
         self.scale: Tensor | None = None
         generator = torch.Generator().manual_seed(seed)

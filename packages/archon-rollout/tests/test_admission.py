@@ -59,3 +59,54 @@ def test_running_rows_wait_for_a_prefill_only_when_an_eighth_of_the_rows_is_free
     decisions = [rows_to_fill(n_waiting=100, n_active=active, max_rows=32) for active in (32, 31, 29, 28, 20)]
     assert decisions == [0, 0, 0, 4, 12]
     assert rows_to_fill(n_waiting=2, n_active=30, max_rows=32) == 2, "the last ones do not wait for more"
+
+
+def calls_of(*sizes: int, is_short: bool = False) -> list[Sample]:
+    """One request per call, with so many samples."""
+    return [
+        Sample(call, number, seed=0, prompt_length=3, limit=1, config=CONFIG, call=call, is_short=is_short)
+        for call, size in enumerate(sizes)
+        for number in range(size)
+    ]
+
+
+def taken_by_call(queue: AdmissionQueue, n_rows: int) -> dict[int, int]:
+    return {group.samples[0].call: len(group.samples) for group in queue.take(n_rows)}
+
+
+def test_calls_share_the_free_rows_and_a_small_one_does_not_wait_for_thousands_of_samples():
+    queue = AdmissionQueue(calls_of(4000, 2, 3000))
+    assert taken_by_call(queue, 9) == {0: 4, 1: 2, 2: 3}, "a row that a small call leaves goes to the next one"
+    assert [taken_by_call(queue, 1) for _ in range(4)] == [{2: 1}, {0: 1}, {2: 1}, {0: 1}]
+    assert len(queue) == 7002 - 9 - 4
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 12))
+def test_a_call_waits_for_at_most_one_turn_of_each_other_call(sizes, n_rows):
+    queue = AdmissionQueue(calls_of(*sizes))
+    waits = dict.fromkeys(range(len(sizes)), 0)
+    left = dict(enumerate(sizes))
+    while queue:
+        taken = taken_by_call(queue, n_rows)
+        assert sum(taken.values()) == min(n_rows, sum(left.values()))
+        for call in [call for call, n in left.items() if n]:
+            left[call] -= taken.get(call, 0)
+            waits[call] = 0 if call in taken else waits[call] + n_rows
+            assert waits[call] <= len(sizes) - 1
+    assert not any(left.values())
+
+
+def test_short_samples_can_be_taken_before_their_turn_once():
+    queue = AdmissionQueue([*calls_of(5), *(s for s in calls_of(0, 1, 1, is_short=True))])
+    first = queue.take_short()
+    assert (first.request, first.complete) == (1, True)
+    assert [group.request for group in queue.take(9)] == [0, 2]
+    assert queue.take_short() is None
+    assert len(queue) == 0
+
+
+def test_removed_samples_are_neither_taken_nor_short():
+    queue = AdmissionQueue([*calls_of(3), *calls_of(0, 1, is_short=True)])
+    assert [sample.call for sample in queue.remove(lambda sample: sample.call == 1 or sample.number == 0)] == [0, 1]
+    assert queue.take_short() is None
+    assert [sample.number for group in queue.take(9) for sample in group.samples] == [1, 2]

@@ -124,7 +124,7 @@ class TestUnknownNames:
         [
             ("ray", "It is part of archon-ray, which is planned and does not exist yet"),
             ("slum", "did you mean 'slurm'? That is part of archon-slurm, which is planned and does not exist yet"),
-            ("pbs", "No launcher is available yet: use scheduler.type=local, and torchrun on several machines"),
+            ("pbs", "No launcher is available yet: use scheduler.type=local; on several machines with torchrun"),
         ],
     )
     def test_a_package_that_does_not_exist_yet_is_never_to_be_installed(self, build, name, text):

@@ -27,7 +27,7 @@ class WorkerThreads(Generic[W, Call, Answer]):
     """Answers calls in threads.
 
     Args:
-        build: builds a worker; called once in each thread.
+        build: builds a worker; called in each thread with its first call, again if it failed.
         work: the answer of a worker to a call.
         threads: their number.
         name: of the threads.
@@ -64,17 +64,20 @@ class WorkerThreads(Generic[W, Call, Answer]):
             thread.join()
 
     def _loop(self) -> None:
-        worker = self._build()
+        worker: W | None = None
         try:
             while (job := self._jobs.get()) is not None:
                 call, answer = job
                 if not answer.set_running_or_notify_cancel():
                     continue
                 try:
+                    if worker is None:
+                        worker = self._build()
                     result = self._work(worker, call)
                 except Exception as error:
                     answer.set_exception(error)
                 else:
                     answer.set_result(result)
         finally:
-            worker.close()
+            if worker is not None:
+                worker.close()

@@ -176,10 +176,10 @@ def test_a_failed_reward_of_a_later_turn_fails_the_group():
 
 
 def test_a_run_without_a_reward_is_refused():
-    with pytest.raises(ConfigError, match="found multi_turn without a reward.*; set reward, or workflow=rlvr"):
+    with pytest.raises(ConfigError, match=r"found multi_turn without a reward.*; set reward, or workflow=rlvr"):
         build(build_encoder(), None)
 
 
 def test_feedback_that_the_tokenizer_cannot_encode_is_refused_before_the_first_step():
-    with pytest.raises(ConfigError, match="multi_turn.feedback: text 'NO': the tokenizer has no token for 'N'"):
+    with pytest.raises(ConfigError, match=r"multi_turn\.feedback: text 'NO': the tokenizer has no token for 'N'"):
         build(build_encoder(), feedback="NO")

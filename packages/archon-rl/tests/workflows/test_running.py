@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from scripted_client import ScriptedClient, build_encoder, build_parts
 
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.contracts.workflows import Trajectory
 from archon_core.errors import ConfigError, RefusedRequestError, ServerError, TrainingError
 from archon_rl.algorithm import Algorithm, MixedGroups
@@ -124,7 +126,6 @@ def test_errors_that_concern_the_whole_run_end_it(error):
         ([Trajectory((), (), (), ())], "found a trajectory with 0 token_ids"),
         ([Trajectory((1, 2), (False, True), (0.0, 0.0), (-1, 1), reward=float("nan"))], "the reward nan; allowed is a"),
         ([Trajectory((1, 2), (False, True), (0.0, 0.0), (-1, 1), reward=None)], "the reward None; allowed is a finite"),
-        ([Trajectory((1, 2), (False, False), (0.0, 0.0), (-1, 1))], "without a sampled token; allowed is a loss_mask"),
         ([Trajectory((1,), (True,), (0.0,), (1,), routed_experts=[[1]])], "routed_experts of 1 tokens in a trajectory"),
     ],
 )
@@ -132,6 +133,23 @@ def test_a_result_that_no_step_can_train_on_is_refused_by_the_name_of_the_workfl
     with pytest.raises(TrainingError, match=r"^workflow 'mine': found .*; allowed .*; correct the workflow$") as raised:
         run(Returns(value))
     assert message in str(raised.value)
+
+
+def test_trajectories_without_any_of_the_sampled_tokens_are_refused():
+    class Unmarked:
+        async def run(self, client, record, seeds):
+            request = GenerationRequest((1, 2), GenerationConfig(n_samples=2), tuple(seeds))
+            completions = await client.generate(request)
+            return [replace(ONE, loss_mask=(False, False)) for _ in completions]
+
+    with pytest.raises(TrainingError, match="found trajectories without a sampled token; allowed is a loss_mask"):
+        run(Unmarked())
+
+
+def test_a_prompt_that_leaves_no_room_for_an_answer_is_a_group_without_sampled_tokens():
+    settled = run(Returns([replace(ONE, loss_mask=(False, False))]))
+    assert settled.accepted
+    assert settled.group.versions == frozenset()
 
 
 def test_several_trajectories_may_belong_to_one_sample():

@@ -24,24 +24,8 @@ from archon_engine.nn.attention import PackedAttention
 from archon_rollout.admission import PREFILL_TOKENS, AdmissionQueue, PromptGroup, Sample, rows_to_fill
 from archon_rollout.decode_rows import DecodeRows, Moves, NewToken
 from archon_rollout.kv_cache import DecodeCache, KeysValues, PromptCache
+from archon_rollout.prefilled import Prompt, SplitPrompts
 from archon_rollout.routed_experts import RoutingRecorder
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A prefilled prompt, from which its samples start.
-
-    Attributes:
-        keys_values: of its tokens, per layer.
-        logits: [V], of its last token.
-        version: of the weights that computed them.
-        experts: int16 [tokens, L, K], the routed experts; ``None`` if not recorded.
-    """
-
-    keys_values: KeysValues
-    logits: Tensor
-    version: int
-    experts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,16 +48,24 @@ class GenerationLoop:
         module: returns ``logits``; in evaluation mode.
         device: of the module.
         max_rows: largest number of samples to decode at once.
+        extra_rows: further rows, for short samples while the others are taken.
         version: called before every forward pass; returns the version of the weights.
     """
 
     def __init__(
-        self, module: CausalModule, *, device: torch.device, max_rows: int, version: Callable[[], int]
+        self,
+        module: CausalModule,
+        *,
+        device: torch.device,
+        max_rows: int,
+        version: Callable[[], int],
+        extra_rows: int = 0,
     ) -> None:
         self._use(module)
         self._device = device
         self._version = version
-        self._max_rows = max_rows
+        self._max_rows, self._extra_rows = max_rows, extra_rows
+        self._in_extra_rows: set[int] = set()
         self._queue = AdmissionQueue()
         # Token ids and number of unfinished samples, by request.
         self._prompts: dict[int, Sequence[int]] = {}
@@ -81,8 +73,7 @@ class GenerationLoop:
         # Rows and cache are allocated for the requests at hand, and freed when none is left.
         self._rows: DecodeRows | None = None
         self._cache: DecodeCache | None = None
-        # At most one request is split, with some samples in rows and others in the queue.
-        self._split_prompts: dict[int, Prompt] = {}
+        self._split_prompts = SplitPrompts()
         self._rows_are_stale = False
         self._progress = Progress()
 
@@ -102,7 +93,7 @@ class GenerationLoop:
         self._prompts[request] = prompt
         self._unfinished[request] = len(samples)
         self._queue.add(samples)
-        n_rows = min(self._max_rows, self.n_running + len(self._queue))
+        n_rows = min(self._max_rows + self._extra_rows, self.n_running + len(self._queue))
         # The last token of a completion is never fed back, so it needs no cache entry.
         longest = max(s.prompt_length + s.limit - 1 for s in samples)
         if self._rows is None or self._cache is None:
@@ -130,12 +121,8 @@ class GenerationLoop:
         self._progress = Progress()
         if self._rows_are_stale:
             self._compute_rows_again()
-        n_waiting = len(self._queue) if admits else 0
-        n_rows = rows_to_fill(n_waiting=n_waiting, n_active=self.n_running, max_rows=self._max_rows)
-        while n_rows > 0:
-            groups = self._queue.take(n_rows)
-            n_rows -= sum(len(group.samples) for group in groups)
-            self._admit(groups)
+        if admits:
+            self._admit_waiting()
         if self.n_running:
             self._decode()
         self._free_when_idle()
@@ -150,7 +137,7 @@ class GenerationLoop:
         self._progress = Progress()
         empty = Completion((), (), (), "abort")
         self._finish([(sample, empty) for sample in self._queue.remove(chosen)])
-        self._split_prompts = {r: prompt for r, prompt in self._split_prompts.items() if r not in requests}
+        self._split_prompts.drop(requests)
         if self._rows is not None:
             self._after_removal(*self._rows.remove(chosen))
         self._free_when_idle()
@@ -159,23 +146,37 @@ class GenerationLoop:
     def change_weights(self, module: CausalModule) -> None:
         """Continue with ``module``. The next step computes the keys and values of all rows again."""
         self._use(module)
-        self._split_prompts = {}
+        self._split_prompts.clear()
         self._rows_are_stale = self.n_running > 0
 
     def _use(self, module: CausalModule) -> None:
         self._module = module
         self._backend = next((part.backend for part in module.modules() if isinstance(part, PackedAttention)), None)
 
+    def _admit_waiting(self) -> None:
+        n_active = self.n_running - len(self._in_extra_rows)
+        n_rows = rows_to_fill(n_waiting=len(self._queue), n_active=n_active, max_rows=self._max_rows)
+        while n_rows > 0:
+            groups = self._queue.take(n_rows)
+            n_rows -= sum(len(group.samples) for group in groups)
+            self._admit(groups)
+        while len(self._in_extra_rows) < self._extra_rows and (short := self._queue.take_short()) is not None:
+            self._in_extra_rows.add(short.request)
+            self._admit([short])
+            if short.request not in self._in_extra_rows:
+                break  # its only token came from the prefill; the running rows must not wait for a series of these
+
     def _admit(self, groups: Sequence[PromptGroup]) -> None:
         """Give every sample a row with its prompt, and sample its first token."""
         assert self._rows is not None
         assert self._cache is not None
-        prompts = self._split_prompts | self._prefill([g for g in groups if g.request not in self._split_prompts])
+        prompts = self._split_prompts.of(groups)
+        prompts |= self._prefill([group for group in groups if group.request not in prompts])
         start = row = self._rows.n_active
         for group in groups:
             self._cache.write_rows(row, prompts[group.request].keys_values, copies=len(group.samples))
             row += len(group.samples)
-        self._split_prompts = {g.request: prompts[g.request] for g in groups if not g.complete}
+        self._split_prompts.keep(groups, prompts)
         samples = [sample for group in groups for sample in group.samples]
         prompt_of_row = [prompts[sample.request] for sample in samples]
         self._rows.append(
@@ -276,6 +277,7 @@ class GenerationLoop:
             self._unfinished[sample.request] -= 1
             if self._unfinished[sample.request] == 0:
                 del self._unfinished[sample.request], self._prompts[sample.request]
+                self._in_extra_rows.discard(sample.request)
 
     def _free_when_idle(self) -> None:
         if not self.n_running and not self._queue:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from archon_core.config.rules import broken_rules
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import ConfigError, DataError, ModelError
-from archon_rollout.admission import Sample
+from archon_rollout.admission import SHORT_TOKENS, Sample
 from archon_rollout.model_limits import ModelLimits
 
 
@@ -19,8 +19,21 @@ def token_limit(request: GenerationRequest) -> int:
     return min(config.max_new_tokens, config.max_tokens - len(request.prompt_ids))
 
 
+def is_short(requests: Sequence[GenerationRequest]) -> bool:
+    """Whether a call asks for one sample of few tokens."""
+    if len(requests) != 1 or len(requests[0].seeds) != 1:
+        return False
+    return len(requests[0].prompt_ids) + token_limit(requests[0]) <= SHORT_TOKENS
+
+
 def samples_of(
-    number: int, request: GenerationRequest, *, streams: bool = False, records_experts: bool = False
+    number: int,
+    request: GenerationRequest,
+    *,
+    streams: bool = False,
+    records_experts: bool = False,
+    call: int = 0,
+    is_short: bool = False,
 ) -> list[Sample]:
     """The samples of request ``number``; empty if none may have a token."""
     limit = token_limit(request)
@@ -37,6 +50,8 @@ def samples_of(
             request.decode,
             streams=streams,
             records_experts=records_experts,
+            call=call,
+            is_short=is_short,
         )
         for index, seed in enumerate(request.seeds)
     ]

@@ -83,7 +83,7 @@ def _show(view: ServersView, *, as_json: bool, watch: bool) -> None:
         print(line)
     if view.servers:
         print()
-        details = [[f"error: {row.error}"] if row.error else [] for row in view.servers]
+        details = [_details(row) for row in view.servers]
         print_table(COLUMNS, [_cells(row) for row in view.servers], details=details)
     if view.registry_error:
         print_remark(view.registry_error, label="registry: ", style="bold red")
@@ -129,6 +129,18 @@ def _cells(row: ServerRow) -> list[str | Text]:
         up,
         row.incarnation[:8] or "-",
     ]
+
+
+def _details(row: ServerRow) -> list[str]:
+    """Lines below a server: why it is not in service, and when it may join again."""
+    lines = [f"error: {row.error}"] if row.error else []
+    attempts = f"{row.refusals} attempt{'s' if row.refusals > 1 else ''} to join failed"
+    if row.retry_seconds is not None:
+        again = f"may join again in {_span(row.retry_seconds)}" if row.retry_seconds else "may join again"
+        lines.append(f"{attempts}; {again}" if row.refusals else again)
+    elif row.refusals:
+        lines.append(f"{attempts}; the next one is due")
+    return lines
 
 
 def _span(seconds: float) -> str:

@@ -43,6 +43,8 @@ class ServerRow:
         running: number of requests in progress; ``None`` if unknown.
         started_at: seconds since the epoch; 0 if unknown.
         error: the last error: of the pool, or of the query.
+        refusals: consecutive attempts to join the trainer's servers that failed.
+        retry_seconds: time until the trainer lets it try again; ``None`` if it need not.
     """
 
     address: str
@@ -55,6 +57,8 @@ class ServerRow:
     running: int | None
     started_at: float
     error: str
+    refusals: int = 0
+    retry_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,7 @@ class Observer:
         return found, "; ".join(errors)
 
     def _row(self, record: ServerRecord, member: MemberStatus | None) -> ServerRow:
-        opinion = member.reason if member is not None else ""
+        opinion = member.reason or member.refused if member is not None else ""
         row = ServerRow(
             address=record.address,
             incarnation=record.incarnation,
@@ -159,6 +163,8 @@ class Observer:
             running=None,
             started_at=record.started_at,
             error=opinion,
+            refusals=member.refusals if member is not None else 0,
+            retry_seconds=member.retry_seconds if member is not None else None,
         )
         try:
             answered, state = self._query(record)

@@ -216,3 +216,20 @@ def test_watching_looks_again_until_ctrl_c(show, run: Path, server: Server, monk
     assert [len(json.loads(line)["servers"]) for line in out.splitlines()] == [0, 1]
     assert looks == [0.5, 0.5]
     assert "found 0; allowed are numbers from 0.1" in show("--watch", "--interval", "0")[2]
+
+
+def test_a_server_that_cannot_join_shows_why_and_when_it_tries_again(show, run: Path, server: Server) -> None:
+    announce(run, server.record, DEAD)
+    why = "prepare: answered 409: found another architecture"
+    out = MemberStatus(DEAD.address, "dead", "served", "out", 5.0, 3, reason=why, refusals=3, retry_seconds=118.4)
+    name = server.record.incarnation
+    joining = MemberStatus(server.record.address, name, "served", "joining", 1.0, 0, refusals=1, refused=why)
+    write_status(run, out, joining)
+    text = show()[1]
+    assert text.count(f"error: {why}") == 2
+    assert "3 attempts to join failed; may join again in 118 s" in text
+    assert "1 attempt to join failed; the next one is due" in text
+    rows = {row["incarnation"]: row for row in json.loads(show("--json")[1])["servers"]}
+    assert (rows["dead"]["refusals"], rows["dead"]["retry_seconds"]) == (3, 118.4)
+    write_status(run, MemberStatus(DEAD.address, "dead", "served", "out", 5.0, 3, reason="killed", retry_seconds=0.0))
+    assert "error: killed\n    may join again\n" in show()[1]

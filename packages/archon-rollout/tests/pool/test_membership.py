@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from archon_core.serving.record import ServerRecord
-from archon_rollout.pool.membership import IN_SERVICE, Membership, MembershipRules
+from archon_rollout.pool.members import IN_SERVICE, MembershipRules
+from archon_rollout.pool.membership import Membership
 
 RULES = MembershipRules(failure_threshold=2, cooldown=10.0, retry=5.0)
 

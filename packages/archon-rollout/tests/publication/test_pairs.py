@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerRecord
-from archon_core.serving.update import BucketNotice
+from archon_core.serving.update import BucketNotice, UpdatePlan
 from archon_rollout.transports import distributed
 from archon_rollout.transports.distributed import LEAST_SECONDS, SLOWER, DistributedTransport
 
@@ -40,7 +41,7 @@ def test_a_pair_that_is_joined_after_its_epoch_was_left_is_left_too(transport, m
     transport._pairs = transport._new_pairs()
     late, left = threading.Event(), []
 
-    def join_late(setup, rank, *, timeout):
+    def join_late(setup, rank, *, timeout, given_up):
         assert late.wait(20)
         return "late pair"
 
@@ -58,3 +59,25 @@ def test_a_pair_that_is_joined_after_its_epoch_was_left_is_left_too(transport, m
     late.set()
     transport._partners.shutdown(wait=True)
     assert (transport._groups, left) == ({}, ["late pair"])
+
+
+@pytest.mark.parametrize("step", ["begin", "bucket"])
+def test_a_thread_that_waits_for_a_server_ends_when_the_call_to_it_fails(transport, monkeypatch, step):
+    monkeypatch.setattr(distributed, "JOIN_SECONDS", 1000.0)
+    transport._context = SimpleNamespace(**{**vars(transport._context), "timeout": 2000.0})
+    [server] = transport._servers = [ServerRecord("127.0.0.1:1", "a", "fake")]
+    transport._pairs = transport._new_pairs()
+
+    def refuse(*arguments, **options):
+        raise ServerError("it refuses")
+
+    monkeypatch.setattr(transport._context.driver, "begin_update", refuse)
+    monkeypatch.setattr(transport._context.driver, "receive_bucket", refuse)
+    call, argument = {
+        "begin": (transport._begin, UpdatePlan(None, "distributed")),
+        "bucket": (transport._let_receive, notice(1, 1000)),
+    }[step]
+    with pytest.raises(ServerError, match="it refuses"):
+        call(server, argument)
+    transport._partners.shutdown(wait=True)  # returns, although the server never arrives
+    assert transport._groups == {}

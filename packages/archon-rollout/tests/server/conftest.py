@@ -32,8 +32,8 @@ TOKEN = "secret"
 class FakeWeights:
     """Versions of the tiny decoder; a commit needs no transfer. It stands for ``ServedWeights``."""
 
-    def __init__(self, tiny, dtype=torch.float64) -> None:
-        self.trainers = {v: tiny.Trainer(tiny.Decoder(seed=v).to(dtype), v) for v in (5, 6, 7)}
+    def __init__(self, tiny, dtype=torch.float64, **sizes) -> None:
+        self.trainers = {v: tiny.Trainer(tiny.Decoder(seed=v, **sizes).to(dtype), v) for v in (5, 6, 7)}
         self.version = 5
         self.is_usable = True
         self.updates = SimpleNamespace(commit=self._commit, prepared=None, updating=None)
@@ -81,9 +81,9 @@ class Client:
 
 
 @contextmanager
-def serving(weights, *, text=None, max_rows: int = 8):
+def serving(weights, *, text=None, max_rows: int = 8, max_positions: int = 64):
     """A server on a free port; yields its client, service and decode thread."""
-    limits = replace(model_limits(weights.active.module), max_positions=64)
+    limits = replace(model_limits(weights.active.module), max_positions=max_positions)
     failures: list[BaseException] = []
     decode = DecodeThread(ServingLoop(weights, max_rows=max_rows), Ranks(), on_failure=failures.append)
     listener = socket.socket()

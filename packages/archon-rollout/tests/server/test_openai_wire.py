@@ -91,8 +91,10 @@ def test_fields_that_ask_for_nothing_pass():
         (parse_completion, {"prompt": "a", "stop": ""}, "stop: found an empty text"),
         (parse_completion, {"prompt": "a", "max_tokens": 64}, "max_tokens: found 64 .*allowed is at most 63"),
         (parse_completion, {"prompt": "a" * 64}, "prompt: found 64 tokens; the model allows 64"),
-        (parse_chat, {"messages": [{"role": "user", "content": None}]}, "objects with a 'role' and a 'content'"),
-        (parse_chat, {"messages": [], "tools": [{"type": "function"}]}, "tools: found"),
+        (parse_chat, {"messages": [{"role": "user", "content": None}]}, r"messages\[0\]: content: found None; allowed"),
+        (parse_chat, {"messages": [{"content": "a"}]}, r"messages\[0\]: found no 'role'; allowed are objects with"),
+        (parse_chat, {"messages": [], "tools": [{"type": "function"}]}, "tool_choice: found None with tools; allowed"),
+        (parse_chat, {"messages": [], "tool_choice": "required"}, "tool_choice: found 'required'; allowed is 'none'"),
         (parse_chat, {"prompt": "a"}, "unknown field 'prompt'"),
     ],
 )

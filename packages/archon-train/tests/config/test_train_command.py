@@ -187,8 +187,8 @@ def test_a_dry_run_prints_what_would_run_and_starts_nothing(
 def test_a_dry_run_names_missing_packages_and_still_succeeds(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train("--dry-run", "scheduler.type=ray", "rollout.backend=vllm:d2t2p1") == 0
     printed = capsys.readouterr().out
-    planned = "is planned and does not exist yet (use scheduler.type=local, and torchrun on several machines)"
-    assert f"- archon-ray, which {planned}; for scheduler.type: ray" in printed
+    advice = "use scheduler.type=local; on several machines with torchrun, and rollout.addresses for servers"
+    assert f"- archon-ray, which is planned and does not exist yet ({advice}); for scheduler.type: ray" in printed
     assert "pip install archon-rollout archon-vllm" in printed
 
 

@@ -7,15 +7,17 @@ import pytest
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
 from archon_core.ranks.environment import RankEnvironment
-from archon_train.cluster import engine_layouts
+from archon_train.cluster import cluster_shares, engine_layouts
 from archon_train.experiment import ClusterConfig
 from archon_train.launch.world import (
     check_started,
     explain_machines,
+    explain_servers_elsewhere,
     ranks_needed,
     threads_per_rank,
     torchrun_command,
 )
+from archon_train.process_plan import ProcessPlan, plan_processes
 
 ARGUMENTS = ["train", "my run.yaml", "seed=1"]
 
@@ -66,6 +68,20 @@ def test_ranks_of_several_machines_are_explained_and_those_of_one_are_not() -> N
     assert "needs 8 on 2 machines" in text
     assert torchrun_command(ARGUMENTS, 8, 2) in text
     assert "cluster.n_gpus_per_node=8" in text
+
+
+def plan_of(n_gpus: int, **backends: str) -> ProcessPlan:
+    shares = cluster_shares(layouts("archon:d4", **backends))
+    return plan_processes(shares, n_nodes=3, n_gpus_per_node=n_gpus)
+
+
+def test_servers_that_a_local_run_cannot_start_are_named_with_their_machines() -> None:
+    text = explain_servers_elsewhere(plan_of(4, rollout="sglang:d3t2"))
+    assert text is not None
+    assert "the plan has server 0 on machine 1, server 1 on machine 2, server 2 on machine 1" in text
+    assert "set rollout.addresses to their HOST:PORT" in text
+    assert explain_servers_elsewhere(plan_of(8, rollout="sglang:d2t2")) is None, "they fit beside the trainer"
+    assert explain_servers_elsewhere(plan_of(0, rollout="sglang:d3t2")) is None, "a CPU runs any number"
 
 
 def test_ranks_share_the_cores_and_each_has_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,8 +192,14 @@ class ClientRecipe:
 class RemoteClient(RolloutClient, Protocol):
     """A ``RolloutClient`` in a process beside the trainer, which knows only the servers that the trainer names."""
 
-    def update(self, servers: Sequence[ServerRecord], version: int) -> None:
-        """Take over the servers in service, and the version of their weights."""
+    def update(self, servers: Sequence[ServerRecord], version: int, answering: Sequence[str] = ()) -> None:
+        """Take over the servers that may get requests, and the version of their weights.
+
+        Args:
+            servers: may get requests.
+            version: of their weights.
+            answering: incarnations of further servers, which may answer the requests that they have.
+        """
 
     def switching(self) -> None:
         """The servers switch to new weights until the next ``update``; what they answer meanwhile waits for it, because
@@ -221,6 +227,9 @@ class ServingEngine(InferenceEngine, Protocol):
 
     def servers(self) -> Sequence[ServerRecord]:
         """The servers that may get requests now."""
+
+    def answering(self) -> Sequence[str]:
+        """Incarnations of the servers that may answer the requests that they have, whether or not they get others."""
 
     def report_failures(self, failures: Mapping[str, str]) -> None:
         """Take note of requests that failed elsewhere: incarnation -> error. They count like failed probes."""

@@ -259,7 +259,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
 """Package -> configuration sections and options that it brings."""
 
 PLANNED: Mapping[str, str] = {
-    "archon-ray": "use scheduler.type=local, and torchrun on several machines",
-    "archon-slurm": "use scheduler.type=local, and torchrun on several machines",
+    "archon-ray": "use scheduler.type=local; on several machines with torchrun, and rollout.addresses for servers",
+    "archon-slurm": "use scheduler.type=local; on several machines with torchrun, and rollout.addresses for servers",
 }
 """Packages above that do not exist yet -> what to use instead. A message never says to install them."""

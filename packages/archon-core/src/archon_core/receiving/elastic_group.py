@@ -10,7 +10,7 @@ repaired: the next one is built under a new prefix.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -88,19 +88,27 @@ class GroupSetup:
 
 
 def join_group(
-    host: str, port: int, prefix: str, rank: int, *, timeout: float, size: int = 2, backend: str = "gloo"
+    host: str,
+    port: int,
+    prefix: str,
+    rank: int,
+    *,
+    timeout: float,
+    size: int = 2,
+    backend: str = "gloo",
+    given_up: Callable[[], bool] = lambda: False,
 ) -> Group:
     """Build a group as member ``rank``. On gloo, waits for the other members.
 
     Raises:
         ServerError: the store cannot be reached, or closes; or another member does not arrive within ``timeout``
-            seconds.
+            seconds, or before ``given_up`` returns true.
     """
     limit = timedelta(seconds=timeout)
     try:
         store = dist.TCPStore(host, port, is_master=False, timeout=limit, wait_for_workers=False)
         if backend == "gloo":
-            _meet(store, prefix, rank, size, time.monotonic() + timeout)
+            _meet(store, prefix, rank, size, time.monotonic() + timeout, given_up)
         return BACKENDS[backend](dist.PrefixStore(prefix, store), rank, size, limit)
     except RuntimeError as error:
         raise ServerError(
@@ -109,7 +117,7 @@ def join_group(
         ) from error
 
 
-def _meet(store: dist.TCPStore, prefix: str, rank: int, size: int, end: float) -> None:
+def _meet(store: dist.TCPStore, prefix: str, rank: int, size: int, end: float, given_up: Callable[[], bool]) -> None:
     """Wait until all members are here. Asks again and again: torch's own wait cannot be ended, and reports a store that
     closes in the meantime with a C++ stack trace."""
     store.set(f"{prefix}/arrived/{rank}", "")
@@ -117,23 +125,39 @@ def _meet(store: dist.TCPStore, prefix: str, rank: int, size: int, end: float) -
         while not store.check([f"{prefix}/arrived/{other}"]):
             if store.check([CLOSING]):
                 raise RuntimeError("the trainer has closed the store")
+            if given_up():
+                raise RuntimeError(f"it gave up before rank {other} arrived")
             if time.monotonic() > end:
                 raise RuntimeError(f"rank {other} did not arrive")
             time.sleep(POLL_SECONDS)
 
 
-def join_as(setup: GroupSetup, rank: int | None = None, *, timeout: float | None = None) -> Group:
+def join_as(
+    setup: GroupSetup,
+    rank: int | None = None,
+    *,
+    timeout: float | None = None,
+    given_up: Callable[[], bool] = lambda: False,
+) -> Group:
     """``join_group`` by a setup.
 
     Args:
         setup: of this member, or of another one.
         rank: ``None`` for that of the setup.
         timeout: a lower limit than that of the setup; ``None`` for that of the setup.
+        given_up: ends the wait for other members when it returns true.
     """
     limit = setup.timeout if timeout is None else min(setup.timeout, timeout)
     member = setup.rank if rank is None else rank
     return join_group(
-        setup.host, setup.port, setup.prefix, member, timeout=limit, size=setup.size, backend=setup.backend
+        setup.host,
+        setup.port,
+        setup.prefix,
+        member,
+        timeout=limit,
+        size=setup.size,
+        backend=setup.backend,
+        given_up=given_up,
     )
 
 

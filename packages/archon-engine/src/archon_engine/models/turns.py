@@ -1,8 +1,8 @@
 """Token ids between two sampled turns of a conversation.
 
-A conversation that is trained on grows by appending: sampled tokens stay as they were sampled, because decoding them and
-encoding the text again may give other tokens, which the policy never sampled. Only the text that the chat template puts
-after an answer is encoded: the end of the answer's turn, the next messages, and the start of the next answer.
+A conversation that is trained on grows by appending: sampled tokens stay as they were sampled, because decoding them
+and encoding the text again may give other tokens, which the policy never sampled. Only the text that the chat template
+puts after an answer is encoded: the end of the answer's turn, the next messages, and the start of the next answer.
 """
 
 from __future__ import annotations

@@ -31,15 +31,23 @@ class BatchRule:
         Args:
             accepted: per group, in order of their start, whether it is trained on.
         """
-        end = kept = 0
-        for _ in range(self.max_rounds):
+        rounds = self._rounds(accepted)
+        return None if rounds is None else rounds[-1]
+
+    def n_rounds(self, accepted: Sequence[bool]) -> int:
+        """Number of rounds in which the groups of a complete batch were sampled."""
+        return len(self._rounds(accepted) or ())
+
+    def _rounds(self, accepted: Sequence[bool]) -> list[int] | None:
+        """The ends of the first batch's rounds; ``None`` if it needs more than these groups."""
+        ends, end, kept = [], 0, 0
+        while kept < self.batch_size and len(ends) < self.max_rounds:
             start, end = end, end + self.batch_size - kept
             if end > len(accepted):
                 return None
             kept += sum(accepted[start:end])
-            if kept == self.batch_size:
-                break
-        return end
+            ends.append(end)
+        return ends
 
     def n_complete(self, accepted: Sequence[bool]) -> int:
         """Number of batches that these groups complete."""

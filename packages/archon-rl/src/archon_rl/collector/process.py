@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
 import signal
 import socket
 from collections.abc import Mapping
@@ -23,6 +25,8 @@ from archon_rl.collector.states import read_state
 from archon_rl.collector.window import GroupWindow
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.records import SubsetDataset
+from archon_rl.fingerprint import Fingerprint
+from archon_rl.parent import end_with
 from archon_rl.preference_encoding import build_encoder
 from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
@@ -35,13 +39,16 @@ from archon_rl.workflows.source import workflow_source
 from archon_train.experiment import load_config
 
 
-def main(descriptor: int) -> None:
+def main(descriptor: int, trainer: int) -> None:
     """Serve the trainer at the other end of a socket.
 
     Args:
         descriptor: file descriptor of the socket.
+        trainer: process id of the trainer.
     """
+    end_with(trainer)  # whatever blocks here: an import, a reward that hangs, a workflow that never awaits
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which stops this process
+    os.set_inheritable(descriptor, False)  # a process of a workflow must not keep the socket open
     channel = socket.socket(fileno=descriptor)
     try:
         setup = receive(channel)
@@ -49,10 +56,11 @@ def main(descriptor: int) -> None:
     except EOFError:
         return
     except Exception as error:
+        logging.getLogger(__name__).exception("the collector cannot start")
         channel.sendall(packed(error_data(error)))
         return
-    channel.sendall(packed({"ok": None}))
     try:
+        channel.sendall(packed({"ok": None}))
         asyncio.run(_serve(channel, setup, sampler))
     finally:
         if rewards is not None:
@@ -75,7 +83,7 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     encoder = build_encoder(load_tokenizer(folder / "tokenizer"), config.data, config.tokenizer.use_chat_template)
     assert isinstance(encoder, TextEncoder), "pairs of preferences are not sampled"
     recipe = ClientRecipe(**setup["client"])
-    rewards = _reward_threads(config) if setup["needs_rewards"] else None
+    rewards = None if setup["reward"] is None else _reward_threads(config, Fingerprint(**setup["reward"]))
     options = GenerationConfig(**setup["options"])
     source = workflow_source(workflow_name(config), registry())
     groups = GroupSampler(
@@ -92,12 +100,12 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     return sampler, rewards
 
 
-def _reward_threads(config: Any) -> RewardThreads:
+def _reward_threads(config: Any, expected: Fingerprint) -> RewardThreads:
     source, options = reward_source(config.reward, registry()), config.rewards
 
     def build() -> RewardRunner:
         if options.processes == 0:
             return InProcessRewards(source)
-        return RewardPool(source, processes=1, timeout=options.timeout_seconds)
+        return RewardPool(source, processes=1, timeout=options.timeout_seconds, expected=expected)
 
     return RewardThreads(build, max(1, options.processes))

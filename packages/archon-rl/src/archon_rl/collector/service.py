@@ -58,15 +58,15 @@ class CollectorService:
         finally:
             await self._cancel()
 
-    async def _on_publish(self, step: int, version: int, servers: list[dict[str, Any]]) -> None:
+    async def _on_publish(self, step: int, version: int, servers: list[dict[str, Any]], answering: list[str]) -> None:
         """The servers hold the weights after ``step`` steps, which have ``version``."""
-        self._client.update([ServerRecord.from_data(one) for one in servers], version)
+        self._update(version, servers, answering)
         self._window.published(step)
         self._start()
 
-    async def _on_servers(self, version: int, servers: list[dict[str, Any]]) -> dict[str, str]:
-        """The servers in service have changed. Answers the failures since the last call."""
-        self._client.update([ServerRecord.from_data(one) for one in servers], version)
+    async def _on_servers(self, version: int, servers: list[dict[str, Any]], answering: list[str]) -> dict[str, str]:
+        """The servers in service may have changed. Answers the failures since the last call."""
+        self._update(version, servers, answering)
         return dict(self._client.failures())
 
     async def _on_switching(self) -> None:
@@ -92,6 +92,9 @@ class CollectorService:
     async def _on_state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         return state_data(self._window.state())
+
+    def _update(self, version: int, servers: list[dict[str, Any]], answering: list[str]) -> None:
+        self._client.update([ServerRecord.from_data(one) for one in servers], version, answering)
 
     def _load(self, batch: ConsumedBatch[Group]) -> dict[str, Any]:
         """Metrics of the moment."""

@@ -124,9 +124,12 @@ class GroupWindow(Generic[T]):
         """The number of the group to sample now; ``None`` if none may start yet."""
         if self.n_running >= self._pace.max_concurrent:
             return None
-        if self._again:  # the bound held when it was started first, and steps only go on
-            number = self._again.pop(0)
-        elif self._may_draw():
+        if self._again:
+            number = self._again[0]
+            if not self._is_due(number):  # the resumed run may have a smaller bound
+                return None
+            self._again.pop(0)
+        elif self._has_room() and self._is_due(self._next):
             number, self._next = self._next, self._next + 1
         else:
             return None
@@ -162,13 +165,13 @@ class GroupWindow(Generic[T]):
             number += 1
         return prefix
 
-    def _may_draw(self) -> bool:
-        """Whether a new group may start."""
-        if self.n_running + len(self._again) + self.n_waiting >= self._pace.queue_size:
-            return False
-        # Rejections move later groups to earlier steps, so the latest step of a new group is its step if all running
-        # ones are accepted.
-        hopeful = [
-            number not in self._settled or self._settled[number].accepted for number in range(self._first, self._next)
-        ]
+    def _has_room(self) -> bool:
+        """Whether the queue takes another group."""
+        return self.n_running + len(self._again) + self.n_waiting < self._pace.queue_size
+
+    def _is_due(self, number: int) -> bool:
+        """Whether the step of a group is so near that it may start."""
+        # Rejections move later groups to earlier steps, so the latest step of a group is its step if all unfinished
+        # ones before it are accepted.
+        hopeful = [one not in self._settled or self._settled[one].accepted for one in range(self._first, number)]
         return self.step + self._rule.n_complete(hopeful) <= self._published + self._pace.max_staleness

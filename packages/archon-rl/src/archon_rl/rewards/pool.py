@@ -23,6 +23,7 @@ from archon_rl.rewards.calls import Outcome, RewardCall
 from archon_rl.rewards.checking import shown_completion
 from archon_rl.rewards.reward_process import EXIT_SECONDS, RewardProcess
 from archon_rl.rewards.source import RewardSource
+from archon_rl.rewards.source_fingerprint import check_same
 
 MAX_CHUNK = 32
 """Calls per message: enough to make messages cheap."""
@@ -62,17 +63,24 @@ class RewardPool:
         processes: their number.
         timeout: time limit of a call in seconds.
         clock: monotonic; returns seconds.
+        expected: what every process must have imported; ``None`` for whatever the first one imports.
     """
 
     def __init__(
-        self, source: RewardSource, *, processes: int, timeout: float, clock: Callable[[], float] = time.monotonic
+        self,
+        source: RewardSource,
+        *,
+        processes: int,
+        timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+        expected: Fingerprint | None = None,
     ) -> None:
         self._source = source
         self._n_processes = processes
         self._timeout = timeout
         self._clock = clock
         self._processes: list[RewardProcess] = []
-        self._fingerprint: Fingerprint | None = None
+        self._fingerprint = expected
 
     def start(self) -> Fingerprint:
         """See ``RewardRunner``."""
@@ -203,11 +211,8 @@ class RewardPool:
 
     def _check(self, found: Fingerprint) -> None:
         """All processes must have imported the same source."""
-        if self._fingerprint is not None and found.digest != self._fingerprint.digest:
-            raise ConfigError(
-                f"reward: found {found} in a new reward process, and {self._fingerprint} when the run started; allowed "
-                "is one source for all completions; restore it, or resume with trainer.accept_changed=[reward]"
-            )
+        if self._fingerprint is not None:
+            check_same(found, self._fingerprint, "a new reward process")
         self._fingerprint = found
 
     def _lose(self, process: RewardProcess, batch: _Batch, *, timed_out: bool = False) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+from archon_core.errors import ConfigError
 from archon_rl.chosen_function import is_in
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.source import RewardSource
@@ -28,6 +29,19 @@ def reward_fingerprint(source: RewardSource) -> Fingerprint:
     content = {"attribute": attribute, **({"sources": sources} if sources else {"version": version})}
     about = f"reward {source.name!r} of {source.origin or module} {version}".rstrip()
     return Fingerprint.of(content, about)
+
+
+def check_same(found: Fingerprint, expected: Fingerprint, where: str) -> None:
+    """Raise ConfigError if a process has imported another reward than the run started with.
+
+    Args:
+        where: the process, for the message.
+    """
+    if found.digest != expected.digest:
+        raise ConfigError(
+            f"reward: found {found} in {where}, and {expected} when the run started; allowed is one source for all "
+            "completions; restore it, or resume with trainer.accept_changed=[reward]"
+        )
 
 
 def _version(distribution: str) -> str:

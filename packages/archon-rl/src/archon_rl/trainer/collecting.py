@@ -146,6 +146,11 @@ def shaped_batch(
     return build_batch(groups, shaped, needs_experts=needs_experts)
 
 
+def without_rewards(statistics: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a step of an algorithm that needs no rewards."""
+    return {name: value for name, value in statistics.items() if name not in ("reward", "reward_std")}
+
+
 def refill_statistics(n_drawn: int, n_kept: int, n_prompts: int, n_rounds: int) -> dict[str, float]:
     """Metrics of a step with a selection."""
     return {

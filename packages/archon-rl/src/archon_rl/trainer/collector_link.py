@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,14 +23,14 @@ START_SECONDS = 300.0
 """Time limit for starting Python, loading the data and importing the reward."""
 
 CALL_SECONDS = 60.0
-"""Time limit of a call. The collector's loop never blocks, so an answer that takes longer never comes."""
+"""Time limit of a call. The collector's loop does not wait for anything, so a later answer never comes."""
 
 STOP_SECONDS = 10.0
 """Time for the process to end by itself, before it is killed."""
 
 _MAIN = (
     "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments['path']; "
-    "from archon_rl.collector.process import main; main(arguments['descriptor'])"
+    "from archon_rl.collector.process import main; main(arguments['descriptor'], arguments['trainer'])"
 )
 
 
@@ -39,6 +40,8 @@ class CollectorLostError(Exception):
 
 class CollectorLink:
     """One collector process. It leads a process group, so Ctrl-C in the terminal reaches the trainer alone.
+
+    Belongs to the thread that creates it: where the kernel ends the process with the trainer, it goes by that thread.
 
     Args:
         setup: what the process needs to know; see ``archon_rl.collector.process``.
@@ -51,7 +54,7 @@ class CollectorLink:
 
     def __init__(self, setup: Mapping[str, Any], log: Path) -> None:
         self._channel, theirs = socket.socketpair()
-        arguments = {"path": sys.path, "descriptor": theirs.fileno()}
+        arguments = {"path": sys.path, "descriptor": theirs.fileno(), "trainer": os.getpid()}
         environment = {name: value for name, value in os.environ.items() if name != "ARCHON_SERVER_TOKEN"}
         with theirs, log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -69,17 +72,17 @@ class CollectorLink:
             self.close()
             raise
 
-    def publish(self, step: int, version: int, servers: Sequence[ServerRecord]) -> None:
-        """The servers hold the weights after ``step`` training steps."""
-        self._call("publish", step=step, version=version, servers=[one.as_data() for one in servers])
+    def publish(self, step: int, version: int, servers: Sequence[ServerRecord], answering: Sequence[str]) -> None:
+        """The servers hold the weights after ``step`` training steps; see ``RemoteClient.update``."""
+        self._call("publish", step=step, version=version, **_servers(servers, answering))
 
     def switching(self) -> None:
         """The servers switch to new weights until the next ``publish``."""
         self._call("switching")
 
-    def update_servers(self, version: int, servers: Sequence[ServerRecord]) -> dict[str, str]:
+    def update_servers(self, version: int, servers: Sequence[ServerRecord], answering: Sequence[str]) -> dict[str, str]:
         """Name the servers in service; returns incarnation -> error, of those that failed since the last call."""
-        return self._call("servers", version=version, servers=[one.as_data() for one in servers])
+        return self._call("servers", version=version, **_servers(servers, answering))
 
     def take(self, timeout: float) -> tuple[ConsumedBatch[Group], dict[str, Any]] | None:
         """The batch of the next step with the collector's load; ``None`` if it is not complete in time."""
@@ -93,29 +96,36 @@ class CollectorLink:
     def close(self) -> None:
         """End the process. Idempotent."""
         if self._process.poll() is None:
-            try:
-                self._send({"call": "stop"}, STOP_SECONDS)
+            with contextlib.suppress(CollectorLostError, subprocess.TimeoutExpired):
+                self._exchange({"call": "stop"}, STOP_SECONDS)  # the answer may be that of an interrupted call
                 self._process.wait(STOP_SECONDS)
-            except (CollectorLostError, subprocess.TimeoutExpired):
-                pass
         self._channel.close()
         if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def _call(self, name: str, **arguments: Any) -> Any:
         return self._send({"call": name, **arguments}, CALL_SECONDS)
 
     def _send(self, message: dict[str, Any], timeout: float) -> Any:
+        return value_of(self._exchange(message, timeout))
+
+    def _exchange(self, message: dict[str, Any], timeout: float) -> dict[str, Any]:
         self._channel.settimeout(timeout)
         try:
             self._channel.sendall(packed(message))
-            answer = receive(self._channel)
+            return receive(self._channel)
         except TimeoutError as error:
-            raise CollectorLostError(f"no answer within {timeout:g} s") from error
+            raise CollectorLostError(
+                f"it gave no answer within {timeout:g} s; does a workflow block the event loop?"
+            ) from error
         except (OSError, EOFError) as error:
             code = self._process.poll()
             raise CollectorLostError(
                 f"its process ended with code {code}" if code is not None else str(error)
             ) from error
-        return value_of(answer)
+
+
+def _servers(servers: Sequence[ServerRecord], answering: Sequence[str]) -> dict[str, Any]:
+    return {"servers": [one.as_data() for one in servers], "answering": list(answering)}

@@ -1,4 +1,4 @@
-"""``FailureJudge``: how many completions of a run may have no reward."""
+"""``FailureJudge``: explains failed samples, and decides when too many of them end the run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WINDOW = 1000
 
 @dataclass
 class FailureJudge:
-    """Explains completions without a reward, and ends the run if there are too many.
+    """Keeps count of failures over the run.
 
     Attributes:
         max_failed: largest share of the last ``WINDOW`` calls that may fail.
@@ -27,13 +27,16 @@ class FailureJudge:
     _recent: deque[bool] = field(default_factory=lambda: deque(maxlen=WINDOW), init=False)
     _explained: set[str] = field(default_factory=set, init=False)
 
-    def judge(self, outcomes: Sequence[Outcome], when: str, *, may_all_fail: bool = False) -> None:
-        """Explain new failures, and raise RewardError if there are too many.
+    def __call__(self, outcomes: Sequence[Outcome], when: str, *, may_all_fail: bool = False) -> None:
+        """Explain new failures.
 
         Args:
-            outcomes: of a batch.
+            outcomes: of all calls of a batch.
             when: what the batch is for, such as ``Step 3``; for messages.
             may_all_fail: accept a batch without any reward, because it is small.
+
+        Raises:
+            RewardError: every call failed, or more than ``max_failed`` of the recent ones.
         """
         failures, n_calls = [one for one in outcomes if one.failed], len(outcomes)
         self._recent.extend(one.failed for one in outcomes)
@@ -62,6 +65,14 @@ class FailureJudge:
         lines = [f"{when}: no reward for {len(failures)} of {n_calls} completions"]
         lines += [f"{one.error}{_traced(one)}" for one in reversed(new.values())]
         self.note("\n".join(lines))
+
+
+def explain_no_group(n_prompts: int, example: Outcome) -> str:
+    """The error of a step without a prompt whose completions all have rewards."""
+    return (
+        f"found a completion without a reward for each of the {n_prompts} prompts of a step, which leaves none to "
+        f"train on; correct the reward; one of them: {example.error}"
+    )
 
 
 def _traced(outcome: Outcome) -> str:

@@ -15,6 +15,7 @@ from archon_core.ranks.ranks import DataRanks
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
 from archon_rl.collector.batches import Pace
 from archon_rl.config import RewardOptions
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
 from archon_rl.rewards.pool import RewardPool
@@ -94,7 +95,9 @@ class RLTrainer:
             run.record([task.ends.decision()])
             scorer = None if rewards is None else self._build_scorer(rewards, task)
             options = sampling_options(config.gconfig, task.ends)
-            collection = self._build_collection(task, rollout, scorer, options, actor.data_ranks, stack)
+            collection = self._build_collection(
+                task, rollout, scorer, options, actor.data_ranks, known.get("reward"), stack
+            )
             step = RLStep(collection, self._algorithm, engines, rollout, config.seed)
             evaluate = None
             if scorer is not None and len(task.validation):
@@ -134,6 +137,7 @@ class RLTrainer:
         scorer: Scorer | None,
         options: GenerationConfig,
         data_ranks: DataRanks,
+        reward: Fingerprint | None,
         stack: ExitStack,
     ) -> Collection:
         run, config = self._run, self._run.config.rollout
@@ -146,7 +150,7 @@ class RLTrainer:
             max_concurrent=config.max_concurrent_rollouts or size * (config.max_head_offpolicyness + 1),
             queue_size=config.queue_size or size * (config.max_head_offpolicyness + 1),
         )
-        ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace)
+        ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace, reward)
         stack.callback(ahead.close)
         return ahead
 

@@ -17,7 +17,7 @@ import msgpack
 
 from archon_core.contracts.rollout import GenerationConfig
 from archon_core.contracts.serving import ServingEngine
-from archon_core.errors import TrainingError
+from archon_core.errors import RewardError, TrainingError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
 from archon_rl.algorithm import Algorithm
@@ -27,10 +27,11 @@ from archon_rl.collector.messages import unpacked
 from archon_rl.collector.sampling import WORKFLOW_FAILED, reason_counts
 from archon_rl.collector.states import batch_data, read_batch, state_data
 from archon_rl.collector.window import ConsumedBatch, WindowState
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import Outcome
-from archon_rl.trainer.collecting import Collected, Sampled, refill_statistics, shaped_batch
+from archon_rl.trainer.collecting import Collected, Sampled, refill_statistics, shaped_batch, without_rewards
 from archon_rl.trainer.collector_link import CollectorLink, CollectorLostError
-from archon_rl.trainer.failures import FailureJudge
+from archon_rl.trainer.failures import FailureJudge, explain_no_group
 from archon_rl.trainer.scoring import FAILED, TIMED_OUT, Scorer
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
@@ -55,6 +56,7 @@ class SampleAhead:
         scorer: judges failed rewards; ``None`` for an algorithm that needs no rewards.
         options: sampling options, with all stop tokens.
         pace: how far the collector may run ahead.
+        reward: the source that scores completions; a collector that starts later must import the same.
     """
 
     run: RunContext
@@ -64,6 +66,7 @@ class SampleAhead:
     scorer: Scorer | None
     options: GenerationConfig
     pace: Pace
+    reward: Fingerprint | None
     _link: CollectorLink | None = field(default=None, init=False)
     _published: tuple[int, int] = field(default=(0, 0), init=False)
     _steps: dict[int, int] = field(default_factory=dict, init=False)
@@ -84,22 +87,26 @@ class SampleAhead:
         """See ``Collection``. The first call starts the collector."""
         version = self.rollout.version
         self._published = step, version
-        self._steps.setdefault(version, step)
+        # Weights that a step leaves unchanged, such as a critic's warm-up, stay the newest ones.
+        self._steps[version] = step
         with failing_together(self._ranks):
             if self._ranks.is_first:
-                self._reach(lambda link: link.publish(step, version, self.rollout.servers()))
+                self._reach(self._publish)
 
     def state(self) -> bytes | None:
         """See ``Collection``: the finished groups, and the steps of the versions that sampled them."""
         window = self._reach(lambda link: link.state())
-        return msgpack.packb({"window": window, "steps": self._steps})
+        return msgpack.packb({"window": window, "steps": self._steps, "max_staleness": self.pace.max_staleness})
 
     def restore(self, state: bytes | None) -> None:
         """See ``Collection``."""
         state = self._ranks.broadcast(state)
         if state is not None:
             found = unpacked(state)
-            self._restored, self._steps = found["window"], found["steps"]
+            self._steps = found["steps"]
+            if found["max_staleness"] <= self.pace.max_staleness:
+                self._restored = found["window"]
+            # Groups that were sampled further ahead than this run allows are sampled again.
 
     def __call__(self, step: int, clock: PhaseClock) -> Collected:
         """The completions of ``step``; groups with a completion without a reward are left out."""
@@ -139,7 +146,7 @@ class SampleAhead:
 
     def _take(self, link: CollectorLink) -> dict[str, Any] | None:
         taken = link.take(POLL_SECONDS)
-        failures = link.update_servers(self._published[1], self.rollout.servers())
+        failures = link.update_servers(self._published[1], self.rollout.servers(), self.rollout.answering())
         if failures:
             self.rollout.report_failures(failures)
         if taken is None:
@@ -166,10 +173,18 @@ class SampleAhead:
                 self.run.progress.note(f"The collector was lost ({error}); sampling its unfinished groups again")
 
     def _start(self) -> CollectorLink:
-        step, version = self._published
-        link = CollectorLink(self._setup(step), self._log)
-        link.publish(step, version, self.rollout.servers())
+        link = CollectorLink(self._setup(self._published[0]), self._log)
+        try:
+            self._publish(link)
+        except BaseException:
+            link.close()
+            raise
+        self._restored = None
         return link
+
+    def _publish(self, link: CollectorLink) -> None:
+        step, version = self._published
+        link.publish(step, version, self.rollout.servers(), self.rollout.answering())
 
     @property
     def _log(self) -> Path:
@@ -177,8 +192,7 @@ class SampleAhead:
 
     def _setup(self, step: int) -> dict[str, Any]:
         # Of a lost collector, only the place in the data is known: its groups are sampled again.
-        restored, self._restored = self._restored, None
-        state = restored or state_data(WindowState(step, self.task.cursor.first(step)))
+        state = self._restored or state_data(WindowState(step, self.task.cursor.first(step)))
         return {
             "folder": str(self.run.folder.path),
             "kept": None if self.task.kept is None else list(self.task.kept),
@@ -187,7 +201,7 @@ class SampleAhead:
             "state": state,
             "client": asdict(self.rollout.client_recipe()),
             "options": asdict(self.options),
-            "needs_rewards": self.scorer is not None,
+            "reward": None if self.reward is None else asdict(self.reward),
         }
 
     def _collected(self, batch: ConsumedBatch[Group], load: Mapping[str, float], step: int) -> Collected:
@@ -198,7 +212,8 @@ class SampleAhead:
             group = one.group
             sampled.add(group.rewards, group.lengths, group.truncated, n_tokens=group.n_tokens)
             if one.accepted:
-                age = step - min(self._step_of(version) for version in group.versions)
+                # Prompts that leave no room for a completion have no version.
+                age = step - min((self._step_of(version) for version in group.versions), default=step)
                 ages.append(age)
                 if age <= self.pace.max_staleness:
                     kept[number] = group
@@ -208,9 +223,12 @@ class SampleAhead:
             self.algorithm, groups, rewards, needs_experts=self.run.config.rollout.return_routed_experts
         )
         statistics = sampled.statistics(len(chosen))
+        if self.scorer is None:
+            statistics = without_rewards(statistics)
         if self.algorithm.selection is not None:
-            rule, n = BatchRule(self.task.cursor.batch_size, self.algorithm.max_rounds), len(complete)
-            statistics |= refill_statistics(n, len(ages), rule.batch_size, 0)
+            rule = BatchRule(self.task.cursor.batch_size, self.algorithm.max_rounds)
+            n_rounds = rule.n_rounds([one.accepted for one in batch.settled.values()])
+            statistics |= refill_statistics(len(batch.settled), len(ages), rule.batch_size, n_rounds)
         return Collected(
             chosen,
             {
@@ -231,7 +249,9 @@ class SampleAhead:
         groups = [one.group for one in batch.settled.values()]
         # A workflow may give rewards without calls of the reward function.
         n_calls = n_errors + sum(group.n_calls or len(group.rewards) for group in groups)
-        self._failures.judge([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], f"Step {step + 1}")
+        self._failures([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], f"Step {step + 1}")
+        if all(group.failures for group in groups):
+            raise RewardError(explain_no_group(len(groups), failures[0]))
         if self.scorer is None:
             return {}
         return {FAILED: len(failures) - n_errors, TIMED_OUT: sum(one.timed_out for one in failures)}

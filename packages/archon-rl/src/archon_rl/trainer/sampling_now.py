@@ -12,7 +12,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.algorithm import Algorithm
-from archon_rl.trainer.collecting import Collected, collect, shaped_batch
+from archon_rl.trainer.collecting import Collected, collect, shaped_batch, without_rewards
 from archon_rl.trainer.rollout_batch import rollout_seeds, sample
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.step_metrics import PhaseClock
@@ -87,5 +87,5 @@ class SampleNow:
         )
         statistics = collected.statistics | {name: float(n) for name, n in failed.items()}
         if self.scorer is None:
-            statistics = {name: value for name, value in statistics.items() if name not in ("reward", "reward_std")}
+            statistics = without_rewards(statistics)
         return replace(collected, statistics=statistics)

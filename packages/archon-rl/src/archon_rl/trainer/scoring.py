@@ -17,7 +17,7 @@ from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.rewards.calls import Outcome, RewardCall, RewardRunner
 from archon_rl.text_encoding import TextEncoder
-from archon_rl.trainer.failures import FailureJudge
+from archon_rl.trainer.failures import FailureJudge, explain_no_group
 from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.sharing import ONE_RANK, map_over_ranks
 from archon_rl.workflows.record_calls import reward_calls
@@ -60,10 +60,7 @@ class Scores:
         if len(kept) == len(self.outcomes):
             return self
         if not kept and not may_be_empty:
-            raise RewardError(
-                f"found a completion without a reward for each of the {len(self.outcomes)} prompts of a step, which "
-                f"leaves none to train on; correct the reward; one of them: {self.failures[0].error}"
-            )
+            raise RewardError(explain_no_group(len(self.outcomes), self.failures[0]))
         return Scores(self.rollout.select(kept), tuple(self.outcomes[i] for i in kept))
 
     def metrics(self) -> dict[str, float]:
@@ -145,7 +142,7 @@ class Scorer:
 
     def judge(self, outcomes: Sequence[Outcome], when: str, *, may_all_fail: bool = False) -> None:
         """Explain new failures, and raise RewardError if there are too many; see ``__call__``."""
-        self.failures.judge(outcomes, when, may_all_fail=may_all_fail)
+        self.failures(outcomes, when, may_all_fail=may_all_fail)
 
 
 def place_of(rollout: Rollout, index: int) -> str:

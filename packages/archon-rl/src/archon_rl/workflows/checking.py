@@ -14,12 +14,13 @@ PER_TOKEN = ("token_ids", "loss_mask", "logprobs", "versions")
 ALLOWED = "allowed is a list of Trajectory, or None to leave the record out"
 
 
-def checked_trajectories(workflow: str, found: Any) -> tuple[Trajectory, ...] | None:
+def checked_trajectories(workflow: str, found: Any, n_sampled: int) -> tuple[Trajectory, ...] | None:
     """The trajectories of one record; ``None`` if the workflow left it out.
 
     Args:
         workflow: its name, for messages.
         found: what it returned.
+        n_sampled: number of tokens that it got from the client.
 
     Raises:
         TrainingError: anything else, or trajectories that no step can train on.
@@ -34,7 +35,7 @@ def checked_trajectories(workflow: str, found: Any) -> tuple[Trajectory, ...] | 
         if not isinstance(one, Trajectory):
             raise _refused(workflow, f"a list with a value of type {type(one).__name__} at place {place}", ALLOWED)
         _check(workflow, one)
-    if not any(one.n_sampled for one in found):
+    if n_sampled and not any(one.n_sampled for one in found):
         raise _refused(workflow, "trajectories without a sampled token", "allowed is a loss_mask that marks them")
     return tuple(found)
 

@@ -81,6 +81,8 @@ class MultiTurn:
             try:
                 [answer] = await client.generate(GenerationRequest(asked, self._one_sample, seeds))
             except RefusedRequestError:  # the conversation has become too long
+                answer = None
+            if answer is None or not answer.token_ids:
                 conversation = replace(conversation, truncated=True)
                 break
             conversation = extended(conversation, asked, answer)

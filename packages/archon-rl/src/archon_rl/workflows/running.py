@@ -21,7 +21,7 @@ ENDS_THE_RUN = (ConfigError, ServerError, TrainingError)
 """Errors of a workflow that concern more than its record; a refused request concerns the record alone."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class GroupClient:
     """The client that a workflow gets for one record.
 
@@ -29,11 +29,13 @@ class GroupClient:
         client: completes prompts.
         encoder: finds stop texts.
         group: the group of requests that name none.
+        n_sampled: number of sampled tokens so far.
     """
 
     client: RolloutClient
     encoder: TextEncoder
     group: str
+    n_sampled: int = 0
 
     @property
     def version(self) -> int:
@@ -44,7 +46,9 @@ class GroupClient:
         """See ``RolloutClient``."""
         if request.decode is None:
             request = replace(request, decode=self.encoder.decode_literally)
-        return await self.client.generate(request, group=group or self.group)
+        completions = await self.client.generate(request, group=group or self.group)
+        self.n_sampled += sum(len(one.token_ids) for one in completions)
+        return completions
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,8 @@ async def run_workflow(
     trajectories, failures, error, start = (), (), None, time.perf_counter()
     with tallied() as tally:
         try:
-            trajectories = checked_trajectories(name, await workflow.run(client, record, seeds)) or ()
+            found = await workflow.run(client, record, seeds)
+            trajectories = checked_trajectories(name, found, client.n_sampled) or ()
         except RewardsFailedError as failed:
             failures = failed.failures
         except (Exception, SystemExit) as raised:

@@ -12,80 +12,10 @@ from outside, so every order of events can be tested.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 from archon_core.serving.record import ServerRecord
-
-State = Literal["joining", "warming", "active", "suspect", "out"]
-"""``joining``: announced. ``warming``: takes part in a publication of weights, canary included. ``active``: in service.
-``suspect``: a probe failed; no new requests. ``out``: no requests and no weights."""
-
-IN_SERVICE: tuple[State, ...] = ("active", "suspect")
-"""States of servers that have the current weights."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One server.
-
-    Attributes:
-        record: as announced; ``version`` is that of the last weights which the server has confirmed.
-        state: its state.
-        since: time at which it entered the state.
-        failures: consecutive failed probes.
-        reason: why it is suspect or out; empty otherwise.
-        announced: whether the registry lists it.
-        drains: whether it left only by withdrawing, so it may still answer the requests that it has.
-    """
-
-    record: ServerRecord
-    state: State
-    since: float
-    failures: int = 0
-    reason: str = ""
-    announced: bool = True
-    drains: bool = False
-
-
-@dataclass(frozen=True)
-class TopologyDecision:
-    """The servers of one step. Rank 0 decides and broadcasts, so that all ranks enter the same collectives.
-
-    Attributes:
-        epoch: rises by 1 with every change; names the process groups of the weight transport.
-        members: the servers in service, by incarnation, in the order in which they were first announced.
-        evicted: incarnations that left since the previous decision.
-        joined: incarnations that are new since the previous decision.
-        reason: of the changes, for the log; empty without a change.
-    """
-
-    epoch: int
-    members: Mapping[str, ServerRecord] = field(default_factory=dict)
-    evicted: tuple[str, ...] = ()
-    joined: tuple[str, ...] = ()
-    reason: str = ""
-
-    @property
-    def changed(self) -> bool:
-        """Whether the members differ from those of the previous decision."""
-        return bool(self.evicted or self.joined)
-
-
-@dataclass(frozen=True)
-class MembershipRules:
-    """When servers leave and join.
-
-    Attributes:
-        failure_threshold: consecutive failed probes after which a server is out.
-        cooldown: seconds after a change of the topology during which no server joins. Servers leave at once: a transfer
-            to a dead server would only fail.
-        retry: seconds after which a server that is out, but still announced, may join again.
-    """
-
-    failure_threshold: int = 3
-    cooldown: float = 30.0
-    retry: float = 30.0
+from archon_rollout.pool.members import IN_SERVICE, Member, MembershipRules, State, TopologyDecision
 
 
 class Membership:
@@ -152,8 +82,12 @@ class Membership:
                 self._members[name] = Member(record, "joining", now)
                 continue
             self._members[name] = replace(member, announced=True)
-            if member.state == "out" and now >= member.since + self._rules.retry:
+            if member.state == "out" and now >= self.retry_at(member):
                 self._enter(name, "joining", now)
+
+    def retry_at(self, member: Member) -> float:
+        """Time at which a server that is out may join again: without any other server, no attempt is put off longer."""
+        return member.retry_at if self.in_service() else member.since + self._rules.retry
 
     def receivers(self, now: float) -> dict[str, ServerRecord]:
         """The servers of the next publication: those in service and those that may join, which are warming then."""
@@ -225,6 +159,7 @@ class Membership:
             self._set_version(name, version)
             if member.state == "warming":
                 self._enter(name, "active", now)
+                self._members[name] = replace(self._members[name], refusals=0, refused="")
 
     def decide(self, now: float) -> TopologyDecision:
         """The servers of the next step. Call once per step, changed or not."""
@@ -263,10 +198,14 @@ class Membership:
     def _leave(self, name: str, reason: str, now: float, *, drains: bool = False) -> None:
         if self._state(name) in (None, "out"):
             return
-        drains = drains and self._state(name) in IN_SERVICE
+        member = self._members[name]
+        drains = drains and member.state in IN_SERVICE
+        refusals, refused = (member.refusals + 1, reason) if member.state == "warming" else (0, "")
         self._departures[name] = reason
         self._enter(name, "out", now, reason=reason)
-        self._members[name] = replace(self._members[name], drains=drains)
+        retry_at = now + self._rules.pause_after(refusals)
+        left = replace(self._members[name], drains=drains, refusals=refusals, refused=refused, retry_at=retry_at)
+        self._members[name] = left
 
     def _count_failure(self, name: str, error: str, now: float) -> None:
         """Make a server in service suspect, or put it out after too many failures."""

@@ -20,7 +20,8 @@ from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import ServerError, TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources
-from archon_rollout.pool.membership import Member, Membership, MembershipRules, TopologyDecision
+from archon_rollout.pool.members import Member, MembershipRules, TopologyDecision
+from archon_rollout.pool.membership import Membership
 from archon_rollout.pool.routing import Router
 from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.pool.stopping import Stop, StoppedError, never
@@ -122,7 +123,8 @@ class Pool:
     def status(self) -> PoolStatus:
         """What the pool knows now."""
         with self._lock:
-            members = dict(self._membership.members)
+            known = self._membership.members.items()
+            members = {name: replace(one, retry_at=self._membership.retry_at(one)) for name, one in known}
             outstanding = {name: self._router.load(name) for name in members}
             version = self._membership.version
             return PoolStatus(members, self._decision, self._registry_error, outstanding, version)
@@ -228,10 +230,16 @@ class Pool:
         with self._lock:
             return list(self._membership.active().values())
 
-    def report_failures(self, failures: Mapping[str, str]) -> None:
-        """Requests of another client failed: incarnation -> error. They count like failed probes."""
+    def answering(self) -> list[str]:
+        """Incarnations of the servers without a ``departure``."""
         with self._lock:
-            self._membership.probed(failures, self._clock())
+            return [name for name in self._membership.members if not self._membership.departure(name)]
+
+    def report_failures(self, failures: Mapping[str, str]) -> None:
+        """Requests of another client failed: incarnation -> error. Each counts like a failed probe."""
+        with self._lock:
+            for name, error in failures.items():
+                self._membership.request_failed(name, error, self._clock())
 
     def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None:
         """A request has ended. An error counts like a failed probe."""

@@ -15,6 +15,7 @@ from archon_core.errors import ServerError
 from archon_core.serving.wire import fields_of, to_data
 
 if TYPE_CHECKING:
+    from archon_rollout.pool.members import Member
     from archon_rollout.pool.pool import PoolStatus
 
 NAME = "status.json"
@@ -36,6 +37,9 @@ class MemberStatus:
         announced: whether the registry lists it.
         outstanding: tokens that its requests may still generate.
         started_at: seconds since the epoch; 0 if unknown.
+        refusals: consecutive attempts to join that failed.
+        refused: why the last one failed; empty after none.
+        retry_seconds: time until it may join again; ``None`` if it is not out, or not listed.
     """
 
     address: str
@@ -49,6 +53,9 @@ class MemberStatus:
     announced: bool = True
     outstanding: int = 0
     started_at: float = 0.0
+    refusals: int = 0
+    refused: str = ""
+    retry_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,9 @@ class StatusFile:
                 announced=member.announced,
                 outstanding=status.outstanding.get(name, 0),
                 started_at=member.record.started_at,
+                refusals=member.refusals,
+                refused=member.refused,
+                retry_seconds=_retry_seconds(member, now),
             )
             for name, member in status.members.items()
         )
@@ -119,6 +129,12 @@ class StatusFile:
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(to_data(data)), encoding="utf-8")
             temporary.replace(self._path)
+
+
+def _retry_seconds(member: Member, now: float) -> float | None:
+    if member.state != "out" or not member.announced:
+        return None
+    return round(max(0.0, member.retry_at - now), 1)
 
 
 def read_status(folder: Path) -> TrainerStatus | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from archon_core.ranks.ranks import Ranks
-from archon_rollout.pool.membership import TopologyDecision
+from archon_rollout.pool.members import TopologyDecision
 from archon_rollout.pool.pool import Pool
 from archon_rollout.publication.publisher import Publisher
 

@@ -33,7 +33,7 @@ from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.membership import TopologyDecision
+from archon_rollout.pool.members import TopologyDecision
 from archon_rollout.pool.pool import Pool
 from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.pool.stopping import Stop, interrupting, never
@@ -42,6 +42,7 @@ from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.report import Publication
 from archon_rollout.receiving.device_memory import has_device_memory
 from archon_rollout.served.elastic_hooks import ElasticHooks
+from archon_rollout.served.finding import missing_servers
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.member_sources import build_sources
 from archon_rollout.served.model_files import Architecture, write_architecture
@@ -224,6 +225,11 @@ class ServedEngine(ElasticHooks):
         assert self._pool is not None
         return self._pool.active()
 
+    def answering(self) -> list[str]:
+        """See ``contracts.serving.ServingEngine``."""
+        assert self._pool is not None
+        return self._pool.answering()
+
     def report_failures(self, failures: Mapping[str, str]) -> None:
         """See ``contracts.serving.ServingEngine``."""
         assert self._pool is not None
@@ -249,8 +255,7 @@ class ServedEngine(ElasticHooks):
         self._token = run_token(folder)
         self._driver = driver = self._kind.load()(self._config, options=self._options, token=self._token)
         started: list[ServerRecord] = []
-        for address in self._config.addresses:
-            self._check_reachable(address)
+        self._check_reachable()
         if not self._config.addresses:  # also for servers that others start with it
             self._architecture = write_architecture(self._trainer, folder / "model")
         if self._config.starts_servers and self._architecture is not None:
@@ -264,12 +269,14 @@ class ServedEngine(ElasticHooks):
         self._client = PoolClient(self._pool, driver, self._config)
         self._pool.start()
 
-    def _check_reachable(self, address: str) -> None:
+    def _check_reachable(self) -> None:
         assert self._driver is not None
-        if self._driver.ready(address, timeout=self._config.setup_timeout) is None:
+        addresses = self._config.addresses
+        missing = missing_servers(self._driver, addresses, timeout=self._config.setup_timeout, stop=self._stop)
+        if missing:
             raise ConfigError(
-                f"rollout.addresses: found no {self._kind.name} server at {address}; start it, and give trainer and "
-                f"server the same secret ({TOKEN} of archon train and archon serve)"
+                f"rollout.addresses: found no {self._kind.name} server at {', '.join(missing)}; start it, and give "
+                f"trainer and server the same secret ({TOKEN} of archon train and archon serve)"
             )
 
     def _build_publisher(self, folder: Path | None) -> Publisher:

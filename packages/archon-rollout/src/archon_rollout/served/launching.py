@@ -188,7 +188,8 @@ class ServerProcesses:
         if len(chosen) < n_processes:
             raise ConfigError(
                 f"{self._option}.backend: found {len(known)} devices on this machine; server {index} needs "
-                f"{n_processes} after the first {first}; use fewer servers, or fewer ranks of the trainer"
+                f"{n_processes} after the first {first}; use fewer servers, fewer ranks of the trainer, or servers on "
+                f"other machines: start them there and set {self._option}.addresses"
             )
         return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}
 

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,15 @@ from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
+from archon_core.serving.record import ServerRecord
 from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.pool import Pool
-from archon_rollout.pool.stopping import Stop, interrupting, never
+from archon_rollout.pool.stopping import Stop, interrupting, never, results_unless_stopped
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.memory import MemoryRegistry
+from archon_rollout.served.finding import missing_servers
 from archon_rollout.served.frozen_driver import FrozenDriver
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.model_files import Architecture
@@ -84,7 +87,7 @@ class ScoringServers:
             self.close()
             raise
         unidentified = [] if self._driver is None else self._driver.unidentified
-        self.decisions = self._identity_decisions(ranks.broadcast(unidentified))
+        self.decisions = self._identity_decisions(ranks.broadcast(sorted(unidentified)))
 
     def score(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """See ``ScoringEngine``."""
@@ -146,12 +149,13 @@ class ScoringServers:
             raise ConfigError("\n".join(refused))
 
     def _check_reachable(self, driver: ServerDriver) -> None:
-        for address in self._config.addresses:
-            if driver.ready(address, timeout=self._config.health_check_timeout_seconds) is None:
-                raise ConfigError(
-                    f"{self._option}.addresses: found no server at {address}; start it with the model "
-                    f"{self._model.path}, and with the same {TOKEN} as the trainer"
-                )
+        timeout = self._config.health_check_timeout_seconds
+        missing = missing_servers(driver, self._config.addresses, timeout=timeout, stop=self._stop)
+        if missing:
+            raise ConfigError(
+                f"{self._option}.addresses: found no server at {', '.join(missing)}; start it with the model "
+                f"{self._model.path}, and with the same {TOKEN} as the trainer"
+            )
 
     def _admit_newcomers(self) -> Mapping[str, str]:
         """Wait until there are enough servers, and let those with the right model into service.
@@ -164,21 +168,27 @@ class ScoringServers:
         """
         assert self._pool is not None
         self._check_processes()
-        outcomes = {server.incarnation: "" for server in self._pool.wait_for_receivers()}
-        for server in self._pool.receivers():
-            try:
-                assert self._driver is not None
-                self._driver.admit(server, started_here=server.incarnation in self._started)
-            except ServerError as error:
-                outcomes[server.incarnation] = str(error)
-                logger.warning("%s", error)
-            else:
-                outcomes[server.incarnation] = ""
+        self._pool.wait_for_receivers()
+        receivers = self._pool.receivers()
+        refusals = results_unless_stopped(
+            [partial(self._refusal, server) for server in receivers], self._stop, doing="checked the models of servers"
+        )
+        outcomes = {server.incarnation: refusal for server, refusal in zip(receivers, refusals, strict=True)}
         self._pool.committed(0, outcomes)
         decision = self._pool.decide()
         if decision.changed:
             logger.log(logging.WARNING if decision.evicted else logging.INFO, "%s: %s", self._option, decision.reason)
         return outcomes
+
+    def _refusal(self, server: ServerRecord) -> str:
+        """Why a server may not score; empty if it may."""
+        assert self._driver is not None
+        try:
+            self._driver.admit(server, started_here=server.incarnation in self._started)
+        except ServerError as error:
+            logger.warning("%s", error)
+            return str(error)
+        return ""
 
     def _check_processes(self) -> None:
         """Raise ServerError if no server is left because the processes have ended."""

@@ -19,12 +19,16 @@ class Submit:
         request: the request; its options were checked.
         streams: report every token.
         records_experts: record routed experts.
+        call: number of the call that it arrived with; calls take turns.
+        is_short: whether it is all that its call asks for, and has few tokens.
     """
 
     number: int
     request: GenerationRequest
     streams: bool = False
     records_experts: bool = False
+    call: int = 0
+    is_short: bool = False
 
 
 @dataclass(frozen=True)

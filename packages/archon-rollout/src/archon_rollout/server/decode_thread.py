@@ -22,6 +22,7 @@ from archon_core.ranks.ranks import Ranks
 from archon_core.serving.record import PauseMode
 from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.decode_rows import NewToken
+from archon_rollout.requests import is_short
 from archon_rollout.server.commands import (
     Abort,
     BuildCopy,
@@ -138,14 +139,17 @@ class DecodeThread(threading.Thread):
         *,
         records_experts: bool = False,
         on_tokens: OnTokens | None = None,
+        call: int | None = None,
     ) -> list[Ticket]:
-        """Start requests, whose options were checked, together."""
+        """Start requests, whose options were checked, together. ``call`` is as for ``Service.submit``."""
         tickets = [Ticket(next(self._numbers), _future(), on_tokens) for _ in requests]
         self._tickets.update({ticket.number: ticket for ticket in tickets})
         streams = on_tokens is not None
+        turn = tickets[0].number if call is None and tickets else call or 0
+        short = call is None and is_short(requests)
         self._send(
             *(
-                Submit(ticket.number, request, streams, records_experts)
+                Submit(ticket.number, request, streams, records_experts, turn, short)
                 for ticket, request in zip(tickets, requests, strict=True)
             )
         )

@@ -86,7 +86,8 @@ class _Generation:
             choice += len(request.seeds)
             for number in range(len(request.seeds)):
                 self._streams[place, number] = TextStream(text, call.stops)
-            [self._tickets[place]] = service.submit([request], on_tokens=self._sender(place))
+            call_number = self._tickets[0].number if place else None
+            [self._tickets[place]] = service.submit([request], on_tokens=self._sender(place), call=call_number)
             self._tickets[place].completions.add_done_callback(self._sender(place))
 
     async def pieces(self, request: Request | None = None) -> AsyncIterator[Piece]:

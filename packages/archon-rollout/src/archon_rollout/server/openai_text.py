@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +50,9 @@ class TextSide:
         [ids] = encode_texts(self._required(), [text], add_special_tokens=True, fix=FIX)
         return ids
 
-    def encode_chat(self, messages: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    def encode_chat(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+    ) -> tuple[int, ...]:
         """Token ids of a conversation, up to the start of the assistant's turn. Raises DataError as ``encode`` does, or
         if there is no chat template."""
         tokenizer = self._required()
@@ -58,7 +60,7 @@ class TextSide:
             raise DataError(
                 "messages: found a tokenizer without a chat template; send the text to /v1/completions instead"
             )
-        text = render_chat(tokenizer, messages, generation_prompt=True, fix="send other messages")
+        text = render_chat(tokenizer, messages, tools=tools, generation_prompt=True, fix="send other messages")
         [ids] = encode_texts(tokenizer, [text], add_special_tokens=False, fix=FIX)
         return ids
 

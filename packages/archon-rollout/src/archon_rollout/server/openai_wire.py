@@ -19,6 +19,7 @@ from archon_core.serving.openai_fields import (
     stop_texts,
     token_limit,
 )
+from archon_rollout.server.openai_messages import TOOL_FIELDS, messages_of, tools_of
 from archon_rollout.server.openai_text import TextSide
 
 OPTIONS = {
@@ -82,14 +83,11 @@ def parse_completion(data: Any, text: TextSide) -> TextCall:
 
 def parse_chat(data: Any, text: TextSide) -> TextCall:
     """A body of ``/v1/chat/completions``. Raises as ``parse_completion`` does."""
-    body = known_fields(data, CHAT, "chat", required="messages")
+    body = known_fields(data, CHAT | TOOL_FIELDS, "chat", required="messages")
     refuse_top_logprobs(body)
-    for message in body["messages"]:
-        if not isinstance(message.get("role"), str) or not isinstance(message.get("content"), str):
-            raise DataError("chat: messages: allowed are objects with a 'role' and a 'content' of text")
     return _call(
         body,
-        [text.encode_chat(body["messages"])],
+        [text.encode_chat(messages_of(body), tools_of(body))],
         text,
         max_tokens=token_limit(body, ("max_completion_tokens", "max_tokens")),
         default=None,

@@ -97,8 +97,12 @@ class Service:
         request_id: str = "",
         routed_experts: bool = False,
         on_tokens: OnTokens | None = None,
+        call: int | None = None,
     ) -> list[Ticket]:
         """Start requests after checking all of them.
+
+        Calls take turns at free rows. ``call`` is the number of the first ticket of the call that the requests belong
+        to; ``None`` for a new one.
 
         Raises:
             UnavailableError: the server is ending, or has no weights.
@@ -108,7 +112,7 @@ class Service:
         if self._decode_text is not None:
             requests = [replace(one, decode=self._decode_text) if one.config.stop else one for one in requests]
         check_requests(requests, self.limits)
-        tickets = self._decode.submit(requests, records_experts=routed_experts, on_tokens=on_tokens)
+        tickets = self._decode.submit(requests, records_experts=routed_experts, on_tokens=on_tokens, call=call)
         if request_id:
             self._by_id.setdefault(request_id, []).extend(tickets)
         return tickets

@@ -21,13 +21,16 @@ from archon_rollout.server.commands import Abort, BuildCopy, Command, Commit, Pa
 from archon_rollout.server.scoring import score
 from archon_rollout.server.weight_copies import ServedWeights
 
+EXTRA_ROWS = 1
+"""Rows for short calls while all others are taken: probes must not wait until a long completion ends."""
+
 
 class ServingLoop:
     """Executes commands and generates.
 
     Args:
         weights: the weights in use, and their updates.
-        max_rows: largest number of samples to decode at once.
+        max_rows: largest number of samples to decode at once, beside ``EXTRA_ROWS`` short ones.
     """
 
     def __init__(self, weights: ServedWeights, *, max_rows: int) -> None:
@@ -104,8 +107,10 @@ class ServingLoop:
 
     def _execute(self, command: Command, results: Results) -> None:
         match command:
-            case Submit(number, request, streams, records_experts):
-                samples = samples_of(number, request, streams=streams, records_experts=records_experts)
+            case Submit(number, request, streams, records_experts, call, is_short):
+                samples = samples_of(
+                    number, request, streams=streams, records_experts=records_experts, call=call, is_short=is_short
+                )
                 completions = [Completion((), (), (), "length")] * len(request.seeds)
                 if samples:
                     self._completions[number], self._missing[number] = completions, len(samples)
@@ -188,5 +193,6 @@ class ServingLoop:
             weights.active.module,
             device=weights.active.device,
             max_rows=self._max_rows,
+            extra_rows=EXTRA_ROWS,
             version=lambda: weights.version,
         )

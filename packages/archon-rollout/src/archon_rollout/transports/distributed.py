@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import torch
@@ -101,8 +101,8 @@ class DistributedTransport(NotifyingTransport):
 
     def _begin(self, server: ServerRecord, plan: UpdatePlan) -> None:
         # Each end waits for the other, so the call and this end's part run together.
-        joining = self._partners.submit(self._join, self._epoch, server, self._pairs[server.incarnation])
-        self._call_to_begin(server, plan)
+        with self._joining_pair(server, self._pairs[server.incarnation]) as joining:
+            self._call_to_begin(server, plan)
         joining.result()
 
     def _place(self, bucket: WeightBucket, notice: BucketNotice) -> Mapping[str, Any]:
@@ -127,8 +127,10 @@ class DistributedTransport(NotifyingTransport):
             groups = {server.incarnation: setup.as_data()}
             joined = replace(notice, place={**notice.place, "groups": groups})
             # Each end waits for the other to join, so the call and this end's part run together.
-            joining = self._partners.submit(self._join_and_send, self._epoch, server, setup, notice, limit)
-            receipt = self._call_to_receive(server, joined, limit)
+            with self._joining_pair(
+                server, setup, limit, then=lambda pair: self._start_sending(pair, server, setup, notice, limit)
+            ) as joining:
+                receipt = self._call_to_receive(server, joined, limit)
             sending = joining.result()
         # The receipt has the checksums of what arrived; this end's own impression adds nothing.
         with suppress(TransferError):
@@ -148,18 +150,38 @@ class DistributedTransport(NotifyingTransport):
         self._sendings[server.incarnation] = sending
         return sending
 
-    def _join_and_send(
-        self, epoch: int, server: ServerRecord, setup: GroupSetup, notice: BucketNotice, limit: float
-    ) -> Sending:
-        return self._start_sending(self._join(epoch, server, setup, limit), server, setup, notice, limit)
+    @contextmanager
+    def _joining_pair(
+        self,
+        server: ServerRecord,
+        setup: GroupSetup,
+        limit: float | None = None,
+        then: Callable[[Group], Any] = lambda pair: pair,
+    ) -> Iterator[Future[Any]]:
+        """Join a pair in another thread, and do something with it, while the caller calls the server. If the call
+        fails, the thread stops waiting for the server."""
+        epoch, failed = self._epoch, Event()
 
-    def _join(self, epoch: int, server: ServerRecord, setup: GroupSetup, limit: float | None = None) -> Group:
+        def given_up() -> bool:
+            return failed.is_set() or epoch <= self._left_epoch
+
+        joining = self._partners.submit(lambda: then(self._join(epoch, server, setup, limit, given_up)))
+        try:
+            yield joining
+        except BaseException:
+            failed.set()
+            raise
+
+    def _join(
+        self, epoch: int, server: ServerRecord, setup: GroupSetup, limit: float | None, given_up: Callable[[], bool]
+    ) -> Group:
         """Join a pair, and keep it until the groups of its epoch are left.
 
         Raises:
-            ServerError: they were left meanwhile: the call to the server failed, and nobody waits for the pair.
+            ServerError: the server did not arrive; or the groups were left meanwhile, because the call to the server
+                failed.
         """
-        group = join_as(setup, SENDER, timeout=limit)
+        group = join_as(setup, SENDER, timeout=limit, given_up=given_up)
         with self._keeping:
             if epoch > self._left_epoch:
                 self._groups[server.incarnation] = group

@@ -28,7 +28,7 @@ from archon_train.cli.plan_report import (
 from archon_train.cli.training import run_training, set_aside
 from archon_train.experiment import load_config
 from archon_train.launch.rank import run_as_rank, started_by_archon
-from archon_train.launch.world import check_started, explain_machines, ranks_needed
+from archon_train.launch.world import check_started, explain_machines, explain_servers_elsewhere, ranks_needed
 from archon_train.preflight import plan_run
 from archon_train.run_plan import Obstacle, RunPlan
 
@@ -96,8 +96,8 @@ def _print_dry_run(config: Path, overrides: list[str], command: list[str], *, as
     print_plan(plan, loaded)
     if "actor" in plan.layouts and loaded.config.scheduler.type == "local":
         elsewhere = explain_machines(plan.layouts, loaded.config.cluster, command)
-        if elsewhere:
-            print_text(f"note: {elsewhere}\n")
+        for text in filter(None, (elsewhere, explain_servers_elsewhere(plan.processes))):
+            print_text(f"note: {text}\n")
     print_decisions(decisions)
     if not plan.can_run:
         print_obstacles(plan)

@@ -13,6 +13,7 @@ from archon_core.ranks.environment import RankEnvironment
 
 if TYPE_CHECKING:
     from archon_train.experiment import ClusterConfig
+    from archon_train.process_plan import ProcessPlan
 
 
 def ranks_needed(layouts: Mapping[str, Layout]) -> int:
@@ -53,6 +54,21 @@ def explain_machines(layouts: Mapping[str, Layout], cluster: ClusterConfig, argu
         f"needs {needed} on {nodes} machines (cluster.n_gpus_per_node={cluster.n_gpus_per_node}); run this on each "
         f"machine, with HOST as the address of one of them:\n  {torchrun_command(arguments, needed, nodes)}\n"
         f"or set cluster.n_gpus_per_node={needed} to run all on this machine, which a CPU can"
+    )
+
+
+def explain_servers_elsewhere(plan: ProcessPlan) -> str | None:
+    """What to do about servers for which the first machine has no devices; ``None`` without any."""
+    servers = [part for part in plan if part.layout.kind == "inference"]
+    n_ranks = sum(process.node == 0 for part in plan if part not in servers for process in part.processes)
+    needed = n_ranks + sum(len(process.devices) for part in servers for process in part.processes)
+    if not servers or plan.devices_per_node == 0 or needed <= plan.devices_per_node:
+        return None
+    places = ", ".join(f"{part.name} on machine {'+'.join(map(str, part.nodes))}" for part in servers)
+    options = " and ".join(dict.fromkeys(f"{role}.addresses" for part in servers for role in part.roles))
+    return (
+        f"scheduler.type: found local, which starts servers on the first machine only; the plan has {places}; start "
+        f"them there by hand, and set {options} to their HOST:PORT"
     )
 
 
