@@ -17,6 +17,9 @@ from archon_rl.datasets.arithmetic import arithmetic_dataset
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.hf import huggingface_dataset
 from archon_rl.datasets.jsonl import jsonl_dataset
+from archon_rl.rewards.arithmetic import final_number_reward
+from archon_rl.tools.calculator import calculator
+from archon_rl.tools.parsing.toolformer import PARSER
 from archon_train.experiment import DataConfig
 
 
@@ -128,6 +131,22 @@ def test_no_held_out_problem_nor_its_mirror_image_is_trained_on(limit, operators
     mirrored = {(symbol, (b, a)) for symbol, (a, b) in kept if symbol != "-"}
     assert not trained & (kept | mirrored)
     assert len(trained | kept | mirrored) == size
+
+
+def test_a_share_of_the_answers_calls_the_calculator():
+    config = Data(arithmetic=ArithmeticOptions(49, "*-", tool_demonstrations=0.5))
+    records = list(arithmetic_dataset(config, split="train", seed=1))
+    called = [record for record in records if record["answer"].startswith("[")]
+    assert 0.45 < len(called) / len(records) < 0.55
+    for record in called:
+        problem = record["question"].removesuffix("=")
+        (call,) = PARSER.parse(record["answer"].partition("->")[0] + "->").calls
+        assert call.arguments == {"input": problem}
+        result = calculator(problem)
+        assert record["answer"] == f"[calculator({problem})->{result}] {result}"
+        assert final_number_reward("", result, record) == 1.0
+    again = list(arithmetic_dataset(config, split="train", seed=1))
+    assert again == records
 
 
 def test_zero_padded_problems_all_have_the_same_width():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from archon_core.config.rules import POSITIVE, option
+from archon_core.config.rules import POSITIVE, SHARE, option
 
 OPERATORS = "+-*"
 MOST_PROBLEMS = 20_000_000
@@ -25,11 +25,14 @@ class ArithmeticOptions:
         max_operand: operands range from 0 to this number.
         operators: any of ``+``, ``-`` and ``*``, as one string.
         zero_pad: pad operands and results with leading zeros to a fixed width, as in ``07+35=042``.
+        tool_demonstrations: share of the problems whose answer calls the calculator first, in the format of the parser
+            ``toolformer``, as in ``[calculator(37*46)->1702] 1702``. For a warm start of the workflow ``tools``.
     """
 
     max_operand: int = option(99, POSITIVE)
     operators: str = option("+", _operators)
     zero_pad: bool = False
+    tool_demonstrations: float = option(0.0, SHARE)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         n_problems = len(self.operators) * (self.max_operand + 1) ** 2

@@ -24,6 +24,7 @@ from archon_rl.tools.expressions.limits import ExpressionError
         ("2**100", "1267650600228229401496703205376"),
         ("12\u00d73\u22124\u00f72", "34"),
         (" 1_000 + .5 ", "1000.5"),
+        ("007*06 + 1.05 + 0 + 00.5", "43.55"),
     ],
 )
 def test_it_computes_arithmetic(expression: str, value: str) -> None:

@@ -24,3 +24,16 @@ class ReasoningGymOptions:
     size: int = option(1000, POSITIVE)
     seed: int | None = None
     instruction: str = ""
+
+
+@dataclass
+class VerifiersOptions:
+    """Rows of an environment of verifiers (``data.verifiers``).
+
+    Attributes:
+        environment: name of an installed environment; the same as ``environment.options.environment``.
+        arguments: of the environment's ``load_environment``.
+    """
+
+    environment: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)

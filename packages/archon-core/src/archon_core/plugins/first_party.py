@@ -78,6 +78,13 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "kl_cov",
         ),
     },
+    "reasoning_parser": {
+        "archon-rl": (
+            "qwen3",
+            "deepseek-r1",
+            "deepseek_r1",
+        ),
+    },
     "reward": {
         "archon-rl": (
             "arithmetic",
@@ -121,6 +128,27 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "etcd3",
         ),
     },
+    "tool": {
+        "archon-rl": (
+            "calculator",
+            "python",
+        ),
+    },
+    "tool_parser": {
+        "archon-rl": (
+            "hermes",
+            "qwen",
+            "qwen25",
+            "qwen3_coder",
+            "llama_json",
+            "llama3",
+            "llama3_json",
+            "pythonic",
+            "llama4",
+            "llama4_pythonic",
+            "toolformer",
+        ),
+    },
     "train_engine": {
         "archon-engine": ("archon",),
         "archon-models-hf": ("fsdp",),
@@ -138,6 +166,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-rl": (
             "rlvr",
             "multi_turn",
+            "tools",
+            "environment",
         ),
     },
 }
@@ -240,6 +270,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "data.equal_pairs",
         "data.hf",
         "data.rejected_key",
+        "environment",
         "multi_turn",
         "rewards",
         "teacher.baseline",
@@ -250,6 +281,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "teacher.rollout",
         "teacher.warm_start",
         "tokenizer.use_chat_template",
+        "tools",
         "warm_start",
     ),
     "archon-sglang": ("sglang",),

@@ -14,6 +14,7 @@ from typing import Any
 from archon_core.config.validation import check_options
 from archon_core.contracts.data import Dataset
 from archon_core.errors import ConfigError
+from archon_core.seeding import derive_seed
 from archon_rl.data_problems import missing_answers
 from archon_rl.datasets.records import Split, SubsetDataset, split_records
 from archon_rl.run_problems import refuse
@@ -32,6 +33,7 @@ class Problems:
         prompt_key: field of the prompt, ``"a+b="``.
         answer_key: field of the result, as text.
         zero_pad: pad operands, and the results of each operator, to a fixed width with leading zeros.
+        tool_demonstrations: share of the problems whose answer calls the calculator.
     """
 
     max_operand: int
@@ -39,6 +41,7 @@ class Problems:
     prompt_key: str = "question"
     answer_key: str = "answer"
     zero_pad: bool = False
+    tool_demonstrations: float = 0.0
 
     def __len__(self) -> int:
         return len(self.operators) * (self.max_operand + 1) ** 2
@@ -46,13 +49,19 @@ class Problems:
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         a, symbol, b = self._terms(index)
         answer = OPERATORS[symbol](a, b)
+        problem, written = self._written(a, symbol, b, answer)
+        if derive_seed(0, "tool_demonstrations", index) < self.tool_demonstrations * 2**63:
+            written = f"[calculator({problem})->{answer}] {written}"
+        return {self.prompt_key: f"{problem}=", self.answer_key: written}
+
+    def _written(self, a: int, symbol: str, b: int, answer: int) -> tuple[str, str]:
         if not self.zero_pad:
-            return {self.prompt_key: f"{a}{symbol}{b}=", self.answer_key: str(answer)}
+            return f"{a}{symbol}{b}", str(answer)
         width = len(str(self.max_operand))
         largest = max(OPERATORS[symbol](self.max_operand, x) for x in (0, self.max_operand))
         answer_width = len(str(largest))
         written = f"{'-' if answer < 0 else ''}{abs(answer):0{answer_width}d}"
-        return {self.prompt_key: f"{a:0{width}d}{symbol}{b:0{width}d}=", self.answer_key: written}
+        return f"{a:0{width}d}{symbol}{b:0{width}d}", written
 
     def mirrored(self, index: int) -> int | None:
         """Index of the problem with swapped operands and the same answer; ``None`` if there is none."""
@@ -81,7 +90,14 @@ def arithmetic_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
     options = config.arithmetic
     refuse(text for _, text in check_options(options, "data.arithmetic"))
     refuse(missing_answers(config))
-    problems = Problems(options.max_operand, options.operators, config.prompt_key, config.answer_key, options.zero_pad)
+    problems = Problems(
+        options.max_operand,
+        options.operators,
+        config.prompt_key,
+        config.answer_key,
+        options.zero_pad,
+        options.tool_demonstrations,
+    )
     held_out = split_records(problems, validation_size=config.validation_size, split="validation", seed=seed)
     if split == "validation":
         return held_out

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 
 from archon_rl.tools.expressions.limits import ARITHMETIC, UNARY, ExpressionError, parse
 
 MAX_LENGTH = 1000
 _SPELLINGS = str.maketrans({"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "\u2013": "-"})
 """Typographic signs: multiplication sign, middle dot, division sign, minus sign, en dash."""
+
+_LEADING_ZEROS = re.compile(r"(?<![\w.])0+(?=[0-9])")
+"""Of whole numbers, which Python does not allow."""
 
 Number = int | float
 
@@ -23,7 +27,7 @@ def calculator(expression: str) -> str:
     Args:
         expression: Numbers, + - * / // % ** and parentheses, such as 3*(4+5)/2.
     """
-    tree = parse(expression.translate(_SPELLINGS), MAX_LENGTH)
+    tree = parse(_LEADING_ZEROS.sub("", expression.translate(_SPELLINGS)), MAX_LENGTH)
     try:
         return shown_number(_value(tree))
     except ZeroDivisionError:

@@ -1,0 +1,1 @@
+"""Environments of other packages, as `archon_core.contracts.environments` describes them."""
