@@ -223,7 +223,7 @@ class SampleAhead:
             self.algorithm, groups, rewards, needs_experts=self.run.config.rollout.return_routed_experts
         )
         statistics = sampled.statistics(len(chosen))
-        if self.scorer is None:
+        if self.scorer is None and not self.algorithm.needs_rewards:
             statistics = without_rewards(statistics)
         if self.algorithm.selection is not None:
             rule = BatchRule(self.task.cursor.batch_size, self.algorithm.max_rounds)
