@@ -10,6 +10,7 @@ from chat_tokenizers import CHATML, chat_tokenizer
 
 from archon_rl.agents.options import AgentOptions
 from archon_rl.agents.session_parts import session_parts
+from archon_rl.agents.source import AgentCaller
 from archon_rl.agents.workflow import AgentWorkflow, InlineAgents
 
 TOOL_TEMPLATE = CHATML.replace(
@@ -27,7 +28,7 @@ async def workflow_of(agent=None, *, template=TOOL_TEMPLATE, script=None, folder
     fields = {name: given.pop(name) for name in ("answer", "error", "seconds") if name in given}
     client = ChatClient(tokenizer, script=script, **fields)
     options = AgentOptions(**{"mode": "inline" if agent else "online", **given})
-    agents = InlineAgents(agent) if callable(agent) else agent
+    agents = InlineAgents(AgentCaller(agent)) if callable(agent) else agent
     workflow = AgentWorkflow(options, session_parts(options, parts_of(tokenizer)), agents, folder / "agents.json")
     try:
         yield workflow, client

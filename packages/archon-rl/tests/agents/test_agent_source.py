@@ -9,7 +9,7 @@ from archon_core.errors import ConfigError
 from archon_rl.agents.errors import SessionError
 from archon_rl.agents.options import AgentOptions
 from archon_rl.agents.session_parts import agent_source
-from archon_rl.agents.source import call_agent
+from archon_rl.agents.source import AgentCaller
 
 MODULE = """
 class Agent:
@@ -58,8 +58,8 @@ def folder(modules, monkeypatch):
 
 
 def call(path, record=(), **arguments):
-    run = agent_source(AgentOptions(agent_cls_path=path)).build(arguments)
-    return asyncio.run(call_agent(run, dict(record), base_url="http://127.0.0.1:1/v1", api_key="key"))
+    caller = AgentCaller(agent_source(AgentOptions(agent_cls_path=path)).build(arguments))
+    return asyncio.run(caller.call(dict(record), base_url="http://127.0.0.1:1/v1", api_key="key"))
 
 
 def test_classes_and_functions_get_what_they_take():

@@ -81,7 +81,7 @@ class ProcessAgents:
             raise SessionError(answer[FAILED])
         return value_of(answer)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the idle processes."""
         while self._idle:
             self._idle.pop().kill()

@@ -14,7 +14,7 @@ from typing import Any
 
 from archon_core.errors import ArchonError
 from archon_rl.agents.errors import SessionError
-from archon_rl.agents.source import AgentSource, Run, call_agent
+from archon_rl.agents.source import AgentCaller, AgentSource
 from archon_rl.collector.messages import error_data, packed, receive
 from archon_rl.rewards.trainers_child import end_with, leave_signals_to_trainer
 
@@ -41,20 +41,26 @@ def main(descriptor: int, parent: int, source: dict[str, str], arguments: dict[s
         channel.sendall(packed(error_data(error)))
         return
     channel.sendall(packed({"ok": None}))
-    while True:
-        try:
-            session = receive(channel)
-        except EOFError:
-            return
-        channel.sendall(packed(_answer(run, session)))
+    caller = AgentCaller(run)
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                session = receive(channel)
+            except EOFError:
+                return
+            channel.sendall(packed(runner.run(_answer(caller, session))))
 
 
-def _answer(run: Run, session: Mapping[str, Any]) -> dict[str, Any]:
+async def _answer(caller: AgentCaller, session: Mapping[str, Any]) -> dict[str, Any]:
     record, connection = session["record"], session["connection"]
     # Clients of OpenAI that are built without arguments read these.
     os.environ |= {"OPENAI_BASE_URL": connection["base_url"], "OPENAI_API_KEY": connection["api_key"]}
+    before = asyncio.all_tasks()
     try:
-        return {"ok": asyncio.run(call_agent(run, record, **connection))}
+        return {"ok": await caller.call(record, **connection)}
     except SessionError as error:
         traceback.print_exception(error)
         return {FAILED: str(error)}
+    finally:
+        for task in asyncio.all_tasks() - before:  # nothing of a session lives on in the next one
+            task.cancel()

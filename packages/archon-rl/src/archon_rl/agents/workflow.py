@@ -21,7 +21,7 @@ from archon_rl.agents.options import AgentOptions
 from archon_rl.agents.processes import ProcessAgents
 from archon_rl.agents.session import Session, SessionParts
 from archon_rl.agents.session_parts import agent_source, session_parts
-from archon_rl.agents.source import Rewards, Run, call_agent
+from archon_rl.agents.source import AgentCaller, Rewards
 from archon_rl.workflows.together import together
 
 ADDRESS_FILE = "agents.json"
@@ -39,17 +39,24 @@ class Agents(Protocol):
             TimeoutError: it needed more than ``seconds``.
         """
 
+    async def close(self) -> None:
+        """Free the resources. Idempotent."""
+
 
 @dataclass(frozen=True)
 class InlineAgents:
     """Runs the agent as a coroutine of the collector."""
 
-    agent: Run
+    caller: AgentCaller
 
     async def run(self, record: Mapping[str, Any], connection: Mapping[str, Any], seconds: float) -> Rewards:
         """See ``Agents``."""
         async with asyncio.timeout(seconds):
-            return await call_agent(self.agent, record, **connection)
+            return await self.caller.call(record, **connection)
+
+    async def close(self) -> None:
+        """See ``Agents``."""
+        await self.caller.close()
 
 
 def agent_workflow(config: Any, parts: WorkflowParts) -> AgentWorkflow:
@@ -61,7 +68,7 @@ def agent_workflow(config: Any, parts: WorkflowParts) -> AgentWorkflow:
     options: AgentOptions = config.rollout.agent
     agents: Agents | None = None
     if options.mode == "inline":
-        agents = InlineAgents(agent_source(options).build(options.agent_kwargs))
+        agents = InlineAgents(AgentCaller(agent_source(options).build(options.agent_kwargs)))
     elif options.mode == "subproc":
         agents = ProcessAgents(agent_source(options), options.agent_kwargs, options.subproc_max_workers)
     folder = Path(config.cluster.fileroot).expanduser() / config.experiment_name / config.trial_name
@@ -109,8 +116,8 @@ class AgentWorkflow:
 
     async def close(self) -> None:
         """Stop listening, and end the processes of agents."""
-        if isinstance(self.agents, ProcessAgents):
-            self.agents.close()
+        if self.agents is not None:
+            await self.agents.close()
         if self._server is not None:
             await self._server.stop()
             self._server = None
