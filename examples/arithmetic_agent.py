@@ -1,31 +1,15 @@
-"""An agent that knows only an OpenAI client: it asks for a sum, and asks once more if the answer is wrong.
-
-examples/grpo_agent.yaml trains the model behind it.
-"""
-
-from typing import Any
+"""An agent that knows only an OpenAI client: it asks for a sum, and asks again if the answer is wrong."""
 
 from openai import AsyncOpenAI
 
-REWARDS = (1.0, 0.5)
-"""Of a right answer in the first and in the second attempt."""
-
 
 class SecondChance:
-    """Each call continues the conversation of the one before."""
-
-    async def run(self, data: dict[str, Any], **extra_kwargs: Any) -> float:
-        """The reward of one session.
-
-        Args:
-            data: a record of the data set.
-            extra_kwargs: ``base_url`` and ``api_key`` of the session, and an ``http_client``.
-        """
+    async def run(self, data, **extra_kwargs):
         client = AsyncOpenAI(**extra_kwargs, max_retries=0)
         messages = [{"role": "user", "content": data["question"]}]
-        for reward in REWARDS:
+        for reward in (1.0, 0.5):
             completion = await client.chat.completions.create(model="default", messages=messages)
-            answer = completion.choices[0].message.content or ""
+            answer = completion.choices[0].message.content
             if answer.strip() == data["answer"]:
                 return reward
             messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": data["question"]}]

@@ -36,10 +36,20 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "hf",
             "arithmetic",
         ),
-        "archon-tasks": ("reasoning_gym",),
+        "archon-tasks": (
+            "reasoning_gym",
+            "verifiers",
+        ),
     },
     "dialect": {
         "archon-train": ("areal",),
+    },
+    "environment": {
+        "archon-tasks": (
+            "reasoning_gym",
+            "verifiers",
+            "openenv",
+        ),
     },
     "inference_engine": {
         "archon-rollout": (
@@ -168,6 +178,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "multi_turn",
             "tools",
             "environment",
+            "agent",
         ),
     },
 }
@@ -273,6 +284,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "environment",
         "multi_turn",
         "rewards",
+        "rollout.agent",
         "teacher.baseline",
         "teacher.distill_loss_weight",
         "teacher.engine_type",
@@ -285,7 +297,10 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "warm_start",
     ),
     "archon-sglang": ("sglang",),
-    "archon-tasks": ("data.reasoning_gym",),
+    "archon-tasks": (
+        "data.reasoning_gym",
+        "data.verifiers",
+    ),
     "archon-vllm": ("vllm",),
 }
 """Package -> configuration sections and options that it brings."""
