@@ -48,7 +48,7 @@ def wait_until(condition, seconds: float = 60.0) -> None:
 class World:
     """A run folder, a trainer's engine on announced servers, and servers as processes."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, **options) -> None:
         self.run = root / "runs" / "exp" / "trial"
         self.announced = self.run / "servers" / "announced"
         self.trainer = make_trainer()
@@ -57,7 +57,7 @@ class World:
         self.command += ["--dtype", model.dtype, "--run-as", model.model_spec]
         self.command += ["--announce", str(self.run), "--announce-ttl", "2"]
         self.processes: list[subprocess.Popen] = []
-        config = RolloutConfig(backend="served:d1", start_servers=False, **QUICK)
+        config = RolloutConfig(backend="served:d1", start_servers=False, **QUICK, **options)
         section = NameResolveConfig(nfs_record_root=str(root / "runs"))
         self.open = lambda: ServedEngine(
             config, trainer=self.trainer, folder=self.run / "servers", discovery=Discovery(section, "exp/trial")
@@ -162,6 +162,28 @@ def test_servers_join_a_running_trainer_leave_it_and_outlive_the_registry(world,
         assert not engine._pool.decide().members
     finally:
         engine.close()
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("transport", ["disk", "shm"])
+def test_a_newcomer_gets_requests_without_a_publication(tmp_path, monkeypatch, transport):
+    monkeypatch.delenv("ARCHON_SERVER_TOKEN", raising=False)
+    world = World(tmp_path, weight_transport=transport, newcomer_weights="disk")
+    first = world.start()
+    engine = world.open()
+    try:
+        world.step(engine)
+        published = engine.last_publication
+        world.start()
+        wait_until(lambda: sum(one.state == "active" for one in engine._pool.status().members.values()) == 2)
+        first.kill()
+        first.wait()
+        compare_with_local(engine, world.trainer)  # the newcomer's tokens, within 1e-5 of the trainer's
+        assert engine.last_publication is published, "there was no other publication"
+        assert "version -1 -> 1" in world.log(1)
+    finally:
+        engine.close()
+        world.close()
 
 
 def test_servers_read_the_same_defaults_as_trainers():

@@ -92,8 +92,8 @@ def test_the_readme_has_a_recipe_for_every_way_to_train_and_names_every_page() -
 def quick_commands() -> list[str]:
     """Those that need no more than what is installed, and a second."""
     quick = re.compile(
-        r"archon (plugins|models|schedules|algorithms|pipeline show (?!LIFO|--run).*|train examples/.*--dry-run.*?)"
-        r"( +#.*)?"
+        r"archon (plugins|models|schedules|algorithms|pipeline show (?!LIFO|--run).*|simulate (?!--from).*"
+        r"|train examples/.*--dry-run.*?)( +#.*)?"
     )
     return [match[0] for line in commands() if (match := quick.fullmatch(line))]
 
@@ -134,3 +134,16 @@ def test_options_beside_those_of_torchtitan_exist(shown) -> None:
         name, _, letter = option.partition(":")
         assert knows(schema, name)
         assert not letter or (name == LAYOUT and letter in AXIS_NAMES)
+
+
+def test_the_table_of_simulated_runs_is_what_the_command_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    command = next(line for line in commands() if line.startswith("archon simulate") and "--spread" in line)
+    with pytest.raises(SystemExit) as ended:
+        main(shlex.split(command)[1:])
+    assert not ended.value.code
+    printed = [line.rstrip() for line in capsys.readouterr().out.rstrip().splitlines()]
+    [shown] = [block for name, block in blocks("text") if name == "docs/simulate.md"]
+    assert printed == shown.rstrip().splitlines()

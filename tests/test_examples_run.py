@@ -124,6 +124,33 @@ def test_ppo_trains_a_critic_beside_the_actor_and_exports_both(tmp_path):
     assert architectures == [["Qwen3ForCausalLM"], ["Qwen3ForSequenceClassification"]]
 
 
+@pytest.mark.wide
+def test_the_asynchronous_example_samples_ahead_of_training(tmp_path):
+    short = ["warm_start.steps=5", "trainer.max_steps=4", "trainer.eval_size=10", "trainer.eval_every=0"]
+    tiny = ["data.batch_size=8", "trainer.save_every=0", "actor.dynamic_sampling=false"]
+    given = [f"cluster.fileroot={tmp_path}", *short, *tiny]
+    finished = archon("train", "examples/grpo_arithmetic_async.yaml", *given)
+    assert finished.returncode == 0, finished.stderr
+    rows = [row for row in metrics(tmp_path / "arithmetic" / "grpo_async") if "staleness_max" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[0]["staleness_max"] == 0
+    assert 1 <= max(row["staleness_max"] for row in rows) <= 2
+    assert all(row["stale_prompts"] == 0 for row in rows)
+    assert all(row["collector/busy_seconds"] > 0 for row in rows[:2])
+
+
+@pytest.mark.examples
+def test_asynchronous_training_learns_to_add(tmp_path):
+    """The whole example: about three minutes on two cores."""
+    finished = archon("train", "examples/grpo_arithmetic_async.yaml", f"cluster.fileroot={tmp_path}", timeout=3600)
+    assert finished.returncode == 0, finished.stderr
+    rows = metrics(tmp_path / "arithmetic" / "grpo_async")
+    rewards = [row["eval/reward"] for row in rows if "eval/reward" in row]
+    assert rewards[0] <= 0.5
+    assert rewards[-1] >= 0.85
+    assert max(row["staleness_max"] for row in rows if "staleness_max" in row) <= 2
+
+
 @pytest.mark.examples
 def test_ppo_learns_to_add(tmp_path):
     """The whole example: about four minutes on two cores."""

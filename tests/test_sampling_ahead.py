@@ -64,9 +64,21 @@ def steps(run: Path) -> list[dict[str, float]]:
     return [row for row in read_metrics(run / "metrics.jsonl") if "reward" in row]
 
 
+MARK = "ARCHON_TEST_SAMPLING_AHEAD"
+
+
+@pytest.fixture(autouse=True)
+def _marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that these tests start are told apart from those of tests beside them."""
+    monkeypatch.setenv(MARK, str(os.getpid()))
+
+
 def is_collector(pid: str) -> bool:
+    process, mark = Path("/proc", pid), f"{MARK}={os.getpid()}".encode()
     try:
-        return b"archon_rl.collector" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        return b"archon_rl.collector" in (process / "cmdline").read_bytes() and mark in (
+            process / "environ"
+        ).read_bytes().split(b"\0")
     except OSError:
         return False
 
@@ -92,14 +104,14 @@ def test_staleness_0_trains_as_synchronous_sampling_does(synchronous, tmp_path):
 
 def test_a_killed_collector_is_replaced_and_its_groups_are_sampled_again(synchronous, tmp_path):
     """At staleness 0 nothing may change, whenever the kill comes."""
-    before, killed, done = collectors(), [], threading.Event()
+    killed, done = [], threading.Event()
     metrics = tmp_path / "ahead/run/metrics.jsonl"
 
     def kill() -> None:
         for step in (1, 3):
             while not done.is_set() and f'"step": {step},' not in (metrics.read_text() if metrics.exists() else ""):
                 time.sleep(0.01)
-            for pid in collectors() - before:
+            for pid in collectors():
                 os.kill(pid, signal.SIGKILL)
                 killed.append(pid)
 

@@ -97,7 +97,7 @@ POLICY = (
     ),
     *of("ref", *MODEL_OPTIONS),
     *of("teacher", *MODEL_OPTIONS, "offload", "rl_loss_weight", "distill_loss_weight", "baseline", "warm_start.steps"),
-    *of("rollout", "backend", "max_batch_size"),
+    *of("rollout", "backend", "max_batch_size", "check_trajectory_format", "dump_to_file", "enable_rollout_tracing"),
     *of("gconfig", *(name for name in GENERATION if name not in ("min_new_tokens", "frequency_penalty"))),
     *of("eval_gconfig", *GENERATION),
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from archon_core import registry
+from archon_core.config.loading import to_yaml
 from archon_core.plugins import AlgorithmSpec
 from archon_core.ranks.ranks import Ranks
 from archon_train.experiment import load_config
@@ -30,6 +31,7 @@ def train(file: Path, layout: str, trial: str, overrides: tuple[str, ...] = (), 
             RunFolder.open(
                 config.cluster.fileroot, config.experiment_name, config.trial_name, resume=config.trainer.resume
             )
+            folder.config.write_text(to_yaml(config), encoding="utf-8")
             output = stack.enter_context((folder.path / "output.txt").open("a"))
             metrics = stack.enter_context(MetricsLog(folder, resume_step=folder.latest_step(), decisions=[]))
             progress = Progress(Console(file=output))

@@ -17,7 +17,7 @@ def draw_server_states() -> str:
     shapes.append(box(_x(2), below, WIDE, TALL, "out", "#e5989b"))
     shapes.append(text(_x(2) + 2, below + TALL + 16, "no requests, no weights", 12, SOFT))
     middle = TOP + TALL / 2
-    shapes.append(_arrow(f"M{_x(0) + WIDE} {middle} H{_x(1) - 2}", "next publication", _x(0) + WIDE + 4, middle - 6))
+    shapes.append(_arrow(f"M{_x(0) + WIDE} {middle} H{_x(1) - 2}", "publication, disk", _x(0) + WIDE + 4, middle - 6))
     shapes.append(_arrow(f"M{_x(1) + WIDE} {middle} H{_x(2) - 2}", "canary passed", _x(1) + WIDE + 8, middle - 6))
     shapes.append(_arrow(f"M{_x(2) + WIDE} {TOP + 12} H{_x(3) - 2}", "a probe failed", _x(2) + WIDE + 10, TOP + 6))
     shapes.append(_arrow(f"M{_x(3)} {TOP + 32} H{_x(2) + WIDE + 2}", "a probe passed", _x(2) + WIDE + 8, TOP + 47))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.rollout import RolloutConfig
-from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.pool import Pool
-from archon_rollout.publication.publisher import Publisher
+from archon_core.contracts.server_registry import NameResolveConfig, ServerRegistry
+from archon_core.serving.discovery import Discovery
 from archon_rollout.registries.folder import FolderRegistry
-from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.engine import ServedEngine
+from archon_rollout.server.environment import TOKEN
 from weather.options import StormOptions
 from weather.records import Log
 from weather.task import BUCKET_BYTES
@@ -54,15 +55,34 @@ class SkewedClock:
         return self._offset + self._rate * (time.monotonic() - self._start)
 
 
+@dataclass(frozen=True)
+class SkewedDiscovery(Discovery):
+    """Finds servers in a folder, by a skewed clock.
+
+    Attributes:
+        folder: of the registry.
+        clock: tells which entries have expired.
+    """
+
+    folder: Path = Path()
+    clock: Callable[[], float] = time.monotonic
+
+    def open(self) -> ServerRegistry:
+        """The registry of the folder."""
+        return FolderRegistry(self.folder, clock=self.clock)
+
+
 class StormEngine(ServedEngine):
     """The engine with servers that announce themselves in a folder, and a clock of the storm."""
 
     def __init__(self, place: TrainerPlace, log: Log, **arguments: Any) -> None:
-        self._place, self._log = place, log
+        os.environ[TOKEN] = place.token
+        self._log = log
         self.clock = SkewedClock()
         options = place.options
         config = RolloutConfig(
             backend=f"served:d{options.servers}",
+            start_servers=False,
             setup_timeout=options.setup_seconds,
             request_timeout=options.request_seconds,
             request_retries=20,
@@ -73,34 +93,20 @@ class StormEngine(ServedEngine):
             weight_transport=options.transport,
             weight_timeout=options.call_seconds,
         )
-        super().__init__(config, **arguments)
+        discovery = SkewedDiscovery(NameResolveConfig(), "storm", folder=place.registry, clock=self.clock)
+        super().__init__(config, discovery=discovery, clock=self.clock, bucket_bytes=BUCKET_BYTES, **arguments)
+        self._log.write("transport", run=self.transport_run)
 
-    def _start(self, folder: Path, *_: object) -> None:
-        self._driver = driver = ServedDriver(self._config, token=self._place.token)
-        registry = FolderRegistry(self._place.registry, clock=self.clock)
-        self._pool = Pool(registry, driver, self._config, clock=self.clock)
-        self._client = PoolClient(self._pool, driver, self._config)
-        self._pool.start()
-
-    def _build_publisher(self, folder: Path | None) -> Publisher:
-        publisher = super()._build_publisher(folder)
-        publisher._options = replace(publisher._options, bucket_bytes=BUCKET_BYTES)
-        if publisher._transport is not None:
-            context = replace(publisher._transport._context, bucket_bytes=BUCKET_BYTES)
-            publisher._transport._context = context
-            self._log.write("transport", run=context.run)
-        return publisher
-
-    def restart_transport(self, folder: Path) -> None:
+    def restart_transport(self) -> None:
         """Free the transport's memory and allocate it again, as a restarted trainer does. Rank 0 only."""
-        self._publisher.close()
-        self._publisher = self._build_publisher(folder)
+        super().restart_transport()
+        self._log.write("transport", run=self.transport_run)
 
     def wait_for_targets(self, incarnations: list[str], *, timeout: float) -> None:
         """Wait until servers are in service or may join. Rank 0 only."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
-            members = self._pool.status().members
+            members = self.server_status().members
             if all(name in members and members[name].state != "out" for name in incarnations):
                 return
             time.sleep(0.02)

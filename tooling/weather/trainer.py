@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.contracts.serving import RolloutClient
 from archon_core.errors import ServerError
-from archon_rollout.pool.client import PoolClient
 from weather.records import Log
 from weather.storm_engine import StormEngine, TrainerPlace
 from weather.surroundings import refuse_memory
@@ -31,7 +31,7 @@ from weather.task import LONG_TOKENS, build_trainer, requests_of, row_of, train_
 class Collector(threading.Thread):
     """Keeps two long requests in progress."""
 
-    def __init__(self, client: PoolClient, log: Log, *, seed: int) -> None:
+    def __init__(self, client: RolloutClient, log: Log, *, seed: int) -> None:
         super().__init__(name="storm-collector", daemon=True)
         self._client, self._log, self._seed = client, log, seed
         self._ending = threading.Event()
@@ -98,7 +98,7 @@ def train_in_storm(rank: int, place: TrainerPlace, sky: socket.socket | None) ->
             published = time.monotonic()
             _record_topology(engine, version, log)
             if collector is None and rank == 0:
-                collector = Collector(engine._client, log, seed=options.seed)
+                collector = Collector(engine.client, log, seed=options.seed)
                 collector.start()
             rows = _sample(engine, trainer, version, place)
             sampled = time.monotonic()
@@ -123,7 +123,7 @@ def _prepare_step(engine: StormEngine, orders: TextIO, version: int, place: Trai
         if event["kind"] == "full memory":
             if event["injected"]:
                 refuse_memory(event["seconds"])
-            engine.restart_transport(place.folder / "engine")
+            engine.restart_transport()
         elif event["kind"] == "clock skew":
             engine.clock.skew(event["seconds"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 
@@ -76,6 +77,8 @@ class Broken(Guessing):
             time.sleep(0.4)
         if self.how == "raises":
             raise LookupError("nothing there")
+        if self.how == "exits":
+            sys.exit(3)
         return {
             "no tuple": 1,
             "nan": ([], float("nan"), True),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from archon_rl.rewards.source import RewardSource
-from archon_rl.rewards.source_fingerprint import reward_fingerprint
+from archon_rl.rewards.source_fingerprint import function_fingerprint
 from archon_rl.tokenization import bpe_tokenizer
 from archon_rl.trainer.fingerprint import records_fingerprint, template_fingerprint, tokenizer_fingerprint
 
@@ -106,7 +106,7 @@ def test_two_rewards_of_one_module_have_their_own_fingerprints_and_built_in_ones
     import archon_rl.rewards.gsm8k  # noqa: F401 - the module must be there
 
     one, other = (RewardSource("r", f"archon_rl.rewards.gsm8k:{name}", origin="archon-rl") for name in "ab")
-    assert reward_fingerprint(one).digest != reward_fingerprint(other).digest
-    assert reward_fingerprint(one).about.startswith("reward 'r' of archon-rl ")
+    assert function_fingerprint(one).digest != function_fingerprint(other).digest
+    assert function_fingerprint(one).about.startswith("reward 'r' of archon-rl ")
     built_in = RewardSource("r", "builtins:len", origin="archon-rl")
-    assert reward_fingerprint(built_in).digest != reward_fingerprint(RewardSource("r", "builtins:len")).digest
+    assert function_fingerprint(built_in).digest != function_fingerprint(RewardSource("r", "builtins:len")).digest

@@ -11,7 +11,7 @@ from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_rl.rewards.loading import load_reward
 from archon_rl.rewards.source import RewardSource, reward_source
-from archon_rl.rewards.source_fingerprint import reward_fingerprint
+from archon_rl.rewards.source_fingerprint import function_fingerprint
 
 REWARD = """
 from my_lengths import length
@@ -94,10 +94,10 @@ def test_the_fingerprint_covers_the_users_modules_and_no_others(here):
         for name in ("my_rewards", "my_lengths"):
             sys.modules.pop(name, None)
         load_reward(source)
-        return reward_fingerprint(source).digest
+        return function_fingerprint(source).digest
 
     before = fingerprint()
-    assert reward_fingerprint(source).about == "reward 'my_rewards:score' of my_rewards"
+    assert function_fingerprint(source).about == "reward 'my_rewards:score' of my_rewards"
     (here / "unused.py").write_text("")
     assert fingerprint() == before
     (here / "my_lengths.py").write_text("def length(text):\n    return 1.5 * len(text)\n")

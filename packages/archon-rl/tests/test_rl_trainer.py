@@ -175,7 +175,8 @@ def test_recomputed_log_probabilities_agree_with_those_of_the_rollout(run):
 
 
 def test_the_reference_starts_as_the_actor_and_the_kl_to_it_grows(run):
-    folder = run("ref={}", "actor.kl_ctl=0.01", "warm_start.steps=3", "seed=2")
+    # With few samples, most groups have equal rewards and move nothing.
+    folder = run("ref={}", "actor.kl_ctl=0.01", "warm_start.steps=3", "gconfig.n_samples=16")
     distances = [row["rollout_kl_ref"] for row in rows(folder) if row["step"] > 0]
     assert distances[0] == pytest.approx(0.0, abs=1e-12)
     assert distances[-1] > 1e-4

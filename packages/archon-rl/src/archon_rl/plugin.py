@@ -240,5 +240,10 @@ def archon_commands() -> Iterable[CommandSpec]:
             name="algorithms",
             target="archon_rl.cli:algorithms",
             summary="List algorithms, policy losses, and presets with their sources and options.",
-        )
+        ),
+        CommandSpec(
+            name="simulate",
+            target="archon_rl.simulate_cli:simulate_runs",
+            summary="Predict steps per second of asynchronous training from the times of sampling and training.",
+        ),
     ]

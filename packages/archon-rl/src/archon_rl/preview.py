@@ -12,6 +12,7 @@ from typing import Any
 from archon_core.config.validation import check_options
 from archon_core.contracts.preview import RunOutline, RunPreview
 from archon_engine.options.combinations import refuse_when_strict
+from archon_rl.collector_options import sampling_problems
 from archon_rl.composition_decisions import Choices, dpo_choices, grpo_choices, ppo_choices, rw_choices
 from archon_rl.data_problems import data_problems, missing_path, tokenizer_problems
 from archon_rl.run_problems import (
@@ -25,6 +26,7 @@ from archon_rl.run_problems import (
     untaught_teacher,
     untrained,
     value_problems,
+    workflow_problems,
 )
 from archon_rl.teacher_options import is_pure_distillation
 from archon_rl.unused_options import unused_options
@@ -68,6 +70,8 @@ def preview_ppo(outline: RunOutline) -> RunPreview:
 def _preview_policy(outline: RunOutline, problems: Iterable[str], choices: Callable[[Any], Choices]) -> RunPreview:
     config = outline.config
     found = [*problems, *too_many_minibatches("actor", config.actor.ppo_n_minibatches, config)]
+    found += sampling_problems(config, reward_role=outline.reward_role)
+    found += workflow_problems(config, outline.reward_role)
     if config.teacher is not None:
         found += untaught_teacher(config.teacher)
     if config.eval_gconfig is not None:

@@ -18,6 +18,9 @@ from archon_rl.agents.checks import agent_problems
 from archon_rl.config import NormConfig
 from archon_rl.teacher_options import is_pure_distillation
 
+RLVR, MULTI_TURN, ENVIRONMENT = "rlvr", "multi_turn", "environment"
+"""Names of workflows."""
+
 GROUP_NORM = NormConfig(mean_level="group", std_level="group")
 """Normalisation of rewards by ``grpo`` if the options name none."""
 
@@ -165,6 +168,30 @@ def too_long_warmup(warmup_steps: int, total_steps: int) -> Iterator[str]:
         yield (
             f"critic.warmup_steps: found {warmup_steps}, and the run has {total_steps} steps, so the actor would never "
             "learn; lower it, or raise trainer.max_steps"
+        )
+
+
+def workflow_problems(config: Any, reward_role: str) -> Iterator[str]:
+    """Problems of the workflow together with the reward.
+
+    Args:
+        reward_role: section of the model that scores completions; empty for a function.
+    """
+    name = config.workflow
+    if name == MULTI_TURN and config.reward is None:
+        yield (
+            f"workflow: found {name} without a reward, which tells right answers from wrong ones; set reward, or "
+            f"workflow={RLVR}"
+        )
+    if name == ENVIRONMENT and config.environment.name is None:
+        yield (
+            f"environment.name: found null with workflow={name}; name an environment of 'archon plugins', or "
+            "module:function of a Python file in the working directory"
+        )
+    if reward_role and name != RLVR:
+        yield (
+            f"workflow: found {name} with reward={config.reward}, a model on the trainer's ranks that scores the "
+            f"completions of a whole step; allowed is {RLVR}; set workflow={RLVR}, or choose a reward function"
         )
 
 

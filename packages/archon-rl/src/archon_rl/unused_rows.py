@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from archon_rl.collector_options import has_servers
 from archon_rl.run_parts import Run
 from archon_train.model_sections import is_frozen
 
@@ -30,9 +31,15 @@ SERVERS = (
     "weight_group",
     "weight_timeout",
     "weight_canary",
+    "newcomer_weights",
     "skip_unchanged",
+    "interruption",
+    "pause_grace_period",
 )
 """Options of ``rollout`` about servers, which the engine ``local`` does not have."""
+
+AHEAD = ("max_head_offpolicyness", "max_concurrent_rollouts", "queue_size")
+"""Options of ``rollout`` about sampling ahead of training."""
 
 NOT_A_LANGUAGE_MODEL = "values have no temperature"
 
@@ -313,6 +320,16 @@ TABLE: tuple[Unused, ...] = (
         tuple(f"rollout.{name}" for name in SERVERS),
         "the engine local has no servers",
         lambda run: run.samples and not run.has_servers,
+    ),
+    Unused(
+        ("rollout.pause_grace_period",),
+        "with rollout.interruption=keep, requests go on while servers switch, so there is no end to wait for",
+        lambda run: run.has_servers and run.config.rollout.interruption == "keep",
+    ),
+    Unused(
+        tuple(f"rollout.{name}" for name in AHEAD),
+        "the trainer's ranks sample and train in turns; servers, such as served:d1, sample ahead",
+        lambda run: run.samples and not has_servers(run.config),
     ),
     Unused(
         tuple(name for name in (f"rollout.{option}" for option in SERVERS) if "health_check" in name),

@@ -27,7 +27,7 @@ class WorkerThreads(Generic[W, Call, Answer]):
     """Answers calls in threads.
 
     Args:
-        build: builds a worker; called in each thread with its first call, again if it failed.
+        build: builds a worker; called in each thread that gets a call.
         work: the answer of a worker to a call.
         threads: their number.
         name: of the threads.
@@ -71,10 +71,9 @@ class WorkerThreads(Generic[W, Call, Answer]):
                 if not answer.set_running_or_notify_cancel():
                     continue
                 try:
-                    if worker is None:
-                        worker = self._build()
+                    worker = worker or self._build()
                     result = self._work(worker, call)
-                except Exception as error:
+                except BaseException as error:  # also of code that calls sys.exit()
                     answer.set_exception(error)
                 else:
                     answer.set_result(result)

@@ -10,7 +10,7 @@ import asyncio
 import random
 import socket
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -96,8 +96,9 @@ class Schedule:
             (False, *[True] * len(versions)),
             (0.0, *[-1.0] * len(versions)),
             (NO_VERSION, *versions),
+            reward=float(number),
         )
-        group = Group.of([replace(trajectory, reward=float(number))])
+        group = Group.of([trajectory])
         if random.Random(f"{self.rejection} {number}").random() < self.rejection:  # by its prompt
             return Settled(group.without_trajectories(), "not selected")
         return Settled(group)
@@ -279,7 +280,6 @@ def test_an_error_of_a_group_ends_the_next_call():
 
 
 def test_a_state_survives_the_way_into_a_file():
-    trajectory = Trajectory((1, 2), (False, True), (0.0, -0.5), (NO_VERSION, 4), reward=1.5)
-    group = Group.of([trajectory], {"rollout": 0.25})
+    group = Group.of([Trajectory((1, 2), (False, True), (0.0, -0.5), (NO_VERSION, 4), reward=1.5)], {"rollout": 0.25})
     state = WindowState(3, 12, {13: Settled(group), 14: Settled(group.without_trajectories(), "no reward")}, (12, 15))
     assert read_state(unpacked(packed(state_data(state))[8:])) == state

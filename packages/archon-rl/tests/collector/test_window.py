@@ -2,11 +2,9 @@
 
 import random
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from archon_core.errors import ConfigError
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.window import GroupWindow, Settled
 
@@ -72,11 +70,6 @@ def test_concurrency_and_queue_limit_what_starts():
     assert start_all(window) == [0, 1, 2, 3, 4]
     window.settle(4, Settled("e"))
     assert start_all(window) == [], "finished groups occupy the queue"
-
-
-def test_a_queue_below_a_batch_is_refused():
-    with pytest.raises(ConfigError, match=r"rollout.queue_size: found 1; .*batch_size=2"):
-        windows(queue_size=1)
 
 
 @given(

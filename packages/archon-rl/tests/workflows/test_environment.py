@@ -114,6 +114,7 @@ def test_an_environment_with_tools_gets_calls_as_openai_writes_them():
     ("how", "problem"),
     [
         ("hangs", "environment 'test_broken': step gave no answer within 0.2 s"),
+        ("exits", r"step of the environment called sys\.exit\(3\)"),
         ("no tuple", "found 1 from step; allowed is .messages, reward, done."),
         ("nan", "nan, True. from step; allowed"),
         ("text", "found 'more' from step; allowed is messages with role and content"),

@@ -16,6 +16,7 @@ from archon_rl.collector.sampling import LEFT_OUT, NO_REWARD, NOT_SELECTED, WORK
 from archon_rl.datasets.placed_record import PlacedRecord
 from archon_rl.losses.supervised import NegativeLogLikelihood
 from archon_rl.rewards.calls import Outcome
+from archon_rl.trainer.rollout_batch import rollout_seeds
 from archon_rl.workflows.rlvr import RLVR
 
 RECORD = PlacedRecord({"question": "1+1=", "answer": "2"}, "sums.jsonl:7")
@@ -36,7 +37,7 @@ def run(workflow, *, selection=None, client=None):
     client = client or ScriptedClient(encoder.tokenizer, answer)
     built = workflow(encoder) if callable(workflow) else workflow
     algorithm = Algorithm("test", NegativeLogLikelihood(), selection=selection)
-    sampler = GroupSampler(built, "mine", encoder, client, 2, 1, algorithm)
+    sampler = GroupSampler(built, "mine", encoder, client, 2, rollout_seeds(1), algorithm)
     return asyncio.run(sampler.sample(5, RECORD))
 
 

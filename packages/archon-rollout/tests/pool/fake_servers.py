@@ -10,7 +10,7 @@ from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ServerError
 from archon_core.serving.record import ServerCapabilities, ServerRecord, ServerState
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
-from archon_rollout.pool.pool import PROBE_PREFIX
+from archon_rollout.pool.watch import PROBE_PREFIX
 
 MODEL = ServedModelInfo("model", 0, vocab_size=100)
 
@@ -45,7 +45,12 @@ class FakeDriver:
     """The part of ``contracts.serving.ServerDriver`` that a pool calls."""
 
     capabilities = ServerCapabilities(
-        transports=(), pause_modes=("abort",), interrupt=True, scores=True, score_temperatures=True
+        transports=(),
+        pause_modes=("abort",),
+        interrupt=True,
+        token_versions=True,
+        scores=True,
+        score_temperatures=True,
     )
 
     def __init__(self, *servers: FakeServer) -> None:

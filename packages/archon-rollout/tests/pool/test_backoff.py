@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from archon_core.serving.record import ServerRecord
-from archon_rollout.pool.members import MembershipRules
+from archon_rollout.pool.members import MembershipRules, PoolStatus
 from archon_rollout.pool.membership import Membership
-from archon_rollout.pool.pool import PoolStatus
 from archon_rollout.pool.status_file import StatusFile, read_status
 
 RULES = MembershipRules(cooldown=0.0, retry=10.0, longest_retry=100.0)

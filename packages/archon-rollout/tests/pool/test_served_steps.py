@@ -45,7 +45,7 @@ class Engine(ServedEngine):
         self._ranks = DataRanks().everyone
         self._publisher = Publisher()
         self._trainer, self._kind = SimpleNamespace(version=0), SimpleNamespace(name="served")
-        self._version = -1
+        self._version, self._on_switch = -1, None
         self.topology = self._pool.decide()
 
     def update(self, version: int) -> dict[str, float]:

@@ -295,7 +295,7 @@ def test_an_old_folder_that_cannot_be_removed_is_a_warning(engine, driver, conte
     def refuse(folder):
         raise OSError(13, "Permission denied")
 
-    monkeypatch.setattr("archon_rollout.transports.disk.remove_folder", refuse)
+    monkeypatch.setattr("archon_rollout.transports.version_folders.remove_folder", refuse)
     publisher = make_publisher(engine, driver, context, "disk")
     for _ in range(3):
         engine.step()

@@ -47,6 +47,10 @@ class FakeServers:
     def abort_update(self, server, version, *, timeout):
         self.happen("abort", server, timeout)
 
+    def pause(self, server, mode, *, timeout):
+        self.happen(f"pause-{mode}", server, timeout)
+        self.paused.add(server.incarnation)
+
     def resume(self, server, *, timeout):
         self.happen("resume", server, timeout)
         self.paused.discard(server.incarnation)

@@ -128,7 +128,7 @@ class TrainerConfig:
         max_restarts: number of restarts from the last checkpoint after a rank died. Errors in the configuration or the
             data are not retried.
         accept_changed: inputs that may differ from those of the checkpoint of a resumed run: ``data``, ``validation``,
-            ``tokenizer``, ``chat_template``, ``reward``. Any other change is an error.
+            ``tokenizer``, ``chat_template``, ``reward``, ``workflow``. Any other change is an error.
         verify_export: after the run, load the export with transformers and compare logits.
     """
 
@@ -147,7 +147,10 @@ class TrainerConfig:
     max_restarts: int = option(0, NOT_NEGATIVE)
     accept_changed: list[str] = field(
         default_factory=list,
-        metadata={"rule": each_one_of("data", "validation", "tokenizer", "chat_template", "reward"), "fix": ""},
+        metadata={
+            "rule": each_one_of("data", "validation", "tokenizer", "chat_template", "reward", "workflow"),
+            "fix": "",
+        },
     )
     verify_export: bool = False
 

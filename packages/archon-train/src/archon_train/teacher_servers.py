@@ -22,10 +22,20 @@ ENGINE_PREFIXES = ("backend", "archon.", "mb_spec.", "optimizer.", "offload")
 
 UNUSED_BY_SERVERS = {
     "return_routed_experts": "a teacher samples nothing",
+    "max_head_offpolicyness": "a teacher samples nothing",
+    "max_concurrent_rollouts": "a teacher samples nothing",
+    "queue_size": "a teacher samples nothing",
+    "consumer_batch_size": "a teacher samples nothing",
+    "interruption": "a teacher samples nothing",
+    "pause_grace_period": "a teacher samples nothing",
+    "check_trajectory_format": "a teacher samples nothing",
+    "dump_to_file": "a teacher samples nothing",
+    "enable_rollout_tracing": "a teacher samples nothing",
     "weight_transport": "a teacher's weights never change",
     "weight_bucket_mb": "a teacher's weights never change",
     "weight_timeout": "a teacher's weights never change",
     "weight_canary": "a teacher's weights never change",
+    "newcomer_weights": "a teacher's weights never change",
     "skip_unchanged": "a teacher's weights never change",
 }
 """Options of ``rollout`` without a meaning for frozen weights -> why."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from archon_core.errors import ConfigError
@@ -13,7 +15,9 @@ from archon_train.launch.world import (
     check_started,
     explain_machines,
     explain_servers_elsewhere,
+    n_computing_at_once,
     ranks_needed,
+    share_cores,
     threads_per_rank,
     torchrun_command,
 )
@@ -87,3 +91,17 @@ def test_servers_that_a_local_run_cannot_start_are_named_with_their_machines() -
 def test_ranks_share_the_cores_and_each_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(8), raising=False)
     assert [threads_per_rank(n) for n in (1, 2, 3, 8, 64)] == [8, 4, 2, 1, 1]
+
+
+def test_servers_that_sample_ahead_get_cores_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = cluster_shares(layouts("archon:d2", rollout="sglang:d3"))
+    processes = plan_processes(shares, n_nodes=1, n_gpus_per_node=0)
+    assert n_computing_at_once(2, processes, 0) == 2
+    assert n_computing_at_once(2, processes, 1) == 5
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(10), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")  # restored after the test
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    share_cores(5)
+    assert os.environ["OMP_NUM_THREADS"] == "2"
+    share_cores(1)
+    assert os.environ["OMP_NUM_THREADS"] == "2", "the user's setting wins"

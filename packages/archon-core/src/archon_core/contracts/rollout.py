@@ -63,8 +63,22 @@ class RolloutConfig:
         weight_canary: after each publication, compare log-probabilities of a fixed prompt with the trainer's.
         max_head_offpolicyness: largest number of training steps between the weights that sample a token and the step
             that consumes it. Above 0, servers sample for later steps while one trains; 0 is synchronous.
-        max_concurrent_rollouts: largest number of prompts that are sampled at a time; null for no further limit.
-        queue_size: largest number of prompts that are sampled or wait for their step; null for no further limit.
+        max_concurrent_rollouts: largest number of prompts that servers sample at a time; null for ``data.batch_size``.
+        queue_size: largest number of prompts that are sampled or wait for their step; null for 16 times
+            ``max_concurrent_rollouts``.
+        consumer_batch_size: number of prompts that a step consumes; null, or ``data.batch_size``.
+        interruption: what requests do when servers switch to new weights: ``keep`` goes on with the new weights;
+            ``abort`` ends them, and the client continues what they have as new requests. Tokens carry their versions.
+        pause_grace_period: seconds between the end of the requests and the switch, with ``interruption=abort``.
+        check_trajectory_format: check every token of the trajectories of workflows: log-probabilities, versions, loss
+            mask, metadata. Their lengths and rewards are always checked.
+        dump_to_file: write the trajectories of every step to ``trajectories/`` in the run folder, for
+            ``archon trajectories``.
+        enable_rollout_tracing: log every request of workflows: its group, lengths, versions, duration.
+        newcomer_weights: how servers that join get their weights: with the next ``publication``, or at once from
+            ``disk``, from a folder of the current version below the run folder. ``weight_transport=disk`` writes that
+            folder anyway; for other transports, the first rank writes it beside each publication. null for ``disk``
+            if ``weight_transport`` is ``disk``, else ``publication``.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
     """
 
@@ -91,6 +105,13 @@ class RolloutConfig:
     max_head_offpolicyness: int = option(0, NOT_NEGATIVE)
     max_concurrent_rollouts: int | None = option(None, POSITIVE)
     queue_size: int | None = option(None, POSITIVE)
+    consumer_batch_size: int | None = option(None, POSITIVE)
+    interruption: str = option("keep", one_of("keep", "abort"))
+    pause_grace_period: float = option(0.0, number(least=0))
+    check_trajectory_format: bool = False
+    dump_to_file: bool = False
+    enable_rollout_tracing: bool = False
+    newcomer_weights: str | None = option(None, one_of("publication", "disk"))
     skip_unchanged: bool = False
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from archon_core.contracts.spec import Spec
@@ -52,6 +52,24 @@ class Trajectory:
             (NO_VERSION,) * n_prompt + tuple(completion.versions),
             truncated=completion.stop_reason == "length",
             routed_experts=completion.routed_experts,
+        )
+
+    def extended(self, asked: Sequence[int], answer: Completion) -> Trajectory:
+        """This conversation with a further turn.
+
+        Args:
+            asked: the prompt of the turn: ``token_ids``, followed by ids that the policy did not sample.
+            answer: the completion of ``asked``.
+        """
+        n_new, n_sampled = len(asked) - len(self.token_ids), len(answer.token_ids)
+        return replace(
+            self,
+            token_ids=(*asked, *answer.token_ids),
+            loss_mask=(*self.loss_mask, *(False,) * n_new, *(True,) * n_sampled),
+            logprobs=(*self.logprobs, *(0.0,) * n_new, *answer.logprobs),
+            versions=(*self.versions, *(NO_VERSION,) * n_new, *answer.versions),
+            truncated=answer.stop_reason == "length",
+            routed_experts=answer.routed_experts,  # of all tokens but the last
         )
 
     @property

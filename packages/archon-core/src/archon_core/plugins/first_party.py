@@ -18,7 +18,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
     },
     "command": {
-        "archon-rl": ("algorithms",),
+        "archon-rl": (
+            "algorithms",
+            "simulate",
+        ),
         "archon-rollout": (
             "generate",
             "serve",

@@ -42,7 +42,11 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in get_args(hint))
     if origin is list:
-        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
+        [of_items] = get_args(hint)
+        if not isinstance(value, list):
+            return False
+        # A prompt has thousands of numbers.
+        return all(type(item) is int for item in value) if of_items is int else all(_fits(i, of_items) for i in value)
     if isinstance(value, bool):
         return hint is bool
     if hint is float:

@@ -93,7 +93,7 @@ def render_chat(
         messages: the conversation; each message has a ``role``.
         generation_prompt: end with the start of an assistant's turn.
         fix: what to do when the template fails, for the message.
-        tools: JSON schemas of the tools that the template should describe; ``None`` for none.
+        tools: JSON schemas of functions that the template describes to the model; ``None`` for none.
 
     Raises:
         DataError: the template raised an error; the message quotes it.
@@ -101,9 +101,9 @@ def render_chat(
     try:
         return tokenizer.apply_chat_template(
             [dict(message) for message in messages],
-            tools=None if tools is None else [dict(tool) for tool in tools],
             tokenize=False,
             add_generation_prompt=generation_prompt,
+            **({} if tools is None else {"tools": [dict(tool) for tool in tools]}),
         )
     except Exception as error:  # a template is a program that comes with the model, so it may raise anything
         raise template_error(tokenizer, messages, error, fix) from error

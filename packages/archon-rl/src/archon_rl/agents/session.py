@@ -20,7 +20,7 @@ from archon_core.serving.openai_answers import Answer, Piece
 from archon_rl.agents.answers import AnswerReader, before_stop
 from archon_rl.agents.calls import Call, CallTree
 from archon_rl.agents.chat_messages import Matcher, normal_messages
-from archon_rl.agents.chat_requests import ChatRequest, sampling_of
+from archon_rl.agents.chat_requests import ChatRequest, TooLongError, sampling_of
 from archon_rl.agents.errors import SessionError
 from archon_rl.agents.exporting import concat_trajectories, individual_trajectories
 from archon_rl.agents.prompts import PromptBuilder
@@ -109,6 +109,8 @@ class Session:
         options = sampling_of(request, self.parts.options, len(prompt.ids), self.parts.max_tokens)
         completion = await self._complete(prompt.ids, options, self._seed_of(prompt.ids, request.seed))
         self._check_open()
+        if not completion.token_ids:
+            raise TooLongError(f"messages: found {len(prompt.ids)} tokens, which leave no room for an answer")
         read = self.parts.reader.read(
             before_stop(self.parts.decode(completion.token_ids), options.stop or ()),
             completion.stop_reason,

@@ -16,7 +16,8 @@ from archon_core.errors import ArchonError
 from archon_rl.agents.errors import SessionError
 from archon_rl.agents.source import AgentCaller, AgentSource
 from archon_rl.collector.messages import error_data, packed, receive
-from archon_rl.rewards.trainers_child import end_with, leave_signals_to_trainer
+from archon_rl.parent import end_with
+from archon_rl.rewards.trainers_signals import leave_signals_to_trainer
 
 FAILED = "failed"
 """Field of an answer with the reason why a session has no reward."""

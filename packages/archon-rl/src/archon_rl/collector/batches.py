@@ -7,10 +7,10 @@ not depend on the order in which its groups finish.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from archon_core.errors import ConfigError
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -31,30 +31,81 @@ class BatchRule:
         Args:
             accepted: per group, in order of their start, whether it is trained on.
         """
-        rounds = self._rounds(accepted)
-        return None if rounds is None else rounds[-1]
+        first = self._first(accepted)
+        return None if first is None else first.n_groups
 
     def n_rounds(self, accepted: Sequence[bool]) -> int:
         """Number of rounds in which the groups of a complete batch were sampled."""
-        return len(self._rounds(accepted) or ())
-
-    def _rounds(self, accepted: Sequence[bool]) -> list[int] | None:
-        """The ends of the first batch's rounds; ``None`` if it needs more than these groups."""
-        ends, end, kept = [], 0, 0
-        while kept < self.batch_size and len(ends) < self.max_rounds:
-            start, end = end, end + self.batch_size - kept
-            if end > len(accepted):
-                return None
-            kept += sum(accepted[start:end])
-            ends.append(end)
-        return ends
+        first = self._first(accepted)
+        return 0 if first is None else first.n_rounds
 
     def n_complete(self, accepted: Sequence[bool]) -> int:
         """Number of batches that these groups complete."""
-        n, rest = 0, accepted
-        while (end := self.end(rest)) is not None:
-            n, rest = n + 1, rest[end:]
-        return n
+        batches = Batches(self)
+        for one in accepted:
+            batches.add(one)
+        return batches.n_complete
+
+    def _first(self, accepted: Sequence[bool]) -> Extent | None:
+        batches = Batches(self)
+        for one in accepted:
+            batches.add(one)
+            if batches.n_complete:
+                return batches.take()
+        return None
+
+
+class Extent(NamedTuple):
+    """What a complete batch uses up."""
+
+    n_groups: int
+    n_rounds: int
+
+
+class Batches:
+    """Divides groups into batches, one group at a time.
+
+    Args:
+        rule: how many groups a batch takes.
+    """
+
+    def __init__(self, rule: BatchRule) -> None:
+        self._rule = rule
+        self._complete: deque[Extent] = deque()
+        self._begin()
+
+    @property
+    def n_complete(self) -> int:
+        """Number of complete batches."""
+        return len(self._complete)
+
+    def add(self, accepted: bool) -> None:
+        """Add the next group, which is trained on or not."""
+        self._size += 1
+        self._missing -= accepted
+        self._left -= 1
+        if self._left == 0:
+            self._rounds += 1
+            self._left = self._missing
+            if self._missing == 0 or self._rounds == self._rule.max_rounds:
+                self._complete.append(Extent(self._size, self._rounds))
+                self._begin()
+
+    def copy(self) -> Batches:
+        """A copy that is filled further apart from this one."""
+        other = Batches(self._rule)
+        other._complete = self._complete.copy()
+        other._size, other._rounds = self._size, self._rounds
+        other._missing, other._left = self._missing, self._left
+        return other
+
+    def take(self) -> Extent:
+        """Remove the first complete batch."""
+        return self._complete.popleft()
+
+    def _begin(self) -> None:
+        self._size = self._rounds = 0
+        self._missing = self._left = self._rule.batch_size  # groups of the batch, and of the round
 
 
 @dataclass(frozen=True)
@@ -65,19 +116,9 @@ class Pace:
         max_staleness: largest number of training steps between the weights that sample a token and the step that
             consumes it; 0 samples every group with the weights that it trains.
         max_concurrent: largest number of groups that are sampled at a time.
-        queue_size: largest number of groups that are sampled or wait for their step.
-
-    Raises:
-        ConfigError: ``queue_size`` is smaller than a batch, so no batch would ever be complete.
+        queue_size: largest number of groups that are sampled or wait for their step; at least a batch.
     """
 
     max_staleness: int
     max_concurrent: int
     queue_size: int
-
-    def check(self, rule: BatchRule) -> None:
-        if self.queue_size < rule.batch_size:
-            raise ConfigError(
-                f"rollout.queue_size: found {self.queue_size}; a step takes data.batch_size={rule.batch_size} groups; "
-                "allowed is at least that"
-            )

@@ -26,6 +26,7 @@ class Group:
         seconds: duration of sampling (``rollout``) and of rewards (``reward``).
         failures: reward calls without a reward, or the exception of a workflow; such a group has no rewards.
         n_calls: reward calls.
+        facts: the numbers in each trajectory's metadata, also of a group that a filter rejected.
     """
 
     rewards: tuple[float, ...]
@@ -36,6 +37,7 @@ class Group:
     seconds: Mapping[str, float] = field(default_factory=dict)
     failures: tuple[Outcome, ...] = ()
     n_calls: int = 0
+    facts: tuple[Mapping[str, float], ...] = ()
 
     @classmethod
     def of(
@@ -50,6 +52,7 @@ class Group:
             tuple(trajectories),
             dict(seconds or {}),
             n_calls=n_calls,
+            facts=tuple(_numbers_in(one.metadata) for one in trajectories),
         )
 
     @classmethod
@@ -72,6 +75,10 @@ class Group:
         )
 
 
+def _numbers_in(metadata: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in metadata.items() if isinstance(value, bool | int | float)}
+
+
 def group_data(group: Group) -> dict[str, Any]:
     """A group as data for msgpack. Values per token are packed as machine numbers."""
     return {
@@ -83,6 +90,7 @@ def group_data(group: Group) -> dict[str, Any]:
         "seconds": dict(group.seconds),
         "failures": [asdict(one) for one in group.failures],
         "n_calls": group.n_calls,
+        "facts": [dict(one) for one in group.facts],
     }
 
 
@@ -97,6 +105,7 @@ def read_group(data: Mapping[str, Any]) -> Group:
         data["seconds"],
         tuple(Outcome(**one) for one in data["failures"]),
         data["n_calls"],
+        tuple(data["facts"]),
     )
 
 

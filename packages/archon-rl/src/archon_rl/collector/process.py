@@ -18,7 +18,7 @@ from archon_core.plugins import registry
 from archon_rl.agents.checks import workflow_name
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.messages import error_data, packed, receive
-from archon_rl.collector.reward_threads import RewardThreads
+from archon_rl.collector.reward_threads import RewardThreads, reward_threads
 from archon_rl.collector.sampling import GroupSampler, RunSampler
 from archon_rl.collector.service import CollectorService
 from archon_rl.collector.states import read_state
@@ -28,12 +28,10 @@ from archon_rl.datasets.records import SubsetDataset
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.parent import end_with
 from archon_rl.preference_encoding import build_encoder
-from archon_rl.rewards.calls import RewardRunner
-from archon_rl.rewards.in_process import InProcessRewards
-from archon_rl.rewards.pool import RewardPool
-from archon_rl.rewards.source import reward_source
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import load_tokenizer
+from archon_rl.trainer.rollout_batch import rollout_seeds
+from archon_rl.workflows.context_limit import ContextLimit
 from archon_rl.workflows.parts import workflow_parts
 from archon_rl.workflows.source import workflow_source
 from archon_train.experiment import load_config
@@ -49,6 +47,7 @@ def main(descriptor: int, trainer: int) -> None:
     end_with(trainer)  # whatever blocks here: an import, a reward that hangs, a workflow that never awaits
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which stops this process
     os.set_inheritable(descriptor, False)  # a process of a workflow must not keep the socket open
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     channel = socket.socket(fileno=descriptor)
     try:
         setup = receive(channel)
@@ -83,7 +82,7 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     encoder = build_encoder(load_tokenizer(folder / "tokenizer"), config.data, config.tokenizer.use_chat_template)
     assert isinstance(encoder, TextEncoder), "pairs of preferences are not sampled"
     recipe = ClientRecipe(**setup["client"])
-    rewards = None if setup["reward"] is None else _reward_threads(config, Fingerprint(**setup["reward"]))
+    rewards = None if setup["reward"] is None else reward_threads(config, Fingerprint(**setup["reward"]))
     options = GenerationConfig(**setup["options"])
     source = workflow_source(workflow_name(config), registry())
     groups = GroupSampler(
@@ -92,20 +91,12 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
         encoder=encoder,
         client=load_target(recipe.target, origin="the inference engine")(recipe.data),
         n_samples=options.n_samples,
-        seed=config.seed,
+        seed_of=rollout_seeds(config.seed),
         algorithm=registry().get("algorithm", config.algorithm).load()(config, []),
+        context=ContextLimit(**setup["context"]),
+        checks_tokens=config.rollout.check_trajectory_format,
+        traces=config.rollout.enable_rollout_tracing,
     )
     cursor = DataCursor(len(dataset), config.data.batch_size, config.seed, config.data.shuffle)
     sampler = RunSampler(dataset, cursor, groups)
     return sampler, rewards
-
-
-def _reward_threads(config: Any, expected: Fingerprint) -> RewardThreads:
-    source, options = reward_source(config.reward, registry()), config.rewards
-
-    def build() -> RewardRunner:
-        if options.processes == 0:
-            return InProcessRewards(source)
-        return RewardPool(source, processes=1, timeout=options.timeout_seconds, expected=expected)
-
-    return RewardThreads(build, max(1, options.processes))

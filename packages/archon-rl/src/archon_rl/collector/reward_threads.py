@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from archon_core.errors import RewardError
+from archon_core.plugins import registry
+from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import Outcome, RewardCall, RewardRunner
+from archon_rl.rewards.in_process import InProcessRewards
+from archon_rl.rewards.pool import RewardPool
+from archon_rl.rewards.source import reward_source
 from archon_rl.worker_threads import WorkerThreads
 
 
@@ -18,9 +24,7 @@ class RewardThreads:
     """
 
     def __init__(self, build: Callable[[], RewardRunner], threads: int) -> None:
-        self._threads: WorkerThreads[RewardRunner, list[RewardCall], list[Outcome]] = WorkerThreads(
-            build, _score, threads, "archon-rewards"
-        )
+        self._threads = WorkerThreads(build, _score, threads, "archon-rewards")
 
     async def score(self, calls: Sequence[RewardCall]) -> list[Outcome]:
         """The outcome of each call. Raises an ArchonError that the function raised, other than a RewardError."""
@@ -34,5 +38,22 @@ class RewardThreads:
 def _score(runner: RewardRunner, calls: list[RewardCall]) -> list[Outcome]:
     try:
         return runner.score(calls)
-    except (SystemExit, KeyboardInterrupt) as error:  # of a reward in this process; they would end the event loop
+    except SystemExit as error:  # of a reward in this process
         raise RewardError(f"reward: found {error!r}") from error
+
+
+def reward_threads(config: Any, expected: Fingerprint) -> RewardThreads:
+    """Threads for the reward of a run.
+
+    Args:
+        config: the configuration.
+        expected: fingerprint of the reward, which the processes must have.
+    """
+    source, options = reward_source(config.reward, registry()), config.rewards
+
+    def build() -> RewardRunner:
+        if options.processes == 0:
+            return InProcessRewards(source)
+        return RewardPool(source, processes=1, timeout=options.timeout_seconds, expected=expected)
+
+    return RewardThreads(build, max(1, options.processes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from archon_rl.collector.window import Settled
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.text_encoding import TextEncoder
-from archon_rl.trainer.rollout_batch import build_batch, rollout_seeds
+from archon_rl.trainer.rollout_batch import build_batch
+from archon_rl.workflows.context_limit import UNLIMITED, ContextLimit
 from archon_rl.workflows.running import GroupClient, run_workflow
 
 NOT_SELECTED = "the algorithm did not select it"
@@ -44,33 +45,39 @@ class GroupSampler:
         workflow: turns a record into trajectories.
         name: of the workflow, for messages.
         encoder: finds stop texts.
-        client: completes prompts.
+        client: completes prompts; ``None`` for a sampler that gets one per record.
         n_samples: samples per record.
-        seed: the run's seed.
-        algorithm: selects groups.
+        seed_of: (number of the record, number of the sample) -> seed.
+        algorithm: selects groups; ``None`` to keep all.
+        context: the longest sequence of the run.
+        checks_tokens: check every token of the workflow's trajectories.
+        traces: log every request.
     """
 
     workflow: Workflow
     name: str
     encoder: TextEncoder
-    client: RolloutClient
+    client: RolloutClient | None
     n_samples: int
-    seed: int
-    algorithm: Algorithm
+    seed_of: Callable[[int, int], int]
+    algorithm: Algorithm | None
+    context: ContextLimit = UNLIMITED
+    checks_tokens: bool = False
+    traces: bool = False
 
     async def sample(self, number: int, record: Mapping[str, Any]) -> Settled[Group]:
         """The group of a record.
 
         Args:
-            number: of the record, counted over all records that the run draws.
+            number: of the record: for training, counted over all records that the run draws.
 
         Raises:
             ArchonError: see ``run_workflow``.
         """
-        seeds = rollout_seeds(self.seed, number)
-        samples = [seeds(0, sample) for sample in range(self.n_samples)]
-        client = GroupClient(self.client, self.encoder, str(number))
-        result = await run_workflow(self.name, self.workflow, client, record, samples)
+        assert self.client is not None, "a sampler needs a client"
+        seeds = [self.seed_of(number, sample) for sample in range(self.n_samples)]
+        client = GroupClient(self.client, self.encoder, str(number), self.context, self.traces)
+        result = await run_workflow(self.name, self.workflow, client, record, seeds, checks_tokens=self.checks_tokens)
         seconds = {"rollout": result.seconds, "reward": result.tally.seconds}
         if result.trajectories:
             return self._selected(Group.of(result.trajectories, seconds, result.tally.calls))
@@ -80,12 +87,11 @@ class GroupSampler:
         return Settled(Group.without(failures, seconds, result.tally.calls), reason)
 
     def _selected(self, group: Group) -> Settled[Group]:
-        selection = self.algorithm.selection
-        if selection is None:
+        if self.algorithm is None or self.algorithm.selection is None:
             return Settled(group)
         raw, lengths = torch.tensor(group.rewards, dtype=torch.float32), torch.tensor(group.lengths)
         batch = build_batch({0: group.trajectories}, self.algorithm.rewards(raw, lengths))
-        if selection(batch).all():
+        if self.algorithm.selection(batch).all():
             return Settled(group)
         return Settled(group.without_trajectories(), NOT_SELECTED)
 

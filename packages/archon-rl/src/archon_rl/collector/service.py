@@ -14,6 +14,7 @@ from archon_core.serving.record import ServerRecord
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import error_data, packed, receive_async
 from archon_rl.collector.states import batch_data, state_data
+from archon_rl.collector.stopwatch import Stopwatch
 from archon_rl.collector.window import ConsumedBatch, GroupWindow, Settled
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class CollectorService:
         self._tasks: dict[int, asyncio.Task[Settled[Group]]] = {}
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
+        self._sampling, self._waiting, self._n_finished = Stopwatch(), Stopwatch(), 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer calls until the trainer calls ``stop`` or is gone."""
@@ -76,11 +78,13 @@ class CollectorService:
     async def _on_take(self, timeout: float) -> dict[str, Any] | None:
         """The batch of the next step; ``None`` if it is not complete after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
+        self._waiting.run(True)
         while True:
             if self._error is not None:
                 raise self._error
             batch = self._window.take()
             if batch is not None:
+                self._waiting.run(False)
                 self._start()  # consumed groups leave the queue
                 return batch_data(batch) | self._load(batch)
             self._changed.clear()
@@ -97,9 +101,17 @@ class CollectorService:
         self._client.update([ServerRecord.from_data(one) for one in servers], version, answering)
 
     def _load(self, batch: ConsumedBatch[Group]) -> dict[str, Any]:
-        """Metrics of the moment."""
+        """Metrics of the moment, and of the time since the last batch."""
         reasons = Counter(one.reason for one in batch.dropped.values())
-        return {"running": self._window.n_running, "waiting": self._window.n_waiting, "reasons": dict(reasons)}
+        n_finished, self._n_finished = self._n_finished, 0
+        return {
+            "running": self._window.n_running,
+            "waiting": self._window.n_waiting,
+            "finished": n_finished,
+            "busy_seconds": self._sampling.lap(),
+            "waited_seconds": self._waiting.lap(),
+            "reasons": dict(reasons),
+        }
 
     def _start(self) -> None:
         """Start all groups that may start."""
@@ -107,6 +119,7 @@ class CollectorService:
             task = asyncio.create_task(self._sample(number), name=f"group-{number}")
             self._tasks[number] = task
             task.add_done_callback(lambda done, number=number: self._finish(number, done))
+        self._sampling.run(self._window.n_running > 0)
 
     def _finish(self, number: int, task: asyncio.Task[Settled[Group]]) -> None:
         del self._tasks[number]
@@ -118,6 +131,7 @@ class CollectorService:
             self._error = self._error or error
         else:
             self._window.settle(number, task.result())
+            self._n_finished += 1
             self._start()
         self._changed.set()
 

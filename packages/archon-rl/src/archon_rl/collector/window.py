@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from archon_rl.collector.batches import BatchRule, Pace
+from archon_rl.collector.batches import Batches, BatchRule, Pace
 
 T = TypeVar("T")
 
@@ -94,16 +94,23 @@ class GroupWindow(Generic[T]):
     """
 
     def __init__(self, rule: BatchRule, pace: Pace, state: WindowState[T] | None = None) -> None:
-        pace.check(rule)
+        assert pace.queue_size >= rule.batch_size, "no batch would ever be complete"
         state = state or WindowState(0, 0)
         self._rule, self._pace = rule, pace
         self.step = state.step
         self._first = state.first
-        self._settled = dict(state.settled)
+        self._settled: dict[int, Settled[T]] = {}
+        self._n_waiting = 0
         self._running: set[int] = set()
         self._again = sorted(state.unfinished)
-        self._next = max((self._first, *(n + 1 for n in (*self._settled, *self._again))))
+        self._next = max((self._first, *(n + 1 for n in (*state.settled, *self._again))))
         self._published = state.step
+        # The batches of the groups before the first unfinished one, and of all groups if the unfinished ones are
+        # accepted (``None``: to be computed), so that the calls take constant time in a window of thousands of groups.
+        self._finished, self._n_finished = Batches(rule), 0
+        self._hoped_for: Batches | None = None
+        for number, outcome in state.settled.items():
+            self._keep(number, outcome)
 
     @property
     def n_running(self) -> int:
@@ -113,7 +120,7 @@ class GroupWindow(Generic[T]):
     @property
     def n_waiting(self) -> int:
         """Number of accepted groups that wait for their step."""
-        return sum(one.accepted for one in self._settled.values())
+        return self._n_waiting
 
     def published(self, step: int) -> None:
         """The servers hold the weights after ``step`` training steps."""
@@ -130,6 +137,7 @@ class GroupWindow(Generic[T]):
                 return None
             self._again.pop(0)
         elif self._has_room() and self._is_due(self._next):
+            self._if_all_accepted().add(True)
             number, self._next = self._next, self._next + 1
         else:
             return None
@@ -139,15 +147,19 @@ class GroupWindow(Generic[T]):
     def settle(self, number: int, outcome: Settled[T]) -> None:
         """A group is no longer sampled."""
         self._running.remove(number)
-        self._settled[number] = outcome
+        self._keep(number, outcome)
 
     def take(self) -> ConsumedBatch[T] | None:
         """The batch of the next step; ``None`` while it is incomplete."""
-        end = self._rule.end(self._prefix())
-        if end is None:
+        if not self._finished.n_complete:
             return None
+        end = self._finished.take().n_groups
         taken = {number: self._settled.pop(number) for number in range(self._first, self._first + end)}
         self._first += end
+        self._n_finished -= end
+        self._n_waiting -= sum(one.accepted for one in taken.values())
+        if self._hoped_for is not None:
+            self._hoped_for.take()
         self.step += 1
         return ConsumedBatch(self.step - 1, taken)
 
@@ -156,14 +168,14 @@ class GroupWindow(Generic[T]):
         unfinished = tuple(sorted((*self._running, *self._again)))
         return WindowState(self.step, self._first, dict(self._settled), unfinished)
 
-    def _prefix(self) -> list[bool]:
-        """Outcomes of the groups before the first unfinished one."""
-        prefix = []
-        number = self._first
-        while number in self._settled:
-            prefix.append(self._settled[number].accepted)
-            number += 1
-        return prefix
+    def _keep(self, number: int, outcome: Settled[T]) -> None:
+        self._settled[number] = outcome
+        self._n_waiting += outcome.accepted
+        if not outcome.accepted:
+            self._hoped_for = None
+        while (one := self._settled.get(self._first + self._n_finished)) is not None:
+            self._finished.add(one.accepted)
+            self._n_finished += 1
 
     def _has_room(self) -> bool:
         """Whether the queue takes another group."""
@@ -173,5 +185,19 @@ class GroupWindow(Generic[T]):
         """Whether the step of a group is so near that it may start."""
         # Rejections move later groups to earlier steps, so the latest step of a group is its step if all unfinished
         # ones before it are accepted.
-        hopeful = [one not in self._settled or self._settled[one].accepted for one in range(self._first, number)]
-        return self.step + self._rule.n_complete(hopeful) <= self._published + self._pace.max_staleness
+        before = self._if_all_accepted() if number == self._next else self._batches_before(number)
+        return self.step + before.n_complete <= self._published + self._pace.max_staleness
+
+    def _if_all_accepted(self) -> Batches:
+        """The batches of all groups if the unfinished ones are accepted."""
+        if self._hoped_for is None:
+            self._hoped_for = self._batches_before(self._next)
+        return self._hoped_for
+
+    def _batches_before(self, number: int) -> Batches:
+        """The batches of the groups before ``number``, which is not finished."""
+        batches = self._finished.copy()
+        for earlier in range(self._first + self._n_finished, number):
+            one = self._settled.get(earlier)
+            batches.add(one is None or one.accepted)
+        return batches

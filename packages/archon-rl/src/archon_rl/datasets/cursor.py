@@ -5,13 +5,16 @@ A batch may span two epochs: epochs follow each other without dropping records, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from archon_core.errors import ConfigError
 from archon_core.seeding import derive_seed
+
+KEPT_ORDERS = 2
+"""Epochs whose order is kept: groups that are sampled at the same time may belong to two."""
 
 
 @dataclass
@@ -34,6 +37,7 @@ class DataCursor:
     seed: int
     shuffle: bool = True
     refilled: int = 0
+    _orders: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.batch_size <= self.n_records:
@@ -79,6 +83,13 @@ class DataCursor:
 
     def _order(self, epoch: int) -> Tensor:
         """int64 [n_records]: the records of one epoch in order."""
+        if epoch not in self._orders:
+            if len(self._orders) == KEPT_ORDERS:
+                self._orders.pop(min(self._orders))
+            self._orders[epoch] = self._drawn_order(epoch)
+        return self._orders[epoch]
+
+    def _drawn_order(self, epoch: int) -> Tensor:
         if not self.shuffle:
             return torch.arange(self.n_records)
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "data", epoch))

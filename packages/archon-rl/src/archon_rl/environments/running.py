@@ -31,10 +31,13 @@ class _Instance:
     def call(self, call: _Call) -> Any:
         """The value of an attribute, or the result of a method, which may be a coroutine; ``None`` without it."""
         name, arguments = call
-        if self._environment is None:
-            self._environment = self._factory(self._options, self._seed)
-        value = getattr(self._environment, name, None)
-        return value(*arguments) if callable(value) else value
+        try:
+            if self._environment is None:
+                self._environment = self._factory(self._options, self._seed)
+            value = getattr(self._environment, name, None)
+            return value(*arguments) if callable(value) else value
+        except SystemExit as error:  # would end the trainer
+            raise EnvironmentFailedError(f"{name} of the environment called sys.exit({error.code!r})") from error
 
     def close(self) -> None:
         """The environment is closed by a call, since its ``close`` may be a coroutine."""

@@ -9,7 +9,7 @@ from archon_rl.rewards.calls import Outcome, RewardCall, make_call
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.rewards.loading import load_reward
 from archon_rl.rewards.source import RewardSource
-from archon_rl.rewards.source_fingerprint import reward_fingerprint
+from archon_rl.rewards.source_fingerprint import function_fingerprint
 
 
 class InProcessRewards:
@@ -22,7 +22,7 @@ class InProcessRewards:
     def start(self) -> Fingerprint:
         """See ``RewardRunner``."""
         self._load()
-        return reward_fingerprint(self._source)
+        return function_fingerprint(self._source)
 
     def score(self, calls: Sequence[RewardCall]) -> list[Outcome]:
         """See ``RewardRunner``."""

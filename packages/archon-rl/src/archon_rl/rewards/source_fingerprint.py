@@ -1,4 +1,4 @@
-"""The fingerprint of a loaded reward: the source of its module, and of the modules that it imports."""
+"""The fingerprint of a loaded function: the source of its module, and of the modules that it imports."""
 
 from __future__ import annotations
 
@@ -12,22 +12,21 @@ from pathlib import Path
 from types import ModuleType
 
 from archon_core.errors import ConfigError
-from archon_rl.chosen_function import is_in
+from archon_rl.chosen_function import ChosenFunction, is_in
 from archon_rl.fingerprint import Fingerprint
-from archon_rl.rewards.source import RewardSource
 
 
-def reward_fingerprint(source: RewardSource) -> Fingerprint:
-    """The fingerprint of a reward whose module this process has imported.
+def function_fingerprint(source: ChosenFunction) -> Fingerprint:
+    """The fingerprint of a function whose module this process has imported.
 
-    It covers the modules of the reward's package, or of its folder for a function of a user's own module. Without
+    It covers the modules of the function's package, or of its folder for a function of a user's own module. Without
     source, for a compiled module, it is the version of the package.
     """
     version = _version(source.origin)
     module, _, attribute = source.target.partition(":")
     sources = _sources(module, source.folder)
     content = {"attribute": attribute, **({"sources": sources} if sources else {"version": version})}
-    about = f"reward {source.name!r} of {source.origin or module} {version}".rstrip()
+    about = f"{source} of {source.origin or module} {version}".rstrip()
     return Fingerprint.of(content, about)
 
 

@@ -15,13 +15,14 @@ from dataclasses import asdict
 from typing import Any
 
 from archon_core.errors import ArchonError
+from archon_rl.parent import end_with
 from archon_rl.rewards.calls import Outcome, RewardCall, make_call
 from archon_rl.rewards.checking import NamedReward
 from archon_rl.rewards.loading import load_reward
 from archon_rl.rewards.messages import HELD_SECONDS, CallCounter, Receiver, send
 from archon_rl.rewards.source import RewardSource
-from archon_rl.rewards.source_fingerprint import reward_fingerprint
-from archon_rl.rewards.trainers_child import end_with, leave_signals_to_trainer
+from archon_rl.rewards.source_fingerprint import function_fingerprint
+from archon_rl.rewards.trainers_signals import leave_signals_to_trainer
 
 
 def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) -> None:
@@ -42,7 +43,7 @@ def main(descriptor: int, counter: int, trainer: int, source: dict[str, str]) ->
     try:
         chosen = RewardSource(**source)
         reward = load_reward(chosen)
-        _reply(channel, {"fingerprint": asdict(reward_fingerprint(chosen))})
+        _reply(channel, {"fingerprint": asdict(function_fingerprint(chosen))})
         begun = CallCounter(counter)
         n_begun = 0
         own = os.getpid()

@@ -17,8 +17,9 @@ import warnings
 from typing import Any
 
 from archon_core.errors import ArchonError
+from archon_rl.parent import end_with
 from archon_rl.rewards.messages import Receiver, send
-from archon_rl.rewards.trainers_child import end_with, leave_signals_to_trainer
+from archon_rl.rewards.trainers_signals import leave_signals_to_trainer
 from archon_rl.tools.calls import call_tool
 from archon_rl.tools.schema import tool_schema
 from archon_rl.tools.source import ToolSource

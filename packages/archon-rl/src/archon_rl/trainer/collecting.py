@@ -77,7 +77,9 @@ class Sampled:
         self.n_tokens += n_tokens
 
     def statistics(self, n_selected: int) -> dict[str, float]:
-        """Metrics of a step that selected ``n_selected`` completions; there must be a completion."""
+        """Metrics of a step that selected ``n_selected`` completions; without a completion, it has no means."""
+        if not self.rewards:
+            return {"tokens": 0, "selected": 0.0}
         rewards = torch.tensor(self.rewards, dtype=torch.float32)
         return {
             "reward": float(rewards.mean()),

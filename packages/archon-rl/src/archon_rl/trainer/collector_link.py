@@ -28,6 +28,10 @@ CALL_SECONDS = 60.0
 STOP_SECONDS = 10.0
 """Time for the process to end by itself, before it is killed."""
 
+_LOAD = ("running", "waiting", "finished", "busy_seconds", "waited_seconds")
+"""The collector's load: groups in progress and waiting now; since the last batch, finished groups, and the seconds in
+which groups were sampled and in which the trainer waited."""
+
 _MAIN = (
     "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments['path']; "
     "from archon_rl.collector.process import main; main(arguments['descriptor'], arguments['trainer'])"
@@ -87,7 +91,7 @@ class CollectorLink:
     def take(self, timeout: float) -> tuple[ConsumedBatch[Group], dict[str, Any]] | None:
         """The batch of the next step with the collector's load; ``None`` if it is not complete in time."""
         answer = self._call("take", timeout=timeout)
-        return None if answer is None else (read_batch(answer), {name: answer[name] for name in ("running", "waiting")})
+        return None if answer is None else (read_batch(answer), {name: answer[name] for name in _LOAD})
 
     def state(self) -> dict[str, Any]:
         """The window's state, for a checkpoint."""

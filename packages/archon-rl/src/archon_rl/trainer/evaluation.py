@@ -12,14 +12,19 @@ from archon_core.contracts.loss import Loss
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
 from archon_core.seeding import derive_seed
+from archon_rl.collector.sampling import COUNTED, WORKFLOW_FAILED
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.pass_at_k import mean_pass_at_k
 from archon_rl.text_encoding import TextEncoder, supervised_batch
+from archon_rl.trainer.failures import FailureJudge
 from archon_rl.trainer.rollout_batch import sample
-from archon_rl.trainer.scoring import Scorer
+from archon_rl.trainer.sampling_rounds import WorkflowRounds
+from archon_rl.trainer.scoring import FAILED, Scorer
+from archon_rl.trainer.settled_groups import judge_groups, mean_facts
 from archon_rl.trainer.sharing import ONE_RANK, SharedEngine
 
+EVAL = "eval/"
 EVAL_REWARD = "eval/reward"
 EVAL_PASS = "eval/pass"
 EVAL_LOSS = "eval/loss"
@@ -70,6 +75,47 @@ def evaluate_reward(
         **{f"{EVAL_PASS}@{k}": share for k, share in mean_pass_at_k(n_samples, passed).items()},
         **failed,
     }
+
+
+def evaluate_workflow(
+    run_workflow: WorkflowRounds,
+    dataset: Dataset,
+    judge: FailureJudge,
+    *,
+    limit: int | None = None,
+    pass_above: float = 0.0,
+) -> dict[str, float]:
+    """Raw rewards of a workflow's trajectories for the first ``limit`` records.
+
+    Records that the workflow left out, and those with a failure, are left out of the means.
+
+    Args:
+        run_workflow: with ``evaluation_seeds``, without a selection of groups.
+        judge: explains failures.
+        pass_above: a trajectory passes if its reward is above this.
+
+    Returns:
+        As ``evaluate_reward``; the means are over trajectories, and ``eval/pass@j`` exists if every record has one per
+        sample. ``eval/NAME`` is the mean of a number that the workflow gives with its trajectories.
+
+    Raises:
+        RewardError: too many failures.
+    """
+    records = [read_placed(dataset, index) for index in range(evaluated_size(dataset, limit))]
+    settled = run_workflow(records).values()
+    counts = judge_groups(judge, settled, "Evaluation", has_rewards=True)
+    rewards = [reward for one in settled for reward in one.group.rewards]
+    n_samples, n_failed = run_workflow.sampler.n_samples, counts[FAILED] + counts[COUNTED[WORKFLOW_FAILED]]
+    result = {EVAL_FAILED: n_failed} if n_failed else {}
+    if not rewards:
+        return result
+    mean = sum(rewards) / len(rewards)
+    result = {EVAL_REWARD if n_samples == 1 else f"{EVAL_REWARD}_avg@{n_samples}": mean, **result}
+    groups = [one.group.rewards for one in settled if one.group.rewards]
+    if n_samples > 1 and all(len(group) == n_samples for group in groups):
+        passed = [sum(reward > pass_above for reward in group) for group in groups]
+        result |= {f"{EVAL_PASS}@{k}": share for k, share in mean_pass_at_k(n_samples, passed).items()}
+    return result | {f"{EVAL}{name}": value for name, value in mean_facts(settled).items()}
 
 
 def evaluation_seeds(seed: int) -> Callable[[int, int], int]:

@@ -18,6 +18,7 @@ from archon_core.ranks.failing_together import failing_together
 from archon_engine.checkpoint.publication import publish_folder
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import RewardRunner
+from archon_rl.rewards.source_fingerprint import function_fingerprint
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import (
     TOKENIZER_FOLDER,
@@ -27,6 +28,7 @@ from archon_rl.trainer.checkpointing import (
     with_resume_advice,
 )
 from archon_rl.trainer.fingerprint import records_fingerprint, template_fingerprint, tokenizer_fingerprint
+from archon_rl.workflows.source import WorkflowSource
 from archon_train.run.context import RunContext
 
 OPTION = "trainer.accept_changed"
@@ -39,12 +41,18 @@ LABELS = {
     "tokenizer": "tokenizer",
     "chat_template": "chat template",
     "reward": "reward",
+    "workflow": "workflow",
 }
 """Values of ``trainer.accept_changed`` -> their names in messages."""
 
 
 def fingerprints(
-    run: RunContext, train: Dataset, validation: Dataset, *, reward: RewardRunner | None = None
+    run: RunContext,
+    train: Dataset,
+    validation: Dataset,
+    *,
+    reward: RewardRunner | None = None,
+    workflow: WorkflowSource | None = None,
 ) -> dict[str, Fingerprint]:
     """Fingerprints of the run's inputs by name; a resumed run compares them with its checkpoint. Collective.
 
@@ -55,11 +63,12 @@ def fingerprints(
         train: the training records.
         validation: the held-out records; may be empty.
         reward: started here on the first rank; ``None`` for algorithms without one.
+        workflow: of the run; one of a user's own module is imported here on the first rank.
 
     Raises:
         ConfigError: on every rank, an input changed that ``trainer.accept_changed`` does not list.
         DamagedError: on every rank, the checkpoint's ``trainer.json`` cannot be read.
-        ArchonError: on every rank, the reward function cannot be imported.
+        ArchonError: on every rank, the reward function or the workflow cannot be imported.
     """
     checkpoint = resumed_checkpoint(run)
     found: dict[str, Fingerprint] = {}
@@ -70,6 +79,9 @@ def fingerprints(
             found = _fingerprints(run.config, train, validation, run.folder.path / TOKENIZER_FOLDER)
             if reward is not None:
                 found["reward"] = reward.start()
+            if workflow is not None and workflow.folder:
+                workflow.load()
+                found["workflow"] = function_fingerprint(workflow)
             if checkpoint is not None:
                 decisions = _compare(run.config, checkpoint, read_state(run, checkpoint), found)
     run.record(run.ranks.broadcast(decisions))

@@ -7,40 +7,47 @@ from functools import partial
 from typing import Any
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_core.ranks.ranks import DataRanks
+from archon_rl.agents.checks import workflow_name
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
-from archon_rl.collector.batches import Pace
+from archon_rl.collector_options import sampling_problems
 from archon_rl.config import RewardOptions
-from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.in_process import InProcessRewards
 from archon_rl.rewards.pool import RewardPool
 from archon_rl.rewards.source import RewardSource, reward_source
-from archon_rl.run_problems import explain_missing_reward, refuse, too_long_warmup, too_many_minibatches
-from archon_rl.trainer.collecting import Collection
+from archon_rl.run_problems import (
+    explain_missing_reward,
+    refuse,
+    too_long_warmup,
+    too_many_minibatches,
+    workflow_problems,
+)
 from archon_rl.trainer.composition import composed
 from archon_rl.trainer.engines import build_inference_engine, complete_model_config, with_checkpoint
-from archon_rl.trainer.evaluation import evaluate_reward
 from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.reward_model import ModelScorer, RewardModel
 from archon_rl.trainer.rl_step import RLStep
 from archon_rl.trainer.roles import RoleEngines, build_role_engines
-from archon_rl.trainer.rollout_batch import sampling_options
-from archon_rl.trainer.sampling_ahead import SampleAhead
-from archon_rl.trainer.sampling_now import SampleNow
+from archon_rl.trainer.sampling_choice import Sampling
 from archon_rl.trainer.scoring import Scorer
-from archon_rl.trainer.sequence_lengths import LengthLimit, prompt_lengths, rollout_limits, supervised_limits
+from archon_rl.trainer.sequence_lengths import (
+    LengthLimit,
+    prompt_lengths,
+    rollout_context,
+    rollout_limits,
+    supervised_limits,
+)
 from archon_rl.trainer.served_teacher import build_served_teacher
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.teacher import evaluates_teacher, prepare_teacher, report_teacher, vocab_size_of
 from archon_rl.trainer.warm_start import WarmStart
 from archon_rl.workflows.rewards_needed import gives_rewards
+from archon_rl.workflows.source import workflow_source
 from archon_train.run.context import RunContext
 
 
@@ -58,6 +65,9 @@ class RLTrainer:
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
         self._run, self._algorithm = run, composed(run, algorithm)
         self._reward = _choose_reward(run.config, self._algorithm)
+        refuse(sampling_problems(run.config, reward_role=self._reward and self._reward.role))
+        self._workflow = workflow_source(workflow_name(run.config), registry())
+        refuse(workflow_problems(run.config, "" if self._reward is None else self._reward.role))
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
             if updates is not None:
@@ -77,7 +87,6 @@ class RLTrainer:
             limits += supervised_limits(config.actor)
         if "teacher" in self._algorithm.roles and config.teacher.warm_start.steps:
             limits += supervised_limits(config.teacher)
-        evaluation = config.eval_gconfig
         task = build_task(run, prompt_lengths, limits, self._held_out_limits(limits))
         total_steps = task.total_steps(config.trainer)
         refuse(too_long_warmup(self._algorithm.warmup_steps, total_steps))
@@ -87,30 +96,29 @@ class RLTrainer:
             rewards = None if self._reward is None else _build_runner(run, self._reward)
             if rewards is not None:
                 stack.callback(rewards.close)
-            known = fingerprints(run, task.train, task.validation, reward=rewards)
+            known = fingerprints(run, task.train, task.validation, reward=rewards, workflow=self._workflow)
             engines = self._build_engines(task, total_steps, stack)
             actor = engines.actor.engine
             rollout = build_inference_engine(run, actor)
             stack.callback(rollout.close)
             run.record([task.ends.decision()])
             scorer = None if rewards is None else self._build_scorer(rewards, task)
-            options = sampling_options(config.gconfig, task.ends)
-            collection = self._build_collection(
-                task, rollout, scorer, options, actor.data_ranks, known.get("reward"), stack
+            sampling = Sampling(
+                run=run,
+                algorithm=self._algorithm,
+                task=task,
+                workflow=self._workflow,
+                rollout=rollout,
+                data_ranks=actor.data_ranks,
+                scorer=scorer,
+                reward=known.get("reward"),
+                stack=stack,
             )
+            collection = sampling.collection(rollout_context(config.actor, *others))
             step = RLStep(collection, self._algorithm, engines, rollout, config.seed)
             evaluate = None
             if scorer is not None and len(task.validation):
-                evaluate = partial(
-                    evaluate_reward,
-                    encoder=task.encoder,
-                    dataset=task.validation,
-                    scorer=scorer,
-                    options=sampling_options(evaluation or config.gconfig, task.ends, greedy=evaluation is None),
-                    limit=config.trainer.eval_size,
-                    seed=config.seed,
-                    pass_above=config.trainer.eval_pass_above,
-                )
+                evaluate = sampling.evaluation(rollout_context(config.actor))
             loop = TrainingLoop(
                 run=run,
                 task=task,
@@ -129,30 +137,6 @@ class RLTrainer:
             rollout.update_weights(actor.version)
             collection.published(done)
             loop.run_from(done)
-
-    def _build_collection(
-        self,
-        task: Task,
-        rollout: InferenceEngine,
-        scorer: Scorer | None,
-        options: GenerationConfig,
-        data_ranks: DataRanks,
-        reward: Fingerprint | None,
-        stack: ExitStack,
-    ) -> Collection:
-        run, config = self._run, self._run.config.rollout
-        if not hasattr(rollout, "client_recipe"):
-            settings = (options, run.config.seed, data_ranks, config.return_routed_experts)
-            return SampleNow(task, self._algorithm, rollout, scorer, *settings)
-        size = task.cursor.batch_size
-        pace = Pace(
-            max_staleness=config.max_head_offpolicyness,
-            max_concurrent=config.max_concurrent_rollouts or size * (config.max_head_offpolicyness + 1),
-            queue_size=config.queue_size or size * (config.max_head_offpolicyness + 1),
-        )
-        ahead = SampleAhead(run, task, self._algorithm, rollout, scorer, options, pace, reward)
-        stack.callback(ahead.close)
-        return ahead
 
     def _held_out_limits(self, limits: list[LengthLimit]) -> list[LengthLimit]:
         """The longest held-out records that the evaluations can take; ``limits`` are those of training."""

@@ -17,24 +17,24 @@ import msgpack
 
 from archon_core.contracts.rollout import GenerationConfig
 from archon_core.contracts.serving import ServingEngine
-from archon_core.errors import RewardError, TrainingError
+from archon_core.errors import TrainingError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
 from archon_rl.algorithm import Algorithm
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import unpacked
-from archon_rl.collector.sampling import WORKFLOW_FAILED, reason_counts
 from archon_rl.collector.states import batch_data, read_batch, state_data
 from archon_rl.collector.window import ConsumedBatch, WindowState
 from archon_rl.fingerprint import Fingerprint
-from archon_rl.rewards.calls import Outcome
-from archon_rl.trainer.collecting import Collected, Sampled, refill_statistics, shaped_batch, without_rewards
+from archon_rl.trainer.collecting import Collected, refill_statistics, without_rewards
 from archon_rl.trainer.collector_link import CollectorLink, CollectorLostError
-from archon_rl.trainer.failures import FailureJudge, explain_no_group
-from archon_rl.trainer.scoring import FAILED, TIMED_OUT, Scorer
+from archon_rl.trainer.failures import FailureJudge
+from archon_rl.trainer.scoring import Scorer
+from archon_rl.trainer.settled_groups import FACTS, batch_of, judge_groups, mean_facts, sampled_by
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
+from archon_rl.workflows.context_limit import ContextLimit
 from archon_train.run.context import RunContext
 
 POLL_SECONDS = 0.5
@@ -53,8 +53,10 @@ class SampleAhead:
         task: records and tokenizer.
         algorithm: shapes rewards, and selects groups.
         rollout: has the servers.
-        scorer: judges failed rewards; ``None`` for an algorithm that needs no rewards.
+        scorer: of the run; ``None`` for an algorithm that needs no rewards.
+        judge: explains failures.
         options: sampling options, with all stop tokens.
+        context: the longest sequence of the run.
         pace: how far the collector may run ahead.
         reward: the source that scores completions; a collector that starts later must import the same.
     """
@@ -64,7 +66,9 @@ class SampleAhead:
     algorithm: Algorithm
     rollout: ServingEngine
     scorer: Scorer | None
+    judge: FailureJudge
     options: GenerationConfig
+    context: ContextLimit
     pace: Pace
     reward: Fingerprint | None
     _link: CollectorLink | None = field(default=None, init=False)
@@ -72,11 +76,8 @@ class SampleAhead:
     _steps: dict[int, int] = field(default_factory=dict, init=False)
     _restored: dict[str, Any] | None = field(default=None, init=False)
     _lost: int = field(default=0, init=False)
-    _failures: FailureJudge = field(init=False)
 
     def __post_init__(self) -> None:
-        judge = FailureJudge(self.run.config.rewards.max_failed, self.run.progress.note)
-        self._failures = judge if self.scorer is None else self.scorer.failures
         self.rollout.on_switch(self._switching)
 
     @property
@@ -112,9 +113,9 @@ class SampleAhead:
         """The completions of ``step``; groups with a completion without a reward are left out."""
         with clock("rollout"):
             data = self._wait(step)
-        batch = read_batch(data)
-        self.task.cursor.seek(step + 1, drawn=data["first"])
-        return self._collected(batch, data["load"], step)
+            batch = read_batch(data)
+            self.task.cursor.seek(step + 1, drawn=data["first"])
+            return self._collected(batch, data["load"], step)
 
     def close(self) -> None:
         """End the collector."""
@@ -201,28 +202,23 @@ class SampleAhead:
             "state": state,
             "client": asdict(self.rollout.client_recipe()),
             "options": asdict(self.options),
+            "context": asdict(self.context),
             "reward": None if self.reward is None else asdict(self.reward),
         }
 
     def _collected(self, batch: ConsumedBatch[Group], load: Mapping[str, float], step: int) -> Collected:
-        complete = {number: one for number, one in batch.settled.items() if not one.group.failures}
-        failures = self._judge(batch, step)
-        sampled, kept, ages = Sampled(), dict[int, Group](), list[int]()
-        for number, one in complete.items():
-            group = one.group
-            sampled.add(group.rewards, group.lengths, group.truncated, n_tokens=group.n_tokens)
-            if one.accepted:
-                # Prompts that leave no room for a completion have no version.
-                age = step - min((self._step_of(version) for version in group.versions), default=step)
-                ages.append(age)
-                if age <= self.pace.max_staleness:
-                    kept[number] = group
-        groups = {place: group.trajectories for place, (number, group) in enumerate(kept.items())}
-        rewards = [reward for group in kept.values() for reward in group.rewards]
-        chosen = shaped_batch(
-            self.algorithm, groups, rewards, needs_experts=self.run.config.rollout.return_routed_experts
+        failures = judge_groups(
+            self.judge, batch.settled.values(), f"Step {step + 1}", has_rewards=self.scorer is not None
         )
-        statistics = sampled.statistics(len(chosen))
+        kept, ages = list[Group](), list[int]()
+        for group in batch.groups.values():
+            # Prompts that leave no room for a completion have no version.
+            age = step - min((self._step_of(version) for version in group.versions), default=step)
+            ages.append(age)
+            if age <= self.pace.max_staleness:
+                kept.append(group)
+        chosen = batch_of(self.algorithm, kept, needs_experts=self.run.config.rollout.return_routed_experts)
+        statistics = sampled_by(batch.settled.values()).statistics(len(chosen))
         if self.scorer is None and not self.algorithm.needs_rewards:
             statistics = without_rewards(statistics)
         if self.algorithm.selection is not None:
@@ -234,27 +230,13 @@ class SampleAhead:
             {
                 **statistics,
                 **failures,
-                **reason_counts(batch.settled.values()),
+                **{f"{FACTS}{name}": value for name, value in mean_facts(batch.settled.values()).items()},
                 "staleness": sum(ages) / max(len(ages), 1),
                 "staleness_max": max(ages, default=0),
                 "stale_prompts": len(ages) - len(kept),
                 **{f"collector/{name}": value for name, value in load.items()},
             },
         )
-
-    def _judge(self, batch: ConsumedBatch[Group], step: int) -> dict[str, float]:
-        """Explain completions without a reward; raises RewardError if there are too many."""
-        failures = [outcome for one in batch.settled.values() for outcome in one.group.failures]
-        n_errors = sum(one.reason == WORKFLOW_FAILED for one in batch.settled.values())
-        groups = [one.group for one in batch.settled.values()]
-        # A workflow may give rewards without calls of the reward function.
-        n_calls = n_errors + sum(group.n_calls or len(group.rewards) for group in groups)
-        self._failures([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], f"Step {step + 1}")
-        if all(group.failures for group in groups):
-            raise RewardError(explain_no_group(len(groups), failures[0]))
-        if self.scorer is None:
-            return {}
-        return {FAILED: len(failures) - n_errors, TIMED_OUT: sum(one.timed_out for one in failures)}
 
     def _step_of(self, version: int) -> int:
         """The step after which weights were published.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -13,10 +14,12 @@ from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.algorithm import Algorithm
 from archon_rl.trainer.collecting import Collected, collect, shaped_batch, without_rewards
-from archon_rl.trainer.rollout_batch import rollout_seeds, sample
+from archon_rl.trainer.rollout_batch import Rollout, rollout_seeds, sample
 from archon_rl.trainer.scoring import Scorer
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
+from archon_rl.workflows.token_checks import check_tokens
+from archon_rl.workflows.tracing import trace_request
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class SampleNow:
         seed: the run's seed.
         data_ranks: divide generation and rewards among them.
         needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
+        checks_tokens: check every token of the engine's completions.
+        traces: log every request.
     """
 
     task: Task
@@ -43,6 +48,8 @@ class SampleNow:
     seed: int
     data_ranks: DataRanks
     needs_experts: bool = False
+    checks_tokens: bool = False
+    traces: bool = False
 
     def published(self, step: int) -> None:
         """See ``Collection``; the next step samples with these weights."""
@@ -63,7 +70,9 @@ class SampleNow:
             records = self.task.more_records(step, n) if n_drawn else self.task.records(step)
             with clock("rollout"):
                 seeds = rollout_seeds(self.seed, first + n_drawn)
+                start = time.perf_counter()
                 rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds, self.data_ranks)
+                self._examine(rollout, first + n_drawn, time.perf_counter() - start)
             with clock("reward"):
                 rewards = torch.zeros(sum(map(len, rollout.completions)))
                 if self.scorer is not None:
@@ -89,3 +98,14 @@ class SampleNow:
         if self.scorer is None:
             statistics = without_rewards(statistics)
         return replace(collected, statistics=statistics)
+
+    def _examine(self, rollout: Rollout, first: int, seconds: float) -> None:
+        """Log and check completions, as the options say; ``first`` is the number of the first record."""
+        if self.traces and self.data_ranks.everyone.is_first:
+            answered = zip(rollout.prompts, rollout.completions, strict=True)
+            for number, (prompt, completions) in enumerate(answered, first):
+                trace_request(str(number), len(prompt), completions, seconds)
+        if self.checks_tokens:
+            for trajectories in rollout.groups().values():
+                for one in trajectories:
+                    check_tokens("rlvr", one)

@@ -81,7 +81,7 @@ class Scorer:
         encoder: decodes completions.
         max_failed: largest share of the last ``WINDOW`` calls that may fail.
         note: shows a text to the user, on the first rank.
-        failures: counts them.
+        failures: keeps count of them.
     """
 
     runner: RewardRunner
@@ -112,7 +112,7 @@ class Scorer:
         """
         scores = Scores(rollout, tuple(self._outcomes(rollout, data_ranks)))
         outcomes = [one for group in scores.outcomes for one in group]
-        self.judge(outcomes, when, may_all_fail=may_all_fail)
+        self.failures(outcomes, when, may_all_fail=may_all_fail)
         return scores
 
     def _outcomes(self, rollout: Rollout, data_ranks: DataRanks) -> list[tuple[Outcome, ...]]:
@@ -139,10 +139,6 @@ class Scorer:
     def _calls(self, rollout: Rollout, index: int) -> list[RewardCall] | Outcome:
         completions = [completion.token_ids for completion in rollout.completions[index]]
         return reward_calls(self.encoder, rollout.records[index], place_of(rollout, index), completions)
-
-    def judge(self, outcomes: Sequence[Outcome], when: str, *, may_all_fail: bool = False) -> None:
-        """Explain new failures, and raise RewardError if there are too many; see ``__call__``."""
-        self.failures(outcomes, when, may_all_fail=may_all_fail)
 
 
 def place_of(rollout: Rollout, index: int) -> str:

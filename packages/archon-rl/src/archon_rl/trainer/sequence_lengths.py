@@ -20,6 +20,7 @@ from archon_rl.datasets.records import COUNTED, place_of
 from archon_rl.fields import with_location
 from archon_rl.preference_encoding import PreferenceEncoder, longest_of_pair, pair_lengths
 from archon_rl.text_encoding import TextEncoder
+from archon_rl.workflows.context_limit import UNLIMITED, ContextLimit
 
 Records = Sequence[Mapping[str, Any]]
 Measure = Callable[[Any, Records], list[int]]
@@ -96,13 +97,7 @@ def rollout_limits(gconfig: Any, actor: Any, *others: Any, section: str = "gconf
                 (f"raise {section}.max_tokens",),
             )
         )
-    context, sizes = _context(actor), []
-    if context.generation != context.positions:
-        why = "beyond that, the frequencies of its rotary embedding depend on the final length"
-        sizes.append((context.generation, f"the model generates up to {context.generation} tokens: {why}", ""))
-    for engine in (actor, *others):
-        sizes += _sequence_limits(engine)
-    for size, reason, fix in sizes:
+    for size, reason, fix in _rollout_sizes(actor, *others):
         # A completion ends at max_tokens if that is the lower limit.
         if most is None or most > size:
             limits.append(
@@ -118,6 +113,22 @@ def rollout_limits(gconfig: Any, actor: Any, *others: Any, section: str = "gconf
                 )
             )
     return limits
+
+
+def rollout_context(actor: Any, *others: Any) -> ContextLimit:
+    """The longest sequence that the models of a run can generate and train on; see ``rollout_limits``."""
+    sizes = [(size, reason) for size, reason, _ in _rollout_sizes(actor, *others)]
+    return ContextLimit(*min(sizes)) if sizes else UNLIMITED
+
+
+def _rollout_sizes(actor: Any, *others: Any) -> Iterator[tuple[int, str, str]]:
+    """(limit, reason, fix) for each limit on prompts with completions."""
+    context = _context(actor)
+    if context.generation is not None and context.generation != context.positions:
+        why = "beyond that, the frequencies of its rotary embedding depend on the final length"
+        yield context.generation, f"the model generates up to {context.generation} tokens: {why}", ""
+    for engine in (actor, *others):
+        yield from _sequence_limits(engine)
 
 
 def measure_lengths(dataset: Dataset, encoder: TextEncoder | PreferenceEncoder, measure: Measure) -> list[int]:

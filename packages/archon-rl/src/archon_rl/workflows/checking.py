@@ -28,15 +28,15 @@ def checked_trajectories(workflow: str, found: Any, n_sampled: int) -> tuple[Tra
     if found is None:
         return None
     if not isinstance(found, Sequence) or isinstance(found, str):
-        raise _refused(workflow, f"a value of type {type(found).__name__}", ALLOWED)
+        raise refused(workflow, f"a value of type {type(found).__name__}", ALLOWED)
     if not found:
-        raise _refused(workflow, "an empty list", ALLOWED)
+        raise refused(workflow, "an empty list", ALLOWED)
     for place, one in enumerate(found):
         if not isinstance(one, Trajectory):
-            raise _refused(workflow, f"a list with a value of type {type(one).__name__} at place {place}", ALLOWED)
+            raise refused(workflow, f"a list with a value of type {type(one).__name__} at place {place}", ALLOWED)
         _check(workflow, one)
     if n_sampled and not any(one.n_sampled for one in found):
-        raise _refused(workflow, "trajectories without a sampled token", "allowed is a loss_mask that marks them")
+        raise refused(workflow, "trajectories without a sampled token", "allowed is a loss_mask that marks them")
     return tuple(found)
 
 
@@ -44,15 +44,16 @@ def _check(workflow: str, one: Trajectory) -> None:
     lengths = {name: len(getattr(one, name)) for name in PER_TOKEN}
     if len(set(lengths.values())) > 1 or not one.token_ids:
         found = ", ".join(f"{n} {name}" for name, n in lengths.items())
-        raise _refused(workflow, f"a trajectory with {found}", "allowed is one entry per token in each, at least one")
+        raise refused(workflow, f"a trajectory with {found}", "allowed is one entry per token in each, at least one")
     reward = one.reward
     if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
-        raise _refused(workflow, f"a trajectory with the reward {reward!r}", "allowed is a finite number")
+        raise refused(workflow, f"a trajectory with the reward {reward!r}", "allowed is a finite number")
     experts = one.routed_experts
     if experts is not None and len(experts) >= len(one.token_ids):
         found = f"routed_experts of {len(experts)} tokens in a trajectory of {len(one.token_ids)} tokens"
-        raise _refused(workflow, found, "allowed are all tokens except the last")
+        raise refused(workflow, found, "allowed are all tokens except the last")
 
 
-def _refused(workflow: str, found: str, allowed: str) -> TrainingError:
+def refused(workflow: str, found: str, allowed: str) -> TrainingError:
+    """The error about what a workflow returned."""
     return TrainingError(f"workflow {workflow!r}: found {found}; {allowed}; correct the workflow")

@@ -18,7 +18,6 @@ from archon_core.seeding import derive_seed
 from archon_rl.environments.running import RunningEnvironment
 from archon_rl.environments.source import environment_source
 from archon_rl.fields import ASSISTANT
-from archon_rl.workflows.multi_turn import extended
 from archon_rl.workflows.together import together
 from archon_rl.workflows.tool_options import EnvironmentOptions
 from archon_rl.workflows.turns import TurnEncoder, reasoning_parser
@@ -100,13 +99,16 @@ class EnvironmentConversation:
             if done or conversation.truncated or len(rewards) >= self.options.max_turns:
                 break
             prompt = (*conversation.token_ids, *self.turns.between(answer, messages, tools))
+            # Another seed per turn: with the same random numbers, a sample would tend to repeat its answer.
+            request = self._request(prompt, derive_seed(seed, "turn", len(rewards)))
             try:
-                # Another seed per turn: with the same random numbers, a sample would tend to repeat its answer.
-                [completion] = await client.generate(self._request(prompt, derive_seed(seed, "turn", len(rewards))))
+                [completion] = await client.generate(request)
             except RefusedRequestError:  # the conversation has become too long
+                completion = None
+            if completion is None or not completion.token_ids:
                 conversation = replace(conversation, truncated=True)
                 break
-            conversation, answer = extended(conversation, prompt, completion), completion.token_ids
+            conversation, answer = conversation.extended(prompt, completion), completion.token_ids
         total = sum(reward * self.options.discount**step for step, reward in enumerate(rewards))
         facts = {"turns": len(rewards), "done": done, **await environment.metrics()}
         return replace(conversation, reward=total, metadata=facts)

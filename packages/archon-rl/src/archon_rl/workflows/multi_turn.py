@@ -12,7 +12,7 @@ from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
-from archon_core.contracts.workflows import NO_VERSION, Trajectory, WorkflowParts
+from archon_core.contracts.workflows import Trajectory, WorkflowParts
 from archon_core.errors import ConfigError, DataError, RefusedRequestError
 from archon_core.seeding import derive_seed
 from archon_engine.models.turns import encode_next_text, encode_next_turn
@@ -85,7 +85,7 @@ class MultiTurn:
             if answer is None or not answer.token_ids:
                 conversation = replace(conversation, truncated=True)
                 break
-            conversation = extended(conversation, asked, answer)
+            conversation = conversation.extended(asked, answer)
             rewards += await self._score(record, [answer])
         return replace(
             conversation,
@@ -119,23 +119,3 @@ class MultiTurn:
             f"solved_by_turn_{turn}": any(one > self.options.solved_above for one in rewards[:turn])
             for turn in range(1, self.options.max_turns + 1)
         }
-
-
-def extended(conversation: Trajectory, asked: Sequence[int], answer: Completion) -> Trajectory:
-    """A conversation with a further answer.
-
-    Args:
-        conversation: so far.
-        asked: its token ids, followed by ids that were not sampled: the prompt of the answer.
-        answer: the completion of ``asked``.
-    """
-    n_new, n_sampled = len(asked) - len(conversation.token_ids), len(answer.token_ids)
-    return replace(
-        conversation,
-        token_ids=(*asked, *answer.token_ids),
-        loss_mask=(*conversation.loss_mask, *(False,) * n_new, *(True,) * n_sampled),
-        logprobs=(*conversation.logprobs, *(0.0,) * n_new, *answer.logprobs),
-        versions=(*conversation.versions, *(NO_VERSION,) * n_new, *answer.versions),
-        truncated=answer.stop_reason == "length",
-        routed_experts=answer.routed_experts,  # of all tokens but the last
-    )

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
 from archon_core.contracts.workflows import Trajectory, Workflow
-from archon_core.errors import ConfigError, RefusedRequestError, ServerError, TrainingError
+from archon_core.errors import ConfigError, DataError, RefusedRequestError, ServerError, TrainingError
 from archon_rl.rewards.calls import Outcome, failure_by
 from archon_rl.rewards.checking import described
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.workflows.checking import checked_trajectories
+from archon_rl.workflows.context_limit import UNLIMITED, ContextLimit
 from archon_rl.workflows.rewards import RewardsFailedError, RewardTally, tallied
+from archon_rl.workflows.token_checks import check_tokens
+from archon_rl.workflows.tracing import trace_failure, trace_request
 
 ENDS_THE_RUN = (ConfigError, ServerError, TrainingError)
 """Errors of a workflow that concern more than its record; a refused request concerns the record alone."""
@@ -29,13 +32,20 @@ class GroupClient:
         client: completes prompts.
         encoder: finds stop texts.
         group: the group of requests that name none.
+        context: limits prompts and completions.
+        traces: log every request.
         n_sampled: number of sampled tokens so far.
     """
+
+    # An invalid request must fail here, on one rank: in the collective call of an engine, the others would wait.
 
     client: RolloutClient
     encoder: TextEncoder
     group: str
+    context: ContextLimit = UNLIMITED
+    traces: bool = False
     n_sampled: int = 0
+    _beyond_tokenizer: set[int] = field(default_factory=set, init=False)
 
     @property
     def version(self) -> int:
@@ -44,11 +54,45 @@ class GroupClient:
 
     async def generate(self, request: GenerationRequest, *, group: str = "") -> list[Completion]:
         """See ``RolloutClient``."""
+        self._check(request)
+        request = self.context.applied(request)
         if request.decode is None:
             request = replace(request, decode=self.encoder.decode_literally)
-        completions = await self.client.generate(request, group=group or self.group)
-        self.n_sampled += sum(len(one.token_ids) for one in completions)
+        completions = await self._answer(request, group or self.group)
+        for one in completions:
+            self.n_sampled += len(one.token_ids)
+            # A model may have more ids than its tokenizer.
+            self._beyond_tokenizer.update(token for token in one.token_ids if token >= len(self.encoder.tokenizer))
         return completions
+
+    async def _answer(self, request: GenerationRequest, group: str) -> list[Completion]:
+        if not self.traces:
+            return await self.client.generate(request, group=group)
+        n_prompt, start = len(request.prompt_ids), time.perf_counter()
+        try:
+            completions = await self.client.generate(request, group=group)
+        except BaseException as error:
+            trace_failure(group, n_prompt, error, time.perf_counter() - start)
+            raise
+        trace_request(group, n_prompt, completions, time.perf_counter() - start)
+        return completions
+
+    def _check(self, request: GenerationRequest) -> None:
+        """Raise DataError for ids that the model may not have, and for seeds that are not one per sample."""
+        size, n_samples = len(self.encoder.tokenizer), request.config.n_samples
+        outside = [
+            token for token in request.prompt_ids if not 0 <= token < size and token not in self._beyond_tokenizer
+        ]
+        if outside or not request.prompt_ids:
+            found = f"the token id {outside[0]}" if outside else "no tokens"
+            raise DataError(
+                f"prompt of a request: found {found}; allowed are the ids of the tokenizer, 0 to {size - 1}, and ids "
+                "that were sampled for the record"
+            )
+        if len(request.seeds) != n_samples:
+            raise DataError(
+                f"seeds of a request: found {len(request.seeds)} for n_samples={n_samples}; give one per sample"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,12 +115,19 @@ class WorkflowResult:
 
 
 async def run_workflow(
-    name: str, workflow: Workflow, client: GroupClient, record: Mapping[str, Any], seeds: Sequence[int]
+    name: str,
+    workflow: Workflow,
+    client: GroupClient,
+    record: Mapping[str, Any],
+    seeds: Sequence[int],
+    *,
+    checks_tokens: bool = False,
 ) -> WorkflowResult:
     """Run a workflow for one record. Its exceptions become a result, except ``ENDS_THE_RUN``.
 
     Args:
         name: of the workflow, for messages.
+        checks_tokens: check every token of its trajectories.
 
     Raises:
         ConfigError, ServerError, TrainingError: that the workflow raised; or it returned something invalid.
@@ -86,6 +137,8 @@ async def run_workflow(
         try:
             found = await workflow.run(client, record, seeds)
             trajectories = checked_trajectories(name, found, client.n_sampled) or ()
+            for one in trajectories if checks_tokens else ():
+                check_tokens(name, one)
         except RewardsFailedError as failed:
             failures = failed.failures
         except (Exception, SystemExit) as raised:

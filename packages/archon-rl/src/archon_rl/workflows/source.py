@@ -19,6 +19,11 @@ class WorkflowSource(ChosenFunction):
     option = "workflow"
     parameters = WORKFLOW_PARAMETERS
 
+    @property
+    def is_rlvr(self) -> bool:
+        """Whether each completion of a prompt is a trajectory, so that a step can sample all of them at once."""
+        return self.target == "archon_rl.workflows.rlvr:rlvr"
+
     def build(self, config: Any, parts: WorkflowParts) -> Workflow:
         """The workflow of a run.
 

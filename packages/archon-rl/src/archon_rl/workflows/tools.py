@@ -19,7 +19,6 @@ from archon_rl.fields import Fields
 from archon_rl.tools.calls import ToolResult, failure
 from archon_rl.tools.source import tool_source
 from archon_rl.tools.toolbox import ToolBox
-from archon_rl.workflows.multi_turn import extended
 from archon_rl.workflows.together import together
 from archon_rl.workflows.turns import TurnEncoder, reasoning_parser
 
@@ -133,9 +132,11 @@ class ToolUse:
             try:
                 [completion] = await client.generate(GenerationRequest(prompt, options, seeds))
             except RefusedRequestError:  # the conversation has become too long
+                completion = None
+            if completion is None or not completion.token_ids:
                 conversation = replace(conversation, truncated=True)
                 break
-            conversation, answer = extended(conversation, prompt, completion), completion.token_ids
+            conversation, answer = conversation.extended(prompt, completion), completion.token_ids
             n_turns += 1
         facts = {"turns": n_turns, "tool_calls": use.calls, "tool_failures": use.failures}
         return replace(conversation, metadata=facts), answer

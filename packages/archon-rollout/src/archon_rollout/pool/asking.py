@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
-from archon_rollout.pool.pool import POLL_SECONDS, Pool
+from archon_rollout.pool.pool import Pool
+from archon_rollout.pool.stopping import POLL_SECONDS
 
 T = TypeVar("T")
 

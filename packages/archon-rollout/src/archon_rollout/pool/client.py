@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
@@ -16,7 +18,12 @@ from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.pool.continuation import is_complete, joined, rest_of
-from archon_rollout.pool.pool import POLL_SECONDS
+from archon_rollout.pool.stopping import POLL_SECONDS
+
+LONGEST_POLL_SECONDS = 0.8
+"""Longest time between looks whether the server of a request is still present."""
+
+logger = logging.getLogger(__name__)
 
 
 class Servers(Protocol):
@@ -62,6 +69,7 @@ class PoolClient:
         self._section = section
         self._name = uuid.uuid4().hex
         self._numbers = itertools.count()
+        self._warned = False
 
     @property
     def version(self) -> int:
@@ -84,6 +92,8 @@ class PoolClient:
 
     async def _complete(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
         completions = await self._generate(request, group, deadline)
+        if all(is_complete(request, completion) for completion in completions):
+            return completions
         finishing = (self._finish(request, n, completion, group, deadline) for n, completion in enumerate(completions))
         return list(await asyncio.gather(*finishing))
 
@@ -157,9 +167,12 @@ class PoolClient:
         request_id = f"{self._name}-{next(self._numbers)}"
         timeout = max(deadline - self._clock(), POLL_SECONDS)
         try:
+            before = self._pool.version
             generating = self._driver.generate(server, request, request_id=request_id, timeout=timeout)
             completions = await self._attend(server, generating)
             await self._confirm(server, deadline)
+            if not self._driver.capabilities.token_versions:
+                return self._with_versions(server, completions, min(before, self._pool.version))
             return completions
         except asyncio.CancelledError:
             # Nobody waits for the answer any more: free the server's place.
@@ -168,13 +181,26 @@ class PoolClient:
                 await asyncio.shield(abort)
             raise
 
+    def _with_versions(self, server: ServerRecord, completions: Sequence[Completion], version: int) -> list[Completion]:
+        """Completions of a server that reports no versions: all tokens may be as old as the request's beginning."""
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "server %s reports no weight versions; tokens are labelled with the version at the beginning of their "
+                "request, so those of a request during a publication may look older than they are",
+                server.address,
+            )
+        return [replace(one, versions=(version,) * len(one.token_ids)) for one in completions]
+
     async def _attend(self, server: ServerRecord, answer: Awaitable[T]) -> T:
         """The answer of a call, unless the server leaves before."""
         call = asyncio.ensure_future(answer)
         call.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # retrieved, also if unused
+        poll = POLL_SECONDS
         try:
-            while not (await asyncio.wait((call,), timeout=POLL_SECONDS))[0]:
+            while not (await asyncio.wait((call,), timeout=poll))[0]:
                 self._check_present(server)
+                poll = min(2 * poll, LONGEST_POLL_SECONDS)  # hundreds of requests wait at a time
             return call.result()
         finally:
             call.cancel()

@@ -9,7 +9,7 @@ from typing import Literal
 from archon_core.serving.record import ServerRecord
 
 State = Literal["joining", "warming", "active", "suspect", "out"]
-"""``joining``: announced. ``warming``: takes part in a publication of weights, canary included. ``active``: in service.
+"""``joining``: announced. ``warming``: gets weights, in a publication or apart, and the canary. ``active``: in service.
 ``suspect``: a probe failed; no new requests. ``out``: no requests and no weights."""
 
 MAX_DOUBLINGS = 30
@@ -33,6 +33,8 @@ class Member:
         refusals: consecutive attempts to join that failed, such as those of a server of another architecture.
         refused: why the last one failed; empty after none.
         retry_at: time at which it may join again, if it is out and another server is in service.
+        apart: whether it is warming apart from publications.
+        waits: whether it joins with a publication only, because a warm-up apart from them led to nothing.
     """
 
     record: ServerRecord
@@ -45,6 +47,8 @@ class Member:
     refusals: int = 0
     refused: str = ""
     retry_at: float = 0.0
+    apart: bool = False
+    waits: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,3 +97,22 @@ class MembershipRules:
         """Seconds after which a server may join again of which so many attempts have failed in a row."""
         doubled = self.retry * 2.0 ** min(max(refusals - 1, 0), MAX_DOUBLINGS)
         return max(self.retry, min(doubled, self.longest_retry))
+
+
+@dataclass(frozen=True)
+class PoolStatus:
+    """What the pool knows, for ``archon servers`` and messages.
+
+    Attributes:
+        members: every known server, by incarnation.
+        decision: the last decision.
+        registry_error: why the registry could not be read last time; empty if it could.
+        outstanding: outstanding tokens per incarnation.
+        version: of the weights in service.
+    """
+
+    members: Mapping[str, Member]
+    decision: TopologyDecision
+    registry_error: str
+    outstanding: Mapping[str, int]
+    version: int = 0

@@ -11,7 +11,7 @@ from outside, so every order of events can be tested.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from archon_core.serving.record import ServerRecord
@@ -33,6 +33,10 @@ class Membership:
         self._departures: dict[str, str] = {}
         self._last_change: float | None = None
         self._distrusted_round = False
+        self._is_publishing = False
+        self._n_publications = 0
+        # Warmed up apart from publications since the last decision.
+        self._warmed: dict[str, None] = {}
 
     @property
     def version(self) -> int:
@@ -50,8 +54,11 @@ class Membership:
         return self._last_change
 
     def active(self) -> dict[str, ServerRecord]:
-        """The servers that get requests, by incarnation."""
-        return {name: member.record for name, member in self._decided() if member.state == "active"}
+        """The servers that get requests, by incarnation: those of the decision, and newcomers that were warmed up apart
+        from publications since."""
+        names = {**dict.fromkeys(self._decision.members), **self._warmed}
+        members = {name: self._members[name] for name in names if name in self._members}
+        return {name: member.record for name, member in members.items() if member.state == "active"}
 
     def in_service(self) -> dict[str, ServerRecord]:
         """The servers that have the current weights, by incarnation."""
@@ -93,7 +100,55 @@ class Membership:
         """The servers of the next publication: those in service and those that may join, which are warming then."""
         for name in self.waiting(now):
             self._enter(name, "warming", now)
-        return {name: m.record for name, m in self._members.items() if m.state in (*IN_SERVICE, "warming")}
+        return {name: m.record for name, m in self._members.items() if self._takes_part(m)}
+
+    def publishing(self) -> None:
+        """A publication begins; it ends with ``committed``."""
+        self._is_publishing = True
+        self._n_publications += 1
+
+    def begin_warm_ups(self, version: int, now: float) -> dict[str, ServerRecord]:
+        """The newcomers to warm up with ``version`` apart from publications. None during a publication, in which they
+        take part, or if servers have another version."""
+        if self._is_publishing or version != self._version:
+            return {}
+        chosen = {name: record for name, record in self.waiting(now).items() if not self._members[name].waits}
+        for name in chosen:
+            self._enter(name, "warming", now)
+            self._members[name] = replace(self._members[name], apart=True)
+        return chosen
+
+    @property
+    def n_publications(self) -> int:
+        """Number of publications that have begun."""
+        return self._n_publications
+
+    def warmed(
+        self, name: str, version: int, error: str, now: float, *, confirmed: bool = True, n_publications: int
+    ) -> None:
+        """A warm-up apart from publications has ended.
+
+        Args:
+            name: the server.
+            version: that it got.
+            error: why it must not get requests; empty if it may.
+            now: the time.
+            confirmed: false if the error says nothing against the server. It then joins with the next publication.
+            n_publications: when the warm-up began. If one began since, the server has outdated weights, and may have
+                failed because of it.
+        """
+        member = self._members.get(name)
+        if member is None or not member.apart:
+            return
+        if not confirmed or n_publications != self._n_publications or version != self._version:
+            self._enter(name, "joining", now)
+            self._members[name] = replace(self._members[name], waits=True)
+        elif error:
+            self._leave(name, error, now)
+        else:
+            self._set_version(name, version)
+            self._join(name, now)
+            self._warmed[name] = None
 
     def failed(self, name: str, reason: str, now: float) -> None:
         """A server failed a call that cannot be repeated: it is out at once, and answers no request any more."""
@@ -147,9 +202,9 @@ class Membership:
                 the canary.
             now: the time.
         """
-        self._version = version
+        self._version, self._is_publishing = version, False
         for name, member in list(self._members.items()):
-            if member.state not in (*IN_SERVICE, "warming"):
+            if not self._takes_part(member):
                 if member.drains and outcomes.get(name):
                     self.failed(name, outcomes[name], now)
                 continue  # also a receiver that left during the publication
@@ -158,11 +213,11 @@ class Membership:
                 continue
             self._set_version(name, version)
             if member.state == "warming":
-                self._enter(name, "active", now)
-                self._members[name] = replace(self._members[name], refusals=0, refused="")
+                self._join(name, now)
 
     def decide(self, now: float) -> TopologyDecision:
         """The servers of the next step. Call once per step, changed or not."""
+        self._warmed.clear()
         before = self._decision.members
         members = self.in_service()
         evicted = tuple(name for name in before if name not in members)
@@ -181,9 +236,13 @@ class Membership:
         """Address and reason of every server that is out, for the error of a run without servers."""
         return [f"{m.record.address}: {m.reason}" for m in self._members.values() if m.state == "out"]
 
-    def _decided(self) -> Iterator[tuple[str, Member]]:
-        """Members that are in the current decision."""
-        return ((name, self._members[name]) for name in self._decision.members if name in self._members)
+    def _takes_part(self, member: Member) -> bool:
+        """Whether a server is one of the receivers of a publication."""
+        return member.state in IN_SERVICE or (member.state == "warming" and not member.apart)
+
+    def _join(self, name: str, now: float) -> None:
+        self._enter(name, "active", now)
+        self._members[name] = replace(self._members[name], refusals=0, refused="", waits=False)
 
     def _state(self, name: str) -> State | None:
         member = self._members.get(name)
@@ -193,7 +252,8 @@ class Membership:
         member = self._members[name]
         since = member.since if member.state == state else now
         drains = member.drains and state in ("joining", "warming")
-        self._members[name] = replace(member, state=state, since=since, failures=failures, reason=reason, drains=drains)
+        changed = replace(member, state=state, since=since, failures=failures, reason=reason, drains=drains)
+        self._members[name] = replace(changed, apart=False)
 
     def _leave(self, name: str, reason: str, now: float, *, drains: bool = False) -> None:
         if self._state(name) in (None, "out"):
@@ -205,7 +265,7 @@ class Membership:
         self._enter(name, "out", now, reason=reason)
         retry_at = now + self._rules.pause_after(refusals)
         left = replace(self._members[name], drains=drains, refusals=refusals, refused=refused, retry_at=retry_at)
-        self._members[name] = left
+        self._members[name] = replace(left, waits=False)
 
     def _count_failure(self, name: str, error: str, now: float) -> None:
         """Make a server in service suspect, or put it out after too many failures."""

@@ -1,54 +1,34 @@
-"""The pool of inference servers: watches them, and sends each request to one in service.
+"""The pool of inference servers: which are in service, and which one gets a request.
 
-One thread watches: it reads the registry and, independently, probes every server with a request for one token, because
-the health route of a server answers also while its engine hangs. Trainers and clients call from other threads.
-Newcomers join with a publication of weights: whoever takes part in it and passes the canary is in service afterwards.
+One thread watches the servers; see ``pool.watch``. Trainers and clients call from other threads. Newcomers join with a
+publication of weights: whoever takes part in it and passes the canary is in service afterwards. Where a folder has the
+current version, they are warmed up from it, without waiting for a publication.
 """
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import time
-import uuid
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.rollout import RolloutConfig
 from archon_core.contracts.server_registry import ServerRegistry
 from archon_core.contracts.serving import ServerDriver
-from archon_core.errors import ServerError, TrainingError
+from archon_core.errors import TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources
-from archon_rollout.pool.members import Member, MembershipRules, TopologyDecision
+from archon_rollout.pool.members import MembershipRules, PoolStatus, TopologyDecision
 from archon_rollout.pool.membership import Membership
 from archon_rollout.pool.routing import Router
 from archon_rollout.pool.status_file import StatusFile
-from archon_rollout.pool.stopping import Stop, StoppedError, never
+from archon_rollout.pool.stopping import POLL_SECONDS, Stop, StoppedError, never
+from archon_rollout.pool.warming import WarmerLike
+from archon_rollout.pool.watch import Watch
 
-POLL_SECONDS = 0.05
-
-PROBE_TOKEN = 0
-PROBE_PREFIX = "probe-"
-
-
-@dataclass(frozen=True)
-class PoolStatus:
-    """What the pool knows, for ``archon servers`` and messages.
-
-    Attributes:
-        members: every known server, by incarnation.
-        decision: the last decision.
-        registry_error: why the registry could not be read last time; empty if it could.
-        outstanding: outstanding tokens per incarnation.
-        version: of the weights in service.
-    """
-
-    members: Mapping[str, Member]
-    decision: TopologyDecision
-    registry_error: str
-    outstanding: Mapping[str, int]
-    version: int = 0
+if TYPE_CHECKING:
+    from archon_rollout.publication.warm_up import WarmUp
 
 
 class Pool:
@@ -75,8 +55,7 @@ class Pool:
         status_file: StatusFile | None = None,
         stop: Stop = never,
     ) -> None:
-        self._sources = registry if isinstance(registry, MemberSources) else MemberSources([registry])
-        self._driver, self._options = driver, options
+        self._options = options
         self._status_file, self._stop = status_file, stop
         self._section = section
         self._clock = clock
@@ -91,9 +70,8 @@ class Pool:
         self._open_to_newcomers = True
         self._group: frozenset[str] = frozenset()
         self._is_switching = False
-        self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._crash: BaseException | None = None
+        sources = registry if isinstance(registry, MemberSources) else MemberSources([registry])
+        self._watch = Watch(self, sources, driver, options, clock=clock)
 
     @property
     def version(self) -> int:
@@ -129,20 +107,36 @@ class Pool:
             version = self._membership.version
             return PoolStatus(members, self._decision, self._registry_error, outstanding, version)
 
+    def warm_newcomers_by(self, warmer: WarmerLike) -> None:
+        """Let newcomers join between publications from now on."""
+        self._watch.warmer = warmer
+
+    def begin_warm_ups(self, version: int) -> tuple[list[ServerRecord], int]:
+        """The newcomers to warm up now, and a number for ``warmed``; see ``Membership.begin_warm_ups``."""
+        with self._lock:
+            chosen = self._membership.begin_warm_ups(version, self._clock())
+            return list(chosen.values()), self._membership.n_publications
+
+    def warmed(self, incarnation: str, result: WarmUp, n_publications: int) -> None:
+        """A warm-up has ended; see ``Membership.warmed``."""
+        with self._lock:
+            self._membership.warmed(
+                incarnation,
+                result.version,
+                result.error,
+                self._clock(),
+                confirmed=result.confirmed,
+                n_publications=n_publications,
+            )
+
     def start(self) -> None:
         """Start watching in a thread."""
-        assert self._thread is None, "the pool is watching already"
-        self._thread = threading.Thread(target=self._run, name="archon-pool", daemon=True)
-        self._thread.start()
+        self._watch.start()
 
     def stop(self) -> None:
         """Stop watching. Running probes end with their time limit. Idempotent."""
-        self._stopping.set()
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            self._sources.close()
-            self._write_status(ended=True)
+        if self._watch.stop():
+            self.write_status(ended=True)
 
     def decide(self) -> TopologyDecision:
         """The servers of the next step, for rank 0 to broadcast. Call once per step.
@@ -150,7 +144,7 @@ class Pool:
         Raises:
             Exception: what ended the watching thread.
         """
-        self._check_thread()
+        self._watch.check()
         with self._lock:
             self._decision = self._membership.decide(self._clock())
             return self._decision
@@ -199,7 +193,8 @@ class Pool:
                 self._membership.failed(incarnation, reason, self._clock())
 
     def wait_for_receivers(self) -> list[ServerRecord]:
-        """The servers of the next publication, once there are ``min_servers``.
+        """The servers of the next publication, once there are ``min_servers``. It begins now, and ends with
+        ``committed``.
 
         Raises:
             TrainingError: there are fewer after ``setup_timeout``. Lists which servers left, and why.
@@ -207,15 +202,17 @@ class Pool:
         """
         deadline = self._clock() + self._options.setup_timeout
         while True:
-            self._check_thread()
-            found = self.receivers()
-            if len(found) >= self._options.min_servers:
-                return found
+            self._watch.check()
+            with self._lock:
+                found = self.receivers()
+                if len(found) >= self._options.min_servers:
+                    self._membership.publishing()
+                    return found
             if self._stop():
                 raise StoppedError(f"stopped while the run waited for {self._section} servers")
             if self._clock() >= deadline:
                 raise TrainingError(self.explain_lack(len(found)))
-            self._stopping.wait(POLL_SECONDS)
+            self._watch.wait(POLL_SECONDS)
 
     def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None:
         """The server of a request, or ``None`` without one in service. Every server needs a ``release``."""
@@ -250,95 +247,44 @@ class Pool:
 
     async def refresh(self) -> None:
         """One round: read the registry and probe all servers."""
-        await self._read_registry()
-        await self._probe_servers()
+        await self._watch.refresh()
 
-    async def _probe_servers(self) -> None:
-        await asyncio.gather(self._probe_all(), self._watch_draining())
-        await asyncio.to_thread(self._write_status)
-
-    def _write_status(self, *, ended: bool = False) -> None:
-        if self._status_file is not None:
-            with self._writing:
-                self._status_file.write(self.status(), ended=ended)
-
-    def _check_thread(self) -> None:
-        if self._crash is not None:
-            raise self._crash
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._watch())
-        except BaseException as error:  # a pool that nobody watches must not look healthy
-            self._crash = error
-
-    async def _watch(self) -> None:
-        # A registry or an address that hangs must not delay the probes of other servers.
-        await asyncio.gather(self._repeat(self._read_registry), self._repeat(self._probe_servers))
-
-    async def _repeat(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Run an action in every interval until the pool stops."""
-        while not self._stopping.is_set():
-            await action()
-            until = self._clock() + self._options.health_check_interval_seconds
-            while not self._stopping.is_set() and self._clock() < until:
-                await asyncio.sleep(POLL_SECONDS)
-
-    async def _read_registry(self) -> None:
-        listing = await asyncio.to_thread(self._sources.read)
-        found = await asyncio.gather(*(self._identified(record) for record in listing.records))
-        records = {record.incarnation: record for record in found if record is not None}
+    def announced(self, records: Mapping[str, ServerRecord], *, registry_error: str) -> None:
+        """Take over the registry's list, by incarnation, and why it could not be read; empty if it could."""
         with self._lock:
-            self._registry_error = listing.error
-            known = self._membership.members
+            self._registry_error = registry_error
             if not self._open_to_newcomers:
-                records = {name: record for name, record in records.items() if name in known}
+                records = {name: record for name, record in records.items() if name in self._membership.members}
             self._membership.announced(records, self._clock())
             if self._decision.members and not self._options.enable_topology_discovery:
                 self._open_to_newcomers = False
-        await asyncio.to_thread(self._write_status)
 
-    async def _identified(self, record: ServerRecord) -> ServerRecord | None:
-        """The record with its incarnation, which a registry of addresses does not know."""
-        if record.incarnation:
-            return record
-        timeout = self._options.health_check_timeout_seconds
-        try:
-            found = await asyncio.to_thread(self._driver.ready, record.address, timeout=timeout)
-        except ServerError:
-            found = None
-        if found is not None:
-            return replace(found, address=record.address)  # a server on 0.0.0.0 does not know how others reach it
-        with self._lock:  # no answer: the probes decide about a server that is in service
+    def record_at(self, address: str) -> ServerRecord | None:
+        """The server that is known at an address and not out."""
+        with self._lock:
             members = self._membership.members.values()
-            return next((m.record for m in members if m.record.address == record.address and m.state != "out"), None)
+            return next((m.record for m in members if m.record.address == address and m.state != "out"), None)
 
-    async def _probe_all(self) -> None:
-        if not self._options.enable_health_monitor:
-            return
+    def probe_targets(self) -> dict[str, ServerRecord]:
+        """The servers to probe, by incarnation."""
         with self._lock:
-            targets = {n: m.record for n, m in self._membership.members.items() if m.state in ("active", "suspect")}
-        errors = await asyncio.gather(*(self._probe(record) for record in targets.values()))
-        with self._lock:
-            self._membership.probed(dict(zip(targets, errors, strict=True)), self._clock())
+            return self._membership.in_service()
 
-    async def _watch_draining(self) -> None:
-        """Find out whether servers that withdrew still work on their requests. They accept no others, also no probe."""
+    def probed(self, results: Mapping[str, str]) -> None:
+        """Take over one round of probes; see ``Membership.probed``."""
         with self._lock:
-            targets = {n: m.record for n, m in self._membership.members.items() if m.drains}
-        timeout = self._options.health_check_timeout_seconds
-        calls = (asyncio.to_thread(self._driver.state, record, timeout=timeout) for record in targets.values())
-        errors = await asyncio.gather(*(_error_of(call, timeout) for call in calls))
-        for name, error in zip(targets, errors, strict=True):
-            if error:
-                self.failed(name, f"it withdrew, and does not answer: {error}")
+            self._membership.probed(results, self._clock())
 
-    async def _probe(self, server: ServerRecord) -> str:
-        timeout = self._options.health_check_timeout_seconds
-        request = GenerationRequest((PROBE_TOKEN,), GenerationConfig(max_new_tokens=1, greedy=True), (0,))
-        # Servers refuse an id that is still in use, by another pool or by a probe that timed out here.
-        call = self._driver.generate(server, request, request_id=f"{PROBE_PREFIX}{uuid.uuid4().hex}", timeout=timeout)
-        return await _error_of(call, timeout)
+    def draining(self) -> dict[str, ServerRecord]:
+        """The servers that withdrew and may still work on requests, by incarnation."""
+        with self._lock:
+            return {name: m.record for name, m in self._membership.members.items() if m.drains}
+
+    def write_status(self, *, ended: bool = False) -> None:
+        """Write the status file, if there is one."""
+        if self._status_file is not None:
+            with self._writing:
+                self._status_file.write(self.status(), ended=ended)
 
     def explain_lack(self, found: int) -> str:
         """The error of a run with too few servers: which ones left, and why."""
@@ -355,14 +301,3 @@ class Pool:
             if self._registry_error:
                 lines.append(f"  the registry cannot be read: {self._registry_error}")
         return "\n".join(lines)
-
-
-async def _error_of(call: Awaitable[object], timeout: float) -> str:
-    """Why a call failed; empty if it did not."""
-    try:
-        await asyncio.wait_for(call, timeout)
-    except ServerError as error:
-        return str(error)
-    except TimeoutError:
-        return f"no answer in {timeout:g} s"
-    return ""

@@ -19,8 +19,8 @@ from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.plugins import registry
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.pool import POLL_SECONDS
 from archon_rollout.pool.routing import Router
+from archon_rollout.pool.stopping import POLL_SECONDS
 
 REST_SECONDS = 2.0
 """Time in which a server that failed a request gets no other."""

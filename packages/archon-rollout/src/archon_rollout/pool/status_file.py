@@ -15,8 +15,7 @@ from archon_core.errors import ServerError
 from archon_core.serving.wire import fields_of, to_data
 
 if TYPE_CHECKING:
-    from archon_rollout.pool.members import Member
-    from archon_rollout.pool.pool import PoolStatus
+    from archon_rollout.pool.members import Member, PoolStatus
 
 NAME = "status.json"
 

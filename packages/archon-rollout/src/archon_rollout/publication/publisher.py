@@ -13,7 +13,8 @@ weights, whole new weights or out of service: no failure leads to anything else.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.engine import TrainEngine
@@ -34,6 +35,7 @@ from archon_rollout.publication.canary import (
     trainer_logprobs,
 )
 from archon_rollout.publication.report import Publication
+from archon_rollout.publication.stored import Answers, StoredVersions
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class PublisherOptions:
         skip_unchanged: do not send tensors whose checksums equal those of the version that all servers have.
         timeout: time limit of a call to a server, in seconds.
         canary: the fixed prompt; ``None`` for no canary.
+        interrupts: end running requests before servers switch; otherwise they go on with the new weights.
+        grace: seconds between the end of the requests and the switch.
     """
 
     bucket_bytes: int = 2**28
@@ -53,6 +57,8 @@ class PublisherOptions:
     skip_unchanged: bool = False
     timeout: float = 60.0
     canary: Canary | None = None
+    interrupts: bool = False
+    grace: float = 0.0
 
 
 class Publisher:
@@ -63,6 +69,7 @@ class Publisher:
         driver: calls the servers; used by rank 0 only.
         transport: moves the bytes; ``None`` on other ranks.
         options: see there.
+        stored: keeps the last version for newcomers; ``None`` to keep none.
     """
 
     def __init__(
@@ -71,6 +78,7 @@ class Publisher:
         driver: ServerDriver | None,
         transport: WeightTransport | None,
         options: PublisherOptions,
+        stored: StoredVersions | None = None,
     ) -> None:
         self._engine = engine
         self._ranks = engine.data_ranks.everyone
@@ -78,6 +86,7 @@ class Publisher:
         self._driver = driver
         self._transport = transport
         self._options = options
+        self._stored = stored
         self._published: WeightManifest | None = None  # the last version, with checksums
 
     def publish(self, servers: Sequence[ServerRecord], *, on_commit: Callable[[], None] | None = None) -> Publication:
@@ -110,10 +119,12 @@ class Publisher:
                 on_commit()
             with attempt.phase("commit"):
                 self._commit(attempt, manifest.version)
-        self._run_canary(attempt, manifest)
+        answers, tolerance = self._run_canary(attempt, manifest)
         if attempt is None:
             return self._ranks.broadcast(None)
         self._published = manifest
+        if self._stored is not None:
+            self._stored.commit(manifest, answers, tolerance)
         attempt.examine_failed(manifest.version)
         return self._ranks.broadcast(attempt.result(manifest))
 
@@ -138,6 +149,8 @@ class Publisher:
         with attempt.phase("prepare"):
             announced = replace(manifest, base_version=base.version if base else None)
             attempt.settle(transport.prepare(manifest.version, announced, attempt.servers))
+        if self._stored is not None:
+            self._stored.begin(manifest)
         memory = transport.memory() if attempt.servers else None
         buckets = self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype, memory)
         known = {entry.name: entry.checksum for entry in base.tensors} if base else {}
@@ -162,6 +175,8 @@ class Publisher:
                 pending, timing = None, (sum(entry.n_bytes for entry, _ in notice.sent), gathered)
                 if attempt.servers:
                     pending = transport.send(bucket, notice)
+                if self._stored is not None:
+                    self._stored.add(bucket, notice)
                 start = time.perf_counter()
             if pending is not None:
                 attempt.settle_bucket(transport, pending, *timing)
@@ -211,7 +226,8 @@ class Publisher:
 
         def commit(server: ServerRecord) -> None:
             try:
-                driver.commit_update(server, version, timeout=timeout)
+                with self._interrupted(driver, server):
+                    driver.commit_update(server, version, timeout=timeout)
             except ServerError as error:
                 # It may have been executed nevertheless, or be executed later: only the server's state decides.
                 reason = str(error)
@@ -225,11 +241,26 @@ class Publisher:
             attempt.call(commit)
             self._transport.commit(version)
 
-    def _run_canary(self, attempt: Attempt | None, manifest: WeightManifest) -> None:
-        """Collective: the trainer's forward pass runs on all ranks."""
+    @contextmanager
+    def _interrupted(self, driver: ServerDriver, server: ServerRecord) -> Iterator[None]:
+        """With ``interrupts``: end a server's requests, and let it start none until it has switched."""
+        options = self._options
+        if not options.interrupts:
+            yield
+            return
+        try:
+            driver.pause(server, "abort", timeout=options.timeout)
+            time.sleep(options.grace)
+            yield
+        finally:
+            driver.resume(server, timeout=reconcile_limit(options.timeout))
+
+    def _run_canary(self, attempt: Attempt | None, manifest: WeightManifest) -> tuple[Answers | None, float]:
+        """Collective: the trainer's forward pass runs on all ranks. Returns the trainer's log-probabilities of what
+        servers answered, ``None`` without a canary, and the tolerance."""
         canary = self._options.canary
         if canary is None:
-            return
+            return None, 0.0
         completions: dict[str, Completion] = {}
         if attempt is not None:
             with attempt.phase("canary"):
@@ -244,7 +275,7 @@ class Publisher:
         token_ids = self._ranks.broadcast(completed)
         expected = dict(zip(token_ids, trainer_logprobs(self._engine, canary.prompt_ids, token_ids), strict=True))
         if attempt is None:
-            return
+            return None, 0.0
         tolerance = TOLERANCE[manifest.tensors[0].dtype] if canary.tolerance is None else canary.tolerance
 
         def compare(server: ServerRecord) -> None:
@@ -256,3 +287,4 @@ class Publisher:
 
         with attempt.phase("canary"):
             attempt.call(compare)
+        return {ids: tuple(values) for ids, values in expected.items()}, tolerance

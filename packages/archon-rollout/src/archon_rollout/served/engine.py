@@ -15,14 +15,13 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
-from archon_core.contracts.serving import ClientRecipe, ServerDriver, ServerDriverSpec
-from archon_core.contracts.weight_transport import TransportContext, WeightTransportSpec
+from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
@@ -32,32 +31,21 @@ from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.asking import answers_until_empty
-from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.members import TopologyDecision
-from archon_rollout.pool.pool import Pool
-from archon_rollout.pool.status_file import StatusFile
 from archon_rollout.pool.stopping import Stop, interrupting, never
-from archon_rollout.publication.canary import Canary
-from archon_rollout.publication.publisher import Publisher, PublisherOptions
+from archon_rollout.publication.publisher import Publisher
 from archon_rollout.publication.report import Publication
-from archon_rollout.receiving.device_memory import has_device_memory
+from archon_rollout.served.beside_trainer import BesideTrainer
+from archon_rollout.served.connection import Connection, connect
 from archon_rollout.served.elastic_hooks import ElasticHooks
-from archon_rollout.served.finding import missing_servers
 from archon_rollout.served.launching import ServerProcesses
-from archon_rollout.served.member_sources import build_sources
-from archon_rollout.served.model_files import Architecture, write_architecture
-from archon_rollout.server.environment import TOKEN
-from archon_rollout.server.run_token import run_token
+from archon_rollout.served.publishing import build_publisher
 from archon_rollout.stop_texts import cut_at_stop_text
-from archon_rollout.transports.broadcasting import BACKEND
 
 logger = logging.getLogger(__name__)
 
-CANARY = Canary(prompt_ids=(1, 2, 3))
-"""Token ids that every vocabulary has."""
 
-
-class ServedEngine(ElasticHooks):
+class ServedEngine(BesideTrainer, ElasticHooks):
     """Samples on servers; implements ``contracts.rollout.InferenceEngine``. Every method is collective.
 
     Args:
@@ -67,11 +55,14 @@ class ServedEngine(ElasticHooks):
         options: the section of the kind of server, such as ``vllm``; ``None`` for its defaults.
         discovery: where servers that the run does not start are listed; ``None`` for nowhere.
         stop: whether the user has asked the run to stop. It ends waits for servers.
+        clock: of the pool, in seconds, never going back.
+        bucket_bytes: size of the buckets of weights; ``None`` for ``rollout.weight_bucket_mb``.
 
     Attributes:
         decisions: what the engine chose.
         topology: the servers in service, the same on every rank.
         last_publication: how the last publication went, the same on every rank.
+        transport_run: id of the first rank's weight transport, part of names in shared memory.
 
     Raises:
         ConfigError: this kind of server does not receive weights by ``rollout.weight_transport``.
@@ -89,33 +80,44 @@ class ServedEngine(ElasticHooks):
         options: Any = None,
         discovery: Discovery | None = None,
         stop: Stop = never,
+        clock: Callable[[], float] = time.monotonic,
+        bucket_bytes: int | None = None,
     ) -> None:
         table = backend_table((), inference_engines(registry()))
         self._layout = parse_layout(config.backend, backends=table, option="rollout.backend")
         self._kind = registry().get(ServerDriverSpec, self._layout.backend)
         transport, self.decisions = choose_transport(config.weight_transport, self._layout, self._kind, registry())
         self._config = replace(config, weight_transport=transport)
-        self._options, self._stop = options, stop
+        self._options = options
         self._trainer = trainer
         self._ranks = trainer.data_ranks.everyone
         self._paused = self._closed = False
         self._version = -1
-        self._token = ""
-        self._on_switch: Callable[[], None] | None = None
-        self._driver: ServerDriver | None = None
+        self._bucket_bytes = bucket_bytes
+        self._folder = folder
+        self._connection: Connection | None = None
         self._processes: ServerProcesses | None = None
-        self._pool: Pool | None = None
-        self._client: PoolClient | None = None
         self._publisher: Publisher | None = None
-        self._architecture: Architecture | None = None
         self.topology = TopologyDecision(0)
         self.last_publication: Publication | None = None
         try:
             with interrupting(), failing_together(self._ranks):
                 if self._ranks.is_first:
-                    folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
-                    self._start(folder, discovery)
-                self._publisher = self._build_publisher(folder)
+                    self._folder = folder or Path(tempfile.mkdtemp(prefix="archon-servers-"))
+                    self._use(
+                        connect(
+                            self._config,
+                            self._layout,
+                            self._kind,
+                            trainer=trainer,
+                            folder=self._folder,
+                            options=options,
+                            discovery=discovery,
+                            stop=stop,
+                            clock=clock,
+                        )
+                    )
+                self._publisher = self._build_publisher()
         except BaseException:
             self.close()
             raise
@@ -201,45 +203,6 @@ class ServedEngine(ElasticHooks):
                 return {"publish/servers": len(self.topology.members), "publish/failed": 0}
         return self._publish().metrics()
 
-    def client_recipe(self) -> ClientRecipe:
-        """See ``contracts.serving.ServingEngine``."""
-        options = self._options and {"target": _name_of(type(self._options)), "fields": asdict(self._options)}
-        # Plugins may have extended the section with options of their own.
-        config = {field.name: getattr(self._config, field.name) for field in fields(RolloutConfig)}
-        data = {"driver": self._kind.name, "config": config, "options": options, "token": self._token}
-        return ClientRecipe("archon_rollout.pool.remote:PushedClient", data)
-
-    def on_switch(self, call: Callable[[], None]) -> None:
-        """See ``contracts.serving.ServingEngine``."""
-        self._on_switch = call
-
-    def _switching(self) -> None:
-        """Servers switch now; rank 0 only."""
-        assert self._pool is not None
-        self._pool.switching()
-        if self._on_switch is not None:
-            self._on_switch()
-
-    def servers(self) -> list[ServerRecord]:
-        """See ``contracts.serving.ServingEngine``."""
-        assert self._pool is not None
-        return self._pool.active()
-
-    def answering(self) -> list[str]:
-        """See ``contracts.serving.ServingEngine``."""
-        assert self._pool is not None
-        return self._pool.answering()
-
-    def report_failures(self, failures: Mapping[str, str]) -> None:
-        """See ``contracts.serving.ServingEngine``."""
-        assert self._pool is not None
-        self._pool.report_failures(failures)
-
-    def needs_publication(self) -> bool:
-        """See ``contracts.serving.ServingEngine``."""
-        assert self._pool is not None
-        return self._pool.is_empty()
-
     def close(self) -> None:
         """Stop the servers that this engine started."""
         self._closed = True
@@ -250,64 +213,29 @@ class ServedEngine(ElasticHooks):
         if self._processes is not None:
             self._processes.stop()
 
-    def _start(self, folder: Path, discovery: Discovery | None) -> None:
-        """Start the servers, or connect to running ones, and watch them."""
-        self._token = run_token(folder)
-        self._driver = driver = self._kind.load()(self._config, options=self._options, token=self._token)
-        started: list[ServerRecord] = []
-        self._check_reachable()
-        if not self._config.addresses:  # also for servers that others start with it
-            self._architecture = write_architecture(self._trainer, folder / "model")
-        if self._config.starts_servers and self._architecture is not None:
-            self._processes = ServerProcesses(
-                driver, self._layout, model=self._architecture, folder=folder, stop=self._stop
-            )
-            started = self._processes.start(timeout=self._config.setup_timeout)
-        sources = build_sources(started, self._config, discovery, kind=self._kind.name)
-        status_file = StatusFile(folder, self._config.health_check_interval_seconds)
-        self._pool = Pool(sources, driver, self._config, status_file=status_file, stop=self._stop)
-        self._client = PoolClient(self._pool, driver, self._config)
-        self._pool.start()
+    def restart_transport(self) -> None:
+        """Free what the weight transport holds and allocate it anew, between two publications. First rank only."""
+        if self._publisher is not None:
+            self._publisher.close()
+        self._publisher = self._build_publisher()
 
-    def _check_reachable(self) -> None:
-        assert self._driver is not None
-        addresses = self._config.addresses
-        missing = missing_servers(self._driver, addresses, timeout=self._config.setup_timeout, stop=self._stop)
-        if missing:
-            raise ConfigError(
-                f"rollout.addresses: found no {self._kind.name} server at {', '.join(missing)}; start it, and give "
-                f"trainer and server the same secret ({TOKEN} of archon train and archon serve)"
-            )
+    def _use(self, connection: Connection) -> None:
+        self._connection = connection
+        self._driver, self._token, self._processes = connection.driver, connection.token, connection.processes
+        self._pool, self._client = connection.pool, connection.client
 
-    def _build_publisher(self, folder: Path | None) -> Publisher:
-        config = self._config
-        options = PublisherOptions(
-            bucket_bytes=config.weight_bucket_mb * 2**20,
-            skip_unchanged=config.skip_unchanged,
-            timeout=config.weight_timeout,
-            canary=CANARY if config.weight_canary else None,
+    def _build_publisher(self) -> Publisher:
+        self.transport_run = secrets.token_hex(4)
+        return build_publisher(
+            self._config,
+            self._layout,
+            self._kind,
+            self._connection,
+            trainer=self._trainer,
+            folder=self._folder,
+            run=self.transport_run,
+            bucket_bytes=self._bucket_bytes,
         )
-        if self._driver is None:
-            return Publisher(self._trainer, None, None, options)
-        assert config.weight_transport is not None
-        transport = registry().get(WeightTransportSpec, config.weight_transport)
-        if transport.device and not has_device_memory():
-            allowed = self._kind.transports_for(self._layout)
-            others = [name for name in allowed if not registry().get(WeightTransportSpec, name).device]
-            raise ConfigError(
-                f"rollout.weight_transport: found {transport.name}, and no {transport.device} device; allowed here are "
-                f"{', '.join(others)}; choose one"
-            )
-        context = TransportContext(
-            self._driver,
-            run=secrets.token_hex(4),
-            folder=folder,
-            timeout=options.timeout,
-            bucket_bytes=options.bucket_bytes,
-            companions=self._architecture.folder if self._architecture is not None else None,
-            options={BACKEND: config.weight_group},
-        )
-        return Publisher(self._trainer, self._driver, transport.load()(context), options)
 
     def _publish(self) -> Publication:
         """Give the trainer's weights to the servers in service and to newcomers, until there are enough."""
@@ -373,7 +301,3 @@ class ServedEngine(ElasticHooks):
 def _without_texts(request: GenerationRequest) -> GenerationRequest:
     """What a server gets of a request: only data travels, and stop texts are found here."""
     return replace(request, decode=None, config=replace(request.config, stop=None))
-
-
-def _name_of(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"

@@ -6,13 +6,16 @@ import os
 import threading
 import time
 
+from archon_core.serving.arena_file import sweep_arenas
+
 PARENT_CHECK_SECONDS = 0.5
 
 
 def end_with(parent: str | None) -> None:
     """End this process at once when ``parent`` is no longer its parent; ``None`` to live on.
 
-    A killed trainer cannot stop its servers. A thread checks for that, because the main thread may wait.
+    A killed trainer cannot stop its servers, nor remove its shared memory. A thread checks for that, because the main
+    thread may wait.
     """
     if not parent:
         return
@@ -20,6 +23,9 @@ def end_with(parent: str | None) -> None:
     def watch() -> None:
         while os.getppid() == int(parent):
             time.sleep(PARENT_CHECK_SECONDS)
-        os._exit(1)
+        try:
+            sweep_arenas()
+        finally:
+            os._exit(1)
 
     threading.Thread(target=watch, name="archon-watchdog", daemon=True).start()

@@ -19,6 +19,7 @@ from archon_core.serving.wire import to_data
 OPTIONS = get_type_hints(GenerationConfig)
 """Sampling options and their types."""
 
+_DEFAULTS = GenerationConfig()
 
 MAX_SAMPLES = 4096
 """Largest number of samples of one request."""
@@ -89,9 +90,9 @@ def read_scores(data: Any) -> Scores:
 
 def request_data(request: GenerationRequest) -> dict[str, Any]:
     """A request as a JSON object; options at their defaults are left out."""
-    default = to_data(GenerationConfig())
-    options = {name: value for name, value in to_data(request.config).items() if value != default[name]}
-    return {"prompt_ids": list(request.prompt_ids), "seeds": list(request.seeds), **options}
+    options = {name: getattr(request.config, name) for name in OPTIONS}
+    changed = {name: value for name, value in options.items() if value != getattr(_DEFAULTS, name)}
+    return {"prompt_ids": list(request.prompt_ids), "seeds": list(request.seeds), **changed}
 
 
 def completion_data(completion: Completion) -> dict[str, Any]:

@@ -81,7 +81,6 @@ SCRIPT_REASON = "belongs to the script that reads this file in AReaL; archon tra
 _ONE_NAME = "a run has one name for all of its parts"
 _ONE_ROOT = "everything is written under cluster.fileroot"
 _PLACEMENT = "processes are placed by the layout and scheduler.type"
-_SYNCHRONOUS = "rollout and training alternate in this version, without queues or off-policy samples"
 _ROUTING = "a request goes to the server with the least work"
 _SERVICE = "an option of AReaL's services"
 _REWARDS = "reward functions run in processes beside the trainer (section rewards), not in a service"
@@ -117,7 +116,7 @@ IGNORED = (
     Ignored("*.fileroot", _ONE_ROOT, same_as="cluster.fileroot"),
     Ignored("enable_offload", _STAYS, ("false",)),
     Ignored("*.offload", _STAYS, ("false",)),
-    Ignored("async_training", _SYNCHRONOUS, ("false",)),
+    Ignored("async_training", "rollout.max_head_offpolicyness above 0 samples while the trainer trains", ("true",)),
     _refused("total_train_n_seqs", ("null",), "set trainer.max_steps"),
     Ignored("launcher", _PLACEMENT),
     Ignored("perf_tracer", "there is no tracer in this version", ("null", "enabled=false")),
@@ -159,21 +158,11 @@ IGNORED = (
     Ignored("stats_logger.trackio", "metrics go to metrics.jsonl and TensorBoard", ("mode=disabled", "null")),
     Ignored("stats_logger.tensorboard", "TensorBoard files are in the run folder", ("null", "path=null")),
     # Rollout
-    Ignored("rollout.max_concurrent_rollouts", _SYNCHRONOUS, ("null",)),
-    Ignored("rollout.queue_size", _SYNCHRONOUS, ("null",)),
-    Ignored("rollout.consumer_batch_size", _SYNCHRONOUS, same_as="data.batch_size"),
-    Ignored("rollout.max_head_offpolicyness", _SYNCHRONOUS, ("0",)),
     Ignored("rollout.deterministic_sampling", "every sample is drawn with its own seed", ("true",)),
     Ignored("rollout.serialize_group_samples", "the samples of a prompt share its prefill", ("false",)),
-    Ignored("rollout.enable_rollout_tracing", "there is no request tracing in this version", ("false",)),
-    Ignored("rollout.check_trajectory_format", "trajectories are typed", ("false",)),
     Ignored("rollout.schedule_policy", _ROUTING, ("round_robin",)),
     Ignored("rollout.tokenizer_path", "a run has one tokenizer", same_as="tokenizer_path"),
-    Ignored("rollout.dump_to_file", "completions are not written to files in this version", ("false",)),
     Ignored("rollout.workers_ready_timeout", "rollout.setup_timeout limits the start of servers"),
-    Ignored(
-        "rollout.pause_grace_period", "a publication waits for the answer of a paused server, not for a fixed time"
-    ),
     Ignored("rollout.routing_strategy", _ROUTING),
     Ignored("rollout.poll_interval", _SERVICE),
     Ignored("rollout.model", _SERVICE),

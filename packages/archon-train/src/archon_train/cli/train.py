@@ -28,7 +28,14 @@ from archon_train.cli.plan_report import (
 from archon_train.cli.training import run_training, set_aside
 from archon_train.experiment import load_config
 from archon_train.launch.rank import run_as_rank, started_by_archon
-from archon_train.launch.world import check_started, explain_machines, explain_servers_elsewhere, ranks_needed
+from archon_train.launch.world import (
+    check_started,
+    explain_machines,
+    explain_servers_elsewhere,
+    n_computing_at_once,
+    ranks_needed,
+    share_cores,
+)
 from archon_train.preflight import plan_run
 from archon_train.run_plan import Obstacle, RunPlan
 
@@ -147,6 +154,9 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
         launcher = registry().get(LauncherSpec, kind).load()
         return int(launcher(loaded.config, _entry(loaded, resume_command)))
     n_ranks = ranks_needed(plan.layouts)
+    n_processes = n_computing_at_once(n_ranks, plan.processes, loaded.config.rollout.max_head_offpolicyness)
+    if n_processes > n_ranks:
+        share_cores(n_processes)
     # A killed process cannot restart itself, so a single rank with restarts is launched as a child, too.
     if n_ranks == 1 and loaded.config.trainer.max_restarts == 0:
         return run_training(loaded, resume_command=resume_command)

@@ -84,6 +84,24 @@ def torchrun_command(arguments: Sequence[str], n_ranks: int, n_nodes: int = 1) -
     return shlex.join([*command, "-m", "archon_core.cli", *arguments])
 
 
+def n_computing_at_once(n_ranks: int, processes: ProcessPlan, staleness: int) -> int:
+    """Processes that compute at the same time: the trainer's ranks, and the servers if they sample ahead of training.
+
+    Args:
+        staleness: ``rollout.max_head_offpolicyness``; with 0, servers work while the trainer waits.
+    """
+    servers = [part for part in processes if part.layout.kind == "inference" and "rollout" in part.roles]
+    return n_ranks + (sum(len(part.processes) for part in servers) if staleness else 0)
+
+
+def share_cores(n_processes: int) -> None:
+    """Give every process its share of this machine's cores, as threads of torch; the user's OMP_NUM_THREADS wins.
+
+    Processes with more threads than cores wait for one another's threads. Has no effect after torch is imported.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads_per_rank(n_processes)))
+
+
 def threads_per_rank(n_ranks: int) -> int:
     """This machine's cores per process; at least one."""
     try:

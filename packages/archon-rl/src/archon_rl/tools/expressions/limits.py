@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,7 +95,9 @@ def parse(expression: str, longest: int) -> ast.expr:
     if len(expression) > longest:
         raise ExpressionError(f"found {len(expression)} characters; at most {longest} are allowed")
     try:
-        return ast.parse(expression.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as about 1if, which is a number and a keyword
+            return ast.parse(expression.strip(), mode="eval").body
     except SyntaxError as error:
         raise ExpressionError(f"invalid syntax: {error.msg}") from None
     except (ValueError, RecursionError, MemoryError):

@@ -1,0 +1,1 @@
+"""``archon simulate``: steps per second of asynchronous training, from the times of sampling and training."""

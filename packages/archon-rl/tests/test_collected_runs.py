@@ -1,0 +1,203 @@
+"""Runs whose completions a collector samples, on stand-in servers: the numbers of synchronous runs, and recovery.
+
+The collector is a thread here. ``tests/test_sampling_ahead.py`` and ``tooling/async_storm.py`` run real processes.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bigram_engine import BigramRollout
+from bigram_serving import BigramServing, Faults, ThreadLink
+from run_results import rows, table
+
+from archon_core.config.loading import to_yaml
+from archon_core.contracts.rollout import Completion, InferenceEngineSpec
+from archon_core.errors import TrainingError
+from archon_core.plugins import registry
+from archon_rl.trainer import sampling_ahead
+from archon_rl.trainer.sampling_ahead import SampleAhead
+from archon_train.run.folder import RunFolder
+
+TOLERANCE = 1e-9
+PPO = ("algorithm=ppo", "critic.optimizer.lr=0.2", "critic.warmup_steps=2", "actor.adv_norm={}")
+TEACHER = ("teacher.engine_type=train", "teacher.model_config={model_type: qwen3}", "teacher.warm_start.steps=5")
+VARIANTS = {
+    "grpo": (),
+    "dapo": ("actor.dynamic_sampling=true", "gconfig.n_samples=2"),
+    "ppo": PPO,
+    "distillation": (*TEACHER, "teacher.rl_loss_weight=0", "reward=null", "trainer.eval_every=0"),
+    "teacher": (*TEACHER, "actor.ppo_n_minibatches=2"),
+}
+LEFT_OUT = (
+    "staleness",
+    "staleness_max",
+    "stale_prompts",
+    "workflow/",
+    "collector/",
+    "eval/",
+    "critic/explained_variance",
+)
+"""Metrics that only one of both kinds of run has, and one that divides by a variance of 0."""
+
+COLLECTED = ("rollout.backend=bigram_collected:d1", "cluster.n_gpus_per_node=9", "trainer.eval_every=0")
+AHEAD = (*COLLECTED, "rollout.max_head_offpolicyness=2", "rollout.max_concurrent_rollouts=12")
+
+
+@pytest.fixture
+def collected(run, monkeypatch):
+    """Runs on servers, and the numbers that each of their steps consumed."""
+    spec = InferenceEngineSpec(
+        name="bigram_collected", target="bigram_serving:BigramServing", letters="d", runs_servers=True
+    )
+    registry().add(spec)
+    monkeypatch.setattr(sampling_ahead, "CollectorLink", ThreadLink)
+    monkeypatch.setattr(ThreadLink, "faults", Faults())
+    monkeypatch.setattr(BigramServing, "outages", ())
+    opened = RunFolder.open
+
+    def open_folder(*place, resume):
+        folder = opened(*place, resume=resume)
+        config = run.config(*run.given)
+        folder.config.write_text(to_yaml(config), encoding="utf-8")
+        return folder
+
+    monkeypatch.setattr(RunFolder, "open", open_folder)
+    steps: dict[int, list[int]] = {}
+    collect = SampleAhead._collected
+
+    def note(self, batch, load, step):
+        steps[step] = list(batch.settled)
+        return collect(self, batch, load, step)
+
+    monkeypatch.setattr(SampleAhead, "_collected", note)
+
+    def start(*overrides, **options):
+        ranks = options.get("ranks", 1)
+        run.given = overrides if ranks == 1 else (f"cluster.n_gpus_per_node={ranks}", *overrides)
+        return run(*overrides, **options)
+
+    start.steps = steps
+    yield start
+    registry().remove(spec.kind, spec.name)
+
+
+def trained(folder) -> list[dict[str, float]]:
+    found = [row for row in rows(folder) if "selected" in row]
+    return [{name: value for name, value in row.items() if not name.startswith(LEFT_OUT)} for row in found]
+
+
+def assert_same(found, expected) -> None:
+    assert len(trained(found)) == len(trained(expected)) > 0
+    for row, other in zip(trained(found), trained(expected), strict=True):
+        assert row == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE)
+    torch.testing.assert_close(table(found), table(expected), rtol=TOLERANCE, atol=TOLERANCE)
+
+
+def assert_consumed_once(steps) -> None:
+    numbers = [number for step in sorted(steps) for number in steps[step]]
+    assert sorted(steps) == list(range(len(steps)))
+    assert numbers == list(range(len(numbers)))
+
+
+def staleness(folder) -> list[float]:
+    found = [row for row in rows(folder) if "staleness_max" in row]
+    assert all(row["stale_prompts"] == 0 for row in found)
+    return [row["staleness_max"] for row in found]
+
+
+def stopped(collected, *options: str) -> None:
+    """A run that the user stops after step 3."""
+    with pytest.raises(KeyboardInterrupt):
+        collected(*options, stop_after=3)
+
+
+@pytest.mark.parametrize("variant", [v if v == "dapo" else pytest.param(v, marks=pytest.mark.wide) for v in VARIANTS])
+def test_at_staleness_0_a_run_has_the_numbers_of_synchronous_sampling_on_every_layout(collected, variant):
+    alone = collected(*VARIANTS[variant], "trainer.eval_every=0", "trial_name=alone")
+    for layout, n_ranks in (("d1", 1), ("d2", 2), ("t2", 2)):
+        options = (*VARIANTS[variant], *COLLECTED, f"actor.backend=bigram:{layout}", f"trial_name={layout}")
+        found = collected(*options, ranks=n_ranks)
+        assert_same(found, alone)
+        assert set(staleness(found)) == {0}
+        assert_consumed_once(collected.steps)
+        collected.steps.clear()
+
+
+def test_prompts_without_room_for_a_completion_have_no_age(collected, monkeypatch):
+    complete = BigramRollout._complete
+
+    def complete_some(self, request, seed):
+        done = complete(self, request, seed)
+        return Completion((), (), (), "length") if sum(request.prompt_ids) % 3 == 0 else done
+
+    monkeypatch.setattr(BigramRollout, "_complete", complete_some)
+    few = ("trainer.max_steps=3", "trainer.eval_every=0")
+    assert_same(collected(*COLLECTED, *few), collected(*few, "trial_name=alone"))
+
+
+def test_servers_that_are_gone_for_a_while_get_the_weights_again(collected, monkeypatch):
+    monkeypatch.setattr(sampling_ahead, "POLL_SECONDS", 0.0)  # looks at the servers while batches are incomplete
+    monkeypatch.setattr(BigramServing, "outages", (1, 2))
+    few = ("trainer.max_steps=3", "trainer.eval_every=0")
+    found = collected(*COLLECTED, *few)
+    assert BigramServing.current.n_published == 1 + 3 + 2, "at the start, after each step, after each outage"
+    assert_same(found, collected(*few, "trial_name=alone"))
+    assert_consumed_once(collected.steps)
+
+
+@pytest.mark.parametrize("loss", ["lost_before", "lost_after"])
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.wide)])
+def test_a_collector_may_die_at_any_message(collected, monkeypatch, loss, every):
+    few = ("trainer.max_steps=3", "trainer.eval_every=0", "trainer.save_every=1", "actor.dynamic_sampling=true")
+    alone = collected(*few, "trial_name=alone")
+    collected(*COLLECTED, *few, "trial_name=whole")
+    names = ThreadLink.faults.names
+    assert {"setup", "publish", "take", "servers", "switching", "state", "stop"} == set(names)
+    for number in range(1, len(names), every):
+        monkeypatch.setattr(ThreadLink, "faults", Faults(**{loss: (number,)}))
+        collected.steps.clear()
+        found = collected(*COLLECTED, *few, f"trial_name=lost-{number}")
+        assert ThreadLink.faults.n_collectors == 2, names[number - 1]
+        assert_same(found, alone)
+        assert_consumed_once(collected.steps)
+
+
+def test_a_collector_that_dies_again_and_again_ends_the_run(collected, monkeypatch):
+    monkeypatch.setattr(ThreadLink, "faults", Faults(lost_before=tuple(range(4, 100))))
+    with pytest.raises(TrainingError, match=r"the collector was lost 4 times .*collector\.log"):
+        collected(*COLLECTED)
+
+
+def test_a_resumed_run_consumes_each_record_once_over_epochs(collected):
+    """15 records: the second epoch begins within a step."""
+    stopped(collected, *AHEAD, "trainer.save_every=2")
+    assert sorted(collected.steps) == [0, 1, 2]
+    folder = collected(*AHEAD, "trainer.save_every=2", "trainer.resume=true")
+    assert_consumed_once(collected.steps)
+    found = staleness(folder)
+    assert len(found) == 6
+    assert max(found) <= 2
+    assert max(found[3:]) > 0, "the resumed run trains on what its collector had finished"
+
+
+def test_a_resumed_run_with_a_smaller_bound_samples_again_what_is_too_far_ahead(collected):
+    stopped(collected, *AHEAD)
+    folder = collected(*COLLECTED, "trainer.resume=true")
+    assert_consumed_once(collected.steps)
+    assert staleness(folder)[3:] == [0, 0, 0]
+
+
+def test_a_reward_that_hangs_costs_its_group_alone(collected, tmp_path, monkeypatch):
+    module = tmp_path / "hanging_reward.py"
+    module.write_text(
+        "import time\n\n\ndef score(prompt, completion, record):\n"
+        "    if sum(map(ord, prompt)) % 5 == 0:\n        time.sleep(600)\n    return float(len(completion))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    options = ("reward=hanging_reward:score", "rewards={processes: 2, timeout_seconds: 0.4, max_failed: 1.0}")
+    few = ("trainer.max_steps=2", "gconfig.n_samples=2", "trainer.eval_before_train=false")
+    found = [row for row in rows(collected(*COLLECTED, *options, *few)) if "reward/timeout" in row]
+    assert sum(row["reward/timeout"] for row in found) > 0
+    assert all(row["reward/timeout"] == row["reward/failed"] < 8 for row in found)
+    assert_consumed_once(collected.steps)

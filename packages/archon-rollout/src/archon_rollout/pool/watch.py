@@ -1,0 +1,167 @@
+"""The thread that watches the servers of a pool: it reads the registry, probes every server, and warms up newcomers.
+
+A probe is a request for one token, because the health route of a server answers also while its engine hangs. The three
+actions repeat independently, so that a registry or an address that hangs delays no probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.serving import ServerDriver
+from archon_core.errors import ServerError
+from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.member_sources import MemberSources
+from archon_rollout.pool.stopping import POLL_SECONDS
+from archon_rollout.pool.warming import WarmerLike, start_warm_ups
+
+if TYPE_CHECKING:
+    from archon_rollout.pool.pool import Pool
+
+PROBE_TOKEN = 0
+PROBE_PREFIX = "probe-"
+
+
+class Watch:
+    """Watches the servers of ``pool``.
+
+    Args:
+        pool: takes over what is found.
+        sources: list the servers.
+        driver: calls them.
+        options: intervals and time limits.
+        clock: seconds, never going back.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        sources: MemberSources,
+        driver: ServerDriver,
+        options: RolloutConfig,
+        *,
+        clock: Callable[[], float],
+    ) -> None:
+        self._pool, self._sources, self._driver, self._options = pool, sources, driver, options
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._crash: BaseException | None = None
+        self.warmer: WarmerLike | None = None
+        """Warms up newcomers; ``None`` to let them join with publications."""
+
+    def start(self) -> None:
+        """Start watching."""
+        assert self._thread is None, "the pool is watching already"
+        self._thread = threading.Thread(target=self._run, name="archon-pool", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> bool:
+        """Stop watching. Running probes end with their time limit. Returns whether it was watching."""
+        self._stopping.set()
+        if self._thread is None:
+            return False
+        self._thread.join()
+        self._thread = None
+        self._sources.close()
+        return True
+
+    def wait(self, seconds: float) -> None:
+        """Wait, but not after ``stop``."""
+        self._stopping.wait(seconds)
+
+    def check(self) -> None:
+        """Raise what ended the thread: a pool that nobody watches must not look healthy."""
+        if self._crash is not None:
+            raise self._crash
+
+    async def refresh(self) -> None:
+        """One round: read the registry and probe all servers."""
+        await self._read_registry()
+        await self._probe_servers()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._repeat_all())
+        except BaseException as error:
+            self._crash = error
+
+    async def _repeat_all(self) -> None:
+        await asyncio.gather(*map(self._repeat, (self._read_registry, self._probe_servers, self._warm_newcomers)))
+
+    async def _repeat(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Run an action in every interval until the pool stops."""
+        while not self._stopping.is_set():
+            await action()
+            until = self._clock() + self._options.health_check_interval_seconds
+            while not self._stopping.is_set() and self._clock() < until:
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def _read_registry(self) -> None:
+        listing = await asyncio.to_thread(self._sources.read)
+        found = await asyncio.gather(*(self._identified(record) for record in listing.records))
+        records = {record.incarnation: record for record in found if record is not None}
+        self._pool.announced(records, registry_error=listing.error)
+        await asyncio.to_thread(self._pool.write_status)
+
+    async def _identified(self, record: ServerRecord) -> ServerRecord | None:
+        """The record with its incarnation, which a registry of addresses does not know."""
+        if record.incarnation:
+            return record
+        timeout = self._options.health_check_timeout_seconds
+        try:
+            found = await asyncio.to_thread(self._driver.ready, record.address, timeout=timeout)
+        except ServerError:
+            found = None
+        if found is not None:
+            return replace(found, address=record.address)  # a server on 0.0.0.0 does not know how others reach it
+        return self._pool.record_at(record.address)  # the probes decide about a server that is in service
+
+    async def _warm_newcomers(self) -> None:
+        if self.warmer is not None:
+            start_warm_ups(self._pool, self.warmer)
+
+    async def _probe_servers(self) -> None:
+        await asyncio.gather(self._probe_all(), self._watch_draining())
+        await asyncio.to_thread(self._pool.write_status)
+
+    async def _probe_all(self) -> None:
+        if not self._options.enable_health_monitor:
+            return
+        targets = self._pool.probe_targets()
+        errors = await asyncio.gather(*(self._probe(record) for record in targets.values()))
+        self._pool.probed(dict(zip(targets, errors, strict=True)))
+
+    async def _watch_draining(self) -> None:
+        """Find out whether servers that withdrew still work on their requests. They accept no others, also no probe."""
+        targets = self._pool.draining()
+        timeout = self._options.health_check_timeout_seconds
+        calls = (asyncio.to_thread(self._driver.state, record, timeout=timeout) for record in targets.values())
+        errors = await asyncio.gather(*(_error_of(call, timeout) for call in calls))
+        for name, error in zip(targets, errors, strict=True):
+            if error:
+                self._pool.failed(name, f"it withdrew, and does not answer: {error}")
+
+    async def _probe(self, server: ServerRecord) -> str:
+        timeout = self._options.health_check_timeout_seconds
+        request = GenerationRequest((PROBE_TOKEN,), GenerationConfig(max_new_tokens=1, greedy=True), (0,))
+        # Servers refuse an id that is still in use, by another pool or by a probe that timed out here.
+        call = self._driver.generate(server, request, request_id=f"{PROBE_PREFIX}{uuid.uuid4().hex}", timeout=timeout)
+        return await _error_of(call, timeout)
+
+
+async def _error_of(call: Awaitable[object], timeout: float) -> str:
+    """Why a call failed; empty if it did not."""
+    try:
+        await asyncio.wait_for(call, timeout)
+    except ServerError as error:
+        return str(error)
+    except TimeoutError:
+        return f"no answer in {timeout:g} s"
+    return ""

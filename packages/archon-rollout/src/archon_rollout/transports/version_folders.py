@@ -1,0 +1,111 @@
+"""Folders of published versions, such as ``weights/v7``: Hugging Face format, one weight file per bucket, and complete
+when they have their name."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+
+from archon_core.errors import ServerError
+from archon_core.serving.manifest import TensorEntry, WeightManifest, plan_buckets
+from archon_engine.checkpoint.publication import publish_folder, remove_folder, remove_leftovers
+from archon_engine.checkpoint.safetensors_file import SafetensorsWriter
+
+logger = logging.getLogger(__name__)
+
+KEPT = 2
+"""Folders of committed versions that stay: a newcomer may be reading the older one."""
+
+INDEX_FILE = "model.safetensors.index.json"
+COPIED = (".json", ".txt", ".model", ".jinja")
+
+
+class VersionFolders:
+    """Writes one version at a time. Removes what a killed run has left.
+
+    Args:
+        root: the folder ``weights``.
+        bucket_bytes: size of the buckets that ``add`` gets.
+        companions: folder of the files that belong beside the weights; ``None`` without.
+    """
+
+    def __init__(self, root: Path, *, bucket_bytes: int, companions: Path | None = None) -> None:
+        self._root, self._bucket_bytes, self._companions = root, bucket_bytes, companions
+        self._writing = ExitStack()
+        self._folder: Path | None = None
+        self._n_files = 0
+        self._files: dict[str, str] = {}
+        remove_leftovers(root)
+
+    def folder_of(self, version: int) -> Path:
+        """The folder of a published version."""
+        return self._root / f"v{version}"
+
+    def begin(self, manifest: WeightManifest) -> Path:
+        """Start a version; returns the hidden folder in which it is written. Raises ServerError if it cannot be."""
+        self.abort()
+        self._n_files, self._files = len(plan_buckets(manifest.tensors, self._bucket_bytes)), {}
+        with self._writable():
+            self._folder = self._writing.enter_context(publish_folder(self.folder_of(manifest.version)))
+        return self._folder
+
+    def file_of(self, index: int) -> str:
+        """The name of the weight file of a bucket."""
+        return f"model-{index + 1:05}-of-{self._n_files:05}.safetensors"
+
+    def add(self, index: int, entries: Sequence[TensorEntry], tensors: Mapping[str, torch.Tensor]) -> str:
+        """Write one bucket; returns the name of its file. Raises ServerError if it cannot be written."""
+        assert self._folder is not None, "begin() comes first"
+        name = self.file_of(index)
+        described = {entry.name: (getattr(torch, entry.dtype), entry.shape) for entry in entries}
+        with self._writable(), SafetensorsWriter(self._folder / name, described) as writer:
+            for entry in entries:
+                writer.write(entry.name, tensors[entry.name].cpu())
+        self._files |= dict.fromkeys(described, name)
+        return name
+
+    def finish(self, manifest: WeightManifest) -> None:
+        """Write the index, flush everything, and give the folder its name. Raises ServerError if it cannot be."""
+        assert self._folder is not None, "begin() comes first"
+        index = {"metadata": {"total_size": manifest.n_bytes, "version": manifest.version}, "weight_map": self._files}
+        with self._writable():
+            (self._folder / INDEX_FILE).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            if self._companions is not None:
+                for file in sorted(self._companions.iterdir()):
+                    if file.suffix in COPIED and file.name != INDEX_FILE:
+                        shutil.copyfile(file, self._folder / file.name)
+            self._writing.close()
+        self._folder = None
+
+    def prune(self, version: int) -> None:
+        """Remove the folders of old versions, but keep those of ``version`` and of the one before."""
+        versions = sorted(int(path.name[1:]) for path in self._root.glob("v*") if path.name[1:].isdigit())
+        for old in [other for other in versions if other != version][: -(KEPT - 1) or None]:
+            try:
+                remove_folder(self.folder_of(old))
+            except OSError as error:  # costs disk space, not the run
+                logger.warning(
+                    "cannot remove the weights of version %d: %s; remove %s", old, error, self.folder_of(old)
+                )
+
+    def abort(self) -> None:
+        """Remove an unfinished folder."""
+        if self._folder is not None:
+            self._folder = None
+            writing, self._writing = self._writing, ExitStack()
+            writing.__exit__(ServerError, ServerError("aborted"), None)
+
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ServerError(
+                f"weights on disk: cannot write below {self._root}: {error}; check disk space and permissions"
+            ) from error

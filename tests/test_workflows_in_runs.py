@@ -1,0 +1,148 @@
+"""``multi_turn`` and the page's own workflow in real runs: the numbers of one process, with and without servers."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from archon_core.cli.main import main
+from archon_train.run.metrics import read_metrics
+
+CONFIGURATION = """
+experiment_name: turns
+trial_name: run
+algorithm: grpo
+reward: arithmetic
+workflow: multi_turn
+multi_turn: {max_turns: 2, turn_discount: 0.5, feedback: "={prompt}"}
+seed: 3
+cluster: {n_gpus_per_node: 2, fileroot: ROOT}
+tokenizer: {kind: characters}
+data: {dataset: arithmetic, batch_size: 4, validation_size: 4, arithmetic: {max_operand: 9}}
+actor:
+  backend: archon:d1
+  dtype: float64
+  model_config:
+    model_type: qwen3
+    hidden_size: 16
+    intermediate_size: 32
+    num_hidden_layers: 2
+    num_attention_heads: 2
+    num_key_value_heads: 1
+    head_dim: 8
+    max_position_embeddings: 64
+  ppo_n_minibatches: 2
+  kl_ctl: 0.0
+  gae_timestep_unit: turn
+  discount: 0.9
+  optimizer: {lr: 0.003}
+  archon: {enable_compile: false}
+warm_start: {steps: 20, lr: 0.01, batch_size: 16}
+gconfig: {n_samples: 4, max_new_tokens: 4}
+rollout: {backend: local}
+rewards: {processes: 1}
+trainer: {max_steps: 3, eval_every: 0, eval_before_train: false, save_every: 0}
+"""
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs/workflows.md").read_text(encoding="utf-8")
+
+NUMBERS = (
+    "reward",
+    "tokens",
+    "loss",
+    "gradient_norm",
+    "workflow/turns",
+    "workflow/hinted",
+    "workflow/solved_by_turn_2",
+)
+
+
+def train(folder: Path, *options: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "config.yaml"
+    file.write_text(CONFIGURATION.replace("ROOT", str(folder)), encoding="utf-8")
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(file), *options])
+    assert not end.value.code
+    return folder / "turns/run"
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [row for row in read_metrics(run / "metrics.jsonl") if "loss" in row or "eval/reward" in row]
+
+
+def assert_equal_runs(found: Path, expected: Path) -> None:
+    for row, other in zip(rows(found), rows(expected), strict=True):
+        for name in [name for name in (*NUMBERS, "eval/reward", "eval/turns") if name in other]:
+            assert row[name] == pytest.approx(other[name], rel=1e-9, abs=1e-9), name
+    weights, others = (load_file(run / "export/model.safetensors") for run in (found, expected))
+    torch.testing.assert_close(weights, others, rtol=0, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = train(tmp_path_factory.mktemp("alone"))
+    assert all(1 < row["workflow/turns"] <= 2 for row in rows(run) if "loss" in row)
+    return run
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory, with the workflow that docs/workflows.md shows, and the examples."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    (tmp_path / "my_workflows.py").write_text(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    yield tmp_path
+    sys.modules.pop("my_workflows", None)
+
+
+def test_the_pages_dry_run_accepts_its_workflow_without_importing_it(own, capsys):
+    [command] = re.findall(r"^archon (train .*my_workflows:hints --dry-run)$", PAGE, re.MULTILINE)
+    (own / "my_workflows.py").write_text("raise SystemExit\n" + (own / "my_workflows.py").read_text())
+    with pytest.raises(SystemExit) as ended:
+        main(command.split())
+    assert not ended.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("my_workflow:hints", "workflow: found no my_workflow.py in"),
+        ("my_workflows:hint", "workflow: found no 'hint' in"),
+        ("multi_turns", "multi_turn"),
+    ],
+)
+def test_a_dry_run_names_a_workflow_that_does_not_exist(own, capsys, name, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "examples/grpo_arithmetic.yaml", f"workflow={name}", "--dry-run"])
+    assert ended.value.code
+    assert message in " ".join("".join(capsys.readouterr()).split())
+
+
+@pytest.mark.wide
+def test_the_pages_workflow_gives_the_same_numbers_with_servers(own):
+    options = ("workflow=my_workflows:hints", "trainer.max_steps=2")
+    here = train(own / "local", *options)
+    assert all(0 < row["workflow/hinted"] <= 1 for row in rows(here) if "loss" in row)
+    assert_equal_runs(train(own / "served", *options, "rollout.backend=served:d1"), here)
+
+
+@pytest.mark.wide
+def test_servers_give_the_numbers_of_one_process(alone, tmp_path):
+    run = train(tmp_path, "rollout.backend=served:d1")
+    assert_equal_runs(run, alone)
+    assert {row["staleness_max"] for row in rows(run) if "loss" in row} == {0}
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("layout", ["archon:d2", "archon:t2"])
+def test_layouts_give_the_numbers_of_one_process(alone, tmp_path, layout):
+    assert_equal_runs(train(tmp_path, f"actor.backend={layout}"), alone)
