@@ -31,6 +31,12 @@ class AgentSource(ChosenFunction):
     option = AGENT
     parameters = AGENT_PARAMETERS
 
+    def load(self) -> Any:
+        """Import the class or function; see ``ChosenFunction.load``."""
+        found = self._import_own()
+        self._check_definer(found)
+        return found
+
     def build(self, arguments: Mapping[str, Any]) -> Run:
         """Import the agent; returns its coroutine function ``run``.
 
@@ -40,9 +46,7 @@ class AgentSource(ChosenFunction):
         Raises:
             ConfigError: the import fails, the class refuses its arguments, or there is no such function.
         """
-        found = self._import_own()
-        self._check_definer(found)
-        run = found
+        run = found = self.load()
         if inspect.isclass(found):
             try:
                 run = getattr(found(**arguments), "run", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,8 @@ def agent_workflow(config: Any, parts: WorkflowParts) -> AgentWorkflow:
     options: AgentOptions = config.rollout.agent
     agents: Agents | None = None
     if options.mode == "inline":
+        for name in ("httpx", "httpx2"):  # the OpenAI client's library, which logs every request
+            logging.getLogger(name).setLevel(logging.WARNING)
         agents = InlineAgents(AgentCaller(agent_source(options).build(options.agent_kwargs)))
     elif options.mode == "subproc":
         agents = ProcessAgents(agent_source(options), options.agent_kwargs, options.subproc_max_workers)
