@@ -27,7 +27,8 @@ SAME = {
     "*.grad_reduce_dtype": ("float32", None),  # null is float32 beside bfloat16
     "*.optimizer.type": ("adam", "adamw"),  # the same optimizer
     "*.archon.attn_type": ("varlen", None),  # null chooses varlen on CUDA
-    "*rollout.consumer_batch_size": (1, None),  # null is the batch size, which AReaL's files write here
+    "rollout.consumer_batch_size": (1, None),  # null is the batch size, which AReaL's files write here
+    "*.rollout.consumer_batch_size": (1, None),  # of teachers, which sample nothing
     "gconfig.top_k": (10**8, 0),
     "eval_gconfig.top_k": (10**8, 0),
     "*.reward_norm.group_size": (1, None),  # AReaL takes the sizes of the groups that it has
