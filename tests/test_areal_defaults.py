@@ -30,6 +30,7 @@ SAME = {
     "*.scheduling_strategy.type": ("separation", None),  # null lets the sizes decide, and other sizes separate
     "teacher.rollout.scheduling_strategy.type": ("separation", None),
     "rollout.consumer_batch_size": (1, None),  # null is the batch size, which AReaL's files write here
+    "*.rollout.consumer_batch_size": (1, None),  # of teachers, which sample nothing
     "gconfig.top_k": (10**8, 0),
     "eval_gconfig.top_k": (10**8, 0),
     "*.reward_norm.group_size": (1, None),  # AReaL takes the sizes of the groups that it has

@@ -68,7 +68,7 @@ ALGORITHMS = {
     "grpo": "algorithm: grpo\n",
     "dapo": "algorithm: grpo\n",
     "ppo": "algorithm: ppo\n"
-    "critic: {dtype: float64, warmup_steps: 2, optimizer: {lr: 0.02}, archon: {enable_compile: false}}\n",
+    "critic: {dtype: float64, warmup_steps: 2, optimizer: {type: sgd, lr: 0.1}, archon: {enable_compile: false}}\n",
 }
 OPTIONS = {
     "grpo": ("actor.kl_ctl=0.0",),

@@ -27,6 +27,9 @@ HOSTS: Mapping[str, str] = {"vllm": "archon-vllm"}
 """Program that loads modules of a package into its own process -> the package. It is not declared: the package also
 lives in environments without it."""
 
+NOT_INSTALLED: Mapping[str, str] = {"openenv": "openenv-core", "verifiers": "verifiers"}
+"""Top-level module -> distribution, of extras that the development environment lacks: their dependencies are many."""
+
 
 def imported_names(files: Iterable[tuple[str, str]]) -> dict[str, str]:
     """Top-level module -> the first file that imports it, without the standard library.
@@ -89,9 +92,10 @@ def package_imports(source: Path) -> dict[str, str]:
 
 
 def known_distributions(packages: Iterable[Package]) -> dict[str, Collection[str]]:
-    """Top-level module -> its distributions: installed ones, and the packages of this repository."""
+    """Top-level module -> its distributions: installed ones, ``NOT_INSTALLED``, and the packages of this repository."""
+    others = {module: (distribution,) for module, distribution in NOT_INSTALLED.items()}
     ours = {package.import_name: (package.name,) for package in packages}
-    return {**importlib.metadata.packages_distributions(), **ours}
+    return {**others, **importlib.metadata.packages_distributions(), **ours}
 
 
 def _run_statements(tree: ast.AST) -> Iterator[ast.AST]:

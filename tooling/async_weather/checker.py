@@ -15,7 +15,8 @@ from archon_core.contracts.batch import Batch
 from archon_core.contracts.loss import OutputRequest
 from archon_train.experiment import load_config
 from async_weather.options import AsyncStormOptions
-from weather.records import Line, lines_of, of_kind
+from async_weather.reading import all_lines
+from weather.records import Line, of_kind
 
 TOKEN_TOLERANCE = 1e-5
 """Of a log-probability; the models are float64."""
@@ -50,7 +51,7 @@ def check(folder: Path, undisturbed: Path | None = None) -> Report:
         folder: of the storm.
         undisturbed: of the same run without kills, whose weights this one must have; ``None`` for none.
     """
-    sky, trainer = tuple(lines_of(folder / "sky.jsonl")), tuple(lines_of(folder / "trainer.jsonl"))
+    sky, trainer = all_lines(folder / "sky.jsonl"), all_lines(folder / "trainer.jsonl")
     [storm] = of_kind(sky, "storm")
     options = AsyncStormOptions(**{**storm["options"], "kinds": tuple(storm["options"]["kinds"])})
     steps, versions = lineage(trainer)

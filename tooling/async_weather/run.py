@@ -13,6 +13,7 @@ from archon_rl.trainer import collector_link
 from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_rollout.served import launching
 from async_weather.options import AsyncStormOptions
+from async_weather.reading import end_torn_line
 from weather.fork_server import ForkServer, install
 from weather.records import Log
 
@@ -86,6 +87,7 @@ def write_files(folder: Path, options: AsyncStormOptions) -> None:
 def train(folder: Path) -> None:
     """Train until the end of the run. Called in a forked process."""
     os.chdir(folder)
+    end_torn_line(folder / "trainer.jsonl")
     log = Log(folder / "trainer.jsonl")
     log.write("start", pid=os.getpid())
     forks = ForkServer(lambda command, pid: log.write("process", what=_kind(command), pid=pid))

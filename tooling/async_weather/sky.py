@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from async_weather.options import AsyncStormOptions, Kill, plan_kills
+from async_weather.reading import Reader
 from async_weather.run import train, write_files
 from weather.processes import STACK_SIGNAL, adopt_orphans, children_after, fork, segments, send
-from weather.records import Log, lines_of
+from weather.records import Log
 from weather.surroundings import private_shared_memory
 
 POLL_SECONDS = 0.01
@@ -42,9 +43,8 @@ class AsyncSky:
         self._kills = deque(plan_kills(options))
         self._due = 0.0
         self._trainer = 0
-        self._read = 0
+        self._reader = Reader(folder / "trainer.jsonl")
         self._lines: list[dict[str, Any]] = []
-        self._last_death = time.monotonic()
 
     def run(self) -> None:
         """Make the storm. Everything that there is to check is in the folder afterwards."""
@@ -69,7 +69,6 @@ class AsyncSky:
         while time.monotonic() < deadline:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == self._trainer:
-                self._last_death = time.monotonic()
                 return os.waitstatus_to_exitcode(status)
             self._kill_what_is_due()
             time.sleep(POLL_SECONDS)
@@ -118,12 +117,7 @@ class AsyncSky:
         return [pid for pid in pids if _runs(pid)]
 
     def _read_lines(self) -> None:
-        path = self._folder / "trainer.jsonl"
-        if not path.exists():
-            return
-        lines = list(lines_of(path))
-        fresh, self._read = lines[self._read :], len(lines)
-        for line in fresh:
+        for line in self._reader.fresh():
             if line["kind"] == "start":
                 self._lines.clear()
             self._lines.append(line)

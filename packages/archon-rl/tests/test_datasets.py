@@ -149,6 +149,23 @@ def test_a_share_of_the_answers_calls_the_calculator():
     assert again == records
 
 
+@pytest.mark.parametrize(("operators", "zero_pad"), [("+-*", False), ("+", True), ("-", True)])
+def test_a_share_of_the_training_problems_follows_a_wrong_result(operators, zero_pad):
+    config = Data(validation_size=200, arithmetic=ArithmeticOptions(49, operators, zero_pad, retry_demonstrations=0.3))
+    records = list(arithmetic_dataset(config, split="train", seed=1))
+    retries = [record for record in records if record["question"].count("=") > 1]
+    assert 0.25 < len(retries) / len(records) < 0.35
+    for record in retries:
+        problem, wrong, again, end = record["question"].split("=")
+        assert (problem, end) == (again, "")
+        assert int(wrong) != int(record["answer"])
+        assert abs(int(wrong) - int(record["answer"])) <= 20
+        assert not zero_pad or len(wrong.lstrip("-")) == len(record["answer"].lstrip("-"))
+    held_out = arithmetic_dataset(config, split="validation", seed=1)
+    assert all(record["question"].count("=") == 1 for record in held_out)
+    assert list(arithmetic_dataset(config, split="train", seed=1)) == records
+
+
 def test_zero_padded_problems_all_have_the_same_width():
     config = Data(arithmetic=ArithmeticOptions(99, "+", zero_pad=True))
     dataset = arithmetic_dataset(config, split="train", seed=1)

@@ -62,6 +62,24 @@ def test_dry_run_and_composition_refuse_the_same(run, overrides, message):
     assert str(raised.value) in found.problems
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("workflow=multi_turn", "reward=null"),
+            "workflow: found multi_turn without a reward, which tells right answers from wrong ones; set reward, or",
+        ),
+        (
+            ("workflow=multi_turn", "reward=model", "reward_model={path: x}"),
+            "workflow: found multi_turn with reward=model, a model on the trainer's ranks that scores the completions",
+        ),
+    ],
+)
+def test_a_workflow_that_the_reward_does_not_suit_is_refused(run, overrides, message):
+    found, _, _ = preview(run, *overrides)
+    assert any(problem.startswith(message) for problem in found.problems)
+
+
 @pytest.mark.parametrize("text", [PAIRS, PAIRS.replace("dpo", "rw"), TAUGHT], ids=["dpo", "rw", "sft"])
 def test_a_model_without_an_optimizer_is_not_trained(run, text):
     found, config, spec = preview(run, "actor.optimizer=null", text=text)

@@ -64,6 +64,19 @@ def test_the_clipped_loss_is_the_larger_of_both_errors(rows, eps):
     assert found.tolist() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_clips_no_value_within_the_range(dtype):
+    draws = torch.Generator().manual_seed(0)
+    old, new, returns = (torch.rand(3, 1000, generator=draws, dtype=dtype) - 0.5) * 0.19
+    assert (old + (new - old) != new).any(), "the difference is rounded"
+    new.requires_grad_()
+    batch = Batch(torch.zeros(1000, dtype=torch.int64), (1000,), {"values": old, "returns": returns})
+    found = ValueTerm(0.2)({"values": new}, batch)
+    (gradient,) = torch.autograd.grad(found.values.sum(), new)
+    assert torch.equal(gradient, (new - returns).detach())
+    assert not found.metrics["value_clip_fraction"].any()
+
+
 def test_explained_variance_compares_errors_with_returns():
     returns, mask = torch.tensor([1.0, 3.0, 5.0, 100.0]), torch.tensor([True, True, True, False])
     assert explained_variance(returns, returns, mask) == 1.0

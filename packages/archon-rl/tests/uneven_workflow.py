@@ -25,7 +25,7 @@ class Uneven:
             rewards = await self.parts.rewards(record, [one.token_ids for one in completions])
             for completion, reward in zip(completions, rewards, strict=True):
                 one = Trajectory.from_completion(prompt, completion)
-                found.append(replace(one, reward=reward, metadata={"number": number, "text": "no number"}))
+                found.append(replace(one, reward=reward, metadata={"odd": number % 2 == 1, "text": "odd"}))
         return found
 
     def check(self, number):

@@ -10,9 +10,6 @@ from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import find_inference_engine
 from archon_rl.collector.batches import Pace
 
-QUEUED_ROUNDS = 16
-"""``rollout.queue_size`` in units of ``max_concurrent_rollouts``, if it is null; as in AReaL."""
-
 
 def has_servers(config: Any) -> bool:
     """Whether servers sample, so that a collector can use them while the trainer trains."""
@@ -26,10 +23,8 @@ def has_servers(config: Any) -> bool:
 def pace_of(config: Any) -> Pace:
     """How far the collector of a run samples ahead."""
     options = config.rollout
-    concurrent = options.max_concurrent_rollouts or config.data.batch_size
-    # A queue that cannot hold a batch would never complete one.
-    queue = options.queue_size or max(config.data.batch_size, QUEUED_ROUNDS * concurrent)
-    return Pace(options.max_head_offpolicyness, max_concurrent=concurrent, queue_size=queue)
+    limits = (options.max_concurrent_rollouts, options.queue_size)
+    return Pace.with_defaults(options.max_head_offpolicyness, config.data.batch_size, *limits)
 
 
 def sampling_problems(config: Any, *, reward_role: str | None) -> Iterator[str]:

@@ -25,6 +25,8 @@ class ArithmeticOptions:
         max_operand: operands range from 0 to this number.
         operators: any of ``+``, ``-`` and ``*``, as one string.
         zero_pad: pad operands and results with leading zeros to a fixed width, as in ``07+35=042``.
+        retry_demonstrations: share of the training problems that follow a wrong result, as in ``7+35=41=7+35=``. For a
+            warm start of the workflow ``multi_turn`` with the feedback ``={prompt}``.
         tool_demonstrations: share of the problems whose answer calls the calculator first, in the format of the parser
             ``toolformer``, as in ``[calculator(37*46)->1702] 1702``. For a warm start of the workflow ``tools``.
     """
@@ -32,6 +34,7 @@ class ArithmeticOptions:
     max_operand: int = option(99, POSITIVE)
     operators: str = option("+", _operators)
     zero_pad: bool = False
+    retry_demonstrations: float = option(0.0, SHARE)
     tool_demonstrations: float = option(0.0, SHARE)
 
     def problems(self) -> Iterator[tuple[str, str]]:

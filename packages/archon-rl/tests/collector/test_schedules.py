@@ -55,6 +55,9 @@ class Servers:
     def failures(self) -> dict[str, str]:
         return {}
 
+    def idle_share(self) -> float:
+        return 0.0
+
 
 @dataclass
 class Schedule:

@@ -6,10 +6,10 @@ import json
 import keyword
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from archon_core.contracts.tools import ParsedAnswer, ToolCall
+from archon_core.contracts.tools import ParsedAnswer, ToolCall, ToolParser
 from archon_core.plugins import ToolParserSpec, registry
 from archon_rl.tools.parsing import hermes, llama_json, pythonic, qwen3_coder, reasoning, toolformer
 
@@ -58,14 +58,19 @@ MARKUP = st.sampled_from(
 )
 
 
+QUICK = settings(max_examples=20)
+
+
 @pytest.mark.parametrize("name", ["hermes", "llama_json", "pythonic"])
 @given(calls=calls)
+@QUICK
 def test_calls_survive_writing_and_reading(name: str, calls: list[ToolCall]) -> None:
     parser = PARSERS[name]
     assert parser.parse(parser.write(calls)) == ParsedAnswer("", tuple(calls))
 
 
 @given(text=texts, count=st.integers(), exact=st.booleans() | st.none(), places=st.lists(json_values, max_size=2))
+@QUICK
 def test_qwen3_coder_reads_values_by_the_schema_of_the_tool(text, count, exact, places) -> None:  # type: ignore[no-untyped-def]
     assume("</parameter>" not in text)
     call = ToolCall("find", {"text": text, "count": count, "exact": exact, "places": places})
@@ -81,9 +86,23 @@ def test_a_call_in_plain_text_survives_writing_and_reading(argument: str, before
 
 
 @pytest.mark.parametrize("name", PARSERS)
+@QUICK
 @given(parts=st.lists(texts | MARKUP, max_size=8), written=calls, cut=st.integers(0, 200))
 def test_no_text_makes_a_parser_raise(name: str, parts: list[str], written: list[ToolCall], cut: int) -> None:
-    parser = PARSERS[name]
+    check_any_text(PARSERS[name], parts, written, cut)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", PARSERS)
+@settings(max_examples=500, deadline=None)
+@given(parts=st.lists(texts | MARKUP, max_size=12), written=calls, cut=st.integers(0, 200))
+def test_no_text_of_very_many_makes_a_parser_raise(
+    name: str, parts: list[str], written: list[ToolCall], cut: int
+) -> None:
+    check_any_text(PARSERS[name], parts, written, cut)
+
+
+def check_any_text(parser: ToolParser, parts: list[str], written: list[ToolCall], cut: int) -> None:
     whole = "".join(parts)
     for text in (whole, parser.write(written)[:cut] + whole, whole + parser.write(written)[:cut]):
         parsed = parser.parse(text, TOOLS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import pytest
@@ -85,7 +86,7 @@ def test_groups_of_unequal_numbers_of_trajectories_train_the_same_on_every_layou
     own = ("workflow=uneven", "actor.reward_norm={mean_level: group, std_level: group}", *FEW)
     alone = run(*own, "trial_name=alone")
     row = rows(alone)[1]
-    assert "workflow/number" in row
+    assert 0 <= row["workflow/odd"] <= 1
     assert "workflow/text" not in row
     assert_equal_runs(run(*own, "actor.backend=bigram:d2t2", "trial_name=together", ranks=4), alone)
 
@@ -115,6 +116,48 @@ def test_a_wrong_result_ends_the_run_on_every_rank(run, uneven, ranks):
         TrainingError, match="workflow 'returns_data': found a value of type dict; allowed is a list of"
     ):
         run("workflow=returns_data", f"actor.backend=bigram:d{ranks}", ranks=ranks)
+
+
+def test_a_run_resumes_with_the_file_of_its_workflow_alone(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    file = tmp_path / "my_uneven.py"
+    source = "import uneven_workflow\n\n\ndef build(config, parts):\n    return uneven_workflow.Uneven(config, parts)\n"
+    file.write_text(source)
+    options = ("workflow=my_uneven:build", *FEW)
+    run(*options)
+    resumed = (*options, "trainer.resume=true", "trainer.max_steps=3")
+    for name, text in (("my_uneven", source + "# changed\n"), ("my_uneven", source)):
+        sys.modules.pop(name)
+        file.write_text(text)
+        if text == source:
+            assert rows(run(*resumed))[-1]["step"] == 3
+            continue
+        with pytest.raises(ConfigError, match=r"(?s)workflow: found workflow 'my_uneven:build' .*changed=\[workflow\]"):
+            run(*resumed)
+    sys.modules.pop("my_uneven")
+
+
+def test_evaluations_report_the_samples_of_a_workflow(run):
+    options = ("eval_gconfig.n_samples=4", "eval_gconfig.max_new_tokens=3", "eval_gconfig.temperature=2.0")
+    evaluation = rows(run(*MULTI_TURN, *FEW, *options))[0]
+    assert {"eval/reward_avg@4", "eval/pass@1", "eval/pass@2", "eval/pass@4", "eval/turns"} <= set(evaluation)
+    # At temperature 2 nearly all answers are wrong, and right ones in later turns have half the reward or less.
+    assert evaluation["eval/solved_by_turn_3"] == pytest.approx(evaluation["eval/pass@1"])
+    assert evaluation["eval/reward_avg@4"] <= evaluation["eval/solved_by_turn_3"]
+
+
+def test_evaluations_leave_out_what_the_workflow_leaves_out(run, uneven):
+    options = (*FEW, "data.validation_size=12", "eval_gconfig.n_samples=2", "eval_gconfig.max_new_tokens=3")
+    evaluation = rows(run("workflow=uneven", *options))[0]
+    # Records have another number of trajectories, so that there are no k samples to pass.
+    assert {"eval/reward_avg@2", "eval/odd"} <= set(evaluation)
+    assert "eval/pass@1" not in evaluation
+    assert evaluation["eval/odd"] > 0
+    assert rows(run("workflow=leaves_out", *options, "trial_name=left_out"))[0]["eval/odd"] == 0
+    failed = rows(run("workflow=raises_sometimes", *options, "rewards.max_failed=0.5", "trial_name=failed"))[0]
+    assert failed["eval/reward_failed"] >= 1
 
 
 def test_a_missing_module_is_named_before_anything_starts(run):

@@ -110,6 +110,8 @@ def describe(view: ServersView) -> list[str]:
     else:
         error = f"; it cannot read the registry: {trainer.registry_error}" if trainer.registry_error else ""
         lines.append(f"trainer: version {trainer.version}, topology {trainer.epoch}{error}")
+    if view.sampling is not None:
+        lines.append(view.sampling.describe())
     return lines
 
 

@@ -18,6 +18,7 @@ from archon_core.serving.run_token import TOKEN, read_token
 from archon_rollout.pool.status_file import MemberStatus, TrainerStatus, read_status
 from archon_rollout.registries.addresses import AddressRegistry
 from archon_rollout.registries.run_place import RunPlace
+from archon_rollout.sampling_status import SamplingStatus, read_sampling
 
 CALL_SECONDS = 3.0
 """Time limit of each call to a server."""
@@ -70,6 +71,7 @@ class ServersView:
         registry_error: why the registry cannot be read; empty if it can.
         trainer: the status that the run's trainer wrote; ``None`` without one.
         servers: one row per incarnation.
+        sampling: the last step of asynchronous sampling; ``None`` without one.
     """
 
     registry: str
@@ -77,6 +79,7 @@ class ServersView:
     registry_error: str
     trainer: TrainerStatus | None
     servers: tuple[ServerRow, ...]
+    sampling: SamplingStatus | None = None
 
     def as_data(self) -> dict[str, Any]:
         """The view as JSON values."""
@@ -96,6 +99,7 @@ class ServersView:
                 "registry_error": trainer.registry_error,
             },
             "servers": [asdict(row) for row in self.servers],
+            "sampling": None if self.sampling is None else asdict(self.sampling),
         }
 
 
@@ -136,7 +140,9 @@ class Observer:
         with ThreadPoolExecutor(max(1, len(known))) as threads:
             rows = threads.map(lambda item: self._row(item[1], members.get(item[0])), known.items())
         config = self._run.discovery.config
-        return ServersView(config.type, self._run.discovery.run, registry_error, trainer, _distinct([*rows]))
+        found = _distinct([*rows])
+        sampling = read_sampling(self._run.folder)
+        return ServersView(config.type, self._run.discovery.run, registry_error, trainer, found, sampling)
 
     def _listed(self) -> tuple[dict[str, ServerRecord], str]:
         """The registries' entries, by incarnation, or by address without one."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
+from archon_core.errors import ConfigError
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -88,6 +89,19 @@ def stop_suffix(
     matcher = StopTextMatcher(texts, decode, min_new_tokens)
     found = [matcher.add(token) for token in token_ids]
     return found[-1] if found else None
+
+
+def without_stop_texts(request: GenerationRequest) -> GenerationRequest:
+    """What a server without a tokenizer gets of a request: only data travels, and ``cut_at_stop_text`` finds the texts.
+
+    Raises:
+        ConfigError: the request has stop texts and no ``decode``.
+    """
+    if request.config.stop and request.decode is None:
+        raise ConfigError(
+            "gconfig.stop: found stop texts without a decode function; use stop_token_ids, or give requests one"
+        )
+    return replace(request, decode=None, config=replace(request.config, stop=None))
 
 
 def cut_at_stop_text(completion: Completion, request: GenerationRequest) -> Completion:

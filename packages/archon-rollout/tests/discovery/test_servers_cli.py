@@ -97,6 +97,7 @@ def test_a_run_without_servers_says_how_to_start_one(show, run: Path) -> None:
         "registry_error": "",
         "trainer": None,
         "servers": [],
+        "sampling": None,
     }
     code, _, err = show(where=run / "no-such-run")
     assert code == 2

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from fake_servers import FakeDriver, FakeServer
 from test_pool import World
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
-from archon_core.errors import ServerError
+from archon_core.errors import ConfigError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.remote import REST_SECONDS, PushedServers, generate_patiently
+from archon_rollout.pool.remote import REST_SECONDS, PushedClient, PushedServers, generate_patiently
 
 REQUEST = GenerationRequest((7, 7, 7), GenerationConfig(max_new_tokens=2), (5,))
 
@@ -167,3 +167,20 @@ def test_failures_elsewhere_count_per_server_and_not_as_a_round_of_probes():
         assert sorted(world.pool.answering()) == ["b", "c"]
 
     asyncio.run(run())
+
+
+def test_completions_end_at_stop_texts_which_servers_do_not_get():
+    driver = FakeDriver(FakeServer(ServerRecord("a:1", "a", "served")))
+    data = {"driver": "served", "config": asdict(RolloutConfig()), "options": None, "token": ""}
+    client = PushedClient(data)
+    client._client = PoolClient(client._servers, driver, RolloutConfig())
+    client.update([ServerRecord("a:1", "a", "served")], 1)
+    config = GenerationConfig(max_new_tokens=9, stop=["56"])
+    request = GenerationRequest((7, 7, 7), config, (5,), decode=lambda ids: "".join(map(str, ids)))
+    [completion] = asyncio.run(client.generate(request))
+    assert (completion.token_ids, completion.stop_reason) == ((3, 4, 5, 6), "stop")
+    assert len(completion.logprobs) == len(completion.versions) == 4
+    [sent] = driver.servers["a"].requests
+    assert (sent.config.stop, sent.decode) == (None, None)
+    with pytest.raises(ConfigError, match="found stop texts without a decode function"):
+        asyncio.run(client.generate(replace(request, decode=None)))

@@ -208,6 +208,9 @@ class RemoteClient(RolloutClient, Protocol):
     def failures(self) -> Mapping[str, str]:
         """Incarnation -> error, of the servers that have failed since the last call."""
 
+    def idle_share(self) -> float:
+        """The share of the servers' time, since the last call, in which they had no request of this client: 0 to 1."""
+
 
 class RemoteClientFactory(Protocol):
     """``target`` of a ``ClientRecipe``."""

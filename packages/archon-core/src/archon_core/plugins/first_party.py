@@ -20,6 +20,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "command": {
         "archon-rl": (
             "algorithms",
+            "report",
+            "trajectories",
             "simulate",
         ),
         "archon-rollout": (
@@ -182,6 +184,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "multi_turn",
             "tools",
             "environment",
+            "agent",
         ),
     },
 }
@@ -287,6 +290,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "environment",
         "multi_turn",
         "rewards",
+        "rollout.agent",
         "teacher.baseline",
         "teacher.distill_loss_weight",
         "teacher.engine_type",

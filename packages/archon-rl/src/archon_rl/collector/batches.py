@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+QUEUED_ROUNDS = 16
+"""``rollout.queue_size`` in units of ``max_concurrent_rollouts``, if it is null; as in AReaL."""
+
 
 @dataclass(frozen=True)
 class BatchRule:
@@ -122,3 +125,12 @@ class Pace:
     max_staleness: int
     max_concurrent: int
     queue_size: int
+
+    @classmethod
+    def with_defaults(
+        cls, max_staleness: int, batch_size: int, max_concurrent: int | None, queue_size: int | None
+    ) -> Pace:
+        """The pace of a run whose limits may be null; then they are AReaL's."""
+        concurrent = max_concurrent or batch_size
+        # A queue that cannot hold a batch would never complete one.
+        return cls(max_staleness, concurrent, queue_size or max(batch_size, QUEUED_ROUNDS * concurrent))

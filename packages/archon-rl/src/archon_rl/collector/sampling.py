@@ -31,6 +31,21 @@ COUNTED = {WORKFLOW_FAILED: "workflow/failed", LEFT_OUT: "workflow/left_out"}
 """Reason of a group without trajectories -> metric: such groups of a step."""
 
 
+DROPPED = {
+    NOT_SELECTED: "dropped/not_selected",
+    NO_REWARD: "dropped/no_reward",
+    WORKFLOW_FAILED: "dropped/workflow_failed",
+    LEFT_OUT: "dropped/left_out",
+}
+"""Reason -> metric: groups of a step that it does not train on."""
+
+
+def dropped_counts(settled: Iterable[Settled[Group]]) -> dict[str, float]:
+    """The metrics of ``DROPPED``."""
+    reasons = Counter(one.reason for one in settled)
+    return {metric: float(reasons[reason]) for reason, metric in DROPPED.items()}
+
+
 def reason_counts(settled: Iterable[Settled[Group]]) -> dict[str, float]:
     """The metrics of ``COUNTED``."""
     reasons = Counter(one.reason for one in settled)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from archon_rl.collector.group import Group
 from archon_rl.collector.messages import error_data, packed, receive_async
 from archon_rl.collector.states import batch_data, state_data
 from archon_rl.collector.stopwatch import Stopwatch
-from archon_rl.collector.window import ConsumedBatch, GroupWindow, Settled
+from archon_rl.collector.window import GroupWindow, Settled
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class CollectorService:
             if batch is not None:
                 self._waiting.run(False)
                 self._start()  # consumed groups leave the queue
-                return batch_data(batch) | self._load(batch)
+                return batch_data(batch) | self._load()
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), max(0.0, deadline - time.monotonic()))
@@ -100,9 +99,8 @@ class CollectorService:
     def _update(self, version: int, servers: list[dict[str, Any]], answering: list[str]) -> None:
         self._client.update([ServerRecord.from_data(one) for one in servers], version, answering)
 
-    def _load(self, batch: ConsumedBatch[Group]) -> dict[str, Any]:
+    def _load(self) -> dict[str, Any]:
         """Metrics of the moment, and of the time since the last batch."""
-        reasons = Counter(one.reason for one in batch.dropped.values())
         n_finished, self._n_finished = self._n_finished, 0
         return {
             "running": self._window.n_running,
@@ -110,7 +108,7 @@ class CollectorService:
             "finished": n_finished,
             "busy_seconds": self._sampling.lap(),
             "waited_seconds": self._waiting.lap(),
-            "reasons": dict(reasons),
+            "server_idle": self._client.idle_share(),
         }
 
     def _start(self) -> None:

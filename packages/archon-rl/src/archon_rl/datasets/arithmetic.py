@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from archon_core.config.validation import check_options
@@ -22,6 +22,9 @@ from archon_rl.run_problems import refuse
 OPERATORS: dict[str, Callable[[int, int], int]] = {"+": operator.add, "-": operator.sub, "*": operator.mul}
 COMMUTATIVE = "+*"
 
+RETRY_DISTANCE = 20
+"""Largest difference of the wrong results of demonstrations to the right one."""
+
 
 @dataclass(frozen=True)
 class Problems:
@@ -33,6 +36,7 @@ class Problems:
         prompt_key: field of the prompt, ``"a+b="``.
         answer_key: field of the result, as text.
         zero_pad: pad operands, and the results of each operator, to a fixed width with leading zeros.
+        retry_demonstrations: share of the problems whose prompt shows a wrong result before.
         tool_demonstrations: share of the problems whose answer calls the calculator.
     """
 
@@ -41,6 +45,7 @@ class Problems:
     prompt_key: str = "question"
     answer_key: str = "answer"
     zero_pad: bool = False
+    retry_demonstrations: float = 0.0
     tool_demonstrations: float = 0.0
 
     def __len__(self) -> int:
@@ -48,20 +53,32 @@ class Problems:
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         a, symbol, b = self._terms(index)
-        answer = OPERATORS[symbol](a, b)
-        problem, written = self._written(a, symbol, b, answer)
+        answer, width = OPERATORS[symbol](a, b), len(str(self.max_operand)) if self.zero_pad else 0
+        problem = f"{a:0{width}d}{symbol}{b:0{width}d}"
+        question, written = f"{problem}=", self._written(answer, symbol)
+        if derive_seed(0, "retry_demonstrations", index) < self.retry_demonstrations * 2**63:
+            question = f"{question}{self._written(self._near(answer, symbol, index), symbol)}={question}"
         if derive_seed(0, "tool_demonstrations", index) < self.tool_demonstrations * 2**63:
             written = f"[calculator({problem})->{answer}] {written}"
-        return {self.prompt_key: f"{problem}=", self.answer_key: written}
+        return {self.prompt_key: question, self.answer_key: written}
 
-    def _written(self, a: int, symbol: str, b: int, answer: int) -> tuple[str, str]:
+    def _written(self, result: int, symbol: str) -> str:
         if not self.zero_pad:
-            return f"{a}{symbol}{b}", str(answer)
-        width = len(str(self.max_operand))
-        largest = max(OPERATORS[symbol](self.max_operand, x) for x in (0, self.max_operand))
-        answer_width = len(str(largest))
-        written = f"{'-' if answer < 0 else ''}{abs(answer):0{answer_width}d}"
-        return f"{a:0{width}d}{symbol}{b:0{width}d}", written
+            return str(result)
+        largest = max(self._results(symbol))
+        return f"{'-' if result < 0 else ''}{abs(result):0{len(str(largest))}d}"
+
+    def _near(self, answer: int, symbol: str, index: int) -> int:
+        """A wrong result near the right one."""
+        smallest, largest = min(self._results(symbol)), max(self._results(symbol))
+        near = range(max(smallest, answer - RETRY_DISTANCE), min(largest, answer + RETRY_DISTANCE) + 1)
+        wrong = [result for result in near if result != answer]
+        return wrong[derive_seed(0, "wrong result", index) % len(wrong)]
+
+    def _results(self, symbol: str) -> list[int]:
+        """Results of the largest and smallest operands, the extremes among them."""
+        most = self.max_operand
+        return [OPERATORS[symbol](a, b) for a, b in ((0, 0), (0, most), (most, 0), (most, most))]
 
     def mirrored(self, index: int) -> int | None:
         """Index of the problem with swapped operands and the same answer; ``None`` if there is none."""
@@ -96,17 +113,18 @@ def arithmetic_dataset(config: Any, *, split: Split, seed: int) -> Dataset:
         config.prompt_key,
         config.answer_key,
         options.zero_pad,
-        options.tool_demonstrations,
+        tool_demonstrations=options.tool_demonstrations,
     )
+    training = replace(problems, retry_demonstrations=options.retry_demonstrations)
     held_out = split_records(problems, validation_size=config.validation_size, split="validation", seed=seed)
     if split == "validation":
         return held_out
     mirrors = {problems.mirrored(index) for index in held_out.indices}
-    train = split_records(problems, validation_size=config.validation_size, split="train", seed=seed)
+    train = split_records(training, validation_size=config.validation_size, split="train", seed=seed)
     kept = [index for index in train.indices if index not in mirrors]
     if not kept:
         raise ConfigError(
             f"data.validation_size: found {config.validation_size} of {len(problems)} problems, which leave none to "
             "train on without their mirror images; lower it"
         )
-    return SubsetDataset(problems, kept)
+    return SubsetDataset(training, kept)

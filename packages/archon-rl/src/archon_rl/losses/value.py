@@ -48,10 +48,12 @@ class ValueTerm:
         losses = (values - returns).square() / 2
         metrics = {"values": values.detach(), "returns": returns}
         if self.eps_clip is not None:
-            near = old + (values.detach() - old).clamp(-self.eps_clip, self.eps_clip)
+            change = values.detach() - old
+            near = old + change.clamp(-self.eps_clip, self.eps_clip)
             bound = (near - returns).square() / 2
-            # Larger only if the value left the range, where the clipped error is constant.
-            clipped = bound > losses.detach()
+            # Beyond the range, the clipped error is constant. Within it both errors are the same number, but rounding
+            # may make either the larger one, and the token would have no gradient.
+            clipped = (change.abs() > self.eps_clip) & (bound > losses.detach())
             losses = torch.where(clipped, bound, losses)
             metrics["value_clip_fraction"] = clipped.to(values.dtype)
         return TermValues(losses, metrics)

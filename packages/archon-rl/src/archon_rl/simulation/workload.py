@@ -11,9 +11,6 @@ from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, option
 from archon_core.seeding import derive_seed
 from archon_rl.collector.batches import BatchRule, Pace
 
-QUEUED_ROUNDS = 16
-"""``queue_size`` in units of ``max_concurrent_rollouts``, if it is ``None``; the default of training."""
-
 
 @dataclass(frozen=True)
 class Workload:
@@ -68,9 +65,7 @@ class Workload:
 
     def pace(self, staleness: int) -> Pace:
         """How far sampling may run ahead with ``rollout.max_head_offpolicyness=staleness``."""
-        concurrent = self.max_concurrent_rollouts or self.batch_size
-        queue = self.queue_size or max(self.batch_size, QUEUED_ROUNDS * concurrent)
-        return Pace(staleness, max_concurrent=concurrent, queue_size=queue)
+        return Pace.with_defaults(staleness, self.batch_size, self.max_concurrent_rollouts, self.queue_size)
 
     def seconds_of(self, group: int) -> float:
         """Time to sample a group; it depends on its number and the seed alone."""

@@ -18,6 +18,8 @@ from archon_core.contracts.batch import Batch
 from archon_core.contracts.workflows import NO_VERSION, Trajectory
 from archon_rl.advantages import GROUPS
 from archon_rl.algorithm import TRUNCATED, Algorithm, SequenceFilter
+from archon_rl.collector.group import Group
+from archon_rl.collector.window import Settled
 from archon_rl.trainer.rollout_batch import COMPLETION_LENGTHS, build_batch
 from archon_rl.trainer.step_metrics import PhaseClock
 
@@ -29,10 +31,12 @@ class Collected:
     Attributes:
         batch: the selected completions.
         statistics: of all completions, selected or not.
+        groups: all groups that were drawn, by the number of their record, for files.
     """
 
     batch: Batch
     statistics: dict[str, float]
+    groups: Mapping[int, Settled[Group]] = field(default_factory=dict)
 
 
 class Collection(Protocol):

@@ -28,9 +28,9 @@ CALL_SECONDS = 60.0
 STOP_SECONDS = 10.0
 """Time for the process to end by itself, before it is killed."""
 
-_LOAD = ("running", "waiting", "finished", "busy_seconds", "waited_seconds")
+_LOAD = ("running", "waiting", "finished", "busy_seconds", "waited_seconds", "server_idle")
 """The collector's load: groups in progress and waiting now; since the last batch, finished groups, and the seconds in
-which groups were sampled and in which the trainer waited."""
+which groups were sampled and in which the trainer waited, and the share of the servers' time without a request."""
 
 _MAIN = (
     "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments['path']; "

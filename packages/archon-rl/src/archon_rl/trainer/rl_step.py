@@ -26,6 +26,7 @@ from archon_rl.losses.proximal import PROX_FRACTION, PROX_LOGPROBS, VERSIONS, pr
 from archon_rl.losses.value import RETURNS
 from archon_rl.trainer.collecting import Collection
 from archon_rl.trainer.critic_step import CriticStep
+from archon_rl.trainer.dumping import TrajectoryDump
 from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
 from archon_rl.trainer.roles import RoleEngines
 from archon_rl.trainer.sharing import SharedEngine
@@ -42,6 +43,7 @@ class RLStep:
         engines: the actor, and the models that the algorithm needs beside it.
         rollout: samples with the actor's weights.
         seed: the run's seed.
+        dump: writes trajectories; ``None`` for a run without files of them.
     """
 
     collection: Collection
@@ -49,6 +51,7 @@ class RLStep:
     engines: RoleEngines
     rollout: InferenceEngine
     seed: int
+    dump: TrajectoryDump | None = None
 
     @property
     def actor(self) -> SharedEngine:
@@ -68,6 +71,9 @@ class RLStep:
         """Run step ``step``; return its metrics."""
         clock = PhaseClock()
         collected = self.collection(step, clock)
+        if self.dump is not None:
+            with clock("dump"):
+                self.dump(step, collected.groups)
         chosen = collected.batch
         updates: list[StepStats] = []
         distances: dict[str, float] = {}

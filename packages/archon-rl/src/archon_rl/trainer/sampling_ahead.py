@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from archon_rl.algorithm import Algorithm
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import unpacked
+from archon_rl.collector.sampling import dropped_counts
+from archon_rl.collector.staleness import GroupAges, ages_of, staleness_metrics
 from archon_rl.collector.states import batch_data, read_batch, state_data
 from archon_rl.collector.window import ConsumedBatch, WindowState
 from archon_rl.fingerprint import Fingerprint
@@ -31,9 +33,10 @@ from archon_rl.trainer.collecting import Collected, refill_statistics, without_r
 from archon_rl.trainer.collector_link import CollectorLink, CollectorLostError
 from archon_rl.trainer.failures import FailureJudge
 from archon_rl.trainer.scoring import Scorer
-from archon_rl.trainer.settled_groups import FACTS, batch_of, judge_groups, mean_facts, sampled_by
+from archon_rl.trainer.settled_groups import FACTS, batch_of, judge_groups, mean_facts, mean_seconds, sampled_by
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
+from archon_rl.trajectory_files import STALE
 from archon_rl.workflows.context_limit import ContextLimit
 from archon_train.run.context import RunContext
 
@@ -115,7 +118,7 @@ class SampleAhead:
             data = self._wait(step)
             batch = read_batch(data)
             self.task.cursor.seek(step + 1, drawn=data["first"])
-            return self._collected(batch, data["load"], step)
+            return self._collected(batch, data["load"], data["servers"], step)
 
     def close(self) -> None:
         """End the collector."""
@@ -154,7 +157,8 @@ class SampleAhead:
             return None
         batch, load = taken
         self._lost = 0
-        return batch_data(batch) | {"load": load, "first": max(batch.settled) + 1}
+        servers = {server.address: server.version for server in self.rollout.servers()}
+        return batch_data(batch) | {"load": load, "servers": servers, "first": max(batch.settled) + 1}
 
     def _reach(self, call: Any) -> Any:
         """Call the collector; start another one if it is lost."""
@@ -206,47 +210,39 @@ class SampleAhead:
             "reward": None if self.reward is None else asdict(self.reward),
         }
 
-    def _collected(self, batch: ConsumedBatch[Group], load: Mapping[str, float], step: int) -> Collected:
+    def _collected(
+        self, batch: ConsumedBatch[Group], load: Mapping[str, float], servers: Mapping[str, int], step: int
+    ) -> Collected:
         failures = judge_groups(
             self.judge, batch.settled.values(), f"Step {step + 1}", has_rewards=self.scorer is not None
         )
-        kept, ages = list[Group](), list[int]()
-        for group in batch.groups.values():
-            # Prompts that leave no room for a completion have no version.
-            age = step - min((self._step_of(version) for version in group.versions), default=step)
-            ages.append(age)
-            if age <= self.pace.max_staleness:
+        kept, ages, stale = list[Group](), list[GroupAges](), dict[int, GroupAges]()
+        for number, group in batch.groups.items():
+            found = ages_of(group, self._steps, step)
+            if found.oldest <= self.pace.max_staleness:
                 kept.append(group)
+                ages.append(found)
+            else:
+                stale[number] = found
         chosen = batch_of(self.algorithm, kept, needs_experts=self.run.config.rollout.return_routed_experts)
         statistics = sampled_by(batch.settled.values()).statistics(len(chosen))
-        if self.scorer is None:
+        if self.scorer is None and not self.algorithm.needs_rewards:
             statistics = without_rewards(statistics)
         if self.algorithm.selection is not None:
             rule = BatchRule(self.task.cursor.batch_size, self.algorithm.max_rounds)
             n_rounds = rule.n_rounds([one.accepted for one in batch.settled.values()])
-            statistics |= refill_statistics(len(batch.settled), len(ages), rule.batch_size, n_rounds)
+            statistics |= refill_statistics(len(batch.settled), len(batch.groups), rule.batch_size, n_rounds)
         return Collected(
             chosen,
             {
                 **statistics,
                 **failures,
                 **{f"{FACTS}{name}": value for name, value in mean_facts(batch.settled.values()).items()},
-                "staleness": sum(ages) / max(len(ages), 1),
-                "staleness_max": max(ages, default=0),
-                "stale_prompts": len(ages) - len(kept),
+                **staleness_metrics(ages, [*stale.values()], bound=self.pace.max_staleness),
+                **dropped_counts(batch.settled.values()),
+                **mean_seconds(batch.settled.values()),
+                **{f"server_version/{address}": version for address, version in servers.items()},
                 **{f"collector/{name}": value for name, value in load.items()},
             },
+            {number: replace(one, reason=STALE) if number in stale else one for number, one in batch.settled.items()},
         )
-
-    def _step_of(self, version: int) -> int:
-        """The step after which weights were published.
-
-        Raises:
-            TrainingError: they never were.
-        """
-        if version not in self._steps:
-            raise TrainingError(
-                f"rollout: found a token of version {version}; published were {sorted(self._steps)}; a server labels "
-                "its tokens wrongly: restart it"
-            )
-        return self._steps[version]

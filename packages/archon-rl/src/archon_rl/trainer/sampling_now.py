@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,8 +12,13 @@ from torch import Tensor
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
+from archon_core.contracts.workflows import Trajectory
 from archon_core.ranks.ranks import DataRanks
+from archon_rl.advantages import GROUPS
 from archon_rl.algorithm import Algorithm
+from archon_rl.collector.group import Group
+from archon_rl.collector.sampling import NOT_SELECTED
+from archon_rl.collector.window import Settled
 from archon_rl.trainer.collecting import Collected, collect, shaped_batch, without_rewards
 from archon_rl.trainer.rollout_batch import Rollout, rollout_seeds, sample
 from archon_rl.trainer.scoring import Scorer
@@ -64,6 +70,7 @@ class SampleNow:
     def __call__(self, step: int, clock: PhaseClock) -> Collected:
         """The completions of ``step``; prompts with a completion without a reward are left out."""
         first, n_drawn, failed = self.task.cursor.first(step), 0, Counter[str]()
+        drawn: dict[int, tuple[int, Group]] = {}  # place in the batch -> number of the record, group
 
         def draw(n: int) -> tuple[Batch, Tensor] | None:
             nonlocal n_drawn
@@ -74,7 +81,7 @@ class SampleNow:
                 rollout = sample(self.rollout, self.task.encoder, records, self.options, seeds, self.data_ranks)
                 self._examine(rollout, first + n_drawn, time.perf_counter() - start)
             with clock("reward"):
-                rewards = torch.zeros(sum(map(len, rollout.completions)))
+                rewards, numbers = torch.zeros(sum(map(len, rollout.completions))), [*range(len(records))]
                 if self.scorer is not None:
                     # Further prompts are few: all of them may fail without a fault of the whole reward.
                     is_further = n_drawn > 0
@@ -82,7 +89,9 @@ class SampleNow:
                     failed.update(scores.metrics())
                     complete = scores.complete(may_be_empty=is_further)
                     rollout, rewards = complete.rollout, complete.values
+                    numbers = [n for n, found in enumerate(scores.outcomes) if not any(one.failed for one in found)]
                 groups, batch = rollout.groups(n_drawn), None
+                drawn.update(_scored(groups, [first + n_drawn + n for n in numbers], rewards.tolist()))
                 if groups:
                     batch = shaped_batch(self.algorithm, groups, rewards, needs_experts=self.needs_experts)
             n_drawn += n
@@ -97,7 +106,11 @@ class SampleNow:
         statistics = collected.statistics | {name: float(n) for name, n in failed.items()}
         if self.scorer is None:
             statistics = without_rewards(statistics)
-        return replace(collected, statistics=statistics)
+        trained = set(collected.batch.sequence_fields[GROUPS].tolist())
+        groups = {
+            number: Settled(group, "" if place in trained else NOT_SELECTED) for place, (number, group) in drawn.items()
+        }
+        return replace(collected, statistics=statistics, groups=groups)
 
     def _examine(self, rollout: Rollout, first: int, seconds: float) -> None:
         """Log and check completions, as the options say; ``first`` is the number of the first record."""
@@ -109,3 +122,14 @@ class SampleNow:
             for trajectories in rollout.groups().values():
                 for one in trajectories:
                     check_tokens("rlvr", one)
+
+
+def _scored(
+    groups: Mapping[int, Sequence[Trajectory]], numbers: Sequence[int], rewards: Sequence[float]
+) -> dict[int, tuple[int, Group]]:
+    """Place in the batch -> number of the record, and its trajectories with their rewards."""
+    values = iter(rewards)
+    return {
+        place: (number, Group.of([replace(one, reward=next(values)) for one in trajectories]))
+        for (place, trajectories), number in zip(groups.items(), numbers, strict=True)
+    }

@@ -100,4 +100,4 @@ class SampleRounds:
         if self.algorithm.selection is not None:
             statistics |= refill_statistics(len(settled), n_kept, cursor.batch_size, n_rounds)
         facts = {f"{FACTS}{name}": value for name, value in mean_facts(groups).items()}
-        return Collected(batch, statistics | failures | facts)
+        return Collected(batch, statistics | failures | facts, settled)

@@ -36,7 +36,8 @@ def judge_groups(
     """
     failures = [outcome for one in settled for outcome in one.group.failures]
     n_errors = sum(one.reason == WORKFLOW_FAILED for one in settled)
-    n_calls = n_errors + sum(one.group.n_calls for one in settled)
+    # A workflow may give rewards without calls of the reward function.
+    n_calls = n_errors + sum(one.group.n_calls or len(one.group.rewards) for one in settled)
     judge([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], when)
     if all(one.group.failures for one in settled):
         raise RewardError(explain_no_group(len(settled), failures[0]))
@@ -62,6 +63,15 @@ def mean_facts(settled: Collection[Settled[Group]]) -> dict[str, float]:
             for name, value in facts.items():
                 values[name].append(value)
     return {name: sum(found) / len(found) for name, found in values.items()}
+
+
+def mean_seconds(settled: Collection[Settled[Group]]) -> dict[str, float]:
+    """Mean durations of a group: of its requests and of its rewards, which run beside those of other groups."""
+    found = defaultdict[str, list[float]](list)
+    for one in settled:
+        for name, seconds in one.group.seconds.items():
+            found[name].append(seconds)
+    return {f"collector/{name}_seconds": sum(values) / len(values) for name, values in found.items()}
 
 
 def batch_of(algorithm: Algorithm, groups: Sequence[Group], *, needs_experts: bool) -> Batch:

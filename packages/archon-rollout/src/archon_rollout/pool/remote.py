@@ -19,8 +19,10 @@ from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.plugins import registry
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
+from archon_rollout.pool.idle_times import IdleTimes
 from archon_rollout.pool.routing import Router
 from archon_rollout.pool.stopping import POLL_SECONDS
+from archon_rollout.stop_texts import cut_at_stop_text, without_stop_texts
 
 REST_SECONDS = 2.0
 """Time in which a server that failed a request gets no other."""
@@ -36,6 +38,7 @@ class PushedServers:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._router = Router()
+        self._idle = IdleTimes(clock)
         self._servers: dict[str, ServerRecord] = {}
         self._answering: frozenset[str] = frozenset()
         self._failed_at: dict[str, float] = {}
@@ -59,6 +62,7 @@ class PushedServers:
         }
         self._reported.clear()
         self._n_decided = self._n_reported
+        self._observe()
         self.version = version
 
     def departure(self, incarnation: str) -> str:
@@ -78,11 +82,14 @@ class PushedServers:
         rested = [n for n in self._servers if now >= self._failed_at.get(n, float("-inf")) + REST_SECONDS]
         if not rested:
             return None
-        return self._servers[self._router.choose(rested, tokens=tokens, group=group)]
+        chosen = self._servers[self._router.choose(rested, tokens=tokens, group=group)]
+        self._observe()
+        return chosen
 
     def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None:
         """See ``Pool.release``."""
         self._router.finish(server.incarnation, tokens=tokens)
+        self._observe()
         if error and not self.departure(server.incarnation):  # the trainer knows about a server that left
             self._failed_at[server.incarnation] = self._clock()
             self._failures[server.incarnation] = error
@@ -100,6 +107,14 @@ class PushedServers:
     def was_empty_since(self, moment: float) -> bool:
         """Whether no server was in service for some time after ``moment``."""
         return not self._servers or self._empty_at > moment
+
+    def idle_share(self) -> float:
+        """See ``RemoteClient``."""
+        self._observe()
+        return self._idle.share()
+
+    def _observe(self) -> None:
+        self._idle.observe(self._servers, lambda name: self._router.load(name) > 0)
 
     def _note_emptiness(self) -> None:
         if not self._servers:
@@ -130,8 +145,13 @@ class PushedClient:
         return self._servers.version
 
     async def generate(self, request: GenerationRequest, *, group: str = "") -> list[Completion]:
-        """See ``RolloutClient``. Time without a server in service does not count: the trainer limits it."""
-        return await generate_patiently(self._client, self._servers, self._config, request, group)
+        """See ``RolloutClient``. Time without a server in service does not count: the trainer limits it.
+
+        Servers have no tokenizer, so they generate past stop texts; completions are cut here.
+        """
+        sent = without_stop_texts(request)
+        completions = await generate_patiently(self._client, self._servers, self._config, sent, group)
+        return [cut_at_stop_text(completion, request) for completion in completions]
 
     def update(self, servers: Sequence[ServerRecord], version: int, answering: Sequence[str] = ()) -> None:
         """See ``RemoteClient``."""
@@ -144,6 +164,10 @@ class PushedClient:
     def failures(self) -> dict[str, str]:
         """See ``RemoteClient``."""
         return self._servers.failures()
+
+    def idle_share(self) -> float:
+        """See ``RemoteClient``."""
+        return self._servers.idle_share()
 
 
 async def generate_patiently(

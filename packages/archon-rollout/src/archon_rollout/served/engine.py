@@ -22,7 +22,7 @@ from typing import Any
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriverSpec
-from archon_core.errors import ConfigError, TrainingError
+from archon_core.errors import TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
@@ -40,7 +40,7 @@ from archon_rollout.served.connection import Connection, connect
 from archon_rollout.served.elastic_hooks import ElasticHooks
 from archon_rollout.served.launching import ServerProcesses
 from archon_rollout.served.publishing import build_publisher
-from archon_rollout.stop_texts import cut_at_stop_text
+from archon_rollout.stop_texts import cut_at_stop_text, without_stop_texts
 
 logger = logging.getLogger(__name__)
 
@@ -139,12 +139,8 @@ class ServedEngine(BesideTrainer, ElasticHooks):
         if self._closed or self._paused or self._version < 0:
             found = "close()" if self._closed else "pause()" if self._paused else "no update_weights()"
             raise TrainingError(f"{self._kind.name} engine: generate() was called after {found}")
-        if any(request.config.stop and request.decode is None for request in requests):
-            raise ConfigError(
-                "gconfig.stop: found stop texts without a decode function; use stop_token_ids, or give requests one"
-            )
         data_ranks = self._trainer.data_ranks
-        shares = data_ranks.gather([_without_texts(request) for request in requests])
+        shares = data_ranks.gather([without_stop_texts(request) for request in requests])
         pending = [request for share in shares for request in share]
         answered: dict[int, list[Completion]] = {}
         while True:
@@ -296,8 +292,3 @@ class ServedEngine(BesideTrainer, ElasticHooks):
             level = logging.WARNING if decision.evicted else logging.INFO
             logger.log(level, "servers of epoch %d: %s", decision.epoch, decision.reason)
         return decision
-
-
-def _without_texts(request: GenerationRequest) -> GenerationRequest:
-    """What a server gets of a request: only data travels, and stop texts are found here."""
-    return replace(request, decode=None, config=replace(request.config, stop=None))

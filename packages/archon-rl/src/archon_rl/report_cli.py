@@ -1,0 +1,87 @@
+"""``archon report``: the steps of a run as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archon_core.cli.console import print_json, print_table, print_text
+from archon_core.errors import ConfigError
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "reward": ("reward", "{:.3f}"),
+    "loss": ("loss", "{:.4f}"),
+    "seconds": ("time/step", "{:.1f}"),
+    "tokens/s": ("tokens_per_second", "{:.0f}"),
+    "stale": ("staleness", "{:.2f}"),
+    "running": ("collector/running", "{:.0f}"),
+    "queue": ("collector/waiting", "{:.0f}"),
+    "waited s": ("collector/waited_seconds", "{:.1f}"),
+    "idle": ("collector/server_idle", "{:.0%}"),
+    "reward s": ("collector/reward_seconds", "{:.2f}"),
+    "held out": ("eval/reward", "{:.3f}"),
+}
+"""Heading -> metric, format. A column without a value in any row is left out."""
+
+AGE, DROPPED, VERSION, STALE = "staleness/", "dropped/", "server_version/", "stale_prompts"
+
+
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
+    last: Annotated[int, typer.Option(help="The last steps to show; 0 for all.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, with all their metrics.")] = False,
+) -> None:
+    """Show the steps of a run: reward, loss, speed, and the queue, staleness and idle time of asynchronous runs.
+
+    Reads metrics.jsonl in the run folder, also while the run goes on.
+    """
+    from archon_train.run.metrics import read_metrics
+
+    if last < 0:
+        raise ConfigError(f"--last: found {last}; allowed are numbers from 0, which stands for all steps")
+    file = run / "metrics.jsonl"
+    if not file.is_file():
+        raise ConfigError(f"{run}: found no metrics.jsonl; give the folder of a run that has started")
+    rows = [row for row in read_metrics(file) if "time/step" in row]
+    shown = rows[-last:] if last else rows
+    if as_json:
+        print_json(shown)
+        return
+    if not shown:
+        print_text(f"{file}: no step is finished yet")
+        return
+    columns = {name: one for name, one in COLUMNS.items() if any(one[0] in row for row in shown)}
+    cells = [
+        [
+            str(row["step"]),
+            *(layout.format(row[metric]) if metric in row else "" for metric, layout in columns.values()),
+        ]
+        for row in shown
+    ]
+    print_table(["step", *columns], cells)
+    for line in _totals(shown):
+        print_text(line)
+
+
+def _totals(rows: list[dict[str, float]]) -> list[str]:
+    """Lines about all shown steps, of an asynchronous run."""
+    asynchronous = [row for row in rows if "collector/running" in row]
+    if not asynchronous:
+        return []
+    ages = sorted({int(name.removeprefix(AGE)) for row in asynchronous for name in row if name.startswith(AGE)})
+    tokens = sum(row["tokens"] for row in asynchronous)
+    shares = {age: sum(row.get(f"{AGE}{age}", 0) * row["tokens"] for row in asynchronous) / tokens for age in ages}
+    reasons = sorted({name for row in asynchronous for name in row if name.startswith(DROPPED)})
+    dropped = {name.removeprefix(DROPPED): sum(row.get(name, 0) for row in asynchronous) for name in reasons}
+    dropped["stale"] = sum(row.get(STALE, 0) for row in asynchronous)
+    versions = {n.removeprefix(VERSION): int(v) for n, v in asynchronous[-1].items() if n.startswith(VERSION)}
+    lost = ", ".join(f"{n:.0f} {reason.replace('_', ' ')}" for reason, n in dropped.items() if n)
+    return [
+        "",
+        "trained tokens by staleness: " + ", ".join(f"{age}: {share:.1%}" for age, share in shares.items()),
+        f"dropped groups: {lost or 'none'}",
+        "versions of the servers: " + (", ".join(f"{server} {v}" for server, v in versions.items()) or "unknown"),
+    ]

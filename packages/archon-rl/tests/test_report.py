@@ -1,0 +1,76 @@
+"""``archon report``: the steps of a run, and totals of asynchronous ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from archon_core.errors import ConfigError
+from archon_rl.report_cli import report
+
+STEP = {"reward": 0.5, "loss": -0.01, "time/step": 2.0, "tokens_per_second": 50.0, "tokens": 100}
+AHEAD = {
+    "staleness": 0.75,
+    "staleness/0": 0.25,
+    "staleness/1": 0.75,
+    "stale_prompts": 1,
+    "dropped/no_reward": 2.0,
+    "dropped/left_out": 0.0,
+    "collector/running": 3,
+    "collector/waiting": 4,
+    "collector/waited_seconds": 0.5,
+    "collector/server_idle": 0.125,
+    "collector/reward_seconds": 0.25,
+    "server_version/127.0.0.1:7": 6,
+}
+
+
+@pytest.fixture
+def show(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*rows, last=20, as_json=False) -> str:
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report(tmp_path, last, as_json)
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_a_synchronous_run_has_no_columns_of_sampling_ahead(show):
+    output = show({"step": 0, "eval/reward": 0.1}, {"step": 1, **STEP}, {"step": 2, **STEP, "eval/reward": 0.25})
+    heading, first, second = [line.split() for line in output.splitlines()]
+    assert heading == ["step", "reward", "loss", "seconds", "tokens/s", "held", "out"]
+    assert first == ["1", "0.500", "-0.0100", "2.0", "50"]
+    assert second == ["2", "0.500", "-0.0100", "2.0", "50", "0.250"]
+
+
+def test_an_asynchronous_run_shows_queue_idle_time_and_totals(show):
+    later = {"tokens": 300, "staleness/0": 1.0, "staleness/1": 0.0, "stale_prompts": 0, "dropped/no_reward": 1.0}
+    output = show({"step": 1, **STEP, **AHEAD}, {"step": 2, **STEP, **AHEAD, **later})
+    lines = output.splitlines()
+    assert lines[1].split() == ["1", "0.500", "-0.0100", "2.0", "50", "0.75", "3", "4", "0.5", "12%", "0.25"]
+    assert lines[-3:] == [
+        "trained tokens by staleness: 0: 81.2%, 1: 18.8%",
+        "dropped groups: 3 no reward, 1 stale",
+        "versions of the servers: 127.0.0.1:7 6",
+    ]
+
+
+def test_the_last_steps_are_shown_and_json_has_all_metrics(show):
+    rows = [{"step": step, **STEP, **AHEAD} for step in (1, 2, 3)]
+    assert [line.split()[0] for line in show(*rows, last=2).splitlines()[1:3]] == ["2", "3"]
+    assert json.loads(show(*rows, last=1, as_json=True)) == rows[2:]
+    assert len(json.loads(show(*rows, last=0, as_json=True))) == 3
+
+
+def test_a_run_without_a_step_says_so(show):
+    assert show({"step": 0, "eval/reward": 0.1}).endswith("metrics.jsonl: no step is finished yet\n")
+
+
+def test_wrong_input_is_refused(show, tmp_path):
+    with pytest.raises(ConfigError, match=r"found no metrics\.jsonl; give the folder of a run that has started"):
+        report(tmp_path / "absent", 20, False)
+    with pytest.raises(ConfigError, match=r"--last: found -1; allowed are numbers from 0"):
+        show({"step": 1, **STEP}, last=-1)
