@@ -23,7 +23,11 @@ what = sys.argv[2]
 if what == "exit-7" and rank == 3:
     sys.exit(7)
 if what != "fine":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    def stop(*_):
+        time.sleep(10 if what == "slow-stop" and rank == 0 else 0)
+        sys.exit(143)
+
+    signal.signal(signal.SIGTERM, stop)
     while True:
         time.sleep(0.05)
 """
@@ -121,6 +125,17 @@ def test_a_signal_to_one_machine_stops_the_ranks_of_all(tmp_path: Path, started:
     started[0].agents[1].send_signal(signal.SIGTERM)
     assert started[0].codes() == [143, 143]
     assert {rank.code for node in (0, 1) for rank in started[0].status(node).ranks} == {143}
+
+
+@pytest.mark.wide
+def test_a_machine_that_has_stopped_waits_for_the_one_that_writes_the_checkpoint(
+    tmp_path: Path, started: list[Machines]
+) -> None:
+    started.append(Machines(tmp_path, "slow-stop"))
+    started[0].wait_for_ranks()
+    started[0].agents[1].send_signal(signal.SIGTERM)
+    assert started[0].agents[1].wait(DEADLINE) == 143
+    assert started[0].status(0).ended, "SLURM kills the others when a machine ends with a code"
 
 
 @pytest.mark.wide

@@ -6,6 +6,7 @@ later attempt of the job starts elsewhere. So no rank is left, even where SLURM 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -36,7 +37,7 @@ START_FACTOR = 5
 """A machine that has not reported at all counts as lost after so many times the limit: Python starts slowly there."""
 
 LINGER_SECONDS = 8.0
-"""Time that a machine waits for the reports of the others, because SLURM kills them when it ends with a failure."""
+"""Time that a machine waits for the reports of the others after a failure: SLURM kills them when it ends with one."""
 
 
 class Agent:
@@ -175,11 +176,20 @@ class Agent:
                 self._attempt.write_end(End("lost", node, reason=reason))
 
     def _linger(self) -> None:
-        deadline = time.monotonic() + LINGER_SECONDS
+        """Wait for the ends of the other machines: after a stop, one of them may still write a checkpoint."""
+        failed = any(_has_failed(rank.code) for rank in self._ranks.ranks)
+        deadline = time.monotonic() + LINGER_SECONDS if failed else math.inf
         others = [node for node in range(len(self._job.ranks_by_node)) if node != self._node]
         while others and time.monotonic() < deadline:
-            others = [node for node in others if (one := self._attempt.status(node)) is None or not one.ended]
+            others = [node for node in others if not self._has_ended(node)]
             time.sleep(POLL_SECONDS)
+
+    def _has_ended(self, node: int) -> bool:
+        """Whether a machine has reported its end, or does not report any more."""
+        status = self._attempt.status(node)
+        if status is None:
+            return self._absence.of(node, None)
+        return status.ended or self._silence.of(node, status.beat)
 
     def _exit_code(self) -> int:
         codes = [rank.code for rank in self._ranks.ranks if rank.code]
