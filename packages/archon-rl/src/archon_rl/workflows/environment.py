@@ -119,7 +119,7 @@ class EnvironmentConversation:
 
     def _message(self, answer: Sequence[int], tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """An answer as the environment gets it."""
-        reasoning, text = self.split_reasoning(self.turns.decoded(answer))
+        reasoning, text = self.split_reasoning(self.turns.decoded(answer, literally=self.parser is not None))
         message: dict[str, Any] = {"role": ASSISTANT, "content": text}
         if self.options.reasoning_parser is not None:
             message["reasoning_content"] = reasoning

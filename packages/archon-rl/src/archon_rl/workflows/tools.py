@@ -143,7 +143,7 @@ class ToolUse:
 
     async def _results(self, answer: Sequence[int], use: _Use) -> list[tuple[str, ToolResult]]:
         """Name and result of every call in an answer, malformed ones included; empty without any call."""
-        _, text = self.split_reasoning(self.turns.decoded(answer))
+        _, text = self.split_reasoning(self.turns.decoded(answer, literally=True))
         parsed = self.parser.parse(text, self.box.schemas)
         results = await asyncio.gather(*(self._call(call, use) for call in parsed.calls))
         named = [(call.name, result) for call, result in zip(parsed.calls, results, strict=True)]

@@ -65,9 +65,18 @@ class TurnEncoder:
         """Token ids of plain text within a sequence."""
         return self._encoded(text, add_special_tokens=False)
 
-    def decoded(self, token_ids: Sequence[int]) -> str:
-        """The text of an answer, without special tokens."""
-        text: str = self.parts.tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    def decoded(self, token_ids: Sequence[int], *, literally: bool = False) -> str:
+        """The text of an answer.
+
+        Args:
+            token_ids: of the answer.
+            literally: keep special tokens, some of which belong to formats of tool calls, but not the one that ends
+                the answer.
+        """
+        ids = list(token_ids)
+        if literally and ids and ids[-1] in self.parts.options.stop_token_ids:
+            ids.pop()
+        text: str = self.parts.tokenizer.decode(ids, skip_special_tokens=not literally)
         return text
 
     def encodable(self, text: str) -> str:
