@@ -28,6 +28,7 @@ SAME = {
     "*.optimizer.type": ("adam", "adamw"),  # the same optimizer
     "*.archon.attn_type": ("varlen", None),  # null chooses varlen on CUDA
     "rollout.consumer_batch_size": (1, None),  # null is the batch size, which AReaL's files write here
+    "*.rollout.consumer_batch_size": (1, None),  # of teachers, which sample nothing
     "gconfig.top_k": (10**8, 0),
     "eval_gconfig.top_k": (10**8, 0),
     "*.reward_norm.group_size": (1, None),  # AReaL takes the sizes of the groups that it has

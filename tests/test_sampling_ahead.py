@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import threading
 import time
@@ -13,6 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from archon_core.cli.main import main
+from archon_rl.trajectory_files import read_step, steps_in
+from archon_rollout.sampling_status import read_sampling
 from archon_train.run.metrics import read_metrics
 
 CONFIGURATION = """
@@ -137,3 +141,40 @@ def test_a_resumed_run_consumes_what_its_collector_had_finished(tmp_path):
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(row["staleness_max"] <= 2 and row["stale_prompts"] == 0 for row in rows)
     assert max(row["staleness_max"] for row in rows[3:]) > 0
+
+
+def shown_commands() -> list[list[str]]:
+    """Commands of docs/async.md that read a run."""
+    text = (Path(__file__).parents[1] / "docs/async.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^archon ((?:report|trajectories|servers) .*)$", text, re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in shown if "--watch" not in line]
+
+
+@pytest.mark.wide
+def test_what_a_run_dumps_and_reports_is_shown_by_the_commands_of_the_page(tmp_path, capsys, monkeypatch):
+    """Requests are ended at every publication, and continued."""
+    options = ("rollout.max_head_offpolicyness=2", "rollout.interruption=abort", "rollout.enable_rollout_tracing=true")
+    checks = ("rollout.dump_to_file=true", "rollout.check_trajectory_format=true", "trainer.max_steps=4")
+    run = train(tmp_path, "rollout.backend=served:d1", *options, *checks)
+    rows = steps(run)
+    for row in rows:
+        lines = list(read_step(steps_in(run)[row["step"]]))
+        assert sum(one.reward for one in lines) / len(lines) == pytest.approx(row["reward"])
+        tokens = [(one.step - 1, version) for one in lines for version in one.versions if version >= 0]
+        assert len(tokens) == sum(one.loss_mask.count(1) for one in lines)
+        assert sum(value for name, value in row.items() if name.startswith("staleness/")) == pytest.approx(1.0)
+        assert row["staleness"] == pytest.approx(row["staleness_in_flight"] + row["staleness_in_queue"])
+        assert 0 <= row["collector/server_idle"] <= 1
+        assert [value for name, value in row.items() if name.startswith("server_version/")] == [2 * (row["step"] - 1)]
+    log = (run / "collector.log").read_text(encoding="utf-8")
+    assert len(re.findall(r"INFO .*group \d+: \d+ prompt tokens, completions of ", log)) >= 16
+    capsys.readouterr()
+    commands = shown_commands()
+    assert {command[0] for command in commands} == {"report", "trajectories"}
+    monkeypatch.setenv("COLUMNS", "200")
+    for command in commands:
+        with pytest.raises(SystemExit) as end:
+            main([str(run) if word.startswith("runs/") else word for word in command])
+        assert not end.value.code
+        assert capsys.readouterr().out.strip() or "--json" in command
+    assert read_sampling(run) is not None

@@ -94,12 +94,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with the workflow that docs/workflows.md shows, and the examples."""
+    """The working directory, with the workflow that docs/workflows.md shows, and a run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "my_workflows.py").write_text(re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1])
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "run.yaml").write_text(CONFIGURATION)
     yield tmp_path
     sys.modules.pop("my_workflows", None)
 
@@ -122,7 +122,7 @@ def test_the_pages_dry_run_accepts_its_workflow_without_importing_it(own, capsys
 )
 def test_a_dry_run_names_a_workflow_that_does_not_exist(own, capsys, name, message):
     with pytest.raises(SystemExit) as ended:
-        main(["train", "examples/grpo_arithmetic.yaml", f"workflow={name}", "--dry-run"])
+        main(["train", "run.yaml", f"workflow={name}", "--dry-run"])
     assert ended.value.code
     assert message in " ".join("".join(capsys.readouterr()).split())
 
@@ -146,3 +146,21 @@ def test_servers_give_the_numbers_of_one_process(alone, tmp_path):
 @pytest.mark.parametrize("layout", ["archon:d2", "archon:t2"])
 def test_layouts_give_the_numbers_of_one_process(alone, tmp_path, layout):
     assert_equal_runs(train(tmp_path, f"actor.backend={layout}"), alone)
+
+
+@pytest.mark.examples
+def test_a_model_learns_to_correct_its_answers(tmp_path):
+    """The whole example of two turns: about three minutes on two cores."""
+    with pytest.raises(SystemExit) as end:
+        main(["train", str(ROOT / "examples/grpo_two_turns.yaml"), f"cluster.fileroot={tmp_path}"])
+    assert not end.value.code
+    found = [row for row in read_metrics(tmp_path / "arithmetic/two_turns/metrics.jsonl") if "eval/reward" in row]
+
+    def corrected(row: dict[str, float]) -> float:
+        """Share of the wrong answers of turn 1 that turn 2 corrects."""
+        first, second = row["eval/solved_by_turn_1"], row["eval/solved_by_turn_2"]
+        return (second - first) / (1 - first)
+
+    assert found[-1]["eval/solved_by_turn_1"] >= found[0]["eval/solved_by_turn_1"] + 0.2
+    assert corrected(found[0]) <= 0.1
+    assert corrected(found[-1]) >= 0.2

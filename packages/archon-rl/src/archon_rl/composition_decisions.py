@@ -13,6 +13,7 @@ from typing import Any
 from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_engine.options.combinations import refuse_when_strict
+from archon_rl.agents.checks import agent_decisions
 from archon_rl.differences import (
     advantage_differences,
     critic_differences,
@@ -101,6 +102,7 @@ def _policy_choices(config: Any, *, relative: bool = False) -> Choices:
         ]
     if config.teacher is not None:
         notes += teacher_decisions(config.teacher, trained_temperature(generation))
+    notes += agent_decisions(config)
     return Choices(changes, tuple(notes))
 
 

@@ -24,6 +24,7 @@ _ARITHMETIC = ConfigSection("data.arithmetic", "archon_rl.data_options:Arithmeti
 _HUGGING_FACE = ConfigSection("data.hf", "archon_rl.data_options:HuggingFaceOptions")
 _TOKENIZER = ConfigSection("tokenizer", "archon_rl.data_options:TokenizerOptions")
 _POLICY = ConfigSection("actor", "archon_rl.config:PolicyOptions")
+_AGENT = ConfigSection("rollout.agent", "archon_rl.agents.options:AgentOptions")
 _CRITIC = ConfigSection("critic", "archon_rl.config:CriticOptions")
 _CLIP_RANGE = ("eps_clip", "eps_clip_higher")
 _PREFERENCES = ConfigSection("data", "archon_rl.preference_config:PreferenceDataOptions")
@@ -54,7 +55,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             explain="archon_rl.named_settings:explain_preset",
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
-            config=(_TOKENIZER, _POLICY, _REWARDS, _TEACHER, _WARM_START),
+            config=(_TOKENIZER, _POLICY, _AGENT, _REWARDS, _TEACHER, _WARM_START),
         ),
         AlgorithmSpec(
             name="ppo",
@@ -64,7 +65,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             summary="proximal policy optimisation with a critic (arXiv:1707.06347)",
             needs=("inference_engine",),
             sections=("critic",),
-            config=(_TOKENIZER, _POLICY, _REWARDS, _TEACHER, _WARM_START, _CRITIC),
+            config=(_TOKENIZER, _POLICY, _AGENT, _REWARDS, _TEACHER, _WARM_START, _CRITIC),
         ),
         AlgorithmSpec(
             name="dpo",
@@ -196,6 +197,13 @@ def archon_workflows() -> Iterable[WorkflowSpec]:
             target="archon_rl.workflows.environment:environment",
             summary="a conversation with an environment, which gives the reward (environment.name)",
             config=(_ENVIRONMENT,),
+            gives_rewards=True,
+        ),
+        WorkflowSpec(
+            name="agent",
+            target="archon_rl.agents.workflow:agent_workflow",
+            summary="agents that know only an OpenAI client (rollout.agent)",
+            gives_rewards=True,
         ),
     ]
 

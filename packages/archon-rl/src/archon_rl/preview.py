@@ -30,6 +30,7 @@ from archon_rl.run_problems import (
 )
 from archon_rl.teacher_options import is_pure_distillation
 from archon_rl.unused_options import unused_options
+from archon_rl.workflows.rewards_needed import gives_rewards
 from archon_train.model_sections import stray_value_head
 
 
@@ -76,7 +77,7 @@ def _preview_policy(outline: RunOutline, problems: Iterable[str], choices: Calla
     if config.eval_gconfig is not None:
         found += equal_samples("eval_gconfig", config.eval_gconfig)
     missing = []
-    if config.reward is None and not is_pure_distillation(config.teacher):
+    if config.reward is None and not is_pure_distillation(config.teacher) and not gives_rewards(config):
         missing.append(explain_missing_reward(outline.algorithm.name))
     return _preview(outline, found, missing, choices)
 

@@ -7,7 +7,9 @@ from typing import Any
 
 from archon_core.contracts.engine_config import ROLES
 from archon_core.contracts.preview import RunOutline
+from archon_rl.agents.checks import uses_agents
 from archon_rl.teacher_options import is_pure_distillation
+from archon_rl.workflows.rewards_needed import gives_rewards
 from archon_train.model_sections import is_frozen
 
 
@@ -53,6 +55,20 @@ class Run:
     def scores(self) -> bool:
         """Whether completions get rewards."""
         return self.samples and self.config.reward is not None
+
+    @property
+    def uses_agents(self) -> bool:
+        """Whether sessions of agents are sampled."""
+        return self.samples and uses_agents(self.config)
+
+    def has_agents(self, *modes: str) -> bool:
+        """Whether the run has agents, in one of these modes."""
+        return self.uses_agents and self.config.rollout.agent.mode in modes
+
+    @property
+    def gives_rewards(self) -> bool:
+        """Whether the workflow gives rewards without a reward function."""
+        return self.samples and gives_rewards(self.config)
 
     @property
     def has_separate_validation(self) -> bool:

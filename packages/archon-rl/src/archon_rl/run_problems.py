@@ -14,6 +14,7 @@ from archon_core.config.rules import shown_value
 from archon_core.config.validation import check_options
 from archon_core.errors import ConfigError
 from archon_core.plugins import RewardSpec, registry
+from archon_rl.agents.checks import agent_problems
 from archon_rl.config import NormConfig
 from archon_rl.teacher_options import is_pure_distillation
 
@@ -38,6 +39,7 @@ def policy_problems(config: Any, *, relative: bool = False) -> Iterator[str]:
     """
     options, generation = config.actor, config.gconfig
     yield from (text for _, text in check_options(options, "actor"))
+    yield from agent_problems(config)
     yield from untrained("actor", config)
     yield from equal_samples("gconfig", generation)
     yield from truncated_completions("actor", config)

@@ -218,7 +218,32 @@ TABLE: tuple[Unused, ...] = (
     Unused(
         ("rewards",),
         "there is no reward",
-        lambda run: run.samples and not run.scores,
+        lambda run: run.samples and not run.scores and not run.gives_rewards,
+    ),
+    Unused(
+        ("rewards.processes", "rewards.timeout_seconds"),
+        "the workflow gives the rewards",
+        lambda run: not run.scores and run.gives_rewards,
+    ),
+    Unused(
+        ("rollout.agent",),
+        "there is no agent; set rollout.agent.agent_cls_path, or rollout.agent.mode=online",
+        lambda run: run.samples and not run.uses_agents,
+    ),
+    Unused(
+        ("rollout.agent.subproc_max_workers",),
+        "rollout.agent.mode is not subproc",
+        lambda run: run.has_agents("inline", "online"),
+    ),
+    Unused(
+        ("rollout.agent.set_reward_finish_timeout", "rollout.agent.admin_api_key"),
+        "rollout.agent.mode is not online, so the run starts its agents itself",
+        lambda run: run.has_agents("inline", "subproc"),
+    ),
+    Unused(
+        ("rollout.agent.agent_kwargs",),
+        "agents run outside of the run",
+        lambda run: run.has_agents("online"),
     ),
     Unused(
         ("rewards.processes", "rewards.timeout_seconds"),

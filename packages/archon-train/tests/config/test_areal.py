@@ -262,7 +262,7 @@ def verdict(option: str, value: str) -> str:
         ("cluster.name_resolve.ray_actor_name", "names", "decision"),
         ("stats_logger.wandb", "{mode: online, projct: x}", "error"),
         ("rollout.agent.mode", "inline", "harmless"),
-        ("rollout.agent.mode", "online", "error"),
+        ("rollout.agent.mode", "online", "decision"),
         ("rollout.agent.turn_discount", "1", "harmless"),
         ("rollout.agent.turn_discount", "0.5", "decision"),
         ("rollout.agent.turn_discountt", "0.5", "unknown"),

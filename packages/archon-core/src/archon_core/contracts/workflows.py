@@ -80,10 +80,16 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class WorkflowSpec(Spec):
-    """A workflow, as ``workflow`` names it. ``target`` names a ``WorkflowFactory``."""
+    """A workflow, as ``workflow`` names it. ``target`` names a ``WorkflowFactory``.
+
+    Attributes:
+        gives_rewards: whether its trajectories have rewards without the run's reward function.
+    """
 
     kind: ClassVar[str] = "workflow"
     hook: ClassVar[str] = "archon_workflows"
+
+    gives_rewards: bool = False
 
 
 class RecordRewards(Protocol):

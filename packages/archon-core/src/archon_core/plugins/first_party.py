@@ -183,6 +183,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "multi_turn",
             "tools",
             "environment",
+            "agent",
         ),
     },
 }
@@ -288,6 +289,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "environment",
         "multi_turn",
         "rewards",
+        "rollout.agent",
         "teacher.baseline",
         "teacher.distill_loss_weight",
         "teacher.engine_type",

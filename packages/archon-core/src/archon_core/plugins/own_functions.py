@@ -48,7 +48,12 @@ def names_own_function(text: str) -> bool:
 
 
 def find_own_function(
-    option: str, text: str, parameters: Sequence[str] | None, *, folders: Sequence[Path] | None = None
+    option: str,
+    text: str,
+    parameters: Sequence[str] | None,
+    *,
+    folders: Sequence[Path] | None = None,
+    accepted: tuple[type[ast.stmt], ...] = (),
 ) -> OwnFunction:
     """Find the function that an option names, and check what its file shows without running it.
 
@@ -58,6 +63,7 @@ def find_own_function(
         parameters: names of the positional parameters with which the function is called; ``None`` for a function,
             coroutine or not, of any parameters.
         folders: where to look for the module; ``None`` for ``module_folders()``.
+        accepted: kinds of definitions, such as classes, that are as good as such a function.
 
     Raises:
         ConfigError: no such module or function, or it cannot be called in that way.
@@ -71,7 +77,7 @@ def find_own_function(
     module, function = form["module"], form["function"]
     folder, file = _find_module(option, module, folders)
     found = OwnFunction(module, function, folder, file)
-    _check_definition(option, found, parameters)
+    _check_definition(option, found, parameters, accepted)
     return found
 
 
@@ -103,7 +109,9 @@ def _modules_in(folder: Path) -> list[str]:
         return []
 
 
-def _check_definition(option: str, found: OwnFunction, parameters: Sequence[str] | None) -> None:
+def _check_definition(
+    option: str, found: OwnFunction, parameters: Sequence[str] | None, accepted: tuple[type[ast.stmt], ...]
+) -> None:
     try:
         tree = ast.parse(found.file.read_bytes(), str(found.file))
     except (OSError, SyntaxError, ValueError) as error:
@@ -114,13 +122,13 @@ def _check_definition(option: str, found: OwnFunction, parameters: Sequence[str]
     if not named:
         if any(name in ("*", "__getattr__") for name, _ in bindings):
             return  # only importing the module would show what it has
-        functions = [name for name, node in bindings if isinstance(node, ast.FunctionDef)]
+        functions = [name for name, node in bindings if isinstance(node, (ast.FunctionDef, *accepted))]
         listed = f"it defines {', '.join(functions)}" if functions else "it defines no function"
         raise ConfigError(
             f"{option}: found no {found.function!r} in {found.file}; {listed}; correct the name"
             f"{did_you_mean(found.function, functions)}"
         )
-    problem = _problem(named[-1], parameters)
+    problem = "" if isinstance(named[-1], accepted) else _problem(named[-1], parameters)
     if problem:
         allowed = "a function" if parameters is None else f"a function of ({', '.join(parameters)})"
         raise ConfigError(f"{option}: found {problem} in {found.file}:{named[-1].lineno}; allowed is {allowed}")

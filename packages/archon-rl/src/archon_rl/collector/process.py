@@ -15,6 +15,7 @@ from archon_core.contracts.rollout import GenerationConfig
 from archon_core.contracts.serving import ClientRecipe
 from archon_core.contracts.spec import load_target
 from archon_core.plugins import registry
+from archon_rl.agents.checks import workflow_name
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.messages import error_data, packed, receive
 from archon_rl.collector.reward_threads import RewardThreads, reward_threads
@@ -83,7 +84,7 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     recipe = ClientRecipe(**setup["client"])
     rewards = None if setup["reward"] is None else reward_threads(config, Fingerprint(**setup["reward"]))
     options = GenerationConfig(**setup["options"])
-    source = workflow_source(config.workflow, registry())
+    source = workflow_source(workflow_name(config), registry())
     groups = GroupSampler(
         workflow=source.build(config, workflow_parts(encoder, options, rewards)),
         name=source.name,

@@ -16,6 +16,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.ranks.failing_together import failing_together
 from archon_engine.checkpoint.publication import publish_folder
+from archon_rl.chosen_function import ChosenFunction
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import RewardRunner
 from archon_rl.rewards.source_fingerprint import function_fingerprint
@@ -28,7 +29,6 @@ from archon_rl.trainer.checkpointing import (
     with_resume_advice,
 )
 from archon_rl.trainer.fingerprint import records_fingerprint, template_fingerprint, tokenizer_fingerprint
-from archon_rl.workflows.source import WorkflowSource
 from archon_train.run.context import RunContext
 
 OPTION = "trainer.accept_changed"
@@ -52,7 +52,7 @@ def fingerprints(
     validation: Dataset,
     *,
     reward: RewardRunner | None = None,
-    workflow: WorkflowSource | None = None,
+    workflow: ChosenFunction | None = None,
 ) -> dict[str, Fingerprint]:
     """Fingerprints of the run's inputs by name; a resumed run compares them with its checkpoint. Collective.
 
@@ -63,7 +63,7 @@ def fingerprints(
         train: the training records.
         validation: the held-out records; may be empty.
         reward: started here on the first rank; ``None`` for algorithms without one.
-        workflow: of the run; one of a user's own module is imported here on the first rank.
+        workflow: of the run, or its agent; one of a user's own module is imported here on the first rank.
 
     Raises:
         ConfigError: on every rank, an input changed that ``trainer.accept_changed`` does not list.

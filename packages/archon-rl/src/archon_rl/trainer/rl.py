@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
+from archon_rl.agents.checks import uses_agents, workflow_name
+from archon_rl.agents.session_parts import agent_source
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
+from archon_rl.chosen_function import ChosenFunction
 from archon_rl.collector_options import sampling_problems
 from archon_rl.config import RewardOptions
 from archon_rl.rewards.calls import RewardRunner
@@ -45,6 +49,7 @@ from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.teacher import evaluates_teacher, prepare_teacher, report_teacher, vocab_size_of
 from archon_rl.trainer.warm_start import WarmStart
+from archon_rl.workflows.rewards_needed import gives_rewards
 from archon_rl.workflows.source import workflow_source
 from archon_train.run.context import RunContext
 
@@ -62,9 +67,9 @@ class RLTrainer:
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
         self._run, self._algorithm = run, composed(run, algorithm)
-        self._reward = _choose_reward(run.config.reward, self._algorithm)
+        self._reward = _choose_reward(run.config, self._algorithm)
         refuse(sampling_problems(run.config, reward_role=self._reward and self._reward.role))
-        self._workflow = workflow_source(run.config.workflow, registry())
+        self._workflow = workflow_source(workflow_name(run.config), registry())
         refuse(workflow_problems(run.config, "" if self._reward is None else self._reward.role))
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
@@ -94,7 +99,7 @@ class RLTrainer:
             rewards = None if self._reward is None else _build_runner(run, self._reward)
             if rewards is not None:
                 stack.callback(rewards.close)
-            known = fingerprints(run, task.train, task.validation, reward=rewards, workflow=self._workflow)
+            known = fingerprints(run, task.train, task.validation, reward=rewards, workflow=self._own_code())
             engines = self._build_engines(task, total_steps, stack)
             actor = engines.actor.engine
             rollout = build_inference_engine(run, actor)
@@ -126,7 +131,7 @@ class RLTrainer:
                 run_step=step,
                 evaluate=evaluate and partial(evaluate, rollout, data_ranks=actor.data_ranks),
                 fingerprints=known,
-                shown=("reward", "loss") if self._reward is not None else ("rollout_kl_teacher", "loss"),
+                shown=("reward", "loss") if self._algorithm.needs_rewards else ("rollout_kl_teacher", "loss"),
                 beside={} if engines.critic is None else {"critic": engines.critic.engine},
                 collection=collection,
             )
@@ -136,6 +141,13 @@ class RLTrainer:
             rollout.update_weights(actor.version)
             collection.published(done)
             loop.run_from(done)
+
+    def _own_code(self) -> ChosenFunction:
+        """What the user's modules may define of the workflow: the agent, or the workflow itself."""
+        config = self._run.config
+        if uses_agents(config) and config.rollout.agent.agent_cls_path:
+            return agent_source(config.rollout.agent)
+        return self._workflow
 
     def _held_out_limits(self, limits: list[LengthLimit]) -> list[LengthLimit]:
         """The longest held-out records that the evaluations can take; ``limits`` are those of training."""
@@ -184,12 +196,12 @@ def _epochs_decision(max_epochs: int, total_steps: int) -> Decision:
     )
 
 
-def _choose_reward(name: str | None, algorithm: Algorithm) -> RewardSource | None:
-    if name is None:
-        if not algorithm.needs_rewards:
+def _choose_reward(config: Any, algorithm: Algorithm) -> RewardSource | None:
+    if config.reward is None:
+        if not algorithm.needs_rewards or gives_rewards(config):
             return None
         raise ConfigError(explain_missing_reward(algorithm.name))
-    return reward_source(name, registry())
+    return reward_source(config.reward, registry())
 
 
 def _build_runner(run: RunContext, source: RewardSource) -> RewardRunner | RewardModel:

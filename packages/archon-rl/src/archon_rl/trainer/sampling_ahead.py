@@ -226,7 +226,7 @@ class SampleAhead:
                 stale[number] = found
         chosen = batch_of(self.algorithm, kept, needs_experts=self.run.config.rollout.return_routed_experts)
         statistics = sampled_by(batch.settled.values()).statistics(len(chosen))
-        if self.scorer is None:
+        if self.scorer is None and not self.algorithm.needs_rewards:
             statistics = without_rewards(statistics)
         if self.algorithm.selection is not None:
             rule = BatchRule(self.task.cursor.batch_size, self.algorithm.max_rounds)

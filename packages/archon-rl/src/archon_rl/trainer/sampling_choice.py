@@ -10,6 +10,7 @@ from typing import Any
 
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
+from archon_rl.agents.checks import uses_agents
 from archon_rl.algorithm import Algorithm
 from archon_rl.collector.reward_threads import RewardThreads, reward_threads
 from archon_rl.collector.sampling import GroupSampler
@@ -68,11 +69,16 @@ class Sampling:
         fresh = FailureJudge(config.rewards.max_failed, progress.note)
         self.judge = fresh if self.scorer is None else self.scorer.failures
         self._threads = None
-        if not self.workflow.is_rlvr and self.scorer is not None:
+        if not self._scores_answers and self.scorer is not None:
             assert self.reward is not None, "the runner of the reward has a fingerprint"
             self.scorer.runner.close()  # these threads start processes of their own
             self._threads = reward_threads(config, self.reward)
             self.stack.callback(self._threads.close)
+
+    @property
+    def _scores_answers(self) -> bool:
+        """Whether a reward scores single answers. Agents give the rewards of training; evaluations do without them."""
+        return self.workflow.is_rlvr or uses_agents(self.run.config)
 
     def collection(self, context: ContextLimit) -> Collection:
         """What provides the completions of training steps.
@@ -115,7 +121,7 @@ class Sampling:
         generation = config.eval_gconfig
         options = sampling_options(generation or config.gconfig, task.ends, greedy=generation is None)
         limits = {"limit": config.trainer.eval_size, "pass_above": config.trainer.eval_pass_above}
-        if self.workflow.is_rlvr:
+        if self._scores_answers:
             return partial(
                 evaluate_reward,
                 encoder=task.encoder,

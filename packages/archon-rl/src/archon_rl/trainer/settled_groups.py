@@ -36,7 +36,8 @@ def judge_groups(
     """
     failures = [outcome for one in settled for outcome in one.group.failures]
     n_errors = sum(one.reason == WORKFLOW_FAILED for one in settled)
-    n_calls = n_errors + sum(one.group.n_calls for one in settled)
+    # A workflow may give rewards without calls of the reward function.
+    n_calls = n_errors + sum(one.group.n_calls or len(one.group.rewards) for one in settled)
     judge([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], when)
     if all(one.group.failures for one in settled):
         raise RewardError(explain_no_group(len(settled), failures[0]))

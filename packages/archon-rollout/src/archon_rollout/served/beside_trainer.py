@@ -4,7 +4,7 @@ an engine. Nothing here is collective; the first rank calls it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
 from archon_core.contracts.rollout import RolloutConfig
@@ -40,7 +40,9 @@ class BesideTrainer:
     def client_recipe(self) -> ClientRecipe:
         """See ``contracts.serving.ServingEngine``."""
         options = self._options and {"target": _name_of(type(self._options)), "fields": asdict(self._options)}
-        data = {"driver": self._kind.name, "config": asdict(self._config), "options": options, "token": self._token}
+        # Plugins may have extended the section with options of their own.
+        config = {field.name: getattr(self._config, field.name) for field in fields(RolloutConfig)}
+        data = {"driver": self._kind.name, "config": config, "options": options, "token": self._token}
         return ClientRecipe("archon_rollout.pool.remote:PushedClient", data)
 
     def on_switch(self, call: Callable[[], None]) -> None:

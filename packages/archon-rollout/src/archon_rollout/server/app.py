@@ -22,6 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from archon_core.contracts.rollout import Completion
 from archon_core.errors import ArchonError, DataError, ServerError
+from archon_core.serving.fields import check_fields
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode
 from archon_core.serving.scores import Scores
@@ -30,7 +31,7 @@ from archon_core.serving.wire import to_data
 from archon_rollout.server.decode_thread import ScoringTicket, Ticket
 from archon_rollout.server.service import ConflictError, Service, UnavailableError, error_data
 from archon_rollout.server.weight_copies import OtherModelError
-from archon_rollout.server.wire import check_fields, completion_data, parse_generate, parse_score
+from archon_rollout.server.wire import completion_data, parse_generate, parse_score
 
 logger = logging.getLogger(__name__)
 

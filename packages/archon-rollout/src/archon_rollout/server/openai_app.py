@@ -1,17 +1,10 @@
-"""OpenAI's routes: ``/v1/completions``, ``/v1/chat/completions``, with or without events, and ``/v1/models``.
-
-Beside OpenAI's fields, choices have ``token_ids`` and ``weight_versions``, as vLLM's have.
-"""
+"""OpenAI's routes: ``/v1/completions``, ``/v1/chat/completions``, with or without events, and ``/v1/models``."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -20,34 +13,13 @@ from starlette.routing import Route
 
 from archon_core.contracts.rollout import Completion
 from archon_core.errors import ArchonError
-from archon_core.serving.token_versions import spans_of
-from archon_core.serving.wire import to_data
+from archon_core.serving.openai_answers import LAST_EVENT, Answer, Piece, event_line
 from archon_rollout.decode_rows import NewToken
 from archon_rollout.server.app import answers_errors, completions_of, disconnected, read_json
 from archon_rollout.server.decode_thread import Ticket
 from archon_rollout.server.openai_text import TextSide, TextStream
 from archon_rollout.server.openai_wire import TextCall, parse_chat, parse_completion
 from archon_rollout.server.service import Service, error_data
-
-
-@dataclass
-class Piece:
-    """New tokens of one choice.
-
-    Attributes:
-        index: of the choice.
-        text: new text.
-        token_ids, logprobs: of the new tokens.
-        end: the finish reason, in the last piece; empty before.
-        versions: of all tokens, in the last piece.
-    """
-
-    index: int
-    text: str
-    token_ids: Sequence[int] = ()
-    logprobs: Sequence[float] = ()
-    end: str = ""
-    versions: Sequence[int] = field(default=())
 
 
 def openai_routes(service: Service, text: TextSide) -> list[Route]:
@@ -63,7 +35,7 @@ def openai_routes(service: Service, text: TextSide) -> list[Route]:
             if call.streams:
                 return _events(service, text, call)
             pieces = await _pieces(request, service, text, call)
-            return JSONResponse(_Answer(text, call).whole(pieces))
+            return JSONResponse(_answer(text, call).whole(pieces))
 
         return answers_errors(answer)
 
@@ -183,81 +155,31 @@ class _Generation:
 
 
 def _events(service: Service, text: TextSide, call: TextCall) -> Response:
-    generation, answer = _Generation(service, text, call), _Answer(text, call)
+    generation, answer = _Generation(service, text, call), _answer(text, call)
 
     async def lines() -> AsyncIterator[str]:
         n_tokens = 0
         try:
             if call.is_chat:
                 for index in range(sum(len(request.seeds) for request in call.requests)):
-                    yield answer.event(answer.opening(index))
+                    yield answer.opening(index)
             async for piece in generation.pieces():
                 n_tokens += len(piece.token_ids)
-                yield answer.event(answer.part(piece))
+                yield answer.part(piece)
             if call.includes_usage:
-                yield answer.event({**answer.envelope(is_event=True), "choices": [], "usage": answer.usage(n_tokens)})
+                yield answer.usage(n_tokens)
         except ArchonError as error:
-            yield answer.event(error_data(error))
-        yield "data: [DONE]\n\n"
+            yield event_line(error_data(error))
+        yield LAST_EVENT
 
     return StreamingResponse(lines(), media_type="text/event-stream")
 
 
-class _Answer:
-    """The JSON objects of one answer."""
-
-    def __init__(self, text: TextSide, call: TextCall) -> None:
-        self._text = text
-        self._call = call
-        self._id = f"{'chatcmpl' if call.is_chat else 'cmpl'}-{uuid.uuid4().hex}"
-        self._created = int(time.time())
-
-    def envelope(self, *, is_event: bool) -> dict[str, Any]:
-        kind = "text_completion"
-        if self._call.is_chat:
-            kind = "chat.completion.chunk" if is_event else "chat.completion"
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._text.name}
-
-    def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
-        n_tokens = sum(len(piece.token_ids) for piece in pieces)
-        choices = [self._choice(piece, is_event=False) for piece in pieces]
-        return {**self.envelope(is_event=False), "choices": choices, "usage": self.usage(n_tokens)}
-
-    def part(self, piece: Piece) -> dict[str, Any]:
-        return {**self.envelope(is_event=True), "choices": [self._choice(piece, is_event=True)]}
-
-    def opening(self, index: int) -> dict[str, Any]:
-        """The first event of a chat's choice."""
-        choice = {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None}
-        return {**self.envelope(is_event=True), "choices": [choice]}
-
-    def usage(self, n_tokens: int) -> dict[str, int]:
-        n_prompt = self._call.n_prompt_tokens
-        return {"prompt_tokens": n_prompt, "completion_tokens": n_tokens, "total_tokens": n_prompt + n_tokens}
-
-    def event(self, data: dict[str, Any]) -> str:
-        return f"data: {json.dumps(data)}\n\n"
-
-    def _choice(self, piece: Piece, *, is_event: bool) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": piece.index, "finish_reason": piece.end or None}
-        if not self._call.is_chat:
-            choice["text"] = piece.text
-        elif is_event:
-            choice["delta"] = {"content": piece.text}
-        else:
-            choice["message"] = {"role": "assistant", "content": piece.text}
-        choice["logprobs"] = self._logprobs(piece) if self._call.logprobs else None
-        choice["token_ids"] = list(piece.token_ids)
-        if piece.end:
-            choice["weight_versions"] = [to_data(span) for span in spans_of(piece.versions)]
-        return choice
-
-    def _logprobs(self, piece: Piece) -> dict[str, Any]:
-        tokens = [self._text.decode([token]) for token in piece.token_ids]
-        if self._call.is_chat:
-            entries = [
-                {"token": token, "logprob": logprob, "bytes": list(token.encode()), "top_logprobs": []}
-                for token, logprob in zip(tokens, piece.logprobs, strict=True)
-            ]
-            return {"content": entries}
-        return {"tokens": tokens, "token_logprobs": list(piece.logprobs), "top_logprobs": None, "text_offset": []}
+def _answer(text: TextSide, call: TextCall) -> Answer:
+    return Answer(
+        text.name,
+        is_chat=call.is_chat,
+        n_prompt_tokens=call.n_prompt_tokens,
+        decode=text.decode,
+        logprobs=call.logprobs,
+    )

@@ -1,5 +1,4 @@
-"""Bodies of OpenAI's completion and chat requests. Fields that this server does not implement are refused by name,
-unless their value asks for nothing."""
+"""Bodies of OpenAI's completion and chat requests as requests for completions."""
 
 from __future__ import annotations
 
@@ -11,36 +10,17 @@ from typing import Any
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.errors import DataError, ModelError
 from archon_core.seeding import derive_seed
+from archon_core.serving.openai_fields import (
+    CHAT,
+    COMPLETION,
+    includes_usage,
+    known_fields,
+    refuse_top_logprobs,
+    stop_texts,
+    token_limit,
+)
 from archon_rollout.server.openai_messages import TOOL_FIELDS, messages_of, tools_of
 from archon_rollout.server.openai_text import TextSide
-from archon_rollout.server.wire import check_fields
-
-NUMBER, TEXT = float | None, str | None
-
-_COMMON: dict[str, Any] = {
-    "model": TEXT,
-    "max_tokens": int | None,
-    "temperature": NUMBER,
-    "top_p": NUMBER,
-    "n": int | None,
-    "seed": int | None,
-    "stop": str | list[str] | None,
-    "stream": bool | None,
-    "stream_options": dict | None,
-    "frequency_penalty": NUMBER,
-    "top_k": int | None,
-    "min_tokens": int | None,
-    "stop_token_ids": list[int] | None,
-    "user": TEXT,
-}
-COMPLETION: dict[str, Any] = {**_COMMON, "prompt": Any, "logprobs": int | None}
-CHAT: dict[str, Any] = {
-    **_COMMON,
-    "messages": list[dict],
-    "max_completion_tokens": int | None,
-    "logprobs": bool | None,
-    "top_logprobs": int | None,
-}
 
 OPTIONS = {
     "top_p": "top_p",
@@ -49,20 +29,6 @@ OPTIONS = {
     "min_new_tokens": "min_tokens",
 }
 """Our sampling options -> fields of a body."""
-
-_NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (None, 0),
-    "logit_bias": (None, {}),
-    "echo": (None, False),
-    "suffix": (None, ""),
-    "best_of": (None, 1),
-    "parallel_tool_calls": (None, True, False),
-    "response_format": (None, {"type": "text"}),
-    "store": (None, False),
-    "metadata": (None, {}),
-    "service_tier": (None, "auto", "default"),
-}
-"""Fields of OpenAI that this server does not implement, with the values that ask for nothing."""
 
 MAX_CHOICES = 128
 """Largest ``n``, as OpenAI has it."""
@@ -99,7 +65,7 @@ class TextCall:
 
 def parse_completion(data: Any, text: TextSide) -> TextCall:
     """A body of ``/v1/completions``. Raises DataError or ModelError if it is malformed or does not fit the model."""
-    body = _known_fields(data, COMPLETION, "completions", required="prompt")
+    body = known_fields(data, COMPLETION, "completions", required="prompt")
     if body.get("logprobs") not in (None, 0):
         raise DataError(
             f"completions: logprobs: found {body['logprobs']}; allowed is 0: the generated tokens, without alternatives"
@@ -108,7 +74,7 @@ def parse_completion(data: Any, text: TextSide) -> TextCall:
         body,
         [_prompt(prompt, text) for prompt in _prompts(body["prompt"])],
         text,
-        max_tokens=_limit(body, "max_tokens"),
+        max_tokens=token_limit(body, ("max_tokens",)),
         default=DEFAULT_COMPLETION_TOKENS,
         logprobs=body.get("logprobs") is not None,
         is_chat=False,
@@ -117,30 +83,17 @@ def parse_completion(data: Any, text: TextSide) -> TextCall:
 
 def parse_chat(data: Any, text: TextSide) -> TextCall:
     """A body of ``/v1/chat/completions``. Raises as ``parse_completion`` does."""
-    body = _known_fields(data, CHAT | TOOL_FIELDS, "chat", required="messages")
-    if body.get("top_logprobs") not in (None, 0):
-        raise DataError(f"chat: top_logprobs: found {body['top_logprobs']}; allowed is 0; leave it out")
-    field = "max_tokens" if body.get("max_completion_tokens") is None else "max_completion_tokens"
+    body = known_fields(data, CHAT | TOOL_FIELDS, "chat", required="messages")
+    refuse_top_logprobs(body)
     return _call(
         body,
         [text.encode_chat(messages_of(body), tools_of(body))],
         text,
-        max_tokens=_limit(body, field),
+        max_tokens=token_limit(body, ("max_completion_tokens", "max_tokens")),
         default=None,
         logprobs=bool(body.get("logprobs")),
         is_chat=True,
     )
-
-
-def _known_fields(data: Any, known: Mapping[str, Any], where: str, *, required: str) -> dict[str, Any]:
-    neutral = {}
-    if isinstance(data, dict):
-        neutral = {name: data[name] for name in _NEUTRAL if name in data and name not in known}
-        for name, value in neutral.items():
-            if value not in _NEUTRAL[name]:
-                raise DataError(f"{where}: {name}: found {value!r}, which this server does not implement; leave it out")
-        data = {name: value for name, value in data.items() if name not in neutral}
-    return check_fields(data, known, where=where, required=(required,))
 
 
 def _prompts(prompt: Any) -> list[Any]:
@@ -170,10 +123,7 @@ def _call(
     logprobs: bool,
     is_chat: bool,
 ) -> TextCall:
-    given = body.get("stop")
-    stops = (given,) if isinstance(given, str) else tuple(given or ())
-    if "" in stops:
-        raise DataError("stop: found an empty text; allowed are texts of at least one character")
+    stops = stop_texts(body)
     n_samples = 1 if body.get("n") is None else body["n"]
     if not 1 <= n_samples <= MAX_CHOICES:
         raise DataError(f"n: found {n_samples}; allowed are 1 to {MAX_CHOICES}; send several requests for more")
@@ -192,23 +142,15 @@ def _call(
         seeds = tuple(derive_seed(seed, "completion", place, number) for number in range(n_samples))
         for part in [(one,) for one in seeds] if stops else [seeds]:
             requests.append(GenerationRequest(prompt, GenerationConfig(n_samples=len(part), **options), part))
-    stream_options = check_fields(body.get("stream_options") or {}, {"include_usage": bool}, where="stream_options")
     return TextCall(
         tuple(requests),
         stops,
         bool(body.get("stream")),
-        stream_options.get("include_usage", False),
+        includes_usage(body),
         sum(map(len, prompts)),
         logprobs,
         is_chat,
     )
-
-
-def _limit(body: Mapping[str, Any], field: str) -> int | None:
-    limit = body.get(field)
-    if limit is not None and limit < 1:
-        raise DataError(f"{field}: found {limit}; allowed are numbers from 1; leave it out for the default")
-    return limit
 
 
 def _room(prompt: tuple[int, ...], text: TextSide, max_tokens: int | None, default: int | None) -> int:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from archon_core.contracts.rollout import GenerationRequest
 from archon_core.errors import ArchonError, ServerError
 from archon_core.serving.manifest import WeightManifest
+from archon_core.serving.openai_answers import error_body
 from archon_core.serving.record import PauseMode, ServerRecord, ServerState
 from archon_core.serving.scores import ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
@@ -235,4 +236,4 @@ class Service:
 def error_data(error: Exception) -> dict[str, Any]:
     """The JSON object of an error, in OpenAI's form, which their clients show."""
     kind = "server_error" if isinstance(error, ServerError | UnavailableError) else "invalid_request_error"
-    return {"error": {"message": str(error), "type": kind, "param": None, "code": None}}
+    return error_body(str(error), kind)

@@ -37,7 +37,7 @@ def fill_in_defaults(tree: RawMapping, schema: type, decisions: list[Decision]) 
         for option in left_out:
             tree = with_text(tree, option, default, "AReaL's default")
     for option, why in KEPT_DEFAULTS.items():
-        if knows(schema, option) and _is_left_out(tree, option):
+        if knows(schema, option) and _is_left_out(tree, option) and _matters(tree, option):
             theirs, ours = facts(option)[0].shown_default, default_text(schema, option) or "null"
             decisions.append(Decision(option, "left out", ours, f"Archon's default; AReaL's is {theirs}, and {why}"))
     return tree
@@ -55,6 +55,11 @@ def _differing(tree: RawMapping) -> Iterator[tuple[list[str], str]]:
             continue
         elif section not in ("gconfig", "eval_gconfig") or text_of(tree, "algorithm") not in WITHOUT_SAMPLING:
             yield [pattern], default
+
+
+def _matters(tree: RawMapping, option: str) -> bool:
+    """Whether a file's run reads an option; the key for agents outside of a run only if there may be some."""
+    return option != "rollout.agent.admin_api_key" or text_of(tree, "rollout.agent.mode") == "online"
 
 
 def _runs_in_engine(tree: RawMapping, role: str) -> bool:

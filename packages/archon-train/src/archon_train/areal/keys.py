@@ -96,6 +96,7 @@ PIPELINE_DEFAULTS = {
 KEPT_DEFAULTS = {
     "cluster.fileroot": "/tmp does not keep results",
     "cluster.name_resolve.nfs_record_root": "null is cluster.fileroot, which all machines share",
+    "rollout.agent.admin_api_key": "everyone knows it; null draws one",
 }
 """Options with another default in AReaL that have Archon's default in AReaL's files, too -> why."""
 

@@ -84,14 +84,14 @@ _PLACEMENT = "processes are placed by the layout and scheduler.type"
 _ROUTING = "a request goes to the server with the least work"
 _SERVICE = "an option of AReaL's services"
 _REWARDS = "reward functions run in processes beside the trainer (section rewards), not in a service"
-_AGENTS = "agent workflows are not part of this version; completions answer the prompt in one turn"
+_AGENTS = "the section rollout.agent describes agents"
+_AGENT_STATS = "agents report no statistics of their own in this version"
 _STEPS_ONLY = "trainer.save_every and trainer.eval_every count steps"
 _STAYS = "the trainer stays in device memory"
 _LORA = "LoRA training is not part of this version; it needs adapters in the engine and in published weights"
 _NO_LORA = "there is no LoRA training"
 _FP8 = "FP8 training is not part of this version; it needs scaled FP8 matrix products in the engine"
 _MTP = "multi-token prediction is not part of this version; it needs models with prediction heads"
-_ONLINE = "agents that call in from outside are not part of this version; they need a server with OpenAI's interface"
 _LOSS_SCALE = "bfloat16 and float32 need no loss scale"
 _FSDP2 = "parameters, gradients and optimizer state are sharded by FSDP2"
 _HEAD = "the head computes log-probabilities in chunks and never holds all logits"
@@ -169,8 +169,7 @@ IGNORED = (
     _refused("rollout.api_url", ("null",), "completions of a remote service have no weights to update"),
     _refused("rollout.provider_api_key", ("null",), "completions of a remote service have no weights to update"),
     Ignored("rollout.openai", _AGENTS, ("null",)),
-    _refused("rollout.agent.mode", ("inline", "subproc"), _ONLINE, "online agents"),
-    Ignored("rollout.agent.*", _AGENTS),
+    Ignored("rollout.agent.*", "the algorithm samples no completions"),
     Ignored("*.scheduling_spec", _PLACEMENT),
     Ignored("*.scheduling_strategy", _PLACEMENT),
     # AReaL's services
@@ -256,6 +255,6 @@ IGNORED = (
     Ignored("*.group_size", "groups are the samples of one prompt", same_as="gconfig.n_samples"),
     _refused("actor.group_adv_norm", ("false",), "set actor.adv_norm.mean_level=group"),
     Ignored("*.max_new_tokens", "gconfig.max_new_tokens limits generation", same_as="gconfig.max_new_tokens"),
-    Ignored("*.log_agent_stats", "agent workflows are not part of this version", ("false",)),
-    Ignored("*.log_agent_stats_keys", "agent workflows are not part of this version"),
+    Ignored("*.log_agent_stats", _AGENT_STATS, ("false",)),
+    Ignored("*.log_agent_stats_keys", _AGENT_STATS),
 )

@@ -1,0 +1,112 @@
+"""``SessionParts`` from the options of agents: functions of the user's own modules, and parsers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec
+from archon_core.contracts.workflows import WorkflowParts
+from archon_core.errors import DataError
+from archon_core.plugins import registry
+from archon_core.plugins.own_functions import OwnFunction
+from archon_engine.models.text import decode_literally
+from archon_rl.agents.answers import AnswerReader
+from archon_rl.agents.chat_messages import Matcher, same_messages
+from archon_rl.agents.functions import (
+    MATCHER,
+    MATCHER_PARAMETERS,
+    PREPROCESSOR_PARAMETERS,
+    PREPROCESSORS,
+    find_agent,
+    find_matcher,
+    find_preprocessor,
+)
+from archon_rl.agents.options import AgentOptions
+from archon_rl.agents.prompts import PromptBuilder
+from archon_rl.agents.session import SessionParts
+from archon_rl.agents.source import AgentSource
+from archon_rl.chosen_function import ChosenFunction
+from archon_rl.rewards.checking import described
+
+
+class _Preprocessor(ChosenFunction):
+    option = PREPROCESSORS
+    parameters = PREPROCESSOR_PARAMETERS
+
+
+class _Matcher(ChosenFunction):
+    option = MATCHER
+    parameters = MATCHER_PARAMETERS
+
+
+def agent_source(options: AgentOptions) -> AgentSource:
+    """The agent that the options name. Raises ConfigError if there is none."""
+    text = options.agent_cls_path
+    found = find_agent(text)
+    return AgentSource(text, found.target, folder=str(found.folder))
+
+
+def session_parts(options: AgentOptions, parts: WorkflowParts, *, uses_template: bool = True) -> SessionParts:
+    """What the sessions of a run share.
+
+    Args:
+        options: of agents.
+        parts: of the run.
+        uses_template: whether a chat template renders prompts, if there is one.
+
+    Raises:
+        ConfigError, UnknownNameError: a function or a parser cannot be loaded.
+    """
+    tokenizer = parts.tokenizer
+    known = registry()
+    reasoning = options.reasoning_parser
+    return SessionParts(
+        prompts=PromptBuilder(
+            tokenizer,
+            frozenset(parts.options.stop_token_ids),
+            is_plain=not uses_template or tokenizer.chat_template is None,
+            keeps_history=options.chat_template_type == "concat",
+        ),
+        reader=AnswerReader(
+            known.get(ToolParserSpec, options.tool_call_parser).load(),
+            None if reasoning is None else known.get(ReasoningParserSpec, reasoning).load(),
+        ),
+        decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
+        decode_literally=lambda ids: decode_literally(tokenizer, ids),
+        options=parts.options,
+        preprocessors=[_preprocessor(text) for text in options.message_preprocessors],
+        matches=_matcher(options.prefix_matcher),
+        max_tokens=options.engine_max_tokens,
+        export_style=options.export_style,
+        turn_discount=options.turn_discount,
+        drops_repeated=options.drop_retry_orphans,
+    )
+
+
+def _load(kind: type[ChosenFunction], text: str, found: OwnFunction) -> Callable[..., Any]:
+    return kind(text, found.target, folder=str(found.folder)).load()
+
+
+def _matcher(text: str | None) -> Matcher:
+    return same_messages if text is None else _load(_Matcher, text, find_matcher(text))
+
+
+def _preprocessor(text: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    function = _load(_Preprocessor, text, find_preprocessor(text))
+
+    def preprocess(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        try:
+            found = function([dict(message) for message in messages])
+        except Exception as error:
+            raise DataError(
+                f"{_Preprocessor.option} {text!r} raised {described(error)}; correct the function"
+            ) from error
+        if not isinstance(found, Sequence) or isinstance(found, str):
+            raise DataError(
+                f"{_Preprocessor.option} {text!r} returned a value of type {type(found).__name__}; allowed is a list "
+                "of messages; correct the function"
+            )
+        return list(found)
+
+    return preprocess

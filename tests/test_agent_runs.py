@@ -1,0 +1,81 @@
+"""Runs on agents with real servers and the real OpenAI client, and the code of docs/agents.md."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from archon_train.run.metrics import read_metrics
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/agents.md").read_text(encoding="utf-8"), re.M | re.S)
+SHORT = (
+    "warm_start.steps=2",
+    "trainer.max_steps=2",
+    "trainer.eval_before_train=false",
+    "trainer.eval_size=2",
+    "actor.model_config.num_hidden_layers=1",
+    "data.batch_size=2",
+    "gconfig.n_samples=2",
+    "actor.ppo_n_minibatches=1",
+)
+
+
+def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from archon_core.cli.main import main; main()"]
+    command += ["train", str(ROOT / "examples/grpo_agent.yaml"), f"cluster.fileroot={folder}/runs", *SHORT, *overrides]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    output = (folder / "output.txt").open("w", encoding="utf-8")
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output, text=True)
+
+
+def steps(folder: Path) -> list[dict[str, float]]:
+    return [row for row in read_metrics(folder / "runs/agent/grpo/metrics.jsonl") if "workflow/failed" in row]
+
+
+def test_the_page_shows_the_agent_of_the_example():
+    assert (ROOT / "examples/arithmetic_agent.py").read_text(encoding="utf-8").endswith(f"\n\n{BLOCKS[0]}")
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("mode", ["inline", "subproc"])
+def test_the_example_trains_on_the_sessions_of_its_agent(tmp_path, mode):
+    pytest.importorskip("openai", reason="the optional dependency openai is not installed")
+    run = start(tmp_path, f"rollout.agent.mode={mode}", "rollout.agent.subproc_max_workers=2")
+    assert run.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
+    rows = steps(tmp_path)
+    assert [row["workflow/failed"] for row in rows] == [0, 0]
+    assert all(row["updates"] == 1 and row["staleness_max"] == 0 for row in rows)
+    # After two steps of warm start nearly all answers are wrong: most sessions have two answers of several tokens.
+    assert all(row["completion_tokens"] > 2 for row in rows)
+
+
+@pytest.mark.wide
+def test_agents_from_outside_drive_a_run_with_the_code_of_the_page(tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="the optional dependency openai is not installed")
+    run = start(tmp_path, "rollout.agent.mode=online", "rollout.agent.agent_cls_path=")
+    monkeypatch.chdir(tmp_path)
+    address = tmp_path / "runs/agent/grpo/agents.json"
+    while not address.exists():
+        assert run.poll() is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.1)
+    code = next(block for block in BLOCKS if "start_session" in block)
+    n_sessions = 0
+    while n_sessions < 8:  # two steps of two prompts with two samples
+        task = f"task {n_sessions // 2}"
+        try:
+            exec(compile(code.replace("task 7", task), "docs/agents.md", "exec"), {})
+        except KeyError:  # 429: the next step's samples do not wait yet
+            assert run.poll() is None, (tmp_path / "output.txt").read_text()
+            time.sleep(0.1)
+        else:
+            n_sessions += 1
+    assert run.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
+    assert [row["workflow/failed"] for row in steps(tmp_path)] == [0, 0]
+    assert not any(one["selected"] < 1 for one in steps(tmp_path))
