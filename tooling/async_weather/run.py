@@ -108,8 +108,8 @@ def _record(ahead: type[SampleAhead], log: Log, folder: Path) -> None:
     """Let every trainer write down its publications, with their weights, and the groups that it consumes."""
     collected, published = ahead._collected, ahead.published
 
-    def write_collected(self: Any, batch: Any, load: Any, step: int) -> Any:
-        result = collected(self, batch, load, step)
+    def write_collected(self: Any, batch: Any, *facts: Any) -> Any:
+        result = collected(self, batch, *facts)
         groups = [
             {
                 "number": number,
@@ -123,7 +123,7 @@ def _record(ahead: type[SampleAhead], log: Log, folder: Path) -> None:
             for number, one in batch.settled.items()
         ]
         numbers = {name: result.statistics[name] for name in ("staleness_max", "stale_prompts")}
-        log.write("step", step=step, groups=groups, **numbers)
+        log.write("step", step=batch.step, groups=groups, **numbers)
         return result
 
     def write_published(self: Any, step: int) -> None:

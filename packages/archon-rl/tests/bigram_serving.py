@@ -96,6 +96,9 @@ class BigramClient:
     def failures(self):
         return {}
 
+    def idle_share(self):
+        return 0.0
+
     async def generate(self, request, *, group=""):
         while not self.servers or self.is_switching:
             await asyncio.sleep(0.001)

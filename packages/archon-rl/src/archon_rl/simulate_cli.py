@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -115,15 +115,15 @@ def _workload(given: dict[str, Any], times: RunTimes | None, steps: int) -> Work
             f"archon simulate: found no {', '.join(map(_option, missing))}{source}; allowed are numbers above 0; give "
             f"{them}{other}"
         )
-    scales = "group_seconds" not in values
-    workload = Workload(**({"group_seconds": 1.0} if scales else {}), **values)
+    workload = Workload(**{"group_seconds": 1.0} | values)
     problems = [f"{_option(name)}:{text.partition(':')[2]}" for name, text in check_options(workload)]
     if problems:
         raise ConfigError("\n".join(problems))
-    if scales:
-        assert times is not None
-        workload = scaled_to_batch(workload, times.sampling_seconds, steps)
-    return workload
+    if times is None:
+        return workload
+    # The time of a group follows from the run as it was; what was given describes another run.
+    measured = replace(workload, **times.options, group_seconds=1.0)
+    return replace(scaled_to_batch(measured, times.sampling_seconds, steps), **given)
 
 
 def _parse_staleness(text: str) -> list[int]:

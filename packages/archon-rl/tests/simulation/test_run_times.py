@@ -80,6 +80,18 @@ def test_a_synchronous_run_is_predicted_to_take_as_long_as_it_did(
     assert found["measured"] == {"staleness": 2, "steps_per_second": pytest.approx(1 / 9.7)}
 
 
+def test_given_options_describe_another_run_with_the_groups_of_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_run(tmp_path, *[STEP | OF_A_COLLECTOR] * 3)
+    with pytest.raises(SystemExit) as ended:
+        main(["simulate", "--from", str(folder), "--spread=0", "--servers=1", "--staleness=0", "--json"])
+    assert not ended.value.code
+    [forecast] = json.loads(capsys.readouterr().out)["forecasts"]
+    # 12 groups on 8 places are two waves, on 4 places three.
+    assert 1 / forecast["steps_per_second"] == pytest.approx(6.0 * 3 / 2 + 3.7)
+
+
 def test_servers_of_another_kind_need_their_concurrency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_run(tmp_path, *[STEP | OF_A_COLLECTOR] * 2, backend="vllm:d2")
     with pytest.raises(SystemExit) as ended:

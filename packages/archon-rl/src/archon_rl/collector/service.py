@@ -35,6 +35,7 @@ class CollectorService:
         self._tasks: dict[int, asyncio.Task[Settled[Group]]] = {}
         self._changed = asyncio.Event()
         self._error: BaseException | None = None
+        self._closing = False
         self._sampling, self._waiting, self._n_finished = Stopwatch(), Stopwatch(), 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -113,6 +114,8 @@ class CollectorService:
 
     def _start(self) -> None:
         """Start all groups that may start."""
+        if self._closing:
+            return
         while (number := self._window.start()) is not None:
             task = asyncio.create_task(self._sample(number), name=f"group-{number}")
             self._tasks[number] = task
@@ -134,6 +137,7 @@ class CollectorService:
         self._changed.set()
 
     async def _cancel(self) -> None:
+        self._closing = True  # a group that has just finished must not start another
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

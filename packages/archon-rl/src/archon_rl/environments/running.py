@@ -29,13 +29,16 @@ class _Instance:
     def __init__(self, factory: EnvironmentFactory, options: Mapping[str, Any], seed: int) -> None:
         self._factory, self._options, self._seed = factory, options, seed
         self._environment: Environment | None = None
+        self._closed = False
 
     def call(self, call: _Call) -> Any:
         """The value of an attribute, or the result of a method, which may be a coroutine; ``None`` without it."""
         name, arguments = call
         try:
-            if self._environment is None and name == CLOSE:
-                return None
+            if name == CLOSE:
+                self._closed = True
+                if self._environment is None:
+                    return None
             if self._environment is None:
                 self._environment = self._factory(self._options, self._seed)
             value = getattr(self._environment, name, None)
@@ -44,7 +47,11 @@ class _Instance:
             raise EnvironmentFailedError(f"{name} of the environment called sys.exit({error.code!r})") from error
 
     def close(self) -> None:
-        """The environment is closed by a call, since its ``close`` may be a coroutine."""
+        """Close an environment whose call of ``close`` was cancelled or could not wait for a thread that hung."""
+        method = getattr(self._environment, CLOSE, None)
+        if not self._closed and callable(method) and not inspect.iscoroutinefunction(method):
+            with suppress(Exception, SystemExit):
+                method()
 
 
 class RunningEnvironment:
