@@ -139,7 +139,7 @@ class SlurmCluster:
 
     def processes_of(self, name: str) -> list[int]:
         """The daemon of a node and the parents of its job steps (``slurmstepd``), which live on without the daemon."""
-        spool = str(self.folder / f"spool-{name}")
+        log = str(self.folder / "log" / f"slurmd-{name}.log")
         found = []
         with contextlib.suppress(OSError, ValueError):
             daemon = self.daemon(name)
@@ -149,7 +149,7 @@ class SlurmCluster:
                 pid = int(process.name)
                 if "slurmstepd" in (process / "comm").read_text(encoding="utf-8"):
                     used = [os.readlink(entry) for entry in (process / "fd").iterdir()]
-                    found += [pid] if any(path.startswith(spool) for path in used) else []
+                    found += [pid] if log in used else []
         return list(dict.fromkeys(found))
 
     def stop(self) -> None:
