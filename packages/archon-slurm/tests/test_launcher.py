@@ -148,7 +148,7 @@ def test_if_slurm_refuses_to_requeue_another_job_resumes(
 def test_a_machine_that_died_with_the_job_is_avoided(slurm: FakeSlurm, run: Run) -> None:
     slurm.set_job("1", JobState="NODE_FAIL")
     run.report(run.attempt(), 1, 1, 1, 1, ended=(True, False))
-    launcher = run.launcher()
+    launcher = run.launcher(SchedulingSpec(exclude="n[7-8]"))
     original, seen = client.requeue, []
 
     def requeue(id: str, *, exclude: Any = ()) -> None:
@@ -162,8 +162,8 @@ def test_a_machine_that_died_with_the_job_is_avoided(slurm: FakeSlurm, run: Run)
         assert {exit.code for exit in launcher.run(resume=False)} == {0}
     finally:
         client.requeue = original
-    assert seen == [["n2"]]
-    assert slurm.calls[-2:] == ["scontrol requeue 1", "scontrol update jobid=1 excnodelist=n2"]
+    assert seen == [["n7", "n8", "n2"]], "SLURM replaces the list"
+    assert slurm.calls[-2:] == ["scontrol requeue 1", "scontrol update jobid=1 excnodelist=n7,n8,n2"]
     assert any(note.startswith("n2 lost; job 1 is started again") for note in run.notes)
 
 

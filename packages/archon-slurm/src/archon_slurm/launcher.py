@@ -21,6 +21,7 @@ from archon_slurm import client
 from archon_slurm.attempt import TrainerJob
 from archon_slurm.client import SlurmError
 from archon_slurm.following import Follower
+from archon_slurm.hosts import expand_hosts
 from archon_slurm.jobs_file import JobsFile
 from archon_slurm.resources import directives, in_container, srun_options
 from archon_slurm.script import JobRequest, render_script
@@ -47,7 +48,7 @@ class SlurmLauncher:
         self._servers = ServerJobs(self._folder, launch.note)
         self._job = ""
         self._restarts = 0
-        self._lost_hosts: list[str] = []
+        self._excluded = expand_hosts(self._trainer.scheduling.exclude or "")
 
     def run(self, *, resume: bool) -> Sequence[RankExit]:
         """Submit the jobs, or requeue the trainer's, and follow that to its end."""
@@ -57,7 +58,7 @@ class SlurmLauncher:
             self._start_again()
         while True:
             outcome = self._follower().follow()
-            self._lost_hosts += outcome.hosts
+            self._excluded += outcome.hosts
             if outcome.kind != "lost" or not self._options.requeue or self._launch.stop.number is not None:
                 return outcome.exits
             # SLURM would do the same, but it notices minutes later that a machine is gone.
@@ -131,14 +132,14 @@ class SlurmLauncher:
             self._restarts = found
             return
         try:
-            client.requeue(self._job, exclude=self._lost_hosts)
+            client.requeue(self._job, exclude=self._excluded)
             self._restarts += 1
         except SlurmError as error:
             self._launch.note(f"{error}; another job is submitted")
             client.cancel([self._job])
             command = TrainerJob.read(self._folder / "trainer.json").command
             self._write_trainer([*command, *([] if "--resume" in command else ["--resume"])])
-            self._submit_trainer(*([f"--exclude={','.join(self._lost_hosts)}"] if self._lost_hosts else []))
+            self._submit_trainer(*([f"--exclude={','.join(self._excluded)}"] if self._excluded else []))
             self._launch.note(f"job {self._job}: resumes from the last checkpoint")
 
     def _script(self, part: Part, command: Sequence[str], *, after: Sequence[str] = ()) -> str:
