@@ -10,7 +10,7 @@ from typing import Any
 from archon_core.contracts.environments import EnvironmentFactory
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
-from archon_core.contracts.tools import ToolParser, ToolParserSpec
+from archon_core.contracts.tool_calls import ToolParser, ToolParserSpec
 from archon_core.contracts.workflows import Trajectory, WorkflowParts
 from archon_core.errors import ConfigError, RefusedRequestError
 from archon_core.plugins import registry

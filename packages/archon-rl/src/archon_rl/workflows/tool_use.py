@@ -10,7 +10,7 @@ from typing import Any
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
-from archon_core.contracts.tools import ToolCall, ToolParser, ToolParserSpec
+from archon_core.contracts.tool_calls import ToolCall, ToolParser, ToolParserSpec
 from archon_core.contracts.workflows import Trajectory, WorkflowParts
 from archon_core.errors import ConfigError, DataError, RefusedRequestError
 from archon_core.plugins import registry
